@@ -1,0 +1,68 @@
+# Targets build the environment they need by themselves; see tools/bootstrap.py.
+PROFILE ?= demo
+MODELS ?=
+NOTEBOOKS ?=
+WEIGHTS ?=
+STACK ?=
+FROM ?=
+FORCE ?=
+PYTHON ?=
+ARGS ?=
+WITH ?=
+
+# lib is importable in every environment and every notebook kernel, installed or not.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup report test lab lint lock clean
+
+# $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
+# Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
+define find
+py=$$(for p in python3 python3.13 python3.12 python3.11 python3.14 python "$(PYTHON)"; do \
+    if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1; then \
+        exec "$$p" tools/bootstrap.py $(1) --python "$(PYTHON)"; fi; done; \
+    echo "set-up: Python 3.11 or newer is needed and none was found on PATH. Install one (Debian:" >&2; \
+    echo "apt-get install python3 python3-venv) or name one with PYTHON=path." >&2; exit 1) || exit $$?;
+endef
+
+help:  ## list the targets and variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PROFILE=demo|gpu|paper   what to measure (demo needs no GPU and no network)"
+	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
+	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
+	@echo "  FROM=folder              make report: rebuild from these records, measure nothing"
+	@echo "  FORCE=1                  make report: measure finished jobs again"
+	@echo "  PYTHON=path              use this interpreter (default: the active one if it will do, else .venv)"
+	@echo "  ARGS=                    passed on to pytest (make test) or JupyterLab (make lab)"
+
+setup:  ## prepare the environment the other targets use, and say which it is
+	@$(call find,lab) :
+
+report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
+	@$(call find,report) exec "$$py" -m lib.run \
+	    $(if $(FROM),--from "$(FROM)",--profile "$(PROFILE)" \
+	    $(if $(MODELS),--models "$(MODELS)") $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
+	    $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STACK),--stack "$(STACK)") \
+	    $(if $(filter-out 0 no false,$(FORCE)),--force))
+
+test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
+	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \
+	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lab:  ## open JupyterLab in notebooks/
+	@$(call find,lab) exec "$$py" -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
+	    --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+lint:  ## check the style of code and notebooks with ruff
+	@$(call find,test) exec "$$py" -m ruff check .
+
+lock:  ## resolve requirements.lock anew (WITH='torch==2.13.0' holds versions; Python 3.11)
+	@"$(or $(PYTHON),python3.11)" tools/lock.py --with $(WITH)
+
+clean:  ## delete caches, partial files and what can be rebuilt in minutes; measurements stay
+	@rm -rf outputs/demo outputs/rebuilt .pytest_cache .ruff_cache build dist *.egg-info
+	@find . -path ./.git -prune -o -path './.venv*' -prune -o \
+	    \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.partial*' \) \
+	    -prune -exec rm -rf {} +

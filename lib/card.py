@@ -1,0 +1,177 @@
+"""The model card: what an architecture holds, caches and must read in each decode step.
+
+The counts come from `lib.counting`. The card itself is plain data and needs no torch, so a reader
+on a laptop can rebuild it from a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+class ModelError(ValueError):
+    """A model, or a use of it, that cannot work; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Counts of one architecture in one dtype (parameters as numbers, sizes in bytes).
+
+    `lookup_params` are tables of which a token reads one row (the input embedding, unless it is
+    also the output matrix); `routed_params` belong to experts that a router chooses among. What
+    is left is read for every token. `kv_layers` holds, for each layer with a cache, the cached
+    elements per token and the sliding window (None: full attention); where the cache of an
+    architecture is not understood it is None, and `kv_reason` names the part.
+    """
+
+    name: str
+    model_type: str
+    dtype: str
+    total_params: int
+    active_params: int
+    lookup_params: int
+    routed_params: int
+    weight_bytes: int
+    routed_bytes: int
+    lookup_bytes: int
+    layers: int
+    hidden_size: int | None
+    attention_heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    experts: int
+    experts_per_token: int
+    context_limit: int | None
+    vocab_size: int
+    kv_layers: tuple[tuple[int, int | None], ...] | None
+    kv_element_bytes: int
+    kv_reason: str = ""
+
+    @property
+    def active_share(self) -> float:
+        """Active over total parameters (1 where everything is read for every token)."""
+        return self.active_params / self.total_params
+
+    @property
+    def window(self) -> int | None:
+        """The sliding window (tokens) where any layer has one."""
+        windows = {window for _, window in self.kv_layers or () if window is not None}
+        return max(windows, default=None)
+
+    def kv_bytes(self, tokens: int, batch: int = 1, cache: str = "dynamic") -> int:
+        """Bytes of the cached keys and values after `tokens` tokens in each of `batch` sequences.
+
+        Grouped heads count once. A dynamic sliding layer keeps the last window - 1 tokens (the
+        next token completes the window). A static cache is allocated in advance: `tokens` is
+        then its capacity, and a sliding layer holds at most the window. These are the bytes of
+        the tensors; a dynamic sliding layer's tensor is a view, and the memory behind it is the
+        whole prompt until the first decode step and the full window after it.
+        """
+        if self.kv_layers is None:
+            raise ModelError(
+                f"{self.name}: the size of the cache is unknown, because {self.kv_reason}; "
+                "the rest of the card holds"
+            )
+        if cache not in ("dynamic", "static"):
+            raise ModelError(f"unknown cache {cache!r}; use 'dynamic' or 'static'")
+        if tokens < 0 or batch < 1:
+            raise ModelError(f"tokens={tokens}, batch={batch}: use tokens >= 0 and batch >= 1")
+        short = 1 if cache == "dynamic" else 0
+        elements = sum(
+            per_token * (tokens if window is None else min(tokens, window - short))
+            for per_token, window in self.kv_layers
+        )
+        return batch * elements * self.kv_element_bytes
+
+    def experts_touched(self, batch: int = 1) -> float:
+        """Expected number of distinct experts that a layer reads for one step of `batch` tokens.
+
+        Each token chooses k of E uniformly and independently: E (1 - (1 - k/E)^batch). That is k
+        at batch 1. A trained router is less even and touches fewer.
+        """
+        if not self.experts:
+            return 0.0
+        missed = (1 - self.experts_per_token / self.experts) ** batch
+        return self.experts * (1 - missed)
+
+    def decode_bytes(self, context: int, batch: int = 1) -> int:
+        """Bytes that one decode step must read at least: the weights it uses, and the cache.
+
+        Weights that every token uses are read once for the whole batch, plus the expected
+        number of distinct experts (`experts_touched`), plus keys and values of `context` tokens
+        in every sequence. Left out: one row of the lookup table per sequence, activations, and
+        what is written. No measured step can be faster than these bytes over the bandwidth.
+        """
+        weights = self.weight_bytes - self.lookup_bytes - self.routed_bytes
+        if self.experts:
+            weights += round(self.routed_bytes * self.experts_touched(batch) / self.experts)
+        return weights + self.kv_bytes(context, batch)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The card as JSON data; `ModelCard.from_dict` reads it back."""
+        data = asdict(self)
+        if self.kv_layers is not None:
+            data["kv_layers"] = [list(layer) for layer in self.kv_layers]
+            # The first token finds every sliding layer below its window.
+            data["kv_bytes_per_token"] = self.kv_bytes(1, cache="static")
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
+        """A card from `as_dict`'s data; what else a record's values hold is ignored."""
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        if known.get("kv_layers") is not None:
+            known["kv_layers"] = tuple(tuple(layer) for layer in known["kv_layers"])
+        return cls(**known)
+
+    def _repr_markdown_(self) -> str:
+        """A table for notebooks; GB is 10^9 bytes."""
+        rows = {
+            "parameters": f"{self.total_params / 1e9:.3f} B"
+            if self.total_params >= 1e8
+            else f"{self.total_params / 1e6:.3f} M",
+            "active for one token": f"{self.active_params / 1e9:.2f} B ({self.active_share:.1%})"
+            if self.total_params >= 1e8
+            else f"{self.active_params / 1e6:.3f} M ({self.active_share:.1%})",
+            f"weights in {self.dtype}": _size(self.weight_bytes),
+            "layers": f"{self.layers}" + self._layer_note(),
+            "experts": f"{self.experts_per_token} of {self.experts} per token"
+            if self.experts
+            else "none (dense)",
+            "heads": f"{self.attention_heads} query, {self.kv_heads} key-value",
+            "cache per token": _size(self.kv_bytes(1, cache="static"))
+            if self.kv_layers is not None
+            else f"unknown: {self.kv_reason}",
+            "context limit": f"{self.context_limit:,} tokens" if self.context_limit else "unknown",
+            "vocabulary": f"{self.vocab_size:,} tokens",
+        }
+        lines = [f"| {self.name} | {self.model_type} |", "|:--|:--|"]
+        return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows.items()])
+
+    def _layer_note(self) -> str:
+        sliding = sum(window is not None for _, window in self.kv_layers or ())
+        return f" ({sliding} with a sliding window of {self.window} tokens)" if sliding else ""
+
+
+def require_context(card: ModelCard, context: int, new_tokens: int) -> None:
+    """Raise unless `context` prompt tokens and `new_tokens` more fit the model's positions."""
+    if context < 1 or new_tokens < 0:
+        raise ModelError(
+            f"context {context} with {new_tokens} new tokens: use a context of 1 or more and no "
+            "negative number of new tokens"
+        )
+    limit = card.context_limit
+    if limit is not None and context + new_tokens > limit:
+        raise ModelError(
+            f"context {context} + {new_tokens} new tokens exceeds the {limit} positions of "
+            f"{card.name}; use a context of at most {max(limit - new_tokens, 0)}"
+        )
+
+
+def _size(size_bytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.2f} {unit}"
+    return f"{size_bytes} B"

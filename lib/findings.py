@@ -1,0 +1,230 @@
+"""Sentences computed from rows. Each can say that no difference is resolved, or that nothing was
+measured and why."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lib import paperrules as rules
+from lib import stats
+from lib.grid import interval, short
+from lib.papertables import PaperTable
+from lib.records import Record, environments, require_comparable
+from lib.stats import Estimate
+
+Arm = tuple[int, int]
+
+
+class Finding(NamedTuple):
+    """A sentence or two of the abstract under a short lead."""
+
+    lead: str
+    text: str
+
+
+def findings(
+    records: Sequence[Record], published: dict[str, Any], tables: Sequence[PaperTable]
+) -> list[Finding]:
+    """The abstract: throughput, TTFT, memory and energy with their ratios, then the paper."""
+    if tables:
+        base = {k: s for k, s in rules.study(records, published).base.items() if s.rows}
+    else:
+        base = _series(records)
+    arm = _arm(base, published)
+    if not base or arm is None:
+        return [Finding("Nothing to conclude", "Not measured: there is no latency row with more "
+                        "than one new token.")]  # fmt: skip
+    reference = published["ablation_model"]
+    if reference not in base:
+        reference = _fastest(base, arm)
+    envs = environments(records)
+    return [
+        _throughput(base, arm, reference, envs),
+        _ttft(base, arm, reference, envs),
+        _memory(base, arm, envs, reference),
+        _energy(base, arm, envs, reference),
+        *against_paper(tables),
+    ]
+
+
+def _series(records: Sequence[Record]) -> dict[str, rules.Series]:
+    """Per model the rows of its commonest stack and dtype."""
+    envs = environments(records)
+    base = {}
+    for model in sorted({str(r.key["model"]) for r in records if r.key.get("model")}):
+        rows = [r for r in records if str(r.key.get("model")) == model]
+        kinds = [r for r in rows if r.kind in ("latency", "memory-paper", "energy")]
+        counts = Counter((str(r.key.get("dtype")), str(r.key.get("stack"))) for r in kinds)
+        if not counts:
+            continue
+        (dtype, stack), _ = max(counts.items(), key=lambda item: (item[1], item[0]))
+        wanted = {"dtype": dtype, "stack": stack}
+        base[model] = rules.configuration(rows, envs, wanted, rules.BASE_KINDS)
+    return base
+
+
+def _arm(base: dict[str, rules.Series], published: dict[str, Any]) -> Arm | None:
+    """The paper's context and tokens where any model has them, else the longest common context."""
+    arms = [{(r.key["context"], r.key["new_tokens"]) for r in s.rows
+             if r.kind == "latency" and r.key.get("new_tokens", 1) > 1 and not r.error}
+            for s in base.values()]  # fmt: skip
+    arms = [found for found in arms if found]
+    if not arms:
+        return None
+    paper = (published["context"], published["new_tokens"])
+    if any(paper in found for found in arms):
+        return paper
+    common = set.intersection(*arms) or set.union(*arms)
+    return max(common, key=lambda arm: (arm[0], -arm[1]))
+
+
+def _fastest(base: dict[str, rules.Series], arm: Arm) -> str:
+    return max(base, key=lambda m: (rules.output_tok_per_s(base[m], *arm).value or 0, m))
+
+
+def text(estimate: Estimate, unit: str = "") -> str:
+    """A value with its unit and interval, or the reason why there is none."""
+    if estimate.value is None:
+        return f"({estimate.reason})"
+    number = f"{short(estimate.value)} {unit}".strip()
+    return f"{number} {interval(estimate)}".strip()
+
+
+def levels(found: dict[str, Estimate], unit: str) -> str:
+    """Each model's value with its interval; n once where all have the same."""
+    counts = {e.n for e in found.values() if e.value is not None}
+    parts = []
+    for model, estimate in found.items():
+        n = f" (n = {estimate.n})" if estimate.n and len(counts) > 1 else ""
+        parts.append(f"{model} {text(estimate, unit)}{n}")
+    n = f" (n = {counts.pop()})" if len(counts) == 1 else ""
+    return f"{listed(parts)}{n}."
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts as a list in a sentence."""
+    return "; ".join(parts)
+
+
+def compared(name: str, others: dict[str, Estimate]) -> str:
+    """What a model has against each other one: higher, lower, or no difference resolved."""
+    if not others:
+        return ""
+    parts = []
+    for other, ratio in others.items():
+        if ratio.value is None:
+            parts.append(f"not compared with {other} ({ratio.reason})")
+            continue
+        times = f"{ratio.value:.2f}×"
+        if ratio.low is None or ratio.high is None:
+            why = ratio.reason or "no interval"
+            parts.append(f"{times} that of {other}, without an interval ({why})")
+        elif not ratio.resolved_from(1.0):
+            span = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+            parts.append(f"no difference resolved from {other} ({times} {span})")
+        else:
+            verdict = "higher" if ratio.value > 1 else "lower"
+            span = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+            parts.append(f"{times} {span} that of {other}, {verdict}")
+    return f"{name}: {listed(parts)}."
+
+
+def _pair_ratio(
+    base: dict[str, rules.Series], pair: tuple[str, str], envs: dict, kind: str, name: str, arm: Arm
+) -> Estimate:
+    """Ratio of medians of a sample of two models, refused where the rows are not comparable."""
+    rows = [base[m].one(kind, context=arm[0], new_tokens=arm[1]) for m in pair]
+    found = [rules.samples(base[m], kind, name, *arm) for m in pair]
+    for values, reason in found:
+        if not values:
+            return stats.missing(reason)
+    try:
+        require_comparable(rows, envs)
+    except ValueError as error:
+        return stats.missing(str(error))
+    return stats.ratio(found[0][0], found[1][0])
+
+
+def _throughput(base: dict[str, rules.Series], arm: Arm, reference: str, envs: dict) -> Finding:
+    found = {m: rules.output_tok_per_s(s, *arm) for m, s in base.items()}
+    # Throughput is tokens over time: its ratio is the inverse ratio of the times.
+    others = {m: _pair_ratio(base, (m, reference), envs, "latency", "e2e_s", arm)
+              for m in base if m != reference}  # fmt: skip
+    lead = f"Output throughput at {arm[0]:,} tokens of context and {arm[1]} new tokens"
+    return Finding(lead, f"{levels(found, 'tok/s')} {compared(reference, others)}".strip())
+
+
+def _ttft(base: dict[str, rules.Series], arm: Arm, reference: str, envs: dict) -> Finding:
+    found = {m: rules.ttft_ms(s, *arm) for m, s in base.items()}
+    one = (arm[0], 1)
+    others = {m: _pair_ratio(base, (reference, m), envs, "latency", "ttft_s", one)
+              for m in base if m != reference}  # fmt: skip
+    lead = f"Time to first token at {arm[0]:,} tokens of context"
+    return Finding(lead, f"{levels(found, 'ms')} {compared(reference, others)}".strip())
+
+
+def _memory(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str) -> Finding:
+    lead = "Peak memory in the paper's protocol"
+    peaks = {m: rules.peak_mib(s, *arm) for m, s in base.items()}
+    if all(p.value is None for p in peaks.values()):
+        return Finding(lead, f"{_common_reason(peaks)}.")
+    parts = [f"{m} {p.value * rules.MIB / 1e9:.2f} GB" if p.value is not None
+             else f"{m} ({p.reason})" for m, p in peaks.items()]  # fmt: skip
+    least = peaks[reference].value
+    rows = {m: base[m].one("memory-paper", context=arm[0], new_tokens=arm[1]) for m in base}
+    less = []
+    for model, peak in peaks.items():
+        if model == reference or peak.value is None or least is None:
+            continue
+        try:
+            require_comparable([rows[model], rows[reference]], envs)
+        except ValueError as error:
+            less.append(f"not compared with {model} ({error})")
+            continue
+        change = 100 * (1 - least / peak.value)
+        if abs(change) < 0.05:
+            less.append(f"as much as {model}")
+        else:
+            less.append(f"{abs(change):.1f} % {'less' if change > 0 else 'more'} than {model}")
+    said = f" {reference}: {listed(less)}." if less else ""
+    return Finding(lead, f"{listed(parts)} (single readings).{said}")
+
+
+def _energy(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str) -> Finding:
+    lead = "Gross energy per 1,000 generated tokens"
+    found = {m: rules.joules_per_1k(s, *arm) for m, s in base.items()}
+    if all(e.value is None for e in found.values()):
+        return Finding(lead, f"{_common_reason(found)}.")
+    others = {m: _pair_ratio(base, (reference, m), envs, "energy", "energy_j", arm)
+              for m in base if m != reference}  # fmt: skip
+    return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
+
+
+def _common_reason(found: dict[str, Estimate]) -> str:
+    reasons = sorted({e.reason for e in found.values()})
+    said = listed(reasons)
+    return said[:1].upper() + said[1:]
+
+
+def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
+    """How far the measured values lie from the printed ones, by quantity."""
+    if not tables:
+        return []
+    groups = {"peak memory (table 5)": (5,), "times and throughput (tables 1 to 3)": (1, 2, 3),
+              "energy per token (table 7)": (7,)}  # fmt: skip
+    said = []
+    for name, numbers in groups.items():
+        ratios = [c.ratio.value for t in tables if t.number in numbers for c in t.cells
+                  if c.ratio.value is not None and not c.column.startswith("Δ")]  # fmt: skip
+        if ratios:
+            low, high = min(ratios), max(ratios)
+            said.append(f"{name} {statistics.median(ratios):.2f}× the paper's in the median of "
+                        f"{len(ratios)} cells, from {low:.2f}× to {high:.2f}×")  # fmt: skip
+    lead = "Against the paper"
+    if not said:
+        return [Finding(lead, "No cell of the paper's tables was measured.")]
+    text = listed(said)
+    return [Finding(lead, f"{text[:1].upper()}{text[1:]}.")]

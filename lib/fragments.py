@@ -1,0 +1,264 @@
+"""An executed notebook as an HTML fragment that can stand in any page, many times, offline.
+
+Notebook text is not trusted: a model wrote some of it. The allow-list below and the page's content
+security policy are independent of each other; either alone keeps a planted script from running.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import nh3
+from bs4 import BeautifulSoup, NavigableString, Tag
+from latex2mathml.converter import convert as latex_to_mathml
+from nbconvert import HTMLExporter
+
+
+def _words(text: str) -> set[str]:
+    return set(text.split())
+
+
+NOISE = re.compile(
+    r"Kernel is running over TCP without encryption|Frozen modules are being used|"
+    r"PYDEVD_DISABLE_FILE_VALIDATION|frozen_modules=off|IProgress not found|\d+%\|.*\| *\d+/\d+"
+)
+DROPPED_TAGS = {"papermill-error-cell-tag", "remove-cell"}
+SHOWN_OUTPUTS = ("text/html", "text/markdown", "image/png", "image/jpeg", "image/svg+xml",
+                 "text/latex", "text/plain")  # fmt: skip
+PLACEHOLDER_ALT = "No description has been provided for this image"
+MATH = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
+    r"|(?<![\\$\w])\$(?=\S)([^$]+?)(?<=\S)\$(?![\d$])",
+    re.DOTALL,
+)
+MATHML_TAGS = _words(
+    "math menclose mfrac mi mn mo mover mpadded mphantom mroot mrow ms mspace msqrt mstyle msub "
+    "msubsup msup mtable mtd mtext mtr munder munderover"
+)
+TEXT_TAGS = _words(
+    "a abbr b blockquote br caption code col colgroup dd del div dl dt em figcaption figure h1 h2 "
+    "h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q s samp small span strong sub sup table tbody "
+    "td tfoot th thead tr u ul var"
+)
+ATTRIBUTES = {
+    "*": {"class", "id", "title"},
+    "a": {"href"},
+    "img": {"src", "alt", "width", "height"},
+    "td": {"colspan", "rowspan", "data-value"},
+    "th": {"colspan", "rowspan", "data-value", "scope"},
+    "ol": {"start"},
+}
+NUMBER = re.compile(r"[-+−]?[\d,.]+(e[-+]?\d+)?|[-–—]|None|NaN|")
+DATA_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml)[;,]")
+
+
+def read_notebook(path: str | Path) -> nbformat.NotebookNode:
+    """The notebook as nbformat 4."""
+    return nbformat.reads(Path(path).read_text(encoding="utf-8"), as_version=4)
+
+
+def render_fragment(notebook: nbformat.NotebookNode, prefix: str, demote: int = 2) -> str:
+    """The notebook's body: ids start with `prefix`, headings sink by `demote` levels.
+
+    Code is folded, tables stand in regions that scroll by themselves, formulas are MathML.
+    """
+    body, _ = _exporter().from_notebook_node(_prepared(notebook))
+    soup = BeautifulSoup(clean(body), "html.parser")
+    _drop_prompts(soup)
+    _fold_code(soup)
+    _demote(soup, demote)
+    _math(soup)
+    _images(soup)
+    _tables(soup, prefix)
+    _prefix_ids(soup, prefix)
+    return str(soup)
+
+
+@cache
+def _exporter() -> HTMLExporter:
+    return HTMLExporter(template_name="basic", exclude_anchor_links=True)
+
+
+def clean(html: str) -> str:
+    """HTML reduced to text, tables and embedded images: no script, style, form or foreign image."""
+    return nh3.clean(
+        html,
+        tags=TEXT_TAGS,
+        attributes=ATTRIBUTES,
+        clean_content_tags={"script", "style", "iframe", "object", "template", "svg", "math"},
+        attribute_filter=_attribute,
+        url_schemes={"http", "https", "mailto", "data"},
+        link_rel="noopener noreferrer",
+    )
+
+
+def _attribute(tag: str, name: str, value: str) -> str | None:
+    if tag == "img" and name == "src":
+        return value if DATA_IMAGE.match(value) else None
+    if name == "href" and value.strip().lower().startswith("data:"):
+        return None
+    return value
+
+
+def _prepared(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A copy without error banners, progress bars, widget data and cells tagged for removal."""
+    nb = copy.deepcopy(notebook)
+    nb.cells = [c for c in nb.cells if not DROPPED_TAGS & set(c.metadata.get("tags", ()))]
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in map(_output, cell.outputs) if out is not None]
+    return nb
+
+
+def _output(output: dict[str, Any]) -> dict[str, Any] | None:
+    if output["output_type"] == "stream":
+        text = output["text"] if isinstance(output["text"], str) else "".join(output["text"])
+        lines = [x for x in text.splitlines(keepends=True) if not NOISE.search(x)]
+        output["text"] = "".join(lines)
+        return output if output["text"].strip() else None
+    if output["output_type"] in ("display_data", "execute_result"):
+        data = {k: v for k, v in output["data"].items() if k in SHOWN_OUTPUTS}
+        if isinstance(data.get("text/html"), str):
+            data["text/html"] = clean(data["text/html"])  # alone, so that it cannot close our tags
+        output["data"] = data
+        return output if data else None
+    return output
+
+
+def _drop_prompts(soup: BeautifulSoup) -> None:
+    for prompt in soup.select("div.prompt"):
+        prompt.decompose()
+    for link in soup.select("a.anchor-link"):
+        link.decompose()
+
+
+def _fold_code(soup: BeautifulSoup) -> None:
+    for block in soup.select("div.code_cell > div.input"):
+        if not block.get_text(strip=True):
+            block.decompose()
+            continue
+        details = soup.new_tag("details", attrs={"class": "code"})
+        summary = soup.new_tag("summary")
+        summary.string = "Code"
+        block.wrap(details)
+        details.insert(0, summary)
+    for pre in soup.find_all("pre"):
+        pre["tabindex"] = "0"
+
+
+def _demote(soup: BeautifulSoup, levels: int) -> None:
+    for heading in soup.find_all(re.compile(r"^h[1-6]$")):
+        heading.name = f"h{min(6, int(heading.name[1]) + levels)}"
+        if not heading.get("id"):  # what JupyterLab calls it, so that links within a notebook work
+            heading["id"] = heading.get_text(strip=True).replace(" ", "-")
+
+
+def _math(soup: BeautifulSoup) -> None:
+    """Formulas between dollars in Markdown become MathML; what does not convert stays as code."""
+    for block in soup.select(".text_cell_render, .output_markdown, .output_latex"):
+        for text in list(block.find_all(string=MATH)):
+            if not any(parent.name in ("code", "pre") for parent in text.parents):
+                text.replace_with(*_with_math(str(text)))
+
+
+def _with_math(text: str) -> list[Any]:
+    parts: list[Any] = []
+    end = 0
+    for match in MATH.finditer(text):
+        parts.append(NavigableString(text[end : match.start()]))
+        display = match.group(1) or match.group(2)
+        formula = display or match.group(3) or match.group(4)
+        made = BeautifulSoup(mathml(formula, display=bool(display)), "html.parser")
+        if display and made.math:
+            made.math["tabindex"] = "0"  # a wide formula scrolls by keyboard too
+        parts.append(made)
+        end = match.end()
+    return [*parts, NavigableString(text[end:])]
+
+
+def mathml(formula: str, *, display: bool = False) -> str:
+    """LaTeX as MathML, or as code where it cannot be converted."""
+    try:
+        made = latex_to_mathml(formula.strip(), display="block" if display else "inline")
+    except Exception:  # the converter raises whatever its parser meets
+        made = ""
+    tags = set(re.findall(r"</?([^\s/>]+)", made))
+    if not tags or tags - MATHML_TAGS or re.search(r"\s(on\w+|href|style)=", made):
+        code = BeautifulSoup("", "html.parser").new_tag("code")
+        code.string = formula
+        return str(code)
+    return made
+
+
+def _images(soup: BeautifulSoup) -> None:
+    for image in soup.find_all("img"):
+        if not image.get("src"):
+            note = soup.new_tag("em")
+            note.string = f"[image left out: {image.get('alt') or 'not embedded'}]"
+            image.replace_with(note)
+            continue
+        if image.get("alt", PLACEHOLDER_ALT) in ("", PLACEHOLDER_ALT):
+            heading = image.find_previous(re.compile(r"^h[1-6]$"))
+            where = heading.get_text(strip=True) if heading else "this notebook"
+            image["alt"] = f"Figure under “{where}”; the notebook gives no description"
+        image["class"] = "figure"
+
+
+def _tables(soup: BeautifulSoup, prefix: str) -> None:
+    """Each table in a focusable region with a name of its own, its headers with a scope."""
+    for number, table in enumerate(soup.find_all("table"), start=1):
+        for cell in table.find_all("th"):
+            if not cell.get_text(strip=True):
+                cell.name = "td"
+            else:
+                cell["scope"] = "col" if cell.find_parent("thead") else "row"
+        table["class"] = "data sortable"
+        head = table.find("thead")
+        if head is not None and len(head.find_all("tr")) == 1:
+            for index, cell in enumerate(head.find_all(("th", "td"))):
+                if cell.name == "th":
+                    cell["data-col"] = str(index)
+        _align(table)
+        region = soup.new_tag("div", attrs={
+            "class": "scroll", "role": "region", "tabindex": "0",
+            "aria-label": f"{prefix}, table {number}"})  # fmt: skip
+        table.wrap(region)
+
+
+def _align(table: Tag) -> None:
+    """Numbers to the right, and with them the header of a column that holds only numbers."""
+    columns: dict[int, list[bool]] = {}
+    for row in table.select("tbody tr"):
+        for index, cell in enumerate(row.find_all(("td", "th"))):
+            numeric = bool(NUMBER.fullmatch(cell.get_text(strip=True)))
+            columns.setdefault(index, []).append(numeric)
+            if numeric and cell.name == "td":
+                cell["class"] = "num"
+    for cell in table.select("thead th[data-col]"):
+        if all(columns.get(int(cell["data-col"]), [False])):
+            cell["class"] = "num"
+
+
+def _prefix_ids(soup: BeautifulSoup, prefix: str) -> None:
+    seen: dict[str, int] = {}
+    for tag in soup.find_all(id=True):
+        name = re.sub(r"[^\w-]+", "-", f"{prefix}--{tag['id']}")
+        seen[name] = seen.get(name, 0) + 1
+        tag["id"] = name if seen[name] == 1 else f"{name}-{seen[name]}"
+    for tag in soup.find_all("a", href=re.compile("^#")):
+        target = re.sub(r"[^\w-]+", "-", f"{prefix}--{tag['href'][1:]}")
+        if target in seen:
+            tag["href"] = f"#{target}"
+        else:
+            _unlink(tag)
+
+
+def _unlink(tag: Tag) -> None:
+    """A link that leads nowhere in this copy becomes its text."""
+    tag.name = "span"
+    del tag["href"]

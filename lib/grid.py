@@ -1,0 +1,158 @@
+"""A table as data: named columns with units, rows of text, counts and estimates.
+
+It becomes a DataFrame here and HTML in `lib.html`; statistics come from `lib.stats` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lib.records import Record, environments
+from lib.stats import Estimate
+
+SETUP = ("weights", "dtype", "stack", "experts", "gpu")
+RANDOM_NOTE = ("random weights: valid for memory and dense latency; router-dependent for "
+               "mixture-of-experts prefill")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's title and unit; `numeric` columns hold estimates."""
+
+    title: str
+    unit: str = ""
+    numeric: bool = True
+
+    @property
+    def header(self) -> str:
+        """Title with the unit, as a header shows it."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, counts and estimates under named columns, and what holds for all of them."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def short(value: float | None) -> str:
+    """A number for reading: four significant digits, thousands separated."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    for limit, digits in ((100, 1), (10, 2), (1, 3)):
+        if size >= limit:
+            return f"{value:.{digits}f}"
+    return f"{value:.3g}"
+
+
+def frame(table: Table) -> pd.DataFrame:
+    """The table with, for each estimate, its value, its 95 % interval as text and its n.
+
+    A value that is missing is None; a last column `missing` gives the reasons.
+    """
+    lines = []
+    for row in table.rows:
+        line: dict[str, Any] = {}
+        reasons = []
+        for column, cell in zip(table.columns, row, strict=True):
+            if not isinstance(cell, Estimate):
+                line[column.header] = cell
+                continue
+            line[column.header] = cell.value
+            line[f"{column.title} 95 %"] = interval(cell)
+            line[f"{column.title} n"] = cell.n
+            if cell.value is None:
+                reasons.append(f"{column.title}: {cell.reason}")
+        lines.append(line | {"missing": "; ".join(reasons)})
+    made = pd.DataFrame(lines)
+    empty = [c for c in made.columns if c.endswith(" 95 %") and not made[c].astype(bool).any()]
+    if "missing" in made and not made["missing"].astype(bool).any():
+        empty.append("missing")
+    return made.drop(columns=empty)
+
+
+def interval(estimate: Estimate) -> str:
+    """The 95 % interval as text; an open end is "…"; empty without an interval."""
+    if estimate.low is None and estimate.high is None:
+        return ""
+    low, high = (("…" if x is None else short(x)) for x in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
+
+
+def setups(rows: Iterable[Record], envs: dict[str, dict]) -> tuple[list[str], list[str]]:
+    """The setup fields that differ between rows, and a note about those that do not."""
+    seen: dict[str, set] = {name: set() for name in SETUP}
+    for row in rows:
+        for name in SETUP:
+            seen[name].add(_setup_value(row, name, envs))
+    differ = [name for name in SETUP if len(seen[name]) > 1]
+    same = [f"{name} {next(iter(values))}" for name, values in seen.items() if len(values) == 1]
+    notes = ["all rows: " + ", ".join(same)] if same else []
+    if "random" in seen["weights"]:
+        notes.append(RANDOM_NOTE)
+    return differ, notes
+
+
+def _setup_value(row: Record, name: str, envs: dict[str, dict]) -> str:
+    if name == "gpu":
+        return str(envs.get(row.env_id or "", {}).get("gpu") or "none (CPU)")
+    return str(row.key.get(name))
+
+
+def _arms(rows: Sequence[Record], kinds: Sequence[str], fields: Sequence[str]) -> dict:
+    """Rows grouped by model, setup and the given key fields, in a readable order."""
+    envs = environments(rows)
+    groups: dict[tuple, list[Record]] = {}
+    for row in rows:
+        if row.kind in kinds:
+            setup = tuple(_setup_value(row, name, envs) for name in SETUP)
+            where = (str(row.key.get("model")), setup, *(_field(row, f) for f in fields))
+            groups.setdefault(where, []).append(row)
+    return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
+
+
+def _field(row: Record, name: str) -> Any:
+    if name == "protocol":
+        return "paper" if row.kind == "memory-paper" else "generate()"
+    return row.key.get(name)
+
+
+def _order(where: tuple) -> tuple:
+    model, setup, *fields = where
+    numbers = tuple(f if isinstance(f, int | float) else 0 for f in fields)
+    return (model, setup, numbers, tuple(map(str, fields)))
+
+
+def build(
+    name: str,
+    title: str,
+    rows: Sequence[Record],
+    kinds: Sequence[str],
+    fields: Sequence[str],
+    columns: Sequence[Column],
+    cells: Callable[[list[Record]], Sequence[Any]],
+) -> Table:
+    groups = _arms(rows, kinds, fields)
+    differ, notes = setups((r for g in groups.values() for r in g), environments(rows))
+    at = [SETUP.index(d) for d in differ]
+    leading = [Column("model", numeric=False), *(Column(d, numeric=False) for d in differ),
+               *(Column(f.replace("_", " "), numeric=False) for f in fields)]  # fmt: skip
+    built = tuple(
+        (model, *(setup[i] for i in at), *values, *cells(group))
+        for (model, setup, *values), group in groups.items()
+    )
+    return Table(name, title, (*leading, *columns), built, tuple(notes))

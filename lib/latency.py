@@ -1,0 +1,166 @@
+"""Time to first token, end-to-end latency and inter-token latency of whole calls.
+
+The one place where a time is taken is `device.time_call`.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from lib import decode, records, stats
+from lib.device import time_call
+from lib.models import load, require_context
+from lib.progress import track
+from lib.records import Record
+from lib.session import begin_records, prompt_ids
+
+WARMUP_CALLS = 2
+WARMUP_TOKENS = 8  # the prefill has the measured shape; decode steps repeat the same kernels
+SPREAD_LIMIT = 0.10
+DRIFT_LIMIT = 0.05
+
+
+def sweep(
+    model: Any,
+    *,
+    stack: str = "hf-eager",
+    contexts: Sequence[int],
+    new_tokens: Sequence[int],
+    repeats: int,
+    slope_repeats: int,
+    ttft_repeats: int,
+    itl_repeats: int,
+    seed: int,
+    records_path: str | Path,
+) -> list[Record]:
+    """Measure every (context, new tokens) arm, in seeded random order, each written at once.
+
+    The first of `new_tokens` is the headline length and gets `repeats` calls; the others serve the
+    slope over new tokens and get `slope_repeats`. One arm of one new token a context is the TTFT.
+    ITL is stamped in separate calls at the headline length.
+    """
+    rows = begin_records(model, records_path)
+    env_id = rows[0].env_id
+    counts = {1: ttft_repeats, **dict.fromkeys(new_tokens, slope_repeats), new_tokens[0]: repeats}
+    arms = list(product(contexts, counts))
+    random.Random(seed).shuffle(arms)
+    for context, tokens in track(arms, f"latency of {model.name}"):
+        row = arm(model, stack=stack, context=context, new_tokens=tokens,
+                  repeats=counts[tokens], seed=seed, env_id=env_id)  # fmt: skip
+        rows.append(records.append(records_path, row))
+    for context in track(contexts if itl_repeats else (), f"token times of {model.name}"):
+        row = stamped(model, stack=stack, context=context, new_tokens=new_tokens[0],
+                      repeats=itl_repeats, seed=seed, env_id=env_id)  # fmt: skip
+        rows.append(records.append(records_path, row))
+    return rows
+
+
+def arm(
+    model: Any,
+    *,
+    stack: str,
+    context: int,
+    new_tokens: int,
+    repeats: int,
+    seed: int,
+    env_id: str | None,
+    decoding: str = "greedy",
+    kind: str = "latency",
+) -> Record:
+    """One arm: warm up its shape, then `repeats` timed calls of exactly `new_tokens` tokens each.
+
+    samples: `ttft_s` for one new token, `e2e_s` otherwise; `warmup_s` for the calls before (short
+    ones of at most WARMUP_TOKENS tokens), whose first value is the cold start of the shape.
+    """
+    require_context(model.card, context, new_tokens)
+    generate = decode.open_stack(stack, model.net, decoding=decoding)
+    ids = prompt_ids(model, context, seed=seed)
+    short = min(new_tokens, WARMUP_TOKENS)
+    warmup_s = [
+        time_call(lambda: generate(ids, short), model.device)[0] for _ in range(WARMUP_CALLS)
+    ]
+    samples_s = [
+        time_call(lambda: generate(ids, new_tokens), model.device)[0] for _ in range(repeats)
+    ]
+    name = "ttft_s" if new_tokens == 1 else "e2e_s"
+    return Record(
+        kind=kind,
+        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding=decoding),
+        samples={name: samples_s, "warmup_s": warmup_s},
+        values={
+            **model.source,
+            "decode_experts": decode.experts_in_decode(model.net),
+            "decode_bytes": model.card.decode_bytes(context + new_tokens // 2),
+        },
+        warnings=tuple(warnings_of(samples_s)),
+        env_id=env_id,
+    )
+
+
+def loaded_arm(
+    name: str, *, weights: str, dtype: str, device: Any, seed: int, experts: str | None = None,
+    **arguments: Any,
+) -> Record:  # fmt: skip
+    """`arm` on a model loaded for it alone: for arms that change the dtype or the experts."""
+    device.empty_cache()
+    model = load(name, weights=weights, dtype=dtype, device=device, seed=seed, experts=experts)
+    return arm(model, seed=seed, **arguments)
+
+
+def stamped(
+    model: Any, *, stack: str, context: int, new_tokens: int, repeats: int, seed: int,
+    env_id: str | None,
+) -> Record:  # fmt: skip
+    """Calls whose tokens are stamped as they reach the host.
+
+    samples: `token_s`, for each call the seconds from its start to each token; `e2e_s`, the whole
+    calls. Compare `e2e_s` with the unstamped arm to see what stamping costs.
+    """
+    generate = decode.open_stack(stack, model.net)
+    ids = prompt_ids(model, context, seed=seed)
+    generate(ids, min(new_tokens, WARMUP_TOKENS))
+    token_s, e2e_s = [], []
+    for _ in range(repeats):
+        stamps: list[float] = []
+        start_s = model.device.clock_s()
+        seconds, _ = time_call(
+            lambda stamps=stamps: generate(
+                ids, new_tokens, on_token=lambda: stamps.append(model.device.clock_s())
+            ),
+            model.device,
+        )
+        if len(stamps) != new_tokens:
+            raise RuntimeError(f"asked for {new_tokens} stamps, got {len(stamps)}")
+        token_s.append([stamp - start_s for stamp in stamps])
+        e2e_s.append(seconds)
+    return Record(
+        kind="itl",
+        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy"),
+        samples={"token_s": token_s, "e2e_s": e2e_s},
+        values=dict(model.source),
+        env_id=env_id,
+    )
+
+
+def warnings_of(samples_s: Sequence[float]) -> list[dict[str, str]]:
+    """What a reader of these repetitions should know, each with advice."""
+    found = []
+    spread = stats.spread(samples_s)
+    if spread is not None and spread > SPREAD_LIMIT:
+        found.append(records.warning(
+            "spread", f"repetitions spread over {spread:.0%} of their median: the host is noisy; "
+            f"close other programs, or raise the repeats (now {len(samples_s)})"))  # fmt: skip
+    third = len(samples_s) // 3
+    if third >= 2:
+        early, late = (statistics.median(s) for s in (samples_s[:third], samples_s[-third:]))
+        if abs(late / early - 1) > DRIFT_LIMIT:
+            found.append(records.warning(
+                "drift", f"the last third of the repetitions differs from the first by "
+                f"{late / early - 1:+.0%}: raise the warm-up, or look at clocks and heat",
+            ))  # fmt: skip
+    return found

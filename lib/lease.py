@@ -1,0 +1,117 @@
+"""One measurement at a time: which GPUs there are (NVML, without torch), and locks on them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, runs are not kept apart
+    fcntl = None
+
+
+class BusyError(RuntimeError):
+    """Another run holds what this one needs."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as NVML lists it, in PCI bus order."""
+
+    uuid: str
+    name: str
+    processes: int = 0  # compute processes on it when it was listed
+
+
+def gpus() -> list[Gpu]:
+    """All NVIDIA GPUs of this machine; an empty list where NVML is absent or sees none."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no package, no driver, no permission: each has a class of its own
+        return []
+    found = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        try:
+            processes = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        except pynvml.NVMLError:
+            processes = 0
+        uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+        found.append(Gpu(uuid, name, processes))
+    return found
+
+
+def visible(all_gpus: list[Gpu], env: Mapping[str, str] = os.environ) -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES allows, in its order; all where it is not set."""
+    if "CUDA_VISIBLE_DEVICES" not in env:
+        return all_gpus
+    chosen = []
+    for item in env["CUDA_VISIBLE_DEVICES"].split(","):
+        text = item.strip()
+        if text.isdigit():
+            match = all_gpus[int(text) : int(text) + 1]
+        else:
+            match = [gpu for gpu in all_gpus if text and gpu.uuid.startswith(text)]
+        if not match:
+            break  # CUDA, too, stops at the first entry that names no GPU
+        chosen += match
+    return chosen
+
+
+@contextlib.contextmanager
+def lock(name: str, *, what: str, wait: bool = False, folder: Path | None = None) -> Iterator[None]:
+    """Hold the lock `name` of this machine; the system frees it when the process ends, however.
+
+    Without `wait`, a lock that is taken raises BusyError with `what` and the holder's process id.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder = folder or Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    path = folder / f"workbook-{name}.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # another user's file: reading is enough to lock it
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise BusyError(
+                f"{what} is in use by another run (process {holder}); two at once would disturb "
+                "each other's numbers. Wait for it, or use --wait (make report WAIT=1)"
+            ) from None
+        with contextlib.suppress(OSError):
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lease(
+    candidates: list[Gpu], *, wait: bool = False, folder: Path | None = None
+) -> Iterator[Gpu]:
+    """The first GPU of the list that no other run holds, held until the block ends."""
+    with contextlib.ExitStack() as stack:
+        for gpu in candidates:
+            last = gpu is candidates[-1]
+            what = f"GPU {gpu.name} ({gpu.uuid})" if len(candidates) == 1 else "every visible GPU"
+            try:
+                held = lock(gpu.uuid, what=what, wait=wait and last, folder=folder)
+                stack.enter_context(held)
+            except BusyError:
+                if last:
+                    raise
+                continue
+            yield gpu
+            return

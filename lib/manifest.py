@@ -1,0 +1,293 @@
+"""What there is to run, what identifies a job, and run.json, the only truth about one.
+
+A job is one notebook for one model, source of weights and stack. Its folder is
+`<out>/<model>/<weights>-<stack>/<notebook>/`, or `<out>/_all/<notebook>/` over all models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lib.params import CROSS_MODEL, ROOT, Choice, Profile, models, resolve
+
+PARTIAL, PREVIOUS, ALL = ".partial", ".previous", "_all"
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas",
+            "matplotlib", "seaborn", "papermill", "nbclient", "nbconvert", "ipykernel",
+            "nvidia-ml-py")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook to execute; `reads` is the folder whose records it reads, if it does."""
+
+    notebook: str
+    model: str | None
+    weights: str
+    stack: str
+    source: Path
+    folder: Path
+    parameters: dict[str, Any]
+    reads: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """Short name for people: model, weights-stack, notebook."""
+        where = f"{self.model} {self.weights}-{self.stack}" if self.model else "all models"
+        return f"{where} {self.notebook}"
+
+
+def slug(model: str) -> str:
+    """A folder name for a model, different for different models.
+
+    "/" becomes "--" where that can be undone; other names, and paths, get a hash appended.
+    """
+    path = resolve(model)
+    is_path = model.startswith((".", "/", "~")) or path.exists()
+    simple = model.replace("/", "--")
+    undone = simple.replace("--", "/") == model and re.fullmatch(r"[A-Za-z0-9][\w.-]*", simple)
+    if undone and not is_path:
+        return simple
+    name = str(path) if is_path else model
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).stem).strip("-.") or "model"
+    return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def plan(profile: Profile, out_dir: Path) -> list[Task]:
+    """All jobs of a profile: models in turn, notebooks in the profile's order, then over all."""
+    tasks = []
+    for choice in profile.choices:
+        folder = out_dir / slug(choice.model) / f"{choice.weights}-{choice.stack}"
+        for notebook in profile.notebooks:
+            if notebook in choice.notebooks and notebook not in CROSS_MODEL:
+                tasks.append(_task(profile, notebook, choice, folder / notebook, folder))
+    for notebook in profile.notebooks:
+        if notebook in CROSS_MODEL:
+            tasks.append(_task(profile, notebook, None, out_dir / ALL / notebook, out_dir))
+    return tasks
+
+
+def _task(
+    profile: Profile, notebook: str, choice: Choice | None, folder: Path, reads: Path
+) -> Task:
+    values = profile.parameters(notebook, choice)
+    signature = profile.signatures[notebook]
+    reading = "results_dir" in signature
+    name = choice.model if choice else ALL
+    filled = {
+        "model": name_in_rows(name) if reading else name,
+        "records_path": short(folder / PARTIAL / "records.jsonl"),
+        "results_dir": short(reads),
+    }
+    return Task(
+        notebook=notebook,
+        model=choice.model if choice else None,
+        weights=choice.weights if choice else values.get("weights", ""),
+        stack=choice.stack if choice else values.get("stack", ""),
+        source=profile.sources[notebook],
+        folder=folder,
+        parameters={name: filled.get(name, values.get(name)) for name in signature},
+        reads=reads if reading else None,
+    )
+
+
+def name_in_rows(model: str) -> str:
+    """What the records of a model call it: a folder's name, a file's without its ending."""
+    path = resolve(model)
+    if model.endswith(".gguf"):
+        return path.stem
+    return path.name if path.is_dir() else model
+
+
+def record_plan(tasks: Iterable[Task], out_dir: Path) -> None:
+    """Add the jobs to plan.json, so that a report can tell which are missing."""
+    path = out_dir / "plan.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["jobs"] if path.exists() else []
+    named = [task.folder.relative_to(out_dir).as_posix() for task in tasks]
+    write_json(path, {"jobs": sorted({*known, *named})})
+
+
+def short(path: Path) -> str:
+    """The path from the repository's root where it lies below it."""
+    path = resolve(path)
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+
+
+def job_sha(task: Task, gpu: str, models_path: Path) -> str:
+    """Identity of what a job measures: two jobs of the same hash would repeat each other."""
+    paths = ("records_path", "results_dir")
+    return _sha(
+        {
+            "notebook": task.notebook,
+            "model": identity_of_model(task.model, models_path) if task.model else None,
+            "parameters": {k: v for k, v in task.parameters.items() if k not in paths},
+            "weights": task.weights,
+            "stack": task.stack,
+            "gpu": gpu,
+            "records": records_sha(task.reads, task.folder) if task.reads else None,
+        }
+    )
+
+
+def identity_of_model(name: str, models_path: Path) -> dict[str, Any]:
+    """What a model's name stands for: its entry and revision, or the files of a folder."""
+    entry = models(models_path).get(name)
+    if entry is not None:
+        named = ("hub", "revision", "config", "wheel")
+        return {"name": name, **{key: entry.get(key) for key in named}}
+    path = resolve(name)
+    if path.exists():
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return {"name": path.name, "files": [[f.name, f.stat().st_size] for f in files]}
+    return {"name": name, "revision": cached_revision(name)}
+
+
+def cached_revision(hub_id: str) -> str | None:
+    """Commit of the hub's main branch as this machine's cache holds it, or None."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    ref = Path(HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "refs" / "main"
+    return ref.read_text().strip() if ref.is_file() else None
+
+
+def records_sha(root: Path, without: Path) -> str:
+    """Hash of every job's records below `root`, less the job's own."""
+    found = []
+    for path in sorted(root.rglob("run.json")):
+        records = path.with_name("records.jsonl")
+        if path.parent != without and records.exists():
+            found.append([path.parent.relative_to(root).as_posix(), file_sha(records)])
+    return _sha(found)
+
+
+def notebook_sha(path: Path) -> str:
+    """Hash of a notebook's cells: kinds, tags and sources, not outputs."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return _sha(
+        [[c["cell_type"], c["metadata"].get("tags", []), "".join(c["source"])] for c in cells]
+    )
+
+
+def lib_sha(folder: Path = ROOT / "lib") -> str:
+    """Hash of the library's modules."""
+    return _sha([[path.name, file_sha(path)] for path in sorted(folder.glob("*.py"))])
+
+
+def file_sha(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def git_state(folder: Path = ROOT) -> dict[str, Any]:
+    """Commit and whether tracked files differ from it, or None with the reason."""
+    git = ["git", "-C", str(folder)]
+    try:
+        commit = _output([*git, "rev-parse", "HEAD"])
+        changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    except FileNotFoundError:
+        return {"commit": None, "dirty": None, "reason": "git is not installed"}
+    except subprocess.SubprocessError:
+        return {"commit": None, "dirty": None, "reason": "not a git repository with a commit"}
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
+
+
+def environment(gpu: str) -> dict[str, Any]:
+    """Python, platform, GPU ("cpu" without one) and installed versions; nothing is imported."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    system = f"{platform.system()} {platform.machine()}"
+    return {"python": platform.python_version(), "platform": system, "gpu": gpu,
+            "packages": versions}  # fmt: skip
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """run.json of a job's folder; None where it is absent or unreadable."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def is_finished(folder: Path, run: dict[str, Any] | None, sha: str) -> bool:
+    """The folder holds this very job, ended well, with all its files."""
+    return (
+        run is not None
+        and run["status"] == "ok"
+        and run["job_sha"] == sha
+        and all((folder / item["path"]).exists() for item in run["artefacts"])
+    )
+
+
+def artefacts(folder: Path) -> list[dict[str, str]]:
+    """Files below a folder with their hashes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [{"path": p.relative_to(folder).as_posix(), "sha256": file_sha(p)} for p in files]
+
+
+def staging(folder: Path) -> Path:
+    """An empty folder in the job's folder; what a notebook writes into it appears when it ends."""
+    discard(folder)
+    (folder / PARTIAL).mkdir(parents=True)
+    return folder / PARTIAL
+
+
+def discard(folder: Path) -> None:
+    """Drop what an unfinished run has left."""
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+
+
+def promote(folder: Path, old: Iterable[str], *, keep_old: bool) -> None:
+    """Put the files of the run that just ended in place, each by one atomic replacement.
+
+    With `keep_old` those of the run before are kept in `.previous/`.
+    """
+    shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+    staged = folder / PARTIAL
+    new = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+    stale = [name for name in map(Path, [*old, "notebook.html"]) if (folder / name).exists()]
+    for name in stale:
+        if keep_old:
+            (folder / PREVIOUS / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / name, folder / PREVIOUS / name)
+        if name not in new:
+            (folder / name).unlink()
+    for name in new:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (staged / name).replace(folder / name)
+    shutil.rmtree(staged)

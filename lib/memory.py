@@ -1,0 +1,135 @@
+"""Peak memory of one call with the key-value cache held, under two protocols.
+
+`memory-paper` is what arXiv 2508.16700 ran: a plain forward over the whole prompt, whose logits
+for all positions stay alive, then single-token forwards. `memory` is `generate()`, which keeps the
+last position's logits only. Both subtract a baseline taken after a warm-up of the same shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib import decode, records
+from lib.progress import track
+from lib.records import Record
+from lib.session import begin_records, prompt_ids
+
+WARMUP_TOKENS = 2
+
+
+def sweep(
+    model: Any,
+    *,
+    stack: str = "hf-eager",
+    contexts: Sequence[int],
+    new_tokens: int,
+    seed: int,
+    records_path: str | Path,
+) -> list[Record]:
+    """Both protocols at every context, each row written at once."""
+    rows = begin_records(model, records_path)
+    env_id = rows[0].env_id
+    generate = decode.open_stack(stack, model.net)
+    protocols = {
+        "memory-paper": lambda ids, tokens: paper_call(model.net, ids, tokens),
+        "memory": lambda ids, tokens: {"cache": generate(ids, tokens).cache},
+    }
+    for context in track(contexts, f"memory of {model.name}"):
+        for kind, call in protocols.items():
+            row = arm(model, kind=kind, call=call, stack=stack, context=context,
+                      new_tokens=new_tokens, seed=seed, env_id=env_id)  # fmt: skip
+            rows.append(records.append(records_path, row))
+    return rows
+
+
+def paper_call(net: Any, ids: Any, new_tokens: int) -> dict[str, Any]:
+    """Forward of the prompt with all logits kept, then `new_tokens` single-token forwards.
+
+    The cache ends up with context + new_tokens tokens. Everything returned is still alive.
+    """
+    import torch
+
+    with torch.inference_mode():
+        prefill = net(ids, use_cache=True)
+        cache, token = prefill.past_key_values, prefill.logits[:, -1:].argmax(-1)
+        for _ in range(new_tokens):
+            step = net(token, past_key_values=cache, use_cache=True)
+            token = step.logits[:, -1:].argmax(-1)
+    return {"cache": cache, "logits": prefill.logits}
+
+
+def arm(
+    model: Any,
+    *,
+    kind: str,
+    call: Callable[[Any, int], dict[str, Any]],
+    stack: str,
+    context: int,
+    new_tokens: int,
+    seed: int,
+    env_id: str | None,
+) -> Record:
+    """Baseline, call, peak. All values in bytes.
+
+    baseline: after loading and a warm-up of the same shape, nothing of a call alive; peak: most in
+    use during the call; held: in use after it with the cache (and, in the paper's protocol, the
+    prompt's logits) alive; kv_tensor: the cache's tensors; kv_card: what the model card computes;
+    workspace: peak - baseline - kv_tensor - logits, the rest.
+    """
+    device = model.device
+    ids = prompt_ids(model, context, seed=seed)
+    call(ids, min(new_tokens, WARMUP_TOKENS))
+    device.empty_cache()
+    with device.watch_memory(resident_bytes=model.card.weight_bytes) as values:
+        alive = call(ids, new_tokens)
+    kv_bytes = cache_bytes(alive["cache"])
+    logits_bytes = tensor_bytes(alive["logits"]) if "logits" in alive else 0
+    above_bytes = values["peak_bytes"] - values["baseline_bytes"]
+    values |= {
+        "kv_tensor_bytes": kv_bytes,
+        "kv_card_bytes": model.card.kv_bytes(cached_tokens(kind, context, new_tokens)),
+        "logits_bytes": logits_bytes,
+        "workspace_bytes": above_bytes - kv_bytes - logits_bytes,
+    }
+    missing = {name: f"the {device.memory_source} does not report it"
+               for name, value in values.items() if value is None}  # fmt: skip
+    return Record(
+        kind=kind,
+        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy"),
+        values={**model.source, **{k: v for k, v in values.items() if v is not None},
+                "memory_source": device.memory_source},
+        missing=missing,
+        warnings=tuple(kv_warnings(values)),
+        env_id=env_id,
+    )  # fmt: skip
+
+
+def cached_tokens(kind: str, context: int, new_tokens: int) -> int:
+    """Tokens in the cache at the end: `generate()` never caches the last token that it returns."""
+    return context + new_tokens if kind == "memory-paper" else context + new_tokens - 1
+
+
+def tensor_bytes(tensor: Any) -> int:
+    """Bytes of the storage that keeps a tensor alive."""
+    return tensor.untyped_storage().nbytes()
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the key and value tensors of all layers of a transformers cache."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for layer in cache.layers
+        for tensor in (layer.keys, layer.values)
+    )
+
+
+def kv_warnings(values: dict[str, int | None]) -> list[dict[str, str]]:
+    """A cache that is not as large as the card computes is worth a look."""
+    if values["kv_tensor_bytes"] == values["kv_card_bytes"]:
+        return []
+    return [records.warning(
+        "kv-card", f"the cache holds {values['kv_tensor_bytes']} bytes, the card computes "
+        f"{values['kv_card_bytes']}: check layer types and window in the model's config",
+    )]  # fmt: skip

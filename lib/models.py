@@ -1,0 +1,286 @@
+"""Loading a model: real weights from the hub, a folder or a GGUF file, or random weights.
+
+One call, three sources. Random weights give a model of real size without a download; they are
+valid for memory and for dense latency, and say nothing about what a model answers.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lib import counting
+from lib.card import ModelCard, ModelError, require_context
+from lib.checkpoints import quiet
+from lib.device import open_device
+from lib.origins import config_of, files, find, plain, require_checkpoint
+from lib.records import KEY_FIELDS
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+    from lib.device import Device
+
+__all__ = ["Model", "ModelCard", "ModelError", "card", "load", "require_context", "require_fits"]
+
+WEIGHTS = ("random", "checkpoint", "gguf")
+# The library calls a Python loop over the experts "eager", which says nothing in a record.
+_LIBRARY_EXPERTS = {"loop": "eager"}
+_FILL_STD = 0.02
+_MARGIN_SHARE, _MARGIN_BYTES = 0.05, 500_000_000
+
+
+@dataclass
+class Model:
+    """A loaded model and what a record must say about it.
+
+    `weights` is random, checkpoint or gguf; `dtype` is read from the parameters; `source` holds
+    model_source, model_revision and loaded_dtype; `load_s` is the time from files (or nothing) to
+    a model on the device, downloads and conversion excluded.
+    """
+
+    name: str
+    net: torch.nn.Module
+    tokenizer: Any
+    card: ModelCard
+    weights: str
+    dtype: str
+    source: dict[str, str]
+    device: Device
+    load_s: float
+    vocab_size: int
+    special_ids: tuple[int, ...] = field(default=())
+
+    @property
+    def experts(self) -> str:
+        """The experts implementation in use now: loop, grouped_mm, ... or none (dense)."""
+        if not self.card.experts:
+            return "none"
+        name = self.net.config.get_text_config(decoder=True)._experts_implementation
+        # Only modules that the library has decorated can run anything but their own loop.
+        switchable = any(hasattr(module, "_apply_gate") for module in self.net.modules())
+        return name if switchable and name not in (None, "eager") else "loop"
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation in use now, by the library's name."""
+        return self.net.config.get_text_config(decoder=True)._attn_implementation
+
+    def key(self, **changes: Any) -> dict[str, Any]:
+        """All key fields of a record; what differs from the base arm is given as `changes`."""
+        base = dict.fromkeys(KEY_FIELDS) | {
+            "model": self.name,
+            "weights": self.weights,
+            "dtype": self.dtype,
+            "stack": "hf-eager",
+            "experts": self.experts,
+            "attention": self.attention,
+            "cache": "dynamic",
+            "batch": 1,
+            "decoding": "greedy",
+        }
+        if unknown := changes.keys() - base.keys():
+            raise ModelError(f"unknown key fields {sorted(unknown)}; known: {list(KEY_FIELDS)}")
+        return base | changes
+
+
+def card(config_or_name: PreTrainedConfig | dict | str, dtype: str = "bfloat16") -> ModelCard:
+    """The model card of a configuration (the library's, or a dict with model_type) or a name."""
+    from transformers import AutoConfig
+
+    if isinstance(config_or_name, str):
+        origin = find(config_or_name)
+        return counting.count(config_of(origin), name=origin.name, dtype=dtype)
+    if isinstance(config_or_name, dict):
+        config_or_name = AutoConfig.for_model(**copy.deepcopy(config_or_name))
+    return counting.count(config_or_name, dtype=dtype)
+
+
+def require_fits(
+    card: ModelCard, device: Device, tokens: int, batch: int = 1, *, loaded: bool = False
+) -> None:
+    """Raise unless weights, cache and a margin for workspace fit the device's free memory.
+
+    The margin is 5 % of the weights and 0.5 GB: an estimate, so a run near the limit may still
+    run out. With `loaded`, the weights are on the device already and are not counted.
+    """
+    free = device.free_bytes()
+    weights = 0 if loaded else card.weight_bytes
+    cache = card.kv_bytes(tokens, batch) if tokens else 0
+    margin = round(_MARGIN_SHARE * card.weight_bytes) + _MARGIN_BYTES
+    if free is not None and weights + cache + margin > free:
+        raise ModelError(
+            f"{card.name} in {card.dtype} needs {(weights + cache + margin) / 1e9:.1f} GB "
+            f"(weights {weights / 1e9:.1f}, cache of {batch} x {tokens} tokens {cache / 1e9:.1f}, "
+            f"margin {margin / 1e9:.1f}), and {device.torch_device} has {free / 1e9:.1f} GB free; "
+            "choose a smaller model, a shorter context, or a larger device"
+        )
+
+
+def load(
+    name: str,
+    *,
+    weights: str = "random",
+    dtype: str = "bfloat16",
+    device: Device | str,
+    seed: int = 0,
+    experts: str | None = None,
+) -> Model:
+    """Load a model onto a device, or explain in a `ModelError` why that cannot be.
+
+    `name` is an entry of params/models.yaml, a hub id, a folder or a .gguf file. `experts` is
+    loop, grouped_mm, batched_mm or another implementation that is registered; None is the
+    library's choice. Whatever is asked for, the returned model says what is in use.
+    """
+    if weights not in WEIGHTS:
+        raise ModelError(f"unknown weights {weights!r}; use 'random' or 'checkpoint'")
+    device = open_device(device) if isinstance(device, str) else device
+    origin = find(name)
+    if weights != "random":
+        require_checkpoint(origin, weights)
+    config = config_of(origin)
+    planned = counting.count(config, name=origin.name, dtype=dtype)
+    options = _experts_option(planned, experts)
+    require_fits(planned, device, tokens=0)
+
+    tokenizer = None
+    if weights == "random":
+        source = {
+            "model_source": f"random weights, seed {seed}",
+            "model_revision": f"config sha256 {_digest(config)}",
+        }
+        start_s = device.clock_s()
+        net = _random_net(config, dtype, device.torch_device, seed, options)
+    else:
+        folder, source = files(origin)
+        weights = "gguf" if origin.gguf or origin.wheel else "checkpoint"
+        start_s = device.clock_s()
+        net = _checkpoint_net(folder, dtype, device.torch_device, options)
+        tokenizer = _tokenizer(folder)
+    device.synchronize()
+    load_s = device.clock_s() - start_s
+
+    loaded = _loaded_dtype(net)
+    if loaded != dtype:
+        raise ModelError(
+            f"{origin.name} came in {loaded}, not in the requested {dtype}; ask for {loaded}, or "
+            "give a checkpoint that is not quantised"
+        )
+    actual = counting.count(plain(net.config), name=origin.name, dtype=dtype)
+    model = Model(
+        name=origin.name,
+        net=net.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        card=actual,
+        weights=weights,
+        dtype=loaded,
+        source=source | {"loaded_dtype": loaded},
+        device=device,
+        load_s=load_s,
+        vocab_size=min(len(tokenizer), actual.vocab_size) if tokenizer else actual.vocab_size,
+        special_ids=_special_ids(net.config, tokenizer),
+    )
+    if experts is not None and model.experts != experts:
+        raise ModelError(
+            f"{origin.name} runs its experts as {model.experts!r} whatever is asked for, not as "
+            f"{experts!r}; leave experts unset"
+        )
+    return model
+
+
+def _experts_option(card: ModelCard, experts: str | None) -> dict[str, str]:
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    if experts is None or (experts == "none" and not card.experts):
+        return {}
+    known = ["loop", *ALL_EXPERTS_FUNCTIONS.valid_keys()]
+    if not card.experts:
+        raise ModelError(f"{card.name} is dense, so experts={experts!r} has no meaning; use None")
+    if experts not in known:
+        raise ModelError(f"unknown experts {experts!r}; use one of {', '.join(known)}")
+    return {"experts_implementation": _LIBRARY_EXPERTS.get(experts, experts)}
+
+
+def _random_net(
+    config: PreTrainedConfig, dtype: str, where: str, seed: int, options: dict[str, str]
+) -> torch.nn.Module:
+    """The library's initialisation, drawn on the device; parameters left at zero are filled.
+
+    A router at zero sends every token to the same experts, and zero biases hide an addition.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    gpus = [torch.cuda.current_device()] if where.startswith("cuda") else []
+    with torch.random.fork_rng(devices=gpus), torch.device(where), torch.no_grad():
+        torch.manual_seed(seed)
+        net = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **options)
+        for module in net.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                # Some norms store their scale minus one: zero means a scale of one there.
+                scale = name == "weight" and "Norm" in type(module).__name__
+                if not scale and not parameter.any():
+                    parameter.normal_(std=_FILL_STD)
+    return net
+
+
+def _checkpoint_net(
+    folder: Path, dtype: str, where: str, options: dict[str, str]
+) -> torch.nn.Module:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
+
+    stored = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) or {}
+    if stored.get("quant_method") == "mxfp4":
+        options = options | {"quantization_config": Mxfp4Config(dequantize=True)}
+    with quiet():
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            device_map={"": where},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            **options,
+        )
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The checkpoint's tokenizer, or None where the folder has none."""
+    from transformers import AutoTokenizer
+
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    if not any((folder / name).is_file() for name in names):
+        return None
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _loaded_dtype(net: torch.nn.Module) -> str:
+    """The dtype of most parameter bytes; some models keep a few small parameters in float32."""
+    sizes: Counter[str] = Counter()
+    for parameter in net.parameters():
+        sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
+    return sizes.most_common(1)[0][0]
+
+
+def _special_ids(config: PreTrainedConfig, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that a prompt of plain content must not contain."""
+    if tokenizer is not None:
+        added = tokenizer.added_tokens_decoder.items()
+        return tuple(sorted({*tokenizer.all_special_ids, *(i for i, t in added if t.special)}))
+    text = config.get_text_config(decoder=True)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    values = (getattr(text, name, None) for name in names)
+    ids = {i for value in values for i in (value if isinstance(value, list) else [value])}
+    return tuple(sorted(ids - {None}))
+
+
+def _digest(config: PreTrainedConfig) -> str:
+    text = json.dumps(config.to_diff_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

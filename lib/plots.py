@@ -1,0 +1,241 @@
+"""Figures: rows -> Axes. Samples are points behind the estimate, one colour per model everywhere.
+
+`show` displays a figure with alternative text and a caption that are computed from the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from lib import params, stats, tables
+from lib.records import Record, environments, select
+
+PALETTE = sns.color_palette("colorblind", 10)
+STYLE = {
+    "figure.dpi": 110, "savefig.dpi": 110, "figure.figsize": (7.2, 4.0), "font.size": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "0.9", "legend.frameon": False, "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+}  # fmt: skip
+PARTS = {"kv_tensor_bytes": "KV cache", "logits_bytes": "logits held",
+         "workspace_bytes": "workspace"}  # fmt: skip
+
+
+def axes(ax: Axes | None = None, **size: Any) -> Axes:
+    """The given axes, or new ones in the workbook's style."""
+    if ax is not None:
+        return ax
+    mpl.rcParams.update(STYLE)
+    return plt.subplots(**size)[1]
+
+
+def color(model: str) -> tuple[float, float, float]:
+    """The model's colour: its place in params/models.yaml, or a hash of an unlisted name."""
+    known = list(params.models())
+    place = (
+        known.index(model)
+        if model in known
+        else int(hashlib.sha256(model.encode()).hexdigest(), 16)
+    )
+    return PALETTE[place % len(PALETTE)]
+
+
+def models_of(rows: Iterable[Record]) -> list[str]:
+    """Model names in the order in which they first appear."""
+    return list(dict.fromkeys(r.key["model"] for r in rows if r.key.get("model")))
+
+
+def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Output throughput (prefill included) and decode throughput (slope) against context."""
+    ax = axes(ax)
+    for model in models_of(rows):
+        mine = select(rows, "latency", model=model)
+        lengths = [r.key["new_tokens"] for r in mine if r.key["new_tokens"] > 1]
+        if not lengths:
+            continue
+        whole = [r for r in mine if r.key["new_tokens"] == min(lengths)]
+        whole = sorted(whole, key=lambda r: r.key["context"])
+        speeds = [[min(lengths) / t for t in r.samples["e2e_s"]] for r in whole]
+        points_and_line(ax, whole, speeds, model, f"{model}, output")
+        contexts = [r.key["context"] for r in whole]
+        slopes = [tables.decode_tok_per_s([r for r in mine if r.key["context"] == c]).value
+                  for c in contexts]  # fmt: skip
+        if None not in slopes:
+            ax.plot(contexts, slopes, "--", color=color(model), label=f"{model}, decode only")
+    return labelled(ax, "Throughput against context", "context (tokens)", "tokens per second")
+
+
+def ttft(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Time to first token against context."""
+    ax = axes(ax)
+    for model in models_of(rows):
+        ones = sorted(select(rows, "latency", model=model, new_tokens=1),
+                      key=lambda r: r.key["context"])  # fmt: skip
+        times = [[1e3 * t for t in r.samples["ttft_s"]] for r in ones]
+        points_and_line(ax, ones, times, model, model)
+    return labelled(ax, "Time to first token against context", "context (tokens)", "TTFT (ms)")
+
+
+def token_times(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Inter-token latency along one stamped call per context (the first call of each)."""
+    ax = axes(ax)
+    stamped = sorted(select(rows, "itl"), key=lambda r: r.key["context"])
+    for row in stamped:
+        stamps = row.samples["token_s"][0]
+        gaps = [1e3 * (b - a) for a, b in zip(stamps, stamps[1:], strict=False)]
+        ax.plot(range(2, len(gaps) + 2), gaps, lw=1, label=f"context {row.key['context']}")
+    return labelled(ax, "Inter-token latency along a call", "token of the call", "ITL (ms)")
+
+
+def memory_parts(rows: Sequence[Record], kind: str, ax: Axes | None = None) -> Axes:
+    """What the peak above the baseline consists of, at each context (MB, 10^6 bytes)."""
+    arms = sorted((r for r in rows if r.kind == kind and r.value("workspace_bytes") is not None),
+                  key=lambda r: (r.key["model"], r.key["context"]))  # fmt: skip
+    ax = axes(ax, figsize=(7.2, 1.4 + 0.32 * len(arms)))
+    names = [f"{r.key['model']}, {r.key['context']}" for r in arms]
+    left = [0.0] * len(arms)
+    for number, (field, label) in enumerate(PARTS.items()):
+        sizes = [max(r.values[field], 0) / 1e6 for r in arms]
+        ax.barh(names, sizes, left=left, color=PALETTE[number], label=label)
+        left = [a + b for a, b in zip(left, sizes, strict=True)]
+    ax.invert_yaxis()
+    title = "the paper's protocol" if kind == "memory-paper" else "generate()"
+    return labelled(ax, f"Peak above baseline, {title}", "MB (10^6 bytes)", "")
+
+
+def energy(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Gross joules per 1,000 generated tokens: the counter, and the paper's estimator beside it."""
+    ax = axes(ax)
+    for model in models_of(rows):
+        arms = sorted((r for r in select(rows, "energy", model=model) if "energy_j" in r.samples),
+                      key=lambda r: r.key["context"])  # fmt: skip
+        estimators = (("energy_j", "-", "counter"), ("paper_energy_j", ":", "paper's"))
+        for name, style, label in estimators:
+            per_1k = [[1e3 * j / r.key["new_tokens"] for j in r.samples[name]] for r in arms]
+            points_and_line(ax, arms, per_1k, model, f"{model}, {label}", style)
+    return labelled(ax, "Energy per 1,000 generated tokens", "context (tokens)", "J (GPU board)")
+
+
+def ablation(rows: Sequence[Record], field: str, ax: Axes | None = None) -> Axes:
+    """Output throughput of each arm; an arm that failed says so in its place."""
+    ax = axes(ax, figsize=(7.2, 1.2 + 0.4 * len(rows)))
+    names = [str(r.key.get(field)) for r in rows]
+    for place, row in enumerate(rows):
+        if row.error:
+            ax.text(0.02, place, f"failed: {row.error[:70]}", va="center", fontsize=8,
+                    transform=ax.get_yaxis_transform())  # fmt: skip
+            continue
+        speeds = [row.key["new_tokens"] / t for t in row.samples["e2e_s"]]
+        ax.plot(speeds, [place] * len(speeds), "o", ms=4, alpha=0.35, color=color(row.key["model"]))
+        ax.plot(stats.median(speeds).value, place, "|", ms=18, mew=2, color=color(row.key["model"]),
+                label=names[place])  # fmt: skip
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    return labelled(ax, f"Ablation: {field}", "output throughput (tokens per second)", "",
+                    legend=False)  # fmt: skip
+
+
+def efficiency(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """APE-TPOT, output tokens per second and billion active parameters, against context."""
+    ax = axes(ax)
+    for card in {r.key["model"]: r for r in rows if r.kind == "card"}.values():
+        model, active = card.key["model"], card.values["active_params"]
+        mine = [r for r in select(rows, "latency", model=model) if "e2e_s" in r.samples]
+        tokens = min((r.key["new_tokens"] for r in mine), default=0)
+        arms = sorted(select(mine, new_tokens=tokens), key=lambda r: r.key["context"])
+        values = [[tokens / t * 1e9 / active for t in r.samples["e2e_s"]] for r in arms]
+        points_and_line(ax, arms, values, model, model)
+    return labelled(ax, "APE-TPOT against context", "context (tokens)",
+                    "tok/s per 10^9 active parameters")  # fmt: skip
+
+
+def compare(estimates: dict[str, stats.Estimate], title: str, unit: str,
+            ax: Axes | None = None) -> Axes:  # fmt: skip
+    """One estimate per model with its interval; a missing one is named with its reason."""
+    ax = axes(ax, figsize=(7.2, 1.2 + 0.45 * len(estimates)))
+    for place, (model, est) in enumerate(estimates.items()):
+        if est.value is None:
+            ax.text(0.02, place, est.reason, va="center", fontsize=8,
+                    transform=ax.get_yaxis_transform())  # fmt: skip
+            continue
+        ax.barh(place, est.value, color=color(model), alpha=0.8, label=model)
+        if est.low is not None and est.high is not None:
+            ax.plot([est.low, est.high], [place, place], "k-", lw=1.5)
+        ax.annotate(f" {tables.short(est.value)}", (est.high or est.value, place), va="center")
+    ax.set_yticks(range(len(estimates)), list(estimates))
+    ax.set_ylim(len(estimates) - 0.5, -0.5)
+    ax.margins(x=0.15)
+    return labelled(ax, title, unit, "", legend=False)
+
+
+def points_and_line(ax: Axes, rows: Sequence[Record], samples: Sequence[Sequence[float]],
+                    model: str, label: str, style: str = "-") -> None:  # fmt: skip
+    """Every repetition as a faint point, the medians as a line, over the rows' contexts."""
+    contexts = [r.key["context"] for r in rows]
+    for context, values in zip(contexts, samples, strict=True):
+        ax.plot([context] * len(values), values, "o", ms=3.5, alpha=0.3, color=color(model))
+    medians = [stats.median(values).value for values in samples]
+    if medians:
+        ax.plot(contexts, medians, style, marker=".", color=color(model), label=label)
+
+
+def labelled(ax: Axes, title: str, x: str, y: str, legend: bool = True) -> Axes:
+    """Title, axes with units, legend outside the data."""
+    ax.set(title=title, xlabel=x, ylabel=y)
+    handles, _ = ax.get_legend_handles_labels()
+    if legend and handles:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    if not handles:
+        ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes)
+    return ax
+
+
+def describe(ax: Axes) -> str:
+    """Alternative text: what is drawn, and where each labelled series starts and ends."""
+    parts = [f"{ax.get_title()}; {ax.get_ylabel() or 'arms'} against {ax.get_xlabel()}."]
+    for line in ax.get_lines():
+        if not line.get_label().startswith("_") and len(line.get_xdata()):
+            x, y = line.get_xdata(), line.get_ydata()
+            value = (
+                tables.short(float(x[0]))
+                if len(x) == 1
+                else f"{tables.short(float(y[0]))} at {x[0]:g} to "
+                f"{tables.short(float(y[-1]))} at {x[-1]:g}"
+            )
+            parts.append(f"{line.get_label()}: {value}.")
+    for container in ax.containers:
+        widths = ", ".join(tables.short(bar.get_width()) for bar in container)
+        parts.append(f"{container.get_label()}: {widths}.")
+    return " ".join(parts + [text.get_text() for text in ax.texts])
+
+
+def caption(rows: Sequence[Record]) -> str:
+    """Hardware, weights, dtype, stack and repetitions, computed from the rows."""
+    measured = [r for r in rows if r.kind not in ("environment", "card")]
+    envs = environments(rows)
+    used = {r.env_id for r in measured}
+    cards = {e.get("gpu") or e.get("cpu") for i, e in envs.items() if i in used} - {None}
+    setups = {f"{r.key.get('weights')} weights, {r.key.get('dtype')}, {r.key.get('stack')}"
+              for r in measured if not r.error}  # fmt: skip
+    counts = sorted({len(s) for r in measured for name, s in r.samples.items()
+                     if name not in ("warmup_s", "token_s")})  # fmt: skip
+    n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
+    return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n]))
+
+
+def show(ax: Axes, rows: Sequence[Record]) -> None:
+    """Display the figure with its alternative text, and its caption under it."""
+    from IPython.display import Markdown, display
+
+    figure = ax.figure
+    display(figure, metadata={"image/png": {"alt": describe(ax)}})
+    display(Markdown(f"*{ax.get_title()}. {caption(rows)}.*"))
+    plt.close(figure)

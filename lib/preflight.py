@@ -1,0 +1,113 @@
+"""What can be known before any work: does the model exist, fit its positions and the memory?
+
+Runs in a process of its own, because asking a GPU for its free memory opens a context that would
+otherwise stay there, and be measured, for as long as the runner lives.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from lib.manifest import Task
+from lib.params import ROOT
+
+
+class PreflightError(ValueError):
+    """The jobs cannot run; the message says why and what to do."""
+
+
+def arms(jobs: Iterable[Task]) -> list[dict[str, Any]]:
+    """The largest base arm of each model: context and new tokens, and how it is loaded.
+
+    Other arms of an ablation may go beyond; they fail as rows of their own.
+    """
+    largest: dict[tuple, dict[str, Any]] = {}
+    for job in jobs:
+        values = job.parameters
+        contexts = values.get("context") or values.get("contexts")
+        if job.model is None or not contexts:
+            continue
+        arm = {
+            "model": job.model,
+            "weights": job.weights,
+            "dtype": values.get("dtype", "bfloat16"),
+            "device": values.get("device", "auto"),
+            "context": _largest(contexts),
+            "new_tokens": _largest(values.get("new_tokens", 0)),
+        }
+        key = (arm["model"], arm["weights"], arm["dtype"])
+        known = largest.get(key)
+        if known is None or _tokens(arm) > _tokens(known):
+            largest[key] = arm
+    return list(largest.values())
+
+
+def _largest(values: int | list[int]) -> int:
+    return max(values) if isinstance(values, list) else values
+
+
+def _tokens(arm: dict[str, Any]) -> int:
+    return arm["context"] + arm["new_tokens"]
+
+
+def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None) -> list[str]:
+    """One message for each arm that cannot run; fetches checkpoints, so that no job waits for it.
+
+    `models` and `device` stand in for `lib.models` and the opened device in tests.
+    """
+    if models is None:
+        from lib import models
+    problems = []
+    for arm in arms:
+        try:
+            card = models.card(arm["model"], dtype=arm["dtype"])
+            models.require_context(card, arm["context"], arm["new_tokens"])
+            where = device or _device(arm["device"])
+            models.require_fits(card, where, _tokens(arm))
+            if arm["weights"] != "random":
+                _fetch(arm["model"], arm["weights"])
+        except (ValueError, OSError, RuntimeError) as error:
+            problems.append(f"{arm['model']}: {error}")
+    return problems
+
+
+def _device(name: str) -> Any:
+    from lib.device import open_device
+
+    return open_device(name)
+
+
+def _fetch(model: str, weights: str) -> None:
+    from lib import origins
+
+    origin = origins.find(model)
+    origins.require_checkpoint(origin, weights)
+    origins.files(origin)
+
+
+def check_apart(arms: list[dict[str, Any]], env: dict[str, str]) -> None:
+    """`check` in another process; raises PreflightError with everything that is wrong."""
+    if not arms:
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.preflight"],
+        input=json.dumps(arms),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=env,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise PreflightError(f"the check of the models ended with exit code {done.returncode}")
+    if problems := json.loads(lines[-1]):
+        raise PreflightError("\n".join(problems))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(check(json.load(sys.stdin))) + "\n")

@@ -1,0 +1,208 @@
+"""Prompts of an exact length in tokens, counted after the chat template.
+
+The fixed part of a template (system text, turn marks, generation prompt) is kept whole, and the
+body is written to the length that is left. Nothing is padded: padding is masked out of the work
+that is being measured, and cutting a finished prompt would remove the generation prompt.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+WRAPPER = ("### Instruction:\n", "\n\n### Response:\n")
+# Templates that print today's date would give other ids every day.
+_DATE = datetime.datetime(2025, 8, 5)
+_MARK = "BODYOFTHEPROMPT"
+# Words first: one more word is one more token for most tokenizers.
+_FILLERS = (
+    " again", " then", " here", " now", " too", " so", " it", " a", " I", ".", "!", ",", ";",
+    " 7", "a", "e", "o", "s", "x", "1",
+)  # fmt: skip
+_STEPS_BACK = 24
+
+_SUBJECTS = (
+    "the engineer", "a quiet neighbour", "our teacher", "the old printer", "every visitor",
+    "one careful reader", "the harbour master", "a young chemist", "the night train",
+    "their accountant", "the gardener", "a travelling musician", "the weather station",
+    "my colleague", "the city council", "an honest witness", "the second pilot", "a lost tourist",
+    "the librarian", "this machine", "the river", "a small company", "the translator", "nobody",
+)  # fmt: skip
+_VERBS = (
+    "repairs", "describes", "remembers", "measures", "paints", "questions", "carries", "follows",
+    "replaces", "counts", "sells", "avoids", "discovers", "explains", "records", "borrows",
+    "protects", "compares", "ignores", "prepares", "watches", "improves", "divides", "delivers",
+)  # fmt: skip
+_ADJECTIVES = (
+    "broken", "narrow", "expensive", "familiar", "frozen", "modern", "distant", "yellow",
+    "careless", "complete", "silent", "early", "heavy", "curious", "wooden", "public", "hidden",
+    "foreign", "gentle", "rapid", "bitter", "empty", "second", "local",
+)  # fmt: skip
+_OBJECTS = (
+    "bridge", "letter", "theory", "engine", "market", "window", "contract", "forest", "island",
+    "recipe", "signal", "museum", "treaty", "bottle", "camera", "garden", "ladder", "planet",
+    "school", "ticket", "vaccine", "violin", "budget", "shadow",
+)  # fmt: skip
+_ENDINGS = (
+    "before sunrise", "in northern Europe", "without any help", "for 37 days", "near the station",
+    "after the storm", "at half the price", "since 1984", "in plain language", "on the last page",
+    "with great patience", "between two meetings", "for no clear reason", "under a grey sky",
+    "at 12 degrees", "despite the noise", "once a year", "from memory", "as planned",
+    "in the other direction", "while it rains", "by hand", "twice a week", "for a friend",
+)  # fmt: skip
+
+
+class PromptError(ValueError):
+    """A prompt of this length cannot be made; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of one sequence. `kind` says how they were made: template, wrapper or ids."""
+
+    ids: tuple[int, ...]
+    kind: str
+    text: str = ""
+
+
+def exact_prompt(
+    model_or_tokenizer: Any,
+    tokens: int,
+    *,
+    seed: int = 0,
+    vocab_size: int | None = None,
+    special_ids: Iterable[int] = (),
+) -> Prompt:
+    """A prompt of exactly `tokens` tokens, the same for the same seed.
+
+    With a chat template: the rendered conversation of one user turn, generation prompt included.
+    With a tokenizer and no template: a plain instruction wrapper. With no tokenizer (a model of
+    random weights, or None): ids drawn from the vocabulary, special ones left out.
+    """
+    if tokens < 1:
+        raise PromptError(f"a prompt of {tokens} tokens cannot be made; ask for 1 or more")
+    tokenizer = model_or_tokenizer
+    if hasattr(model_or_tokenizer, "net"):
+        tokenizer = model_or_tokenizer.tokenizer
+        vocab_size = vocab_size or model_or_tokenizer.vocab_size
+        special_ids = (*special_ids, *model_or_tokenizer.special_ids)
+    if tokenizer is None:
+        return _drawn_ids(tokens, seed, vocab_size, special_ids)
+
+    templated = bool(getattr(tokenizer, "chat_template", None))
+    before, after = _fixed_part(tokenizer) if templated else WRAPPER
+
+    def encode(body: str) -> list[int]:
+        text = before + body + after
+        return tokenizer(text, add_special_tokens=not templated)["input_ids"]
+
+    kind = "template" if templated else "wrapper"
+    body = _body(encode, tokens, seed, kind)
+    text = _render(tokenizer, body) if templated else before + body + after
+    if text != before + body + after:
+        raise PromptError(
+            "the chat template changes the text of the user's turn, so that the fixed part cannot "
+            "be told from the body; pass a tokenizer whose template keeps the text"
+        )
+    ids = tuple(encode(body))
+    assert len(ids) == tokens, f"{len(ids)} tokens instead of {tokens}"
+    return Prompt(ids, kind, text)
+
+
+def _drawn_ids(
+    tokens: int, seed: int, vocab_size: int | None, special_ids: Iterable[int]
+) -> Prompt:
+    if vocab_size is None:
+        raise PromptError("without a tokenizer, ids are drawn; give vocab_size")
+    plain = sorted(set(range(vocab_size)) - set(special_ids))
+    if not plain:
+        raise PromptError(f"all {vocab_size} ids of the vocabulary are special; none can be drawn")
+    return Prompt(tuple(random.Random(seed).choices(plain, k=tokens)), "ids")
+
+
+def _render(tokenizer: Any, body: str) -> str:
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": body}],
+        add_generation_prompt=True,
+        tokenize=False,
+        strftime_now=_DATE.strftime,
+        date_string=_DATE.strftime("%d %b %Y"),
+    )
+
+
+def _fixed_part(tokenizer: Any) -> tuple[str, str]:
+    """What the template puts before and after the text of the user's turn."""
+    before, mark, after = _render(tokenizer, _MARK).partition(_MARK)
+    if not mark or _MARK in after:
+        raise PromptError(
+            "the chat template does not show the user's text exactly once; pass a tokenizer with "
+            "another template, or set its chat_template to None for a plain wrapper"
+        )
+    return before, after
+
+
+def _body(encode: Callable[[str], list[int]], tokens: int, seed: int, kind: str) -> str:
+    """Text with which the whole prompt has exactly `tokens` tokens.
+
+    Tokens at an edge may merge, so lengths do not simply add: as many words as fit are found by
+    bisection, the rest is filled with short pieces, and where no filling is exact the search
+    steps back by a word.
+    """
+    fixed = len(encode(""))
+    if tokens < fixed:
+        raise PromptError(
+            f"the {kind} alone takes {fixed} tokens, more than the {tokens} asked for; ask for at "
+            f"least {fixed + 1}"
+        )
+    if tokens == fixed:
+        return ""
+    words = _words(seed, tokens - fixed + 1)
+    fits, too_many = 0, len(words) + 1
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if len(encode(" ".join(words[:middle]))) <= tokens:
+            fits = middle
+        else:
+            too_many = middle
+    for kept in range(fits, max(fits - _STEPS_BACK, -1), -1):
+        if (body := _filled(encode, " ".join(words[:kept]), tokens)) is not None:
+            return body
+    raise PromptError(
+        f"no text gives exactly {tokens} tokens with this tokenizer and {kind}; ask for "
+        f"{tokens + 1}, or use another seed"
+    )
+
+
+def _filled(encode: Callable[[str], list[int]], body: str, tokens: int) -> str | None:
+    """`body` with short pieces added until the length is exact, or None."""
+    length = len(encode(body))
+    while length < tokens:
+        for filler in _FILLERS:
+            # A template may strip the turn, so that a body must not begin with a space.
+            longer = body + filler if body else filler.strip()
+            if length < (longer_length := len(encode(longer))) <= tokens:
+                body, length = longer, longer_length
+                break
+        else:
+            return None
+    return body if length == tokens else None
+
+
+def _words(seed: int, count: int) -> list[str]:
+    """Words of varied English sentences; every word has one token or more."""
+    words: list[str] = []
+    sentences = _sentences(random.Random(seed))
+    while len(words) < count:
+        words += next(sentences).split()
+    return words[:count]
+
+
+def _sentences(rng: random.Random) -> Iterator[str]:
+    while True:
+        parts = [rng.choice(x) for x in (_SUBJECTS, _VERBS, _ADJECTIVES, _OBJECTS, _ENDINGS)]
+        subject, verb, adjective, thing, ending = parts
+        article = rng.choice(("the", "its", "another", "that"))
+        yield f"{subject.capitalize()} {verb} {article} {adjective} {thing} {ending}."

@@ -1,0 +1,337 @@
+"""One self-contained HTML report from run.json files, records and executed notebooks.
+
+Nothing is measured here. The same inputs give the same bytes: no time of writing goes in. The page
+loads nothing from anywhere, and its content security policy allows one script, by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lib import results, tables
+from lib.findings import findings
+from lib.fragments import mathml, read_notebook, render_fragment
+from lib.grid import RANDOM_NOTE, Column, Table
+from lib.markup import grid_html, paper_html
+from lib.paperrules import load_published, paper_name
+from lib.papertables import PaperTable, paper_tables
+from lib.records import Record, environments, merge
+from lib.results import ACROSS, Job, slug
+
+TEMPLATES = Path(__file__).parent / "templates"
+MAIN_TABLES = (1, 5, 6, 8)
+TITLE = "What it costs to deploy an open-weight language model"
+
+
+def write(source_dir: str | Path, out_dir: str | Path | None = None) -> Path:
+    """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
+
+    `source_dir` holds jobs (run.json, records.jsonl, notebook.ipynb) and is only read when
+    `out_dir` is another folder.
+    """
+    source = Path(source_dir)
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} is not a folder of results; run `make report` first")
+    out = Path(out_dir) if out_dir is not None else source
+    found = results.find(source)
+    if not found:
+        raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
+    out.mkdir(parents=True, exist_ok=True)
+    pages = {job.id: _page(job, out) for job in found if job.notebook_path}
+    text = render(found, source, out, pages)
+    path = out / "report.html"
+    _replace(path, text)
+    return path
+
+
+def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) -> Path:
+    """Write one job's notebook.html into its folder (or `out_dir`) and return the path.
+
+    `job_dir` is `<results>/<model>/<weights>-<stack>/<notebook>`; the results folder is the
+    nearest one above that holds all its jobs.
+    """
+    folder = Path(job_dir).resolve()
+    root = _results_root(folder)
+    job = next((j for j in results.find(root) if j.folder.resolve() == folder), None)
+    if job is None or job.notebook_path is None:
+        raise FileNotFoundError(f"{folder} holds no run.json with an executed notebook")
+    return _page(job, Path(out_dir) if out_dir is not None else root)
+
+
+def _results_root(folder: Path) -> Path:
+    """Two levels above a cross-model notebook without setup, three above any other."""
+    return folder.parents[1] if folder.parent.name == ACROSS else folder.parents[2]
+
+
+def _page(job: Job, out: Path) -> str | Path:
+    """Write a notebook as its own page below `out`; returns its path."""
+    target = out / job.path / "notebook.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    notebook = job.notebook_path
+    up = "/".join([".."] * len(job.parts))
+    body = _environment().get_template("notebook.html")
+    title = f"{job.title} · {job.model}"
+    fragment = render_fragment(read_notebook(notebook), job.id, demote=1)
+    text = body.render(
+        title=title, kicker=job.setup or job.profile, subtitle="", demo=_is_demo(job.records),
+        job=job, fragment=Markup(fragment), toc=[_entry(job.id, title)], footer="",
+        report_href=f"{up}/report.html",
+        ipynb_href=quote(Path(os.path.relpath(notebook, target.parent)).as_posix()),
+    )  # fmt: skip
+    _replace(target, text)
+    return target
+
+
+def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]) -> str:
+    """The report as text; writes the CSVs that it embeds."""
+    rows = merge([r for job in _by_end(found) for r in job.records])
+    published = load_published()
+    paper = paper_tables(rows, published)
+    csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out)]
+    generic = tables.generic_tables(rows)
+    context = _paper_caption(rows, published) if paper else []
+    main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
+    more = [(f"Table {t.number}. {t.title}", Markup(_paper(t, context)))
+            for t in paper if t.number not in MAIN_TABLES]  # fmt: skip
+    grids = [(t.title, Markup(grid_html(t, f"grid-{t.name}"))) for t in generic]
+    failures = [job for job in found if job.status != "ok"]
+    demo = _is_demo(rows)
+    groups = _groups(found, pages, out)
+    ended = max((str(job.run.get("end") or "") for job in found), default="")
+    return _environment().get_template("report.html").render(
+        title=TITLE,
+        kicker=f"Deployment workbook · profile {source.name}",
+        subtitle=_subtitle(rows, ended),
+        demo=demo,
+        findings=findings(rows, published, paper),
+        counts=_counts(found, rows),
+        provenance=provenance(found),
+        paper=published,
+        paper_main=main,
+        paper_more=more,
+        generic=[html for _, html in grids],
+        generic_more=grids,
+        groups=groups,
+        failures=failures,
+        arm_errors=Markup(_optional(arm_errors(rows), "arm-errors")),
+        warnings=Markup(_optional(warnings_table(rows), "warnings")),
+        methods=Markup(_environment().get_template("methods.html").render()),
+        downloads=[(p.name, _data_link(p)) for p in csvs],
+        files=Markup(_file_links(found, pages, out)),
+        toc=_contents(groups, bool(paper)),
+        footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
+    )  # fmt: skip
+
+
+def _by_end(found: Iterable[Job]) -> list[Job]:
+    """Jobs in the order in which their rows replace each other: finished ones win, then later."""
+    return sorted(found, key=lambda j: (j.run.get("status") == "ok", str(j.run.get("end") or "")))
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    css, js = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    made.filters["math"] = lambda formula: Markup(
+        mathml(formula).replace("<math ", '<math displaystyle="true" ', 1)
+    )
+    made.globals |= {"css": Markup(css), "js": Markup(js), "csp": _policy(css, js)}
+    return made
+
+
+def _policy(css: str, js: str) -> str:
+    """Content security policy: nothing loads; this style and this script run, no other."""
+    style, script = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js)
+    )
+    return (f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
+            f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'")  # fmt: skip
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    partial.replace(path)
+
+
+def _paper(table: PaperTable, context: Sequence[str]) -> str:
+    return paper_html(table, f"table-{table.number}", context)
+
+
+def _paper_caption(rows: Sequence[Record], published: dict[str, Any]) -> list[str]:
+    """What holds for every number beside the paper's: the card and the weights."""
+    mine = [r for r in rows if paper_name(r.key.get("model"), published)]
+    envs = environments(rows)
+    gpus = sorted({str(envs.get(r.env_id or "", {}).get("gpu") or "a CPU") for r in mine})
+    where = " and ".join(gpus)
+    said = [f"Measured on {where}."]
+    if gpus != [published["gpu"]]:
+        said = [f"Measured on {where}; the paper used {published['gpu']}, so times and energy "
+                "differ by hardware, memory need not."]  # fmt: skip
+    if "random" in {r.key.get("weights") for r in mine}:
+        said.append(RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + ".")
+    return said
+
+
+def _is_demo(rows: Sequence[Record]) -> bool:
+    envs = environments(rows).values()
+    return bool(envs) and not any(env.get("gpu") for env in envs)
+
+
+def _subtitle(rows: Sequence[Record], ended: str) -> str:
+    models = sorted({str(r.key["model"]) for r in rows if r.key.get("model")})
+    gpus = sorted({str(env.get("gpu") or "CPU") for env in environments(rows).values()})
+    parts = [", ".join(models), " and ".join(gpus), results.readable(ended)[:10]]
+    return " · ".join(filter(None, parts))
+
+
+def _counts(found: Sequence[Job], rows: Sequence[Record]) -> dict[str, int]:
+    status = Counter(job.status for job in found)
+    arms = [r for r in rows if r.kind not in ("environment", "card")]
+    return {"ok": status["ok"], "missing": status["missing"], "planned": len(found),
+            "failed": len(found) - status["ok"] - status["missing"],
+            "arms": len(arms), "arm_errors": sum(bool(r.error) for r in arms)}  # fmt: skip
+
+
+def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
+    """Which models ran where: one entry for each GPU, driver, set of versions, host and commit."""
+    groups: dict[tuple, dict[str, set]] = defaultdict(lambda: defaultdict(set))
+    for job in found:
+        for env in environments(job.records).values():
+            packages = env.get("packages") or {}
+            where = {"GPU": env.get("gpu") or "CPU, no GPU",
+                     "driver": env.get("driver"), "CUDA": env.get("cuda"),
+                     "torch": env.get("torch") or packages.get("torch"),
+                     "transformers": env.get("transformers") or packages.get("transformers"),
+                     "host CPU": env.get("cpu"), "commit": _commit(job)}  # fmt: skip
+            seen = groups[tuple((k, str(v)) for k, v in where.items() if v)]
+            keyed = [r for r in job.records if r.key.get("model")]
+            base = [r for r in keyed if not r.kind.startswith("ablation")]
+            for title, name in (("models", "model"), ("weights", "weights"), ("stack", "stack"),
+                                ("dtype", "dtype"), ("experts", "experts")):  # fmt: skip
+                values = {str(r.key.get(name)) for r in base if r.key.get(name) and not r.error}
+                seen[title] |= values - {"none"}
+            for r in keyed:
+                source, revision = r.value("model_source"), r.value("model_revision")
+                if source:
+                    seen["source"].add(f"{source} at {revision}" if revision else str(source))
+            if job.end:
+                seen["dates"].add(job.end[:10])
+    return [_place(dict(where), seen) for where, seen in sorted(groups.items())]
+
+
+def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
+    shown = {name: ", ".join(sorted(values)) for name, values in seen.items() if values}
+    software = ", ".join(f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers")
+                         if n in where)  # fmt: skip
+    facts = {n: shown.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
+    facts |= {"software": software, "host CPU": where.get("host CPU"), "dates": shown.get("dates"),
+              "commit": where.get("commit")}  # fmt: skip
+    return SimpleNamespace(title=where["GPU"], facts=[(k, v) for k, v in facts.items() if v])
+
+
+def _commit(job: Job) -> str | None:
+    git = job.run.get("git") or {}
+    if not isinstance(git, dict) or not git.get("commit"):
+        return None
+    return str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")
+
+
+def arm_errors(rows: Sequence[Record]) -> Table:
+    """Arms that failed, with their error."""
+    columns = tuple(Column(n, numeric=False) for n in ("model", "kind", "arm", "error"))
+    made = [(r.key.get("model"), r.kind, _arm(r), r.error) for r in rows if r.error]
+    return Table("arm-errors", "Arms that failed", columns, tuple(made))
+
+
+def warnings_table(rows: Sequence[Record]) -> Table:
+    """Warnings that rows carry, with how many rows carry each."""
+    counts = Counter((str(r.key.get("model") or "–"), w["code"], w["text"])
+                     for r in rows for w in r.warnings)  # fmt: skip
+    columns = (*(Column(n, numeric=False) for n in ("model", "warning", "advice")), Column("rows"))
+    return Table("warnings", "Warnings", columns, tuple((*w, n) for w, n in sorted(counts.items())))
+
+
+def _arm(row: Record) -> str:
+    fields = ("dtype", "stack", "experts", "context", "new_tokens", "decoding")
+    return ", ".join(f"{f.replace('_', ' ')} {row.key[f]}" for f in fields if row.key.get(f))
+
+
+def _optional(table: Table, table_id: str) -> str:
+    return grid_html(table, table_id) if table.rows else ""
+
+
+def _groups(found: Sequence[Job], pages: dict[str, Path], out: Path) -> list[SimpleNamespace]:
+    """Sections: the notebooks across models first, then each model's."""
+    by_model: dict[str, list[Job]] = {}
+    for job in sorted(found, key=lambda j: j.parts[0] != ACROSS):
+        by_model.setdefault(job.parts[0], []).append(job)
+    groups, taken = [], Counter()
+    for folder, members in by_model.items():
+        across = folder == ACROSS
+        name = "summary" if across else f"model-{slug(folder)}"
+        taken[name] += 1
+        name += f"-{taken[name]}" if taken[name] > 1 else ""
+        title = "Summary across models" if across else members[0].model
+        shown = [_section(job, pages.get(job.id), out) for job in members]
+        groups.append(SimpleNamespace(id=name, title=title, jobs=shown))
+    return groups
+
+
+def _section(job: Job, page: Path | None, out: Path) -> SimpleNamespace:
+    fragment = ""
+    if job.notebook_path is not None and page is not None:
+        fragment = render_fragment(read_notebook(job.notebook_path), job.id, demote=3)
+    return SimpleNamespace(
+        id=job.id, title=job.title, status=job.status, setup=job.setup, end=job.end,
+        rerun=job.rerun, fragment=Markup(fragment),
+        page=_href(page, out) if page else "",
+    )  # fmt: skip
+
+
+def _href(path: Path, out: Path) -> str:
+    return quote(Path(os.path.relpath(path, out)).as_posix())
+
+
+def _data_link(path: Path) -> str:
+    return "data:text/csv;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
+    items = []
+    for job in found:
+        paths = [pages.get(job.id), job.notebook_path, job.folder / "records.jsonl",
+                 job.folder / "run.json"]  # fmt: skip
+        links = [f'<a href="{_href(p, out)}">{escape(p.name)}</a>' for p in paths
+                 if p is not None and p.exists()]  # fmt: skip
+        if links:
+            items.append(f"<li>{escape(job.model)}, {escape(job.title)}: {', '.join(links)}</li>")
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
+    return SimpleNamespace(id=name, title=title, children=list(children))
+
+
+def _contents(groups: Sequence[SimpleNamespace], paper: bool) -> list[SimpleNamespace]:
+    entries = [_entry("abstract", "Abstract"), _entry("where", "What was measured where")]
+    entries.append(_entry("tables", "The paper's tables" if paper else "Results"))
+    if paper:
+        entries.append(_entry("more-tables", "Other tables"))
+    entries += [_entry(g.id, g.title, [_entry(j.id, j.title) for j in g.jobs]) for g in groups]
+    last = (("failures", "Failures"), ("methods", "Methods"), ("data", "Data"))
+    return [*entries, *(_entry(*item) for item in last)]

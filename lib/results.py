@@ -1,0 +1,182 @@
+"""Jobs below a results folder, as their run.json files tell: what ran, what failed, what is
+missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lib.records import Record, load
+
+ACROSS = "_all"
+PARAMS = Path(__file__).parents[1] / "params"
+ORDER = ("latency", "memory", "energy", "ablations", "ape", "summary")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook for one model: `path` is its folder below the results, in posix form."""
+
+    path: str
+    folder: Path
+    run: dict[str, Any] = field(default_factory=dict)
+    records: tuple[Record, ...] = ()
+    profile: str = ""
+    id: str = ""
+    damage: str = ""
+
+    @property
+    def parts(self) -> list[str]:
+        """model folder, setup folders, notebook."""
+        return self.path.split("/")
+
+    @property
+    def model(self) -> str:
+        """The model by name where the manifest has it, else its folder."""
+        if self.parts[0] == ACROSS:
+            return "all models"
+        return str(self._given("model") or self.parts[0])
+
+    def _given(self, name: str) -> Any:
+        return (self.run.get("parameters") or {}).get(name)
+
+    @property
+    def notebook(self) -> str:
+        return self.parts[-1]
+
+    @property
+    def setup(self) -> str:
+        """weights and stack, as the folder names them."""
+        return "/".join(self.parts[1:-1])
+
+    @property
+    def title(self) -> str:
+        return "APE" if self.notebook == "ape" else self.notebook.replace("_", " ").capitalize()
+
+    @property
+    def status(self) -> str:
+        """The manifest's word; without a manifest "missing"; ok without a notebook is not ok."""
+        if not self.run:
+            return "missing"
+        if self.damage:
+            return "damaged"
+        status = str(self.run.get("status", "failed"))
+        if status == "ok" and not (self.folder / "notebook.ipynb").exists():
+            return "notebook missing"
+        return status
+
+    @property
+    def end(self) -> str:
+        """When it ended, to the minute, as the manifest says."""
+        return readable(self.run.get("end"))
+
+    @property
+    def attempt(self) -> Any:
+        return self.run.get("attempt")
+
+    @property
+    def error(self) -> str:
+        """What the manifest says about the failure, else the notebook's own error."""
+        error = self.run.get("error") or ""
+        if isinstance(error, dict):
+            cell = f" in cell [{error['cell']}]" if error.get("cell") else ""
+            error = f"{error.get('name')}{cell}: {error.get('value')}"
+        return _last_lines(self.damage or error or _notebook_error(self.notebook_path))
+
+    @property
+    def notebook_path(self) -> Path | None:
+        """The executed notebook, also that of a job that did not end well."""
+        path = self.folder / "notebook.ipynb"
+        return path if path.exists() and not self.damage else None
+
+    @property
+    def rerun(self) -> str:
+        """The command that runs this job again."""
+        known = (PARAMS / f"{self.profile}.yaml").exists()
+        values = {"PROFILE": self.profile if known else "paper"}
+        if self.parts[0] != ACROSS:
+            values["MODELS"] = self._given("model") or self.parts[0]
+        values["NOTEBOOKS"] = self.notebook
+        values |= {n.upper(): v for n in ("weights", "stack") if (v := self._given(n))}
+        return "make report " + " ".join(f"{k}={shlex.quote(str(v))}" for k, v in values.items())
+
+
+def readable(end: str | None) -> str:
+    """2026-11-24T10:31:02+00:00 as 2026-11-24 10:31."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*$", r"\1 \2", str(end or ""))
+
+
+def slug(text: str) -> str:
+    """Text as an id: letters, digits, dot and dash."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower() or "x"
+
+
+def find(source: str | Path) -> list[Job]:
+    """Every job below the folder: those with a run.json, and those of plan.json that have none.
+
+    plan.json, where it exists, is {"jobs": ["<model>/<weights>-<stack>/<notebook>", ...]}.
+    """
+    source = Path(source)
+    found = {p.parent.relative_to(source).as_posix() for p in source.rglob("run.json")}
+    found = {path for path in found if not any(part[0] == "." for part in path.split("/"))}
+    plan = source / "plan.json"
+    planned = json.loads(plan.read_text(encoding="utf-8"))["jobs"] if plan.exists() else []
+    return _with_ids([_read(source, path) for path in sorted({*found, *planned}, key=_order)])
+
+
+def _read(source: Path, path: str) -> Job:
+    """One job; what cannot be read is kept as its damage, so that the report can say so."""
+    folder, run, records, damage = source / path, {}, (), ""
+    try:
+        if (folder / "run.json").exists():
+            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if run and (folder / "records.jsonl").exists():
+            records = tuple(load(folder / "records.jsonl"))
+        if run and (folder / "notebook.ipynb").exists():
+            json.loads((folder / "notebook.ipynb").read_text(encoding="utf-8"))
+    except ValueError as error:
+        run, damage = run or {"status": "damaged"}, str(error).replace(str(folder), path)
+    return Job(path, folder, run, records, source.name, damage=damage)
+
+
+def _order(path: str) -> tuple:
+    parts = path.split("/")
+    at = ORDER.index(parts[-1]) if parts[-1] in ORDER else len(ORDER)
+    return (parts[0] == ACROSS, parts[0], parts[1:-1], at, parts[-1])
+
+
+def _with_ids(jobs: Sequence[Job]) -> list[Job]:
+    """Ids `model--notebook`; where a model has several setups, the setup stands between."""
+    short = Counter((job.parts[0], job.notebook) for job in jobs)
+    made, seen = [], Counter()
+    for job in jobs:
+        model = "all" if job.parts[0] == ACROSS else slug(job.parts[0])
+        names = [model, slug(job.notebook)]
+        if short[job.parts[0], job.notebook] > 1:
+            names.insert(1, slug(job.setup))
+        name = "--".join(names)
+        seen[name] += 1
+        name += f"-{seen[name]}" if seen[name] > 1 else ""
+        made.append(replace(job, id=name))
+    return made
+
+
+def _notebook_error(path: Path | None) -> str:
+    """The last error output of a notebook."""
+    if path is None:
+        return ""
+    cells = json.loads(path.read_text(encoding="utf-8")).get("cells", [])
+    found = [out for cell in cells for out in cell.get("outputs", ())
+             if out.get("output_type") == "error"]  # fmt: skip
+    return f"{found[-1]['ename']}: {found[-1]['evalue']}" if found else ""
+
+
+def _last_lines(text: str, count: int = 20) -> str:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return "\n".join(plain.strip().splitlines()[-count:])

@@ -1,0 +1,280 @@
+"""One job: lease a GPU, run a notebook by papermill, write run.json. And the loop over jobs.
+
+python -m lib.run --profile demo [--models ...] [--notebooks ...] [--weights ...] [--stack ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lib import kernels, lease, manifest, params, preflight
+from lib.manifest import Task, short
+from lib.params import ParamsError, Profile
+from lib.tally import Tally, say
+
+OFFLINE_PROFILES = ("demo",)
+RELEASED = params.ROOT / "outputs" / "released"
+BAD_INPUT = (ParamsError, preflight.PreflightError, lease.BusyError)
+
+
+@dataclass
+class Stop:
+    """What SIGINT and SIGTERM do: end the kernel of the job in progress, then the loop."""
+
+    watch: kernels.Watch | None = None
+    signum: int = 0
+    asked: int = 0
+
+    def __call__(self, signum: int, frame: object = None) -> None:
+        self.signum, self.asked = self.signum or signum, self.asked + 1
+        if self.watch is None or self.asked > 2:
+            raise SystemExit(128 + signum)
+        self.watch.stop(signal.Signals(signum).name)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Stop]:
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        old = {name: signal.signal(getattr(signal, name), self) for name in names}
+        try:
+            yield self
+        finally:
+            for name, handler in old.items():
+                signal.signal(getattr(signal, name), handler)
+
+
+def run_job(
+    job: Task,
+    *,
+    sha: str,
+    gpu: str = "cpu",
+    env: dict[str, str],
+    timeout_s: float | None = None,
+    stop: Stop | None = None,
+) -> dict[str, Any]:
+    """Execute one notebook and record how it ended; returns the manifest.
+
+    Notebook and records appear in the job's folder only when the run ends. A run that does not
+    end well leaves a finished one of before in `.previous/`; an interrupted one leaves it as is.
+    """
+    signature = params.notebook_parameters(job.source)
+    values = params.check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
+    stop, old, start = stop or Stop(), manifest.read(job.folder), _now()
+    staged = manifest.staging(job.folder)
+    stop.watch = kernels.Watch()
+    try:
+        outcome = kernels.execute(
+            job.source,
+            staged / "notebook.ipynb",
+            values,
+            env=env,
+            watch=stop.watch,
+            timeout_s=timeout_s,
+            progress=sys.stderr.isatty(),
+        )
+        told = {
+            "status": outcome.status,
+            "error": outcome.error,
+            "parameters": values,
+            "job_sha": sha,
+            "notebook_sha": manifest.notebook_sha(job.source),
+            "lib_sha": manifest.lib_sha(),
+            "git": manifest.git_state(),
+            "env": manifest.environment(gpu),
+            "attempt": (old or {}).get("attempt", 0) + 1,
+            "start": start,
+            "end": _now(),
+            "artefacts": manifest.artefacts(staged),
+        }
+        _settle(job.folder, old, told)
+    finally:
+        stop.watch = None
+    return told
+
+
+def _settle(folder: Path, old: dict[str, Any] | None, told: dict[str, Any]) -> None:
+    """Put files and manifest in place, in the order that a crash in between cannot make a lie."""
+    was_ok = old is not None and old["status"] == "ok"
+    if was_ok and told["status"] == "interrupted":
+        manifest.discard(folder)
+        return
+    names = [item["path"] for item in (old or {}).get("artefacts", ())]
+    if told["status"] != "ok":
+        manifest.write_json(folder / "run.json", told)
+    manifest.promote(folder, names, keep_old=was_ok and told["status"] != "ok")
+    manifest.write_json(folder / "run.json", told)
+
+
+def run(
+    profile: Profile,
+    out_dir: Path,
+    *,
+    force: bool = False,
+    timeout_s: float | None = None,
+    wait: bool = False,
+    check: Callable[[list, dict], None] = preflight.check_apart,
+    write_page: Callable[[Path], object] | None = None,
+    write_report: Callable[[Path], object] | None = None,
+    models_path: Path = params.ROOT / "params" / "models.yaml",
+) -> int:
+    """Run every job of a profile that is not finished yet, then write the report.
+
+    Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
+    """
+    _refuse_released(out_dir)
+    jobs, stop = manifest.plan(profile, out_dir), Stop()
+    with contextlib.ExitStack() as held:
+        held.enter_context(stop.installed())
+        folder = hashlib.sha256(str(out_dir.resolve()).encode()).hexdigest()[:12]
+        held.enter_context(lease.lock(f"out-{folder}", what=short(out_dir), wait=wait))
+        gpu = _lease_gpu(profile, jobs, held, wait)
+        name = gpu.name if gpu else "cpu"
+
+        def env_of(job: Task) -> dict[str, str]:
+            offline = profile.name in OFFLINE_PROFILES or job.weights == "random"
+            return kernels.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+
+        todo = [x for x in jobs if force or not _finished(x, name, models_path)]
+        offline = profile.name in OFFLINE_PROFILES
+        env = kernels.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+        check(preflight.arms(todo), env)
+        manifest.record_plan(jobs, out_dir)
+
+        tally = Tally(jobs)
+        for job in jobs:
+            sha = manifest.job_sha(job, name, models_path)
+            if not force and _keep(job, manifest.read(job.folder), sha, tally):
+                tally.skip(job)
+                continue
+            tally.start(job)
+            told = run_job(
+                job, sha=sha, gpu=name, env=env_of(job), timeout_s=timeout_s, stop=stop
+            )
+            tally.end(job, told)
+            if stop.signum:
+                break
+            _guarded(tally, "notebook page", write_page, job.folder)
+        if not stop.signum:
+            _guarded(tally, "report", write_report, out_dir)
+        tally.summary(out_dir, interrupted=bool(stop.signum))
+    if stop.signum:
+        return 128 + stop.signum
+    return 0 if tally.all_good else 1
+
+
+def _finished(job: Task, gpu: str, models_path: Path) -> bool:
+    sha = manifest.job_sha(job, gpu, models_path)
+    return manifest.is_finished(job.folder, manifest.read(job.folder), sha)
+
+
+def _keep(job: Task, old: dict[str, Any] | None, sha: str, tally: Tally) -> bool:
+    """Skip this job? A reading notebook is repeated when code changed; a measuring one warns."""
+    if not manifest.is_finished(job.folder, old, sha):
+        return False
+    code = (manifest.notebook_sha(job.source), manifest.lib_sha())
+    same = (old["notebook_sha"], old["lib_sha"]) == code
+    if not same and job.reads:
+        return False
+    if not same:
+        tally.stale.append(job.title)
+    return True
+
+
+def _lease_gpu(
+    profile: Profile, jobs: list[Task], held: contextlib.ExitStack, wait: bool
+) -> lease.Gpu | None:
+    """The GPU that this run holds; None where it measures on the CPU."""
+    devices = {job.parameters.get("device", "cpu") for job in jobs}
+    if devices <= {"cpu"}:
+        return None
+    seen = lease.visible(lease.gpus())
+    if not seen and "cuda" in devices:
+        raise preflight.PreflightError(
+            f"profile {profile.name!r} measures on an NVIDIA GPU, and the driver shows none here; "
+            "run `make report` for the demo profile on the CPU, or check that nvidia-smi lists "
+            "the GPU and that CUDA_VISIBLE_DEVICES does not hide it"
+        )
+    if not seen:
+        return None
+    gpu = held.enter_context(lease.lease(seen, wait=wait))
+    if gpu.processes:
+        say(f"warning: {gpu.processes} other process(es) use {gpu.name}; they disturb the numbers")
+    return gpu
+
+
+def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, path: Path) -> None:
+    """Write a page or the report; a failure is shown and costs no measurement."""
+    if write is None:
+        return
+    try:
+        write(path)
+    except Exception as error:  # whatever it is, the measurements are safe and must be listed
+        tally.fail(f"{what} of {short(path)}: {type(error).__name__}: {error}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _refuse_released(out_dir: Path) -> None:
+    if params.resolve(out_dir).is_relative_to(RELEASED):
+        raise ParamsError(f"{short(out_dir)} is released and never written; choose another --out")
+
+
+def rebuild(source: Path, out_dir: Path) -> Path:
+    """A report from existing records; measures nothing and leaves the source as it is."""
+    _refuse_released(out_dir)
+    if not source.is_dir():
+        raise ParamsError(f"no folder {short(source)}; FROM takes a folder of run.json files")
+    if next(source.rglob("run.json"), None) is None:
+        raise ParamsError(f"no run.json below {short(source)}; choose a folder that a run wrote")
+    from lib import report
+
+    report.write(source, out_dir)
+    return out_dir / "report.html"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lib.run", description=__doc__)
+    parser.add_argument("--profile", default="demo")
+    for name in params.SLICES:
+        parser.add_argument(f"--{name}", default="", help="comma or space separated")
+    parser.add_argument("--out", type=Path, help="default: outputs/<profile>")
+    parser.add_argument("--from", dest="source", type=Path, help="only rebuild a report")
+    parser.add_argument("--force", action="store_true", help="measure finished jobs again")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")
+    parser.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
+    args = parser.parse_args(argv)
+    out_dir = params.resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
+    try:
+        if args.source:
+            say(f"report: {short(rebuild(params.resolve(args.source), out_dir))}")
+            return 0
+        profile = params.profile(args.profile, {key: getattr(args, key) for key in params.SLICES})
+        from lib import report
+
+        return run(
+            profile,
+            out_dir,
+            force=args.force,
+            timeout_s=args.timeout,
+            wait=args.wait,
+            write_page=report.write_notebook_page,
+            write_report=report.write,
+        )
+    except BAD_INPUT as error:
+        say(f"error: {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""What every measurement starts with: the first rows of its file, and a prompt on the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lib import records
+from lib.prompts import exact_prompt
+from lib.records import Record
+
+
+def begin_records(model: Any, records_path: str | Path) -> list[Record]:
+    """Write the environment and the model card as the first rows, so that reading needs neither.
+
+    Returns both; the rows that follow carry the environment's id.
+    """
+    env = records.environment_record(model.device.environment())
+    values = {**model.source, **model.card.as_dict(), "load_s": model.load_s}
+    card = Record("card", model.key(), values=values, env_id=env.env_id)
+    return [records.append(records_path, row) for row in (env, card)]
+
+
+def prompt_ids(model: Any, context: int, *, seed: int, batch: int = 1) -> Any:
+    """Token ids (batch, context) on the model's device, exactly `context` long after templating."""
+    import torch
+
+    prompt = exact_prompt(model.tokenizer, context, seed=seed, vocab_size=model.vocab_size,
+                          special_ids=model.special_ids)  # fmt: skip
+    ids = torch.tensor([prompt.ids] * batch, device=model.device.torch_device)
+    if ids.shape != (batch, context):
+        raise RuntimeError(f"the prompt has shape {tuple(ids.shape)}, not {(batch, context)}")
+    return ids

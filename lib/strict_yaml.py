@@ -1,0 +1,61 @@
+"""YAML without its surprises: what YAML 1.1 would silently turn into something else is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_TRAPS = {
+    r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?[0-9]+\.[0-9]*[eE][0-9]+": (
+        "YAML 1.1 reads it as text; for a number write a point and a sign, as in 1.0e-3 or "
+        "1.0e+3, for text quotes"
+    ),
+    r"(?i)yes|no|on|off": "YAML 1.1 reads it as true or false; write true, false, or quotes",
+    r"[-+]?0[0-9_]+": "YAML 1.1 reads it as an octal number; for text write quotes",
+    r"[-+]?[0-9]+(_[0-9]+)+": "write the number without underscores, or text in quotes",
+    r"[-+]?[0-9]+(:[0-9]{1,2})+(\.[0-9]*)?": "YAML 1.1 reads it in base 60; write quotes",
+    r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*": "YAML 1.1 reads it as a date; write quotes",
+    r"(?i)[-+]?\.(inf|nan)": "infinity and NaN are no parameters; use null with a reason",
+}
+
+
+class ParamsError(ValueError):
+    """Something in a profile, a slice or a parameter is wrong; the message says how to fix it."""
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a dict; repeated keys and values that YAML 1.1 misreads are errors."""
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _refuse_traps(node, path.name)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path.name} is no valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ParamsError(f"{path.name} holds {type(data).__name__}, needs a mapping")
+    return data
+
+
+def _refuse_traps(node: yaml.Node, name: str) -> None:
+    line = f"{name}, line {node.start_mark.line + 1}"
+    if isinstance(node, yaml.ScalarNode) and node.style is None:
+        for pattern, advice in _TRAPS.items():
+            if re.fullmatch(pattern, node.value):
+                raise ParamsError(f"{line}: {node.value} is ambiguous: {advice}")
+    elif isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise ParamsError(f"{line}: the key {key.value} appears twice")
+            seen.add(key.value)
+            _refuse_traps(key, name)
+            _refuse_traps(value, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_traps(item, name)

@@ -1,0 +1,235 @@
+"""Generic tables of any models: rows -> a table of estimates -> a DataFrame, a CSV or HTML.
+
+The paper's own tables are in `lib.papertables`. Every number keeps its interval, its n and its
+method; what was not measured is there with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lib import stats
+from lib.grid import Column, Table, build, frame, setups, short
+from lib.papertables import write_csvs
+from lib.records import Record, environments
+from lib.stats import Estimate
+
+__all__ = ["Column", "Table", "ablation_table", "ablations", "energy", "energy_table", "frame",
+           "latency", "latency_table", "memory", "memory_table", "short", "write_csvs",
+           "write_generic_csvs"]  # fmt: skip
+
+GB = 1e9
+BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": "hf-eager"}
+CHANGED = {"decoding": "decoding", "context": "context", "precision": "dtype",
+           "experts": "experts", "stack": "stack"}  # fmt: skip
+
+
+def _samples(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
+    """The percentile of a sample of the last row that has it, or why there is none."""
+    reason = "not measured"
+    for row in reversed(rows):
+        if row.samples.get(name):
+            return stats.scaled(stats.percentile(row.samples[name], q), factor)
+        if row.error:
+            reason = f"failed: {row.error}"
+        elif name in row.missing:
+            reason = f"not measured: {row.missing[name]}"
+    return stats.missing(reason)
+
+
+def _reading(row: Record, name: str, factor: float = 1) -> Estimate:
+    """A single reading, or why there is none."""
+    if row.value(name) is not None:
+        return Estimate(row.values[name] * factor, n=1, method="single reading",
+                        reason="one reading, no interval")  # fmt: skip
+    if row.error:
+        return stats.missing(f"failed: {row.error}")
+    return stats.missing(f"not measured: {row.missing.get(name, 'no reading')}")
+
+
+def latency(rows: Sequence[Record]) -> Table:
+    """TTFT, end-to-end time, output and decode throughput, ITL: per model and context."""
+    token_counts = sorted({r.key.get("new_tokens") for r in rows if r.kind == "latency"} - {1})
+    main = next(iter(token_counts), 1)
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        ones = [r for r in group if r.kind == "latency" and r.key.get("new_tokens") == 1]
+        whole = [r for r in group if r.kind == "latency" and r.key.get("new_tokens") == main]
+        e2e = _samples(whole, "e2e_s", factor=1e3)
+        gaps = [b - a for r in group if r.kind == "itl" for call in r.samples.get("token_s", ())
+                for a, b in zip(call, call[1:], strict=False)]  # fmt: skip
+        return (_samples(ones, "ttft_s", factor=1e3), main, e2e,
+                _samples(whole, "e2e_s", 95, 1e3), stats.inverse(e2e, main * 1e3),
+                decode_tok_per_s(group), _itl_ms(group, gaps))  # fmt: skip
+
+    columns = [Column("TTFT", "ms"), Column("new tokens", numeric=False), Column("p50", "ms"),
+               Column("p95 or max of n", "ms"), Column("output throughput", "tok/s"),
+               Column("decode throughput", "tok/s"), Column("ITL", "ms")]  # fmt: skip
+    greedy = [r for r in rows if r.key.get("decoding") in ("greedy", None)]
+    return build("latency", "Latency and throughput", greedy, ("latency", "itl"), ("context",),
+                  columns, cells)  # fmt: skip
+
+
+def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
+    """Decode throughput: the inverse slope of end-to-end time over new tokens (tok/s).
+
+    Prefill is the intercept and so is left out. Needs calls of two different lengths.
+    """
+    pairs = [(r.key["new_tokens"], t) for r in rows
+             if r.kind == "latency" and r.key.get("new_tokens", 1) > 1
+             for t in r.samples.get("e2e_s") or ()]  # fmt: skip
+    if len({g for g, _ in pairs}) < 2:
+        return stats.missing("not measured: a slope needs calls of two lengths")
+    return stats.inverse(stats.slope([g for g, _ in pairs], [t for _, t in pairs]))
+
+
+def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:
+    """Median gap between tokens (ms). Steps of one call are correlated: no interval is given."""
+    if not gaps:
+        return _samples([r for r in rows if r.kind == "itl"], "token_s")
+    middle = stats.median(gaps)
+    return Estimate(middle.value * 1e3, n=middle.n, method="median of all gaps",
+                    reason="steps of one call are correlated: no interval")  # fmt: skip
+
+
+def memory(rows: Sequence[Record]) -> Table:
+    """Peak memory and what it consists of, per model, protocol and context (GB, 10^9 bytes)."""
+    names = {"peak_bytes": "peak", "baseline_bytes": "baseline", "kv_tensor_bytes": "KV, tensors",
+             "kv_card_bytes": "KV, card", "logits_bytes": "logits held",
+             "workspace_bytes": "workspace", "reserved_bytes": "reserved"}  # fmt: skip
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row = group[-1]
+        above = _reading(row, "peak_bytes", 1 / GB)
+        if above.value is not None and row.value("baseline_bytes") is not None:
+            above = Estimate((row.value("peak_bytes") - row.value("baseline_bytes")) / GB, n=1,
+                             method="difference of readings", reason=above.reason)  # fmt: skip
+        readings = [_reading(row, name, 1 / GB) for name in names]
+        return (readings[0], above, *readings[1:], row.value("memory_source") or "")
+
+    columns = [Column("peak", "GB"), Column("above baseline", "GB"),
+               *(Column(title, "GB") for title in list(names.values())[1:]),
+               Column("source", numeric=False)]  # fmt: skip
+    return build("memory", "Memory", rows, ("memory-paper", "memory"),
+                  ("context", "new_tokens", "protocol"), columns, cells)  # fmt: skip
+
+
+def energy(rows: Sequence[Record]) -> Table:
+    """Gross energy of whole calls, per model and context; on a CPU the reasons."""
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row = group[-1]
+        tokens = row.key.get("new_tokens") or 1
+        per_1k = _samples(group, "energy_j", factor=1e3 / tokens)
+        return (per_1k, stats.inverse(per_1k, 1e3),
+                _samples(group, "paper_energy_j", factor=1e3 / tokens),
+                _power(row), _reading(row, "idle_w"),
+                stats.inverse(_samples(group, "e2e_s"), tokens))  # fmt: skip
+
+    columns = [Column("J/1K tokens", "J"), Column("tokens per joule", "1/J"),
+               Column("J/1K, before/after estimator", "J"), Column("mean power", "W"),
+               Column("idle", "W"), Column("output throughput", "tok/s")]  # fmt: skip
+    return build("energy", "Energy", rows, ("energy",), ("context", "new_tokens"), columns, cells)
+
+
+def _power(row: Record) -> Estimate:
+    """Mean power over all calls: their energy over their time."""
+    joules, seconds = row.value("window_energy_j"), row.value("window_s")
+    if joules is None or not seconds:
+        return stats.missing(_samples([row], "energy_j").reason or "not measured: no window")
+    return Estimate(joules / seconds, n=1, method="energy of all calls / their time",
+                    reason="one window, no interval")  # fmt: skip
+
+
+def ablations(rows: Sequence[Record], name: str) -> Table:
+    """One-change arms against their base arm: time, throughput, ratio of throughput, verdict.
+
+    `name` is decoding, context, precision, experts or stack. The base arm is greedy, bfloat16 or
+    hf-eager, the shortest context, or the first arm where none of these is among the rows.
+    """
+    kind, changed = f"ablation-{name}", CHANGED[name]
+    groups: dict[tuple, list[Record]] = {}
+    for row in (r for r in rows if r.kind == kind):
+        where = [str(row.key.get(f)) for f in ("model", "weights", "dtype", "stack", "experts")
+                 if f != changed]  # fmt: skip
+        groups.setdefault(tuple(where), []).append(row)
+    built = []
+    for group in groups.values():
+        if name == "context":
+            group = sorted(group, key=lambda r: r.key.get("context") or 0)
+        base = next((r for r in group if r.key.get(changed) == BASE_ARMS.get(name)), group[0])
+        for row in group:
+            built.append(_ablation_row(row, base, changed))
+    columns = (Column("model", numeric=False), Column(changed, numeric=False),
+               Column("p50", "s"), Column("output throughput", "tok/s"),
+               Column("throughput / base arm"), Column("verdict", numeric=False))  # fmt: skip
+    arms = [r for r in rows if r.kind == kind]
+    _, notes = setups(arms, environments(rows))
+    fixed = _fixed(arms, [f for f in ("context", "new_tokens", "decoding") if f != changed])
+    return Table(kind, f"Ablation: {name}", columns, tuple(built), (*fixed, *notes))
+
+
+def _fixed(rows: Sequence[Record], fields: Sequence[str]) -> list[str]:
+    shared = {f: {r.key.get(f) for r in rows} for f in fields}
+    text = [f"{f.replace('_', ' ')} {next(iter(v))}" for f, v in shared.items() if len(v) == 1]
+    return [", ".join(text)] if text else []
+
+
+def _ablation_row(row: Record, base: Record, changed: str) -> tuple[Any, ...]:
+    arm, time_s = row.key.get(changed), _samples([row], "e2e_s")
+    rate = stats.inverse(time_s, row.key.get("new_tokens") or 1)
+    start = (row.key.get("model"), arm, time_s, rate)
+    if row is base:
+        return (*start, Estimate(1.0, n=rate.n, method="the base arm"), "base arm")
+    if time_s.value is None:
+        return (*start, stats.missing(time_s.reason), time_s.reason)
+    ratio = stats.ratio(base.samples.get("e2e_s") or [], row.samples["e2e_s"])
+    resolved = ratio.resolved_from(1.0)
+    if resolved is None:
+        verdict = ratio.reason or "no interval"
+    elif not resolved:
+        verdict = "no difference resolved"
+    else:
+        verdict = "faster" if ratio.value > 1 else "slower"
+    return (*start, ratio, verdict)
+
+
+def latency_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`latency` as a DataFrame."""
+    return frame(latency(rows))
+
+
+def memory_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`memory` as a DataFrame."""
+    return frame(memory(rows))
+
+
+def energy_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`energy` as a DataFrame."""
+    return frame(energy(rows))
+
+
+def ablation_table(rows: Sequence[Record], name: str) -> pd.DataFrame:
+    """`ablations` as a DataFrame; `name` is decoding, context, precision, experts or stack."""
+    return frame(ablations(rows, name))
+
+
+def generic_tables(rows: Sequence[Record]) -> list[Table]:
+    """Every generic table that has rows."""
+    made = [latency(rows), memory(rows), energy(rows), *(ablations(rows, n) for n in CHANGED)]
+    return [table for table in made if table.rows]
+
+
+def write_generic_csvs(rows: Sequence[Record], out_dir: str | Path) -> list[Path]:
+    """tables/latency.csv, memory.csv, energy.csv, ablation-*.csv: those that have rows."""
+    paths = []
+    for table in generic_tables(rows):
+        path = Path(out_dir) / "tables" / f"{table.name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(frame(table).to_csv(index=False, float_format="%.8g"), encoding="utf-8")
+        paths.append(path)
+    return paths

@@ -1,0 +1,114 @@
+"""What the runner says while it works: one line per start and end, and a summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib.manifest import Task, short
+
+
+@dataclass
+class Tally:
+    """The jobs of a run: how each ended, and about how much time is left."""
+
+    jobs: list[Task]
+    ended: list[tuple[Task, str, str]] = field(default_factory=list)
+    spent_s: dict[str, list[float]] = field(default_factory=dict)
+    stale: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    started_s: float = 0.0
+
+    @property
+    def all_good(self) -> bool:
+        """Every job is finished, and every page could be written."""
+        return len(self._bad()) == 0 and len(self.ended) == len(self.jobs) and not self.broken
+
+    def left_s(self) -> float | None:
+        """Seconds until the end, from the mean of ended jobs of the same notebook; or unknown."""
+        known = [s for times in self.spent_s.values() for s in times]
+        if not known:
+            return None
+        times = [self.spent_s.get(job.notebook, known) for job in self.jobs[len(self.ended) :]]
+        return sum(sum(t) / len(t) for t in times)
+
+    def skip(self, job: Task) -> None:
+        """A job that was finished before."""
+        say(f"{self._place()} {job.title}: finished before, skipped")
+        self.ended.append((job, "skipped", ""))
+
+    def start(self, job: Task) -> None:
+        """A job that begins now."""
+        left_s = self.left_s()
+        about = f", about {span(left_s)} left in all" if left_s is not None else ""
+        say(f"{self._place()} {job.title}: started{about}")
+        self.started_s = time.monotonic()
+
+    def end(self, job: Task, told: dict[str, Any]) -> None:
+        """A job that has ended, well or not."""
+        spent_s = time.monotonic() - self.started_s
+        status, why = told["status"], reason(told["error"])
+        say(f"{self._place()} {job.title}: {status} after {span(spent_s)}{why and ': ' + why}")
+        self.ended.append((job, status, why))
+        self.spent_s.setdefault(job.notebook, []).append(spent_s)
+
+    def fail(self, text: str) -> None:
+        """Something beside the jobs went wrong, such as a page."""
+        self.broken.append(text)
+        say(f"error: {text}")
+
+    def summary(self, out_dir: Path, *, interrupted: bool = False) -> None:
+        """Counts, what failed and where to look, and the report."""
+        bad, total = self._bad(), len(self.jobs)
+        counts = {"ok": self._count("ok"), "skipped": self._count("skipped"), "failed": len(bad),
+                  "not run": total - len(self.ended)}  # fmt: skip
+        shown = ", ".join(f"{n} {name}" for name, n in counts.items() if n or name == "ok")
+        say(f"\n{total} jobs: {shown}")
+        for job, status, why in bad:
+            say(f"  {status}: {job.title}: {why}\n    see {short(job.folder / 'notebook.ipynb')}")
+        for text in self.broken:
+            say(f"  error: {text}")
+        if self.stale:
+            more = f" and {len(self.stale) - 1} more" if len(self.stale) > 1 else ""
+            say(
+                f"warning: measured with other code than today's: {self.stale[0]}{more}; "
+                "FORCE=1 measures again"
+            )
+        if interrupted:
+            say("interrupted: finished jobs are kept, the same command goes on from here")
+        elif (out_dir / "report.html").exists():
+            say(f"report: {short(out_dir / 'report.html')}")
+
+    def _place(self) -> str:
+        return f"[{len(self.ended) + 1}/{len(self.jobs)}]"
+
+    def _count(self, status: str) -> int:
+        return sum(s == status for _, s, _ in self.ended)
+
+    def _bad(self) -> list[tuple[Task, str, str]]:
+        return [entry for entry in self.ended if entry[1] not in ("ok", "skipped")]
+
+
+def reason(error: dict[str, Any] | None) -> str:
+    """An error of run.json in one line."""
+    if not error:
+        return ""
+    cell = f" in cell [{error['cell']}]" if error.get("cell") else ""
+    first = (str(error["value"]).strip().splitlines() or [""])[0]
+    return f"{error['name']}{cell}: {first}"
+
+
+def span(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,539 @@
+"""The declared ranges, the lock and environment.yml agree; make finds or builds an environment."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from browser import chromium
+
+from tools import bootstrap, lock
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIRECT = dict(map(bootstrap.parse, bootstrap.needs(PROJECT, "test")))
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+PYPI_NAME = {"pytorch": "torch"}  # conda's name -> the index's
+
+
+# --- three files, one truth ------------------------------------------------------------------
+
+
+def conda_ranges() -> dict[str, list[tuple[str, str]]]:
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    names = [item for item in listed if isinstance(item, str)]
+    names += next(item["pip"] for item in listed if isinstance(item, dict))
+    ranges = dict(bootstrap.parse(item) for item in names if item != "pip")
+    return {lock.canonical(PYPI_NAME.get(name, name)): bounds for name, bounds in ranges.items()}
+
+
+def test_environment_yml_repeats_the_declared_ranges():
+    ranges = conda_ranges()
+    assert ranges.pop("python") == [(">=", PROJECT["requires-python"].removeprefix(">="))]
+    assert ranges == DIRECT
+
+
+def test_conda_uses_conda_forge_alone():
+    channels = yaml.safe_load((ROOT / "environment.yml").read_text())["channels"]
+    assert channels == ["conda-forge", "nodefaults"]
+
+
+def test_every_direct_dependency_is_locked_inside_its_range():
+    assert not DIRECT.keys() - PINS.keys()
+    outside = [name for name, bounds in DIRECT.items() if not bootstrap.inside(PINS[name], bounds)]
+    assert outside == []
+
+
+def test_lock_holds_public_versions_and_leaves_cuda_to_torch():
+    assert [name for name, version in PINS.items() if not re.fullmatch(r"[\d.]+", version)] == []
+    cuda = [name for name in PINS if lock.BROUGHT_BY_TORCH.match(name)]
+    assert cuda == ["nvidia-ml-py"]
+
+
+def test_pins_installed_here_suit_the_first_release_of_the_oldest_python():
+    too_new = {}
+    for name, version in PINS.items():
+        try:
+            found = metadata.metadata(name)
+        except metadata.PackageNotFoundError:
+            continue
+        oldest = re.search(r">=\s*([\d.]+)", found["Requires-Python"] or "")
+        here = found["Version"].partition("+")[0] == version
+        if here and oldest and bootstrap.release(oldest[1]) > (*bootstrap.OLDEST, 0):
+            too_new[name] = oldest[1]
+    assert too_new == {}
+
+
+def test_lock_is_sorted_and_each_name_canonical_and_once():
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line]
+    names = [line.split("==")[0] for line in lines if not line.startswith("#")]
+    assert names == sorted({lock.canonical(name) for name in names})
+
+
+def test_lock_lines_drop_local_parts_and_what_torch_brings():
+    resolved = [("torch", "2.13.0+cpu"), ("triton", "3.7.1"), ("nvidia-cublas", "13.1")]
+    resolved += [("nvidia-ml-py", "13.6"), ("Jinja2", "3.1.6"), ("cuda-toolkit", "13.0")]
+    assert lock.pins(resolved, ["torch", "nvidia-ml-py"]) == [
+        "jinja2==3.1.6",
+        "nvidia-ml-py==13.6",
+        "torch==2.13.0",
+    ]
+
+
+def test_oldest_python_is_the_same_everywhere():
+    oldest = "{}.{}".format(*bootstrap.OLDEST)
+    assert PROJECT["requires-python"] == f">={oldest}"
+    assert lock.OLDEST == bootstrap.OLDEST
+
+
+def imports(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+def sources(folder: str) -> Iterator[str]:
+    yield from (path.read_text() for path in sorted((ROOT / folder).glob("*.py")))
+    for path in sorted((ROOT / folder).glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        yield "\n".join(re.sub(r"(?m)^%.*$", "", text) for text in code)
+
+
+def brought(names: set[str]) -> set[str]:
+    """Distributions that some distributions require outright."""
+    lines = [line for name in names for line in metadata.requires(name) or ()]
+    found = [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
+    return {lock.canonical(name) for name in found}
+
+
+@pytest.mark.parametrize("folder", ["lib", "notebooks", "tests", "tools"])
+def test_every_import_is_declared(folder):
+    """Declared itself, or required by what is (tokenizers by transformers)."""
+    own = {"lib", "tests", "tools"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    declared = {bootstrap.parse(item)[0] for item in PROJECT["dependencies"]}
+    if folder == "tests":
+        declared |= DIRECT.keys()
+    allowed = declared | brought(declared)
+    modules = {
+        module
+        for module, names in metadata.packages_distributions().items()
+        if any(lock.canonical(name) in allowed for name in names)
+    }
+    used = {name for source in sources(folder) for name in imports(source)}
+    assert used - sys.stdlib_module_names - own - modules == set()
+
+
+# --- ranges ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [
+        ("2.11", True),
+        ("2.11.0+cu130", True),
+        ("2.11.0a0+git1", True),  # vendors' containers carry such builds
+        ("2.13.0", True),
+        ("2.10.9", False),
+        ("2.9", False),
+        ("3.0", False),
+        ("3", False),
+    ],
+)
+def test_inside_compares_numbers_not_text(version, fits):
+    assert bootstrap.inside(version, bootstrap.parse("torch>=2.11,<3")[1]) is fits
+
+
+@pytest.mark.parametrize("text", ["torch", "torch~=2.1", "torch>=2,!=2.5", "torch[x]>=2"])
+def test_a_range_that_cannot_be_compared_is_an_error(text):
+    with pytest.raises(ValueError, match="not of the form"):
+        bootstrap.parse(text)
+
+
+def test_only_tests_need_the_extra_and_a_report_needs_no_jupyterlab():
+    names = {
+        purpose: {bootstrap.parse(item)[0] for item in bootstrap.needs(PROJECT, purpose)}
+        for purpose in ("report", "lab", "test")
+    }
+    assert names["lab"] - names["report"] == {"jupyterlab"}
+    assert names["test"] - names["lab"] == {
+        "pytest",
+        "pytest-xdist",
+        "ruff",
+        "playwright",
+        "axe-playwright-python",
+    }
+
+
+def test_problems_name_what_is_missing_and_what_is_too_old(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["pytest>=1,<999", "pytest>=999", "no-such-thing>=1"]\n'
+    )
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    version = metadata.version("pytest")
+    assert bootstrap.problems("lab") == [f"pytest>=999 (has {version})", "no-such-thing>=1"]
+
+
+def test_the_finder_can_be_read_by_an_old_python():
+    ast.parse((ROOT / "tools/bootstrap.py").read_text(), feature_version=(3, 8))
+
+
+# --- choosing and building, with fake interpreters ---------------------------------------------
+
+FAKE = """#!/bin/sh
+# Answers like a Python {version}; what it lacks and how pip ends are in files beside the project.
+echo "$0 $*" >> {root}/calls
+case "$1" in
+    -c) echo '{{"version": {numbers}, "venv": {venv}, "executable": "'$0'"}}' ;;
+    -m) case "$2" in
+        venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+        pip) sh {root}/pip ;;
+        esac ;;
+    *) cat "$0.lacks" 2>/dev/null || echo '[]' ;;
+esac
+"""
+
+
+class Sandbox:
+    """A copy of the finder in an empty project, and a PATH that holds only fakes."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.bin = root / "bin"
+        self.bin.mkdir()
+        (root / "tools").mkdir()
+        shutil.copy(ROOT / "tools/bootstrap.py", root / "tools/bootstrap.py")
+        (root / "requirements.lock").write_text("torch==2.13.0\n")
+        self.pip("exit 0")
+        self.venv_python = str(root / ".venv/bin/python")
+
+    def python(self, name="python3", *, version="3.12.1", lacks=(), venv=True) -> str:
+        path = self.bin / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        numbers = [int(part) for part in version.split(".")]
+        path.write_text(
+            FAKE.format(version=version, root=self.root, numbers=numbers, venv=json.dumps(venv))
+        )
+        path.chmod(0o755)
+        Path(f"{path}.lacks").write_text(json.dumps(list(lacks)))
+        return str(path)
+
+    def pip(self, script: str) -> None:
+        """What the fakes' pip does, as shell."""
+        (self.root / "pip").write_text(script)
+
+    def start(self, *arguments: str, **environ: str) -> subprocess.Popen:
+        # The tools of the fakes' own scripts come last, and no real Python is among them.
+        tools = self.root / "sh"
+        tools.mkdir(exist_ok=True)
+        for name in ("sh", "mkdir", "cp", "cat", "sleep"):
+            if not (tools / name).exists():
+                (tools / name).symlink_to(shutil.which(name))
+        return subprocess.Popen(
+            [sys.executable, "tools/bootstrap.py", *arguments],
+            cwd=self.root,
+            env={"PATH": f"{self.bin}:{tools}", **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def find(self, *arguments: str, **environ: str) -> tuple[int, str, str]:
+        process = self.start(*(arguments or ("report",)), **environ)
+        out, err = process.communicate(timeout=60)
+        assert "Traceback" not in err
+        return process.returncode, out.strip(), " ".join(err.split())
+
+    def installs(self) -> int:
+        return (self.root / "calls").read_text().count("-m pip install")
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    return Sandbox(tmp_path)
+
+
+def test_the_active_environment_is_used_where_it_will_do(sandbox):
+    python = sandbox.python()
+    assert sandbox.find()[:2] == (0, python)
+    assert not (sandbox.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_an_activated_environment_comes_before_python3(sandbox, variable):
+    sandbox.python()
+    python = sandbox.python("own/bin/python")
+    assert sandbox.find(**{variable: str(sandbox.bin / "own")})[:2] == (0, python)
+
+
+def test_otherwise_the_lock_is_installed_once(sandbox):
+    sandbox.python(lacks=["torch>=2.11,<3"])
+    status, python, said = sandbox.find()
+    assert (status, python) == (0, sandbox.venv_python)
+    assert "(Python 3.12.1) lacks torch>=2.11,<3 building .venv" in said
+    assert sandbox.find()[:2] == (0, python)
+    assert sandbox.find("test")[:2] == (0, python)
+    assert sandbox.installs() == 1
+
+
+def test_the_environment_finds_lib_without_being_installed(sandbox):
+    sandbox.python(lacks=["torch"])
+    sandbox.find()
+    (added,) = (sandbox.root / ".venv/lib/python3.12/site-packages").glob("*.pth")
+    assert added.read_text().strip() == str(sandbox.root)
+
+
+def test_a_changed_lock_builds_anew(sandbox):
+    sandbox.python(lacks=["torch"])
+    sandbox.find()
+    (sandbox.root / ".venv/leftover").touch()
+    (sandbox.root / "requirements.lock").write_text("torch==2.14.0\n")
+    assert sandbox.find()[0] == 0
+    assert sandbox.installs() == 2
+    assert not (sandbox.root / ".venv/leftover").exists()
+    assert not (sandbox.root / ".venv.old").exists()
+
+
+def test_a_failed_rebuild_keeps_the_environment_before_it(sandbox):
+    sandbox.python(lacks=["torch"])
+    sandbox.find()
+    (sandbox.root / ".venv/leftover").touch()
+    (sandbox.root / "requirements.lock").write_text("torch==2.14.0\n")
+    sandbox.pip("echo 'ERROR: disk full'; exit 1")
+    status, out, said = sandbox.find()
+    assert (status, out) == (1, "")
+    assert "ERROR: disk full" in said
+    assert "PYTHON=.venv/bin/python uses it" in said
+    assert (sandbox.root / ".venv/leftover").exists()
+    # Its stamp is that of the old lock, so that it does not count as ready for the new one.
+    sandbox.pip("exit 0")
+    assert sandbox.find()[0] == 0
+    assert sandbox.installs() == 3
+
+
+def test_an_environment_that_was_moved_is_built_anew(sandbox, tmp_path_factory):
+    sandbox.python(lacks=["torch"])
+    sandbox.find()
+    stamp = sandbox.root / ".venv" / bootstrap.STAMP
+    stamp.write_text(stamp.read_text().replace(str(sandbox.root), "/elsewhere"))
+    assert sandbox.find()[0] == 0
+    assert sandbox.installs() == 2
+
+
+def test_an_unreachable_index_is_said_in_one_paragraph(sandbox):
+    sandbox.python(lacks=["torch"])
+    sandbox.pip("echo 'WARNING: Retrying: Temporary failure in name resolution'; exit 1")
+    status, out, said = sandbox.find()
+    assert (status, out) == (1, "")
+    assert "could not reach a package index" in said
+    assert not (sandbox.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_build_does_not_count_as_ready(sandbox, number):
+    sandbox.python(lacks=["torch"])
+    sandbox.pip(
+        "echo x > $(dirname $0)/started; sleep 60".replace("$(dirname $0)", str(sandbox.root))
+    )
+    process = sandbox.start("report")
+    for _ in range(200):
+        if (sandbox.root / "started").exists():
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert out == ""
+    assert "Traceback" not in err
+    if number == signal.SIGINT:
+        assert "interrupted" in err
+        assert not (sandbox.root / ".venv").exists()
+    sandbox.pip("exit 0")
+    assert sandbox.find()[:2] == (0, sandbox.venv_python)
+    assert sandbox.installs() == 2
+
+
+def test_a_venv_made_by_somebody_else_is_never_deleted(sandbox):
+    sandbox.python(lacks=["torch"])
+    sandbox.python("../.venv/bin/python", lacks=["scipy>=1.11,<2"])
+    status, _, said = sandbox.find()
+    assert status == 1
+    assert "was not made by make, and lacks scipy" in said
+    assert Path(sandbox.venv_python).exists()
+    sandbox.python("../.venv/bin/python")
+    assert sandbox.find()[0] == 0
+    assert "pip install" not in (sandbox.root / "calls").read_text()
+
+
+def test_python_given_is_used_or_refused_but_never_replaced(sandbox):
+    sandbox.python()
+    own = sandbox.python("own", lacks=["pandas>=2.2,<4 (has 1.5)"])
+    status, _, said = sandbox.find("report", "--python", own)
+    assert status == 1
+    assert "lacks pandas>=2.2,<4 (has 1.5)" in said
+    own = sandbox.python("own")
+    assert sandbox.find("report", "--python", own)[:2] == (0, own)
+    status, _, said = sandbox.find("report", "--python", "/no/such/python")
+    assert status == 1
+    assert "PYTHON=/no/such/python does not start" in said
+    old = sandbox.python("old", version="3.9.2")
+    status, _, said = sandbox.find("report", "--python", old)
+    assert status == 1
+    assert "Python 3.9.2" in said
+    assert "3.11 or newer" in said
+
+
+def test_an_old_python3_gives_way_to_a_newer_one_on_path(sandbox):
+    sandbox.python(version="3.9.2")
+    sandbox.python("python3.12", version="3.12.4")
+    assert sandbox.find()[:2] == (0, sandbox.venv_python)
+    assert f"{sandbox.bin}/python3.12 -m venv" in (sandbox.root / "calls").read_text()
+
+
+def test_no_python_new_enough_is_one_paragraph(sandbox):
+    sandbox.python(version="3.9.2")
+    status, _, said = sandbox.find()
+    assert status == 1
+    assert "Python 3.11 or newer is needed" in said
+    assert "(Python 3.9.2)" in said
+
+
+def test_a_python_without_venv_names_the_package_to_install(sandbox):
+    sandbox.python(version="3.11.2", venv=False)
+    Path(f"{sandbox.bin}/python3.lacks").write_text('["torch"]')
+    status, _, said = sandbox.find()
+    assert status == 1
+    assert "apt-get install python3.11-venv" in said
+    sandbox.python("python3.13", version="3.13.0")
+    assert sandbox.find()[0] == 0
+
+
+# --- make, git, CI, browser --------------------------------------------------------------------
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    # The tests may run under make themselves; its flags and variables are not for this one.
+    variables = {"PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "FROM", "FORCE", "PYTHON"}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in variables | {"ARGS"} and not name.startswith(("MAKE", "MFLAGS"))
+    }
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=ROOT,
+        env=inherited,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_help_is_the_default_and_lists_every_target():
+    said = make().stdout
+    assert said == make("help").stdout
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    assert re.findall(r"^  make (\S+) +\S", said, re.M) == phony
+
+
+def recipe(*arguments: str) -> str:
+    return " ".join(make("-n", *arguments).stdout.replace("\\\n", " ").split())
+
+
+def test_report_passes_its_variables_on():
+    assert 'lib.run --profile "demo"' in recipe("report")
+    sliced = recipe("report", "PROFILE=gpu", "MODELS=Qwen/Qwen3-8B", "STACK=graph", "FORCE=1")
+    assert '--profile "gpu" --models "Qwen/Qwen3-8B" --stack "graph" --force' in sliced
+    assert "--force" not in recipe("report", "FORCE=0")
+
+
+def test_report_from_records_measures_nothing():
+    command = recipe("report", "FROM=outputs/released/h100-sxm", "MODELS=x")
+    assert command.endswith('lib.run --from "outputs/released/h100-sxm"')
+
+
+def test_make_runs_in_the_interpreter_that_was_found(sandbox):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, sandbox.root / name)
+    python = sandbox.python()
+    run = subprocess.run(
+        ["make", "report", f"PYTHON={python}"], cwd=sandbox.root, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"{python} -m lib.run --profile demo" in (sandbox.root / "calls").read_text()
+
+
+def test_git_ignores_results_but_not_the_released_ones(tmp_path):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    ignored = [
+        "outputs/demo/report.html",
+        "outputs/rebuilt/report.html",
+        "outputs/paper/m/random-hf-eager/latency/run.json",
+        "outputs/released/h100-sxm/notebook.ipynb.partial",
+        ".venv/bin/python",
+        ".venv.old/bin/python",
+        "lib/__pycache__/stats.pyc",
+    ]
+    kept = [
+        "lib/stats.py",
+        "lib/templates/report.html",
+        "outputs/released/h100-sxm/x",
+        "outputs/released/h100-sxm/traces/power.jsonl.gz",
+        "requirements.lock",
+        ".ci/run",
+    ]
+    answer = subprocess.run(
+        ["git", "-C", str(tmp_path), "check-ignore", *ignored, *kept],
+        capture_output=True,
+        text=True,
+    )
+    assert answer.stdout.split() == ignored
+
+
+def test_ci_requires_a_browser_and_calls_make_test():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    text = script.read_text()
+    steps = ["\nexport WORKBOOK_REQUIRE_BROWSER=1\n", "\nmake test\n", "\nmake lint\n"]
+    assert sorted(map(text.index, steps)) == list(map(text.index, steps))
+
+
+def outcome(**environ: str) -> str:
+    # A skip that escaped would skip this test and so hide the error.
+    try:
+        return chromium(environ)
+    except pytest.skip.Exception as raised:
+        return f"skipped: {raised.msg}"
+    except pytest.fail.Exception as raised:
+        return f"failed: {raised.msg}"
+
+
+def test_a_missing_browser_skips_here_and_fails_where_one_is_required(tmp_path):
+    path = str(tmp_path)
+    assert outcome(PATH=path).startswith("skipped: no chromium")
+    assert outcome(PATH=path, WORKBOOK_REQUIRE_BROWSER="1").startswith("failed: a browser is")
+    program = tmp_path / "chromium-browser"
+    program.touch(mode=0o755)
+    assert outcome(PATH=path) == str(program)
+    assert outcome(PATH=path, CHROMIUM="/no/such").startswith("skipped: CHROMIUM=/no/such")

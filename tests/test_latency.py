@@ -1,0 +1,116 @@
+"""Latency: exact times on a fake clock, token counts forced and asserted."""
+
+import pytest
+import torch
+from fakes import FakeDevice, FakeModel
+
+from lib import decode, latency, records
+from lib.device import time_call
+
+
+@pytest.fixture
+def model(monkeypatch):
+    fake = FakeModel(FakeDevice(), prefill_s=1.0, token_s=0.1)
+    monkeypatch.setitem(decode.STACKS, "hf-eager", fake.open_stack)
+    return fake
+
+
+def sweep(model, path, **changes):
+    arguments = {"contexts": [16, 32], "new_tokens": [10, 20], "repeats": 6, "slope_repeats": 2,
+                 "ttft_repeats": 5, "itl_repeats": 1, "seed": 0}  # fmt: skip
+    return latency.sweep(model, records_path=path, **{**arguments, **changes})
+
+
+def test_a_time_is_bracketed_by_two_synchronisations():
+    device = FakeDevice(tick_s=0.5)
+    assert time_call(lambda: "result", device) == (0.5, "result")
+    assert device.syncs == 2
+
+
+def test_one_call_takes_prefill_plus_tokens(model):
+    row = latency.arm(model, stack="hf-eager", context=16, new_tokens=10, repeats=3, seed=0,
+                      env_id="e")  # fmt: skip
+    assert row.samples["e2e_s"] == pytest.approx([2.0, 2.0, 2.0])  # 1.0 + 10 * 0.1
+    assert row.samples["warmup_s"] == pytest.approx([1.8, 1.8])  # warm-up calls have 8 tokens
+    assert row.key["context"] == 16 and row.key["new_tokens"] == 10
+
+
+def test_ttft_is_a_call_of_one_token(model):
+    row = latency.arm(model, stack="hf-eager", context=16, new_tokens=1, repeats=5, seed=0,
+                      env_id="e")  # fmt: skip
+    assert row.samples["ttft_s"] == pytest.approx([1.1] * 5)
+    assert "e2e_s" not in row.samples
+
+
+def test_the_sweep_measures_every_arm_and_writes_it_at_once(model, tmp_path):
+    path = tmp_path / "records.jsonl"
+    rows = sweep(model, path)
+    assert records.load(path) == rows
+    assert [r.kind for r in rows[:2]] == ["environment", "card"]
+    counts = {
+        (r.key["context"], r.key["new_tokens"]): len(r.samples.get("ttft_s") or r.samples["e2e_s"])
+        for r in records.select(rows, "latency")
+    }
+    assert counts == {(c, g): n for c in (16, 32) for g, n in ((1, 5), (10, 6), (20, 2))}
+    assert len(records.select(rows, "itl")) == 2
+
+
+def test_an_interrupted_sweep_keeps_what_it_measured(model, tmp_path, monkeypatch):
+    path = tmp_path / "records.jsonl"
+    measured = latency.arm
+
+    def stop_at_third(*args, **kwargs):
+        if len(records.load(path)) == 4:
+            raise KeyboardInterrupt
+        return measured(*args, **kwargs)
+
+    monkeypatch.setattr(latency, "arm", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, path)
+    assert len(records.load(path)) == 4  # environment, card and two arms
+
+
+def test_token_stamps_count_from_the_start_of_their_call(model):
+    row = latency.stamped(model, stack="hf-eager", context=16, new_tokens=3, repeats=2, seed=0,
+                          env_id="e")  # fmt: skip
+    assert row.samples["token_s"] == [pytest.approx([1.1, 1.2, 1.3])] * 2
+    assert row.samples["e2e_s"] == pytest.approx([1.3, 1.3])
+
+
+def test_the_order_of_arms_is_seeded(model, tmp_path):
+    def order(seed, name):
+        rows = sweep(model, tmp_path / name, seed=seed, itl_repeats=0)
+        return [(r.key["context"], r.key["new_tokens"]) for r in rows[2:]]
+
+    assert order(1, "a") == order(1, "b") != order(2, "c")
+
+
+def test_a_noisy_host_is_a_warning_with_advice():
+    (spread,) = latency.warnings_of([1.0, 1.0, 1.2])
+    assert spread["code"] == "spread" and "20%" in spread["text"]
+    assert latency.warnings_of([1.0, 1.01, 1.0]) == []
+
+
+def test_a_drift_between_first_and_last_third_is_a_warning():
+    codes = [w["code"] for w in latency.warnings_of([1.00, 1.00, 1.03, 1.03, 1.06, 1.06])]
+    assert codes == ["drift"]
+
+
+def test_a_stack_that_stops_early_is_refused(model, monkeypatch):
+    class Net:
+        generation_config = None
+
+        def generate(self, ids, **kwargs):
+            from types import SimpleNamespace
+
+            return SimpleNamespace(sequences=torch.cat([ids, ids[:, :2]], 1), past_key_values=None)
+
+    with pytest.raises(RuntimeError, match="asked for 3 new tokens, got 2"):
+        decode.hf_eager(Net())(torch.zeros(1, 4, dtype=torch.long), 3)
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(ValueError, match="unknown stack 'vllm'"):
+        decode.open_stack("vllm", None)
+    with pytest.raises(ValueError, match="unknown decoding 'beam'"):
+        decode.open_stack("hf-eager", None, decoding="beam")

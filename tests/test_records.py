@@ -1,0 +1,77 @@
+"""Records: written at once, read back equal, merged by identity, refused when not comparable."""
+
+import json
+
+import pytest
+
+from lib import records
+from lib.records import Record
+
+ENV_A = records.environment_record({"gpu": "A"})
+ENV_B = records.environment_record({"gpu": "B"})
+
+
+def row(env=ENV_A, **key):
+    return Record(kind="latency", key={"model": "m", **key}, env_id=env.env_id)
+
+
+def test_a_record_survives_the_file(tmp_path):
+    path = tmp_path / "deep" / "records.jsonl"
+    written = Record(kind="latency", key={"model": "m"}, samples={"e2e_s": [1.5, 2.5]},
+                     values={"note": "é"}, missing={"energy_j": "no counter"},
+                     warnings=(records.warning("spread", "noisy"),))  # fmt: skip
+    records.append(path, written)
+    assert records.load(path) == [written]
+
+
+def test_not_a_number_is_refused_and_nothing_is_written(tmp_path):
+    path = tmp_path / "records.jsonl"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.append(path, Record(kind="latency", samples={"e2e_s": [float("nan")]}))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("line", ["{", '{"schema": 99}', "[]"])
+def test_a_bad_line_is_named(tmp_path, line):
+    path = tmp_path / "records.jsonl"
+    records.append(path, row())
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 2"):
+        records.load(path)
+
+
+def test_an_unknown_key_field_is_refused():
+    with pytest.raises(ValueError, match="ctx"):
+        Record(kind="latency", key={"ctx": 1})
+
+
+def test_the_later_of_the_same_arm_wins_and_another_gpu_is_another_arm():
+    old, new = row(context=1), Record("latency", {"model": "m", "context": 1},
+                                      samples={"e2e_s": [1]}, env_id=ENV_A.env_id)  # fmt: skip
+    other = row(env=ENV_B, context=1)
+    merged = records.merge([ENV_A, ENV_B, old, other, new])
+    assert merged == [ENV_A, ENV_B, new, other]
+
+
+def test_a_finished_job_replaces_a_failed_one_whatever_the_order_of_folders(tmp_path):
+    jobs = (("a", "ok", "2026-01-01", 1), ("b", "failed", "2026-01-02", 2))
+    for folder, status, end, seconds in jobs:
+        path = tmp_path / folder / "records.jsonl"
+        records.append(path, ENV_A)
+        records.append(path, Record("latency", {"model": "m"}, {"e2e_s": [seconds]},
+                                    env_id=ENV_A.env_id))  # fmt: skip
+        path.with_name("run.json").write_text(json.dumps({"status": status, "end": end}))
+    (latency,) = records.select(records.load_tree(tmp_path), "latency")
+    assert latency.samples == {"e2e_s": [1]}
+
+
+def test_rows_of_two_gpus_or_dtypes_are_not_compared():
+    envs = records.environments([ENV_A, ENV_B])
+    records.require_comparable([row(dtype="bfloat16"), row(dtype="bfloat16")], envs)
+    with pytest.raises(ValueError, match="'gpu': \\['A', 'B'\\]"):
+        records.require_comparable([row(), row(env=ENV_B)], envs)
+    mixed = [row(dtype="bfloat16"), row(dtype="float16")]
+    with pytest.raises(ValueError, match="dtype"):
+        records.require_comparable(mixed, envs)
+    records.require_comparable(mixed, envs, differ=("dtype",))

@@ -1,0 +1,499 @@
+"""The report over a synthetic tree: its text, and the page in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+from bs4 import BeautifulSoup
+
+from lib import report, results
+from lib.findings import compared, findings
+from lib.fragments import clean, mathml, read_notebook, render_fragment
+from lib.paperrules import load_published
+from lib.papertables import paper_tables
+from lib.records import load_tree
+from lib.stats import Estimate
+from tests import sample_records as sample
+from tests.browser import chromium
+
+WIDTHS = (320, 390, 768, 1280, 1440)
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                  "--disable-background-networking", "--disable-component-update",
+                  "--disable-sync"]  # fmt: skip
+HOSTILE = '"><script>document.title="owned"</script>'
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The paper's models with hostile notebooks, beside a model with a hostile name."""
+    root = sample.write_paper(tmp_path_factory.mktemp("paper"), hostile=True)
+    env_id = sample.environment_record(sample.GPU).env_id
+    rows = sample.latency(HOSTILE, env_id, (2048,))
+    sample.write_job(root, "evil-model/random-hf-eager/latency", rows, sample.GPU, model=HOSTILE)
+    report.write(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = sample.write_demo(tmp_path_factory.mktemp("demo"))
+    report.write(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def soup(paper: Path) -> BeautifulSoup:
+    return BeautifulSoup((paper / "report.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def text_of(soup: BeautifulSoup, selector: str) -> str:
+    return re.sub(r"\s+", " ", soup.select_one(selector).get_text(" "))
+
+
+# --- the text of the page ------------------------------------------------------------------------
+
+
+def test_rebuilt_from_the_same_inputs_it_has_the_same_bytes(paper, tmp_path):
+    first = {p.relative_to(paper): p.read_bytes() for p in built(paper)}
+    report.write(paper)
+    assert {p.relative_to(paper): p.read_bytes() for p in built(paper)} == first
+    elsewhere = report.write(paper, tmp_path / "rebuilt").read_text(encoding="utf-8")
+    again = report.write(paper, tmp_path / "other").read_text(encoding="utf-8")
+    assert elsewhere.replace("rebuilt", "other") == again
+
+
+def built(root: Path) -> list[Path]:
+    return [*root.rglob("*.html"), *root.rglob("*.csv")]
+
+
+def test_a_rebuild_elsewhere_leaves_the_source_alone(tmp_path):
+    source = sample.write_demo(tmp_path / "source")
+    before = sorted(source.rglob("*"))
+    out = tmp_path / "out"
+    assert report.write(source, out) == out / "report.html"
+    assert sorted(source.rglob("*")) == before
+    soup = BeautifulSoup((out / "report.html").read_text(), "html.parser")
+    links = [a["href"] for a in soup.select("#data ~ ul a") if not a["href"].startswith("data:")]
+    assert links and all((out / unquote(link)).exists() for link in links)
+
+
+def test_counts_and_every_failure_are_shown(soup):
+    counts = text_of(soup, ".counts")
+    assert "15 ok" in counts and "1 failed" in counts and "1 missing" in counts
+    assert "17 planned jobs" in counts
+    failures = [text_of(BeautifulSoup(str(x), "html.parser"), "div")
+                for x in soup.select(".failure")]  # fmt: skip
+    assert len(failures) == 2
+    assert "CUDA out of memory" in failures[0] and "in cell [4]" in failures[0]
+    assert "MODELS=yi-34b NOTEBOOKS=ablations" in failures[0]
+    assert "missing" in failures[1] and "NOTEBOOKS=ape" in failures[1]
+    assert "found Half" in text_of(soup, "#arm-errors")
+
+
+def test_a_good_manifest_without_its_notebook_is_no_success(tmp_path):
+    root = sample.write_demo(tmp_path)
+    (root / "demo-moe/random-hf-eager/latency/notebook.ipynb").unlink()
+    made = BeautifulSoup(report.write(root).read_text(), "html.parser")
+    assert "1 failed" in text_of(made, ".counts")
+    assert "notebook missing" in text_of(made, ".failure")
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "notebook.ipynb", "run.json"])
+def test_a_damaged_file_is_a_failure_of_its_job_alone(tmp_path, name):
+    root = sample.write_demo(tmp_path)
+    (root / "demo-moe/random-hf-eager/latency" / name).write_text("{half of")
+    made = BeautifulSoup(report.write(root).read_text(), "html.parser")
+    assert "5 ok" in text_of(made, ".counts")
+    assert "damaged" in text_of(made, ".failure")
+
+
+def test_empty_or_absent_results_say_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make report"):
+        report.write(tmp_path)
+    with pytest.raises(FileNotFoundError, match="not a folder"):
+        report.write(tmp_path / "nowhere")
+
+
+def test_tables_show_what_the_csvs_hold(paper, soup):
+    """Every cell's data-value equals the CSV's number, and the download is that CSV."""
+    for number in range(1, 13):
+        path = paper / "tables" / f"table-{number:02d}.csv"
+        with path.open(encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        table = soup.select_one(f"#table-{number}")
+        shown = [td["data-value"] for td in table.select("td.measured")]
+        assert shown == [line["measured"] for line in lines], number
+        assert all(line["measured"] or line["note"] for line in lines), number
+        link = soup.find("a", download=path.name)["href"]
+        assert base64.b64decode(link.partition(",")[2]) == path.read_bytes()
+
+
+def test_each_number_carries_interval_n_method_and_setup(soup):
+    cell = soup.select_one("#table-1 td.measured")
+    assert cell.select_one(".v").text == "100.00"
+    assert cell.select_one(".ci").text == "[96.00, 104.0]"
+    assert (cell["data-n"], cell["data-low"]) == ("11", "96")
+    assert "order statistics" in cell["title"] and "hf-eager" in cell["title"]
+
+
+def test_missing_numbers_lead_to_their_reason(soup):
+    cell = soup.select_one("#table-11 td.measured.missing")
+    target = cell.select_one("a")["href"][1:]
+    assert "found Half" in soup.find(id=target).text
+
+
+def test_captions_say_hardware_and_random_weights(soup):
+    for number in (1, 5, 6, 8):
+        caption = soup.find(id=f"table-{number}-caption").text
+        assert "NVIDIA H100 80GB HBM3; the paper used NVIDIA H100 NVL" in caption
+        assert "Random weights: valid for memory and dense latency" in caption
+
+
+def test_first_tables_are_open_and_the_rest_folded(soup):
+    folded = {t["id"] for t in soup.select("details.more figure.table")}
+    assert {f"table-{n}" for n in (2, 3, 4, 7, 9, 10, 11, 12)} <= folded
+    assert not {f"table-{n}" for n in (1, 5, 6, 8)} & folded
+
+
+def test_abstract_is_computed(soup):
+    said = text_of(soup, ".abstract")
+    assert "GPT-OSS-20B 86.49 tok/s [83.16, 90.09]" in said  # 64 / 0.74
+    assert "2.00× [1.92, 2.08] that of Qwen3-32B, higher" in said
+    assert "33.3 % less than Qwen3-32B" in said
+    assert "Qwen3-32B 20,000 J" in said
+
+
+def test_sentences_can_say_no():
+    same = Estimate(1.0, 0.9, 1.1, 10, "ratio")
+    few = Estimate(1.5, n=2, reason="n = 2: an interval needs n >= 6")
+    none = Estimate(None, reason="the rows differ in gpu")
+    assert "no difference resolved from B" in compared("A", {"B": same})
+    assert "without an interval (n = 2" in compared("A", {"B": few})
+    assert "not compared with B (the rows differ in gpu)" in compared("A", {"B": none})
+    assert "lower" in compared("A", {"B": Estimate(0.5, 0.4, 0.6, 10)})
+
+
+def test_abstract_refuses_to_compare_gpus(tmp_path):
+    env = sample.CPU | {"gpu": "NVIDIA A100"}
+    for model, where in (("one", sample.GPU), ("two", env)):
+        rows = sample.latency(model, sample.environment_record(where).env_id, (512,))
+        sample.write_job(tmp_path, f"{model}/random-hf-eager/latency", rows, where, model=model)
+    found = findings(load_tree(tmp_path), load_published(), [])
+    assert "not compared with" in found[0].text and "A100" in found[0].text
+    assert "not measured" in found[3].text.lower()
+
+
+def test_demo_has_a_banner_generic_tables_and_reasons(demo):
+    soup = BeautifulSoup((demo / "report.html").read_text(), "html.parser")
+    assert "scaled-down models on a CPU" in soup.select_one(".banner").text
+    assert soup.find(id="table-1") is None and soup.find(id="grid-latency") is not None
+    assert "no NVML energy counter" in text_of(soup, "#grid-energy")
+    assert "Not measured: no NVML energy counter" in text_of(soup, ".abstract")
+
+
+def test_gpu_runs_have_no_banner(soup):
+    assert soup.select_one(".banner") is None
+
+
+def test_provenance(soup):
+    where = text_of(soup, "section:has(#where)")
+    for text in ("NVIDIA H100 80GB HBM3", "driver 580.1", "torch 2.11.0", "Test CPU", "hf-eager",
+                 "random (seed 0)", "0123456789ab", "2026-11-24"):  # fmt: skip
+        assert text in where
+
+
+def test_methods_have_formulas(soup):
+    assert len(soup.select("#definitions math")) == 13
+
+
+def test_nothing_is_loaded_from_anywhere(soup):
+    assert not soup.select("script[src], link[href^=http], iframe, object, embed, form, base")
+    assert all(i["src"].startswith("data:image/") for i in soup.find_all("img"))
+    assert "url(" not in soup.style.text and "@import" not in soup.style.text
+
+
+def test_two_setups_of_a_model_have_two_sections(tmp_path):
+    env_id = sample.environment_record(sample.GPU).env_id
+    for setup in ("random-hf-eager", "checkpoint-graph"):
+        rows = sample.latency("m", env_id, (512,))
+        sample.write_job(tmp_path, f"m/{setup}/latency", rows, sample.GPU, model="m")
+    assert [j.id for j in results.find(tmp_path)] == [
+        "m--checkpoint-graph--latency", "m--random-hf-eager--latency"]  # fmt: skip
+
+
+def test_page_and_report_link_each_other(paper, soup):
+    page = paper / "gpt-oss-20b/random-hf-eager/latency/notebook.html"
+    section = soup.find(id="gpt-oss-20b--latency").find_parent("section")
+    assert section.select_one(".meta a")["href"] == page.relative_to(paper).as_posix()
+    back = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").select_one(".meta a")
+    path, fragment = urldefrag(back["href"])
+    assert (page.parent / path).resolve() == (paper / "report.html").resolve()
+    assert soup.find(id=fragment) is not None
+
+
+def test_one_page_alone(tmp_path):
+    root = sample.write_demo(tmp_path)
+    page = report.write_notebook_page(root / "demo-moe/random-hf-eager/latency")
+    assert page == root / "demo-moe/random-hf-eager/latency/notebook.html"
+    assert "latency of demo-moe" in page.read_text()
+    with pytest.raises(FileNotFoundError, match="run.json"):
+        report.write_notebook_page(root / "demo-moe/random-hf-eager/nowhere")
+
+
+# --- fragments -----------------------------------------------------------------------------------
+
+
+def fragment(prefix: str = "m--latency", **arguments) -> BeautifulSoup:
+    made = render_fragment(sample.notebook("T", **arguments), prefix, demote=3)
+    return BeautifulSoup(made, "html.parser")
+
+
+def test_fragment_folds_code_demotes_headings_and_prefixes_ids():
+    made = fragment()
+    assert made.find("h4").text == "T" and made.find("h5").text == "Result"
+    assert not made.find(["h1", "h2", "h3"])
+    code = made.select("details.code")
+    assert len(code) == 2 and code[0].summary.text == "Code"
+    assert all(tag["id"].startswith("m--latency--") for tag in made.find_all(id=True))
+    assert "In [" not in made.text and "Kernel is running" not in made.text
+
+
+def test_fragment_math_is_mathml_and_money_is_money():
+    made = fragment()
+    assert [m["display"] for m in made.find_all("math")] == ["inline", "block"]
+    assert "costs $5." in made.text
+    assert mathml(r"\notacommand{<script>}").count("<script") == 0
+
+
+def test_fragment_tables_and_figures():
+    made = fragment()
+    region = made.select_one("div.scroll")
+    assert region["tabindex"] == "0" and region["aria-label"] == "m--latency, table 1"
+    assert {th["scope"] for th in made.select("th")} == {"col", "row"}
+    assert not [th for th in made.find_all("th") if not th.text.strip()]
+    assert made.img["alt"] == "Diagonal band: time grows with context"
+
+
+def test_a_figure_without_description_does_not_keep_the_placeholder():
+    nb = sample.notebook("T")
+    nb.cells[-1].outputs[2].metadata = {}
+    made = BeautifulSoup(render_fragment(nb, "x"), "html.parser")
+    assert "Result" in made.img["alt"] and "No description" not in made.img["alt"]
+
+
+def test_hostile_output_is_inert_and_cannot_leave_its_place():
+    made = fragment(hostile=True)
+    assert not made.find(["script", "iframe", "style"])
+    assert not [t for t in made.find_all(True) if any(a.startswith("on") for a in t.attrs)]
+    assert not [a for a in made.find_all("a") if a.get("href", "").startswith("javascript")]
+    assert clean("<a href='data:text/html,x'>a</a>").count("data:") == 0
+    assert clean("<img src='https://example.org/x.png'>").count("example") == 0
+
+
+def test_a_notebook_read_from_disk_renders(paper):
+    path = paper / "gpt-oss-20b/random-hf-eager/latency/notebook.ipynb"
+    assert "latency of gpt-oss-20b" in render_fragment(read_notebook(path), "p")
+
+
+def test_links_inside_a_notebook_follow_their_prefix():
+    nb = sample.notebook("T")
+    nb.cells[0].source += "\n\n[there](#Result) [nowhere](#None)"
+    made = BeautifulSoup(render_fragment(nb, "x"), "html.parser")
+    assert [a["href"] for a in made.find_all("a")] == ["#x--Result"]
+
+
+# --- the page in a browser -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    path = chromium()
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield made
+        made.close()
+
+
+class Page:
+    """A page opened from its file, offline, with what it asked for and what it complained of."""
+
+    def __init__(self, browser, path: Path, fragment: str = "", **options) -> None:
+        self.context = browser.new_context(offline=True, **options)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.goto(path.as_uri() + fragment)
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+def paths(paper: Path, demo: Path) -> list[Path]:
+    return [paper / "report.html", demo / "report.html",
+            paper / "gpt-oss-20b/random-hf-eager/latency/notebook.html"]  # fmt: skip
+
+
+@pytest.mark.browser
+def test_opens_offline_without_requests_or_errors(browser, paper, demo):
+    for path in paths(paper, demo):
+        with Page(browser, path) as opened:
+            outside = [u for u in opened.requests if not u.startswith(("file:", "data:"))]
+            assert outside == [] and opened.errors == []
+            assert len([u for u in opened.requests if u.startswith("file:")]) == 1
+            assert opened.page.title() != "owned"
+            assert opened.page.evaluate("document.querySelectorAll('img').length") == (
+                opened.page.evaluate("[...document.images].filter(i => i.naturalWidth).length")
+            )
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser, paper, demo, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for path in paths(paper, demo):
+        # axe is put in by the test, past the page's policy.
+        with Page(browser, path, color_scheme=scheme, bypass_csp=True) as opened:
+            opened.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            found = axe.run(opened.page).response["violations"]
+            assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
+
+
+@pytest.mark.browser
+def test_ids_are_unique_and_links_resolve(browser, paper, demo):
+    script = """() => {
+      const ids = [...document.querySelectorAll('[id]')].map(e => e.id);
+      const twice = ids.filter((id, i) => ids.indexOf(id) !== i);
+      const dead = [...document.querySelectorAll('a[href^="#"]')].map(a => a.getAttribute('href'))
+        .filter(h => !document.getElementById(decodeURIComponent(h.slice(1))));
+      return {twice, dead, toc: document.querySelectorAll('.toc a').length};
+    }"""
+    for path in paths(paper, demo):
+        with Page(browser, path) as opened:
+            found = opened.page.evaluate(script)
+            assert found["twice"] == [] and found["dead"] == [] and found["toc"] > 0
+
+
+@pytest.mark.browser
+def test_deep_links_reach_their_section_even_when_folded(browser, paper):
+    with Page(browser, paper / "report.html", "#gpt-oss-20b--memory") as opened:
+        assert opened.page.locator("#gpt-oss-20b--memory").bounding_box()["y"] < 200
+    with Page(browser, paper / "report.html", "#table-9") as opened:
+        assert opened.page.locator("#table-9 table").is_visible()
+
+
+@pytest.mark.browser
+def test_no_width_scrolls_sideways(browser, paper, demo):
+    for path in paths(paper, demo):
+        with Page(browser, path) as opened:
+            opened.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            for width in WIDTHS:
+                opened.page.set_viewport_size({"width": width, "height": 900})
+                wide = opened.page.evaluate("document.documentElement.scrollWidth")
+                assert wide <= width, (path.name, width)
+
+
+@pytest.mark.browser
+def test_tables_sort_by_keyboard(browser, paper):
+    """The paper's TTFT (Yi 368.34, Qwen 369.46, GPT 459.72 ms): up with Enter, down with Space."""
+    with Page(browser, paper / "report.html") as opened:
+        button = opened.page.locator("#table-1 thead tr:last-child button").first
+        header = opened.page.locator("#table-1 thead tr:last-child th").first
+        models = opened.page.locator("#table-1 tbody th")
+        button.focus()
+        opened.page.keyboard.press("Enter")
+        assert header.get_attribute("aria-sort") == "ascending"
+        assert models.all_inner_texts() == ["Yi-34B", "Qwen3-32B", "GPT-OSS-20B"]
+        opened.page.keyboard.press("Space")
+        assert header.get_attribute("aria-sort") == "descending"
+        assert models.all_inner_texts() == ["GPT-OSS-20B", "Qwen3-32B", "Yi-34B"]
+        assert opened.page.evaluate("document.activeElement.className") == "sort"
+
+
+@pytest.mark.browser
+def test_missing_values_sort_last_both_ways(browser, paper):
+    with Page(browser, paper / "report.html", "#table-11") as opened:
+        button = opened.page.locator("#table-11 thead tr:last-child button").nth(1)
+        rows = opened.page.locator("#table-11 tbody tr")
+        for _ in range(2):
+            button.click()
+            assert rows.last.locator("th").inner_text().startswith("FP16")
+
+
+@pytest.mark.browser
+def test_skip_link_and_theme(browser, paper):
+    with Page(browser, paper / "report.html", color_scheme="light") as opened:
+        opened.page.keyboard.press("Tab")
+        assert opened.page.evaluate("document.activeElement.className") == "skip"
+        opened.page.keyboard.press("Enter")
+        assert opened.page.evaluate("document.activeElement.id") == "content"
+        background = "getComputedStyle(document.body).backgroundColor"
+        light = opened.page.evaluate(background)
+        for _ in range(2):
+            opened.page.locator(".theme").click()
+        assert opened.page.locator(".theme").inner_text() == "Theme: dark"
+        assert opened.page.evaluate(background) != light
+
+
+@pytest.mark.browser
+def test_planted_scripts_do_not_run_even_without_the_allow_list(browser, paper, tmp_path):
+    """The policy alone holds: payloads put past the allow-list into the finished page are inert."""
+    page = (paper / "report.html").read_text(encoding="utf-8")
+    path = tmp_path / "planted.html"
+    path.write_text(page.replace("<footer>", sample.XSS + "<footer>", 1), encoding="utf-8")
+    with Page(browser, path) as opened:
+        opened.page.wait_for_timeout(100)
+        assert opened.page.title() == report.TITLE
+        assert any("Content Security Policy" in error for error in opened.errors)
+
+
+@pytest.mark.browser
+def test_readable_without_javascript(browser, paper):
+    with Page(browser, paper / "report.html", java_script_enabled=False) as opened:
+        for selector in (".toc a >> nth=3", ".abstract", "#table-1 table", "#failures"):
+            assert opened.page.locator(selector).is_visible()
+        assert not opened.page.locator(".theme").is_visible()
+        assert opened.page.locator("button.sort").count() == 0
+
+
+@pytest.mark.browser
+def test_csv_downloads_under_the_policy(browser, paper):
+    with Page(browser, paper / "report.html") as opened:
+        link = opened.page.locator('a[download="table-01.csv"]')
+        with opened.page.expect_download() as download:
+            link.click()
+        text = Path(download.value.path()).read_bytes()
+        assert text == (paper / "tables/table-01.csv").read_bytes() and opened.errors == []
+
+
+@pytest.mark.browser
+def test_prints(browser, paper):
+    with Page(browser, paper / "report.html") as opened:
+        assert len(opened.page.pdf(format="A4")) > 50_000
+        opened.page.emulate_media(media="print")
+        assert not opened.page.locator(".toc").is_visible()
+
+
+def test_plan_json_tells_what_is_missing(tmp_path):
+    root = sample.write_demo(tmp_path)
+    (root / "plan.json").write_text(json.dumps({"jobs": ["new/random-hf-eager/latency"]}))
+    jobs = {job.path: job.status for job in results.find(root)}
+    assert jobs["new/random-hf-eager/latency"] == "missing"
+    assert len(jobs) == 7
+
+
+def test_paper_tables_need_only_rows(paper):
+    assert len(paper_tables(load_tree(paper), load_published())) == 12

@@ -1,0 +1,325 @@
+"""Tables: numbers a reader can check by hand, and the printed values against the paper's CSVs."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from lib import papertables, tables
+from lib.paperrules import load_published, paper_name
+from lib.records import Record, environment_record, load_tree
+from lib.stats import Estimate
+from tests import sample_records as sample
+
+PAPER_CSVS = Path(__file__).parents[2] / "shared" / "paper" / "csv"
+
+
+@pytest.fixture(scope="module")
+def published() -> dict:
+    return load_published()
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    return load_tree(sample.write_paper(tmp_path_factory.mktemp("paper")))
+
+
+@pytest.fixture(scope="module")
+def cells(rows: list[Record], published: dict) -> dict:
+    made = papertables.paper_tables(rows, published)
+    return {(c.table, c.row, c.column): c for t in made for c in t.cells}
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "value"),
+    [
+        (1, "GPT-OSS-20B", "TTFT (ms)", 100),  # 1 x 2048 / 20480 s
+        (1, "GPT-OSS-20B", "p50 (ms)", 740),  # 100 ms + 64 x 10 ms
+        (1, "GPT-OSS-20B", "p95 (ms)", 777),  # largest of 11: 740 x 1.05
+        (1, "GPT-OSS-20B", "TPOT (tok/s)", 64 / 0.74),
+        (2, "128", "Yi-34B", 64 / (4 * (128 / 20480 + 0.64))),
+        (3, "512", "Qwen3-32B", 50),
+        (4, "GPT-OSS-20B", "ΔTPOT (%)", 100 * ((128 / 20480 + 0.64) / 0.74 - 1)),
+        (5, "Qwen3-32B", "Peak VRAM (MB)", 64500),
+        (5, "Qwen3-32B", "Δ vs GPT-OSS (MB)", 21500),
+        (5, "Qwen3-32B", "% less vs Qwen/Yi", 100 / 3),
+        (5, "Yi-34B", "% less vs Qwen/Yi", 50),
+        (6, "GPT-OSS-20B", "J/1K (J)", 10000),  # 640 J / 64 x 1000
+        (6, "GPT-OSS-20B", "Tokens/W", 0.1),
+        (7, "Yi-34B", "512", 40000),
+        (8, "GPT-OSS-20B", "Active (B)", 4),
+        (8, "GPT-OSS-20B", "APE-TPOT", 16 / 0.74),  # 64 / 0.74 / 4
+        (8, "GPT-OSS-20B", "APE-1/TTFT", 2.5),  # 1 / 0.1 s / 4
+        (8, "GPT-OSS-20B", "APE-Energy", 0.025),
+        (8, "GPT-OSS-20B", "TPOT/GB", 64 / 0.74 / 43),
+        (9, "Greedy", "p50 time (s)", 0.665),  # 512 / 20480 + 0.64
+        (9, "Greedy", "Δ vs Greedy (%)", 0),
+        (9, "Top-p (0.9)", "Δ vs Greedy (%)", -20),  # 1.25 times the time
+        (10, "512", "Δ vs 512 (%)", 0),
+        (10, "2048", "Δ vs 512 (%)", 100 * (0.665 / 0.74 - 1)),
+        (11, "FP32", "p50 tok/s", 64 / 1.33),
+        (12, "Transformers", "p50 time (s)", 0.665),
+    ],
+)
+def test_measured_by_the_papers_definition(cells, table, row, column, value):
+    assert cells[table, row, column].measured.value == pytest.approx(value)
+
+
+def test_ratio_is_measured_over_printed_and_keeps_the_interval(cells):
+    cell = cells[1, "GPT-OSS-20B", "TTFT (ms)"]
+    assert cell.printed == "459.72"
+    assert cell.ratio.value == pytest.approx(100 / 459.72)
+    assert (cell.measured.low, cell.measured.high) == pytest.approx((96, 104))
+    assert cell.ratio.low == pytest.approx(96 / 459.72)
+    assert cell.n == 11
+
+
+def test_a_change_has_no_ratio_and_says_why(cells):
+    assert cells[4, "GPT-OSS-20B", "ΔTPOT (%)"].ratio.value is None
+    assert "no ratio" in cells[4, "GPT-OSS-20B", "ΔTPOT (%)"].ratio.reason
+
+
+def test_eleven_samples_have_no_p95(cells):
+    assert cells[1, "GPT-OSS-20B", "p95 (ms)"].measured.method == "max of 11"
+
+
+def test_failed_arm_shows_its_error_and_vllm_its_reason(cells):
+    fp16 = cells[11, "FP16", "p50 tok/s"].measured
+    assert fp16.value is None and "found Half" in fp16.reason
+    assert "separate server" in cells[12, "vLLM", "p50 tok/s"].measured.reason
+
+
+def test_energy_names_the_papers_estimator(cells):
+    # 0.9 x 640 J / 64 x 1000
+    assert "estimator 9000 J" in cells[6, "GPT-OSS-20B", "J/1K (J)"].note
+
+
+def test_without_energy_rows_the_cells_say_so(rows, published):
+    made = papertables.paper_tables([r for r in rows if r.kind != "energy"], published)
+    cell = next(c for t in made if t.number == 7 for c in t.cells)
+    assert cell.measured.value is None and "not measured: no energy row" in cell.measured.reason
+    assert cell.ratio.value is None
+
+
+def test_another_stack_never_fills_a_cell_of_the_paper(rows, published):
+    other = [Record(r.kind, r.key | {"stack": "graph"} if r.key.get("stack") else r.key, r.samples,
+                    r.values, r.missing, r.error, r.warnings, r.env_id) for r in rows]  # fmt: skip
+    made = papertables.paper_tables(other, published)
+    cell = next(c for t in made if t.number == 1 for c in t.cells)
+    assert cell.measured.value is None and "hf-eager" in cell.measured.reason
+    stacks = next(t for t in made if t.number == 12)
+    assert "graph" in [label for label, _, _ in stacks.rows]
+
+
+def test_models_on_different_gpus_are_not_subtracted(rows, published):
+    other = environment_record(sample.GPU | {"gpu": "NVIDIA A100"})
+    moved = [Record(r.kind, r.key, r.samples, r.values, r.missing, r.error, r.warnings,
+                    other.env_id if r.key.get("model") == "yi-34b" else r.env_id)
+             for r in rows]  # fmt: skip
+    made = papertables.paper_tables([*moved, other], published)
+    found = {(c.row, c.column): c for t in made if t.number == 5 for c in t.cells}
+    assert found["Yi-34B", "Peak VRAM (MB)"].measured.value == 86000
+    delta = found["Yi-34B", "Δ vs GPT-OSS (MB)"].measured
+    assert delta.value is None and "A100" in delta.reason
+    assert found["Qwen3-32B", "Δ vs GPT-OSS (MB)"].measured.value == 21500
+
+
+def test_names_of_the_papers_models(published):
+    assert paper_name("openai/gpt-oss-20b", published) == "GPT-OSS-20B"
+    assert paper_name("Qwen/Qwen3-32B", published) == "Qwen3-32B"
+    assert paper_name("demo-moe", published) is None
+
+
+def test_csvs_hold_the_cells(rows, published, tmp_path):
+    paths = tables.write_csvs(rows, published, tmp_path)
+    assert [p.name for p in paths] == [f"table-{n:02d}.csv" for n in range(1, 13)]
+    with paths[0].open(encoding="utf-8") as file:
+        first = next(csv.DictReader(file))
+    wanted = {"row": "GPT-OSS-20B", "column": "TTFT (ms)", "unit": "ms", "paper": "459.72",
+              "measured": "100", "low": "96", "high": "104", "n": "11"}  # fmt: skip
+    assert {k: first[k] for k in wanted} == wanted
+    assert float(first["ratio"]) == pytest.approx(100 / 459.72)
+    assert "random weights" in first["note"]
+
+
+def test_no_paper_tables_without_the_papers_models(tmp_path, published):
+    demo = load_tree(sample.write_demo(tmp_path / "demo"))
+    assert papertables.paper_tables(demo, published) == []
+    assert tables.write_csvs(demo, published, tmp_path / "out") == []
+
+
+def test_latency_table_in_figures(rows):
+    made = tables.latency_table(rows)
+    row = made[(made["model"] == "gpt-oss-20b") & (made["context"] == 2048)].iloc[0]
+    assert row["TTFT (ms)"] == pytest.approx(100)
+    assert row["TTFT 95 %"] == "[96.00, 104.0]"
+    assert row["p50 (ms)"] == pytest.approx(740)
+    assert row["decode throughput (tok/s)"] == pytest.approx(100, rel=0.02)  # 10 ms a token
+    assert row["ITL (ms)"] == pytest.approx(10)
+
+
+def test_memory_table_is_decimal_gb_and_names_the_protocol(rows):
+    made = tables.memory_table(rows)
+    row = made[(made["model"] == "qwen3-32b") & (made["context"] == 2048)
+               & (made["protocol"] == "paper")].iloc[0]  # fmt: skip
+    assert row["peak (GB)"] == pytest.approx(64500 * 2**20 / 1e9)
+    assert row["above baseline (GB)"] == pytest.approx(1000 * 2**20 / 1e9)
+
+
+def test_energy_table_has_the_mean_power_of_the_window(rows):
+    made = tables.energy_table(rows)
+    row = made[(made["model"] == "yi-34b") & (made["context"] == 128)].iloc[0]
+    assert row["mean power (W)"] == pytest.approx(400)  # 4000 J in 10 s
+    assert row["J/1K tokens (J)"] == pytest.approx(40000)
+    assert row["J/1K, before/after estimator (J)"] == pytest.approx(36000)
+
+
+def test_energy_table_on_a_cpu_gives_the_reason(tmp_path):
+    made = tables.energy_table(load_tree(sample.write_demo(tmp_path)))
+    assert made["J/1K tokens (J)"].isna().all()
+    assert made["missing"].str.contains("no NVML energy counter").all()
+
+
+def test_ablation_verdicts(rows):
+    made = tables.ablation_table(rows, "decoding").set_index("decoding")
+    assert made.loc["greedy", "verdict"] == "base arm"
+    assert made.loc["top-p 0.9", "verdict"] == "slower"
+    assert made.loc["top-p 0.9", "throughput / base arm"] == pytest.approx(0.8)
+    assert made.loc["top-k 50", "verdict"] == "no difference resolved"
+    precision = tables.ablation_table(rows, "precision").set_index("dtype")
+    assert "found Half" in precision.loc["float16", "verdict"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (0, "0"), (1234.5, "1,234"), (123.45, "123.5"),
+                        (1.23456, "1.235"), (0.00123, "0.00123"), (-20.5, "-20.50")]
+)  # fmt: skip
+def test_short_numbers(value, text):
+    assert tables.short(value) == text
+
+
+def test_reading_side_needs_no_torch():
+    code = "import sys, lib.report, lib.tables; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+# --- the printed values against the paper's released CSVs ----------------------------------------
+
+
+def released(name: str) -> list[dict[str, str]]:
+    if not PAPER_CSVS.is_dir():
+        pytest.skip(f"the paper's released CSVs are not at {PAPER_CSVS.name}/ beside the checkout")
+    with (PAPER_CSVS / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def printed(published: dict, table: int) -> dict[tuple[str, str], str | None]:
+    spec = published["tables"][table]
+    return {(row, column): value for row, values in spec["rows"].items()
+            for column, value in zip(spec["columns"], values, strict=True)}  # fmt: skip
+
+
+def agrees(text: str, exact: str | float) -> bool:
+    """Whether the printed text is the exact number to within one unit of its last digit."""
+    unit = Decimal(1).scaleb(Decimal(text).as_tuple().exponent)
+    return abs(Decimal(text) - Decimal(str(exact))) <= unit
+
+
+def test_agreement_means_one_unit_of_the_last_digit():
+    assert agrees("193.17", "193.178") and not agrees("193.17", "193.19")
+    assert agrees("43461", "43461.9") and not agrees("43461", "43479.9")
+
+
+def test_tables_1_to_3_and_7_hold_values_of_the_released_runs(published):
+    """Each printed value is that of the latency runs or of the energy runs, which differ."""
+    latency = released("unified_latency_comparison.csv")
+    energy = released("unified_energy_comparison_fixed.csv")
+    names = {"GPT-OSS-20B": "gpt-oss-20b", "Qwen3-32B": "qwen3-32b", "Yi-34B": "yi-34b"}
+    fast = {(r["model_short"], r["context_length"]): r for r in latency if r["gen_tokens"] == "64"}
+    warm = {(r["model_short"], r["context_length"]): r for r in energy}
+    for (context, model), text in printed(published, 3).items():
+        at = (names[model], context)
+        assert agrees(text, fast[at]["TTFT_ms"]) or agrees(text, warm[at]["ttft_ms"]), at
+    for (context, model), text in printed(published, 2).items():
+        at = (names[model], context)
+        assert agrees(text, fast[at]["TPOT_tokps"]) or agrees(text, warm[at]["TPOT_tokps"]), at
+    for (model, column), text in printed(published, 1).items():
+        field = {"p50 (ms)": "p50_ms", "p95 (ms)": "p95_ms"}.get(column)
+        if field:
+            assert agrees(text, fast[names[model], "2048"][field]), (model, column)
+    off = []
+    for (model, context), text in printed(published, 7).items():
+        at = (names[model], context)
+        if not agrees(text, warm[at]["energy_per_1k_joules"]):
+            off.append((at, text, round(float(warm[at]["energy_per_1k_joules"]), 1)))
+    assert off == [(("qwen3-32b", "512"), "12295.2", 12294.7)]  # a misprint of half a joule
+
+
+def test_table_5_is_mib_and_its_first_row_differs_from_the_csv(published):
+    rows = {r["model_short"]: r for r in released("unified_memory_comparison_fixed.csv")
+            if r["context_length"] == "2048"}  # fmt: skip
+    peaks = {row: v for (row, c), v in printed(published, 5).items() if c == "Peak VRAM (MB)"}
+    assert agrees(peaks["Qwen3-32B"], rows["qwen3-32b"]["peak_alloc_mb"])
+    assert agrees(peaks["Yi-34B"], rows["yi-34b"]["peak_alloc_mb"])
+    assert float(rows["gpt-oss-20b"]["peak_alloc_mb"]) - float(peaks["GPT-OSS-20B"]) == (
+        pytest.approx(18.9, abs=0.1)
+    )
+
+
+def test_table_6_holds_the_energy_runs(published):
+    rows = {r["model_short"]: r for r in released("unified_energy_comparison_fixed.csv")
+            if r["context_length"] == "2048"}  # fmt: skip
+    fields = {"TPOT (tok/s)": "TPOT_tokps", "Tokens/W": "tokens_per_watt",
+              "J/1K (J)": "energy_per_1k_joules"}  # fmt: skip
+    for (model, column), text in printed(published, 6).items():
+        assert agrees(text, rows[model.lower()][fields[column]]), (model, column)
+
+
+def test_table_8_divides_by_other_active_parameters_than_its_csv(published):
+    """The CSV says 3.6 and uses the latency runs' TPOT; the table says 3.61."""
+    rows = {r["model_id"]: r for r in released("ape_analysis.csv") if r["context_length"] == "2048"}
+    table = printed(published, 8)
+    assert rows["gpt-oss-20b"]["active_params_B"] == "3.6"
+    assert table["GPT-OSS-20B", "Active (B)"] == "3.61"
+    for model in ("Qwen3-32B", "Yi-34B"):
+        exact = rows[model.lower()]
+        assert agrees(table[model, "Active (B)"], exact["active_params_B"])
+        assert agrees(table[model, "APE-Energy"], exact["tokens_per_watt_per_activeB"])
+    for model, peak in (("GPT-OSS-20B", 43.461), ("Qwen3-32B", 63.650), ("Yi-34B", 66.459)):
+        rate = float(printed(published, 1)[model, "TPOT (tok/s)"])
+        assert agrees(table[model, "TPOT/GB"], rate / peak), model  # MiB / 1000, not 10^9 bytes
+
+
+def test_ablation_tables_hold_the_released_medians(published):
+    def medians(name: str, label: str) -> dict[str, dict[str, str]]:
+        return {r[label]: r for r in released(f"ablation_{name}_openai_gpt-oss-20b.csv")}
+
+    sources = {9: medians("decoding_parameters", "decoding_method"),
+               10: medians("context_scaling", "target_context_length"),
+               11: medians("quantization_effects", "precision"),
+               12: medians("server_comparison", "framework")}  # fmt: skip
+    fields = {"p50 tok/s": "p50_tokps", "p50 time (s)": "p50_time_s"}
+    for table, rows in sources.items():
+        for (row, column), text in printed(published, table).items():
+            if text is not None and column in fields:
+                assert agrees(text, rows[row][fields[column]]), (table, row, column)
+
+
+def test_every_table_says_where_and_matches_its_columns(published):
+    for number, spec in published["tables"].items():
+        assert f"table {number}" in spec["where"]
+        for values in spec["rows"].values():
+            assert len(values) == len(spec["columns"])
+            assert all(v is None or isinstance(v, str) and float(v) is not None for v in values)
+
+
+def test_missing_estimates_keep_their_reason_in_frames():
+    column = tables.Column("x", "s")
+    made = tables.frame(tables.Table("t", "T", (column,), ((Estimate(None, reason="why"),),)))
+    assert made["missing"].tolist() == ["x: why"]
