@@ -33,7 +33,7 @@ def run(
     """Measure `base` with one change per arm; every row is written as soon as it exists.
 
     `measure(kind=..., env_id=..., **arguments)` returns a record; `failed_key(**arguments)` gives
-    the key of an arm that raised. An arm that sets a field which `base` lacks is an error of the caller.
+    the key of an arm that raised. An arm that sets a field which `base` lacks is a KeyError.
     """
     for name, change in arms.items():
         if unknown := change.keys() - base.keys():

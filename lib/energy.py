@@ -42,7 +42,8 @@ def sweep(
     idle = idle_power(model.device, idle_s)
     for context in track(contexts, f"energy of {model.name}"):
         row = arm(model, stack=stack, context=context, new_tokens=new_tokens, repeats=repeats,
-                  idle=idle, seed=seed, env_id=env_id)  # fmt: skip
+                  idle=idle, seed=seed, env_id=env_id,
+                  trace_path=Path(records_path).with_name(f"trace-{context}.jsonl.gz"))  # fmt: skip
         rows.append(records.append(records_path, row))
     return rows
 
@@ -72,12 +73,15 @@ def arm(
     idle: dict[str, float],
     seed: int,
     env_id: str | None,
+    trace_path: Path | None = None,
 ) -> Record:
     """One cell: lead-in, `repeats` calls, lead-out, all under one trace.
 
     samples per call: `e2e_s`; `energy_j` from the counter; `average_energy_j`, its power reading
     integrated; `paper_energy_j`, the paper's estimator: the mean of power.draw before and after the
-    call, times its duration. values: `window_energy_j` and `window_s` over all calls, `idle_w`.
+    call, times its duration. `start_s` and `stop_s` are the calls' edges in seconds since the
+    trace began, `trace` names the file with the raw readings. values: `window_energy_j` and
+    `window_s` over all calls, `idle_w`.
     """
     device = model.device
     generate = decode.open_stack(stack, model.net)
@@ -99,11 +103,18 @@ def arm(
             (before + after) / 2 * seconds
             for (before, after), seconds in zip(power_w, e2e_s, strict=True)
         ]
+    traced = {}
+    if trace and trace_path:
+        zero_s = trace[0]["t_s"]
+        records.write_trace(trace_path, ({**row, "t_s": row["t_s"] - zero_s} for row in trace))
+        samples["start_s"] = [start_s - zero_s for start_s, _ in edges_s]
+        samples["stop_s"] = [stop_s - zero_s for _, stop_s in edges_s]
+        traced = {"trace": trace_path.name}
     return Record(
         kind="energy",
         key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy"),
         samples={"e2e_s": e2e_s, **samples},
-        values={**model.source, **idle, **window_values(samples, edges_s)},
+        values={**model.source, **idle, **window_values(samples, edges_s), **traced},
         missing=missing,
         warnings=tuple(agreement_warnings(samples)),
         env_id=env_id,

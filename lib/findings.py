@@ -171,7 +171,7 @@ def _memory(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str)
     peaks = {m: rules.peak_mib(s, *arm) for m, s in base.items()}
     if all(p.value is None for p in peaks.values()):
         return Finding(lead, f"{_common_reason(peaks)}.")
-    parts = [f"{m} {p.value * rules.MIB / 1e9:.2f} GB" if p.value is not None
+    parts = [f"{m} {size(p.value * rules.MIB)}" if p.value is not None
              else f"{m} ({p.reason})" for m, p in peaks.items()]  # fmt: skip
     least = peaks[reference].value
     rows = {m: base[m].one("memory-paper", context=arm[0], new_tokens=arm[1]) for m in base}
@@ -191,6 +191,12 @@ def _memory(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str)
             less.append(f"{abs(change):.1f} % {'less' if change > 0 else 'more'} than {model}")
     said = f" {reference}: {listed(less)}." if less else ""
     return Finding(lead, f"{listed(parts)} (single readings).{said}")
+
+
+def size(value_bytes: float) -> str:
+    """Bytes in GB (10^9), or in MB (10^6) below one GB."""
+    big = value_bytes >= 1e9
+    return f"{short(value_bytes / (1e9 if big else 1e6))} {'GB' if big else 'MB'}"
 
 
 def _energy(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str) -> Finding:

@@ -25,7 +25,9 @@ def _words(text: str) -> set[str]:
 
 NOISE = re.compile(
     r"Kernel is running over TCP without encryption|Frozen modules are being used|"
-    r"PYDEVD_DISABLE_FILE_VALIDATION|frozen_modules=off|IProgress not found|\d+%\|.*\| *\d+/\d+"
+    r"PYDEVD_DISABLE_FILE_VALIDATION|frozen_modules=off|IProgress not found|notebook_tqdm|"
+    r"ProfilerHandler\.cpp|"
+    r"\d+%\|.*\| *\d+/\d+"
 )
 DROPPED_TAGS = {"papermill-error-cell-tag", "remove-cell"}
 SHOWN_OUTPUTS = ("text/html", "text/markdown", "image/png", "image/jpeg", "image/svg+xml",
@@ -53,6 +55,7 @@ ATTRIBUTES = {
     "th": {"colspan", "rowspan", "data-value", "scope"},
     "ol": {"start"},
 }
+LONG = 36  # characters of a cell's text that stay on one line
 NUMBER = re.compile(r"[-+−]?[\d,.]+(e[-+]?\d+)?|[-–—]|None|NaN|")
 DATA_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml)[;,]")
 
@@ -62,15 +65,20 @@ def read_notebook(path: str | Path) -> nbformat.NotebookNode:
     return nbformat.reads(Path(path).read_text(encoding="utf-8"), as_version=4)
 
 
-def render_fragment(notebook: nbformat.NotebookNode, prefix: str, demote: int = 2) -> str:
+def render_fragment(
+    notebook: nbformat.NotebookNode, prefix: str, demote: int = 2, *, title: bool = True
+) -> str:
     """The notebook's body: ids start with `prefix`, headings sink by `demote` levels.
 
     Code is folded, tables stand in regions that scroll by themselves, formulas are MathML.
+    `title=False` leaves out the notebook's first heading, for a page that has its own.
     """
     body, _ = _exporter().from_notebook_node(_prepared(notebook))
     soup = BeautifulSoup(clean(body), "html.parser")
     _drop_prompts(soup)
     _fold_code(soup)
+    if not title and (first := soup.find(re.compile(r"^h[1-6]$"))) and first.name == "h1":
+        first.decompose()
     _demote(soup, demote)
     _math(soup)
     _images(soup)
@@ -231,17 +239,18 @@ def _tables(soup: BeautifulSoup, prefix: str) -> None:
 
 
 def _align(table: Tag) -> None:
-    """Numbers to the right, and with them the header of a column that holds only numbers."""
-    columns: dict[int, list[bool]] = {}
+    """Columns that hold only numbers go to the right with their header; long text may wrap."""
+    columns: dict[int, list[Tag]] = {}
     for row in table.select("tbody tr"):
         for index, cell in enumerate(row.find_all(("td", "th"))):
-            numeric = bool(NUMBER.fullmatch(cell.get_text(strip=True)))
-            columns.setdefault(index, []).append(numeric)
-            if numeric and cell.name == "td":
+            columns.setdefault(index, []).append(cell)
+            if len(cell.get_text(strip=True)) > LONG:
+                cell["class"] = "long"
+    for index, cells in columns.items():
+        if all(NUMBER.fullmatch(cell.get_text(strip=True)) for cell in cells):
+            heads = table.select(f'thead th[data-col="{index}"]')
+            for cell in [c for c in cells if c.name == "td"] + heads:
                 cell["class"] = "num"
-    for cell in table.select("thead th[data-col]"):
-        if all(columns.get(int(cell["data-col"]), [False])):
-            cell["class"] = "num"
 
 
 def _prefix_ids(soup: BeautifulSoup, prefix: str) -> None:

@@ -5,6 +5,7 @@ It becomes a DataFrame here and HTML in `lib.html`; statistics come from `lib.st
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,30 +60,41 @@ def short(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def frame(table: Table) -> pd.DataFrame:
-    """The table with, for each estimate, its value, its 95 % interval as text and its n.
+def frame(table: Table, digits: int = 4) -> pd.DataFrame:
+    """The table for reading: each estimate's value, and its 95 % interval as text where it has one.
 
-    A value that is missing is None; a last column `missing` gives the reasons.
+    Values are rounded to `digits` significant digits; a missing value is None. A column `n` counts
+    repetitions, and a last column `missing` gives reasons, each only where there are any.
     """
-    lines = []
-    for row in table.rows:
-        line: dict[str, Any] = {}
-        reasons = []
-        for column, cell in zip(table.columns, row, strict=True):
-            if not isinstance(cell, Estimate):
-                line[column.header] = cell
-                continue
-            line[column.header] = cell.value
-            line[f"{column.title} 95 %"] = interval(cell)
-            line[f"{column.title} n"] = cell.n
-            if cell.value is None:
-                reasons.append(f"{column.title}: {cell.reason}")
-        lines.append(line | {"missing": "; ".join(reasons)})
-    made = pd.DataFrame(lines)
-    empty = [c for c in made.columns if c.endswith(" 95 %") and not made[c].astype(bool).any()]
-    if "missing" in made and not made["missing"].astype(bool).any():
-        empty.append("missing")
-    return made.drop(columns=empty)
+    made = pd.DataFrame([_line(table.columns, row, digits) for row in table.rows])
+    optional = [c for c in made.columns if c.endswith(" 95 %") or c in ("n", "missing")]
+    return made.drop(columns=[c for c in optional if not made[c].astype(bool).any()])
+
+
+def _line(columns: Sequence[Column], row: Sequence[Any], digits: int) -> dict[str, Any]:
+    line: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    reasons = []
+    for column, cell in zip(columns, row, strict=True):
+        if not isinstance(cell, Estimate):
+            line[column.header] = cell
+            continue
+        line[column.header] = None if cell.value is None else float(f"{cell.value:.{digits}g}")
+        line[f"{column.title} 95 %"] = interval(cell)
+        if cell.value is None:
+            reasons.append(f"{column.title}: {cell.reason}")
+        elif cell.n > 1:
+            counts[column.title] = cell.n
+    return line | {"n": _repetitions(counts), "missing": "; ".join(reasons)}
+
+
+def _repetitions(counts: dict[str, int]) -> str:
+    """The commonest n, then the columns that have another: "6; ITL 30"."""
+    if not counts:
+        return ""
+    usual = Counter(counts.values()).most_common(1)[0][0]
+    others = [f"{title} {n}" for title, n in counts.items() if n != usual]
+    return "; ".join([str(usual), *others])
 
 
 def interval(estimate: Estimate) -> str:

@@ -108,11 +108,12 @@ def require_fits(
     """Raise unless weights, cache and a margin for workspace fit the device's free memory.
 
     The margin is 5 % of the weights and 0.5 GB: an estimate, so a run near the limit may still
-    run out. With `loaded`, the weights are on the device already and are not counted.
+    run out. With `loaded`, the weights are on the device already and are not counted. A cache of
+    unknown size counts as nothing.
     """
     free = device.free_bytes()
     weights = 0 if loaded else card.weight_bytes
-    cache = card.kv_bytes(tokens, batch) if tokens else 0
+    cache = card.kv_bytes(tokens, batch) if card.kv_layers is not None else 0
     margin = round(_MARGIN_SHARE * card.weight_bytes) + _MARGIN_BYTES
     if free is not None and weights + cache + margin > free:
         raise ModelError(

@@ -71,7 +71,8 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
             if arm["weights"] != "random":
                 _fetch(arm["model"], arm["weights"])
         except (ValueError, OSError, RuntimeError) as error:
-            problems.append(f"{arm['model']}: {error}")
+            text = str(error)
+            problems.append(text if arm["model"] in text else f"{arm['model']}: {text}")
     return problems
 
 

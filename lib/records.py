@@ -7,6 +7,7 @@ name), single readings (`values`), why something is absent (`missing`), how the 
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -69,6 +70,17 @@ def append(path: str | Path, record: Record) -> Record:
         file.flush()
         os.fsync(file.fileno())
     return record
+
+
+def write_trace(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Raw readings as compressed JSON lines; the same rows give the same bytes."""
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    Path(path).write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read_trace(path: str | Path) -> list[dict[str, Any]]:
+    """What `write_trace` wrote."""
+    return [json.loads(line) for line in gzip.decompress(Path(path).read_bytes()).splitlines()]
 
 
 def load(path: str | Path) -> list[Record]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -17,13 +17,14 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lib import results, tables
+from lib import provenance, results, tables
 from lib.findings import findings
 from lib.fragments import mathml, read_notebook, render_fragment
-from lib.grid import RANDOM_NOTE, Column, Table
+from lib.grid import RANDOM_NOTE, Table
 from lib.markup import grid_html, paper_html
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
@@ -75,7 +76,7 @@ def _results_root(folder: Path) -> Path:
     return folder.parents[1] if folder.parent.name == ACROSS else folder.parents[2]
 
 
-def _page(job: Job, out: Path) -> str | Path:
+def _page(job: Job, out: Path) -> Path:
     """Write a notebook as its own page below `out`; returns its path."""
     target = out / job.path / "notebook.html"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,15 +84,21 @@ def _page(job: Job, out: Path) -> str | Path:
     up = "/".join([".."] * len(job.parts))
     body = _environment().get_template("notebook.html")
     title = f"{job.title} · {job.model}"
-    fragment = render_fragment(read_notebook(notebook), job.id, demote=1)
+    fragment = render_fragment(read_notebook(notebook), job.id, demote=0, title=False)
     text = body.render(
-        title=title, kicker=job.setup or job.profile, subtitle="", demo=_is_demo(job.records),
-        job=job, fragment=Markup(fragment), toc=[_entry(job.id, title)], footer="",
-        report_href=f"{up}/report.html",
+        title=title, kicker=job.setup or job.profile, subtitle="", demo=provenance.is_demo(job.records),
+        job=job, fragment=Markup(fragment), footer="", report_href=f"{up}/report.html",
+        toc=[_entry(job.id, title, _headings(fragment))],
         ipynb_href=quote(Path(os.path.relpath(notebook, target.parent)).as_posix()),
     )  # fmt: skip
     _replace(target, text)
     return target
+
+
+def _headings(fragment: str) -> list[SimpleNamespace]:
+    """The contents of a notebook's page: its second-level headings."""
+    found = BeautifulSoup(fragment, "html.parser").find_all("h2", id=True)
+    return [_entry(h["id"], h.get_text(strip=True)) for h in found]
 
 
 def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]) -> str:
@@ -107,7 +114,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
             for t in paper if t.number not in MAIN_TABLES]  # fmt: skip
     grids = [(t.title, Markup(grid_html(t, f"grid-{t.name}"))) for t in generic]
     failures = [job for job in found if job.status != "ok"]
-    demo = _is_demo(rows)
+    demo = provenance.is_demo(rows)
     groups = _groups(found, pages, out)
     ended = max((str(job.run.get("end") or "") for job in found), default="")
     return _environment().get_template("report.html").render(
@@ -116,8 +123,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         subtitle=_subtitle(rows, ended),
         demo=demo,
         findings=findings(rows, published, paper),
-        counts=_counts(found, rows),
-        provenance=provenance(found),
+        counts=provenance.counts(found, rows),
+        provenance=provenance.provenance(found),
         paper=published,
         paper_main=main,
         paper_more=more,
@@ -125,8 +132,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         generic_more=grids,
         groups=groups,
         failures=failures,
-        arm_errors=Markup(_optional(arm_errors(rows), "arm-errors")),
-        warnings=Markup(_optional(warnings_table(rows), "warnings")),
+        arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
+        warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
         methods=Markup(_environment().get_template("methods.html").render()),
         downloads=[(p.name, _data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
@@ -187,88 +194,11 @@ def _paper_caption(rows: Sequence[Record], published: dict[str, Any]) -> list[st
     return said
 
 
-def _is_demo(rows: Sequence[Record]) -> bool:
-    envs = environments(rows).values()
-    return bool(envs) and not any(env.get("gpu") for env in envs)
-
-
 def _subtitle(rows: Sequence[Record], ended: str) -> str:
     models = sorted({str(r.key["model"]) for r in rows if r.key.get("model")})
     gpus = sorted({str(env.get("gpu") or "CPU") for env in environments(rows).values()})
     parts = [", ".join(models), " and ".join(gpus), results.readable(ended)[:10]]
     return " · ".join(filter(None, parts))
-
-
-def _counts(found: Sequence[Job], rows: Sequence[Record]) -> dict[str, int]:
-    status = Counter(job.status for job in found)
-    arms = [r for r in rows if r.kind not in ("environment", "card")]
-    return {"ok": status["ok"], "missing": status["missing"], "planned": len(found),
-            "failed": len(found) - status["ok"] - status["missing"],
-            "arms": len(arms), "arm_errors": sum(bool(r.error) for r in arms)}  # fmt: skip
-
-
-def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
-    """Which models ran where: one entry for each GPU, driver, set of versions, host and commit."""
-    groups: dict[tuple, dict[str, set]] = defaultdict(lambda: defaultdict(set))
-    for job in found:
-        for env in environments(job.records).values():
-            packages = env.get("packages") or {}
-            where = {"GPU": env.get("gpu") or "CPU, no GPU",
-                     "driver": env.get("driver"), "CUDA": env.get("cuda"),
-                     "torch": env.get("torch") or packages.get("torch"),
-                     "transformers": env.get("transformers") or packages.get("transformers"),
-                     "host CPU": env.get("cpu"), "commit": _commit(job)}  # fmt: skip
-            seen = groups[tuple((k, str(v)) for k, v in where.items() if v)]
-            keyed = [r for r in job.records if r.key.get("model")]
-            base = [r for r in keyed if not r.kind.startswith("ablation")]
-            for title, name in (("models", "model"), ("weights", "weights"), ("stack", "stack"),
-                                ("dtype", "dtype"), ("experts", "experts")):  # fmt: skip
-                values = {str(r.key.get(name)) for r in base if r.key.get(name) and not r.error}
-                seen[title] |= values - {"none"}
-            for r in keyed:
-                source, revision = r.value("model_source"), r.value("model_revision")
-                if source:
-                    seen["source"].add(f"{source} at {revision}" if revision else str(source))
-            if job.end:
-                seen["dates"].add(job.end[:10])
-    return [_place(dict(where), seen) for where, seen in sorted(groups.items())]
-
-
-def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
-    shown = {name: ", ".join(sorted(values)) for name, values in seen.items() if values}
-    software = ", ".join(f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers")
-                         if n in where)  # fmt: skip
-    facts = {n: shown.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
-    facts |= {"software": software, "host CPU": where.get("host CPU"), "dates": shown.get("dates"),
-              "commit": where.get("commit")}  # fmt: skip
-    return SimpleNamespace(title=where["GPU"], facts=[(k, v) for k, v in facts.items() if v])
-
-
-def _commit(job: Job) -> str | None:
-    git = job.run.get("git") or {}
-    if not isinstance(git, dict) or not git.get("commit"):
-        return None
-    return str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")
-
-
-def arm_errors(rows: Sequence[Record]) -> Table:
-    """Arms that failed, with their error."""
-    columns = tuple(Column(n, numeric=False) for n in ("model", "kind", "arm", "error"))
-    made = [(r.key.get("model"), r.kind, _arm(r), r.error) for r in rows if r.error]
-    return Table("arm-errors", "Arms that failed", columns, tuple(made))
-
-
-def warnings_table(rows: Sequence[Record]) -> Table:
-    """Warnings that rows carry, with how many rows carry each."""
-    counts = Counter((str(r.key.get("model") or "–"), w["code"], w["text"])
-                     for r in rows for w in r.warnings)  # fmt: skip
-    columns = (*(Column(n, numeric=False) for n in ("model", "warning", "advice")), Column("rows"))
-    return Table("warnings", "Warnings", columns, tuple((*w, n) for w, n in sorted(counts.items())))
-
-
-def _arm(row: Record) -> str:
-    fields = ("dtype", "stack", "experts", "context", "new_tokens", "decoding")
-    return ", ".join(f"{f.replace('_', ' ')} {row.key[f]}" for f in fields if row.key.get(f))
 
 
 def _optional(table: Table, table_id: str) -> str:
@@ -295,7 +225,8 @@ def _groups(found: Sequence[Job], pages: dict[str, Path], out: Path) -> list[Sim
 def _section(job: Job, page: Path | None, out: Path) -> SimpleNamespace:
     fragment = ""
     if job.notebook_path is not None and page is not None:
-        fragment = render_fragment(read_notebook(job.notebook_path), job.id, demote=3)
+        notebook = read_notebook(job.notebook_path)
+        fragment = render_fragment(notebook, job.id, demote=2, title=False)
     return SimpleNamespace(
         id=job.id, title=job.title, status=job.status, setup=job.setup, end=job.end,
         rerun=job.rerun, fragment=Markup(fragment),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -217,7 +218,8 @@ def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, pa
     try:
         write(path)
     except Exception as error:  # whatever it is, the measurements are safe and must be listed
-        tally.fail(f"{what} of {short(path)}: {type(error).__name__}: {error}")
+        first = (str(error).splitlines() or [""])[0]
+        tally.fail(f"{what} of {short(path)}: {type(error).__name__}: {first}")
 
 
 def _now() -> str:
@@ -242,6 +244,13 @@ def rebuild(source: Path, out_dir: Path) -> Path:
     return out_dir / "report.html"
 
 
+def jupyter_path(folders: list[str], known: str) -> str:
+    """JUPYTER_PATH with the data of packages that PYTHONPATH brings (nbconvert's templates)."""
+    shared = [Path(folder) / "share" / "jupyter" for folder in folders if folder]
+    found = [known, *(str(path) for path in shared if path.is_dir())]
+    return os.pathsep.join(dict.fromkeys(filter(None, found)))
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lib.run", description=__doc__)
@@ -254,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")
     parser.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
     args = parser.parse_args(argv)
+    os.environ["JUPYTER_PATH"] = jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = params.resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
     try:
         if args.source:

@@ -22,7 +22,6 @@ __all__ = ["Column", "Table", "ablation_table", "ablations", "energy", "energy_t
            "latency", "latency_table", "memory", "memory_table", "short", "write_csvs",
            "write_generic_csvs"]  # fmt: skip
 
-GB = 1e9
 BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": "hf-eager"}
 CHANGED = {"decoding": "decoding", "context": "context", "precision": "dtype",
            "experts": "experts", "stack": "stack"}  # fmt: skip
@@ -41,14 +40,15 @@ def _samples(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1
     return stats.missing(reason)
 
 
-def _reading(row: Record, name: str, factor: float = 1) -> Estimate:
-    """A single reading, or why there is none."""
+def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Estimate:
+    """A single reading, or why there is none: the reason of `like` where it has none of its own."""
     if row.value(name) is not None:
         return Estimate(row.values[name] * factor, n=1, method="single reading",
                         reason="one reading, no interval")  # fmt: skip
     if row.error:
         return stats.missing(f"failed: {row.error}")
-    return stats.missing(f"not measured: {row.missing.get(name, 'no reading')}")
+    reason = row.missing.get(name) or row.missing.get(like) or "no reading"
+    return stats.missing(f"not measured: {reason}")
 
 
 def latency(rows: Sequence[Record]) -> Table:
@@ -84,7 +84,10 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
              for t in r.samples.get("e2e_s") or ()]  # fmt: skip
     if len({g for g, _ in pairs}) < 2:
         return stats.missing("not measured: a slope needs calls of two lengths")
-    return stats.inverse(stats.slope([g for g, _ in pairs], [t for _, t in pairs]))
+    slope = stats.slope([g for g, _ in pairs], [t for _, t in pairs])
+    if slope.value is not None and slope.value <= 0:
+        return stats.missing("not resolved: noise hides how time grows with the number of tokens")
+    return stats.inverse(slope)
 
 
 def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:
@@ -97,22 +100,28 @@ def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:
 
 
 def memory(rows: Sequence[Record]) -> Table:
-    """Peak memory and what it consists of, per model, protocol and context (GB, 10^9 bytes)."""
+    """Peak memory and what it consists of, per model, protocol and context.
+
+    In GB (10^9 bytes), or in MB (10^6 bytes) where no peak reaches one GB.
+    """
     names = {"peak_bytes": "peak", "baseline_bytes": "baseline", "kv_tensor_bytes": "KV, tensors",
              "kv_card_bytes": "KV, card", "logits_bytes": "logits held",
              "workspace_bytes": "workspace", "reserved_bytes": "reserved"}  # fmt: skip
 
+    peaks = [r.value("peak_bytes") or 0 for r in rows if r.kind.startswith("memory")]
+    unit, size = ("GB", 1e9) if max(peaks, default=0) >= 1e9 else ("MB", 1e6)
+
     def cells(group: list[Record]) -> Sequence[Any]:
         row = group[-1]
-        above = _reading(row, "peak_bytes", 1 / GB)
+        above = _reading(row, "peak_bytes", 1 / size)
         if above.value is not None and row.value("baseline_bytes") is not None:
-            above = Estimate((row.value("peak_bytes") - row.value("baseline_bytes")) / GB, n=1,
+            above = Estimate((row.value("peak_bytes") - row.value("baseline_bytes")) / size, n=1,
                              method="difference of readings", reason=above.reason)  # fmt: skip
-        readings = [_reading(row, name, 1 / GB) for name in names]
+        readings = [_reading(row, name, 1 / size) for name in names]
         return (readings[0], above, *readings[1:], row.value("memory_source") or "")
 
-    columns = [Column("peak", "GB"), Column("above baseline", "GB"),
-               *(Column(title, "GB") for title in list(names.values())[1:]),
+    columns = [Column("peak", unit), Column("above baseline", unit),
+               *(Column(title, unit) for title in list(names.values())[1:]),
                Column("source", numeric=False)]  # fmt: skip
     return build("memory", "Memory", rows, ("memory-paper", "memory"),
                   ("context", "new_tokens", "protocol"), columns, cells)  # fmt: skip
@@ -127,7 +136,7 @@ def energy(rows: Sequence[Record]) -> Table:
         per_1k = _samples(group, "energy_j", factor=1e3 / tokens)
         return (per_1k, stats.inverse(per_1k, 1e3),
                 _samples(group, "paper_energy_j", factor=1e3 / tokens),
-                _power(row), _reading(row, "idle_w"),
+                _power(row), _reading(row, "idle_w", like="energy_j"),
                 stats.inverse(_samples(group, "e2e_s"), tokens))  # fmt: skip
 
     columns = [Column("J/1K tokens", "J"), Column("tokens per joule", "1/J"),
@@ -230,6 +239,6 @@ def write_generic_csvs(rows: Sequence[Record], out_dir: str | Path) -> list[Path
     for table in generic_tables(rows):
         path = Path(out_dir) / "tables" / f"{table.name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(frame(table).to_csv(index=False, float_format="%.8g"), encoding="utf-8")
+        path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")
         paths.append(path)
     return paths

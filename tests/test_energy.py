@@ -3,7 +3,7 @@
 import pytest
 from fakes import FakeDevice, FakeModel
 
-from lib import decode, energy
+from lib import decode, energy, records
 
 
 def counter(power_w, *, seconds=4.0, period_s=0.02, tick_s=0.1, phase_s=0.03):
@@ -67,19 +67,24 @@ def test_readings_that_failed_are_skipped():
     assert energy.counter_between(trace, 1.0, 3.0)[0] == pytest.approx(600, rel=0.01)
 
 
-def test_a_cell_reports_joules_per_call(monkeypatch):
+def test_a_cell_reports_joules_per_call(monkeypatch, tmp_path):
     model = FakeModel(FakeDevice(watts=250.0), prefill_s=1.0, token_s=0.1)
     monkeypatch.setitem(decode.STACKS, "hf-eager", model.open_stack)
     idle = energy.idle_power(model.device, 5.0)
     assert idle["idle_w"] == pytest.approx(250, rel=0.01)
     row = energy.arm(model, stack="hf-eager", context=8, new_tokens=10, repeats=3, idle=idle,
-                     seed=0, env_id="e")  # fmt: skip
+                     seed=0, env_id="e", trace_path=tmp_path / "trace.jsonl.gz")  # fmt: skip
     assert row.samples["e2e_s"] == pytest.approx([2.0] * 3)
     assert row.samples["energy_j"] == pytest.approx([500] * 3, rel=0.02)  # 250 W for 2 s
     assert row.samples["paper_energy_j"] == pytest.approx([500] * 3)
     assert row.values["window_energy_j"] == pytest.approx(1500, rel=0.01)
     assert row.warnings == () and row.missing == {}
     assert model.calls.count(10) == 3  # lead-in and lead-out calls are short ones
+    again = [
+        energy.counter_between(records.read_trace(tmp_path / row.values["trace"]), start, stop)[0]
+        for start, stop in zip(row.samples["start_s"], row.samples["stop_s"], strict=True)
+    ]
+    assert again == pytest.approx(row.samples["energy_j"])  # the kept trace gives the same joules
 
 
 def test_without_a_counter_energy_is_missing_with_the_reason(monkeypatch):

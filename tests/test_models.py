@@ -368,6 +368,13 @@ def test_the_limit_of_what_fits():
     models.require_fits(card, device(None), 100)  # nothing is known of this device's memory
 
 
+def test_an_unknown_cache_leaves_the_check_of_the_weights():
+    card = models.card({"model_type": "gpt2"})
+    models.require_fits(card, device(10**9), 100)
+    with pytest.raises(ModelError, match="gpt2 in bfloat16 needs 0.8 GB"):
+        models.require_fits(card, device(5 * 10**8), 100)
+
+
 def test_load_checks_the_room_first():
     with pytest.raises(ModelError, match="gpt-oss-120b in bfloat16 needs 245.8 GB"):
         models.load("gpt-oss-120b", device=device(80_000_000_000))

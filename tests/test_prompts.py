@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as bpe
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -85,6 +85,18 @@ def test_special_tokens_are_those_of_the_template_only():
     assert words.convert_ids_to_tokens(special) == [
         "<s>", "<|turn|>", "<|end|>", "<|turn|>", "<|end|>", "<|turn|>",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", [CHAT, None])
+def test_the_mark_of_the_beginning_comes_once(template):
+    """A tokenizer that adds <s> by itself must not add it to a template that has it already."""
+    words = tokenizer(template)
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", words.bos_token_id)]
+    )
+    prompt = exact_prompt(words, 200)
+    assert len(prompt.ids) == 200
+    assert prompt.ids[0] == words.bos_token_id and prompt.ids.count(words.bos_token_id) == 1
 
 
 def test_the_text_is_seeded_and_varied():

@@ -242,7 +242,8 @@ def test_one_page_alone(tmp_path):
     root = sample.write_demo(tmp_path)
     page = report.write_notebook_page(root / "demo-moe/random-hf-eager/latency")
     assert page == root / "demo-moe/random-hf-eager/latency/notebook.html"
-    assert "latency of demo-moe" in page.read_text()
+    soup = BeautifulSoup(page.read_text(), "html.parser")
+    assert soup.h1.text == "Latency · demo-moe" and soup.h2.text == "Result"
     with pytest.raises(FileNotFoundError, match="run.json"):
         report.write_notebook_page(root / "demo-moe/random-hf-eager/nowhere")
 
@@ -263,6 +264,11 @@ def test_fragment_folds_code_demotes_headings_and_prefixes_ids():
     assert len(code) == 2 and code[0].summary.text == "Code"
     assert all(tag["id"].startswith("m--latency--") for tag in made.find_all(id=True))
     assert "In [" not in made.text and "Kernel is running" not in made.text
+
+
+def test_a_page_with_a_title_of_its_own_leaves_out_the_notebooks():
+    made = BeautifulSoup(render_fragment(sample.notebook("T"), "x", title=False), "html.parser")
+    assert [h.text for h in made.find_all(re.compile("^h[1-6]$"))] == ["Result"]
 
 
 def test_fragment_math_is_mathml_and_money_is_money():

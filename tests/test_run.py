@@ -439,7 +439,7 @@ def test_the_preflight_names_every_model_that_cannot_run():
     assert preflight.check(arms, models=NoGpuModels, device=50) == [
         "long: context 96 + 8 new tokens exceeds 100",
         "big: needs 68 bytes, there are 50",
-        "missing/model: the hub has no missing/model",
+        "the hub has no missing/model",
     ]
 
 
@@ -481,21 +481,29 @@ def test_the_gpu_is_part_of_a_jobs_identity(bench):
     assert manifest.job_sha(more, "cpu", Path("none")) not in shas
 
 
+def test_data_of_packages_outside_the_environment_is_found(tmp_path):
+    (tmp_path / "site" / "share" / "jupyter").mkdir(parents=True)
+    found = run.jupyter_path([str(tmp_path / "site"), str(tmp_path)], "/already/there")
+    assert found.split(os.pathsep) == ["/already/there", str(tmp_path / "site/share/jupyter")]
+    assert run.jupyter_path([str(tmp_path)], "") == ""
+
+
 def test_a_broken_report_is_told_and_costs_no_measurement(bench, capsys):
     bench.write(ok="ok")
 
     def write(path: Path) -> None:
-        raise OSError("disk full")
+        raise OSError("disk full\nsecond line")
 
     assert bench.run(write_report=write) == 1
     assert bench.manifest("ok")["status"] == "ok"
-    assert "error: report of" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "error: report of" in shown and "second line" not in shown
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'?"),
+        (["--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'"),
         (["--profile", "models"], "unknown profile 'models'"),
         (["--from", "outputs/nowhere"], "no folder outputs/nowhere"),
         (["--from", "tests"], "no run.json below tests"),

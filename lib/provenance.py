@@ -1,0 +1,90 @@
+"""What was measured where, how it ended, and what to beware of: the report's account of itself."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+from lib.grid import Column, Table
+from lib.records import Record, environments
+from lib.results import Job
+
+
+def is_demo(rows: Sequence[Record]) -> bool:
+    """Whether everything was measured on a CPU."""
+    envs = environments(rows).values()
+    return bool(envs) and not any(env.get("gpu") for env in envs)
+
+
+def counts(found: Sequence[Job], rows: Sequence[Record]) -> dict[str, int]:
+    """How many jobs are planned and how they ended; how many arms were measured."""
+    status = Counter(job.status for job in found)
+    arms = [r for r in rows if r.kind not in ("environment", "card")]
+    return {"ok": status["ok"], "missing": status["missing"], "planned": len(found),
+            "failed": len(found) - status["ok"] - status["missing"],
+            "arms": len(arms), "arm_errors": sum(bool(r.error) for r in arms)}  # fmt: skip
+
+
+def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
+    """Which models ran where: one entry for each GPU, driver, set of versions, host and commit."""
+    groups: dict[tuple, dict[str, set]] = defaultdict(lambda: defaultdict(set))
+    for job in found:
+        for env in environments(job.records).values():
+            packages = env.get("packages") or {}
+            where = {"GPU": env.get("gpu") or "CPU, no GPU",
+                     "driver": env.get("driver"), "CUDA": env.get("cuda"),
+                     "torch": env.get("torch") or packages.get("torch"),
+                     "transformers": env.get("transformers") or packages.get("transformers"),
+                     "host CPU": env.get("cpu"), "commit": _commit(job)}  # fmt: skip
+            seen = groups[tuple((k, str(v)) for k, v in where.items() if v)]
+            keyed = [r for r in job.records if r.key.get("model")]
+            base = [r for r in keyed if not r.kind.startswith("ablation")]
+            for title, name in (("models", "model"), ("weights", "weights"), ("stack", "stack"),
+                                ("dtype", "dtype"), ("experts", "experts")):  # fmt: skip
+                values = {str(r.key.get(name)) for r in base if r.key.get(name) and not r.error}
+                seen[title] |= values - {"none"}
+            for r in keyed:
+                source, revision = r.value("model_source"), r.value("model_revision")
+                if source:
+                    seen["source"].add(f"{source}, {revision}" if revision else str(source))
+            if job.end:
+                seen["dates"].add(job.end[:10])
+    return [_place(dict(where), seen) for where, seen in sorted(groups.items())]
+
+
+def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
+    shown = {name: ", ".join(sorted(values)) for name, values in seen.items() if values}
+    software = ", ".join(f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers")
+                         if n in where)  # fmt: skip
+    facts = {n: shown.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
+    facts |= {"software": software, "host CPU": where.get("host CPU"), "dates": shown.get("dates"),
+              "commit": where.get("commit")}  # fmt: skip
+    return SimpleNamespace(title=where["GPU"], facts=[(k, v) for k, v in facts.items() if v])
+
+
+def _commit(job: Job) -> str | None:
+    git = job.run.get("git") or {}
+    if not isinstance(git, dict) or not git.get("commit"):
+        return None
+    return str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")
+
+
+def arm_errors(rows: Sequence[Record]) -> Table:
+    """Arms that failed, with their error."""
+    columns = tuple(Column(n, numeric=False) for n in ("model", "kind", "arm", "error"))
+    made = [(r.key.get("model"), r.kind, _arm(r), r.error) for r in rows if r.error]
+    return Table("arm-errors", "Arms that failed", columns, tuple(made))
+
+
+def warnings_table(rows: Sequence[Record]) -> Table:
+    """Warnings that rows carry, with how many rows carry each."""
+    counts = Counter((str(r.key.get("model") or "–"), w["code"], w["text"])
+                     for r in rows for w in r.warnings)  # fmt: skip
+    columns = (*(Column(n, numeric=False) for n in ("model", "warning", "advice")), Column("rows"))
+    return Table("warnings", "Warnings", columns, tuple((*w, n) for w, n in sorted(counts.items())))
+
+
+def _arm(row: Record) -> str:
+    fields = ("dtype", "stack", "experts", "context", "new_tokens", "decoding")
+    return ", ".join(f"{f.replace('_', ' ')} {row.key[f]}" for f in fields if row.key.get(f))
