@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import os
 import platform
 import re
 import shutil
