@@ -29,7 +29,7 @@ def arms(jobs: Iterable[Task]) -> list[dict[str, Any]]:
     for job in jobs:
         values = job.parameters
         contexts = values.get("context") or values.get("contexts")
-        if job.model is None or not contexts:
+        if job.model is None or job.reads or not contexts:  # a reading notebook loads nothing
             continue
         arm = {
             "model": job.model,

@@ -86,9 +86,9 @@ def _page(job: Job, out: Path) -> Path:
     title = f"{job.title} · {job.model}"
     fragment = render_fragment(read_notebook(notebook), job.id, demote=0, title=False)
     text = body.render(
-        title=title, kicker=job.setup or job.profile, subtitle="", demo=provenance.is_demo(job.records),
-        job=job, fragment=Markup(fragment), footer="", report_href=f"{up}/report.html",
-        toc=[_entry(job.id, title, _headings(fragment))],
+        title=title, kicker=job.setup or job.profile, subtitle="", footer="",
+        demo=provenance.is_demo(job.records), job=job, fragment=Markup(fragment),
+        report_href=f"{up}/report.html", toc=[_entry(job.id, title, _headings(fragment))],
         ipynb_href=quote(Path(os.path.relpath(notebook, target.parent)).as_posix()),
     )  # fmt: skip
     _replace(target, text)
@@ -122,6 +122,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         kicker=f"Deployment workbook · profile {source.name}",
         subtitle=_subtitle(rows, ended),
         demo=demo,
+        cautions=context or _cautions(rows),
         findings=findings(rows, published, paper),
         counts=provenance.counts(found, rows),
         provenance=provenance.provenance(found),
@@ -192,6 +193,12 @@ def _paper_caption(rows: Sequence[Record], published: dict[str, Any]) -> list[st
     if "random" in {r.key.get("weights") for r in mine}:
         said.append(RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + ".")
     return said
+
+
+def _cautions(rows: Sequence[Record]) -> list[str]:
+    """What holds for the abstract's numbers where the paper's models are not among them."""
+    random = any(r.key.get("weights") == "random" for r in rows)
+    return [RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + "."] if random else []
 
 
 def _subtitle(rows: Sequence[Record], ended: str) -> str:

@@ -168,6 +168,7 @@ def test_abstract_is_computed(soup):
     assert "2.00× [1.92, 2.08] that of Qwen3-32B, higher" in said
     assert "33.3 % less than Qwen3-32B" in said
     assert "Qwen3-32B 20,000 J" in said
+    assert "Random weights: valid for memory and dense latency" in said
 
 
 def test_sentences_can_say_no():

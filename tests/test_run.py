@@ -458,6 +458,14 @@ def test_the_preflight_asks_for_the_largest_base_arm(bench):
     assert (arm["context"], arm["new_tokens"]) == (64, 8)
 
 
+def test_the_preflight_asks_nothing_for_a_notebook_that_only_reads(bench):
+    head = 'model = ""\nweights = ""\nresults_dir = ""\ncontext = 1'
+    make_notebook(bench.source("ape"), head)
+    profile = {"defaults": {"context": 2048}, "notebooks": {"ape": {}}, "models": ["a/one"]}
+    (bench.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
+    assert preflight.arms(manifest.plan(bench.profile(), bench.out)) == []
+
+
 def test_without_a_gpu_the_error_names_profile_and_fix(bench, monkeypatch):
     make_notebook(bench.source("latency"), 'model = ""\nrecords_path = ""\ndevice = "auto"')
     profile = {"defaults": {"device": "cuda"}, "notebooks": {"latency": {}}, "models": ["a/one"]}
