@@ -6,15 +6,23 @@ WEIGHTS ?=
 STACK ?=
 FROM ?=
 FORCE ?=
+WAIT ?=
+TIMEOUT ?=
 PYTHON ?=
 ARGS ?=
+MODEL ?=
+GPU_GB ?=
+DTYPE ?=
+BANDWIDTH_GB_S ?=
+CONTEXT ?=
+CSV ?=
 WITH ?=
 
 # lib is importable in every environment and every notebook kernel, installed or not.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lab lint lock clean
+.PHONY: help setup report fit audit test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -34,8 +42,14 @@ help:  ## list the targets and variables
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
 	@echo "  FROM=folder              make report: rebuild from these records, measure nothing"
 	@echo "  FORCE=1                  make report: measure finished jobs again"
+	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
 	@echo "  PYTHON=path              use this interpreter (default: the active one if it will do, else .venv)"
-	@echo "  ARGS=                    passed on to pytest (make test) or JupyterLab (make lab)"
+	@echo "  MODEL= GPU_GB=           make fit: hub id, folder or entry of params/models.yaml; GB are 10^9"
+	@echo "  DTYPE=                   make report: of the weights; make fit: only these (bfloat16, mxfp4, 4-bit ...)"
+	@echo "  CONTEXT=                 make fit: only these contexts"
+	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
+	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
+	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), make audit"
 
 setup:  ## prepare the environment the other targets use, and say which it is
 	@$(call find,lab) :
@@ -45,7 +59,18 @@ report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	    $(if $(FROM),--from "$(FROM)",--profile "$(PROFILE)" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
 	    $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STACK),--stack "$(STACK)") \
+	    $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(TIMEOUT),--timeout "$(TIMEOUT)") \
+	    $(if $(filter-out 0 no false,$(WAIT)),--wait) \
 	    $(if $(filter-out 0 no false,$(FORCE)),--force))
+
+fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
+	@$(call find,report) exec "$$py" -m lib.fit $(if $(MODEL),--model "$(MODEL)") \
+	    $(if $(GPU_GB),--gpu-gb "$(GPU_GB)") $(if $(DTYPE),--dtype "$(DTYPE)") \
+	    $(if $(BANDWIDTH_GB_S),--bandwidth-gb-s "$(BANDWIDTH_GB_S)") \
+	    $(if $(CONTEXT),--context "$(CONTEXT)") $(ARGS)
+
+audit:  ## check a published study against its own data; CSV=folder compares its released files
+	@$(call find,report) exec "$$py" -m lib.audit $(if $(CSV),--csv "$(CSV)") $(ARGS)
 
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \

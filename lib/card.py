@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+MARGIN_SHARE, MARGIN_BYTES = 0.05, 500_000_000
+
 
 class ModelError(ValueError):
     """A model, or a use of it, that cannot work; the message names the value and the remedy."""
@@ -23,7 +25,9 @@ class ModelCard:
     also the output matrix); `routed_params` belong to experts that a router chooses among. What
     is left is read for every token. `kv_layers` holds, for each layer with a cache, the cached
     elements per token and the sliding window (None: full attention); where the cache of an
-    architecture is not understood it is None, and `kv_reason` names the part.
+    architecture is not understood it is None, and `kv_reason` names the part. `matrix_params` are
+    the weights that quantisers take, `expert_matrix_params` those of them in routed experts; None
+    where a card was recorded before they were counted.
     """
 
     name: str
@@ -48,11 +52,18 @@ class ModelCard:
     kv_layers: tuple[tuple[int, int | None], ...] | None
     kv_element_bytes: int
     kv_reason: str = ""
+    matrix_params: int | None = None
+    expert_matrix_params: int | None = None
 
     @property
     def active_share(self) -> float:
         """Active over total parameters (1 where everything is read for every token)."""
         return self.active_params / self.total_params
+
+    @property
+    def margin_bytes(self) -> int:
+        """What is kept free for workspace: 5 % of the weights and 0.5 GB, an estimate."""
+        return round(MARGIN_SHARE * self.weight_bytes) + MARGIN_BYTES
 
     @property
     def window(self) -> int | None:

@@ -34,10 +34,16 @@ def cache_dir() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
 
 
-def require_safetensors(folder: Path) -> Path:
-    """The folder, if it holds a configuration and safetensors; otherwise what is wrong with it."""
+def require_config(folder: Path) -> Path:
+    """The folder, if it holds a configuration."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"folder {folder} has no config.json; give a folder of save_pretrained")
+    return folder
+
+
+def require_safetensors(folder: Path) -> Path:
+    """The folder, if it holds a configuration and safetensors; otherwise what is wrong with it."""
+    require_config(folder)
     if any(folder.glob("*.safetensors")):
         return folder
     if pickled := sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*"))):

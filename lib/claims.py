@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lib import ape, stats
+from lib import ape, params, stats
 from lib.records import Record, environments, require_comparable, select
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s, short
@@ -121,7 +121,7 @@ def ablations(rows: Sequence[Record]) -> str:
                 reference = str(worked[0].key.get(field))
                 lines.append(ratio_sentence(title, reference, "Output throughput", ratio))
         if len(worked) < 2:
-            lines.append(f"{name}: {len(worked)} arm ran, so nothing is compared.")
+            lines.append(f"{name}: {len(worked)} arm(s) ran, so nothing is compared.")
     return bullets([*lines, *cautions(rows)])
 
 
@@ -199,12 +199,12 @@ def cautions(rows: Iterable[Record]) -> list[str]:
 
 
 def by_model(rows: Iterable[Record], kind: str) -> dict[str, list[Record]]:
-    """Rows of a kind that did not fail, by model, in order of appearance."""
+    """Rows of a kind that did not fail, by model, in the order of params/models.yaml."""
     groups: dict[str, list[Record]] = {}
     for row in rows:
         if row.kind == kind and not row.error:
             groups.setdefault(row.key["model"], []).append(row)
-    return groups
+    return dict(sorted(groups.items(), key=lambda group: params.model_order(group[0])))
 
 
 def bullets(lines: Sequence[str]) -> str:

@@ -36,6 +36,8 @@ def count(config: PreTrainedConfig, *, name: str = "", dtype: str = "bfloat16") 
     assert sum(groups) == total, f"{name}: groups {groups} do not add up to {total} parameters"
     routed_used = groups[1] * top_k // experts if experts else 0
 
+    matrix_params, expert_matrix_params = _matrices(net, tables, routed, experts)
+    assert expert_matrix_params <= groups[1] and matrix_params <= total - groups[0], name
     kv_layers, kv_element_bytes, kv_reason = _cache_layout(net, config)
     return ModelCard(
         name=name or config.model_type,
@@ -60,6 +62,8 @@ def count(config: PreTrainedConfig, *, name: str = "", dtype: str = "bfloat16") 
         kv_layers=kv_layers,
         kv_element_bytes=kv_element_bytes,
         kv_reason=kv_reason,
+        matrix_params=matrix_params,
+        expert_matrix_params=expert_matrix_params,
     )
 
 
@@ -126,6 +130,35 @@ def _routed_experts(net: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter]
             "active parameters need one count for all layers"
         )
     return found, sizes.pop() if sizes else 0
+
+
+def _matrices(
+    net: torch.nn.Module,
+    tables: dict[str, torch.nn.Parameter],
+    routed: dict[str, torch.nn.Parameter],
+    experts: int,
+) -> tuple[int, int]:
+    """Weights that quantisers take, and those of them in routed experts.
+
+    These are the matrices of linear layers and of routed experts. Embeddings, the output matrix,
+    norms, biases and routers (beside the experts, one row for each) stay in the model's dtype.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    output = net.get_output_embeddings()
+    kept = {id(p) for p in (*tables.values(), getattr(output, "weight", None))}
+    linear, blocks = {}, []
+    for path, module in net.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and id(module.weight) not in kept:
+            linear[f"{path}.weight"] = module.weight
+        if path.rpartition(".")[2] == "experts":
+            blocks.append(path.removesuffix("experts"))
+    routers = {n for n in linear if n.startswith(tuple(blocks)) and len(linear[n]) == experts}
+    # Where all experts of a layer are one tensor, it has three axes, and their biases have two.
+    inside = {id(p): p for n, p in routed.items() if n in linear or p.ndim == 3}
+    others = {id(p): p for n, p in linear.items() if n not in routed and n not in routers}
+    return _numel((inside | others).values()), _numel(inside.values())
 
 
 def _experts_per_token(config: PreTrainedConfig, experts: int) -> int:

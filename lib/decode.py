@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from lib import experts
+
 # One change against greedy each. top_k = 0 and top_p = 1 switch the library's own filters off.
 _SAMPLE = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
 DECODING = {
@@ -101,4 +103,4 @@ def experts_in_decode(net: Any) -> str | None:
     if not getattr(net, "_can_set_experts_implementation", lambda: False)():
         return None
     with net._optimize_model_for_decode():
-        return net.config._experts_implementation
+        return experts.in_use(net)

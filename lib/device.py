@@ -1,6 +1,7 @@
 """The one seam to the hardware: clock, synchronisation, allocator, NVML, environment.
 
-Everything that measures receives a device and asks it; nothing else touches torch.cuda or NVML.
+Everything that measures receives a device and asks it; nothing else touches torch.cuda or NVML
+(the runner's `lease` lists GPUs by NVML before any kernel exists).
 Tests pass a fake with the same methods. What a device cannot read is None, and `missing` says why.
 """
 

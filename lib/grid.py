@@ -1,6 +1,6 @@
 """A table as data: named columns with units, rows of text, counts and estimates.
 
-It becomes a DataFrame here and HTML in `lib.html`; statistics come from `lib.stats` only.
+It becomes a DataFrame here and HTML in `lib.markup`; statistics come from `lib.stats` only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from lib.params import model_order
 from lib.records import Record, environments
 from lib.stats import Estimate
 
@@ -67,6 +68,7 @@ def frame(table: Table, digits: int = 4) -> pd.DataFrame:
     repetitions, and a last column `missing` gives reasons, each only where there are any.
     """
     made = pd.DataFrame([_line(table.columns, row, digits) for row in table.rows])
+    made.index = pd.Index([""] * len(made))  # a row number says nothing
     optional = [c for c in made.columns if c.endswith(" 95 %") or c in ("n", "missing")]
     return made.drop(columns=[c for c in optional if not made[c].astype(bool).any()])
 
@@ -146,7 +148,7 @@ def _field(row: Record, name: str) -> Any:
 def _order(where: tuple) -> tuple:
     model, setup, *fields = where
     numbers = tuple(f if isinstance(f, int | float) else 0 for f in fields)
-    return (model, setup, numbers, tuple(map(str, fields)))
+    return (model_order(model), setup, numbers, tuple(map(str, fields)))
 
 
 def build(

@@ -83,7 +83,7 @@ def _task(
 ) -> Task:
     values = profile.parameters(notebook, choice)
     signature = profile.signatures[notebook]
-    reading = "results_dir" in signature
+    reading = "results_dir" in signature or "published" in signature
     name = choice.model if choice else ALL
     filled = {
         "model": name_in_rows(name) if reading else name,
@@ -126,7 +126,7 @@ def short(path: Path) -> str:
 
 def job_sha(task: Task, gpu: str, models_path: Path) -> str:
     """Identity of what a job measures: two jobs of the same hash would repeat each other."""
-    paths = ("records_path", "results_dir")
+    paths, study = ("records_path", "results_dir"), task.parameters.get("published")
     return _sha(
         {
             "notebook": task.notebook,
@@ -136,6 +136,7 @@ def job_sha(task: Task, gpu: str, models_path: Path) -> str:
             "stack": task.stack,
             "gpu": gpu,
             "records": records_sha(task.reads, task.folder) if task.reads else None,
+            **({"published": file_sha(resolve(study))} if study else {}),
         }
     )
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import decode, records
+import pandas as pd
+
+from lib import decode, experts, records
 from lib.progress import track
 from lib.records import Record
 from lib.session import begin_records, prompt_ids
@@ -27,21 +29,45 @@ def sweep(
     new_tokens: int,
     seed: int,
     records_path: str | Path,
+    also_experts: Sequence[str] = (),
 ) -> list[Record]:
-    """Both protocols at every context, each row written at once."""
+    """Both protocols at every context, each row written at once.
+
+    `also_experts` names further implementations of a mixture of experts to measure after the one
+    in use; a dense model has none.
+    """
     rows = begin_records(model, records_path)
-    env_id = rows[0].env_id
+    for name in [None, *also_experts] if model.card.experts else [None]:
+        if name is not None:
+            experts.use(model.net, name)
+        rows += _protocols(model, stack=stack, contexts=contexts, new_tokens=new_tokens, seed=seed,
+                           env_id=rows[0].env_id, records_path=records_path)  # fmt: skip
+    return rows
+
+
+def _protocols(
+    model: Any, *, stack: str, contexts: Sequence[int], new_tokens: int, seed: int,
+    env_id: str | None, records_path: str | Path,
+) -> list[Record]:  # fmt: skip
     generate = decode.open_stack(stack, model.net)
     protocols = {
         "memory-paper": lambda ids, tokens: paper_call(model.net, ids, tokens),
         "memory": lambda ids, tokens: {"cache": generate(ids, tokens).cache},
     }
+    rows = []
     for context in track(contexts, f"memory of {model.name}"):
         for kind, call in protocols.items():
             row = arm(model, kind=kind, call=call, stack=stack, context=context,
                       new_tokens=new_tokens, seed=seed, env_id=env_id)  # fmt: skip
             rows.append(records.append(records_path, row))
     return rows
+
+
+def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> pd.DataFrame:
+    """Before measuring: the cache that the architecture implies, in MB of 10^6 bytes."""
+    sizes = [card.kv_bytes(context + new_tokens) / 1e6 for context in contexts]
+    made = pd.DataFrame({"context (tokens)": contexts, "KV cache computed (MB)": sizes})
+    return made.round(3).set_index("context (tokens)")
 
 
 def paper_call(net: Any, ids: Any, new_tokens: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib import counting
+from lib import experts as implementations
 from lib.card import ModelCard, ModelError, require_context
 from lib.checkpoints import quiet
 from lib.device import open_device
@@ -30,10 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Model", "ModelCard", "ModelError", "card", "load", "require_context", "require_fits"]
 
 WEIGHTS = ("random", "checkpoint", "gguf")
-# The library calls a Python loop over the experts "eager", which says nothing in a record.
-_LIBRARY_EXPERTS = {"loop": "eager"}
 _FILL_STD = 0.02
-_MARGIN_SHARE, _MARGIN_BYTES = 0.05, 500_000_000
 
 
 @dataclass
@@ -62,10 +60,7 @@ class Model:
         """The experts implementation in use now: loop, grouped_mm, ... or none (dense)."""
         if not self.card.experts:
             return "none"
-        name = self.net.config.get_text_config(decoder=True)._experts_implementation
-        # Only modules that the library has decorated can run anything but their own loop.
-        switchable = any(hasattr(module, "_apply_gate") for module in self.net.modules())
-        return name if switchable and name not in (None, "eager") else "loop"
+        return implementations.in_use(self.net)
 
     @property
     def attention(self) -> str:
@@ -107,14 +102,14 @@ def require_fits(
 ) -> None:
     """Raise unless weights, cache and a margin for workspace fit the device's free memory.
 
-    The margin is 5 % of the weights and 0.5 GB: an estimate, so a run near the limit may still
-    run out. With `loaded`, the weights are on the device already and are not counted. A cache of
+    The margin (`ModelCard.margin_bytes`) is an estimate, so a run near the limit may still run
+    out. With `loaded`, the weights are on the device already and are not counted. A cache of
     unknown size counts as nothing.
     """
     free = device.free_bytes()
     weights = 0 if loaded else card.weight_bytes
     cache = card.kv_bytes(tokens, batch) if card.kv_layers is not None else 0
-    margin = round(_MARGIN_SHARE * card.weight_bytes) + _MARGIN_BYTES
+    margin = card.margin_bytes
     if free is not None and weights + cache + margin > free:
         raise ModelError(
             f"{card.name} in {card.dtype} needs {(weights + cache + margin) / 1e9:.1f} GB "
@@ -196,16 +191,14 @@ def load(
 
 
 def _experts_option(card: ModelCard, experts: str | None) -> dict[str, str]:
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
     if experts is None or (experts == "none" and not card.experts):
         return {}
-    known = ["loop", *ALL_EXPERTS_FUNCTIONS.valid_keys()]
     if not card.experts:
         raise ModelError(f"{card.name} is dense, so experts={experts!r} has no meaning; use None")
-    if experts not in known:
-        raise ModelError(f"unknown experts {experts!r}; use one of {', '.join(known)}")
-    return {"experts_implementation": _LIBRARY_EXPERTS.get(experts, experts)}
+    if experts not in implementations.known():
+        known = ", ".join(implementations.known())
+        raise ModelError(f"unknown experts {experts!r}; use one of {known}")
+    return {"experts_implementation": implementations.library_name(experts)}
 
 
 def _random_net(
@@ -218,7 +211,8 @@ def _random_net(
     import torch
     from transformers import AutoModelForCausalLM
 
-    gpus = [torch.cuda.current_device()] if where.startswith("cuda") else []
+    index = torch.empty(0, device=where).device.index  # of the current GPU; None on a CPU
+    gpus = [] if index is None else [index]
     with torch.random.fork_rng(devices=gpus), torch.device(where), torch.no_grad():
         torch.manual_seed(seed)
         net = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **options)

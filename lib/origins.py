@@ -66,6 +66,8 @@ def config_of(origin: Origin) -> PreTrainedConfig:
     elif origin.hub:
         with checkpoints.hub_errors(origin.hub, origin.revision):
             config = AutoConfig.from_pretrained(origin.hub, revision=origin.revision)
+    elif origin.folder:  # an architecture needs no weights
+        config = AutoConfig.from_pretrained(checkpoints.require_config(origin.folder))
     else:
         config = AutoConfig.from_pretrained(files(origin)[0])
     return plain(config)

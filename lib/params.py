@@ -25,7 +25,7 @@ WEIGHTS = ("random", "checkpoint", "gguf")
 STACKS = ("hf-eager",)
 DTYPES = ("bfloat16", "float16", "float32")
 FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
-CROSS_MODEL = ("summary",)  # notebooks that run once, over all models
+CROSS_MODEL = ("summary", "audit")  # notebooks that run once, over all models
 _COMMON = ("weights", "stack", "dtype")
 SLICES = ("models", "notebooks", *_COMMON)
 _MODELS = "models.yaml"
@@ -78,6 +78,12 @@ def models(path: str | Path = "params/models.yaml") -> dict[str, dict[str, Any]]
     """Entries of params/models.yaml by name."""
     file = resolve(path)
     return read_yaml(file) if file.exists() else {}
+
+
+def model_order(name: str) -> tuple[int, str]:
+    """Sorts models as params/models.yaml lists them, unlisted ones after them by name."""
+    known = list(models())
+    return (known.index(name) if name in known else len(known), name)
 
 
 def split(text: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -38,18 +38,15 @@ def axes(ax: Axes | None = None, **size: Any) -> Axes:
 
 def color(model: str) -> tuple[float, float, float]:
     """The model's colour: its place in params/models.yaml, or a hash of an unlisted name."""
-    known = list(params.models())
-    place = (
-        known.index(model)
-        if model in known
-        else int(hashlib.sha256(model.encode()).hexdigest(), 16)
-    )
+    place, name = params.model_order(model)
+    if model not in params.models():
+        place = int(hashlib.sha256(name.encode()).hexdigest(), 16)
     return PALETTE[place % len(PALETTE)]
 
 
 def models_of(rows: Iterable[Record]) -> list[str]:
-    """Model names in the order in which they first appear."""
-    return list(dict.fromkeys(r.key["model"] for r in rows if r.key.get("model")))
+    """Model names in the order of params/models.yaml."""
+    return sorted({r.key["model"] for r in rows if r.key.get("model")}, key=params.model_order)
 
 
 def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
@@ -97,11 +94,16 @@ def token_times(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
 def memory_parts(rows: Sequence[Record], kind: str, ax: Axes | None = None) -> Axes:
     """What the peak above the baseline consists of, at each context (MB, 10^6 bytes)."""
     arms = sorted((r for r in rows if r.kind == kind and r.value("workspace_bytes") is not None),
-                  key=lambda r: (r.key["model"], r.key["context"]))  # fmt: skip
+                  key=lambda r: (params.model_order(r.key["model"]), str(r.key["experts"]),
+                                 r.key["context"]))  # fmt: skip
     ax = axes(ax, figsize=(7.2, 1.4 + 0.32 * len(arms)))
-    names = [f"{r.key['model']}, {r.key['context']}" for r in arms]
+    several = len({(r.key["model"], r.key["experts"]) for r in arms}) > len(models_of(arms))
+    names = [
+        f"{r.key['model']}{', ' + r.key['experts'] if several else ''}, {r.key['context']}"
+        for r in arms
+    ]
     left = [0.0] * len(arms)
-    for number, (field, label) in enumerate(PARTS.items()):
+    for number, (field, label) in enumerate(PARTS.items() if arms else ()):
         sizes = [max(r.values[field], 0) / 1e6 for r in arms]
         ax.barh(names, sizes, left=left, color=PALETTE[number], label=label)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
@@ -137,10 +139,10 @@ def ablation(rows: Sequence[Record], field: str, ax: Axes | None = None) -> Axes
         ax.plot(stats.median(speeds).value, place, "|", ms=18, mew=2, color=color(row.key["model"]),
                 label=names[place])  # fmt: skip
     ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    labelled(ax, f"Ablation: {field}", "output throughput (tokens per second)", "", legend=False)
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     ax.set_xlim(left=0)
-    return labelled(ax, f"Ablation: {field}", "output throughput (tokens per second)", "",
-                    legend=False)  # fmt: skip
+    return ax
 
 
 def efficiency(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
@@ -157,23 +159,13 @@ def efficiency(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
                     "tok/s per 10^9 active parameters")  # fmt: skip
 
 
-def compare(estimates: dict[str, stats.Estimate], title: str, unit: str,
-            ax: Axes | None = None) -> Axes:  # fmt: skip
-    """One estimate per model with its interval; a missing one is named with its reason."""
-    ax = axes(ax, figsize=(7.2, 1.2 + 0.45 * len(estimates)))
-    for place, (model, est) in enumerate(estimates.items()):
-        if est.value is None:
-            ax.text(0.02, place, est.reason, va="center", fontsize=8,
-                    transform=ax.get_yaxis_transform())  # fmt: skip
-            continue
-        ax.barh(place, est.value, color=color(model), alpha=0.8, label=model)
-        if est.low is not None and est.high is not None:
-            ax.plot([est.low, est.high], [place, place], "k-", lw=1.5)
-        ax.annotate(f" {tables.short(est.value)}", (est.high or est.value, place), va="center")
-    ax.set_yticks(range(len(estimates)), list(estimates))
-    ax.set_ylim(len(estimates) - 0.5, -0.5)
-    ax.margins(x=0.15)
-    return labelled(ax, title, unit, "", legend=False)
+def curves(lines: Iterable[tuple[str, str, str, Sequence[float], Sequence[float]]], title: str,
+           x: str, y: str, ax: Axes | None = None) -> Axes:  # fmt: skip
+    """Published lines: each a label, the model it is of, a line style, and its x and y."""
+    ax = axes(ax)
+    for label, model, style, at, values in lines:
+        ax.plot(at, values, style, marker=".", color=color(model), label=label)
+    return labelled(ax, title, x, y)
 
 
 def points_and_line(ax: Axes, rows: Sequence[Record], samples: Sequence[Sequence[float]],
@@ -188,8 +180,12 @@ def points_and_line(ax: Axes, rows: Sequence[Record], samples: Sequence[Sequence
 
 
 def labelled(ax: Axes, title: str, x: str, y: str, legend: bool = True) -> Axes:
-    """Title, axes with units, legend outside the data."""
+    """Title, axes with units from zero, the contexts as ticks, legend outside the data."""
     ax.set(title=title, xlabel=x, ylabel=y)
+    if x.startswith("context"):
+        ax.set_xticks(sorted({int(value) for line in ax.get_lines() for value in line.get_xdata()}))
+    if ax.get_lines() and ax.get_ylim()[0] > 0:
+        ax.set_ylim(bottom=0)
     handles, _ = ax.get_legend_handles_labels()
     if legend and handles:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
@@ -204,12 +200,8 @@ def describe(ax: Axes) -> str:
     for line in ax.get_lines():
         if not line.get_label().startswith("_") and len(line.get_xdata()):
             x, y = line.get_xdata(), line.get_ydata()
-            value = (
-                tables.short(float(x[0]))
-                if len(x) == 1
-                else f"{tables.short(float(y[0]))} at {x[0]:g} to "
-                f"{tables.short(float(y[-1]))} at {x[-1]:g}"
-            )
+            ends = [f"{tables.short(float(y[i]))} at {x[i]:g}" for i in (0, -1)]
+            value = " to ".join(dict.fromkeys(ends)) if ax.get_ylabel() else tables.short(x[0])
             parts.append(f"{line.get_label()}: {value}.")
     for container in ax.containers:
         widths = ", ".join(tables.short(bar.get_width()) for bar in container)
@@ -231,11 +223,14 @@ def caption(rows: Sequence[Record]) -> str:
     return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n]))
 
 
-def show(ax: Axes, rows: Sequence[Record]) -> None:
-    """Display the figure with its alternative text, and its caption under it."""
+def show(ax: Axes, rows: Sequence[Record], source: str = "") -> None:
+    """Display the figure with its alternative text, and its caption under it.
+
+    A figure without rows names the `source` of its numbers instead.
+    """
     from IPython.display import Markdown, display
 
     figure = ax.figure
     display(figure, metadata={"image/png": {"alt": describe(ax)}})
-    display(Markdown(f"*{ax.get_title()}. {caption(rows)}.*"))
+    display(Markdown(f"*{ax.get_title()}. {source or caption(rows)}.*"))
     plt.close(figure)

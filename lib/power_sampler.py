@@ -12,13 +12,14 @@ import select
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pynvml
 
 INSTANT_FIELD = 186  # NVML_FI_DEV_POWER_INSTANT, mW
 
 
-def reading(handle) -> dict[str, float | str]:
+def reading(handle: Any) -> dict[str, float | str]:
     """One reading of all fields; a failed one says which error."""
     before_s = time.perf_counter()
     try:

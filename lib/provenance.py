@@ -78,11 +78,16 @@ def arm_errors(rows: Sequence[Record]) -> Table:
 
 
 def warnings_table(rows: Sequence[Record]) -> Table:
-    """Warnings that rows carry, with how many rows carry each."""
-    counts = Counter((str(r.key.get("model") or "–"), w["code"], w["text"])
-                     for r in rows for w in r.warnings)  # fmt: skip
-    columns = (*(Column(n, numeric=False) for n in ("model", "warning", "advice")), Column("rows"))
-    return Table("warnings", "Warnings", columns, tuple((*w, n) for w, n in sorted(counts.items())))
+    """Warnings that rows carry, by model and code: how many rows, and what the first one says."""
+    texts: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for warning in row.warnings:
+            where = (str(row.key.get("model") or "–"), warning["code"])
+            texts.setdefault(where, []).append(warning["text"])
+    names = ("model", "warning", "for example")
+    columns = (*(Column(name, numeric=False) for name in names), Column("rows"))
+    built = tuple((*where, said[0], len(said)) for where, said in sorted(texts.items()))
+    return Table("warnings", "Warnings", columns, built)
 
 
 def _arm(row: Record) -> str:

@@ -28,6 +28,7 @@ from lib.grid import RANDOM_NOTE, Table
 from lib.markup import grid_html, paper_html
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
+from lib.params import model_order
 from lib.records import Record, environments, merge
 from lib.results import ACROSS, Job, slug
 
@@ -202,7 +203,7 @@ def _cautions(rows: Sequence[Record]) -> list[str]:
 
 
 def _subtitle(rows: Sequence[Record], ended: str) -> str:
-    models = sorted({str(r.key["model"]) for r in rows if r.key.get("model")})
+    models = sorted({str(r.key["model"]) for r in rows if r.key.get("model")}, key=model_order)
     gpus = sorted({str(env.get("gpu") or "CPU") for env in environments(rows).values()})
     parts = [", ".join(models), " and ".join(gpus), results.readable(ended)[:10]]
     return " · ".join(filter(None, parts))

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lib import params
 from lib.records import Record, load
 
 ACROSS = "_all"
-PARAMS = Path(__file__).parents[1] / "params"
-ORDER = ("latency", "memory", "energy", "ablations", "ape", "summary")
+ORDER = ("latency", "memory", "energy", "ablations", "ape", "summary", "audit")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Job:
     @property
     def rerun(self) -> str:
         """The command that runs this job again."""
-        known = (PARAMS / f"{self.profile}.yaml").exists()
+        known = (params.ROOT / "params" / f"{self.profile}.yaml").exists()
         values = {"PROFILE": self.profile if known else "paper"}
         if self.parts[0] != ACROSS:
             values["MODELS"] = self._given("model") or self.parts[0]
@@ -146,9 +146,10 @@ def _read(source: Path, path: str) -> Job:
 
 
 def _order(path: str) -> tuple:
+    """Models in the order of params/models.yaml; notebooks as they are run."""
     parts = path.split("/")
     at = ORDER.index(parts[-1]) if parts[-1] in ORDER else len(ORDER)
-    return (parts[0] == ACROSS, parts[0], parts[1:-1], at, parts[-1])
+    return (parts[0] == ACROSS, params.model_order(parts[0]), parts[1:-1], at, parts[-1])
 
 
 def _with_ids(jobs: Sequence[Job]) -> list[Job]:

@@ -20,13 +20,18 @@ def bound_tok_per_s(decode_bytes: int, bytes_per_s: float) -> float:
     return bytes_per_s / decode_bytes
 
 
+def rounded(value: float) -> float:
+    """Four significant digits, as the tables show."""
+    return float(f"{value:.4g}")
+
+
 def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> pd.DataFrame:
     """Before measuring: what a step reads at each context, and the decode throughput it allows."""
     sizes = [card.decode_bytes(context) for context in contexts]
     return pd.DataFrame({
         "context (tokens)": contexts,
-        "a step reads (GB)": [size / 1e9 for size in sizes],
-        "decode bound (tok/s)": [bound_tok_per_s(size, bytes_per_s) for size in sizes],
+        "a step reads (GB)": [rounded(size / 1e9) for size in sizes],
+        "decode bound (tok/s)": [rounded(bound_tok_per_s(s, bytes_per_s)) for s in sizes],
     }).set_index("context (tokens)")  # fmt: skip
 
 
@@ -36,8 +41,9 @@ def utilisation(rows: Sequence[Record]) -> pd.DataFrame:
     for model, context, measured, bound in _measured_and_bound(rows):
         lines.append({
             "model": model, "context (tokens)": context,
-            "decode throughput (tok/s)": measured.value, "bound (tok/s)": bound,
-            "share of the bound": measured.value / bound,
+            "decode throughput (tok/s)": rounded(measured.value),
+            "bound (tok/s)": rounded(bound),
+            "share of the bound": rounded(measured.value / bound),
         })  # fmt: skip
     return pd.DataFrame(lines)
 

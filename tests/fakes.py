@@ -99,6 +99,7 @@ class FakeModel:
             as_dict=lambda: {"total_params": 10},
             weight_bytes=20,
             context_limit=4096,
+            experts=None,
             kv_bytes=lambda tokens: 400,
             decode_bytes=lambda context: 10**6,
         )

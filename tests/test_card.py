@@ -17,7 +17,7 @@ from transformers import (
     StaticCache,
 )
 
-from lib import models, params
+from lib import counting, models, params
 from lib.card import ModelCard, ModelError, require_context
 
 TINY = ("tiny-gpt-oss", "tiny-qwen3", "tiny-yi")
@@ -113,6 +113,30 @@ def test_shared_experts_are_always_read():
     card = models.card(config)
     assert card.routed_params == 4 * 3 * 8 * 4
     assert card.active_params == card.total_params - 10 * 8 - 3 * (3 * 8 * 4)
+
+
+def test_weights_that_quantisers_take_by_hand():
+    dense = models.card(LLAMA)
+    attention = 8 * 8 + 2 * (8 * 4) + 8 * 8
+    assert dense.matrix_params == 2 * (attention + 3 * 8 * 16)  # no norm, table or output matrix
+    assert dense.expert_matrix_params == 0
+    tied = models.card(LLAMA | {"tie_word_embeddings": True})
+    assert tied.matrix_params == dense.matrix_params
+
+    card = models.card("tiny-gpt-oss")  # biases everywhere, and a router
+    assert card.expert_matrix_params == 4 * 8 * (64 * 128 + 64 * 64)
+    attention = 64 * 128 + 2 * (64 * 32) + 128 * 64
+    assert card.matrix_params == card.expert_matrix_params + 4 * attention
+
+
+def test_a_router_that_is_a_linear_layer_is_not_quantised():
+    net = torch.nn.Module()
+    net.gate = torch.nn.Linear(6, 4, bias=False)  # a row for each of 4 experts
+    net.shared = torch.nn.Linear(6, 5)
+    net.experts = torch.nn.ModuleList(torch.nn.Linear(6, 7) for _ in range(4))
+    net.get_output_embeddings = lambda: None
+    routed = {n: p for n, p in net.named_parameters() if n.startswith("experts.")}
+    assert counting._matrices(net, {}, routed, 4) == (6 * 5 + 4 * 6 * 7, 4 * 6 * 7)
 
 
 def test_expected_distinct_experts():

@@ -431,13 +431,16 @@ def test_a_python_without_venv_names_the_package_to_install(sandbox):
 # --- make, git, CI, browser --------------------------------------------------------------------
 
 
+FIT = {"MODEL", "GPU_GB", "DTYPE", "BANDWIDTH_GB_S", "CONTEXT"}
+
+
 def make(*arguments: str) -> subprocess.CompletedProcess:
     # The tests may run under make themselves; its flags and variables are not for this one.
     variables = {"PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "FROM", "FORCE", "PYTHON"}
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in variables | {"ARGS"} and not name.startswith(("MAKE", "MFLAGS"))
+        if name not in variables | FIT | {"ARGS"} and not name.startswith(("MAKE", "MFLAGS"))
     }
     return subprocess.run(
         ["make", *arguments],
@@ -464,6 +467,16 @@ def test_report_passes_its_variables_on():
     sliced = recipe("report", "PROFILE=gpu", "MODELS=Qwen/Qwen3-8B", "STACK=graph", "FORCE=1")
     assert '--profile "gpu" --models "Qwen/Qwen3-8B" --stack "graph" --force' in sliced
     assert "--force" not in recipe("report", "FORCE=0")
+
+
+def test_fit_passes_its_variables_on():
+    short = recipe("fit", "MODEL=Qwen/Qwen3-8B", "GPU_GB=24")
+    assert short.endswith('lib.fit --model "Qwen/Qwen3-8B" --gpu-gb "24"')
+    values = {"DTYPE": "4-bit", "BANDWIDTH_GB_S": "3350", "CONTEXT": "512,1024"}
+    full = recipe("fit", *(f"{name}={value}" for name, value in values.items()), "ARGS=--json")
+    assert full.endswith(
+        'lib.fit --dtype "4-bit" --bandwidth-gb-s "3350" --context "512,1024" --json'
+    )
 
 
 def test_report_from_records_measures_nothing():

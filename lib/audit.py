@@ -1,0 +1,216 @@
+"""The audit of a published study: what it prints against what follows from its own data.
+
+python -m lib.audit [--study params/published/....yaml] [--csv FOLDER]
+
+Nothing is measured and no number is typed: each rule computes from the study's file. With a
+folder of the study's released CSVs, the facts that the file took from them are compared first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import shutil
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib import (
+    auditchecks,
+    auditenergy,
+    auditlatency,
+    auditsizes,
+    paperrules,
+    params,
+    published,
+)
+from lib.published import SEVERITIES, Absent, Published, Verdict
+
+RULES: dict[str, tuple[Callable[[Published], Verdict | None], ...]] = {
+    "latency": auditlatency.LATENCY,
+    "memory": auditsizes.MEMORY,
+    "energy": auditenergy.ENERGY,
+    "efficiency": auditsizes.EFFICIENCY,
+    "ablations": auditenergy.ABLATIONS,
+    "governance": auditsizes.GOVERNANCE,
+    "arithmetic": auditchecks.ARITHMETIC,
+}
+Curve = tuple[str, str, str, list[float], list[float]]  # label, model, line style, x, y
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule that does not hold, or that could not be checked (severity "unchecked").
+
+    `printed` is what the study prints, `follows` what its own data say instead; `claims` are the
+    names of the claims it touches, `sources` addresses of what was taken from elsewhere.
+    """
+
+    id: str
+    topic: str
+    severity: str
+    where: str
+    printed: str
+    follows: str
+    rule: str
+    claims: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+def findings(study: Published) -> list[Finding]:
+    """Every rule that the study breaks, the gravest first; a rule that holds is left out."""
+    found = []
+    for topic, rules in RULES.items():
+        for rule in rules:
+            try:
+                verdict = rule(study)
+            except Absent as reason:
+                verdict = Verdict("unchecked", "", "", f"not checked: {reason.args[0]}")
+            if verdict is not None:
+                found.append(_finding(topic, rule, verdict))
+    order = (*SEVERITIES, "unchecked")
+    return sorted(found, key=lambda f: order.index(f.severity))
+
+
+def _finding(topic: str, rule: Callable, verdict: Verdict) -> Finding:
+    return Finding(
+        id=name_of(rule), topic=topic, severity=verdict.severity, where=verdict.where,
+        printed=verdict.printed, follows=verdict.follows,
+        rule=" ".join((inspect.getdoc(rule) or "").split()), claims=verdict.claims,
+        sources=verdict.sources,
+    )  # fmt: skip
+
+
+def name_of(rule: Callable) -> str:
+    """The id of a rule's finding: peak_row is peak-row."""
+    return rule.__name__.replace("_", "-")
+
+
+def holding(found: Sequence[Finding]) -> list[str]:
+    """Ids of the rules that the study keeps."""
+    broken = {f.id for f in found}
+    return [name for rules in RULES.values() for name in map(name_of, rules) if name not in broken]
+
+
+def markdown(found: Sequence[Finding], topic: str | None = None) -> str:
+    """Findings, of one topic or all, as a Markdown table."""
+    rows = [f for f in found if topic in (None, f.topic)]
+    if not rows:
+        return "No finding: every rule of this section holds."
+    lines = ["| finding | the study prints | what follows from its data | rule |",
+             "|:--|:--|:--|:--|"]  # fmt: skip
+    for f in rows:
+        name = f"**{f.id}** ({f.severity}{', ' if f.where else ''}{f.where})"
+        links = "".join(f" [[{n}]]({url})" for n, url in enumerate(f.sources, start=1))
+        cells = (name, f.printed, f.follows + links, f.rule)
+        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |")
+    return "\n".join(lines)
+
+
+def conclusion(study: Published, found: Sequence[Finding]) -> str:
+    """What the audit shows, in sentences: counts, what holds, and the claims that are touched."""
+    counts = Counter(f.severity for f in found)
+    total = sum(map(len, RULES.values()))
+    parts = [f"{counts[s]} {_plural(s, counts[s])}" for s in (*SEVERITIES, "unchecked")
+             if counts[s]]  # fmt: skip
+    said = f"Rules checked: {total}, of which {len(holding(found))} hold"
+    lines = [f"{said}; the others gave {', '.join(parts)}." if parts else f"{said}."]
+    for severity in ("error", "caution"):
+        names = dict.fromkeys(c for f in found if f.severity == severity for c in f.claims)
+        if names:
+            known = len(study.data.get("claims", {}))
+            lines.append(f"{len(names)} of {known} claims are touched by "
+                         f"{_plural(severity, 2)}: {', '.join(names)}.")  # fmt: skip
+    if holding(found):
+        lines.append(f"Rules that hold: {', '.join(holding(found))}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _plural(severity: str, count: int) -> str:
+    return severity if count == 1 or severity == "unchecked" else f"{severity}s"
+
+
+def caption(study: Published) -> str:
+    """What the numbers of a figure are: the study, its card and stack."""
+    data = study.data
+    return (f"Printed values and released facts of {data['source']}; {data['gpu']}, "
+            f"{data['dtype']}, {data['stack']}")  # fmt: skip
+
+
+def throughput_curves(study: Published) -> list[Curve]:
+    """Per model the printed throughput and the decode-only slope of its released call times."""
+    curves: list[Curve] = []
+    for title in study.models:
+        at, model = study.contexts, study.entry(title)[0]
+        printed = [study.value(2, c, title) for c in at]
+        decode = [auditlatency.decode_tok_per_s(study, title, c) for c in at]
+        curves.append((f"{title}, printed", model, "-", at, printed))
+        curves.append((f"{title}, decode only", model, "--", at, decode))
+    return curves
+
+
+def ttft_curves(study: Published) -> list[Curve]:
+    """Per model the printed TTFT and the released median (ms)."""
+    curves: list[Curve] = []
+    for title in study.models:
+        at, model = study.contexts, study.entry(title)[0]
+        printed = [study.value(3, c, title) for c in at]
+        median = [study.fact("ttft_median_ms", title, c) for c in at]
+        curves.append((f"{title}, printed", model, "-", at, printed))
+        curves.append((f"{title}, released median", model, "--", at, median))
+    return curves
+
+
+def text(found: Sequence[Finding], width: int = 100) -> str:
+    """Findings for a terminal."""
+    blocks = []
+    for f in found:
+        lines = [f"{f.severity:<9} {f.id}" + (f"  ({f.where})" if f.where else "")]
+        parts = [("printed", f.printed), ("follows", f.follows), ("rule", f.rule)]
+        parts += [("source", url) for url in f.sources]
+        lines += [
+            textwrap.fill(part, max(width, 40), initial_indent=f"  {label:<8} ",
+                          subsequent_indent=" " * 11, break_long_words=False,
+                          break_on_hyphens=False) for label, part in parts if part
+        ]  # fmt: skip
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0, or 1 where facts differ from the files, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m lib.audit", description=__doc__)
+    parser.add_argument("--study", type=Path, default=paperrules.PUBLISHED)
+    parser.add_argument("--csv", type=Path, help="folder of the study's released CSV files")
+    args = parser.parse_args(argv)
+    if not params.resolve(args.study).is_file():
+        return _say(f"error: no study {args.study}; --study takes a file of params/published/", 2)
+    study = published.load(args.study)
+    found = findings(study)
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    _say(f"{study.data['title']} ({study.data['source']})\n\n{text(found, width)}\n")
+    _say(f"{conclusion(study, found)}\n")
+    if args.csv is None:
+        return 0
+    if not args.csv.is_dir():
+        return _say(f"error: no folder {args.csv}; CSV takes the folder of the released files", 2)
+    told = published.differences(study.data, args.csv)
+    facts = len(study.data["released"])
+    _say("\n".join(told))
+    return _say(f"released facts: {facts - len(told)} of {facts} equal the files in {args.csv}",
+                1 if told else 0)  # fmt: skip
+
+
+def _say(message: str, status: int = 0) -> int:
+    """Write a message (errors to stderr) and hand back the exit status."""
+    stream = sys.stderr if status == 2 else sys.stdout
+    if message:
+        stream.write(f"{message}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Implementations of a mixture of experts: names, choice, and the one that computes every expert.
+
+`all_experts` is what transformers ran for gpt-oss when arXiv 2508.16700 was written: every expert
+on every token, the unchosen ones weighted with zero. It is registered through the library's own
+interface, so that it works for every model that uses this interface.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+ALL_EXPERTS = "all_experts"
+# The library calls a Python loop over the experts "eager", which says nothing in a record.
+_LIBRARY_NAMES = {"loop": "eager"}
+
+
+def library_name(name: str) -> str:
+    """The name that transformers uses for one of ours."""
+    return _LIBRARY_NAMES.get(name, name)
+
+
+def known() -> list[str]:
+    """Every implementation that can be asked for, ours included."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    if ALL_EXPERTS not in ALL_EXPERTS_FUNCTIONS.valid_keys():
+        ALL_EXPERTS_FUNCTIONS.register(ALL_EXPERTS, all_experts_forward)
+    return ["loop", *ALL_EXPERTS_FUNCTIONS.valid_keys()]
+
+
+def in_use(net: Any) -> str:
+    """The implementation that a forward pass of this net runs now."""
+    name = net.config.get_text_config(decoder=True)._experts_implementation
+    # Only modules that the library has decorated can run anything but their own loop.
+    switchable = any(hasattr(module, "_apply_gate") for module in net.modules())
+    return name if switchable and name not in (None, "eager") else "loop"
+
+
+def use(net: Any, name: str) -> None:
+    """Switch a loaded net to another implementation; raise where it does not follow."""
+    if name not in known():
+        raise ValueError(f"unknown experts {name!r}; use one of {', '.join(known())}")
+    net.set_experts_implementation(library_name(name))
+    if in_use(net) != name:
+        raise ValueError(f"this model runs its experts as {in_use(net)!r}, not as {name!r}")
+
+
+def all_experts_forward(
+    self: torch.nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """Every expert on every token, summed with a dense matrix of routing weights.
+
+    hidden_states (tokens, hidden); top_k_index and top_k_weights (tokens, k); returns
+    (tokens, hidden). `self` is the experts module, with the attributes that the library gives it.
+    """
+    tokens, hidden = hidden_states.shape
+    every = hidden_states.repeat(self.num_experts, 1).view(self.num_experts, tokens, hidden)
+    name = "gate_up_proj" if self.has_gate else "up_proj"
+    inner = _linear(self, name, every)
+    inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
+    outputs = _linear(self, "down_proj", inner)
+    weights = torch.zeros(
+        tokens, self.num_experts, dtype=top_k_weights.dtype, device=top_k_weights.device
+    ).scatter_(1, top_k_index, top_k_weights)
+    return (outputs * weights.T.unsqueeze(-1)).sum(dim=0).to(hidden_states.dtype)
+
+
+def _linear(module: torch.nn.Module, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    """One linear layer per expert: inputs (experts, tokens, in) to (experts, tokens, out)."""
+    weight = getattr(module, name)
+    out = torch.bmm(inputs, weight if module.is_transposed else weight.transpose(1, 2))
+    if module.has_bias:
+        out = out + getattr(module, f"{name}_bias").unsqueeze(1)
+    return out

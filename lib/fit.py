@@ -1,0 +1,254 @@
+"""Will it fit? Weights, cache, users and decode limit of a model on a GPU, from its card alone.
+
+    make fit MODEL=gpt-oss-20b GPU_GB=80 [DTYPE=] [BANDWIDTH_GB_S=] [CONTEXT=] [ARGS=--json]
+
+MODEL is an entry of params/models.yaml, a hub id or a folder with a config.json. Neither weights
+nor a GPU are needed. GB are 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import textwrap
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lib.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError
+from lib.params import ParamsError, split, unknown
+from lib.roofline import bound_tok_per_s
+from lib.tally import say
+
+# What a process takes before it holds a tensor: CUDA context, libraries and kernels. nvidia-smi
+# shows about 0.4 to 0.6 GB with PyTorch on recent cards; a round number, not measured here.
+CUDA_CONTEXT_BYTES = 600_000_000
+CONTEXTS = (2048, 8192, 32768)
+_ENDLESS = 2**30  # tokens; where the search stops if the model states no limit
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to hold weights: a dtype, and the count of the card that takes `bits` each instead."""
+
+    dtype: str
+    assumes: str = "every parameter in it, and the cache"
+    quantised: str = ""
+    bits: float = 16
+
+
+_LINEAR = "linear layers and routed experts at {} bits a weight ({} for 128 weights)"
+FORMS = {
+    "float32": Form("float32"),
+    "bfloat16": Form("bfloat16", "every parameter in it, and the cache; float16 takes the same"),
+    "float16": Form("float16"),
+    "8-bit": Form("bfloat16", _LINEAR.format("8.125", "a 16-bit scale"),
+                  "matrix_params", 8 + 16 / 128),
+    "mxfp4": Form("bfloat16", "matrices of routed experts at 4.25 bits a weight (an 8-bit scale "
+                  "for 32 weights), as gpt-oss is published", "expert_matrix_params", 4 + 8 / 32),
+    "4-bit": Form("bfloat16", _LINEAR.format("4.156", "a 16-bit scale and a 4-bit zero"),
+                  "matrix_params", 4 + (16 + 4) / 128),
+}  # fmt: skip
+_KEPT = ("8-bit, mxfp4 and 4-bit leave embeddings, output matrix, routers, norms, biases and the "
+         "cache in bfloat16")  # fmt: skip
+USUAL = tuple(name for name in FORMS if name != "float16")
+
+
+def held_as(card: ModelCard, form: Form) -> ModelCard:
+    """The same model with its weights in this form; `card` is counted in the form's dtype."""
+    if not form.quantised:
+        return card
+    count, in_experts = getattr(card, form.quantised), card.expert_matrix_params or 0
+    if not count:
+        what = "routed experts" if form.quantised == "expert_matrix_params" else "linear layers"
+        raise ModelError(f"{card.name} has no {what} that could be held so")
+
+    def saved_bytes(weights: int) -> int:
+        return round(weights * (16 - form.bits) / 8)
+
+    return replace(
+        card,
+        weight_bytes=card.weight_bytes - saved_bytes(count),
+        routed_bytes=card.routed_bytes - saved_bytes(in_experts),
+    )
+
+
+def largest_context(card: ModelCard, free_bytes: int) -> int:
+    """Tokens that one sequence can hold in `free_bytes`; at most the model's own limit."""
+    tokens = range(1, (card.context_limit or _ENDLESS) + 1)
+    return bisect_right(tokens, free_bytes, key=lambda n: card.kv_bytes(n, cache="static"))
+
+
+def plan(
+    card: ModelCard,
+    *,
+    gpu_bytes: int,
+    contexts: Sequence[int] = CONTEXTS,
+    bytes_per_s: float | None = None,
+) -> dict[str, Any]:
+    """What a GPU of `gpu_bytes` can hold of this model; what is None has its reason in `missing`.
+
+    `users` are sequences of so many tokens each (prompt and answer) that fit at the same time; a
+    sliding layer counts up to its window. `decode_tok_per_s` is what no step at batch 1 can beat.
+    """
+    reserve = CUDA_CONTEXT_BYTES + card.margin_bytes
+    left = gpu_bytes - card.weight_bytes - reserve
+    missing: dict[str, str] = {}
+    row: dict[str, Any] = {
+        "weight_bytes": card.weight_bytes, "reserve_bytes": reserve, "left_bytes": left,
+        "missing": missing,
+    }  # fmt: skip
+    if not card.kv_layers:
+        why = f"the size of the cache is unknown, because {card.kv_reason or 'no layer has one'}"
+        missing |= dict.fromkeys(("cache", "largest_context", "users", "decode_tok_per_s"), why)
+        return row
+    window, limit = card.window or 0, card.context_limit or _ENDLESS
+    token_bytes, held, more = (card.kv_bytes(n, cache="static") for n in (1, window, window + 1))
+    row |= {"token_bytes": token_bytes, "token_beyond_window_bytes": more - held}
+    row["largest_context"] = largest_context(card, left)
+    row["limited_by"] = "model" if row["largest_context"] == limit else "memory"
+    if row["largest_context"] == _ENDLESS:
+        row["largest_context"], row["limited_by"] = None, "nothing"
+        missing["largest_context"] = "every layer has a window, and the model states no limit"
+    for context in contexts:
+        users, bound = f"users_{context}", f"decode_tok_per_s_{context}"
+        row[users], row[bound] = max(left, 0) // card.kv_bytes(context, cache="static"), None
+        if context > limit:
+            row[users] = None
+            missing[users] = f"{context:,} tokens are beyond the model's own limit of {limit:,}"
+            missing[bound] = missing[users]
+        elif left <= 0:
+            missing[bound] = f"does not fit: {-left / 1e9:.2f} GB short, before any cache"
+        elif not row[users]:
+            missing[bound] = f"a sequence of {context:,} tokens does not fit"
+        elif bytes_per_s is None:
+            missing[bound] = "no decode limit without a bandwidth: give BANDWIDTH_GB_S"
+        else:
+            row[bound] = bound_tok_per_s(card.decode_bytes(context), bytes_per_s)
+    return row
+
+
+def answer(
+    model: str,
+    *,
+    gpu_gb: float,
+    forms: Sequence[str] = USUAL,
+    bandwidth_gb_s: float | None = None,
+    contexts: Sequence[int] = CONTEXTS,
+) -> dict[str, Any]:
+    """`plan` for each form of the weights, and what it is computed from, as JSON data."""
+    from lib import models
+
+    for name in forms:
+        if name not in FORMS:
+            raise unknown("dtype", name, FORMS)
+    for number in (gpu_gb, 1 if bandwidth_gb_s is None else bandwidth_gb_s, *contexts):
+        if not 0 < number < math.inf:
+            raise ParamsError(f"{number:g}: give GPU_GB, BANDWIDTH_GB_S and CONTEXT above 0")
+    cards = {d: models.card(model, d) for d in dict.fromkeys(FORMS[name].dtype for name in forms)}
+    gpu_bytes, rows = round(gpu_gb * 1e9), {}
+    rate = None if bandwidth_gb_s is None else bandwidth_gb_s * 1e9
+    for name in forms:
+        try:
+            card = held_as(cards[FORMS[name].dtype], FORMS[name])
+            row = plan(card, gpu_bytes=gpu_bytes, contexts=contexts, bytes_per_s=rate)
+        except ModelError as error:
+            row = {"missing": {"weight_bytes": str(error)}}
+        rows[name] = row | {"assumes": FORMS[name].assumes}
+    return {
+        "card": cards[FORMS[forms[-1]].dtype].as_dict(), "gpu_bytes": gpu_bytes,
+        "bandwidth_bytes_per_s": rate, "contexts": list(contexts), "weights": rows,
+    }  # fmt: skip
+
+
+def text(told: dict[str, Any]) -> str:
+    """`answer` for reading: a column for each form, then reasons and assumptions."""
+    card, rows = ModelCard.from_dict(told["card"]), told["weights"]
+    contexts, rate = told["contexts"], told["bandwidth_bytes_per_s"]
+    limit = f"{card.context_limit:,} tokens" if card.context_limit else "not stated"
+    beyond = ("  beyond the window (kB)", "token_beyond_window_bytes", 1e3, 2)
+    shown = [
+        ("weights (GB)", "weight_bytes", 1e9, 2),
+        ("reserve (GB)", "reserve_bytes", 1e9, 2),
+        ("left for the cache (GB)", "left_bytes", 1e9, 2),
+        ("cache of one token (kB)", "token_bytes", 1e3, 2),
+        *([beyond] if card.window else []),
+        ("largest context at batch 1 (tokens)", "largest_context", 1, 0),
+        *((f"users at {n:,} tokens each", f"users_{n}", 1, 0) for n in contexts),
+        *((f"decode limit at {n:,} (tok/s)", f"decode_tok_per_s_{n}", 1, 1)
+          for n in contexts if rate),
+    ]  # fmt: skip
+    table = [" " * 36 + "".join(f"{name:>11}" for name in rows)]
+    for title, key, scale, digits in shown:
+        cells = (row.get(key) for row in rows.values())
+        shown_as = ("-" if x is None else format(x / scale, f",.{digits}f") for x in cells)
+        table.append(f"{title:36}" + "".join(f"{cell:>11}" for cell in shown_as))
+    reasons: dict[str, dict[str, None]] = {}
+    for name, row in rows.items():
+        for reason in row["missing"].values():
+            reasons.setdefault(reason, {})[name] = None
+    notes = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    if card.window:
+        sliding = sum(window is not None for _, window in card.kv_layers or ())
+        notes.append(f"window: {sliding} of {card.layers} layers keep the last {card.window:,} "
+                     "tokens only")  # fmt: skip
+    notes += [f"{name}: {row['assumes']}" for name, row in rows.items()]
+    notes += [_KEPT] if any(FORMS[name].quantised for name in rows) else []
+    notes += [
+        f"reserve: {CUDA_CONTEXT_BYTES / 1e9:g} GB for the CUDA context, {MARGIN_BYTES / 1e9:g} GB "
+        f"and {MARGIN_SHARE:.0%} of the weights for workspace; long prompts that are not prefilled "
+        "in pieces need more",
+        "GPU_GB is the card's memory in 10^9 bytes: an H100 sold as 80 GB has 85.0",
+    ]
+    speed = f", {rate / 1e9:,.0f} GB/s" if rate else ""
+    head = (
+        f"{card.name} ({card.model_type}): {card.total_params / 1e9:.3f} B parameters, "
+        f"{card.active_params / 1e9:.3f} B active; the model's own context limit: {limit}"
+    )
+    folded = [textwrap.fill(f"- {n}", 96, subsequent_indent="  ") for n in notes]
+    gpu = f"GPU of {told['gpu_bytes'] / 1e9:g} GB{speed}"
+    return "\n".join([head, gpu, "", *table, "", *folded])
+
+
+def tokens(text: str) -> tuple[int, ...]:
+    """Contexts of a list such as "2048,8192"."""
+    return tuple(int(item) for item in split(text))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: 2 where the question has no answer."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.fit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model")
+    parser.add_argument("--gpu-gb", type=float)
+    parser.add_argument("--dtype", type=split, default=USUAL, help=", ".join(FORMS))
+    parser.add_argument("--bandwidth-gb-s", type=float, help="for the decode limit")
+    parser.add_argument("--context", type=tokens, default=CONTEXTS, help="tokens: 2048,8192")
+    parser.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
+    args = parser.parse_args(argv)
+    if not args.model or args.gpu_gb is None:
+        parser.error("MODEL and GPU_GB are needed: make fit MODEL=gpt-oss-20b GPU_GB=80")
+    try:
+        told = answer(
+            args.model,
+            gpu_gb=args.gpu_gb,
+            forms=args.dtype or USUAL,
+            bandwidth_gb_s=args.bandwidth_gb_s,
+            contexts=args.context or CONTEXTS,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        say(f"error: {error}")
+        return 2
+    shown = json.dumps(told, indent=2, allow_nan=False) if args.json else text(told)
+    sys.stdout.write(shown + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The decode stack on tiny models: exact counts, true greedy, a cache that holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from lib import decode, models, params
+
+TINY = [name for name, entry in params.models().items() if entry["tiny"]]
+CONTEXT = 24
+
+
+@pytest.fixture(scope="module", params=TINY)
+def model(request):
+    """float32, and logits ten times as far apart, so that rounding decides no argmax."""
+    loaded = models.load(request.param, dtype="float32", device="cpu", seed=1)
+    loaded.net.get_output_embeddings().weight.mul_(10)
+    return loaded
+
+
+@pytest.fixture
+def ids(model):
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(3, model.vocab_size, (1, CONTEXT), generator=generator)
+
+
+def logits(net, ids):
+    """Of the position after `ids`, from one forward pass without any cache."""
+    with torch.inference_mode():
+        return net(ids, use_cache=False).logits[:, -1].float()
+
+
+def test_the_tiny_models_are_here():
+    assert {"tiny-gpt-oss", "tiny-qwen3", "tiny-yi"} <= {*TINY}
+
+
+@pytest.mark.parametrize("new_tokens", [1, 2, 9])
+def test_exactly_the_tokens_that_were_asked_for(model, ids, new_tokens):
+    out = decode.open_stack("hf-eager", model.net)(ids, new_tokens)
+    assert out.tokens.shape == (1, new_tokens)
+    # The last token is returned, not read: it is not in the cache.
+    assert out.cache.get_seq_length() == CONTEXT + new_tokens - 1
+
+
+def test_greedy_is_the_argmax_of_forward_passes(model, ids):
+    row = ids
+    for _ in range(8):
+        row = torch.cat([row, logits(model.net, row).argmax(-1, keepdim=True)], 1)
+    out = decode.open_stack("hf-eager", model.net)(ids, 8)
+    assert out.tokens.tolist() == row[:, CONTEXT:].tolist()
+    assert len({*out.tokens[0].tolist()}) > 1  # not one token over and over
+
+
+def test_the_cache_is_the_one_that_a_forward_pass_gives(model, ids):
+    out = decode.open_stack("hf-eager", model.net)(ids, 4)
+    row = torch.cat([ids, out.tokens], 1)
+    with torch.inference_mode():
+        step = model.net(row[:, -1:], past_key_values=out.cache, use_cache=True).logits[:, -1]
+    torch.testing.assert_close(step, logits(model.net, row), atol=1e-3, rtol=1e-3)
+
+
+def test_a_batch_decodes_each_row_as_if_alone(model, ids):
+    both = torch.cat([ids, ids.flip(1)])
+    generate = decode.open_stack("hf-eager", model.net)
+    out = generate(both, 5).tokens
+    assert out.shape == (2, 5)
+    assert out[0].tolist() == generate(ids, 5).tokens[0].tolist()
+
+
+@pytest.mark.parametrize("decoding", decode.DECODING)
+def test_no_token_ends_a_call_although_every_token_is_an_end(model, ids, decoding, monkeypatch):
+    """Whatever the checkpoint brings: here it also samples, stops at once, and pads."""
+    every = list(range(model.vocab_size))
+    monkeypatch.setattr(model.net.config, "eos_token_id", every)
+    monkeypatch.setattr(model.net, "generation_config", GenerationConfig(
+        eos_token_id=every, pad_token_id=0, do_sample=True, max_length=CONTEXT + 2,
+        repetition_penalty=9.0))  # fmt: skip
+    out = decode.open_stack("hf-eager", model.net, decoding=decoding)(ids, 6)
+    assert out.tokens.shape == (1, 6)
+    assert out.cache.get_seq_length() == CONTEXT + 5
+
+
+def test_greedy_is_greedy_whatever_the_checkpoint_prefers(model, ids, monkeypatch):
+    expected = decode.open_stack("hf-eager", model.net)(ids, 6).tokens.tolist()
+    monkeypatch.setattr(model.net, "generation_config", GenerationConfig(
+        do_sample=True, temperature=5.0, repetition_penalty=9.0, no_repeat_ngram_size=1,
+        suppress_tokens=[expected[0][0]]))  # fmt: skip
+    assert decode.open_stack("hf-eager", model.net)(ids, 6).tokens.tolist() == expected
+
+
+def allowed(scores, decoding):
+    """The tokens that a decoding may draw, by its definition."""
+    order = scores.argsort(descending=True)
+    if decoding == "top-k 50":
+        return {*order[:50].tolist()}
+    if decoding == "top-p 0.9":
+        before = scores.softmax(-1)[order].cumsum(-1).roll(1)
+        before[0] = 0
+        return {*order[before < 0.9].tolist()}
+    return {*range(len(scores))}
+
+
+@pytest.mark.parametrize("decoding", [name for name in decode.DECODING if name != "greedy"])
+def test_sampling_draws_what_its_name_allows(model, ids, decoding):
+    generate = decode.open_stack("hf-eager", model.net, decoding=decoding)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(generate(ids, 8).tokens)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    row = torch.cat([ids, drawn[0]], 1)
+    sizes = []
+    for place in range(CONTEXT, CONTEXT + 8):
+        may = allowed(logits(model.net, row[:, :place])[0], decoding)
+        assert row[0, place].item() in may
+        sizes.append(len(may))
+    if decoding.startswith("top"):
+        assert max(sizes) < model.vocab_size / 2  # the test could fail
+
+
+def test_a_low_temperature_is_nearer_to_greedy(model, ids):
+    """Mean log-probability of what is drawn, by the model's own distribution."""
+
+    def surprise(decoding):
+        torch.manual_seed(0)
+        generate = decode.open_stack("hf-eager", model.net, decoding=decoding)
+        first = torch.cat([generate(ids, 1).tokens for _ in range(40)])
+        return -logits(model.net, ids).log_softmax(-1)[0, first[:, 0]].mean().item()
+
+    assert surprise("greedy") < surprise("temperature 0.5") < surprise("temperature 1.5")
+
+
+@pytest.mark.parametrize("new_tokens", [1, 5])
+def test_on_token_is_called_once_for_each_token(model, ids, new_tokens):
+    called = []
+    generate = decode.open_stack("hf-eager", model.net)
+    out = generate(ids, new_tokens, on_token=lambda: called.append(len(called)))
+    assert called == list(range(new_tokens))
+    assert out.tokens.tolist() == generate(ids, new_tokens).tokens.tolist()  # changes nothing
+
+
+def test_which_experts_the_decode_steps_use(model):
+    found = decode.experts_in_decode(model.net)
+    assert (found is None) == (model.card.experts == 0)
+    assert found in (None, "grouped_mm", "batched_mm", "loop")

@@ -1,0 +1,251 @@
+"""The seam to the hardware: a real CPU, and a CUDA device over fake NVML and torch.cuda."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lib import device, energy
+
+FAKE_NVML = Path(__file__).with_name("fake_nvml")
+SHARED = {"device", "gpu", "gpu_total_bytes", "driver", "cuda", "power_limit_w", "launch_s",
+          "python", "platform", "cpu", "cpu_count", "host_score_per_s", "copy_bytes_per_s",
+          "packages"}  # fmt: skip
+
+
+class Steps:
+    """A device that writes down what it is asked, with a clock that ticks by one."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def synchronize(self) -> None:
+        self.asked.append("synchronize")
+
+    def clock_s(self) -> float:
+        self.asked.append("clock")
+        return float(len(self.asked))
+
+
+def test_a_timed_call_is_idle_at_both_edges():
+    steps = Steps()
+    seconds, result = device.time_call(lambda: steps.asked.append("call") or "result", steps)
+    assert steps.asked == ["synchronize", "clock", "call", "synchronize", "clock"]
+    assert (seconds, result) == (3.0, "result")  # the clock showed 2 and 5
+
+
+# --- which device
+
+
+def test_names_of_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.open_device("cpu").kind == device.open_device("auto").kind == "cpu"
+    with pytest.raises(ValueError, match='unknown device \'gpu\'; use "auto", "cuda" or "cpu"'):
+        device.open_device("gpu")
+    with pytest.raises(RuntimeError, match="torch sees no GPU.*nvidia-smi"):
+        device.open_device("cuda")
+
+
+# --- a CPU
+
+
+def test_a_cpu_has_no_energy_and_says_why():
+    cpu = device.CpuDevice()
+    assert (cpu.energy_j(), cpu.power_w()) == (None, None)
+    assert cpu.missing["energy"] == "no NVML energy counter: the device is a CPU"
+    with cpu.power_trace() as trace:
+        pass
+    assert trace == []
+
+
+def test_a_cpu_watches_every_tensor():
+    """400 bytes live already; 4,000,000 come, 8,000,000 come and go, 4,000,000 stay."""
+    with device.CpuDevice().watch_memory(resident_bytes=400) as usage:
+        held = torch.zeros(1_000_000)
+        passing = torch.zeros(2_000_000)
+        del passing
+    assert usage == {"baseline_bytes": 400, "peak_bytes": 12_000_400, "held_bytes": 4_000_400,
+                     "reserved_bytes": None}  # fmt: skip
+    assert held.nbytes == 4_000_000
+
+
+def test_nothing_allocated_is_the_baseline():
+    with device.CpuDevice().watch_memory(resident_bytes=400) as usage:
+        pass
+    assert usage["peak_bytes"] == usage["held_bytes"] == usage["baseline_bytes"] == 400
+
+
+def test_the_environment_says_what_the_numbers_depend_on(monkeypatch):
+    monkeypatch.setattr(device.CpuDevice, "copy_bytes_per_s", lambda self: 5e9)
+    env = device.CpuDevice().environment()
+    assert env.keys() == SHARED
+    assert (env["device"], env["gpu"], env["copy_bytes_per_s"]) == ("cpu", None, 5e9)
+    assert env["packages"].keys() == {"torch", "transformers", "numpy", "nvidia-ml-py"}
+    assert env["packages"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+    assert env["cpu"] and env["cpu_count"] >= 1 and env["host_score_per_s"] > 0
+
+
+def test_a_copy_counts_bytes_read_and_bytes_written(monkeypatch):
+    times = iter([4.0, 2.0, 8.0])
+    monkeypatch.setattr(device, "time_call", lambda call, where: (next(times), call()))
+    assert device.CpuDevice().copy_bytes_per_s(size=1000, rounds=3) == 1000  # 2 x 1000 / 2 s
+
+
+def test_free_memory_is_what_the_host_says():
+    free = device.CpuDevice().free_bytes()
+    assert free is None or 10**6 < free < 10**14
+
+
+def test_an_absent_package_has_no_version():
+    assert device.version("surely-not-installed") is None
+
+
+# --- a GPU
+
+
+def fake_torch_cuda(monkeypatch, log):
+    """What CudaDevice asks of torch.cuda, for one board of 80 GB."""
+    board = SimpleNamespace(uuid="fake", name="Fake GPU", total_memory=80 * 10**9)
+    answers = {
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "get_device_properties": lambda index: board,
+        "synchronize": lambda: log.append("synchronize"),
+        "empty_cache": lambda: log.append("empty_cache"),
+        "reset_peak_memory_stats": lambda: log.append("reset"),
+        "memory_allocated": lambda: 1000 + 100 * log.count("work"),
+        "max_memory_allocated": lambda: 1700,
+        "memory_reserved": lambda: 2048,
+        "mem_get_info": lambda: (60 * 10**9, 80 * 10**9),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+
+
+@pytest.fixture
+def open_gpu(monkeypatch):
+    """A CudaDevice whose NVML, in this process and in the sampler's, is the fake one."""
+
+    def open_it(mode: str = "") -> device.CudaDevice:
+        monkeypatch.setenv("FAKE_NVML", mode)
+        monkeypatch.setenv("PYTHONPATH", str(FAKE_NVML), prepend=os.pathsep)
+        spec = importlib.util.spec_from_file_location("pynvml", FAKE_NVML / "pynvml.py")
+        nvml = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(nvml)
+        monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        log: list[str] = []
+        fake_torch_cuda(monkeypatch, log)
+        gpu = device.open_device("auto")
+        gpu.log = log
+        return gpu
+
+    return open_it
+
+
+def test_a_gpu_is_found_in_nvml_by_its_uuid(open_gpu):
+    gpu = open_gpu()
+    assert (gpu.kind, gpu.torch_device, gpu.uuid, gpu.missing) == ("cuda", "cuda", "GPU-fake", {})
+    assert gpu.power_w() == 300
+    assert gpu.energy_j() == pytest.approx(300 * time.perf_counter(), abs=60)  # J, not mJ
+    assert gpu.free_bytes() == 60 * 10**9
+
+
+def test_memory_of_a_gpu_is_read_idle_and_from_a_fresh_peak(open_gpu):
+    gpu = open_gpu()
+    with gpu.watch_memory(resident_bytes=1) as usage:
+        gpu.log.append("work")
+    assert gpu.log == ["synchronize", "reset", "work", "synchronize"]
+    assert usage == {"baseline_bytes": 1000, "peak_bytes": 1700, "held_bytes": 1100,
+                     "reserved_bytes": 2048}  # fmt: skip
+
+
+def test_the_environment_of_a_gpu_has_its_limits(open_gpu, monkeypatch):
+    monkeypatch.setattr(device.CudaDevice, "launch_s", lambda self: 3e-6)
+    monkeypatch.setattr(device.CudaDevice, "copy_bytes_per_s", lambda self: 2e12)
+    env = open_gpu().environment()
+    assert env.keys() == SHARED | {"gpu_uuid", "sm_clock_max_hz", "memory_clock_max_hz"}
+    assert (env["gpu"], env["driver"], env["power_limit_w"]) == ("Fake GPU", "999.1", 700)
+    assert (env["sm_clock_max_hz"], env["gpu_total_bytes"]) == (1_980_000_000, 80 * 10**9)
+
+
+def test_a_trace_is_read_by_another_process_and_gives_the_power(open_gpu):
+    gpu = open_gpu()
+    before_s = time.perf_counter()
+    with gpu.power_trace(period_s=0.01) as trace:
+        assert trace == []  # it fills when the block ends
+        time.sleep(0.8)
+        after_s = time.perf_counter()
+    assert len(trace) > 40
+    assert all(before_s < row["t_s"] for row in trace) and trace[-1]["t_s"] > after_s - 0.1
+    assert {(row["power_w"], row["instant_w"]) for row in trace} == {(300.0, 300.5)}
+    middle_s = (trace[0]["t_s"] + trace[-1]["t_s"]) / 2
+    joules, reason = energy.counter_between(trace, middle_s - 0.2, middle_s + 0.2)
+    assert reason == "" and joules == pytest.approx(300 * 0.4, rel=0.2)
+
+
+def sampler_started(monkeypatch):
+    """Popen that remembers the processes it started."""
+    started, popen = [], device.subprocess.Popen
+
+    def remember(*args, **options):
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(device.subprocess, "Popen", remember)
+    return started
+
+
+def test_the_sampler_ends_with_the_block_however_the_block_ends(open_gpu, monkeypatch):
+    gpu, started = open_gpu(), sampler_started(monkeypatch)
+    with gpu.power_trace(period_s=5.0):  # closing its input ends the wait, not the period
+        start_s = time.perf_counter()
+    assert time.perf_counter() - start_s < 3
+    with pytest.raises(KeyError), gpu.power_trace():
+        raise KeyError("the measured code failed")
+    assert [process.returncode for process in started] == [0, 0]
+
+
+def test_a_reading_that_failed_is_a_row_with_its_error(open_gpu):
+    with open_gpu("flaky").power_trace(period_s=0.01) as trace:
+        time.sleep(0.5)
+    failed = [row for row in trace if "error" in row]
+    assert {row["error"] for row in failed} == {"Unknown Error"}
+    assert all(row.keys() == {"t_s", "error"} for row in failed)
+    assert len(trace) / 4 < len(failed) < len(trace) / 2
+    assert energy.power_between(trace, trace[1]["t_s"], trace[-2]["t_s"])[1] == ""
+
+
+def test_a_gpu_without_the_counter_gives_missing_with_the_reason(open_gpu, monkeypatch):
+    gpu, started = open_gpu("no-counter"), sampler_started(monkeypatch)
+    assert gpu.missing == {"energy": "no NVML energy counter on this GPU: Not Supported"}
+    assert (gpu.energy_j(), gpu.power_w()) == (None, None)
+    with gpu.power_trace() as trace:
+        pass
+    assert trace == [] and started == []
+    assert energy.idle_power(gpu, 1.0) == {}
+
+
+def test_a_gpu_without_nvml_gives_missing_with_the_reason(open_gpu, monkeypatch):
+    gpu = open_gpu()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    gpu = device.CudaDevice()
+    assert gpu.missing["energy"].startswith("no NVML energy counter on this GPU: import of pynvml")
+    assert gpu.energy_j() is None
+    monkeypatch.setattr(device.CudaDevice, "launch_s", lambda self: 3e-6)
+    assert gpu.card()["gpu"] == "Fake GPU" and gpu.card()["power_limit_w"] is None
+
+
+def test_a_sampler_that_cannot_start_is_an_error_not_an_empty_trace(open_gpu, capfd):
+    gpu = open_gpu()
+    gpu.uuid = "GPU-another"
+    told = r"the power sampler gave no reading \(exit 1\)"
+    with pytest.raises(RuntimeError, match=told), gpu.power_trace():
+        pytest.fail("the block must not run")
+    assert "Not Found" in capfd.readouterr().err

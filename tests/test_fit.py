@@ -1,0 +1,191 @@
+"""Will it fit: a card made by hand, published sizes, and what cannot be computed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from transformers import GPT2Config
+
+from lib import fit
+from lib.card import ModelCard, ModelError
+from lib.params import ParamsError
+
+GB = 10**9
+# 1 billion parameters: a table of 0.1, experts of 0.8 (2 of 8 used), and 0.1 always used, half of
+# it matrices. Two layers cache 500 bytes per token; the second keeps the last 100 tokens.
+CARD = ModelCard(
+    name="toy", model_type="toy", dtype="bfloat16", total_params=GB, active_params=3 * GB // 10,
+    lookup_params=GB // 10, routed_params=8 * GB // 10, weight_bytes=2 * GB,
+    routed_bytes=16 * GB // 10, lookup_bytes=2 * GB // 10, layers=2, hidden_size=None,
+    attention_heads=None, kv_heads=None, head_dim=None, experts=8, experts_per_token=2,
+    context_limit=10_000, vocab_size=1000, kv_layers=((250, None), (250, 100)), kv_element_bytes=2,
+    matrix_params=850_000_000, expert_matrix_params=800_000_000,
+)  # fmt: skip
+# CUDA context, half a GB, and 5 % of 2 GB.
+RESERVE = 600_000_000 + 500_000_000 + 100_000_000
+
+
+@pytest.fixture(scope="module")
+def gpt_oss():
+    return fit.answer("gpt-oss-20b", gpu_gb=80)["weights"]
+
+
+def plan(left, card=CARD, **options):
+    """The plan of a GPU that has `left` bytes for the cache."""
+    return fit.plan(card, gpu_bytes=card.weight_bytes + RESERVE + left, **options)
+
+
+def test_memory_adds_up():
+    row = plan(7)
+    assert (row["weight_bytes"], row["reserve_bytes"], row["left_bytes"]) == (2 * GB, RESERVE, 7)
+
+
+def test_cache_per_token_and_beyond_the_window():
+    row = plan(0)
+    assert (row["token_bytes"], row["token_beyond_window_bytes"]) == (1000, 500)
+
+
+def test_largest_context_is_exact():
+    # 100 tokens take 1,000 bytes each, 1,900 more take 500 each.
+    assert plan(100_000 + 950_000)["largest_context"] == 2000
+    assert plan(100_000 + 950_000 - 1)["largest_context"] == 1999
+    assert plan(1_050_000)["limited_by"] == "memory"
+    assert plan(999)["largest_context"] == plan(-GB)["largest_context"] == 0
+
+
+def test_the_models_own_limit_is_respected_and_named():
+    row = plan(GB, contexts=(10_000, 10_001))
+    assert (row["largest_context"], row["limited_by"]) == (10_000, "model")
+    assert row["users_10000"] == GB // (10_000 * 500 + 100 * 500)
+    assert row["users_10001"] is None
+    assert "10,001 tokens are beyond the model's own limit of 10,000" in row["missing"].values()
+
+
+def test_users_are_whole_sequences():
+    row = plan(1_100_000, contexts=(50, 1000))
+    assert row["users_50"] == 22  # 50 tokens of 1,000 bytes
+    assert row["users_1000"] == 2  # 1,000 tokens of 500 bytes, 100 of 500
+    assert plan(1_099_999, contexts=(1000,))["users_1000"] == 1
+
+
+def test_decode_limit_is_bandwidth_over_bytes():
+    # 0.2 GB always, a quarter of 1.6 GB of experts; 1,000 and 99 cached tokens of 500 bytes.
+    step_bytes = 200_000_000 + 400_000_000 + 1000 * 500 + 99 * 500
+    row = plan(GB, contexts=(1000,), bytes_per_s=2000 * step_bytes)
+    assert row["decode_tok_per_s_1000"] == 2000
+    assert row["missing"] == {}
+
+
+def test_no_decode_limit_has_a_reason():
+    assert "give BANDWIDTH_GB_S" in plan(GB)["missing"]["decode_tok_per_s_2048"]
+    short = plan(-GB // 2, bytes_per_s=1e12)
+    assert short["users_2048"] == 0 and short["decode_tok_per_s_2048"] is None
+    assert "does not fit: 0.50 GB short" in short["missing"]["decode_tok_per_s_2048"]
+    tight = plan(50_000, bytes_per_s=1e12)
+    assert tight["largest_context"] == 50
+    assert "2,048 tokens does not fit" in tight["missing"]["decode_tok_per_s_2048"]
+
+
+def test_more_memory_never_holds_less():
+    rows = [plan(left, contexts=(50, 1000)) for left in range(-10_000, 6_000_000, 10_000)]
+    for key in ("largest_context", "users_50", "users_1000"):
+        values = [row[key] for row in rows]
+        assert values == sorted(values) and values[0] == 0 < values[-1]
+
+
+@pytest.mark.parametrize(
+    ("form", "total", "experts"),
+    [
+        ("bfloat16", 2_000_000_000, 1_600_000_000),
+        ("mxfp4", 200_000_000 * 2 + 425_000_000, 425_000_000),  # 0.8 billion x 4.25 bits
+        ("8-bit", 150_000_000 * 2 + 863_281_250, 812_500_000),  # 0.85 and 0.8 billion x 8.125
+        ("4-bit", 150_000_000 * 2 + 441_601_562, 415_625_000),  # x 4.15625
+    ],
+)
+def test_weights_by_hand(form, total, experts):
+    card = fit.held_as(CARD, fit.FORMS[form])
+    assert (card.weight_bytes, card.routed_bytes) == (total, experts)
+    assert (card.lookup_bytes, card.kv_bytes(1)) == (CARD.lookup_bytes, CARD.kv_bytes(1))
+
+
+def test_experts_only_leaves_a_dense_model_unanswered():
+    with pytest.raises(ModelError, match="toy has no routed experts"):
+        fit.held_as(replace(CARD, expert_matrix_params=0), fit.FORMS["mxfp4"])
+
+
+def test_gpt_oss_20b_fits_80_gb_and_not_24(gpt_oss):
+    assert gpt_oss["bfloat16"]["left_bytes"] > 0 and gpt_oss["bfloat16"]["users_32768"] > 0
+    assert gpt_oss["float32"]["left_bytes"] < 0
+    small = fit.answer("gpt-oss-20b", gpu_gb=24, forms=("bfloat16", "mxfp4"))["weights"]
+    assert small["bfloat16"]["left_bytes"] < 0 < small["mxfp4"]["left_bytes"]
+    assert small["bfloat16"]["users_2048"] == small["bfloat16"]["largest_context"] == 0
+
+
+def test_mxfp4_of_gpt_oss_is_the_published_size(gpt_oss):
+    size = gpt_oss["mxfp4"]["weight_bytes"]
+    assert size == 13_761_264_768  # total_size in the repository's index of tensors
+    assert 11.27 < size / 2**30 < 12.88  # as GGUF with a smaller table; as loaded by a server
+    experts = 24 * 32 * 3 * 2880 * 2880
+    assert size == 2 * (20_914_757_184 - experts) + experts * 17 // 32
+    larger = fit.answer("gpt-oss-120b", gpu_gb=80, forms=("mxfp4",))["weights"]["mxfp4"]
+    assert larger["weight_bytes"] == 65_248_815_744 and larger["left_bytes"] > 0
+
+
+def test_qwen3_32b_on_80_gb_by_hand():
+    row = fit.answer("Qwen3-32B", gpu_gb=80, forms=("bfloat16",))["weights"]["bfloat16"]
+    per_token = 64 * 2 * 8 * 128 * 2  # layers, keys and values, heads, elements, bytes
+    left = 80 * GB - 65_524_246_528 - (600_000_000 + 500_000_000 + 3_276_212_326)
+    assert (row["token_bytes"], row["left_bytes"]) == (per_token, left) == (262_144, 10_099_541_146)
+    assert row["users_2048"] == left // (2048 * per_token) == 18
+    assert (row["users_8192"], row["users_32768"]) == (4, 1)
+    assert row["largest_context"] == left // per_token == 38_526
+
+
+def test_float32_doubles_weights_and_cache(gpt_oss):
+    for key in ("weight_bytes", "token_bytes"):
+        assert gpt_oss["float32"][key] == 2 * gpt_oss["bfloat16"][key]
+
+
+def test_an_unknown_cache_is_named_and_the_weights_are_told(tmp_path, capsys):
+    """A folder with a configuration and no weights is enough."""
+    GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16).save_pretrained(tmp_path)
+    assert fit.main(["--model", str(tmp_path), "--gpu-gb", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "cache is unknown, because what GPT2Attention of layer 0" in " ".join(shown.split())
+    row = fit.answer(str(tmp_path), gpu_gb=8)["weights"]["bfloat16"]
+    assert row["weight_bytes"] > 0 and "users_2048" not in row and row["missing"]["users"]
+
+
+def test_the_table(capsys):
+    command = ["--model", "gpt-oss-20b", "--gpu-gb", "80", "--bandwidth-gb-s", "3350"]
+    assert fit.main([*command, "--dtype", "bfloat16,mxfp4", "--context", "2048"]) == 0
+    lines = {line[:36].strip(): line[36:].split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["weights (GB)"] == ["41.83", "13.76"]
+    assert lines["cache of one token (kB)"] == ["49.15", "49.15"]
+    assert lines["beyond the window (kB)"] == ["24.58", "24.58"]
+    assert lines["largest context at batch 1 (tokens)"] == ["131,072", "131,072"]
+    assert lines["users at 2,048 tokens each"] == ["654", "1,205"]
+    assert lines["decode limit at 2,048 (tok/s)"] == ["460.8", "890.6"]
+    assert "users at 8,192 tokens each" not in lines
+
+
+def test_json_is_the_answer(capsys):
+    assert fit.main(["--model", "tiny-yi", "--gpu-gb", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == fit.answer("tiny-yi", gpu_gb=8)
+
+
+def test_errors_name_value_and_remedy(capsys, monkeypatch):
+    with pytest.raises(ParamsError, match="unknown dtype 'bfloat'; did you mean 'bfloat16'"):
+        fit.answer("tiny-yi", gpu_gb=8, forms=("bfloat",))
+    for wrong in ({"gpu_gb": -8}, {"gpu_gb": 8, "contexts": (0,)}, {"gpu_gb": float("nan")}):
+        with pytest.raises(ParamsError, match=r"(-8|0|nan): give GPU_GB, .* above 0"):
+            fit.answer("tiny-yi", **wrong)
+    assert fit.main(["--model", "gpt-oss-2b", "--gpu-gb", "8"]) == 2
+    assert "did you mean gpt-oss-20b" in capsys.readouterr().err
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert fit.main(["--model", "nobody/nothing", "--gpu-gb", "8"]) == 2
+    assert "HF_HUB_OFFLINE is set, and nobody/nothing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        fit.main(["--model", "tiny-yi"])
+    assert "MODEL and GPU_GB are needed" in capsys.readouterr().err

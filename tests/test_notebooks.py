@@ -1,0 +1,330 @@
+"""The notebooks as sections of a paper: how they are written, and that every one of them runs.
+
+All are executed once by the runner, on a miniature model with contexts of 16 and 32 tokens.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import shutil
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from lib import kernels, manifest, params, records, report, run
+
+ROOT = params.ROOT
+SOURCES = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+STUDY = {"latency", "memory", "energy", "ablations", "ape", "summary"}
+MODEL = "tiny-gpt-oss"
+LINES = 12
+FORBIDDEN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.While, ast.Try)
+PLACEHOLDER = "No description has been provided for this image"
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def tagged(nb, tag):
+    return [cell for cell in nb.cells if tag in cell.metadata.get("tags", [])]
+
+
+def code(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(params=SOURCES)
+def source(request):
+    return read(SOURCES[request.param])
+
+
+# --- how they are written
+
+
+def test_the_notebooks_are_the_ones_of_the_design():
+    assert SOURCES.keys() >= STUDY
+
+
+def test_it_is_a_valid_notebook_without_results(source):
+    nbformat.validate(source)
+    assert (source.nbformat, source.nbformat_minor) == (4, 5)
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code(source))
+    assert len({cell.id for cell in source.cells}) == len(source.cells)
+    assert source.metadata.kernelspec.name == "python3"
+    assert source.metadata.keys() == {"kernelspec", "language_info"}
+    assert all(cell.metadata.keys() <= {"tags"} for cell in source.cells)
+
+
+def test_it_has_the_sections_of_a_paper(source):
+    title, imports = source.cells[:2]
+    assert title.source.startswith("# ") and "\n\n**Question.** " in title.source
+    assert "?" in title.source
+    nodes = ast.parse(imports.source).body
+    assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes)
+    headings = [cell.source.split("\n")[0] for cell in source.cells if cell.source[:3] == "## "]
+    assert headings[0] == "## Parameters" and headings[-2:] == ["## Limits", "## What this shows"]
+    assert {"## Method", "## Sanity"} < {*headings}
+    assert all(cell.source.strip() for cell in source.cells)
+    first, second = source.cells[-2:]
+    assert (first.cell_type, second.metadata.tags) == ("markdown", ["conclusion"])
+    for cell, after in zip(source.cells, source.cells[1:], strict=False):
+        assert "markdown" in (cell.cell_type, after.cell_type) or len(after.source) < 120
+
+
+def test_one_cell_of_literals_one_of_assertions_one_conclusion(source):
+    (parameters,), (sanity,), (conclusion,) = (
+        tagged(source, tag) for tag in ("parameters", "sanity", "conclusion")
+    )
+    for node in ast.parse(parameters.source).body:
+        assert isinstance(node, ast.Assign) and len(node.targets) == 1
+        ast.literal_eval(node.value)  # raises unless it is a literal
+    asserts = [n for n in ast.parse(sanity.source).body if isinstance(n, ast.Assert)]
+    assert asserts
+    assert re.fullmatch(r"Markdown\(\w+\.\w+\(\w+.*\)\)", conclusion.source)
+
+
+def test_a_code_cell_holds_one_short_idea(source):
+    for cell in code(source):
+        nodes = {type(node) for node in ast.walk(ast.parse(cell.source))}
+        assert not nodes & {*FORBIDDEN}, cell.source
+        short = len(cell.source.splitlines()) <= LINES
+        assert short or "parameters" in cell.metadata.get("tags", []), cell.source
+
+
+def test_what_is_imported_and_what_is_a_parameter_is_used(source):
+    names = [node for cell in code(source) for node in ast.walk(ast.parse(cell.source))
+             if isinstance(node, ast.Name)]  # fmt: skip
+    used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    (parameters,) = tagged(source, "parameters")
+    assert {node.targets[0].id for node in ast.parse(parameters.source).body} <= used
+    nodes = ast.parse(source.cells[1].source).body
+    assert {alias.asname or alias.name for node in nodes for alias in node.names} <= used
+
+
+def prose(cell):
+    """Markdown without formulas, code, links, numbers of sections and of arXiv."""
+    text = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)", " ", cell.source, flags=re.DOTALL)
+    return re.sub(r"section \d+(\.\d+)*|arXiv:? \d{4}\.\d{5}", " ", text)
+
+
+def test_no_measured_number_is_typed(source):
+    for cell in source.cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"\d[.,]\d|\d ?%|\d ?[x×]\b|\d{3}", prose(cell)), cell.source
+
+
+@pytest.mark.parametrize("name", params.profiles(ROOT / "params"))
+def test_every_profile_gives_every_parameter(name):
+    profile = params.profile(name, {"models": MODEL})
+    assert STUDY <= profile.notebooks.keys() <= SOURCES.keys()
+    for notebook in profile.notebooks:
+        choice = None if notebook in params.CROSS_MODEL else profile.choices[0]
+        known = {*profile.parameters(notebook, choice), *params.FILLED_BY_RUNNER}
+        assert known >= params.notebook_parameters(SOURCES[notebook]).keys()
+
+
+def test_the_papers_profile_is_the_papers_study():
+    profile = params.profile("paper")
+    assert [c.model for c in profile.choices] == ["gpt-oss-20b", "Qwen3-32B", "Yi-34B"]
+    given = profile.parameters("latency", profile.choices[0])
+    assert given["contexts"] == [128, 512, 1024, 2048]
+    assert (given["new_tokens"][0], given["repeats"]) == (64, 10)
+
+
+# --- that they run
+
+TINY = {
+    "defaults": {
+        "weights": "random", "stack": "hf-eager", "dtype": "float32", "device": "cpu", "seed": 0,
+        "contexts": [16, 32], "new_tokens": 4, "context": 32,
+    },
+    "notebooks": {
+        "latency": {"new_tokens": [4, 8], "repeats": 6, "slope_repeats": 2, "ttft_repeats": 6,
+                    "itl_repeats": 1},
+        "memory": {"also_experts": ["all_experts"]},
+        "energy": {"repeats": 6, "idle_s": 0.0},
+        "ablations": {"context": 16, "repeats": 6, "decodings": ["greedy", "top-k 50"],
+                      "contexts": [16, 32, 5000], "dtypes": ["float32", "bfloat16"],
+                      "experts": ["grouped_mm", "all_experts"], "stacks": ["hf-eager"]},
+        "ape": {},
+        "summary": {},
+        "audit": {"published": "params/published/arxiv-2508.16700.yaml"},
+    },
+    "models": [MODEL],
+}  # fmt: skip
+ARMS = {
+    "latency": {"environment": 1, "card": 1, "latency": 6, "itl": 2},
+    "memory": {"environment": 1, "card": 1, "memory-paper": 4, "memory": 4},
+    "energy": {"environment": 1, "card": 1, "energy": 2},
+    "ablations": {"environment": 1, "card": 1, "ablation-decoding": 2, "ablation-context": 3,
+                  "ablation-stack": 1, "ablation-experts": 2, "ablation-precision": 2},
+}  # fmt: skip
+FIGURES = {"latency": 3, "memory": 2, "energy": 1, "ablations": 5, "ape": 1, "summary": 4,
+           "audit": 2}  # fmt: skip
+CONCLUSIONS = {
+    "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
+    "memory": f"{MODEL} under the paper's protocol at 32 tokens: peak",
+    "energy": f"{MODEL}: energy not measured (no NVML energy counter: the device is a CPU).",
+    "ablations": "context 5000 failed: ModelError",
+    "ape": f"{MODEL} at 32 tokens, per billion of its",
+    "summary": "Output throughput: fewer than two models measured, so none are compared.",
+    "audit": "",
+}
+
+
+class Results:
+    """What the runner has left of the one run that all these tests look at."""
+
+    def __init__(self, folder):
+        (folder / "params").mkdir()
+        shutil.copy(ROOT / "params" / "models.yaml", folder / "params")
+        (folder / "params" / "tiny.yaml").write_text(json.dumps(TINY))
+        self.profile = params.profile("tiny", params_dir=folder / "params")
+        self.out = folder / "out"
+        self.code = run.run(
+            self.profile,
+            self.out,
+            check=lambda arms, env: None,
+            write_page=report.write_notebook_page,
+            write_report=report.write,
+        )
+        self.jobs = {job.notebook: job for job in manifest.plan(self.profile, self.out)}
+
+    def notebook(self, name):
+        return read(self.jobs[name].folder / "notebook.ipynb")
+
+    def manifest(self, name):
+        return manifest.read(self.jobs[name].folder)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("WORKBOOK_COMMIT", "0123456789abcdef")
+        yield Results(tmp_path_factory.mktemp("notebooks"))
+
+
+def outputs(nb):
+    return [output for cell in code(nb) for output in cell.outputs]
+
+
+def figures(nb):
+    return [output for output in outputs(nb) if "image/png" in output.get("data", {})]
+
+
+def conclusion(nb):
+    (cell,) = tagged(nb, "conclusion")
+    (output,) = cell.outputs
+    return output.data["text/markdown"]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_it_runs_to_its_end(results, name):
+    told = results.manifest(name)
+    assert (told["status"], told["error"]) == ("ok", None)
+    assert told["parameters"] == results.jobs[name].parameters
+    nb = results.notebook(name)
+    assert all(cell.execution_count for cell in code(nb))
+    assert {output.output_type for output in outputs(nb)} <= {"display_data", "execute_result"}, (
+        [output.get("text") for output in outputs(nb)]  # a stream is a warning to the reader
+    )
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_its_rows_are_complete(results, name):
+    path = results.jobs[name].folder / "records.jsonl"
+    if name not in ARMS:
+        assert not path.exists()  # it reads what the others wrote
+        return
+    rows = records.load(path)
+    kinds = [row.kind for row in rows]
+    assert {kind: kinds.count(kind) for kind in kinds} == ARMS[name]
+    arms = [row for row in rows if row.kind not in ("environment", "card")]
+    assert {row.env_id for row in rows} == {rows[0].env_id}
+    for row in arms:
+        if row.error:
+            assert row.error.startswith("ModelError") and row.key["context"] == 5000
+            continue
+        assert {*records.KEY_FIELDS} == row.key.keys()
+        assert {"model_source", "model_revision", "loaded_dtype"} <= row.values.keys()
+    assert sum(row.error is not None for row in arms) == (1 if name == "ablations" else 0)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_its_figures_are_described(results, name):
+    drawn = figures(results.notebook(name))
+    assert len(drawn) == FIGURES[name]
+    alts = [figure.metadata["image/png"]["alt"] for figure in drawn]
+    assert len({*alts}) == len(alts)
+    for alt in alts:
+        assert " against " in alt and (MODEL in alt or "energy" in name or ":" in alt or
+                                       alt.endswith("not measured")), alt  # fmt: skip
+    page = (results.jobs[name].folder / "notebook.html").read_text(encoding="utf-8")
+    images = BeautifulSoup(page, "html.parser").find_all("img")
+    assert [image["alt"] for image in images] == alts and PLACEHOLDER not in page
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_its_conclusion_is_computed(results, name):
+    text = conclusion(results.notebook(name))
+    assert f"- {CONCLUSIONS[name]}" in text
+    assert "None" not in text and "nan" not in text
+    assert ("Random weights" in text) == (name in STUDY)
+
+
+def test_the_report_is_written_and_the_runner_is_content(results):
+    assert results.code == 0
+    page = (results.out / "report.html").read_text(encoding="utf-8")
+    assert "tiny-gpt-oss" in page and PLACEHOLDER not in page
+
+
+# --- that what is asked for is what is done
+
+
+def test_the_parameters_given_show_in_the_results(results):
+    """None of these values is a default of the notebook."""
+    defaults = params.notebook_parameters(SOURCES["latency"])
+    given = results.jobs["latency"].parameters
+    assert all(given[name] != defaults[name] for name in ("contexts", "new_tokens", "dtype"))
+    nb = results.notebook("latency")
+    (injected,) = tagged(nb, "injected-parameters")
+    assert "contexts = [16, 32]" in injected.source
+    shown = "".join(o.data.get("text/html", "") for o in outputs(nb) if "data" in o)
+    text = BeautifulSoup(shown, "html.parser").get_text(" ", strip=True)
+    assert re.search(r"\b16\b", text) and re.search(r"\b32\b", text)
+    assert not re.search(r"\b(128|512)\b", text.split("decode throughput (tok/s)")[-1])
+    keys = [row.key for row in records.load(results.jobs["latency"].folder / "records.jsonl")[2:]]
+    assert {(k["context"], k["new_tokens"]) for k in keys} == {
+        (c, g) for c in (16, 32) for g in (1, 4, 8)
+    }
+    assert {k["dtype"] for k in keys} == {"float32"}
+
+
+def test_a_changed_parameter_changes_the_conclusion(results, tmp_path):
+    job = results.jobs["ape"]
+    changed = dataclasses.replace(job, parameters={**job.parameters, "context": 16},
+                                  folder=tmp_path / "ape")  # fmt: skip
+    told = run.run_job(changed, sha="x", env=kernels.kernel_env(offline=True))
+    assert told["status"] == "ok"
+    before, after = conclusion(results.notebook("ape")), conclusion(
+        read(tmp_path / "ape" / "notebook.ipynb"))  # fmt: skip
+    assert f"{MODEL} at 32 tokens" in before and f"{MODEL} at 16 tokens" not in before
+    assert f"{MODEL} at 16 tokens" in after and f"{MODEL} at 32 tokens" not in after
+
+
+def test_a_parameter_that_finds_no_rows_stops_at_the_sanity_cell(results, tmp_path):
+    job = results.jobs["ape"]
+    wrong = dataclasses.replace(job, parameters={**job.parameters, "weights": "checkpoint"},
+                                folder=tmp_path / "ape")  # fmt: skip
+    told = run.run_job(wrong, sha="x", env=kernels.kernel_env(offline=True))
+    assert told["status"] == "failed"
+    assert told["error"]["name"] == "AssertionError"
+    assert "no rows of tiny-gpt-oss with checkpoint weights" in told["error"]["value"]
