@@ -77,7 +77,8 @@ test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lab:  ## open JupyterLab in notebooks/
-	@$(call find,lab) exec "$$py" -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
+	@$(call find,lab) PYTHONWARNINGS="$${PYTHONWARNINGS:-ignore:IProgress not found}" \
+	    exec "$$py" -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
 	    --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 lint:  ## check the style of code and notebooks with ruff

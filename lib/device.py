@@ -94,6 +94,8 @@ class CpuDevice(Device):
         """
         from torch.profiler import ProfilerActivity, profile
 
+        # Its remarks on starting and stopping would stand in every notebook.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         usage: dict[str, int | None] = {"reserved_bytes": None}
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
             yield usage

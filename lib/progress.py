@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
@@ -12,4 +13,6 @@ BATCH_VARIABLE = "WORKBOOK_BATCH"  # set by the runner for the kernels that it s
 
 def track(items: Sequence, description: str) -> Iterable:
     """Iterate with a bar and the time left, unless a runner executes the notebook."""
-    return tqdm(items, desc=description, leave=False, disable=BATCH_VARIABLE in os.environ)
+    batch = BATCH_VARIABLE in os.environ
+    # JupyterLab shows the standard error stream on red.
+    return tqdm(items, desc=description, leave=False, disable=batch, file=sys.stdout)
