@@ -40,7 +40,10 @@ def latency(rows: Sequence[Record]) -> str:
     lines = []
     for model, mine in by_model(rows, "latency").items():
         contexts = sorted({r.key["context"] for r in mine})
-        tokens = min(r.key["new_tokens"] for r in mine if r.key["new_tokens"] > 1)
+        tokens = min((r.key["new_tokens"] for r in mine if r.key["new_tokens"] > 1), default=None)
+        if tokens is None:
+            lines.append(f"{model}: only first tokens were timed, so no throughput is stated.")
+            continue
         ends = (contexts[0], contexts[-1])
         first, last = (select(mine, context=c, new_tokens=tokens) for c in ends)
         for row in last:
@@ -66,7 +69,7 @@ def memory(rows: Sequence[Record]) -> str:
     names = {"kv_tensor_bytes": "KV cache", "logits_bytes": "held logits",
              "workspace_bytes": "workspace"}  # fmt: skip
     for kind, title in (("memory-paper", "the paper's protocol"), ("memory", "generate()")):
-        for model, mine in by_model(rows, kind).items():
+        for model, mine in by_experts(rows, kind).items():
             v = max(mine, key=lambda r: r.key["context"])
             above = v.values["peak_bytes"] - v.values["baseline_bytes"]
             part = max(names, key=lambda name: v.values[name])
@@ -77,6 +80,17 @@ def memory(rows: Sequence[Record]) -> str:
                 f"cache is {v.values['kv_tensor_bytes'] / above:.0%}."
             )
     return bullets([*lines, *cautions(rows)])
+
+
+def by_experts(rows: Sequence[Record], kind: str) -> dict[str, list[Record]]:
+    """Like `by_model`, but apart for each experts implementation where a model has several."""
+    groups: dict[str, list[Record]] = {}
+    for model, mine in by_model(rows, kind).items():
+        several = len({r.key.get("experts") for r in mine}) > 1
+        for row in mine:
+            name = f"{model}, experts {row.key['experts']}," if several else model
+            groups.setdefault(name, []).append(row)
+    return groups
 
 
 def energy(rows: Sequence[Record]) -> str:
@@ -156,19 +170,17 @@ def models(rows: Sequence[Record]) -> str:
     for kind, sample, what, invert in (
         ("latency", "e2e_s", "Output throughput", True), ("latency", "ttft_s", "TTFT", False),
         ("energy", "energy_j", "Energy per token", False)):  # fmt: skip
-        mine = [r for r in rows if r.kind == kind and r.samples.get(sample)]
-        tokens = [r.key["new_tokens"] for r in mine]
-        mine = [r for r in mine if r.key["new_tokens"] == min(tokens)]
-        groups = by_model(mine, kind)
+        groups = by_model([r for r in rows if r.samples.get(sample)], kind)
         if len(groups) < 2:
             lines.append(f"{what}: fewer than two models measured, so none are compared.")
             continue
-        common = set.intersection(*({r.key["context"] for r in g} for g in groups.values()))
+        shapes = [{(r.key["context"], -r.key["new_tokens"]) for r in g} for g in groups.values()]
+        common = set.intersection(*shapes)
         if not common:
-            lines.append(f"{what}: the models share no context length.")
+            lines.append(f"{what}: the models share no context and length.")
             continue
-        context = max(common)
-        arms = [select(group, context=context)[-1] for group in groups.values()]
+        context, tokens = max(common)  # the longest context, and there the fewest new tokens
+        arms = [select(g, context=context, new_tokens=-tokens)[-1] for g in groups.values()]
         try:
             require_comparable(arms, environments(rows))
         except ValueError as error:

@@ -92,7 +92,24 @@ def test_latency_says_what_was_not_measured():
     ]
 
 
+def test_a_model_with_first_tokens_only_has_no_throughput():
+    rows = [row("latency", {"ttft_s": spread(1.0)}, context=200, new_tokens=1)]
+    assert lines(claims.latency(rows)) == [
+        "- m: only first tokens were timed, so no throughput is stated."
+    ]
+
+
 # --- memory
+
+
+def test_memory_tells_implementations_of_experts_apart():
+    values = {"peak_bytes": 3 * 10**9, "baseline_bytes": 2 * 10**9, "kv_tensor_bytes": 10**8,
+              "logits_bytes": 6 * 10**8, "workspace_bytes": 3 * 10**8}  # fmt: skip
+    rows = [row("memory-paper", values=values, context=200, experts=name)
+            for name in ("grouped_mm", "all_experts")]  # fmt: skip
+    found = lines(claims.memory(rows))
+    assert [line.split(" under")[0] for line in found] == [
+        "- m, experts grouped_mm,", "- m, experts all_experts,"]  # fmt: skip
 
 
 def test_memory_names_the_largest_part_of_each_protocol():
@@ -229,7 +246,14 @@ def test_models_that_differ_in_more_than_the_model_are_not_compared(changes, nam
 
 def test_models_without_a_common_context_are_not_compared():
     found = claims.models([ENV, *pair(1.0, 2.0, context=100)])
-    assert "- Output throughput: the models share no context length." in lines(found)
+    assert "- Output throughput: the models share no context and length." in lines(found)
+
+
+def test_models_are_compared_at_a_length_that_both_have():
+    rows = [row("latency", {"e2e_s": spread(t)}, model=m, context=200, new_tokens=g)
+            for m, g, t in (("a", 8, 9.0), ("a", 64, 1.0), ("b", 64, 2.0))]  # fmt: skip
+    first = lines(claims.models([ENV, *rows]))[0]
+    assert first.startswith("- At 200 tokens, output throughput of a is 2.000 times that of b [")
 
 
 # --- what a reader should beware of
