@@ -158,8 +158,7 @@ def require_comparable(
         for name, values in seen.items():
             env = environments.get(row.env_id or "", {})
             values.add(env.get("gpu") if name == "gpu" else row.key.get(name))
-    if mixed := {name: sorted(map(str, vs)) for name, vs in seen.items() if len(vs) > 1}:
-        raise ValueError(
-            f"rows differ in {mixed}; a ratio would mix causes. Select rows of one value, or name "
-            "the field as the point of the comparison"
-        )
+    mixed = {name: sorted(map(str, values)) for name, values in seen.items() if len(values) > 1}
+    if mixed:
+        named = ", ".join(f"{name} ({', '.join(values)})" for name, values in mixed.items())
+        raise ValueError(f"rows differ in {named}: select one, a ratio would mix causes")

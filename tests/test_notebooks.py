@@ -172,7 +172,7 @@ FIGURES = {"latency": 3, "memory": 2, "energy": 1, "ablations": 5, "ape": 1, "su
            "audit": 2}  # fmt: skip
 CONCLUSIONS = {
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
-    "memory": f"{MODEL} under the paper's protocol at 32 tokens: peak",
+    "memory": f"{MODEL}, experts grouped_mm, under the paper's protocol at 32 tokens: peak",
     "energy": f"{MODEL}: energy not measured (no NVML energy counter: the device is a CPU).",
     "ablations": "context 5000 failed: ModelError",
     "ape": f"{MODEL} at 32 tokens, per billion of its",
