@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lib import paperrules as rules
-from lib import stats
+from lib import roofline, stats
 from lib.grid import interval, short
 from lib.papertables import PaperTable
 from lib.records import Record, environments, require_comparable
@@ -46,6 +46,7 @@ def findings(
         _ttft(base, arm, reference, envs),
         _memory(base, arm, envs, reference),
         _energy(base, arm, envs, reference),
+        *_bound(base, arm, envs),
         *against_paper(tables),
     ]
 
@@ -207,6 +208,34 @@ def _energy(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str)
     others = {m: _pair_ratio(base, (reference, m), envs, "energy", "energy_j", arm)
               for m in base if m != reference}  # fmt: skip
     return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
+
+
+def _bound(base: dict[str, rules.Series], arm: Arm, envs: dict) -> list[Finding]:
+    """Decoding against the bytes that a step must read, for steps that no cache can hold.
+
+    The decode rate here is (g - 1) / (median call - median TTFT).
+    """
+    parts, shares = [], []
+    for model, series in base.items():
+        row = series.one("latency", context=arm[0], new_tokens=arm[1])
+        first, whole = rules.ttft_ms(series, arm[0], 1), rules.p50_ms(series, *arm)
+        size = row.value("decode_bytes") if row else None
+        speed = envs.get((row.env_id if row else None) or "", {}).get("copy_bytes_per_s")
+        if None in (size, speed, first.value, whole.value) or size < roofline.CACHE_BYTES:
+            continue
+        rate = 1e3 * (arm[1] - 1) / (whole.value - first.value)
+        allowed = roofline.bound_tok_per_s(size, speed)
+        shares.append(rate / allowed)
+        parts.append(f"{model} decodes {short(rate)} of {short(allowed)} tok/s "
+                     f"({rate / allowed:.0%})")  # fmt: skip
+    if not parts:
+        return []
+    said = f"{listed(parts)}: what reading a step's bytes at this device's copy bandwidth allows."
+    if max(shares) < 0.5:
+        said += (" None reaches half of it, so that something other than memory limits decoding "
+                 "here, such as the host that drives it, and a comparison of models compares "
+                 "that.")  # fmt: skip
+    return [Finding("Against the bound", said)]
 
 
 def _common_reason(found: dict[str, Estimate]) -> str:

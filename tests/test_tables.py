@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lib import papertables, tables
+from lib.findings import findings
 from lib.paperrules import load_published, paper_name
 from lib.records import Record, environment_record, load_tree
 from lib.stats import Estimate
@@ -333,3 +334,36 @@ def test_missing_estimates_keep_their_reason_in_frames():
     column = tables.Column("x", "s")
     made = tables.frame(tables.Table("t", "T", (column,), ((Estimate(None, reason="why"),),)))
     assert made["missing"].tolist() == ["x: why"]
+
+
+def bounded(seconds, size=10**9):
+    """A call of 11 tokens at 100 of context, 1 s to the first; 100 GB/s of copy bandwidth."""
+    env = environment_record({"gpu": "G", "copy_bytes_per_s": 100e9})
+    key = {"model": "m", "dtype": "bfloat16", "stack": "hf-eager", "weights": "random",
+           "context": 100, "decoding": "greedy", "batch": 1}  # fmt: skip
+    return [
+        env,
+        Record("latency", {**key, "new_tokens": 1}, {"ttft_s": [1.0] * 6}, env_id=env.env_id),
+        Record("latency", {**key, "new_tokens": 11}, {"e2e_s": [seconds] * 6},
+               {"decode_bytes": size}, env_id=env.env_id),
+    ]  # fmt: skip
+
+
+def bound_finding(rows):
+    found = findings(rows, load_published(), [])
+    return next((f.text for f in found if f.lead == "Against the bound"), None)
+
+
+def test_decoding_far_below_its_bound_is_said_in_the_abstract():
+    text = bound_finding(bounded(2.0))  # 10 tokens in 1 s; 1 GB a step allows 100 tok/s
+    assert text.startswith("m decodes 10.00 of 100.0 tok/s (10%): what reading a step's bytes")
+    assert "None reaches half of it" in text
+
+
+def test_decoding_near_its_bound_is_not_blamed_on_the_host():
+    text = bound_finding(bounded(1.125))  # 10 tokens in 0.125 s: 80 tok/s
+    assert text.startswith("m decodes 80.00 of 100.0 tok/s (80%)") and "None" not in text
+
+
+def test_a_step_that_a_cache_holds_has_no_bound():
+    assert bound_finding(bounded(2.0, size=10**6)) is None
