@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lib.grid import Column, build, frame
+from lib.grid import Column, build, frame, sampled
 from lib.records import Record, select
-from lib.stats import Estimate, inverse, median, missing, scaled
+from lib.stats import Estimate, inverse, missing, scaled
 
 KINDS = ("latency", "memory-paper", "energy")
 COLUMNS = (
@@ -45,24 +45,24 @@ def ape(
         raise ValueError(f"active parameters must be positive, got {active_params}")
     per_b = 1e9 / active_params
     return Ape(
-        tok_per_s_per_b=_scaled(output_tok_per_s, per_b),
-        inverse_ttft_per_s_per_b=_scaled(inverse(ttft_s), per_b),
-        tok_per_j_per_b=_scaled(tok_per_j, per_b),
+        tok_per_s_per_b=scaled(output_tok_per_s, per_b),
+        inverse_ttft_per_s_per_b=scaled(inverse(ttft_s), per_b),
+        tok_per_j_per_b=scaled(tok_per_j, per_b),
         tok_per_s_per_gb=(
             missing("no peak memory was measured")
             if peak_bytes is None
-            else _scaled(output_tok_per_s, 1e9 / peak_bytes)
+            else scaled(output_tok_per_s, 1e9 / peak_bytes)
         ),
     )
 
 
 def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
     """The four quotients of one model at one context, from its rows of the headline length."""
-    ttft = _samples(select(rows, "latency", new_tokens=1), "ttft_s")
+    ttft = sampled(select(rows, "latency", new_tokens=1), "ttft_s")
     lengths = [r.key["new_tokens"] for r in rows if r.key["new_tokens"] > 1]
     tokens = min(lengths, default=1)
-    e2e = _samples(select(rows, "latency", new_tokens=tokens), "e2e_s")
-    joules = _samples(select(rows, "energy", new_tokens=tokens), "energy_j")
+    e2e = sampled(select(rows, "latency", new_tokens=tokens), "e2e_s")
+    joules = sampled(select(rows, "energy", new_tokens=tokens), "energy_j")
     peaks = [r.value("peak_bytes") for r in select(rows, "memory-paper", new_tokens=tokens)]
     return ape(
         active_params=active_params,
@@ -86,17 +86,3 @@ def table(rows: Sequence[Record]) -> pd.DataFrame:
 
     return frame(build("ape", "Active Parameter Efficiency", rows, KINDS, ("context",), columns,
                        cells))  # fmt: skip
-
-
-def _samples(rows: Sequence[Record], name: str) -> Estimate:
-    """The median of a sample of the last of these rows, or why there is none."""
-    if not rows:
-        return missing(f"not measured: no row with {name}")
-    row = rows[-1]
-    if not row.samples.get(name):
-        return missing(f"not measured: {row.error or row.missing.get(name, 'no samples')}")
-    return median(row.samples[name])
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return estimate if estimate.value is None else scaled(estimate, factor)

@@ -53,7 +53,7 @@ def latency(rows: Sequence[Record]) -> str:
             output = stats.inverse(stats.median(row.samples["e2e_s"]), tokens)
             lines.append(
                 f"{model} at {contexts[-1]} tokens of context and {tokens} new tokens: TTFT "
-                f"{number(_in_ms(first_token), 'ms')}; output throughput "
+                f"{number(stats.scaled(first_token, 1e3), 'ms')}; output throughput "
                 f"{number(output, 'tok/s')}; decode alone {number(decode_tok_per_s(at), 'tok/s')}."
             )
         if len(contexts) > 1 and first and last:
@@ -222,10 +222,6 @@ def by_model(rows: Iterable[Record], kind: str) -> dict[str, list[Record]]:
 def bullets(lines: Sequence[str]) -> str:
     """A Markdown list."""
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _in_ms(est: Estimate) -> Estimate:
-    return est if est.value is None else stats.scaled(est, 1e3)
 
 
 def _lower_first(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from lib import stats
 from lib.params import model_order
 from lib.records import Record, environments
 from lib.stats import Estimate
@@ -44,6 +45,19 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Any, ...], ...]
     notes: tuple[str, ...] = ()
+
+
+def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
+    """The percentile of a sample of the last row that has it, or why there is none."""
+    reason = "not measured"
+    for row in reversed(rows):
+        if row.samples.get(name):
+            return stats.scaled(stats.percentile(row.samples[name], q), factor)
+        if row.error:
+            reason = f"failed: {row.error}"
+        elif name in row.missing:
+            reason = f"not measured: {row.missing[name]}"
+    return stats.missing(reason)
 
 
 def short(value: float | None) -> str:

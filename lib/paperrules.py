@@ -6,7 +6,7 @@ returns an estimate; without the rows it says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lib import stats
+from lib.ape import ape
 from lib.records import Record, environments, select
 from lib.stats import Estimate
 
@@ -197,26 +198,35 @@ def active_billion(series: Series, context: int = 0, new_tokens: int = 0) -> Est
     return Estimate(card.value("active_params") / 1e9, n=1, method="counted")
 
 
-def _per_active(rule: Callable[..., Estimate], series: Series, *arm: int) -> Estimate:
+def _efficiency(series: Series, context: int, new_tokens: int, name: str) -> Estimate:
+    """One quotient of `lib.ape` on nominal active parameters."""
     active = active_billion(series)
     if active.value is None:
         return active
-    return stats.scaled(rule(series, *arm), 1 / active.value)
+    arm = (series, context, new_tokens)
+    quotients = ape(
+        active_params=round(active.value * 1e9),
+        output_tok_per_s=output_tok_per_s(*arm),
+        ttft_s=stats.scaled(ttft_ms(*arm), 1e-3),
+        tok_per_j=tokens_per_j(*arm),
+        peak_bytes=None,
+    )
+    return getattr(quotients, name)
 
 
 def ape_tpot(series: Series, context: int, new_tokens: int) -> Estimate:
     """Output throughput per active 10^9 parameters (tok/s/B)."""
-    return _per_active(output_tok_per_s, series, context, new_tokens)
+    return _efficiency(series, context, new_tokens, "tok_per_s_per_b")
 
 
 def ape_ttft(series: Series, context: int, new_tokens: int) -> Estimate:
     """1 / TTFT per active 10^9 parameters (1/s/B)."""
-    return _per_active(lambda *a: stats.inverse(ttft_ms(*a), 1e3), series, context, new_tokens)
+    return _efficiency(series, context, new_tokens, "inverse_ttft_per_s_per_b")
 
 
 def ape_energy(series: Series, context: int, new_tokens: int) -> Estimate:
     """Tokens per joule and active 10^9 parameters (tokens/J/B)."""
-    return _per_active(tokens_per_j, series, context, new_tokens)
+    return _efficiency(series, context, new_tokens, "tok_per_j_per_b")
 
 
 def tok_per_s_per_1000_mib(series: Series, context: int, new_tokens: int) -> Estimate:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lib import stats
-from lib.grid import Column, Table, build, frame, setups, short
+from lib.grid import Column, Table, build, frame, sampled, setups, short
 from lib.papertables import write_csvs
 from lib.records import Record, environments
 from lib.stats import Estimate
@@ -25,19 +25,6 @@ __all__ = ["Column", "Table", "ablation_table", "ablations", "energy", "energy_t
 BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": "hf-eager"}
 CHANGED = {"decoding": "decoding", "context": "context", "precision": "dtype",
            "experts": "experts", "stack": "stack"}  # fmt: skip
-
-
-def _samples(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
-    """The percentile of a sample of the last row that has it, or why there is none."""
-    reason = "not measured"
-    for row in reversed(rows):
-        if row.samples.get(name):
-            return stats.scaled(stats.percentile(row.samples[name], q), factor)
-        if row.error:
-            reason = f"failed: {row.error}"
-        elif name in row.missing:
-            reason = f"not measured: {row.missing[name]}"
-    return stats.missing(reason)
 
 
 def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Estimate:
@@ -59,11 +46,11 @@ def latency(rows: Sequence[Record]) -> Table:
     def cells(group: list[Record]) -> Sequence[Any]:
         ones = [r for r in group if r.kind == "latency" and r.key.get("new_tokens") == 1]
         whole = [r for r in group if r.kind == "latency" and r.key.get("new_tokens") == main]
-        e2e = _samples(whole, "e2e_s", factor=1e3)
+        e2e = sampled(whole, "e2e_s", factor=1e3)
         gaps = [b - a for r in group if r.kind == "itl" for call in r.samples.get("token_s", ())
                 for a, b in zip(call, call[1:], strict=False)]  # fmt: skip
-        return (_samples(ones, "ttft_s", factor=1e3), main, e2e,
-                _samples(whole, "e2e_s", 95, 1e3), stats.inverse(e2e, main * 1e3),
+        return (sampled(ones, "ttft_s", factor=1e3), main, e2e,
+                sampled(whole, "e2e_s", 95, 1e3), stats.inverse(e2e, main * 1e3),
                 decode_tok_per_s(group), _itl_ms(group, gaps))  # fmt: skip
 
     columns = [Column("TTFT", "ms"), Column("new tokens", numeric=False), Column("p50", "ms"),
@@ -93,7 +80,7 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
 def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:
     """Median gap between tokens (ms). Steps of one call are correlated: no interval is given."""
     if not gaps:
-        return _samples([r for r in rows if r.kind == "itl"], "token_s")
+        return sampled([r for r in rows if r.kind == "itl"], "token_s")
     middle = stats.median(gaps)
     return Estimate(middle.value * 1e3, n=middle.n, method="median of all gaps",
                     reason="steps of one call are correlated: no interval")  # fmt: skip
@@ -133,11 +120,11 @@ def energy(rows: Sequence[Record]) -> Table:
     def cells(group: list[Record]) -> Sequence[Any]:
         row = group[-1]
         tokens = row.key.get("new_tokens") or 1
-        per_1k = _samples(group, "energy_j", factor=1e3 / tokens)
+        per_1k = sampled(group, "energy_j", factor=1e3 / tokens)
         return (per_1k, stats.inverse(per_1k, 1e3),
-                _samples(group, "paper_energy_j", factor=1e3 / tokens),
+                sampled(group, "paper_energy_j", factor=1e3 / tokens),
                 _power(row), _reading(row, "idle_w", like="energy_j"),
-                stats.inverse(_samples(group, "e2e_s"), tokens))  # fmt: skip
+                stats.inverse(sampled(group, "e2e_s"), tokens))  # fmt: skip
 
     columns = [Column("J/1K tokens", "J"), Column("tokens per joule", "1/J"),
                Column("J/1K, before/after estimator", "J"), Column("mean power", "W"),
@@ -149,7 +136,7 @@ def _power(row: Record) -> Estimate:
     """Mean power over all calls: their energy over their time."""
     joules, seconds = row.value("window_energy_j"), row.value("window_s")
     if joules is None or not seconds:
-        return stats.missing(_samples([row], "energy_j").reason or "not measured: no window")
+        return stats.missing(sampled([row], "energy_j").reason or "not measured: no window")
     return Estimate(joules / seconds, n=1, method="energy of all calls / their time",
                     reason="one window, no interval")  # fmt: skip
 
@@ -189,7 +176,7 @@ def _fixed(rows: Sequence[Record], fields: Sequence[str]) -> list[str]:
 
 
 def _ablation_row(row: Record, base: Record, changed: str) -> tuple[Any, ...]:
-    arm, time_s = row.key.get(changed), _samples([row], "e2e_s")
+    arm, time_s = row.key.get(changed), sampled([row], "e2e_s")
     rate = stats.inverse(time_s, row.key.get("new_tokens") or 1)
     start = (row.key.get("model"), arm, time_s, rate)
     if row is base:
