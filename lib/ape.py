@@ -57,13 +57,19 @@ def ape(
 
 
 def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
-    """The four quotients of one model at one context, from its rows of the headline length."""
+    """The four quotients of one model at one context, from its rows of the headline length.
+
+    The peak is that of the experts implementation that was timed: memory may be measured for
+    others too.
+    """
     ttft = sampled(select(rows, "latency", new_tokens=1), "ttft_s")
     lengths = [r.key["new_tokens"] for r in rows if r.key["new_tokens"] > 1]
     tokens = min(lengths, default=1)
-    e2e = sampled(select(rows, "latency", new_tokens=tokens), "e2e_s")
+    whole = select(rows, "latency", new_tokens=tokens)
+    e2e, timed = sampled(whole, "e2e_s"), {r.key.get("experts") for r in whole}
     joules = sampled(select(rows, "energy", new_tokens=tokens), "energy_j")
-    peaks = [r.value("peak_bytes") for r in select(rows, "memory-paper", new_tokens=tokens)]
+    peaks = [r.value("peak_bytes") for r in select(rows, "memory-paper", new_tokens=tokens)
+             if r.key.get("experts") in timed]  # fmt: skip
     return ape(
         active_params=active_params,
         output_tok_per_s=inverse(e2e, tokens),

@@ -33,15 +33,10 @@ DEFINITIONS = (
     Definition("vLLM TPOT, AIPerf ITL", "(T - t1) / (g - 1)", "ms",
                lambda stamps, end_s: 1e3 * (end_s - stamps[0]) / (len(stamps) - 1)),
     Definition("vLLM ITL", "median of t[i+1] - t[i]", "ms",
-               lambda stamps, end_s: 1e3 * statistics.median(gaps(stamps))),
+               lambda stamps, end_s: 1e3 * statistics.median(stats.gaps(stamps))),
     Definition("nearest to llama-bench tg", "(g - 1) / (T - t1)", "tok/s",
                lambda stamps, end_s: (len(stamps) - 1) / (end_s - stamps[0])),
 )  # fmt: skip
-
-
-def gaps(stamps: Sequence[float]) -> list[float]:
-    """Seconds between neighbouring tokens."""
-    return [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
 
 
 def formulas() -> pd.DataFrame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -80,9 +81,20 @@ def models(path: str | Path = "params/models.yaml") -> dict[str, dict[str, Any]]
     return read_yaml(file) if file.exists() else {}
 
 
+def listed_models() -> tuple[str, ...]:
+    """Names in params/models.yaml, in its order; the file is read again only when it changed."""
+    file = resolve("params/models.yaml")
+    return _names(file, file.stat().st_mtime_ns) if file.exists() else ()
+
+
+@functools.lru_cache(maxsize=4)
+def _names(file: Path, changed_ns: int) -> tuple[str, ...]:
+    return tuple(read_yaml(file))
+
+
 def model_order(name: str) -> tuple[int, str]:
     """Sorts models as params/models.yaml lists them, unlisted ones after them by name."""
-    known = list(models())
+    known = listed_models()
     return (known.index(name) if name in known else len(known), name)
 
 

@@ -39,7 +39,7 @@ def axes(ax: Axes | None = None, **size: Any) -> Axes:
 def color(model: str) -> tuple[float, float, float]:
     """The model's colour: its place in params/models.yaml, or a hash of an unlisted name."""
     place, name = params.model_order(model)
-    if model not in params.models():
+    if model not in params.listed_models():
         place = int(hashlib.sha256(name.encode()).hexdigest(), 16)
     return PALETTE[place % len(PALETTE)]
 
@@ -85,8 +85,7 @@ def token_times(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     ax = axes(ax)
     stamped = sorted(select(rows, "itl"), key=lambda r: r.key["context"])
     for row in stamped:
-        stamps = row.samples["token_s"][0]
-        gaps = [1e3 * (b - a) for a, b in zip(stamps, stamps[1:], strict=False)]
+        gaps = [1e3 * gap for gap in stats.gaps(row.samples["token_s"][0])]
         ax.plot(range(2, len(gaps) + 2), gaps, lw=1, label=f"context {row.key['context']}")
     return labelled(ax, "Inter-token latency along a call", "token of the call", "ITL (ms)")
 

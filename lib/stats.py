@@ -6,6 +6,7 @@ of one call are correlated.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -156,6 +157,11 @@ def _mapped(estimate: Estimate, function) -> Estimate:
         for name in ("value", "low", "high")
     }
     return replace(estimate, **ends)
+
+
+def gaps(stamps: Sequence[float]) -> list[float]:
+    """Differences between neighbours, such as the seconds between stamped tokens."""
+    return [later - earlier for earlier, later in itertools.pairwise(stamps)]
 
 
 def spread(samples: Sequence[float]) -> float | None:

@@ -47,8 +47,8 @@ def latency(rows: Sequence[Record]) -> Table:
         ones = [r for r in group if r.kind == "latency" and r.key.get("new_tokens") == 1]
         whole = [r for r in group if r.kind == "latency" and r.key.get("new_tokens") == main]
         e2e = sampled(whole, "e2e_s", factor=1e3)
-        gaps = [b - a for r in group if r.kind == "itl" for call in r.samples.get("token_s", ())
-                for a, b in zip(call, call[1:], strict=False)]  # fmt: skip
+        gaps = [gap for r in group if r.kind == "itl" for call in r.samples.get("token_s", ())
+                for gap in stats.gaps(call)]  # fmt: skip
         return (sampled(ones, "ttft_s", factor=1e3), main, e2e,
                 sampled(whole, "e2e_s", 95, 1e3), stats.inverse(e2e, main * 1e3),
                 decode_tok_per_s(group), _itl_ms(group, gaps))  # fmt: skip

@@ -203,6 +203,16 @@ def test_efficiency_divides_by_active_parameters_and_says_what_is_missing():
     assert "- m: nothing measured at 999 tokens; measured: [100, 200" in nothing
 
 
+def test_efficiency_takes_the_peak_of_the_implementation_that_was_timed():
+    """Memory may be measured for further implementations, which need more of it."""
+    timed = [row("card", values={"active_params": 2_000_000_000}), *latency_rows()]
+    own = row("memory-paper", values={"peak_bytes": 4 * 10**9}, context=200, new_tokens=10)
+    other = row("memory-paper", values={"peak_bytes": 8 * 10**9}, context=200, new_tokens=10,
+                experts="all_experts")  # fmt: skip
+    text = claims.efficiency([*timed, own, other], 200)
+    assert "Per GB of peak memory: 3.571 tok/s" in text  # 10 / 0.7 s / 4 GB, not / 8 GB
+
+
 # --- models against each other
 
 
