@@ -5,6 +5,7 @@ NOTEBOOKS ?=
 WEIGHTS ?=
 STACK ?=
 FROM ?=
+OUT ?=
 FORCE ?=
 WAIT ?=
 TIMEOUT ?=
@@ -22,7 +23,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report fit audit test lab lint lock clean
+.PHONY: help setup report merge fit audit test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -41,7 +42,8 @@ help:  ## list the targets and variables
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
 	@echo "  FROM=folder              make report: rebuild from these records, measure nothing"
-	@echo "  FORCE=1                  make report: measure finished jobs again"
+	@echo "  OUT=folder               make report, make merge: write here (default: outputs/PROFILE)"
+	@echo "  FORCE=1                  make report: measure finished jobs again, and drop what is not"
 	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
 	@echo "  PYTHON=path              use this interpreter (default: the active one if it will do, else .venv)"
 	@echo "  MODEL= GPU_GB=           make fit: hub id, folder or entry of params/models.yaml; GB are 10^9"
@@ -61,7 +63,10 @@ report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	    $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STACK),--stack "$(STACK)") \
 	    $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(TIMEOUT),--timeout "$(TIMEOUT)") \
 	    $(if $(filter-out 0 no false,$(WAIT)),--wait) \
-	    $(if $(filter-out 0 no false,$(FORCE)),--force))
+	    $(if $(filter-out 0 no false,$(FORCE)),--force)) $(if $(OUT),--out "$(OUT)")
+
+merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/b" OUT=outputs/c
+	@$(call find,report) exec "$$py" -m lib.merge $(FROM) $(if $(OUT),--out "$(OUT)")
 
 fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
 	@$(call find,report) exec "$$py" -m lib.fit $(if $(MODEL),--model "$(MODEL)") \

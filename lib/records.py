@@ -102,6 +102,13 @@ def environments(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     return {r.env_id: r.values for r in records if r.kind == "environment" and r.env_id}
 
 
+def manifests(root: str | Path) -> list[Path]:
+    """Every run.json below `root`, less those in hidden folders: what a job keeps for itself."""
+    root = Path(root)
+    found = sorted(root.rglob("run.json"))
+    return [p for p in found if not any(x[0] == "." for x in p.relative_to(root).parts)]
+
+
 def load_tree(root: str | Path) -> list[Record]:
     """Records of every job below `root`, merged by identity: the job that ended later wins.
 
@@ -109,7 +116,7 @@ def load_tree(root: str | Path) -> list[Record]:
     same key replaces it.
     """
     jobs = []
-    for manifest in Path(root).rglob("run.json"):
+    for manifest in manifests(root):
         path = manifest.with_name("records.jsonl")
         if path.exists():
             run = json.loads(manifest.read_text(encoding="utf-8"))

@@ -238,6 +238,7 @@ def _section(job: Job, page: Path | None, out: Path) -> SimpleNamespace:
     return SimpleNamespace(
         id=job.id, title=job.title, status=job.status, setup=job.setup, end=job.end,
         rerun=job.rerun, fragment=Markup(fragment),
+        earlier=", ".join(results.readable(told["end"]) for told in job.earlier),
         page=_href(page, out) if page else "",
     )  # fmt: skip
 

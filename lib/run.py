@@ -17,13 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib import kernels, lease, manifest, params, preflight
+from lib import kernels, lease, manifest, merge, params, portable, preflight
 from lib.manifest import Task, short
 from lib.params import ParamsError, Profile
 from lib.tally import Tally, say
 
 OFFLINE_PROFILES = ("demo",)
-RELEASED = params.ROOT / "outputs" / "released"
 BAD_INPUT = (ParamsError, preflight.PreflightError, lease.BusyError)
 
 
@@ -60,16 +59,19 @@ def run_job(
     env: dict[str, str],
     timeout_s: float | None = None,
     stop: Stop | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Execute one notebook and record how it ended; returns the manifest.
 
-    Notebook and records appear in the job's folder only when the run ends. A run that does not
-    end well leaves a finished one of before in `.previous/`; an interrupted one leaves it as is.
+    Notebook and records appear in the job's folder only when the run ends. Rows of earlier runs
+    that were not measured again are kept, unless `force`. A run that does not end well leaves a
+    finished one of before in `.previous/`; an interrupted one leaves it as is.
     """
     signature = params.notebook_parameters(job.source)
     values = params.check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
     stop, old, start = stop or Stop(), manifest.read(job.folder), _now()
     staged = manifest.staging(job.folder)
+    known = portable.names(job.out)
     stop.watch = kernels.Watch()
     try:
         outcome = kernels.execute(
@@ -81,10 +83,11 @@ def run_job(
             timeout_s=timeout_s,
             progress=sys.stderr.isatty(),
         )
+        portable.files(staged.rglob("*"), known)
         told = {
             "status": outcome.status,
-            "error": outcome.error,
-            "parameters": values,
+            "error": portable.values(outcome.error, known),
+            "parameters": portable.values(values, known),
             "job_sha": sha,
             "notebook_sha": manifest.notebook_sha(job.source),
             "lib_sha": manifest.lib_sha(),
@@ -93,24 +96,31 @@ def run_job(
             "attempt": (old or {}).get("attempt", 0) + 1,
             "start": start,
             "end": _now(),
-            "artefacts": manifest.artefacts(staged),
         }
-        _settle(job.folder, old, told)
+        added = merge.Added() if force else merge.add_earlier(staged, job.folder, told)
+        told["earlier"] = list(added.earlier)
+        told["artefacts"] = manifest.artefacts(staged)
+        _settle(job.folder, old, told, added)
     finally:
         stop.watch = None
     return told
 
 
-def _settle(folder: Path, old: dict[str, Any] | None, told: dict[str, Any]) -> None:
+def _settle(
+    folder: Path, old: dict[str, Any] | None, told: dict[str, Any], added: merge.Added
+) -> None:
     """Put files and manifest in place, in the order that a crash in between cannot make a lie."""
-    was_ok = old is not None and old["status"] == "ok"
+    was_ok, is_ok = old is not None and old["status"] == "ok", told["status"] == "ok"
     if was_ok and told["status"] == "interrupted":
         manifest.discard(folder)
         return
-    names = [item["path"] for item in (old or {}).get("artefacts", ())]
-    if told["status"] != "ok":
+    if added.aside:
+        say(f"note: rows of before stay apart, in {short(folder / manifest.PREVIOUS)}: "
+            f"{added.aside}")  # fmt: skip
+    if not is_ok:
         manifest.write_json(folder / "run.json", told)
-    manifest.promote(folder, names, keep_old=was_ok and told["status"] != "ok")
+    keep_old = was_ok and (not is_ok or bool(added.aside))
+    manifest.promote(folder, old, keep_old=keep_old, spent=is_ok and added.spent)
     manifest.write_json(folder / "run.json", told)
 
 
@@ -130,7 +140,7 @@ def run(
 
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
-    _refuse_released(out_dir)
+    manifest.refuse_released(out_dir)
     jobs, stop = manifest.plan(profile, out_dir), Stop()
     with contextlib.ExitStack() as held:
         held.enter_context(stop.installed())
@@ -157,8 +167,9 @@ def run(
                 continue
             tally.start(job)
             told = run_job(
-                job, sha=sha, gpu=name, env=env_of(job), timeout_s=timeout_s, stop=stop
-            )
+                job, sha=sha, gpu=name, env=env_of(job), timeout_s=timeout_s, stop=stop,
+                force=force,
+            )  # fmt: skip
             tally.end(job, told)
             if stop.signum:
                 break
@@ -181,7 +192,8 @@ def _keep(job: Task, old: dict[str, Any] | None, sha: str, tally: Tally) -> bool
     if not manifest.is_finished(job.folder, old, sha):
         return False
     code = (manifest.notebook_sha(job.source), manifest.lib_sha())
-    same = (old["notebook_sha"], old["lib_sha"]) == code
+    runs = (old, *old.get("earlier", ()))
+    same = {(told["notebook_sha"], told["lib_sha"]) for told in runs} == {code}
     if not same and job.reads:
         return False
     if not same:
@@ -226,14 +238,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _refuse_released(out_dir: Path) -> None:
-    if params.resolve(out_dir).is_relative_to(RELEASED):
-        raise ParamsError(f"{short(out_dir)} is released and never written; choose another --out")
-
-
 def rebuild(source: Path, out_dir: Path) -> Path:
     """A report from existing records; measures nothing and leaves the source as it is."""
-    _refuse_released(out_dir)
+    manifest.refuse_released(out_dir)
     if not source.is_dir():
         raise ParamsError(f"no folder {short(source)}; FROM takes a folder of run.json files")
     if next(source.rglob("run.json"), None) is None:

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import kernels, manifest, params, records, report, run
+from lib import kernels, manifest, params, portable, records, report, run
 
 ROOT = params.ROOT
 SOURCES = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -241,7 +241,8 @@ def conclusion(nb):
 def test_it_runs_to_its_end(results, name):
     told = results.manifest(name)
     assert (told["status"], told["error"]) == ("ok", None)
-    assert told["parameters"] == results.jobs[name].parameters
+    known = portable.names(results.out)
+    assert told["parameters"] == portable.values(results.jobs[name].parameters, known)
     nb = results.notebook(name)
     assert all(cell.execution_count for cell in code(nb))
     assert {output.output_type for output in outputs(nb)} <= {"display_data", "execute_result"}, (
