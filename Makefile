@@ -6,6 +6,8 @@ WEIGHTS ?=
 STACK ?=
 FROM ?=
 OUT ?=
+A ?=
+B ?=
 FORCE ?=
 WAIT ?=
 TIMEOUT ?=
@@ -23,7 +25,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge fit audit test lab lint lock clean
+.PHONY: help setup report merge compare fit audit test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -42,7 +44,7 @@ help:  ## list the targets and variables
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
 	@echo "  FROM=folder              make report: rebuild from these records, measure nothing"
-	@echo "  OUT=folder               make report, make merge: write here (default: outputs/PROFILE)"
+	@echo "  OUT=folder               make report, merge, compare: write here"
 	@echo "  FORCE=1                  make report: measure finished jobs again, and drop what is not"
 	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
 	@echo "  PYTHON=path              use this interpreter (default: the active one if it will do, else .venv)"
@@ -67,6 +69,9 @@ report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 
 merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/b" OUT=outputs/c
 	@$(call find,report) exec "$$py" -m lib.merge $(FROM) $(if $(OUT),--out "$(OUT)")
+
+compare:  ## ratios with intervals between two result sets: A=outputs/x B=outputs/y
+	@$(call find,report) exec "$$py" -m lib.compare $(if $(A),"$(A)") $(if $(B),"$(B)") $(if $(OUT),--out "$(OUT)")
 
 fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
 	@$(call find,report) exec "$$py" -m lib.fit $(if $(MODEL),--model "$(MODEL)") \

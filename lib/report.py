@@ -6,8 +6,6 @@ loads nothing from anywhere, and its content security policy allows one script, 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,21 +16,20 @@ from typing import Any
 from urllib.parse import quote
 
 from bs4 import BeautifulSoup
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lib import provenance, results, tables
 from lib.findings import findings
-from lib.fragments import mathml, read_notebook, render_fragment
+from lib.fragments import read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
 from lib.markup import grid_html, paper_html
+from lib.page import data_link, entry, shell, write_text
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
 from lib.params import model_order
 from lib.records import Record, environments, merge
 from lib.results import ACROSS, Job, slug
 
-TEMPLATES = Path(__file__).parent / "templates"
 MAIN_TABLES = (1, 5, 6, 8)
 TITLE = "What it costs to deploy an open-weight language model"
 
@@ -54,7 +51,7 @@ def write(source_dir: str | Path, out_dir: str | Path | None = None) -> Path:
     pages = {job.id: _page(job, out) for job in found if job.notebook_path}
     text = render(found, source, out, pages)
     path = out / "report.html"
-    _replace(path, text)
+    write_text(path, text)
     return path
 
 
@@ -83,23 +80,23 @@ def _page(job: Job, out: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     notebook = job.notebook_path
     up = "/".join([".."] * len(job.parts))
-    body = _environment().get_template("notebook.html")
+    body = shell().get_template("notebook.html")
     title = f"{job.title} · {job.model}"
     fragment = render_fragment(read_notebook(notebook), job.id, demote=0, title=False)
     text = body.render(
         title=title, kicker=job.setup or job.profile, subtitle="", footer="",
         demo=provenance.is_demo(job.records), job=job, fragment=Markup(fragment),
-        report_href=f"{up}/report.html", toc=[_entry(job.id, title, _headings(fragment))],
+        report_href=f"{up}/report.html", toc=[entry(job.id, title, _headings(fragment))],
         ipynb_href=quote(Path(os.path.relpath(notebook, target.parent)).as_posix()),
     )  # fmt: skip
-    _replace(target, text)
+    write_text(target, text)
     return target
 
 
 def _headings(fragment: str) -> list[SimpleNamespace]:
     """The contents of a notebook's page: its second-level headings."""
     found = BeautifulSoup(fragment, "html.parser").find_all("h2", id=True)
-    return [_entry(h["id"], h.get_text(strip=True)) for h in found]
+    return [entry(h["id"], h.get_text(strip=True)) for h in found]
 
 
 def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]) -> str:
@@ -118,7 +115,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
     demo = provenance.is_demo(rows)
     groups = _groups(found, pages, out)
     ended = max((str(job.run.get("end") or "") for job in found), default="")
-    return _environment().get_template("report.html").render(
+    return shell().get_template("report.html").render(
         title=TITLE,
         kicker=f"Deployment workbook · profile {source.name}",
         subtitle=_subtitle(rows, ended),
@@ -136,8 +133,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
         warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
-        methods=Markup(_environment().get_template("methods.html").render()),
-        downloads=[(p.name, _data_link(p)) for p in csvs],
+        methods=Markup(shell().get_template("methods.html").render()),
+        downloads=[(p.name, data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
         toc=_contents(groups, bool(paper)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
@@ -147,34 +144,6 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
 def _by_end(found: Iterable[Job]) -> list[Job]:
     """Jobs in the order in which their rows replace each other: finished ones win, then later."""
     return sorted(found, key=lambda j: (j.run.get("status") == "ok", str(j.run.get("end") or "")))
-
-
-def _environment() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    css, js = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    made.filters["math"] = lambda formula: Markup(
-        mathml(formula).replace("<math ", '<math displaystyle="true" ', 1)
-    )
-    made.globals |= {"css": Markup(css), "js": Markup(js), "csp": _policy(css, js)}
-    return made
-
-
-def _policy(css: str, js: str) -> str:
-    """Content security policy: nothing loads; this style and this script run, no other."""
-    style, script = (
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js)
-    )
-    return (f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
-            f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'")  # fmt: skip
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)
 
 
 def _paper(table: PaperTable, context: Sequence[str]) -> str:
@@ -247,10 +216,6 @@ def _href(path: Path, out: Path) -> str:
     return quote(Path(os.path.relpath(path, out)).as_posix())
 
 
-def _data_link(path: Path) -> str:
-    return "data:text/csv;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
 def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
     items = []
     for job in found:
@@ -263,15 +228,11 @@ def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def _entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
-    return SimpleNamespace(id=name, title=title, children=list(children))
-
-
 def _contents(groups: Sequence[SimpleNamespace], paper: bool) -> list[SimpleNamespace]:
-    entries = [_entry("abstract", "Abstract"), _entry("where", "What was measured where")]
-    entries.append(_entry("tables", "The paper's tables" if paper else "Results"))
+    entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
+    entries.append(entry("tables", "The paper's tables" if paper else "Results"))
     if paper:
-        entries.append(_entry("more-tables", "Other tables"))
-    entries += [_entry(g.id, g.title, [_entry(j.id, j.title) for j in g.jobs]) for g in groups]
+        entries.append(entry("more-tables", "Other tables"))
+    entries += [entry(g.id, g.title, [entry(j.id, j.title) for j in g.jobs]) for g in groups]
     last = (("failures", "Failures"), ("methods", "Methods"), ("data", "Data"))
-    return [*entries, *(_entry(*item) for item in last)]
+    return [*entries, *(entry(*item) for item in last)]

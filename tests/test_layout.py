@@ -18,7 +18,8 @@ MODULES = {path.stem: path for path in sorted((ROOT / "lib").glob("[!_]*.py"))}
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
 # What the reading side, from rows to a report, on any laptop, starts from; the rest it imports.
-ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally"}
+ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally",
+         "compare"}  # fmt: skip
 RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processes"}
 MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts"}
 PRIMITIVES = {"latency", "memory", "energy"}
