@@ -25,7 +25,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare fit audit test lab lint lock clean
+.PHONY: help setup report merge compare bundle fit audit test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -43,8 +43,8 @@ help:  ## list the targets and variables
 	@echo "  PROFILE=demo|gpu|paper   what to measure (demo needs no GPU and no network)"
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
-	@echo "  FROM=folder              make report: rebuild from these records, measure nothing"
-	@echo "  OUT=folder               make report, merge, compare: write here"
+	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle"
+	@echo "  OUT=folder               make report, merge, compare, bundle (a .zip): write here"
 	@echo "  FORCE=1                  make report: measure finished jobs again, and drop what is not"
 	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
 	@echo "  PYTHON=path              use this interpreter (default: the active one if it will do, else .venv)"
@@ -53,7 +53,7 @@ help:  ## list the targets and variables
 	@echo "  CONTEXT=                 make fit: only these contexts"
 	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
-	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), make audit"
+	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
 
 setup:  ## prepare the environment the other targets use, and say which it is
 	@$(call find,lab) :
@@ -72,6 +72,10 @@ merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/
 
 compare:  ## ratios with intervals between two result sets: A=outputs/x B=outputs/y
 	@$(call find,report) exec "$$py" -m lib.compare $(if $(A),"$(A)") $(if $(B),"$(B)") $(if $(OUT),--out "$(OUT)")
+
+bundle:  ## a zip of the report and all it rests on, to send: FROM=outputs/x (default outputs/PROFILE)
+	@$(call find,report) exec "$$py" -m lib.bundle "$(or $(FROM),outputs/$(PROFILE))" \
+	    $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
 	@$(call find,report) exec "$$py" -m lib.fit $(if $(MODEL),--model "$(MODEL)") \

@@ -71,8 +71,10 @@ def arm_text(key: dict[str, Any]) -> str:
 def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[str, str]]:
     """For each quantity how many arms are higher, lower or not told apart, and the ratios."""
     said = []
-    for title in dict.fromkeys(pair.quantity for pair in pairs):
+    for title, _, _ in (SAMPLED | READ).values():
         mine = [pair for pair in pairs if pair.quantity == title]
+        if not mine:
+            continue
         count = {
             v: sum(p.verdict == v for p in mine)
             for v in ("B lower", "B higher", "no difference resolved", "equal readings")
@@ -81,7 +83,8 @@ def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[st
         counts = [f"{v} in {n}" for v, n in count.items() if n]
         counts += [f"without an interval {other}"] if other else []
         ratios = [p.ratio.value for p in mine if p.ratio.value is not None]
-        span = f"B / A from {short(min(ratios))} to {short(max(ratios))}" if ratios else ""
+        ends = dict.fromkeys(short(end(ratios)) for end in (min, max)) if ratios else ()
+        span = f"B / A {'from ' if len(ends) > 1 else ''}{' to '.join(ends)}"
         one = mine[0].ratio
         if len(mine) == 1 and one.value is not None:
             span = " ".join(filter(None, (f"B / A {short(one.value)}", interval(one))))
