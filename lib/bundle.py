@@ -68,7 +68,7 @@ def secrets(names: Iterable[tuple[str, str]] = ()) -> list[tuple[str, re.Pattern
     found.append(("home folder", re.compile(rf"(?:file://|{ALONE})(?:{HOMES})")))
     for what, name in names:
         if len(name) > 2 and name.lower() not in COMMON:
-            found.append((what, re.compile(rf"(?<![\w+/-]){re.escape(name)}(?![\w+-])")))
+            found.append((what, re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")))
     return found
 
 

@@ -80,6 +80,7 @@ def test_the_same_results_give_the_same_bytes(source, archive, tmp_path):
     ("text", "what"),
     [
         ("by ann on a laptop", "user name"),
+        ("read from /data/ann/models", "user name"),
         ("at ann-laptop:8888", "host name"),
         ("/srv/people/ann/x", "home folder"),
         ("/home/someone/work", "home folder"),
