@@ -8,6 +8,8 @@ FROM ?=
 OUT ?=
 A ?=
 B ?=
+GPU_HOUR_USD ?=
+KWH_USD ?=
 FORCE ?=
 WAIT ?=
 TIMEOUT ?=
@@ -45,6 +47,7 @@ help:  ## list the targets and variables
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
 	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle"
 	@echo "  OUT=folder               make report, merge, compare, bundle (a .zip): write here"
+	@echo "  GPU_HOUR_USD= KWH_USD=   make report: prices; shows what tokens, requests and energy cost"
 	@echo "  FORCE=1                  make report: measure finished jobs again, and drop what is not"
 	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
 	@echo "  PYTHON=path              use this interpreter (default: the active one if it will do, else .venv)"
@@ -65,7 +68,9 @@ report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	    $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STACK),--stack "$(STACK)") \
 	    $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(TIMEOUT),--timeout "$(TIMEOUT)") \
 	    $(if $(filter-out 0 no false,$(WAIT)),--wait) \
-	    $(if $(filter-out 0 no false,$(FORCE)),--force)) $(if $(OUT),--out "$(OUT)")
+	    $(if $(filter-out 0 no false,$(FORCE)),--force)) $(if $(OUT),--out "$(OUT)") \
+	    $(if $(GPU_HOUR_USD),--gpu-hour-usd "$(GPU_HOUR_USD)") \
+	    $(if $(KWH_USD),--kwh-usd "$(KWH_USD)")
 
 merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/b" OUT=outputs/c
 	@$(call find,report) exec "$$py" -m lib.merge $(FROM) $(if $(OUT),--out "$(OUT)")

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from lib import provenance, results, tables
+from lib import money, provenance, results, tables
 from lib.findings import findings
 from lib.fragments import read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
@@ -34,11 +34,15 @@ MAIN_TABLES = (1, 5, 6, 8)
 TITLE = "What it costs to deploy an open-weight language model"
 
 
-def write(source_dir: str | Path, out_dir: str | Path | None = None) -> Path:
+def write(
+    source_dir: str | Path,
+    out_dir: str | Path | None = None,
+    prices: money.Prices | None = None,
+) -> Path:
     """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
 
     `source_dir` holds jobs (run.json, records.jsonl, notebook.ipynb) and is only read when
-    `out_dir` is another folder.
+    `out_dir` is another folder. Costs are shown where `prices` are given.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -49,7 +53,7 @@ def write(source_dir: str | Path, out_dir: str | Path | None = None) -> Path:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
     pages = {job.id: _page(job, out) for job in found if job.notebook_path}
-    text = render(found, source, out, pages)
+    text = render(found, source, out, pages, prices)
     path = out / "report.html"
     write_text(path, text)
     return path
@@ -99,13 +103,22 @@ def _headings(fragment: str) -> list[SimpleNamespace]:
     return [entry(h["id"], h.get_text(strip=True)) for h in found]
 
 
-def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]) -> str:
+def render(
+    found: Sequence[Job],
+    source: Path,
+    out: Path,
+    pages: dict[str, Path],
+    prices: money.Prices | None,
+) -> str:
     """The report as text; writes the CSVs that it embeds."""
     rows = merge([r for job in _by_end(found) for r in job.records])
     published = load_published()
     paper = paper_tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out)]
     generic = tables.generic_tables(rows)
+    costs = money.table(rows, prices) if prices and prices.given else None
+    (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
+    csvs += [money.write_csv(costs, out)] if costs else []
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
     more = [(f"Table {t.number}. {t.title}", Markup(_paper(t, context)))
@@ -129,6 +142,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         paper_more=more,
         generic=[html for _, html in grids],
         generic_more=grids,
+        costs=Markup(grid_html(costs, "grid-money")) if costs else "",
         groups=groups,
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),

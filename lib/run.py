@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import os
 import signal
@@ -238,17 +239,14 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def rebuild(source: Path, out_dir: Path) -> Path:
+def rebuild(source: Path, out_dir: Path, write_report: Callable[..., Path]) -> Path:
     """A report from existing records; measures nothing and leaves the source as it is."""
     manifest.refuse_released(out_dir)
     if not source.is_dir():
         raise ParamsError(f"no folder {short(source)}; FROM takes a folder of run.json files")
     if next(source.rglob("run.json"), None) is None:
         raise ParamsError(f"no run.json below {short(source)}; choose a folder that a run wrote")
-    from lib import report
-
-    report.write(source, out_dir)
-    return out_dir / "report.html"
+    return write_report(source, out_dir)
 
 
 def jupyter_path(folders: list[str], known: str) -> str:
@@ -268,17 +266,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--from", dest="source", type=Path, help="only rebuild a report")
     parser.add_argument("--force", action="store_true", help="measure finished jobs again")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")
+    parser.add_argument("--gpu-hour-usd", type=float, help="price: shows cost per token")
+    parser.add_argument("--kwh-usd", type=float, help="price: shows cost of energy per token")
     parser.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
     args = parser.parse_args(argv)
     os.environ["JUPYTER_PATH"] = jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = params.resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
+    from lib import money, report
+
     try:
+        prices = money.Prices(args.gpu_hour_usd, args.kwh_usd)
+        write_report = functools.partial(report.write, prices=prices)
         if args.source:
-            say(f"report: {short(rebuild(params.resolve(args.source), out_dir))}")
+            page = rebuild(params.resolve(args.source), out_dir, write_report)
+            say(f"report: {short(page)}")
             return 0
         profile = params.profile(args.profile, {key: getattr(args, key) for key in params.SLICES})
-        from lib import report
-
         return run(
             profile,
             out_dir,
@@ -286,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
             timeout_s=args.timeout,
             wait=args.wait,
             write_page=report.write_notebook_page,
-            write_report=report.write,
+            write_report=write_report,
         )
     except BAD_INPUT as error:
         say(f"error: {error}")

