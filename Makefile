@@ -95,10 +95,10 @@ test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \
 	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-lab:  ## open JupyterLab in notebooks/
+lab:  ## open JupyterLab on notebooks/start.ipynb, which reads the released results
 	@$(call find,lab) PYTHONWARNINGS="$${PYTHONWARNINGS:-ignore:IProgress not found}" \
 	    exec "$$py" -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-	    --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+	    --LabApp.default_url=/lab/tree/notebooks/start.ipynb $(ARGS)
 
 lint:  ## check the style of code and notebooks with ruff
 	@$(call find,test) exec "$$py" -m ruff check .

@@ -119,7 +119,7 @@ def test_the_reading_side_and_the_runner_start_where_torch_cannot_be_imported():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["ape", "audit", "summary"])
+@pytest.mark.parametrize("name", ["ape", "audit", "start", "summary"])
 def test_a_notebook_that_reads_starts_without_torch(name):
     for module in closure(lib_imports(code_of(NOTEBOOKS[name]))):
         assert not packages(tree(module), lazy=False) & HEAVY, f"{name} starts lib.{module}"

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import kernels, manifest, params, portable, records, report, run
+from lib import kernels, manifest, params, plots, portable, records, report, run
 
 ROOT = params.ROOT
 SOURCES = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -169,7 +169,7 @@ ARMS = {
                   "ablation-stack": 1, "ablation-experts": 2, "ablation-precision": 2},
 }  # fmt: skip
 FIGURES = {"latency": 3, "memory": 2, "energy": 1, "ablations": 5, "ape": 1, "summary": 4,
-           "audit": 2}  # fmt: skip
+           "audit": 2, "start": 1}  # fmt: skip
 CONCLUSIONS = {
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
     "memory": f"{MODEL}, experts grouped_mm, under the paper's protocol at 32 tokens: peak",
@@ -178,6 +178,7 @@ CONCLUSIONS = {
     "ape": f"{MODEL} at 32 tokens, per billion of its",
     "summary": "Output throughput: fewer than two models measured, so none are compared.",
     "audit": "",
+    "start": f"{MODEL} at 32 tokens, per billion of its",
 }
 
 
@@ -198,6 +199,17 @@ class Results:
             write_report=report.write,
         )
         self.jobs = {job.notebook: job for job in manifest.plan(self.profile, self.out)}
+        self.jobs["start"] = self.start()
+
+    def start(self):
+        """The notebook that JupyterLab opens on is no job of a profile; it reads these results."""
+        values = {"model": MODEL, "context": 32, "stack": "hf-eager", "metric": "ttft",
+                  "results_dir": str(self.out)}  # fmt: skip
+        job = manifest.Task("start", None, "", "", SOURCES["start"], self.out / "_all" / "start",
+                            values, self.out)  # fmt: skip
+        run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
+        report.write_notebook_page(job.folder)
+        return job
 
     def notebook(self, name):
         return read(self.jobs[name].folder / "notebook.ipynb")
@@ -289,7 +301,7 @@ def test_its_conclusion_is_computed(results, name):
     text = conclusion(results.notebook(name))
     assert f"- {CONCLUSIONS[name]}" in text
     assert "None" not in text and "nan" not in text
-    assert ("Random weights" in text) == (name in STUDY)
+    assert ("Random weights" in text) == (name in STUDY | {"start"})
 
 
 def test_the_report_is_written_and_the_runner_is_content(results):
@@ -318,6 +330,24 @@ def test_the_parameters_given_show_in_the_results(results):
         (c, g) for c in (16, 32) for g in (1, 4, 8)
     }
     assert {k["dtype"] for k in keys} == {"float32"}
+
+
+@pytest.mark.parametrize("metric", ["throughput", "ttft", "energy", "efficiency"])
+def test_the_first_notebook_can_draw_each_metric_it_names(metric):
+    (parameters,) = tagged(read(SOURCES["start"]), "parameters")
+    assert re.search(rf"metric = .*\b{metric}\b", parameters.source)
+    assert callable(getattr(plots, metric))
+
+
+def test_the_first_notebook_runs_as_it_is(tmp_path):
+    """Run All on the released results, which every clone has."""
+    values = params.notebook_parameters(SOURCES["start"])
+    folder = tmp_path / "out" / "_all" / "start"
+    job = manifest.Task("start", None, "", "", SOURCES["start"], folder, values)
+    told = run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
+    assert (told["status"], told["error"]) == ("ok", None)
+    assert f"- {values['model']} at {values['context']} tokens" in conclusion(
+        read(folder / "notebook.ipynb"))  # fmt: skip
 
 
 def test_a_changed_parameter_changes_the_conclusion(results, tmp_path):
