@@ -121,8 +121,9 @@ class ModelCard:
 
         Weights that every token uses are read once for the whole batch, plus `touched` distinct
         experts in each layer (where not given, the number to expect: `experts_touched`), plus
-        keys and values of `context` tokens in every sequence. Left out: one row of the lookup table per sequence, activations, and
-        what is written. No measured step can be faster than these bytes over the bandwidth.
+        keys and values of `context` tokens in every sequence. Left out: one row of the lookup
+        table per sequence, activations, and what is written. No measured step can be faster than
+        these bytes over the bandwidth.
         """
         weights = self.weight_bytes - self.lookup_bytes - self.routed_bytes
         if self.experts:

@@ -191,7 +191,6 @@ class CudaDevice(Device):
         """
         busy_s, kernels = profiled.gpu_work(call, self)
         if kernels:
-            self.missing.pop("busy", None)
             return busy_s, kernels
         self.missing["busy"] = "torch's profiler saw no kernel: is CUPTI usable on this machine?"
         return None

@@ -288,8 +288,8 @@ def warnings_of(values: dict[str, Any]) -> list[dict[str, str]]:
     if realised is None or math.isclose(realised, nominal, rel_tol=TOLERANCE):
         return []
     return [records.warning(
-        "active-params", f"a decode token uses {realised / 1e9:.4g} billion parameters, not the "
-        f"{nominal / 1e9:.4g} billion of the architecture, with the experts as "
-        f"{values['decode_experts']}: choose an implementation that leaves other experts alone "
-        "(grouped_mm, batched_mm, loop), or divide by the realised number",
+        "active-params", f"a decode token uses {realised:,} parameters, not the {nominal:,} of the "
+        f"architecture, with the experts as {values['decode_experts']}: choose an implementation "
+        "that leaves other experts alone (grouped_mm, batched_mm, loop), or divide by the realised "
+        "number",
     )]  # fmt: skip
