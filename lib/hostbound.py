@@ -64,15 +64,16 @@ def _busy_s(rows: Sequence[Record], name: str) -> Estimate:
         if value is not None and value > 0:
             return Estimate(value, n=1, method="profiler", reason="one reading, no interval")
         reason = "not resolved" if value is not None else row.missing.get(name, "no reading")
-        return stats.missing(row.error or f"not measured: {reason}")
+        return stats.missing(f"not measured: {reason}")
     return stats.missing("not measured: no profiled call")
 
 
 def arms(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """Busy rows and the greedy latency rows of the same arm, by the fields of WHERE."""
+    """Profiled rows and the greedy latency rows of the same arm, by the fields of WHERE."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for row in rows:
-        if row.kind == "busy" or (row.kind == "latency" and row.key.get("decoding") == "greedy"):
+        timed = row.kind == "latency" and row.key.get("decoding") == "greedy"
+        if timed or (row.kind == "busy" and row.value("decode_busy_s") is not None):
             groups.setdefault(tuple(row.key.get(name) for name in WHERE), []).append(row)
     return {w: group for w, group in groups.items() if any(r.kind == "busy" for r in group)}
 
@@ -109,8 +110,12 @@ def tables(rows: Sequence[Record]) -> list[Table]:
 
 
 def shown(rows: Sequence[Record]) -> pd.DataFrame:
-    """`table` as a DataFrame."""
-    return frame(table(rows))
+    """`table` as a DataFrame; where no arm was profiled, why."""
+    if tables(rows):
+        return frame(table(rows))
+    reasons = [row.error or row.missing.get("decode_busy_s", "no reading")
+               for row in rows if row.kind == "busy"]  # fmt: skip
+    return pd.DataFrame({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})
 
 
 def sentences(rows: Sequence[Record]) -> list[str]:
