@@ -21,7 +21,7 @@ from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lib import provenance, results, tables
+from lib import hostbound, provenance, results, tables
 from lib.findings import findings
 from lib.fragments import mathml, read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
@@ -108,7 +108,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
     published = load_published()
     paper = paper_tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out)]
-    generic = tables.generic_tables(rows)
+    generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
     more = [(f"Table {t.number}. {t.title}", Markup(_paper(t, context)))
