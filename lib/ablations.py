@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import records
-from lib.records import Record
+from lib.records import Record, first_line
 
 
 def one_change(field: str, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -49,9 +49,3 @@ def run(
         cleanup()
         rows.append(records.append(records_path, row))
     return rows
-
-
-def first_line(error: BaseException) -> str:
-    """The error's class and the first line of its message."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

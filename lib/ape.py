@@ -7,15 +7,17 @@ Each divides a measured quantity by the active parameters in billions (or the pe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
-from lib.grid import Column, build, frame, sampled
+from lib.grid import Column, Table, build, frame, sampled
 from lib.records import Record, select
 from lib.stats import Estimate, inverse, missing, scaled
 
 KINDS = ("latency", "memory-paper", "energy")
+SAME = ("model", "weights", "dtype", "experts")  # what a trace and the arm that it explains share
 COLUMNS = (
     Column("APE-TPOT", "tok/s per 10^9"), Column("APE-1/TTFT", "1/s per 10^9"),
     Column("APE-energy", "tok/J per 10^9"), Column("TPOT/GB", "tok/s per GB"),
@@ -79,16 +81,70 @@ def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
     )
 
 
+def nominal(rows: Sequence[Record]) -> dict[str, int]:
+    """Active parameters by architecture, for each model with a card among the rows."""
+    return {r.key["model"]: r.values["active_params"] for r in rows if r.kind == "card"}
+
+
+def realised(rows: Sequence[Record], arm: Record) -> int | None:
+    """Active parameters as traced for the model and experts of this arm; None without a trace."""
+    wanted = {name: arm.key.get(name) for name in SAME}
+    traced = [r.value("active_params_realised") for r in select(rows, "trace", batch=1, **wanted)]
+    return next((count for count in reversed(traced) if count), None)
+
+
 def table(rows: Sequence[Record]) -> pd.DataFrame:
-    """The four quotients on nominal active parameters, per model and context, with intervals."""
-    active = {r.key["model"]: r.values["active_params"] for r in rows if r.kind == "card"}
-    columns = [Column("active", "10^9"), *COLUMNS]
+    """The four quotients per model and context, with intervals: on nominal active parameters, and
+    below them on realised ones where the experts of the model were traced."""
+    return frame(quotients(rows))
+
+
+def quotients(rows: Sequence[Record]) -> Table:
+    """`table` as data. What was measured for its memory only has no quotient, and no row."""
+    active = nominal(rows)
+    where = (*SAME, "stack", "context")
+    timed = {_place(r, where) for r in rows if r.kind in ("latency", "energy")}
+    kept = [r for r in rows if r.kind != "memory-paper" or _place(r, where) in timed]
+    columns = [Column("parameters", numeric=False), Column("active", "10^9"), *COLUMNS]
+
+    def made(name: str, count: Any, method: str) -> Table:
+        def cells(group: list[Record]) -> Sequence[Any]:
+            found = count(group[0])
+            if not found:
+                return ()
+            per_b = of_rows(group, found)
+            counted = Estimate(found / 1e9, n=1, method=method)
+            return (name, counted, *(getattr(per_b, f) for f in Ape.__dataclass_fields__))
+
+        return build("ape", "Active Parameter Efficiency", kept, KINDS, ("context",), columns,
+                     cells)  # fmt: skip
+
+    first = made("nominal", lambda arm: active[arm.key["model"]], "counted")
+    second = made("realised", lambda arm: realised(rows, arm), "traced")
+    pairs = zip(first.rows, second.rows, strict=True)
+    both = [row for pair in pairs for row in pair if len(row) == len(first.columns)]
+    return replace(first, rows=tuple(both))
+
+
+def _place(row: Record, where: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(row.key.get(name) for name in where)
+
+
+def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """Output throughput of the arms of the experts ablation per active 10^9 parameters, nominal
+    and realised in the implementation of each arm."""
+    active = nominal(rows)
 
     def cells(group: list[Record]) -> Sequence[Estimate]:
-        count = active[group[0].key["model"]]
-        counted = Estimate(count / 1e9, n=1, method="counted")
-        quotients = of_rows(group, count)
-        return (counted, *(getattr(quotients, name) for name in Ape.__dataclass_fields__))
+        rate = inverse(sampled(group, "e2e_s"), group[0].key["new_tokens"])
+        counts = {"counted": active[group[0].key["model"]], "traced": realised(rows, group[0])}
+        untraced = missing("not traced")
+        found = [untraced if not n else Estimate(n / 1e9, n=1, method=method)
+                 for method, n in counts.items()]  # fmt: skip
+        return (rate, *found, *(scaled(rate, 1 / a.value) if a.value else a for a in found))
 
-    return frame(build("ape", "Active Parameter Efficiency", rows, KINDS, ("context",), columns,
-                       cells))  # fmt: skip
+    columns = [Column("output throughput", "tok/s"), Column("active, nominal", "10^9"),
+               Column("active, realised", "10^9"), Column("APE-TPOT, nominal", "tok/s per 10^9"),
+               Column("APE-TPOT, realised", "tok/s per 10^9")]  # fmt: skip
+    return frame(build("ape-experts", "APE of experts implementations", rows,
+                       ("ablation-experts",), ("context",), columns, cells))  # fmt: skip

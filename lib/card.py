@@ -6,7 +6,7 @@ on a laptop can rebuild it from a record.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -107,17 +107,28 @@ class ModelCard:
         missed = (1 - self.experts_per_token / self.experts) ** batch
         return self.experts * (1 - missed)
 
-    def decode_bytes(self, context: int, batch: int = 1) -> int:
+    def params_used(self, touched: float) -> int:
+        """Parameters in a token's arithmetic where `touched` experts of every layer enter it.
+
+        With the experts that the router chooses, these are `active_params`; with all experts,
+        everything but the lookup tables.
+        """
+        always = self.total_params - self.lookup_params - self.routed_params
+        return always + (round(self.routed_params * touched / self.experts) if self.experts else 0)
+
+    def decode_bytes(self, context: int, batch: int = 1, touched: float | None = None) -> int:
         """Bytes that one decode step must read at least: the weights it uses, and the cache.
 
-        Weights that every token uses are read once for the whole batch, plus the expected
-        number of distinct experts (`experts_touched`), plus keys and values of `context` tokens
-        in every sequence. Left out: one row of the lookup table per sequence, activations, and
-        what is written. No measured step can be faster than these bytes over the bandwidth.
+        Weights that every token uses are read once for the whole batch, plus `touched` distinct
+        experts in each layer (where not given, the number to expect: `experts_touched`), plus
+        keys and values of `context` tokens in every sequence. Left out: one row of the lookup
+        table per sequence, activations, and what is written. No measured step can be faster than
+        these bytes over the bandwidth.
         """
         weights = self.weight_bytes - self.lookup_bytes - self.routed_bytes
         if self.experts:
-            weights += round(self.routed_bytes * self.experts_touched(batch) / self.experts)
+            read = self.experts_touched(batch) if touched is None else touched
+            weights += round(self.routed_bytes * read / self.experts)
         return weights + self.kv_bytes(context, batch)
 
     def as_dict(self) -> dict[str, Any]:
@@ -164,6 +175,20 @@ class ModelCard:
     def _layer_note(self) -> str:
         sliding = sum(window is not None for _, window in self.kv_layers or ())
         return f" ({sliding} with a sliding window of {self.window} tokens)" if sliding else ""
+
+
+def computed(**sizes: Callable[[], int]) -> tuple[dict[str, int], dict[str, str]]:
+    """Sizes by name, and for those that this card cannot compute the reason instead.
+
+    A record of a model whose cache is not understood keeps everything else.
+    """
+    values, missing = {}, {}
+    for name, size in sizes.items():
+        try:
+            values[name] = size()
+        except ModelError as error:
+            missing[name] = str(error)
+    return values, missing
 
 
 def require_context(card: ModelCard, context: int, new_tokens: int) -> None:

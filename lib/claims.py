@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lib import ape, params, stats
+from lib import ape, hostbound, params, stats
 from lib.records import Record, environments, require_comparable, select
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s, short
@@ -36,7 +36,7 @@ def ratio_sentence(name: str, reference: str, what: str, ratio: Estimate) -> str
 
 
 def latency(rows: Sequence[Record]) -> str:
-    """TTFT, throughput and its change with context, for each model."""
+    """TTFT, throughput and its change with context, for each model; who waits; the A/A check."""
     lines = []
     for model, mine in by_model(rows, "latency").items():
         contexts = sorted({r.key["context"] for r in mine})
@@ -60,7 +60,34 @@ def latency(rows: Sequence[Record]) -> str:
             ratio = stats.ratio(first[0].samples["e2e_s"], last[0].samples["e2e_s"])
             lines.append(ratio_sentence(f"{model} at {contexts[-1]}", f"{contexts[0]} tokens",
                                         "Output throughput", ratio))  # fmt: skip
-    return bullets([*lines, *cautions(rows)])
+    return bullets([*lines, *hostbound.sentences(rows), *_aa_checks(rows), *cautions(rows)])
+
+
+def aa(rows: Sequence[Record]) -> str:
+    """The A/A checks alone."""
+    return bullets(_aa_checks(rows) or ["No arm was measured against itself."])
+
+
+def _aa_checks(rows: Sequence[Record]) -> list[str]:
+    return [_aa(row) for row in select(rows, "aa") if not row.error]
+
+
+def _aa(row: Record) -> str:
+    """Whether two halves of one arm look alike, as they must: in random order, and as measured."""
+    times_s, where = row.samples["ttft_s"], f"{row.key['model']} at {row.key['context']} tokens"
+    share = stats.aa_coverage(times_s)
+    if share.value is None:
+        return f"A/A check of {where}: not made ({share.reason})."
+    held = "as it should be" if share.value >= stats.AA_LEAST else (
+        "too few, so that intervals of ratios are too narrow for this noise")  # fmt: skip
+    drift = stats.aa_in_order(times_s)
+    ends = f"[{short(drift.low)}, {short(drift.high)}]"
+    order = f"no difference resolved ({ends})" if not drift.resolved_from(1.0) else (
+        f"{short(drift.value)} times as long {ends}, so that the arm changed while it was measured "
+        "and small ratios between arms prove nothing")  # fmt: skip
+    return (f"A/A check, TTFT of {where} against itself, n = {len(times_s)}: the interval of the "
+            f"ratio contains 1 in {share.value:.0%} of {share.n} random halvings, {held}; second "
+            f"half against first: {order}.")  # fmt: skip
 
 
 def memory(rows: Sequence[Record]) -> str:

@@ -104,6 +104,11 @@ def _lookup_tables(net: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {owners[id(w)]: w for w in tables if id(w) != tied}
 
 
+def expert_modules(net: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The modules that hold a layer's experts, by path: the library calls them `experts`."""
+    return {p: m for p, m in net.named_modules() if p.rpartition(".")[2] == "experts"}
+
+
 def _routed_experts(net: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter], int]:
     """Parameters of experts that a router chooses among, and the number of experts.
 
@@ -115,9 +120,7 @@ def _routed_experts(net: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter]
 
     found: dict[str, torch.nn.Parameter] = {}
     sizes = set()
-    for path, module in net.named_modules():
-        if path.rpartition(".")[2] != "experts":
-            continue
+    for path, module in expert_modules(net).items():
         inside = {f"{path}.{n}": p for n, p in module.named_parameters()}
         if isinstance(module, torch.nn.ModuleList):
             sizes.add(len(module))

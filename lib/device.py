@@ -19,9 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from lib import profiled
+from lib.host import cpu_name, host_score_per_s, version
 
 SAMPLER = Path(__file__).with_name("power_sampler.py")
 PACKAGES = ("torch", "transformers", "numpy", "nvidia-ml-py")
@@ -77,7 +79,8 @@ class CpuDevice(Device):
     kind = "cpu"
     torch_device = "cpu"
     memory_source = "torch CPU allocator"
-    missing = {"energy": "no NVML energy counter: the device is a CPU"}
+    missing = {"energy": "no NVML energy counter: the device is a CPU",
+               "busy": "the device is a CPU: host and device are one"}  # fmt: skip
 
     def synchronize(self) -> None:
         """Nothing is queued on a CPU."""
@@ -104,6 +107,10 @@ class CpuDevice(Device):
         sizes = list(itertools.accumulate((e.nbytes() for e in events), initial=resident_bytes))
         usage |= {"baseline_bytes": resident_bytes, "peak_bytes": max(sizes),
                   "held_bytes": sizes[-1]}  # fmt: skip
+
+    def busy(self, call: Callable[[], Any]) -> tuple[float, int] | None:
+        """Nothing works beside the host, so that `call` is not run."""
+        return None
 
     def free_bytes(self) -> int | None:
         """Memory that a model may take: what the host says is available."""
@@ -175,6 +182,18 @@ class CudaDevice(Device):
         usage |= {"peak_bytes": self._cuda.max_memory_allocated(),
                   "held_bytes": self._cuda.memory_allocated(),
                   "reserved_bytes": self._cuda.memory_reserved()}  # fmt: skip
+
+    def busy(self, call: Callable[[], Any]) -> tuple[float, int] | None:
+        """Seconds in which the GPU worked on this call, and the number of kernels.
+
+        The profiler slows the host, not the kernels. None, with the reason in `missing`, where it
+        sees no kernel.
+        """
+        busy_s, kernels = profiled.gpu_work(call, self)
+        if kernels:
+            return busy_s, kernels
+        self.missing["busy"] = "torch's profiler saw no kernel: is CUPTI usable on this machine?"
+        return None
 
     def free_bytes(self) -> int | None:
         """Memory that a model may take: free on the card now."""
@@ -284,35 +303,3 @@ def time_call(call: Callable[[], Any], device: Any) -> tuple[float, Any]:
     result = call()
     device.synchronize()
     return device.clock_s() - start_s, result
-
-
-def version(package: str) -> str | None:
-    """Installed version without importing the package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def cpu_name() -> str:
-    """The processor's name as the system prints it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def host_score_per_s(rounds: int = 5) -> float:
-    """Single-thread speed of the host: million iterations per second of a fixed Python loop.
-
-    `generate()` on a fast GPU is often limited by exactly this; best of `rounds`.
-    """
-    best_s = float("inf")
-    for _ in range(rounds):
-        start_s = time.perf_counter()
-        total = 0
-        for i in range(200_000):
-            total += i & 7
-        best_s = min(best_s, time.perf_counter() - start_s)
-    return 0.2 / best_s

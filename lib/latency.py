@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import decode, records, stats
+from lib.card import computed
 from lib.device import time_call
 from lib.models import load, require_context
 from lib.progress import track
@@ -35,6 +36,8 @@ def sweep(
     slope_repeats: int,
     ttft_repeats: int,
     itl_repeats: int,
+    aa_repeats: int = 0,
+    busy_tokens: int = 0,
     seed: int,
     records_path: str | Path,
 ) -> list[Record]:
@@ -42,7 +45,9 @@ def sweep(
 
     The first of `new_tokens` is the headline length and gets `repeats` calls; the others serve the
     slope over new tokens and get `slope_repeats`. One arm of one new token a context is the TTFT.
-    ITL is stamped in separate calls at the headline length.
+    ITL is stamped in separate calls at the headline length. `aa_repeats` calls of one token at the
+    shortest context serve the A/A check; `busy_tokens` decode steps at each context are profiled,
+    last, so that no timed call follows the profiler.
     """
     rows = begin_records(model, records_path)
     env_id = rows[0].env_id
@@ -56,6 +61,14 @@ def sweep(
     for context in track(contexts if itl_repeats else (), f"token times of {model.name}"):
         row = stamped(model, stack=stack, context=context, new_tokens=new_tokens[0],
                       repeats=itl_repeats, seed=seed, env_id=env_id)  # fmt: skip
+        rows.append(records.append(records_path, row))
+    if aa_repeats:
+        row = arm(model, stack=stack, context=min(contexts), new_tokens=1, repeats=aa_repeats,
+                  seed=seed, env_id=env_id, kind="aa")  # fmt: skip
+        rows.append(records.append(records_path, row))
+    for context in track(contexts if busy_tokens else (), f"device time of {model.name}"):
+        row = busy_row(model, stack=stack, context=context, tokens=busy_tokens, seed=seed,
+                       env_id=env_id)  # fmt: skip
         rows.append(records.append(records_path, row))
     return rows
 
@@ -88,6 +101,9 @@ def arm(
         time_call(lambda: generate(ids, new_tokens), model.device)[0] for _ in range(repeats)
     ]
     name = "ttft_s" if new_tokens == 1 else "e2e_s"
+    sizes, missing = computed(
+        decode_bytes=lambda: model.card.decode_bytes(context + new_tokens // 2)
+    )
     return Record(
         kind=kind,
         key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding=decoding),
@@ -95,8 +111,9 @@ def arm(
         values={
             **model.source,
             "decode_experts": decode.experts_in_decode(model.net),
-            "decode_bytes": model.card.decode_bytes(context + new_tokens // 2),
+            **sizes,
         },
+        missing=missing,
         warnings=tuple(warnings_of(samples_s)),
         env_id=env_id,
     )
@@ -143,6 +160,38 @@ def stamped(
         key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy"),
         samples={"token_s": token_s, "e2e_s": e2e_s},
         values=dict(model.source),
+        env_id=env_id,
+    )
+
+
+def busy_row(
+    model: Any, *, stack: str, context: int, tokens: int, seed: int, env_id: str | None
+) -> Record:
+    """Seconds in which the device worked, from a profiler: of the prefill and of a decode step.
+
+    values: `prefill_busy_s` of a call of one token; `decode_busy_s` and `decode_kernels`, the
+    difference to a call of `tokens` more (the key's new_tokens), divided by them. Wall time of a
+    profiled call means nothing; compare with the latency rows.
+    """
+    require_context(model.card, context, tokens + 1)
+    generate = decode.open_stack(stack, model.net)
+    ids = prompt_ids(model, context, seed=seed)
+    values, reason = dict(model.source), model.device.missing.get("busy")
+    if not reason:
+        for _ in range(WARMUP_CALLS):
+            generate(ids, tokens + 1)
+        calls = [model.device.busy(lambda n=n: generate(ids, n)) for n in (1, tokens + 1)]
+        reason = model.device.missing.get("busy")
+    if not reason:
+        (one_s, one_kernels), (more_s, more_kernels) = calls
+        values |= {"prefill_busy_s": one_s, "decode_busy_s": (more_s - one_s) / tokens,
+                   "decode_kernels": (more_kernels - one_kernels) / tokens}  # fmt: skip
+    names = ("prefill_busy_s", "decode_busy_s", "decode_kernels") if reason else ()
+    return Record(
+        kind="busy",
+        key=model.key(stack=stack, context=context, new_tokens=tokens + 1, decoding="greedy"),
+        values=values,
+        missing=dict.fromkeys(names, reason),
         env_id=env_id,
     )
 

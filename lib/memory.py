@@ -8,12 +8,15 @@ last position's logits only. Both subtract a baseline taken after a warm-up of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from lib import decode, experts, records
+from lib.card import computed
 from lib.progress import track
 from lib.records import Record
 from lib.session import begin_records, prompt_ids
@@ -64,9 +67,16 @@ def _protocols(
 
 
 def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> pd.DataFrame:
-    """Before measuring: the cache that the architecture implies, in MB of 10^6 bytes."""
-    sizes = [card.kv_bytes(context + new_tokens) / 1e6 for context in contexts]
-    made = pd.DataFrame({"context (tokens)": contexts, "KV cache computed (MB)": sizes})
+    """Before measuring: the cache that the architecture implies, in MB of 10^6 bytes.
+
+    A dash, and a column with the reason, where the card cannot compute it.
+    """
+    sizes, missing = computed(
+        **{str(context): partial(card.kv_bytes, context + new_tokens) for context in contexts}
+    )
+    shown = [sizes[str(c)] / 1e6 if str(c) in sizes else "-" for c in contexts]
+    made = pd.DataFrame({"context (tokens)": contexts, "KV cache computed (MB)": shown,
+                         **({"missing": list(missing.values())} if missing else {})})  # fmt: skip
     return made.round(3).set_index("context (tokens)")
 
 
@@ -79,9 +89,11 @@ def paper_call(net: Any, ids: Any, new_tokens: int) -> dict[str, Any]:
 
     with torch.inference_mode():
         prefill = net(ids, use_cache=True)
-        cache, token = prefill.past_key_values, prefill.logits[:, -1:].argmax(-1)
+        # Models of states (Mamba) have another name for their cache.
+        name = "cache_params" if hasattr(prefill, "cache_params") else "past_key_values"
+        cache, token = getattr(prefill, name), prefill.logits[:, -1:].argmax(-1)
         for _ in range(new_tokens):
-            step = net(token, past_key_values=cache, use_cache=True)
+            step = net(token, **{name: cache}, use_cache=True)
             token = step.logits[:, -1:].argmax(-1)
     return {"cache": cache, "logits": prefill.logits}
 
@@ -113,9 +125,11 @@ def arm(
     kv_bytes = cache_bytes(alive["cache"])
     logits_bytes = tensor_bytes(alive["logits"]) if "logits" in alive else 0
     above_bytes = values["peak_bytes"] - values["baseline_bytes"]
-    values |= {
+    sizes, unknown = computed(
+        kv_card_bytes=lambda: model.card.kv_bytes(cached_tokens(kind, context, new_tokens))
+    )
+    values |= sizes | {
         "kv_tensor_bytes": kv_bytes,
-        "kv_card_bytes": model.card.kv_bytes(cached_tokens(kind, context, new_tokens)),
         "logits_bytes": logits_bytes,
         "workspace_bytes": above_bytes - kv_bytes - logits_bytes,
     }
@@ -126,7 +140,7 @@ def arm(
         key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy"),
         values={**model.source, **{k: v for k, v in values.items() if v is not None},
                 "memory_source": device.memory_source},
-        missing=missing,
+        missing=missing | unknown,
         warnings=tuple(kv_warnings(values)),
         env_id=env_id,
     )  # fmt: skip
@@ -143,17 +157,24 @@ def tensor_bytes(tensor: Any) -> int:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the key and value tensors of all layers of a transformers cache."""
+    """Bytes of the tensors of all layers of a transformers cache: keys and values, or states."""
     return sum(
         tensor.numel() * tensor.element_size()
         for layer in cache.layers
-        for tensor in (layer.keys, layer.values)
+        for tensor in _held(layer)
+        if tensor is not None
     )
+
+
+def _held(layer: Any) -> list[Any]:
+    """What a layer of the cache keeps; one with linear attention has states by number."""
+    states = (getattr(layer, name, {}).values() for name in ("conv_states", "recurrent_states"))
+    return [getattr(layer, "keys", None), getattr(layer, "values", None), *chain(*states)]
 
 
 def kv_warnings(values: dict[str, int | None]) -> list[dict[str, str]]:
     """A cache that is not as large as the card computes is worth a look."""
-    if values["kv_tensor_bytes"] == values["kv_card_bytes"]:
+    if values["kv_tensor_bytes"] == values.get("kv_card_bytes", values["kv_tensor_bytes"]):
         return []
     return [records.warning(
         "kv-card", f"the cache holds {values['kv_tensor_bytes']} bytes, the card computes "

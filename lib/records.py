@@ -53,6 +53,12 @@ def warning(code: str, text: str) -> dict[str, str]:
     return {"code": code, "text": text}
 
 
+def first_line(error: BaseException) -> str:
+    """The error's class and the first line of its message: what a failed arm's row says."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
 def environment_record(environment: dict[str, Any]) -> Record:
     """The environment as a record; its id is the hash of its content."""
     text = json.dumps(environment, sort_keys=True, allow_nan=False)

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from lib import money, provenance, results, tables
+from lib import hostbound, money, provenance, results, tables
 from lib.findings import findings
 from lib.fragments import read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
@@ -115,7 +115,7 @@ def render(
     published = load_published()
     paper = paper_tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out)]
-    generic = tables.generic_tables(rows)
+    generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
     costs = money.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
     csvs += [money.write_csv(costs, out)] if costs else []

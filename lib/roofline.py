@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from lib import stats, tables
+from lib.card import computed
 from lib.records import Record, environments, select
 
 # A copy's bandwidth bounds a step only where the step's bytes do not fit the last-level cache.
@@ -26,12 +28,18 @@ def rounded(value: float) -> float:
 
 
 def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> pd.DataFrame:
-    """Before measuring: what a step reads at each context, and the decode throughput it allows."""
-    sizes = [card.decode_bytes(context) for context in contexts]
+    """Before measuring: what a step reads at each context, and the decode throughput it allows.
+
+    A dash, and a column with the reason, where the card cannot compute it.
+    """
+    found, missing = computed(**{str(c): partial(card.decode_bytes, c) for c in contexts})
+    sizes = [found.get(str(context)) for context in contexts]
     return pd.DataFrame({
         "context (tokens)": contexts,
-        "a step reads (GB)": [rounded(size / 1e9) for size in sizes],
-        "decode bound (tok/s)": [rounded(bound_tok_per_s(s, bytes_per_s)) for s in sizes],
+        "a step reads (GB)": ["-" if s is None else rounded(s / 1e9) for s in sizes],
+        "decode bound (tok/s)": ["-" if s is None else rounded(bound_tok_per_s(s, bytes_per_s))
+                                 for s in sizes],
+        **({"missing": list(missing.values())} if missing else {}),
     }).set_index("context (tokens)")  # fmt: skip
 
 

@@ -21,13 +21,19 @@ def begin_records(model: Any, records_path: str | Path) -> list[Record]:
     return [records.append(records_path, row) for row in (env, card)]
 
 
-def prompt_ids(model: Any, context: int, *, seed: int, batch: int = 1) -> Any:
-    """Token ids (batch, context) on the model's device, exactly `context` long after templating."""
+def prompt_ids(
+    model: Any, context: int, *, seed: int, batch: int = 1, distinct: bool = False
+) -> Any:
+    """Token ids (batch, context) on the model's device, exactly `context` long after templating.
+
+    All rows hold the same prompt, or with `distinct` one of its own each (seeds from `seed` on).
+    """
     import torch
 
-    prompt = exact_prompt(model.tokenizer, context, seed=seed, vocab_size=model.vocab_size,
-                          special_ids=model.special_ids)  # fmt: skip
-    ids = torch.tensor([prompt.ids] * batch, device=model.device.torch_device)
+    seeds = range(seed, seed + batch) if distinct else [seed] * batch
+    prompts = [exact_prompt(model.tokenizer, context, seed=s, vocab_size=model.vocab_size,
+                            special_ids=model.special_ids).ids for s in seeds]  # fmt: skip
+    ids = torch.tensor(prompts, device=model.device.torch_device)
     if ids.shape != (batch, context):
         raise RuntimeError(f"the prompt has shape {tuple(ids.shape)}, not {(batch, context)}")
     return ids

@@ -18,6 +18,7 @@ from scipy import stats as scipy_stats
 CONFIDENCE = 0.95
 MIN_N_MEDIAN = 6  # below, no pair of order statistics covers the median with 95 %: 1 - 2 / 2**n
 BOOTSTRAP_DRAWS = 5000
+AA_LEAST = 0.90  # share of halvings; 0.95 is expected, and shares of a hundred scatter around it
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,29 @@ def ratio(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Estimate:
 def _boot_medians(samples: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     picks = rng.integers(len(samples), size=(BOOTSTRAP_DRAWS, len(samples)))
     return np.median(np.asarray(samples, dtype=float)[picks], axis=1)
+
+
+def aa_coverage(samples: Sequence[float], *, splits: int = 100, seed: int = 0) -> Estimate:
+    """A/A check: of random halvings of one arm, the share whose interval of the ratio contains 1.
+
+    Both halves are the same, so that about 95 % should; fewer say that the intervals of ratios are
+    too narrow for this noise. n is the number of halvings; they share samples, so that the share
+    itself has no interval. Which half came first is not seen here: see `aa_in_order`.
+    """
+    if len(samples) < 2 * MIN_N_MEDIAN:
+        return missing(f"n = {len(samples)}: halves with an interval need n >= {2 * MIN_N_MEDIAN}")
+    rng, half, contain = np.random.default_rng(seed), len(samples) // 2, 0
+    for split in range(splits):
+        mixed = rng.permutation(samples).tolist()
+        contain += not ratio(mixed[:half], mixed[half:], seed=split).resolved_from(1.0)
+    return Estimate(contain / splits, n=splits, method="A/A, random halves",
+                    reason="halvings share samples: no interval")  # fmt: skip
+
+
+def aa_in_order(samples: Sequence[float]) -> Estimate:
+    """Second half over first half of one arm, as measured: 1 unless the arm changed meanwhile."""
+    half = len(samples) // 2
+    return ratio(samples[half:], samples[:half])
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:

@@ -7,6 +7,7 @@ method; what was not measured is there with its reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from lib.records import Record, environments
 from lib.stats import Estimate
 
 __all__ = ["Column", "Table", "ablation_table", "ablations", "energy", "energy_table", "frame",
-           "latency", "latency_table", "memory", "memory_table", "short", "write_csvs",
-           "write_generic_csvs"]  # fmt: skip
+           "latency", "latency_table", "memory", "memory_table", "short", "trace", "trace_table",
+           "write_csvs", "write_generic_csvs"]  # fmt: skip
 
 BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": "hf-eager"}
 CHANGED = {"decoding": "decoding", "context": "context", "precision": "dtype",
@@ -141,6 +142,40 @@ def _power(row: Record) -> Estimate:
                     reason="one window, no interval")  # fmt: skip
 
 
+def trace(rows: Sequence[Record]) -> Table:
+    """What a decode step really uses: active parameters, experts and bytes, per arm and batch.
+
+    In 10^9 parameters and GB, or 10^6 and MB where no model has 10^8 active parameters.
+    """
+    largest = max((r.value("active_params_nominal") or 0 for r in rows if r.kind == "trace"),
+                  default=0)  # fmt: skip
+    count, size, scale = ("10^9", "GB", 1e-9) if largest >= 1e8 else ("10^6", "MB", 1e-6)
+    shown = {"active_params_nominal": ("active, nominal", count, scale),
+             "active_params_realised": ("active, realised", count, scale),
+             "experts_chosen_decode": ("experts chosen in a step", "", 1),
+             "experts_touched_decode": ("experts touched in a step", "", 1),
+             "experts_touched_prefill": ("experts touched in the prefill", "", 1),
+             "routing_entropy_bits": ("routing entropy", "bits", 1),
+             "decode_bytes": ("a step must read", size, scale),
+             "decode_bytes_realised": ("a step reads", size, scale)}  # fmt: skip
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row = group[-1]
+        note = row.value("note")
+        found = [_reading(row, name, factor) for name, (_, _, factor) in shown.items()]
+        if note:
+            found = [e if e.value is not None else stats.missing(note) for e in found]
+        return (row.value("decode_experts") or "-", *found)
+
+    columns = [Column("decode runs", numeric=False),
+               *(Column(title, unit) for title, unit, _ in shown.values())]  # fmt: skip
+    made = build("trace", "What a step really reads", rows, ("trace",), ("context", "batch"),
+                 columns, cells)  # fmt: skip
+    note = ("touched: set to NaN, the expert's weights make the output NaN; parameters are those "
+            "of one decode token, experts are means over layers")  # fmt: skip
+    return replace(made, notes=(*made.notes, note))
+
+
 def ablations(rows: Sequence[Record], name: str) -> Table:
     """One-change arms against their base arm: time, throughput, ratio of throughput, verdict.
 
@@ -209,6 +244,11 @@ def energy_table(rows: Sequence[Record]) -> pd.DataFrame:
     return frame(energy(rows))
 
 
+def trace_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`trace` as a DataFrame."""
+    return frame(trace(rows))
+
+
 def ablation_table(rows: Sequence[Record], name: str) -> pd.DataFrame:
     """`ablations` as a DataFrame; `name` is decoding, context, precision, experts or stack."""
     return frame(ablations(rows, name))
@@ -216,12 +256,13 @@ def ablation_table(rows: Sequence[Record], name: str) -> pd.DataFrame:
 
 def generic_tables(rows: Sequence[Record]) -> list[Table]:
     """Every generic table that has rows."""
-    made = [latency(rows), memory(rows), energy(rows), *(ablations(rows, n) for n in CHANGED)]
+    made = [latency(rows), memory(rows), energy(rows), trace(rows),
+            *(ablations(rows, n) for n in CHANGED)]  # fmt: skip
     return [table for table in made if table.rows]
 
 
 def write_generic_csvs(rows: Sequence[Record], out_dir: str | Path) -> list[Path]:
-    """tables/latency.csv, memory.csv, energy.csv, ablation-*.csv: those that have rows."""
+    """tables/latency.csv, memory.csv, energy.csv, trace.csv, ablation-*.csv: with rows only."""
     paths = []
     for table in generic_tables(rows):
         path = Path(out_dir) / "tables" / f"{table.name}.csv"

@@ -24,6 +24,7 @@ class FakeDevice:
         self.syncs = 0
         self.allocated, self.peak = 1000, 1000
         self.missing = {} if watts is not None else {"energy": "no counter on the fake"}
+        self.busy_share = 0.5  # of the time of a call, with 100 kernels a second
 
     def clock_s(self) -> float:
         self.now_s += self.tick_s
@@ -48,6 +49,11 @@ class FakeDevice:
         self.peak = self.allocated
         yield usage
         usage |= {"peak_bytes": self.peak, "held_bytes": self.allocated}
+
+    def busy(self, call) -> tuple[float, int] | None:
+        start_s = self.now_s
+        call()
+        return (self.now_s - start_s) * self.busy_share, round(100 * (self.now_s - start_s))
 
     def free_bytes(self) -> int:
         return 10**9

@@ -1,9 +1,10 @@
 """Ablations change one thing each and report failures; APE is four divisions with intervals."""
 
 import pytest
+from sample_records import key
 
 from lib import ablations, records
-from lib.ape import ape
+from lib.ape import ape, experts_table, quotients, realised, table
 from lib.records import Record
 from lib.stats import Estimate, median, missing
 
@@ -72,3 +73,67 @@ def test_ape_keeps_the_reason_of_what_is_missing():
     with pytest.raises(ValueError, match="positive"):
         ape(active_params=0, output_tok_per_s=Estimate(1.0), ttft_s=Estimate(1.0),
             tok_per_j=Estimate(1.0), peak_bytes=None)  # fmt: skip
+
+
+# --- on nominal and on realised parameters
+
+B = 10**9
+
+
+def rows(experts="all_experts", traced=8 * B, model="oss", context=64, **changes):
+    """Calls of 10 tokens in one second; 2 B parameters by architecture, `traced` in use."""
+    where = {"experts": experts, "context": context, "new_tokens": 10} | changes
+    made = [Record("card", {"model": model}, values={"active_params": 2 * B}),
+            Record("latency", key(model, **where), {"e2e_s": [1.0] * 6})]  # fmt: skip
+    if traced:
+        trace = key(model, experts=experts, context=8, new_tokens=None, batch=1)
+        made.append(Record("trace", trace, values={"active_params_realised": traced}))
+    return made
+
+
+def test_the_quotients_stand_on_nominal_and_below_on_realised_parameters():
+    nominal, used = table(rows()).to_dict("records")
+    assert (nominal["parameters"], used["parameters"]) == ("nominal", "realised")
+    assert (nominal["active (10^9)"], used["active (10^9)"]) == (2, 8)
+    assert nominal["APE-TPOT (tok/s per 10^9)"] == 5 == 4 * used["APE-TPOT (tok/s per 10^9)"]
+
+
+def test_without_a_trace_of_the_same_experts_there_is_no_realised_row():
+    (line,) = table(rows(traced=None)).to_dict("records")
+    assert line["parameters"] == "nominal"
+    other = [*rows(traced=None), *rows("loop", traced=3 * B)[2:]]
+    assert list(table(other)["parameters"]) == ["nominal"]
+    arm, trace = rows()[1:]
+    assert realised([trace], arm) == 8 * B
+    assert realised([Record("trace", trace.key | {"batch": 4}, {}, trace.values)], arm) is None
+
+
+def test_each_implementation_meets_its_own_trace():
+    both = [*rows("all_experts", 8 * B), *rows("loop", 2 * B)[1:]]
+    found = {(x["experts"], x["parameters"]): x["active (10^9)"] for x in
+             table(both).to_dict("records")}  # fmt: skip
+    assert found == {("all_experts", "nominal"): 2, ("all_experts", "realised"): 8,
+                     ("loop", "nominal"): 2, ("loop", "realised"): 2}  # fmt: skip
+
+
+def test_what_has_only_a_peak_is_no_row():
+    timed = rows("loop", 2 * B)
+    peaks = [Record("memory-paper", key("oss", experts=e, context=64, new_tokens=10), {},
+                    {"peak_bytes": 4 * B}) for e in ("loop", "all_experts")]  # fmt: skip
+    made = quotients([*timed, *peaks])
+    assert len(made.rows) == 2 and "experts" not in [c.title for c in made.columns]
+    assert table([*timed, *peaks])["TPOT/GB (tok/s per GB)"].tolist() == [2.5, 2.5]
+
+
+def test_experts_arms_per_parameter_in_use():
+    arms = [Record("ablation-experts", key("oss", experts=e, context=64, new_tokens=10),
+                   {"e2e_s": [1.0] * 6}) for e in ("all_experts", "loop")]  # fmt: skip
+    failed = Record("ablation-experts", key("oss", experts="batched_mm", context=64, new_tokens=10),
+                    error="OutOfMemoryError: x")  # fmt: skip
+    lines = experts_table([*rows("all_experts", 8 * B), *arms, failed]).to_dict("records")
+    every, batched, loop = lines
+    assert every["APE-TPOT, nominal (tok/s per 10^9)"] == 5
+    assert every["APE-TPOT, realised (tok/s per 10^9)"] == 1.25
+    assert "not traced" in loop["missing"] and loop["APE-TPOT, nominal (tok/s per 10^9)"] == 5
+    assert "failed: OutOfMemoryError" in batched["missing"]
+    assert experts_table([]).empty

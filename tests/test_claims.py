@@ -99,6 +99,39 @@ def test_a_model_with_first_tokens_only_has_no_throughput():
     ]
 
 
+def steady(n=12, later=1.0):
+    """First tokens that scatter by some percent; in the second half they take `later` as long."""
+    return [0.1 * (1 + 0.01 * (7 * i % 5 - 2)) * (later if 2 * i >= n else 1) for i in range(n)]
+
+
+def aa_line(samples):
+    (line,) = lines(claims.aa([row("aa", {"ttft_s": samples}, context=100, new_tokens=1)]))
+    return line
+
+
+def test_an_arm_against_itself():
+    said = aa_line(steady())
+    assert said.startswith("- A/A check, TTFT of m at 100 tokens against itself, n = 12: the ")
+    assert "random halvings, as it should be; second half against first: no difference" in said
+    changed = aa_line(steady(later=1.5))
+    assert "second half against first: 1.5" in changed and "prove nothing" in changed
+    assert aa_line(steady(n=8)) == (
+        "- A/A check of m at 100 tokens: not made (n = 8: halves with an interval need n >= 12)."
+    )
+    assert claims.aa([]) == "- No arm was measured against itself."
+
+
+def test_intervals_that_are_too_narrow_are_said_to_be(monkeypatch):
+    few = Estimate(0.6, n=100)
+    monkeypatch.setattr(stats, "aa_coverage", lambda samples: few)
+    assert "in 60% of 100 random halvings, too few, so that intervals" in aa_line(steady())
+
+
+def test_the_conclusion_on_latency_holds_the_a_a_check():
+    rows = [*latency_rows(), row("aa", {"ttft_s": steady()}, context=100, new_tokens=1)]
+    assert "- A/A check, TTFT of m at 100 tokens" in claims.latency(rows)
+
+
 # --- memory
 
 

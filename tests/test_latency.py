@@ -77,6 +77,48 @@ def test_token_stamps_count_from_the_start_of_their_call(model):
     assert row.samples["e2e_s"] == pytest.approx([1.3, 1.3])
 
 
+def busy_row(model, tokens=8):
+    return latency.busy_row(model, stack="hf-eager", context=16, tokens=tokens, seed=0, env_id="e")
+
+
+def test_device_time_of_a_step_is_the_difference_of_two_calls(model):
+    """1.1 s for one token and 1.9 s for nine; the fake device works half of the time."""
+    row = busy_row(model)
+    assert row.values["prefill_busy_s"] == pytest.approx(0.55)
+    assert row.values["decode_busy_s"] == pytest.approx((0.95 - 0.55) / 8)
+    assert row.values["decode_kernels"] == pytest.approx((190 - 110) / 8)
+    assert (row.kind, row.key["context"], row.key["new_tokens"]) == ("busy", 16, 9)
+    assert model.calls == [9, 9, 1, 9]  # two warm up, two are profiled
+    assert row.missing == {}
+
+
+def test_without_a_profiler_device_time_is_missing_with_the_reason(model):
+    model.device.missing["busy"] = "no profiler on the fake"
+    row = busy_row(model)
+    names = ("prefill_busy_s", "decode_busy_s", "decode_kernels")
+    assert row.missing == dict.fromkeys(names, "no profiler on the fake")
+    assert not {*names} & row.values.keys() and model.calls == []
+
+
+def test_a_profiler_that_sees_nothing_is_a_reason_too(model, monkeypatch):
+    def blind(call):
+        model.device.missing["busy"] = "saw no kernel"
+
+    monkeypatch.setattr(model.device, "busy", blind, raising=False)
+    assert busy_row(model).missing["decode_busy_s"] == "saw no kernel"
+
+
+def test_the_shortest_context_is_measured_against_itself_and_the_profiler_comes_last(
+    model, tmp_path
+):
+    rows = sweep(model, tmp_path / "r.jsonl", contexts=[32, 16], aa_repeats=7, busy_tokens=4)
+    (aa,) = records.select(rows, "aa")
+    assert (aa.key["context"], aa.key["new_tokens"]) == (16, 1)
+    assert aa.samples["ttft_s"] == pytest.approx([1.1] * 7)
+    assert [r.kind for r in rows[-3:]] == ["aa", "busy", "busy"]
+    assert {r.key["new_tokens"] for r in rows[-2:]} == {5}
+
+
 def test_the_order_of_arms_is_seeded(model, tmp_path):
     def order(seed, name):
         rows = sweep(model, tmp_path / name, seed=seed, itl_repeats=0)

@@ -21,8 +21,9 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally",
          "compare", "bundle", "money"}  # fmt: skip
 RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processes"}
-MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts"}
-PRIMITIVES = {"latency", "memory", "energy"}
+MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts",
+             "tracing"}  # fmt: skip
+PRIMITIVES = {"latency", "memory", "energy", "tracing"}
 
 # Modules whose imports of lib the design settles; latency also loads the model of an arm.
 ARROWS = {
@@ -31,15 +32,19 @@ ARROWS = {
     "strict_yaml": set(),
     "params": {"strict_yaml"},
     "prompts": set(),
-    "device": {"records"},
+    "device": {"host", "profiled"},
+    "host": set(),
+    "profiled": set(),
     "experts": set(),
     "decode": {"device", "experts"},
     "ablations": {"records"},
     "session": {"prompts", "records"},
-    "memory": {"decode", "device", "experts", "progress", "records", "session"},
+    "memory": {"card", "decode", "device", "experts", "progress", "records", "session"},
     "energy": {"decode", "device", "experts", "progress", "records", "session"},
-    "latency": {"decode", "device", "experts", "models", "progress", "records", "session", "stats"},
-}
+    "latency": {"card", "decode", "device", "experts", "models", "progress", "records", "session",
+                "stats"},
+    "tracing": {"card", "counting", "decode", "experts", "progress", "records", "session"},
+}  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}
 
 
@@ -140,7 +145,7 @@ def test_no_primitive_knows_another_nor_the_reading_side():
     for name in PRIMITIVES:
         known = closure({name}, lazy=True)
         assert known & PRIMITIVES == {name}
-        assert known & READING <= {"records", "stats", "params", "strict_yaml"}
+        assert known & READING <= {"card", "records", "stats", "params", "strict_yaml"}
 
 
 def touches_cuda(module: ast.Module) -> bool:

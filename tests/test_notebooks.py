@@ -149,7 +149,7 @@ TINY = {
     },
     "notebooks": {
         "latency": {"new_tokens": [4, 8], "repeats": 6, "slope_repeats": 2, "ttft_repeats": 6,
-                    "itl_repeats": 1},
+                    "itl_repeats": 1, "aa_repeats": 12, "busy_tokens": 2, "trace_batches": [1, 2]},
         "memory": {"also_experts": ["all_experts"]},
         "energy": {"repeats": 6, "idle_s": 0.0},
         "ablations": {"context": 16, "repeats": 6, "decodings": ["greedy", "top-k 50"],
@@ -162,11 +162,13 @@ TINY = {
     "models": [MODEL],
 }  # fmt: skip
 ARMS = {
-    "latency": {"environment": 1, "card": 1, "latency": 6, "itl": 2},
+    "latency": {"environment": 1, "card": 1, "latency": 6, "itl": 2, "aa": 1, "busy": 2,
+                "trace": 2},
     "memory": {"environment": 1, "card": 1, "memory-paper": 4, "memory": 4},
     "energy": {"environment": 1, "card": 1, "energy": 2},
     "ablations": {"environment": 1, "card": 1, "ablation-decoding": 2, "ablation-context": 3,
-                  "ablation-stack": 1, "ablation-experts": 2, "ablation-precision": 2},
+                  "ablation-stack": 1, "ablation-experts": 2, "ablation-precision": 2,
+                  "trace": 2},
 }  # fmt: skip
 FIGURES = {"latency": 3, "memory": 2, "energy": 1, "ablations": 5, "ape": 1, "summary": 4,
            "audit": 2, "start": 1}  # fmt: skip
@@ -325,7 +327,8 @@ def test_the_parameters_given_show_in_the_results(results):
     text = BeautifulSoup(shown, "html.parser").get_text(" ", strip=True)
     assert re.search(r"\b16\b", text) and re.search(r"\b32\b", text)
     assert not re.search(r"\b(128|512)\b", text.split("decode throughput (tok/s)")[-1])
-    keys = [row.key for row in records.load(results.jobs["latency"].folder / "records.jsonl")[2:]]
+    rows = records.load(results.jobs["latency"].folder / "records.jsonl")
+    keys = [row.key for row in rows if row.kind in ("latency", "itl")]
     assert {(k["context"], k["new_tokens"]) for k in keys} == {
         (c, g) for c in (16, 32) for g in (1, 4, 8)
     }

@@ -211,7 +211,7 @@ def test_provenance(soup):
 
 
 def test_methods_have_formulas(soup):
-    assert len(soup.select("#definitions math")) == 13
+    assert len(soup.select("#definitions math")) == 15
 
 
 def test_nothing_is_loaded_from_anywhere(soup):

@@ -1,5 +1,6 @@
 """Statistics: numbers that a reader can check with pencil and paper."""
 
+import numpy as np
 import pytest
 
 from lib import stats
@@ -98,3 +99,49 @@ def test_resolved_from():
 def test_spread():
     assert stats.spread([9, 10, 11]) == pytest.approx(0.2)
     assert stats.spread([1]) is None
+
+
+# --- A/A
+
+
+def noise(kind, seed, n=40):
+    rng = np.random.default_rng(seed)
+    return {"normal": 1 + 0.05 * rng.normal(size=n), "long tail": 1 + rng.exponential(size=n)}[
+        kind
+    ].tolist()
+
+
+@pytest.mark.parametrize("kind", ["normal", "long tail"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_of_halves_of_the_same_arm_about_95_percent_look_alike(kind, seed):
+    share = stats.aa_coverage(noise(kind, seed))
+    assert 0.90 <= share.value <= 0.99 and share.n == 100
+    assert share.low is None and "share samples" in share.reason
+    assert not stats.aa_in_order(noise(kind, seed)).resolved_from(1.0)
+
+
+def test_intervals_that_are_too_narrow_are_found_out(monkeypatch):
+    """A bootstrap over twice as many samples as there are gives intervals too narrow by 1.4."""
+    draw = stats._boot_medians
+    monkeypatch.setattr(stats, "_boot_medians", lambda samples, rng: draw([*samples] * 2, rng))
+    assert stats.aa_coverage(noise("normal", 1)).value < stats.AA_LEAST
+
+
+@pytest.mark.parametrize(
+    "level",
+    [lambda i: 1 + 0.002 * i, lambda i: 1.0 if i < 20 else 1.1],
+    ids=["drift", "two states"],
+)
+def test_what_changes_while_it_is_measured_shows_in_order_only(level):
+    samples = [level(i) + 0.2 * (x - 1) for i, x in enumerate(noise("normal", 1))]
+    assert stats.aa_in_order(samples).resolved_from(1.0)
+    assert stats.aa_in_order(samples).value > 1.03
+    assert stats.aa_coverage(samples).value >= stats.AA_LEAST  # mixed, the halves are alike
+
+
+def test_an_a_a_check_needs_two_halves_of_six():
+    assert stats.aa_coverage([1.0] * 11).reason == "n = 11: halves with an interval need n >= 12"
+    assert stats.aa_coverage([1.0] * 12).value == 1
+    assert stats.aa_coverage(noise("normal", 3), splits=20, seed=1) == stats.aa_coverage(
+        noise("normal", 3), splits=20, seed=1
+    )

@@ -367,3 +367,39 @@ def test_decoding_near_its_bound_is_not_blamed_on_the_host():
 
 def test_a_step_that_a_cache_holds_has_no_bound():
     assert bound_finding(bounded(2.0, size=10**6)) is None
+
+
+# --- what a step really reads
+
+
+def traced(model="oss", nominal=4 * 10**9, **values):
+    full = {"active_params_nominal": nominal, "active_params_realised": 5 * nominal,
+            "experts_chosen_decode": 4.0, "experts_touched_decode": 32.0, "decode_experts": "x",
+            "experts_touched_prefill": 32.0, "routing_entropy_bits": 4.5,
+            "decode_bytes": 2 * nominal, "decode_bytes_realised": 10 * nominal}  # fmt: skip
+    return Record("trace", sample.key(model, new_tokens=None), {}, full | values)
+
+
+def test_the_trace_table_shows_both_counts_of_parameters_and_bytes():
+    (line,) = tables.trace_table([traced()]).to_dict("records")
+    assert (line["active, nominal (10^9)"], line["active, realised (10^9)"]) == (4, 20)
+    assert (line["a step must read (GB)"], line["a step reads (GB)"]) == (8, 40)
+    assert line["experts touched in a step"] == 32 and line["routing entropy (bits)"] == 4.5
+    assert (line["batch"], line["decode runs"]) == (1, "x")
+    assert tables.generic_tables([traced()])[0].name == "trace"
+
+
+def test_small_models_are_shown_in_millions():
+    (line,) = tables.trace_table([traced(nominal=4 * 10**6)]).to_dict("records")
+    assert (line["active, nominal (10^6)"], line["a step reads (MB)"]) == (4, 40)
+
+
+def test_a_dense_model_has_no_router_and_a_failed_trace_its_error():
+    key = sample.key("yi-34b", new_tokens=None)
+    values = {"active_params_nominal": 10**9, "active_params_realised": 10**9, "note": "no router"}
+    dense, failed = tables.trace_table([
+        Record("trace", key, {}, values), Record("trace", key | {"batch": 2}, error="Error: x"),
+    ]).to_dict("records")  # fmt: skip
+    assert dense["active, realised (10^9)"] == 1
+    assert "experts touched in a step: no router" in dense["missing"]
+    assert "active, nominal: failed: Error: x" in failed["missing"]

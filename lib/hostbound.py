@@ -1,0 +1,165 @@
+"""Does a decode step wait for the device or for the host? Device-busy time over wall time.
+
+The busy time is a profiler's (rows of kind `busy`); the wall time that of calls without one (rows
+of kind `latency`). Kernels take the same time under the profiler, calls do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from lib import stats
+from lib.grid import Column, Table, build, frame, interval, sampled, short
+from lib.records import Record
+from lib.stats import Estimate
+from lib.tables import decode_tok_per_s
+
+# A share of the time in which the device works. Between the two, both matter.
+DEVICE_BOUND, HOST_BOUND = 0.9, 0.7
+WHERE = ("model", "weights", "dtype", "stack", "experts", "context")
+
+
+def verdict(share: Estimate) -> str:
+    """device-bound, host-bound or mixed; empty without a share.
+
+    Where the ends of the interval do not agree with the value, it is not resolved.
+    """
+    if share.value is None:
+        return ""
+    ends = [_bound(x) for x in (share.low, share.high) if x is not None]
+    found = _bound(share.value)
+    return found if {*ends} <= {found} else f"{found}, not resolved"
+
+
+def _bound(share: float) -> str:
+    if share >= DEVICE_BOUND:
+        return "device-bound"
+    return "host-bound" if share <= HOST_BOUND else "mixed"
+
+
+def decode_share(rows: Sequence[Record]) -> Estimate:
+    """Device-busy time of a decode step over TPOT, of one arm's busy and latency rows."""
+    return _share(decode_tok_per_s(rows), _busy_s(rows, "decode_busy_s"))
+
+
+def prefill_share(rows: Sequence[Record]) -> Estimate:
+    """Device-busy time of a call of one token over TTFT."""
+    ttft = sampled([r for r in rows if r.kind == "latency"], "ttft_s")
+    return _share(stats.inverse(ttft), _busy_s(rows, "prefill_busy_s"))
+
+
+def _share(per_s: Estimate, busy_s: Estimate) -> Estimate:
+    if busy_s.value is None:
+        return busy_s
+    return stats.scaled(per_s, busy_s.value) if per_s.value is not None else per_s
+
+
+def _busy_s(rows: Sequence[Record], name: str) -> Estimate:
+    """A reading of the busy row (s, or a count), or why there is none."""
+    for row in reversed([r for r in rows if r.kind == "busy"]):
+        value = row.value(name)
+        if value is not None and value > 0:
+            return Estimate(value, n=1, method="profiler", reason="one reading, no interval")
+        reason = "not resolved" if value is not None else row.missing.get(name, "no reading")
+        return stats.missing(f"not measured: {reason}")
+    return stats.missing("not measured: no profiled call")
+
+
+def arms(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """Profiled rows and the greedy latency rows of the same arm, by the fields of WHERE."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for row in rows:
+        timed = row.kind == "latency" and row.key.get("decoding") == "greedy"
+        if timed or (row.kind == "busy" and row.value("decode_busy_s") is not None):
+            groups.setdefault(tuple(row.key.get(name) for name in WHERE), []).append(row)
+    return {w: group for w, group in groups.items() if any(r.kind == "busy" for r in group)}
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Busy time, wall time, share and verdict of decoding and of the prefill, for each arm."""
+    kept = [row for group in arms(rows).values() for row in group]
+    kept += [row for row in rows if row.kind == "environment"]
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        decode, prefill = decode_share(group), prefill_share(group)
+        tpot = stats.inverse(decode_tok_per_s(group), 1e3)
+        ttft = sampled([r for r in group if r.kind == "latency"], "ttft_s", factor=1e3)
+        return (_ms(group, "decode_busy_s"), _busy_s(group, "decode_kernels"), tpot, decode,
+                verdict(decode) or "-", _ms(group, "prefill_busy_s"), ttft, prefill,
+                verdict(prefill) or "-")  # fmt: skip
+
+    columns = [Column("device time of a step", "ms"), Column("kernels of a step"),
+               Column("TPOT", "ms"), Column("share of TPOT"), Column("decode", numeric=False),
+               Column("device time of the first token", "ms"), Column("TTFT", "ms"),
+               Column("share of TTFT"), Column("prefill", numeric=False)]  # fmt: skip
+    return build("hostbound", "Host or device", kept, ("busy", "latency"), ("context",), columns,
+                 cells)  # fmt: skip
+
+
+def _ms(rows: Sequence[Record], name: str) -> Estimate:
+    busy_s = _busy_s(rows, name)
+    return stats.scaled(busy_s, 1e3) if busy_s.value is not None else busy_s
+
+
+def tables(rows: Sequence[Record]) -> list[Table]:
+    """The table, where any arm was profiled."""
+    return [made] if (made := table(rows)).rows else []
+
+
+def shown(rows: Sequence[Record]) -> pd.DataFrame:
+    """`table` as a DataFrame; where no arm was profiled, why."""
+    if tables(rows):
+        return frame(table(rows))
+    reasons = [row.error or row.missing.get("decode_busy_s", "no reading")
+               for row in rows if row.kind == "busy"]  # fmt: skip
+    return pd.DataFrame({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})
+
+
+def sentences(rows: Sequence[Record]) -> list[str]:
+    """For each model, stack and experts at its longest context: who waits for whom."""
+    lines = []
+    for group in _longest(rows).values():
+        share, busy_s = decode_share(group), _busy_s(group, "decode_busy_s")
+        if share.value is None:
+            continue
+        prefill = verdict(prefill_share(group)) or "not measured"
+        lines.append(
+            f"{_name(group)} at {group[0].key['context']} tokens: the device works "
+            f"{short(busy_s.value * 1e3)} ms of a decode step, {short(share.value)} of its time "
+            f"{interval(share)}".rstrip()
+            + f": {verdict(share)} (from {DEVICE_BOUND:g} on "
+            f"device-bound, to {HOST_BOUND:g} host-bound); prefill: {prefill}."
+        )
+    return [*lines, *comparison(rows)]
+
+
+def comparison(rows: Sequence[Record]) -> list[str]:
+    """What a comparison of models means of which two or more wait for the host."""
+    waiting: dict[tuple[Any, ...], dict[str, None]] = {}
+    for where, group in _longest(rows).items():
+        if verdict(decode_share(group)) == "host-bound":
+            context = group[0].key["context"]
+            waiting.setdefault((where[3], context), {})[str(where[0])] = None
+    return [
+        f"Decoding of {' and of '.join(names)} on {stack} at {context} tokens is host-bound: "
+        "comparing their decode throughput compares what the host does for a step, not the models."
+        for (stack, context), names in waiting.items()
+        if len(names) > 1
+    ]
+
+
+def _longest(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """Of each model and setup the arm with the longest context."""
+    longest: dict[tuple[Any, ...], list[Record]] = {}
+    for where, group in sorted(arms(rows).items(), key=lambda item: item[0][-1]):
+        longest[where[:-1]] = group
+    return longest
+
+
+def _name(group: Sequence[Record]) -> str:
+    key = group[0].key
+    experts = f", experts {key['experts']}" if key.get("experts") not in (None, "none") else ""
+    return f"{key['model']} on {key['stack']}{experts},"

@@ -1,0 +1,295 @@
+"""Which experts' weights an implementation really uses: found with NaN, not taken on trust.
+
+An expert is *touched* by a call if its weights enter the arithmetic of the output: with all of
+them set to NaN, the output has a NaN (zero times NaN is NaN, so that computing an expert and
+weighting it with zero counts). Every layer's experts are called alone, on the inputs that one real
+prefill and one real decode step gave them; the weights are put back bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib import counting, decode, experts, records
+from lib.card import ModelError, computed, require_context
+from lib.progress import track
+from lib.records import Record
+from lib.session import prompt_ids
+
+PROBES = 64  # experts that are tried one by one in a layer, where not all are left alone
+TOLERANCE = 0.01  # realised active parameters this near the nominal ones need no warning
+NO_ROUTER = "no router"
+NO_CHOICE = "the experts are not told what the router chose: every token goes to all of them"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the experts of one layer, with the inputs that the net gave it."""
+
+    module: torch.nn.Module
+    inputs: tuple[Any, ...]
+    named_inputs: dict[str, Any]
+
+    @property
+    def experts(self) -> int:
+        """Number of experts of this layer."""
+        return next(self.module.parameters()).shape[0]
+
+    @property
+    def choice(self) -> torch.Tensor | None:
+        """The router's choice (tokens, k); None where the experts are not told."""
+        given = [x for x in (*self.inputs, *self.named_inputs.values()) if torch.is_tensor(x)]
+        found = [x for x in given if x.dtype in (torch.int32, torch.int64) and x.ndim > 1]
+        return found[0].reshape(-1, found[0].shape[-1]) if found else None
+
+    def chosen(self, token: int | None = None) -> list[int]:
+        """Distinct experts that the router chose, for one token or for all of them."""
+        if self.choice is None:
+            return []
+        choice = self.choice if token is None else self.choice[token]
+        return [e for e in choice.unique().tolist() if e < self.experts]
+
+    def has_nan(self, token: int | None = None) -> bool:
+        """Whether the output (of one token, or of all) has a NaN now."""
+        out = self.module(*self.inputs, **self.named_inputs)
+        out = out[0] if isinstance(out, tuple) else out
+        out = out.reshape(-1, out.shape[-1])
+        return bool((out if token is None else out[token]).isnan().any())
+
+
+@contextlib.contextmanager
+def poisoned(module: torch.nn.Module, numbers: Sequence[int]) -> Iterator[None]:
+    """All weights of these experts are NaN inside the block, and what they were after it.
+
+    Needs memory for a copy of these experts of one layer.
+    """
+    weights = list(module.parameters())
+    index = torch.tensor(list(numbers), device=weights[0].device)
+    kept = [weight[index] for weight in weights]  # indexing with a tensor copies
+    try:
+        for weight in weights:
+            weight[index] = float("nan")
+        yield
+    finally:
+        for weight, before in zip(weights, kept, strict=True):
+            weight[index] = before
+
+
+def touched(call: Call, *, token: int | None = None, seed: int = 0) -> float:
+    """Experts whose weights enter the output of this call, or that of one token of it.
+
+    The chosen ones, and of the others none if the output stays finite with all of them poisoned.
+    Otherwise they are poisoned one by one: all where there are at most PROBES, else a sample, from
+    which the number is scaled up.
+    """
+
+    def reaches(numbers: Sequence[int]) -> bool:
+        with poisoned(call.module, numbers):
+            return call.has_nan(token)
+
+    chosen = call.chosen(token)
+    others = [e for e in range(call.experts) if e not in chosen]
+    if call.has_nan() or not reaches(chosen or others):
+        raise ModelError(
+            f"{type(call.module).__name__} cannot be probed: its output has a NaN without any, or "
+            "none where the weights in use are NaN"
+        )
+    if not others or not reaches(others):
+        return len(chosen)
+    tried = others if len(others) <= PROBES else random.Random(seed).sample(others, PROBES)
+    return len(chosen) + len(others) * sum(reaches([e]) for e in tried) / len(tried)
+
+
+def captured(
+    net: torch.nn.Module, generate: decode.Generate, ids: torch.Tensor
+) -> tuple[list[Call], list[Call]]:
+    """The call of every layer's experts in the prefill of `ids`, and in the decode step after it.
+
+    The inputs are copies: (batch x context) and batch tokens of hidden states for each layer.
+    """
+    seen: dict[str, list[Call]] = {path: [] for path in counting.expert_modules(net)}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, inputs: tuple, named_inputs: dict) -> None:
+            named = {name: _copy(x) for name, x in named_inputs.items()}
+            seen[path].append(Call(module, tuple(map(_copy, inputs)), named))
+
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for path, module in counting.expert_modules(net).items():
+            hook = module.register_forward_pre_hook(note(path), with_kwargs=True)
+            hooks.callback(hook.remove)
+        generate(ids, 2)
+    for path, calls in seen.items():
+        sizes = {weight.shape[:1] for weight in calls[0].module.parameters()} if calls else ()
+        if len(calls) != 2 or len(sizes) != 1:
+            raise ModelError(
+                f"{path} was called {len(calls)} times by one prefill and one decode step; only "
+                "experts that are one module, with one axis of its weights for the experts and "
+                "called once with all tokens, can be probed"
+            )
+    return [calls[0] for calls in seen.values()], [calls[1] for calls in seen.values()]
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if torch.is_tensor(value) else value
+
+
+def entropy_bits(choice: torch.Tensor) -> float:
+    """Entropy of the empirical distribution of choices (tokens, k) over the experts, in bits.
+
+    log2 of the number of experts where all are chosen equally often. A small sample looks less
+    even than its router is.
+    """
+    counts = choice.flatten().bincount().double()
+    shares = (counts / counts.sum())[counts > 0]
+    return max(0.0, float(-(shares * shares.log2()).sum()))
+
+
+def rows(
+    model: Any,
+    *,
+    context: int,
+    batches: Sequence[int],
+    experts: Sequence[str] = (),
+    seed: int,
+    env_id: str | None,
+    records_path: str | Path,
+) -> list[Record]:
+    """One row for each experts implementation (none given: the one in use) and batch size.
+
+    Written at once; an implementation that fails is a row with its error. A dense model has one
+    row, in which the realised active parameters are the nominal ones.
+    """
+    if not model.card.experts:
+        row = _dense(model, context=context, env_id=env_id)
+        return [records.append(records_path, row)]
+    before, made = model.experts, []
+    arms = [(name, batch) for name in experts or [before] for batch in batches]
+    try:
+        for name, batch in track(arms, f"experts of {model.name}"):
+            row = _arm_or_error(model, name, context=context, batch=batch, seed=seed,
+                                env_id=env_id)  # fmt: skip
+            made.append(records.append(records_path, row))
+            model.device.empty_cache()
+    finally:
+        _use(model, before)
+    return made
+
+
+def _arm_or_error(
+    model: Any, name: str, *, context: int, batch: int, env_id: str | None, seed: int
+) -> Record:
+    try:
+        _use(model, name)
+        return arm(model, context=context, batch=batch, seed=seed, env_id=env_id)
+    except Exception as error:  # out of memory, or experts that cannot be probed
+        key = model.key(context=context, batch=batch, experts=name)
+        return Record("trace", key, error=records.first_line(error), env_id=env_id)
+
+
+def _use(model: Any, name: str) -> None:
+    if model.experts != name:
+        experts.use(model.net, name)
+
+
+def arm(model: Any, *, context: int, batch: int, seed: int, env_id: str | None) -> Record:
+    """What the experts implementation in use touches in a prefill of `batch` different prompts of
+    `context` tokens, and in the decode step after it.
+
+    values: active_params_nominal, active_params_realised (of one decode token: for the first of
+    the batch, whoever else's experts it shares the step with); means over layers of distinct
+    experts: experts_chosen_decode, experts_touched_decode, experts_touched_prefill;
+    routing_entropy_bits of the prefill; decode_bytes (what this step had to read: the experts
+    chosen) and decode_bytes_realised (the experts touched).
+    """
+    require_context(model.card, context, 2)
+    ids = prompt_ids(model, context, seed=seed, batch=batch, distinct=True)
+    prefill, step = captured(model.net, decode.open_stack("hf-eager", model.net), ids)
+    with torch.inference_mode():
+        in_prefill = statistics.fmean(touched(call, seed=seed) for call in prefill)
+        with _as_in_decode(model.net):
+            in_step = statistics.fmean(touched(call, seed=seed) for call in step)
+            by_token = in_step if batch == 1 else _by_first_token(step, seed)
+    values, missing = _routing(prefill, step)
+    if by_token is not None:
+        values["active_params_realised"] = model.card.params_used(by_token)
+    else:
+        missing["active_params_realised"] = NO_CHOICE
+    chosen = values.get("experts_chosen_decode")
+    sizes, unknown = computed(
+        decode_bytes=lambda: model.card.decode_bytes(context, batch, chosen),
+        decode_bytes_realised=lambda: model.card.decode_bytes(context, batch, in_step),
+    )
+    values |= sizes | {
+        "active_params_nominal": model.card.active_params,
+        "experts_touched_decode": in_step,
+        "experts_touched_prefill": in_prefill,
+        "decode_experts": decode.experts_in_decode(model.net),
+    }
+    return Record(
+        kind="trace",
+        key=model.key(context=context, batch=batch),
+        values={**model.source, **values},
+        missing=missing | unknown,
+        warnings=tuple(warnings_of(values)),
+        env_id=env_id,
+    )
+
+
+def _by_first_token(step: Sequence[Call], seed: int) -> float | None:
+    if any(call.choice is None for call in step):
+        return None
+    return statistics.fmean(touched(call, token=0, seed=seed) for call in step)
+
+
+def _routing(
+    prefill: Sequence[Call], step: Sequence[Call]
+) -> tuple[dict[str, float], dict[str, str]]:
+    if any(call.choice is None for call in (*prefill, *step)):
+        return {}, dict.fromkeys(("experts_chosen_decode", "routing_entropy_bits"), NO_CHOICE)
+    return {
+        "experts_chosen_decode": statistics.fmean(len(call.chosen()) for call in step),
+        "routing_entropy_bits": statistics.fmean(entropy_bits(call.choice) for call in prefill),
+    }, {}
+
+
+def _as_in_decode(net: torch.nn.Module) -> Any:
+    """The context in which `generate()` runs its decode steps; see `decode.experts_in_decode`."""
+    if decode.experts_in_decode(net) is None:
+        return contextlib.nullcontext()
+    return net._optimize_model_for_decode()
+
+
+def _dense(model: Any, *, context: int, env_id: str | None) -> Record:
+    active = model.card.active_params
+    sizes, missing = computed(decode_bytes=lambda: model.card.decode_bytes(context))
+    if not missing:
+        sizes["decode_bytes_realised"] = sizes["decode_bytes"]
+    values = {"active_params_nominal": active, "active_params_realised": active, "note": NO_ROUTER}
+    key = model.key(context=context)
+    return Record("trace", key, values={**model.source, **values, **sizes}, missing=missing,
+                  env_id=env_id)  # fmt: skip
+
+
+def warnings_of(values: dict[str, Any]) -> list[dict[str, str]]:
+    """Active parameters by architecture that are not those which the implementation uses."""
+    nominal, realised = values["active_params_nominal"], values.get("active_params_realised")
+    if realised is None or math.isclose(realised, nominal, rel_tol=TOLERANCE):
+        return []
+    return [records.warning(
+        "active-params", f"a decode token uses {realised:,} parameters, not the {nominal:,} of the "
+        f"architecture, with the experts as {values['decode_experts']}: choose an implementation "
+        "that leaves other experts alone (grouped_mm, batched_mm, loop), or divide by the realised "
+        "number",
+    )]  # fmt: skip

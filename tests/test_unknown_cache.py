@@ -1,0 +1,65 @@
+"""Models whose cache the card cannot size: what is unknown is missing, the arms go on."""
+
+import json
+
+import pytest
+
+from lib import decode, latency, memory, models, roofline
+
+SMALL = {
+    "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 64, "n_positions": 64,
+             "bos_token_id": 1, "eos_token_id": 2},
+    "falcon": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,
+               "vocab_size": 64},
+    "mamba": {"num_hidden_layers": 2, "hidden_size": 32, "state_size": 8, "vocab_size": 64},
+}  # fmt: skip
+# Two layers of 32 numbers for each key and value head kept, over 8 + 3 tokens, 4 bytes each.
+# Mamba: 64 channels with 4 inputs of the convolution and 8 states.
+HELD = {"gpt2": 2 * 2 * 32 * 11 * 4, "falcon": 2 * 2 * 8 * 11 * 4, "mamba": 2 * 64 * (4 + 8) * 4}
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    config = {"model_type": request.param, **SMALL[request.param]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return models.load(str(folder), dtype="float32", device="cpu")
+
+
+def test_latency_is_measured_without_a_bound(model):
+    row = latency.arm(model, stack="hf-eager", context=8, new_tokens=3, repeats=2, seed=0,
+                      env_id=None)  # fmt: skip
+    assert len(row.samples["e2e_s"]) == 2 and "decode_bytes" not in row.values
+    assert "the size of the cache is unknown" in row.missing["decode_bytes"]
+
+
+@pytest.mark.parametrize("kind", ["memory-paper", "memory"])
+def test_memory_is_measured_without_the_cards_cache(model, kind):
+    generate = decode.open_stack("hf-eager", model.net)
+    call = {
+        "memory-paper": lambda ids, tokens: memory.paper_call(model.net, ids, tokens),
+        "memory": lambda ids, tokens: {"cache": generate(ids, tokens).cache},
+    }[kind]
+    tokens = 3 if kind == "memory-paper" else 4  # 11 tokens in the cache either way
+    row = memory.arm(model, kind=kind, call=call, stack="hf-eager", context=8, new_tokens=tokens,
+                     seed=0, env_id=None)  # fmt: skip
+    assert row.values["kv_tensor_bytes"] == HELD[model.card.model_type]
+    assert row.values["peak_bytes"] > row.values["baseline_bytes"] > 0
+    assert "kv_card_bytes" not in row.values and row.warnings == ()
+    assert "the size of the cache is unknown" in row.missing["kv_card_bytes"]
+
+
+def test_what_is_expected_is_a_dash_with_the_reason(model):
+    bound = roofline.expected(model.card, [8, 16], 1e9)
+    cache = memory.expected(model.card, [8, 16], 4)
+    assert list(bound["decode bound (tok/s)"]) == list(bound["a step reads (GB)"]) == ["-", "-"]
+    assert list(cache["KV cache computed (MB)"]) == ["-", "-"]
+    for table in (bound, cache):
+        assert list(table.index) == [8, 16]
+        assert all("the size of the cache is unknown" in why for why in table["missing"])
+
+
+def test_where_the_cache_is_known_there_is_no_such_column():
+    card = models.card("tiny-yi")
+    assert "missing" not in roofline.expected(card, [8], 1e9)
+    assert list(memory.expected(card, [8], 4)) == ["KV cache computed (MB)"]
