@@ -147,6 +147,12 @@ def identity(record: Record, gpu: str | None = None) -> tuple:
     return (record.kind, *(str(record.key.get(name)) for name in KEY_FIELDS), gpu)
 
 
+def record_id(record: Record) -> str:
+    """A short name of a row: the same for the same arm measured in the same run."""
+    text = json.dumps([record.kind, record.key, record.env_id], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
 def select(records: Iterable[Record], kind: str | None = None, **key: Any) -> list[Record]:
     """Rows of a kind whose key fields have the given values."""
     return [

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from lib import hostbound, money, provenance, results, tables
+from lib import hostbound, money, provenance, recordlist, results, tables
 from lib.findings import findings
 from lib.fragments import read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
@@ -113,7 +113,7 @@ def render(
     """The report as text; writes the CSVs that it embeds."""
     rows = merge([r for job in _by_end(found) for r in job.records])
     published = load_published()
-    paper = paper_tables(rows, published)
+    paper = recordlist.papers(paper_tables(rows, published), rows, published)
     csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out)]
     generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
     costs = money.table(rows, prices) if prices and prices.given else None
@@ -150,6 +150,7 @@ def render(
         methods=Markup(shell().get_template("methods.html").render()),
         downloads=[(p.name, data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
+        records=Markup(recordlist.html(rows, _by_end(found), out)),
         toc=_contents(groups, bool(paper)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
     )  # fmt: skip
