@@ -342,6 +342,11 @@ def test_the_first_notebook_can_draw_each_metric_it_names(metric):
     assert callable(getattr(plots, metric))
 
 
+def test_jupyterlab_opens_on_the_first_notebook():
+    (opened,) = re.findall(r"default_url=/lab/tree/(\S+)", (ROOT / "Makefile").read_text())
+    assert ROOT / opened == SOURCES["start"]
+
+
 def test_the_first_notebook_runs_as_it_is(tmp_path):
     """Run All on the released results, which every clone has."""
     values = params.notebook_parameters(SOURCES["start"])

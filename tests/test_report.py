@@ -13,7 +13,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import report, results
+from lib import compare, report, results
 from lib.findings import compared, findings
 from lib.fragments import clean, mathml, read_notebook, render_fragment
 from lib.paperrules import load_published
@@ -380,7 +380,11 @@ class Page:
 
 
 def paths(paper: Path, demo: Path) -> list[Path]:
-    return [paper / "report.html", demo / "report.html",
+    """A page of each kind: two reports, a notebook, and a set compared with itself."""
+    compared = paper.with_name(f"{paper.name}-compared") / "report.html"
+    if not compared.exists():
+        compare.write(paper, paper, compared.parent)
+    return [paper / "report.html", demo / "report.html", compared,
             paper / "gpt-oss-20b/random-hf-eager/latency/notebook.html"]  # fmt: skip
 
 
@@ -430,6 +434,8 @@ def test_deep_links_reach_their_section_even_when_folded(browser, paper):
         assert opened.page.locator("#gpt-oss-20b--memory").bounding_box()["y"] < 200
     with Page(browser, paper / "report.html", "#table-9") as opened:
         assert opened.page.locator("#table-9 table").is_visible()
+    with Page(browser, paper / "report.html", "#100%") as opened:  # no link of ours
+        assert opened.errors == []
 
 
 @pytest.mark.browser

@@ -207,7 +207,8 @@
   var toc = document.querySelector(".toc > details");
   if (toc && window.matchMedia("(max-width: 65.99rem)").matches) { toc.open = false; }
   function reveal() {
-    var target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    var target = null;
+    try { target = document.getElementById(decodeURIComponent(location.hash.slice(1))); } catch (e) { target = null; }
     for (var at = target; at; at = at.parentElement) { if (at.tagName === "DETAILS") { at.open = true; } }
     if (target) { target.scrollIntoView(); }
   }
