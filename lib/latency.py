@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lib import decode, records, stats
+from lib import decode, gate, records, stats
 from lib.device import time_call
 from lib.models import load, require_context
 from lib.progress import track
@@ -47,6 +48,9 @@ def sweep(
     rows = begin_records(model, records_path)
     env_id = rows[0].env_id
     counts = {1: ttft_repeats, **dict.fromkeys(new_tokens, slope_repeats), new_tokens[0]: repeats}
+    for context in contexts if stack != gate.REFERENCE else ():
+        row = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
+        rows.append(records.append(records_path, row))
     arms = list(product(contexts, counts))
     random.Random(seed).shuffle(arms)
     for context, tokens in track(arms, f"latency of {model.name}"):
@@ -71,6 +75,7 @@ def arm(
     env_id: str | None,
     decoding: str = "greedy",
     kind: str = "latency",
+    batch: int = 1,
 ) -> Record:
     """One arm: warm up its shape, then `repeats` timed calls of exactly `new_tokens` tokens each.
 
@@ -78,28 +83,52 @@ def arm(
     ones of at most WARMUP_TOKENS tokens), whose first value is the cold start of the shape.
     """
     require_context(model.card, context, new_tokens)
-    generate = decode.open_stack(stack, model.net, decoding=decoding)
-    ids = prompt_ids(model, context, seed=seed)
+    generate = decode.open_stack(stack, model.net, decoding=decoding, capacity=context + new_tokens)
+    ids = prompt_ids(model, context, seed=seed, batch=batch)
     short = min(new_tokens, WARMUP_TOKENS)
-    warmup_s = [
-        time_call(lambda: generate(ids, short), model.device)[0] for _ in range(WARMUP_CALLS)
-    ]
-    samples_s = [
-        time_call(lambda: generate(ids, new_tokens), model.device)[0] for _ in range(repeats)
-    ]
+    warmup = [timed(generate, ids, short, model.device) for _ in range(WARMUP_CALLS)]
+    calls = [timed(generate, ids, new_tokens, model.device) for _ in range(repeats)]
+    if any(prepare_s for _, prepare_s in calls):
+        raise RuntimeError(f"the stack {stack!r} captured or compiled inside a timed call")
+    warmup_s, samples_s = ([seconds for seconds, _ in part] for part in (warmup, calls))
     name = "ttft_s" if new_tokens == 1 else "e2e_s"
     return Record(
         kind=kind,
-        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding=decoding),
+        key=model.key(
+            stack=stack,
+            context=context,
+            new_tokens=new_tokens,
+            decoding=decoding,
+            batch=batch,
+            cache=decode.cache_kind(stack),
+        ),
         samples={name: samples_s, "warmup_s": warmup_s},
         values={
             **model.source,
-            "decode_experts": decode.experts_in_decode(model.net),
-            "decode_bytes": model.card.decode_bytes(context + new_tokens // 2),
+            "decode_experts": decode.experts_in_decode(model.net, stack),
+            "decode_bytes": model.card.decode_bytes(context + new_tokens // 2, batch),
+            "prepare_s": sum(prepare_s for _, prepare_s in warmup),
         },
         warnings=tuple(warnings_of(samples_s)),
         env_id=env_id,
     )
+
+
+def timed(generate: Any, ids: Any, new_tokens: int, device: Any) -> tuple[float, float]:
+    """Wall seconds of one call, and the seconds of it that captures and compilations took."""
+    seconds, out = time_call(lambda: generate(ids, new_tokens), device)
+    return seconds, out.prepare_s
+
+
+def gated_arm(model: Any, *, stack: str, context: int, seed: int, env_id: str | None,
+              **arguments: Any) -> Record:  # fmt: skip
+    """`arm` of a stack that has passed the correctness gate; the row says by how much."""
+    values = {}
+    if stack != gate.REFERENCE:
+        passed = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
+        values = {f"gate_{name}": value for name, value in passed.values.items()}
+    row = arm(model, stack=stack, context=context, seed=seed, env_id=env_id, **arguments)
+    return replace(row, values={**row.values, **values})
 
 
 def loaded_arm(
@@ -121,7 +150,7 @@ def stamped(
     samples: `token_s`, for each call the seconds from its start to each token; `e2e_s`, the whole
     calls. Compare `e2e_s` with the unstamped arm to see what stamping costs.
     """
-    generate = decode.open_stack(stack, model.net)
+    generate = decode.open_stack(stack, model.net, capacity=context + new_tokens)
     ids = prompt_ids(model, context, seed=seed)
     generate(ids, min(new_tokens, WARMUP_TOKENS))
     token_s, e2e_s = [], []
@@ -140,7 +169,13 @@ def stamped(
         e2e_s.append(seconds)
     return Record(
         kind="itl",
-        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy"),
+        key=model.key(
+            stack=stack,
+            context=context,
+            new_tokens=new_tokens,
+            decoding="greedy",
+            cache=decode.cache_kind(stack),
+        ),
         samples={"token_s": token_s, "e2e_s": e2e_s},
         values=dict(model.source),
         env_id=env_id,
