@@ -23,7 +23,7 @@ __all__ = ["ROOT", "Choice", "ParamsError", "Profile", "models", "notebook_param
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ("random", "checkpoint", "gguf")
-STACKS = ("hf-eager",)
+STACKS = ("hf-eager", "hf-static", "graph", "graph-compiled")
 DTYPES = ("bfloat16", "float16", "float32")
 FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
 CROSS_MODEL = ("summary", "audit")  # notebooks that run once, over all models
@@ -161,9 +161,7 @@ def _typed(value: Any, default: Any, where: str) -> Any:
         elif isinstance(default, str):
             hint = "; write it in quotes"
         expected, got = type(default).__name__, type(value).__name__
-        raise ParamsError(
-            f"{where} is {value!r} ({got}), needs {expected} like {default!r}{hint}"
-        )
+        raise ParamsError(f"{where} is {value!r} ({got}), needs {expected} like {default!r}{hint}")
     if isinstance(value, list):
         kinds = {type(item) for item in default or []}
         pattern = default[0] if len(kinds) == 1 else None

@@ -219,5 +219,5 @@ def test_the_stacks_and_weights_are_those_that_the_library_has():
     decode = (params.ROOT / "lib" / "decode.py").read_text()
     models = (params.ROOT / "lib" / "models.py").read_text()
     for stack in params.STACKS:
-        assert f'"{stack}": ' in decode.split("STACKS")[1]
+        assert f'"{stack}": ' in decode.split("STACKS: dict")[1]
     assert f"WEIGHTS = {json.dumps(params.WEIGHTS)}".replace("[", "(").replace("]", ")") in models
