@@ -244,7 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             bandwidth_gb_s=args.bandwidth_gb_s,
             contexts=args.context or CONTEXTS,
         )
-        told["measured"] = released_lines(told["card"]["name"])
+        if lines := released_lines(told["card"]["name"]):
+            told["measured"] = lines
     except (ValueError, OSError, RuntimeError) as error:
         say(f"error: {error}")
         return 2
