@@ -25,15 +25,18 @@ def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         label, shade = named[where], color(where[0])
         style, seen[where[0]] = STYLES[seen[where[0]] % len(STYLES)], seen[where[0]] + 1
         known = [a for a in arms if a.steps_per_s.value is not None]
-        for a in (a for a in known if a.steps_per_s.low is not None):
-            ends = [a.batch * end for end in (a.steps_per_s.low, a.steps_per_s.high)]
-            ax.plot([a.context] * 2, ends, lw=4, alpha=0.3, color=shade)
+        for a in known:
+            ends = (a.steps_per_s.low, a.steps_per_s.high)
+            if None not in ends:  # noise may leave an end open
+                ax.plot([a.context] * 2, [a.batch * end for end in ends], lw=4, alpha=0.3,
+                        color=shade)  # fmt: skip
         if known:
             ax.plot([a.context for a in known], [a.batch * a.steps_per_s.value for a in known],
                     style, marker=".", color=shade, label=label)  # fmt: skip
         limited = [a for a in arms if a.bound_per_s]
-        ax.plot([a.context for a in limited], [a.batch * a.bound_per_s for a in limited],
-                ":", color=shade, label=f"{label}, bound")  # fmt: skip
+        if limited:
+            ax.plot([a.context for a in limited], [a.batch * a.bound_per_s for a in limited],
+                    ":", color=shade, label=f"{label}, bound")  # fmt: skip
     labelled(ax, "Decode throughput under its bound", "context (tokens)", "tokens per second")
     if groups:  # a share of the bound is the same distance everywhere
         ax.set_yscale("log")

@@ -231,15 +231,11 @@ def _decode_experts(row: Record) -> str:
 
 def _steps_per_s(group: Sequence[Record]) -> Estimate:
     """Inverse slope of time over tokens; with one length (g - 1) / (median call - median TTFT)."""
-    slope = decode_tok_per_s(group)
-    longest = max(group, key=lambda r: r.key.get("new_tokens") or 0)
-    more = (longest.key.get("new_tokens") or 1) - 1
-    first, whole = sampled(group, "ttft_s"), sampled([longest], "e2e_s")
-    if slope.value is not None or None in (first.value, whole.value) or more < 1:
-        return slope
-    if whole.value <= first.value:
-        return slope
-    return Estimate(more / (whole.value - first.value), n=min(first.n, whole.n),
+    lengths = {r.key.get("new_tokens") or 1 for r in group}
+    first, whole = sampled(group, "ttft_s"), sampled(group, "e2e_s")
+    if len(lengths - {1}) != 1 or None in (first.value, whole.value) or whole.value <= first.value:
+        return decode_tok_per_s(group)
+    return Estimate((max(lengths) - 1) / (whole.value - first.value), n=min(first.n, whole.n),
                     method="(g - 1) / (median call - median TTFT)",
                     reason="a difference of two medians: no interval")  # fmt: skip
 

@@ -4,7 +4,7 @@ import pytest
 from sample_records import GPU, key, write_job
 from test_roofline import CARD, card_row, lines, rows
 
-from lib import boundplots, fit, plots, predictions
+from lib import boundplots, plots, predictions, roofline
 from lib.records import Record, environment_record
 
 H100 = environment_record(GPU)
@@ -45,7 +45,7 @@ def test_what_was_not_measured_says_so_and_no_card_means_no_row():
     assert predictions.table([]).notes == ()
 
 
-def test_fit_tells_what_a_released_set_measured(tmp_path, monkeypatch, capsys):
+def test_what_a_released_set_measured_is_told_in_a_line(tmp_path):
     found = [card_row(H100), *rows(0.02, context=4, env=H100), memory(),
              *rows(0.02, context=8, env=H100), memory(context=8)]  # fmt: skip
     write_job(tmp_path / "a-set", "m/random-hf-eager/latency", found, GPU, model="m")
@@ -55,9 +55,6 @@ def test_fit_tells_what_a_released_set_measured(tmp_path, monkeypatch, capsys):
     assert "decode 50.00 tok/s under a limit of" in line
     assert predictions.released_lines("another", tmp_path) == []
     assert predictions.released_lines("m", tmp_path / "none") == []
-    monkeypatch.setattr(fit, "released_lines", lambda name: [f"measured: {name}"])
-    assert fit.main(["--model", "tiny-yi", "--gpu-gb", "8"]) == 0
-    assert "- measured: tiny-yi" in capsys.readouterr().out
 
 
 def test_the_figure_draws_throughput_under_its_bound():
@@ -72,6 +69,17 @@ def test_the_figure_draws_throughput_under_its_bound():
     assert "m, graph: 50.00 at 4." in said
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("context (tokens)", "tokens per second")
     assert plots.describe(boundplots.bound([])).endswith("not measured")
+
+
+def test_an_interval_without_an_end_is_not_drawn():
+    """Of 10 and 20 tokens some calls take as long: the slope may be zero, the rate anything."""
+    noisy = [Record(r.kind, r.key, {"e2e_s": [1.1, 1.3, 1.5, r.samples["e2e_s"][0]]}, r.values,
+                    env_id=r.env_id)
+             for r in rows(0.02, decode_bytes=33.5e9, context=4, env=H100)]  # fmt: skip
+    ax = boundplots.bound([H100, *noisy, *rows(0.02, 33.5e9, context=8, env=H100)])
+    (arm, _) = roofline.arms([H100, *noisy, *rows(0.02, 33.5e9, context=8, env=H100)])
+    assert arm.steps_per_s.low is not None and arm.steps_per_s.high is None
+    assert "m: " in plots.describe(ax)
 
 
 def test_a_figure_as_html_carries_its_text_and_is_the_same_each_time():
