@@ -41,6 +41,7 @@ def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     if groups:  # a share of the bound is the same distance everywhere
         ax.set_yscale("log")
         ax.autoscale(axis="y")
+        ax.yaxis.set_major_formatter("{x:g}")
     return ax
 
 

@@ -122,11 +122,13 @@ def _rows_of(row: Record, sheet: Datasheet) -> list[tuple[Any, ...]]:
         stated = _stated(sheet, name, scale)
         if best is None:
             why = stats.missing(f"not measured: {row.missing.get(name, 'no reading')}")
-            made.append((title, unit, why, None, stated, None))
+            made.append((title, unit, why, why, stated, why))
             continue
         samples = _samples(row, name, best)
         worst = max(samples) if name == "launch_s" else min(samples)
-        ratio = _single(best / scale / stated.value, "quotient") if stated.value else None
+        ratio = stats.missing("no value in a datasheet")
+        if stated.value is not None:
+            ratio = _single(best / scale / stated.value, "quotient")
         made.append((title, unit, _best(best / scale, len(samples)), _best(worst / scale),
                      stated, ratio))  # fmt: skip
     return made
@@ -197,7 +199,7 @@ def conclusion(rows: Sequence[Record]) -> str:
         read = row.value("read_bytes_per_s")
         lines.append(
             f"{device}: memory is read at {short(read / 1e9)} GB/s at best"
-            f"{_share(read, sheet.memory_bytes_per_s)}; {row.value('read_shape')}."
+            f"{_share(read, sheet.memory_bytes_per_s)} ({row.value('read_shape')})."
         )
         flops = row.value("matmul_flop_per_s")
         lines.append(f"{device}: a bfloat16 matrix product runs at {short(flops / 1e12)} TFLOP/s"

@@ -39,8 +39,6 @@ class Job:
     @property
     def model(self) -> str:
         """The model by name where the manifest has it, else its folder."""
-        if self.notebook in params.BEFORE_MODELS:
-            return "no model"
         if self.parts[0] == ACROSS:
             return "all models"
         return str(self._given("model") or self.parts[0])

@@ -249,8 +249,9 @@ def utilisation(rows: Sequence[Record]) -> Table:
     found = {id(group[0]): arm for arm, group in pairs}
     bounded = [r for _, group in pairs for r in group]
     envs = [r for r in rows if r.kind == "environment"]
-    made = build("bound", "Against the bound", [*envs, *bounded], KINDS, ("context", "batch"),
-                 COLUMNS, lambda group: _cells(found[id(group[0])]))  # fmt: skip
+    made = build("bound", "Decode and prefill against their bounds", [*envs, *bounded], KINDS,
+                 ("context", "batch"), COLUMNS,
+                 lambda group: _cells(found[id(group[0])]))  # fmt: skip
     notes = (*made.notes, *bandwidth_notes(arm.limits for arm in found.values()), FORMULAS)
     return without_empty(replace(made, notes=notes if made.rows else ()))
 
