@@ -248,6 +248,7 @@ class CudaDevice(Device):
             "gpu": self._properties.name,
             "gpu_uuid": self.uuid,
             "gpu_total_bytes": self._properties.total_memory,
+            "cache_bytes": self._properties.L2_cache_size,
             "cuda": torch.version.cuda,
             "driver": None,
             "power_limit_w": None,

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lib.params import CROSS_MODEL, ROOT, Choice, Profile, models, resolve
+from lib.params import BEFORE_MODELS, CROSS_MODEL, ROOT, Choice, Profile, models, resolve
 
 PARTIAL, PREVIOUS, ALL = ".partial", ".previous", "_all"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas",
@@ -44,6 +44,8 @@ class Task:
     @property
     def title(self) -> str:
         """Short name for people: model, weights-stack, notebook."""
+        if self.notebook in BEFORE_MODELS:
+            return f"this {self.notebook}"
         where = f"{self.model} {self.weights}-{self.stack}" if self.model else "all models"
         return f"{where} {self.notebook}"
 
@@ -65,17 +67,19 @@ def slug(model: str) -> str:
 
 
 def plan(profile: Profile, out_dir: Path) -> list[Task]:
-    """All jobs of a profile: models in turn, notebooks in the profile's order, then over all."""
-    tasks = []
+    """All jobs of a profile: the machine's, the models' in turn, then those over all models.
+
+    Notebooks of one kind keep the profile's order.
+    """
+    once = {n: _task(profile, n, None, out_dir / ALL / n, out_dir)
+            for n in profile.notebooks if n in CROSS_MODEL}  # fmt: skip
+    tasks = [task for notebook, task in once.items() if notebook in BEFORE_MODELS]
     for choice in profile.choices:
         folder = out_dir / slug(choice.model) / f"{choice.weights}-{choice.stack}"
         for notebook in profile.notebooks:
             if notebook in choice.notebooks and notebook not in CROSS_MODEL:
                 tasks.append(_task(profile, notebook, choice, folder / notebook, folder))
-    for notebook in profile.notebooks:
-        if notebook in CROSS_MODEL:
-            tasks.append(_task(profile, notebook, None, out_dir / ALL / notebook, out_dir))
-    return tasks
+    return tasks + [task for notebook, task in once.items() if notebook not in BEFORE_MODELS]
 
 
 def _task(

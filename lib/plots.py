@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -212,14 +215,26 @@ def caption(rows: Sequence[Record]) -> str:
     """Hardware, weights, dtype, stack and repetitions, computed from the rows."""
     measured = [r for r in rows if r.kind not in ("environment", "card")]
     envs = environments(rows)
+    keyed = [r for r in measured if r.key.get("model")]
     used = {r.env_id for r in measured}
     cards = {e.get("gpu") or e.get("cpu") for i, e in envs.items() if i in used} - {None}
     setups = {f"{r.key.get('weights')} weights, {r.key.get('dtype')}, {r.key.get('stack')}"
-              for r in measured if not r.error}  # fmt: skip
+              for r in keyed if not r.error}  # fmt: skip
     counts = sorted({len(s) for r in measured for name, s in r.samples.items()
                      if name not in ("warmup_s", "token_s")})  # fmt: skip
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
     return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n]))
+
+
+def html(ax: Axes, rows: Sequence[Record]) -> str:
+    """The figure as HTML that needs no other file; the same rows give the same bytes."""
+    picture = io.BytesIO()
+    ax.figure.savefig(picture, format="png", metadata={"Software": None})
+    plt.close(ax.figure)
+    data = base64.b64encode(picture.getvalue()).decode()
+    return (f'<figure class="picture"><img class="figure" alt="{escape(describe(ax))}" '
+            f'src="data:image/png;base64,{data}"><figcaption>{escape(ax.get_title())}. '
+            f"{escape(caption(rows))}.</figcaption></figure>")  # fmt: skip
 
 
 def show(ax: Axes, rows: Sequence[Record], source: str = "") -> None:

@@ -21,14 +21,24 @@ from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lib import hostbound, provenance, results, tables
+from lib import (
+    boundplots,
+    hostbound,
+    machine,
+    plots,
+    predictions,
+    provenance,
+    results,
+    roofline,
+    tables,
+)
 from lib.findings import findings
 from lib.fragments import mathml, read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
 from lib.markup import grid_html, paper_html
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
-from lib.params import model_order
+from lib.params import BEFORE_MODELS, model_order
 from lib.records import Record, environments, merge
 from lib.results import ACROSS, Job, slug
 
@@ -107,7 +117,10 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
     rows = merge([r for job in _by_end(found) for r in job.records])
     published = load_published()
     paper = paper_tables(rows, published)
-    csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out)]
+    bound = roofline.utilisation(rows)
+    beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
+    csvs = [*tables.write_csvs(rows, published, out),
+            *tables.write_generic_csvs(rows, out, beside)]  # fmt: skip
     generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
@@ -130,6 +143,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         paper=published,
         paper_main=main,
         paper_more=more,
+        bound=Markup(_bound(bound, rows)),
         generic=[html for _, html in grids],
         generic_more=grids,
         groups=groups,
@@ -139,7 +153,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         methods=Markup(_environment().get_template("methods.html").render()),
         downloads=[(p.name, _data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
-        toc=_contents(groups, bool(paper)),
+        toc=_contents(groups, bool(paper), bool(bound.rows)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
     )  # fmt: skip
 
@@ -209,22 +223,31 @@ def _subtitle(rows: Sequence[Record], ended: str) -> str:
     return " · ".join(filter(None, parts))
 
 
+def _bound(table: Table, rows: Sequence[Record]) -> str:
+    """The table and the figure of the bounds, where any arm has one."""
+    if not table.rows:
+        return ""
+    arms = [r for r in rows if r.kind in (*roofline.KINDS, "environment")]
+    return grid_html(table, "grid-bound") + plots.html(boundplots.bound(rows), arms)
+
+
 def _optional(table: Table, table_id: str) -> str:
     return grid_html(table, table_id) if table.rows else ""
 
 
 def _groups(found: Sequence[Job], pages: dict[str, Path], out: Path) -> list[SimpleNamespace]:
-    """Sections: the notebooks across models first, then each model's."""
-    by_model: dict[str, list[Job]] = {}
-    for job in sorted(found, key=lambda j: j.parts[0] != ACROSS):
-        by_model.setdefault(job.parts[0], []).append(job)
+    """Sections: the machine first, then the notebooks across models, then each model's."""
+    by_folder: dict[str, list[Job]] = {}
+    for job in sorted(found, key=lambda j: (j.notebook not in BEFORE_MODELS, j.parts[0] != ACROSS)):
+        folder = job.path if job.notebook in BEFORE_MODELS else job.parts[0]
+        by_folder.setdefault(folder, []).append(job)
     groups, taken = [], Counter()
-    for folder, members in by_model.items():
-        across = folder == ACROSS
-        name = "summary" if across else f"model-{slug(folder)}"
+    for folder, members in by_folder.items():
+        across = {ACROSS: ("summary", "Summary across models"),
+                  f"{ACROSS}/machine": ("machine", "The machine")}  # fmt: skip
+        name, title = across.get(folder, (f"model-{slug(folder)}", members[0].model))
         taken[name] += 1
         name += f"-{taken[name]}" if taken[name] > 1 else ""
-        title = "Summary across models" if across else members[0].model
         shown = [_section(job, pages.get(job.id), out) for job in members]
         groups.append(SimpleNamespace(id=name, title=title, jobs=shown))
     return groups
@@ -266,9 +289,13 @@ def _entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
     return SimpleNamespace(id=name, title=title, children=list(children))
 
 
-def _contents(groups: Sequence[SimpleNamespace], paper: bool) -> list[SimpleNamespace]:
+def _contents(
+    groups: Sequence[SimpleNamespace], paper: bool, bound: bool
+) -> list[SimpleNamespace]:
     entries = [_entry("abstract", "Abstract"), _entry("where", "What was measured where")]
     entries.append(_entry("tables", "The paper's tables" if paper else "Results"))
+    if bound:
+        entries.append(_entry("bound", "Against the bound"))
     if paper:
         entries.append(_entry("more-tables", "Other tables"))
     entries += [_entry(g.id, g.title, [_entry(j.id, j.title) for j in g.jobs]) for g in groups]

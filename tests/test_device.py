@@ -112,7 +112,8 @@ def test_an_absent_package_has_no_version():
 
 def fake_torch_cuda(monkeypatch, log):
     """What CudaDevice asks of torch.cuda, for one board of 80 GB."""
-    board = SimpleNamespace(uuid="fake", name="Fake GPU", total_memory=80 * 10**9)
+    board = SimpleNamespace(uuid="fake", name="Fake GPU", total_memory=80 * 10**9,
+                            L2_cache_size=50 * 2**20)  # fmt: skip
     answers = {
         "is_available": lambda: True,
         "current_device": lambda: 0,
@@ -170,7 +171,8 @@ def test_the_environment_of_a_gpu_has_its_limits(open_gpu, monkeypatch):
     monkeypatch.setattr(device.CudaDevice, "launch_s", lambda self: 3e-6)
     monkeypatch.setattr(device.CudaDevice, "copy_bytes_per_s", lambda self: 2e12)
     env = open_gpu().environment()
-    assert env.keys() == SHARED | {"gpu_uuid", "sm_clock_max_hz", "memory_clock_max_hz"}
+    assert env.keys() == SHARED | {"gpu_uuid", "cache_bytes", "sm_clock_max_hz",
+                                   "memory_clock_max_hz"}  # fmt: skip
     assert (env["gpu"], env["driver"], env["power_limit_w"]) == ("Fake GPU", "999.1", 700)
     assert (env["sm_clock_max_hz"], env["gpu_total_bytes"]) == (1_980_000_000, 80 * 10**9)
 

@@ -7,6 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
@@ -18,7 +19,7 @@ from lib.findings import compared, findings
 from lib.fragments import clean, mathml, read_notebook, render_fragment
 from lib.paperrules import load_published
 from lib.papertables import paper_tables
-from lib.records import load_tree
+from lib.records import Record, load_tree
 from lib.stats import Estimate
 from tests import sample_records as sample
 from tests.browser import chromium
@@ -181,6 +182,34 @@ def test_sentences_can_say_no():
     assert "lower" in compared("A", {"B": Estimate(0.5, 0.4, 0.6, 10)})
 
 
+def test_the_bound_has_a_section_and_the_machine_comes_first(tmp_path):
+    env_id = sample.environment_record(sample.GPU).env_id
+    rows = [replace(r, values={**r.values, "decode_bytes": 3.35e9})
+            for r in sample.latency("one", env_id, (512, 2048))]  # fmt: skip
+    sample.write_job(tmp_path, "one/random-hf-eager/latency", rows, sample.GPU, model="one")
+    machine = Record("ceilings", {}, {}, {"read_bytes_per_s": 3.015e12}, env_id=env_id)
+    sample.write_job(tmp_path, "_all/machine", [machine], sample.GPU, model="_all")
+    sample.write_job(tmp_path, "_all/summary", [], sample.GPU, model="_all")
+    made = BeautifulSoup(report.write(tmp_path).read_text(), "html.parser")
+    groups = [h["id"] for h in made.select("h2") if h["id"] in ("machine", "summary", "model-one")]
+    assert groups == ["machine", "summary", "model-one"]
+    table = text_of(made, "#grid-bound")
+    assert "900.0" in table and "1.00" not in table  # 3,015 GB/s over 3.35 GB
+    assert "measured read stream 3,015 GB/s" in table
+    assert "one, bound: 900.0 at 512 to 900.0 at 2048." in made.select_one(".picture img")["alt"]
+    assert made.find("a", href="#bound") and made.find("a", download="bound.csv")
+    with (tmp_path / "tables/bound.csv").open(encoding="utf-8") as file:
+        line = next(csv.DictReader(file))
+    assert float(line["useful MBU, datasheet"]) == pytest.approx(0.1)  # 100 of 1,000 steps/s
+    said = text_of(made, ".abstract")
+    assert "one decodes 100.00 of 900.0 tok/s (11%, 10% by the datasheet)" in said
+    assert "best read stream allows" in said
+
+
+def test_without_bytes_of_a_step_there_is_no_such_section(soup):
+    assert soup.find(id="bound") is None and soup.find("a", href="#bound") is None
+
+
 def test_abstract_refuses_to_compare_gpus(tmp_path):
     env = sample.CPU | {"gpu": "NVIDIA A100"}
     for model, where in (("one", sample.GPU), ("two", env)):
@@ -211,7 +240,7 @@ def test_provenance(soup):
 
 
 def test_methods_have_formulas(soup):
-    assert len(soup.select("#definitions math")) == 15
+    assert len(soup.select("#definitions math")) == 18
 
 
 def test_nothing_is_loaded_from_anywhere(soup):
