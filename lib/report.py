@@ -21,7 +21,7 @@ from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lib import provenance, results, tables
+from lib import ledgertables, plots, provenance, results, tables
 from lib.findings import findings
 from lib.fragments import mathml, read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
@@ -107,7 +107,9 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
     rows = merge([r for job in _by_end(found) for r in job.records])
     published = load_published()
     paper = paper_tables(rows, published)
-    csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out)]
+    ledgers = ledgertables.tables(rows, published)
+    csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out),
+            *tables.write_grids(ledgers, out)]  # fmt: skip
     generic = tables.generic_tables(rows)
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
@@ -132,6 +134,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         paper_more=more,
         generic=[html for _, html in grids],
         generic_more=grids,
+        ledgers=[Markup(grid_html(t, f"grid-{t.name}")) for t in ledgers],
+        ledger_figures=_ledger_figures(rows),
         groups=groups,
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
@@ -139,9 +143,19 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         methods=Markup(_environment().get_template("methods.html").render()),
         downloads=[(p.name, _data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
-        toc=_contents(groups, bool(paper)),
+        toc=_contents(groups, bool(paper), bool(ledgers)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
     )  # fmt: skip
+
+
+def _ledger_figures(rows: Sequence[Record]) -> list[SimpleNamespace]:
+    """The stacked ledger of each protocol that has rows, with its alternative text."""
+    made = []
+    for kind in plots.PROTOCOLS:
+        if any(r.kind == kind and not r.error for r in rows):
+            ax = plots.memory_ledger(rows, kind=kind)
+            made.append(SimpleNamespace(alt=plots.describe(ax), src=plots.data_uri(ax)))
+    return made
 
 
 def _by_end(found: Iterable[Job]) -> list[Job]:
@@ -266,11 +280,15 @@ def _entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
     return SimpleNamespace(id=name, title=title, children=list(children))
 
 
-def _contents(groups: Sequence[SimpleNamespace], paper: bool) -> list[SimpleNamespace]:
+def _contents(
+    groups: Sequence[SimpleNamespace], paper: bool, ledgers: bool
+) -> list[SimpleNamespace]:
     entries = [_entry("abstract", "Abstract"), _entry("where", "What was measured where")]
     entries.append(_entry("tables", "The paper's tables" if paper else "Results"))
     if paper:
         entries.append(_entry("more-tables", "Other tables"))
+    if ledgers:
+        entries.append(_entry("memory-ledger", "Memory ledger"))
     entries += [_entry(g.id, g.title, [_entry(j.id, j.title) for j in g.jobs]) for g in groups]
     last = (("failures", "Failures"), ("methods", "Methods"), ("data", "Data"))
     return [*entries, *(_entry(*item) for item in last)]

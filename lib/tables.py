@@ -222,8 +222,13 @@ def generic_tables(rows: Sequence[Record]) -> list[Table]:
 
 def write_generic_csvs(rows: Sequence[Record], out_dir: str | Path) -> list[Path]:
     """tables/latency.csv, memory.csv, energy.csv, ablation-*.csv: those that have rows."""
+    return write_grids(generic_tables(rows), out_dir)
+
+
+def write_grids(made: Sequence[Table], out_dir: str | Path) -> list[Path]:
+    """Each table as tables/<name>.csv."""
     paths = []
-    for table in generic_tables(rows):
+    for table in made:
         path = Path(out_dir) / "tables" / f"{table.name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")

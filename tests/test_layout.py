@@ -20,7 +20,8 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 # What the reading side, from rows to a report, on any laptop, starts from; the rest it imports.
 ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally"}
 RUNNER = {"run", "kernels", "lease", "preflight", "processes"}
-MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts"}
+MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts",
+             "occupancy", "storages", "stretches", "forecast", "held"}  # fmt: skip
 PRIMITIVES = {"latency", "memory", "energy"}
 
 # Modules whose imports of lib the design settles; latency also loads the model of an arm.
@@ -30,12 +31,20 @@ ARROWS = {
     "strict_yaml": set(),
     "params": {"strict_yaml"},
     "prompts": set(),
-    "device": {"records"},
+    "device": {"records", "host", "occupancy"},
+    "occupancy": {"storages"},
+    "storages": set(),
+    "host": set(),
     "experts": set(),
+    "forecast": {"experts", "storages"},
+    "stretches": set(),
+    "held": {"records"},
+    "ledger": {"grid", "params", "records"},
     "decode": {"device", "experts"},
     "ablations": {"records"},
     "session": {"prompts", "records"},
-    "memory": {"decode", "device", "experts", "progress", "records", "session"},
+    "memory": {"decode", "device", "experts", "forecast", "held", "progress", "records", "session",
+               "stretches"},
     "energy": {"decode", "device", "experts", "progress", "records", "session"},
     "latency": {"decode", "device", "experts", "models", "progress", "records", "session", "stats"},
 }
