@@ -278,15 +278,17 @@ def test_a_static_cache_is_sized_by_its_capacity(kind):
 # --- predictions
 
 
-@pytest.mark.parametrize(("name", "also"), [("tiny-gpt-oss", ["all_experts"]), ("tiny-yi", [])])
-def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also):
+@pytest.mark.parametrize(
+    ("name", "also", "context"), [("tiny-gpt-oss", ["all_experts"], 200), ("tiny-yi", [], 512)]
+)
+def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
     loaded = models.load(name, device="cpu")
     generate = decode.open_stack("hf-eager", loaded.net)
     calls = {"memory-paper": lambda ids, g: memory.paper_call(loaded.net, ids, g),
              "memory": lambda ids, g: {"cache": generate(ids, g).cache}}  # fmt: skip
-    told = memory.predict(loaded, [512], 4, also)
+    told = memory.predict(loaded, [context], 4, also)
     assert len(told) == 2 * (1 + len(also))
-    for (kind, implementation, context), predicted in told.items():
+    for (kind, implementation, _), predicted in told.items():
         if implementation != "none":
             experts.use(loaded.net, implementation)
         row = paper_arm(loaded, context, kind=kind, predicted=predicted, call=calls[kind])
