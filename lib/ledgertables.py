@@ -88,8 +88,8 @@ def predicted(rows: Sequence[Record]) -> Table:
     columns = [Column("predicted", unit), Column("measured", unit), Column("asked for", unit),
                Column("measured / predicted"), Column("asked for / predicted")]  # fmt: skip
     return _built("memory-predicted", "Peak above the baseline, predicted before it was measured",
-                  [r for r in rows if r.error or "weight_bytes" in r.values], columns,
-                  cells)  # fmt: skip
+                  [r for r in rows if r.kind == "environment" or "predicted_bytes" in
+                   {*r.values, *r.missing}], columns, cells)  # fmt: skip
 
 
 def per_token(rows: Sequence[Record]) -> Table:
@@ -133,7 +133,8 @@ def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = N
         rest = [made.parts[n] for n in ("kv_behind", "activations", "padding")]
         whole = None if made.parts["activations"] is None else sum(size or 0 for size in rest)
         above = above_bytes(row)
-        return (f"{printed:,.1f}", read(above, "no peak", 1 / MIB),
+        return (Estimate(printed, n=1, method="published", reason="a published number"),
+                read(above, "no peak", 1 / MIB),
                 read(_ratio(above, printed * MIB), "no peak"),
                 read(row.value("predicted_bytes"), row.missing.get("predicted_bytes", OLD),
                      1 / MIB),
@@ -142,12 +143,12 @@ def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = N
                 row.value("peak_in") or "–")  # fmt: skip
 
     shown = ("kv", "logits", "experts")
-    columns = [Column("published", "MiB", numeric=False), Column("peak above baseline", "MiB"),
+    columns = [Column("published", "MiB"), Column("peak above baseline", "MiB"),
                Column("measured / published"), Column("predicted", "MiB"),
                *(Column(PARTS[n], "MiB") for n in shown), Column("rest", "MiB"),
                Column("peak in", numeric=False)]  # fmt: skip
-    mine = [r for r in rows if r.kind == "card" or (r.kind == "memory-paper" and not r.error
-            and reported(r) is not None)]  # fmt: skip
+    mine = [r for r in rows if r.kind == "environment" or (
+            r.kind == "memory-paper" and not r.error and reported(r) is not None)]  # fmt: skip
     title = "What the paper's KV contribution consists of"
     made = build("kv-contribution", title, mine, ("memory-paper",), ("context",), columns, cells)
     return _with_notes(made, WITHOUT_128, UNTOLD)

@@ -88,7 +88,10 @@ def predict(
     Keys are (kind, experts, context). Every arm is run on torch's meta device, where nothing is
     allocated (`lib.forecast`): the prefill, and the last decode step beside the logits held.
     """
-    twin = forecast.on_meta(model.net)
+    try:
+        twin = forecast.on_meta(model.net)
+    except Exception as error:  # whatever building an architecture raises
+        twin = error
     decoding = decode.experts_in_decode(model.net)
     named = {model.experts: {"memory-paper": model.experts, "memory": decoding}}
     named |= {name: dict.fromkeys(PROTOCOLS, name) for name in also_experts if model.card.experts}
@@ -107,6 +110,8 @@ def _predicted(
 ) -> int | str:
     paper, cached = kind == "memory-paper", cached_tokens(kind, context, new_tokens)
     try:
+        if isinstance(twin, Exception):
+            raise twin
         peak = forecast.prefill_bytes(twin, context, all_logits=paper, implementation=name)
         if cached > context:
             held = forecast.logits_bytes(twin, context) if paper else 0

@@ -121,7 +121,7 @@ def memory_ledger(
     The weights (named with their size at each bar) would hide the rest. GB are 10^9 bytes.
     """
     made = [(row, book) for row, book in ledger.of_rows(rows) if row.kind == kind]
-    ax = axes(ax, figsize=(8.2, 1.6 + 0.34 * len(made)))
+    ax = axes(ax, figsize=(9.6, 1.6 + 0.3 * len(made)))
     left = [0.0] * len(made)
     shown = {n: title for n, title in ledger.PARTS.items() if n != "weights"}
     for number, (name, label) in enumerate(shown.items() if made else ()):
