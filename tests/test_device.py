@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import device, energy
+from lib import device, energy, occupancy
 
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
 SHARED = {"device", "gpu", "gpu_total_bytes", "driver", "cuda", "power_limit_w", "launch_s",
@@ -226,6 +226,17 @@ def test_whose_word_is_taken_for_what_is_in_use(open_gpu, mode, source, used, re
     assert (gpu.process_bytes() is None) == (reason is not None)
     assert gpu.missing.get("process_bytes", "").startswith(reason or "")
     assert ("used_bytes" in gpu.missing) == (mode == "shared")
+
+
+def test_the_context_is_what_was_there_before_the_call():
+    """900 in use of which 600 reserved; after the call 1,000, whatever made it grow."""
+    before, after = ({"process_bytes": n, "gpu_used_bytes": n + 5} for n in (900, 1000))
+    assert occupancy.figure(before, after, reserved_bytes=600) == {
+        "used_source": "NVML, this process", "used_baseline_bytes": 900, "used_bytes": 1000,
+        "context_bytes": 300,
+    }  # fmt: skip
+    lost = after | {"process_bytes": None}  # a source counts only where it has both edges
+    assert occupancy.figure(before, lost, reserved_bytes=600)["used_source"] == "NVML, whole GPU"
 
 
 def test_without_nvml_the_driver_tells_what_is_in_use(open_gpu, monkeypatch):
