@@ -24,6 +24,7 @@ from markupsafe import Markup
 from lib import (
     boundplots,
     hostbound,
+    ledgertables,
     machine,
     plots,
     predictions,
@@ -39,7 +40,7 @@ from lib.markup import grid_html, paper_html
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
 from lib.params import BEFORE_MODELS, model_order
-from lib.records import Record, environments, merge
+from lib.records import Record, environments, merge, select
 from lib.results import ACROSS, Job, slug
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -119,8 +120,9 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
     paper = paper_tables(rows, published)
     bound = roofline.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
+    ledgers = ledgertables.tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out),
-            *tables.write_generic_csvs(rows, out, beside)]  # fmt: skip
+            *tables.write_generic_csvs(rows, out, [*beside, *ledgers])]  # fmt: skip
     generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
@@ -146,6 +148,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         bound=Markup(_bound(bound, rows)),
         generic=[html for _, html in grids],
         generic_more=grids,
+        ledgers=[Markup(grid_html(t, f"grid-{t.name}")) for t in ledgers],
+        ledger_figures=_ledger_figures(rows),
         groups=groups,
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
@@ -153,9 +157,16 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         methods=Markup(_environment().get_template("methods.html").render()),
         downloads=[(p.name, _data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
-        toc=_contents(groups, bool(paper), bool(bound.rows)),
+        toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
     )  # fmt: skip
+
+
+def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
+    """The stacked ledger of each protocol that has rows."""
+    kinds = [k for k in plots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
+    return [Markup(plots.html(plots.memory_ledger(rows, kind=kind), select(rows, kind)))
+            for kind in kinds]  # fmt: skip
 
 
 def _by_end(found: Iterable[Job]) -> list[Job]:
@@ -290,7 +301,7 @@ def _entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
 
 
 def _contents(
-    groups: Sequence[SimpleNamespace], paper: bool, bound: bool
+    groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool
 ) -> list[SimpleNamespace]:
     entries = [_entry("abstract", "Abstract"), _entry("where", "What was measured where")]
     entries.append(_entry("tables", "The paper's tables" if paper else "Results"))
@@ -298,6 +309,8 @@ def _contents(
         entries.append(_entry("bound", "Against the bound"))
     if paper:
         entries.append(_entry("more-tables", "Other tables"))
+    if ledgers:
+        entries.append(_entry("memory-ledger", "Memory ledger"))
     entries += [_entry(g.id, g.title, [_entry(j.id, j.title) for j in g.jobs]) for g in groups]
     last = (("failures", "Failures"), ("methods", "Methods"), ("data", "Data"))
     return [*entries, *(_entry(*item) for item in last)]

@@ -45,7 +45,7 @@ class FakeDevice:
 
     @contextlib.contextmanager
     def watch_memory(self, resident_bytes: int):
-        usage = {"baseline_bytes": self.allocated, "reserved_bytes": None}
+        usage = {"baseline_bytes": self.allocated, "reserved_bytes": None, "used_bytes": None}
         self.peak = self.allocated
         yield usage
         usage |= {"peak_bytes": self.peak, "held_bytes": self.allocated}
@@ -54,6 +54,20 @@ class FakeDevice:
         start_s = self.now_s
         call()
         return (self.now_s - start_s) * self.busy_share, round(100 * (self.now_s - start_s))
+    @contextlib.contextmanager
+    def count_memory(self):
+        def step() -> tuple[int, int]:
+            most, self.peak = self.peak, self.allocated
+            return self.allocated, most
+
+        step()
+        yield step
+
+    def process_bytes(self) -> int | None:
+        return None
+
+    def gpu_used_bytes(self) -> int | None:
+        return None
 
     def free_bytes(self) -> int:
         return 10**9

@@ -21,7 +21,8 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally"}
 RUNNER = {"run", "kernels", "lease", "preflight", "processes"}
 MEASURING = {"ceilings", "device", "models", "decode", "latency", "memory", "energy", "session",
-             "prompts", "tracing"}  # fmt: skip
+             "prompts", "tracing", "occupancy", "storages", "stretches", "forecast",
+             "held"}  # fmt: skip
 PRIMITIVES = {"latency", "memory", "energy", "tracing"}
 
 # Modules whose imports of lib the design settles; latency also loads the model of an arm.
@@ -31,10 +32,16 @@ ARROWS = {
     "strict_yaml": set(),
     "params": {"strict_yaml"},
     "prompts": set(),
-    "device": {"host", "profiled"},
+    "device": {"host", "occupancy", "profiled"},
     "host": set(),
+    "occupancy": {"storages"},
+    "storages": set(),
     "profiled": set(),
     "experts": set(),
+    "forecast": {"experts", "storages"},
+    "stretches": set(),
+    "held": {"records"},
+    "ledger": {"grid", "params", "records"},
     "decoded": set(),
     "capture": set(),
     "generate": {"decoded"},
@@ -45,7 +52,8 @@ ARROWS = {
     "ceilings": {"device", "records"},
     "ablations": {"records"},
     "session": {"prompts", "records"},
-    "memory": {"card", "decode", "device", "experts", "progress", "records", "session"},
+    "memory": {"card", "decode", "device", "experts", "forecast", "held", "progress", "records",
+               "session", "stretches"},
     "energy": {"decode", "device", "experts", "progress", "records", "session"},
     "latency": {
         "card", "decode", "device", "gate", "models", "progress", "records", "session", "stats"

@@ -173,8 +173,8 @@ ARMS = {
                   "ablation-stack": 1, "ablation-experts": 2, "ablation-precision": 2,
                   "trace": 2},
 }  # fmt: skip
-FIGURES = {"machine": 1, "latency": 3, "memory": 2, "energy": 1, "ablations": 5, "ape": 1,
-           "summary": 5, "audit": 2}  # fmt: skip
+FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 1, "ablations": 5, "ape": 1,
+           "summary": 6, "audit": 2}  # fmt: skip
 CONCLUSIONS = {
     "machine": f"{cpu_name()}: memory is read at ",
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
