@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lib import ape, hostbound, params, stats
+from lib import ape, hostbound, ledger, params, stats
 from lib.records import Record, environments, require_comparable, select
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s, short
@@ -93,20 +93,24 @@ def _aa(row: Record) -> str:
 def memory(rows: Sequence[Record]) -> str:
     """Peak above baseline and its largest part, at the longest context of each protocol."""
     lines = []
-    names = {"kv_tensor_bytes": "KV cache", "logits_bytes": "held logits",
-             "workspace_bytes": "workspace"}  # fmt: skip
+    names = {"kv": "KV cache", "logits": "held logits", "experts": "workspace of the experts",
+             "activations": "workspace"}  # fmt: skip
     for kind, title in (("memory-paper", "the paper's protocol"), ("memory", "generate()")):
         for model, mine in by_experts(rows, kind).items():
             v = max(mine, key=lambda r: r.key["context"])
-            above = v.values["peak_bytes"] - v.values["baseline_bytes"]
-            part = max(names, key=lambda name: v.values[name])
+            above, parts = ledger.above_bytes(v), ledger.ledger(v).parts
+            line = (f"{model} under {title} at {v.key['context']} tokens: peak "
+                    f"{v.values['peak_bytes'] / 1e9:.3f} GB, {above / 1e6:,.1f} MB above the "
+                    "baseline")  # fmt: skip
+            if parts["kv"] is None:
+                lines.append(f"{line}; its parts are not told apart.")
+                continue
+            part = max(names, key=lambda name: parts[name] or 0)
             lines.append(
-                f"{model} under {title} at {v.key['context']} tokens: peak "
-                f"{v.values['peak_bytes'] / 1e9:.3f} GB, {above / 1e6:,.1f} MB above the baseline; "
-                f"the largest part is the {names[part]} with {v.values[part] / above:.0%}, the KV "
-                f"cache is {v.values['kv_tensor_bytes'] / above:.0%}."
+                f"{line}; the largest part is the {names[part]} with {parts[part] / above:.0%}, "
+                f"the KV cache is {parts['kv'] / above:.0%}."
             )
-    return bullets([*lines, *cautions(rows)])
+    return bullets([*lines, *ledger.sentences(rows), *cautions(rows)])
 
 
 def by_experts(rows: Sequence[Record], kind: str) -> dict[str, list[Record]]:

@@ -1,106 +1,96 @@
 """Decode stacks behind one signature.
 
-A stack is a function `open(net, *, decoding) -> generate`, and
-`generate(ids, new_tokens, on_token=None) -> Decoded` produces exactly `new_tokens` tokens: the
-end-of-sequence token never stops it. `on_token` is called after each token has reached the host,
-which costs a synchronisation, so that timed runs leave it out.
+A stack is made for a net and called as `stack(ids, new_tokens, on_token=None) -> Decoded`. It
+produces exactly `new_tokens` tokens: the end-of-sequence token never stops it. `on_token` is called
+after each token has reached the host, which costs a synchronisation, so that timed runs leave it
+out. `stack.forced_logits(ids, continuation)` gives the logits that the same path computes along a
+given continuation, for the correctness gate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
+from lib import experts, fused
+from lib.decoded import Decoded
+from lib.generate import DECODING, GenerateStack
+from lib.graphs import GraphStack
 
-from lib import experts
-
-# One change against greedy each. top_k = 0 and top_p = 1 switch the library's own filters off.
-_SAMPLE = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-DECODING = {
-    "greedy": {"do_sample": False},
-    "top-p 0.9": {**_SAMPLE, "top_p": 0.9},
-    "top-k 50": {**_SAMPLE, "top_k": 50},
-    "temperature 1.5": {**_SAMPLE, "temperature": 1.5},
-    "temperature 0.5": {**_SAMPLE, "temperature": 0.5},
-}
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """New tokens (batch, new_tokens) and the key-value cache, still held."""
-
-    tokens: torch.Tensor
-    cache: Any
-
+__all__ = ["DECODING", "STACKS", "Decoded", "Generate", "experts_in_decode", "open_stack"]
 
 Generate = Callable[..., Decoded]
 
 
-class _Stamp:
-    """The streamer that `generate()` expects; skips the prompt, which is handed over first."""
-
-    def __init__(self, on_token: Callable[[], None]) -> None:
-        self._on_token, self._prompt_seen = on_token, False
-
-    def put(self, tokens: torch.Tensor) -> None:
-        if self._prompt_seen:
-            self._on_token()
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        pass
-
-
-def hf_eager(net: Any, *, decoding: str = "greedy") -> Generate:
+def hf_eager(net: Any, *, decoding: str = "greedy", capacity: int | None = None) -> GenerateStack:
     """`generate()` of transformers with its dynamic cache, as the paper used it."""
-    from transformers import GenerationConfig
-
-    # The model's own defaults (stop tokens, sampling) would fill what a call leaves unset.
-    net.generation_config = GenerationConfig()
-
-    def generate(
-        ids: torch.Tensor, new_tokens: int, on_token: Callable[[], None] | None = None
-    ) -> Decoded:
-        config = GenerationConfig(
-            **DECODING[decoding],
-            max_new_tokens=new_tokens,
-            return_dict_in_generate=True,
-        )
-        out = net.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=config,
-            **({"streamer": _Stamp(on_token)} if on_token else {}),
-        )
-        tokens = out.sequences[:, ids.shape[1] :]
-        if tokens.shape[1] != new_tokens:
-            raise RuntimeError(f"asked for {new_tokens} new tokens, got {tokens.shape[1]}")
-        return Decoded(tokens, out.past_key_values)
-
-    return generate
+    return GenerateStack(net, decoding=decoding)
 
 
-STACKS: dict[str, Callable[..., Generate]] = {"hf-eager": hf_eager}
+def hf_static(net: Any, *, decoding: str = "greedy", capacity: int | None = None) -> GenerateStack:
+    """`generate()` with a static cache and, on a GPU, the compilation that the library offers."""
+    return GenerateStack(net, decoding=decoding, static=True, capacity=capacity)
 
 
-def open_stack(name: str, net: Any, *, decoding: str = "greedy") -> Generate:
-    """The generate function of a stack; a clear error for an unknown stack or decoding."""
+def graph(net: Any, *, decoding: str = "greedy", capacity: int | None = None) -> GraphStack:
+    """The library's decode step captured as a CUDA graph; nothing is compiled."""
+    _require_greedy("graph", decoding)
+    return GraphStack(net, capacity=capacity)
+
+
+def graph_compiled(
+    net: Any, *, decoding: str = "greedy", capacity: int | None = None
+) -> GraphStack:
+    """The captured step with each decoder layer fused by torch.compile."""
+    _require_greedy("graph-compiled", decoding)
+    return GraphStack(net, capacity=capacity, around=fused.Layers(net))
+
+
+STACKS: dict[str, Callable[..., Any]] = {
+    "hf-eager": hf_eager,
+    "hf-static": hf_static,
+    "graph": graph,
+    "graph-compiled": graph_compiled,
+}
+
+
+def open_stack(
+    name: str, net: Any, *, decoding: str = "greedy", capacity: int | None = None
+) -> Generate:
+    """The stack of that name for a net; a clear error for an unknown stack or decoding.
+
+    `capacity` is the longest sequence (tokens, prompt included) of the calls to come: a stack with
+    fixed buffers then prepares once, in the first call.
+    """
     if name not in STACKS:
         raise ValueError(f"unknown stack {name!r}; known: {sorted(STACKS)}")
     if decoding not in DECODING:
         raise ValueError(f"unknown decoding {decoding!r}; known: {list(DECODING)}")
-    return STACKS[name](net, decoding=decoding)
+    return STACKS[name](net, decoding=decoding, capacity=capacity)
 
 
-def experts_in_decode(net: Any) -> str | None:
-    """The experts implementation that `generate()` really uses after the prefill.
+def _require_greedy(stack: str, decoding: str) -> None:
+    if decoding != "greedy":
+        raise ValueError(f"the stack {stack!r} decodes greedily only, not {decoding!r}; "
+                         "use hf-eager for sampling")  # fmt: skip
 
-    On a GPU the library replaces grouped_mm by batched_mm for the decode steps. None for a model
-    without a choice of experts implementation.
+
+def cache_kind(stack: str) -> str:
+    """Whether the cache grows (dynamic) or has a fixed size (static)."""
+    return "dynamic" if stack == "hf-eager" else "static"
+
+
+def experts_in_decode(net: Any, stack: str = "hf-eager") -> str | None:
+    """The experts implementation that the decode steps of a stack really use.
+
+    On a GPU `generate()` replaces grouped_mm by batched_mm after the prefill; a captured step runs
+    what is configured, and a compiled one `fused.EXPERTS`. None for a model without a choice.
     """
     if not getattr(net, "_can_set_experts_implementation", lambda: False)():
         return None
+    if stack == "graph-compiled":
+        return fused.EXPERTS
+    if stack == "graph":
+        return experts.in_use(net)
     with net._optimize_model_for_decode():
         return experts.in_use(net)

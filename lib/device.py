@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import itertools
 import json
 import os
 import platform
@@ -19,10 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib import profiled
+from lib import occupancy, profiled
 from lib.host import cpu_name, host_score_per_s, version
 
 SAMPLER = Path(__file__).with_name("power_sampler.py")
@@ -79,8 +79,11 @@ class CpuDevice(Device):
     kind = "cpu"
     torch_device = "cpu"
     memory_source = "torch CPU allocator"
-    missing = {"energy": "no NVML energy counter: the device is a CPU",
-               "busy": "the device is a CPU: host and device are one"}  # fmt: skip
+    missing = {
+        "energy": "no NVML energy counter: the device is a CPU",
+        "busy": "the device is a CPU: host and device are one",
+        "used_bytes": "no NVML figure: the device is a CPU",
+    }
 
     def synchronize(self) -> None:
         """Nothing is queued on a CPU."""
@@ -89,24 +92,19 @@ class CpuDevice(Device):
         """Drop what Python no longer refers to."""
         gc.collect()
 
-    @contextlib.contextmanager
-    def watch_memory(self, resident_bytes: int) -> Iterator[dict[str, int | None]]:
-        """Bytes in tensors while the block runs, from every allocation that torch's profiler saw.
+    def watch_memory(self, resident_bytes: int) -> AbstractContextManager[dict[str, Any]]:
+        """Bytes in tensors around the block; `resident_bytes` live already (the weights)."""
+        return occupancy.watch_cpu(resident_bytes)
 
-        `resident_bytes` are the tensors that live already (the weights): the baseline.
-        """
-        from torch.profiler import ProfilerActivity, profile
+    def count_memory(self) -> AbstractContextManager[Callable[[], tuple[int, int]]]:
+        """A function for use in the block: bytes that came to life, now and at most since asked."""
+        return occupancy.count_cpu()
 
-        # Its remarks on starting and stopping would stand in every notebook.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-        usage: dict[str, int | None] = {"reserved_bytes": None}
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-            yield usage
-        events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
-        events.sort(key=lambda event: event.start_ns())
-        sizes = list(itertools.accumulate((e.nbytes() for e in events), initial=resident_bytes))
-        usage |= {"baseline_bytes": resident_bytes, "peak_bytes": max(sizes),
-                  "held_bytes": sizes[-1]}  # fmt: skip
+    def process_bytes(self) -> int | None:
+        return None
+
+    def gpu_used_bytes(self) -> int | None:
+        return None
 
     def busy(self, call: Callable[[], Any]) -> tuple[float, int] | None:
         """Nothing works beside the host, so that `call` is not run."""
@@ -150,11 +148,13 @@ class CudaDevice(Device):
         self._properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.uuid = f"GPU-{self._properties.uuid}"
         self.missing: dict[str, str] = {}
+        self._nvml = self._handle = None
         try:
             import pynvml
 
             pynvml.nvmlInit()
-            self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+            self._nvml = pynvml
             pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         except Exception as error:  # NVML raises its own classes, one per return code
             self.missing["energy"] = f"no NVML energy counter on this GPU: {error}"
@@ -168,20 +168,38 @@ class CudaDevice(Device):
         gc.collect()
         self._cuda.empty_cache()
 
-    @contextlib.contextmanager
-    def watch_memory(self, resident_bytes: int) -> Iterator[dict[str, int | None]]:
-        """The allocator's readings around the block: before, at most, after, and reserved.
+    def watch_memory(self, resident_bytes: int) -> AbstractContextManager[dict[str, Any]]:
+        """The allocator's readings around the block, and what NVML says at its edges.
 
         `resident_bytes` is not needed: the allocator knows what lives already.
         """
-        self.synchronize()
-        usage: dict[str, int | None] = {"baseline_bytes": self._cuda.memory_allocated()}
-        self._cuda.reset_peak_memory_stats()
-        yield usage
-        self.synchronize()
-        usage |= {"peak_bytes": self._cuda.max_memory_allocated(),
-                  "held_bytes": self._cuda.memory_allocated(),
-                  "reserved_bytes": self._cuda.memory_reserved()}  # fmt: skip
+        return occupancy.watch_cuda(self._cuda, self.synchronize, self._in_use)
+
+    def count_memory(self) -> AbstractContextManager[Callable[[], tuple[int, int]]]:
+        """A function for use in the block: bytes allocated now and at most since it was asked."""
+        return occupancy.count_cuda(self._cuda)
+
+    def process_bytes(self) -> int | None:
+        """What NVML says that this process uses, the CUDA context included."""
+        return self._from_nvml("process_bytes", occupancy.process_bytes)
+
+    def gpu_used_bytes(self) -> int | None:
+        """What NVML says is in use on the whole GPU, without what the driver sets aside."""
+        return self._from_nvml("gpu_used_bytes", occupancy.gpu_used_bytes)
+
+    def _from_nvml(self, name: str, read: Callable[..., tuple[int | None, str]]) -> int | None:
+        value, reason = (None, "no NVML") if self._nvml is None else read(self._nvml, self._handle)
+        if value is None:
+            self.missing[name] = reason
+        return value
+
+    def _in_use(self) -> dict[str, int | None]:
+        free, total = self._cuda.mem_get_info()
+        count = occupancy.process_count(self._nvml, self._handle) if self._nvml else None
+        if (count or 0) > 1:
+            self.missing["used_bytes"] = f"{count} processes share this GPU, and none is told apart"
+        return {"process_bytes": self.process_bytes(), "gpu_used_bytes": self.gpu_used_bytes(),
+                "driver_used_bytes": total - free, "gpu_processes": count}  # fmt: skip
 
     def busy(self, call: Callable[[], Any]) -> tuple[float, int] | None:
         """Seconds in which the GPU worked on this call, and the number of kernels.
@@ -248,6 +266,7 @@ class CudaDevice(Device):
             "gpu": self._properties.name,
             "gpu_uuid": self.uuid,
             "gpu_total_bytes": self._properties.total_memory,
+            "cache_bytes": self._properties.L2_cache_size,
             "cuda": torch.version.cuda,
             "driver": None,
             "power_limit_w": None,

@@ -38,6 +38,12 @@ def in_use(net: Any) -> str:
     return name if switchable and name not in (None, "eager") else "loop"
 
 
+def chooses_on_host(net: Any) -> bool:
+    """Whether a forward pass asks the host which experts to run, as a Python loop does."""
+    has_experts = any(path.rpartition(".")[2] == "experts" for path, _ in net.named_modules())
+    return has_experts and in_use(net) == "loop"
+
+
 def use(net: Any, name: str) -> None:
     """Switch a loaded net to another implementation; raise where it does not follow."""
     if name not in known():

@@ -46,7 +46,7 @@ def findings(
         _ttft(base, arm, reference, envs),
         _memory(base, arm, envs, reference),
         _energy(base, arm, envs, reference),
-        *_bound(base, arm, envs),
+        *_bound(base, arm, records),
         *against_paper(tables),
     ]
 
@@ -210,27 +210,25 @@ def _energy(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str)
     return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
 
 
-def _bound(base: dict[str, rules.Series], arm: Arm, envs: dict) -> list[Finding]:
-    """Decoding against the bytes that a step must read, for steps that no cache can hold.
-
-    The decode rate here is (g - 1) / (median call - median TTFT).
-    """
-    parts, shares = [], []
+def _bound(base: dict[str, rules.Series], arm: Arm, records: Sequence[Record]) -> list[Finding]:
+    """Decoding against the bytes that a step must read, for steps that no cache can hold."""
+    around = [r for r in records if r.kind in ("environment", "ceilings", "trace")]
+    parts, shares, sources = [], [], set()
     for model, series in base.items():
-        row = series.one("latency", context=arm[0], new_tokens=arm[1])
-        first, whole = rules.ttft_ms(series, arm[0], 1), rules.p50_ms(series, *arm)
-        size = row.value("decode_bytes") if row else None
-        speed = envs.get((row.env_id if row else None) or "", {}).get("copy_bytes_per_s")
-        if None in (size, speed, first.value, whole.value) or size < roofline.CACHE_BYTES:
-            continue
-        rate = 1e3 * (arm[1] - 1) / (whole.value - first.value)
-        allowed = roofline.bound_tok_per_s(size, speed)
-        shares.append(rate / allowed)
-        parts.append(f"{model} decodes {short(rate)} of {short(allowed)} tok/s "
-                     f"({rate / allowed:.0%})")  # fmt: skip
+        for found in roofline.arms([*around, *series.rows]):
+            share = found.mbu(realised=False, datasheet=False).value
+            if (found.context, found.batch) != (arm[0], 1) or not found.from_memory or not share:
+                continue
+            shares.append(share)
+            sources.add(found.limits.read_from)
+            stated = found.mbu(realised=False, datasheet=True).value
+            more = f", {stated:.0%} by the datasheet" if stated else ""
+            parts.append(f"{model} decodes {short(found.steps_per_s.value)} of "
+                         f"{short(found.bound_per_s)} tok/s ({share:.0%}{more})")  # fmt: skip
     if not parts:
         return []
-    said = f"{listed(parts)}: what reading a step's bytes at this device's copy bandwidth allows."
+    bandwidth = "copy bandwidth" if sources == {"copy"} else "best read stream"
+    said = f"{listed(parts)}: what reading a step's bytes at this device's {bandwidth} allows."
     if max(shares) < 0.5:
         said += (" None reaches half of it, so that something other than memory limits decoding "
                  "here, such as the host that drives it, and a comparison of models compares "

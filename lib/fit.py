@@ -20,6 +20,7 @@ from typing import Any
 
 from lib.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError
 from lib.params import ParamsError, split, unknown
+from lib.predictions import released_lines
 from lib.roofline import bound_tok_per_s
 from lib.tally import say
 
@@ -208,6 +209,7 @@ def text(told: dict[str, Any]) -> str:
         f"{card.name} ({card.model_type}): {card.total_params / 1e9:.3f} B parameters, "
         f"{card.active_params / 1e9:.3f} B active; the model's own context limit: {limit}"
     )
+    notes += told.get("measured", ())
     folded = [textwrap.fill(f"- {n}", 96, subsequent_indent="  ") for n in notes]
     gpu = f"GPU of {told['gpu_bytes'] / 1e9:g} GB{speed}"
     return "\n".join([head, gpu, "", *table, "", *folded])
@@ -242,6 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             bandwidth_gb_s=args.bandwidth_gb_s,
             contexts=args.context or CONTEXTS,
         )
+        if lines := released_lines(told["card"]["name"]):
+            told["measured"] = lines
     except (ValueError, OSError, RuntimeError) as error:
         say(f"error: {error}")
         return 2

@@ -46,6 +46,33 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     notes: tuple[str, ...] = ()
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """What a notebook shows: the table as a DataFrame."""
+        shown = frame(self)
+        return {"text/html": shown.to_html(), "text/plain": shown.to_string()}
+
+
+def without_empty(table: Table) -> Table:
+    """The table less columns that are empty in every row; notes give the reasons of numbers."""
+    kept, reasons = [], {}
+    for at, column in enumerate(table.columns):
+        cells = [row[at] for row in table.rows]
+        estimates = [cell for cell in cells if isinstance(cell, Estimate)]
+        if not cells or any(cell.value is not None for cell in estimates):
+            kept.append(at)
+        elif len(estimates) < len(cells):
+            kept += [at] * any(cell not in ("", None) for cell in cells)
+        else:
+            why = "; ".join(dict.fromkeys(cell.reason for cell in estimates))
+            reasons.setdefault(why, []).append(column.title)
+    said = [f"{', '.join(titles)}: {why}" for why, titles in reasons.items()]
+    return replace(
+        table,
+        columns=tuple(table.columns[at] for at in kept),
+        rows=tuple(tuple(row[at] for at in kept) for row in table.rows),
+        notes=(*table.notes, *said),
+    )
+
 
 def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
     """The percentile of a sample of the last row that has it, or why there is none."""
@@ -142,7 +169,7 @@ def _setup_value(row: Record, name: str, envs: dict[str, dict]) -> str:
     return str(row.key.get(name))
 
 
-def _arms(rows: Sequence[Record], kinds: Sequence[str], fields: Sequence[str]) -> dict:
+def grouped(rows: Sequence[Record], kinds: Sequence[str], fields: Sequence[str]) -> dict:
     """Rows grouped by model, setup and the given key fields, in a readable order."""
     envs = environments(rows)
     groups: dict[tuple, list[Record]] = {}
@@ -175,7 +202,7 @@ def build(
     columns: Sequence[Column],
     cells: Callable[[list[Record]], Sequence[Any]],
 ) -> Table:
-    groups = _arms(rows, kinds, fields)
+    groups = grouped(rows, kinds, fields)
     differ, notes = setups((r for g in groups.values() for r in g), environments(rows))
     at = [SETUP.index(d) for d in differ]
     leading = [Column("model", numeric=False), *(Column(d, numeric=False) for d in differ),

@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lib import decode, records, stats
+from lib import decode, gate, records, stats
 from lib.card import computed
 from lib.device import time_call
 from lib.models import load, require_context
@@ -52,6 +53,9 @@ def sweep(
     rows = begin_records(model, records_path)
     env_id = rows[0].env_id
     counts = {1: ttft_repeats, **dict.fromkeys(new_tokens, slope_repeats), new_tokens[0]: repeats}
+    for context in contexts if stack != gate.REFERENCE else ():
+        row = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
+        rows.append(records.append(records_path, row))
     arms = list(product(contexts, counts))
     random.Random(seed).shuffle(arms)
     for context, tokens in track(arms, f"latency of {model.name}"):
@@ -84,6 +88,7 @@ def arm(
     env_id: str | None,
     decoding: str = "greedy",
     kind: str = "latency",
+    batch: int = 1,
 ) -> Record:
     """One arm: warm up its shape, then `repeats` timed calls of exactly `new_tokens` tokens each.
 
@@ -91,32 +96,50 @@ def arm(
     ones of at most WARMUP_TOKENS tokens), whose first value is the cold start of the shape.
     """
     require_context(model.card, context, new_tokens)
-    generate = decode.open_stack(stack, model.net, decoding=decoding)
-    ids = prompt_ids(model, context, seed=seed)
+    generate = decode.open_stack(stack, model.net, decoding=decoding, capacity=context + new_tokens)
+    ids = prompt_ids(model, context, seed=seed, batch=batch, distinct=batch > 1)
     short = min(new_tokens, WARMUP_TOKENS)
-    warmup_s = [
-        time_call(lambda: generate(ids, short), model.device)[0] for _ in range(WARMUP_CALLS)
-    ]
-    samples_s = [
-        time_call(lambda: generate(ids, new_tokens), model.device)[0] for _ in range(repeats)
-    ]
+    warmup = [timed(generate, ids, short, model.device) for _ in range(WARMUP_CALLS)]
+    calls = [timed(generate, ids, new_tokens, model.device) for _ in range(repeats)]
+    if any(prepare_s for _, prepare_s in calls):
+        raise RuntimeError(f"the stack {stack!r} captured or compiled inside a timed call")
+    warmup_s, samples_s = ([seconds for seconds, _ in part] for part in (warmup, calls))
     name = "ttft_s" if new_tokens == 1 else "e2e_s"
     sizes, missing = computed(
-        decode_bytes=lambda: model.card.decode_bytes(context + new_tokens // 2)
+        decode_bytes=lambda: model.card.decode_bytes(context + new_tokens // 2, batch)
     )
     return Record(
         kind=kind,
-        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding=decoding),
+        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding=decoding,
+                      batch=batch, cache=decode.cache_kind(stack)),
         samples={name: samples_s, "warmup_s": warmup_s},
         values={
             **model.source,
-            "decode_experts": decode.experts_in_decode(model.net),
+            "decode_experts": decode.experts_in_decode(model.net, stack),
+            "prepare_s": sum(prepare_s for _, prepare_s in warmup),
             **sizes,
         },
         missing=missing,
         warnings=tuple(warnings_of(samples_s)),
         env_id=env_id,
-    )
+    )  # fmt: skip
+
+
+def timed(generate: Any, ids: Any, new_tokens: int, device: Any) -> tuple[float, float]:
+    """Wall seconds of one call, and the seconds of it that captures and compilations took."""
+    seconds, out = time_call(lambda: generate(ids, new_tokens), device)
+    return seconds, out.prepare_s
+
+
+def gated_arm(model: Any, *, stack: str, context: int, seed: int, env_id: str | None,
+              **arguments: Any) -> Record:  # fmt: skip
+    """`arm` of a stack that has passed the correctness gate; the row says by how much."""
+    values = {}
+    if stack != gate.REFERENCE:
+        passed = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
+        values = {f"gate_{name}": value for name, value in passed.values.items()}
+    row = arm(model, stack=stack, context=context, seed=seed, env_id=env_id, **arguments)
+    return replace(row, values={**row.values, **values})
 
 
 def loaded_arm(
@@ -138,7 +161,7 @@ def stamped(
     samples: `token_s`, for each call the seconds from its start to each token; `e2e_s`, the whole
     calls. Compare `e2e_s` with the unstamped arm to see what stamping costs.
     """
-    generate = decode.open_stack(stack, model.net)
+    generate = decode.open_stack(stack, model.net, capacity=context + new_tokens)
     ids = prompt_ids(model, context, seed=seed)
     generate(ids, min(new_tokens, WARMUP_TOKENS))
     token_s, e2e_s = [], []
@@ -157,11 +180,12 @@ def stamped(
         e2e_s.append(seconds)
     return Record(
         kind="itl",
-        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy"),
+        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy",
+                      cache=decode.cache_kind(stack)),
         samples={"token_s": token_s, "e2e_s": e2e_s},
         values=dict(model.source),
         env_id=env_id,
-    )
+    )  # fmt: skip
 
 
 def busy_row(
@@ -174,7 +198,7 @@ def busy_row(
     profiled call means nothing; compare with the latency rows.
     """
     require_context(model.card, context, tokens + 1)
-    generate = decode.open_stack(stack, model.net)
+    generate = decode.open_stack(stack, model.net, capacity=context + tokens + 1)
     ids = prompt_ids(model, context, seed=seed)
     values, reason = dict(model.source), model.device.missing.get("busy")
     if not reason:
@@ -189,7 +213,8 @@ def busy_row(
     names = ("prefill_busy_s", "decode_busy_s", "decode_kernels") if reason else ()
     return Record(
         kind="busy",
-        key=model.key(stack=stack, context=context, new_tokens=tokens + 1, decoding="greedy"),
+        key=model.key(stack=stack, context=context, new_tokens=tokens + 1, decoding="greedy",
+                      cache=decode.cache_kind(stack)),
         values=values,
         missing=dict.fromkeys(names, reason),
         env_id=env_id,

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +19,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lib.params import CROSS_MODEL, ROOT, Choice, ParamsError, Profile, models, resolve
+from lib.params import (
+    BEFORE_MODELS,
+    CROSS_MODEL,
+    ROOT,
+    Choice,
+    ParamsError,
+    Profile,
+    models,
+    resolve,
+)
 from lib.records import manifests
 
 PARTIAL, PREVIOUS, ALL = ".partial", ".previous", "_all"
@@ -46,6 +54,8 @@ class Task:
     @property
     def title(self) -> str:
         """Short name for people: model, weights-stack, notebook."""
+        if self.notebook in BEFORE_MODELS:
+            return f"this {self.notebook}"
         where = f"{self.model} {self.weights}-{self.stack}" if self.model else "all models"
         return f"{where} {self.notebook}"
 
@@ -72,17 +82,19 @@ def slug(model: str) -> str:
 
 
 def plan(profile: Profile, out_dir: Path) -> list[Task]:
-    """All jobs of a profile: models in turn, notebooks in the profile's order, then over all."""
-    tasks = []
+    """All jobs of a profile: the machine's, the models' in turn, then those over all models.
+
+    Notebooks of one kind keep the profile's order.
+    """
+    once = {n: _task(profile, n, None, out_dir / ALL / n, out_dir)
+            for n in profile.notebooks if n in CROSS_MODEL}  # fmt: skip
+    tasks = [task for notebook, task in once.items() if notebook in BEFORE_MODELS]
     for choice in profile.choices:
         folder = out_dir / slug(choice.model) / f"{choice.weights}-{choice.stack}"
         for notebook in profile.notebooks:
             if notebook in choice.notebooks and notebook not in CROSS_MODEL:
                 tasks.append(_task(profile, notebook, choice, folder / notebook, folder))
-    for notebook in profile.notebooks:
-        if notebook in CROSS_MODEL:
-            tasks.append(_task(profile, notebook, None, out_dir / ALL / notebook, out_dir))
-    return tasks
+    return tasks + [task for notebook, task in once.items() if notebook not in BEFORE_MODELS]
 
 
 def _task(
@@ -274,43 +286,6 @@ def artefacts(folder: Path) -> list[dict[str, str]]:
     """Files below a folder with their hashes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [{"path": p.relative_to(folder).as_posix(), "sha256": file_sha(p)} for p in files]
-
-
-def staging(folder: Path) -> Path:
-    """An empty folder in the job's folder; what a notebook writes into it appears when it ends."""
-    discard(folder)
-    (folder / PARTIAL).mkdir(parents=True)
-    return folder / PARTIAL
-
-
-def discard(folder: Path) -> None:
-    """Drop what an unfinished run has left."""
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-
-
-def promote(folder: Path, old: dict[str, Any] | None, *, keep_old: bool, spent: bool) -> None:
-    """Put the files of the run that just ended in place, each by one atomic replacement.
-
-    `old` is the run.json of the one that they replace. With `keep_old` its files are kept in
-    `.previous/`; what that held before goes then, or where it is `spent`.
-    """
-    if keep_old or spent:
-        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
-    staged = folder / PARTIAL
-    new = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
-    names = [item["path"] for item in (old or {}).get("artefacts", ())]
-    for name in [name for name in map(Path, [*names, "notebook.html"]) if (folder / name).exists()]:
-        if keep_old:
-            (folder / PREVIOUS / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(folder / name, folder / PREVIOUS / name)
-        if name not in new:
-            (folder / name).unlink()
-    if keep_old:
-        write_json(folder / PREVIOUS / "run.json", old)
-    for name in new:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (staged / name).replace(folder / name)
-    shutil.rmtree(staged)
 
 
 def refuse_released(out_dir: Path) -> None:

@@ -7,21 +7,34 @@ last position's logits only. Both subtract a baseline taken after a warm-up of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lib import decode, experts, records
+from lib import decode, experts, forecast, records, stretches
 from lib.card import computed
+from lib.held import (
+    behind_bytes,
+    cache_bytes,
+    card_bytes,
+    card_warnings,
+    is_static,
+    tensor_bytes,
+    weight_bytes,
+)
 from lib.progress import track
 from lib.records import Record
 from lib.session import begin_records, prompt_ids
 
 WARMUP_TOKENS = 2
+PROTOCOLS = {"memory-paper": "paper", "memory": "generate()"}
+# What a row holds, or says why not.
+READINGS = ("reserved_bytes", "used_bytes", "kv_tensor_bytes", "kv_card_bytes", "workspace_bytes",
+            "predicted_bytes", "peak_in")  # fmt: skip
+STEPPED = "hf-eager"  # the stack whose passes are plain calls of the net, which hooks can follow
 
 
 def sweep(
@@ -33,37 +46,92 @@ def sweep(
     seed: int,
     records_path: str | Path,
     also_experts: Sequence[str] = (),
+    predicted: Mapping[tuple, int | str] | None = None,
 ) -> list[Record]:
     """Both protocols at every context, each row written at once.
 
     `also_experts` names further implementations of a mixture of experts to measure after the one
-    in use; a dense model has none.
+    in use; a dense model has none. `predicted` is what `predict` returned before.
     """
     rows = begin_records(model, records_path)
     for name in [None, *also_experts] if model.card.experts else [None]:
         if name is not None:
             experts.use(model.net, name)
         rows += _protocols(model, stack=stack, contexts=contexts, new_tokens=new_tokens, seed=seed,
-                           env_id=rows[0].env_id, records_path=records_path)  # fmt: skip
+                           env_id=rows[0].env_id, records_path=records_path,
+                           predicted=predicted or {})  # fmt: skip
     return rows
 
 
 def _protocols(
     model: Any, *, stack: str, contexts: Sequence[int], new_tokens: int, seed: int,
-    env_id: str | None, records_path: str | Path,
+    env_id: str | None, records_path: str | Path, predicted: Mapping[tuple, int | str],
 ) -> list[Record]:  # fmt: skip
     generate = decode.open_stack(stack, model.net)
-    protocols = {
+    calls = {
         "memory-paper": lambda ids, tokens: paper_call(model.net, ids, tokens),
         "memory": lambda ids, tokens: {"cache": generate(ids, tokens).cache},
     }
     rows = []
     for context in track(contexts, f"memory of {model.name}"):
-        for kind, call in protocols.items():
-            row = arm(model, kind=kind, call=call, stack=stack, context=context,
+        for kind, call in calls.items():
+            told = predicted.get((kind, model.key()["experts"], context), "nothing was predicted")
+            row = arm(model, kind=kind, call=call, stack=stack, context=context, predicted=told,
                       new_tokens=new_tokens, seed=seed, env_id=env_id)  # fmt: skip
             rows.append(records.append(records_path, row))
     return rows
+
+
+def predict(
+    model: Any, contexts: Sequence[int], new_tokens: int, also_experts: Sequence[str] = ()
+) -> dict[tuple, int | str]:
+    """Before measuring: the peak above the baseline (bytes) of every arm of `sweep`, or why none.
+
+    Keys are (kind, experts, context). Every arm is run on torch's meta device, where nothing is
+    allocated (`lib.forecast`): the prefill, and the last decode step beside the logits held.
+    """
+    try:
+        twin = forecast.on_meta(model.net)
+    except Exception as error:  # whatever building an architecture raises
+        twin = error
+    decoding = decode.experts_in_decode(model.net)
+    named = {model.experts: {"memory-paper": model.experts, "memory": decoding}}
+    named |= {name: dict.fromkeys(PROTOCOLS, name) for name in also_experts if model.card.experts}
+    found: dict[tuple, int | str] = {}
+    for name, in_decode in named.items():
+        for context in track(contexts, f"predicted memory of {model.name}"):
+            for kind in PROTOCOLS:
+                found[kind, name, context] = _predicted(
+                    twin, kind, context, new_tokens, name, in_decode[kind]
+                )
+    return found
+
+
+def _predicted(
+    twin: Any, kind: str, context: int, new_tokens: int, name: str, in_decode: str | None
+) -> int | str:
+    paper, cached = kind == "memory-paper", cached_tokens(kind, context, new_tokens)
+    try:
+        if isinstance(twin, Exception):
+            raise twin
+        peak = forecast.prefill_bytes(twin, context, all_logits=paper, implementation=name)
+        if cached > context:
+            held = forecast.logits_bytes(twin, context) if paper else 0
+            peak = max(peak, held + forecast.decode_bytes(twin, cached, in_decode))
+    except Exception as error:  # a model's code may ask for values, which meta tensors lack
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"its code does not run without values ({first})"
+    return peak
+
+
+def prediction_table(predicted: Mapping[tuple, int | str]) -> pd.DataFrame:
+    """What `predict` returned, for reading, in MB of 10^6 bytes."""
+    made = pd.DataFrame([
+        {"experts": name, "protocol": PROTOCOLS[kind], "context (tokens)": context,
+         "peak above baseline, predicted (MB)": size / 1e6 if isinstance(size, int) else size}
+        for (kind, name, context), size in predicted.items()
+    ])  # fmt: skip
+    return made.round(3).set_index("context (tokens)")
 
 
 def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> pd.DataFrame:
@@ -108,75 +176,107 @@ def arm(
     new_tokens: int,
     seed: int,
     env_id: str | None,
+    predicted: int | str = "nothing was predicted",
 ) -> Record:
     """Baseline, call, peak. All values in bytes.
 
     baseline: after loading and a warm-up of the same shape, nothing of a call alive; peak: most in
     use during the call; held: in use after it with the cache (and, in the paper's protocol, the
     prompt's logits) alive; kv_tensor: the cache's tensors; kv_card: what the model card computes;
-    workspace: peak - baseline - kv_tensor - logits, the rest.
+    workspace: peak - baseline - kv_tensor - logits, the rest. What more the device tells is in
+    `lib.occupancy`; what the second, followed call tells is in `where_it_peaks`.
     """
     device = model.device
     ids = prompt_ids(model, context, seed=seed)
-    call(ids, min(new_tokens, WARMUP_TOKENS))
+    few = min(new_tokens, WARMUP_TOKENS)
+    call(ids, few)
     device.empty_cache()
     with device.watch_memory(resident_bytes=model.card.weight_bytes) as values:
         alive = call(ids, new_tokens)
-    kv_bytes = cache_bytes(alive["cache"])
-    logits_bytes = tensor_bytes(alive["logits"]) if "logits" in alive else 0
-    above_bytes = values["peak_bytes"] - values["baseline_bytes"]
-    sizes, unknown = computed(
-        kv_card_bytes=lambda: model.card.kv_bytes(cached_tokens(kind, context, new_tokens))
-    )
-    values |= sizes | {
-        "kv_tensor_bytes": kv_bytes,
-        "logits_bytes": logits_bytes,
-        "workspace_bytes": above_bytes - kv_bytes - logits_bytes,
+    values["predicted_bytes"] = predicted if isinstance(predicted, int) else None
+    values["weight_bytes"] = weight_bytes(model.net)
+    values["logits_bytes"] = tensor_bytes(alive["logits"]) if "logits" in alive else 0
+    cached = cached_tokens(kind, context, new_tokens)
+    found, missing = cache_readings(alive["cache"], model.card, cached)
+    cache_kind = "static" if is_static(alive["cache"]) else "dynamic"
+    del alive
+    values |= found
+    if found["kv_tensor_bytes"] is not None:
+        known = ("baseline_bytes", "kv_tensor_bytes", "logits_bytes")
+        values["workspace_bytes"] = values["peak_bytes"] - sum(values[name] for name in known)
+        if stack == STEPPED:
+            values |= where_it_peaks(model, call, ids, few, values)
+    missing |= {
+        "workspace_bytes": missing["kv_tensor_bytes"],
+        "peak_in": missing["kv_tensor_bytes"] or f"only the passes of {STEPPED} are followed",
+        "predicted_bytes": str(predicted),
     }
-    missing = {name: f"the {device.memory_source} does not report it"
-               for name, value in values.items() if value is None}  # fmt: skip
     return Record(
         kind=kind,
-        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy"),
+        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy",
+                      cache=cache_kind),
         values={**model.source, **{k: v for k, v in values.items() if v is not None},
                 "memory_source": device.memory_source},
-        missing=missing | unknown,
-        warnings=tuple(kv_warnings(values)),
+        missing={name: missing.get(name) or device.missing.get(name)
+                 or f"the {device.memory_source} does not report it"
+                 for name in READINGS if values.get(name) is None},
+        warnings=tuple(card_warnings(values, model.card.weight_bytes)),
         env_id=env_id,
     )  # fmt: skip
+
+
+def cache_readings(
+    cache: Any, card: Any, tokens: int
+) -> tuple[dict[str, int | None], dict[str, str]]:
+    """Bytes of the cache held, of what stands behind it and by the card, and why one is None.
+
+    A cache that is not understood is no reason to fail.
+    """
+    counts = {"kv_tensor_bytes": lambda: cache_bytes(cache),
+              "kv_behind_bytes": lambda: behind_bytes(cache),
+              "kv_card_bytes": lambda: card_bytes(card, cache, tokens)}  # fmt: skip
+    values, missing = dict.fromkeys(counts), dict.fromkeys(counts, "")
+    for name, count in counts.items():
+        try:
+            values[name] = count()
+        except ValueError as error:
+            missing[name] = str(error)
+    return values, missing
+
+
+def where_it_peaks(
+    model: Any, call: Callable, ids: Any, tokens: int, measured: Mapping[str, Any]
+) -> dict[str, Any]:
+    """In which stretch of a call the memory peaks, and what of cache and experts is alive there.
+
+    From a second, shorter call that hooks follow (`lib.stretches`); a decode step at the end of
+    the measured call has a cache that is longer by what grew in between. prefill_peak: baseline
+    and the most during the prefill; peak_in: the stretch; kv_peak and kv_peak_behind: the cache's
+    tensors there, and what they keep alive beyond their own bytes; expert_workspace: the most that
+    the experts of a layer add in the prefill, decode_expert_workspace in a decode step.
+    """
+    model.device.empty_cache()
+    with stretches.follow(model.net, model.device, _cache_sizes) as trace:
+        shorter = _cache_sizes(call(ids, tokens)["cache"])
+    longer = measured["kv_tensor_bytes"], measured["kv_behind_bytes"]
+    grown = max(longer[0] - shorter[0], 0)
+    _, where = max((peak + grown * name.startswith("decode"), name)
+                   for name, _, peak in trace.stretches)  # fmt: skip
+    there = longer if where.startswith("decode") else trace.prefill_cache or shorter
+    return {
+        "prefill_peak_bytes": measured["baseline_bytes"] + trace.peak_bytes("prefill"),
+        "peak_in": where,
+        "kv_peak_bytes": there[0],
+        "kv_peak_behind_bytes": there[1],
+        "expert_workspace_bytes": trace.grown_bytes(f"prefill {stretches.EXPERTS}"),
+        "decode_expert_workspace_bytes": trace.grown_bytes(f"decode {stretches.EXPERTS}"),
+    }
+
+
+def _cache_sizes(cache: Any) -> tuple[int, int]:
+    return cache_bytes(cache), behind_bytes(cache)
 
 
 def cached_tokens(kind: str, context: int, new_tokens: int) -> int:
     """Tokens in the cache at the end: `generate()` never caches the last token that it returns."""
     return context + new_tokens if kind == "memory-paper" else context + new_tokens - 1
-
-
-def tensor_bytes(tensor: Any) -> int:
-    """Bytes of the storage that keeps a tensor alive."""
-    return tensor.untyped_storage().nbytes()
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes of the tensors of all layers of a transformers cache: keys and values, or states."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for layer in cache.layers
-        for tensor in _held(layer)
-        if tensor is not None
-    )
-
-
-def _held(layer: Any) -> list[Any]:
-    """What a layer of the cache keeps; one with linear attention has states by number."""
-    states = (getattr(layer, name, {}).values() for name in ("conv_states", "recurrent_states"))
-    return [getattr(layer, "keys", None), getattr(layer, "values", None), *chain(*states)]
-
-
-def kv_warnings(values: dict[str, int | None]) -> list[dict[str, str]]:
-    """A cache that is not as large as the card computes is worth a look."""
-    if values["kv_tensor_bytes"] == values.get("kv_card_bytes", values["kv_tensor_bytes"]):
-        return []
-    return [records.warning(
-        "kv-card", f"the cache holds {values['kv_tensor_bytes']} bytes, the card computes "
-        f"{values['kv_card_bytes']}: check layer types and window in the model's config",
-    )]  # fmt: skip

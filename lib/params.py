@@ -23,13 +23,15 @@ __all__ = ["ROOT", "Choice", "ParamsError", "Profile", "models", "notebook_param
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ("random", "checkpoint", "gguf")
-STACKS = ("hf-eager",)
+STACKS = ("hf-eager", "hf-static", "graph", "graph-compiled")
 DTYPES = ("bfloat16", "float16", "float32")
 FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
-CROSS_MODEL = ("summary", "audit")  # notebooks that run once, over all models
+BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
+CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
 _COMMON = ("weights", "stack", "dtype")
 SLICES = ("models", "notebooks", *_COMMON)
 _MODELS = "models.yaml"
+_NO_PROFILES = ("models", "gpus")  # other files of the folder
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NUMBER = re.compile(r"[-+]?[0-9][0-9_]*\.?[0-9]*([eE][-+]?[0-9]+)?")
 
@@ -161,9 +163,7 @@ def _typed(value: Any, default: Any, where: str) -> Any:
         elif isinstance(default, str):
             hint = "; write it in quotes"
         expected, got = type(default).__name__, type(value).__name__
-        raise ParamsError(
-            f"{where} is {value!r} ({got}), needs {expected} like {default!r}{hint}"
-        )
+        raise ParamsError(f"{where} is {value!r} ({got}), needs {expected} like {default!r}{hint}")
     if isinstance(value, list):
         kinds = {type(item) for item in default or []}
         pattern = default[0] if len(kinds) == 1 else None
@@ -191,7 +191,7 @@ def profile(
     run for it) and values that differ for this model.
     """
     folder = resolve(params_dir)
-    if not (folder / f"{name}.yaml").is_file() or name == "models":
+    if not (folder / f"{name}.yaml").is_file() or name in _NO_PROFILES:
         raise unknown("profile", name, profiles(folder), hint="Use PROFILE=<name>.")
     data = read_yaml(folder / f"{name}.yaml")
     _require_keys(data, ("defaults", "notebooks", "models"), f"profile {name!r}")
@@ -227,7 +227,7 @@ def profile(
 
 def profiles(folder: Path) -> list[str]:
     """Names of the profiles in a folder."""
-    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "models")
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in _NO_PROFILES)
 
 
 def _require_keys(data: Any, keys: Iterable[str], where: str) -> None:
@@ -263,7 +263,7 @@ def _choices(
     listed = [{"name": e} if isinstance(e, str) else e for e in entries]
     by_name = {entry.get("name"): entry for entry in listed}
     wanted = chosen["models"] or tuple(by_name)
-    if not wanted:
+    if not wanted and set(chosen["notebooks"] or sections) - set(CROSS_MODEL):
         raise ParamsError(
             f"profile {name!r} measures a model of your choice: add MODELS=<hub id, folder, .gguf "
             f"file or entry of params/models.yaml>; entries: {', '.join(models(folder / _MODELS))}"

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -14,7 +17,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from lib import params, stats, tables
+from lib import ledger, params, stats, tables
 from lib.records import Record, environments, select
 
 PALETTE = sns.color_palette("colorblind", 10)
@@ -26,6 +29,7 @@ STYLE = {
 }  # fmt: skip
 PARTS = {"kv_tensor_bytes": "KV cache", "logits_bytes": "logits held",
          "workspace_bytes": "workspace"}  # fmt: skip
+PROTOCOLS = {"memory-paper": "the paper's protocol", "memory": "generate()"}
 
 
 def axes(ax: Axes | None = None, **size: Any) -> Axes:
@@ -107,8 +111,49 @@ def memory_parts(rows: Sequence[Record], kind: str, ax: Axes | None = None) -> A
         ax.barh(names, sizes, left=left, color=PALETTE[number], label=label)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     ax.invert_yaxis()
-    title = "the paper's protocol" if kind == "memory-paper" else "generate()"
-    return labelled(ax, f"Peak above baseline, {title}", "MB (10^6 bytes)", "")
+    return labelled(ax, f"Peak above baseline, {PROTOCOLS[kind]}", "MB (10^6 bytes)", "")
+
+
+def memory_ledger(
+    rows: Sequence[Record], ax: Axes | None = None, kind: str = "memory-paper"
+) -> Axes:
+    """Everything beside the weights, part by part, and how far the sum is from what NVML says.
+
+    The weights (named with their size at each bar) would hide the rest. GB are 10^9 bytes.
+    """
+    made = [(row, book) for row, book in ledger.of_rows(rows) if row.kind == kind]
+    ax = axes(ax, figsize=(9.6, 1.6 + 0.3 * len(made)))
+    left = [0.0] * len(made)
+    shown = {n: title for n, title in ledger.PARTS.items() if n != "weights"}
+    for number, (name, label) in enumerate(shown.items() if made else ()):
+        sizes = [max(book.parts[name] or 0, 0) / 1e9 for _, book in made]
+        if any(sizes):
+            ax.barh(range(len(made)), sizes, left=left, color=PALETTE[number], label=label)
+        left = [a + b for a, b in zip(left, sizes, strict=True)]
+    for place, (_, book) in enumerate(made):
+        ax.text(left[place], place, _closing(book), va="center", fontsize=7)
+    ax.set_yticks(range(len(made)), [_arm_and_weights(row, book) for row, book in made])
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.5 * max([*left, 1e-9]))
+    reasons = dict.fromkeys(book.open_reason for _, book in made if book.closed is None)
+    below = "".join(f"\nnot closed: {reason}" for reason in reasons)
+    return labelled(ax, f"Memory beside the weights, {PROTOCOLS[kind]}", f"GB (10^9 bytes){below}",
+                    "")  # fmt: skip
+
+
+def _closing(book: ledger.Ledger) -> str:
+    """What the sum of the parts lacks of what NVML says."""
+    left = book.residual_bytes
+    if left is None:
+        return " not closed"
+    return f" {left / 1e6:+.1f} MB to NVML ({left / book.used_bytes:+.2%})"
+
+
+def _arm_and_weights(row: Record, book: ledger.Ledger) -> str:
+    experts = "" if row.key.get("experts") == "none" else f", {row.key.get('experts')}"
+    size = book.parts["weights"]
+    weights = "weights ?" if size is None else f"weights {tables.short(size / 1e9)} GB"
+    return f"{row.key['model']}{experts}, {row.key['context']} ({weights})"
 
 
 def energy(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
@@ -212,14 +257,26 @@ def caption(rows: Sequence[Record]) -> str:
     """Hardware, weights, dtype, stack and repetitions, computed from the rows."""
     measured = [r for r in rows if r.kind not in ("environment", "card")]
     envs = environments(rows)
+    keyed = [r for r in measured if r.key.get("model")]
     used = {r.env_id for r in measured}
     cards = {e.get("gpu") or e.get("cpu") for i, e in envs.items() if i in used} - {None}
     setups = {f"{r.key.get('weights')} weights, {r.key.get('dtype')}, {r.key.get('stack')}"
-              for r in measured if not r.error}  # fmt: skip
+              for r in keyed if not r.error}  # fmt: skip
     counts = sorted({len(s) for r in measured for name, s in r.samples.items()
                      if name not in ("warmup_s", "token_s")})  # fmt: skip
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
     return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n]))
+
+
+def html(ax: Axes, rows: Sequence[Record]) -> str:
+    """The figure as HTML that needs no other file; the same rows give the same bytes."""
+    picture = io.BytesIO()
+    ax.figure.savefig(picture, format="png", metadata={"Software": None})
+    plt.close(ax.figure)
+    data = base64.b64encode(picture.getvalue()).decode()
+    return (f'<figure class="picture"><img class="figure" alt="{escape(describe(ax))}" '
+            f'src="data:image/png;base64,{data}"><figcaption>{escape(ax.get_title())}. '
+            f"{escape(caption(rows))}.</figcaption></figure>")  # fmt: skip
 
 
 def show(ax: Axes, rows: Sequence[Record], source: str = "") -> None:

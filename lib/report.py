@@ -18,7 +18,20 @@ from urllib.parse import quote
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from lib import hostbound, money, provenance, recordlist, results, tables
+from lib import (
+    boundplots,
+    hostbound,
+    ledgertables,
+    machine,
+    money,
+    plots,
+    predictions,
+    provenance,
+    recordlist,
+    results,
+    roofline,
+    tables,
+)
 from lib.findings import findings
 from lib.fragments import read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
@@ -26,8 +39,8 @@ from lib.markup import grid_html, paper_html
 from lib.page import data_link, entry, shell, write_text
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
-from lib.params import model_order
-from lib.records import Record, environments, merge
+from lib.params import BEFORE_MODELS, model_order
+from lib.records import Record, environments, merge, select
 from lib.results import ACROSS, Job, slug
 
 MAIN_TABLES = (1, 5, 6, 8)
@@ -114,7 +127,11 @@ def render(
     rows = merge([r for job in _by_end(found) for r in job.records])
     published = load_published()
     paper = recordlist.papers(paper_tables(rows, published), rows, published)
-    csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out)]
+    bound = roofline.utilisation(rows)
+    beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
+    ledgers = ledgertables.tables(rows, published)
+    csvs = [*tables.write_csvs(rows, published, out),
+            *tables.write_generic_csvs(rows, out, [*beside, *ledgers])]  # fmt: skip
     generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
     costs = money.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
@@ -140,9 +157,12 @@ def render(
         paper=published,
         paper_main=main,
         paper_more=more,
+        bound=Markup(_bound(bound, rows)),
         generic=[html for _, html in grids],
         generic_more=grids,
         costs=Markup(grid_html(costs, "grid-money")) if costs else "",
+        ledgers=[Markup(grid_html(t, f"grid-{t.name}")) for t in ledgers],
+        ledger_figures=_ledger_figures(rows),
         groups=groups,
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
@@ -151,9 +171,16 @@ def render(
         downloads=[(p.name, data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
         records=Markup(recordlist.html(rows, _by_end(found), out)),
-        toc=_contents(groups, bool(paper)),
+        toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
     )  # fmt: skip
+
+
+def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
+    """The stacked ledger of each protocol that has rows."""
+    kinds = [k for k in plots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
+    return [Markup(plots.html(plots.memory_ledger(rows, kind=kind), select(rows, kind)))
+            for kind in kinds]  # fmt: skip
 
 
 def _by_end(found: Iterable[Job]) -> list[Job]:
@@ -193,22 +220,31 @@ def _subtitle(rows: Sequence[Record], ended: str) -> str:
     return " · ".join(filter(None, parts))
 
 
+def _bound(table: Table, rows: Sequence[Record]) -> str:
+    """The table and the figure of the bounds, where any arm has one."""
+    if not table.rows:
+        return ""
+    arms = [r for r in rows if r.kind in (*roofline.KINDS, "environment")]
+    return grid_html(table, "grid-bound") + plots.html(boundplots.bound(rows), arms)
+
+
 def _optional(table: Table, table_id: str) -> str:
     return grid_html(table, table_id) if table.rows else ""
 
 
 def _groups(found: Sequence[Job], pages: dict[str, Path], out: Path) -> list[SimpleNamespace]:
-    """Sections: the notebooks across models first, then each model's."""
-    by_model: dict[str, list[Job]] = {}
-    for job in sorted(found, key=lambda j: j.parts[0] != ACROSS):
-        by_model.setdefault(job.parts[0], []).append(job)
+    """Sections: the machine first, then the notebooks across models, then each model's."""
+    by_folder: dict[str, list[Job]] = {}
+    for job in sorted(found, key=lambda j: (j.notebook not in BEFORE_MODELS, j.parts[0] != ACROSS)):
+        folder = job.path if job.notebook in BEFORE_MODELS else job.parts[0]
+        by_folder.setdefault(folder, []).append(job)
     groups, taken = [], Counter()
-    for folder, members in by_model.items():
-        across = folder == ACROSS
-        name = "summary" if across else f"model-{slug(folder)}"
+    for folder, members in by_folder.items():
+        across = {ACROSS: ("summary", "Summary across models"),
+                  f"{ACROSS}/machine": ("machine", "The machine")}  # fmt: skip
+        name, title = across.get(folder, (f"model-{slug(folder)}", members[0].model))
         taken[name] += 1
         name += f"-{taken[name]}" if taken[name] > 1 else ""
-        title = "Summary across models" if across else members[0].model
         shown = [_section(job, pages.get(job.id), out) for job in members]
         groups.append(SimpleNamespace(id=name, title=title, jobs=shown))
     return groups
@@ -243,11 +279,17 @@ def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def _contents(groups: Sequence[SimpleNamespace], paper: bool) -> list[SimpleNamespace]:
+def _contents(
+    groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool
+) -> list[SimpleNamespace]:
     entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
     entries.append(entry("tables", "The paper's tables" if paper else "Results"))
+    if bound:
+        entries.append(entry("bound", "Against the bound"))
     if paper:
         entries.append(entry("more-tables", "Other tables"))
+    if ledgers:
+        entries.append(entry("memory-ledger", "Memory ledger"))
     entries += [entry(g.id, g.title, [entry(j.id, j.title) for j in g.jobs]) for g in groups]
     last = (("failures", "Failures"), ("methods", "Methods"), ("data", "Data"))
     return [*entries, *(entry(*item) for item in last)]

@@ -16,7 +16,7 @@ from lib import params
 from lib.records import Record, load, manifests
 
 ACROSS = "_all"
-ORDER = ("latency", "memory", "energy", "ablations", "ape", "summary", "audit")
+ORDER = ("machine", "latency", "memory", "energy", "ablations", "ape", "summary", "audit")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def _order(path: str) -> tuple:
     """Models in the order of params/models.yaml; notebooks as they are run."""
     parts = path.split("/")
     at = ORDER.index(parts[-1]) if parts[-1] in ORDER else len(ORDER)
-    return (parts[0] == ACROSS, params.model_order(parts[0]), parts[1:-1], at, parts[-1])
+    place = 0 if parts[-1] in params.BEFORE_MODELS else 1 + (parts[0] == ACROSS)
+    return (place, params.model_order(parts[0]), parts[1:-1], at, parts[-1])
 
 
 def _with_ids(jobs: Sequence[Job]) -> list[Job]:

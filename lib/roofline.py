@@ -1,24 +1,51 @@
-"""The bound that a decode step cannot beat: the bytes it must read over the memory's bandwidth."""
+"""The bounds of a call: bytes that a decode step must read, and operations of a prefill.
+
+MBU (memory bandwidth utilisation) is bytes of a step x steps per second / bandwidth; useful with
+the bytes that any implementation must read, realised with those that this one was traced to read.
+MFU (model FLOPs utilisation) of a prefill is its operations / TTFT / flop rate. Each against the
+datasheet, and against the best that was measured on the device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from lib import stats, tables
-from lib.card import computed
-from lib.records import Record, environments, select
+from lib import stats
+from lib.card import ModelCard, computed
+from lib.datasheets import datasheet
+from lib.grid import Column, Table, build, grouped, sampled, without_empty
+from lib.machine import Limits, bandwidth_notes, limits
+from lib.records import Record, select
+from lib.stats import Estimate
+from lib.tables import decode_tok_per_s
 
-# A copy's bandwidth bounds a step only where the step's bytes do not fit the last-level cache.
-CACHE_BYTES = 2**28
-TOLERANCE = 1.10  # a copy is not the best stream: a pure read may be some percent faster
+KINDS = ("latency", "batch")
+# A step's bytes come from memory, whatever happened before, if they are several caches full.
+SEVERAL = 4
+CACHE_BYTES = 2**28  # so many bytes count as several caches where the cache is not known
+TOLERANCE = 1.10  # a measured ceiling is a best of some, and a copy is not the best stream
+HALF = ("bfloat16", "float16")  # the datasheet's rate of matrix products holds for both
+IMPOSSIBLE = "impossible: faster than memory"
+UNKNOWN = Limits("unknown device", datasheet(None))
+COLUMNS = (
+    Column("a step reads", "GB"), Column("decode throughput", "tok/s"), Column("bound", "tok/s"),
+    Column("useful MBU, datasheet"), Column("useful MBU, measured"),
+    Column("realised MBU, datasheet"), Column("realised MBU, measured"),
+    Column("prefill MFU, datasheet"), Column("prefill MFU, measured"),
+    Column("remark", numeric=False),
+)  # fmt: skip
+FORMULAS = ("bound: measured bandwidth / bytes that a step must read; MBU: bytes of a step x steps "
+            "per second / bandwidth; MFU: operations of the prefill / TTFT / rate of a matrix "
+            "product")  # fmt: skip
 
 
-def bound_tok_per_s(decode_bytes: int, bytes_per_s: float) -> float:
-    """Decode throughput at batch 1 if nothing but these bytes took time (tok/s)."""
+def bound_tok_per_s(decode_bytes: float, bytes_per_s: float) -> float:
+    """Decode steps a second if nothing but reading these bytes took time (tok/s at batch 1)."""
     return bytes_per_s / decode_bytes
 
 
@@ -43,35 +70,227 @@ def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> pd.DataF
     }).set_index("context (tokens)")  # fmt: skip
 
 
-def utilisation(rows: Sequence[Record]) -> pd.DataFrame:
-    """Measured decode throughput against the bound, per model and context (useful MBU)."""
-    lines = []
-    for model, context, measured, bound in _measured_and_bound(rows):
-        lines.append({
-            "model": model, "context (tokens)": context,
-            "decode throughput (tok/s)": rounded(measured.value),
-            "bound (tok/s)": rounded(bound),
-            "share of the bound": rounded(measured.value / bound),
-        })  # fmt: skip
-    return pd.DataFrame(lines)
+def prefill_flop(card: ModelCard, tokens: int, batch: int = 1) -> int | None:
+    """Operations that a prefill of `tokens` tokens in each of `batch` sequences must do.
+
+    Two (a product and a sum) for each active parameter and token; but the output matrix, of
+    vocabulary x hidden size, is needed for the last token only. And for the attention of each
+    layer 2 x 2 x heads x head dimension for each pair of a token and one that it sees: itself and
+    those before it, tokens x (tokens + 1) / 2 pairs, fewer where a window limits it. Lookups,
+    norms and softmax are left out. None where the card lacks a number.
+    """
+    if None in (card.hidden_size, card.attention_heads, card.head_dim, card.kv_layers):
+        return None
+    output = card.vocab_size * card.hidden_size
+    linear = 2 * ((card.active_params - output) * tokens + output)
+    pairs = sum(_pairs(tokens, window) for _, window in card.kv_layers)
+    return batch * (linear + 4 * card.attention_heads * card.head_dim * pairs)
+
+
+def _pairs(tokens: int, window: int | None) -> int:
+    full = min(tokens, window or tokens)
+    return full * (full + 1) // 2 + (tokens - full) * full
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model in one setup, at one context and batch: how fast it is, and what bounds it.
+
+    `setup` holds the values of `grid.SETUP`. `step_bytes` are those that any implementation must
+    read, `realised_bytes` those that this one was traced to read.
+    """
+
+    model: str
+    setup: tuple[str, ...]
+    context: int
+    batch: int
+    steps_per_s: Estimate
+    ttft_s: Estimate
+    step_bytes: float | None
+    realised_bytes: float | None
+    realised_reason: str
+    prefill_flop: int | None
+    dtype: str
+    limits: Limits
+
+    @property
+    def bound_per_s(self) -> float | None:
+        """Steps a second that the best measured stream allows."""
+        if not (self.step_bytes and self.limits.read_bytes_per_s):
+            return None
+        return bound_tok_per_s(self.step_bytes, self.limits.read_bytes_per_s)
+
+    @property
+    def from_memory(self) -> bool:
+        """Whether a step reads so much that no cache can serve it."""
+        cache = self.limits.cache_bytes
+        several = SEVERAL * cache if cache else CACHE_BYTES
+        return bool(self.step_bytes) and self.step_bytes >= several
+
+    def mbu(self, *, realised: bool, datasheet: bool) -> Estimate:
+        """Bytes of a step x steps a second / bandwidth."""
+        size = self.realised_bytes if realised else self.step_bytes
+        sheet = self.limits.sheet
+        rate = sheet.memory_bytes_per_s if datasheet else self.limits.read_bytes_per_s
+        if not size:
+            why = self.realised_reason if realised else "the bytes of a step are not known"
+            return stats.missing(why)
+        if not rate:
+            reason = sheet.missing["memory_bytes_per_s"] if datasheet else "no bandwidth measured"
+            return stats.missing(reason)
+        return stats.scaled(self.steps_per_s, size / rate)
+
+    def mfu(self, *, datasheet: bool) -> Estimate:
+        """Operations of the prefill / TTFT / rate of a matrix product in the same dtype."""
+        sheet = self.limits.sheet
+        if not self.prefill_flop:
+            return stats.missing("the operations of a prefill are not known: no full model card")
+        if datasheet and self.dtype not in HALF:
+            return stats.missing(f"the datasheet's rate is of bfloat16, this is {self.dtype}")
+        rate = sheet.bf16_flop_per_s if datasheet else self.limits.matmul(self.dtype)
+        if not rate:
+            measured = f"no matrix product measured in {self.dtype}"
+            return stats.missing(sheet.missing["bf16_flop_per_s"] if datasheet else measured)
+        return stats.inverse(self.ttft_s, self.prefill_flop / rate)
+
+    @property
+    def remark(self) -> str:
+        """What a share above one means: impossible, or a cache."""
+        useful = self.mbu(realised=False, datasheet=True).value
+        traced = self.mbu(realised=True, datasheet=True).value
+        if useful is None:
+            near = self.mbu(realised=False, datasheet=False).value
+            useful = None if near is None else near / TOLERANCE
+        if not any(share and share > 1 for share in (useful, traced)):
+            return ""
+        if self.from_memory:
+            return IMPOSSIBLE
+        return "faster than memory: a cache may hold a step's bytes"
+
+
+def arms(rows: Sequence[Record]) -> list[Arm]:
+    """Every arm whose decode steps have known bytes, in the order of the tables."""
+    return [arm for arm, _ in _arms(rows)]
+
+
+def _arms(rows: Sequence[Record]) -> list[tuple[Arm, list[Record]]]:
+    known = _Known(rows)
+    groups = grouped([r for r in rows if not r.error], KINDS, ("context", "batch"))
+    found = [(known.arm(setup, group), group) for (_, setup, *_), group in groups.items()]
+    return [(arm, group) for arm, group in found if arm.step_bytes]
+
+
+class _Known:
+    """What is looked up for every arm: cards, traces and limits."""
+
+    def __init__(self, rows: Sequence[Record]) -> None:
+        self.cards = select(rows, "card")
+        self.traces = select(rows, "trace")
+        self.limits = limits(rows)
+
+    def arm(self, setup: tuple[str, ...], group: Sequence[Record]) -> Arm:
+        row = max(group, key=lambda r: r.key.get("new_tokens") or 0)
+        key, card = row.key, self._card(row)
+        context, batch = key["context"], key.get("batch") or 1
+        size = row.value("decode_bytes")
+        if size is None and card is not None and card.kv_layers is not None:
+            size = card.decode_bytes(context + (key.get("new_tokens") or 0) // 2, batch)
+        realised, reason = self._realised(row, size)
+        return Arm(
+            model=key["model"], setup=setup, context=context, batch=batch,
+            steps_per_s=_steps_per_s(group), ttft_s=sampled(group, "ttft_s"), step_bytes=size,
+            realised_bytes=realised, realised_reason=reason, dtype=str(key.get("dtype")),
+            prefill_flop=prefill_flop(card, context, batch) if card else None,
+            limits=self.limits.get(row.env_id or "", UNKNOWN),
+        )  # fmt: skip
+
+    def _card(self, row: Record) -> ModelCard | None:
+        """The model card of the row's model in its dtype, where the record holds all of it."""
+        for card in reversed(self.cards):
+            same = card.key.get("model") == row.key.get("model")
+            dtype = card.key.get("dtype") in (None, row.key.get("dtype"))
+            if same and dtype and "kv_layers" in card.values:
+                return ModelCard.from_dict(card.values)
+        return None
+
+    def _realised(self, row: Record, size: float | None) -> tuple[float | None, str]:
+        """Bytes that a step was traced to read, or why there are none.
+
+        The trace is of the experts that decoding really uses. What it read beyond the useful bytes
+        does not depend on the context, so a trace at another context serves, its own preferred.
+        """
+        same = ("model", "weights", "dtype", "batch")
+        wanted, experts = {name: row.key.get(name) for name in same}, _decode_experts(row)
+        found = [t for t in select(self.traces, **wanted) if _decode_experts(t) == experts]
+        found = [t for t in found if t.value("decode_bytes_realised") and t.value("decode_bytes")]
+        if not found or size is None:
+            which = "" if experts == "none" else f" with experts {experts}"
+            return None, f"no trace of this model{which}"
+        trace = min(found, key=lambda t: abs((t.key.get("context") or 0) - row.key["context"]))
+        beyond = trace.values["decode_bytes_realised"] - trace.values["decode_bytes"]
+        return size + beyond, ""
+
+
+def _decode_experts(row: Record) -> str:
+    """The experts implementation of decode steps; the library may prefill with another."""
+    return str(row.value("decode_experts") or row.key.get("experts") or "none")
+
+
+def _steps_per_s(group: Sequence[Record]) -> Estimate:
+    """Inverse slope of time over tokens; with one length (g - 1) / (median call - median TTFT)."""
+    lengths = {r.key.get("new_tokens") or 1 for r in group}
+    first, whole = sampled(group, "ttft_s"), sampled(group, "e2e_s")
+    if len(lengths - {1}) != 1 or None in (first.value, whole.value) or whole.value <= first.value:
+        return decode_tok_per_s(group)
+    return Estimate((max(lengths) - 1) / (whole.value - first.value), n=min(first.n, whole.n),
+                    method="(g - 1) / (median call - median TTFT)",
+                    reason="a difference of two medians: no interval")  # fmt: skip
+
+
+def utilisation(rows: Sequence[Record]) -> Table:
+    """Per model, setup, context and batch: throughput, its bound, MBU of decode, MFU of prefill.
+
+    Columns without any value are left out, and a note gives their reason.
+    """
+    pairs = _arms(rows)
+    found = {id(group[0]): arm for arm, group in pairs}
+    bounded = [r for _, group in pairs for r in group]
+    envs = [r for r in rows if r.kind == "environment"]
+    made = build("bound", "Decode and prefill against their bounds", [*envs, *bounded], KINDS,
+                 ("context", "batch"), COLUMNS,
+                 lambda group: _cells(found[id(group[0])]))  # fmt: skip
+    notes = (*made.notes, *bandwidth_notes(arm.limits for arm in found.values()), FORMULAS)
+    return without_empty(replace(made, notes=notes if made.rows else ()))
+
+
+def _cells(arm: Arm) -> Sequence[Any]:
+    bound = arm.bound_per_s
+    return (
+        _counted(arm.step_bytes / 1e9),
+        stats.scaled(arm.steps_per_s, arm.batch),
+        stats.missing("no bandwidth measured") if bound is None else _counted(arm.batch * bound),
+        *(arm.mbu(realised=realised, datasheet=datasheet)
+          for realised in (False, True) for datasheet in (True, False)),
+        *(arm.mfu(datasheet=datasheet) for datasheet in (True, False)),
+        arm.remark,
+    )  # fmt: skip
+
+
+def _counted(value: float) -> Estimate:
+    return Estimate(value, n=1, method="counted", reason="counted, no interval")
 
 
 def violations(rows: Sequence[Record]) -> list[str]:
-    """Arms that beat their bound although a step reads far more than a cache holds: a bug."""
-    return [
-        f"{model} at {context}: {measured.value:.1f} tok/s beats the bound {bound:.1f} tok/s"
-        for model, context, measured, bound in _measured_and_bound(rows, CACHE_BYTES)
-        if measured.value > TOLERANCE * bound
-    ]
-
-
-def _measured_and_bound(rows: Sequence[Record], at_least_bytes: int = 0):
-    envs = environments(rows)
-    arms = [r for r in select(rows, "latency") if not r.error]
-    for model, context in sorted({(r.key["model"], r.key["context"]) for r in arms}):
-        mine = select(arms, model=model, context=context)
-        measured: stats.Estimate = tables.decode_tok_per_s(mine)
-        env, size = envs.get(mine[0].env_id or "", {}), mine[0].value("decode_bytes")
-        if measured.value and size and size >= at_least_bytes and env.get("copy_bytes_per_s"):
-            bound = bound_tok_per_s(size, env["copy_bytes_per_s"])
-            yield model, context, measured, bound
+    """Arms that beat the memory although a step reads far more than a cache holds: a bug."""
+    found = []
+    for arm in arms(rows):
+        if arm.remark == IMPOSSIBLE:
+            sheet = arm.limits.sheet.memory_bytes_per_s
+            rate, where = (sheet, "datasheet") if sheet else (
+                arm.limits.read_bytes_per_s, f"measured {arm.limits.read_from}")  # fmt: skip
+            size = max(arm.step_bytes, arm.realised_bytes or 0)
+            found.append(
+                f"{arm.model} at {arm.context}: {arm.steps_per_s.value:.1f} steps/s beat the bound "
+                f"of {bound_tok_per_s(size, rate):.1f} steps/s ({where})"
+            )
+    return found

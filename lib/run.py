@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib import kernels, lease, manifest, merge, params, portable, preflight
+from lib import kernels, lease, manifest, merge, params, portable, preflight, staging
 from lib.manifest import Task, short
 from lib.params import ParamsError, Profile
 from lib.tally import Tally, say
@@ -71,7 +71,7 @@ def run_job(
     signature = params.notebook_parameters(job.source)
     values = params.check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
     stop, old, start = stop or Stop(), manifest.read(job.folder), _now()
-    staged = manifest.staging(job.folder)
+    staged = staging.begin(job.folder)
     known = portable.names(job.out)
     stop.watch = kernels.Watch()
     try:
@@ -113,7 +113,7 @@ def _settle(
     """Put files and manifest in place, in the order that a crash in between cannot make a lie."""
     was_ok, is_ok = old is not None and old["status"] == "ok", told["status"] == "ok"
     if was_ok and told["status"] == "interrupted":
-        manifest.discard(folder)
+        staging.discard(folder)
         return
     if added.aside:
         say(f"note: rows of before stay apart, in {short(folder / manifest.PREVIOUS)}: "
@@ -121,7 +121,7 @@ def _settle(
     if not is_ok:
         manifest.write_json(folder / "run.json", told)
     keep_old = was_ok and (not is_ok or bool(added.aside))
-    manifest.promote(folder, old, keep_old=keep_old, spent=is_ok and added.spent)
+    staging.promote(folder, old, keep_old=keep_old, spent=is_ok and added.spent)
     manifest.write_json(folder / "run.json", told)
 
 

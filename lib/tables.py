@@ -68,7 +68,7 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     Prefill is the intercept and so is left out. Needs calls of two different lengths.
     """
     pairs = [(r.key["new_tokens"], t) for r in rows
-             if r.kind == "latency" and r.key.get("new_tokens", 1) > 1
+             if r.kind in ("latency", "batch") and (r.key.get("new_tokens") or 1) > 1
              for t in r.samples.get("e2e_s") or ()]  # fmt: skip
     if len({g for g, _ in pairs}) < 2:
         return stats.missing("not measured: a slope needs calls of two lengths")
@@ -261,10 +261,12 @@ def generic_tables(rows: Sequence[Record]) -> list[Table]:
     return [table for table in made if table.rows]
 
 
-def write_generic_csvs(rows: Sequence[Record], out_dir: str | Path) -> list[Path]:
-    """tables/latency.csv, memory.csv, energy.csv, trace.csv, ablation-*.csv: with rows only."""
+def write_generic_csvs(
+    rows: Sequence[Record], out_dir: str | Path, more: Sequence[Table] = ()
+) -> list[Path]:
+    """tables/latency.csv, memory.csv, energy.csv, trace.csv ..., `more`: those that have rows."""
     paths = []
-    for table in generic_tables(rows):
+    for table in [*generic_tables(rows), *more]:
         path = Path(out_dir) / "tables" / f"{table.name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")

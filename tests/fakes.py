@@ -45,7 +45,7 @@ class FakeDevice:
 
     @contextlib.contextmanager
     def watch_memory(self, resident_bytes: int):
-        usage = {"baseline_bytes": self.allocated, "reserved_bytes": None}
+        usage = {"baseline_bytes": self.allocated, "reserved_bytes": None, "used_bytes": None}
         self.peak = self.allocated
         yield usage
         usage |= {"peak_bytes": self.peak, "held_bytes": self.allocated}
@@ -54,6 +54,20 @@ class FakeDevice:
         start_s = self.now_s
         call()
         return (self.now_s - start_s) * self.busy_share, round(100 * (self.now_s - start_s))
+    @contextlib.contextmanager
+    def count_memory(self):
+        def step() -> tuple[int, int]:
+            most, self.peak = self.peak, self.allocated
+            return self.allocated, most
+
+        step()
+        yield step
+
+    def process_bytes(self) -> int | None:
+        return None
+
+    def gpu_used_bytes(self) -> int | None:
+        return None
 
     def free_bytes(self) -> int:
         return 10**9
@@ -92,9 +106,7 @@ class FakeCache:
 class FakeModel:
     """A model whose calls take `prefill_s + token_s * new_tokens` on the fake clock."""
 
-    def __init__(
-        self, device: FakeDevice, prefill_s: float = 1.0, token_s: float = 0.1
-    ) -> None:
+    def __init__(self, device: FakeDevice, prefill_s: float = 1.0, token_s: float = 0.1) -> None:
         self.device, self.prefill_s, self.token_s = device, prefill_s, token_s
         self.name, self.tokenizer, self.vocab_size, self.special_ids = "fake", None, 100, ()
         self.source = {"model_source": "fake", "model_revision": None, "loaded_dtype": "bfloat16"}
@@ -107,7 +119,7 @@ class FakeModel:
             context_limit=4096,
             experts=None,
             kv_bytes=lambda tokens: 400,
-            decode_bytes=lambda context: 10**6,
+            decode_bytes=lambda context, batch=1: 10**6,
         )
 
     def key(self, **changes: Any) -> dict[str, Any]:
@@ -116,7 +128,7 @@ class FakeModel:
         assert changes.keys() <= set(KEY_FIELDS)
         return {**base, **changes}
 
-    def open_stack(self, net: Any, *, decoding: str = "greedy"):
+    def open_stack(self, net: Any, *, decoding: str = "greedy", capacity: int | None = None):
         """A decode stack for `lib.decode.STACKS`."""
 
         def generate(ids, new_tokens, on_token=None):

@@ -160,6 +160,22 @@ def test_memory_names_the_largest_part_of_each_protocol():
     ]
 
 
+def test_memory_names_the_part_that_is_alive_at_the_peak():
+    values = {"peak_bytes": 3 * 10**9, "baseline_bytes": 2 * 10**9, "kv_tensor_bytes": 10**8,
+              "logits_bytes": 6 * 10**8, "workspace_bytes": 3 * 10**8, "kv_peak_bytes": 9 * 10**7,
+              "peak_in": "prefill experts", "expert_workspace_bytes": 7 * 10**8,
+              "kv_peak_behind_bytes": 0}  # fmt: skip
+    (line,) = lines(claims.memory([row("memory-paper", values=values, context=200)]))
+    assert line.endswith("the largest part is the workspace of the experts with 70%, the KV cache "
+                         "is 9%.")  # fmt: skip
+
+
+def test_memory_of_an_unknown_cache_is_not_told_apart():
+    values = {"peak_bytes": 3 * 10**9, "baseline_bytes": 2 * 10**9}
+    (line, *_) = lines(claims.memory([row("memory", values=values, context=200)]))
+    assert line.endswith("1,000.0 MB above the baseline; its parts are not told apart.")
+
+
 # --- energy
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import device, energy
+from lib import device, energy, occupancy
 
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
 SHARED = {"device", "gpu", "gpu_total_bytes", "driver", "cuda", "power_limit_w", "launch_s",
@@ -72,8 +72,25 @@ def test_a_cpu_watches_every_tensor():
         passing = torch.zeros(2_000_000)
         del passing
     assert usage == {"baseline_bytes": 400, "peak_bytes": 12_000_400, "held_bytes": 4_000_400,
-                     "reserved_bytes": None}  # fmt: skip
+                     "reserved_bytes": None, "used_bytes": None}  # fmt: skip
     assert held.nbytes == 4_000_000
+
+
+def test_a_cpu_counts_bytes_in_steps():
+    """4,000 bytes stay, 8,000 come and go; then 400 come on top of the 4,000."""
+    cpu = device.CpuDevice()
+    with cpu.count_memory() as step:
+        held = torch.zeros(1000)
+        passing = torch.zeros(2000)
+        del passing
+        assert step() == (4_000, 12_000)
+        more = torch.zeros(100)
+        assert step() == (4_400, 4_400)
+        del held
+        assert step() == (400, 4_400)
+    assert more.nbytes == 400
+    assert (cpu.process_bytes(), cpu.gpu_used_bytes()) == (None, None)
+    assert cpu.missing["used_bytes"] == "no NVML figure: the device is a CPU"
 
 
 def test_nothing_allocated_is_the_baseline():
@@ -112,7 +129,8 @@ def test_an_absent_package_has_no_version():
 
 def fake_torch_cuda(monkeypatch, log):
     """What CudaDevice asks of torch.cuda, for one board of 80 GB."""
-    board = SimpleNamespace(uuid="fake", name="Fake GPU", total_memory=80 * 10**9)
+    board = SimpleNamespace(uuid="fake", name="Fake GPU", total_memory=80 * 10**9,
+                            L2_cache_size=50 * 2**20)  # fmt: skip
     answers = {
         "is_available": lambda: True,
         "current_device": lambda: 0,
@@ -122,8 +140,13 @@ def fake_torch_cuda(monkeypatch, log):
         "reset_peak_memory_stats": lambda: log.append("reset"),
         "memory_allocated": lambda: 1000 + 100 * log.count("work"),
         "max_memory_allocated": lambda: 1700,
-        "memory_reserved": lambda: 2048,
-        "mem_get_info": lambda: (60 * 10**9, 80 * 10**9),
+        "memory_reserved": lambda: 2048 + 1000 * log.count("work"),
+        "max_memory_reserved": lambda: 3048,
+        "memory_stats": lambda: {
+            "num_alloc_retries": 5 + log.count("work"), "requested_bytes.all.current": 990,
+            "requested_bytes.all.peak": 1600, "inactive_split_bytes.all.current": 300,
+        },
+        "mem_get_info": lambda: (27 * 10**9, 80 * 10**9),
     }
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, answer)
@@ -154,7 +177,7 @@ def test_a_gpu_is_found_in_nvml_by_its_uuid(open_gpu):
     assert (gpu.kind, gpu.torch_device, gpu.uuid, gpu.missing) == ("cuda", "cuda", "GPU-fake", {})
     assert gpu.power_w() == 300
     assert gpu.energy_j() == pytest.approx(300 * time.perf_counter(), abs=60)  # J, not mJ
-    assert gpu.free_bytes() == 60 * 10**9
+    assert gpu.free_bytes() == 27 * 10**9
 
 
 def test_memory_of_a_gpu_is_read_idle_and_from_a_fresh_peak(open_gpu):
@@ -162,15 +185,77 @@ def test_memory_of_a_gpu_is_read_idle_and_from_a_fresh_peak(open_gpu):
     with gpu.watch_memory(resident_bytes=1) as usage:
         gpu.log.append("work")
     assert gpu.log == ["synchronize", "reset", "work", "synchronize"]
-    assert usage == {"baseline_bytes": 1000, "peak_bytes": 1700, "held_bytes": 1100,
-                     "reserved_bytes": 2048}  # fmt: skip
+    assert usage == {
+        "baseline_bytes": 1000, "peak_bytes": 1700, "held_bytes": 1100,
+        "reserved_baseline_bytes": 2048, "reserved_bytes": 3048, "reserved_peak_bytes": 3048,
+        "requested_baseline_bytes": 990, "requested_peak_bytes": 1600,
+        "inactive_split_bytes": 300, "alloc_retries": 1, "slack_bytes": 3048 - 1700,
+        "process_bytes": 51 * 10**9, "gpu_used_bytes": 52 * 10**9,
+        "driver_used_bytes": (80 - 27) * 10**9, "gpu_processes": 1,
+        "used_source": "NVML, this process", "used_baseline_bytes": 51 * 10**9,
+        "used_bytes": 51 * 10**9, "context_bytes": 51 * 10**9 - 2048,
+    }  # fmt: skip
+
+
+def test_a_gpu_counts_bytes_in_steps_from_a_fresh_peak(open_gpu):
+    gpu = open_gpu()
+    with gpu.count_memory() as step:
+        assert gpu.log == ["reset"]
+        gpu.log.append("work")
+        assert step() == (1100, 1700)
+    assert gpu.log == ["reset", "work", "reset"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "source", "used", "reason"),
+    [
+        ("", "NVML, this process", 51, None),
+        ("container", "NVML, whole GPU", 52, "none of the 1 processes that NVML lists"),
+        ("unsized", "NVML, whole GPU", 52, "NVML lists this process without its memory"),
+        ("no-list", "NVML, whole GPU", 52, "NVML lists no processes: No Permission"),
+        ("no-info", "NVML, this process", 51, None),
+        ("shared", None, None, "none of the 2 processes that NVML lists"),
+    ],
+)
+def test_whose_word_is_taken_for_what_is_in_use(open_gpu, mode, source, used, reason):
+    """A figure of the whole GPU stands for this process only while it is alone there."""
+    gpu = open_gpu(mode)
+    with gpu.watch_memory(resident_bytes=1) as usage:
+        pass
+    assert usage.get("used_source") == source
+    assert usage["used_bytes"] == (None if used is None else used * 10**9)
+    assert (gpu.process_bytes() is None) == (reason is not None)
+    assert gpu.missing.get("process_bytes", "").startswith(reason or "")
+    assert ("used_bytes" in gpu.missing) == (mode == "shared")
+
+
+def test_the_context_is_what_was_there_before_the_call():
+    """900 in use of which 600 reserved; after the call 1,000, whatever made it grow."""
+    before, after = ({"process_bytes": n, "gpu_used_bytes": n + 5} for n in (900, 1000))
+    assert occupancy.figure(before, after, reserved_bytes=600) == {
+        "used_source": "NVML, this process", "used_baseline_bytes": 900, "used_bytes": 1000,
+        "context_bytes": 300,
+    }  # fmt: skip
+    lost = after | {"process_bytes": None}  # a source counts only where it has both edges
+    assert occupancy.figure(before, lost, reserved_bytes=600)["used_source"] == "NVML, whole GPU"
+
+
+def test_without_nvml_the_driver_tells_what_is_in_use(open_gpu, monkeypatch):
+    open_gpu()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    gpu = device.CudaDevice()
+    with gpu.watch_memory(resident_bytes=1) as usage:
+        pass
+    assert (usage["used_source"], usage["used_bytes"]) == ("CUDA driver, whole GPU", 53 * 10**9)
+    assert gpu.missing["process_bytes"] == gpu.missing["gpu_used_bytes"] == "no NVML"
 
 
 def test_the_environment_of_a_gpu_has_its_limits(open_gpu, monkeypatch):
     monkeypatch.setattr(device.CudaDevice, "launch_s", lambda self: 3e-6)
     monkeypatch.setattr(device.CudaDevice, "copy_bytes_per_s", lambda self: 2e12)
     env = open_gpu().environment()
-    assert env.keys() == SHARED | {"gpu_uuid", "sm_clock_max_hz", "memory_clock_max_hz"}
+    assert env.keys() == SHARED | {"gpu_uuid", "cache_bytes", "sm_clock_max_hz",
+                                   "memory_clock_max_hz"}  # fmt: skip
     assert (env["gpu"], env["driver"], env["power_limit_w"]) == ("Fake GPU", "999.1", 700)
     assert (env["sm_clock_max_hz"], env["gpu_total_bytes"]) == (1_980_000_000, 80 * 10**9)
 

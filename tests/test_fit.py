@@ -174,6 +174,12 @@ def test_json_is_the_answer(capsys):
     assert json.loads(capsys.readouterr().out) == fit.answer("tiny-yi", gpu_gb=8)
 
 
+def test_what_the_released_set_measured_stands_among_the_notes(capsys, monkeypatch):
+    monkeypatch.setattr(fit, "released_lines", lambda name: [f"measured: {name}"])
+    assert fit.main(["--model", "tiny-yi", "--gpu-gb", "8"]) == 0
+    assert "- measured: tiny-yi" in capsys.readouterr().out
+
+
 def test_errors_name_value_and_remedy(capsys, monkeypatch):
     with pytest.raises(ParamsError, match="unknown dtype 'bfloat'; did you mean 'bfloat16'"):
         fit.answer("tiny-yi", gpu_gb=8, forms=("bfloat",))

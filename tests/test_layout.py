@@ -20,9 +20,11 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 # What the reading side, from rows to a report, on any laptop, starts from; the rest it imports.
 ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally",
          "compare", "bundle", "money"}  # fmt: skip
-RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processes"}
-MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts",
-             "tracing"}  # fmt: skip
+RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processes",
+          "staging"}  # fmt: skip
+MEASURING = {"ceilings", "device", "models", "decode", "latency", "memory", "energy", "session",
+             "prompts", "tracing", "occupancy", "storages", "stretches", "forecast",
+             "held"}  # fmt: skip
 PRIMITIVES = {"latency", "memory", "energy", "tracing"}
 
 # Modules whose imports of lib the design settles; latency also loads the model of an arm.
@@ -32,17 +34,32 @@ ARROWS = {
     "strict_yaml": set(),
     "params": {"strict_yaml"},
     "prompts": set(),
-    "device": {"host", "profiled"},
+    "device": {"host", "occupancy", "profiled"},
     "host": set(),
+    "occupancy": {"storages"},
+    "storages": set(),
     "profiled": set(),
     "experts": set(),
-    "decode": {"device", "experts"},
+    "forecast": {"experts", "storages"},
+    "stretches": set(),
+    "held": {"records"},
+    "ledger": {"grid", "params", "records"},
+    "decoded": set(),
+    "capture": set(),
+    "generate": {"decoded"},
+    "graphs": {"capture", "decoded", "experts"},
+    "fused": set(),
+    "decode": {"decoded", "experts", "fused", "generate", "graphs"},
+    "gate": {"decode", "records", "session"},
+    "ceilings": {"device", "records"},
     "ablations": {"records"},
     "session": {"prompts", "records"},
-    "memory": {"card", "decode", "device", "experts", "progress", "records", "session"},
+    "memory": {"card", "decode", "device", "experts", "forecast", "held", "progress", "records",
+               "session", "stretches"},
     "energy": {"decode", "device", "experts", "progress", "records", "session"},
-    "latency": {"card", "decode", "device", "experts", "models", "progress", "records", "session",
-                "stats"},
+    "latency": {
+        "card", "decode", "device", "gate", "models", "progress", "records", "session", "stats"
+    },
     "tracing": {"card", "counting", "decode", "experts", "progress", "records", "session"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}
@@ -145,6 +162,7 @@ def test_no_primitive_knows_another_nor_the_reading_side():
     for name in PRIMITIVES:
         known = closure({name}, lazy=True)
         assert known & PRIMITIVES == {name}
+        # A card is plain data that a record holds: both sides read it.
         assert known & READING <= {"card", "records", "stats", "params", "strict_yaml"}
 
 
@@ -156,8 +174,9 @@ def touches_cuda(module: ast.Module) -> bool:
 
 
 def test_one_seam_to_the_hardware():
-    """The one exception: the runner's lease lists GPUs by NVML before any kernel exists."""
-    assert {name for name in MODULES if touches_cuda(tree(name))} == {"device"}
+    """The exceptions: the runner's lease lists GPUs by NVML before any kernel exists, and `capture`
+    is the one function that records a CUDA graph."""
+    assert {name for name in MODULES if touches_cuda(tree(name))} == {"device", "capture"}
     with_nvml = {name for name in MODULES if "pynvml" in packages(tree(name))}
     assert with_nvml == {"device", "power_sampler", "lease"}
     for path in NOTEBOOKS.values():

@@ -16,6 +16,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib import kernels, manifest, params, plots, portable, records, report, run
+from lib.device import cpu_name
 
 ROOT = params.ROOT
 SOURCES = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -125,7 +126,7 @@ def test_no_measured_number_is_typed(source):
 @pytest.mark.parametrize("name", params.profiles(ROOT / "params"))
 def test_every_profile_gives_every_parameter(name):
     profile = params.profile(name, {"models": MODEL})
-    assert STUDY <= profile.notebooks.keys() <= SOURCES.keys()
+    assert {"machine", *STUDY} <= profile.notebooks.keys() <= SOURCES.keys()
     for notebook in profile.notebooks:
         choice = None if notebook in params.CROSS_MODEL else profile.choices[0]
         known = {*profile.parameters(notebook, choice), *params.FILLED_BY_RUNNER}
@@ -148,6 +149,7 @@ TINY = {
         "contexts": [16, 32], "new_tokens": 4, "context": 32,
     },
     "notebooks": {
+        "machine": {},
         "latency": {"new_tokens": [4, 8], "repeats": 6, "slope_repeats": 2, "ttft_repeats": 6,
                     "itl_repeats": 1, "aa_repeats": 12, "busy_tokens": 2, "trace_batches": [1, 2]},
         "memory": {"also_experts": ["all_experts"]},
@@ -162,6 +164,7 @@ TINY = {
     "models": [MODEL],
 }  # fmt: skip
 ARMS = {
+    "machine": {"environment": 1, "ceilings": 1},
     "latency": {"environment": 1, "card": 1, "latency": 6, "itl": 2, "aa": 1, "busy": 2,
                 "trace": 2},
     "memory": {"environment": 1, "card": 1, "memory-paper": 4, "memory": 4},
@@ -170,9 +173,10 @@ ARMS = {
                   "ablation-stack": 1, "ablation-experts": 2, "ablation-precision": 2,
                   "trace": 2},
 }  # fmt: skip
-FIGURES = {"latency": 3, "memory": 2, "energy": 1, "ablations": 5, "ape": 1, "summary": 4,
-           "audit": 2, "start": 1}  # fmt: skip
+FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 1, "ablations": 5, "ape": 1,
+           "summary": 6, "audit": 2, "start": 1}  # fmt: skip
 CONCLUSIONS = {
+    "machine": f"{cpu_name()}: memory is read at ",
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
     "memory": f"{MODEL}, experts grouped_mm, under the paper's protocol at 32 tokens: peak",
     "energy": f"{MODEL}: energy not measured (no NVML energy counter: the device is a CPU).",
@@ -280,6 +284,9 @@ def test_its_rows_are_complete(results, name):
             assert row.error.startswith("ModelError") and row.key["context"] == 5000
             continue
         assert {*records.KEY_FIELDS} == row.key.keys()
+        if row.kind == "ceilings":  # of the machine, so without a model
+            assert not any(row.key.values())
+            continue
         assert {"model_source", "model_revision", "loaded_dtype"} <= row.values.keys()
     assert sum(row.error is not None for row in arms) == (1 if name == "ablations" else 0)
 

@@ -104,6 +104,7 @@ def test_any_model_may_be_measured(folder):
     [
         ({"name": "dem"}, "unknown profile 'dem'; did you mean 'demo'"),
         ({"name": "models"}, "unknown profile 'models'"),
+        ({"name": "gpus"}, "unknown profile 'gpus'"),
         ({"models": "TINNY"}, "unknown model 'TINNY'; did you mean 'tiny'.*organisation/name"),
         ({"notebooks": "latencies"}, "unknown notebook 'latencies'; did you mean 'latency'"),
         ({"weights": "checkpoints"}, "unknown weights 'checkpoints'.*WEIGHTS=<name>"),
@@ -143,6 +144,15 @@ def test_a_wrong_slice_is_named_with_its_fix(folder, slices, message):
 def test_a_wrong_profile_is_named_with_its_fix(folder, data, message):
     with pytest.raises(ParamsError, match=message):
         load(folder, data)
+
+
+def test_only_notebooks_of_a_model_need_one(folder):
+    notebook(folder, "machine", "seed = 0")
+    data = {**GOOD, "models": [], "notebooks": {**GOOD["notebooks"], "machine": {"seed": 1}}}
+    profile = load(folder, data, notebooks="machine, summary")
+    assert (profile.choices, profile.parameters("machine")) == ((), {"seed": 1})
+    with pytest.raises(ParamsError, match="add MODELS="):
+        load(folder, data, notebooks="machine, latency")
 
 
 def test_a_missing_value_is_an_error(folder):
@@ -219,5 +229,5 @@ def test_the_stacks_and_weights_are_those_that_the_library_has():
     decode = (params.ROOT / "lib" / "decode.py").read_text()
     models = (params.ROOT / "lib" / "models.py").read_text()
     for stack in params.STACKS:
-        assert f'"{stack}": ' in decode.split("STACKS")[1]
+        assert f'"{stack}": ' in decode.split("STACKS: dict")[1]
     assert f"WEIGHTS = {json.dumps(params.WEIGHTS)}".replace("[", "(").replace("]", ")") in models

@@ -190,6 +190,8 @@ def test_the_caption_names_hardware_setup_and_repetitions():
     assert plots.caption([cpu, Record("memory", key("m"), env_id=cpu.env_id)]) == (
         "Some CPU; random weights, bfloat16, hf-eager"
     )
+    of_the_machine = Record("ceilings", {}, {"launch_s": [1.0] * 3}, env_id=cpu.env_id)
+    assert plots.caption([cpu, of_the_machine]) == "Some CPU; n = 3"
     assert plots.caption([]) == ""
 
 

@@ -304,6 +304,23 @@ def test_finished_jobs_are_skipped_until_something_changes(bench, capsys):
     assert attempts() == [2, 2, 3]
 
 
+def test_the_machine_is_measured_once_and_before_the_models(bench, capsys):
+    bench.write(models=["a/one", "a/two"], first="ok", summary="", machine="ok")
+    titles = [job.title for job in manifest.plan(bench.profile(), bench.out)]
+    assert titles == ["this machine", "a/one random-hf-eager first",
+                      "a/two random-hf-eager first", "all models summary"]  # fmt: skip
+    assert bench.run() == 0
+    told = json.loads((bench.out / "_all/machine/run.json").read_text())
+    assert (told["status"], told["parameters"]["model"]) == ("ok", "_all")
+    assert (bench.out / "_all/machine/records.jsonl").exists()
+    assert told["end"] < bench.manifest("first")["start"]
+    capsys.readouterr()
+    assert bench.run() == 0
+    assert "4 jobs: 0 ok, 4 skipped" in capsys.readouterr().err
+    (alone,) = manifest.plan(bench.profile(notebooks="machine"), bench.out)
+    assert (alone.notebook, alone.reads) == ("machine", None)
+
+
 def test_a_reading_notebook_is_repeated_when_its_code_changed(bench):
     bench.write(models=["a/one"], summary="")
     assert bench.run() == 0

@@ -1,0 +1,91 @@
+"""The peak of a call foretold: the same forward passes on torch's meta device, where nothing is
+allocated, counting the tensors that live at once.
+
+What it cannot know: memory that a kernel takes and gives back inside itself, and what an allocator
+adds by keeping blocks whole. Both are small beside a model of real size, and large beside a toy.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from lib import experts
+from lib.storages import Live
+
+BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as a fused kernel runs it: no matrix of scores, the result laid out by token."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, _, value = args[:3]
+        batch, heads, tokens, _ = query.shape
+        made = query.new_empty(batch, tokens, heads, value.shape[-1])
+        return made.transpose(1, 2)
+
+
+def on_meta(net: Any) -> Any:
+    """A model of the same architecture and dtype whose parameters have a shape and no memory."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(net.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        twin = AutoModelForCausalLM.from_config(config, dtype=net.dtype)
+    return twin.eval().requires_grad_(False)
+
+
+def prefill_bytes(
+    twin: Any, context: int, *, all_logits: bool, implementation: str | None = None
+) -> int:
+    """Peak of one forward over `context` tokens, with the logits of all positions or the last.
+
+    `twin` comes from `on_meta`; `implementation` names that of its experts.
+    """
+    options = {} if all_logits else {"logits_to_keep": 1}
+    _use(twin, implementation)
+    ids = _tokens(context)  # made before the count, as the prompt is there before a call
+    with torch.no_grad(), _FusedAttention(), Live(BLOCK_BYTES) as live:
+        made = twin(ids, use_cache=True, **options)
+    del made
+    return live.peak_bytes
+
+
+def decode_bytes(twin: Any, cached_tokens: int, implementation: str | None = None) -> int:
+    """Peak of one step of one token that leaves `cached_tokens` in the cache, the cache included.
+
+    It is the second of two steps: the first still finds the prompt behind sliding layers.
+    """
+    _use(twin, implementation)
+    ids = _tokens(max(cached_tokens - 2, 1))
+    with torch.no_grad(), _FusedAttention(), Live(BLOCK_BYTES) as live:
+        cache = twin(ids, use_cache=True, logits_to_keep=1).past_key_values
+        twin(_tokens(1), past_key_values=cache, use_cache=True)
+        live.step()
+        twin(_tokens(1), past_key_values=cache, use_cache=True)
+    return live.peak_bytes
+
+
+def logits_bytes(twin: Any, tokens: int) -> int:
+    """Bytes of the logits of so many positions, in the model's dtype."""
+    head = twin.get_output_embeddings().weight
+    return tokens * head.shape[0] * head.element_size()
+
+
+def _use(twin: Any, implementation: str | None) -> None:
+    if implementation not in (None, "none"):
+        experts.use(twin, implementation)
+
+
+def _tokens(count: int) -> torch.Tensor:
+    return torch.zeros(1, count, dtype=torch.long, device="meta")

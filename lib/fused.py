@@ -1,0 +1,150 @@
+"""Decoder layers fused by torch.compile: the keys of a group are read once, chosen experts only.
+
+The library's own code of a layer is compiled, with attention, experts and products of one row
+written so that they fuse. Weights are arguments: one compilation serves all layers of a kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ATTENTION = EXPERTS = "workbook_fused"
+OPTIONS = {"max_autotune_pointwise": True}  # block sizes decide how much bandwidth a row reaches
+ARGUMENTS = ("attention_mask", "position_ids", "position_embeddings")  # what layers are given
+OUTPUTS = 2**16  # sums that must run side by side to keep a large GPU's memory busy
+_FUNCTIONS: dict[tuple, Any] = {}  # one for each kind of layer, for the life of the process
+
+
+def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None,
+           s_aux: Any = None, **kwargs: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """One query token a sequence: query (batch, heads, 1, width), key and value (batch, groups,
+    length, width), additive mask, s_aux one sink a head. Returns (batch, 1, heads, width)."""
+    if kwargs.get("softcap") is not None:
+        raise ValueError("attention with capped logits is not fused here; use the stack graph")
+    batch, heads, _, width = query.shape
+    groups = key.shape[1]
+    scores = query.view(batch, groups, heads // groups, width) @ key.transpose(2, 3)
+    scores = scores.float() * (width**-0.5 if scaling is None else scaling) + mask
+    sinks = scores.new_full((heads,), -torch.inf) if s_aux is None else s_aux.float()
+    sink = sinks.view(1, groups, heads // groups, 1)
+    top = torch.maximum(scores.amax(-1, keepdim=True), sink)
+    weights = torch.exp(scores - top)
+    weights = weights / (weights.sum(-1, keepdim=True) + torch.exp(sink - top))
+    out = weights.to(value.dtype) @ value
+    return out.reshape(batch, 1, heads, value.shape[-1]), None
+
+
+def chosen_experts(self: Any, hidden: torch.Tensor, index: torch.Tensor, weights: Any) -> Any:
+    """Each token's chosen experts: hidden (tokens, hidden), index and weights (tokens, k)."""
+    name = "gate_up_proj" if self.has_gate else "up_proj"
+    inner = _indexed(self, name, hidden[:, None], index)
+    inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
+    inner = inner.as_strided(inner.shape, inner.stride())  # in memory, not computed in each sum
+    return (_indexed(self, "down_proj", inner, index) * weights[..., None]).sum(1).to(hidden.dtype)
+
+
+def _indexed(module: Any, name: str, inputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """inputs (tokens, k or 1, in) through the indexed experts: (tokens, k, out)."""
+    weight = getattr(module, name)
+    if module.is_transposed:  # sums run down columns: cut them until there are enough of them
+        size, sums = weight.shape[1], index.numel() * weight.shape[2]
+        parts = max(n for n in (1, 2, 4, 8) if size % n == 0 and (n == 1 or n * sums < 2 * OUTPUTS))
+        cut = weight.view(weight.shape[0], parts, size // parts, weight.shape[2])[index]
+        out = (inputs.view(*inputs.shape[:2], parts, -1, 1).float() * cut.float()).sum(-2).sum(-2)
+    else:
+        out = (inputs[..., None, :].float() * weight[index].float()).sum(-1)
+    if module.has_bias:
+        out = out + getattr(module, f"{name}_bias")[index]
+    return out.to(inputs.dtype)
+
+
+class _OneRow(TorchFunctionMode):
+    """Products of one row as multiply-and-sum, and a router's choice without a sort."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.linear and args[0].numel() == args[0].shape[-1]:
+            row, weight, bias = (*args, None)[:3]
+            out = (row.reshape(1, -1).float() * weight.float()).sum(-1)
+            return (out if bias is None else out + bias).to(row.dtype).view(*row.shape[:-1], -1)
+        if func is torch.topk and not (kwargs or {}).keys() - {"dim"}:
+            return _topk(*args[:2])
+        return func(*args, **(kwargs or {}))
+
+
+def _topk(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of the last axis, by counting how many are larger than each."""
+    place = torch.arange(scores.shape[-1], device=scores.device)
+    one, other = scores[..., :, None], scores[..., None, :]
+    rank = ((other > one) | ((other == one) & (place < place[:, None]))).sum(-1)
+    chosen = rank[..., None, :] == torch.arange(k, device=scores.device)[:, None]
+    return torch.where(chosen, other, 0).sum(-1), (chosen * place).sum(-1)
+
+
+class Layers:
+    """`around` of a captured step: within it the layers of a net run their fused form."""
+
+    def __init__(self, net: Any, *, compiled: bool | None = None) -> None:
+        self._layers = net.get_decoder().layers
+        self._compiled = net.device.type == "cuda" if compiled is None else compiled
+        self._config = net.config.get_text_config(decoder=True).to_json_string()
+
+    @contextlib.contextmanager
+    def __call__(self, net: Any, cache: Any) -> Iterator[None]:
+        for layer, held in zip(self._layers, cache.layers, strict=True):
+            layer.forward = partial(_forward, self._function(layer, held), layer, held)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                del layer.forward
+
+    def _function(self, layer: torch.nn.Module, held: Any) -> Any:
+        shapes = tuple((name, p.shape) for name, p in layer.named_parameters())
+        kind = (self._config, type(layer), held.is_sliding, shapes, self._compiled)
+        if kind not in _FUNCTIONS:
+            run = partial(_run, _template(layer))
+            _FUNCTIONS[kind] = torch.compile(run, options=OPTIONS) if self._compiled else run
+        return _FUNCTIONS[kind]
+
+
+def _forward(call: Any, layer: Any, held: Any, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    given = {name: value for name, value in kwargs.items() if name in ARGUMENTS}
+    if not held.is_sliding:  # one compilation for all lengths
+        for tensor, axis in ((held.keys, 2), (held.values, 2), (given["attention_mask"], 3)):
+            torch._dynamo.maybe_mark_dynamic(tensor, axis)
+    return call(dict(layer.named_parameters()), held.keys, held.values, held.slot, hidden, given)
+
+
+def _run(template: Any, weights: dict, keys: Any, values: Any, slot: Any, hidden: Any, given: Any):
+    def update(key: torch.Tensor, value: torch.Tensor, *_: Any) -> tuple:
+        return keys.index_copy_(2, slot, key), values.index_copy_(2, slot, value)
+
+    given = {**given, "past_key_values": SimpleNamespace(update=update), "use_cache": True}
+    with _OneRow():
+        return torch.func.functional_call(template, weights, (hidden,), given)
+
+
+def _template(layer: torch.nn.Module) -> torch.nn.Module:
+    """The layer's code without weights, told to use the functions above."""
+    empty = {id(p): torch.nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+             for p in layer.parameters()}  # fmt: skip
+    made = copy.deepcopy(layer, empty)
+    for module in made.modules():
+        if (config := getattr(module, "config", None)) is not None:
+            config._attn_implementation, config._experts_implementation = ATTENTION, EXPERTS
+    return made
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
+ALL_EXPERTS_FUNCTIONS.register(EXPERTS, chosen_experts)

@@ -1,0 +1,243 @@
+"""The decode step captured once as a CUDA graph: the host launches one graph a token.
+
+The prefill takes the library's normal path, with the same kernels as `generate()`. Its keys and
+values are then copied into buffers of fixed place and size, and the step that reads them is
+captured. On a CPU the same step runs uncaptured, which is how the tests check it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from lib import capture, experts
+from lib.decoded import Decoded
+
+Around = Callable[[Any, Cache], contextlib.AbstractContextManager]
+ROUND_TO = 64  # buffers are a little longer than asked for: kernels like aligned lengths
+MASKED_BY_US = ("eager", "sdpa")  # attention implementations that take an additive mask
+
+
+class HeldLayer(CacheLayerMixin):
+    """Keys and values (batch, heads, size, width) of one layer, in place.
+
+    Position p is kept in slot p mod size. A full layer is as long as the buffer, so that this is
+    p; a sliding layer is as long as its window, and a new token replaces the one that leaves it.
+    The order of slots does not matter to attention, since keys carry their position.
+    """
+
+    def __init__(self, like: Any, size: int, slot: torch.Tensor) -> None:
+        super().__init__()
+        self.is_sliding, self.slot = bool(like.is_sliding), slot
+        shapes = [(*tensor.shape[:2], size, tensor.shape[3]) for tensor in (like.keys, like.values)]
+        self.keys, self.values = (like.keys.new_zeros(shape) for shape in shapes)
+        self.is_initialized = True
+
+    def fill(self, source: Any, tokens: int) -> None:
+        """Take over the last tokens of a prefill's layer."""
+        count = min(source.keys.shape[2], self.keys.shape[2])
+        slots = torch.arange(tokens - count, tokens, device=self.keys.device) % self.keys.shape[2]
+        self.keys.index_copy_(2, slots, source.keys[:, :, -count:])
+        self.values.index_copy_(2, slots, source.values[:, :, -count:])
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one token; returns the whole buffers."""
+        self.keys.index_copy_(2, self.slot, key_states)
+        self.values.index_copy_(2, self.slot, value_states)
+        return self.keys, self.values
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """The buffers exist already."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2], 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+    def get_seq_length(self) -> int:
+        raise RuntimeError("the length is on the device; positions are passed explicitly")
+
+
+class Step:
+    """One decode step over fixed buffers, and its captured form on a GPU."""
+
+    def __init__(self, net: Any, prefilled: DynamicCache, capacity: int) -> None:
+        first = prefilled.layers[0].keys
+        self.net, self.capacity, self.batch = net, capacity, first.shape[0]
+        self.token = torch.zeros(self.batch, 1, dtype=torch.long, device=first.device)
+        self.position = torch.zeros(1, dtype=torch.long, device=first.device)
+        self.chosen = torch.zeros(self.batch, capacity, dtype=torch.long, device=first.device)
+        self.logits: torch.Tensor | None = None
+        sizes = [min(capacity, getattr(layer, "sliding_window", None) or capacity)
+                 for layer in prefilled.layers]  # fmt: skip
+        self.slots = {size: torch.zeros_like(self.position) for size in sizes}
+        self.masks = {
+            size: torch.zeros(self.batch, 1, 1, size, dtype=first.dtype, device=first.device)
+            for size in sizes
+        }
+        layers = [HeldLayer(layer, size, self.slots[size])
+                  for layer, size in zip(prefilled.layers, sizes, strict=True)]  # fmt: skip
+        self.cache = Cache(layers=layers)
+        self.advance: Callable[[], Any] = self._run
+
+    def start(self, prefilled: DynamicCache, tokens: int, first: torch.Tensor) -> None:
+        """Take over a prefill of `tokens` tokens and the first token (batch, 1) that it chose."""
+        for layer, source in zip(self.cache.layers, prefilled.layers, strict=True):
+            layer.fill(source, tokens)
+        self.token.copy_(first)
+        self.position.fill_(tokens)
+        self.chosen[:, tokens : tokens + 1] = first
+
+    def record(self, around: Around) -> None:
+        """Record the step as a CUDA graph; the buffers move on by that, so `start` again.
+
+        `around` is entered while the step runs as Python: what it exchanges stays in the graph.
+        """
+        with around(self.net, self.cache):
+            replay = capture.record(self._run, self.token.device.type)
+        recorded = replay != self._run
+        self.advance = replay if recorded else partial(_within, around, self)
+
+    def _run(self) -> None:
+        for size, slot in self.slots.items():
+            slot.copy_(self.position % size)
+            unseen = torch.arange(size, device=slot.device) > self.position
+            mask = self.masks[size]
+            mask.copy_(torch.zeros_like(mask).masked_fill_(unseen, torch.finfo(mask.dtype).min))
+        out = self.net(
+            self.token,
+            attention_mask=self._mask(),
+            position_ids=self.position.expand(self.batch, 1),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.logits = out.logits[:, -1]
+        self.token.copy_(self.logits.argmax(-1, keepdim=True))
+        self.position.add_(1)
+        self.chosen.index_copy_(1, self.position, self.token)
+
+    def _mask(self) -> Any:
+        """One mask, or one for each kind of layer where a model mixes them."""
+        kinds = {
+            "sliding_attention" if layer.is_sliding else "full_attention": self.masks[
+                layer.get_max_length()
+            ]
+            for layer in self.cache.layers
+        }
+        return kinds if len(kinds) > 1 else next(iter(kinds.values()))
+
+
+def _within(around: Around, step: Step) -> None:
+    with around(step.net, step.cache):
+        step._run()
+
+
+def _as_it_is(net: Any, cache: Cache) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext()
+
+
+class GraphStack:
+    """Greedy decoding with a captured step; captures again when batch or length outgrow it.
+
+    `capacity` is the longest sequence, prompt included, that later calls will need: with it no
+    call but the first of a batch size captures. `around(net, cache)` is entered while the step is
+    traced or run.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        *,
+        capacity: int | None = None,
+        around: Around | None = None,
+    ) -> None:
+        self.net, self.capacity = net, capacity or 0
+        self._around = around or _as_it_is
+        self._step: Step | None = None
+
+    def __call__(
+        self, ids: torch.Tensor, new_tokens: int, on_token: Callable[[], None] | None = None
+    ) -> Decoded:
+        """New tokens (batch, new_tokens), the cache, and the seconds that capturing took."""
+        tokens = ids.shape[1]
+        with torch.inference_mode():
+            prefilled, first, prepare_s = self._prefilled(ids, new_tokens)
+            if on_token:
+                first.cpu()
+                on_token()
+            if new_tokens == 1:
+                return Decoded(first, prefilled, prepare_s)
+            for _ in range(new_tokens - 1):
+                self._step.advance()
+                if on_token:
+                    self._step.token.cpu()
+                    on_token()
+            chosen = self._step.chosen[:, tokens : tokens + new_tokens].clone()
+        return Decoded(chosen, self._step.cache, prepare_s)
+
+    def forced_logits(self, ids: torch.Tensor, continuation: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, steps, vocabulary) after each token of a given continuation."""
+        with torch.inference_mode():
+            self._prefilled(ids, continuation.shape[1] + 1)
+            steps = []
+            for index in range(continuation.shape[1]):
+                self._step.token.copy_(continuation[:, index : index + 1])
+                self._step.advance()
+                steps.append(self._step.logits.clone())
+        return torch.stack(steps, 1)
+
+    def _prefilled(
+        self, ids: torch.Tensor, new_tokens: int
+    ) -> tuple[DynamicCache, torch.Tensor, float]:
+        cache = DynamicCache(config=self.net.config.get_text_config(decoder=True))
+        out = self.net(ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+                       use_cache=True, logits_to_keep=1)  # fmt: skip
+        first = out.logits[:, -1].argmax(-1, keepdim=True)
+        if new_tokens == 1:
+            return cache, first, 0.0
+        start_s = time.perf_counter()
+        ready = self._fits(ids.shape[0], ids.shape[1] + new_tokens)
+        if not ready:
+            self._build(cache, ids.shape[1], new_tokens, first)
+        self._step.start(cache, ids.shape[1], first)
+        return cache, first, 0.0 if ready else time.perf_counter() - start_s
+
+    def _fits(self, batch: int, length: int) -> bool:
+        step = self._step
+        return step is not None and step.batch == batch and length <= step.capacity
+
+    def _build(self, cache: DynamicCache, tokens: int, new_tokens: int, first: Any) -> None:
+        require_capturable(self.net, cache)
+        needed = max(self.capacity, tokens + new_tokens + capture.WARMUP_CALLS)
+        self._step = None  # its buffers go before new ones come
+        self._step = Step(self.net, cache, -(-needed // ROUND_TO) * ROUND_TO)
+        self._step.start(cache, tokens, first)
+        self._step.record(self._around)
+
+
+def require_capturable(net: Any, cache: DynamicCache) -> None:
+    """Raise where the step chooses on the host or keeps something else than keys and values."""
+    attention = net.config.get_text_config(decoder=True)._attn_implementation
+    if attention not in MASKED_BY_US:
+        raise ValueError(
+            f"attention {attention!r} cannot be captured here; use one of {', '.join(MASKED_BY_US)}"
+        )
+    kinds = {type(layer).__name__ for layer in cache.layers}
+    if unknown := kinds - {"DynamicLayer", "DynamicSlidingWindowLayer"}:
+        raise ValueError(f"a cache of {', '.join(sorted(unknown))} cannot be captured: the buffers "
+                         "hold keys and values only")  # fmt: skip
+    if experts.chooses_on_host(net):
+        raise ValueError(
+            "experts 'loop' look on the host which experts were chosen, which a CUDA graph cannot "
+            "record; use grouped_mm, batched_mm or all_experts"
+        )

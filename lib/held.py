@@ -1,0 +1,82 @@
+"""Bytes of what lives on: weights, logits, and a transformers cache beside what the card computes.
+
+Counts that meet something they do not know raise ValueError with the name of the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+from lib import records
+
+
+def weight_bytes(net: Any) -> int:
+    """Bytes of the storages that the parameters of a net lie in, each once."""
+    storages = [parameter.untyped_storage() for parameter in net.parameters()]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def tensor_bytes(tensor: Any) -> int:
+    """Bytes of the storage that keeps a tensor alive."""
+    return tensor.untyped_storage().nbytes()
+
+
+def cache_tensors(cache: Any) -> list[Any]:
+    """Tensors of every layer of a transformers cache: keys and values, or the states of a model
+    that keeps these."""
+    if not getattr(cache, "layers", ()):
+        raise ValueError(f"a {type(cache).__name__} has no layers of keys and values")
+    found = []
+    for index, layer in enumerate(cache.layers):
+        states = (getattr(layer, name, {}).values() for name in ("conv_states", "recurrent_states"))
+        kept = [getattr(layer, "keys", None), getattr(layer, "values", None), *chain(*states)]
+        if all(tensor is None for tensor in kept):
+            raise ValueError(f"layer {index} of the cache is a {type(layer).__name__}, which does "
+                             "not keep keys and values")  # fmt: skip
+        found += [tensor for tensor in kept if tensor is not None]
+    return found
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the key and value tensors of all layers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in cache_tensors(cache))
+
+
+def behind_bytes(cache: Any) -> int:
+    """Bytes that these tensors keep alive beyond their own, being views of longer ones.
+
+    A dynamic sliding layer keeps the whole prompt so until the first decode step.
+    """
+    return sum(tensor_bytes(t) - t.numel() * t.element_size() for t in cache_tensors(cache))
+
+
+def is_static(cache: Any) -> bool:
+    """Whether every layer was allocated in advance for its largest length."""
+    layers = getattr(cache, "layers", ())
+    return bool(layers) and all(hasattr(layer, "max_cache_len") for layer in layers)
+
+
+def card_bytes(card: Any, cache: Any, tokens: int) -> int:
+    """What the card computes for such a cache: after `tokens`, or at a static one's capacity."""
+    if is_static(cache):
+        return card.kv_bytes(max(layer.max_cache_len for layer in cache.layers), cache="static")
+    return card.kv_bytes(tokens)
+
+
+def card_warnings(values: Mapping[str, Any], card_weight_bytes: int) -> list[dict[str, str]]:
+    """A cache, or weights, not as large as the card computes are worth a look."""
+    found = []
+    cached, computed = values.get("kv_tensor_bytes"), values.get("kv_card_bytes")
+    if None not in (cached, computed) and cached != computed:
+        found.append(records.warning(
+            "kv-card", f"the cache holds {cached} bytes, the card computes {computed}: check "
+            "layer types and window in the model's config",
+        ))  # fmt: skip
+    if values["weight_bytes"] != card_weight_bytes:
+        found.append(records.warning(
+            "weights-card", f"the weights take {values['weight_bytes']} bytes, the card computes "
+            f"{card_weight_bytes}: check the dtype of each parameter",
+        ))  # fmt: skip
+    return found

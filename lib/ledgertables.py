@@ -1,0 +1,212 @@
+"""Tables of the memory ledger: its parts, growth per token, predictions, and what the paper's "KV
+contribution" consists of. The arithmetic is in `lib.ledger`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from lib import stats
+from lib.grid import Column, Table, build, frame
+from lib.ledger import CLOSED_SHARE, KINDS, OLD, PARTS, above_bytes, card_of, difference, ledger
+from lib.paperrules import MIB, load_published, paper_name
+from lib.records import Record
+from lib.stats import Estimate
+
+NOTES = (
+    "First use: what libraries keep after their first call, and the prompt. Behind windows: the "
+    "prompt that sliding layers keep alive until the first decode step. Experts: what the experts "
+    "of a layer add, where the peak is theirs. Activations: what else is alive at the peak, "
+    "attention included. Padding: blocks larger than was asked for. Slack: reserved and not in "
+    "use at the peak. CUDA context: what was in use beside the allocator before the call",
+    f"closed: what the sum leaves unexplained is at most {CLOSED_SHARE:.0%} of what is in use",
+)
+UNTOLD = ("where no place of the peak is given, cache and logits are those held after the call, "
+          "which need not be alive at the peak")  # fmt: skip
+WITHOUT_128 = ("contexts from 512 on: the study's baseline at 128 tokens lacks what libraries "
+               "keep after their first call")  # fmt: skip
+
+
+def read(size: float | None, reason: str, factor: float = 1.0) -> Estimate:
+    """One reading in another unit, or why there is none."""
+    if size is None:
+        return stats.missing(f"not measured: {reason}")
+    return Estimate(size * factor, n=1, method="single reading", reason="one reading, no interval")
+
+
+def _unit(rows: Sequence[Record]) -> tuple[str, float]:
+    peaks = [r.value("peak_bytes") or 0 for r in rows if r.kind in KINDS]
+    return ("GB", 1e9) if max(peaks, default=0) >= 1e9 else ("MB", 1e6)
+
+
+def parts(rows: Sequence[Record]) -> Table:
+    """Parts, their sum, what NVML says and the residual, per model, protocol and context.
+
+    In GB (10^9 bytes), the residual in MB (10^6), or all in MB where no peak reaches one GB.
+    """
+    unit, size = _unit(rows)
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        made = ledger(group[-1], card_of(rows, group[-1]))
+        why, left = made.open_reason, made.residual_bytes
+        share = None if left is None else 100 * left / made.used_bytes
+        verdict = {None: "–", True: "yes", False: "no"}[made.closed]
+        return (*(read(made.parts[n], made.reasons[n], 1 / size) for n in PARTS),
+                read(made.sum_bytes, why, 1 / size),
+                read(made.used_bytes, made.reasons["used_bytes"], 1 / size), read(left, why, 1e-6),
+                read(share, why), verdict, made.source or "–",
+                group[-1].value("peak_in") or "–")  # fmt: skip
+
+    columns = [*(Column(title, unit) for title in PARTS.values()), Column("sum", unit),
+               Column("in use by NVML", unit), Column("residual", "MB"), Column("residual", "%"),
+               Column("closed", numeric=False), Column("source", numeric=False),
+               Column("peak in", numeric=False)]  # fmt: skip
+    made = _built("memory-ledger", "Memory ledger", rows, columns, cells)
+    return _with_notes(made, *NOTES, UNTOLD)
+
+
+def predicted(rows: Sequence[Record]) -> Table:
+    """The peak above the baseline that shapes alone predict, beside what the allocator counted.
+
+    `asked for` leaves out what the allocator adds by handing out larger blocks.
+    """
+    unit, size = _unit(rows)
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row = group[-1]
+        told, above = row.value("predicted_bytes"), above_bytes(row)
+        asked = difference(row.value("requested_peak_bytes"), row.value("requested_baseline_bytes"))
+        why = row.missing.get("predicted_bytes", OLD)
+        unasked = row.missing.get("reserved_bytes", OLD)
+        return (read(told, why, 1 / size), read(above, "no peak", 1 / size),
+                read(asked, unasked, 1 / size), read(_ratio(above, told), why),
+                read(_ratio(asked, told), unasked if told else why))  # fmt: skip
+
+    columns = [Column("predicted", unit), Column("measured", unit), Column("asked for", unit),
+               Column("measured / predicted"), Column("asked for / predicted")]  # fmt: skip
+    return _built("memory-predicted", "Peak above the baseline, predicted before it was measured",
+                  [r for r in rows if r.kind == "environment" or "predicted_bytes" in
+                   {*r.values, *r.missing}], columns, cells)  # fmt: skip
+
+
+def per_token(rows: Sequence[Record]) -> Table:
+    """How cache and peak grow with the context: Theil-Sen slopes in bytes per token.
+
+    The cache's points are the cached tokens of both protocols, so that a sweep of three contexts
+    has an interval. A sliding layer stops growing at its window, which the first token does not
+    show.
+    """
+    dynamic = [r for r in rows if r.key.get("cache") in ("dynamic", None) and not r.error]
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        first = (card_of(rows, group[-1]) or {}).get("kv_bytes_per_token")
+        held, card = (_points(group, n) for n in ("kv_tensor_bytes", "kv_card_bytes"))
+        equal = sum(r.value("kv_tensor_bytes") == r.value("kv_card_bytes") is not None
+                    for r in group)  # fmt: skip
+        return (_slope(held), _slope(card), read(first, "no model card with a cache"),
+                f"{equal} of {len(group)}", *(_slope(_above(group, k)) for k in KINDS))  # fmt: skip
+
+    columns = [Column("KV held", "B/token"), Column("KV by the card", "B/token"),
+               Column("KV of the first token", "B/token"),
+               Column("held = card to the byte", numeric=False),
+               Column("peak, the paper's protocol", "B/token"),
+               Column("peak, generate()", "B/token")]  # fmt: skip
+    return build("memory-per-token", "Memory per token of context", dynamic, KINDS, (), columns,
+                 cells)  # fmt: skip
+
+
+def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = None) -> Table:
+    """What the study's files call KV cache (peak less what was allocated before), beside the same
+    difference measured here and what it consists of, in MiB (2^20 bytes)."""
+    data = load_published() if published is None else published
+
+    def reported(row: Record) -> float | None:
+        name = f"kv_reported_mib/{paper_name(row.key.get('model'), data)}/{row.key.get('context')}"
+        return data.get("released", {}).get(name, {}).get("value")
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row, printed = group[-1], reported(group[-1])
+        made = ledger(row, card_of(rows, row))
+        rest = [made.parts[n] for n in ("kv_behind", "activations", "padding")]
+        whole = None if made.parts["activations"] is None else sum(size or 0 for size in rest)
+        above = above_bytes(row)
+        return (Estimate(printed, n=1, method="published", reason="a published number"),
+                read(above, "no peak", 1 / MIB),
+                read(_ratio(above, printed * MIB), "no peak"),
+                read(row.value("predicted_bytes"), row.missing.get("predicted_bytes", OLD),
+                     1 / MIB),
+                *(read(made.parts[n], made.reasons[n], 1 / MIB) for n in shown),
+                read(whole, made.reasons["activations"], 1 / MIB),
+                row.value("peak_in") or "–")  # fmt: skip
+
+    shown = ("kv", "logits", "experts")
+    columns = [Column("published", "MiB"), Column("peak above baseline", "MiB"),
+               Column("measured / published"), Column("predicted", "MiB"),
+               *(Column(PARTS[n], "MiB") for n in shown), Column("rest", "MiB"),
+               Column("peak in", numeric=False)]  # fmt: skip
+    mine = [r for r in rows if r.kind == "environment" or (
+            r.kind == "memory-paper" and not r.error and reported(r) is not None)]  # fmt: skip
+    title = "What the paper's KV contribution consists of"
+    made = build("kv-contribution", title, mine, ("memory-paper",), ("context",), columns, cells)
+    return _with_notes(made, WITHOUT_128, UNTOLD)
+
+
+def tables(rows: Sequence[Record], published: Mapping[str, Any] | None = None) -> list[Table]:
+    """The ledger's tables that have rows."""
+    made = (parts(rows), contribution(rows, published), per_token(rows), predicted(rows))
+    return [found for found in made if found.rows]
+
+
+def ledger_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`parts` as a DataFrame."""
+    return frame(parts(rows))
+
+
+def predicted_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`predicted` as a DataFrame."""
+    return frame(predicted(rows))
+
+
+def per_token_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`per_token` as a DataFrame, with enough digits to count bytes."""
+    return frame(per_token(rows), digits=9)
+
+
+def contribution_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`contribution` as a DataFrame; empty for models that the paper does not have."""
+    return frame(contribution(rows))
+
+
+def _built(
+    name: str, title: str, rows: Sequence[Record], columns: Sequence[Column],
+    cells: Callable[[list[Record]], Sequence[Any]],
+) -> Table:  # fmt: skip
+    return build(name, title, rows, KINDS, ("context", "protocol"), columns, cells)
+
+
+def _with_notes(table: Table, *notes: str) -> Table:
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return None if above is None or not below else above / below
+
+
+def _points(group: Sequence[Record], name: str) -> set[tuple[int, int]]:
+    less = {"memory-paper": 0, "memory": 1}  # generate() never caches the last token it returns
+    return {(r.key["context"] + r.key["new_tokens"] - less[r.kind], r.values[name])
+            for r in group if r.value(name) is not None}  # fmt: skip
+
+
+def _above(group: Sequence[Record], kind: str) -> set[tuple[int, int]]:
+    return {(r.key["context"], above_bytes(r)) for r in group
+            if r.kind == kind and above_bytes(r) is not None}  # fmt: skip
+
+
+def _slope(points: set[tuple[int, int]]) -> Estimate:
+    ordered = sorted(points)
+    found = stats.slope([x for x, _ in ordered], [y for _, y in ordered])
+    return stats.missing(f"not measured: {found.reason}") if found.value is None else found

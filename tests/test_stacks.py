@@ -1,0 +1,214 @@
+"""Captured and compiled stacks: the same logits as `generate()`, on a CPU without capture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lib import decode, experts, fused, gate, graphs, latency, models
+from lib.device import CpuDevice
+
+STACKS = ["hf-static", "graph", "graph-compiled"]
+WINDOW = 16
+SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+         "max_position_embeddings": 256}  # fmt: skip
+ARCHITECTURES = {
+    "sinks, sliding and full, experts": dict(
+        model_type="gpt_oss", sliding_window=WINDOW, num_local_experts=4, num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"], pad_token_id=0),
+    "grouped heads, normed queries": dict(model_type="qwen3"),
+    "grouped heads": dict(model_type="llama"),
+    "one key for all heads": dict(model_type="llama", num_key_value_heads=1),
+    "all layers sliding": dict(model_type="mistral", sliding_window=WINDOW),
+    "experts that are gated and concatenated": dict(
+        model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
+    "experts without a window": dict(
+        model_type="mixtral", num_local_experts=4, num_experts_per_tok=2),
+}  # fmt: skip
+
+
+def build(name, **changes):
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(**{**SMALL, **ARCHITECTURES[name], **changes})
+    net = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+        net.get_output_embeddings().weight.mul_(20)  # rounding decides no token
+    return net.requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def net(request):
+    return build(request.param)
+
+
+def prompt(net, tokens, batch=1):
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.randint(3, net.config.vocab_size, (batch, tokens), generator=generator)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("context", [5, WINDOW - 4, WINDOW, 2 * WINDOW + 3])
+def test_logits_before_at_and_past_the_window(net, stack, context):
+    ids = prompt(net, context)
+    reference = decode.open_stack("hf-eager", net)
+    out = reference(ids, 12)
+    expected = reference.forced_logits(ids, out.tokens)
+    tested = decode.open_stack(stack, net, capacity=context + 12)
+    torch.testing.assert_close(
+        tested.forced_logits(ids, out.tokens), expected, atol=1e-4, rtol=1e-4
+    )
+    assert tested(ids, 12).tokens.tolist() == out.tokens.tolist()
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_batch_decodes_each_row_as_if_alone(net, stack):
+    ids = prompt(net, 20, batch=3)
+    out = decode.open_stack(stack, net)(ids, 6).tokens
+    alone = [decode.open_stack("hf-eager", net)(row[None], 6).tokens[0].tolist() for row in ids]
+    assert out.tolist() == alone
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("new_tokens", [1, 2, 7])
+def test_exactly_the_tokens_that_were_asked_for(net, stack, new_tokens):
+    called = []
+    generate = decode.open_stack(stack, net, capacity=40)
+    out = generate(prompt(net, 9), new_tokens, on_token=lambda: called.append(0))
+    assert out.tokens.shape == (1, new_tokens) and len(called) == new_tokens
+    assert out.tokens.tolist() == generate(prompt(net, 9), new_tokens).tokens.tolist()
+
+
+@pytest.mark.parametrize("stack", ["graph", "graph-compiled"])
+def test_only_a_first_or_longer_call_prepares(stack):
+    net = build("grouped heads")
+    generate = decode.open_stack(stack, net, capacity=60)
+    prepared = [generate(prompt(net, context), tokens).prepare_s > 0
+                for context, tokens in ((20, 8), (20, 8), (52, 8), (200, 8))]  # fmt: skip
+    assert prepared == [True, False, False, True]
+    assert generate(prompt(net, 20, batch=2), 8).prepare_s > 0  # another batch, other buffers
+
+
+def test_a_buffer_is_as_long_as_it_must_be():
+    """Attention reads all of it at every step."""
+    net = build("sinks, sliding and full, experts")
+    cache = decode.open_stack("graph", net, capacity=60)(prompt(net, 20), 8).cache
+    assert [layer.keys.shape[2] for layer in cache.layers] == [WINDOW, 64, WINDOW]
+
+
+@pytest.mark.parametrize("name", ["grouped_mm", "batched_mm", "all_experts"])
+def test_every_implementation_of_experts_that_can_be_captured(name):
+    net = build("sinks, sliding and full, experts")
+    ids, expected = prompt(net, 20), decode.open_stack("hf-eager", net)(prompt(net, 20), 8).tokens
+    experts.use(net, name)
+    assert decode.open_stack("graph", net)(ids, 8).tokens.tolist() == expected.tolist()
+    assert decode.experts_in_decode(net, "graph") == name
+
+
+def test_what_cannot_be_captured_says_why():
+    net = build("sinks, sliding and full, experts")
+    experts.use(net, "loop")
+    with pytest.raises(ValueError, match="experts 'loop' look on the host"):
+        decode.open_stack("graph", net)(prompt(net, 20), 8)
+    with pytest.raises(ValueError, match="greedily only, not 'top-p 0.9'"):
+        decode.open_stack("graph", net, decoding="top-p 0.9")
+    dense = build("grouped heads")
+    dense.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="attention 'flex_attention' cannot be captured"):
+        graphs.require_capturable(dense, graphs.DynamicCache(config=dense.config))
+
+
+def test_fused_layers_leave_the_net_as_it_was(net):
+    decode.open_stack("graph-compiled", net)(prompt(net, 20), 4)
+    assert not any("forward" in layer.__dict__ for layer in net.get_decoder().layers)
+    assert net.config._attn_implementation != fused.ATTENTION
+
+
+def test_fused_attention_reads_no_key_beyond_the_mask():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, length, 4, generator=generator)
+                         for heads, length in ((4, 1), (2, 6), (2, 6)))  # fmt: skip
+    mask = torch.zeros(1, 1, 1, 6)
+    mask[..., 4:] = torch.finfo(mask.dtype).min
+    module = torch.nn.Module()
+    found, _ = fused.attend(module, query, key, value, mask)
+    one_by_one = [
+        torch.softmax(query[0, head, 0] @ key[0, head // 2, :4].T / 2, -1) @ value[0, head // 2, :4]
+        for head in range(4)
+    ]
+    torch.testing.assert_close(found[0, 0], torch.stack(one_by_one))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.load("tiny-gpt-oss", dtype="float32", device=CpuDevice())
+
+
+def test_the_gate_lets_a_right_stack_pass(model):
+    row = gate.row(model, stack="graph", context=40, seed=0, env_id="e", steps=6)
+    assert row.kind == "gate" and row.key["stack"] == "graph" and row.key["cache"] == "static"
+    assert len(row.samples["relative_error"]) == 6
+    assert row.values["max_error"] < 1e-5 and row.values["same_choice"] == 1.0
+
+
+@pytest.mark.parametrize("part", ["position", "cache", "window"])
+def test_the_gate_stops_a_wrong_stack(model, monkeypatch, part):
+    right_start, right_fill = graphs.Step.start, graphs.HeldLayer.fill
+    if part == "position":  # one off, as a captured counter easily is
+        monkeypatch.setattr(graphs.Step, "start", lambda step, cache, tokens, first: right_start(
+            step, cache, tokens + 1, first))  # fmt: skip
+    if part == "cache":  # the prompt is lost
+        monkeypatch.setattr(graphs.HeldLayer, "fill", lambda *_: None)
+    if part == "window":  # a sliding layer keeps its oldest tokens
+        monkeypatch.setattr(graphs.HeldLayer, "fill", lambda layer, source, tokens: right_fill(
+            layer, source, tokens + 3 * layer.is_sliding))  # fmt: skip
+    with pytest.raises(gate.GateError, match="computes something else"):
+        gate.row(model, stack="graph", context=40, seed=0, env_id="e", steps=6)
+
+
+def test_a_stack_that_fails_the_gate_has_no_throughput(model, monkeypatch):
+    monkeypatch.setattr(graphs.HeldLayer, "fill", lambda *_: None)
+    with pytest.raises(gate.GateError):
+        latency.gated_arm(model, stack="graph", context=40, new_tokens=4, repeats=1, seed=0,
+                          env_id="e")  # fmt: skip
+
+
+def test_a_gated_row_says_by_how_much_it_passed(model):
+    row = latency.gated_arm(model, stack="graph", context=40, new_tokens=4, repeats=2, seed=0,
+                            env_id="e")  # fmt: skip
+    assert row.values["gate_max_error"] < row.values["gate_allowed_error"]
+    assert row.key["stack"] == "graph" and row.values["prepare_s"] > 0
+
+
+def test_the_error_of_the_gate_by_hand():
+    reference = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])  # norms 5 and 2
+    found = torch.tensor([[[3.0, 4.5], [1.0, 2.0]]])  # differences 0.5 and 1
+    assert gate.relative_errors(found, reference) == pytest.approx([0.1, 0.5])
+
+
+def test_the_tolerance_grows_like_a_random_walk():
+    assert gate.tolerance("bfloat16", 64) == pytest.approx(32 * 2**-8)  # sqrt(16 * 64) roundings
+    assert gate.tolerance("float32", 4) == gate.LEAST
+
+
+def test_a_choice_by_counting_is_a_choice_by_sorting():
+    scores = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    values, index = fused._topk(scores, 4)
+    expected = scores.topk(4)
+    assert index.tolist() == expected.indices.tolist()
+    torch.testing.assert_close(values, expected.values)
+    tied = fused._topk(torch.tensor([[2.0, 5.0, 5.0, 5.0]]), 2)
+    assert tied[0].tolist() == [[5.0, 5.0]] and len(set(tied[1][0].tolist())) == 2
+
+
+def test_a_capture_inside_a_timed_call_is_refused(model, monkeypatch):
+    opened = decode.open_stack
+    monkeypatch.setattr(
+        decode, "open_stack", lambda *args, capacity=None, **kw: opened(*args, **kw)
+    )
+    with pytest.raises(RuntimeError, match="captured or compiled inside a timed call"):
+        latency.arm(model, stack="graph", context=40, new_tokens=60, repeats=1, seed=0, env_id="e")
