@@ -186,10 +186,10 @@ def sampler_gap(inside: Trace, start_s: float, stop_s: float) -> Gate:
 
 def slowed(code: str, inside: Trace, seconds: float, names: Sequence[str]) -> Gate:
     """The share of the window in which the driver's violation counters ran."""
-    spans = [joules.readings(inside, name) for name in names]
-    if not any(name in row for row in inside for name in names):
+    spans = [[row[name] for row in inside if name in row] for name in names]
+    if not any(spans):
         return Gate(code, "unknown", None, "violation counters were not read")
-    share = max(span[-1][1] - span[0][1] if span else 0.0 for span in spans) / seconds
+    share = max(span[-1] - span[0] for span in spans if span) / seconds
     return limited(code, share, f"the board was held back in {share:.1%} of the window")
 
 

@@ -292,8 +292,8 @@ THREE_CALLS = (8.8312, 18.2344)
 def test_a_recorded_trace_gives_the_same_joules_again():
     window = gates.judge(records.read_trace(REAL), *THREE_CALLS)
     assert window.estimator == "counter_j"
-    assert window.joules == pytest.approx({"counter_j": 1893.640, "instant_j": 1899.887,
-                                           "average_j": 1884.857, "paper_j": 1697.630}, abs=1e-3)  # fmt: skip
+    again = {"counter_j": 1893.640, "instant_j": 1899.887, "average_j": 1884.857}
+    assert window.joules == pytest.approx(again | {"paper_j": 1697.630}, abs=1e-3)
 
 
 def test_on_a_real_board_counter_and_average_agree_and_the_papers_estimator_is_off():

@@ -30,7 +30,10 @@ ARROWS = {
     "strict_yaml": set(),
     "params": {"strict_yaml"},
     "prompts": set(),
-    "device": {"records"},
+    "board": set(),
+    "device": {"board", "records"},
+    "joules": set(),
+    "gates": {"joules", "stats"},
     "experts": set(),
     "decode": {"device", "experts"},
     "ablations": {"records"},
@@ -153,7 +156,7 @@ def test_one_seam_to_the_hardware():
     """The one exception: the runner's lease lists GPUs by NVML before any kernel exists."""
     assert {name for name in MODULES if touches_cuda(tree(name))} == {"device"}
     with_nvml = {name for name in MODULES if "pynvml" in packages(tree(name))}
-    assert with_nvml == {"device", "power_sampler", "lease"}
+    assert with_nvml == {"board", "power_sampler", "lease"}
     for path in NOTEBOOKS.values():
         code = code_of(path)
         assert not touches_cuda(code) and not packages(code) & {"pynvml", *HEAVY}, path.name
