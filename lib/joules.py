@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,6 +249,16 @@ def boards(trace: Trace) -> list[list[dict[str, Any]]]:
     return [[row for row in trace if row.get("gpu", 0) == number] for number in numbers]
 
 
+def over_boards(
+    estimator: Callable[[Trace, float, float], Reading], trace: Trace, start_s: float, stop_s: float
+) -> Reading:
+    """The sum of an estimator over the boards of a trace; what one of them lacks, the sum lacks."""
+    found = [estimator(rows, start_s, stop_s) for rows in boards(trace)]
+    if reasons := [reason for joules, reason in found if joules is None]:
+        return None, reasons[0]
+    return (sum(joules for joules, _ in found), "") if found else (None, "not_covered: no readings")
+
+
 def additivity(trace: Trace, start_s: float, stop_s: float, guard_s: float = 1.5) -> Reading:
     """E(first half) + E(second half) over E(all), less one.
 
@@ -257,7 +267,7 @@ def additivity(trace: Trace, start_s: float, stop_s: float, guard_s: float = 1.5
     """
     middle_s = (start_s + stop_s) / 2
     spans = ((start_s, stop_s), (start_s, middle_s), (middle_s, stop_s))
-    found = [counter_j(cut(trace, *span, guard_s), *span) for span in spans]
+    found = [over_boards(counter_j, cut(trace, *span, guard_s), *span) for span in spans]
     if reasons := [reason for joules, reason in found if joules is None]:
         return None, reasons[0]
     (whole, _), (first, _), (second, _) = found

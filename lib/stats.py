@@ -149,6 +149,18 @@ def ratio(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Estimate:
     return Estimate(value, float(low), float(high), n, "ratio of medians, bootstrap")
 
 
+def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """Geometric mean of a / b over pairs that were taken side by side, with a t interval (n >= 2).
+
+    What both of a pair share, such as a slow drift, cancels.
+    """
+    if len(a) != len(b) or not a:
+        return missing(f"pairs are needed, got {len(a)} and {len(b)}")
+    logs = mean([math.log(x / y) for x, y in zip(a, b, strict=True)])
+    found = _mapped(logs, math.exp)
+    return replace(found, method="geometric mean of paired ratios")
+
+
 def _boot_medians(samples: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     picks = rng.integers(len(samples), size=(BOOTSTRAP_DRAWS, len(samples)))
     return np.median(np.asarray(samples, dtype=float)[picks], axis=1)

@@ -20,7 +20,8 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 # What the reading side, from rows to a report, on any laptop, starts from; the rest it imports.
 ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally"}
 RUNNER = {"run", "kernels", "lease", "preflight", "processes"}
-MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts"}
+MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts",
+             "board", "windows", "blocks"}  # fmt: skip
 PRIMITIVES = {"latency", "memory", "energy"}
 
 # Modules whose imports of lib the design settles; latency also loads the model of an arm.
@@ -39,7 +40,10 @@ ARROWS = {
     "ablations": {"records"},
     "session": {"prompts", "records"},
     "memory": {"decode", "device", "experts", "progress", "records", "session"},
-    "energy": {"decode", "device", "experts", "progress", "records", "session"},
+    "windows": {"device"},
+    "blocks": {"gates", "records", "windows"},
+    "energy": {"blocks", "decode", "gates", "joules", "progress", "records", "session", "stats",
+               "windows"},
     "latency": {"decode", "device", "experts", "models", "progress", "records", "session", "stats"},
 }
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}
@@ -142,7 +146,8 @@ def test_no_primitive_knows_another_nor_the_reading_side():
     for name in PRIMITIVES:
         known = closure({name}, lazy=True)
         assert known & PRIMITIVES == {name}
-        assert known & READING <= {"records", "stats", "params", "strict_yaml"}
+        shared = {"records", "stats", "params", "strict_yaml", "joules", "gates"}
+        assert known & READING <= shared
 
 
 def touches_cuda(module: ast.Module) -> bool:
