@@ -19,7 +19,7 @@ from lib.blocks import Block, Cell
 from lib.gates import Gate
 from lib.progress import track
 from lib.records import Record
-from lib.session import begin_records, prompt_ids
+from lib.session import prompt_ids
 from lib.windows import Span
 
 WARMUP_LIMIT_S = 30.0
@@ -61,6 +61,7 @@ def sweep(
     idle_s: float,
     sampler_pairs: int,
     seed: int,
+    env_id: str | None,
     records_path: str | Path,
 ) -> list[Record]:
     """Every cell in its blocks, between two spans of idling; rows are written at the end, also
@@ -71,8 +72,8 @@ def sweep(
     """
     cells = blocks.cells_of(contexts, new_tokens, block_contexts, repeats, other_repeats,
                             slope_tokens, slope_repeats)  # fmt: skip
-    rows = begin_records(model, records_path)
-    session = open_session(model, stack, Path(records_path), seed, rows[0].env_id,
+    rows: list[Record] = []
+    session = open_session(model, stack, Path(records_path), seed, env_id,
                            {cell.context: new_tokens for cell in cells})  # fmt: skip
     try:
         session.values |= idle_power(session, idle_s, "before")

@@ -47,11 +47,12 @@ class Board:
         coverage: str = "full",
         instant_s: float = 0.025,
         average_s: float = 1.0,
+        noise_w: float = 0.0,
         slow: dict[str, Any] | None = None,
         fault: Callable[[dict[str, Any]], dict[str, Any] | None] = dict,
     ) -> None:
         self.idle_w, self.tick_s, self.phase_s, self.coverage = idle_w, tick_s, phase_s, coverage
-        self.instant_s, self.average_s = instant_s, average_s
+        self.instant_s, self.average_s, self.noise_w = instant_s, average_s, noise_w
         self.slow = SLOW if slow is None else slow
         self.fault = fault
         self.times, self.energy = [-100.0, 0.0], [-100.0 * idle_w, 0.0]
@@ -87,6 +88,8 @@ class Board:
         at = self.phase_s + k * self.tick_s  # when the readouts were refreshed last
         instant = (self._e(at) - self._e(at - self.instant_s)) / self.instant_s
         average = (self._e(at) - self._e(at - self.average_s)) / self.average_s
+        noise = self.noise_w * np.sin(7919.0 * k)  # differs from refresh to refresh
+        instant, average = instant + noise, average + noise / 40
         counter = self._e(at)
         if self.coverage == "partial":
             every = np.arange(k.min() - 1, k.max() + 1)

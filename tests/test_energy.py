@@ -17,7 +17,7 @@ from lib import blocks, decode, energy, gates, records, stats, windows
 SWEEP = {
     "contexts": [128, 512], "new_tokens": 21, "block_contexts": [512], "repeats": 4,
     "other_repeats": 1, "slope_tokens": [1, 41], "slope_repeats": 2, "window_s": 8.0,
-    "idle_s": 5.0, "sampler_pairs": 6, "seed": 0,
+    "idle_s": 5.0, "sampler_pairs": 6, "seed": 0, "env_id": "e",
 }  # fmt: skip
 CALL_J = 100 + 15 * 20
 
@@ -37,7 +37,7 @@ def rows(monkeypatch, tmp_path):
 
 
 def test_a_sweep_has_a_row_for_each_cell_and_one_for_the_sampler(rows):
-    kinds = [(r.kind, r.key["context"], r.key["new_tokens"]) for r in rows[2:]]
+    kinds = [(r.kind, r.key["context"], r.key["new_tokens"]) for r in rows]
     assert kinds[0] == ("energy-sampler", 128, 21)  # as long as the lead-in
     assert sorted(kinds[1:]) == [("energy", 128, 21), ("energy", 512, 21),
                                  ("energy-slope", 512, 1), ("energy-slope", 512, 41)]  # fmt: skip
@@ -96,7 +96,7 @@ def test_nothing_asks_nvml_inside_a_window(monkeypatch, tmp_path):
     first = min(row["t_s"] for row in records.read_trace(tmp_path / "trace-1.jsonl.gz"))
     assert first == 0.0  # seconds since the trace began
     assert asked and max(asked) < 70  # only while it warmed up, before the first round
-    assert sum(r.values["window_s"] for r in rows[3:]) > 70
+    assert sum(r.values["window_s"] for r in rows[1:]) > 70
 
 
 def test_a_call_that_stops_early_is_an_error(monkeypatch, tmp_path):
@@ -133,7 +133,7 @@ def test_without_readings_energy_is_missing_with_the_reason_and_time_is_there(
     model = FakeModel(FakeDevice(tick_s=1e-6))
     rows = sweep(monkeypatch, tmp_path, device=model.device, model=model, window_s=1.0)
     assert [r.kind for r in rows if r.kind == "energy-sampler"] == []
-    for row in rows[2:]:
+    for row in rows:
         assert set(row.missing) == {"energy_j", "paper_energy_j", "idle_w", "net_energy_j"}
         assert set(row.missing.values()) == {"no counter on the fake"}
         assert row.samples.keys() == {"e2e_s"} and len(row.samples["e2e_s"]) >= 1
