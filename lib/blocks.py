@@ -20,12 +20,14 @@ LEVELS = ("ok", "unknown", "warn", "invalid")
 
 @dataclass(frozen=True)
 class Cell:
-    """What one row is of. `kind` is energy, or energy-slope for lengths that only serve a line."""
+    """What one row is of. `kind` is energy, or energy-slope for lengths that only serve a line;
+    `weights` names what the weights were filled with, where that is the point."""
 
     context: int
     new_tokens: int
     blocks: int
     kind: str = "energy"
+    weights: str = ""
 
 
 @dataclass(frozen=True)

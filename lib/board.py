@@ -81,6 +81,7 @@ def wait_for_first(path: Path, sampler: subprocess.Popen) -> None:
 def state(nvml: Any, handle: Any) -> dict[str, Any]:
     """What a board's readings depend on; None where the driver does not tell."""
     questions: dict[str, Callable[[], Any]] = {
+        "nvml_index": lambda: nvml.nvmlDeviceGetIndex(handle),
         "driver": nvml.nvmlSystemGetDriverVersion,
         "vbios": lambda: nvml.nvmlDeviceGetVbiosVersion(handle),
         "persistence": lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),

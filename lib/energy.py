@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def sweep(
         rows += sampler_check(session, first.context, sampler_pairs, stack, records_path)
         rounds = blocks.plan(cells, seed)
         for number, order in enumerate(track(rounds, f"energy of {model.name}"), start=1):
-            measure_round(session, order, number, window_s)
+            measure_round(session, order, f"trace-{number}", window_s)
         session.values |= idle_power(session, idle_s, "after")
     finally:
         session.values |= idle_both(session.values)
@@ -163,12 +163,21 @@ def one_call(session: Session, call: windows.Call, *, sampled: bool) -> float:
         return windows.time_call(call, device)[0]
 
 
-def measure_round(session: Session, order: Sequence[Cell], number: int, window_s: float) -> None:
-    """One window of each cell under one trace; what they gave is added to the session."""
-    device, rng = session.model.device, random.Random(f"{session.seed}, round {number}")
-    name, spans = f"trace-{number}", []
+def measure_round(
+    session: Session,
+    order: Sequence[Cell],
+    name: str,
+    window_s: float,
+    prepare: Callable[[Cell], None] = lambda cell: None,
+) -> None:
+    """One window of each cell under one trace; what they gave is added to the session.
+
+    `prepare` is called before the lead-in of each.
+    """
+    device, rng, spans = session.model.device, random.Random(f"{session.seed} {name}"), []
     with device.power_trace(uuids=session.gpus) as trace:
         for cell in order:
+            prepare(cell)
             lead = session.call(cell.context, session.lead_tokens[cell.context])
             call = session.call(cell.context, cell.new_tokens)
             spans.append(windows.busy(call, lead, device, window_s, rng))
@@ -201,13 +210,14 @@ def row_of(session: Session, cell: Cell, found: Sequence[Block], stack: str) -> 
     told = {name: value for name, value in session.values.items() if value not in (None, "")}
     return Record(
         kind=cell.kind,
-        key=model.key(stack=stack, context=cell.context, new_tokens=cell.new_tokens),
+        key=model.key(stack=stack, context=cell.context, new_tokens=cell.new_tokens,
+                      **({"weights": f"random-{cell.weights}"} if cell.weights else {})),
         samples=blocks.samples_of(found, idle_w),
         values={**model.source, **told, **blocks.values_of(found)},
         missing=missing,
         warnings=blocks.warnings_of(found),
         env_id=session.env_id,
-    )
+    )  # fmt: skip
 
 
 def save(session: Session, name: str, trace: joules.Trace) -> float:

@@ -305,8 +305,8 @@ def test_a_gpu_that_tells_nothing_of_its_own_gives_missing_with_the_reason(
 
 def test_the_state_of_a_board_says_none_where_the_driver_does_not_tell(open_gpu):
     assert open_gpu().board_state() == {
-        "driver": "999.1", "vbios": "96.00", "persistence": True, "power_limit_w": 700,
-        "power_limit_max_w": None, "temperature_c": 48}  # fmt: skip
+        "nvml_index": 0, "driver": "999.1", "vbios": "96.00", "persistence": True,
+        "power_limit_w": 700, "power_limit_max_w": None, "temperature_c": 48}  # fmt: skip
     assert device.CpuDevice().board_state() == {}
 
 

@@ -112,10 +112,10 @@ def test_what_was_measured_before_an_interrupt_is_kept(monkeypatch, tmp_path):
     model = BoardModel(device)
     measured = energy.measure_round
 
-    def stop_at_3(session, order, number, window_s):
-        if number == 3:
+    def stop_at_3(session, order, name, window_s):
+        if name == "trace-3":
             raise KeyboardInterrupt
-        measured(session, order, number, window_s)
+        measured(session, order, name, window_s)
 
     monkeypatch.setattr(energy, "measure_round", stop_at_3)
     with pytest.raises(KeyboardInterrupt):
@@ -147,14 +147,14 @@ def test_a_block_that_cannot_be_believed_is_left_out_with_its_reason(monkeypatch
     model = BoardModel(device)
     measured = energy.measure_round
 
-    def reset_in_2(session, order, number, window_s):
+    def reset_in_2(session, order, name, window_s):
         start_s = device.now_s
         middle = {"at": start_s + 4.0}
         board.fault = lambda row: (
             {**row, "energy_j": 1 + row["energy_j"] / 1000}
-            if number == 2 and row["t_s"] > middle["at"] else row
+            if name == "trace-2" and row["t_s"] > middle["at"] else row
         )  # fmt: skip
-        measured(session, order, number, window_s)
+        measured(session, order, name, window_s)
 
     monkeypatch.setattr(energy, "measure_round", reset_in_2)
     rows = sweep(monkeypatch, tmp_path, device=device, model=model)

@@ -21,7 +21,7 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally"}
 RUNNER = {"run", "kernels", "lease", "preflight", "processes"}
 MEASURING = {"device", "models", "decode", "latency", "memory", "energy", "session", "prompts",
-             "board", "windows", "blocks", "instrument"}  # fmt: skip
+             "board", "windows", "blocks", "instrument", "weightvalues", "peer_zeus"}  # fmt: skip
 PRIMITIVES = {"latency", "memory", "energy"}
 
 # Modules whose imports of lib the design settles; latency also loads the model of an arm.

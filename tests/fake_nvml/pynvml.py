@@ -86,6 +86,10 @@ def nvmlDeviceGetComputeRunningProcesses(handle):
     return [SimpleNamespace(pid=4242)]
 
 
+def nvmlDeviceGetIndex(handle):
+    return [*BOARDS].index(handle)
+
+
 def nvmlSystemGetDriverVersion():
     return "999.1"
 
