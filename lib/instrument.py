@@ -30,12 +30,13 @@ def characterise(
 
     `load` keeps the board busy for so many seconds; by default a chain of matrix products.
     """
-    device, key = model.device, {"model": model.name}
+    device, key = model.device, dict.fromkeys(records.KEY_FIELDS) | {"model": model.name}
     reason = device.missing.get("energy") or (
         "" if seconds > 0 else "not asked for: instrument_s is 0"
     )
     if reason:
-        row = Record("instrument", key, missing={"counter_refresh_s": reason}, env_id=env_id)
+        row = Record("instrument", key, values=dict(model.source),
+                     missing={"counter_refresh_s": reason}, env_id=env_id)  # fmt: skip
         return [records.append(records_path, row)]
     with device.power_trace(PERIOD_S, model.device.gpus_of(model.net)[:1]) as trace:
         step, phases = run(device, load or matrix_products(device), seconds)
@@ -51,7 +52,7 @@ def characterise(
         kind="instrument",
         key=key,
         samples=edges,
-        values={"trace": path.name, **device.board_state(),
+        values={**model.source, "trace": path.name, **device.board_state(),
                 **{name: value for name, value in found.items() if value is not None}},
         missing={name: absent for name, value in found.items() if value is None},
         env_id=env_id,

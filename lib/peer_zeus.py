@@ -42,7 +42,8 @@ def compare(
     reason = model.device.missing.get("energy") or ""
     monitor, why = (None, reason) if reason else open_monitor(model.device)
     if monitor is None:
-        row = Record("energy-peer", key, missing={"zeus_long_j": why}, env_id=env_id)
+        row = Record("energy-peer", key, values=dict(model.source),
+                     missing={"zeus_long_j": why}, env_id=env_id)  # fmt: skip
         return [records.append(records_path, row)]
     session = energy.open_session(model, stack, Path(records_path), seed, env_id,
                                   {context: new_tokens})  # fmt: skip

@@ -16,7 +16,7 @@ from lib import params
 from lib.records import Record, load
 
 ACROSS = "_all"
-ORDER = ("latency", "memory", "energy", "ablations", "ape", "summary", "audit")
+ORDER = ("latency", "memory", "energy", "energy_checks", "ablations", "ape", "summary", "audit")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def sweep(
         return []
     if reason := refusal(model):
         key = model.key(stack=stack, context=context, new_tokens=new_tokens)
-        row = Record("energy-weights", key, missing={"energy_j": reason}, env_id=env_id)
+        row = Record("energy-weights", key, values=dict(model.source),
+                     missing={"energy_j": reason}, env_id=env_id)  # fmt: skip
         return [records.append(records_path, row)]
     session = energy.open_session(model, stack, Path(records_path), seed, env_id,
                                   {context: new_tokens})  # fmt: skip
