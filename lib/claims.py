@@ -150,6 +150,8 @@ def energy_checks(rows: Sequence[Record]) -> str:
     for value, ratio in energystats.weight_effects(rows).items():
         if value != "normal":
             lines.append(ratio_sentence(f"{value} weights", "normal ones", "Energy", ratio))
+    if real := energystats.real_effect(rows):
+        lines.append(ratio_sentence(f"real weights of {real[0]}", "random ones", "Energy", real[1]))
     for row in select(rows, "energy-peer"):
         for name, off in energystats.peer_differences(row).items():
             if off:

@@ -106,6 +106,17 @@ def weight_effects(rows: Sequence[Record]) -> dict[str, Estimate]:
     return {value: stats.paired_ratio(*_shortest(arm, base)) for value, arm in arms.items()}
 
 
+def real_effect(rows: Sequence[Record]) -> tuple[str, Estimate] | None:
+    """The model, and its energy with real weights over that with random ones, block by block."""
+    arms = [r for r in rows if r.kind == "energy-real" and r.samples.get("energy_j")]
+    random = [r for r in arms if r.key["weights"] == "random"]
+    real = [r for r in arms if r.key["weights"] != "random"]
+    if not random or not real:
+        return None
+    pair = _shortest(real[-1].samples["energy_j"], random[-1].samples["energy_j"])
+    return real[-1].key["model"], stats.paired_ratio(*pair)
+
+
 def _shortest(*arms: Sequence[float]) -> list[Sequence[float]]:
     count = min(map(len, arms))
     return [arm[:count] for arm in arms]

@@ -124,6 +124,10 @@ def weights(rows: Sequence[Record]) -> pd.DataFrame:
     made = [{"weights": value, "energy / normal": ratio.value and round(ratio.value, 4),
              "95 %": interval(ratio), "blocks": ratio.n}
             for value, ratio in energystats.weight_effects(rows).items()]  # fmt: skip
+    if real := energystats.real_effect(rows):
+        made.append({"weights": f"{real[0]}, real against random",
+                     "energy / normal": round(real[1].value, 4), "95 %": interval(real[1]),
+                     "blocks": real[1].n})  # fmt: skip
     return plain(made, reason_of(rows, "energy-weights"))
 
 

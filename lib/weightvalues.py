@@ -64,6 +64,55 @@ def sweep(
             for cell, found in session.blocks.items()]  # fmt: skip
 
 
+def against_real(
+    real_model: str,
+    *,
+    dtype: str,
+    device: Any,
+    stack: str,
+    context: int,
+    new_tokens: int,
+    repeats: int,
+    window_s: float,
+    seed: int,
+    env_id: str | None,
+    records_path: str | Path,
+) -> list[Record]:
+    """A small dense model with its real weights and with random ones, in turns: kind `energy-real`.
+
+    Both are loaded, and both are given the same prompt. None for "".
+    """
+    if not real_model:
+        return []
+    reason, twins = device.missing.get("energy") or "", []
+    if not reason:
+        reason, twins = load_twins(real_model, dtype, device, seed)
+    if reason:
+        row = Record("energy-real", dict.fromkeys(records.KEY_FIELDS) | {"model": real_model},
+                     missing={"energy_j": reason}, env_id=env_id)  # fmt: skip
+        return [records.append(records_path, row)]
+    cell = blocks.Cell(context, new_tokens, repeats, "energy-real")
+    sessions = [energy.open_session(model, stack, Path(records_path), seed, env_id,
+                                    {context: new_tokens}) for model in twins]  # fmt: skip
+    for session in sessions:
+        session.ids |= sessions[0].ids
+    for number in range(repeats):
+        for session in sessions if number % 2 else sessions[::-1]:
+            name = f"trace-real-{number + 1}-{session.model.weights}"
+            energy.measure_round(session, [cell], name, window_s)
+    return [records.append(records_path, energy.row_of(s, cell, s.blocks[cell], stack))
+            for s in sessions]  # fmt: skip
+
+
+def load_twins(name: str, dtype: str, device: Any, seed: int) -> tuple[str, list[Any]]:
+    """The model with real and with random weights, or the reason why it is not at hand."""
+    try:
+        return "", [models.load(name, weights=weights, dtype=dtype, device=device, seed=seed)
+                    for weights in ("checkpoint", "random")]  # fmt: skip
+    except (models.ModelError, OSError) as error:
+        return f"{name} could not be loaded: {error}", []
+
+
 def refusal(model: Any) -> str:
     """Why this model's weights are left alone; empty if they may be refilled."""
     if reason := model.device.missing.get("energy"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fake_board import Board, BoardDevice, BoardModel
 
-from lib import decode, models, peer_zeus, records, weightvalues
+from lib import claims, decode, energystats, energytables, models, peer_zeus, records, weightvalues
 
 CELL = {"stack": "hf-eager", "context": 8, "new_tokens": 21, "seed": 0, "env_id": "e"}
 
@@ -107,6 +107,47 @@ def test_weights_that_must_not_change_are_left_alone(model, tmp_path, change, re
     before = model.layer.weight.clone()
     (row,) = weights_sweep(model, tmp_path)
     assert reason in row.missing["energy_j"] and torch.equal(model.layer.weight, before)
+
+
+def real(folder, device, name="small"):
+    return weightvalues.against_real(
+        name, dtype="float32", device=device, **CELL, repeats=4, window_s=5.0,
+        records_path=folder / "records.jsonl",
+    )  # fmt: skip
+
+
+def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tmp_path):
+    """Real ones draw 3 W of 300 more while they decode: 3 of 400 J."""
+    device = BoardDevice(Board())
+
+    def load(name, *, weights, **options):
+        watts = 303.0 if weights == "checkpoint" else 300.0
+        made = BoardModel(device, token=(0.05, watts))
+        made.net, made.weights, made.net.parameters = made, weights, lambda: ()
+        made.key = lambda **changes: BoardModel.key(made, **{"weights": weights} | changes)
+        return made
+
+    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setitem(decode.STACKS, "hf-eager", lambda net, **options: net.open_stack(net))
+    rows = real(tmp_path, device)
+    assert [(r.kind, r.key["weights"]) for r in rows] == [("energy-real", "checkpoint"),
+                                                          ("energy-real", "random")]  # fmt: skip
+    name, ratio = energystats.real_effect(rows)
+    assert name == "fake" and ratio.n == 4
+    assert ratio.value == pytest.approx(403 / 400, abs=1e-3)
+    said = claims.energy_checks(rows)
+    assert "Energy of real weights of fake is 1.008 times that of random ones" in said
+    assert "fake, real against random" in energytables.weights(rows)["weights"].tolist()
+
+
+def test_a_real_model_that_is_not_at_hand_is_a_reason(monkeypatch, tmp_path):
+    def refuse(name, **options):
+        raise models.ModelError("no network")
+
+    monkeypatch.setattr(models, "load", refuse)
+    (row,) = real(tmp_path, BoardDevice(Board()))
+    assert row.missing == {"energy_j": "small could not be loaded: no network"}
+    assert real(tmp_path, BoardDevice(Board()), name="") == []
 
 
 # --- Zeus

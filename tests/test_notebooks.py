@@ -155,7 +155,7 @@ TINY = {
                    "slope_repeats": 1, "window_s": 0.0, "idle_s": 0.0, "sampler_pairs": 2,
                    "instrument_s": 1.0, "pue": 1.2, "g_per_kwh": 400.0},
         "energy_checks": {"context": 16, "weight_values": ["normal", "zero"], "repeats": 1,
-                          "peer_windows": 1, "window_s": 0.0},
+                          "real_model": "", "peer_windows": 1, "window_s": 0.0},
         "ablations": {"context": 16, "repeats": 6, "decodings": ["greedy", "top-k 50"],
                       "contexts": [16, 32, 5000], "dtypes": ["float32", "bfloat16"],
                       "experts": ["grouped_mm", "all_experts"], "stacks": ["hf-eager"]},
