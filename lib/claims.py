@@ -119,7 +119,8 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
         if told := energystats.carbon(1e3 * per_1k.value, pue, g_per_kwh):
             lines.append(f"{model}, one million tokens: {told.kwh:.3g} kWh x PUE {pue:g} x "
                          f"{g_per_kwh:g} g/kWh = {told.grams:.3g} gCO2e.")  # fmt: skip
-    return bullets([*lines, *cautions(rows)])
+    # What the instrument does not show stands in its own table.
+    return bullets([*lines, *cautions(r for r in rows if r.kind != "instrument")])
 
 
 def energy_details(model: str, row: Record, mine: Sequence[Record]) -> list[str]:

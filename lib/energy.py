@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Session:
     """What all windows of one model share. `blocks` fills as they are measured."""
 
     model: Any
+    stack: str
     generate: Any
     folder: Path
     seed: int
@@ -44,6 +45,11 @@ class Session:
     def call(self, context: int, new_tokens: int) -> windows.Call:
         """A call that checks its number of tokens."""
         return windows.counted(self.generate, self.ids[context], new_tokens)
+
+    def lead(self, context: int, new_tokens: int) -> windows.Call:
+        """The work before and after a window of such calls: a shorter call where any length is
+        the same program, the call itself where a length is captured or compiled for itself."""
+        return self.call(context, self.lead_tokens.get(context, new_tokens))
 
 
 def sweep(
@@ -74,35 +80,37 @@ def sweep(
                             slope_tokens, slope_repeats)  # fmt: skip
     rows: list[Record] = []
     session = open_session(model, stack, Path(records_path), seed, env_id,
-                           {cell.context: new_tokens for cell in cells})  # fmt: skip
+                           (cell.context for cell in cells), new_tokens)  # fmt: skip
     try:
         session.values |= idle_power(session, idle_s, "before")
         first = cells[0]
-        lead = session.call(first.context, session.lead_tokens[first.context])
-        session.values |= windows.warm_up(lead, model.device, WARMUP_LIMIT_S)
-        rows += sampler_check(session, first.context, sampler_pairs, stack, records_path)
+        session.values |= windows.warm_up(session.lead(first.context, new_tokens), model.device,
+                                          WARMUP_LIMIT_S)  # fmt: skip
+        rows += sampler_check(session, first, sampler_pairs, records_path)
         rounds = blocks.plan(cells, seed)
         for number, order in enumerate(track(rounds, f"energy of {model.name}"), start=1):
             measure_round(session, order, f"trace-{number}", window_s)
         session.values |= idle_power(session, idle_s, "after")
     finally:
         session.values |= idle_both(session.values)
-        rows += [records.append(records_path, row_of(session, cell, found, stack))
+        rows += [records.append(records_path, row_of(session, cell, found))
                  for cell, found in session.blocks.items()]  # fmt: skip
     return rows
 
 
 def open_session(
-    model: Any, stack: str, records_path: Path, seed: int, env_id: str | None, most: dict[int, int]
-) -> Session:
-    """Prompts, and for each context (with its longest lead) how many tokens a lead-in call has."""
-    session = Session(model, decode.open_stack(stack, model.net), records_path.parent, seed, env_id,
-                      model.device.gpus_of(model.net))  # fmt: skip
-    for context, tokens in most.items():
+    model: Any, stack: str, records_path: Path, seed: int, env_id: str | None,
+    contexts: Iterable[int], new_tokens: int,
+) -> Session:  # fmt: skip
+    """Prompts, and for `generate()` how many tokens make a call that is long enough to lead in."""
+    session = Session(model, stack, decode.open_stack(stack, model.net), records_path.parent, seed,
+                      env_id, model.device.gpus_of(model.net))  # fmt: skip
+    for context in dict.fromkeys(contexts):
         session.ids[context] = prompt_ids(model, context, seed=seed)
-        session.lead_tokens[context] = windows.tokens_for(
-            session.generate, session.ids[context], model.device, tokens
-        )
+        if stack == "hf-eager":
+            session.lead_tokens[context] = windows.tokens_for(
+                session.generate, session.ids[context], model.device, new_tokens
+            )
     return session
 
 
@@ -130,7 +138,7 @@ def idle_both(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def sampler_check(
-    session: Session, context: int, pairs: int, stack: str, records_path: str | Path
+    session: Session, cell: Cell, pairs: int, records_path: str | Path
 ) -> list[Record]:
     """The same call with and without the sampler, in turns; a gate for all windows follows.
 
@@ -140,15 +148,15 @@ def sampler_check(
     if not pairs or "energy" in device.missing:
         session.gates.append(gates.sampler_disturbs(stats.missing("no pairs of calls were asked")))
         return []
-    tokens = session.lead_tokens[context]
-    call = session.call(context, tokens)
+    tokens = session.lead_tokens.get(cell.context, cell.new_tokens)
+    call = session.call(cell.context, tokens)
     times: dict[str, list[float]] = {"with_s": [], "without_s": []}
     for number in range(pairs):
         names = ("with_s", "without_s") if number % 2 else ("without_s", "with_s")
         for name in names:
             times[name].append(one_call(session, call, sampled=name == "with_s"))
     session.gates.append(gates.sampler_disturbs(stats.paired_ratio(*times.values())))
-    row = Record("energy-sampler", session.model.key(stack=stack, context=context,
+    row = Record("energy-sampler", session.model.key(stack=session.stack, context=cell.context,
                  new_tokens=tokens), times, dict(session.model.source),
                  env_id=session.env_id)  # fmt: skip
     return [records.append(records_path, row)]
@@ -178,8 +186,8 @@ def measure_round(
     with device.power_trace(uuids=session.gpus) as trace:
         for cell in order:
             prepare(cell)
-            lead = session.call(cell.context, session.lead_tokens[cell.context])
-            call = session.call(cell.context, cell.new_tokens)
+            shape = (cell.context, cell.new_tokens)
+            call, lead = session.call(*shape), session.lead(*shape)
             spans.append(windows.busy(call, lead, device, window_s, rng))
     zero_s = save(session, name, trace)
     for place, (cell, span) in enumerate(zip(order, spans, strict=True)):
@@ -191,6 +199,7 @@ def judged(
     session: Session, trace: joules.Trace, span: Span, name: str, place: int, zero_s: float
 ) -> Block:
     """What the trace says about one window."""
+    trace = joules.cut(trace, span.start_s, span.stop_s, 2.0)
     idle_w = session.values.get("idle_before_w")
     window = gates.judge(trace, span.start_s, span.stop_s, idle_w=idle_w, own_pid=os.getpid(),
                          session=session.gates)  # fmt: skip
@@ -200,7 +209,7 @@ def judged(
     return Block(span.less(zero_s), window, name, place, mean, halves)
 
 
-def row_of(session: Session, cell: Cell, found: Sequence[Block], stack: str) -> Record:
+def row_of(session: Session, cell: Cell, found: Sequence[Block]) -> Record:
     """The row of one cell; what its samples are stands in `lib.blocks.samples_of`."""
     model, idle_w = session.model, session.values.get("idle_w")
     missing = blocks.missing_of(found, model.device.missing.get("energy"))
@@ -210,7 +219,7 @@ def row_of(session: Session, cell: Cell, found: Sequence[Block], stack: str) -> 
     told = {name: value for name, value in session.values.items() if value not in (None, "")}
     return Record(
         kind=cell.kind,
-        key=model.key(stack=stack, context=cell.context, new_tokens=cell.new_tokens,
+        key=model.key(stack=session.stack, context=cell.context, new_tokens=cell.new_tokens,
                       **({"weights": f"random-{cell.weights}"} if cell.weights else {})),
         samples=blocks.samples_of(found, idle_w),
         values={**model.source, **told, **blocks.values_of(found)},

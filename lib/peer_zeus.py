@@ -46,8 +46,8 @@ def compare(
                      missing={"zeus_long_j": why}, env_id=env_id)  # fmt: skip
         return [records.append(records_path, row)]
     session = energy.open_session(model, stack, Path(records_path), seed, env_id,
-                                  {context: new_tokens})  # fmt: skip
-    lead = session.call(context, session.lead_tokens[context])
+                                  [context], new_tokens)  # fmt: skip
+    lead = session.lead(context, new_tokens)
     lengths = {"long": (session.call(context, new_tokens), window_s),
                "short": (lead, min(SHORT_S, window_s))}  # fmt: skip
     samples: dict[str, list[float]] = {}

@@ -65,7 +65,7 @@ def asked(**questions: Callable[[], Any]) -> dict[str, Any]:
     for name, question in questions.items():
         try:
             answers[name] = question()
-        except pynvml.NVMLError:
+        except (pynvml.NVMLError, AttributeError):  # or the binding has no such function
             continue
     return answers
 

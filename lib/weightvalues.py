@@ -53,14 +53,14 @@ def sweep(
                      missing={"energy_j": reason}, env_id=env_id)  # fmt: skip
         return [records.append(records_path, row)]
     session = energy.open_session(model, stack, Path(records_path), seed, env_id,
-                                  {context: new_tokens})  # fmt: skip
+                                  [context], new_tokens)  # fmt: skip
     try:
         for number, order in enumerate(blocks.plan(cells, seed), start=1):
             energy.measure_round(session, order, f"trace-weights-{number}", window_s,
                                  lambda cell: refill(model.net, cell.weights, seed))  # fmt: skip
     finally:
         restore(model, name, seed)
-    return [records.append(records_path, energy.row_of(session, cell, found, stack))
+    return [records.append(records_path, energy.row_of(session, cell, found))
             for cell, found in session.blocks.items()]  # fmt: skip
 
 
@@ -93,14 +93,14 @@ def against_real(
         return [records.append(records_path, row)]
     cell = blocks.Cell(context, new_tokens, repeats, "energy-real")
     sessions = [energy.open_session(model, stack, Path(records_path), seed, env_id,
-                                    {context: new_tokens}) for model in twins]  # fmt: skip
+                                    [context], new_tokens) for model in twins]  # fmt: skip
     for session in sessions:
         session.ids |= sessions[0].ids
     for number in range(repeats):
         for session in sessions if number % 2 else sessions[::-1]:
             name = f"trace-real-{number + 1}-{session.model.weights}"
             energy.measure_round(session, [cell], name, window_s)
-    return [records.append(records_path, energy.row_of(s, cell, s.blocks[cell], stack))
+    return [records.append(records_path, energy.row_of(s, cell, s.blocks[cell]))
             for s in sessions]  # fmt: skip
 
 

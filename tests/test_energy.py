@@ -234,6 +234,18 @@ def test_a_drift_biases_a_fixed_order_and_not_a_balanced_one():
 # --- windows
 
 
+def test_where_a_length_is_a_program_of_its_own_the_lead_in_has_that_length(monkeypatch, tmp_path):
+    device = BoardDevice(Board())
+    model = BoardModel(device)
+    monkeypatch.setitem(decode.STACKS, "graph", model.open_stack)
+    short = {"contexts": [512], "slope_tokens": [41], "repeats": 1, "slope_repeats": 1,
+             "sampler_pairs": 0}  # fmt: skip
+    path = tmp_path / "records.jsonl"
+    (row, *_) = energy.sweep(model, stack="graph", **(SWEEP | short), records_path=path)
+    assert set(model.calls) == {21, 41}
+    assert row.key["stack"] == "graph" and row.samples["energy_j"]
+
+
 def test_the_lead_in_is_a_call_as_long_as_the_readouts_look_back():
     device = BoardDevice(Board())
     model = BoardModel(device)
