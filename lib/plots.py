@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any
 
 import matplotlib as mpl
@@ -158,6 +161,34 @@ def efficiency(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
                     "tok/s per 10^9 active parameters")  # fmt: skip
 
 
+def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
+    """Rungs of `lib.ladder`: a ratio with its interval each; one not measured says why."""
+    ax = axes(ax, figsize=(9.5, 1.1 + 0.42 * len(rungs)))
+    colors = {"paper": "0.35", "measured": PALETTE[0], "bytes": PALETTE[2]}
+    said = []
+    for place, rung in enumerate(rungs):
+        ratio, shade = rung.ratio, colors[rung.origin]
+        if ratio.value is None:
+            ax.text(0.02, place, ratio.reason, va="center", fontsize=8, color="0.35",
+                    transform=ax.get_yaxis_transform())  # fmt: skip
+            said.append("")
+            continue
+        if ratio.low is not None and ratio.high is not None:
+            ax.plot([ratio.low, ratio.high], [place, place], color=shade, lw=2, alpha=0.6)
+        ax.plot(ratio.value, place, "o", ms=7, color=shade, label=rung.name)
+        said.append(f"{ratio.value:.2f}×")
+    labelled(ax, title, "ratio of throughputs", "", legend=False)
+    ax.axvline(1, color="0.6", lw=1, ls=":")
+    ax.set_yticks(range(len(rungs)), [rung.name for rung in rungs])
+    ax.set_ylim(max(len(rungs), 1) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(range(len(rungs)), said)
+    right.tick_params(length=0)
+    right.spines["right"].set_visible(False)
+    return ax
+
+
 def curves(lines: Iterable[tuple[str, str, str, Sequence[float], Sequence[float]]], title: str,
            x: str, y: str, ax: Axes | None = None) -> Axes:  # fmt: skip
     """Published lines: each a label, the model it is of, a line style, and its x and y."""
@@ -212,14 +243,26 @@ def caption(rows: Sequence[Record]) -> str:
     """Hardware, weights, dtype, stack and repetitions, computed from the rows."""
     measured = [r for r in rows if r.kind not in ("environment", "card")]
     envs = environments(rows)
+    keyed = [r for r in measured if r.key.get("model")]
     used = {r.env_id for r in measured}
     cards = {e.get("gpu") or e.get("cpu") for i, e in envs.items() if i in used} - {None}
     setups = {f"{r.key.get('weights')} weights, {r.key.get('dtype')}, {r.key.get('stack')}"
-              for r in measured if not r.error}  # fmt: skip
+              for r in keyed if not r.error}  # fmt: skip
     counts = sorted({len(s) for r in measured for name, s in r.samples.items()
                      if name not in ("warmup_s", "token_s")})  # fmt: skip
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
     return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n]))
+
+
+def html(ax: Axes, rows: Sequence[Record]) -> str:
+    """The figure as HTML that needs no other file; the same rows give the same bytes."""
+    picture = io.BytesIO()
+    ax.figure.savefig(picture, format="png", metadata={"Software": None})
+    plt.close(ax.figure)
+    data = base64.b64encode(picture.getvalue()).decode()
+    return (f'<figure class="picture"><img class="figure" alt="{escape(describe(ax))}" '
+            f'src="data:image/png;base64,{data}"><figcaption>{escape(ax.get_title())}. '
+            f"{escape(caption(rows))}.</figcaption></figure>")  # fmt: skip
 
 
 def show(ax: Axes, rows: Sequence[Record], source: str = "") -> None:

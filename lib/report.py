@@ -21,7 +21,7 @@ from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lib import provenance, results, tables
+from lib import provenance, replication, results, tables
 from lib.findings import findings
 from lib.fragments import mathml, read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
@@ -29,6 +29,7 @@ from lib.markup import grid_html, paper_html
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
 from lib.params import model_order
+from lib.published import load as load_study
 from lib.records import Record, environments, merge
 from lib.results import ACROSS, Job, slug
 
@@ -108,6 +109,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
     published = load_published()
     paper = paper_tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out), *tables.write_generic_csvs(rows, out)]
+    replicated = replication.part(rows, load_study(), out)
     generic = tables.generic_tables(rows)
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
@@ -124,7 +126,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         subtitle=_subtitle(rows, ended),
         demo=demo,
         cautions=context or _cautions(rows),
-        findings=findings(rows, published, paper),
+        findings=[*findings(rows, published, paper), *(replicated.findings if replicated else ())],
+        replicated=replicated,
         counts=provenance.counts(found, rows),
         provenance=provenance.provenance(found),
         paper=published,
@@ -137,7 +140,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
         warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
         methods=Markup(_environment().get_template("methods.html").render()),
-        downloads=[(p.name, _data_link(p)) for p in csvs],
+        downloads=[(p.name, _data_link(p)) for p in (replicated.files if replicated else [])]
+        + [(p.name, _data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
         toc=_contents(groups, bool(paper)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
@@ -268,8 +272,12 @@ def _entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
 
 def _contents(groups: Sequence[SimpleNamespace], paper: bool) -> list[SimpleNamespace]:
     entries = [_entry("abstract", "Abstract"), _entry("where", "What was measured where")]
+    if paper:
+        more = (("ladder", "The ratio ladder"), ("changes", "If you measure it right"))
+        entries[1:1] = [_entry(*item) for item in more]
     entries.append(_entry("tables", "The paper's tables" if paper else "Results"))
     if paper:
+        entries.append(_entry("claims", "The paper's claims"))
         entries.append(_entry("more-tables", "Other tables"))
     entries += [_entry(g.id, g.title, [_entry(j.id, j.title) for j in g.jobs]) for g in groups]
     last = (("failures", "Failures"), ("methods", "Methods"), ("data", "Data"))
