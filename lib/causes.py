@@ -22,33 +22,32 @@ def touched(study: Published) -> dict[str, list[str]]:
     return found
 
 
-def conditions(e: Evidence, measured: Measured, models: list[str]) -> str:
-    """How card, host, software and weights differ from the study's; "" where nothing was run."""
+def conditions(e: Evidence, measured: Measured, models: list[str]) -> dict[str, str]:
+    """How card, host, software and weights differ from the study's, by what differs.
+
+    Empty where nothing was run, or where what was counted depends on none of them.
+    """
     estimates = [x for x in measured.protocol.values() if x.value is not None]
-    if not estimates:
-        return ""
-    if all(x.method == judge.FILES for x in estimates):
-        return "read in the paper's released files; nothing was run"
-    if measured.quantity in ("count", "whole"):
-        return "counted; card, host and weights do not matter"
+    if not estimates or measured.quantity in ("count", "whole"):
+        return {}
     rows = [r for m in models for r in e.base[m].rows if r.kind != "card" and not r.error]
     envs = [e.envs.get(r.env_id or "", {}) for r in rows]
-    parts = []
+    found = {}
     cards = _listed({str(env.get("gpu") or "a CPU") for env in envs})
     if cards != e.published.data["gpu"]:
-        parts.append(f"card {cards} (paper: {e.published.data['gpu']})")
+        found["card"] = f"{cards} (paper: {e.published.data['gpu']})"
     if measured.quantity != "memory":
         hosts = _listed({str(env["cpu"]) for env in envs if env.get("cpu")})
-        parts.append(f"host {hosts or 'not recorded'} (paper: not stated)")
+        found["host"] = f"{hosts or 'not recorded'} (paper: not stated)"
     versions = {str((env.get("packages") or {}).get("transformers")) for env in envs} - {"None"}
     if versions:
-        parts.append(f"transformers {_listed(versions)} (paper: not stated)")
+        found["software"] = f"transformers {_listed(versions)} (paper: not stated)"
     weights = _listed({str(r.key.get("weights")) for r in rows})
     if weights != "checkpoint":
         note = ", valid for memory" if measured.quantity == "memory" else ""
         note = ", which route unlike trained ones" if not measured.decodes else note
-        parts.append(f"{weights} weights{note} (paper: checkpoint)")
-    return "; ".join(parts)
+        found["weights"] = f"{weights}{note} (paper: checkpoint)"
+    return found
 
 
 def sentences(
@@ -60,7 +59,12 @@ def sentences(
     `rulings` are the verdicts by column (verdict, corrected, bound, like_paper).
     """
     said = []
-    measured_at_all = any(x.value is not None for x in measured.protocol.values())
+    methods = [x.method for x in measured.protocol.values() if x.value is not None]
+    measured_at_all = bool(methods)
+    if measured_at_all and all(method == judge.FILES for method in methods):
+        said.append("read in the paper's released files; nothing was run")
+    elif measured_at_all and measured.quantity in ("count", "whole"):
+        said.append("counted; card, host and weights do not matter")
     if measured_at_all and measured.quantity in ("time", "effect") and measured.decodes:
         said += _host(e, models)
     if measured_at_all and e.reference in models and measured.like_paper:
@@ -81,7 +85,7 @@ def _host(e: Evidence, models: list[str]) -> list[str]:
     if not shares or max(shares.values()) >= HALF:
         return []
     busy = {m: s for m in models if (s := busy_share(e, m)) is not None}
-    text = f"host-bound: decoding reaches {each(shares, '.0%')} of what a step's bytes allow"
+    text = f"host-bound: decoding at {each(shares, '.0%')} of what its bytes allow"
     return [text + (f", and the GPU works {each(busy, '.0%')} of a step" if busy else "")]
 
 
@@ -106,7 +110,7 @@ def _experts(e: Evidence, measured: Measured, like_paper: Ruling) -> list[str]:
         dated = e.published.source("all-experts")["dated"]
     except Absent:
         return []
-    text = f"experts run as {used}, where the paper's software computed every one ({dated})"
+    text = f"experts: {used} here; the paper's software computed every one ({dated})"
     own = measured.like_paper.get(e.reference)
     rerun = e.like_paper[e.reference].rows and (own is None or own.value is not None)
     if rerun and any(x.value is not None for x in measured.like_paper.values()):

@@ -170,6 +170,7 @@ def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
         ratio, shade = rung.ratio, colors[rung.origin]
         if ratio.value is None:
             ax.text(0.02, place, ratio.reason, va="center", fontsize=8, color="0.35",
+                    bbox={"fc": "white", "ec": "none", "pad": 1},
                     transform=ax.get_yaxis_transform())  # fmt: skip
             said.append("")
             continue

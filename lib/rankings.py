@@ -74,18 +74,18 @@ METRICS = (
     Metric("throughput", True, "tok/s", lambda p, m: p.value(1, m, RATE), output_rate,
            decode_rate, "decode throughput", decode_rate),
     Metric("time to first token", False, "ms", lambda p, m: p.value(1, m, TTFT),
-           _ttft_ms, _ttft_ms, "median with its interval", _ttft_ms),
+           _ttft_ms, _ttft_ms, "medians with intervals", _ttft_ms),
     Metric("energy per 1,000 tokens", False, "J", lambda p, m: p.value(6, m, JOULES),
            partial(joules_per_1k, name="paper_energy_j"), joules_per_1k, "the board's counter",
            joules_per_1k),
     Metric("peak memory", False, "MiB", lambda p, m: p.value(5, m, "Peak VRAM (MB)"),
            partial(_mib, name="peak_bytes"), partial(_mib, name="peak_bytes", kind="memory"),
-           "peak of generate()"),
+           "the peak of generate()"),
     Metric("KV cache", False, "MiB", _kv_printed, partial(_mib, name="above"),
-           partial(_mib, name="kv_tensor_bytes"), "bytes of the tensors"),
-    Metric("throughput per 10^9 active parameters", True, "tok/s",
+           partial(_mib, name="kv_tensor_bytes"), "the bytes of its tensors"),
+    Metric("throughput per billion active parameters", True, "tok/s",
            lambda p, m: p.value(8, m, "APE-TPOT"), partial(_per_active, realised=False),
-           partial(_per_active, realised=True), "on parameters that a step was traced to use",
+           partial(_per_active, realised=True), "the parameters that a step was traced to use",
            partial(_per_active, realised=True, rate_of=decode_rate)),
 )  # fmt: skip
 
@@ -224,7 +224,7 @@ def table(found: Sequence[Ranking]) -> Table:
     """The rankings as a table."""
     titles = ("metric", "the paper prints", "its protocol, measured", "measured right",
               "device-bound", "what changes")  # fmt: skip
-    rows = tuple((r.metric, r.printed, r.protocol, f"{r.ours} ({r.ours_as})", r.bound, r.change)
+    rows = tuple((r.metric, r.printed, r.protocol, f"{r.ours}; by {r.ours_as}", r.bound, r.change)
                  for r in found)  # fmt: skip
     notes = ("best first; models that share a place, marked =, have intervals that overlap",)
     columns = tuple(Column(title, numeric=False) for title in titles)

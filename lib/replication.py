@@ -8,7 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lib import governance, judge, ladder, plots, rankings, verdicts
+from matplotlib.axes import Axes
+
+from lib import governance, grid, judge, ladder, plots, published, rankings, verdicts
 from lib.findings import Finding
 from lib.grid import Table, frame, interval
 from lib.judge import TIE, TOLERANCES, WORDS, Ruling
@@ -21,6 +23,7 @@ from lib.verdicts import Entry
 
 HEAD = ("Claim", "The paper", "Measured, by its protocol", "Corrected definition", "Device-bound",
         "Verdict", "Cause")  # fmt: skip
+SORTED = ("Claim", "Verdict")  # the other columns hold unlike quantities
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,35 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
     picture = plots.html(plots.ladder(rungs, tables[0].title), mine)
     return Part(
         ladder=picture + grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
-        rankings=grid_html(tables[1], "rankings"),
+        rankings=rankings_html(tables[1]),
         ledger=ledger_html(entries),
         governance=governance_html(study),
         files=files,
         findings=[*ladder.finding(rungs, study), *verdicts.finding(entries)],
     )
+
+
+def ledger_text(records: Sequence[Record]) -> str:
+    """The claims ledger as Markdown, for a notebook."""
+    return grid.markdown(verdicts.table(verdicts.ledger(records, published.load())))
+
+
+def ladder_figure(records: Sequence[Record]) -> Axes:
+    """The ratio ladder as a figure, for a notebook."""
+    study = published.load()
+    rungs = ladder.rungs(records, study)
+    return plots.ladder(rungs, ladder.table(rungs, study).title)
+
+
+def ladder_text(records: Sequence[Record]) -> str:
+    """The rungs of the ladder with their causes as Markdown, for a notebook."""
+    study = published.load()
+    return grid.markdown(ladder.table(ladder.rungs(records, study), study))
+
+
+def rankings_text(records: Sequence[Record]) -> str:
+    """The rankings as Markdown, for a notebook."""
+    return grid.markdown(rankings.table(rankings.rankings(records, published.load())))
 
 
 def _write(table: Table, out_dir: str | Path) -> Path:
@@ -64,18 +90,40 @@ def _write(table: Table, out_dir: str | Path) -> Path:
     return path
 
 
+def rankings_html(table: Table) -> str:
+    """The rankings, one place a line."""
+    head = "".join(f'<th scope="col" class="text">{escape(c.title)}</th>' for c in table.columns)
+    body = ""
+    for metric, *cells in table.rows:
+        lines = ("".join(f"<div>{escape(part)}</div>" for part in cell.split("; "))
+                 for cell in cells)  # fmt: skip
+        body += f'<tr><th scope="row">{escape(metric)}</th>'
+        body += "".join(f"<td>{cell}</td>" for cell in lines) + "</tr>"
+    note = f'<p class="note">{escape(table.notes[0].capitalize())}.</p>'
+    caption = f"<b>{escape(table.title)}.</b>{note}"
+    return _prose(figure("rankings", caption, f"<tr>{head}</tr>", body))
+
+
 def ledger_html(entries: Sequence[Entry]) -> str:
     """The claims ledger: one claim a row, in the order of the paper."""
     notes = Footnotes("ledger")
-    head = "".join(f'<th scope="col" class="text" data-col="{i}">{t}</th>'
+    head = "".join(f'<th scope="col" class="text"{_sortable(i) if t in SORTED else ""}>{t}</th>'
                    for i, t in enumerate(HEAD))  # fmt: skip
     body = "".join(_entry(entry, notes) for entry in entries)
     counts = verdicts.counts(entries)
     said = ", ".join(f"{counts[word]} {word}" for word in WORDS)
     caption = (f"<b>Claims ledger.</b> {len(entries)} claims: {said}. "
                f'<span class="where">{escape(tolerances())}</span>')  # fmt: skip
-    html = figure("ledger", caption, f"<tr>{head}</tr>", body, notes.html())
+    return _prose(figure("ledger", caption, f"<tr>{head}</tr>", body, notes.html()))
+
+
+def _prose(html: str) -> str:
+    """A table of sentences: its cells wrap."""
     return html.replace('class="data sortable"', 'class="data sortable prose"', 1)
+
+
+def _sortable(index: int) -> str:
+    return f' data-col="{index}"'
 
 
 def tolerances() -> str:
@@ -97,17 +145,19 @@ def _entry(entry: Entry, notes: Footnotes) -> str:
     meant = f"meant: {claim['meant']}" if claim.get("meant") else ""
     as_said = m.corrected_as if any(x.value is not None for x in m.corrected.values()) else ""
     causes = "".join(f"<li>{escape(cause)}</li>" for cause in entry.causes)
-    differs = f"<li>differs: {escape(entry.differs)}</li>" if entry.differs else ""
+    if entry.differs:
+        full = "; ".join(f"{what}: {how}" for what, how in entry.differs.items())
+        causes += f"<li>differs in {', '.join(entry.differs)}{notes.mark(full)}</li>"
     return (
         f'<tr id="claim-{escape(entry.name)}"><th scope="row">{escape(claim["text"])}'
         f'<span class="ci">{escape(claim["where"])}</span></th>'
-        f"<td>{escape(entry.printed)}{_small(meant)}</td>"
+        f"<td>{escape(entry.printed).replace(' %', '&nbsp;%')}{_small(meant)}</td>"
         f"{_column(m.protocol, entry.unit, notes)}"
         f"{_column(m.corrected, entry.unit, notes, entry.rulings['corrected'], as_said)}"
         f"{_column(m.bound, entry.unit, notes, entry.rulings['bound'])}"
         f'<td data-value="{WORDS.index(entry.verdict.word)}">{verdict_mark(entry.verdict)} '
         f"<b>{entry.verdict.word}</b>{_small(entry.verdict.why)}</td>"
-        f'<td class="cause"><ul>{causes}{differs}</ul></td></tr>'
+        f'<td class="cause"><ul>{causes}</ul></td></tr>'
     )
 
 
@@ -123,7 +173,7 @@ def _column(
     first = next((x.value for x in found.values() if x.value is not None), None)
     if first is None:
         marks = "".join(notes.mark(why) for why in dict.fromkeys(x.reason for x in found.values()))
-        return f'<td class="missing" data-value="">–{marks}</td>'
+        return f'<td class="missing">–{marks}</td>'
     lines = []
     for label, x in found.items():
         if x.value is None:
@@ -133,9 +183,10 @@ def _column(
         value = f"{verdicts.shown(x)} {unit}".strip()
         lines.append(f'<span class="v" title="{escape(x.method)}">{escape(value)}</span>'
                      f"{_small(details)}")  # fmt: skip
-    mark = "" if ruling is None or ruling.word == judge.UNTESTABLE else verdict_mark(ruling)
+    if ruling is not None and ruling.word != judge.UNTESTABLE:
+        lines[0] = f"{verdict_mark(ruling)} {lines[0]}"
     items = "".join(f"<div>{line}</div>" for line in lines)
-    return f'<td data-value="{first:.8g}">{mark}{items}{_small(as_said)}</td>'
+    return f"<td>{items}{_small(as_said)}</td>"
 
 
 def governance_html(study: Published) -> str:
@@ -146,8 +197,7 @@ def governance_html(study: Published) -> str:
     body = "".join(_governance_row(row) for row in table.rows)
     caption = f"<b>Table 13.</b> {escape(table.title)}."
     below = "".join(f'<p class="note">{escape(note)}.</p>' for note in table.notes)
-    html = figure("table-13", caption, f"<tr>{head}</tr>", body, below)
-    return html.replace('class="data sortable"', 'class="data sortable prose"', 1)
+    return _prose(figure("table-13", caption, f"<tr>{head}</tr>", body, below))
 
 
 def _governance_row(row: tuple[Any, ...]) -> str:

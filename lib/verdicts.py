@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from lib import causes, judge, published, stats
 from lib.evidence import STANDS, Evidence, Measured, gather
 from lib.findings import Finding
-from lib.grid import interval, short
+from lib.grid import Column, Table, interval, short
 from lib.judge import UNTESTABLE, WORDS, Ruling
 from lib.paperrules import paper_name
 from lib.papertables import number_text
@@ -45,7 +43,7 @@ CSV_COLUMNS = (
 class Entry:
     """One claim with its verdict. `rulings` are by column: verdict, corrected, bound, like_paper.
 
-    `causes` are sentences; `differs` says how card, host, software and weights differ.
+    `causes` are sentences; `differs` says for card, host, software and weights how they differ.
     """
 
     name: str
@@ -54,12 +52,18 @@ class Entry:
     measured: Measured
     rulings: dict[str, Ruling]
     causes: tuple[str, ...]
-    differs: str
+    differs: dict[str, str]
 
     @property
     def verdict(self) -> Ruling:
         """The verdict by the study's own protocol."""
         return self.rulings["verdict"]
+
+    @property
+    def cause(self) -> str:
+        """The causes in one line, with the names of what differs."""
+        differs = f"differs in {', '.join(self.differs)}" if self.differs else ""
+        return "; ".join(filter(None, (*self.causes, differs)))
 
     @property
     def printed(self) -> str:
@@ -148,10 +152,10 @@ def finding(entries: Sequence[Entry]) -> list[Finding]:
     said = (f"Of {len(entries)} claims {n[judge.REPRODUCED]} are reproduced, {n[judge.DIRECTION]} "
             f"in direction only, {n[judge.NOT]} not reproduced and {n[UNTESTABLE]} not testable "
             "with these rows.")  # fmt: skip
-    turned = [x.name for x in entries if x.rulings["corrected"].word == judge.NOT
+    turned = [x.claim["text"] for x in entries if x.rulings["corrected"].word == judge.NOT
               and x.verdict.word != judge.NOT]  # fmt: skip
     if turned:
-        said += f" By the corrected definition these fail too: {', '.join(turned)}."
+        said += f" By the corrected definition {len(turned)} more fail: {'; '.join(turned)}."
     return [Finding("The paper's claims", said)]
 
 
@@ -173,16 +177,18 @@ def shown(x: Estimate) -> str:
     return f"{x.value:,.0f}" if whole else short(x.value)
 
 
-def frame(entries: Sequence[Entry]) -> pd.DataFrame:
+def table(entries: Sequence[Entry]) -> Table:
     """The ledger for reading in a notebook: one claim a row."""
-    rows = [{
-        "claim": x.claim["text"], "paper": x.printed,
-        "measured, paper's protocol": text(x.measured.protocol, x.unit),
-        "corrected definition": text(x.measured.corrected, x.unit),
-        "device-bound": text(x.measured.bound, x.unit),
-        "verdict": str(x.verdict), "cause": "; ".join(x.causes),
-    } for x in entries]  # fmt: skip
-    return pd.DataFrame(rows, index=pd.Index([""] * len(rows)))
+    titles = ("claim", "the paper", "measured, by its protocol", "corrected definition",
+              "device-bound", "verdict", "cause")  # fmt: skip
+    rows = tuple(
+        (x.claim["text"], x.printed, text(x.measured.protocol, x.unit),
+         text(x.measured.corrected, x.unit), text(x.measured.bound, x.unit), str(x.verdict),
+         x.cause) for x in entries
+    )  # fmt: skip
+    notes = () if entries else ("none of the paper's models is among the rows",)
+    return Table("claims", "Claims ledger", tuple(Column(t, numeric=False) for t in titles), rows,
+                 notes)  # fmt: skip
 
 
 def csv_rows(entry: Entry) -> list[dict[str, Any]]:
@@ -201,7 +207,7 @@ def csv_rows(entry: Entry) -> list[dict[str, Any]]:
             "corrected_as": entry.measured.corrected_as, "verdict": entry.verdict.word,
             "why": entry.verdict.why, "verdict_corrected": entry.rulings["corrected"].word,
             "verdict_bound": entry.rulings["bound"].word, "cause": "; ".join(entry.causes),
-            "differs": entry.differs,
+            "differs": "; ".join(f"{what}: {how}" for what, how in entry.differs.items()),
         }  # fmt: skip
         missing = []
         for column, found in columns.items():
