@@ -100,7 +100,8 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
                 and experts in (None, r.key.get("experts"))]  # fmt: skip
         if experts:  # an ablation's arm is the same call, so that it may stand in for a latency row
             rows = [replace(r, kind="latency") if r.kind == "ablation-experts" else r for r in rows]
-        found = rules.configuration(rows, envs, data | {"stack": stack}, rules.BASE_KINDS)
+        kinds = (*rules.BASE_KINDS, "trace") if experts else rules.BASE_KINDS
+        found = rules.configuration(rows, envs, data | {"stack": stack}, kinds)
         return _with_more(found, records, envs)
 
     base = {t: _with_more(s, records, envs) for t, s in study.base.items()}
@@ -124,9 +125,9 @@ def _with_more(series: Series, records: Sequence[Record], envs: dict) -> Series:
     own = next((r for r in series.rows if r.kind != "card"), None)
     if own is None:
         return series
-    more = [r for r in records if r.kind in MORE_KINDS
-            and all(r.key.get(f) == own.key.get(f) for f in SETUP)
-            and _gpu(r, envs) == _gpu(own, envs)]  # fmt: skip
+    one_sequence = [r for r in records if r.kind in MORE_KINDS and r.key.get("batch") in (1, None)]
+    more = [r for r in one_sequence if r not in series.rows and _gpu(r, envs) == _gpu(own, envs)
+            and all(r.key.get(f) == own.key.get(f) for f in SETUP)]  # fmt: skip
     return replace(series, rows=(*series.rows, *more))
 
 
@@ -194,7 +195,7 @@ def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
     traces = select(series.rows, "trace")
     row = series.one("trace", context=e.arm[0]) or next(reversed(traces), None)
     if row is None or row.value("active_params_realised") is None:
-        why = row.missing.get("active_params_realised") if row else None
+        why = (row.error or row.missing.get("active_params_realised")) if row else None
         return stats.missing(f"not measured: {why or 'no trace of a decode step'}")
     return exact(row.value("active_params_realised"), judge.COUNTED)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lib import auditlatency, evidence, judge, stats
-from lib.evidence import ALL_EXPERTS, Evidence
+from lib.evidence import ALL_EXPERTS, Evidence, Map
 from lib.findings import Finding
 from lib.grid import Column, Table, interval, short
 from lib.paperrules import Series
@@ -113,33 +113,37 @@ def _experts(series: Series) -> str:
 
 
 def _bytes(e: Evidence, other: str) -> list[Rung]:
-    """What the bytes of a decode step allow: as traced, and by architecture."""
-    traced = evidence.compared(e, e.base, other, partial(_steps_per_byte, e, realised=True))
-    nominal = evidence.compared(e, e.base, other, partial(_steps_per_byte, e, realised=False))
+    """What the bytes of a decode step allow: as traced in each implementation, and at least."""
+
+    def bound(m: Map, realised: bool) -> Estimate:
+        return evidence.compared(e, m, other, partial(_steps_per_byte, e, m, realised=realised))
+
     return [
-        Rung("bytes of a step, as traced", traced,
+        Rung("bytes of a step, every expert computed", bound(e.like_paper, True),
+             "nothing but reading the weights takes time, and every expert is read", "bytes"),
+        Rung("bytes of a step, as traced", bound(e.base, True),
              "nothing but reading the weights that a step was traced to use takes time", "bytes"),
-        Rung("bytes of a step, by architecture", nominal,
+        Rung("bytes of a step, by architecture", bound(e.base, False),
              "nothing but reading the active weights and the cache takes time", "bytes"),
     ]  # fmt: skip
 
 
-def _steps_per_byte(e: Evidence, model: str, *, realised: bool) -> Estimate:
+def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estimate:
     """1 / bytes that a decode step reads at the headline arm: steps a second at one byte a second.
 
     By architecture the bytes lie with the timed row; as traced, with the trace of the model.
     """
-    series = e.base[model]
+    series = m[model]
     if not series.rows:
         return stats.missing(series.reason)
-    nominal = series.one("latency", context=e.arm[0], new_tokens=e.arm[1])
-    row, name = nominal, "decode_bytes"
+    row, name = series.one("latency", context=e.arm[0], new_tokens=e.arm[1]), "decode_bytes"
     if realised:
         row, name = series.one("trace", context=e.arm[0]), "decode_bytes_realised"
         if row is None:
             return stats.missing("not measured: no trace of a decode step")
     if row is None or not row.value(name):
-        return stats.missing(f"not measured: no {name} at {e.arm[0]} tokens")
+        why = row.error or row.missing.get(name) if row else None
+        return stats.missing(f"not measured: {why or f'no {name} at {e.arm[0]} tokens'}")
     return stats.inverse(evidence.exact(row.value(name), judge.COUNTED))
 
 

@@ -174,6 +174,16 @@ def test_a_captured_step_gives_the_device_bound_column():
     assert values(ledger()["peak-lower"].measured.bound) == {"": None}
 
 
+def test_a_trace_of_a_batch_is_not_that_of_one_token():
+    batch = sample.trace("gpt-oss-20b", ENV.env_id)
+    batch = replace(batch, key=batch.key | {"batch": 4}, values={"active_params_realised": 20e9})
+    found = of([*all_rows(), batch], "active-params").measured.corrected
+    assert values(found) == {GPT: 16}
+    failed = replace(batch, key=batch.key | {"batch": 1}, values={}, error="OutOfMemory: 4 GB")
+    found = of([*base_rows(), failed], "active-params").measured.corrected
+    assert found[GPT].reason == "not measured: OutOfMemory: 4 GB"
+
+
 def test_the_compiled_stack_is_taken_where_more_models_have_it():
     rows = all_rows()
     compiled = [sample.captured(m, ENV.env_id, "graph-compiled") for m in ("gpt-oss-20b",)]
@@ -320,17 +330,30 @@ def test_the_rungs_of_the_ladder():
     assert found[2:6] == pytest.approx([2 / 1.5, 2, 2, 4])
     assert found[6] is None
     assert rungs[6].ratio.reason == "not measured: no row on stack graph-compiled"
-    assert found[7:] == pytest.approx([2, 8])
-    assert [r.origin for r in rungs] == ["paper"] * 2 + ["measured"] * 5 + ["bytes"] * 2
+    assert found[7] is None and "no trace" in rungs[7].ratio.reason
+    assert found[8:] == pytest.approx([2, 8])
+    assert [r.origin for r in rungs] == ["paper"] * 2 + ["measured"] * 5 + ["bytes"] * 3
     assert rungs[3].ratio.n == 11 and rungs[3].ratio.low < 2 < rungs[3].ratio.high
     assert all(r.cause for r in rungs)
     (said,) = ladder.finding(rungs, study())
-    assert "captured step 4.000×" in said.text and "Not measured: 1 of 9 rungs" in said.text
+    assert "captured step 4.000×" in said.text and "Not measured: 2 of 10 rungs" in said.text
+
+
+def test_bytes_with_every_expert_need_only_its_trace():
+    """40 GB with every expert against 20 GB of Qwen: half as many steps a second."""
+    own = sample.trace("gpt-oss-20b", ENV.env_id)
+    own = replace(own, key=own.key | {"experts": "all_experts"},
+                  values={"decode_bytes_realised": 40_000_000_000})  # fmt: skip
+    traces = [sample.trace(m, ENV.env_id) for m in sample.FACTORS]
+    rungs = ladder.rungs([*base_rows(), *traces, own], study())
+    assert [r.ratio.value for r in rungs[7:9]] == pytest.approx([0.5, 2])
+    assert rungs[2].ratio.value is None  # a trace is no call
+    assert "with every" not in of([*base_rows(), *traces, own], "throughput-vs-qwen").cause
 
 
 def test_a_ladder_without_rows_keeps_the_papers_rungs_and_says_why():
     rungs = ladder.rungs([], study())
-    assert [r.ratio.value is None for r in rungs] == [False] * 2 + [True] * 7
+    assert [r.ratio.value is None for r in rungs] == [False] * 2 + [True] * 8
     assert all(r.ratio.reason.startswith("not measured") for r in rungs[2:])
     assert ladder.finding(rungs, study()) == []
 
