@@ -29,6 +29,7 @@ from lib import (
     plots,
     predictions,
     provenance,
+    replication,
     results,
     roofline,
     tables,
@@ -40,6 +41,7 @@ from lib.markup import grid_html, paper_html
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
 from lib.params import BEFORE_MODELS, model_order
+from lib.published import load as load_study
 from lib.records import Record, environments, merge, select
 from lib.results import ACROSS, Job, slug
 
@@ -123,6 +125,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
     ledgers = ledgertables.tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out),
             *tables.write_generic_csvs(rows, out, [*beside, *ledgers])]  # fmt: skip
+    replicated = replication.part(rows, load_study(), out)
     generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
@@ -139,7 +142,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         subtitle=_subtitle(rows, ended),
         demo=demo,
         cautions=context or _cautions(rows),
-        findings=findings(rows, published, paper),
+        findings=[*findings(rows, published, paper), *(replicated.findings if replicated else ())],
+        replicated=replicated,
         counts=provenance.counts(found, rows),
         provenance=provenance.provenance(found),
         paper=published,
@@ -155,7 +159,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
         warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
         methods=Markup(_environment().get_template("methods.html").render()),
-        downloads=[(p.name, _data_link(p)) for p in csvs],
+        downloads=[(p.name, _data_link(p)) for p in (replicated.files if replicated else [])]
+        + [(p.name, _data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
         toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
@@ -304,10 +309,14 @@ def _contents(
     groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool
 ) -> list[SimpleNamespace]:
     entries = [_entry("abstract", "Abstract"), _entry("where", "What was measured where")]
+    if paper:
+        more = (("ladder", "The ratio ladder"), ("changes", "If you measure it right"))
+        entries[1:1] = [_entry(*item) for item in more]
     entries.append(_entry("tables", "The paper's tables" if paper else "Results"))
     if bound:
         entries.append(_entry("bound", "Against the bound"))
     if paper:
+        entries.append(_entry("claims", "The paper's claims"))
         entries.append(_entry("more-tables", "Other tables"))
     if ledgers:
         entries.append(_entry("memory-ledger", "Memory ledger"))

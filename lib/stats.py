@@ -224,6 +224,24 @@ def inverse(estimate: Estimate, numerator: float = 1.0) -> Estimate:
     return _mapped(swapped, lambda x: numerator / x)
 
 
+def quotient(a: Estimate, b: Estimate) -> Estimate:
+    """a / b of two independent positive estimates.
+
+    The interval goes from low / high to high / low: at least as wide as the one that would resample
+    both, since both ends would have to be extreme at once.
+    """
+    for side in (a, b):
+        if side.value is None:
+            return missing(side.reason)
+    if b.value <= 0:
+        return missing(f"the divisor {b.value:g} is not positive")
+    n, method = min(a.n, b.n), f"({a.method}) / ({b.method})"
+    if None in (a.low, a.high, b.low, b.high) or b.low <= 0:
+        reason = a.reason or b.reason or "no interval"
+        return Estimate(a.value / b.value, n=n, method=method, reason=reason)
+    return Estimate(a.value / b.value, a.low / b.high, a.high / b.low, n, method)
+
+
 def _mapped(estimate: Estimate, function) -> Estimate:
     ends = {
         name: None if getattr(estimate, name) is None else function(getattr(estimate, name))

@@ -179,7 +179,7 @@ ARMS = {
                   "trace": 2},
 }  # fmt: skip
 FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_checks": 0,
-           "ablations": 5, "ape": 1, "summary": 6, "audit": 2}  # fmt: skip
+           "ablations": 5, "ape": 1, "summary": 7, "audit": 2}  # fmt: skip
 CONCLUSIONS = {
     "machine": f"{cpu_name()}: memory is read at ",
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
