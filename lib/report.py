@@ -21,7 +21,7 @@ from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lib import hostbound, provenance, results, tables
+from lib import costs, hostbound, provenance, results, tables
 from lib.findings import findings
 from lib.fragments import mathml, read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
@@ -136,6 +136,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
         warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
+        costs=Markup(_optional(costs.table(found), "costs")),
         methods=Markup(_environment().get_template("methods.html").render()),
         downloads=[(p.name, _data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
