@@ -27,16 +27,19 @@ WARMUP_LIMIT_S = 30.0
 
 @dataclass
 class Session:
-    """What all windows of one model share. `blocks` fills as they are measured."""
+    """What all windows of one model share. `blocks` fills as they are measured.
+
+    Each context has a stack of its own: the buffers of a captured one are read as a whole.
+    """
 
     model: Any
     stack: str
-    generate: Any
     folder: Path
     seed: int
     env_id: str | None
     gpus: Sequence[str] = ()
     ids: dict[int, Any] = field(default_factory=dict)
+    generate: dict[int, Any] = field(default_factory=dict)
     lead_tokens: dict[int, int] = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +47,7 @@ class Session:
 
     def call(self, context: int, new_tokens: int) -> windows.Call:
         """A call that checks its number of tokens."""
-        return windows.counted(self.generate, self.ids[context], new_tokens)
+        return windows.counted(self.generate[context], self.ids[context], new_tokens)
 
     def lead(self, context: int, new_tokens: int) -> windows.Call:
         """The work before and after a window of such calls: a shorter call where any length is
@@ -80,7 +83,8 @@ def sweep(
                             slope_tokens, slope_repeats)  # fmt: skip
     rows: list[Record] = []
     session = open_session(model, stack, Path(records_path), seed, env_id,
-                           (cell.context for cell in cells), new_tokens)  # fmt: skip
+                           (cell.context for cell in cells), new_tokens,
+                           longest=max(new_tokens, *slope_tokens, 0))  # fmt: skip
     try:
         session.values |= idle_power(session, idle_s, "before")
         first = cells[0]
@@ -100,16 +104,22 @@ def sweep(
 
 def open_session(
     model: Any, stack: str, records_path: Path, seed: int, env_id: str | None,
-    contexts: Iterable[int], new_tokens: int,
+    contexts: Iterable[int], new_tokens: int, *, longest: int = 0,
 ) -> Session:  # fmt: skip
-    """Prompts, and for `generate()` how many tokens make a call that is long enough to lead in."""
-    session = Session(model, stack, decode.open_stack(stack, model.net), records_path.parent, seed,
-                      env_id, model.device.gpus_of(model.net))  # fmt: skip
+    """Prompts, and for `generate()` how many tokens make a call that is long enough to lead in.
+
+    Calls to come have `new_tokens` tokens, or up to `longest`.
+    """
+    session = Session(model, stack, records_path.parent, seed, env_id,
+                      model.device.gpus_of(model.net))  # fmt: skip
     for context in dict.fromkeys(contexts):
         session.ids[context] = prompt_ids(model, context, seed=seed)
+        session.generate[context] = decode.open_stack(
+            stack, model.net, capacity=context + max(new_tokens, longest)
+        )
         if stack == "hf-eager":
             session.lead_tokens[context] = windows.tokens_for(
-                session.generate, session.ids[context], model.device, new_tokens
+                session.generate[context], session.ids[context], model.device, new_tokens
             )
     return session
 

@@ -35,7 +35,7 @@ class HeldLayer(CacheLayerMixin):
 
     def __init__(self, like: Any, size: int, slot: torch.Tensor) -> None:
         super().__init__()
-        self.is_sliding, self.slot = bool(like.is_sliding), slot
+        self.is_sliding, self.slot, self.max_cache_len = bool(like.is_sliding), slot, size
         shapes = [(*tensor.shape[:2], size, tensor.shape[3]) for tensor in (like.keys, like.values)]
         self.keys, self.values = (like.keys.new_zeros(shape) for shape in shapes)
         self.is_initialized = True

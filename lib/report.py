@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from lib import (
     boundplots,
+    costs,
     hostbound,
     ledgertables,
     machine,
@@ -158,6 +159,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
         warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
+        costs=Markup(_optional(costs.table(found), "costs")),
         methods=Markup(_environment().get_template("methods.html").render()),
         downloads=[(p.name, _data_link(p)) for p in (replicated.files if replicated else [])]
         + [(p.name, _data_link(p)) for p in csvs],

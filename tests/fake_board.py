@@ -154,7 +154,7 @@ class BoardModel(FakeModel):
         self.prefill, self.token, self.jitter = prefill, token, jitter
         self.early_stop = 0
 
-    def open_stack(self, net: Any, *, decoding: str = "greedy"):
+    def open_stack(self, net: Any, *, decoding: str = "greedy", capacity: int | None = None):
         def generate(ids, new_tokens, on_token=None):
             self.calls.append(new_tokens)
             self.device.work(*self.prefill)

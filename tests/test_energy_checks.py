@@ -24,7 +24,7 @@ class Values(BoardModel):
         self.layer = torch.nn.Linear(8, 8)
         self.net = self.layer
 
-    def open_stack(self, net, *, decoding="greedy"):
+    def open_stack(self, net, *, decoding="greedy", capacity=None):
         inner = super().open_stack(net, decoding=decoding)
 
         def generate(*args, **options):

@@ -66,6 +66,7 @@ ARROWS = {
     "latency": {
         "card", "decode", "device", "gate", "models", "progress", "records", "session", "stats"
     },
+    "stacks": {"decode", "gate", "latency", "progress", "records"},
     "tracing": {"card", "counting", "decode", "experts", "progress", "records", "session"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}
