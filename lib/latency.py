@@ -137,7 +137,7 @@ def gated_arm(model: Any, *, stack: str, context: int, seed: int, env_id: str | 
     values = {}
     if stack != gate.REFERENCE:
         passed = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
-        values = {f"gate_{name}": value for name, value in passed.values.items()}
+        values = {f"gate_{name}": passed.values[name] for name in gate.VALUES}
     row = arm(model, stack=stack, context=context, seed=seed, env_id=env_id, **arguments)
     return replace(row, values={**row.values, **values})
 
