@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from lib import stats
 from lib.claims import bullets, by_model, cautions, number
 from lib.grid import Column, Table, build, frame, short
@@ -30,7 +32,7 @@ def gates(rows: Sequence[Record]) -> Table:
                  columns, cells)  # fmt: skip
 
 
-def gate_table(rows: Sequence[Record]):
+def gate_table(rows: Sequence[Record]) -> pd.DataFrame:
     """`gates` as a DataFrame."""
     return frame(gates(rows))
 
