@@ -13,10 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lib import decode, gate, records, stats
+from lib import decode, forms, gate, records, stats
 from lib.card import computed
 from lib.device import time_call
-from lib.models import load, require_context
+from lib.models import card, load, require_context
 from lib.progress import track
 from lib.records import Record
 from lib.session import begin_records, prompt_ids
@@ -148,6 +148,8 @@ def loaded_arm(
 ) -> Record:  # fmt: skip
     """`arm` on a model loaded for it alone: for arms that change the dtype or the experts."""
     device.empty_cache()
+    if dtype == "mxfp4":
+        raise forms.not_run(card(name), dtype, arguments["context"])
     model = load(name, weights=weights, dtype=dtype, device=device, seed=seed, experts=experts)
     return arm(model, seed=seed, **arguments)
 

@@ -64,7 +64,8 @@ ARROWS = {
     "energy": {"blocks", "decode", "gates", "joules", "progress", "records", "session", "stats",
                "windows"},
     "latency": {
-        "card", "decode", "device", "gate", "models", "progress", "records", "session", "stats"
+        "card", "decode", "device", "forms", "gate", "models", "progress", "records", "session",
+        "stats"
     },
     "stacks": {"decode", "gate", "latency", "progress", "records"},
     "tracing": {"card", "counting", "decode", "experts", "progress", "records", "session"},
@@ -170,7 +171,7 @@ def test_no_primitive_knows_another_nor_the_reading_side():
         known = closure({name}, lazy=True)
         assert known & PRIMITIVES == {name}
         # A card is plain data that a record holds: both sides read it, and so are traces of power.
-        shared = {"card", "records", "stats", "params", "strict_yaml", "joules", "gates"}
+        shared = {"card", "forms", "records", "stats", "params", "strict_yaml", "joules", "gates"}
         assert known & READING <= shared
 
 
