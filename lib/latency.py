@@ -223,6 +223,35 @@ def busy_row(
     )
 
 
+def harness_row(
+    model: Any, *, stack: str, context: int, new_tokens: int, pairs: int, seed: int,
+    env_id: str | None,
+) -> Record:  # fmt: skip
+    """The same call as an arm times it and in a bare loop, in turns: what the harness costs.
+
+    samples: `e2e_s` through `timed`, `bare_s` with nothing around the call but the clock and one
+    synchronisation; neighbours are pairs.
+    """
+    generate = decode.open_stack(stack, model.net, capacity=context + new_tokens)
+    ids, device = prompt_ids(model, context, seed=seed), model.device
+    samples: dict[str, list[float]] = {"e2e_s": [], "bare_s": []}
+    for _ in range(WARMUP_CALLS):
+        generate(ids, new_tokens)
+    device.synchronize()
+    for number in range(pairs):
+        for name in sorted(samples, reverse=bool(number % 2)):
+            start_s = device.clock_s()
+            if name == "e2e_s":
+                samples[name].append(timed(generate, ids, new_tokens, device)[0])
+            else:
+                generate(ids, new_tokens)
+                device.synchronize()
+                samples[name].append(device.clock_s() - start_s)
+    key = model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy",
+                    cache=decode.cache_kind(stack))  # fmt: skip
+    return Record("harness", key, samples, dict(model.source), env_id=env_id)
+
+
 def warnings_of(samples_s: Sequence[float]) -> list[dict[str, str]]:
     """What a reader of these repetitions should know, each with advice."""
     found = []

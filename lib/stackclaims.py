@@ -15,6 +15,7 @@ from lib.tables import decode_tok_per_s
 
 REFERENCE = "hf-eager"
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
+HARNESS = 0.005  # what the harness may add to a call
 GATE = {"median_error": "median error", "floor_error": "reference against itself",
         "allowed_error": "allowed", "same_choice": "same choice"}  # fmt: skip
 
@@ -49,6 +50,7 @@ def conclusion(rows: Sequence[Record]) -> str:
             lines.append(f"{model} on {stack}: {_rate(arms, context, base, stack)}"
                          f"{_spread(arms)}{_prepared(arms)}.")  # fmt: skip
             lines.append(f"{model} on {stack}: {flatness(arms)}")
+    lines += [harness(row) for row in select(rows, "harness") if row.samples]
     failed = [r for r in rows if r.kind == "latency" and r.error]
     lines += [f"{r.key['model']} on {r.key['stack']} at {r.key['context']} tokens: {r.error}."
               for r in failed]  # fmt: skip
@@ -73,6 +75,17 @@ def _prepared(arms: Sequence[Record]) -> str:
     if not any(seconds):
         return ""
     return f"; the first capture took {short(max(seconds))} s, later ones {short(min(seconds))} s"
+
+
+def harness(row: Record) -> str:
+    """What timing through the workbook adds to a bare loop around the same call."""
+    ratio = stats.paired_ratio(row.samples["e2e_s"], row.samples["bare_s"])
+    if ratio.value is None:
+        return f"The harness was not compared with a bare loop ({ratio.reason})."
+    ends = f" [{ratio.low - 1:+.2%}, {ratio.high - 1:+.2%}]" if ratio.low is not None else ""
+    verdict = "within" if abs(ratio.value - 1) <= HARNESS else "more than"
+    return (f"{row.key['model']} on {row.key['stack']}: a call takes {ratio.value - 1:+.2%}{ends} "
+            f"against a bare loop in the same process, {verdict} {HARNESS:.1%}.")  # fmt: skip
 
 
 def flatness(arms: Sequence[Record]) -> str:
