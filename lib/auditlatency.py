@@ -53,12 +53,7 @@ def ttft_is_one_sample(p: Published) -> Verdict | None:
     the single reading of the energy runs."""
     cells = [(c, m) for c in p.contexts for m in p.models]
     median = {at: p.fact("ttft_median_ms", at[1], at[0]) for at in cells}
-    single = {
-        (c, m)
-        for c, m in cells
-        if agrees(p.printed(3, c, m), p.fact("ttft_once_ms", m, c))
-        and not agrees(p.printed(3, c, m), median[c, m])
-    }
+    single = single_readings(p)
     if not single:
         return None
     ref = p.reference
@@ -83,6 +78,17 @@ def ttft_is_one_sample(p: Published) -> Verdict | None:
     )
     return Verdict("error", "table 3; section 3.3", printed, follows, ("ttft-trials",),
                    (source["url"],))  # fmt: skip
+
+
+def single_readings(p: Published) -> set[tuple[int, str]]:
+    """Cells of table 3 (context, model) that hold the energy runs' one reading, not the median."""
+    return {
+        (c, m)
+        for c in p.contexts
+        for m in p.models
+        if agrees(p.printed(3, c, m), p.fact("ttft_once_ms", m, c))
+        and not agrees(p.printed(3, c, m), p.fact("ttft_median_ms", m, c))
+    }
 
 
 def change_mixes_runs(p: Published) -> Verdict | None:

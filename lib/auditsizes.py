@@ -6,9 +6,7 @@ the rule as the reader sees it.
 
 from __future__ import annotations
 
-import re
-
-from lib.published import BYTES, Published, Verdict, agrees, each
+from lib.published import BYTES, Published, Verdict, agrees, each, plain
 
 PEAK, GAP, LESS = "Peak VRAM (MB)", "Δ vs GPT-OSS (MB)", "% less vs Qwen/Yi"
 MIB = BYTES["MiB"]
@@ -196,7 +194,7 @@ def licences(p: Published) -> Verdict | None:
     stated = {m: p.entry(m)[1].get("governance") or {} for m in p.models}
     printed = {m: p.data["governance"]["rows"][m][0] for m in p.models}
     off = [m for m in p.models
-           if stated[m] and _plain(stated[m]["licence"]) != _plain(printed[m])]  # fmt: skip
+           if stated[m] and plain(stated[m]["licence"]) != plain(printed[m])]  # fmt: skip
     if not off:
         return None
     said = ", ".join(f"{printed[m]}, {p.data['governance']['rows'][m][1]} ({m})" for m in off)
@@ -220,10 +218,6 @@ def governance_source(p: Published) -> Verdict | None:
         f"{p.fact('licence', m)}, {p.fact('licence_class', m)} ({m})" for m in off
     )
     return Verdict("caution", "table 13", printed, follows)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 MEMORY = (mib_as_mb, baseline_units, gaps_in_gb, peak_row, kv_contribution, held_logits,

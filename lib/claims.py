@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lib import ape, hostbound, ledger, params, stats
+from lib import ape, energystats, hostbound, ledger, params, stats
 from lib.records import Record, environments, require_comparable, select
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s, short
@@ -124,8 +124,9 @@ def by_experts(rows: Sequence[Record], kind: str) -> dict[str, list[Record]]:
     return groups
 
 
-def energy(rows: Sequence[Record]) -> str:
-    """Joules per 1,000 tokens by the counter, and how far the paper's estimator is from it."""
+def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = None) -> str:
+    """Joules per 1,000 tokens by the counter, what of it is idle, prefill and token, uncertainty,
+    and how far the paper's estimator is from it; grams of CO2e where an intensity is given."""
     lines = []
     for model, mine in by_model(rows, "energy").items():
         row = max(mine, key=lambda r: r.key["context"])
@@ -135,15 +136,61 @@ def energy(rows: Sequence[Record]) -> str:
             continue
         scale = 1e3 / row.key["new_tokens"]
         per_1k = stats.scaled(stats.median(row.samples["energy_j"]), scale)
-        off = sum(row.samples["paper_energy_j"]) / sum(row.samples["energy_j"]) - 1
+        paper = row.samples.get("paper_energy_j")
         idle = row.value("idle_w")
         share = idle * row.values["window_s"] / row.values["window_energy_j"] if idle else None
         lines.append(
             f"{model} at {row.key['context']} tokens: "
             f"{number(per_1k, 'J per 1,000 generated tokens')} (GPU board, gross)"
             + (f", of which {share:.0%} is what the idle board draws in that time" if share else "")
-            + f"; the paper's before/after estimator gives {off:+.1%}."
-        )
+            + (f"; the paper's before/after estimator gives "
+               f"{sum(paper) / sum(row.samples['energy_j']) - 1:+.1%}." if paper else ".")
+        )  # fmt: skip
+        lines += energy_details(model, row, [r for r in rows if r.key.get("model") == model])
+        if told := energystats.carbon(1e3 * per_1k.value, pue, g_per_kwh):
+            lines.append(f"{model}, one million tokens: {told.kwh:.3g} kWh x PUE {pue:g} x "
+                         f"{g_per_kwh:g} g/kWh = {told.grams:.3g} gCO2e.")  # fmt: skip
+    # What the instrument does not show stands in its own table.
+    return bullets([*lines, *cautions(r for r in rows if r.kind != "instrument")])
+
+
+def energy_details(model: str, row: Record, mine: Sequence[Record]) -> list[str]:
+    """Prefill and token, and uncertainty, of a row that was measured in blocks."""
+    lines, context = [], row.key["context"]
+    arms = [r for r in mine if r.key.get("context") == context]
+    if any(r.kind == "energy-slope" for r in arms):
+        prefill, token = energystats.split(arms)
+        said = f"prefill and first token {number(prefill, 'J')}; each further token "
+        lines.append(f"{model} at {context} tokens: {said}{number(token, 'J')}.")
+    if row.value("blocks"):
+        found = energystats.uncertainty(row, energystats.weight_spread(mine))
+        parts = {"95 % over blocks": found.statistical, "readouts": found.readouts,
+                 "weight values": found.weights}  # fmt: skip
+        said = [f"{name} ±{value:.1%}" for name, value in parts.items() if value is not None]
+        gain = f"gain of the sensor, assumed and not measured, ±{found.gain:.0%}"
+        lines.append(f"{model}, uncertainty: {', '.join([*said, gain])} (the gain cancels in "
+                     "ratios on one card).")  # fmt: skip
+        if bad := row.value("invalid_blocks"):
+            lines.append(f"{model}: {len(bad)} of {row.values['blocks']} blocks are not believed, "
+                         f"{bad[0]}.")  # fmt: skip
+    return lines
+
+
+def energy_checks(rows: Sequence[Record]) -> str:
+    """What values of weights change, and how far a peer is on the same windows."""
+    lines = []
+    for value, ratio in energystats.weight_effects(rows).items():
+        if value != "normal":
+            lines.append(ratio_sentence(f"{value} weights", "normal ones", "Energy", ratio))
+    if real := energystats.real_effect(rows):
+        lines.append(ratio_sentence(f"real weights of {real[0]}", "random ones", "Energy", real[1]))
+    for row in select(rows, "energy-peer"):
+        for name, off in energystats.peer_differences(row).items():
+            if off:
+                seconds = stats.median(row.samples[f"{name}_s"]).value
+                lines.append(f"Zeus on {len(off)} windows of {short(seconds)} s: median "
+                             f"{stats.median(off).value:+.2%}, at most {max(off, key=abs):+.2%} "
+                             "from this workbook.")  # fmt: skip
     return bullets([*lines, *cautions(rows)])
 
 

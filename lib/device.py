@@ -10,22 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import json
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib import occupancy, profiled
+from lib import board, occupancy, profiled
 from lib.host import cpu_name, host_score_per_s, version
 
-SAMPLER = Path(__file__).with_name("power_sampler.py")
 PACKAGES = ("torch", "transformers", "numpy", "nvidia-ml-py")
 
 
@@ -124,8 +119,18 @@ class CpuDevice(Device):
     def power_w(self) -> float | None:
         return None
 
+    def gpus_of(self, net: Any) -> list[str]:
+        """No GPU holds a part of the model."""
+        return []
+
+    def board_state(self) -> dict[str, Any]:
+        """No board tells of itself."""
+        return {}
+
     @contextlib.contextmanager
-    def power_trace(self, period_s: float = 0.025) -> Iterator[list[dict[str, float]]]:
+    def power_trace(
+        self, period_s: float = board.PERIOD_S, uuids: Sequence[str] = ()
+    ) -> Iterator[list[dict[str, Any]]]:
         """No readings on a CPU."""
         yield []
 
@@ -150,14 +155,9 @@ class CudaDevice(Device):
         self.missing: dict[str, str] = {}
         self._nvml = self._handle = None
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
-            self._nvml = pynvml
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+            self._nvml, self._handle = board.open_board(self.uuid)
         except Exception as error:  # NVML raises its own classes, one per return code
-            self.missing["energy"] = f"no NVML energy counter on this GPU: {error}"
+            self.missing["energy"] = f"no NVML power readings of this GPU: {error}"
 
     def synchronize(self) -> None:
         """Wait until the GPU has done all that was queued."""
@@ -221,7 +221,10 @@ class CudaDevice(Device):
         """The board's energy counter (J since the driver was loaded); ticks about every 100 ms."""
         if "energy" in self.missing:
             return None
-        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
+        try:
+            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
+        except self._nvml.NVMLError:  # a virtual GPU may tell its power and not count energy
+            return None
 
     def power_w(self) -> float | None:
         """nvidia-smi's power.draw: on Ampere and later the mean of the last second."""
@@ -229,34 +232,26 @@ class CudaDevice(Device):
             return None
         return self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
 
+    def gpus_of(self, net: Any) -> list[str]:
+        """UUIDs of the GPUs that hold parts of a model, in the order in which CUDA counts them."""
+        places = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
+        return [f"GPU-{self._cuda.get_device_properties(n).uuid}" for n in sorted(places)]
+
+    def board_state(self) -> dict[str, Any]:
+        """Driver, VBIOS, persistence, limits and temperature now; empty without NVML."""
+        return {} if "energy" in self.missing else board.state(self._nvml, self._handle)
+
     @contextlib.contextmanager
-    def power_trace(self, period_s: float = 0.025) -> Iterator[list[dict[str, float]]]:
-        """Readings taken by another process while the block runs; the list fills when it ends.
-
-        Another process, not a thread: a thread would contend with the measured code for the
-        interpreter lock. Each reading: t_s (this clock), energy_j, power_w, instant_w.
-        """
-        trace: list[dict[str, float]] = []
+    def power_trace(
+        self, period_s: float = board.PERIOD_S, uuids: Sequence[str] = ()
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Readings of these GPUs (this one if none are named) taken by another process while the
+        block runs; `lib.board.sample` and `lib.power_sampler` say more. Empty without NVML."""
         if "energy" in self.missing:
-            yield trace
+            yield []
             return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "trace.jsonl"
-            command = [sys.executable, str(SAMPLER), self.uuid, str(period_s), str(path)]
-            sampler = subprocess.Popen(command, stdin=subprocess.PIPE)
-            try:
-                self._wait_for_first_reading(path, sampler)
-                yield trace
-            finally:
-                sampler.communicate()  # closing its input tells the sampler to stop
-            trace.extend(map(json.loads, path.read_text().splitlines()))
-
-    def _wait_for_first_reading(self, path: Path, sampler: subprocess.Popen) -> None:
-        deadline = self.clock_s() + 10
-        while not (path.exists() and path.stat().st_size):
-            if sampler.poll() is not None or self.clock_s() > deadline:
-                raise RuntimeError(f"the power sampler gave no reading (exit {sampler.poll()})")
-            time.sleep(0.01)
+        with board.sample(uuids or [self.uuid], period_s) as trace:
+            yield trace
 
     def card(self) -> dict[str, Any]:
         import torch

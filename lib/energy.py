@@ -1,28 +1,58 @@
-"""Gross energy of whole calls from the GPU board's counter, and the paper's estimator beside it.
+"""Energy of whole calls on the GPU board, in blocks, with idle power beside it.
 
-The boundary is the GPU board: no CPU, no DRAM, no fans of the host. The counter ticks about every
-100 ms, so that its value at the edges of a call is interpolated between ticks.
+The boundary is the board: no CPU, no DRAM, no fans of the host. A cell (context, new tokens) is
+measured in several blocks; a block is one window of back-to-back calls. Contexts take turns in
+seeded order, reversed in every second round, so that a slow drift falls on all of them alike.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Sequence
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib import decode, records
-from lib.device import time_call
+from lib import blocks, decode, gates, joules, records, stats, windows
+from lib.blocks import Block, Cell
+from lib.gates import Gate
 from lib.progress import track
 from lib.records import Record
-from lib.session import begin_records, prompt_ids
+from lib.session import prompt_ids
+from lib.windows import Span
 
-LEAD_TOKENS = 4  # length of the calls that keep the card busy before and after the window
-LEAD_IN_S = 1.5  # covers the one-second mean that the power reading is
-LEAD_OUT_S = 0.5  # covers the counter's tick
-AGREEMENT_WARN = 0.03
+WARMUP_LIMIT_S = 30.0
 
-Trace = Sequence[dict[str, float]]
+
+@dataclass
+class Session:
+    """What all windows of one model share. `blocks` fills as they are measured.
+
+    Each context has a stack of its own: the buffers of a captured one are read as a whole.
+    """
+
+    model: Any
+    stack: str
+    folder: Path
+    seed: int
+    env_id: str | None
+    gpus: Sequence[str] = ()
+    ids: dict[int, Any] = field(default_factory=dict)
+    generate: dict[int, Any] = field(default_factory=dict)
+    lead_tokens: dict[int, int] = field(default_factory=dict)
+    gates: list[Gate] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    blocks: dict[Cell, list[Block]] = field(default_factory=dict)
+
+    def call(self, context: int, new_tokens: int) -> windows.Call:
+        """A call that checks its number of tokens."""
+        return windows.counted(self.generate[context], self.ids[context], new_tokens)
+
+    def lead(self, context: int, new_tokens: int) -> windows.Call:
+        """The work before and after a window of such calls: a shorter call where any length is
+        the same program, the call itself where a length is captured or compiled for itself."""
+        return self.call(context, self.lead_tokens.get(context, new_tokens))
 
 
 def sweep(
@@ -31,186 +61,189 @@ def sweep(
     stack: str = "hf-eager",
     contexts: Sequence[int],
     new_tokens: int,
+    block_contexts: Sequence[int],
     repeats: int,
+    other_repeats: int,
+    slope_tokens: Sequence[int],
+    slope_repeats: int,
+    window_s: float,
     idle_s: float,
+    sampler_pairs: int,
     seed: int,
+    env_id: str | None,
     records_path: str | Path,
 ) -> list[Record]:
-    """Energy of `repeats` back-to-back calls at every context, each row written at once."""
-    rows = begin_records(model, records_path)
-    env_id = rows[0].env_id
-    idle = idle_power(model.device, idle_s)
-    for context in track(contexts, f"energy of {model.name}"):
-        row = arm(model, stack=stack, context=context, new_tokens=new_tokens, repeats=repeats,
-                  idle=idle, seed=seed, env_id=env_id,
-                  trace_path=Path(records_path).with_name(f"trace-{context}.jsonl.gz"))  # fmt: skip
-        rows.append(records.append(records_path, row))
+    """Every cell in its blocks, between two spans of idling; rows are written at the end, also
+    when the measurement is interrupted, so that no window is lost.
+
+    `block_contexts` get `repeats` blocks and the lengths of the slope; the others get
+    `other_repeats` blocks.
+    """
+    cells = blocks.cells_of(contexts, new_tokens, block_contexts, repeats, other_repeats,
+                            slope_tokens, slope_repeats)  # fmt: skip
+    rows: list[Record] = []
+    session = open_session(model, stack, Path(records_path), seed, env_id,
+                           (cell.context for cell in cells), new_tokens,
+                           longest=max(new_tokens, *slope_tokens, 0))  # fmt: skip
+    try:
+        session.values |= idle_power(session, idle_s, "before")
+        first = cells[0]
+        session.values |= windows.warm_up(session.lead(first.context, new_tokens), model.device,
+                                          WARMUP_LIMIT_S)  # fmt: skip
+        rows += sampler_check(session, first, sampler_pairs, records_path)
+        rounds = blocks.plan(cells, seed)
+        for number, order in enumerate(track(rounds, f"energy of {model.name}"), start=1):
+            measure_round(session, order, f"trace-{number}", window_s)
+        session.values |= idle_power(session, idle_s, "after")
+    finally:
+        session.values |= idle_both(session.values)
+        rows += [records.append(records_path, row_of(session, cell, found))
+                 for cell, found in session.blocks.items()]  # fmt: skip
     return rows
 
 
-def idle_power(device: Any, idle_s: float) -> dict[str, float]:
-    """Mean board power (W) with the model loaded and nothing running; empty without a counter."""
+def open_session(
+    model: Any, stack: str, records_path: Path, seed: int, env_id: str | None,
+    contexts: Iterable[int], new_tokens: int, *, longest: int = 0,
+) -> Session:  # fmt: skip
+    """Prompts, and for `generate()` how many tokens make a call that is long enough to lead in.
+
+    Calls to come have `new_tokens` tokens, or up to `longest`.
+    """
+    session = Session(model, stack, records_path.parent, seed, env_id,
+                      model.device.gpus_of(model.net))  # fmt: skip
+    for context in dict.fromkeys(contexts):
+        session.ids[context] = prompt_ids(model, context, seed=seed)
+        session.generate[context] = decode.open_stack(
+            stack, model.net, capacity=context + max(new_tokens, longest)
+        )
+        if stack == "hf-eager":
+            session.lead_tokens[context] = windows.tokens_for(
+                session.generate[context], session.ids[context], model.device, new_tokens
+            )
+    return session
+
+
+def idle_power(session: Session, idle_s: float, when: str) -> dict[str, Any]:
+    """Mean board power (W) with the model loaded and nothing running; empty without readings."""
+    device = session.model.device
     if "energy" in device.missing:
         return {}
-    device.synchronize()
-    with device.power_trace() as trace:
-        device.sleep_s(1.0)  # clocks and the counter settle
-        start_s = device.clock_s()
-        device.sleep_s(idle_s)
-        stop_s = device.clock_s()
-        device.sleep_s(LEAD_OUT_S)
-    joules, _ = counter_between(trace, start_s, stop_s)
-    return {} if joules is None else {"idle_w": joules / (stop_s - start_s)}
+    with device.power_trace(uuids=session.gpus) as trace:
+        span = windows.idle(device, idle_s)
+    save(session, f"trace-idle-{when}", trace)
+    window = gates.judge(trace, span.start_s, span.stop_s, own_pid=os.getpid(),
+                         lenient=("temperature_drift", "clock_drift"))  # fmt: skip
+    return {f"idle_{when}_w": window.mean_w, "idle_reason": window.reason}
 
 
-def arm(
-    model: Any,
-    *,
-    stack: str,
-    context: int,
-    new_tokens: int,
-    repeats: int,
-    idle: dict[str, float],
-    seed: int,
-    env_id: str | None,
-    trace_path: Path | None = None,
-) -> Record:
-    """One cell: lead-in, `repeats` calls, lead-out, all under one trace.
+def idle_both(values: dict[str, Any]) -> dict[str, Any]:
+    """The mean of idling before and after, and half of their difference as its uncertainty."""
+    both = [values.get(f"idle_{when}_w") for when in ("before", "after")]
+    known = [watts for watts in both if watts is not None]
+    if not known:
+        return {}
+    spread = {"idle_error_w": abs(known[1] - known[0]) / 2} if len(known) == 2 else {}
+    return {"idle_w": sum(known) / len(known), **spread}
 
-    samples per call: `e2e_s`; `energy_j` from the counter; `average_energy_j`, its power reading
-    integrated; `paper_energy_j`, the paper's estimator: the mean of power.draw before and after the
-    call, times its duration. `start_s` and `stop_s` are the calls' edges in seconds since the
-    trace began, `trace` names the file with the raw readings. values: `window_energy_j` and
-    `window_s` over all calls, `idle_w`.
+
+def sampler_check(
+    session: Session, cell: Cell, pairs: int, records_path: str | Path
+) -> list[Record]:
+    """The same call with and without the sampler, in turns; a gate for all windows follows.
+
+    samples: `with_s` and `without_s`, neighbours of one pair.
     """
-    device = model.device
-    generate = decode.open_stack(stack, model.net)
-    ids = prompt_ids(model, context, seed=seed)
-    time_call(lambda: generate(ids, min(new_tokens, LEAD_TOKENS)), device)
-    edges_s, power_w, e2e_s = [], [], []
-    with device.power_trace() as trace:
-        keep_busy(lambda: generate(ids, min(new_tokens, LEAD_TOKENS)), LEAD_IN_S, device)
-        for _ in range(repeats):
-            before_w, start_s = device.power_w(), device.clock_s()
-            seconds, _ = time_call(lambda: generate(ids, new_tokens), device)
-            edges_s.append((start_s, device.clock_s()))
-            power_w.append((before_w, device.power_w()))
-            e2e_s.append(seconds)
-        keep_busy(lambda: generate(ids, min(new_tokens, LEAD_TOKENS)), LEAD_OUT_S, device)
-    samples, missing = energy_samples(trace, edges_s, device)
-    if "energy" not in device.missing:
-        samples["paper_energy_j"] = [
-            (before + after) / 2 * seconds
-            for (before, after), seconds in zip(power_w, e2e_s, strict=True)
-        ]
-    traced = {}
-    if trace and trace_path:
-        zero_s = trace[0]["t_s"]
-        records.write_trace(trace_path, ({**row, "t_s": row["t_s"] - zero_s} for row in trace))
-        samples["start_s"] = [start_s - zero_s for start_s, _ in edges_s]
-        samples["stop_s"] = [stop_s - zero_s for _, stop_s in edges_s]
-        traced = {"trace": trace_path.name}
+    device = session.model.device
+    if not pairs or "energy" in device.missing:
+        session.gates.append(gates.sampler_disturbs(stats.missing("no pairs of calls were asked")))
+        return []
+    tokens = session.lead_tokens.get(cell.context, cell.new_tokens)
+    call = session.call(cell.context, tokens)
+    times: dict[str, list[float]] = {"with_s": [], "without_s": []}
+    for number in range(pairs):
+        names = ("with_s", "without_s") if number % 2 else ("without_s", "with_s")
+        for name in names:
+            times[name].append(one_call(session, call, sampled=name == "with_s"))
+    session.gates.append(gates.sampler_disturbs(stats.paired_ratio(*times.values())))
+    row = Record("energy-sampler", session.model.key(stack=session.stack, context=cell.context,
+                 new_tokens=tokens), times, dict(session.model.source),
+                 env_id=session.env_id)  # fmt: skip
+    return [records.append(records_path, row)]
+
+
+def one_call(session: Session, call: windows.Call, *, sampled: bool) -> float:
+    """Seconds of one call with the sampler running, or without it."""
+    device = session.model.device
+    if not sampled:
+        return windows.time_call(call, device)[0]
+    with device.power_trace(uuids=session.gpus):
+        return windows.time_call(call, device)[0]
+
+
+def measure_round(
+    session: Session,
+    order: Sequence[Cell],
+    name: str,
+    window_s: float,
+    prepare: Callable[[Cell], None] = lambda cell: None,
+) -> None:
+    """One window of each cell under one trace; what they gave is added to the session.
+
+    `prepare` is called before the lead-in of each.
+    """
+    device, rng, spans = session.model.device, random.Random(f"{session.seed} {name}"), []
+    with device.power_trace(uuids=session.gpus) as trace:
+        for cell in order:
+            prepare(cell)
+            shape = (cell.context, cell.new_tokens)
+            call, lead = session.call(*shape), session.lead(*shape)
+            spans.append(windows.busy(call, lead, device, window_s, rng))
+    zero_s = save(session, name, trace)
+    for place, (cell, span) in enumerate(zip(order, spans, strict=True)):
+        block = judged(session, trace, span, name, place, zero_s)
+        session.blocks.setdefault(cell, []).append(block)
+
+
+def judged(
+    session: Session, trace: joules.Trace, span: Span, name: str, place: int, zero_s: float
+) -> Block:
+    """What the trace says about one window."""
+    trace = joules.cut(trace, span.start_s, span.stop_s, 2.0)
+    idle_w = session.values.get("idle_before_w")
+    window = gates.judge(trace, span.start_s, span.stop_s, idle_w=idle_w, own_pid=os.getpid(),
+                         session=session.gates)  # fmt: skip
+    paper = [joules.over_boards(joules.paper_j, trace, *edges)[0] for edges in span.calls_s]
+    mean = None if None in paper else sum(paper) / len(paper)
+    halves, _ = joules.additivity(trace, span.start_s, span.stop_s)
+    return Block(span.less(zero_s), window, name, place, mean, halves)
+
+
+def row_of(session: Session, cell: Cell, found: Sequence[Block]) -> Record:
+    """The row of one cell; what its samples are stands in `lib.blocks.samples_of`."""
+    model, idle_w = session.model, session.values.get("idle_w")
+    missing = blocks.missing_of(found, model.device.missing.get("energy"))
+    if idle_w is None:
+        reason = session.values.get("idle_reason") or model.device.missing.get("energy")
+        missing |= dict.fromkeys(("idle_w", "net_energy_j"), reason or "idling was not measured")
+    told = {name: value for name, value in session.values.items() if value not in (None, "")}
     return Record(
-        kind="energy",
-        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy"),
-        samples={"e2e_s": e2e_s, **samples},
-        values={**model.source, **idle, **window_values(samples, edges_s), **traced},
+        kind=cell.kind,
+        key=model.key(stack=session.stack, context=cell.context, new_tokens=cell.new_tokens,
+                      **({"weights": f"random-{cell.weights}"} if cell.weights else {})),
+        samples=blocks.samples_of(found, idle_w),
+        values={**model.source, **told, **blocks.values_of(found)},
         missing=missing,
-        warnings=tuple(agreement_warnings(samples)),
-        env_id=env_id,
-    )
+        warnings=blocks.warnings_of(found),
+        env_id=session.env_id,
+    )  # fmt: skip
 
 
-def keep_busy(call: Callable[[], Any], seconds: float, device: Any) -> None:
-    """Repeat a short call for at least this long, where there is a counter to settle."""
-    if "energy" in device.missing:
-        return
-    end_s = device.clock_s() + seconds
-    while device.clock_s() < end_s:
-        time_call(call, device)
-
-
-def energy_samples(
-    trace: Trace, edges_s: Sequence[tuple[float, float]], device: Any
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Joules of each call by counter and by integrated power, or the reason why there are none."""
-    if reason := device.missing.get("energy"):
-        return {}, dict.fromkeys(("energy_j", "average_energy_j", "paper_energy_j"), reason)
-    samples: dict[str, list[float]] = {}
-    missing: dict[str, str] = {}
-    for name, estimator in (("energy_j", counter_between), ("average_energy_j", power_between)):
-        results = [estimator(trace, start_s, stop_s) for start_s, stop_s in edges_s]
-        if reasons := [reason for joules, reason in results if joules is None]:
-            missing[name] = reasons[0]
-        else:
-            samples[name] = [joules for joules, _ in results]
-    return samples, missing
-
-
-def ticks(trace: Trace) -> list[tuple[float, float]]:
-    """(time, joules) where the counter was first seen with a new value."""
-    found: list[tuple[float, float]] = []
-    for row in trace:
-        if "energy_j" in row and (not found or row["energy_j"] != found[-1][1]):
-            found.append((row["t_s"], row["energy_j"]))
-    return found[1:]  # the first reading lies somewhere inside a tick
-
-
-def counter_between(
-    trace: Trace, start_s: float, stop_s: float
-) -> tuple[float | None, str]:
-    """Joules between two times, the counter interpolated linearly between its ticks."""
-    points = ticks(trace)
-    if any(later[1] < earlier[1] for earlier, later in zip(points, points[1:], strict=False)):
-        return None, "the energy counter went backwards: it was reset during the window"
-    if len(points) < 2 or points[0][0] > start_s or points[-1][0] < stop_s:
-        return None, "the energy counter did not tick before and after the window"
-    return interpolated(points, stop_s) - interpolated(points, start_s), ""
-
-
-def interpolated(points: Sequence[tuple[float, float]], t_s: float) -> float:
-    """The value at t_s on the line through the neighbouring points."""
-    right = max(1, min(bisect.bisect_left([t for t, _ in points], t_s), len(points) - 1))
-    (t0, e0), (t1, e1) = points[right - 1], points[right]
-    return e0 + (e1 - e0) * (t_s - t0) / (t1 - t0)
-
-
-def power_between(trace: Trace, start_s: float, stop_s: float) -> tuple[float | None, str]:
-    """Joules between two times from the power readings (mean of the last second), trapezoid.
-
-    Lags the truth by about half a second, which the lead-in and lead-out make harmless only for a
-    steady load; it is here to check the counter.
-    """
-    points = [(row["t_s"], row["power_w"]) for row in trace if "power_w" in row]
-    if len(points) < 2 or points[0][0] > start_s or points[-1][0] < stop_s:
-        return None, "no power readings before and after the window"
-    inner = [(t, w) for t, w in points if start_s < t < stop_s]
-    first, last = interpolated(points, start_s), interpolated(points, stop_s)
-    path = [(start_s, first), *inner, (stop_s, last)]
-    return sum(
-        (w0 + w1) / 2 * (t1 - t0) for (t0, w0), (t1, w1) in zip(path, path[1:], strict=False)
-    ), ""
-
-
-def window_values(
-    samples: dict[str, list[float]], edges_s: Sequence[tuple[float, float]]
-) -> dict[str, float]:
-    """Energy and duration summed over the calls; empty without a counter."""
-    if "energy_j" not in samples:
-        return {}
-    return {
-        "window_energy_j": sum(samples["energy_j"]),
-        "window_s": sum(stop_s - start_s for start_s, stop_s in edges_s),
-    }
-
-
-def agreement_warnings(samples: dict[str, list[float]]) -> list[dict[str, str]]:
-    """Counter and integrated power read the same board; they should agree."""
-    if not {"energy_j", "average_energy_j"} <= samples.keys():
-        return []
-    difference = sum(samples["average_energy_j"]) / sum(samples["energy_j"]) - 1
-    if abs(difference) <= AGREEMENT_WARN:
-        return []
-    return [records.warning(
-        "energy-agreement", f"integrated power differs from the counter by {difference:+.1%}: "
-        "lengthen the window, or look for another process on the GPU")]  # fmt: skip
+def save(session: Session, name: str, trace: joules.Trace) -> float:
+    """Write a trace beside the records, its time counted from its first reading; returns that."""
+    if not trace:
+        return 0.0
+    zero_s = trace[0]["t_s"]
+    rows = ({**row, "t_s": round(row["t_s"] - zero_s, 6)} for row in trace)
+    records.write_trace(session.folder / f"{name}.jsonl.gz", rows)
+    return zero_s

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lib import paperrules as rules
-from lib import roofline, stats
+from lib import roofline
 from lib.grid import interval, short
 from lib.papertables import PaperTable
 from lib.records import Record, environments, require_comparable
@@ -133,26 +133,10 @@ def compared(name: str, others: dict[str, Estimate]) -> str:
     return f"{name}: {listed(parts)}."
 
 
-def _pair_ratio(
-    base: dict[str, rules.Series], pair: tuple[str, str], envs: dict, kind: str, name: str, arm: Arm
-) -> Estimate:
-    """Ratio of medians of a sample of two models, refused where the rows are not comparable."""
-    rows = [base[m].one(kind, context=arm[0], new_tokens=arm[1]) for m in pair]
-    found = [rules.samples(base[m], kind, name, *arm) for m in pair]
-    for values, reason in found:
-        if not values:
-            return stats.missing(reason)
-    try:
-        require_comparable(rows, envs)
-    except ValueError as error:
-        return stats.missing(str(error))
-    return stats.ratio(found[0][0], found[1][0])
-
-
 def _throughput(base: dict[str, rules.Series], arm: Arm, reference: str, envs: dict) -> Finding:
     found = {m: rules.output_tok_per_s(s, *arm) for m, s in base.items()}
     # Throughput is tokens over time: its ratio is the inverse ratio of the times.
-    others = {m: _pair_ratio(base, (m, reference), envs, "latency", "e2e_s", arm)
+    others = {m: rules.pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
               for m in base if m != reference}  # fmt: skip
     lead = f"Output throughput at {arm[0]:,} tokens of context and {arm[1]} new tokens"
     return Finding(lead, f"{levels(found, 'tok/s')} {compared(reference, others)}".strip())
@@ -161,7 +145,7 @@ def _throughput(base: dict[str, rules.Series], arm: Arm, reference: str, envs: d
 def _ttft(base: dict[str, rules.Series], arm: Arm, reference: str, envs: dict) -> Finding:
     found = {m: rules.ttft_ms(s, *arm) for m, s in base.items()}
     one = (arm[0], 1)
-    others = {m: _pair_ratio(base, (reference, m), envs, "latency", "ttft_s", one)
+    others = {m: rules.pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
               for m in base if m != reference}  # fmt: skip
     lead = f"Time to first token at {arm[0]:,} tokens of context"
     return Finding(lead, f"{levels(found, 'ms')} {compared(reference, others)}".strip())
@@ -205,7 +189,7 @@ def _energy(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str)
     found = {m: rules.joules_per_1k(s, *arm) for m, s in base.items()}
     if all(e.value is None for e in found.values()):
         return Finding(lead, f"{_common_reason(found)}.")
-    others = {m: _pair_ratio(base, (reference, m), envs, "energy", "energy_j", arm)
+    others = {m: rules.pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
               for m in base if m != reference}  # fmt: skip
     return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
 

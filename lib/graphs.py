@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,7 +36,7 @@ class HeldLayer(CacheLayerMixin):
 
     def __init__(self, like: Any, size: int, slot: torch.Tensor) -> None:
         super().__init__()
-        self.is_sliding, self.slot = bool(like.is_sliding), slot
+        self.is_sliding, self.slot, self.max_cache_len = bool(like.is_sliding), slot, size
         shapes = [(*tensor.shape[:2], size, tensor.shape[3]) for tensor in (like.keys, like.values)]
         self.keys, self.values = (like.keys.new_zeros(shape) for shape in shapes)
         self.is_initialized = True
@@ -103,7 +104,8 @@ class Step:
 
         `around` is entered while the step runs as Python: what it exchanges stays in the graph.
         """
-        with around(self.net, self.cache):
+        with around(self.net, self.cache), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the compiler's remarks on its choices
             replay = capture.record(self._run, self.token.device.type)
         recorded = replay != self._run
         self.advance = replay if recorded else partial(_within, around, self)

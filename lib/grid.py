@@ -212,3 +212,20 @@ def build(
         for (model, setup, *values), group in groups.items()
     )
     return Table(name, title, (*leading, *columns), built, tuple(notes))
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown: for sentences, which a DataFrame would cut off."""
+    lines = [[c.header for c in table.columns], [":--"] * len(table.columns)]
+    lines += [[_words(cell).replace("|", "\\|") for cell in row] for row in table.rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([text, *(f"{note}." for note in table.notes)])
+
+
+def _words(cell: Any) -> str:
+    if not isinstance(cell, Estimate):
+        return "" if cell is None else str(cell)
+    if cell.value is None:
+        return f"– ({cell.reason})"
+    n = f"n = {cell.n}" if cell.n > 1 else ""
+    return ", ".join(filter(None, (f"{short(cell.value)} {interval(cell)}".strip(), n)))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from lib.grid import Table, interval, short
+from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE, Ruling
 from lib.papertables import Cell, PaperTable, number_text
 from lib.stats import Estimate
+
+SIGNS = {REPRODUCED: ("✓", "holds"), DIRECTION: ("≈", "partly"), NOT: ("✗", "fails"),
+         UNTESTABLE: ("?", "open")}  # fmt: skip
 
 
 class Footnotes:
@@ -42,7 +47,7 @@ def _letters(index: int) -> str:
 
 def number_cell(
     estimate: Estimate, notes: Footnotes, *, decimals: int | None = None, label: str = "",
-    css: str = "", show_interval: bool = True,
+    css: str = "", show_interval: bool = True, mark: str = "",
 ) -> str:  # fmt: skip
     """A cell with a number and its interval; n, method and setup in its title and data-."""
     css = f"num {css}".strip()
@@ -62,7 +67,7 @@ def number_cell(
     beside = span or (estimate.method if estimate.method.startswith("max of") else "")
     ci = f'<span class="ci">{beside}</span>' if beside and show_interval else ""
     value = f'<span class="v">{say(estimate.value)}</span>'
-    return f'<td class="{css}" title="{title}" {attributes}>{value}{ci}</td>'
+    return f'<td class="{css}" title="{title}" {attributes}>{value}{mark}{ci}</td>'
 
 
 def figure(table_id: str, caption: str, head: str, body: str, below: str = "") -> str:
@@ -136,7 +141,7 @@ def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
     caption = (f"<b>Table {table.number}.</b> {escape(table.title)}. "
                f'<span class="where">{escape(" ".join(context))} '
                f"Paper: {escape(table.where)}.</span>")  # fmt: skip
-    below = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    below = _account(table) + (f'<p class="note">{escape(table.note)}</p>' if table.note else "")
     head = f"<tr>{''.join(top)}</tr><tr>{''.join(second)}</tr>"
     return figure(table_id, caption, head, body, below + notes.html())
 
@@ -159,18 +164,40 @@ def _paper_row(
         else:
             html.append(f'<td class="num group paper" data-value="{cell.printed}">'
                         f"{float(cell.printed):,.{decimals}f}</td>")  # fmt: skip
+        mark = verdict_mark(cell.verdict)
+        ratio = "ratio" in _parts(table, i)
         html.append(number_cell(cell.measured, notes, decimals=decimals, label=cell.note,
-                                css="measured"))  # fmt: skip
-        if "ratio" in _parts(table, i):
-            html.append(_ratio_cell(cell, notes))
+                                css="measured", mark="" if ratio else mark))  # fmt: skip
+        if ratio:
+            html.append(_ratio_cell(cell, notes, mark))
     return f"<tr>{''.join(html)}</tr>"
 
 
-def _ratio_cell(cell: Cell, notes: Footnotes) -> str:
+def _ratio_cell(cell: Cell, notes: Footnotes, mark: str) -> str:
     if cell.ratio.value is None and cell.measured.value is not None:
         return f'<td class="num ratio" data-value="" title="{escape(cell.ratio.reason)}">–</td>'
     if cell.ratio.value is None:
         return '<td class="num ratio missing" data-value="">–</td>'
     # Its interval is the measured one divided by the printed value: in the title, not in print.
     return number_cell(cell.ratio, notes, decimals=3, label=cell.note, css="ratio",
-                       show_interval=False)  # fmt: skip
+                       show_interval=False, mark=mark)  # fmt: skip
+
+
+def verdict_mark(verdict: Ruling) -> str:
+    """A verdict as one sign: ✓ reproduced, ≈ direction only, ✗ not reproduced, ? not testable."""
+    if not verdict.word:
+        return ""
+    sign, css = SIGNS[verdict.word]
+    said = escape(str(verdict), quote=True)
+    named = f'title="{said}" aria-label="{said}"'
+    return f'<span class="verdict {css}" role="img" {named}>{sign}</span>'
+
+
+def _account(table: PaperTable) -> str:
+    """How the cells of a table stand: verdicts by count, and the repetitions behind them."""
+    words = Counter(cell.verdict.word for cell in table.cells)
+    said = [f"{words[word]} {word}" for word in SIGNS if words[word]]
+    n = sorted({cell.n for cell in table.cells if cell.measured.value is not None and cell.n > 1})
+    if n:
+        said.append(f"n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else ""))
+    return f'<p class="note">Verdicts: {"; ".join(said)}.</p>' if said else ""

@@ -67,10 +67,14 @@ def _protocols(
     model: Any, *, stack: str, contexts: Sequence[int], new_tokens: int, seed: int,
     env_id: str | None, records_path: str | Path, predicted: Mapping[tuple, int | str],
 ) -> list[Record]:  # fmt: skip
-    generate = decode.open_stack(stack, model.net)
+    def generated(ids: Any, tokens: int) -> dict[str, Any]:
+        """A stack is opened for its call, so that fixed buffers count as the call's memory."""
+        generate = decode.open_stack(stack, model.net, capacity=ids.shape[1] + tokens)
+        return {"cache": generate(ids, tokens).cache}
+
     calls = {
         "memory-paper": lambda ids, tokens: paper_call(model.net, ids, tokens),
-        "memory": lambda ids, tokens: {"cache": generate(ids, tokens).cache},
+        "memory": generated,
     }
     rows = []
     for context in track(contexts, f"memory of {model.name}"):

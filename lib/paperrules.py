@@ -15,7 +15,7 @@ import yaml
 
 from lib import stats
 from lib.ape import ape
-from lib.records import Record, environments, select
+from lib.records import Record, environments, require_comparable, select
 from lib.stats import Estimate
 
 PUBLISHED = Path(__file__).parents[1] / "params" / "published" / "arxiv-2508.16700.yaml"
@@ -235,6 +235,26 @@ def tok_per_s_per_1000_mib(series: Series, context: int, new_tokens: int) -> Est
     if peak.value is None:
         return peak
     return stats.scaled(output_tok_per_s(series, context, new_tokens), 1e3 / peak.value)
+
+
+def pair_ratio(
+    pair: tuple[Series, Series],
+    envs: dict[str, dict[str, Any]],
+    kind: str,
+    name: str,
+    arm: tuple[int, int],
+) -> Estimate:
+    """Ratio of medians of a sample of two models, refused where the rows are not comparable."""
+    rows = [s.one(kind, context=arm[0], new_tokens=arm[1]) for s in pair]
+    found = [samples(s, kind, name, *arm) for s in pair]
+    for values, reason in found:
+        if not values:
+            return stats.missing(reason)
+    try:
+        require_comparable(rows, envs)
+    except ValueError as error:
+        return stats.missing(str(error))
+    return stats.ratio(found[0][0], found[1][0])
 
 
 def percent_change(estimate: Estimate) -> Estimate:

@@ -13,20 +13,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lib import judge, stats
 from lib import paperrules as rules
-from lib import stats
 from lib.paperrules import Series, Study
 from lib.records import Record, require_comparable
 from lib.stats import Estimate
 
 CSV_COLUMNS = ("row", "column", "unit", "paper", "measured", "low", "high", "ratio",
-               "ratio_low", "ratio_high", "n", "method", "note")  # fmt: skip
+               "ratio_low", "ratio_high", "verdict", "why", "n", "method", "note")  # fmt: skip
+SERVER = ("not measured: it needs a vLLM server in an environment of its own, and a client that "
+          "sends it requests; serving is not part of this workbook yet")  # fmt: skip
 PRECISIONS = {"BF16": "bfloat16", "FP16": "float16", "FP32": "float32"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of the paper beside ours. `unit` is the unit meant; `printed` is verbatim."""
+    """One number of the paper beside ours. `unit` is the unit meant; `printed` is verbatim.
+
+    The verdict has no word where there is nothing to judge: the paper has no value, or the cell is
+    the reference of its table.
+    """
 
     table: int
     row: str
@@ -37,6 +43,7 @@ class Cell:
     measured: Estimate
     ratio: Estimate
     note: str
+    verdict: judge.Ruling
 
     @property
     def n(self) -> int:
@@ -194,7 +201,7 @@ def _cell(
     name, written, meant = column
     measured, series = measure(s, number, row, name, index)
     if number == 12 and row == "vLLM" and measured.value is None:
-        measured = stats.missing("not measured: a separate server is out of scope")
+        measured = stats.missing(SERVER)
     paper = None if printed is None else float(printed)
     notes = [series.label()] if measured.value is not None else [measured.reason]
     if measured.value is not None and number in (6, 7) and name not in ("TPOT (tok/s)", "Tokens/W"):
@@ -204,7 +211,20 @@ def _cell(
             notes.append(f"by the paper's before/after estimator {number_text(own.value)} J")
     unit = written if meant.startswith("output") or ";" in meant else meant
     return Cell(number, row, name, unit, paper, printed, measured, _ratio(measured, paper, written),
-                "; ".join(filter(None, notes)))  # fmt: skip
+                "; ".join(filter(None, notes)), verdict(number, name, written, printed, measured)
+                )  # fmt: skip
+
+
+def verdict(
+    number: int, column: str, written: str, printed: str | None, measured: Estimate
+) -> judge.Ruling:
+    """The verdict on one cell, by the tolerance of what its column holds."""
+    if printed is None or float(printed) == 0:
+        return judge.Ruling("", "the paper has no value" if printed is None else "the reference")
+    quantity = "memory" if number == 5 else "count" if column == "Active (B)" else "time"
+    quantity = "effect" if (number, written) == (9, "%") else quantity
+    allowed = judge.band(printed, written, quantity)
+    return judge.of_value(measured, allowed, 0 if written == "%" else None)
 
 
 def _ratio(measured: Estimate, paper: float | None, unit: str) -> Estimate:
@@ -229,7 +249,8 @@ def csv_row(cell: Cell) -> dict[str, Any]:
         "row": cell.row, "column": cell.column, "unit": cell.unit, "paper": cell.printed or "",
         "measured": number_text(m.value), "low": number_text(m.low), "high": number_text(m.high),
         "ratio": number_text(r.value), "ratio_low": number_text(r.low),
-        "ratio_high": number_text(r.high), "n": m.n or "", "method": m.method, "note": cell.note,
+        "ratio_high": number_text(r.high), "verdict": cell.verdict.word, "why": cell.verdict.why,
+        "n": m.n or "", "method": m.method, "note": cell.note,
     }  # fmt: skip
 
 

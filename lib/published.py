@@ -6,6 +6,7 @@ Values are kept as the text that was printed, since its digits say how exact it 
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -150,6 +151,11 @@ def agrees(text: str, exact: float) -> bool:
 def rounded(exact: float, like: str) -> str:
     """The number with as many decimals as the printed text has."""
     return f"{exact:.{max(-Decimal(like).as_tuple().exponent, 0)}f}"
+
+
+def plain(text: str) -> str:
+    """Letters and digits only, in lower case: "Apache 2.0" and "apache-2.0" are one licence."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def percent(after: float, before: float) -> float:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from lib import (
     boundplots,
+    costs,
     hostbound,
     ledgertables,
     machine,
@@ -28,6 +29,7 @@ from lib import (
     predictions,
     provenance,
     recordlist,
+    replication,
     results,
     roofline,
     tables,
@@ -40,6 +42,7 @@ from lib.page import data_link, entry, shell, write_text
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
 from lib.params import BEFORE_MODELS, model_order
+from lib.published import load as load_study
 from lib.records import Record, environments, merge, select
 from lib.results import ACROSS, Job, slug
 
@@ -132,10 +135,11 @@ def render(
     ledgers = ledgertables.tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out),
             *tables.write_generic_csvs(rows, out, [*beside, *ledgers])]  # fmt: skip
+    replicated = replication.part(rows, load_study(), out)
     generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
-    costs = money.table(rows, prices) if prices and prices.given else None
+    priced = money.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
-    csvs += [money.write_csv(costs, out)] if costs else []
+    csvs += [money.write_csv(priced, out)] if priced else []
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
     more = [(f"Table {t.number}. {t.title}", Markup(_paper(t, context)))
@@ -151,7 +155,8 @@ def render(
         subtitle=_subtitle(rows, ended),
         demo=demo,
         cautions=context or _cautions(rows),
-        findings=findings(rows, published, paper),
+        findings=[*findings(rows, published, paper), *(replicated.findings if replicated else ())],
+        replicated=replicated,
         counts=provenance.counts(found, rows),
         provenance=provenance.provenance(found),
         paper=published,
@@ -160,15 +165,17 @@ def render(
         bound=Markup(_bound(bound, rows)),
         generic=[html for _, html in grids],
         generic_more=grids,
-        costs=Markup(grid_html(costs, "grid-money")) if costs else "",
+        priced=Markup(grid_html(priced, "grid-money")) if priced else "",
         ledgers=[Markup(grid_html(t, f"grid-{t.name}")) for t in ledgers],
         ledger_figures=_ledger_figures(rows),
         groups=groups,
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
         warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
+        costs=Markup(_optional(costs.table(found), "costs")),
         methods=Markup(shell().get_template("methods.html").render()),
-        downloads=[(p.name, data_link(p)) for p in csvs],
+        downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
+        + [(p.name, data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
         records=Markup(recordlist.html(rows, _by_end(found), out)),
         toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers)),
@@ -283,10 +290,14 @@ def _contents(
     groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool
 ) -> list[SimpleNamespace]:
     entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
+    if paper:
+        more = (("ladder", "The ratio ladder"), ("changes", "If you measure it right"))
+        entries[1:1] = [entry(*item) for item in more]
     entries.append(entry("tables", "The paper's tables" if paper else "Results"))
     if bound:
         entries.append(entry("bound", "Against the bound"))
     if paper:
+        entries.append(entry("claims", "The paper's claims"))
         entries.append(entry("more-tables", "Other tables"))
     if ledgers:
         entries.append(entry("memory-ledger", "Memory ledger"))

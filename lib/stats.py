@@ -99,6 +99,43 @@ def _order_statistic_ranks(n: int, p: float) -> tuple[int | None, int | None]:
     return (lower if lower >= 0 else None), (upper if upper < n else None)
 
 
+def mean(samples: Sequence[float]) -> Estimate:
+    """Mean with Student's t interval (n >= 2): for means of blocks, which are nearly normal."""
+    n = len(samples)
+    if n == 0:
+        return missing("no samples")
+    value = statistics.fmean(samples)
+    if n < 2:
+        return Estimate(value, n=n, method="mean", reason="n = 1: an interval needs n >= 2")
+    half = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(samples) / n**0.5
+    return Estimate(value, value - half, value + half, n, "mean, t interval")
+
+
+def line(x: Sequence[float], y: Sequence[float]) -> tuple[Estimate, Estimate]:
+    """Intercept and slope of y over x by least squares of relative errors, with t intervals.
+
+    Each point weighs 1 / y^2: the noise of an energy grows with the energy. Needs two different x,
+    and three points for the intervals.
+    """
+    if len(set(x)) < 2:
+        reason = f"a line needs two different x, got {sorted(set(x))}"
+        return missing(reason), missing(reason)
+    at, weight = np.asarray(x, dtype=float), 1 / np.asarray(y, dtype=float)
+    design = np.stack([weight, at * weight], axis=1)
+    inverse_of = np.linalg.inv(design.T @ design)
+    fit = inverse_of @ design.T @ np.ones(len(at))
+    method, free = "least squares of relative errors", len(at) - 2
+    if free < 1:
+        reason = f"n = {len(at)}: an interval needs n >= 3"
+        return tuple(Estimate(float(v), n=len(at), method=method, reason=reason) for v in fit)
+    spread_of = float(np.sum((1 - design @ fit) ** 2)) / free
+    half = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, free) * np.sqrt(
+        spread_of * inverse_of.diagonal()
+    )
+    return tuple(Estimate(float(v), float(v - h), float(v + h), len(at), method)
+                 for v, h in zip(fit, half, strict=True))  # fmt: skip
+
+
 def ratio(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Estimate:
     """median(a) / median(b) with a percentile bootstrap over repetitions (both resampled)."""
     if not a or not b:
@@ -115,6 +152,18 @@ def ratio(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Estimate:
     draws = _boot_medians(a, rng) / _boot_medians(b, rng)
     low, high = np.percentile(draws, [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2])
     return Estimate(value, float(low), float(high), n, "ratio of medians, bootstrap")
+
+
+def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """Geometric mean of a / b over pairs that were taken side by side, with a t interval (n >= 2).
+
+    What both of a pair share, such as a slow drift, cancels.
+    """
+    if len(a) != len(b) or not a:
+        return missing(f"pairs are needed, got {len(a)} and {len(b)}")
+    logs = mean([math.log(x / y) for x, y in zip(a, b, strict=True)])
+    found = _mapped(logs, math.exp)
+    return replace(found, method="geometric mean of paired ratios")
 
 
 def _boot_medians(samples: Sequence[float], rng: np.random.Generator) -> np.ndarray:
@@ -177,6 +226,24 @@ def inverse(estimate: Estimate, numerator: float = 1.0) -> Estimate:
     if swapped.high is not None and swapped.high <= 0:
         swapped = replace(swapped, high=None, reason="the interval reaches zero")
     return _mapped(swapped, lambda x: numerator / x)
+
+
+def quotient(a: Estimate, b: Estimate) -> Estimate:
+    """a / b of two independent positive estimates.
+
+    The interval goes from low / high to high / low: at least as wide as the one that would resample
+    both, since both ends would have to be extreme at once.
+    """
+    for side in (a, b):
+        if side.value is None:
+            return missing(side.reason)
+    if b.value <= 0:
+        return missing(f"the divisor {b.value:g} is not positive")
+    n, method = min(a.n, b.n), f"({a.method}) / ({b.method})"
+    if None in (a.low, a.high, b.low, b.high) or b.low <= 0:
+        reason = a.reason or b.reason or "no interval"
+        return Estimate(a.value / b.value, n=n, method=method, reason=reason)
+    return Estimate(a.value / b.value, a.low / b.high, a.high / b.low, n, method)
 
 
 def _mapped(estimate: Estimate, function) -> Estimate:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib import stats
+from lib import energystats, stats
 from lib.grid import Column, Table, build, frame, sampled, setups, short
 from lib.papertables import write_csvs
 from lib.records import Record, environments, record_id
@@ -116,21 +116,35 @@ def memory(rows: Sequence[Record]) -> Table:
 
 
 def energy(rows: Sequence[Record]) -> Table:
-    """Gross energy of whole calls, per model and context; on a CPU the reasons."""
+    """Energy of whole calls on the GPU board, per model and context; on a CPU the reasons.
+
+    Gross and net of what the idle board draws, by the counter; beside it what the one-second mean
+    and the paper's estimator give for the same calls.
+    """
 
     def cells(group: list[Record]) -> Sequence[Any]:
         row = group[-1]
         tokens = row.key.get("new_tokens") or 1
-        per_1k = sampled(group, "energy_j", factor=1e3 / tokens)
-        return (per_1k, stats.inverse(per_1k, 1e3),
-                sampled(group, "paper_energy_j", factor=1e3 / tokens),
+        scale = 1e3 / tokens
+        per_1k = sampled(group, "energy_j", factor=scale)
+        return (per_1k, _net(row, scale), stats.inverse(per_1k, 1e3),
+                sampled(group, "average_energy_j", factor=scale),
+                sampled(group, "paper_energy_j", factor=scale),
                 _power(row), _reading(row, "idle_w", like="energy_j"),
                 stats.inverse(sampled(group, "e2e_s"), tokens))  # fmt: skip
 
-    columns = [Column("J/1K tokens", "J"), Column("tokens per joule", "1/J"),
+    columns = [Column("J/1K tokens", "J"), Column("J/1K, net of idle", "J"),
+               Column("tokens per joule", "1/J"), Column("J/1K, average power", "J"),
                Column("J/1K, before/after estimator", "J"), Column("mean power", "W"),
                Column("idle", "W"), Column("output throughput", "tok/s")]  # fmt: skip
-    return build("energy", "Energy", rows, ("energy",), ("context", "new_tokens"), columns, cells)
+    table = build("energy", "Energy", rows, ("energy",), ("context", "new_tokens"), columns, cells)
+    return replace(table, notes=(*table.notes, energystats.BOUNDARY))
+
+
+def _net(row: Record, factor: float) -> Estimate:
+    """Net energy of a call; an Estimate may not be scaled where it is negative, so samples are."""
+    values, reason = energystats.net_j(row)
+    return stats.median([factor * v for v in values]) if values else stats.missing(reason)
 
 
 def _power(row: Record) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,8 +79,14 @@ class FakeDevice:
     def power_w(self) -> float | None:
         return self.watts
 
+    def gpus_of(self, net: Any) -> list[str]:
+        return []
+
+    def board_state(self) -> dict[str, Any]:
+        return {}
+
     @contextlib.contextmanager
-    def power_trace(self, period_s: float = 0.025):
+    def power_trace(self, period_s: float = 0.025, uuids: Sequence[str] = ()):
         """A constant load seen through a counter that ticks every 0.1 s."""
         trace: list[dict[str, float]] = []
         start_s = self.now_s

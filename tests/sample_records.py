@@ -151,6 +151,41 @@ def ablations(model: str, env_id: str, contexts: Sequence[int]) -> list[Record]:
     ]
 
 
+def captured(model: str, env_id: str, stack: str = "graph") -> list[Record]:
+    """Calls on a captured step at 2,048 tokens: 2 f^2 ms a token, so 500, 125 and 31.25 tok/s."""
+    rows = []
+    for tokens in (1, 64, 128):
+        seconds = ttft_s(model, 2048) + 0.002 * FACTORS[model] ** 2 * tokens * (tokens > 1)
+        name = "ttft_s" if tokens == 1 else "e2e_s"
+        rows.append(Record("latency", key(model, stack=stack, new_tokens=tokens, cache="static"),
+                           {name: spread(seconds)}, source(model), env_id=env_id))  # fmt: skip
+    return rows
+
+
+def trace(model: str, env_id: str) -> Record:
+    """A decode step that uses 4 times the nominal parameters where there are experts.
+
+    It reads 10 GB x f, so that the bytes allow GPT-OSS 2 and 4 times the others' throughput.
+    """
+    realised = ACTIVE[model] * (4 if "oss" in model else 1)
+    values = {"active_params_nominal": ACTIVE[model], "active_params_realised": realised,
+              "decode_bytes_realised": 10_000_000_000 * FACTORS[model]}  # fmt: skip
+    return Record("trace", key(model, new_tokens=None), {}, values | source(model), env_id=env_id)
+
+
+def all_experts(env_id: str) -> list[Record]:
+    """GPT-OSS with every expert computed: calls take 1.5 times as long, and 1,000 MiB more."""
+    model, changed = "gpt-oss-20b", {"experts": "all_experts"}
+    rows = []
+    for row in (*latency(model, env_id, (2048,)), *memory(model, env_id, (2048,))):
+        samples = {n: [1.5 * x for x in s] if n == "e2e_s" else s for n, s in row.samples.items()}
+        values = dict(row.values)
+        if "peak_bytes" in values:
+            values["peak_bytes"] += 1000 * MIB
+        rows.append(Record(row.kind, row.key | changed, samples, values, env_id=env_id))
+    return rows
+
+
 def png(width: int = 640, height: int = 280) -> str:
     """A small picture as base64: a diagonal band."""
     line = [b"\x00" + bytes(230 if abs(x * height - y * width) > 6000 else 60

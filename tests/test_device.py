@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import device, energy, occupancy
+from lib import board, device, gates, joules, occupancy
 
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
 SHARED = {"device", "gpu", "gpu_total_bytes", "driver", "cuda", "power_limit_w", "launch_s",
@@ -271,19 +271,72 @@ def test_a_trace_is_read_by_another_process_and_gives_the_power(open_gpu):
     assert all(before_s < row["t_s"] for row in trace) and trace[-1]["t_s"] > after_s - 0.1
     assert {(row["power_w"], row["instant_w"]) for row in trace} == {(300.0, 300.5)}
     middle_s = (trace[0]["t_s"] + trace[-1]["t_s"]) / 2
-    joules, reason = energy.counter_between(trace, middle_s - 0.2, middle_s + 0.2)
-    assert reason == "" and joules == pytest.approx(300 * 0.4, rel=0.2)
+    joules_, reason = joules.counter_j(trace, middle_s - 0.2, middle_s + 0.2)
+    assert reason == "" and joules_ == pytest.approx(300 * 0.4, rel=0.2)
+
+
+def test_a_reading_says_how_long_it_took_and_at_times_how_the_board_is(open_gpu):
+    with open_gpu().power_trace(period_s=0.01) as trace:
+        time.sleep(0.3)
+    always = {"t_s", "latency_s", "gpu", "energy_j", "instant_w", "power_w", "nvml_s"}
+    assert all(row.keys() >= always and 0 < row["latency_s"] < 0.1 for row in trace)
+    first = trace[0]
+    assert (first["temperature_c"], first["memory_c"], first["sm_hz"]) == (48, 55, 1_755_000_000)
+    assert (first["power_cap_s"], first["hw_thermal_s"], len(first["pids"])) == (2.0, 0.0, 1)
+    assert "power_brake_s" not in first  # this board does not tell
+    assert first["power_limit_w"] == 700 and first["nvml_s"] == 1700
+    assert sum("sm_hz" in row for row in trace) <= 1 + len(trace) // 10
+
+
+def test_several_gpus_are_read_together_by_uuid_and_in_the_order_given(open_gpu):
+    with open_gpu().power_trace(period_s=0.01, uuids=["GPU-other", "GPU-fake"]) as trace:
+        time.sleep(0.3)
+    first, second = joules.boards(trace)
+    assert abs(len(first) - len(second)) <= 1
+    assert {row["power_w"] for row in first} == {200.0}
+    assert {row["power_w"] for row in second} == {300.0}
+
+
+def test_the_gpus_of_a_model_are_named_as_cuda_counts_them(open_gpu, monkeypatch):
+    """CUDA_VISIBLE_DEVICES may change its order: index 0 is whatever CUDA says it is."""
+    gpu = open_gpu()
+    cuda = [SimpleNamespace(uuid="other"), SimpleNamespace(uuid="fake")]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cuda.__getitem__)
+    places = [torch.device("cuda", 1), torch.device("cuda", 0), torch.device("cpu")]
+    net = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=p) for p in places])
+    assert gpu.gpus_of(net) == ["GPU-other", "GPU-fake"]
+    assert device.CpuDevice().gpus_of(net) == []
+
+
+def test_a_driver_without_the_fields_is_asked_by_function(open_gpu):
+    with open_gpu("old").power_trace(period_s=0.01) as trace:
+        time.sleep(0.2)
+    assert all({"energy_j", "power_w"} <= row.keys() for row in trace)
+    assert not any("instant_w" in row for row in trace)
+
+
+def test_a_sampler_that_dies_leaves_what_it_had_read(open_gpu):
+    with open_gpu("dies").power_trace(period_s=0.01) as trace:
+        time.sleep(0.5)
+        stop_s = time.perf_counter()
+    assert 0 < len(trace) < 10
+    window = gates.judge(trace, trace[0]["t_s"], stop_s)
+    assert window.energy_j is None and window.reason
+
+
+def test_a_line_that_was_cut_off_is_left_out():
+    assert list(board.rows('{"t_s": 1}\n{"t_s": 2}\n{"t_s": 3, "ene')) == [{"t_s": 1}, {"t_s": 2}]
 
 
 def sampler_started(monkeypatch):
     """Popen that remembers the processes it started."""
-    started, popen = [], device.subprocess.Popen
+    started, popen = [], board.subprocess.Popen
 
     def remember(*args, **options):
         started.append(popen(*args, **options))
         return started[-1]
 
-    monkeypatch.setattr(device.subprocess, "Popen", remember)
+    monkeypatch.setattr(board.subprocess, "Popen", remember)
     return started
 
 
@@ -302,26 +355,51 @@ def test_a_reading_that_failed_is_a_row_with_its_error(open_gpu):
         time.sleep(0.5)
     failed = [row for row in trace if "error" in row]
     assert {row["error"] for row in failed} == {"Unknown Error"}
-    assert all(row.keys() == {"t_s", "error"} for row in failed)
-    assert len(trace) / 4 < len(failed) < len(trace) / 2
-    assert energy.power_between(trace, trace[1]["t_s"], trace[-2]["t_s"])[1] == ""
+    assert not any("energy_j" in row for row in failed)
+    assert len(trace) / 4 < len(failed) < len(trace) / 1.5
+    assert (
+        failed[-1] is trace[-1]
+        or any(  # after a failure it asks less often
+            late["t_s"] - early["t_s"] > 0.09 for early, late in zip(trace, trace[1:], strict=False)
+        )
+    )
 
 
-def test_a_gpu_without_the_counter_gives_missing_with_the_reason(open_gpu, monkeypatch):
-    gpu, started = open_gpu("no-counter"), sampler_started(monkeypatch)
-    assert gpu.missing == {"energy": "no NVML energy counter on this GPU: Not Supported"}
-    assert (gpu.energy_j(), gpu.power_w()) == (None, None)
+def test_a_gpu_without_the_counter_still_tells_its_power(open_gpu):
+    gpu = open_gpu("no-counter")
+    assert (gpu.missing, gpu.energy_j(), gpu.power_w()) == ({}, None, 300)
+    with gpu.power_trace(period_s=0.01) as trace:
+        time.sleep(0.2)
+    assert all("power_w" in row and "energy_j" not in row for row in trace)
+
+
+@pytest.mark.parametrize(("mode", "reason"), [
+    ("no-power", "Not Supported"),
+    ("split", "the board is split (MIG is on), its readings are of all parts"),
+])  # fmt: skip
+def test_a_gpu_that_tells_nothing_of_its_own_gives_missing_with_the_reason(
+    open_gpu, monkeypatch, mode, reason
+):
+    gpu, started = open_gpu(mode), sampler_started(monkeypatch)
+    assert gpu.missing == {"energy": f"no NVML power readings of this GPU: {reason}"}
+    assert (gpu.energy_j(), gpu.power_w(), gpu.board_state()) == (None, None, {})
     with gpu.power_trace() as trace:
         pass
     assert trace == [] and started == []
-    assert energy.idle_power(gpu, 1.0) == {}
+
+
+def test_the_state_of_a_board_says_none_where_the_driver_does_not_tell(open_gpu):
+    assert open_gpu().board_state() == {
+        "nvml_index": 0, "driver": "999.1", "vbios": "96.00", "persistence": True,
+        "power_limit_w": 700, "power_limit_max_w": None, "temperature_c": 48}  # fmt: skip
+    assert device.CpuDevice().board_state() == {}
 
 
 def test_a_gpu_without_nvml_gives_missing_with_the_reason(open_gpu, monkeypatch):
     gpu = open_gpu()
     monkeypatch.setitem(sys.modules, "pynvml", None)
     gpu = device.CudaDevice()
-    assert gpu.missing["energy"].startswith("no NVML energy counter on this GPU: import of pynvml")
+    assert gpu.missing["energy"].startswith("no NVML power readings of this GPU: import of pynvml")
     assert gpu.energy_j() is None
     monkeypatch.setattr(device.CudaDevice, "launch_s", lambda self: 3e-6)
     assert gpu.card()["gpu"] == "Fake GPU" and gpu.card()["power_limit_w"] is None

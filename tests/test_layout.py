@@ -23,8 +23,8 @@ ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", 
 RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processes",
           "staging"}  # fmt: skip
 MEASURING = {"ceilings", "device", "models", "decode", "latency", "memory", "energy", "session",
-             "prompts", "tracing", "occupancy", "storages", "stretches", "forecast",
-             "held"}  # fmt: skip
+             "prompts", "tracing", "occupancy", "storages", "stretches", "forecast", "held",
+             "board", "windows", "blocks", "instrument", "weightvalues", "peer_zeus"}  # fmt: skip
 PRIMITIVES = {"latency", "memory", "energy", "tracing"}
 
 # Modules whose imports of lib the design settles; latency also loads the model of an arm.
@@ -34,11 +34,14 @@ ARROWS = {
     "strict_yaml": set(),
     "params": {"strict_yaml"},
     "prompts": set(),
-    "device": {"host", "occupancy", "profiled"},
+    "device": {"board", "host", "occupancy", "profiled"},
     "host": set(),
     "occupancy": {"storages"},
     "storages": set(),
     "profiled": set(),
+    "board": set(),
+    "joules": set(),
+    "gates": {"joules", "stats"},
     "experts": set(),
     "forecast": {"experts", "storages"},
     "stretches": set(),
@@ -56,10 +59,17 @@ ARROWS = {
     "session": {"prompts", "records"},
     "memory": {"card", "decode", "device", "experts", "forecast", "held", "progress", "records",
                "session", "stretches"},
-    "energy": {"decode", "device", "experts", "progress", "records", "session"},
+    "windows": {"device"},
+    "readouts": {"joules"},
+    "instrument": {"readouts", "records"},
+    "blocks": {"gates", "records", "windows"},
+    "energy": {"blocks", "decode", "gates", "joules", "progress", "records", "session", "stats",
+               "windows"},
     "latency": {
-        "card", "decode", "device", "gate", "models", "progress", "records", "session", "stats"
+        "card", "decode", "device", "forms", "gate", "models", "progress", "records", "session",
+        "stats"
     },
+    "stacks": {"decode", "gate", "latency", "progress", "records"},
     "tracing": {"card", "counting", "decode", "experts", "progress", "records", "session"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}
@@ -162,8 +172,9 @@ def test_no_primitive_knows_another_nor_the_reading_side():
     for name in PRIMITIVES:
         known = closure({name}, lazy=True)
         assert known & PRIMITIVES == {name}
-        # A card is plain data that a record holds: both sides read it.
-        assert known & READING <= {"card", "records", "stats", "params", "strict_yaml"}
+        # A card is plain data that a record holds: both sides read it, and so are traces of power.
+        shared = {"card", "forms", "records", "stats", "params", "strict_yaml", "joules", "gates"}
+        assert known & READING <= shared
 
 
 def touches_cuda(module: ast.Module) -> bool:
@@ -178,7 +189,7 @@ def test_one_seam_to_the_hardware():
     is the one function that records a CUDA graph."""
     assert {name for name in MODULES if touches_cuda(tree(name))} == {"device", "capture"}
     with_nvml = {name for name in MODULES if "pynvml" in packages(tree(name))}
-    assert with_nvml == {"device", "power_sampler", "lease"}
+    assert with_nvml == {"board", "power_sampler", "lease"}
     for path in NOTEBOOKS.values():
         code = code_of(path)
         assert not touches_cuda(code) and not packages(code) & {"pynvml", *HEAVY}, path.name

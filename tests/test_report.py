@@ -263,6 +263,54 @@ def test_the_memory_ledger_has_its_section_figures_and_tables(paper, soup):
     assert "recorded before the ledger was kept" in text_of(soup, "#grid-memory-ledger")
     assert "8 of 8" in text_of(soup, "#grid-memory-per-token")
     assert (paper / "tables" / "kv-contribution.csv").read_text().count("\n") == 1 + 3 * 3
+def test_the_ladder_is_a_figure_and_a_table(soup):
+    section = soup.find(id="ladder").find_parent("section")
+    image = section.find("img")
+    assert "the paper, as printed: 1.318." in image["alt"]
+    assert len(section.select("#ladder-rungs tbody tr")) == 10
+    assert "2.000" in text_of(soup, "#ladder-rungs")  # 64 / 0.74 over 64 / 1.48
+
+
+def test_rankings_name_what_changes(soup):
+    assert len(soup.select("#rankings tbody tr")) == 6
+    assert "1. GPT-OSS-20B 86.49" in text_of(soup, "#rankings")
+    assert "Qwen3-32B and Yi-34B change places" in text_of(soup, "#rankings")
+
+
+def test_the_ledger_has_a_row_and_a_verdict_for_every_claim(paper, soup):
+    claims = load_published()["claims"]
+    rows = soup.select("#ledger tbody tr")
+    assert [row["id"] for row in rows] == [f"claim-{name}" for name in claims]
+    assert all(row.select(".verdict")[-1]["aria-label"] for row in rows)
+    one = text_of(soup, "#claim-throughput-vs-qwen")
+    assert "[92.08, 108.2], n = 11, Qwen3-32B" in one and "direction only" in one
+    assert "differs in card, host, software, weights" in one
+    caption = text_of(soup, "#ledger-caption")
+    assert "49 claims" in caption and "within 10% of the printed one" in caption
+    with (paper / "claims.csv").open(encoding="utf-8") as file:
+        assert {line["claim"] for line in csv.DictReader(file)} == claims.keys()
+    for name in ("claims.csv", "table-13.csv", "ladder.csv", "rankings.csv"):
+        assert soup.find("a", download=name) is not None
+    assert "Of 49 claims" in text_of(soup, ".abstract")
+
+
+def test_table_13_has_sources_and_differences(soup):
+    text = text_of(soup, "#table-13")
+    assert "not reproduced: the publisher states Apache-2.0" in text and "2026-" in text
+    assert all(a["href"].startswith("https://") for a in soup.select("#table-13 tbody a"))
+
+
+def test_a_cell_of_a_table_carries_its_verdict(soup):
+    mark = soup.select_one("#table-1 td.ratio .verdict")
+    assert mark.text == "✗" and mark["aria-label"].startswith("not reproduced: [96.00, 104.0]")
+    assert "8 not reproduced; 4 not testable; n = 11." in text_of(
+        soup, "#table-1 > .note")  # fmt: skip
+
+
+def test_without_the_papers_models_there_is_no_ledger(demo):
+    made = BeautifulSoup((demo / "report.html").read_text(), "html.parser")
+    assert made.find(id="ledger") is None and made.find(id="ladder") is None
+    assert not (demo / "claims.csv").exists()
 
 
 def test_demo_has_a_banner_generic_tables_and_reasons(demo):

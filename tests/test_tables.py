@@ -85,6 +85,30 @@ def test_a_change_has_no_ratio_and_says_why(cells):
     assert "no ratio" in cells[4, "GPT-OSS-20B", "ΔTPOT (%)"].ratio.reason
 
 
+@pytest.mark.parametrize(
+    ("table", "row", "column", "word", "why"),
+    [
+        (1, "GPT-OSS-20B", "TTFT (ms)", "not reproduced", "outside the tolerance"),  # 100, 459.72
+        (1, "GPT-OSS-20B", "p95 (ms)", "not testable", "p95 needs n >= 59"),
+        (4, "GPT-OSS-20B", "ΔTPOT (%)", "direction only", "the tolerance"),  # -12.7, -21.4 %
+        (5, "Qwen3-32B", "Peak VRAM (MB)", "reproduced", ""),  # 64,500, 63,650: 1.3 % more
+        (5, "Qwen3-32B", "% less vs Qwen/Yi", "direction only", "33.33 is outside"),  # 31.71
+        (5, "GPT-OSS-20B", "Δ vs GPT-OSS (MB)", "", "the reference"),
+        (6, "GPT-OSS-20B", "Tokens/W", "reproduced", ""),  # 0.1, 0.102
+        (8, "Qwen3-32B", "Active (B)", "reproduced", ""),
+        (8, "GPT-OSS-20B", "Active (B)", "not reproduced", "outside"),  # 4, 3.61
+        (9, "Top-p (0.9)", "Δ vs Greedy (%)", "direction only", "the tolerance"),  # -20, -1.9
+        (9, "Top-k (50)", "Δ vs Greedy (%)", "not testable", "wider than"),  # 0, -1.2
+        (9, "Greedy", "Δ vs Greedy (%)", "", "the reference"),
+        (11, "FP32", "p50 tok/s", "", "the paper has no value"),
+        (12, "vLLM", "p50 tok/s", "", "the paper has no value"),
+    ],
+)
+def test_the_verdict_on_a_cell(cells, table, row, column, word, why):
+    verdict = cells[table, row, column].verdict
+    assert verdict.word == word and why in verdict.why
+
+
 def test_eleven_samples_have_no_p95(cells):
     assert cells[1, "GPT-OSS-20B", "p95 (ms)"].measured.method == "max of 11"
 
@@ -92,7 +116,7 @@ def test_eleven_samples_have_no_p95(cells):
 def test_failed_arm_shows_its_error_and_vllm_its_reason(cells):
     fp16 = cells[11, "FP16", "p50 tok/s"].measured
     assert fp16.value is None and "found Half" in fp16.reason
-    assert "separate server" in cells[12, "vLLM", "p50 tok/s"].measured.reason
+    assert "needs a vLLM server" in cells[12, "vLLM", "p50 tok/s"].measured.reason
 
 
 def test_energy_names_the_papers_estimator(cells):
@@ -145,6 +169,7 @@ def test_csvs_hold_the_cells(rows, published, tmp_path):
               "measured": "100", "low": "96", "high": "104", "n": "11"}  # fmt: skip
     assert {k: first[k] for k in wanted} == wanted
     assert float(first["ratio"]) == pytest.approx(100 / 459.72)
+    assert first["verdict"] == "not reproduced" and "outside the tolerance" in first["why"]
     assert "random weights" in first["note"]
 
 

@@ -1,6 +1,7 @@
-"""NVML as a test needs it: one board under a constant load, its counter ticking every 0.1 s.
+"""NVML as a test needs it: boards under a constant load, their counters ticking every 0.1 s.
 
-FAKE_NVML chooses what goes wrong: `no-counter`, or `flaky` (every third counter reading fails).
+FAKE_NVML chooses what goes wrong: `no-counter`, `no-power`, `split` (MIG is on), `old` (fields are
+not known), `flaky` (every third reading fails), or `dies` (the sampler is killed after ten).
 The library searches this folder before the installed package where a test puts it on PYTHONPATH.
 """
 
@@ -8,11 +9,10 @@ import os
 import time
 from types import SimpleNamespace
 
-UUID = "GPU-fake"
-POWER_W = 300
+BOARDS = {"GPU-fake": 300, "GPU-other": 200}  # UUID: watts
 TICK_S = 0.1
 MODE = os.environ.get("FAKE_NVML", "")
-calls = {"counter": 0}
+calls = {"fields": 0}
 
 
 class NVMLError(Exception):
@@ -24,33 +24,82 @@ def nvmlInit():
 
 
 def nvmlDeviceGetHandleByUUID(uuid):
-    if uuid != UUID:
+    if uuid not in BOARDS:
         raise NVMLError("Not Found")
-    return "handle"
+    return uuid
+
+
+def nvmlDeviceGetMigMode(handle):
+    if MODE == "split":
+        return [1, 1]
+    raise NVMLError("Not Supported")
 
 
 def nvmlDeviceGetTotalEnergyConsumption(handle):
     """Millijoules at the last tick of the clock that all processes share."""
-    calls["counter"] += 1
     if MODE == "no-counter":
         raise NVMLError("Not Supported")
-    if MODE == "flaky" and calls["counter"] % 3 == 0:
-        raise NVMLError("Unknown Error")
     ticks = int(time.perf_counter() / TICK_S)
-    return round(ticks * TICK_S * POWER_W * 1000)
+    return round(ticks * TICK_S * BOARDS[handle] * 1000)
 
 
 def nvmlDeviceGetPowerUsage(handle):
-    return POWER_W * 1000
+    if MODE == "no-power":
+        raise NVMLError("Not Supported")
+    return BOARDS[handle] * 1000
+
+
+def _field(value, kind):
+    names = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+    known = value is not None and MODE != "old"
+    return SimpleNamespace(nvmlReturn=0 if known else 3, valueType=kind, timestamp=1_700_000_000,
+                           value=SimpleNamespace(**{names[kind]: value}))  # fmt: skip
 
 
 def nvmlDeviceGetFieldValues(handle, fields):
-    assert fields == [(186, 0)]
-    return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=POWER_W * 1000 + 500))]
+    calls["fields"] += 1
+    if MODE == "flaky" and calls["fields"] % 3 == 0:
+        raise NVMLError("Unknown Error")
+    if MODE == "dies" and calls["fields"] == 10:
+        os._exit(9)
+    watts = BOARDS[handle]
+    counter = None if MODE == "no-counter" else nvmlDeviceGetTotalEnergyConsumption(handle)
+    known = {(83, 0): (counter, 3), (186, 0): (watts * 1000 + 500, 1), (185, 0): (watts * 1000, 1),
+             (82, 0): (55, 1), (74, 0): (2 * 10**9, 3), (269, 0): (0, 3), (270, 0): (0, 3),
+             (271, 0): (None, 3)}  # fmt: skip
+    return [_field(*known[field]) for field in fields]
+
+
+def nvmlDeviceGetTemperature(handle, sensor):
+    return 48
+
+
+def nvmlDeviceGetClockInfo(handle, kind):
+    return {1: 1755, 2: 2619}[kind]
+
+
+def nvmlDeviceGetCurrentClocksThrottleReasons(handle):
+    return 4
+
+
+def nvmlDeviceGetIndex(handle):
+    return [*BOARDS].index(handle)
 
 
 def nvmlSystemGetDriverVersion():
     return "999.1"
+
+
+def nvmlDeviceGetVbiosVersion(handle):
+    return "96.00"
+
+
+def nvmlDeviceGetPersistenceMode(handle):
+    return 1
+
+
+def nvmlDeviceGetPowerManagementLimitConstraints(handle):
+    raise NVMLError("Not Supported")
 
 
 def nvmlDeviceGetEnforcedPowerLimit(handle):

@@ -1,0 +1,122 @@
+"""Why a verdict may be what it is: sentences computed from the rows and from the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lib import audit, judge
+from lib.evidence import Evidence, Measured, decode_share, output_rate, ttft_s
+from lib.judge import Ruling
+from lib.published import Absent, Published, each
+from lib.records import select
+
+HALF = 0.5  # below this share of its bound, something other than the memory sets the pace
+
+
+def touched(study: Published) -> dict[str, list[str]]:
+    """For each claim, what the audit of the study's own data says: "rule (severity)"."""
+    found: dict[str, list[str]] = {}
+    for finding in audit.findings(study):
+        for claim in finding.claims:
+            found.setdefault(claim, []).append(f"{finding.id} ({finding.severity})")
+    return found
+
+
+def conditions(e: Evidence, measured: Measured, models: list[str]) -> dict[str, str]:
+    """How card, host, software and weights differ from the study's, by what differs.
+
+    Empty where nothing was run, or where what was counted depends on none of them.
+    """
+    estimates = [x for x in measured.protocol.values() if x.value is not None]
+    if not estimates or measured.quantity in ("count", "whole"):
+        return {}
+    rows = [r for m in models for r in e.base[m].rows if r.kind != "card" and not r.error]
+    envs = [e.envs.get(r.env_id or "", {}) for r in rows]
+    found = {}
+    cards = _listed({str(env.get("gpu") or "a CPU") for env in envs})
+    if cards != e.published.data["gpu"]:
+        found["card"] = f"{cards} (paper: {e.published.data['gpu']})"
+    if measured.quantity != "memory":
+        hosts = _listed({str(env["cpu"]) for env in envs if env.get("cpu")})
+        found["host"] = f"{hosts or 'not recorded'} (paper: not stated)"
+    versions = {str((env.get("packages") or {}).get("transformers")) for env in envs} - {"None"}
+    if versions:
+        found["software"] = f"transformers {_listed(versions)} (paper: not stated)"
+    weights = _listed({str(r.key.get("weights")) for r in rows})
+    if weights != "checkpoint":
+        note = ", valid for memory" if measured.quantity == "memory" else ""
+        note = ", which route unlike trained ones" if not measured.decodes else note
+        found["weights"] = f"{weights}{note} (paper: checkpoint)"
+    return found
+
+
+def sentences(
+    e: Evidence, measured: Measured, models: list[str], rulings: Mapping[str, Ruling],
+    audited: list[str],
+) -> list[str]:  # fmt: skip
+    """What is known to move the measured value away from the printed one.
+
+    `rulings` are the verdicts by column (verdict, corrected, bound, like_paper).
+    """
+    said = []
+    methods = [x.method for x in measured.protocol.values() if x.value is not None]
+    measured_at_all = bool(methods)
+    if measured_at_all and all(method == judge.FILES for method in methods):
+        said.append("read in the paper's released files; nothing was run")
+    elif measured_at_all and measured.quantity in ("count", "whole"):
+        said.append("counted; card, host and weights do not matter")
+    if measured_at_all and measured.quantity in ("time", "effect") and measured.decodes:
+        said += _host(e, models)
+    if measured_at_all and e.reference in models and measured.like_paper:
+        said += _experts(e, measured, rulings["like_paper"])
+    main = rulings["verdict"].word
+    for column, what in (("corrected", "by the corrected definition"),
+                         ("bound", f"on {e.bound_stack}, which the device bounds")):  # fmt: skip
+        word = rulings[column].word
+        if word not in (main, judge.UNTESTABLE):
+            said.append(f"{what}: {word}")
+    if audited:
+        said.append(f"the paper's own data: {', '.join(audited)}")
+    return said
+
+
+def _host(e: Evidence, models: list[str]) -> list[str]:
+    shares = {m: s for m in models if (s := decode_share(e, e.base, m)) is not None}
+    if not shares or max(shares.values()) >= HALF:
+        return []
+    busy = {m: s for m in models if (s := busy_share(e, m)) is not None}
+    text = f"host-bound: decoding at {each(shares, '.0%')} of what its bytes allow"
+    return [text + (f", and the GPU works {each(busy, '.0%')} of a step" if busy else "")]
+
+
+def busy_share(e: Evidence, model: str) -> float | None:
+    """Time for which a profiled decode step kept the GPU busy, over the measured step."""
+    row = next((r for r in reversed(select(e.base[model].rows, "busy", context=e.arm[0]))
+                if r.value("decode_busy_s")), None)  # fmt: skip
+    first, rate = ttft_s(e, e.base, model).value, output_rate(e, e.base, model).value
+    if row is None or not first or not rate:
+        return None
+    step_s = (e.arm[1] / rate - first) / (e.arm[1] - 1)
+    return row.value("decode_busy_s") / step_s
+
+
+def _experts(e: Evidence, measured: Measured, like_paper: Ruling) -> list[str]:
+    row = next((r for r in e.base[e.reference].rows if r.key.get("experts") and r.kind != "card"),
+               None)  # fmt: skip
+    used = row.key["experts"] if row else "none"
+    if used in ("none", "all_experts"):
+        return []
+    try:
+        dated = e.published.source("all-experts")["dated"]
+    except Absent:
+        return []
+    text = f"experts: {used} here; the paper's software computed every one ({dated})"
+    own = measured.like_paper.get(e.reference)
+    rerun = e.like_paper[e.reference].rows and (own is None or own.value is not None)
+    if rerun and any(x.value is not None for x in measured.like_paper.values()):
+        text += f"; with every expert computed: {like_paper.word}"
+    return [text]
+
+
+def _listed(names: set[str]) -> str:
+    return " and ".join(sorted(names))

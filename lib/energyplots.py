@@ -1,0 +1,90 @@
+"""Figures of how energy was measured: what the readouts show, and what each estimator would say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from lib import energystats, readouts, records, stats
+from lib.plots import PALETTE, axes, labelled
+from lib.records import Record
+
+LENGTHS_S = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
+
+
+def recorded(rows: Sequence[Record], folder: str | Path, kind: str = "energy") -> list[dict]:
+    """The first trace that a row of this kind names, or none."""
+    for row in rows:
+        names = row.value("traces") or [row.value("trace")]
+        if row.kind == kind and names[0]:
+            return records.read_trace(Path(folder) / names[0])
+    return []
+
+
+def instrument(rows: Sequence[Record], folder: str | Path, ax: Axes | None = None) -> Axes:
+    """The three readouts of one board against time: idle, a constant load, idle, square waves."""
+    ax = axes(ax)
+    trace = recorded(rows, folder, "instrument")
+    for number, (field, name) in enumerate(readouts.NAMES.items() if trace else ()):
+        times, watts = readouts.power(trace, field)
+        ax.plot(times, watts, lw=1, color=PALETTE[number], drawstyle="steps-post", label=name)
+    return labelled(ax, "One load, three readouts", "time (s)", "power (W)")
+
+
+def estimator_error(trace: Sequence[dict[str, Any]], ax: Axes | None = None) -> Axes:
+    """Error of four estimators against the length of the window: a point for each phase.
+
+    Lines join the largest absolute errors. Errors are against the interpolated counter.
+    """
+    ax = axes(ax)
+    found = energystats.estimator_errors(trace, LENGTHS_S)
+    for number, (name, by_length) in enumerate(found.items()):
+        shift = 1 + 0.05 * (number - 1.5)
+        for length_s, errors in by_length.items():
+            ax.plot([length_s * shift] * len(errors), [100 * abs(e) for e in errors], "o", ms=2.5,
+                    alpha=0.25, color=PALETTE[number])  # fmt: skip
+        if by_length:
+            worst = [100 * max(map(abs, errors)) for errors in by_length.values()]
+            ax.plot([s * shift for s in by_length], worst, "-", color=PALETTE[number],
+                    label=f"{energystats.ERRORS[name][0]}, worst phase")  # fmt: skip
+    labelled(ax, "Error of an estimator against the length of the window", "window (s)",
+             "error against the interpolated counter (%)")  # fmt: skip
+    if trace:
+        ax.set(xscale="log", yscale="log")
+        ax.set_xticks(LENGTHS_S, [f"{s:g}" for s in LENGTHS_S], minor=False)
+        ax.set_ylim(bottom=1e-3)
+    return ax
+
+
+def parts(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Joules of a call against its new tokens: every block, and the line through them."""
+    ax = axes(ax)
+    sloped = sorted({r.key["context"] for r in rows if r.kind == "energy-slope"})
+    for number, context in enumerate(sloped):
+        arms = [r for r in rows if r.key.get("context") == context and r.samples.get("energy_j")
+                and r.kind in ("energy", "energy-slope")]  # fmt: skip
+        for row in arms:
+            values = row.samples["energy_j"]
+            ax.plot([row.key["new_tokens"]] * len(values), values, "o", ms=3.5, alpha=0.4,
+                    color=PALETTE[number])  # fmt: skip
+        prefill, token = energystats.split(arms)
+        if prefill.value is not None:
+            ends = [1, max(r.key["new_tokens"] for r in arms)]
+            ax.plot(ends, [prefill.value + token.value * (g - 1) for g in ends],
+                    color=PALETTE[number], label=f"context {context}")  # fmt: skip
+    return labelled(ax, "Energy of a call against its length", "new tokens", "J (GPU board)")
+
+
+def blocks(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Every block in the order in which it was measured, over the mean of its cell: drift shows."""
+    ax = axes(ax)
+    for number, row in enumerate(r for r in rows if r.kind == "energy" and r.value("places")):
+        values = row.samples["energy_j"]
+        mean = stats.mean(values).value
+        off = [100 * (value / mean - 1) for value in values]
+        ax.plot(range(1, len(off) + 1), off, ".-", color=PALETTE[number % len(PALETTE)],
+                label=f"context {row.key['context']}")  # fmt: skip
+    return labelled(ax, "Blocks in the order of measurement", "block", "off the mean (%)")

@@ -1,0 +1,181 @@
+"""What the rows of an energy measurement say: net of idle, prefill and token, uncertainty, carbon.
+
+Statistical and systematic uncertainty stay apart. A row of one window of calls (measured before
+there were blocks) is read as well; what it lacks is missing with its reason.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lib import joules, stats
+from lib.records import Record
+from lib.stats import Estimate
+
+J_PER_KWH = 3.6e6
+# No comparison of an H100's sensor with a meter was found; +-5 % is what NVIDIA once stated for
+# much older cards. It is an assumption, and cancels in ratios on one card.
+SENSOR_GAIN = 0.05
+BOUNDARY = "GPU board only: no CPU, DRAM, network, fans, power supply or cooling"
+ERRORS = {"two_j": ("counter, two readings", joules.two_readings_j),
+          "instant_j": ("integral of instant", joules.instant_j),
+          "average_j": ("integral of average, lag corrected", joules.average_j),
+          "paper_j": ("the paper's before/after mean", joules.paper_j)}  # fmt: skip
+
+
+def net_j(row: Record) -> tuple[list[float], str]:
+    """Joules of a call less what the idle board draws in that time, or why there are none.
+
+    It may be negative; it is never cut off at zero.
+    """
+    if row.samples.get("net_energy_j"):
+        return row.samples["net_energy_j"], ""
+    gross, times = row.samples.get("energy_j") or [], row.samples.get("e2e_s") or []
+    idle_w = row.value("idle_w")
+    if gross and idle_w is not None and len(gross) == len(times):
+        return [j - idle_w * s for j, s in zip(gross, times, strict=True)], ""
+    reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
+    return [], f"not measured: {reason}"
+
+
+def split(rows: Sequence[Record]) -> tuple[Estimate, Estimate]:
+    """Joules of the prefill (with the first token) and of each further token.
+
+    The line E = prefill + token x (new tokens - 1) through all blocks of all lengths at one
+    context, not the difference of two totals.
+    """
+    points = [(row.key["new_tokens"] - 1, joules_)
+              for row in rows if row.kind in ("energy", "energy-slope")
+              for joules_ in row.samples.get("energy_j") or ()]  # fmt: skip
+    if not points:
+        reasons = [row.missing["energy_j"] for row in rows if "energy_j" in row.missing]
+        none = stats.missing(f"not measured: {reasons[0]}" if reasons else "not measured")
+        return none, none
+    return stats.line([x for x, _ in points], [y for _, y in points])
+
+
+def variation(row: Record) -> float | None:
+    """Standard deviation over blocks / mean: how well one window repeats another."""
+    values = row.samples.get("energy_j") or []
+    return statistics.stdev(values) / statistics.fmean(values) if len(values) > 1 else None
+
+
+def gate(row: Record, code: str) -> dict[str, Any]:
+    """The worst of a gate over the blocks of a row; empty where it has none."""
+    return (row.value("gates") or {}).get(code) or {}
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Relative, half-widths. `statistical` is the 95 % t interval over blocks; the others are
+    systematic: `readouts` the disagreement of the board's readouts (rectangular), `idle` the drift
+    of idle power in the net energy, `weights` the spread over values of weights, `gain` assumed.
+    """
+
+    statistical: float | None
+    readouts: float | None
+    idle: float | None
+    weights: float | None
+    gain: float = SENSOR_GAIN
+
+
+def uncertainty(row: Record, weights: float | None = None) -> Uncertainty:
+    """The uncertainty of a row; `weights` is `weight_spread` where it was measured."""
+    mean = stats.mean(row.samples.get("energy_j") or [])
+    half = None if mean.low is None else (mean.high - mean.low) / 2 / mean.value
+    off = [gate(row, code).get("value") for code in ("agreement", "instant_agreement")]
+    known = [abs(value) for value in off if value is not None]
+    idle_w, seconds = row.value("idle_error_w"), row.value("window_s")
+    net = None
+    if idle_w is not None and seconds:
+        base = row.values["window_energy_j"] - row.values["idle_w"] * seconds
+        net = idle_w * seconds / base if base > 0 else None
+    return Uncertainty(half, max(known) / 3**0.5 if known else None, net, weights)
+
+
+def weight_effects(rows: Sequence[Record]) -> dict[str, Estimate]:
+    """Energy with each set of weight values over that with normal ones, block by block."""
+    arms = {row.key["weights"].removeprefix("random-"): row.samples.get("energy_j") or []
+            for row in rows if row.kind == "energy-weights" and not row.missing}  # fmt: skip
+    base = arms.get("normal")
+    if not base:
+        return {}
+    return {value: stats.paired_ratio(*_shortest(arm, base)) for value, arm in arms.items()}
+
+
+def real_effect(rows: Sequence[Record]) -> tuple[str, Estimate] | None:
+    """The model, and its energy with real weights over that with random ones, block by block."""
+    arms = [r for r in rows if r.kind == "energy-real" and r.samples.get("energy_j")]
+    random = [r for r in arms if r.key["weights"] == "random"]
+    real = [r for r in arms if r.key["weights"] != "random"]
+    if not random or not real:
+        return None
+    pair = _shortest(real[-1].samples["energy_j"], random[-1].samples["energy_j"])
+    return real[-1].key["model"], stats.paired_ratio(*pair)
+
+
+def _shortest(*arms: Sequence[float]) -> list[Sequence[float]]:
+    count = min(map(len, arms))
+    return [arm[:count] for arm in arms]
+
+
+def weight_spread(rows: Sequence[Record]) -> float | None:
+    """The largest difference from normal values: the bound for random against real weights."""
+    effects = [e.value for e in weight_effects(rows).values() if e.value is not None]
+    return max(abs(value - 1) for value in effects) if len(effects) > 1 else None
+
+
+@dataclass(frozen=True)
+class Carbon:
+    """kWh x PUE x grams per kWh, each of them kept beside the product."""
+
+    kwh: float
+    pue: float
+    g_per_kwh: float
+
+    @property
+    def grams(self) -> float:
+        """Grams of CO2 equivalent."""
+        return self.kwh * self.pue * self.g_per_kwh
+
+
+def carbon(joules_: float, pue: float, g_per_kwh: float | None) -> Carbon | None:
+    """The conversion of an energy; None unless the user gives the grid's intensity."""
+    return None if g_per_kwh is None else Carbon(joules_ / J_PER_KWH, pue, g_per_kwh)
+
+
+def estimator_errors(
+    trace: joules.Trace, lengths_s: Sequence[float], starts: int = 40
+) -> dict[str, dict[float, list[float]]]:
+    """Relative errors of four estimators on windows of one trace: estimator -> length -> errors.
+
+    The windows of a length begin at `starts` times spread evenly over the trace, so at as many
+    phases of the refresh. The reference is the counter interpolated between its ticks.
+    """
+    found: dict[str, dict[float, list[float]]] = {name: {} for name in ERRORS}
+    good = [row["t_s"] for row in trace if "error" not in row]
+    for length_s in lengths_s if good else ():
+        first_s, last_s = good[0] + 1.5, good[-1] - length_s - 1.0
+        for number in range(starts if last_s > first_s else 0):
+            start_s = first_s + (last_s - first_s) * (number + 0.5) / starts
+            span = (start_s, start_s + length_s)
+            near = joules.cut(trace, *span, 2.0)
+            truth, _ = joules.counter_j(near, *span)
+            for name, (_, estimator) in ERRORS.items():
+                value, _ = estimator(near, *span)
+                if truth and value is not None:
+                    found[name].setdefault(length_s, []).append(value / truth - 1)
+    return found
+
+
+def peer_differences(row: Record) -> dict[str, list[float]]:
+    """Zeus over this workbook less one, for each long and each short window."""
+    return {
+        name: [theirs / ours - 1 for ours, theirs in zip(
+            row.samples.get(f"ours_{name}_j") or [], row.samples.get(f"zeus_{name}_j") or [],
+            strict=True)]
+        for name in ("long", "short")
+    }  # fmt: skip

@@ -1,0 +1,151 @@
+"""Tables about how energy was measured: the instrument, gates, uncertainty, prefill and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from lib import energystats, stats
+from lib.grid import Column, build, frame
+from lib.records import Record, select
+from lib.stats import Estimate
+
+READOUTS = {"counter": "energy counter", "instant": "instant power", "average": "average power"}
+LEVELS = ("ok", "unknown", "warn", "invalid")
+
+
+def plain(rows: list[dict[str, Any]], reason: str = "") -> pd.DataFrame:
+    """Rows as a DataFrame without row numbers, or one row with the reason why there are none."""
+    made = pd.DataFrame(rows or [{"missing": reason}])
+    made.index = pd.Index([""] * len(made))
+    return made
+
+
+def reason_of(rows: Sequence[Record], kind: str) -> str:
+    """Why rows of a kind have no numbers."""
+    reasons = [why for row in rows if row.kind == kind for why in row.missing.values()]
+    return reasons[0] if reasons else "not measured"
+
+
+def instrument(rows: Sequence[Record]) -> pd.DataFrame:
+    """Each readout: how often it refreshes, how it follows a step, and how it sees a square wave.
+
+    Agreement is that with the counter on the constant load.
+    """
+    made = []
+    for row in rows:
+        if row.kind != "instrument" or row.value("readings") is None:
+            continue
+        off = {"average": "constant_average_off", "instant": "constant_instant_off"}
+        for name, title in READOUTS.items():
+            made.append({
+                "readout": title,
+                "refresh (ms)": milli(row.value(f"{name}_refresh_s")),
+                "half of a step after (ms)": milli(row.value(f"{name}_step_s")),
+                "spread over phases (%)": percent(row.value(f"{name}_phase_spread")),
+                "against counter (%)": percent(row.value(off.get(name, ""))),
+                "mean of (s)": row.value("average_window_s") if name == "average" else None,
+            })  # fmt: skip
+    return plain(made, reason_of(rows, "instrument"))
+
+
+def milli(value: float | None) -> float | None:
+    """In thousandths, to four digits."""
+    return None if value is None else float(f"{1e3 * value:.4g}")
+
+
+def percent(value: float | None) -> float | None:
+    """In hundredths, to three digits."""
+    return None if value is None else float(f"{100 * value:.3g}")
+
+
+def gates(rows: Sequence[Record]) -> pd.DataFrame:
+    """Each gate at its worst over all windows, and on how many rows it was not just ok."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        for code, told in (row.value("gates") or {}).items():
+            found.setdefault(code, []).append(told)
+    made = []
+    for code, told in found.items():
+        worst = max(told, key=lambda g: (LEVELS.index(g["level"]), abs(g["value"] or 0.0)))
+        made.append({"gate": code, "worst": worst["level"], "rows": len(told),
+                     "rows not ok": sum(g["level"] != "ok" for g in told),
+                     "worst value": worst["text"]})  # fmt: skip
+    return plain(made, reason_of(rows, "energy"))
+
+
+def parts(rows: Sequence[Record]) -> pd.DataFrame:
+    """Energy of the prefill and of each further token, with intervals, per context."""
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        prefill, token = energystats.split(group)
+        lengths = sorted({r.key["new_tokens"] for r in group})
+        return (", ".join(map(str, lengths)), prefill, token)
+
+    columns = [Column("new tokens", numeric=False), Column("prefill and first token", "J"),
+               Column("each further token", "J")]  # fmt: skip
+    sloped = {r.key["context"] for r in rows if r.kind == "energy-slope"}
+    arms = [r for r in rows if r.key.get("context") in sloped or r.kind == "environment"]
+    table = build("energy-parts", "Prefill and tokens", arms, ("energy", "energy-slope"),
+                  ("context",), columns, cells)  # fmt: skip
+    return frame(table) if table.rows else plain([], "no lengths to draw a line through")
+
+
+def uncertainty(rows: Sequence[Record]) -> pd.DataFrame:
+    """Statistical and systematic uncertainty of each row, in percent, apart from each other."""
+    spread, made = energystats.weight_spread(rows), []
+    for row in select(rows, "energy"):
+        if not row.samples.get("energy_j"):
+            continue
+        found = energystats.uncertainty(row, spread)
+        made.append({
+            "context": row.key["context"],
+            "blocks": len(row.samples["energy_j"]),
+            "spread of blocks, CV (%)": percent(energystats.variation(row)),
+            "statistical ± (%)": percent(found.statistical),
+            "readouts ± (%)": percent(found.readouts),
+            "idle, of net ± (%)": percent(found.idle),
+            "weight values ± (%)": percent(found.weights),
+            "sensor gain, assumed ± (%)": percent(found.gain),
+            "halves against whole (%)": percent(worst(row.samples.get("additivity"))),
+        })  # fmt: skip
+    return plain(made, reason_of(rows, "energy"))
+
+
+def worst(values: Sequence[float] | None) -> float | None:
+    """The value farthest from zero."""
+    return max(values, key=abs) if values else None
+
+
+def weights(rows: Sequence[Record]) -> pd.DataFrame:
+    """Energy with other weight values over that with normal ones."""
+    made = [{"weights": value, "energy / normal": ratio.value and round(ratio.value, 4),
+             "95 %": interval(ratio), "blocks": ratio.n}
+            for value, ratio in energystats.weight_effects(rows).items()]  # fmt: skip
+    if real := energystats.real_effect(rows):
+        made.append({"weights": f"{real[0]}, real against random",
+                     "energy / normal": round(real[1].value, 4), "95 %": interval(real[1]),
+                     "blocks": real[1].n})  # fmt: skip
+    return plain(made, reason_of(rows, "energy-weights"))
+
+
+def interval(estimate: Estimate) -> str:
+    """Ends to four decimals."""
+    return "" if estimate.low is None else f"[{estimate.low:.4f}, {estimate.high:.4f}]"
+
+
+def peer(rows: Sequence[Record]) -> pd.DataFrame:
+    """Zeus against this workbook on the same windows: median and worst difference."""
+    made = []
+    for row in select(rows, "energy-peer"):
+        for name, off in energystats.peer_differences(row).items():
+            if off:
+                made.append({
+                    "windows": name, "count": len(off),
+                    "seconds": round(stats.median(row.samples[f"{name}_s"]).value, 2),
+                    "median difference (%)": percent(stats.median(off).value),
+                    "worst difference (%)": percent(worst(off)),
+                })  # fmt: skip
+    return plain(made, reason_of(rows, "energy-peer"))

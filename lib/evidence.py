@@ -1,0 +1,279 @@
+"""What the verdicts are computed from: a study's printed values, and the rows that test them.
+
+Each model appears up to three times: on the study's stack, on a stack that the device bounds (a
+captured or compiled step), and with the experts implementation of the study's software. Quantities
+of one model or of a pair are the functions below; what cannot be had is missing with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from lib import judge, roofline, stats, tables
+from lib import paperrules as rules
+from lib.paperrules import MIB, Series
+from lib.published import Published
+from lib.records import Record, require_comparable, select
+from lib.stats import Estimate
+
+Map = dict[str, Series]  # the series of each model, by the study's title
+Arm = tuple[int, int]  # context, new tokens
+
+DEVICE_BOUND = ("graph-compiled", "graph")
+ALL_EXPERTS = "all_experts"
+SETUP = ("model", "weights", "dtype", "stack", "experts")
+MORE_KINDS = ("memory", "trace", "busy")  # of the same setup as the rows beside the paper's
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The study, and the rows of its models by what they were measured on.
+
+    `base` is the study's stack; `stacks` are those that the device bounds, and `bound` the one of
+    them, named `bound_stack`, that has the most models; `like_paper` is `base` with the study's own
+    model computing every expert for every token; `ablation` is by ablation.
+    """
+
+    published: Published
+    base: Map
+    stacks: dict[str, Map]
+    bound: Map
+    bound_stack: str
+    like_paper: Map
+    ablation: Map
+    envs: dict[str, dict[str, Any]]
+
+    @property
+    def arm(self) -> Arm:
+        """Context and new tokens of the study's headline."""
+        return self.published.data["context"], self.published.data["new_tokens"]
+
+    @property
+    def reference(self) -> str:
+        """The model that the study is about."""
+        return self.published.reference
+
+    @property
+    def others(self) -> list[str]:
+        """The models that it is compared with."""
+        return self.published.others
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the rule of a claim computes, each estimate by what it is of ("" where it is of one).
+
+    `protocol` is by the study's protocol and stack, `corrected` by the definition that
+    `corrected_as` states, `bound` the corrected one on a stack that the device bounds, and
+    `like_paper` the protocol's with every expert computed. `quantity` is a key of
+    judge.TOLERANCES; `neutral` the value of no effect, where the claim has a direction. `alone`:
+    each estimate is of the model that it is named after, not of it and the study's own. `decodes`:
+    decoding is part of what is timed.
+    """
+
+    quantity: str
+    protocol: dict[str, Estimate]
+    corrected: dict[str, Estimate]
+    corrected_as: str
+    bound: dict[str, Estimate]
+    like_paper: dict[str, Estimate] = field(default_factory=dict)
+    neutral: float | None = None
+    alone: bool = False
+    decodes: bool = True
+
+
+STANDS = {"": stats.missing("the paper's definition stands")}
+NO_STACK = {"": stats.missing("does not depend on the stack")}
+
+
+def gather(records: Sequence[Record], published: Published) -> Evidence:
+    """Sort the rows of the study's models into the three setups."""
+    data = published.data
+    study = rules.study(records, data)
+    envs = study.environments
+
+    def chosen(title: str, stack: str, experts: str | None = None) -> Series:
+        rows = [r for r in records if rules.paper_name(r.key.get("model"), data) == title
+                and experts in (None, r.key.get("experts"))]  # fmt: skip
+        if experts:  # an ablation's arm is the same call, so that it may stand in for a latency row
+            rows = [replace(r, kind="latency") if r.kind == "ablation-experts" else r for r in rows]
+        kinds = (*rules.BASE_KINDS, "trace") if experts else rules.BASE_KINDS
+        found = rules.configuration(rows, envs, data | {"stack": stack}, kinds)
+        return _with_more(found, records, envs)
+
+    base = {t: _with_more(s, records, envs) for t, s in study.base.items()}
+    stacks = {stack: {t: chosen(t, stack) for t in published.models} for stack in DEVICE_BOUND}
+    stacks = {stack: {t: s if s.rows else Series((), f"not measured: no row on stack {stack}")
+                      for t, s in m.items()} for stack, m in stacks.items()}  # fmt: skip
+    stack = max(stacks, key=lambda name: sum(bool(s.rows) for s in stacks[name].values()))
+    bound = stacks[stack]
+    if not any(s.rows for s in bound.values()):
+        reason = f"not measured: no row on a stack that the device bounds ({' or '.join(stacks)})"
+        bound, stack = dict.fromkeys(bound, Series((), reason)), ""
+    own = chosen(published.reference, data["stack"], ALL_EXPERTS)
+    if not own.rows:
+        own = Series((), f"not measured: no row with experts {ALL_EXPERTS}")
+    like_paper = base | {published.reference: own}
+    return Evidence(published, base, stacks, bound, stack, like_paper, study.ablation, envs)
+
+
+def _with_more(series: Series, records: Sequence[Record], envs: dict) -> Series:
+    """The series and the rows of other kinds that share its GPU and setup."""
+    own = next((r for r in series.rows if r.kind != "card"), None)
+    if own is None:
+        return series
+    one_sequence = [r for r in records if r.kind in MORE_KINDS and r.key.get("batch") in (1, None)]
+    more = [r for r in one_sequence if r not in series.rows and _gpu(r, envs) == _gpu(own, envs)
+            and all(r.key.get(f) == own.key.get(f) for f in SETUP)]  # fmt: skip
+    return replace(series, rows=(*series.rows, *more))
+
+
+def _gpu(row: Record, envs: dict) -> Any:
+    return envs.get(row.env_id or "", {}).get("gpu")
+
+
+def exact(value: float, method: str) -> Estimate:
+    """A count or one reading, which has no sampling error."""
+    return Estimate(value, n=1, method=method, reason="one reading, no interval")
+
+
+# --- one model
+
+
+def output_rate(e: Evidence, m: Map, model: str) -> Estimate:
+    """Output throughput of the headline arm (tok/s), prefill included."""
+    return rules.output_tok_per_s(m[model], *e.arm)
+
+
+def decode_rate(e: Evidence, m: Map, model: str, context: int | None = None) -> Estimate:
+    """Decode throughput (tok/s): the inverse slope of call time over new tokens."""
+    if not m[model].rows:
+        return stats.missing(m[model].reason)
+    context = e.arm[0] if context is None else context
+    rows = [r for r in select(m[model].rows, "latency", context=context) if not r.error]
+    return tables.decode_tok_per_s(rows)
+
+
+def ttft_s(e: Evidence, m: Map, model: str) -> Estimate:
+    """Median time of one new token at the headline context (s)."""
+    return stats.scaled(rules.ttft_ms(m[model], *e.arm), 1e-3)
+
+
+def joules_per_1k(e: Evidence, m: Map, model: str, name: str = "energy_j") -> Estimate:
+    """J per 1,000 generated tokens: by the counter, or by the study's estimator of readings."""
+    return rules.joules_per_1k(m[model], *e.arm, name)
+
+
+def reading(e: Evidence, m: Map, model: str, name: str, kind: str = "memory-paper") -> Estimate:
+    """One reading of the allocator at the headline arm (bytes); "above" is peak less baseline."""
+    if not m[model].rows:
+        return stats.missing(m[model].reason)
+    row = m[model].one(kind, context=e.arm[0], new_tokens=e.arm[1])
+    if row is None or row.error:
+        return stats.missing(f"failed: {row.error}" if row else f"not measured: no {kind} row")
+    names = ("peak_bytes", "baseline_bytes") if name == "above" else (name,)
+    values = [row.value(n) for n in names]
+    if None in values:
+        return stats.missing(f"not measured: {row.missing.get(names[0], f'no {name}')}")
+    return exact(values[0] - sum(values[1:]), judge.READING)
+
+
+def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
+    """Active parameters: by architecture, or as traced in a decode step of the study's stack.
+
+    A dense model reads all of them, so that nothing needs to be traced.
+    """
+    series = e.base[model]
+    card = series.one("card")
+    if card is None or card.value("active_params") is None:
+        return stats.missing("not measured: no model card among the rows")
+    if not realised or not card.value("experts"):
+        return exact(card.value("active_params"), judge.COUNTED)
+    traces = select(series.rows, "trace")
+    row = series.one("trace", context=e.arm[0]) or next(reversed(traces), None)
+    if row is None or row.value("active_params_realised") is None:
+        why = (row.error or row.missing.get("active_params_realised")) if row else None
+        return stats.missing(f"not measured: {why or 'no trace of a decode step'}")
+    return exact(row.value("active_params_realised"), judge.COUNTED)
+
+
+def decode_share(e: Evidence, m: Map, model: str) -> float | None:
+    """Decode throughput over what a step's bytes allow at this device's copy bandwidth.
+
+    From calls of one length: (new tokens - 1) / (median call - median TTFT).
+    """
+    row = m[model].one("latency", context=e.arm[0], new_tokens=e.arm[1])
+    first, whole = ttft_s(e, m, model), stats.inverse(output_rate(e, m, model), e.arm[1])
+    size = row.value("decode_bytes") if row else None
+    speed = e.envs.get((row.env_id if row else None) or "", {}).get("copy_bytes_per_s")
+    if None in (size, speed, first.value, whole.value) or size < roofline.CACHE_BYTES:
+        return None
+    rate = (e.arm[1] - 1) / (whole.value - first.value)
+    return rate / roofline.bound_tok_per_s(size, speed)
+
+
+# --- the study's model against another
+
+
+def sample_ratio(
+    e: Evidence, m: Map, other: str, kind: str, name: str, arm: Arm | None = None
+) -> Estimate:
+    """Median of the study's model over that of another, with a bootstrap interval."""
+    pair = (m[e.reference], m[other])
+    return rules.pair_ratio(pair, e.envs, kind, name, arm or e.arm)
+
+
+def output_ratio(e: Evidence, m: Map, other: str, arm: Arm | None = None) -> Estimate:
+    """Ratio of output throughputs: the inverse ratio of call times."""
+    pair = (m[other], m[e.reference])
+    return rules.pair_ratio(pair, e.envs, "latency", "e2e_s", arm or e.arm)
+
+
+def decode_ratio(e: Evidence, m: Map, other: str) -> Estimate:
+    """Ratio of decode throughputs; the interval spans the ends of both slopes'."""
+    return compared(e, m, other, partial(decode_rate, e, m))
+
+
+def reading_ratio(e: Evidence, m: Map, other: str, name: str, kind: str) -> Estimate:
+    """Ratio of two readings of the allocator."""
+    return compared(e, m, other, partial(reading, e, m, name=name, kind=kind))
+
+
+def compared(e: Evidence, m: Map, other: str, of: Any) -> Estimate:
+    """of(the study's model) / of(other), refused where the rows are not comparable."""
+    pair = [of(e.reference), of(other)]
+    if reason := next((x.reason for x in pair if x.value is None), ""):
+        return stats.missing(reason)
+    try:
+        rows = [next(r for r in m[t].rows if r.kind != "card") for t in (e.reference, other)]
+        require_comparable(rows, e.envs)
+    except ValueError as error:
+        return stats.missing(f"not compared: {error}")
+    ratio = stats.quotient(*pair)
+    if all(x.method in judge.EXACT for x in pair):
+        return replace(ratio, method=judge.QUOTIENT)
+    return ratio
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b of two readings."""
+    for side in (a, b):
+        if side.value is None:
+            return stats.missing(side.reason)
+    return exact(a.value - b.value, judge.DIFFERENCE)
+
+
+def lower_pct(ratio: Estimate) -> Estimate:
+    """How much lower a ratio is than 1, in percent: 100 (1 - r)."""
+    change = rules.percent_change(ratio)
+    ends = {name: None if value is None else -value for name, value in
+            (("value", change.value), ("low", change.high), ("high", change.low))}  # fmt: skip
+    return replace(change, **ends)
+
+
+def gb(estimate: Estimate, *, mib_over_1000: bool = False) -> Estimate:
+    """Bytes as GB (10^9 bytes), or as the study's MiB / 1000."""
+    return stats.scaled(estimate, 1 / (MIB * 1e3) if mib_over_1000 else 1e-9)

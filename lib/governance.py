@@ -1,0 +1,129 @@
+"""Table 13: what a study says about licences and policies, and what the publishers document.
+
+The publishers' side is the `governance` block of params/models.yaml, looked up on a stated date.
+Where the hub can be reached, `refreshed` compares that block with the hub's metadata of today.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lib.grid import Column, Table
+from lib.judge import NOT, REPRODUCED, UNTESTABLE, Ruling
+from lib.published import Absent, Published, plain
+
+FIELDS = {"licence": "licence", "class": "class", "policy_link": "usage policy",
+          "card_link": "model card", "safety_features": "documented safety features"}  # fmt: skip
+COLUMNS = ("model", "field", "paper", "publisher", "verdict", "source", "looked up")
+TIMEOUT_S = 10
+Fetch = Callable[[str], dict[str, Any]]
+
+
+def rows(study: Published) -> list[tuple[str, ...]]:
+    """Table 13, one line for each model and field, under COLUMNS."""
+    printed = study.data["governance"]
+    made = []
+    for model in study.models:
+        said = dict(zip(printed["columns"], printed["rows"][model], strict=True))
+        stated = _stated(study, model)
+        for field, title in FIELDS.items():
+            ruling = verdict(field, said[field], stated)
+            sources = " ".join(stated.get("source", ()))
+            made.append((model, title, said[field], _shown(stated, field), str(ruling), sources,
+                         stated.get("date", "")))  # fmt: skip
+    return made
+
+
+def _stated(study: Published, model: str) -> dict[str, Any]:
+    try:
+        return study.entry(model)[1].get("governance") or {}
+    except Absent:
+        return {}
+
+
+def _shown(stated: dict[str, Any], field: str) -> str:
+    if not stated:
+        return "not looked up"
+    value = stated.get(field)
+    if isinstance(value, list):
+        return "; ".join(value) or "none found"
+    return str(value) if value else "none found"
+
+
+def verdict(field: str, printed: str, stated: dict[str, Any]) -> Ruling:
+    """Licence and class by their words, a link by whether there is one; free text is not judged."""
+    if not stated:
+        return Ruling(UNTESTABLE, "not looked up")
+    if field == "safety_features":
+        return Ruling(UNTESTABLE, "free text, to be read side by side")
+    if field.endswith("_link"):
+        same = (printed == "Yes") == bool(stated.get(field))
+        return Ruling(REPRODUCED) if same else Ruling(NOT, _shown(stated, field))
+    same = plain(printed) == plain(str(stated.get(field)))
+    return Ruling(REPRODUCED) if same else Ruling(NOT, f"the publisher states {stated.get(field)}")
+
+
+def table(study: Published) -> Table:
+    """Table 13 beside what the publishers document."""
+    columns = tuple(Column(name, numeric=False) for name in COLUMNS)
+    notes = [f"{model}: not verified: {stated['not_verified']}" for model in study.models
+             if (stated := _stated(study, model)).get("not_verified")]  # fmt: skip
+    where = study.data["governance"]["where"].partition(", ")[0]
+    title = f"Governance, as printed ({where}) and as the publishers document it"
+    return Table("table-13", title, columns, tuple(rows(study)), tuple(notes))
+
+
+def write_csv(study: Published, out_dir: str | Path) -> list[Path]:
+    """tables/table-13.csv below `out_dir`."""
+    path = Path(out_dir) / "tables" / "table-13.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(rows(study))
+    return [path]
+
+
+def hub_metadata(repo: str) -> dict[str, Any]:
+    """Licence, gate, commit and last change of a repository, as the hub states them today."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repo, timeout=TIMEOUT_S)
+    card = info.card_data.to_dict() if info.card_data else {}
+    tags = [t.removeprefix("license:") for t in info.tags or () if t.startswith("license:")]
+    return {
+        "licence": card.get("license") or next(iter(tags), None),
+        "gated": bool(info.gated),
+        "revision": info.sha,
+        "last_modified": info.last_modified.date().isoformat() if info.last_modified else None,
+    }
+
+
+def refreshed(study: Published, fetch: Fetch = hub_metadata) -> Table:
+    """The hub's metadata of today against params/models.yaml, or why it cannot be had.
+
+    A revision that differs from the pinned one is a newer commit, not an error.
+    """
+    titles = ("model", "licence here", "licence on the hub", "gated", "last change",
+              "newer than the pinned commit", "difference")  # fmt: skip
+    built = []
+    for model in study.models:
+        name, entry = study.entry(model)
+        licence = (entry.get("governance") or {}).get("licence", entry.get("license"))
+        try:
+            found = fetch(entry["hub"])
+        except Exception as error:  # offline, gated, gone: each is the answer for this model
+            why = str(error).strip().splitlines()
+            said = f"not refreshed: {type(error).__name__}" + (f": {why[0]}" if why else "")
+            built.append((name, licence, None, None, None, None, said))
+            continue
+        same = found["licence"] and plain(found["licence"]) == plain(str(licence))
+        pinned = entry.get("revision")
+        newer = "not pinned" if not pinned else "yes" if found["revision"] != pinned else "no"
+        built.append((name, licence, found["licence"], "yes" if found["gated"] else "no",
+                      found["last_modified"], newer, "none" if same else "licence"))  # fmt: skip
+    columns = tuple(Column(title, numeric=False) for title in titles)
+    return Table("hub", "The hub's metadata today", columns, tuple(built))

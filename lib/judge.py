@@ -1,0 +1,143 @@
+"""The verdict on a printed value or order: rules in code, with stated tolerances.
+
+A printed value is reproduced where the measured interval lies within its tolerance, or the value
+itself where it is exact (a count, or one reading of the allocator). Where it does not, and the
+claim has a direction, the direction may still hold. A sampled value without an interval decides
+nothing, and neither does an interval that is wider than the tolerance and reaches into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from lib.grid import short
+from lib.stats import Estimate
+
+REPRODUCED, DIRECTION = "reproduced", "direction only"
+NOT, UNTESTABLE = "not reproduced", "not testable"
+WORDS = (REPRODUCED, DIRECTION, NOT, UNTESTABLE)
+# Estimates by these methods have no sampling error, so that they need no interval.
+COUNTED, READING = "counted", "single reading"
+DIFFERENCE, QUOTIENT = "difference of single readings", "ratio of single readings"
+FILES = "read in the study's files"
+EXACT = frozenset({COUNTED, READING, DIFFERENCE, QUOTIENT, FILES})
+MOST = 3  # reasons that a verdict spells out
+TIE = 0.02  # a ratio whose whole interval lies this near to 1 is neither higher nor lower
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a value may lie from the printed one: a share of it, or percentage points.
+
+    One unit of the last printed digit is allowed too, unless whole things are counted.
+    """
+
+    share: float
+    points: float
+    digit: bool = True
+
+
+TOLERANCES = {
+    "whole": Tolerance(0.0, 0.0, digit=False),  # runs, devices, number formats
+    "count": Tolerance(0.005, 0.1),  # parameters
+    "memory": Tolerance(0.02, 1.0),  # the allocator repeats itself; card and host hardly matter
+    "time": Tolerance(0.10, 5.0),  # time, throughput, energy: another card, host and library
+    "effect": Tolerance(0.10, 1.0),  # effects of a few percent, which 5 points would swallow
+}
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One of WORDS, and why it is no better ("" where it is reproduced)."""
+
+    word: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.why}" if self.why else self.word
+
+
+def band(printed: str | Sequence[str], unit: str, quantity: str) -> tuple[float, float]:
+    """What counts as the printed value, or as the printed range of two values."""
+    texts = [printed] if isinstance(printed, str) else list(printed)
+    allowed = TOLERANCES[quantity]
+    edges = []
+    for text in (texts[0], texts[-1]):
+        exponent = Decimal(text).as_tuple().exponent
+        digit = float(Decimal(1).scaleb(exponent)) if allowed.digit and exponent <= 0 else 0.0
+        room = allowed.points if unit == "%" else allowed.share * abs(float(text))
+        edges.append((float(text), max(digit, room) * (1 + 1e-9)))
+    ordered = sorted(edges)
+    return ordered[0][0] - ordered[0][1], ordered[-1][0] + ordered[-1][1]
+
+
+def ends(estimate: Estimate) -> tuple[float, float] | None:
+    """The interval of an estimate; of an exact one the value twice; None without one."""
+    if estimate.method in EXACT and estimate.value is not None:
+        return estimate.value, estimate.value
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return None
+    return estimate.low, estimate.high
+
+
+def of_value(
+    estimate: Estimate, allowed: tuple[float, float], neutral: float | None = None
+) -> Ruling:
+    """One estimate against the band of a printed value.
+
+    `neutral` is the value of no effect (0 for a change, 1 for a ratio); without it the claim has
+    no direction.
+    """
+    found = ends(estimate)
+    if found is None:
+        return Ruling(UNTESTABLE, estimate.reason or "no interval")
+    low, high = found
+    if allowed[0] <= low and high <= allowed[1]:
+        return Ruling(REPRODUCED)
+    reaches = low <= allowed[1] and high >= allowed[0]
+    where = "is wider than the tolerance" if reaches else "is outside the tolerance"
+    where = ", not" if allowed[0] == allowed[1] else f" {where}"
+    why = f"{_span(low, high)}{where} {_span(*allowed)}"
+    if neutral is not None:
+        up = sum(allowed) / 2 > neutral
+        if low > neutral if up else high < neutral:
+            return Ruling(DIRECTION, why)
+    return Ruling(UNTESTABLE if reaches else NOT, why)
+
+
+def of_order(ratio: Estimate, direction: str) -> Ruling:
+    """One ratio against the claim that it is higher, or lower, than 1."""
+    found = ends(ratio)
+    if found is None:
+        return Ruling(UNTESTABLE, ratio.reason or "no interval")
+    low, high = found
+    if low >= 1 - TIE and high <= 1 + TIE:
+        return Ruling(NOT, f"{_span(low, high)}: equal within {TIE:.0%}")
+    if low <= 1 <= high:
+        return Ruling(UNTESTABLE, f"no difference resolved: {_span(low, high)}")
+    if (low > 1) == (direction == "higher"):
+        return Ruling(REPRODUCED)
+    return Ruling(NOT, f"{_span(low, high)}: the other way round")
+
+
+def together(rulings: Mapping[str, Ruling]) -> Ruling:
+    """One verdict of several: it fails where one fails, and is untested where one is untested."""
+    for word in (NOT, UNTESTABLE, DIRECTION):
+        reasons: dict[str, list[str]] = {}
+        for label, ruling in rulings.items():
+            if ruling.word == word:
+                reasons.setdefault(ruling.why, []).append(label)
+        if reasons:
+            said = [f"{' and '.join(filter(None, who))}: {why}" if any(who) else why
+                    for why, who in reasons.items()]  # fmt: skip
+            more = [f"and {len(said) - MOST} more"] if len(said) > MOST else []
+            return Ruling(word, "; ".join(said[:MOST] + more))
+    return Ruling(REPRODUCED) if rulings else Ruling(UNTESTABLE, "nothing to compare")
+
+
+def _span(low: float, high: float) -> str:
+    if low != high:
+        return f"[{short(low)}, {short(high)}]"
+    return f"{low:.0f}" if low == round(low) else short(low)

@@ -1,0 +1,168 @@
+"""The ratio ladder: one model against another in throughput, from a study's print to the bytes.
+
+Each rung is a ratio of throughputs (tok/s of the study's model over tok/s of a dense one) under
+another definition, implementation or stack. A rung that was not measured says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from lib import auditlatency, evidence, judge, stats
+from lib.evidence import ALL_EXPERTS, Evidence, Map
+from lib.findings import Finding
+from lib.grid import Column, Table, interval, short
+from lib.paperrules import Series
+from lib.published import RATE, Absent, Published, each
+from lib.records import Record, select
+from lib.stats import Estimate
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One ratio: `name` says of what, `cause` what moves it from the rung before."""
+
+    name: str
+    ratio: Estimate
+    cause: str
+    origin: str  # "paper", "measured" or "bytes"
+
+
+def rungs(records: Sequence[Record], study: Published, other: str | None = None) -> list[Rung]:
+    """The ladder of the study's model against `other`, by default the first of the others."""
+    e = evidence.gather(records, study)
+    other = other or study.others[0]
+    found = [*_paper(study, other), *_measured(e, other)]
+    for stack, cause in (
+        ("graph", "the decode step is captured and replayed, so that the host launches nothing"),
+        ("graph-compiled", "and the step's kernels are fused by the compiler"),
+    ):
+        m = e.stacks[stack]
+        name = f"decode only, {'captured' if stack == 'graph' else 'captured and compiled'} step"
+        found.append(Rung(name, evidence.decode_ratio(e, m, other), cause, "measured"))
+    return [*found, *_bytes(e, other)]
+
+
+def _paper(p: Published, other: str) -> list[Rung]:
+    """The ratio as printed, and that of the decode-only slopes of the released call times."""
+    context = p.data["context"]
+
+    def printed() -> float:
+        return p.value(1, p.reference, RATE) / p.value(1, other, RATE)
+
+    def slopes() -> float:
+        rates = [auditlatency.decode_tok_per_s(p, m, context) for m in (p.reference, other)]
+        return rates[0] / rates[1]
+
+    try:
+        ttft = [p.fact("ttft_median_ms", m, context) for m in (p.reference, other)]
+        prefill = f", which took {ttft[0]:.0f} against {ttft[1]:.0f} ms by the released medians"
+        source = p.source("all-experts")
+        software = f"; {source['text']} ({source['dated']})"
+    except Absent:
+        prefill = software = ""
+    return [
+        Rung("the paper, as printed", _read(printed, "printed"),
+             f"whole calls, prefill included{software}", "paper"),
+        Rung("the paper's data, decode only", _read(slopes, "slope of released call times"),
+             f"without the prefill{prefill}", "paper"),
+    ]  # fmt: skip
+
+
+def _read(of: Callable[[], float], method: str) -> Estimate:
+    try:
+        return Estimate(of(), n=1, method=method, reason="the paper prints no interval")
+    except Absent as reason:
+        return stats.missing(f"the paper's data lack it: {reason.args[0]}")
+
+
+def _measured(e: Evidence, other: str) -> list[Rung]:
+    """On the study's stack: every expert computed, then the library's grouped experts."""
+    arm = _shared_arm(e, other)
+    all_experts = evidence.output_ratio(e, e.like_paper, other, arm)
+    where = "" if arm == e.arm else f", at {arm[0]:,} tokens of context"
+    used = _experts(e.base[e.reference])
+    stack = e.published.data["stack"]
+    shares = {m: evidence.decode_share(e, e.base, m) for m in (e.reference, other)}
+    shares = {m: share for m, share in shares.items() if share is not None}
+    reach = f"; decoding reaches {each(shares, '.0%')} of what its bytes allow" if shares else ""
+    return [
+        Rung(f"whole call, {stack}, every expert computed{where}", all_experts,
+             "the paper's protocol and implementation on this card and host", "measured"),
+        Rung(f"whole call, {stack}, experts {used}", evidence.output_ratio(e, e.base, other),
+             f"only the chosen experts are computed; the host launches every kernel{reach}",
+             "measured"),
+        Rung(f"decode only, {stack}, experts {used}", evidence.decode_ratio(e, e.base, other),
+             "without the prefill", "measured"),
+    ]  # fmt: skip
+
+
+def _shared_arm(e: Evidence, other: str) -> tuple[int, int]:
+    """The headline arm, or the nearest that both models have with every expert computed."""
+    shapes = [{(r.key["context"], r.key["new_tokens"]) for r in select(m.rows, "latency")
+               if r.samples.get("e2e_s") and r.key["new_tokens"] == e.arm[1]}
+              for m in (e.like_paper[e.reference], e.base[other])]  # fmt: skip
+    return max(set.intersection(*shapes), default=e.arm)
+
+
+def _experts(series: Series) -> str:
+    names = {str(r.key["experts"]) for r in series.rows if r.kind != "card"}
+    return next(iter(names - {"none", "None", ALL_EXPERTS}), "as the library chooses")
+
+
+def _bytes(e: Evidence, other: str) -> list[Rung]:
+    """What the bytes of a decode step allow: as traced in each implementation, and at least."""
+
+    def bound(m: Map, realised: bool) -> Estimate:
+        return evidence.compared(e, m, other, partial(_steps_per_byte, e, m, realised=realised))
+
+    return [
+        Rung("bytes of a step, every expert computed", bound(e.like_paper, True),
+             "nothing but reading the weights takes time, and every expert is read", "bytes"),
+        Rung("bytes of a step, as traced", bound(e.base, True),
+             "nothing but reading the weights that a step was traced to use takes time", "bytes"),
+        Rung("bytes of a step, by architecture", bound(e.base, False),
+             "nothing but reading the active weights and the cache takes time", "bytes"),
+    ]  # fmt: skip
+
+
+def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estimate:
+    """1 / bytes that a decode step reads at the headline arm: steps a second at one byte a second.
+
+    By architecture the bytes lie with the timed row; as traced, with the trace of the model.
+    """
+    series = m[model]
+    if not series.rows:
+        return stats.missing(series.reason)
+    row, name = series.one("latency", context=e.arm[0], new_tokens=e.arm[1]), "decode_bytes"
+    if realised:
+        row, name = series.one("trace", context=e.arm[0]), "decode_bytes_realised"
+        if row is None:
+            return stats.missing("not measured: no trace of a decode step")
+    if row is None or not row.value(name):
+        why = row.error or row.missing.get(name) if row else None
+        return stats.missing(f"not measured: {why or f'no {name} at {e.arm[0]} tokens'}")
+    return stats.inverse(evidence.exact(row.value(name), judge.COUNTED))
+
+
+def table(found: Sequence[Rung], study: Published, other: str | None = None) -> Table:
+    """The ladder as a table."""
+    columns = (Column("rung", numeric=False), Column("throughput ratio"),
+               Column("what it shows", numeric=False))  # fmt: skip
+    rows = tuple((r.name, r.ratio, r.cause) for r in found)
+    title = f"{study.reference} against {other or study.others[0]} in throughput"
+    return Table("ladder", title, columns, rows)
+
+
+def finding(found: Sequence[Rung], study: Published, other: str | None = None) -> list[Finding]:
+    """The ladder in a sentence: the rungs that have a value."""
+    known = [r for r in found if r.ratio.value is not None]
+    if not any(r.origin == "measured" for r in known):
+        return []
+    said = "; ".join(f"{r.name} {short(r.ratio.value)}× {interval(r.ratio)}".strip() for r in known)
+    missing = len(found) - len(known)
+    more = f" Not measured: {missing} of {len(found)} rungs." if missing else ""
+    lead = f"{study.reference} against {other or study.others[0]} in throughput"
+    return [Finding(lead, f"{said[:1].upper()}{said[1:]}.{more}")]

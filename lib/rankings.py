@@ -1,0 +1,231 @@
+"""What changes if it is measured right: the order of the models, metric by metric.
+
+As printed and by the study's protocol, models are ordered by their values alone, as the study does.
+By the corrected definition two models whose intervals overlap are tied, and a model without an
+interval is not placed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+
+from lib import judge, stats
+from lib.evidence import (
+    Evidence,
+    Map,
+    active,
+    decode_rate,
+    gather,
+    joules_per_1k,
+    output_rate,
+    reading,
+    ttft_s,
+)
+from lib.grid import Column, Table, short
+from lib.paperrules import MIB
+from lib.published import JOULES, RATE, TTFT, Absent, Published
+from lib.records import Record, require_comparable
+from lib.stats import Estimate
+
+Values = Mapping[str, Estimate]
+Of = Callable[[Evidence, Map, str], Estimate]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One quantity: where the study prints it, by its protocol, by ours, and on a bound stack."""
+
+    name: str
+    higher: bool
+    unit: str
+    printed: Callable[[Published, str], float]
+    protocol: Of
+    ours: Of
+    ours_as: str
+    bound: Of | None = None
+
+
+def _ttft_ms(e: Evidence, m: Map, model: str) -> Estimate:
+    return stats.scaled(ttft_s(e, m, model), 1e3)
+
+
+def _per_active(
+    e: Evidence, m: Map, model: str, *, realised: bool, rate_of: Of = output_rate
+) -> Estimate:
+    rate, count = rate_of(e, m, model), active(e, model, realised=realised)
+    for side in (rate, count):
+        if side.value is None:
+            return side
+    return stats.scaled(rate, 1e9 / count.value)
+
+
+def _mib(e: Evidence, m: Map, model: str, *, name: str, kind: str = "memory-paper") -> Estimate:
+    return stats.scaled(reading(e, m, model, name, kind), 1 / MIB)
+
+
+def _kv_printed(p: Published, model: str) -> float:
+    return p.fact("kv_reported_mib", model, p.data["context"])
+
+
+METRICS = (
+    Metric("throughput", True, "tok/s", lambda p, m: p.value(1, m, RATE), output_rate,
+           decode_rate, "decode throughput", decode_rate),
+    Metric("time to first token", False, "ms", lambda p, m: p.value(1, m, TTFT),
+           _ttft_ms, _ttft_ms, "medians with intervals", _ttft_ms),
+    Metric("energy per 1,000 tokens", False, "J", lambda p, m: p.value(6, m, JOULES),
+           partial(joules_per_1k, name="paper_energy_j"), joules_per_1k, "the board's counter",
+           joules_per_1k),
+    Metric("peak memory", False, "MiB", lambda p, m: p.value(5, m, "Peak VRAM (MB)"),
+           partial(_mib, name="peak_bytes"), partial(_mib, name="peak_bytes", kind="memory"),
+           "the peak of generate()"),
+    Metric("KV cache", False, "MiB", _kv_printed, partial(_mib, name="above"),
+           partial(_mib, name="kv_tensor_bytes"), "the bytes of its tensors"),
+    Metric("throughput per billion active parameters", True, "tok/s",
+           lambda p, m: p.value(8, m, "APE-TPOT"), partial(_per_active, realised=False),
+           partial(_per_active, realised=True), "the parameters that a step was traced to use",
+           partial(_per_active, realised=True, rate_of=decode_rate)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One metric's orders, best first: each a sentence, and what changes from print to ours."""
+
+    metric: str
+    printed: str
+    protocol: str
+    ours: str
+    ours_as: str
+    bound: str
+    change: str
+
+
+def rankings(records: Sequence[Record], study: Published) -> list[Ranking]:
+    """Every metric of METRICS for the study's models."""
+    e = gather(records, study)
+    return [_ranking(e, metric) for metric in METRICS]
+
+
+def _ranking(e: Evidence, metric: Metric) -> Ranking:
+    models = e.published.models
+    try:
+        printed = {m: as_printed(metric.printed(e.published, m)) for m in models}
+    except Absent as reason:
+        printed = {m: stats.missing(str(reason.args[0])) for m in models}
+    columns = {
+        "protocol": _comparable(e, e.base, {m: metric.protocol(e, e.base, m) for m in models}),
+        "ours": _comparable(e, e.base, {m: metric.ours(e, e.base, m) for m in models}),
+    }
+    bound = "does not depend on the stack"
+    if metric.bound is not None:
+        found = {m: metric.bound(e, e.bound, m) for m in models}
+        bound = order(_comparable(e, e.bound, found), metric)
+    return Ranking(
+        f"{metric.name} ({metric.unit})",
+        by_value(printed, metric),
+        by_value(columns["protocol"], metric),
+        order(columns["ours"], metric),
+        metric.ours_as,
+        bound,
+        changes(printed, columns["ours"], metric),
+    )
+
+
+def as_printed(value: float) -> Estimate:
+    """A printed value, which is ranked as it stands."""
+    return Estimate(value, n=1, method=judge.READING)
+
+
+def _comparable(e: Evidence, m: Map, found: dict[str, Estimate]) -> dict[str, Estimate]:
+    """The values, or why their models must not be compared."""
+    have = [x for x in found if found[x].value is not None]
+    rows = [next(r for r in m[x].rows if r.kind != "card") for x in have if m[x].rows]
+    try:
+        require_comparable(rows, e.envs)
+    except ValueError as error:
+        return {x: stats.missing(f"not compared: {error}") for x in found}
+    return found
+
+
+def by_value(values: Values, metric: Metric) -> str:
+    """Models by value alone, best first; a model without one is named at the end."""
+    known = _sorted(values, metric)
+    placed = [f"{i}. {m} {short(values[m].value)}" for i, m in enumerate(known, start=1)]
+    return "; ".join(placed + _unplaced(values, known))
+
+
+def order(values: Values, metric: Metric) -> str:
+    """Models best first; neighbours whose intervals overlap share a place, marked "="."""
+    known = _sorted({m: x for m, x in values.items() if judge.ends(x) is not None}, metric)
+    groups: list[list[str]] = []
+    for model in known:
+        if groups and _tied(values[groups[-1][-1]], values[model]):
+            groups[-1].append(model)
+        else:
+            groups.append([model])
+    placed, place = [], 1
+    for group in groups:
+        sign = f"{place}." if len(group) == 1 else f"{place}=."
+        placed += [f"{sign} {m} {short(values[m].value)}" for m in group]
+        place += len(group)
+    return "; ".join(placed + _unplaced(values, known))
+
+
+def _sorted(values: Values, metric: Metric) -> list[str]:
+    known = [m for m in values if values[m].value is not None]
+    return sorted(known, key=lambda m: values[m].value, reverse=metric.higher)
+
+
+def _unplaced(values: Values, known: Sequence[str]) -> list[str]:
+    """The models without a place, by reason; the reason alone where it is that of all."""
+    reasons: dict[str, list[str]] = {}
+    for model in (m for m in values if m not in known):
+        reasons.setdefault(values[model].reason or "no interval", []).append(model)
+    if not known and len(reasons) == 1:
+        return list(reasons)
+    return [f"{' and '.join(names)}: {why}" for why, names in reasons.items()]
+
+
+def _tied(a: Estimate, b: Estimate) -> bool:
+    (low_a, high_a), (low_b, high_b) = judge.ends(a), judge.ends(b)
+    return low_a <= high_b and low_b <= high_a
+
+
+def changes(printed: Values, ours: Values, metric: Metric) -> str:
+    """Pair by pair: which orders of the study turn round, and which are not resolved."""
+    turned, tied, open_, kept = [], [], [], 0
+    for a, b in combinations(printed, 2):
+        pair = f"{a} and {b}"
+        if None in (printed[a].value, printed[b].value) or not all(
+            judge.ends(ours[m]) for m in (a, b)
+        ):
+            open_.append(pair)
+        elif _tied(ours[a], ours[b]):
+            tied.append(pair)
+        elif (printed[a].value > printed[b].value) != (ours[a].value > ours[b].value):
+            turned.append(pair)
+        else:
+            kept += 1
+    said = [f"{', '.join(pairs)} {what}" for pairs, what in (
+        (turned, "change places"), (tied, "tie: no difference resolved"),
+        (open_, "cannot be compared")) if pairs]  # fmt: skip
+    if len(open_) == len(list(combinations(printed, 2))):
+        return "no pair can be compared"
+    if kept and not said:
+        return "the order holds"
+    held = [f"{kept} of {kept + len(turned) + len(tied) + len(open_)} pairs hold"] if kept else []
+    return "; ".join(said + held)
+
+
+def table(found: Sequence[Ranking]) -> Table:
+    """The rankings as a table."""
+    titles = ("metric", "the paper prints", "its protocol, measured", "measured right",
+              "device-bound", "what changes")  # fmt: skip
+    rows = tuple((r.metric, r.printed, r.protocol, f"{r.ours}; by {r.ours_as}", r.bound, r.change)
+                 for r in found)  # fmt: skip
+    notes = ("best first; models that share a place, marked =, have intervals that overlap",)
+    columns = tuple(Column(title, numeric=False) for title in titles)
+    return Table("rankings", "What changes if you measure it right", columns, rows, notes)

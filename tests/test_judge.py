@@ -1,0 +1,135 @@
+"""Verdicts: each outcome is reached, and the tolerances hold at their edges."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib import judge, stats
+from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE, Ruling
+from lib.stats import Estimate
+
+
+def interval(low: float, high: float, n: int = 10) -> Estimate:
+    return Estimate((low + high) / 2, low, high, n, "median, order statistics")
+
+
+def count(value: float) -> Estimate:
+    return Estimate(value, n=1, method=judge.COUNTED)
+
+
+@pytest.mark.parametrize(
+    ("printed", "unit", "quantity", "low", "high"),
+    [
+        ("100.0", "ms", "time", 90, 110),  # 10 %
+        ("100.0", "MB", "memory", 98, 102),  # 2 %
+        ("31.8", "%", "time", 26.8, 36.8),  # 5 points
+        ("31.7", "%", "memory", 30.7, 32.7),  # 1 point
+        ("2", "%", "effect", 1, 3),
+        ("32", "B", "count", 31, 33),  # one unit of the last digit is more than 0.5 %
+        ("3.61", "B", "count", 3.59195, 3.62805),  # and here it is less
+        ("5", "runs", "whole", 5, 5),
+        (["11", "12"], "1", "time", 9.9, 13.2),
+        (["12", "11"], "1", "time", 9.9, 13.2),
+        ("1e6", "bytes", "memory", 0.98e6, 1.02e6),  # its exponent is no last digit
+        ("-10.7", "%", "time", -15.7, -5.7),
+    ],
+)
+def test_the_band_of_a_printed_value(printed, unit, quantity, low, high):
+    assert judge.band(printed, unit, quantity) == pytest.approx((low, high), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("measured", "word"),
+    [
+        (interval(95, 105), REPRODUCED),
+        (interval(90, 110), REPRODUCED),  # the edges belong to it
+        (interval(89.9, 105), UNTESTABLE),  # wider than the tolerance: reaches in and out
+        (interval(80, 120), UNTESTABLE),
+        (interval(70, 89.9), NOT),
+        (interval(110.1, 130), NOT),
+        (Estimate(100, n=3, method="median", reason="n = 3"), UNTESTABLE),
+        (stats.missing("not measured: no row"), UNTESTABLE),
+        (count(110), REPRODUCED),
+        (count(110.1), NOT),
+    ],
+)
+def test_a_value_without_a_direction(measured, word):
+    assert judge.of_value(measured, judge.band("100.0", "ms", "time")).word == word
+
+
+@pytest.mark.parametrize(
+    ("measured", "word"),
+    [
+        (interval(28, 35), REPRODUCED),
+        (interval(1, 20), DIRECTION),  # above 0, below the band
+        (interval(50, 90), DIRECTION),
+        (interval(20, 40), DIRECTION),  # reaches out of the band, but is above 0
+        (interval(0, 20), NOT),  # touches no effect
+        (interval(-5, 40), UNTESTABLE),
+        (interval(-20, -5), NOT),
+    ],
+)
+def test_a_change_with_a_direction(measured, word):
+    assert judge.of_value(measured, judge.band("31.8", "%", "time"), 0).word == word
+
+
+def test_the_direction_of_a_negative_change_is_down():
+    allowed = judge.band("-21.4", "%", "time")
+    assert judge.of_value(interval(-14, -9), allowed, 0).word == DIRECTION
+    assert judge.of_value(interval(9, 14), allowed, 0).word == NOT
+
+
+@pytest.mark.parametrize(
+    ("ratio", "higher", "lower"),
+    [
+        (interval(1.2, 1.4), REPRODUCED, NOT),
+        (interval(0.7, 0.8), NOT, REPRODUCED),
+        (interval(0.9, 1.1), UNTESTABLE, UNTESTABLE),
+        (interval(0.98, 1.02), NOT, NOT),  # equal within 2 %
+        (interval(0.99, 1.03), UNTESTABLE, UNTESTABLE),
+        (interval(1.001, 1.019), NOT, NOT),  # resolved, but no difference to speak of
+        (count(1.5), REPRODUCED, NOT),
+        (count(1.0), NOT, NOT),
+        (Estimate(1.5, n=3, reason="n = 3: an interval needs n >= 6"), UNTESTABLE, UNTESTABLE),
+        (stats.missing("the rows differ in gpu"), UNTESTABLE, UNTESTABLE),
+    ],
+)
+def test_an_order(ratio, higher, lower):
+    assert judge.of_order(ratio, "higher").word == higher
+    assert judge.of_order(ratio, "lower").word == lower
+
+
+def test_reasons_are_said():
+    why = judge.of_value(interval(70, 80), (90, 110)).why
+    assert why == "[70.00, 80.00] is outside the tolerance [90.00, 110.0]"
+    assert judge.of_value(interval(80, 95), (90, 110)).why.startswith("[80.00, 95.00] is wider")
+    assert judge.of_value(count(1), judge.band("5", "runs", "whole")).why == "1, not 5"
+    assert judge.of_order(count(0.5), "higher").why == "0.5: the other way round"
+    assert str(Ruling(NOT, "why")) == "not reproduced: why"
+    assert str(Ruling(REPRODUCED)) == REPRODUCED
+
+
+def test_together_the_worst_decides():
+    good, turned = Ruling(REPRODUCED), Ruling(NOT, "turned")
+    unknown, partly = Ruling(UNTESTABLE, "n = 3"), Ruling(DIRECTION, "far off")
+    assert judge.together({"a": good, "b": good}) == good
+    assert judge.together({"a": good, "b": partly}) == Ruling(DIRECTION, "b: far off")
+    assert judge.together({"a": partly, "b": unknown, "c": unknown}) == Ruling(
+        UNTESTABLE, "b and c: n = 3")  # fmt: skip
+    assert judge.together({"a": unknown, "b": turned}) == Ruling(NOT, "b: turned")
+    assert judge.together({"": turned}) == turned
+    assert judge.together({}).word == UNTESTABLE
+    many = {str(i): Ruling(NOT, f"reason {i}") for i in range(5)}
+    assert judge.together(many).why.endswith("2: reason 2; and 2 more")
+
+
+def test_a_quotient_spans_the_ends_of_both():
+    made = stats.quotient(interval(8, 12), interval(4, 5))
+    assert (made.low, made.high, made.n) == (8 / 5, 12 / 4, 10)
+    assert made.value == pytest.approx(10 / 4.5)
+    few = Estimate(9, n=3, method="median", reason="n = 3: an interval needs n >= 6")
+    assert stats.quotient(interval(8, 12), few).low is None
+    assert stats.quotient(interval(8, 12), few).reason == few.reason
+    assert stats.quotient(stats.missing("gone"), few).reason == "gone"
+    assert stats.quotient(few, Estimate(0.0, n=1)).value is None
+    assert stats.quotient(interval(8, 12), interval(-1, 5)).low is None  # the divisor may be zero
