@@ -14,7 +14,7 @@ import pandas as pd
 
 from lib import stats
 from lib.params import model_order
-from lib.records import Record, environments
+from lib.records import Record, environments, record_id
 from lib.stats import Estimate
 
 SETUP = ("weights", "dtype", "stack", "experts", "gpu")
@@ -79,7 +79,8 @@ def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1)
     reason = "not measured"
     for row in reversed(rows):
         if row.samples.get(name):
-            return stats.scaled(stats.percentile(row.samples[name], q), factor)
+            found = stats.scaled(stats.percentile(row.samples[name], q), factor)
+            return replace(found, records=(record_id(row),))
         if row.error:
             reason = f"failed: {row.error}"
         elif name in row.missing:

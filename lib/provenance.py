@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 from lib.grid import Column, Table
 from lib.records import Record, environments
-from lib.results import Job
+from lib.results import Job, readable
 
 
 def is_demo(rows: Sequence[Record]) -> bool:
@@ -30,15 +31,16 @@ def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
     """Which models ran where: one entry for each GPU, driver, set of versions, host and commit."""
     groups: dict[tuple, dict[str, set]] = defaultdict(lambda: defaultdict(set))
     for job in found:
-        for env in environments(job.records).values():
+        for env_id, env in environments(job.records).items():
+            told = job.run_of(env_id)
             packages = env.get("packages") or {}
             where = {"GPU": env.get("gpu") or "CPU, no GPU",
                      "driver": env.get("driver"), "CUDA": env.get("cuda"),
                      "torch": env.get("torch") or packages.get("torch"),
                      "transformers": env.get("transformers") or packages.get("transformers"),
-                     "host CPU": env.get("cpu"), "commit": _commit(job)}  # fmt: skip
+                     "host CPU": env.get("cpu"), "commit": _commit(told)}  # fmt: skip
             seen = groups[tuple((k, str(v)) for k, v in where.items() if v)]
-            keyed = [r for r in job.records if r.key.get("model")]
+            keyed = [r for r in job.records if r.key.get("model") and r.env_id == env_id]
             base = [r for r in keyed if not r.kind.startswith("ablation")]
             for title, name in (("models", "model"), ("weights", "weights"), ("stack", "stack"),
                                 ("dtype", "dtype"), ("experts", "experts")):  # fmt: skip
@@ -48,8 +50,8 @@ def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
                 source, revision = r.value("model_source"), r.value("model_revision")
                 if source:
                     seen["source"].add(f"{source}, {revision}" if revision else str(source))
-            if job.end:
-                seen["dates"].add(job.end[:10])
+            if told.get("end"):
+                seen["dates"].add(readable(told["end"])[:10])
     return [_place(dict(where), seen) for where, seen in sorted(groups.items())]
 
 
@@ -63,8 +65,8 @@ def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
     return SimpleNamespace(title=where["GPU"], facts=[(k, v) for k, v in facts.items() if v])
 
 
-def _commit(job: Job) -> str | None:
-    git = job.run.get("git") or {}
+def _commit(told: dict[str, Any]) -> str | None:
+    git = told.get("git") or {}
     if not isinstance(git, dict) or not git.get("commit"):
         return None
     return str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")

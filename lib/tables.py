@@ -16,7 +16,7 @@ import pandas as pd
 from lib import energystats, stats
 from lib.grid import Column, Table, build, frame, sampled, setups, short
 from lib.papertables import write_csvs
-from lib.records import Record, environments
+from lib.records import Record, environments, record_id
 from lib.stats import Estimate
 
 __all__ = ["Column", "Table", "ablation_table", "ablations", "energy", "energy_table", "frame",
@@ -32,7 +32,7 @@ def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Es
     """A single reading, or why there is none: the reason of `like` where it has none of its own."""
     if row.value(name) is not None:
         return Estimate(row.values[name] * factor, n=1, method="single reading",
-                        reason="one reading, no interval")  # fmt: skip
+                        reason="one reading, no interval", records=(record_id(row),))  # fmt: skip
     if row.error:
         return stats.missing(f"failed: {row.error}")
     reason = row.missing.get(name) or row.missing.get(like) or "no reading"

@@ -18,8 +18,10 @@ MODULES = {path.stem: path for path in sorted((ROOT / "lib").glob("[!_]*.py"))}
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
 # What the reading side, from rows to a report, on any laptop, starts from; the rest it imports.
-ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally"}
-RUNNER = {"run", "kernels", "lease", "preflight", "processes"}
+ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally",
+         "compare", "bundle", "money"}  # fmt: skip
+RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processes",
+          "staging"}  # fmt: skip
 MEASURING = {"ceilings", "device", "models", "decode", "latency", "memory", "energy", "session",
              "prompts", "tracing", "occupancy", "storages", "stretches", "forecast", "held",
              "board", "windows", "blocks", "instrument", "weightvalues", "peer_zeus"}  # fmt: skip
@@ -149,7 +151,7 @@ def test_the_reading_side_and_the_runner_start_where_torch_cannot_be_imported():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["ape", "audit", "summary"])
+@pytest.mark.parametrize("name", ["ape", "audit", "start", "summary"])
 def test_a_notebook_that_reads_starts_without_torch(name):
     for module in closure(lib_imports(code_of(NOTEBOOKS[name]))):
         assert not packages(tree(module), lazy=False) & HEAVY, f"{name} starts lib.{module}"

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import kernels, manifest, params, records, report, run
+from lib import kernels, manifest, params, plots, portable, records, report, run
 from lib.device import cpu_name
 
 ROOT = params.ROOT
@@ -184,7 +184,7 @@ ARMS = {
                   "trace": 2},
 }  # fmt: skip
 FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_checks": 0, "stacks": 1,
-           "ablations": 5, "ape": 1, "summary": 7, "audit": 2}  # fmt: skip
+           "ablations": 5, "ape": 1, "summary": 7, "audit": 2, "start": 1}  # fmt: skip
 CONCLUSIONS = {
     "machine": f"{cpu_name()}: memory is read at ",
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
@@ -196,6 +196,7 @@ CONCLUSIONS = {
     "ape": f"{MODEL} at 32 tokens, per billion of its",
     "summary": "Output throughput: fewer than two models measured, so none are compared.",
     "audit": "",
+    "start": f"{MODEL} at 32 tokens, per billion of its",
 }
 
 
@@ -216,6 +217,17 @@ class Results:
             write_report=report.write,
         )
         self.jobs = {job.notebook: job for job in manifest.plan(self.profile, self.out)}
+        self.jobs["start"] = self.start()
+
+    def start(self):
+        """The notebook that JupyterLab opens on is no job of a profile; it reads these results."""
+        values = {"model": MODEL, "context": 32, "stack": "hf-eager", "metric": "ttft",
+                  "results_dir": str(self.out)}  # fmt: skip
+        job = manifest.Task("start", None, "", "", SOURCES["start"], self.out / "_all" / "start",
+                            values, self.out)  # fmt: skip
+        run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
+        report.write_notebook_page(job.folder)
+        return job
 
     def notebook(self, name):
         return read(self.jobs[name].folder / "notebook.ipynb")
@@ -259,7 +271,8 @@ def conclusion(nb):
 def test_it_runs_to_its_end(results, name):
     told = results.manifest(name)
     assert (told["status"], told["error"]) == ("ok", None)
-    assert told["parameters"] == results.jobs[name].parameters
+    known = portable.names(results.out)
+    assert told["parameters"] == portable.values(results.jobs[name].parameters, known)
     nb = results.notebook(name)
     assert all(cell.execution_count for cell in code(nb))
     assert {output.output_type for output in outputs(nb)} <= {"display_data", "execute_result"}, (
@@ -339,6 +352,29 @@ def test_the_parameters_given_show_in_the_results(results):
         (c, g) for c in (16, 32) for g in (1, 4, 8)
     }
     assert {k["dtype"] for k in keys} == {"float32"}
+
+
+@pytest.mark.parametrize("metric", ["throughput", "ttft", "energy", "efficiency"])
+def test_the_first_notebook_can_draw_each_metric_it_names(metric):
+    (parameters,) = tagged(read(SOURCES["start"]), "parameters")
+    assert re.search(rf"metric = .*\b{metric}\b", parameters.source)
+    assert callable(getattr(plots, metric))
+
+
+def test_jupyterlab_opens_on_the_first_notebook():
+    (opened,) = re.findall(r"default_url=/lab/tree/(\S+)", (ROOT / "Makefile").read_text())
+    assert ROOT / opened == SOURCES["start"]
+
+
+def test_the_first_notebook_runs_as_it_is(tmp_path):
+    """Run All on the released results, which every clone has."""
+    values = params.notebook_parameters(SOURCES["start"])
+    folder = tmp_path / "out" / "_all" / "start"
+    job = manifest.Task("start", None, "", "", SOURCES["start"], folder, values)
+    told = run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
+    assert (told["status"], told["error"]) == ("ok", None)
+    assert f"- {values['model']} at {values['context']} tokens" in conclusion(
+        read(folder / "notebook.ipynb"))  # fmt: skip
 
 
 def test_a_changed_parameter_changes_the_conclusion(results, tmp_path):
