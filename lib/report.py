@@ -43,7 +43,7 @@ from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
 from lib.params import BEFORE_MODELS, model_order
 from lib.published import load as load_study
-from lib.records import Record, environments, merge, select
+from lib.records import Record, environments, merge
 from lib.results import ACROSS, Job, slug
 
 MAIN_TABLES = (1, 5, 6, 8)
@@ -186,7 +186,8 @@ def render(
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
     kinds = [k for k in plots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
-    return [Markup(plots.html(plots.memory_ledger(rows, kind=kind), select(rows, kind)))
+    return [Markup(plots.html(plots.memory_ledger(rows, kind=kind),
+                              [r for r in rows if r.kind in (kind, "environment")]))
             for kind in kinds]  # fmt: skip
 
 
