@@ -245,8 +245,9 @@ def environment(gpu: str) -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     system = f"{platform.system()} {platform.machine()}"
+    lock = ROOT / "requirements.lock"
     return {"python": platform.python_version(), "platform": system, "gpu": gpu,
-            "packages": versions}  # fmt: skip
+            "packages": versions, "lock_sha": file_sha(lock) if lock.exists() else None}
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -52,7 +52,30 @@ def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
                     seen["source"].add(f"{source}, {revision}" if revision else str(source))
             if told.get("end"):
                 seen["dates"].add(readable(told["end"])[:10])
+            for name, text in _machine(env, told).items():
+                seen[name].add(text)
     return [_place(dict(where), seen) for where, seen in sorted(groups.items())]
+
+
+def _machine(env: dict[str, Any], told: dict[str, Any]) -> dict[str, str]:
+    """Limits and speeds of the machine, and the lock, as far as they were recorded."""
+    clocks = [(name, env.get(f"{name.lower()}_clock_max_hz")) for name in ("SM", "memory")]
+    found = {
+        "power limit": f"{env['power_limit_w']:g} W" if env.get("power_limit_w") else "",
+        "clocks": ", ".join(f"{n} up to {hz / 1e6:,.0f} MHz" for n, hz in clocks if hz),
+        "host speed": f"{env['host_score_per_s']:.1f} M loops/s" if env.get("host_score_per_s")
+        else "",
+        "launch": f"{env['launch_s'] * 1e6:.1f} µs a kernel" if env.get("launch_s") else "",
+        "Python": (told.get("env") or {}).get("python") or "",
+        "lock": ((told.get("env") or {}).get("lock_sha") or "")[:12],
+    }  # fmt: skip
+    return {name: text for name, text in found.items() if text}
+
+
+def _range(values: set[str]) -> str:
+    """Few values as they are, many as the first and the last."""
+    shown = sorted(values, key=lambda text: (len(text), text))
+    return ", ".join(shown) if len(shown) <= 2 else f"{shown[0]} to {shown[-1]}"
 
 
 def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
@@ -60,8 +83,11 @@ def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
     software = ", ".join(f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers")
                          if n in where)  # fmt: skip
     facts = {n: shown.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
-    facts |= {"software": software, "host CPU": where.get("host CPU"), "dates": shown.get("dates"),
-              "commit": where.get("commit")}  # fmt: skip
+    facts |= {n: shown.get(n) for n in ("power limit", "clocks")}
+    facts |= {"software": software, "host CPU": where.get("host CPU")}
+    facts |= {n: _range(seen[n]) for n in ("host speed", "launch") if seen.get(n)}
+    facts |= {"Python": shown.get("Python"), "dates": shown.get("dates"),
+              "commit": where.get("commit"), "lock": shown.get("lock")}  # fmt: skip
     return SimpleNamespace(title=where["GPU"], facts=[(k, v) for k, v in facts.items() if v])
 
 
