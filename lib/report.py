@@ -172,7 +172,7 @@ def render(
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
         warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
-        costs=Markup(_optional(costs.table(found), "costs")),
+        costs=Markup(_optional(costs.table(found), "grid-costs")),
         methods=Markup(shell().get_template("methods.html").render()),
         downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
         + [(p.name, data_link(p)) for p in csvs],

@@ -82,9 +82,14 @@ class Job:
         """Earlier runs of which the job still holds rows, as the manifest tells them."""
         return self.run.get("earlier") or []
 
-    def run_of(self, env_id: str) -> dict[str, Any]:
+    def run_of(self, env_id: str | None) -> dict[str, Any]:
         """The run that has measured in this environment."""
         return next((e for e in self.earlier if env_id in e["env_ids"]), self.run)
+
+    @property
+    def own(self) -> tuple[Record, ...]:
+        """The rows of the run that the manifest is about, without those of earlier ones."""
+        return tuple(row for row in self.records if self.run_of(row.env_id) is self.run)
 
     @property
     def attempt(self) -> Any:

@@ -23,6 +23,11 @@ from lib import (
 from lib.params import ParamsError
 from lib.records import Record
 
+
+def at(second: int) -> str:
+    return f"2026-01-01T00:00:{second:02d}+00:00"
+
+
 JOB = "m/random-hf-eager/energy"
 
 
@@ -48,8 +53,8 @@ def job(folder: Path, rows: list[Record], traces: dict[str, str] | None = None, 
     for name, text in (traces or {}).items():
         (folder / name).write_text(text)
     (folder / "notebook.ipynb").write_text("{}")
-    defaults = {"status": "ok", "env": {"gpu": "A"}, "job_sha": folder.as_posix(), "start": "1",
-                "end": "2", "attempt": 1, "parameters": {}, "git": None, "lib_sha": "l",
+    defaults = {"status": "ok", "env": {"gpu": "A"}, "job_sha": folder.as_posix(), "start": at(1),
+                "end": at(2), "attempt": 1, "parameters": {}, "git": None, "lib_sha": "l",
                 "notebook_sha": "n"}  # fmt: skip
     told = defaults | told | {"artefacts": manifest.artefacts(folder)}
     manifest.write_json(folder / "run.json", told)
@@ -65,7 +70,7 @@ def seconds(folder: Path) -> dict[tuple, float]:
 def added(tmp_path: Path, old: list[Record], new: list[Record], **options) -> merge.Added:
     """A run in tmp_path/new that replaces the one in tmp_path/old."""
     job(tmp_path / "old", old, **options)
-    job(tmp_path / "new", new, end="4", start="3")
+    job(tmp_path / "new", new, end=at(4), start=at(3))
     return merge.add_earlier(tmp_path / "new", tmp_path / "old", manifest.read(tmp_path / "new"))
 
 
@@ -272,7 +277,7 @@ def test_folders_are_merged_job_by_job(tmp_path):
     a, b, c = (environment(host=h) for h in (1, 2, 3))
     name = "trace-128.jsonl.gz"
     job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0, trace=name), row(a, 512, 2.0)], {name: "t"})
-    job(tmp_path / "b" / JOB, [b, row(b, 512, 3.0)], end="9")
+    job(tmp_path / "b" / JOB, [b, row(b, 512, 3.0)], end=at(9))
     job(tmp_path / "b" / "n/random-hf-eager/energy", [c, row(c, 64, 5.0)])
     manifest.write_json(tmp_path / "a" / "plan.json", {"jobs": [JOB, "x/y/ape"]})
     out = tmp_path / "c"
@@ -281,7 +286,7 @@ def test_folders_are_merged_job_by_job(tmp_path):
     assert (out / JOB / name).read_text() == "t"
     assert seconds(out / "n/random-hf-eager/energy") == {(64, "bfloat16"): 5.0}
     told = manifest.read(out / JOB)
-    assert [e["env_ids"] for e in told["earlier"]] == [[a.env_id]] and told["end"] == "9"
+    assert [e["env_ids"] for e in told["earlier"]] == [[a.env_id]] and told["end"] == at(9)
     assert {x["path"] for x in told["artefacts"]} == {"notebook.ipynb", "records.jsonl", name}
     plan = json.loads((out / "plan.json").read_text())["jobs"]
     assert plan == [JOB, "n/random-hf-eager/energy", "x/y/ape"]
@@ -334,9 +339,9 @@ def test_the_command_writes_a_report(tmp_path, capsys):
 def test_the_report_tells_which_run_measured_in_which_environment(tmp_path):
     a, b = environment(host=1), environment(host=2)
     folder = job(tmp_path / "r" / JOB, [a, row(a, 128, 1.0)], git={"commit": "1" * 40},
-                 end="2026-01-01T10:00:00")  # fmt: skip
+                 start="2026-01-01T09:00:00", end="2026-01-01T10:00:00")  # fmt: skip
     new = job(tmp_path / "new", [b, row(b, 512, 2.0)], git={"commit": "2" * 40},
-              end="2026-02-02T10:00:00")  # fmt: skip
+              start="2026-02-02T09:00:00", end="2026-02-02T10:00:00")  # fmt: skip
     told = manifest.read(new)
     told["earlier"] = list(merge.add_earlier(new, folder, told).earlier)
     for name in ("records.jsonl", "notebook.ipynb"):
