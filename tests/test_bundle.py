@@ -84,7 +84,7 @@ def test_the_same_results_give_the_same_bytes(source, archive, tmp_path):
         ("read from /data/ann/models", "user name"),
         ("at ann-laptop:8888", "host name"),
         ("/srv/people/ann/x", "home folder"),
-        ("/home/someone/work", "home folder"),
+        ("/" + "home/someone/work", "home folder"),
         (f"file:///{USERS}/someone", "home folder"),
         ("C:\\\\Users\\\\someone", "home folder"),
         ("token hf_" + "a1B2" * 8, "Hugging Face token"),
