@@ -27,6 +27,7 @@ from lib import (
     hostbound,
     ledgertables,
     machine,
+    memoryplots,
     plots,
     predictions,
     provenance,
@@ -159,7 +160,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
         warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
-        costs=Markup(_optional(costs.table(found), "costs")),
+        costs=Markup(_optional(costs.table(found), "costs-table")),
         methods=Markup(_environment().get_template("methods.html").render()),
         downloads=[(p.name, _data_link(p)) for p in (replicated.files if replicated else [])]
         + [(p.name, _data_link(p)) for p in csvs],
@@ -171,8 +172,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
 
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
-    kinds = [k for k in plots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
-    return [Markup(plots.html(plots.memory_ledger(rows, kind=kind), select(rows, kind)))
+    kinds = [k for k in memoryplots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
+    return [Markup(plots.html(memoryplots.memory_ledger(rows, kind=kind), select(rows, kind)))
             for kind in kinds]  # fmt: skip
 
 
