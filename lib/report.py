@@ -24,6 +24,7 @@ from lib import (
     hostbound,
     ledgertables,
     machine,
+    memoryplots,
     money,
     plots,
     predictions,
@@ -185,8 +186,8 @@ def render(
 
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
-    kinds = [k for k in plots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
-    return [Markup(plots.html(plots.memory_ledger(rows, kind=kind),
+    kinds = [k for k in memoryplots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
+    return [Markup(plots.html(memoryplots.memory_ledger(rows, kind=kind),
                               [r for r in rows if r.kind in (kind, "environment")]))
             for kind in kinds]  # fmt: skip
 
