@@ -68,8 +68,9 @@ def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
     """
     failed = [r for r in rows if r.error]
     ttft = sampled(select(rows, "latency", new_tokens=1) or failed, "ttft_s")
-    lengths = [r.key["new_tokens"] for r in rows if (r.key["new_tokens"] or 1) > 1]
-    tokens = min(lengths, default=1)
+    lengths = {kind: [r.key["new_tokens"] for r in select(rows, kind) if r.key["new_tokens"] > 1]
+               for kind in KINDS}  # fmt: skip
+    tokens = next((min(found) for found in lengths.values() if found), 1)
     whole = select(rows, "latency", new_tokens=tokens)
     e2e, timed = sampled(whole, "e2e_s"), {r.key.get("experts") for r in whole}
     joules = sampled(select(rows, "energy", new_tokens=tokens), "energy_j")

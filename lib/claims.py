@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from lib import ape, energystats, hostbound, ledger, stats
-from lib.groups import Group, by_setup
+from lib.groups import Group, by_setup, setup_of
 from lib.params import model_order
-from lib.records import Record, select
+from lib.records import Record, environments, select
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s, short
 
@@ -226,7 +226,10 @@ def efficiency(rows: Sequence[Record], context: int) -> str:
     """The four APE quotients of each model, on each of its stacks, at one context."""
     active, lines = ape.nominal(rows), []
     at = [r for r in rows if r.kind == "environment" or r.key.get("context") == context]
-    groups = [g for g in by_setup(at, ape.KINDS) if any(r.kind in ape.TIMED for r in g.rows)]
+    timed = {(g.model, g.setup) for g in by_setup(at, ape.TIMED)}
+    envs = environments(rows)
+    groups = by_setup([r for r in at if r.kind not in ape.KINDS
+                       or (r.key["model"], setup_of(r, envs)) in timed], ape.KINDS)  # fmt: skip
     for group in (g for g in groups if g.model in active):
         count = active[group.model]
         quotients = ape.of_rows(group.rows, count)

@@ -188,10 +188,10 @@ FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_checks"
 CONCLUSIONS = {
     "machine": f"{cpu_name()}: memory is read at ",
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
-    "memory": f"{MODEL}, experts grouped_mm, under the paper's protocol at 32 tokens: peak",
+    "memory": f"{MODEL} (experts grouped_mm) under the paper's protocol at 32 tokens: peak",
     "energy": f"{MODEL}: energy not measured (no NVML energy counter: the device is a CPU).",
     "energy_checks": "Not measured on 1 arm(s), zeus_long_j: no NVML energy counter",
-    "stacks": f"{MODEL} on graph: decode at 32 tokens of context",
+    "stacks": f"{MODEL} (graph): decode at 32 tokens of context",
     "ablations": "context 5000 failed: ModelError",
     "ape": f"{MODEL} at 32 tokens, per billion of its",
     "summary": "Output throughput: fewer than two models measured, so none are compared.",

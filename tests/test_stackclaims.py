@@ -32,14 +32,15 @@ def test_a_stack_stands_beside_generate():
     rows = [arm(128, 10, [2.0, 2.0]), arm(128, 20, [4.0, 4.0]),
             arm(128, 10, [1.0, 1.01], prepare=3.0, **FAST), arm(128, 20, [1.5, 1.51], **FAST)]
     text = stackclaims.conclusion(rows)
-    assert "m on hf-eager: decode at 128 tokens of context 5.000 tok/s" in text
+    assert "m (hf-eager): decode at 128 tokens of context 5.000 tok/s" in text
     assert "20.00 tok/s" in text and "4.000 times hf-eager" in text
     assert "spread by at most 1.0%" in text and "first capture took 3.000 s, later ones 0 s" in text
 
 
 def test_a_stack_that_failed_is_named_with_its_error():
     failed = Record("latency", key("m", context=64, new_tokens=8, **FAST), error="GateError: wrong")
-    assert "m on graph at 64 tokens: GateError: wrong." in stackclaims.conclusion([failed])
+    text = stackclaims.conclusion([arm(128, 10, [2.0]), failed])
+    assert "m (graph) at 64 tokens: GateError: wrong." in text
 
 
 def test_what_the_harness_costs():
