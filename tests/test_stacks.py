@@ -205,6 +205,25 @@ def test_a_choice_by_counting_is_a_choice_by_sorting():
     assert tied[0].tolist() == [[5.0, 5.0]] and len(set(tied[1][0].tolist())) == 2
 
 
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "experts" in name])
+def test_few_and_many_choices_of_experts_agree(name, monkeypatch):
+    """Two of 16 for each token: to four tokens each choice is read, from five on they are sorted
+    by expert, so that none is read twice."""
+    net = build(name, **{n: 16 for n in ("num_local_experts", "num_experts")
+                         if n in ARCHITECTURES[name]})  # fmt: skip
+    module = next(m for path, m in net.named_modules() if path.endswith(".experts"))
+    library, many = fused.grouped_mm_experts_forward, []
+    monkeypatch.setattr(fused, "grouped_mm_experts_forward",
+                        lambda *given: many.append(len(given[1])) or library(*given))  # fmt: skip
+    for tokens in (1, 4, 5, 9):
+        generator = torch.Generator().manual_seed(tokens)
+        hidden = torch.randn(tokens, 32, generator=generator)
+        weights, index = torch.rand(tokens, 16, generator=generator).topk(2)
+        found = fused.chosen_experts(module, hidden, index, weights)
+        torch.testing.assert_close(found, library(module, hidden, index, weights))
+    assert many == [5, 9]
+
+
 def test_a_capture_inside_a_timed_call_is_refused(model, monkeypatch):
     opened = decode.open_stack
     monkeypatch.setattr(
