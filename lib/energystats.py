@@ -48,7 +48,7 @@ def split(rows: Sequence[Record]) -> tuple[Estimate, Estimate]:
     context, not the difference of two totals.
     """
     points = [(row.key["new_tokens"] - 1, joules_)
-              for row in rows if row.kind in ("energy", "energy-slope")
+              for row in rows if row.kind in ("energy", "energy-slope", "batch-energy")
               for joules_ in row.samples.get("energy_j") or ()]  # fmt: skip
     if not points:
         reasons = [row.missing["energy_j"] for row in rows if "energy_j" in row.missing]

@@ -245,7 +245,7 @@ def _bound(table: Table, rows: Sequence[Record]) -> str:
     """The table and the figure of the bounds, where any arm has one."""
     if not table.rows:
         return ""
-    arms = [r for r in rows if r.kind in (*roofline.KINDS, "environment")]
+    arms = [r for r in rows if r.kind in ("latency", "environment")]
     return grid_html(table, "grid-bound") + plots.html(boundplots.bound(rows), arms)
 
 

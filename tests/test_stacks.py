@@ -155,6 +155,19 @@ def test_the_gate_lets_a_right_stack_pass(model):
     assert row.values["max_error"] < 1e-5 and row.values["same_choice"] == 1.0
 
 
+def test_the_gate_of_a_batch_takes_its_floor_from_the_halves(model, monkeypatch):
+    """A doubled batch might not fit where the batch itself does."""
+    sizes, forced = [], decode.GenerateStack.forced_logits
+    monkeypatch.setattr(decode.GenerateStack, "forced_logits", lambda stack, ids, continuation: (
+        sizes.append(len(ids)) or forced(stack, ids, continuation)))  # fmt: skip
+    for batch in (1, 3):
+        row = gate.row(model, stack="graph-compiled", context=40, seed=0, env_id="e", steps=4,
+                       batch=batch)  # fmt: skip
+        assert row.key["batch"] == batch and row.values["max_error"] < 1e-5
+        assert row.values["floor_error"] < 1e-5
+    assert sizes == [1, 2, 3, 2, 1]
+
+
 @pytest.mark.parametrize("part", ["position", "cache", "window"])
 def test_the_gate_stops_a_wrong_stack(model, monkeypatch, part):
     right_start, right_fill = graphs.Step.start, graphs.HeldLayer.fill
