@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from lib import machine, roofline
+from lib.grid import named
 from lib.plots import PALETTE, axes, color, labelled
 from lib.records import Record, select
 
@@ -20,9 +21,9 @@ def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     groups: dict[tuple, list[roofline.Arm]] = {}
     for arm in roofline.arms(rows):
         groups.setdefault((arm.model, *arm.setup, arm.batch), []).append(arm)
-    named, seen = _named(list(groups)), Counter()
+    names, seen = named(list(groups)), Counter()
     for where, arms in groups.items():
-        label, shade = named[where], color(where[0])
+        label, shade = names[where], color(where[0])
         style, seen[where[0]] = STYLES[seen[where[0]] % len(STYLES)], seen[where[0]] + 1
         known = [a for a in arms if a.steps_per_s.value is not None]
         for a in known:
@@ -43,16 +44,6 @@ def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         ax.autoscale(axis="y")
         ax.yaxis.set_major_formatter("{x:g}")
     return ax
-
-
-def _named(keys: Sequence[tuple]) -> dict[tuple, str]:
-    """Each key's model, and of its other fields those in which that model's keys differ."""
-    named = {}
-    for key in keys:
-        mine = [other for other in keys if other[0] == key[0]]
-        several = [at for at in range(1, len(key)) if len({k[at] for k in mine}) > 1]
-        named[key] = ", ".join([str(key[0]), *(str(key[at]) for at in several)])
-    return named
 
 
 def ceilings(rows: Sequence[Record], ax: Axes | None = None) -> Axes:

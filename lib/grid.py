@@ -192,6 +192,16 @@ def _order(where: tuple) -> tuple:
     return (model_order(model), setup, numbers, tuple(map(str, fields)))
 
 
+def named(keys: Sequence[tuple]) -> dict[tuple, str]:
+    """Each key's model, and of its other fields those in which that model's keys differ."""
+    found = {}
+    for key in keys:
+        mine = [other for other in keys if other[0] == key[0]]
+        several = [at for at in range(1, len(key)) if len({k[at] for k in mine}) > 1]
+        found[key] = ", ".join([str(key[0]), *(str(key[at]) for at in several)])
+    return found
+
+
 def build(
     name: str,
     title: str,

@@ -22,6 +22,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lib import (
+    batches,
+    batchplots,
     boundplots,
     costs,
     hostbound,
@@ -123,6 +125,8 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
     paper = paper_tables(rows, published)
     bound = roofline.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
+    beside += batches.tables(rows)
+    batch = batchplots.section(rows)
     ledgers = ledgertables.tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out),
             *tables.write_generic_csvs(rows, out, [*beside, *ledgers])]  # fmt: skip
@@ -151,6 +155,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         paper_main=main,
         paper_more=more,
         bound=Markup(_bound(bound, rows)),
+        batch=batch,
         generic=[html for _, html in grids],
         generic_more=grids,
         ledgers=[Markup(grid_html(t, f"grid-{t.name}")) for t in ledgers],
@@ -164,7 +169,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         downloads=[(p.name, _data_link(p)) for p in (replicated.files if replicated else [])]
         + [(p.name, _data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
-        toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers)),
+        toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
     )  # fmt: skip
 
@@ -308,7 +313,7 @@ def _entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
 
 
 def _contents(
-    groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool
+    groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool, batch: bool
 ) -> list[SimpleNamespace]:
     entries = [_entry("abstract", "Abstract"), _entry("where", "What was measured where")]
     if paper:
@@ -317,6 +322,8 @@ def _contents(
     entries.append(_entry("tables", "The paper's tables" if paper else "Results"))
     if bound:
         entries.append(_entry("bound", "Against the bound"))
+    if batch:
+        entries.append(_entry("batch", "Batch"))
     if paper:
         entries.append(_entry("claims", "The paper's claims"))
         entries.append(_entry("more-tables", "Other tables"))

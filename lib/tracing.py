@@ -14,6 +14,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -172,26 +173,25 @@ def rows(
     Written at once; an implementation that fails is a row with its error. In those of a dense
     model the realised active parameters are the nominal ones.
     """
-    if not model.card.experts:
-        dense = [_dense(model, context=context, batch=batch, stack=stack, env_id=env_id)
-                 for batch in batches]  # fmt: skip
-        return [records.append(records_path, row) for row in dense]
     before, made = model.experts, []
-    arms = [(name, batch) for name in experts or [before] for batch in batches]
+    names = (experts if model.card.experts else ()) or [before]
     try:
-        for name, batch in track(arms, f"experts of {model.name}"):
-            row = _arm_or_error(model, name, context=context, batch=batch, stack=stack, seed=seed,
-                                env_id=env_id)  # fmt: skip
-            made.append(records.append(records_path, row))
+        for name, batch in track([*product(names, batches)], f"experts of {model.name}"):
+            found = row(model, name, context=context, batch=batch, stack=stack, seed=seed,
+                        env_id=env_id)  # fmt: skip
+            made.append(records.append(records_path, found))
             model.device.empty_cache()
     finally:
         _use(model, before)
     return made
 
 
-def _arm_or_error(
+def row(
     model: Any, name: str, *, context: int, batch: int, stack: str, env_id: str | None, seed: int
 ) -> Record:
+    """The row of one experts implementation (which stays in use), or its error."""
+    if not model.card.experts:
+        return _dense(model, context=context, batch=batch, stack=stack, env_id=env_id)
     try:
         _use(model, name)
         return arm(model, context=context, batch=batch, stack=stack, seed=seed, env_id=env_id)
