@@ -5,6 +5,11 @@ NOTEBOOKS ?=
 WEIGHTS ?=
 STACK ?=
 FROM ?=
+OUT ?=
+A ?=
+B ?=
+GPU_HOUR_USD ?=
+KWH_USD ?=
 FORCE ?=
 WAIT ?=
 TIMEOUT ?=
@@ -22,7 +27,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report fit audit test lab lint lock clean
+.PHONY: help setup report merge compare bundle fit audit test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -40,8 +45,10 @@ help:  ## list the targets and variables
 	@echo "  PROFILE=demo|gpu|paper   what to measure (demo needs no GPU and no network)"
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
-	@echo "  FROM=folder              make report: rebuild from these records, measure nothing"
-	@echo "  FORCE=1                  make report: measure finished jobs again"
+	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle"
+	@echo "  OUT=folder               make report, merge, compare, bundle (a .zip): write here"
+	@echo "  GPU_HOUR_USD= KWH_USD=   make report: prices; shows what tokens, requests and energy cost"
+	@echo "  FORCE=1                  make report: measure finished jobs again, and drop what is not"
 	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
 	@echo "  PYTHON=path              use this interpreter (default: the active one if it will do, else .venv)"
 	@echo "  MODEL= GPU_GB=           make fit: hub id, folder or entry of params/models.yaml; GB are 10^9"
@@ -49,7 +56,7 @@ help:  ## list the targets and variables
 	@echo "  CONTEXT=                 make fit: only these contexts"
 	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
-	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), make audit"
+	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
 
 setup:  ## prepare the environment the other targets use, and say which it is
 	@$(call find,lab) :
@@ -61,7 +68,19 @@ report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	    $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STACK),--stack "$(STACK)") \
 	    $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(TIMEOUT),--timeout "$(TIMEOUT)") \
 	    $(if $(filter-out 0 no false,$(WAIT)),--wait) \
-	    $(if $(filter-out 0 no false,$(FORCE)),--force))
+	    $(if $(filter-out 0 no false,$(FORCE)),--force)) $(if $(OUT),--out "$(OUT)") \
+	    $(if $(GPU_HOUR_USD),--gpu-hour-usd "$(GPU_HOUR_USD)") \
+	    $(if $(KWH_USD),--kwh-usd "$(KWH_USD)")
+
+merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/b" OUT=outputs/c
+	@$(call find,report) exec "$$py" -m lib.merge $(FROM) $(if $(OUT),--out "$(OUT)")
+
+compare:  ## ratios with intervals between two result sets: A=outputs/x B=outputs/y
+	@$(call find,report) exec "$$py" -m lib.compare $(if $(A),"$(A)") $(if $(B),"$(B)") $(if $(OUT),--out "$(OUT)")
+
+bundle:  ## a zip of the report and all it rests on, to send: FROM=outputs/x (default outputs/PROFILE)
+	@$(call find,report) exec "$$py" -m lib.bundle "$(or $(FROM),outputs/$(PROFILE))" \
+	    $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
 	@$(call find,report) exec "$$py" -m lib.fit $(if $(MODEL),--model "$(MODEL)") \
@@ -76,10 +95,10 @@ test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \
 	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-lab:  ## open JupyterLab in notebooks/
+lab:  ## open JupyterLab on notebooks/start.ipynb, which reads the released results
 	@$(call find,lab) PYTHONWARNINGS="$${PYTHONWARNINGS:-ignore:IProgress not found}" \
 	    exec "$$py" -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-	    --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+	    --LabApp.default_url=/lab/tree/notebooks/start.ipynb $(ARGS)
 
 lint:  ## check the style of code and notebooks with ruff
 	@$(call find,test) exec "$$py" -m ruff check .

@@ -17,7 +17,8 @@ from lib.records import Record, select
 from lib.stats import Estimate, inverse, missing, scaled
 
 KINDS = ("latency", "memory-paper", "energy")
-SAME = ("model", "weights", "dtype", "experts")  # what a trace and the arm that it explains share
+TIMED = ("latency", "energy")
+SAME = ("model", "weights", "dtype")  # what a trace and the arm that it explains share
 COLUMNS = (
     Column("APE-TPOT", "tok/s per 10^9"), Column("APE-1/TTFT", "1/s per 10^9"),
     Column("APE-energy", "tok/J per 10^9"), Column("TPOT/GB", "tok/s per GB"),
@@ -59,13 +60,15 @@ def ape(
 
 
 def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
-    """The four quotients of one model at one context, from its rows of the headline length.
+    """The four quotients of one model in one setup at one context, from its headline length.
 
+    Throughput, TTFT, energy and memory must be of the same stack: the rows are those of one setup.
     The peak is that of the experts implementation that was timed: memory may be measured for
-    others too.
+    others too. What is missing because a row failed says how it failed.
     """
-    ttft = sampled(select(rows, "latency", new_tokens=1), "ttft_s")
-    lengths = [r.key["new_tokens"] for r in rows if r.key["new_tokens"] > 1]
+    failed = [r for r in rows if r.error]
+    ttft = sampled(select(rows, "latency", new_tokens=1) or failed, "ttft_s")
+    lengths = [r.key["new_tokens"] for r in rows if (r.key["new_tokens"] or 1) > 1]
     tokens = min(lengths, default=1)
     whole = select(rows, "latency", new_tokens=tokens)
     e2e, timed = sampled(whole, "e2e_s"), {r.key.get("experts") for r in whole}
@@ -87,10 +90,22 @@ def nominal(rows: Sequence[Record]) -> dict[str, int]:
 
 
 def realised(rows: Sequence[Record], arm: Record) -> int | None:
-    """Active parameters as traced for the model and experts of this arm; None without a trace."""
+    """Active parameters as traced for the model and experts of this arm; None without a trace.
+
+    A stack may decode with another implementation of the experts than it prefills with, so that
+    the trace must be of the one that decodes.
+    """
     wanted = {name: arm.key.get(name) for name in SAME}
-    traced = [r.value("active_params_realised") for r in select(rows, "trace", batch=1, **wanted)]
+    traced = [r.value("active_params_realised") for r in select(rows, "trace", batch=1, **wanted)
+              if _same_experts(r, arm)]  # fmt: skip
     return next((count for count in reversed(traced) if count), None)
+
+
+def _same_experts(trace: Record, arm: Record) -> bool:
+    told = [row.value("decode_experts") for row in (trace, arm)]
+    if None in told:
+        return trace.key.get("experts") == arm.key.get("experts")
+    return told[0] == told[1]
 
 
 def table(rows: Sequence[Record]) -> pd.DataFrame:
@@ -102,14 +117,14 @@ def table(rows: Sequence[Record]) -> pd.DataFrame:
 def quotients(rows: Sequence[Record]) -> Table:
     """`table` as data. What was measured for its memory only has no quotient, and no row."""
     active = nominal(rows)
-    where = (*SAME, "stack", "context")
-    timed = {_place(r, where) for r in rows if r.kind in ("latency", "energy")}
+    where = (*SAME, "experts", "stack", "context")
+    timed = {_place(r, where) for r in rows if r.kind in TIMED}
     kept = [r for r in rows if r.kind != "memory-paper" or _place(r, where) in timed]
     columns = [Column("parameters", numeric=False), Column("active", "10^9"), *COLUMNS]
 
     def made(name: str, count: Any, method: str) -> Table:
         def cells(group: list[Record]) -> Sequence[Any]:
-            found = count(group[0])
+            found = count(group)
             if not found:
                 return ()
             per_b = of_rows(group, found)
@@ -119,8 +134,11 @@ def quotients(rows: Sequence[Record]) -> Table:
         return build("ape", "Active Parameter Efficiency", kept, KINDS, ("context",), columns,
                      cells)  # fmt: skip
 
-    first = made("nominal", lambda arm: active[arm.key["model"]], "counted")
-    second = made("realised", lambda arm: realised(rows, arm), "traced")
+    def traced(group: list[Record]) -> int | None:
+        return next((realised(rows, r) for r in group if r.kind == "latency" and not r.error), None)
+
+    first = made("nominal", lambda group: active.get(group[0].key["model"]), "counted")
+    second = made("realised", traced, "traced")
     pairs = zip(first.rows, second.rows, strict=True)
     both = [row for pair in pairs for row in pair if len(row) == len(first.columns)]
     return replace(first, rows=tuple(both))
@@ -136,10 +154,9 @@ def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
     active = nominal(rows)
 
     def cells(group: list[Record]) -> Sequence[Estimate]:
-        rate = inverse(sampled(group, "e2e_s"), group[0].key["new_tokens"])
-        counts = {"counted": active[group[0].key["model"]], "traced": realised(rows, group[0])}
-        untraced = missing("not traced")
-        found = [untraced if not n else Estimate(n / 1e9, n=1, method=method)
+        rate = inverse(sampled(group, "e2e_s"), group[0].key["new_tokens"] or 1)
+        counts = {"counted": active.get(group[0].key["model"]), "traced": realised(rows, group[0])}
+        found = [missing(f"not {method}") if not n else Estimate(n / 1e9, n=1, method=method)
                  for method, n in counts.items()]  # fmt: skip
         return (rate, *found, *(scaled(rate, 1 / a.value) if a.value else a for a in found))
 

@@ -5,13 +5,14 @@ Throughput and energy of a token are slopes over two lengths, so that the prefil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lib import energystats, roofline, stats
 from lib.claims import bullets, cautions, number
-from lib.grid import SETUP, Column, Table, build, grouped, named, short, without_empty
+from lib.grid import Column, Table, build, grouped, short, without_empty
+from lib.groups import SETUP, Name, named
 from lib.records import Record
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s
@@ -119,7 +120,7 @@ def _joules(rows: Sequence[Record], batch: int) -> tuple[Estimate, Estimate]:
     longest = max(measured, key=lambda r: r.key["new_tokens"])
     whole = stats.scaled(stats.mean(longest.samples["energy_j"]),
                          1 / (batch * longest.key["new_tokens"]))  # fmt: skip
-    _, step = energystats.split(measured)
+    _, step = energystats.split(measured, KINDS)
     if step.value is not None and step.value <= 0:
         return stats.missing("not resolved: noise hides the energy of decoding"), whole
     return stats.scaled(step, 1 / batch), whole
@@ -159,6 +160,11 @@ def by_line(found: Sequence[Point]) -> dict[tuple, list[Point]]:
         lines.setdefault(point.line, []).append(point)
     order = list(dict.fromkeys(point.line for point in found))
     return {line: lines[line] for line in order}
+
+
+def names(lines: Iterable[tuple]) -> dict[tuple, Name]:
+    """What each line is called beside the others, and its place among setups."""
+    return named(list(lines), ("context",))
 
 
 def rivals(point: Point) -> tuple[Any, ...]:
@@ -216,9 +222,10 @@ def tables(rows: Sequence[Record]) -> list[Table]:
 def conclusion(rows: Sequence[Record]) -> str:
     """Each line from one user to the most: throughput, knee, energy, experts, and the front."""
     found = points(rows)
-    lines, names = by_line(found), named(list(by_line(found)))
-    said = [sentence for where, mine in lines.items() for sentence in _line(names[where], mine)]
-    return bullets([*said, *_front(found, names), f"{RULE[:1].upper()}{RULE[1:]}.",
+    lines = by_line(found)
+    labels = {where: name.label for where, name in names(lines).items()}
+    said = [sentence for where, mine in lines.items() for sentence in _line(labels[where], mine)]
+    return bullets([*said, *_front(found, labels), f"{RULE[:1].upper()}{RULE[1:]}.",
                     *cautions(rows)])  # fmt: skip
 
 
@@ -270,11 +277,11 @@ def _bytes(name: str, known: Sequence[Point]) -> list[str]:
     return [f"{name}: {'; '.join(said)} (MBU of the measured bandwidth)."] if said else []
 
 
-def _front(found: Sequence[Point], names: dict[tuple, str]) -> list[str]:
+def _front(found: Sequence[Point], labels: dict[tuple, str]) -> list[str]:
     best = front(found)
     if not best:
         return []
-    said = [f"{names[line]}, batch {', '.join(str(p.batch) for p in mine)}"
+    said = [f"{labels[line]}, batch {', '.join(str(p.batch) for p in mine)}"
             for line, mine in by_line(best).items()]  # fmt: skip
     return [f"Not dominated in speed for a user and in energy, among the choices for one model: "
             f"{'; '.join(said)}."]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,13 +10,11 @@ from matplotlib.axes import Axes
 
 from lib import batches
 from lib.batches import Point
-from lib.grid import named
 from lib.markup import grid_html
-from lib.plots import axes, color, html, labelled
+from lib.plots import axes, color, html, labelled, style
 from lib.records import Record
 from lib.stats import Estimate
 
-STYLES = ("-", "--", "-.", ":")  # of a model's setups, in turn
 SECTION = """<section>
 <h2 id="batch">Batch</h2>
 <p>A step reads its weights once for all sequences of a batch, so that throughput and tokens per
@@ -30,14 +27,14 @@ another choice for the same model is at least as good in both respects.</p>
 def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Decode throughput of all sequences against the batch, with its interval; knees are ringed."""
     ax, sizes = axes(ax), set()
-    for label, style, shade, line in _lines(batches.points(rows)):
+    for label, dashes, shade, line in _lines(batches.points(rows)):
         known = [p for p in line if p.total.value is not None]
         sizes |= {p.batch for p in known}
         for p in known:
             if None not in (p.total.low, p.total.high):
                 ax.plot([p.batch] * 2, [p.total.low, p.total.high], lw=4, alpha=0.3, color=shade)
         if known:
-            ax.plot([p.batch for p in known], [p.total.value for p in known], style, marker=".",
+            ax.plot([p.batch for p in known], [p.total.value for p in known], ls=dashes, marker=".",
                     color=shade, label=label)  # fmt: skip
         for p in known:
             if p.batch == batches.knee(line).batch:
@@ -60,12 +57,12 @@ def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     ax, found = axes(ax), batches.points(rows)
     best = {id(p) for p in batches.front(found)}
     drawn = False
-    for label, style, shade, line in _lines(found):
+    for label, dashes, shade, line in _lines(found):
         known = [p for p in line if None not in (p.per_user.value, p.tokens_per_j.value)]
         if not known:
             continue
         drawn = True
-        ax.plot(*_both(known), style, lw=1, alpha=0.5, color=shade, label=label)
+        ax.plot(*_both(known), ls=dashes, lw=1, alpha=0.5, color=shade, label=label)
         for p in known:
             ax.plot(*_both([p]), ls="", marker=f"${p.batch}$", ms=6 + 3 * len(str(p.batch)),
                     mew=0.3, alpha=1 if id(p) in best else 0.3, color=shade)  # fmt: skip
@@ -87,13 +84,12 @@ def section(rows: Sequence[Record]) -> Markup:
     return Markup(SECTION + figures + grid_html(made[0], "grid-batch") + "</section>\n")
 
 
-def _lines(found: Sequence[Point]) -> Iterator[tuple[str, str, Any, list[Point]]]:
+def _lines(found: Sequence[Point]) -> Iterator[tuple[str, Any, Any, list[Point]]]:
     """Label, style, colour and points of every line."""
     lines = batches.by_line(found)
-    names, seen = named(list(lines)), Counter()
+    names = batches.names(lines)
     for where, line in lines.items():
-        yield names[where], STYLES[seen[where[0]] % len(STYLES)], color(where[0]), line
-        seen[where[0]] += 1
+        yield names[where].label, style(names[where].place), color(where[0]), line
 
 
 def _both(line: Sequence[Point]) -> tuple[list[float], list[float]]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
 from lib import machine, roofline
-from lib.grid import named
-from lib.plots import PALETTE, axes, color, labelled
+from lib.groups import named
+from lib.plots import PALETTE, axes, color, labelled, style
 from lib.records import Record, select
-
-STYLES = ("-", "--", "-.")  # of a model's setups, in turn; dotted is the bound
 
 
 def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
@@ -21,10 +18,9 @@ def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     groups: dict[tuple, list[roofline.Arm]] = {}
     for arm in roofline.arms(rows):
         groups.setdefault((arm.model, *arm.setup, arm.batch), []).append(arm)
-    names, seen = named(list(groups)), Counter()
+    names = named(list(groups), ("batch",))
     for where, arms in groups.items():
-        label, shade = names[where], color(where[0])
-        style, seen[where[0]] = STYLES[seen[where[0]] % len(STYLES)], seen[where[0]] + 1
+        label, shade = names[where].label, color(where[0])
         known = [a for a in arms if a.steps_per_s.value is not None]
         for a in known:
             ends = (a.steps_per_s.low, a.steps_per_s.high)
@@ -33,7 +29,7 @@ def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
                         color=shade)  # fmt: skip
         if known:
             ax.plot([a.context for a in known], [a.batch * a.steps_per_s.value for a in known],
-                    style, marker=".", color=shade, label=label)  # fmt: skip
+                    ls=style(names[where].place), marker=".", color=shade, label=label)  # fmt: skip
         limited = [a for a in arms if a.bound_per_s]
         if limited:
             ax.plot([a.context for a in limited], [a.batch * a.bound_per_s for a in limited],

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lib import ape, energystats, hostbound, ledger, params, stats
-from lib.records import Record, environments, require_comparable, select
+from lib import ape, energystats, hostbound, ledger, stats
+from lib.groups import Group, by_setup
+from lib.params import model_order
+from lib.records import Record, select
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s, short
 
@@ -38,27 +40,26 @@ def ratio_sentence(name: str, reference: str, what: str, ratio: Estimate) -> str
 def latency(rows: Sequence[Record]) -> str:
     """TTFT, throughput and its change with context, for each model; who waits; the A/A check."""
     lines = []
-    for model, mine in by_model(rows, "latency").items():
-        contexts = sorted({r.key["context"] for r in mine})
-        tokens = min((r.key["new_tokens"] for r in mine if r.key["new_tokens"] > 1), default=None)
+    for group in by_setup(rows, "latency"):
+        name, whole = group.label, [r for r in group.rows if r.samples.get("e2e_s")]
+        tokens = min((r.key["new_tokens"] for r in whole), default=None)
         if tokens is None:
-            lines.append(f"{model}: only first tokens were timed, so no throughput is stated.")
+            lines.append(f"{name}: only first tokens were timed, so no throughput is stated.")
             continue
-        ends = (contexts[0], contexts[-1])
-        first, last = (select(mine, context=c, new_tokens=tokens) for c in ends)
-        for row in last:
-            ttft = next(iter(select(mine, context=contexts[-1], new_tokens=1)), None)
-            at = select(mine, context=contexts[-1])
-            first_token = stats.median(ttft.samples["ttft_s"]) if ttft else stats.missing("no arm")
-            output = stats.inverse(stats.median(row.samples["e2e_s"]), tokens)
-            lines.append(
-                f"{model} at {contexts[-1]} tokens of context and {tokens} new tokens: TTFT "
-                f"{number(stats.scaled(first_token, 1e3), 'ms')}; output throughput "
-                f"{number(output, 'tok/s')}; decode alone {number(decode_tok_per_s(at), 'tok/s')}."
-            )
-        if len(contexts) > 1 and first and last:
-            ratio = stats.ratio(first[0].samples["e2e_s"], last[0].samples["e2e_s"])
-            lines.append(ratio_sentence(f"{model} at {contexts[-1]}", f"{contexts[0]} tokens",
+        headline = {r.key["context"]: r for r in select(whole, new_tokens=tokens)}
+        first, last = min(headline), max(headline)
+        output = stats.inverse(stats.median(headline[last].samples["e2e_s"]), tokens)
+        at = select(group.rows, context=last)
+        ones = [r.samples["ttft_s"] for r in select(at, new_tokens=1) if r.samples.get("ttft_s")]
+        first_token = stats.median(ones[0]) if ones else stats.missing("no arm")
+        lines.append(
+            f"{name} at {last} tokens of context and {tokens} new tokens: TTFT "
+            f"{number(stats.scaled(first_token, 1e3), 'ms')}; output throughput "
+            f"{number(output, 'tok/s')}; decode alone {number(decode_tok_per_s(at), 'tok/s')}."
+        )
+        if first != last:
+            ratio = stats.ratio(*(headline[c].samples["e2e_s"] for c in (first, last)))
+            lines.append(ratio_sentence(f"{name} at {last}", f"{first} tokens",
                                         "Output throughput", ratio))  # fmt: skip
     return bullets([*lines, *hostbound.sentences(rows), *_aa_checks(rows), *cautions(rows)])
 
@@ -69,12 +70,12 @@ def aa(rows: Sequence[Record]) -> str:
 
 
 def _aa_checks(rows: Sequence[Record]) -> list[str]:
-    return [_aa(row) for row in select(rows, "aa") if not row.error]
+    return [_aa(group, row) for group in by_setup(rows, "aa") for row in group.rows]
 
 
-def _aa(row: Record) -> str:
+def _aa(group: Group, row: Record) -> str:
     """Whether two halves of one arm look alike, as they must: in random order, and as measured."""
-    times_s, where = row.samples["ttft_s"], f"{row.key['model']} at {row.key['context']} tokens"
+    times_s, where = row.samples["ttft_s"], f"{group.label} at {row.key['context']} tokens"
     share = stats.aa_coverage(times_s)
     if share.value is None:
         return f"A/A check of {where}: not made ({share.reason})."
@@ -96,12 +97,16 @@ def memory(rows: Sequence[Record]) -> str:
     names = {"kv": "KV cache", "logits": "held logits", "experts": "workspace of the experts",
              "activations": "workspace"}  # fmt: skip
     for kind, title in (("memory-paper", "the paper's protocol"), ("memory", "generate()")):
-        for model, mine in by_experts(rows, kind).items():
-            v = max(mine, key=lambda r: r.key["context"])
+        for group in by_setup(rows, kind):
+            v = max(group.rows, key=lambda r: r.key["context"])
             above, parts = ledger.above_bytes(v), ledger.ledger(v).parts
-            line = (f"{model} under {title} at {v.key['context']} tokens: peak "
-                    f"{v.values['peak_bytes'] / 1e9:.3f} GB, {above / 1e6:,.1f} MB above the "
-                    "baseline")  # fmt: skip
+            line = f"{group.label} under {title} at {v.key['context']} tokens: peak "
+            if above is None:
+                reason = v.missing.get("peak_bytes", "no reading")
+                lines.append(f"{line}not measured ({reason}).")
+                continue
+            line += (f"{v.values['peak_bytes'] / 1e9:.3f} GB, {above / 1e6:,.1f} MB above the "
+                     "baseline")  # fmt: skip
             if parts["kv"] is None:
                 lines.append(f"{line}; its parts are not told apart.")
                 continue
@@ -113,24 +118,13 @@ def memory(rows: Sequence[Record]) -> str:
     return bullets([*lines, *ledger.sentences(rows), *cautions(rows)])
 
 
-def by_experts(rows: Sequence[Record], kind: str) -> dict[str, list[Record]]:
-    """Like `by_model`, but apart for each experts implementation where a model has several."""
-    groups: dict[str, list[Record]] = {}
-    for model, mine in by_model(rows, kind).items():
-        several = len({r.key.get("experts") for r in mine}) > 1
-        for row in mine:
-            name = f"{model}, experts {row.key['experts']}," if several else model
-            groups.setdefault(name, []).append(row)
-    return groups
-
-
 def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = None) -> str:
     """Joules per 1,000 tokens by the counter, what of it is idle, prefill and token, uncertainty,
     and how far the paper's estimator is from it; grams of CO2e where an intensity is given."""
     lines = []
-    for model, mine in by_model(rows, "energy").items():
-        row = max(mine, key=lambda r: r.key["context"])
-        if "energy_j" not in row.samples:
+    for group in by_setup(rows, "energy"):
+        model, row = group.label, max(group.rows, key=lambda r: r.key["context"])
+        if not row.samples.get("energy_j"):
             reason = row.missing.get("energy_j", "no reading")
             lines.append(f"{model}: energy not measured ({reason}).")
             continue
@@ -146,7 +140,7 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
             + (f"; the paper's before/after estimator gives "
                f"{sum(paper) / sum(row.samples['energy_j']) - 1:+.1%}." if paper else ".")
         )  # fmt: skip
-        lines += energy_details(model, row, [r for r in rows if r.key.get("model") == model])
+        lines += energy_details(group, row, rows)
         if told := energystats.carbon(1e3 * per_1k.value, pue, g_per_kwh):
             lines.append(f"{model}, one million tokens: {told.kwh:.3g} kWh x PUE {pue:g} x "
                          f"{g_per_kwh:g} g/kWh = {told.grams:.3g} gCO2e.")  # fmt: skip
@@ -154,16 +148,18 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
     return bullets([*lines, *cautions(r for r in rows if r.kind != "instrument")])
 
 
-def energy_details(model: str, row: Record, mine: Sequence[Record]) -> list[str]:
+def energy_details(group: Group, row: Record, rows: Sequence[Record]) -> list[str]:
     """Prefill and token, and uncertainty, of a row that was measured in blocks."""
-    lines, context = [], row.key["context"]
-    arms = [r for r in mine if r.key.get("context") == context]
+    lines, model, context = [], group.label, row.key["context"]
+    lengths = next((g.rows for g in by_setup(rows, energystats.LENGTHS)
+                    if (g.model, g.setup) == (group.model, group.setup)), ())  # fmt: skip
+    arms = select(lengths, context=context)
     if any(r.kind == "energy-slope" for r in arms):
         prefill, token = energystats.split(arms)
         said = f"prefill and first token {number(prefill, 'J')}; each further token "
         lines.append(f"{model} at {context} tokens: {said}{number(token, 'J')}.")
     if row.value("blocks"):
-        found = energystats.uncertainty(row, energystats.weight_spread(mine))
+        found = energystats.uncertainty(row, energystats.spread_beside(rows, group))
         parts = {"95 % over blocks": found.statistical, "readouts": found.readouts,
                  "weight values": found.weights}  # fmt: skip
         said = [f"{name} ±{value:.1%}" for name, value in parts.items() if value is not None]
@@ -179,16 +175,21 @@ def energy_details(model: str, row: Record, mine: Sequence[Record]) -> list[str]
 def energy_checks(rows: Sequence[Record]) -> str:
     """What values of weights change, and how far a peer is on the same windows."""
     lines = []
-    for value, ratio in energystats.weight_effects(rows).items():
-        if value != "normal":
-            lines.append(ratio_sentence(f"{value} weights", "normal ones", "Energy", ratio))
-    if real := energystats.real_effect(rows):
-        lines.append(ratio_sentence(f"real weights of {real[0]}", "random ones", "Energy", real[1]))
-    for row in select(rows, "energy-peer"):
+    for group in by_setup(rows, energystats.WEIGHTS, without=("weights",)):
+        name = group.label
+        for value, ratio in energystats.weight_effects(group.rows).items():
+            if value != "normal":
+                lines.append(ratio_sentence(f"{name} with {value} weights", "normal ones",
+                                            "Energy", ratio))  # fmt: skip
+        if (real := energystats.real_effect(group.rows)) is not None:
+            lines.append(ratio_sentence(f"{name} with real weights", "random ones", "Energy", real))
+    peers = by_setup(rows, "energy-peer")
+    for label, row in ((peer.label, row) for peer in peers for row in peer.rows):
+        of = f" of {label}" if len(peers) > 1 else ""
         for name, off in energystats.peer_differences(row).items():
             if off:
                 seconds = stats.median(row.samples[f"{name}_s"]).value
-                lines.append(f"Zeus on {len(off)} windows of {short(seconds)} s: median "
+                lines.append(f"Zeus on {len(off)} windows{of} of {short(seconds)} s: median "
                              f"{stats.median(off).value:+.2%}, at most {max(off, key=abs):+.2%} "
                              "from this workbook.")  # fmt: skip
     return bullets([*lines, *cautions(rows)])
@@ -202,75 +203,54 @@ def ablations(rows: Sequence[Record]) -> str:
     """Each arm against the first of its ablation that worked: throughput ratio, or its error."""
     lines = []
     for name, field in ABLATIONS.items():
-        arms = select(rows, f"ablation-{name}")
-        worked = [r for r in arms if not r.error]
-        for row in arms:
-            title = f"{field} {row.key.get(field)}"
-            if row.error:
-                lines.append(f"{title} failed: {row.error}.")
-            elif row is not worked[0]:
-                ratio = stats.ratio(worked[0].samples["e2e_s"], row.samples["e2e_s"])
-                reference = str(worked[0].key.get(field))
-                lines.append(ratio_sentence(title, reference, "Output throughput", ratio))
-        if len(worked) < 2:
-            lines.append(f"{name}: {len(worked)} arm(s) ran, so nothing is compared.")
+        groups = by_setup(rows, f"ablation-{name}", without=(field,), failed=True)
+        for group in groups:
+            of = f" of {group.label}" if len(groups) > 1 else ""
+            worked = [r for r in group.rows if not r.error]
+            for row in group.rows:
+                title = f"{field} {row.key.get(field)}{of}"
+                if row.error:
+                    lines.append(f"{title} failed: {row.error}.")
+                elif row is not worked[0]:
+                    ratio = stats.ratio(worked[0].samples["e2e_s"], row.samples["e2e_s"])
+                    reference = str(worked[0].key.get(field))
+                    lines.append(ratio_sentence(title, reference, "Output throughput", ratio))
+            if len(worked) < 2:
+                lines.append(f"{name}{of}: {len(worked)} arm(s) ran, so nothing is compared.")
+        if not groups:
+            lines.append(f"{name}: 0 arm(s) ran, so nothing is compared.")
     return bullets([*lines, *cautions(rows)])
 
 
 def efficiency(rows: Sequence[Record], context: int) -> str:
-    """The four APE quotients of each model at one context."""
-    active = {r.key["model"]: r.values["active_params"] for r in rows if r.kind == "card"}
-    lines = []
-    for model, count in active.items():
-        arms = [r for r in select(rows, model=model, context=context) if r.kind in ape.KINDS]
-        if not arms:
-            known = sorted({r.key["context"] for r in rows if r.key.get("context")})
-            lines.append(f"{model}: nothing measured at {context} tokens; measured: {known}.")
-            continue
-        quotients = ape.of_rows(arms, count)
+    """The four APE quotients of each model, on each of its stacks, at one context."""
+    active, lines = ape.nominal(rows), []
+    at = [r for r in rows if r.kind == "environment" or r.key.get("context") == context]
+    groups = [g for g in by_setup(at, ape.KINDS) if any(r.kind in ape.TIMED for r in g.rows)]
+    for group in (g for g in groups if g.model in active):
+        count = active[group.model]
+        quotients = ape.of_rows(group.rows, count)
         lines.append(
-            f"{model} at {context} tokens, per billion of its {count / 1e9:.3g} billion active "
-            f"parameters: {number(quotients.tok_per_s_per_b, 'tok/s')}; "
+            f"{group.label} at {context} tokens, per billion of its {count / 1e9:.3g} billion "
+            f"active parameters: {number(quotients.tok_per_s_per_b, 'tok/s')}; "
             f"{number(quotients.inverse_ttft_per_s_per_b, 'first tokens per second')}; "
             f"{number(quotients.tok_per_j_per_b, 'tokens per joule')}. Per GB of peak memory: "
             f"{number(quotients.tok_per_s_per_gb, 'tok/s')}."
         )
+    for model in sorted(active.keys() - {g.model for g in groups}, key=model_order):
+        known = sorted({r.key["context"] for r in rows if r.key.get("context")
+                        and r.key.get("model") == model and not r.error})  # fmt: skip
+        lines.append(f"{model}: nothing measured at {context} tokens; measured: {known}.")
     return bullets([*lines, *cautions(rows)])
 
 
-def models(rows: Sequence[Record]) -> str:
-    """Every model against the first in throughput, TTFT and energy, at the longest common context.
-
-    Models may differ in their weights' source only where all are labelled; GPU, dtype and stack
-    must agree, otherwise the sentence says why nothing is compared.
-    """
+def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
+    """What failed, by model, setup and context; once where several rows share the reason."""
     lines = []
-    for kind, sample, what, invert in (
-        ("latency", "e2e_s", "Output throughput", True), ("latency", "ttft_s", "TTFT", False),
-        ("energy", "energy_j", "Energy per token", False)):  # fmt: skip
-        groups = by_model([r for r in rows if r.samples.get(sample)], kind)
-        if len(groups) < 2:
-            lines.append(f"{what}: fewer than two models measured, so none are compared.")
-            continue
-        shapes = [{(r.key["context"], -r.key["new_tokens"]) for r in g} for g in groups.values()]
-        common = set.intersection(*shapes)
-        if not common:
-            lines.append(f"{what}: the models share no context and length.")
-            continue
-        context, tokens = max(common)  # the longest context, and there the fewest new tokens
-        arms = [select(g, context=context, new_tokens=-tokens)[-1] for g in groups.values()]
-        try:
-            require_comparable(arms, environments(rows))
-        except ValueError as error:
-            lines.append(f"{what}: not compared; {error}.")
-            continue
-        for other in arms[1:]:
-            a, b = arms[0].samples[sample], other.samples[sample]
-            ratio = stats.ratio(b, a) if invert else stats.ratio(a, b)
-            what_there = f"At {context} tokens, {_lower_first(what)}"
-            name, reference = arms[0].key["model"], other.key["model"]
-            lines.append(ratio_sentence(name, reference, what_there, ratio))
-    return bullets([*lines, *cautions(rows)])
+    for group in by_setup(rows, kinds, failed=True):
+        for row in (r for r in group.rows if r.error):
+            lines.append(f"{group.label} at {row.key.get('context')} tokens: {row.error}.")
+    return list(dict.fromkeys(lines))
 
 
 def cautions(rows: Iterable[Record]) -> list[str]:
@@ -288,19 +268,6 @@ def cautions(rows: Iterable[Record]) -> list[str]:
     return lines
 
 
-def by_model(rows: Iterable[Record], kind: str) -> dict[str, list[Record]]:
-    """Rows of a kind that did not fail, by model, in the order of params/models.yaml."""
-    groups: dict[str, list[Record]] = {}
-    for row in rows:
-        if row.kind == kind and not row.error:
-            groups.setdefault(row.key["model"], []).append(row)
-    return dict(sorted(groups.items(), key=lambda group: params.model_order(group[0])))
-
-
 def bullets(lines: Sequence[str]) -> str:
     """A Markdown list."""
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _lower_first(text: str) -> str:
-    return text if text.isupper() else text[0].lower() + text[1:]

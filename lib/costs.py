@@ -38,15 +38,15 @@ def table(jobs: Sequence[Job]) -> Table:
 def parts(job: Job) -> dict[str, float]:
     """Seconds of a job by what they went into; `other` is what is left."""
     cells = cell_seconds(job)
-    prepare = sum(row.values.get("prepare_s") or 0.0 for row in job.records)
+    prepare = sum(row.values.get("prepare_s") or 0.0 for row in job.own)
     found = {
         "job": span_s(job.run),
         "startup": span_s(job.run) - sum(cells),
         "imports": cells[0] if cells else 0.0,
-        "build": sum(row.values.get("load_s") or 0.0 for row in select(job.records, "card")),
+        "build": sum(row.values.get("load_s") or 0.0 for row in select(job.own, "card")),
         "prepare": prepare,
-        "warmup": max(0.0, summed(job.records, ("warmup_s",)) - prepare),
-        "timed": summed(job.records, TIMED),
+        "warmup": max(0.0, summed(job.own, ("warmup_s",)) - prepare),
+        "timed": summed(job.own, TIMED),
     }
     spent = sum(seconds for name, seconds in found.items() if name != "job")
     return found | {"other": found["job"] - spent}

@@ -53,11 +53,15 @@ def table(rows: Sequence[Record]) -> pd.DataFrame:
 
     def cells(group: list[Record]) -> list[stats.Estimate]:
         row = group[-1]
-        calls = list(zip(row.samples["token_s"], row.samples["e2e_s"], strict=True))
+        stamps, ends_s = (row.samples.get(name) or [] for name in ("token_s", "e2e_s"))
+        if row.error or not stamps or len(stamps) != len(ends_s):
+            why = f"failed: {row.error}" if row.error else "not measured: no time of the call"
+            return [stats.missing(why)] * len(DEFINITIONS)
+        calls = list(zip(stamps, ends_s, strict=True))
         return [stats.median([d.of(stamps, end_s) for stamps, end_s in calls])
                 for d in DEFINITIONS]  # fmt: skip
 
-    stamped = [r for r in rows if r.kind == "environment" or len(_first_call(r)) > 1]
+    stamped = [r for r in rows if r.kind == "environment" or r.error or len(_first_call(r)) > 1]
     columns = [Column(d.name, d.unit) for d in DEFINITIONS]
     return frame(build("crosswalk", "Definitions", stamped, ("itl",), ("context", "new_tokens"),
                        columns, cells))  # fmt: skip

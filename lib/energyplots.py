@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from lib import energystats, readouts, records, stats
-from lib.plots import PALETTE, axes, labelled
+from lib.groups import Group, by_setup
+from lib.plots import PALETTE, axes, color, labelled, style
 from lib.records import Record
 
 LENGTHS_S = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
@@ -62,29 +63,43 @@ def estimator_error(trace: Sequence[dict[str, Any]], ax: Axes | None = None) -> 
 def parts(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Joules of a call against its new tokens: every block, and the line through them."""
     ax = axes(ax)
-    sloped = sorted({r.key["context"] for r in rows if r.kind == "energy-slope"})
-    for number, context in enumerate(sloped):
-        arms = [r for r in rows if r.key.get("context") == context and r.samples.get("energy_j")
-                and r.kind in ("energy", "energy-slope")]  # fmt: skip
+    found = [(group, sorted({r.key["context"] for r in group.rows if r.kind == "energy-slope"}))
+             for group in by_setup(rows, energystats.LENGTHS)]  # fmt: skip
+    sloped = [(group, context) for group, contexts in found for context in contexts]
+    several = sum(bool(contexts) for _, contexts in found) > 1
+    for number, (group, context) in enumerate(sloped):
+        label, drawn = _drawn(group, number, several)
+        arms = [r for r in group.rows if r.key["context"] == context and r.samples.get("energy_j")]
         for row in arms:
             values = row.samples["energy_j"]
             ax.plot([row.key["new_tokens"]] * len(values), values, "o", ms=3.5, alpha=0.4,
-                    color=PALETTE[number])  # fmt: skip
+                    color=drawn["color"])  # fmt: skip
         prefill, token = energystats.split(arms)
         if prefill.value is not None:
             ends = [1, max(r.key["new_tokens"] for r in arms)]
             ax.plot(ends, [prefill.value + token.value * (g - 1) for g in ends],
-                    color=PALETTE[number], label=f"context {context}")  # fmt: skip
+                    label=f"{label}context {context}", **drawn)  # fmt: skip
     return labelled(ax, "Energy of a call against its length", "new tokens", "J (GPU board)")
+
+
+def _drawn(group: Group, number: int, several: bool) -> tuple[str, dict[str, Any]]:
+    """How a line's label starts, and how it is drawn: by its model and setup if there are several,
+    else by its number."""
+    if several:
+        return f"{group.label}, ", {"color": color(group.model), "ls": style(group.place)}
+    return "", {"color": PALETTE[number % len(PALETTE)]}
 
 
 def blocks(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Every block in the order in which it was measured, over the mean of its cell: drift shows."""
     ax = axes(ax)
-    for number, row in enumerate(r for r in rows if r.kind == "energy" and r.value("places")):
+    groups = by_setup(rows, "energy")
+    shown = [(group, r) for group in groups for r in group.rows if r.value("places")]
+    for number, (group, row) in enumerate(shown):
         values = row.samples["energy_j"]
         mean = stats.mean(values).value
         off = [100 * (value / mean - 1) for value in values]
-        ax.plot(range(1, len(off) + 1), off, ".-", color=PALETTE[number % len(PALETTE)],
-                label=f"context {row.key['context']}")  # fmt: skip
+        label, drawn = _drawn(group, number, len(groups) > 1)
+        ax.plot(range(1, len(off) + 1), off, marker=".",
+                label=f"{label}context {row.key['context']}", **drawn)  # fmt: skip
     return labelled(ax, "Blocks in the order of measurement", "block", "off the mean (%)")

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib import joules, stats
+from lib.groups import Group, by_setup
 from lib.records import Record
 from lib.stats import Estimate
 
 J_PER_KWH = 3.6e6
+LENGTHS = ("energy", "energy-slope")  # kinds of rows that share a line over new tokens
+WEIGHTS = ("energy-weights", "energy-real")  # kinds whose arms differ in their weights alone
 # No comparison of an H100's sensor with a meter was found; +-5 % is what NVIDIA once stated for
 # much older cards. It is an assumption, and cancels in ratios on one card.
 SENSOR_GAIN = 0.05
@@ -41,14 +44,14 @@ def net_j(row: Record) -> tuple[list[float], str]:
     return [], f"not measured: {reason}"
 
 
-def split(rows: Sequence[Record]) -> tuple[Estimate, Estimate]:
+def split(rows: Sequence[Record], kinds: Sequence[str] = LENGTHS) -> tuple[Estimate, Estimate]:
     """Joules of the prefill (with the first token) and of each further token.
 
     The line E = prefill + token x (new tokens - 1) through all blocks of all lengths at one
     context, not the difference of two totals.
     """
     points = [(row.key["new_tokens"] - 1, joules_)
-              for row in rows if row.kind in ("energy", "energy-slope", "batch-energy")
+              for row in rows if row.kind in kinds
               for joules_ in row.samples.get("energy_j") or ()]  # fmt: skip
     if not points:
         reasons = [row.missing["energy_j"] for row in rows if "energy_j" in row.missing]
@@ -97,7 +100,10 @@ def uncertainty(row: Record, weights: float | None = None) -> Uncertainty:
 
 
 def weight_effects(rows: Sequence[Record]) -> dict[str, Estimate]:
-    """Energy with each set of weight values over that with normal ones, block by block."""
+    """Energy with each set of weight values over that with normal ones, block by block.
+
+    The rows are those of one model in one setup, but for its weights; so in `real_effect`.
+    """
     arms = {row.key["weights"].removeprefix("random-"): row.samples.get("energy_j") or []
             for row in rows if row.kind == "energy-weights" and not row.missing}  # fmt: skip
     base = arms.get("normal")
@@ -106,15 +112,15 @@ def weight_effects(rows: Sequence[Record]) -> dict[str, Estimate]:
     return {value: stats.paired_ratio(*_shortest(arm, base)) for value, arm in arms.items()}
 
 
-def real_effect(rows: Sequence[Record]) -> tuple[str, Estimate] | None:
-    """The model, and its energy with real weights over that with random ones, block by block."""
+def real_effect(rows: Sequence[Record]) -> Estimate | None:
+    """Energy with real weights over that with random ones, block by block."""
     arms = [r for r in rows if r.kind == "energy-real" and r.samples.get("energy_j")]
     random = [r for r in arms if r.key["weights"] == "random"]
     real = [r for r in arms if r.key["weights"] != "random"]
     if not random or not real:
         return None
-    pair = _shortest(real[-1].samples["energy_j"], random[-1].samples["energy_j"])
-    return real[-1].key["model"], stats.paired_ratio(*pair)
+    return stats.paired_ratio(*_shortest(real[-1].samples["energy_j"],
+                                         random[-1].samples["energy_j"]))  # fmt: skip
 
 
 def _shortest(*arms: Sequence[float]) -> list[Sequence[float]]:
@@ -126,6 +132,13 @@ def weight_spread(rows: Sequence[Record]) -> float | None:
     """The largest difference from normal values: the bound for random against real weights."""
     effects = [e.value for e in weight_effects(rows).values() if e.value is not None]
     return max(abs(value - 1) for value in effects) if len(effects) > 1 else None
+
+
+def spread_beside(rows: Sequence[Record], group: Group) -> float | None:
+    """`weight_spread` of a group's model in its setup, whatever its own weights are."""
+    beside = (g for g in by_setup(rows, "energy-weights", without=("weights",))
+              if (g.model, g.but("weights")) == (group.model, group.but("weights")))  # fmt: skip
+    return next((weight_spread(g.rows) for g in beside), None)
 
 
 @dataclass(frozen=True)

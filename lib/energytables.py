@@ -9,7 +9,8 @@ import pandas as pd
 
 from lib import energystats, stats
 from lib.grid import Column, build, frame
-from lib.records import Record, select
+from lib.groups import Group, by_setup, setup_of
+from lib.records import Record, environments
 from lib.stats import Estimate
 
 READOUTS = {"counter": "energy counter", "instant": "instant power", "average": "average power"}
@@ -25,8 +26,19 @@ def plain(rows: list[dict[str, Any]], reason: str = "") -> pd.DataFrame:
 
 def reason_of(rows: Sequence[Record], kind: str) -> str:
     """Why rows of a kind have no numbers."""
-    reasons = [why for row in rows if row.kind == kind for why in row.missing.values()]
+    reasons = [
+        why
+        for row in rows
+        if row.kind == kind
+        for why in ((f"failed: {row.error}",) if row.error else row.missing.values())
+    ]
     return reasons[0] if reasons else "not measured"
+
+
+def of_groups(groups: Sequence[Group]) -> list[tuple[dict[str, str], Group, Record]]:
+    """Every row with its group, and a first cell that names the group where there are several."""
+    return [({"of": group.label} if len(groups) > 1 else {}, group, row)
+            for group in groups for row in group.rows]  # fmt: skip
 
 
 def instrument(rows: Sequence[Record]) -> pd.DataFrame:
@@ -35,12 +47,13 @@ def instrument(rows: Sequence[Record]) -> pd.DataFrame:
     Agreement is that with the counter on the constant load.
     """
     made = []
-    for row in rows:
-        if row.kind != "instrument" or row.value("readings") is None:
+    for of, _, row in of_groups(by_setup(rows, "instrument")):
+        if row.value("readings") is None:
             continue
         off = {"average": "constant_average_off", "instant": "constant_instant_off"}
         for name, title in READOUTS.items():
             made.append({
+                **of,
                 "readout": title,
                 "refresh (ms)": milli(row.value(f"{name}_refresh_s")),
                 "half of a step after (ms)": milli(row.value(f"{name}_step_s")),
@@ -86,21 +99,27 @@ def parts(rows: Sequence[Record]) -> pd.DataFrame:
 
     columns = [Column("new tokens", numeric=False), Column("prefill and first token", "J"),
                Column("each further token", "J")]  # fmt: skip
-    sloped = {r.key["context"] for r in rows if r.kind == "energy-slope"}
-    arms = [r for r in rows if r.key.get("context") in sloped or r.kind == "environment"]
-    table = build("energy-parts", "Prefill and tokens", arms, ("energy", "energy-slope"),
+    envs = environments(rows)
+
+    def arm(row: Record) -> tuple[Any, ...]:
+        return (row.key.get("model"), setup_of(row, envs), row.key.get("context"))
+
+    sloped = {arm(r) for r in rows if r.kind == "energy-slope"}
+    arms = [r for r in rows if r.kind == "environment" or arm(r) in sloped]
+    table = build("energy-parts", "Prefill and tokens", arms, energystats.LENGTHS,
                   ("context",), columns, cells)  # fmt: skip
     return frame(table) if table.rows else plain([], "no lengths to draw a line through")
 
 
 def uncertainty(rows: Sequence[Record]) -> pd.DataFrame:
     """Statistical and systematic uncertainty of each row, in percent, apart from each other."""
-    spread, made = energystats.weight_spread(rows), []
-    for row in select(rows, "energy"):
+    made = []
+    for of, group, row in of_groups(by_setup(rows, "energy")):
         if not row.samples.get("energy_j"):
             continue
-        found = energystats.uncertainty(row, spread)
+        found = energystats.uncertainty(row, energystats.spread_beside(rows, group))
         made.append({
+            **of,
             "context": row.key["context"],
             "blocks": len(row.samples["energy_j"]),
             "spread of blocks, CV (%)": percent(energystats.variation(row)),
@@ -121,13 +140,17 @@ def worst(values: Sequence[float] | None) -> float | None:
 
 def weights(rows: Sequence[Record]) -> pd.DataFrame:
     """Energy with other weight values over that with normal ones."""
-    made = [{"weights": value, "energy / normal": ratio.value and round(ratio.value, 4),
-             "95 %": interval(ratio), "blocks": ratio.n}
-            for value, ratio in energystats.weight_effects(rows).items()]  # fmt: skip
-    if real := energystats.real_effect(rows):
-        made.append({"weights": f"{real[0]}, real against random",
-                     "energy / normal": round(real[1].value, 4), "95 %": interval(real[1]),
-                     "blocks": real[1].n})  # fmt: skip
+    made, found = [], []
+    for group in by_setup(rows, energystats.WEIGHTS, without=("weights",)):
+        effects, real = energystats.weight_effects(group.rows), energystats.real_effect(group.rows)
+        if real is not None:
+            effects["real against random"] = real
+        found += [(group.label, effects)] if effects else []
+    for label, effects in found:
+        of = {"of": label} if len(found) > 1 else {}
+        made += [{**of, "weights": value, "energy / normal": ratio.value and round(ratio.value, 4),
+                  "95 %": interval(ratio), "blocks": ratio.n}
+                 for value, ratio in effects.items()]  # fmt: skip
     return plain(made, reason_of(rows, "energy-weights"))
 
 
@@ -139,11 +162,11 @@ def interval(estimate: Estimate) -> str:
 def peer(rows: Sequence[Record]) -> pd.DataFrame:
     """Zeus against this workbook on the same windows: median and worst difference."""
     made = []
-    for row in select(rows, "energy-peer"):
+    for of, _, row in of_groups(by_setup(rows, "energy-peer")):
         for name, off in energystats.peer_differences(row).items():
             if off:
                 made.append({
-                    "windows": name, "count": len(off),
+                    **of, "windows": name, "count": len(off),
                     "seconds": round(stats.median(row.samples[f"{name}_s"]).value, 2),
                     "median difference (%)": percent(stats.median(off).value),
                     "worst difference (%)": percent(worst(off)),

@@ -108,7 +108,7 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
     stacks = {stack: {t: chosen(t, stack) for t in published.models} for stack in DEVICE_BOUND}
     stacks = {stack: {t: s if s.rows else Series((), f"not measured: no row on stack {stack}")
                       for t, s in m.items()} for stack, m in stacks.items()}  # fmt: skip
-    stack = max(stacks, key=lambda name: sum(bool(s.rows) for s in stacks[name].values()))
+    stack = max(stacks, key=lambda name: sum(map(_timed, stacks[name].values())))
     bound = stacks[stack]
     if not any(s.rows for s in bound.values()):
         reason = f"not measured: no row on a stack that the device bounds ({' or '.join(stacks)})"
@@ -129,6 +129,10 @@ def _with_more(series: Series, records: Sequence[Record], envs: dict) -> Series:
     more = [r for r in one_sequence if r not in series.rows and _gpu(r, envs) == _gpu(own, envs)
             and all(r.key.get(f) == own.key.get(f) for f in SETUP)]  # fmt: skip
     return replace(series, rows=(*series.rows, *more))
+
+
+def _timed(series: Series) -> bool:
+    return any(r.kind != "card" and not r.error for r in series.rows)
 
 
 def _gpu(row: Record, envs: dict) -> Any:

@@ -4,14 +4,15 @@ measured and why."""
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from lib import paperrules as rules
-from lib import roofline
+from lib import perstack, roofline
 from lib.grid import interval, short
 from lib.papertables import PaperTable
+from lib.perstack import Base
 from lib.records import Record, environments, require_comparable
 from lib.stats import Estimate
 
@@ -28,49 +29,36 @@ class Finding(NamedTuple):
 def findings(
     records: Sequence[Record], published: dict[str, Any], tables: Sequence[PaperTable]
 ) -> list[Finding]:
-    """The abstract: throughput, TTFT, memory and energy with their ratios, then the paper."""
-    if tables:
-        base = {k: s for k, s in rules.study(records, published).base.items() if s.rows}
-    else:
-        base = _series(records)
-    arm = _arm(base, published)
+    """The abstract: throughput, TTFT, memory and energy with their ratios on the study's stack,
+    then what other stacks change, then the paper."""
+    on_stack = partial(perstack.on_stack, records, published, bool(tables))
+    stack = perstack.study_stack(records, published, bool(tables))
+    base = on_stack(stack)
+    arm, reference = _arm(base, published), published["ablation_model"]
+    envs = environments(records)
     if not base or arm is None:
-        return [Finding("Nothing to conclude", "Not measured: there is no latency row with more "
-                        "than one new token.")]  # fmt: skip
-    reference = published["ablation_model"]
-    if reference not in base:
-        reference = _fastest(base, arm)
-    envs = environments(records)
-    return [
-        _throughput(base, arm, reference, envs),
-        _ttft(base, arm, reference, envs),
-        _memory(base, arm, envs, reference),
-        _energy(base, arm, envs, reference),
-        *_bound(base, arm, records),
-        *against_paper(tables),
-    ]
+        found = [Finding("Nothing to conclude", f"Not measured on {stack}: there is no latency row "
+                         "with more than one new token.")]  # fmt: skip
+    else:
+        if reference not in base:
+            reference = _fastest(base, arm)
+        where = "" if stack == published["stack"] else f", on {stack}"
+        found = [
+            _throughput(base, arm, reference, envs, where),
+            _ttft(base, arm, reference, envs, where),
+            _memory(base, arm, envs, reference),
+            _energy(base, arm, envs, reference),
+            *_bound(base, arm, records),
+        ]
+    for other in perstack.others(records, stack):
+        found += _other_stack(on_stack(other), other, base, stack, arm, published, envs)
+    return [*found, *against_paper(tables)]
 
 
-def _series(records: Sequence[Record]) -> dict[str, rules.Series]:
-    """Per model the rows of its commonest stack and dtype."""
-    envs = environments(records)
-    base = {}
-    for model in sorted({str(r.key["model"]) for r in records if r.key.get("model")}):
-        rows = [r for r in records if str(r.key.get("model")) == model]
-        kinds = [r for r in rows if r.kind in ("latency", "memory-paper", "energy")]
-        counts = Counter((str(r.key.get("dtype")), str(r.key.get("stack"))) for r in kinds)
-        if not counts:
-            continue
-        (dtype, stack), _ = max(counts.items(), key=lambda item: (item[1], item[0]))
-        wanted = {"dtype": dtype, "stack": stack}
-        base[model] = rules.configuration(rows, envs, wanted, rules.BASE_KINDS)
-    return base
-
-
-def _arm(base: dict[str, rules.Series], published: dict[str, Any]) -> Arm | None:
+def _arm(base: Base, published: dict[str, Any]) -> Arm | None:
     """The paper's context and tokens where any model has them, else the longest common context."""
     arms = [{(r.key["context"], r.key["new_tokens"]) for r in s.rows
-             if r.kind == "latency" and r.key.get("new_tokens", 1) > 1 and not r.error}
+             if r.kind == "latency" and (r.key.get("new_tokens") or 1) > 1 and not r.error}
             for s in base.values()]  # fmt: skip
     arms = [found for found in arms if found]
     if not arms:
@@ -82,7 +70,7 @@ def _arm(base: dict[str, rules.Series], published: dict[str, Any]) -> Arm | None
     return max(common, key=lambda arm: (arm[0], -arm[1]))
 
 
-def _fastest(base: dict[str, rules.Series], arm: Arm) -> str:
+def _fastest(base: Base, arm: Arm) -> str:
     return max(base, key=lambda m: (rules.output_tok_per_s(base[m], *arm).value or 0, m))
 
 
@@ -133,25 +121,25 @@ def compared(name: str, others: dict[str, Estimate]) -> str:
     return f"{name}: {listed(parts)}."
 
 
-def _throughput(base: dict[str, rules.Series], arm: Arm, reference: str, envs: dict) -> Finding:
+def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
     found = {m: rules.output_tok_per_s(s, *arm) for m, s in base.items()}
     # Throughput is tokens over time: its ratio is the inverse ratio of the times.
     others = {m: rules.pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
               for m in base if m != reference}  # fmt: skip
-    lead = f"Output throughput at {arm[0]:,} tokens of context and {arm[1]} new tokens"
+    lead = f"Output throughput at {arm[0]:,} tokens of context and {arm[1]} new tokens{where}"
     return Finding(lead, f"{levels(found, 'tok/s')} {compared(reference, others)}".strip())
 
 
-def _ttft(base: dict[str, rules.Series], arm: Arm, reference: str, envs: dict) -> Finding:
+def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
     found = {m: rules.ttft_ms(s, *arm) for m, s in base.items()}
     one = (arm[0], 1)
     others = {m: rules.pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
               for m in base if m != reference}  # fmt: skip
-    lead = f"Time to first token at {arm[0]:,} tokens of context"
+    lead = f"Time to first token at {arm[0]:,} tokens of context{where}"
     return Finding(lead, f"{levels(found, 'ms')} {compared(reference, others)}".strip())
 
 
-def _memory(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str) -> Finding:
+def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     lead = "Peak memory in the paper's protocol"
     peaks = {m: rules.peak_mib(s, *arm) for m, s in base.items()}
     if all(p.value is None for p in peaks.values()):
@@ -184,7 +172,7 @@ def size(value_bytes: float) -> str:
     return f"{short(value_bytes / (1e9 if big else 1e6))} {'GB' if big else 'MB'}"
 
 
-def _energy(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str) -> Finding:
+def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     lead = "Gross energy per 1,000 generated tokens"
     found = {m: rules.joules_per_1k(s, *arm) for m, s in base.items()}
     if all(e.value is None for e in found.values()):
@@ -194,7 +182,7 @@ def _energy(base: dict[str, rules.Series], arm: Arm, envs: dict, reference: str)
     return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
 
 
-def _bound(base: dict[str, rules.Series], arm: Arm, records: Sequence[Record]) -> list[Finding]:
+def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> list[Finding]:
     """Decoding against the bytes that a step must read, for steps that no cache can hold."""
     around = [r for r in records if r.kind in ("environment", "ceilings", "trace")]
     parts, shares, sources = [], [], set()
@@ -218,6 +206,45 @@ def _bound(base: dict[str, rules.Series], arm: Arm, records: Sequence[Record]) -
                  "here, such as the host that drives it, and a comparison of models compares "
                  "that.")  # fmt: skip
     return [Finding("Against the bound", said)]
+
+
+def _other_stack(
+    there: Base, other: str, base: Base, stack: str, arm: Arm | None, published: dict[str, Any],
+    envs: dict,
+) -> list[Finding]:  # fmt: skip
+    """What a further stack changes: throughput and energy there, against the study's stack."""
+    arm = arm if _has(there, arm) else _arm(there, published)
+    if arm is None:
+        failed = [f"{m} ({r.error})" for m, s in there.items() for r in s.rows if r.error][:1]
+        return [Finding(f"On {other}", f"Nothing was timed: {listed(failed)}.")] if failed else []
+    reference = published["ablation_model"]
+    reference = reference if reference in there else _fastest(there, arm)
+    found = [(_throughput(there, arm, reference, envs, f", on {other}"), "latency", "e2e_s")]
+    if any(rules.joules_per_1k(s, *arm).value is not None for s in there.values()):
+        said = _energy(there, arm, envs, reference)
+        found.append((Finding(f"{said.lead}, on {other}", said.text), "energy", "energy_j"))
+    return [Finding(said.lead, said.text + _against(there, base, stack, arm, envs, kind, sample))
+            for said, kind, sample in found]  # fmt: skip
+
+
+def _against(
+    there: Base, base: Base, stack: str, arm: Arm, envs: dict, kind: str, sample: str
+) -> str:
+    """Each model's quantity on a stack over that on the study's; throughput is inverse time."""
+    known = []
+    for model in (m for m in there if m in base):
+        pair = (there[model], base[model])
+        ratio = rules.pair_ratio(pair[::-1] if kind == "latency" else pair, envs, kind, sample,
+                                 arm, ("stack",))  # fmt: skip
+        if ratio.value is not None:
+            known.append(f"{model} {ratio.value:.2f}× {interval(ratio)}".strip())
+    return f" Against {stack}: {listed(known)}." if known else ""
+
+
+def _has(base: Base, arm: Arm | None) -> bool:
+    return arm is not None and any(
+        rules.output_tok_per_s(series, *arm).value is not None for series in base.values()
+    )
 
 
 def _common_reason(found: dict[str, Estimate]) -> str:

@@ -15,10 +15,10 @@ import sys
 import textwrap
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from lib.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError
+from lib.forms import FORMS, KEPT, USUAL, held_as
 from lib.params import ParamsError, split, unknown
 from lib.predictions import released_lines
 from lib.roofline import bound_tok_per_s
@@ -29,52 +29,6 @@ from lib.tally import say
 CUDA_CONTEXT_BYTES = 600_000_000
 CONTEXTS = (2048, 8192, 32768)
 _ENDLESS = 2**30  # tokens; where the search stops if the model states no limit
-
-
-@dataclass(frozen=True)
-class Form:
-    """A way to hold weights: a dtype, and the count of the card that takes `bits` each instead."""
-
-    dtype: str
-    assumes: str = "every parameter in it, and the cache"
-    quantised: str = ""
-    bits: float = 16
-
-
-_LINEAR = "linear layers and routed experts at {} bits a weight ({} for 128 weights)"
-FORMS = {
-    "float32": Form("float32"),
-    "bfloat16": Form("bfloat16", "every parameter in it, and the cache; float16 takes the same"),
-    "float16": Form("float16"),
-    "8-bit": Form("bfloat16", _LINEAR.format("8.125", "a 16-bit scale"),
-                  "matrix_params", 8 + 16 / 128),
-    "mxfp4": Form("bfloat16", "matrices of routed experts at 4.25 bits a weight (an 8-bit scale "
-                  "for 32 weights), as gpt-oss is published", "expert_matrix_params", 4 + 8 / 32),
-    "4-bit": Form("bfloat16", _LINEAR.format("4.156", "a 16-bit scale and a 4-bit zero"),
-                  "matrix_params", 4 + (16 + 4) / 128),
-}  # fmt: skip
-_KEPT = ("8-bit, mxfp4 and 4-bit leave embeddings, output matrix, routers, norms, biases and the "
-         "cache in bfloat16")  # fmt: skip
-USUAL = tuple(name for name in FORMS if name != "float16")
-
-
-def held_as(card: ModelCard, form: Form) -> ModelCard:
-    """The same model with its weights in this form; `card` is counted in the form's dtype."""
-    if not form.quantised:
-        return card
-    count, in_experts = getattr(card, form.quantised), card.expert_matrix_params or 0
-    if not count:
-        what = "routed experts" if form.quantised == "expert_matrix_params" else "linear layers"
-        raise ModelError(f"{card.name} has no {what} that could be held so")
-
-    def saved_bytes(weights: int) -> int:
-        return round(weights * (16 - form.bits) / 8)
-
-    return replace(
-        card,
-        weight_bytes=card.weight_bytes - saved_bytes(count),
-        routed_bytes=card.routed_bytes - saved_bytes(in_experts),
-    )
 
 
 def largest_context(card: ModelCard, free_bytes: int) -> int:
@@ -197,7 +151,7 @@ def text(told: dict[str, Any]) -> str:
         notes.append(f"window: {sliding} of {card.layers} layers keep the last {card.window:,} "
                      "tokens only")  # fmt: skip
     notes += [f"{name}: {row['assumes']}" for name, row in rows.items()]
-    notes += [_KEPT] if any(FORMS[name].quantised for name in rows) else []
+    notes += [KEPT] if any(FORMS[name].quantised for name in rows) else []
     notes += [
         f"reserve: {CUDA_CONTEXT_BYTES / 1e9:g} GB for the CUDA context, {MARGIN_BYTES / 1e9:g} GB "
         f"and {MARGIN_SHARE:.0%} of the weights for workspace; long prompts that are not prefilled "

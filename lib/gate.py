@@ -18,6 +18,7 @@ STEPS = 8
 UNIT = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}  # relative error of one rounding
 ROUNDINGS_PER_LAYER = 16
 LEAST = 1e-4
+VALUES = ("median_error", "max_error", "floor_error", "allowed_error", "same_choice")
 NOISE = 3.0  # how many times as far from the reference as the reference from itself
 
 
@@ -71,9 +72,9 @@ def row(
     key = model.key(stack=stack, context=context, new_tokens=steps, batch=batch,
                     cache=decode.cache_kind(stack), decoding="greedy")  # fmt: skip
     same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
-    return Record("gate", key, samples={"relative_error": errors}, env_id=env_id, values={
-        "median_error": median(errors), "max_error": max(errors), "floor_error": floor,
-        "allowed_error": allowed, "same_choice": same})  # fmt: skip
+    values = (median(errors), max(errors), floor, allowed, same)
+    return Record("gate", key, samples={"relative_error": errors}, env_id=env_id,
+                  values={**model.source, **dict(zip(VALUES, values, strict=True))})  # fmt: skip
 
 
 def _in_another_batch(stack: Any, ids: Any, continuation: Any) -> Any:

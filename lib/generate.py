@@ -40,8 +40,8 @@ class GenerateStack:
     """Calls of `generate()` that produce exactly the tokens asked for.
 
     `static` keeps one static cache of `capacity` tokens over all calls, which makes the library
-    compile the decode step on a GPU, unless `compiled` is false. Without a capacity the cache is
-    made anew where a call needs a longer one.
+    compile the decode step on a GPU. Without a capacity the cache is made anew where a call needs a
+    longer one.
     """
 
     def __init__(
@@ -51,7 +51,6 @@ class GenerateStack:
         decoding: str,
         static: bool = False,
         capacity: int | None = None,
-        compiled: bool = True,
     ) -> None:
         from transformers import GenerationConfig
 
@@ -60,8 +59,6 @@ class GenerateStack:
         self.net, self._options = net, dict(DECODING[decoding])
         self._static, self._capacity = static, capacity or 0
         self._cache, self._size = None, (0, 0)
-        if static and not compiled:
-            self._options["disable_compile"] = True
 
     def __call__(
         self, ids: torch.Tensor, new_tokens: int, on_token: Callable[[], None] | None = None
@@ -73,7 +70,7 @@ class GenerateStack:
             **self._options, max_new_tokens=new_tokens, return_dict_in_generate=True
         )
         extra: dict[str, Any] = {"streamer": _Stamp(on_token)} if on_token else {}
-        graphs, start_s = compiled_graphs(), time.perf_counter()
+        graphs, start_s = compiled_graphs() if self._static else 0, time.perf_counter()
         if self._static:
             extra["past_key_values"] = self._held(ids.shape[0], ids.shape[1] + new_tokens)
         out = self.net.generate(
@@ -83,7 +80,7 @@ class GenerateStack:
         if tokens.shape[1] != new_tokens:
             raise RuntimeError(f"asked for {new_tokens} new tokens, got {tokens.shape[1]}")
         # A call that compiled is spoilt as a whole: what part was compilation cannot be told.
-        compiled = compiled_graphs() > graphs
+        compiled = self._static and compiled_graphs() > graphs
         return Decoded(tokens, out.past_key_values,
                        time.perf_counter() - start_s if compiled else 0.0)  # fmt: skip
 

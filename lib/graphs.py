@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -103,7 +104,8 @@ class Step:
 
         `around` is entered while the step runs as Python: what it exchanges stays in the graph.
         """
-        with around(self.net, self.cache):
+        with around(self.net, self.cache), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the compiler's remarks on its choices
             replay = capture.record(self._run, self.token.device.type)
         recorded = replay != self._run
         self.advance = replay if recorded else partial(_within, around, self)

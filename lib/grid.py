@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 
 from lib import stats
+from lib.groups import SETUP, setup_of, setup_order, setup_value
 from lib.params import model_order
-from lib.records import Record, environments
+from lib.records import Record, environments, record_id
 from lib.stats import Estimate
 
-SETUP = ("weights", "dtype", "stack", "experts", "gpu")
 RANDOM_NOTE = ("random weights: valid for memory and dense latency; router-dependent for "
                "mixture-of-experts prefill")  # fmt: skip
 
@@ -79,7 +79,8 @@ def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1)
     reason = "not measured"
     for row in reversed(rows):
         if row.samples.get(name):
-            return stats.scaled(stats.percentile(row.samples[name], q), factor)
+            found = stats.scaled(stats.percentile(row.samples[name], q), factor)
+            return replace(found, records=(record_id(row),))
         if row.error:
             reason = f"failed: {row.error}"
         elif name in row.missing:
@@ -153,7 +154,7 @@ def setups(rows: Iterable[Record], envs: dict[str, dict]) -> tuple[list[str], li
     seen: dict[str, set] = {name: set() for name in SETUP}
     for row in rows:
         for name in SETUP:
-            seen[name].add(_setup_value(row, name, envs))
+            seen[name].add(setup_value(row, name, envs))
     differ = [name for name in SETUP if len(seen[name]) > 1]
     same = [f"{name} {next(iter(values))}" for name, values in seen.items() if len(values) == 1]
     notes = ["all rows: " + ", ".join(same)] if same else []
@@ -162,20 +163,14 @@ def setups(rows: Iterable[Record], envs: dict[str, dict]) -> tuple[list[str], li
     return differ, notes
 
 
-def _setup_value(row: Record, name: str, envs: dict[str, dict]) -> str:
-    if name == "gpu":
-        return str(envs.get(row.env_id or "", {}).get("gpu") or "none (CPU)")
-    return str(row.key.get(name))
-
-
 def grouped(rows: Sequence[Record], kinds: Sequence[str], fields: Sequence[str]) -> dict:
     """Rows grouped by model, setup and the given key fields, in a readable order."""
     envs = environments(rows)
     groups: dict[tuple, list[Record]] = {}
     for row in rows:
         if row.kind in kinds:
-            setup = tuple(_setup_value(row, name, envs) for name in SETUP)
-            where = (str(row.key.get("model")), setup, *(_field(row, f) for f in fields))
+            at = (_field(row, name) for name in fields)
+            where = (str(row.key.get("model")), setup_of(row, envs), *at)
             groups.setdefault(where, []).append(row)
     return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
 
@@ -189,17 +184,7 @@ def _field(row: Record, name: str) -> Any:
 def _order(where: tuple) -> tuple:
     model, setup, *fields = where
     numbers = tuple(f if isinstance(f, int | float) else 0 for f in fields)
-    return (model_order(model), setup, numbers, tuple(map(str, fields)))
-
-
-def named(keys: Sequence[tuple]) -> dict[tuple, str]:
-    """Each key's model, and of its other fields those in which that model's keys differ."""
-    found = {}
-    for key in keys:
-        mine = [other for other in keys if other[0] == key[0]]
-        several = [at for at in range(1, len(key)) if len({k[at] for k in mine}) > 1]
-        found[key] = ", ".join([str(key[0]), *(str(key[at]) for at in several)])
-    return found
+    return (model_order(model), setup_order(setup), numbers, tuple(map(str, fields)))
 
 
 def build(

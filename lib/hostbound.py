@@ -13,13 +13,15 @@ import pandas as pd
 
 from lib import stats
 from lib.grid import Column, Table, build, frame, interval, sampled, short
+from lib.groups import SETUP, by_setup, named
 from lib.records import Record
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s
 
 # A share of the time in which the device works. Between the two, both matter.
 DEVICE_BOUND, HOST_BOUND = 0.9, 0.7
-WHERE = ("model", "weights", "dtype", "stack", "experts", "context")
+STACK = 1 + SETUP.index("stack")
+EXPERTS = 1 + SETUP.index("experts")
 
 
 def verdict(share: Estimate) -> str:
@@ -69,13 +71,16 @@ def _busy_s(rows: Sequence[Record], name: str) -> Estimate:
 
 
 def arms(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """Profiled rows and the greedy latency rows of the same arm, by the fields of WHERE."""
+    """Profiled rows and the greedy latency rows of the same arm: model, setup, context."""
+    kept = [r for r in rows if r.kind in ("environment", "busy") or r.key.get("decoding") ==
+            "greedy"]  # fmt: skip
     groups: dict[tuple[Any, ...], list[Record]] = {}
-    for row in rows:
-        timed = row.kind == "latency" and row.key.get("decoding") == "greedy"
-        if timed or (row.kind == "busy" and row.value("decode_busy_s") is not None):
-            groups.setdefault(tuple(row.key.get(name) for name in WHERE), []).append(row)
-    return {w: group for w, group in groups.items() if any(r.kind == "busy" for r in group)}
+    for group in by_setup(kept, ("busy", "latency")):
+        for row in group.rows:
+            if row.kind == "latency" or row.value("decode_busy_s") is not None:
+                where = (group.model, *group.setup, row.key.get("context"))
+                groups.setdefault(where, []).append(row)
+    return {w: found for w, found in groups.items() if any(r.kind == "busy" for r in found)}
 
 
 def table(rows: Sequence[Record]) -> Table:
@@ -119,15 +124,15 @@ def shown(rows: Sequence[Record]) -> pd.DataFrame:
 
 
 def sentences(rows: Sequence[Record]) -> list[str]:
-    """For each model, stack and experts at its longest context: who waits for whom."""
-    lines = []
-    for group in _longest(rows).values():
+    """For each model and setup at its longest context: who waits for whom."""
+    lines, longest = [], _longest(rows)
+    for where, group in longest.items():
         share, busy_s = decode_share(group), _busy_s(group, "decode_busy_s")
         if share.value is None:
             continue
         prefill = verdict(prefill_share(group)) or "not measured"
         lines.append(
-            f"{_name(group)} at {group[0].key['context']} tokens: the device works "
+            f"{_name(where, list(longest))} at {group[0].key['context']} tokens: the device works "
             f"{short(busy_s.value * 1e3)} ms of a decode step, {short(share.value)} of its time "
             f"{interval(share)}".rstrip()
             + f": {verdict(share)} (from {DEVICE_BOUND:g} on "
@@ -142,7 +147,7 @@ def comparison(rows: Sequence[Record]) -> list[str]:
     for where, group in _longest(rows).items():
         if verdict(decode_share(group)) == "host-bound":
             context = group[0].key["context"]
-            waiting.setdefault((where[3], context), {})[str(where[0])] = None
+            waiting.setdefault((where[STACK], context), {})[where[0]] = None
     return [
         f"Decoding of {' and of '.join(names)} on {stack} at {context} tokens is host-bound: "
         "comparing their decode throughput compares what the host does for a step, not the models."
@@ -159,7 +164,12 @@ def _longest(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
     return longest
 
 
-def _name(group: Sequence[Record]) -> str:
-    key = group[0].key
-    experts = f", experts {key['experts']}" if key.get("experts") not in (None, "none") else ""
-    return f"{key['model']} on {key['stack']}{experts},"
+def _name(where: tuple[str, ...], beside: Sequence[tuple[str, ...]]) -> str:
+    """The model, stack and experts, and what else tells it from the arms beside it."""
+
+    def less(key: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple("" if at in (STACK, EXPERTS) else value for at, value in enumerate(key))
+
+    label = named([less(key) for key in beside])[less(where)].label
+    experts = f", experts {where[EXPERTS]}" if where[EXPERTS] not in ("None", "none") else ""
+    return f"{label} on {where[STACK]}{experts},"

@@ -13,10 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lib import decode, gate, records, stats
+from lib import decode, forms, gate, records, stats
 from lib.card import computed
 from lib.device import time_call
-from lib.models import load, require_context
+from lib.models import card, load, require_context
 from lib.progress import track
 from lib.records import Record
 from lib.session import begin_records, prompt_ids
@@ -137,7 +137,7 @@ def gated_arm(model: Any, *, stack: str, context: int, seed: int, env_id: str | 
     values = {}
     if stack != gate.REFERENCE:
         passed = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
-        values = {f"gate_{name}": value for name, value in passed.values.items()}
+        values = {f"gate_{name}": passed.values[name] for name in gate.VALUES}
     row = arm(model, stack=stack, context=context, seed=seed, env_id=env_id, **arguments)
     return replace(row, values={**row.values, **values})
 
@@ -148,6 +148,8 @@ def loaded_arm(
 ) -> Record:  # fmt: skip
     """`arm` on a model loaded for it alone: for arms that change the dtype or the experts."""
     device.empty_cache()
+    if dtype == "mxfp4":
+        raise forms.not_run(card(name), dtype, arguments["context"])
     model = load(name, weights=weights, dtype=dtype, device=device, seed=seed, experts=experts)
     return arm(model, seed=seed, **arguments)
 
@@ -219,6 +221,35 @@ def busy_row(
         missing=dict.fromkeys(names, reason),
         env_id=env_id,
     )
+
+
+def harness_row(
+    model: Any, *, stack: str, context: int, new_tokens: int, pairs: int, seed: int,
+    env_id: str | None,
+) -> Record:  # fmt: skip
+    """The same call as an arm times it and in a bare loop, in turns: what the harness costs.
+
+    samples: `e2e_s` through `timed`, `bare_s` with nothing around the call but the clock and one
+    synchronisation; neighbours are pairs.
+    """
+    generate = decode.open_stack(stack, model.net, capacity=context + new_tokens)
+    ids, device = prompt_ids(model, context, seed=seed), model.device
+    samples: dict[str, list[float]] = {"e2e_s": [], "bare_s": []}
+    for _ in range(WARMUP_CALLS):
+        generate(ids, new_tokens)
+    device.synchronize()
+    for number in range(pairs):
+        for name in sorted(samples, reverse=bool(number % 2)):
+            start_s = device.clock_s()
+            if name == "e2e_s":
+                samples[name].append(timed(generate, ids, new_tokens, device)[0])
+            else:
+                generate(ids, new_tokens)
+                device.synchronize()
+                samples[name].append(device.clock_s() - start_s)
+    key = model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy",
+                    cache=decode.cache_kind(stack))  # fmt: skip
+    return Record("harness", key, samples, dict(model.source), env_id=env_id)
 
 
 def warnings_of(samples_s: Sequence[float]) -> list[dict[str, str]]:

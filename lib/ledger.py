@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.grid import short
-from lib.params import model_order
+from lib.groups import by_setup
 from lib.records import Record
 
 CLOSED_SHARE = 0.01
@@ -139,10 +139,9 @@ def _reasons(row: Record, parts: Mapping[str, int | None]) -> dict[str, str]:
 
 
 def of_rows(rows: Sequence[Record]) -> list[tuple[Record, Ledger]]:
-    """Every memory row that did not fail with its ledger, by model, experts and context."""
-    found = [r for r in rows if r.kind in KINDS and not r.error]
-    found.sort(key=lambda r: (model_order(str(r.key.get("model"))), str(r.key.get("experts")),
-                              r.key.get("context") or 0))  # fmt: skip
+    """Every memory row that did not fail with its ledger, by model, setup and context."""
+    found = [r for group in by_setup(rows, KINDS)
+             for r in sorted(group.rows, key=lambda r: r.key.get("context") or 0)]  # fmt: skip
     return [(row, ledger(row, card_of(rows, row))) for row in found]
 
 

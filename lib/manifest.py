@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,9 +19,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lib.params import BEFORE_MODELS, CROSS_MODEL, ROOT, Choice, Profile, models, resolve
+from lib.params import (
+    BEFORE_MODELS,
+    CROSS_MODEL,
+    ROOT,
+    Choice,
+    ParamsError,
+    Profile,
+    models,
+    resolve,
+)
+from lib.records import manifests
 
 PARTIAL, PREVIOUS, ALL = ".partial", ".previous", "_all"
+RELEASED = ROOT / "outputs" / "released"
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas",
             "matplotlib", "seaborn", "papermill", "nbclient", "nbconvert", "ipykernel",
             "nvidia-ml-py")  # fmt: skip
@@ -48,6 +58,11 @@ class Task:
             return f"this {self.notebook}"
         where = f"{self.model} {self.weights}-{self.stack}" if self.model else "all models"
         return f"{where} {self.notebook}"
+
+    @property
+    def out(self) -> Path:
+        """The folder of all results."""
+        return self.folder.parents[1 if self.folder.parent.name == ALL else 2]
 
 
 def slug(model: str) -> str:
@@ -169,7 +184,7 @@ def cached_revision(hub_id: str) -> str | None:
 def records_sha(root: Path, without: Path) -> str:
     """Hash of every job's records below `root`, less the job's own."""
     found = []
-    for path in sorted(root.rglob("run.json")):
+    for path in manifests(root):
         records = path.with_name("records.jsonl")
         if path.parent != without and records.exists():
             found.append([path.parent.relative_to(root).as_posix(), file_sha(records)])
@@ -230,8 +245,9 @@ def environment(gpu: str) -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     system = f"{platform.system()} {platform.machine()}"
+    lock = ROOT / "requirements.lock"
     return {"python": platform.python_version(), "platform": system, "gpu": gpu,
-            "packages": versions}  # fmt: skip
+            "packages": versions, "lock_sha": file_sha(lock) if lock.exists() else None}
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -255,11 +271,14 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def is_finished(folder: Path, run: dict[str, Any] | None, sha: str) -> bool:
-    """The folder holds this very job, ended well, with all its files."""
+    """The folder holds this very job, ended well, with all its files and rows.
+
+    It may be an earlier slice: a later one has added its rows and replaced none.
+    """
     return (
         run is not None
         and run["status"] == "ok"
-        and run["job_sha"] == sha
+        and sha in {r["job_sha"] for r in (run, *run.get("earlier", ())) if r.get("complete", True)}
         and all((folder / item["path"]).exists() for item in run["artefacts"])
     )
 
@@ -270,34 +289,7 @@ def artefacts(folder: Path) -> list[dict[str, str]]:
     return [{"path": p.relative_to(folder).as_posix(), "sha256": file_sha(p)} for p in files]
 
 
-def staging(folder: Path) -> Path:
-    """An empty folder in the job's folder; what a notebook writes into it appears when it ends."""
-    discard(folder)
-    (folder / PARTIAL).mkdir(parents=True)
-    return folder / PARTIAL
-
-
-def discard(folder: Path) -> None:
-    """Drop what an unfinished run has left."""
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-
-
-def promote(folder: Path, old: Iterable[str], *, keep_old: bool) -> None:
-    """Put the files of the run that just ended in place, each by one atomic replacement.
-
-    With `keep_old` those of the run before are kept in `.previous/`.
-    """
-    shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
-    staged = folder / PARTIAL
-    new = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
-    stale = [name for name in map(Path, [*old, "notebook.html"]) if (folder / name).exists()]
-    for name in stale:
-        if keep_old:
-            (folder / PREVIOUS / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(folder / name, folder / PREVIOUS / name)
-        if name not in new:
-            (folder / name).unlink()
-    for name in new:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (staged / name).replace(folder / name)
-    shutil.rmtree(staged)
+def refuse_released(out_dir: Path) -> None:
+    """Raise where a command would write into a released set."""
+    if resolve(out_dir).is_relative_to(RELEASED):
+        raise ParamsError(f"{short(out_dir)} is released and never written; choose another --out")

@@ -60,7 +60,8 @@ def number_cell(
                f"95 % interval {span}" if span else estimate.reason, label]  # fmt: skip
     data = {"value": number_text(estimate.value), "low": number_text(estimate.low),
             "high": number_text(estimate.high), "n": estimate.n, "method": estimate.method,
-            "setup": label}  # fmt: skip
+            "setup": label, "reason": "" if span else estimate.reason,
+            "records": " ".join(estimate.records)}  # fmt: skip
     attributes = " ".join(f'data-{k}="{escape(str(v))}"' for k, v in data.items() if v or v == 0)
     title = escape("; ".join(filter(None, details)))
     beside = span or (estimate.method if estimate.method.startswith("max of") else "")

@@ -243,15 +243,19 @@ def pair_ratio(
     kind: str,
     name: str,
     arm: tuple[int, int],
+    differ: Sequence[str] = (),
 ) -> Estimate:
-    """Ratio of medians of a sample of two models, refused where the rows are not comparable."""
+    """Ratio of medians of a sample of two models, refused where the rows are not comparable.
+
+    `differ` names what may differ because it is the point, such as the stack of one model.
+    """
     rows = [s.one(kind, context=arm[0], new_tokens=arm[1]) for s in pair]
     found = [samples(s, kind, name, *arm) for s in pair]
     for values, reason in found:
         if not values:
             return stats.missing(reason)
     try:
-        require_comparable(rows, envs)
+        require_comparable(rows, envs, differ=differ)
     except ValueError as error:
         return stats.missing(str(error))
     return stats.ratio(found[0][0], found[1][0])
@@ -275,5 +279,3 @@ def throughput_change_pct(before: tuple[list, str], after: tuple[list, str]) -> 
         if not values:
             return stats.missing(reason)
     return percent_change(stats.ratio(before[0], after[0]))
-
-

@@ -1,6 +1,8 @@
 """Figures: rows -> Axes. Samples are points behind the estimate, one colour per model everywhere.
 
-`show` displays a figure with alternative text and a caption that are computed from the data.
+Setups of one model, such as its stacks, keep the colour and differ in line style. Rows that failed
+are not drawn. `show` displays a figure with alternative text and a caption that are computed from
+the data.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from lib import ledger, params, stats, tables
-from lib.records import Record, environments, select
+from lib import params, stats, tables
+from lib.groups import Group, by_setup
+from lib.records import Record, environments
 
 PALETTE = sns.color_palette("colorblind", 10)
 STYLE = {
@@ -27,9 +30,9 @@ STYLE = {
     "grid.color": "0.9", "legend.frameon": False, "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
 }  # fmt: skip
-PARTS = {"kv_tensor_bytes": "KV cache", "logits_bytes": "logits held",
-         "workspace_bytes": "workspace"}  # fmt: skip
-PROTOCOLS = {"memory-paper": "the paper's protocol", "memory": "generate()"}
+# Of setups, in turn; dotted is left to bounds.
+STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (3, 1, 1, 1)))
+HOLLOW = {"marker": "o", "ms": 4, "mfc": "white", "lw": 1}  # of the second quantity in a figure
 
 
 def axes(ax: Axes | None = None, **size: Any) -> Axes:
@@ -53,127 +56,75 @@ def models_of(rows: Iterable[Record]) -> list[str]:
     return sorted({r.key["model"] for r in rows if r.key.get("model")}, key=params.model_order)
 
 
+def style(place: int) -> Any:
+    """The line style of a setup by its place, see `lib.groups`."""
+    return STYLES[place % len(STYLES)]
+
+
 def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Output throughput (prefill included) and decode throughput (slope) against context."""
     ax = axes(ax)
-    for model in models_of(rows):
-        mine = select(rows, "latency", model=model)
-        lengths = [r.key["new_tokens"] for r in mine if r.key["new_tokens"] > 1]
-        if not lengths:
-            continue
-        whole = [r for r in mine if r.key["new_tokens"] == min(lengths)]
-        whole = sorted(whole, key=lambda r: r.key["context"])
+    for group in by_setup(rows, "latency"):
+        lengths = [r.key["new_tokens"] for r in group.rows if r.samples.get("e2e_s")]
+        whole = with_sample(group, "e2e_s", new_tokens=min(lengths, default=0))
         speeds = [[min(lengths) / t for t in r.samples["e2e_s"]] for r in whole]
-        points_and_line(ax, whole, speeds, model, f"{model}, output")
+        points_and_line(ax, group, whole, speeds, ", output")
         contexts = [r.key["context"] for r in whole]
-        slopes = [tables.decode_tok_per_s([r for r in mine if r.key["context"] == c]).value
+        slopes = [tables.decode_tok_per_s([r for r in group.rows if r.key["context"] == c]).value
                   for c in contexts]  # fmt: skip
-        if None not in slopes:
-            ax.plot(contexts, slopes, "--", color=color(model), label=f"{model}, decode only")
+        if contexts and None not in slopes:
+            ax.plot(contexts, slopes, ls=style(group.place), color=color(group.model),
+                    label=f"{group.label}, decode only", **HOLLOW)  # fmt: skip
     return labelled(ax, "Throughput against context", "context (tokens)", "tokens per second")
 
 
 def ttft(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Time to first token against context."""
     ax = axes(ax)
-    for model in models_of(rows):
-        ones = sorted(select(rows, "latency", model=model, new_tokens=1),
-                      key=lambda r: r.key["context"])  # fmt: skip
-        times = [[1e3 * t for t in r.samples["ttft_s"]] for r in ones]
-        points_and_line(ax, ones, times, model, model)
+    for group in by_setup(rows, "latency"):
+        ones = with_sample(group, "ttft_s", new_tokens=1)
+        points_and_line(ax, group, ones, [[1e3 * t for t in r.samples["ttft_s"]] for r in ones])
     return labelled(ax, "Time to first token against context", "context (tokens)", "TTFT (ms)")
 
 
 def token_times(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
-    """Inter-token latency along one stamped call per context (the first call of each)."""
-    ax = axes(ax)
-    stamped = sorted(select(rows, "itl"), key=lambda r: r.key["context"])
-    for row in stamped:
-        gaps = [1e3 * gap for gap in stats.gaps(row.samples["token_s"][0])]
-        ax.plot(range(2, len(gaps) + 2), gaps, lw=1, label=f"context {row.key['context']}")
-    return labelled(ax, "Inter-token latency along a call", "token of the call", "ITL (ms)")
+    """Inter-token latency along one stamped call per context (the first call of each).
 
-
-def memory_parts(rows: Sequence[Record], kind: str, ax: Axes | None = None) -> Axes:
-    """What the peak above the baseline consists of, at each context (MB, 10^6 bytes)."""
-    arms = sorted((r for r in rows if r.kind == kind and r.value("workspace_bytes") is not None),
-                  key=lambda r: (params.model_order(r.key["model"]), str(r.key["experts"]),
-                                 r.key["context"]))  # fmt: skip
-    ax = axes(ax, figsize=(7.2, 1.4 + 0.32 * len(arms)))
-    several = len({(r.key["model"], r.key["experts"]) for r in arms}) > len(models_of(arms))
-    names = [
-        f"{r.key['model']}{', ' + r.key['experts'] if several else ''}, {r.key['context']}"
-        for r in arms
-    ]
-    left = [0.0] * len(arms)
-    for number, (field, label) in enumerate(PARTS.items() if arms else ()):
-        sizes = [max(r.values[field], 0) / 1e6 for r in arms]
-        ax.barh(names, sizes, left=left, color=PALETTE[number], label=label)
-        left = [a + b for a, b in zip(left, sizes, strict=True)]
-    ax.invert_yaxis()
-    return labelled(ax, f"Peak above baseline, {PROTOCOLS[kind]}", "MB (10^6 bytes)", "")
-
-
-def memory_ledger(
-    rows: Sequence[Record], ax: Axes | None = None, kind: str = "memory-paper"
-) -> Axes:
-    """Everything beside the weights, part by part, and how far the sum is from what NVML says.
-
-    The weights (named with their size at each bar) would hide the rest. GB are 10^9 bytes.
+    Of several models or setups, the longest context of each.
     """
-    made = [(row, book) for row, book in ledger.of_rows(rows) if row.kind == kind]
-    ax = axes(ax, figsize=(9.6, 1.6 + 0.3 * len(made)))
-    left = [0.0] * len(made)
-    shown = {n: title for n, title in ledger.PARTS.items() if n != "weights"}
-    for number, (name, label) in enumerate(shown.items() if made else ()):
-        sizes = [max(book.parts[name] or 0, 0) / 1e9 for _, book in made]
-        if any(sizes):
-            ax.barh(range(len(made)), sizes, left=left, color=PALETTE[number], label=label)
-        left = [a + b for a, b in zip(left, sizes, strict=True)]
-    for place, (_, book) in enumerate(made):
-        ax.text(left[place], place, _closing(book), va="center", fontsize=7)
-    ax.set_yticks(range(len(made)), [_arm_and_weights(row, book) for row, book in made])
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.5 * max([*left, 1e-9]))
-    reasons = dict.fromkeys(book.open_reason for _, book in made if book.closed is None)
-    below = "".join(f"\nnot closed: {reason}" for reason in reasons)
-    return labelled(ax, f"Memory beside the weights, {PROTOCOLS[kind]}", f"GB (10^9 bytes){below}",
-                    "")  # fmt: skip
-
-
-def _closing(book: ledger.Ledger) -> str:
-    """What the sum of the parts lacks of what NVML says."""
-    left = book.residual_bytes
-    if left is None:
-        return " not closed"
-    return f" {left / 1e6:+.1f} MB to NVML ({left / book.used_bytes:+.2%})"
-
-
-def _arm_and_weights(row: Record, book: ledger.Ledger) -> str:
-    experts = "" if row.key.get("experts") == "none" else f", {row.key.get('experts')}"
-    size = book.parts["weights"]
-    weights = "weights ?" if size is None else f"weights {tables.short(size / 1e9)} GB"
-    return f"{row.key['model']}{experts}, {row.key['context']} ({weights})"
+    ax = axes(ax)
+    groups = [(group, with_sample(group, "token_s")) for group in by_setup(rows, "itl")]
+    for group, stamped in groups:
+        for row in stamped if len(groups) == 1 else stamped[-1:]:
+            gaps = [1e3 * gap for gap in stats.gaps(row.samples["token_s"][0])]
+            label, drawn = f"context {row.key['context']}", {}
+            if len(groups) > 1:
+                label = f"{group.label}, {label}"
+                drawn = {"color": color(group.model), "ls": style(group.place)}
+            ax.plot(range(2, len(gaps) + 2), gaps, lw=1, label=label, **drawn)
+    return labelled(ax, "Inter-token latency along a call", "token of the call", "ITL (ms)")
 
 
 def energy(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Gross joules per 1,000 generated tokens: the counter, and the paper's estimator beside it."""
     ax = axes(ax)
-    for model in models_of(rows):
-        arms = sorted((r for r in select(rows, "energy", model=model) if "energy_j" in r.samples),
-                      key=lambda r: r.key["context"])  # fmt: skip
-        estimators = (("energy_j", "-", "counter"), ("paper_energy_j", ":", "paper's"))
-        for name, style, label in estimators:
+    estimators = (("energy_j", "counter", {}), ("paper_energy_j", "paper's", HOLLOW))
+    for group in by_setup(rows, "energy"):
+        for name, label, drawn in estimators:
+            arms = [r for r in with_sample(group, name) if "energy_j" in r.samples]
             per_1k = [[1e3 * j / r.key["new_tokens"] for j in r.samples[name]] for r in arms]
-            points_and_line(ax, arms, per_1k, model, f"{model}, {label}", style)
+            points_and_line(ax, group, arms, per_1k, f", {label}", **drawn)
     return labelled(ax, "Energy per 1,000 generated tokens", "context (tokens)", "J (GPU board)")
 
 
 def ablation(rows: Sequence[Record], field: str, ax: Axes | None = None) -> Axes:
     """Output throughput of each arm; an arm that failed says so in its place."""
-    ax = axes(ax, figsize=(7.2, 1.2 + 0.4 * len(rows)))
-    names = [str(r.key.get(field)) for r in rows]
-    for place, row in enumerate(rows):
+    kinds = list(dict.fromkeys(r.kind for r in rows if r.kind.startswith("ablation")))
+    groups = by_setup(rows, kinds, without=(field,), failed=True)
+    arms = [(group, row) for group in groups for row in group.rows]
+    ax = axes(ax, figsize=(7.2, 1.2 + 0.4 * len(arms)))
+    names = [f"{f'{g.label}, ' if len(groups) > 1 else ''}{r.key.get(field)}" for g, r in arms]
+    for place, (_, row) in enumerate(arms):
         if row.error:
             ax.text(0.02, place, f"failed: {row.error[:70]}", va="center", fontsize=8,
                     transform=ax.get_yaxis_transform())  # fmt: skip
@@ -192,13 +143,13 @@ def ablation(rows: Sequence[Record], field: str, ax: Axes | None = None) -> Axes
 def efficiency(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """APE-TPOT, output tokens per second and billion active parameters, against context."""
     ax = axes(ax)
-    for card in {r.key["model"]: r for r in rows if r.kind == "card"}.values():
-        model, active = card.key["model"], card.values["active_params"]
-        mine = [r for r in select(rows, "latency", model=model) if "e2e_s" in r.samples]
-        tokens = min((r.key["new_tokens"] for r in mine), default=0)
-        arms = sorted(select(mine, new_tokens=tokens), key=lambda r: r.key["context"])
-        values = [[tokens / t * 1e9 / active for t in r.samples["e2e_s"]] for r in arms]
-        points_and_line(ax, arms, values, model, model)
+    active = {r.key["model"]: r.values["active_params"] for r in rows if r.kind == "card"}
+    for group in (g for g in by_setup(rows, "latency") if g.model in active):
+        lengths = [r.key["new_tokens"] for r in group.rows if r.samples.get("e2e_s")]
+        tokens = min(lengths, default=0)
+        arms = with_sample(group, "e2e_s", new_tokens=tokens)
+        per_b = 1e9 * tokens / active[group.model]
+        points_and_line(ax, group, arms, [[per_b / t for t in r.samples["e2e_s"]] for r in arms])
     return labelled(ax, "APE-TPOT against context", "context (tokens)",
                     "tok/s per 10^9 active parameters")  # fmt: skip
 
@@ -241,15 +192,27 @@ def curves(lines: Iterable[tuple[str, str, str, Sequence[float], Sequence[float]
     return labelled(ax, title, x, y)
 
 
-def points_and_line(ax: Axes, rows: Sequence[Record], samples: Sequence[Sequence[float]],
-                    model: str, label: str, style: str = "-") -> None:  # fmt: skip
-    """Every repetition as a faint point, the medians as a line, over the rows' contexts."""
-    contexts = [r.key["context"] for r in rows]
+def with_sample(group: Group, name: str, **key: Any) -> list[Record]:
+    """Rows of a group that have this sample and these key fields, by context."""
+    found = [r for r in group.rows if r.samples.get(name)
+             and all(r.key.get(k) == v for k, v in key.items())]  # fmt: skip
+    return sorted(found, key=lambda r: r.key["context"])
+
+
+def points_and_line(ax: Axes, group: Group, rows: Sequence[Record],
+                    samples: Sequence[Sequence[float]], what: str = "",
+                    **drawn: Any) -> None:  # fmt: skip
+    """Every repetition as a faint point, the medians as a line, over the rows' contexts.
+
+    The line is called what the group is called, and `what` it shows of it.
+    """
+    contexts, shade = [r.key["context"] for r in rows], color(group.model)
     for context, values in zip(contexts, samples, strict=True):
-        ax.plot([context] * len(values), values, "o", ms=3.5, alpha=0.3, color=color(model))
+        ax.plot([context] * len(values), values, "o", ms=3.5, alpha=0.3, color=shade)
     medians = [stats.median(values).value for values in samples]
     if medians:
-        ax.plot(contexts, medians, style, marker=".", color=color(model), label=label)
+        ax.plot(contexts, medians, ls=style(group.place), color=shade, label=f"{group.label}{what}",
+                **({"marker": "."} | drawn))  # fmt: skip
 
 
 def labelled(ax: Axes, title: str, x: str, y: str, legend: bool = True) -> Axes:

@@ -105,8 +105,9 @@ def released_lines(model: str, folder: str | Path = RELEASED) -> list[str]:
         made = table([r for r in load_tree(root) if r.key.get("model") in (model, None)])
         last = {row[1 : -len(COLUMNS) - 1]: row for row in made.rows}  # contexts are in order
         for setup, row in last.items():
-            shared = made.notes[0].removeprefix("all rows: ")
-            where = ", ".join([*map(str, setup), shared, f"{row[-len(COLUMNS) - 1]:,} tokens"])
+            start = "all rows: "
+            shared = [n.removeprefix(start) for n in made.notes if n.startswith(start)]
+            where = ", ".join([*map(str, setup), *shared, f"{row[-len(COLUMNS) - 1]:,} tokens"])
             cells = [short(cell.value) for cell in row[-len(COLUMNS) :]]
             lines.append(
                 f"measured in the released set {root.name} ({where}), and predicted: weights "

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 from lib.grid import Column, Table
 from lib.records import Record, environments
-from lib.results import Job
+from lib.results import Job, readable
 
 
 def is_demo(rows: Sequence[Record]) -> bool:
@@ -30,15 +31,16 @@ def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
     """Which models ran where: one entry for each GPU, driver, set of versions, host and commit."""
     groups: dict[tuple, dict[str, set]] = defaultdict(lambda: defaultdict(set))
     for job in found:
-        for env in environments(job.records).values():
+        for env_id, env in environments(job.records).items():
+            told = job.run_of(env_id)
             packages = env.get("packages") or {}
             where = {"GPU": env.get("gpu") or "CPU, no GPU",
                      "driver": env.get("driver"), "CUDA": env.get("cuda"),
                      "torch": env.get("torch") or packages.get("torch"),
                      "transformers": env.get("transformers") or packages.get("transformers"),
-                     "host CPU": env.get("cpu"), "commit": _commit(job)}  # fmt: skip
+                     "host CPU": env.get("cpu"), "commit": _commit(told)}  # fmt: skip
             seen = groups[tuple((k, str(v)) for k, v in where.items() if v)]
-            keyed = [r for r in job.records if r.key.get("model")]
+            keyed = [r for r in job.records if r.key.get("model") and r.env_id == env_id]
             base = [r for r in keyed if not r.kind.startswith("ablation")]
             for title, name in (("models", "model"), ("weights", "weights"), ("stack", "stack"),
                                 ("dtype", "dtype"), ("experts", "experts")):  # fmt: skip
@@ -48,9 +50,32 @@ def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
                 source, revision = r.value("model_source"), r.value("model_revision")
                 if source:
                     seen["source"].add(f"{source}, {revision}" if revision else str(source))
-            if job.end:
-                seen["dates"].add(job.end[:10])
+            if told.get("end"):
+                seen["dates"].add(readable(told["end"])[:10])
+            for name, text in _machine(env, told).items():
+                seen[name].add(text)
     return [_place(dict(where), seen) for where, seen in sorted(groups.items())]
+
+
+def _machine(env: dict[str, Any], told: dict[str, Any]) -> dict[str, str]:
+    """Limits and speeds of the machine, and the lock, as far as they were recorded."""
+    clocks = [(name, env.get(f"{name.lower()}_clock_max_hz")) for name in ("SM", "memory")]
+    found = {
+        "power limit": f"{env['power_limit_w']:g} W" if env.get("power_limit_w") else "",
+        "clocks": ", ".join(f"{n} up to {hz / 1e6:,.0f} MHz" for n, hz in clocks if hz),
+        "host speed": f"{env['host_score_per_s']:.1f} M loops/s" if env.get("host_score_per_s")
+        else "",
+        "launch": f"{env['launch_s'] * 1e6:.1f} µs a kernel" if env.get("launch_s") else "",
+        "Python": (told.get("env") or {}).get("python") or "",
+        "lock": ((told.get("env") or {}).get("lock_sha") or "")[:12],
+    }  # fmt: skip
+    return {name: text for name, text in found.items() if text}
+
+
+def _range(values: set[str]) -> str:
+    """Few values as they are, many as the first and the last."""
+    shown = sorted(values, key=lambda text: (len(text), text))
+    return ", ".join(shown) if len(shown) <= 2 else f"{shown[0]} to {shown[-1]}"
 
 
 def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
@@ -58,13 +83,16 @@ def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
     software = ", ".join(f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers")
                          if n in where)  # fmt: skip
     facts = {n: shown.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
-    facts |= {"software": software, "host CPU": where.get("host CPU"), "dates": shown.get("dates"),
-              "commit": where.get("commit")}  # fmt: skip
+    facts |= {n: shown.get(n) for n in ("power limit", "clocks")}
+    facts |= {"software": software, "host CPU": where.get("host CPU")}
+    facts |= {n: _range(seen[n]) for n in ("host speed", "launch") if seen.get(n)}
+    facts |= {"Python": shown.get("Python"), "dates": shown.get("dates"),
+              "commit": where.get("commit"), "lock": shown.get("lock")}  # fmt: skip
     return SimpleNamespace(title=where["GPU"], facts=[(k, v) for k, v in facts.items() if v])
 
 
-def _commit(job: Job) -> str | None:
-    git = job.run.get("git") or {}
+def _commit(told: dict[str, Any]) -> str | None:
+    git = told.get("git") or {}
     if not isinstance(git, dict) or not git.get("commit"):
         return None
     return str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")

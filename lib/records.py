@@ -108,6 +108,13 @@ def environments(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     return {r.env_id: r.values for r in records if r.kind == "environment" and r.env_id}
 
 
+def manifests(root: str | Path) -> list[Path]:
+    """Every run.json below `root`, less those in hidden folders: what a job keeps for itself."""
+    root = Path(root)
+    found = sorted(root.rglob("run.json"))
+    return [p for p in found if not any(x[0] == "." for x in p.relative_to(root).parts)]
+
+
 def load_tree(root: str | Path) -> list[Record]:
     """Records of every job below `root`, merged by identity: the job that ended later wins.
 
@@ -115,7 +122,7 @@ def load_tree(root: str | Path) -> list[Record]:
     same key replaces it.
     """
     jobs = []
-    for manifest in Path(root).rglob("run.json"):
+    for manifest in manifests(root):
         path = manifest.with_name("records.jsonl")
         if path.exists():
             run = json.loads(manifest.read_text(encoding="utf-8"))
@@ -138,6 +145,12 @@ def identity(record: Record, gpu: str | None = None) -> tuple:
     if record.kind == "environment":
         return ("environment", record.env_id)
     return (record.kind, *(str(record.key.get(name)) for name in KEY_FIELDS), gpu)
+
+
+def record_id(record: Record) -> str:
+    """A short name of a row: the same for the same arm measured in the same run."""
+    text = json.dumps([record.kind, record.key, record.env_id], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def select(records: Iterable[Record], kind: str | None = None, **key: Any) -> list[Record]:

@@ -6,8 +6,6 @@ loads nothing from anywhere, and its content security policy allows one script, 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,7 +16,6 @@ from typing import Any
 from urllib.parse import quote
 
 from bs4 import BeautifulSoup
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lib import (
@@ -29,35 +26,42 @@ from lib import (
     hostbound,
     ledgertables,
     machine,
+    memoryplots,
+    money,
     plots,
     predictions,
     provenance,
+    recordlist,
     replication,
     results,
     roofline,
     tables,
 )
 from lib.findings import findings
-from lib.fragments import mathml, read_notebook, render_fragment
+from lib.fragments import read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
 from lib.markup import grid_html, paper_html
+from lib.page import data_link, entry, shell, write_text
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
 from lib.params import BEFORE_MODELS, model_order
 from lib.published import load as load_study
-from lib.records import Record, environments, merge, select
+from lib.records import Record, environments, merge
 from lib.results import ACROSS, Job, slug
 
-TEMPLATES = Path(__file__).parent / "templates"
 MAIN_TABLES = (1, 5, 6, 8)
 TITLE = "What it costs to deploy an open-weight language model"
 
 
-def write(source_dir: str | Path, out_dir: str | Path | None = None) -> Path:
+def write(
+    source_dir: str | Path,
+    out_dir: str | Path | None = None,
+    prices: money.Prices | None = None,
+) -> Path:
     """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
 
     `source_dir` holds jobs (run.json, records.jsonl, notebook.ipynb) and is only read when
-    `out_dir` is another folder.
+    `out_dir` is another folder. Costs are shown where `prices` are given.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -68,9 +72,9 @@ def write(source_dir: str | Path, out_dir: str | Path | None = None) -> Path:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
     pages = {job.id: _page(job, out) for job in found if job.notebook_path}
-    text = render(found, source, out, pages)
+    text = render(found, source, out, pages, prices)
     path = out / "report.html"
-    _replace(path, text)
+    write_text(path, text)
     return path
 
 
@@ -99,30 +103,36 @@ def _page(job: Job, out: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     notebook = job.notebook_path
     up = "/".join([".."] * len(job.parts))
-    body = _environment().get_template("notebook.html")
+    body = shell().get_template("notebook.html")
     title = f"{job.title} · {job.model}"
     fragment = render_fragment(read_notebook(notebook), job.id, demote=0, title=False)
     text = body.render(
         title=title, kicker=job.setup or job.profile, subtitle="", footer="",
         demo=provenance.is_demo(job.records), job=job, fragment=Markup(fragment),
-        report_href=f"{up}/report.html", toc=[_entry(job.id, title, _headings(fragment))],
+        report_href=f"{up}/report.html", toc=[entry(job.id, title, _headings(fragment))],
         ipynb_href=quote(Path(os.path.relpath(notebook, target.parent)).as_posix()),
     )  # fmt: skip
-    _replace(target, text)
+    write_text(target, text)
     return target
 
 
 def _headings(fragment: str) -> list[SimpleNamespace]:
     """The contents of a notebook's page: its second-level headings."""
     found = BeautifulSoup(fragment, "html.parser").find_all("h2", id=True)
-    return [_entry(h["id"], h.get_text(strip=True)) for h in found]
+    return [entry(h["id"], h.get_text(strip=True)) for h in found]
 
 
-def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]) -> str:
+def render(
+    found: Sequence[Job],
+    source: Path,
+    out: Path,
+    pages: dict[str, Path],
+    prices: money.Prices | None,
+) -> str:
     """The report as text; writes the CSVs that it embeds."""
     rows = merge([r for job in _by_end(found) for r in job.records])
     published = load_published()
-    paper = paper_tables(rows, published)
+    paper = recordlist.papers(paper_tables(rows, published), rows, published)
     bound = roofline.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
     beside += batches.tables(rows)
@@ -132,6 +142,9 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
             *tables.write_generic_csvs(rows, out, [*beside, *ledgers])]  # fmt: skip
     replicated = replication.part(rows, load_study(), out)
     generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
+    priced = money.table(rows, prices) if prices and prices.given else None
+    (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
+    csvs += [money.write_csv(priced, out)] if priced else []
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
     more = [(f"Table {t.number}. {t.title}", Markup(_paper(t, context)))
@@ -141,7 +154,7 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
     demo = provenance.is_demo(rows)
     groups = _groups(found, pages, out)
     ended = max((str(job.run.get("end") or "") for job in found), default="")
-    return _environment().get_template("report.html").render(
+    return shell().get_template("report.html").render(
         title=TITLE,
         kicker=f"Deployment workbook · profile {source.name}",
         subtitle=_subtitle(rows, ended),
@@ -158,17 +171,19 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
         batch=batch,
         generic=[html for _, html in grids],
         generic_more=grids,
+        priced=Markup(grid_html(priced, "grid-money")) if priced else "",
         ledgers=[Markup(grid_html(t, f"grid-{t.name}")) for t in ledgers],
         ledger_figures=_ledger_figures(rows),
         groups=groups,
         failures=failures,
         arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
         warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
-        costs=Markup(_optional(costs.table(found), "costs")),
-        methods=Markup(_environment().get_template("methods.html").render()),
-        downloads=[(p.name, _data_link(p)) for p in (replicated.files if replicated else [])]
-        + [(p.name, _data_link(p)) for p in csvs],
+        costs=Markup(_optional(costs.table(found), "grid-costs")),
+        methods=Markup(shell().get_template("methods.html").render()),
+        downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
+        + [(p.name, data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
+        records=Markup(recordlist.html(rows, _by_end(found), out)),
         toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
     )  # fmt: skip
@@ -176,42 +191,15 @@ def render(found: Sequence[Job], source: Path, out: Path, pages: dict[str, Path]
 
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
-    kinds = [k for k in plots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
-    return [Markup(plots.html(plots.memory_ledger(rows, kind=kind), select(rows, kind)))
+    kinds = [k for k in memoryplots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
+    return [Markup(plots.html(memoryplots.memory_ledger(rows, kind=kind),
+                              [r for r in rows if r.kind in (kind, "environment")]))
             for kind in kinds]  # fmt: skip
 
 
 def _by_end(found: Iterable[Job]) -> list[Job]:
     """Jobs in the order in which their rows replace each other: finished ones win, then later."""
     return sorted(found, key=lambda j: (j.run.get("status") == "ok", str(j.run.get("end") or "")))
-
-
-def _environment() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    css, js = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    made.filters["math"] = lambda formula: Markup(
-        mathml(formula).replace("<math ", '<math displaystyle="true" ', 1)
-    )
-    made.globals |= {"css": Markup(css), "js": Markup(js), "csp": _policy(css, js)}
-    return made
-
-
-def _policy(css: str, js: str) -> str:
-    """Content security policy: nothing loads; this style and this script run, no other."""
-    style, script = (
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js)
-    )
-    return (f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
-            f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'")  # fmt: skip
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)
 
 
 def _paper(table: PaperTable, context: Sequence[str]) -> str:
@@ -284,16 +272,13 @@ def _section(job: Job, page: Path | None, out: Path) -> SimpleNamespace:
     return SimpleNamespace(
         id=job.id, title=job.title, status=job.status, setup=job.setup, end=job.end,
         rerun=job.rerun, fragment=Markup(fragment),
+        earlier=", ".join(results.readable(told["end"]) for told in job.earlier),
         page=_href(page, out) if page else "",
     )  # fmt: skip
 
 
 def _href(path: Path, out: Path) -> str:
     return quote(Path(os.path.relpath(path, out)).as_posix())
-
-
-def _data_link(path: Path) -> str:
-    return "data:text/csv;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
@@ -308,27 +293,23 @@ def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
     return f"<ul>{''.join(items)}</ul>"
 
 
-def _entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
-    return SimpleNamespace(id=name, title=title, children=list(children))
-
-
 def _contents(
     groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool, batch: bool
 ) -> list[SimpleNamespace]:
-    entries = [_entry("abstract", "Abstract"), _entry("where", "What was measured where")]
+    entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
     if paper:
         more = (("ladder", "The ratio ladder"), ("changes", "If you measure it right"))
-        entries[1:1] = [_entry(*item) for item in more]
-    entries.append(_entry("tables", "The paper's tables" if paper else "Results"))
+        entries[1:1] = [entry(*item) for item in more]
+    entries.append(entry("tables", "The paper's tables" if paper else "Results"))
     if bound:
-        entries.append(_entry("bound", "Against the bound"))
+        entries.append(entry("bound", "Against the bound"))
     if batch:
-        entries.append(_entry("batch", "Batch"))
+        entries.append(entry("batch", "Batch"))
     if paper:
-        entries.append(_entry("claims", "The paper's claims"))
-        entries.append(_entry("more-tables", "Other tables"))
+        entries.append(entry("claims", "The paper's claims"))
+        entries.append(entry("more-tables", "Other tables"))
     if ledgers:
-        entries.append(_entry("memory-ledger", "Memory ledger"))
-    entries += [_entry(g.id, g.title, [_entry(j.id, j.title) for j in g.jobs]) for g in groups]
+        entries.append(entry("memory-ledger", "Memory ledger"))
+    entries += [entry(g.id, g.title, [entry(j.id, j.title) for j in g.jobs]) for g in groups]
     last = (("failures", "Failures"), ("methods", "Methods"), ("data", "Data"))
-    return [*entries, *(_entry(*item) for item in last)]
+    return [*entries, *(entry(*item) for item in last)]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lib import params
-from lib.records import Record, load
+from lib.records import Record, load, manifests
 
 ACROSS = "_all"
-ORDER = ("machine", "latency", "memory", "energy", "energy_checks", "ablations", "ape", "summary",
-         "audit")  # fmt: skip
+ORDER = ("machine", "latency", "memory", "energy", "energy_checks", "stacks", "ablations", "ape",
+         "summary", "audit")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,20 @@ class Job:
         return readable(self.run.get("end"))
 
     @property
+    def earlier(self) -> list[dict[str, Any]]:
+        """Earlier runs of which the job still holds rows, as the manifest tells them."""
+        return self.run.get("earlier") or []
+
+    def run_of(self, env_id: str | None) -> dict[str, Any]:
+        """The run that has measured in this environment."""
+        return next((e for e in self.earlier if env_id in e["env_ids"]), self.run)
+
+    @property
+    def own(self) -> tuple[Record, ...]:
+        """The rows of the run that the manifest is about, without those of earlier ones."""
+        return tuple(row for row in self.records if self.run_of(row.env_id) is self.run)
+
+    @property
     def attempt(self) -> Any:
         return self.run.get("attempt")
 
@@ -124,8 +138,7 @@ def find(source: str | Path) -> list[Job]:
     plan.json, where it exists, is {"jobs": ["<model>/<weights>-<stack>/<notebook>", ...]}.
     """
     source = Path(source)
-    found = {p.parent.relative_to(source).as_posix() for p in source.rglob("run.json")}
-    found = {path for path in found if not any(part[0] == "." for part in path.split("/"))}
+    found = {p.parent.relative_to(source).as_posix() for p in manifests(source)}
     plan = source / "plan.json"
     planned = json.loads(plan.read_text(encoding="utf-8"))["jobs"] if plan.exists() else []
     return _with_ids([_read(source, path) for path in sorted({*found, *planned}, key=_order)])

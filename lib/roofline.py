@@ -19,6 +19,7 @@ from lib import stats
 from lib.card import ModelCard, computed
 from lib.datasheets import datasheet
 from lib.grid import Column, Table, build, grouped, sampled, without_empty
+from lib.groups import named
 from lib.machine import Limits, bandwidth_notes, limits
 from lib.records import Record, select
 from lib.stats import Estimate
@@ -96,7 +97,7 @@ def _pairs(tokens: int, window: int | None) -> int:
 class Arm:
     """One model in one setup, at one context and batch: how fast it is, and what bounds it.
 
-    `setup` holds the values of `grid.SETUP`. `step_bytes` are those that any implementation must
+    `setup` holds the values of `groups.SETUP`. `step_bytes` are those that any implementation must
     read, `realised_bytes` those that this one was traced to read; `traced` is all that was found.
     """
 
@@ -290,15 +291,19 @@ def _counted(value: float) -> Estimate:
 
 def violations(rows: Sequence[Record]) -> list[str]:
     """Arms that beat the memory although a step reads far more than a cache holds: a bug."""
+    every = [arm for kind in KINDS for arm in arms(rows, kind)]
+    names = named([(arm.model, *arm.setup) for arm in every])
     found = []
-    for arm in (arm for kind in KINDS for arm in arms(rows, kind)):
+    for arm in every:
         if arm.remark == IMPOSSIBLE:
             sheet = arm.limits.sheet.memory_bytes_per_s
             rate, where = (sheet, "datasheet") if sheet else (
                 arm.limits.read_bytes_per_s, f"measured {arm.limits.read_from}")  # fmt: skip
             size = max(arm.step_bytes, arm.realised_bytes or 0)
+            together = f", batch {arm.batch}" if arm.batch > 1 else ""
             found.append(
-                f"{arm.model} at {arm.context}: {arm.steps_per_s.value:.1f} steps/s beat the bound "
-                f"of {bound_tok_per_s(size, rate):.1f} steps/s ({where})"
+                f"{names[arm.model, *arm.setup].label} at {arm.context}{together}: "
+                f"{arm.steps_per_s.value:.1f} steps/s beat the bound of "
+                f"{bound_tok_per_s(size, rate):.1f} steps/s ({where})"
             )
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import os
 import signal
@@ -17,13 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib import kernels, lease, manifest, params, preflight
+from lib import kernels, lease, manifest, merge, params, portable, preflight, staging
 from lib.manifest import Task, short
 from lib.params import ParamsError, Profile
 from lib.tally import Tally, say
 
 OFFLINE_PROFILES = ("demo",)
-RELEASED = params.ROOT / "outputs" / "released"
 BAD_INPUT = (ParamsError, preflight.PreflightError, lease.BusyError)
 
 
@@ -60,16 +60,19 @@ def run_job(
     env: dict[str, str],
     timeout_s: float | None = None,
     stop: Stop | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Execute one notebook and record how it ended; returns the manifest.
 
-    Notebook and records appear in the job's folder only when the run ends. A run that does not
-    end well leaves a finished one of before in `.previous/`; an interrupted one leaves it as is.
+    Notebook and records appear in the job's folder only when the run ends. Rows of earlier runs
+    that were not measured again are kept, unless `force`. A run that does not end well leaves a
+    finished one of before in `.previous/`; an interrupted one leaves it as is.
     """
     signature = params.notebook_parameters(job.source)
     values = params.check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
     stop, old, start = stop or Stop(), manifest.read(job.folder), _now()
-    staged = manifest.staging(job.folder)
+    staged = staging.begin(job.folder)
+    known = portable.names(job.out)
     stop.watch = kernels.Watch()
     try:
         outcome = kernels.execute(
@@ -81,10 +84,11 @@ def run_job(
             timeout_s=timeout_s,
             progress=sys.stderr.isatty(),
         )
+        portable.files(staged.rglob("*"), known)
         told = {
             "status": outcome.status,
-            "error": outcome.error,
-            "parameters": values,
+            "error": portable.values(outcome.error, known),
+            "parameters": portable.values(values, known),
             "job_sha": sha,
             "notebook_sha": manifest.notebook_sha(job.source),
             "lib_sha": manifest.lib_sha(),
@@ -93,24 +97,31 @@ def run_job(
             "attempt": (old or {}).get("attempt", 0) + 1,
             "start": start,
             "end": _now(),
-            "artefacts": manifest.artefacts(staged),
         }
-        _settle(job.folder, old, told)
+        added = merge.Added() if force else merge.add_earlier(staged, job.folder, told)
+        told["earlier"] = list(added.earlier)
+        told["artefacts"] = manifest.artefacts(staged)
+        _settle(job.folder, old, told, added)
     finally:
         stop.watch = None
     return told
 
 
-def _settle(folder: Path, old: dict[str, Any] | None, told: dict[str, Any]) -> None:
+def _settle(
+    folder: Path, old: dict[str, Any] | None, told: dict[str, Any], added: merge.Added
+) -> None:
     """Put files and manifest in place, in the order that a crash in between cannot make a lie."""
-    was_ok = old is not None and old["status"] == "ok"
+    was_ok, is_ok = old is not None and old["status"] == "ok", told["status"] == "ok"
     if was_ok and told["status"] == "interrupted":
-        manifest.discard(folder)
+        staging.discard(folder)
         return
-    names = [item["path"] for item in (old or {}).get("artefacts", ())]
-    if told["status"] != "ok":
+    if added.aside:
+        say(f"note: rows of before stay apart, in {short(folder / manifest.PREVIOUS)}: "
+            f"{added.aside}")  # fmt: skip
+    if not is_ok:
         manifest.write_json(folder / "run.json", told)
-    manifest.promote(folder, names, keep_old=was_ok and told["status"] != "ok")
+    keep_old = was_ok and (not is_ok or bool(added.aside))
+    staging.promote(folder, old, keep_old=keep_old, spent=is_ok and added.spent)
     manifest.write_json(folder / "run.json", told)
 
 
@@ -130,7 +141,7 @@ def run(
 
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
-    _refuse_released(out_dir)
+    manifest.refuse_released(out_dir)
     jobs, stop = manifest.plan(profile, out_dir), Stop()
     with contextlib.ExitStack() as held:
         held.enter_context(stop.installed())
@@ -157,8 +168,9 @@ def run(
                 continue
             tally.start(job)
             told = run_job(
-                job, sha=sha, gpu=name, env=env_of(job), timeout_s=timeout_s, stop=stop
-            )
+                job, sha=sha, gpu=name, env=env_of(job), timeout_s=timeout_s, stop=stop,
+                force=force,
+            )  # fmt: skip
             tally.end(job, told)
             if stop.signum:
                 break
@@ -181,7 +193,8 @@ def _keep(job: Task, old: dict[str, Any] | None, sha: str, tally: Tally) -> bool
     if not manifest.is_finished(job.folder, old, sha):
         return False
     code = (manifest.notebook_sha(job.source), manifest.lib_sha())
-    same = (old["notebook_sha"], old["lib_sha"]) == code
+    runs = (old, *old.get("earlier", ()))
+    same = {(told["notebook_sha"], told["lib_sha"]) for told in runs} == {code}
     if not same and job.reads:
         return False
     if not same:
@@ -226,22 +239,14 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _refuse_released(out_dir: Path) -> None:
-    if params.resolve(out_dir).is_relative_to(RELEASED):
-        raise ParamsError(f"{short(out_dir)} is released and never written; choose another --out")
-
-
-def rebuild(source: Path, out_dir: Path) -> Path:
+def rebuild(source: Path, out_dir: Path, write_report: Callable[..., Path]) -> Path:
     """A report from existing records; measures nothing and leaves the source as it is."""
-    _refuse_released(out_dir)
+    manifest.refuse_released(out_dir)
     if not source.is_dir():
         raise ParamsError(f"no folder {short(source)}; FROM takes a folder of run.json files")
     if next(source.rglob("run.json"), None) is None:
         raise ParamsError(f"no run.json below {short(source)}; choose a folder that a run wrote")
-    from lib import report
-
-    report.write(source, out_dir)
-    return out_dir / "report.html"
+    return write_report(source, out_dir)
 
 
 def jupyter_path(folders: list[str], known: str) -> str:
@@ -261,17 +266,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--from", dest="source", type=Path, help="only rebuild a report")
     parser.add_argument("--force", action="store_true", help="measure finished jobs again")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")
+    parser.add_argument("--gpu-hour-usd", type=float, help="price: shows cost per token")
+    parser.add_argument("--kwh-usd", type=float, help="price: shows cost of energy per token")
     parser.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
     args = parser.parse_args(argv)
     os.environ["JUPYTER_PATH"] = jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = params.resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
+    from lib import money, report
+
     try:
+        prices = money.Prices(args.gpu_hour_usd, args.kwh_usd)
+        write_report = functools.partial(report.write, prices=prices)
         if args.source:
-            say(f"report: {short(rebuild(params.resolve(args.source), out_dir))}")
+            page = rebuild(params.resolve(args.source), out_dir, write_report)
+            say(f"report: {short(page)}")
             return 0
         profile = params.profile(args.profile, {key: getattr(args, key) for key in params.SLICES})
-        from lib import report
-
         return run(
             profile,
             out_dir,
@@ -279,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
             timeout_s=args.timeout,
             wait=args.wait,
             write_page=report.write_notebook_page,
-            write_report=report.write,
+            write_report=write_report,
         )
     except BAD_INPUT as error:
         say(f"error: {error}")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from lib import stats
-from lib.claims import bullets, by_model, cautions, number
+from lib.claims import bullets, cautions, failures, number
 from lib.grid import Column, Table, build, frame, short
+from lib.groups import STUDY_STACK, by_setup
 from lib.records import Record, select
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s
 
-REFERENCE = "hf-eager"
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
+HARNESS = 0.005  # what the harness may add to a call
 GATE = {"median_error": "median error", "floor_error": "reference against itself",
         "allowed_error": "allowed", "same_choice": "same choice"}  # fmt: skip
 
@@ -22,7 +25,9 @@ def gates(rows: Sequence[Record]) -> Table:
 
     def cells(group: list[Record]) -> Sequence[Estimate]:
         row = group[-1]
-        return [Estimate(row.values[name], n=1, method="one continuation", reason="no interval")
+        why = f"failed: {row.error}" if row.error else "not measured: no reading"
+        return [stats.missing(why) if row.value(name) is None else
+                Estimate(row.values[name], n=1, method="one continuation", reason="no interval")
                 for name in GATE]  # fmt: skip
 
     columns = [Column(title, "share") for title in GATE.values()]
@@ -30,35 +35,35 @@ def gates(rows: Sequence[Record]) -> Table:
                  columns, cells)  # fmt: skip
 
 
-def gate_table(rows: Sequence[Record]):
+def gate_table(rows: Sequence[Record]) -> pd.DataFrame:
     """`gates` as a DataFrame."""
     return frame(gates(rows))
 
 
 def conclusion(rows: Sequence[Record]) -> str:
     """Decode throughput of each stack, its ratio to `generate()`, its cost and its flatness."""
-    lines = []
-    for model, mine in by_model(rows, "latency").items():
-        stacks = list(dict.fromkeys(r.key["stack"] for r in mine))
-        context = max(r.key["context"] for r in mine)
-        base = decode_tok_per_s(select(mine, stack=REFERENCE, context=context))
-        for stack in stacks:
-            arms = select(mine, stack=stack)
-            lines.append(f"{model} on {stack}: {_rate(arms, context, base, stack)}"
-                         f"{_spread(arms)}{_prepared(arms)}.")  # fmt: skip
-            lines.append(f"{model} on {stack}: {flatness(arms)}")
-    failed = [r for r in rows if r.kind == "latency" and r.error]
-    lines += [f"{r.key['model']} on {r.key['stack']} at {r.key['context']} tokens: {r.error}."
-              for r in failed]  # fmt: skip
-    return bullets([*filter(None, lines), *cautions(rows)])
+    lines, groups = [], by_setup(rows, "latency")
+    several = len({g.of("stack") for g in groups}) > 1
+    for group in groups:
+        mine = [g for g in groups if (g.model, g.but("stack")) == (group.model, group.but("stack"))]
+        context = max(r.key["context"] for g in mine for r in g.rows)
+        base = next((decode_tok_per_s(select(g.rows, context=context)) for g in mine
+                     if g.of("stack") == STUDY_STACK and g is not group), None)  # fmt: skip
+        name = group.label if several else f"{group.label} on {group.of('stack')}"
+        lines.append(f"{name}: {_rate(group.rows, context, base)}"
+                     f"{_spread(group.rows)}{_prepared(group.rows)}.")  # fmt: skip
+        if flat := flatness(group.rows):
+            lines.append(f"{name}: {flat}")
+    lines += [harness(row) for row in select(rows, "harness") if row.samples]
+    return bullets([*lines, *failures(rows, "latency"), *cautions(rows)])
 
 
-def _rate(arms: Sequence[Record], context: int, base: Estimate, stack: str) -> str:
+def _rate(arms: Sequence[Record], context: int, base: Estimate | None) -> str:
     rate = decode_tok_per_s(select(arms, context=context))
     text = f"decode at {context:,} tokens of context {number(rate, 'tok/s')}"
-    if stack == REFERENCE or rate.value is None or base.value is None:
+    if base is None or rate.value is None or base.value is None:
         return text
-    return f"{text}, {short(rate.value / base.value)} times {REFERENCE}"
+    return f"{text}, {short(rate.value / base.value)} times {STUDY_STACK}"
 
 
 def _spread(arms: Sequence[Record]) -> str:
@@ -71,6 +76,17 @@ def _prepared(arms: Sequence[Record]) -> str:
     if not any(seconds):
         return ""
     return f"; the first capture took {short(max(seconds))} s, later ones {short(min(seconds))} s"
+
+
+def harness(row: Record) -> str:
+    """What timing through the workbook adds to a bare loop around the same call."""
+    ratio = stats.paired_ratio(row.samples["e2e_s"], row.samples["bare_s"])
+    if ratio.value is None:
+        return f"The harness was not compared with a bare loop ({ratio.reason})."
+    ends = f" [{ratio.low - 1:+.2%}, {ratio.high - 1:+.2%}]" if ratio.low is not None else ""
+    verdict = "within" if abs(ratio.value - 1) <= HARNESS else "more than"
+    return (f"{row.key['model']} on {row.key['stack']}: a call takes {ratio.value - 1:+.2%}{ends} "
+            f"against a bare loop in the same process, {verdict} {HARNESS:.1%}.")  # fmt: skip
 
 
 def flatness(arms: Sequence[Record]) -> str:
@@ -88,5 +104,7 @@ def flatness(arms: Sequence[Record]) -> str:
     lost, explained = 1 - rates[1] / rates[0], 1 - sizes[0] / sizes[1]
     verdict = ("the bytes explain it" if lost <= explained + SLACK
                else "more than the bytes explain")  # fmt: skip
-    return (f"from {contexts[0]:,} to {contexts[-1]:,} tokens of context decoding loses "
-            f"{lost:.1%}, and what a step reads would cost {explained:.1%}: {verdict}.")
+    return (
+        f"from {contexts[0]:,} to {contexts[-1]:,} tokens of context decoding loses "
+        f"{lost:.1%}, and what a step reads would cost {explained:.1%}: {verdict}."
+    )

@@ -24,6 +24,7 @@ def sweep(
     repeats: int,
     slope_repeats: int,
     busy_tokens: int,
+    harness_pairs: int,
     seed: int,
     env_id: str | None,
     records_path: str | Path,
@@ -31,7 +32,8 @@ def sweep(
     """Every stack at every context, each row written at once.
 
     A context has a `gate` row, one latency arm for each of `new_tokens` (the first gets `repeats`
-    calls, the others `slope_repeats`) and, on a GPU, a `busy` row.
+    calls, the others `slope_repeats`) and, on a GPU, a `busy` row. The last stack, at the first
+    context, has a `harness` row.
     """
     rows: list[Record] = []
     places = [(stack, context) for stack in stacks for context in contexts]
@@ -39,6 +41,10 @@ def sweep(
         common = {"stack": stack, "context": context, "seed": seed, "env_id": env_id}
         try:
             for row in _place(model, common, new_tokens, repeats, slope_repeats, busy_tokens):
+                rows.append(records.append(records_path, row))
+            if harness_pairs and (stack, context) == (stacks[-1], contexts[0]):
+                row = latency.harness_row(model, new_tokens=new_tokens[0], pairs=harness_pairs,
+                                          **common)  # fmt: skip
                 rows.append(records.append(records_path, row))
         except Exception as error:  # a stack that cannot be made, or that computes something else
             key = model.key(stack=stack, context=context, new_tokens=new_tokens[0],

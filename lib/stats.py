@@ -23,7 +23,10 @@ AA_LEAST = 0.90  # share of halvings; 0.95 is expected, and shares of a hundred 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval. `value` is None with a `reason`; so may the interval be."""
+    """A number with its 95 % interval. `value` is None with a `reason`; so may the interval be.
+
+    `records` are the ids of the rows that it comes from, where they are known.
+    """
 
     value: float | None
     low: float | None = None
@@ -31,6 +34,7 @@ class Estimate:
     n: int = 0
     method: str = ""
     reason: str = ""
+    records: tuple[str, ...] = ()
 
     def resolved_from(self, reference: float = 1.0) -> bool | None:
         """Whether the interval excludes `reference`; None without an interval."""

@@ -15,8 +15,9 @@ import pandas as pd
 
 from lib import energystats, stats
 from lib.grid import Column, Table, build, frame, sampled, setups, short
+from lib.groups import SETUP, by_setup
 from lib.papertables import write_csvs
-from lib.records import Record, environments
+from lib.records import Record, environments, record_id, select
 from lib.stats import Estimate
 
 __all__ = ["Column", "Table", "ablation_table", "ablations", "energy", "energy_table", "frame",
@@ -32,7 +33,7 @@ def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Es
     """A single reading, or why there is none: the reason of `like` where it has none of its own."""
     if row.value(name) is not None:
         return Estimate(row.values[name] * factor, n=1, method="single reading",
-                        reason="one reading, no interval")  # fmt: skip
+                        reason="one reading, no interval", records=(record_id(row),))  # fmt: skip
     if row.error:
         return stats.missing(f"failed: {row.error}")
     reason = row.missing.get(name) or row.missing.get(like) or "no reading"
@@ -41,12 +42,13 @@ def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Es
 
 def latency(rows: Sequence[Record]) -> Table:
     """TTFT, end-to-end time, output and decode throughput, ITL: per model and context."""
-    token_counts = sorted({r.key.get("new_tokens") for r in rows if r.kind == "latency"} - {1})
-    main = next(iter(token_counts), 1)
 
     def cells(group: list[Record]) -> Sequence[Any]:
-        ones = [r for r in group if r.kind == "latency" and r.key.get("new_tokens") == 1]
-        whole = [r for r in group if r.kind == "latency" and r.key.get("new_tokens") == main]
+        calls = [r for r in group if r.kind == "latency"]
+        failed = [r for r in calls if r.error]
+        main = min((n for r in calls if (n := r.key.get("new_tokens") or 1) > 1), default=1)
+        ones = select(calls, new_tokens=1) or failed
+        whole = select(calls, new_tokens=main) or failed
         e2e = sampled(whole, "e2e_s", factor=1e3)
         gaps = [gap for r in group if r.kind == "itl" for call in r.samples.get("token_s", ())
                 for gap in stats.gaps(call)]  # fmt: skip
@@ -197,21 +199,20 @@ def ablations(rows: Sequence[Record], name: str) -> Table:
     hf-eager, the shortest context, or the first arm where none of these is among the rows.
     """
     kind, changed = f"ablation-{name}", CHANGED[name]
-    groups: dict[tuple, list[Record]] = {}
-    for row in (r for r in rows if r.kind == kind):
-        where = [str(row.key.get(f)) for f in ("model", "weights", "dtype", "stack", "experts")
-                 if f != changed]  # fmt: skip
-        groups.setdefault(tuple(where), []).append(row)
+    groups = by_setup(rows, kind, without=(changed,), failed=True)
+    differ = [f for f in SETUP if len({g.of(f) for g in groups}) > 1]
     built = []
-    for group in groups.values():
+    for group in groups:
+        arms = list(group.rows)
         if name == "context":
-            group = sorted(group, key=lambda r: r.key.get("context") or 0)
-        base = next((r for r in group if r.key.get(changed) == BASE_ARMS.get(name)), group[0])
-        for row in group:
-            built.append(_ablation_row(row, base, changed))
-    columns = (Column("model", numeric=False), Column(changed, numeric=False),
-               Column("p50", "s"), Column("output throughput", "tok/s"),
-               Column("throughput / base arm"), Column("verdict", numeric=False))  # fmt: skip
+            arms.sort(key=lambda r: r.key.get("context") or 0)
+        base = next((r for r in arms if r.key.get(changed) == BASE_ARMS.get(name)), arms[0])
+        setup = [group.of(f) for f in differ]
+        built += [_ablation_row(row, base, changed, setup) for row in arms]
+    columns = (Column("model", numeric=False), *(Column(f, numeric=False) for f in differ),
+               Column(changed, numeric=False), Column("p50", "s"),
+               Column("output throughput", "tok/s"), Column("throughput / base arm"),
+               Column("verdict", numeric=False))  # fmt: skip
     arms = [r for r in rows if r.kind == kind]
     _, notes = setups(arms, environments(rows))
     fixed = _fixed(arms, [f for f in ("context", "new_tokens", "decoding") if f != changed])
@@ -224,14 +225,14 @@ def _fixed(rows: Sequence[Record], fields: Sequence[str]) -> list[str]:
     return [", ".join(text)] if text else []
 
 
-def _ablation_row(row: Record, base: Record, changed: str) -> tuple[Any, ...]:
+def _ablation_row(row: Record, base: Record, changed: str, setup: Sequence[str]) -> tuple[Any, ...]:
     arm, time_s = row.key.get(changed), sampled([row], "e2e_s")
     rate = stats.inverse(time_s, row.key.get("new_tokens") or 1)
-    start = (row.key.get("model"), arm, time_s, rate)
-    if row is base:
-        return (*start, Estimate(1.0, n=rate.n, method="the base arm"), "base arm")
+    start = (row.key.get("model"), *setup, arm, time_s, rate)
     if time_s.value is None:
         return (*start, stats.missing(time_s.reason), time_s.reason)
+    if row is base:
+        return (*start, Estimate(1.0, n=rate.n, method="the base arm"), "base arm")
     ratio = stats.ratio(base.samples.get("e2e_s") or [], row.samples["e2e_s"])
     resolved = ratio.resolved_from(1.0)
     if resolved is None:

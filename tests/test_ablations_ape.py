@@ -131,7 +131,7 @@ def test_experts_arms_per_parameter_in_use():
     failed = Record("ablation-experts", key("oss", experts="batched_mm", context=64, new_tokens=10),
                     error="OutOfMemoryError: x")  # fmt: skip
     lines = experts_table([*rows("all_experts", 8 * B), *arms, failed]).to_dict("records")
-    every, batched, loop = lines
+    batched, loop, every = lines
     assert every["APE-TPOT, nominal (tok/s per 10^9)"] == 5
     assert every["APE-TPOT, realised (tok/s per 10^9)"] == 1.25
     assert "not traced" in loop["missing"] and loop["APE-TPOT, nominal (tok/s per 10^9)"] == 5

@@ -184,14 +184,14 @@ def test_no_rows_no_table():
 def test_the_sentences():
     rows = [*line(RATES), failed(32), *line({1: 150.0, 2: 290.0}, "graph")]
     text = batches.conclusion(rows)
-    assert "m, hf-eager at 512 tokens of context: at batch 1 100.00 tok/s [" in text
+    assert "m (hf-eager) at 512 tokens of context: at batch 1 100.00 tok/s [" in text
     assert "; the most, at batch 16, 560.0 tok/s [" in text and "n = 6 in all and 35.00 for" in text
-    assert "m, hf-eager, knee: batch 4: doubling it raised the throughput 1.4" in text
-    assert "m, graph, knee: not reached: doubling to 2 still raised it 1.93" in text
-    assert "m, hf-eager, batch 32: OutOfMemoryError: CUDA." in text
-    assert "m, hf-eager, a decoded token: at batch 1 4.000 J [" in text
-    assert "m, hf-eager: at batch 1 a step reads 8.000 experts of a layer, useful MBU 110%" in text
-    assert "for one model: m, graph, batch 1, 2; m, hf-eager, batch 4, 8, 16." in text
+    assert "m (hf-eager), knee: batch 4: doubling it raised the throughput 1.4" in text
+    assert "m (graph), knee: not reached: doubling to 2 still raised it 1.93" in text
+    assert "m (hf-eager), batch 32: OutOfMemoryError: CUDA." in text
+    assert "m (hf-eager), a decoded token: at batch 1 4.000 J [" in text
+    assert "m (hf-eager): at batch 1 a step reads 8.000 experts of a layer, useful MBU 110%" in text
+    assert "for one model: m (hf-eager), batch 4, 8, 16; m (graph), batch 1, 2." in text
     assert batches.RULE[1:] in text and "None" not in text and "nan" not in text
 
 
@@ -217,9 +217,8 @@ def test_dominated_points_are_faint_and_numbered_by_batch():
     ax = batchplots.pareto([*line(RATES), *slow])
     numbers = [x for x in ax.get_lines() if str(x.get_marker()).startswith("$")]
     assert [x.get_marker() for x in numbers] == [f"${b}$" for b in RATES] * 2
-    assert {x.get_alpha() for x in numbers[:5]} == {0.3}  # the order is that of stacks: graph first
-    assert {x.get_alpha() for x in numbers[5:]} == {1}
-    assert "m, graph: " in plots.describe(ax)
+    assert [x.get_alpha() for x in numbers] == [1] * 5 + [0.3] * 5
+    assert "m (graph): " in plots.describe(ax)
     plt.close(ax.figure)
 
 

@@ -3,7 +3,7 @@
 import pytest
 from sample_records import key, spread
 
-from lib import claims, stats
+from lib import claims, comparisons, stats
 from lib.records import Record, environment_record, warning
 from lib.stats import Estimate
 
@@ -142,7 +142,7 @@ def test_memory_tells_implementations_of_experts_apart():
             for name in ("grouped_mm", "all_experts")]  # fmt: skip
     found = lines(claims.memory(rows))
     assert [line.split(" under")[0] for line in found] == [
-        "- m, experts grouped_mm,", "- m, experts all_experts,"]  # fmt: skip
+        "- m (experts grouped_mm)", "- m (experts all_experts)"]  # fmt: skip
 
 
 def test_memory_names_the_largest_part_of_each_protocol():
@@ -238,9 +238,12 @@ def test_ablations_in_which_nothing_can_be_compared():
 
 
 def test_efficiency_divides_by_active_parameters_and_says_what_is_missing():
-    rows = [row("card", values={"active_params": 2_000_000_000}), *latency_rows(),
-            row("memory-paper", values={"peak_bytes": 4 * 10**9}, context=200, new_tokens=10),
-            row("energy", missing={"energy_j": "no counter"}, context=200, new_tokens=10)]
+    rows = [
+        row("card", values={"active_params": 2_000_000_000}),
+        *latency_rows(),
+        row("memory-paper", values={"peak_bytes": 4 * 10**9}, context=200, new_tokens=10),
+        row("energy", missing={"energy_j": "no counter"}, context=200, new_tokens=10),
+    ]
     # 10 / 0.7 s / 2; 1 / 0.2 s / 2; 10 / 0.7 s / 4 GB
     assert lines(claims.efficiency(rows, 200)) == [
         "- m at 200 tokens, per billion of its 2 billion active parameters: 7.143 tok/s [7.143, "
@@ -272,13 +275,13 @@ def pair(a_s, b_s, env=ENV, context=200, **changes):
 
 
 def test_models_are_compared_in_the_direction_that_the_sentence_says():
-    first = lines(claims.models([ENV, *pair(1.0, 2.0)]))[0]
+    first = lines(comparisons.models([ENV, *pair(1.0, 2.0)]))[0]
     start = "- At 200 tokens, output throughput of a is 2.000 times that of b ["
     assert first.startswith(start) and first.endswith("]: higher.")
-    first = lines(claims.models([ENV, *pair(2.0, 1.0)]))[0]
+    first = lines(comparisons.models([ENV, *pair(2.0, 1.0)]))[0]
     assert first.startswith("- At 200 tokens, output throughput of a is 0.5 times that of b [")
     assert first.endswith("]: lower.")
-    first = lines(claims.models([ENV, *pair(1.0, 1.0)]))[0]
+    first = lines(comparisons.models([ENV, *pair(1.0, 1.0)]))[0]
     start = "- At 200 tokens, output throughput of a against b: no difference resolved (["
     assert first.startswith(start)
 
@@ -286,7 +289,7 @@ def test_models_are_compared_in_the_direction_that_the_sentence_says():
 def test_a_longer_ttft_is_a_higher_one():
     rows = [row("latency", {"ttft_s": spread(t)}, model=m, context=200, new_tokens=1)
             for m, t in (("a", 3.0), ("b", 1.0))]  # fmt: skip
-    found = lines(claims.models([ENV, *rows]))
+    found = lines(comparisons.models([ENV, *rows]))
     assert found[0] == "- Output throughput: fewer than two models measured, so none are compared."
     assert found[1].startswith("- At 200 tokens, TTFT of a is 3.000 times that of b [")
     assert found[1].endswith("]: higher.")
@@ -298,20 +301,20 @@ def test_a_longer_ttft_is_a_higher_one():
      ({"weights": "random"}, "weights ("), ({"stack": "graph"}, "stack (")],
 )  # fmt: skip
 def test_models_that_differ_in_more_than_the_model_are_not_compared(changes, named):
-    first = lines(claims.models([ENV, OTHER, *pair(1.0, 2.0, **changes)]))[0]
+    first = lines(comparisons.models([ENV, OTHER, *pair(1.0, 2.0, **changes)]))[0]
     assert first.startswith("- Output throughput: not compared; rows differ in ")
     assert named in first
 
 
 def test_models_without_a_common_context_are_not_compared():
-    found = claims.models([ENV, *pair(1.0, 2.0, context=100)])
-    assert "- Output throughput: the models share no context and length." in lines(found)
+    found = comparisons.models([ENV, *pair(1.0, 2.0, context=100)])
+    assert "- Output throughput: a and b share no context and length." in lines(found)
 
 
 def test_models_are_compared_at_a_length_that_both_have():
     rows = [row("latency", {"e2e_s": spread(t)}, model=m, context=200, new_tokens=g)
             for m, g, t in (("a", 8, 9.0), ("a", 64, 1.0), ("b", 64, 2.0))]  # fmt: skip
-    first = lines(claims.models([ENV, *rows]))[0]
+    first = lines(comparisons.models([ENV, *rows]))[0]
     assert first.startswith("- At 200 tokens, output throughput of a is 2.000 times that of b [")
 
 

@@ -38,6 +38,13 @@ def test_the_parts_of_a_job_add_up_to_it(job):
     assert sum(found.values()) == pytest.approx(2 * found["job"])
 
 
+def test_rows_of_an_earlier_run_cost_this_one_nothing(job):
+    old = Record("latency", KEY | {"context": 1}, samples={"e2e_s": [100.0]}, env_id="before")
+    run = job.run | {"earlier": [{"env_ids": ["before"]}]}
+    kept = Job(job.path, job.folder, run, (*job.records, old))
+    assert costs.parts(kept) == costs.parts(job)
+
+
 def test_the_table_says_what_share_setting_up_took(job):
     made = costs.table([job])
     assert len(made.rows) == 1 and made.rows[0][:2] == ("m", "random-graph")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from transformers import GPT2Config
 
-from lib import fit
+from lib import fit, forms, models
 from lib.card import ModelCard, ModelError
 from lib.params import ParamsError
 
@@ -195,3 +195,13 @@ def test_errors_name_value_and_remedy(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         fit.main(["--model", "tiny-yi"])
     assert "MODEL and GPU_GB are needed" in capsys.readouterr().err
+
+
+def test_a_form_that_is_not_timed_says_what_its_bytes_would_allow():
+    card = models.card("gpt-oss-20b")
+    text = str(forms.not_run(card, "mxfp4", 2048))
+    held = forms.held_as(card, forms.FORMS["mxfp4"]).decode_bytes(2048)
+    assert "package kernels" in text and f"{held / 1e9:.3g} GB" in text
+    assert f"{card.decode_bytes(2048) / held:.2f} times the bfloat16 bound" in text
+    with pytest.raises(ModelError, match="no routed experts"):
+        forms.not_run(models.card("tiny-yi"), "mxfp4", 64)

@@ -57,8 +57,8 @@ def test_an_arm_meets_only_its_own_times():
             *[r for r in arm(context=1024) if r.kind == "latency"]]  # fmt: skip
     shown = hostbound.shown(rows)
     assert list(zip(shown["stack"], shown["context"], shown["decode"], strict=True)) == [
-        ("graph", 128, "device-bound"), ("hf-eager", 128, "host-bound"),
-        ("hf-eager", 512, "device-bound")]  # fmt: skip
+        ("hf-eager", 128, "host-bound"), ("hf-eager", 512, "device-bound"),
+        ("graph", 128, "device-bound")]  # fmt: skip
 
 
 def test_without_a_slope_or_a_profiler_there_is_no_share():

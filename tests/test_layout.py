@@ -18,8 +18,10 @@ MODULES = {path.stem: path for path in sorted((ROOT / "lib").glob("[!_]*.py"))}
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
 # What the reading side, from rows to a report, on any laptop, starts from; the rest it imports.
-ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally"}
-RUNNER = {"run", "kernels", "lease", "preflight", "processes"}
+ROOTS = {"report", "tables", "plots", "claims", "ape", "roofline", "ablations", "manifest", "tally",
+         "compare", "bundle", "money"}  # fmt: skip
+RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processes",
+          "staging"}  # fmt: skip
 MEASURING = {"ceilings", "device", "models", "decode", "latency", "memory", "energy", "session",
              "prompts", "tracing", "occupancy", "storages", "stretches", "forecast", "held",
              "board", "windows", "blocks", "instrument", "weightvalues", "peer_zeus",
@@ -45,7 +47,8 @@ ARROWS = {
     "forecast": {"experts", "storages"},
     "stretches": set(),
     "held": {"records"},
-    "ledger": {"grid", "params", "records"},
+    "groups": {"params", "records"},
+    "ledger": {"grid", "groups", "records"},
     "decoded": set(),
     "capture": set(),
     "generate": {"decoded"},
@@ -65,7 +68,8 @@ ARROWS = {
     "energy": {"blocks", "decode", "gates", "joules", "progress", "records", "session", "stats",
                "windows"},
     "latency": {
-        "card", "decode", "device", "gate", "models", "progress", "records", "session", "stats"
+        "card", "decode", "device", "forms", "gate", "models", "progress", "records", "session",
+        "stats"
     },
     "stacks": {"decode", "gate", "latency", "progress", "records"},
     "batching": {"blocks", "decode", "energy", "gate", "latency", "models", "progress", "records",
@@ -151,7 +155,7 @@ def test_the_reading_side_and_the_runner_start_where_torch_cannot_be_imported():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["ape", "audit", "summary"])
+@pytest.mark.parametrize("name", ["ape", "audit", "start", "summary"])
 def test_a_notebook_that_reads_starts_without_torch(name):
     for module in closure(lib_imports(code_of(NOTEBOOKS[name]))):
         assert not packages(tree(module), lazy=False) & HEAVY, f"{name} starts lib.{module}"
@@ -173,7 +177,7 @@ def test_no_primitive_knows_another_nor_the_reading_side():
         known = closure({name}, lazy=True)
         assert known & PRIMITIVES == {name}
         # A card is plain data that a record holds: both sides read it, and so are traces of power.
-        shared = {"card", "records", "stats", "params", "strict_yaml", "joules", "gates"}
+        shared = {"card", "forms", "records", "stats", "params", "strict_yaml", "joules", "gates"}
         assert known & READING <= shared
 
 

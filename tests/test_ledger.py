@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 from sample_records import CPU, GPU, card, key, memory
 
-from lib import claims, ledger, ledgertables, plots
+from lib import claims, ledger, ledgertables, memoryplots, plots
 from lib.records import Record, environment_record
 
 ENV = environment_record(GPU)
@@ -232,7 +232,7 @@ def test_sentences_say_why_nothing_closes():
 
 def test_the_figure_stacks_everything_beside_the_weights():
     rows = [row(), row(context=512, used_bytes=None, missing={"used_bytes": "no NVML"})]
-    ax = plots.memory_ledger(rows)
+    ax = memoryplots.memory_ledger(rows)
     drawn = {bars.get_label(): [bar.get_width() * 1e9 for bar in bars] for bars in ax.containers}
     assert drawn["experts"] == pytest.approx([1_900, 1_900])
     assert "weights" not in drawn and "logits" not in drawn  # none was alive at the peak
@@ -241,15 +241,15 @@ def test_the_figure_stacks_everything_beside_the_weights():
     said = plots.describe(ax)
     assert "not closed: no NVML" in said and "+0.0 MB to NVML (+0.02%)" in said
     labels = [text.get_text() for text in ax.get_yticklabels()]
-    assert labels[1] == "gpt-oss-20b, grouped_mm, 2048 (weights 4e-05 GB)"
+    assert labels[1] == "gpt-oss-20b, 2048 (weights 4e-05 GB)"
 
 
 def test_the_figure_without_rows_says_so():
-    ax = plots.memory_ledger([])
+    ax = memoryplots.memory_ledger([])
     assert "not measured" in plots.describe(ax)
 
 
 def test_a_figure_becomes_html_that_loads_nothing():
-    text = plots.html(plots.memory_ledger([row()]), [row()])
+    text = plots.html(memoryplots.memory_ledger([row()]), [row()])
     assert 'src="data:image/png;base64,iVBORw0KGgo' in text and text.count("src=") == 1
     assert not plt.get_fignums()

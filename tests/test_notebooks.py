@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import kernels, manifest, params, records, report, run
+from lib import kernels, manifest, params, plots, portable, records, report, run
 from lib.device import cpu_name
 
 ROOT = params.ROOT
@@ -158,9 +158,12 @@ TINY = {
                    "instrument_s": 1.0, "pue": 1.2, "g_per_kwh": 400.0},
         "energy_checks": {"context": 16, "weight_values": ["normal", "zero"], "repeats": 1,
                           "real_model": "", "peer_windows": 1, "window_s": 0.0},
+        "stacks": {"stacks_to_compare": ["hf-eager", "graph", "graph-compiled"],
+                   "contexts": [16, 32], "new_tokens": [4, 8], "repeats": 6, "slope_repeats": 2,
+                   "busy_tokens": 2, "harness_pairs": 2},
         "ablations": {"context": 16, "repeats": 6, "decodings": ["greedy", "top-k 50"],
                       "contexts": [16, 32, 5000], "dtypes": ["float32", "bfloat16"],
-                      "experts": ["grouped_mm", "all_experts"], "stacks": ["hf-eager"]},
+                      "experts": ["grouped_mm", "all_experts"], "stacks": ["hf-eager", "graph"]},
         "ape": {},
         "summary": {},
         "audit": {"published": "params/published/arxiv-2508.16700.yaml"},
@@ -174,22 +177,26 @@ ARMS = {
     "memory": {"environment": 1, "card": 1, "memory-paper": 4, "memory": 4},
     "energy": {"environment": 1, "card": 1, "instrument": 1, "energy": 2, "energy-slope": 1},
     "energy_checks": {"environment": 1, "card": 1, "energy-peer": 1, "energy-weights": 1},
+    "stacks": {"environment": 1, "card": 1, "gate": 4, "latency": 12, "busy": 6,
+               "harness": 1},
     "ablations": {"environment": 1, "card": 1, "ablation-decoding": 2, "ablation-context": 3,
-                  "ablation-stack": 1, "ablation-experts": 2, "ablation-precision": 2,
+                  "ablation-stack": 2, "ablation-experts": 2, "ablation-precision": 2,
                   "trace": 2},
 }  # fmt: skip
-FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_checks": 0,
-           "ablations": 5, "ape": 1, "summary": 7, "audit": 2}  # fmt: skip
+FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_checks": 0, "stacks": 1,
+           "ablations": 5, "ape": 1, "summary": 7, "audit": 2, "start": 1}  # fmt: skip
 CONCLUSIONS = {
     "machine": f"{cpu_name()}: memory is read at ",
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
     "memory": f"{MODEL}, experts grouped_mm, under the paper's protocol at 32 tokens: peak",
     "energy": f"{MODEL}: energy not measured (no NVML energy counter: the device is a CPU).",
     "energy_checks": "Not measured on 1 arm(s), zeus_long_j: no NVML energy counter",
+    "stacks": f"{MODEL} on graph: decode at 32 tokens of context",
     "ablations": "context 5000 failed: ModelError",
     "ape": f"{MODEL} at 32 tokens, per billion of its",
     "summary": "Output throughput: fewer than two models measured, so none are compared.",
     "audit": "",
+    "start": f"{MODEL} at 32 tokens, per billion of its",
 }
 
 
@@ -210,6 +217,17 @@ class Results:
             write_report=report.write,
         )
         self.jobs = {job.notebook: job for job in manifest.plan(self.profile, self.out)}
+        self.jobs["start"] = self.start()
+
+    def start(self):
+        """The notebook that JupyterLab opens on is no job of a profile; it reads these results."""
+        values = {"model": MODEL, "context": 32, "stack": "hf-eager", "metric": "ttft",
+                  "results_dir": str(self.out)}  # fmt: skip
+        job = manifest.Task("start", None, "", "", SOURCES["start"], self.out / "_all" / "start",
+                            values, self.out)  # fmt: skip
+        run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
+        report.write_notebook_page(job.folder)
+        return job
 
     def notebook(self, name):
         return read(self.jobs[name].folder / "notebook.ipynb")
@@ -253,7 +271,8 @@ def conclusion(nb):
 def test_it_runs_to_its_end(results, name):
     told = results.manifest(name)
     assert (told["status"], told["error"]) == ("ok", None)
-    assert told["parameters"] == results.jobs[name].parameters
+    known = portable.names(results.out)
+    assert told["parameters"] == portable.values(results.jobs[name].parameters, known)
     nb = results.notebook(name)
     assert all(cell.execution_count for cell in code(nb))
     assert {output.output_type for output in outputs(nb)} <= {"display_data", "execute_result"}, (
@@ -303,7 +322,7 @@ def test_its_conclusion_is_computed(results, name):
     text = conclusion(results.notebook(name))
     assert f"- {CONCLUSIONS[name]}" in text
     assert "None" not in text and "nan" not in text
-    assert ("Random weights" in text) == (name != "audit")
+    assert ("Random weights" in text) == (name not in ("audit", "machine"))
 
 
 def test_the_report_is_written_and_the_runner_is_content(results):
@@ -333,6 +352,29 @@ def test_the_parameters_given_show_in_the_results(results):
         (c, g) for c in (16, 32) for g in (1, 4, 8)
     }
     assert {k["dtype"] for k in keys} == {"float32"}
+
+
+@pytest.mark.parametrize("metric", ["throughput", "ttft", "energy", "efficiency"])
+def test_the_first_notebook_can_draw_each_metric_it_names(metric):
+    (parameters,) = tagged(read(SOURCES["start"]), "parameters")
+    assert re.search(rf"metric = .*\b{metric}\b", parameters.source)
+    assert callable(getattr(plots, metric))
+
+
+def test_jupyterlab_opens_on_the_first_notebook():
+    (opened,) = re.findall(r"default_url=/lab/tree/(\S+)", (ROOT / "Makefile").read_text())
+    assert ROOT / opened == SOURCES["start"]
+
+
+def test_the_first_notebook_runs_as_it_is(tmp_path):
+    """Run All on the released results, which every clone has."""
+    values = params.notebook_parameters(SOURCES["start"])
+    folder = tmp_path / "out" / "_all" / "start"
+    job = manifest.Task("start", None, "", "", SOURCES["start"], folder, values)
+    told = run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
+    assert (told["status"], told["error"]) == ("ok", None)
+    assert f"- {values['model']} at {values['context']} tokens" in conclusion(
+        read(folder / "notebook.ipynb"))  # fmt: skip
 
 
 def test_a_changed_parameter_changes_the_conclusion(results, tmp_path):

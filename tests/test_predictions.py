@@ -64,9 +64,9 @@ def test_the_figure_draws_throughput_under_its_bound():
     ax = boundplots.bound([env, *fast, *slow, *rows(0.02, 33.5e9, context=4, env=env,
                                                      stack="graph")])  # fmt: skip
     said = plots.describe(ax)
-    assert "m, hf-eager: 50.00 at 4 to 25.00 at 8." in said
-    assert "m, hf-eager, bound: 100.0 at 4 to 100.0 at 8." in said
-    assert "m, graph: 50.00 at 4." in said
+    assert "m (hf-eager): 50.00 at 4 to 25.00 at 8." in said
+    assert "m (hf-eager), bound: 100.0 at 4 to 100.0 at 8." in said
+    assert "m (graph): 50.00 at 4." in said
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("context (tokens)", "tokens per second")
     assert plots.describe(boundplots.bound([])).endswith("not measured")
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import report, results
+from lib import compare, report, results
 from lib.findings import compared, findings
 from lib.fragments import clean, mathml, read_notebook, render_fragment
 from lib.paperrules import load_published
@@ -24,7 +24,7 @@ from lib.stats import Estimate
 from tests import sample_records as sample
 from tests.browser import chromium
 
-WIDTHS = (320, 390, 768, 1280, 1440)
+WIDTHS = (320, 390, 768, 1024, 1280, 1440)
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                   "--disable-background-networking", "--disable-component-update",
                   "--disable-sync"]  # fmt: skip
@@ -142,6 +142,36 @@ def test_each_number_carries_interval_n_method_and_setup(soup):
     assert cell.select_one(".ci").text == "[96.00, 104.0]"
     assert (cell["data-n"], cell["data-low"]) == ("11", "96")
     assert "order statistics" in cell["title"] and "hf-eager" in cell["title"]
+
+
+def test_each_number_of_the_papers_tables_names_its_records(paper, soup):
+    """TTFT comes from the row of one new token, a change or a difference from two rows."""
+    listed = {tr["id"]: text_of(BeautifulSoup(str(tr), "html.parser"), "tr")
+              for tr in soup.select("#records tbody tr")}  # fmt: skip
+    rows = [r for r in load_tree(paper) if r.kind != "environment"]
+    assert len(listed) == len(rows)
+    for number in range(1, 13):
+        for cell in soup.select(f"#table-{number} td.measured[data-n]"):
+            ids = cell["data-records"].split()
+            assert ids and all(f"record-{name}" in listed for name in ids), number
+
+    def said(selector: str) -> list[str]:
+        ids = soup.select_one(selector)["data-records"].split()
+        return [listed[f"record-{name}"] for name in ids]
+
+    (ttft,) = said("#table-1 td.measured")
+    assert "latency gpt-oss-20b context 2048, new tokens 1," in ttft
+    assert "ttft_s: 0.095, 0.097, 0.099" in ttft and "latency" in ttft.split()[-1]
+    first, second = said("#table-4 td.measured")
+    assert "context 128, new tokens 64" in first and "context 2048, new tokens 64" in second
+    (peak,) = said("#grid-memory td[data-n]")
+    assert "memory" in peak and "peak_bytes" in peak
+
+
+def test_a_record_names_its_file(paper, soup):
+    links = [a["href"] for a in soup.select("#records tbody a")]
+    assert links and all((paper / unquote(link)).name == "records.jsonl" for link in links)
+    assert all((paper / unquote(link)).exists() for link in links)
 
 
 def test_missing_numbers_lead_to_their_reason(soup):
@@ -443,7 +473,11 @@ class Page:
 
 
 def paths(paper: Path, demo: Path) -> list[Path]:
-    return [paper / "report.html", demo / "report.html",
+    """A page of each kind: two reports, a notebook, and a set compared with itself."""
+    compared = paper.with_name(f"{paper.name}-compared") / "report.html"
+    if not compared.exists():
+        compare.write(paper, paper, compared.parent)
+    return [paper / "report.html", demo / "report.html", compared,
             paper / "gpt-oss-20b/random-hf-eager/latency/notebook.html"]  # fmt: skip
 
 
@@ -493,6 +527,8 @@ def test_deep_links_reach_their_section_even_when_folded(browser, paper):
         assert opened.page.locator("#gpt-oss-20b--memory").bounding_box()["y"] < 200
     with Page(browser, paper / "report.html", "#table-9") as opened:
         assert opened.page.locator("#table-9 table").is_visible()
+    with Page(browser, paper / "report.html", "#100%") as opened:  # no link of ours
+        assert opened.errors == []
 
 
 @pytest.mark.browser
@@ -521,6 +557,108 @@ def test_tables_sort_by_keyboard(browser, paper):
         assert header.get_attribute("aria-sort") == "descending"
         assert models.all_inner_texts() == ["GPT-OSS-20B", "Qwen3-32B", "Yi-34B"]
         assert opened.page.evaluate("document.activeElement.className") == "sort"
+
+
+@pytest.mark.browser
+def test_a_number_opens_by_mouse_and_leads_to_its_record(browser, paper):
+    with Page(browser, paper / "report.html", viewport={"width": 1280, "height": 900}) as opened:
+        panel, numbers = opened.page.locator(".about"), opened.page.locator("#table-1 .open")
+        assert not panel.is_visible()
+        numbers.first.click()
+        said = re.sub(r"\s+", " ", panel.inner_text())
+        for text in ("GPT-OSS-20B: TTFT (ms), measured", "95 % interval 96 to 104", "n 11",
+                     "method median, order statistics", "random weights, hf-eager"):  # fmt: skip
+            assert text in said
+        panel.locator("a").click()
+        assert not panel.is_visible() and "#record-" in opened.page.url
+        row = opened.page.locator("#records tr:target")
+        assert row.is_visible() and row.inner_text().split()[1] == "latency"
+        numbers.first.click()
+        opened.page.locator("h1").click()  # a click elsewhere closes it
+        assert not panel.is_visible() and opened.errors == []
+
+
+@pytest.mark.browser
+def test_numbers_open_by_keyboard_with_one_stop_a_table(browser, paper):
+    with Page(browser, paper / "report.html") as opened:
+        table, panel = opened.page.locator("#table-1"), opened.page.locator(".about")
+        assert table.locator('.open[tabindex="0"]').count() == 1
+        table.locator(".open").first.focus()
+        for key, text in (("ArrowRight", "0.218"), ("ArrowDown", "0.541"), ("ArrowLeft", "200.00")):
+            opened.page.keyboard.press(key)
+            assert opened.page.evaluate("document.activeElement.textContent") == text
+        opened.page.keyboard.press("Enter")
+        assert "Qwen3-32B: TTFT (ms), measured" in panel.inner_text()
+        opened.page.keyboard.press("Tab")
+        assert opened.page.evaluate("document.activeElement.closest('.about') !== null")
+        opened.page.keyboard.press("Escape")
+        assert not panel.is_visible()
+        assert opened.page.evaluate("document.activeElement.textContent") == "200.00"
+        assert table.locator('.open[tabindex="0"]').inner_text() == "200.00"
+
+
+@pytest.mark.browser
+def test_a_number_opens_by_touch_inside_a_narrow_screen(browser, paper):
+    size = {"width": 360, "height": 740}
+    with Page(browser, paper / "report.html", viewport=size, has_touch=True) as opened:
+        opened.page.locator("#table-1 .open").first.tap()
+        box = opened.page.locator(".about").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 740.5
+        opened.page.locator(".about button").tap()
+        assert not opened.page.locator(".about").is_visible()
+
+
+@pytest.mark.browser
+def test_an_open_number_stays_inside_the_page(browser, paper):
+    with Page(browser, paper / "report.html") as opened:
+        for width in WIDTHS:
+            opened.page.set_viewport_size({"width": width, "height": 900})
+            opened.page.locator("#table-1 .open").last.click()
+            box = opened.page.locator(".about").bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= width
+            assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+            opened.page.keyboard.press("Escape")
+
+
+@pytest.mark.browser
+def test_a_planted_name_is_text_in_an_open_number(browser, paper):
+    with Page(browser, paper / "report.html", "#grid-latency") as opened:
+        row = opened.page.locator("#grid-latency tbody tr", has_text="owned").first
+        row.locator(".open").first.click()
+        assert "<script>" in opened.page.locator(".about").inner_text()
+        assert opened.page.title() == report.TITLE and opened.errors == []
+
+
+@pytest.mark.browser
+def test_long_tables_filter_and_still_sort(browser, paper):
+    with Page(browser, paper / "report.html", "#grid-latency") as opened:
+        figure = opened.page.locator("#grid-latency")
+        rows, field = figure.locator("tbody tr:visible"), figure.get_by_role("searchbox")
+        before = rows.count()
+        assert field.get_attribute("aria-label") == "Filter rows: Latency and throughput."
+        field.fill("yi-34b 2048")
+        assert rows.count() == 1 and "2,048" in rows.first.inner_text()
+        field.fill("yi-34b")
+        assert rows.count() == 4
+        assert figure.get_by_role("status").inner_text() == f"4 of {before} rows"
+        figure.get_by_role("button", name="TTFT").click()
+        assert rows.count() == 4
+        field.fill("no such row")
+        assert rows.count() == 0
+        field.fill("")
+        assert rows.count() == before and figure.get_by_role("status").inner_text() == ""
+        assert opened.page.locator("#table-1 input").count() == 0  # three rows need none
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_beside_an_open_number(browser, paper, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    with Page(browser, paper / "report.html", color_scheme=scheme, bypass_csp=True) as opened:
+        opened.page.locator("#table-1 .open").first.click()
+        found = axe.run(opened.page).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
 
 
 @pytest.mark.browser
@@ -566,7 +704,9 @@ def test_readable_without_javascript(browser, paper):
         for selector in (".toc a >> nth=3", ".abstract", "#table-1 table", "#failures"):
             assert opened.page.locator(selector).is_visible()
         assert not opened.page.locator(".theme").is_visible()
-        assert opened.page.locator("button.sort").count() == 0
+        assert opened.page.locator("button, input").filter(visible=True).count() == 0
+        opened.page.locator("details.raw summary").click()  # the records are there all the same
+        assert opened.page.locator("#records tbody tr").first.is_visible()
 
 
 @pytest.mark.browser
@@ -584,7 +724,9 @@ def test_prints(browser, paper):
     with Page(browser, paper / "report.html") as opened:
         assert len(opened.page.pdf(format="A4")) > 50_000
         opened.page.emulate_media(media="print")
-        assert not opened.page.locator(".toc").is_visible()
+        for selector in (".toc", ".filter >> nth=0", "details.raw"):
+            assert not opened.page.locator(selector).is_visible()
+        assert opened.page.locator("#table-1 .v >> nth=0").is_visible()
 
 
 def test_plan_json_tells_what_is_missing(tmp_path):

@@ -177,7 +177,7 @@ def test_a_manifest_has_exactly_these_fields(bench):
     told = bench.manifest("ok")
     assert set(told) == {
         "status", "error", "parameters", "job_sha", "notebook_sha", "lib_sha", "git", "env",
-        "attempt", "start", "end", "artefacts",
+        "attempt", "start", "end", "earlier", "artefacts",
     }  # fmt: skip
     for item in told["artefacts"]:
         assert manifest.file_sha(bench.job("ok") / item["path"]) == item["sha256"]

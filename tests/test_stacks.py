@@ -249,11 +249,13 @@ def test_a_capture_inside_a_timed_call_is_refused(model, monkeypatch):
 def test_a_sweep_over_stacks_writes_gate_times_and_errors(model, tmp_path, monkeypatch):
     path = tmp_path / "records.jsonl"
     common = {"contexts": [8, 40], "new_tokens": [4, 6], "repeats": 2, "slope_repeats": 1,
-              "busy_tokens": 1, "seed": 0, "env_id": "e", "records_path": path}  # fmt: skip
+              "busy_tokens": 1, "harness_pairs": 2, "seed": 0, "env_id": "e",
+              "records_path": path}  # fmt: skip
     rows = stacks.sweep(model, stacks=["hf-eager", "graph"], **common)
     assert records.load(path) == rows
     kinds = [(r.kind, r.key["stack"], r.key["context"]) for r in rows]
     assert kinds.count(("gate", "graph", 8)) == 1 and ("gate", "hf-eager", 8) not in kinds
+    assert [k for k in kinds if k[0] == "harness"] == [("harness", "graph", 8)]
     assert kinds.count(("latency", "graph", 40)) == 2 and kinds.count(("busy", "hf-eager", 8)) == 1
     monkeypatch.setattr(graphs.HeldLayer, "fill", lambda *_: None)
     failed = stacks.sweep(model, stacks=["graph"], **common)

@@ -1,0 +1,250 @@
+"""A report of ratios between two result sets, such as two GPUs or two versions of the software.
+
+python -m lib.compare A B [--out OUT]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from lib import manifest, results
+from lib.grid import Column, Table, interval, short
+from lib.markup import grid_html
+from lib.page import data_link, entry, shell, write_text
+from lib.pairs import ARM, READ, SAMPLED, Pair, Refused, Side, compare, load
+from lib.papertables import number_text
+from lib.params import ParamsError, resolve
+from lib.records import KEY_FIELDS
+from lib.stats import Estimate
+
+HARDWARE = ("gpu", "gpu_total_bytes", "power_limit_w", "sm_clock_max_hz", "memory_clock_max_hz")
+HOST = ("cpu", "cpu_count", "host_score_per_s", "launch_s")
+OF_ONE_RUN = ("gpu_uuid", "device")
+HOST_LIMIT = 0.1  # a host faster by more than this share changes every number that it limits
+
+
+def tables(pairs: Sequence[Pair]) -> list[Table]:
+    """One table for each quantity, with the key fields that differ between its rows."""
+    made = []
+    for title, unit, _ in (SAMPLED | READ).values():
+        mine = [pair for pair in pairs if pair.quantity == title]
+        if not mine:
+            continue
+        fields = ("kind", *(f for f in KEY_FIELDS if f != "model"))
+        values = {f: [p.kind if f == "kind" else p.key.get(f) for p in mine] for f in fields}
+        shown = [f for f in fields if len({*map(str, values[f])}) > 1]
+        same = [f"{f.replace('_', ' ')} {values[f][0]}" for f in fields
+                if f not in shown and values[f][0] not in (None, "none")]  # fmt: skip
+        columns = (Column("model", numeric=False),
+                   *(Column(f.replace("_", " "), numeric=False) for f in shown),
+                   Column("A", unit), Column("B", unit), Column("B / A"),
+                   Column("verdict", numeric=False))  # fmt: skip
+        rows = tuple((pair.key.get("model") or "–", *(values[f][i] for f in shown), pair.a, pair.b,
+                      pair.ratio, pair.verdict) for i, pair in enumerate(mine))  # fmt: skip
+        name = "ratio-" + results.slug(title)
+        made.append(Table(name, title, columns, rows, ("all rows: " + ", ".join(same),)))
+    return made
+
+
+def refused_table(refused: Sequence[Refused]) -> Table:
+    """The arms that are not compared."""
+    names = ("model", "kind", "arm", "in", "reason")
+    rows = tuple((item.key.get("model") or "–", item.kind, arm_text(item.key), item.where,
+                  item.reason) for item in refused)  # fmt: skip
+    return Table("refused", "Not compared", tuple(Column(n, numeric=False) for n in names), rows)
+
+
+def arm_text(key: dict[str, Any]) -> str:
+    """The fields of a key that say which arm it is."""
+    fields = ("weights", "dtype", "stack", "experts", *ARM)
+    return ", ".join(f"{f.replace('_', ' ')} {key[f]}" for f in fields
+                     if key.get(f) not in (None, "none"))  # fmt: skip
+
+
+def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[str, str]]:
+    """For each quantity how many arms are higher, lower or not told apart, and the ratios."""
+    said = []
+    for title, _, _ in (SAMPLED | READ).values():
+        mine = [pair for pair in pairs if pair.quantity == title]
+        if not mine:
+            continue
+        count = {
+            v: sum(p.verdict == v for p in mine)
+            for v in ("B lower", "B higher", "no difference resolved", "equal readings")
+        }
+        other = len(mine) - sum(count.values())
+        counts = [f"{v} in {n}" for v, n in count.items() if n]
+        counts += [f"without an interval {other}"] if other else []
+        ratios = [p.ratio.value for p in mine if p.ratio.value is not None]
+        ends = dict.fromkeys(short(end(ratios)) for end in (min, max)) if ratios else ()
+        span = f"B / A {'from ' if len(ends) > 1 else ''}{' to '.join(ends)}"
+        one = mine[0].ratio
+        if len(mine) == 1 and one.value is not None:
+            span = " ".join(filter(None, (f"B / A {short(one.value)}", interval(one))))
+        arms = f"{len(mine)} arm" + ("s" if len(mine) > 1 else "")
+        said.append((title, f"{arms} compared: {', '.join(counts)}; {span}."))
+    if refused:
+        said.append(("Not compared", f"{len(refused)} arms or quantities, each with its reason."))
+    if not pairs:
+        said.insert(0, ("Nothing is comparable", "No arm of A has a partner in B."))
+    return said
+
+
+def facts(side: Side) -> dict[str, list[Any]]:
+    """What each environment of a set says, by name, each value once; and the code of its runs."""
+    found: dict[str, list[Any]] = {}
+    for env in side.environments.values():
+        flat = {k: v for k, v in env.items() if k not in (*OF_ONE_RUN, "packages")}
+        flat |= env.get("packages") or {}
+        for name, value in flat.items():
+            if not isinstance(value, dict | list):
+                found.setdefault(name, []).append(value)
+    for run in side.runs:
+        commit = (run.get("git") or {}).get("commit")
+        found.setdefault("commit", []).append(commit and str(commit)[:12])
+    return {name: list(dict.fromkeys(values)) for name, values in found.items()}
+
+
+def shown(values: Sequence[Any]) -> str:
+    """Values as text; several numbers as their range."""
+    known = [v for v in values if v is not None]
+    numbers = [v for v in known if isinstance(v, float)]
+    if len(numbers) > 1 and len(numbers) == len(known):
+        return f"{short(min(numbers))} to {short(max(numbers))}"
+    return ", ".join(short(v) if isinstance(v, float) else str(v) for v in known) or "–"
+
+
+def environment_table(a: Side, b: Side) -> Table:
+    """What the two sets were measured on and with, where it differs; the rest is a note."""
+    ours, theirs = facts(a), facts(b)
+    names = [*HARDWARE, *HOST, *(n for n in (*ours, *theirs) if n not in (*HARDWARE, *HOST))]
+    texts = {n: (shown(ours.get(n, [])), shown(theirs.get(n, []))) for n in dict.fromkeys(names)}
+    rows = [(n.replace("_", " "), *text) for n, text in texts.items() if text[0] != text[1]]
+    same = [f"{n.replace('_', ' ')} {x}" for n, (x, y) in texts.items() if x == y != "–"]
+    columns = (Column("fact", numeric=False), Column("A", numeric=False),
+               Column("B", numeric=False))  # fmt: skip
+    notes = ("the same in both: " + ", ".join(same),) if same else ()
+    return Table("environments", "What differs in the environments", columns, tuple(rows), notes)
+
+
+def cautions(a: Side, b: Side) -> list[str]:
+    """What a reader of the ratios must know about the environments."""
+    ours, theirs = facts(a), facts(b)
+    differ = {n for n in {*ours, *theirs} if shown(ours.get(n, [])) != shown(theirs.get(n, []))}
+    groups = {"hardware": {*HARDWARE} & differ, "host CPU": {"cpu", "cpu_count"} & differ}
+    software = differ - {*HARDWARE, *HOST, "copy_bytes_per_s"}
+    groups["software"] = {
+        name
+        for name in software
+        if name in ("driver", "cuda", "commit")
+        or any(
+            name in (env.get("packages") or {})
+            for side in (a, b)
+            for env in side.environments.values()
+        )
+    }
+    causes = [name for name, members in groups.items() if members]
+    said = []
+    if len(causes) > 1:
+        said.append(f"{', '.join(causes[:-1]).capitalize()} and {causes[-1]} differ: a ratio "
+                    "does not tell which of them it is due to.")  # fmt: skip
+    scores = [[v for v in found.get("host_score_per_s", []) if v] for found in (ours, theirs)]
+    if all(scores):
+        times = max(scores[1]) / max(scores[0])
+        if abs(times - 1) > HOST_LIMIT:
+            said.append(f"One thread of B's host is {times:.2f} times as fast as one of A's; what "
+                        "the host limits follows it, whatever the GPU.")  # fmt: skip
+    said.append(
+        "An interval covers the repetitions of one run on each side. What changes from run "
+        "to run on one machine is not in it: repeat both before a small ratio is believed."
+    )
+    return said
+
+
+def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
+    """report.html and CSV files into `out`; returns the page and the number of compared pairs."""
+    manifest.refuse_released(out)
+    for source in (source_a, source_b):
+        if not source.is_dir() or not results.find(source):
+            raise ParamsError(f"no results in {manifest.short(source)}; A and B take folders of "
+                              "run.json files")  # fmt: skip
+    a, b = load(source_a), load(source_b)
+    pairs, refused = compare(a, b)
+    places = environment_table(a, b)
+    csvs = _csvs(pairs, refused, places, out)
+    grids = [Markup(grid_html(table, table.name)) for table in tables(pairs)]
+    last = refused_table(refused)
+    toc = [("abstract", "Abstract"), ("where", "What differs"), ("ratios", "Ratios"),
+           ("not-compared", "Not compared"), ("data", "Data")]  # fmt: skip
+    text = shell().get_template("compare.html").render(
+        title=f"B against A: {b.name} against {a.name}", kicker="Deployment workbook · comparison",
+        subtitle=f"A is {a.name} ({shown(facts(a).get('gpu', []))}), "
+                 f"B is {b.name} ({shown(facts(b).get('gpu', []))})",
+        findings=findings(pairs, refused), cautions=cautions(a, b),
+        places=Markup(grid_html(places, places.name)) if places.rows else "",
+        same=places.notes, grids=grids,
+        refused=Markup(grid_html(last, last.name)) if refused else "",
+        downloads=[(path.name, data_link(path)) for path in csvs],
+        toc=[entry(*item) for item in toc], footer="Ratios are B / A. Nothing was measured here.",
+    )  # fmt: skip
+    write_text(out / "report.html", text)
+    return out / "report.html", len(pairs)
+
+
+def _csvs(
+    pairs: Sequence[Pair], refused: Sequence[Refused], places: Table, out: Path
+) -> list[Path]:
+    """ratios.csv, refused.csv and environments.csv in full precision."""
+    ratios = [
+        {"quantity": p.quantity, "unit": p.unit, "kind": p.kind, **_fields(p.key),
+         **_columns("a", p.a), **_columns("b", p.b), **_columns("ratio", p.ratio),
+         "verdict": p.verdict} for p in pairs
+    ]  # fmt: skip
+    left_out = [{"kind": r.kind, **_fields(r.key), "in": r.where, "reason": r.reason}
+                for r in refused]  # fmt: skip
+    differing = pd.DataFrame(places.rows, columns=["fact", "a", "b"])
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, lines in (("ratios", ratios), ("refused", left_out), ("environments", differing)):
+        paths.append(out / f"{name}.csv")
+        write_text(paths[-1], pd.DataFrame(lines).to_csv(index=False))
+    return paths
+
+
+def _fields(key: dict[str, Any]) -> dict[str, Any]:
+    return {name: key.get(name) for name in KEY_FIELDS}
+
+
+def _columns(name: str, found: Estimate) -> dict[str, Any]:
+    return {name: number_text(found.value), f"{name}_low": number_text(found.low),
+            f"{name}_high": number_text(found.high), f"{name}_n": found.n or ""}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0, 1 where nothing can be compared, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m lib.compare", description=__doc__)
+    parser.add_argument("a", metavar="A")
+    parser.add_argument("b", metavar="B")
+    parser.add_argument("--out", help="default: outputs/compared/<A>--<B>")
+    args = parser.parse_args(argv)
+    a, b = resolve(args.a), resolve(args.b)
+    out = resolve(args.out or f"outputs/compared/{a.name}--{b.name}")
+    try:
+        page, count = write(a, b, out)
+    except (ParamsError, ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stderr.write("" if count else "nothing is comparable; the report says why\n")
+    sys.stderr.write(f"report: {manifest.short(page)}\n")
+    return 0 if count else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The shell of every HTML page: one template, one style, one script, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lib.fragments import mathml
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def shell() -> Environment:
+    """Templates with the style, the script and the policy that allows these two alone."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    css, js = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    made.filters["math"] = lambda formula: Markup(
+        mathml(formula).replace("<math ", '<math displaystyle="true" ', 1)
+    )
+    made.globals |= {"css": Markup(css), "js": Markup(js), "csp": _policy(css, js)}
+    return made
+
+
+def _policy(css: str, js: str) -> str:
+    """Content security policy: nothing loads; this style and this script run, no other."""
+    style, script = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js)
+    )
+    return (f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
+            f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'")  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write so that a reader sees the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    partial.replace(path)
+
+
+def data_link(path: Path) -> str:
+    """A CSV file as a link that needs no other file."""
+    return "data:text/csv;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
+    """An entry of a page's contents."""
+    return SimpleNamespace(id=name, title=title, children=list(children))

@@ -1,0 +1,220 @@
+"""Arms of two result sets, matched by key: ratios with intervals, and what is refused and why.
+
+An arm is compared with the arm of the same kind and key in the other set, whatever the GPU and
+the versions: those are what is compared. Everything else that differs is refused, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib import results, stats
+from lib.params import model_order
+from lib.records import KEY_FIELDS, Record, environments, merge
+from lib.stats import Estimate, gaps
+from lib.tables import CHANGED
+
+# Name of a sample or a reading: what it is called, unit, factor from SI.
+SAMPLED = {
+    "ttft_s": ("TTFT", "ms", 1e3), "e2e_s": ("End-to-end latency", "ms", 1e3),
+    "token_s": ("ITL, median of a call", "ms", 1e3), "energy_j": ("Energy of a call", "J", 1.0),
+}  # fmt: skip
+READ = {
+    "peak_bytes": ("Peak memory", "GB", 1e-9),
+    "prefill_busy_s": ("Device busy, prefill", "ms", 1e3),
+    "decode_busy_s": ("Device busy, decode step", "ms", 1e3),
+    "decode_kernels": ("Kernels of a decode step", "", 1.0),
+    "copy_bytes_per_s": ("Bandwidth, copy", "GB/s", 1e-9),
+    "read_bytes_per_s": ("Bandwidth, read", "GB/s", 1e-9),
+    "matvec_bytes_per_s": ("Bandwidth, matrix times vector", "GB/s", 1e-9),
+    "matmul_flop_per_s": ("Arithmetic, matrix product", "TFLOP/s", 1e-12),
+    "launch_s": ("Launch of a kernel", "µs", 1e6),
+    "host_score_per_s": ("Host score, one thread", "1/s", 1.0),
+}
+SETUP = ("weights", "dtype", "stack", "experts", "attention", "cache")
+ARM = ("context", "new_tokens", "batch", "decoding")
+SIDES = ("A", "B")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One result set: its name, merged rows, environments, and the runs that made them."""
+
+    name: str
+    rows: tuple[Record, ...]
+    runs: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def environments(self) -> dict[str, dict[str, Any]]:
+        return environments(self.rows)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One quantity of one arm on both sides; `ratio` is B / A, estimates are in `unit`."""
+
+    quantity: str
+    unit: str
+    kind: str
+    key: dict[str, Any]
+    a: Estimate
+    b: Estimate
+    ratio: Estimate
+
+    @property
+    def verdict(self) -> str:
+        """Whether B lies above or below A, or why that cannot be said."""
+        resolved = self.ratio.resolved_from(1.0)
+        if self.ratio.value == 1 and self.ratio.n == 1:
+            return "equal readings"
+        if resolved is None:
+            return self.ratio.reason or "no interval"
+        if not resolved:
+            return "no difference resolved"
+        return "B higher" if self.ratio.value > 1 else "B lower"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An arm that is not compared: the set it is in, and the reason."""
+
+    kind: str
+    key: dict[str, Any]
+    where: str
+    reason: str
+
+
+def load(source: str | Path) -> Side:
+    """The result set of a folder. A job that cannot be read is an error."""
+    found = results.find(source)
+    if broken := [f"{job.path}: {job.damage}" for job in found if job.damage]:
+        raise ValueError(f"{source} has damaged jobs: {'; '.join(broken)}")
+    ordered = sorted(found, key=lambda job: (job.status == "ok", str(job.run.get("end") or "")))
+    rows = merge([row for job in ordered for row in job.records])
+    runs = [run for job in found if job.records for run in (job.run, *job.earlier)]
+    return Side(Path(source).name, tuple(rows), tuple(runs))
+
+
+def compare(a: Side, b: Side) -> tuple[list[Pair], list[Refused]]:
+    """Pairs of arms that can be compared, and the others with their reasons."""
+    arms = [_arms(side.rows) for side in (a, b)]
+    names = sorted({*arms[0], *arms[1]}, key=_order)
+    pairs, refused = [], []
+    for name in names:
+        ours, theirs = (found.get(name, []) for found in arms)
+        kind, key = (ours or theirs)[0].kind, (ours or theirs)[0].key
+        reason = _reason(ours, theirs, (a, b), arms)
+        if reason:
+            where = "both" if ours and theirs else "A" if ours else "B"
+            refused.append(Refused(kind, key, where, reason))
+            continue
+        made = _pairs(ours[0], theirs[0])
+        pairs += [pair for pair in made if isinstance(pair, Pair)]
+        refused += [item for item in made if isinstance(item, Refused)]
+    return pairs, refused
+
+
+def _arms(rows: Iterable[Record]) -> dict[tuple, list[Record]]:
+    """Rows that hold something to compare by kind and key; several where GPUs differ."""
+    found: dict[tuple, list[Record]] = {}
+    for row in rows:
+        known = {*SAMPLED, *READ} & {*row.samples, *row.values, *row.missing}
+        if row.kind not in ("environment", "card") and (known or row.error):
+            found.setdefault((row.kind, *(row.key.get(f) for f in KEY_FIELDS)), []).append(row)
+    return found
+
+
+def _order(name: tuple) -> tuple:
+    kind, key = name[0], dict(zip(KEY_FIELDS, name[1:], strict=True))
+    sizes = tuple(key[f] if isinstance(key[f], int) else -1 for f in ("context", "new_tokens"))
+    return (model_order(str(key["model"])), kind, sizes, tuple(map(str, name)))
+
+
+def _reason(
+    ours: Sequence[Record],
+    theirs: Sequence[Record],
+    sides: tuple[Side, Side],
+    arms: Sequence[dict[tuple, list[Record]]],
+) -> str:
+    """Why an arm is not compared; empty where it is."""
+    for letter, side, rows in zip(SIDES, sides, (ours, theirs), strict=True):
+        if len(rows) > 1:
+            cards = {str(side.environments.get(r.env_id or "", {}).get("gpu")) for r in rows}
+            return f"{letter} has it on several GPUs ({', '.join(sorted(cards))}): choose one"
+    if not ours or not theirs:
+        other = SIDES[bool(ours)]
+        return _only((ours or theirs)[0], other, [r for x in arms[bool(ours)].values() for r in x])
+    for letter, rows in zip(SIDES, (ours, theirs), strict=True):
+        if rows[0].error:
+            return f"failed in {letter}: {rows[0].error}"
+    sources = [
+        ", ".join(str(r[0].value(n)) for n in ("model_source", "model_revision") if r[0].value(n))
+        for r in (ours, theirs)
+    ]
+    if sources[0] != sources[1]:
+        return f"weights from {sources[0] or 'unknown'} in A and {sources[1] or 'unknown'} in B"
+    return ""
+
+
+def _only(row: Record, other: str, rows: Sequence[Record]) -> str:
+    """Why the other set has no such arm: what it has instead."""
+    model, changed = row.key.get("model"), CHANGED.get(row.kind.removeprefix("ablation-"))
+    alike = [r for r in rows if r.kind == row.kind and r.key.get("model") == model]
+    for near in alike:
+        if all(near.key.get(f) == row.key.get(f) for f in ARM):
+            differ = [f for f in SETUP if near.key.get(f) != row.key.get(f)]
+            if changed not in differ:
+                said = (f"{f} {near.key.get(f)} instead of {row.key.get(f)}" for f in differ)
+                return f"{other} has it with {' and '.join(said)}: a ratio would mix causes"
+    if alike:
+        return f"{other} has no such arm"
+    known = any(r.key.get("model") == model for r in rows)
+    what = f"no {row.kind} rows of {model}" if known else f"no rows of {model}"
+    return f"{other} has {what if model else f'no {row.kind} rows'}"
+
+
+def _pairs(a: Record, b: Record) -> list[Pair | Refused]:
+    """Every quantity that both rows have; what one of them lacks is refused with its reason."""
+    made: list[Pair | Refused] = []
+    for name, (title, unit, factor) in (SAMPLED | READ).items():
+        if not any(name in {*row.samples, *row.values, *row.missing} for row in (a, b)):
+            continue
+        estimates = [_estimate(row, name, factor) for row in (a, b)]
+        without = [f"{title} is missing in {letter}: {found.reason}"
+                   for letter, found in zip(SIDES, estimates, strict=True)
+                   if found.value is None]  # fmt: skip
+        if without:
+            made.append(Refused(a.kind, a.key, "both", "; ".join(without)))
+            continue
+        made.append(Pair(title, unit, a.kind, a.key, *estimates, _ratio(a, b, name)))
+    return made
+
+
+def _samples(row: Record, name: str) -> list[float]:
+    """One number for each repetition: of stamped calls the median gap of each."""
+    found = row.samples.get(name) or []
+    if name != "token_s":
+        return found
+    return [stats.median(gaps(call)).value for call in found if len(call) > 1]
+
+
+def _estimate(row: Record, name: str, factor: float) -> Estimate:
+    if name in SAMPLED and _samples(row, name):
+        return stats.scaled(stats.median(_samples(row, name)), factor)
+    if name in READ and row.value(name) is not None:
+        return Estimate(row.values[name] * factor, n=1, method="single reading",
+                        reason="one reading, no interval")  # fmt: skip
+    return stats.missing(row.missing.get(name) or "not measured")
+
+
+def _ratio(a: Record, b: Record, name: str) -> Estimate:
+    """B / A."""
+    if name in SAMPLED:
+        return stats.ratio(_samples(b, name), _samples(a, name))
+    if not a.values[name]:
+        return stats.missing("the reading of A is zero")
+    return Estimate(b.values[name] / a.values[name], n=1, method="ratio of single readings",
+                    reason="one reading on each side, no interval")  # fmt: skip

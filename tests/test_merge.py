@@ -1,0 +1,355 @@
+"""Slices add up: by hand-made runs of one job, by the runner, and for whole result folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib import (
+    kernels,
+    manifest,
+    merge,
+    params,
+    portable,
+    provenance,
+    records,
+    report,
+    results,
+    run,
+)
+from lib.params import ParamsError
+from lib.records import Record
+
+
+def at(second: int) -> str:
+    return f"2026-01-01T00:00:{second:02d}+00:00"
+
+
+JOB = "m/random-hf-eager/energy"
+
+
+def environment(gpu: str | None = "A", host: float = 1.0) -> Record:
+    return records.environment_record({"gpu": gpu, "host_score_per_s": host})
+
+
+def row(env: Record, context: int, seconds: float, dtype: str = "bfloat16", **more) -> Record:
+    key = {"model": "m", "dtype": dtype, "context": context}
+    values = {"model_source": "hub m", "model_revision": "r1"} | more
+    return Record("energy", key, {"e2e_s": [seconds]}, values, env_id=env.env_id)
+
+
+def card(env: Record, dtype: str = "bfloat16") -> Record:
+    return Record("card", {"model": "m", "dtype": dtype}, values={"n": 1}, env_id=env.env_id)
+
+
+def job(folder: Path, rows: list[Record], traces: dict[str, str] | None = None, **told) -> Path:
+    """An ended run in `folder`."""
+    for line in rows:
+        records.append(folder / "records.jsonl", line)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (traces or {}).items():
+        (folder / name).write_text(text)
+    (folder / "notebook.ipynb").write_text("{}")
+    defaults = {"status": "ok", "env": {"gpu": "A"}, "job_sha": folder.as_posix(), "start": at(1),
+                "end": at(2), "attempt": 1, "parameters": {}, "git": None, "lib_sha": "l",
+                "notebook_sha": "n"}  # fmt: skip
+    told = defaults | told | {"artefacts": manifest.artefacts(folder)}
+    manifest.write_json(folder / "run.json", told)
+    return folder
+
+
+def seconds(folder: Path) -> dict[tuple, float]:
+    """Time of each arm by context and dtype."""
+    rows = records.select(records.load(folder / "records.jsonl"), "energy")
+    return {(r.key["context"], r.key["dtype"]): r.samples["e2e_s"][0] for r in rows}
+
+
+def added(tmp_path: Path, old: list[Record], new: list[Record], **options) -> merge.Added:
+    """A run in tmp_path/new that replaces the one in tmp_path/old."""
+    job(tmp_path / "old", old, **options)
+    job(tmp_path / "new", new, end=at(4), start=at(3))
+    return merge.add_earlier(tmp_path / "new", tmp_path / "old", manifest.read(tmp_path / "new"))
+
+
+def test_what_is_not_measured_again_stays_with_its_environment(tmp_path):
+    a, b = environment(host=1), environment(host=2)
+    old = [a, card(a), row(a, 128, 1.0), row(a, 512, 2.0)]
+    new = [b, card(b), row(b, 512, 3.0), row(b, 1024, 4.0)]
+    found = added(tmp_path, old, new)
+    rows = records.load(tmp_path / "new" / "records.jsonl")
+    assert rows == [a, row(a, 128, 1.0), *new]
+    (entry,) = found.earlier
+    assert {"start", "end", "git", "parameters", "lib_sha", "job_sha", "attempt"} <= entry.keys()
+    assert (entry["job_sha"], entry["env_ids"]) == ((tmp_path / "old").as_posix(), [a.env_id])
+    assert entry["complete"] is False  # its 512 was measured again
+    assert (found.aside, found.spent) == ("", True)
+
+
+def test_two_dtypes_stand_side_by_side_each_with_its_card_and_trace(tmp_path):
+    a, b = environment(host=1), environment(host=2)
+    name = "trace-128.jsonl.gz"
+    job(tmp_path / "old", [a, card(a), row(a, 128, 1.0, trace=name)], {name: "bf16"})
+    new = [b, card(b, "float16"), row(b, 128, 2.0, "float16", trace=name)]
+    job(tmp_path / "new", new, {name: "fp16"})
+    found = merge.add_earlier(tmp_path / "new", tmp_path / "old", manifest.read(tmp_path / "new"))
+    assert seconds(tmp_path / "new") == {(128, "bfloat16"): 1.0, (128, "float16"): 2.0}
+    assert found.earlier[0]["complete"] is True
+    rows = records.load(tmp_path / "new" / "records.jsonl")
+    assert [r.key["dtype"] for r in records.select(rows, "card")] == ["bfloat16", "float16"]
+    named = {r.key["dtype"]: r.value("trace") for r in records.select(rows, "energy")}
+    assert named["float16"] == name and named["bfloat16"] != name
+    texts = {dtype: (tmp_path / "new" / file).read_text() for dtype, file in named.items()}
+    assert texts == {"bfloat16": "bf16", "float16": "fp16"}
+
+
+def test_nothing_stays_where_everything_was_measured_again(tmp_path):
+    a, b = environment(host=1), environment(host=2)
+    found = added(tmp_path, [a, card(a), row(a, 128, 1.0)], [b, card(b), row(b, 128, 2.0)])
+    assert found.earlier == () and seconds(tmp_path / "new") == {(128, "bfloat16"): 2.0}
+    assert a not in records.load(tmp_path / "new" / "records.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"env": {"gpu": "B"}}, "GPU B and A"),
+        ({"revision": "r0"}, "m from hub m, r0 and hub m, r1"),
+    ],
+)
+def test_another_gpu_or_revision_stays_apart(tmp_path, change, why):
+    a, b = environment(host=1), environment(host=2)
+    old = row(a, 128, 1.0, model_revision=change.pop("revision", "r1"))
+    found = added(tmp_path, [a, old], [b, row(b, 512, 2.0)], **change)
+    assert (found.earlier, found.aside) == ((), why)
+    assert seconds(tmp_path / "new") == {(512, "bfloat16"): 2.0}
+
+
+@pytest.mark.parametrize(("status", "kept"), [("interrupted", True), ("failed", False)])
+def test_an_interrupted_run_adds_up_and_a_failed_one_does_not(tmp_path, status, kept):
+    a, b = environment(host=1), environment(host=2)
+    found = added(tmp_path, [a, row(a, 128, 1.0)], [b, row(b, 512, 2.0)], status=status)
+    assert ((128, "bfloat16") in seconds(tmp_path / "new")) is kept
+    assert [e["complete"] for e in found.earlier] == ([False] if kept else [])
+
+
+def test_a_damaged_file_of_before_costs_no_new_row(tmp_path):
+    a = environment()
+    job(tmp_path / "old", [a, row(a, 128, 1.0)])
+    (tmp_path / "old" / "records.jsonl").write_text("{")
+    job(tmp_path / "new", [a, row(a, 512, 2.0)])
+    found = merge.add_earlier(tmp_path / "new", tmp_path / "old", manifest.read(tmp_path / "new"))
+    assert "line 1: not a record" in found.aside
+    assert seconds(tmp_path / "new") == {(512, "bfloat16"): 2.0}
+
+
+# --- the runner
+
+
+CELLS = """\
+from lib import records
+gpu = records.environment_record({"gpu": None, "host_score_per_s": float(take)})
+records.append(records_path, gpu)
+for context in contexts:
+    records.append(records_path, records.Record(
+        "energy", {"model": model, "context": context, "dtype": dtype},
+        {"e2e_s": [float(take)]}, env_id=gpu.env_id))
+assert not fail
+"""
+
+
+class Bench:
+    """One measuring notebook whose rows say by their time which run has made them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out, self.take = folder, folder / "out", 0
+        head = 'model = ""\nrecords_path = ""\ncontexts = [1]\ndtype = ""\ntake = 1\nfail = False'
+        nb = nbformat.v4.new_notebook()
+        nb.cells = [nbformat.v4.new_code_cell(source) for source in (head, CELLS)]
+        nb.cells[0].metadata.tags = ["parameters"]
+        (folder / "notebooks").mkdir()
+        (folder / "params").mkdir()
+        nbformat.write(nb, folder / "notebooks" / "energy.ipynb")
+
+    def run(self, *contexts: int, dtype: str = "bfloat16", fail: bool = False, **options) -> int:
+        profile = {
+            "defaults": {"contexts": [*contexts], "dtype": dtype, "take": 1, "fail": fail},
+            "notebooks": {"energy": {}}, "models": ["m/m"],
+        }  # fmt: skip
+        (self.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
+        made = params.profile("tiny", params_dir=self.folder / "params",
+                              notebooks_dir=self.folder / "notebooks")  # fmt: skip
+        return run.run(made, self.out, models_path=self.folder / "none",
+                       check=lambda arms, env: None, **options)  # fmt: skip
+
+    @property
+    def job(self) -> Path:
+        return self.out / "m--m" / "random-hf-eager" / "energy"
+
+    def arms(self) -> list[tuple]:
+        return sorted(seconds(self.job))
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A counter stands for what differs between two runs: the speed of the host."""
+    made, execute = Bench(tmp_path), kernels.execute
+
+    def counting(source, output, values, **options):
+        made.take += 1
+        return execute(source, output, values | {"take": made.take}, **options)
+
+    monkeypatch.setattr(kernels, "execute", counting)
+    return made
+
+
+def test_the_runner_adds_slices_and_skips_what_it_has(bench):
+    assert bench.run(128, 2048) == 0
+    assert bench.run(512) == 0
+    told = manifest.read(bench.job)
+    assert bench.arms() == [(c, "bfloat16") for c in (128, 512, 2048)]
+    assert [e["parameters"]["contexts"] for e in told["earlier"]] == [[128, 2048]]
+    assert [manifest.file_sha(bench.job / a["path"]) for a in told["artefacts"]] == [
+        a["sha256"] for a in told["artefacts"]]  # fmt: skip
+    for contexts in ((512,), (128, 2048)):
+        assert bench.run(*contexts) == 0
+    assert bench.take == 2  # both are finished, the earlier one too
+    assert bench.run(2048, 4096) == 0
+    assert seconds(bench.job)[2048, "bfloat16"] == 3
+    assert bench.run(128, 2048) == 0 and bench.take == 4  # one of its arms was replaced
+    assert bench.run(128, 2048, dtype="float16") == 0
+    assert len(bench.arms()) == 6
+
+
+def test_force_measures_again_and_drops_the_rest(bench):
+    assert bench.run(128, 2048) == 0
+    assert bench.run(512, force=True) == 0
+    assert bench.arms() == [(512, "bfloat16")]
+    assert manifest.read(bench.job)["earlier"] == []
+    assert not (bench.job / manifest.PREVIOUS).exists()
+
+
+def test_two_failures_in_a_row_lose_nothing(bench):
+    assert bench.run(128, 2048) == 0
+    for _ in range(2):
+        assert bench.run(512, fail=True) == 1
+        assert sorted(seconds(bench.job / manifest.PREVIOUS)) == [
+            (128, "bfloat16"), (2048, "bfloat16")]  # fmt: skip
+    read = records.load_tree(bench.out)  # .previous is the runner's own, not a result
+    assert [r.key["context"] for r in records.select(read, "energy")] == [512]
+    assert bench.run(512) == 0
+    assert bench.arms() == [(c, "bfloat16") for c in (128, 512, 2048)]
+    assert not (bench.job / manifest.PREVIOUS).exists()
+
+
+def test_a_folder_outside_the_repository_is_not_named(bench):
+    assert bench.run(128) == 0
+    told = manifest.read(bench.job)
+    where = "<out>/m--m/random-hf-eager/energy/.partial/records.jsonl"
+    assert told["parameters"]["records_path"] == where
+    written = [path.read_text() for path in bench.job.rglob("*") if path.is_file()]
+    assert len(written) == 3 and not [text for text in written if str(bench.out) in text]
+    assert where in (bench.job / "notebook.ipynb").read_text()
+
+
+def test_folders_of_this_machine_get_names(tmp_path):
+    home, root = Path("/srv/ann"), Path("/srv/ann/book")
+    known = portable.names(Path("/data/run"), home=home, root=root)
+
+    def told(said: str) -> str:
+        return portable.text(said, known)
+
+    assert told("/data/run/m/x.jsonl, /data/runner") == "<out>/m/x.jsonl, /data/runner"
+    assert told('File "/srv/ann/book/lib/a.py", line 1') == 'File "lib/a.py", line 1'
+    assert told("file:///srv/ann/.cache/x") == "file://~/.cache/x"
+    assert told("https://example.org/srv/ann") == "https://example.org/srv/ann"
+    assert portable.values({"a": ["/srv/ann", 1, None]}, known) == {"a": ["~", 1, None]}
+    inside = portable.names(root / "outputs", home=home, root=root)
+    assert portable.text(f"{root}/outputs/x", inside) == "outputs/x"
+
+
+# --- whole folders
+
+
+def test_folders_are_merged_job_by_job(tmp_path):
+    a, b, c = (environment(host=h) for h in (1, 2, 3))
+    name = "trace-128.jsonl.gz"
+    job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0, trace=name), row(a, 512, 2.0)], {name: "t"})
+    job(tmp_path / "b" / JOB, [b, row(b, 512, 3.0)], end=at(9))
+    job(tmp_path / "b" / "n/random-hf-eager/energy", [c, row(c, 64, 5.0)])
+    manifest.write_json(tmp_path / "a" / "plan.json", {"jobs": [JOB, "x/y/ape"]})
+    out = tmp_path / "c"
+    assert merge.merge([tmp_path / "a", tmp_path / "b"], out) == []
+    assert seconds(out / JOB) == {(128, "bfloat16"): 1.0, (512, "bfloat16"): 3.0}
+    assert (out / JOB / name).read_text() == "t"
+    assert seconds(out / "n/random-hf-eager/energy") == {(64, "bfloat16"): 5.0}
+    told = manifest.read(out / JOB)
+    assert [e["env_ids"] for e in told["earlier"]] == [[a.env_id]] and told["end"] == at(9)
+    assert {x["path"] for x in told["artefacts"]} == {"notebook.ipynb", "records.jsonl", name}
+    plan = json.loads((out / "plan.json").read_text())["jobs"]
+    assert plan == [JOB, "n/random-hf-eager/energy", "x/y/ape"]
+    again = tmp_path / "d"
+    merge.merge([out, tmp_path / "a"], again)  # what it holds already changes nothing
+    assert manifest.read(again / JOB)["earlier"] == told["earlier"]
+
+
+def test_a_notebook_that_read_other_rows_is_left_out(tmp_path):
+    a, b = environment(host=1), environment(host=2)
+    for name, env, context in (("a", a, 128), ("b", b, 512)):
+        job(tmp_path / name / JOB, [env, row(env, context, 1.0)])
+        reads = {"results_dir": "x"}
+        job(tmp_path / name / "m/random-hf-eager/ape", [], parameters=reads)
+        job(tmp_path / name / "_all/summary", [], parameters=reads)
+        job(tmp_path / name / f"{name}/random-hf-eager/ape", [], parameters=reads)
+    stale = merge.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert sorted(stale) == ["_all/summary", "m/random-hf-eager/ape"]
+    assert not (tmp_path / "c" / "_all/summary").exists()
+    assert (tmp_path / "c" / "a/random-hf-eager/ape/run.json").exists()
+
+
+def test_what_must_not_be_mixed_is_named_and_nothing_is_written(tmp_path):
+    a, b = environment(), environment("B")
+    job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0)])
+    job(tmp_path / "b" / JOB, [b, row(b, 512, 1.0)], env={"gpu": "B"})
+    with pytest.raises(ParamsError, match=f"{JOB}: GPU A and B"):
+        merge.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(ParamsError, match="not empty"):
+        merge.merge([tmp_path / "a"], tmp_path / "b")
+    with pytest.raises(ParamsError, match="is released"):
+        merge.merge([tmp_path / "a"], params.ROOT / "outputs" / "released" / "x")
+    with pytest.raises(ParamsError, match="no run.json below"):
+        merge.merge([tmp_path / "nowhere"], tmp_path / "c")
+
+
+def test_the_command_writes_a_report(tmp_path, capsys):
+    a = environment()
+    for name, context in (("a", 128), ("b", 512)):
+        folder = job(tmp_path / name / JOB, [a, row(a, context, 1.0)])
+        nbformat.write(nbformat.v4.new_notebook(), folder / "notebook.ipynb")
+    arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]
+    assert merge.main(arguments) == 0
+    assert (tmp_path / "c" / "report.html").exists()
+    assert merge.main(arguments) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_the_report_tells_which_run_measured_in_which_environment(tmp_path):
+    a, b = environment(host=1), environment(host=2)
+    folder = job(tmp_path / "r" / JOB, [a, row(a, 128, 1.0)], git={"commit": "1" * 40},
+                 start="2026-01-01T09:00:00", end="2026-01-01T10:00:00")  # fmt: skip
+    new = job(tmp_path / "new", [b, row(b, 512, 2.0)], git={"commit": "2" * 40},
+              start="2026-02-02T09:00:00", end="2026-02-02T10:00:00")  # fmt: skip
+    told = manifest.read(new)
+    told["earlier"] = list(merge.add_earlier(new, folder, told).earlier)
+    for name in ("records.jsonl", "notebook.ipynb"):
+        (new / name).replace(folder / name)
+    nbformat.write(nbformat.v4.new_notebook(), folder / "notebook.ipynb")
+    manifest.write_json(folder / "run.json", told)
+    places = provenance.provenance(results.find(tmp_path / "r"))
+    facts = {dict(place.facts)["commit"]: dict(place.facts)["dates"] for place in places}
+    assert facts == {"1" * 12: "2026-01-01", "2" * 12: "2026-02-02"}
+    text = report.write(tmp_path / "r").read_text()
+    assert "with rows of earlier runs (2026-01-01 10:00)" in text
