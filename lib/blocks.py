@@ -20,8 +20,8 @@ LEVELS = ("ok", "unknown", "warn", "invalid")
 
 @dataclass(frozen=True)
 class Cell:
-    """What one row is of. `kind` is energy, or energy-slope for lengths that only serve a line;
-    `weights` names what the weights were filled with, where that is the point."""
+    """What one row is of. `kind` is energy, energy-slope for lengths that only serve a line, or
+    batch-energy; `weights` names what the weights were filled with, where that is the point."""
 
     context: int
     new_tokens: int

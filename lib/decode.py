@@ -9,7 +9,8 @@ given continuation, for the correctness gate.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lib import experts, fused
@@ -17,7 +18,8 @@ from lib.decoded import Decoded
 from lib.generate import DECODING, GenerateStack
 from lib.graphs import GraphStack
 
-__all__ = ["DECODING", "STACKS", "Decoded", "Generate", "experts_in_decode", "open_stack"]
+__all__ = ["DECODING", "STACKS", "Decoded", "Generate", "as_in_decode", "experts_in_decode",
+           "open_stack"]  # fmt: skip
 
 Generate = Callable[..., Decoded]
 
@@ -94,3 +96,17 @@ def experts_in_decode(net: Any, stack: str = "hf-eager") -> str | None:
         return experts.in_use(net)
     with net._optimize_model_for_decode():
         return experts.in_use(net)
+
+
+@contextlib.contextmanager
+def as_in_decode(net: Any, stack: str) -> Iterator[None]:
+    """The net with the experts implementation of a stack's decode steps, inside the block."""
+    before, name = experts.in_use(net), experts_in_decode(net, stack)
+    if name in (None, before):
+        yield
+        return
+    experts.use(net, name)
+    try:
+        yield
+    finally:
+        experts.use(net, before)

@@ -27,7 +27,7 @@ WARMUP_LIMIT_S = 30.0
 
 @dataclass
 class Session:
-    """What all windows of one model share. `blocks` fills as they are measured.
+    """What all windows of one model and batch share. `blocks` fills as they are measured.
 
     Each context has a stack of its own: the buffers of a captured one are read as a whole.
     """
@@ -38,6 +38,7 @@ class Session:
     seed: int
     env_id: str | None
     gpus: Sequence[str] = ()
+    batch: int = 1
     ids: dict[int, Any] = field(default_factory=dict)
     generate: dict[int, Any] = field(default_factory=dict)
     lead_tokens: dict[int, int] = field(default_factory=dict)
@@ -104,16 +105,17 @@ def sweep(
 
 def open_session(
     model: Any, stack: str, records_path: Path, seed: int, env_id: str | None,
-    contexts: Iterable[int], new_tokens: int, *, longest: int = 0,
+    contexts: Iterable[int], new_tokens: int, *, longest: int = 0, batch: int = 1,
 ) -> Session:  # fmt: skip
     """Prompts, and for `generate()` how many tokens make a call that is long enough to lead in.
 
-    Calls to come have `new_tokens` tokens, or up to `longest`.
+    Calls to come have `new_tokens` tokens, or up to `longest`, in each of `batch` sequences.
     """
     session = Session(model, stack, records_path.parent, seed, env_id,
-                      model.device.gpus_of(model.net))  # fmt: skip
+                      model.device.gpus_of(model.net), batch)  # fmt: skip
     for context in dict.fromkeys(contexts):
-        session.ids[context] = prompt_ids(model, context, seed=seed)
+        session.ids[context] = prompt_ids(model, context, seed=seed, batch=batch,
+                                          distinct=batch > 1)  # fmt: skip
         session.generate[context] = decode.open_stack(
             stack, model.net, capacity=context + max(new_tokens, longest)
         )
@@ -230,6 +232,7 @@ def row_of(session: Session, cell: Cell, found: Sequence[Block]) -> Record:
     return Record(
         kind=cell.kind,
         key=model.key(stack=session.stack, context=cell.context, new_tokens=cell.new_tokens,
+                      batch=session.batch,
                       **({"weights": f"random-{cell.weights}"} if cell.weights else {})),
         samples=blocks.samples_of(found, idle_w),
         values={**model.source, **told, **blocks.values_of(found)},

@@ -44,14 +44,14 @@ def net_j(row: Record) -> tuple[list[float], str]:
     return [], f"not measured: {reason}"
 
 
-def split(rows: Sequence[Record]) -> tuple[Estimate, Estimate]:
+def split(rows: Sequence[Record], kinds: Sequence[str] = LENGTHS) -> tuple[Estimate, Estimate]:
     """Joules of the prefill (with the first token) and of each further token.
 
     The line E = prefill + token x (new tokens - 1) through all blocks of all lengths at one
     context, not the difference of two totals.
     """
     points = [(row.key["new_tokens"] - 1, joules_)
-              for row in rows if row.kind in LENGTHS
+              for row in rows if row.kind in kinds
               for joules_ in row.samples.get("energy_j") or ()]  # fmt: skip
     if not points:
         reasons = [row.missing["energy_j"] for row in rows if "energy_j" in row.missing]

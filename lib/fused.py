@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = EXPERTS = "workbook_fused"
@@ -32,8 +32,7 @@ def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: fl
     length, width), additive mask, s_aux one sink a head. Returns (batch, 1, heads, width)."""
     if kwargs.get("softcap") is not None:
         raise ValueError("attention with capped logits is not fused here; use the stack graph")
-    batch, heads, _, width = query.shape
-    groups = key.shape[1]
+    (batch, heads, _, width), groups = query.shape, key.shape[1]
     scores = query.view(batch, groups, heads // groups, width) @ key.transpose(2, 3)
     scores = scores.float() * (width**-0.5 if scaling is None else scaling) + mask
     sinks = scores.new_full((heads,), -torch.inf) if s_aux is None else s_aux.float()
@@ -41,12 +40,13 @@ def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: fl
     top = torch.maximum(scores.amax(-1, keepdim=True), sink)
     weights = torch.exp(scores - top)
     weights = weights / (weights.sum(-1, keepdim=True) + torch.exp(sink - top))
-    out = weights.to(value.dtype) @ value
-    return out.reshape(batch, 1, heads, value.shape[-1]), None
+    return (weights.to(value.dtype) @ value).reshape(batch, 1, heads, -1), None
 
 
 def chosen_experts(self: Any, hidden: torch.Tensor, index: torch.Tensor, weights: Any) -> Any:
     """Each token's chosen experts: hidden (tokens, hidden), index and weights (tokens, k)."""
+    if index.numel() > self.num_experts // 2:  # an expert would be read as often as it is chosen
+        return grouped_mm_experts_forward(self, hidden, index, weights)
     name = "gate_up_proj" if self.has_gate else "up_proj"
     inner = _indexed(self, name, hidden[:, None], index)
     inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
@@ -64,9 +64,8 @@ def _indexed(module: Any, name: str, inputs: torch.Tensor, index: torch.Tensor) 
         out = (inputs.view(*inputs.shape[:2], parts, -1, 1).float() * cut.float()).sum(-2).sum(-2)
     else:
         out = (inputs[..., None, :].float() * weight[index].float()).sum(-1)
-    if module.has_bias:
-        out = out + getattr(module, f"{name}_bias")[index]
-    return out.to(inputs.dtype)
+    bias = getattr(module, f"{name}_bias")[index] if module.has_bias else 0
+    return (out + bias).to(inputs.dtype)
 
 
 class _OneRow(TorchFunctionMode):

@@ -48,7 +48,7 @@ def row(
     """Compare a stack with `generate()` along the reference's own greedy continuation.
 
     Returns a `gate` record: samples `relative_error` a step; values `median_error`, `max_error`,
-    `floor_error` (the reference against itself with the batch doubled, which only changes the
+    `floor_error` (the reference against itself in a batch of another size, which only changes the
     order of sums), `allowed_error` (the tolerance, or a multiple of the floor: a router that is
     nearly tied turns rounding into another expert) and `same_choice`, the share of steps with the
     same most likely token. Raises a GateError where the median is beyond what is allowed.
@@ -57,10 +57,10 @@ def row(
     reference = decode.open_stack(REFERENCE, model.net)
     continuation = reference(ids, steps).tokens
     expected = reference.forced_logits(ids, continuation)
-    twice = reference.forced_logits(ids.repeat(2, 1), continuation.repeat(2, 1))[:batch]
+    again = _in_another_batch(reference, ids, continuation)
     tested = decode.open_stack(stack, model.net, capacity=context + steps + 1)
     found = tested.forced_logits(ids, continuation)
-    errors, floor = relative_errors(found, expected), median(relative_errors(twice, expected))
+    errors, floor = relative_errors(found, expected), median(relative_errors(again, expected))
     allowed = max(tolerance(model.dtype, model.card.layers), NOISE * floor)
     if not median(errors) <= allowed:  # not a number fails too
         raise GateError(
@@ -75,3 +75,13 @@ def row(
     values = (median(errors), max(errors), floor, allowed, same)
     return Record("gate", key, samples={"relative_error": errors}, env_id=env_id,
                   values={**model.source, **dict(zip(VALUES, values, strict=True))})  # fmt: skip
+
+
+def _in_another_batch(stack: Any, ids: Any, continuation: Any) -> Any:
+    """The logits of a prompt as one of two, or of a batch in two halves, which needs no memory."""
+    import torch
+
+    if len(ids) == 1:
+        return stack.forced_logits(ids.repeat(2, 1), continuation.repeat(2, 1))[:1]
+    halves = zip(ids.tensor_split(2), continuation.tensor_split(2), strict=True)
+    return torch.cat([stack.forced_logits(*half) for half in halves])

@@ -20,7 +20,8 @@ ORDER = {
     "dtype": DTYPES, "stack": STACKS,
     "experts": ("none", "grouped_mm", "batched_mm", "loop", "all_experts"),
 }  # fmt: skip
-WORDS = {"weights": "{} weights", "experts": "experts {}", "batch": "batch {}"}
+WORDS = {"weights": "{} weights", "experts": "experts {}", "batch": "batch {}",
+         "context": "{} tokens"}
 
 
 class Name(NamedTuple):

@@ -19,6 +19,8 @@ from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from lib import (
+    batches,
+    batchplots,
     boundplots,
     costs,
     hostbound,
@@ -133,6 +135,8 @@ def render(
     paper = recordlist.papers(paper_tables(rows, published), rows, published)
     bound = roofline.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
+    beside += batches.tables(rows)
+    batch = batchplots.section(rows)
     ledgers = ledgertables.tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out),
             *tables.write_generic_csvs(rows, out, [*beside, *ledgers])]  # fmt: skip
@@ -164,6 +168,7 @@ def render(
         paper_main=main,
         paper_more=more,
         bound=Markup(_bound(bound, rows)),
+        batch=batch,
         generic=[html for _, html in grids],
         generic_more=grids,
         priced=Markup(grid_html(priced, "grid-money")) if priced else "",
@@ -179,7 +184,7 @@ def render(
         + [(p.name, data_link(p)) for p in csvs],
         files=Markup(_file_links(found, pages, out)),
         records=Markup(recordlist.html(rows, _by_end(found), out)),
-        toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers)),
+        toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
         footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
     )  # fmt: skip
 
@@ -233,7 +238,7 @@ def _bound(table: Table, rows: Sequence[Record]) -> str:
     """The table and the figure of the bounds, where any arm has one."""
     if not table.rows:
         return ""
-    arms = [r for r in rows if r.kind in (*roofline.KINDS, "environment")]
+    arms = [r for r in rows if r.kind in ("latency", "environment")]
     return grid_html(table, "grid-bound") + plots.html(boundplots.bound(rows), arms)
 
 
@@ -289,7 +294,7 @@ def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
 
 
 def _contents(
-    groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool
+    groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool, batch: bool
 ) -> list[SimpleNamespace]:
     entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
     if paper:
@@ -298,6 +303,8 @@ def _contents(
     entries.append(entry("tables", "The paper's tables" if paper else "Results"))
     if bound:
         entries.append(entry("bound", "Against the bound"))
+    if batch:
+        entries.append(entry("batch", "Batch"))
     if paper:
         entries.append(entry("claims", "The paper's claims"))
         entries.append(entry("more-tables", "Other tables"))

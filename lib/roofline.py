@@ -9,7 +9,7 @@ datasheet, and against the best that was measured on the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from lib.records import Record, select
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s
 
-KINDS = ("latency", "batch")
+KINDS = ("latency", "batch")  # calls of one sequence, and those of a sweep over batches
 # A step's bytes come from memory, whatever happened before, if they are several caches full.
 SEVERAL = 4
 CACHE_BYTES = 2**28  # so many bytes count as several caches where the cache is not known
@@ -98,7 +98,7 @@ class Arm:
     """One model in one setup, at one context and batch: how fast it is, and what bounds it.
 
     `setup` holds the values of `groups.SETUP`. `step_bytes` are those that any implementation must
-    read, `realised_bytes` those that this one was traced to read.
+    read, `realised_bytes` those that this one was traced to read; `traced` is all that was found.
     """
 
     model: str
@@ -113,6 +113,7 @@ class Arm:
     prefill_flop: int | None
     dtype: str
     limits: Limits
+    traced: dict[str, Any] = field(default_factory=dict)
 
     @property
     def bound_per_s(self) -> float | None:
@@ -169,14 +170,14 @@ class Arm:
         return "faster than memory: a cache may hold a step's bytes"
 
 
-def arms(rows: Sequence[Record]) -> list[Arm]:
+def arms(rows: Sequence[Record], kind: str = "latency") -> list[Arm]:
     """Every arm whose decode steps have known bytes, in the order of the tables."""
-    return [arm for arm, _ in _arms(rows)]
+    return [arm for arm, _ in _arms(rows, kind)]
 
 
-def _arms(rows: Sequence[Record]) -> list[tuple[Arm, list[Record]]]:
+def _arms(rows: Sequence[Record], kind: str) -> list[tuple[Arm, list[Record]]]:
     known = _Known(rows)
-    groups = grouped([r for r in rows if not r.error], KINDS, ("context", "batch"))
+    groups = grouped([r for r in rows if not r.error], (kind,), ("context", "batch"))
     found = [(known.arm(setup, group), group) for (_, setup, *_), group in groups.items()]
     return [(arm, group) for arm, group in found if arm.step_bytes]
 
@@ -193,16 +194,17 @@ class _Known:
         row = max(group, key=lambda r: r.key.get("new_tokens") or 0)
         key, card = row.key, self._card(row)
         context, batch = key["context"], key.get("batch") or 1
-        size = row.value("decode_bytes")
-        if size is None and card is not None and card.kv_layers is not None:
-            size = card.decode_bytes(context + (key.get("new_tokens") or 0) // 2, batch)
-        realised, reason = self._realised(row, size)
+        size, traced = row.value("decode_bytes"), self._traced(row)
+        chosen = traced.get("experts_chosen_decode") if batch > 1 else None
+        if (size is None or chosen) and card is not None and card.kv_layers is not None:
+            size = card.decode_bytes(context + (key.get("new_tokens") or 0) // 2, batch, chosen)
+        realised, reason = self._realised(row, size, traced)
         return Arm(
             model=key["model"], setup=setup, context=context, batch=batch,
             steps_per_s=_steps_per_s(group), ttft_s=sampled(group, "ttft_s"), step_bytes=size,
             realised_bytes=realised, realised_reason=reason, dtype=str(key.get("dtype")),
             prefill_flop=prefill_flop(card, context, batch) if card else None,
-            limits=self.limits.get(row.env_id or "", UNKNOWN),
+            limits=self.limits.get(row.env_id or "", UNKNOWN), traced=traced,
         )  # fmt: skip
 
     def _card(self, row: Record) -> ModelCard | None:
@@ -214,22 +216,28 @@ class _Known:
                 return ModelCard.from_dict(card.values)
         return None
 
-    def _realised(self, row: Record, size: float | None) -> tuple[float | None, str]:
-        """Bytes that a step was traced to read, or why there are none.
+    def _traced(self, row: Record) -> dict[str, Any]:
+        """What the trace says of the experts that the row's decode steps really use, or nothing.
 
-        The trace is of the experts that decoding really uses. What it read beyond the useful bytes
-        does not depend on the context, so a trace at another context serves, its own preferred.
+        How many experts a step uses does not depend on the context, so a trace at another context
+        serves, its own preferred.
         """
         same = ("model", "weights", "dtype", "batch")
         wanted, experts = {name: row.key.get(name) for name in same}, _decode_experts(row)
         found = [t for t in select(self.traces, **wanted) if _decode_experts(t) == experts]
         found = [t for t in found if t.value("decode_bytes_realised") and t.value("decode_bytes")]
-        if not found or size is None:
+        nearest = sorted(found, key=lambda t: abs((t.key.get("context") or 0) - row.key["context"]))
+        return nearest[0].values if nearest else {}
+
+    def _realised(
+        self, row: Record, size: float | None, traced: dict[str, Any]
+    ) -> tuple[float | None, str]:
+        """Bytes that a step was traced to read, or why there are none."""
+        if not traced or size is None:
+            experts = _decode_experts(row)
             which = "" if experts == "none" else f" with experts {experts}"
             return None, f"no trace of this model{which}"
-        trace = min(found, key=lambda t: abs((t.key.get("context") or 0) - row.key["context"]))
-        beyond = trace.values["decode_bytes_realised"] - trace.values["decode_bytes"]
-        return size + beyond, ""
+        return size + traced["decode_bytes_realised"] - traced["decode_bytes"], ""
 
 
 def _decode_experts(row: Record) -> str:
@@ -248,16 +256,16 @@ def _steps_per_s(group: Sequence[Record]) -> Estimate:
                     reason="a difference of two medians: no interval")  # fmt: skip
 
 
-def utilisation(rows: Sequence[Record]) -> Table:
+def utilisation(rows: Sequence[Record], kind: str = "latency") -> Table:
     """Per model, setup, context and batch: throughput, its bound, MBU of decode, MFU of prefill.
 
     Columns without any value are left out, and a note gives their reason.
     """
-    pairs = _arms(rows)
+    pairs = _arms(rows, kind)
     found = {id(group[0]): arm for arm, group in pairs}
     bounded = [r for _, group in pairs for r in group]
     envs = [r for r in rows if r.kind == "environment"]
-    made = build("bound", "Decode and prefill against their bounds", [*envs, *bounded], KINDS,
+    made = build("bound", "Decode and prefill against their bounds", [*envs, *bounded], (kind,),
                  ("context", "batch"), COLUMNS,
                  lambda group: _cells(found[id(group[0])]))  # fmt: skip
     notes = (*made.notes, *bandwidth_notes(arm.limits for arm in found.values()), FORMULAS)
@@ -283,7 +291,7 @@ def _counted(value: float) -> Estimate:
 
 def violations(rows: Sequence[Record]) -> list[str]:
     """Arms that beat the memory although a step reads far more than a cache holds: a bug."""
-    every = arms(rows)
+    every = [arm for kind in KINDS for arm in arms(rows, kind)]
     names = named([(arm.model, *arm.setup) for arm in every])
     found = []
     for arm in every:
@@ -292,8 +300,9 @@ def violations(rows: Sequence[Record]) -> list[str]:
             rate, where = (sheet, "datasheet") if sheet else (
                 arm.limits.read_bytes_per_s, f"measured {arm.limits.read_from}")  # fmt: skip
             size = max(arm.step_bytes, arm.realised_bytes or 0)
+            together = f", batch {arm.batch}" if arm.batch > 1 else ""
             found.append(
-                f"{names[arm.model, *arm.setup].label} at {arm.context}: "
+                f"{names[arm.model, *arm.setup].label} at {arm.context}{together}: "
                 f"{arm.steps_per_s.value:.1f} steps/s beat the bound of "
                 f"{bound_tok_per_s(size, rate):.1f} steps/s ({where})"
             )

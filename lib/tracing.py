@@ -14,6 +14,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -162,39 +163,40 @@ def rows(
     context: int,
     batches: Sequence[int],
     experts: Sequence[str] = (),
+    stack: str = "hf-eager",
     seed: int,
     env_id: str | None,
     records_path: str | Path,
 ) -> list[Record]:
     """One row for each experts implementation (none given: the one in use) and batch size.
 
-    Written at once; an implementation that fails is a row with its error. A dense model has one
-    row, in which the realised active parameters are the nominal ones.
+    Written at once; an implementation that fails is a row with its error. In those of a dense
+    model the realised active parameters are the nominal ones.
     """
-    if not model.card.experts:
-        row = _dense(model, context=context, env_id=env_id)
-        return [records.append(records_path, row)]
     before, made = model.experts, []
-    arms = [(name, batch) for name in experts or [before] for batch in batches]
+    names = (experts if model.card.experts else ()) or [before]
     try:
-        for name, batch in track(arms, f"experts of {model.name}"):
-            row = _arm_or_error(model, name, context=context, batch=batch, seed=seed,
-                                env_id=env_id)  # fmt: skip
-            made.append(records.append(records_path, row))
+        for name, batch in track([*product(names, batches)], f"experts of {model.name}"):
+            found = row(model, name, context=context, batch=batch, stack=stack, seed=seed,
+                        env_id=env_id)  # fmt: skip
+            made.append(records.append(records_path, found))
             model.device.empty_cache()
     finally:
         _use(model, before)
     return made
 
 
-def _arm_or_error(
-    model: Any, name: str, *, context: int, batch: int, env_id: str | None, seed: int
+def row(
+    model: Any, name: str, *, context: int, batch: int, stack: str, env_id: str | None, seed: int
 ) -> Record:
+    """The row of one experts implementation (which stays in use), or its error."""
+    if not model.card.experts:
+        return _dense(model, context=context, batch=batch, stack=stack, env_id=env_id)
     try:
         _use(model, name)
-        return arm(model, context=context, batch=batch, seed=seed, env_id=env_id)
+        return arm(model, context=context, batch=batch, stack=stack, seed=seed, env_id=env_id)
     except Exception as error:  # out of memory, or experts that cannot be probed
-        key = model.key(context=context, batch=batch, experts=name)
+        key = _key(model, context, batch, stack) | {"experts": name}
         return Record("trace", key, error=records.first_line(error), env_id=env_id)
 
 
@@ -203,9 +205,11 @@ def _use(model: Any, name: str) -> None:
         experts.use(model.net, name)
 
 
-def arm(model: Any, *, context: int, batch: int, seed: int, env_id: str | None) -> Record:
+def arm(
+    model: Any, *, context: int, batch: int, seed: int, env_id: str | None, stack: str = "hf-eager"
+) -> Record:
     """What the experts implementation in use touches in a prefill of `batch` different prompts of
-    `context` tokens, and in the decode step after it.
+    `context` tokens, and what that of the stack's decode steps touches in the one after it.
 
     values: active_params_nominal, active_params_realised (of one decode token: for the first of
     the batch, whoever else's experts it shares the step with); means over layers of distinct
@@ -215,10 +219,10 @@ def arm(model: Any, *, context: int, batch: int, seed: int, env_id: str | None) 
     """
     require_context(model.card, context, 2)
     ids = prompt_ids(model, context, seed=seed, batch=batch, distinct=True)
-    prefill, step = captured(model.net, decode.open_stack("hf-eager", model.net), ids)
+    prefill, step = captured(model.net, _uncaptured(model.net, stack, ids), ids)
     with torch.inference_mode():
         in_prefill = statistics.fmean(touched(call, seed=seed) for call in prefill)
-        with _as_in_decode(model.net):
+        with decode.as_in_decode(model.net, stack):
             in_step = statistics.fmean(touched(call, seed=seed) for call in step)
             by_token = in_step if batch == 1 else _by_first_token(step, seed)
     values, missing = _routing(prefill, step)
@@ -235,11 +239,11 @@ def arm(model: Any, *, context: int, batch: int, seed: int, env_id: str | None) 
         "active_params_nominal": model.card.active_params,
         "experts_touched_decode": in_step,
         "experts_touched_prefill": in_prefill,
-        "decode_experts": decode.experts_in_decode(model.net),
+        "decode_experts": decode.experts_in_decode(model.net, stack),
     }
     return Record(
         kind="trace",
-        key=model.key(context=context, batch=batch),
+        key=_key(model, context, batch, stack),
         values={**model.source, **values},
         missing=missing | unknown,
         warnings=tuple(warnings_of(values)),
@@ -264,20 +268,28 @@ def _routing(
     }, {}
 
 
-def _as_in_decode(net: torch.nn.Module) -> Any:
-    """The context in which `generate()` runs its decode steps; see `decode.experts_in_decode`."""
-    if decode.experts_in_decode(net) is None:
-        return contextlib.nullcontext()
-    return net._optimize_model_for_decode()
+def _key(model: Any, context: int, batch: int, stack: str) -> dict[str, Any]:
+    cache = decode.cache_kind(stack)
+    return model.key(context=context, batch=batch, stack=stack, cache=cache)
 
 
-def _dense(model: Any, *, context: int, env_id: str | None) -> Record:
+def _uncaptured(net: torch.nn.Module, stack: str, ids: torch.Tensor) -> decode.Generate:
+    """The calls of a stack where hooks see them: no step is captured, and where the stack does not
+    exchange the experts after the prefill, neither is it done here."""
+    reference = decode.open_stack("hf-eager", net)
+    if not stack.startswith("graph"):
+        return reference
+    first = reference(ids, 1).tokens
+    return lambda ids, new_tokens: reference.forced_logits(ids, first)
+
+
+def _dense(model: Any, *, context: int, batch: int, stack: str, env_id: str | None) -> Record:
     active = model.card.active_params
-    sizes, missing = computed(decode_bytes=lambda: model.card.decode_bytes(context))
+    sizes, missing = computed(decode_bytes=lambda: model.card.decode_bytes(context, batch))
     if not missing:
         sizes["decode_bytes_realised"] = sizes["decode_bytes"]
     values = {"active_params_nominal": active, "active_params_realised": active, "note": NO_ROUTER}
-    key = model.key(context=context)
+    key = _key(model, context, batch, stack)
     return Record("trace", key, values={**model.source, **values, **sizes}, missing=missing,
                   env_id=env_id)  # fmt: skip
 

@@ -24,7 +24,8 @@ RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processe
           "staging"}  # fmt: skip
 MEASURING = {"ceilings", "device", "models", "decode", "latency", "memory", "energy", "session",
              "prompts", "tracing", "occupancy", "storages", "stretches", "forecast", "held",
-             "board", "windows", "blocks", "instrument", "weightvalues", "peer_zeus"}  # fmt: skip
+             "board", "windows", "blocks", "instrument", "weightvalues", "peer_zeus",
+             "batching"}  # fmt: skip
 PRIMITIVES = {"latency", "memory", "energy", "tracing"}
 
 # Modules whose imports of lib the design settles; latency also loads the model of an arm.
@@ -71,6 +72,8 @@ ARROWS = {
         "stats"
     },
     "stacks": {"decode", "gate", "latency", "progress", "records"},
+    "batching": {"blocks", "decode", "energy", "gate", "latency", "models", "progress", "records",
+                 "tracing"},
     "tracing": {"card", "counting", "decode", "experts", "progress", "records", "session"},
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}

@@ -1,5 +1,6 @@
 """The bounds of decode and prefill, by numbers that a reader can check."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -117,11 +118,35 @@ def test_one_length_and_a_first_token_give_a_rate_without_an_interval():
 def test_a_batch_reads_once_and_gives_several_tokens():
     """Ten steps a second of 2 GB at 100 GB/s: a fifth; four sequences: 40 tok/s of 200."""
     batch = rows(0.1, decode_bytes=2 * GB, kind="batch", batch=4)
-    (line,) = lines(roofline.utilisation([ENV, *batch]))
+    (line,) = lines(roofline.utilisation([ENV, *batch], "batch"))
     assert line["batch"] == 4
     assert line["decode throughput (tok/s)"] == pytest.approx(40)
     assert line["bound (tok/s)"] == 200
     assert line["useful MBU, measured"] == pytest.approx(0.2)
+
+
+def test_a_sweep_over_batches_is_not_pooled_with_single_calls():
+    both = [ENV, *rows(0.02), *rows(0.05, kind="batch")]
+    assert [arm.steps_per_s.value for arm in roofline.arms(both)] == [pytest.approx(50)]
+    assert [arm.steps_per_s.value for arm in roofline.arms(both, "batch")] == [pytest.approx(20)]
+    fast = [ENV, *rows(0.02), *rows(1 / 200, kind="batch", batch=2)]  # 200 GB/s from 100
+    assert len(roofline.violations(fast)) == 1
+
+
+def test_a_batch_must_read_the_experts_that_its_router_was_traced_to_choose():
+    """400 bytes of 4 experts: 100 each. Three were chosen, not the 3.5 of 4 that an even router
+    would choose for three tokens of half of the experts, and all four were read."""
+    card = replace(CARD, experts=4, experts_per_token=2, routed_bytes=400, kv_layers=())
+    assert card.experts_touched(3) == 3.5 and card.decode_bytes(15, 3) == 1800 + 350
+    known = Record("card", {"model": "moe", "dtype": "bfloat16"}, {}, card.as_dict(),
+                   env_id=ENV.env_id)  # fmt: skip
+    values = {"decode_bytes": 2100, "decode_bytes_realised": 2200, "experts_chosen_decode": 3.0}
+    traced = Record("trace", key("moe", context=128, new_tokens=None, batch=3), {}, values)
+    mine = rows(0.1, 2150, model="moe", kind="batch", batch=3, decode_experts="grouped_mm")
+    (arm,) = roofline.arms([ENV, known, traced, *mine], "batch")
+    assert (arm.step_bytes, arm.realised_bytes) == (2100, 2200)
+    (arm,) = roofline.arms([ENV, known, *mine], "batch")
+    assert (arm.step_bytes, arm.realised_bytes) == (2150, None)
 
 
 def test_models_and_contexts_are_kept_apart():

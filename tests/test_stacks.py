@@ -155,6 +155,19 @@ def test_the_gate_lets_a_right_stack_pass(model):
     assert row.values["max_error"] < 1e-5 and row.values["same_choice"] == 1.0
 
 
+def test_the_gate_of_a_batch_takes_its_floor_from_the_halves(model, monkeypatch):
+    """A doubled batch might not fit where the batch itself does."""
+    sizes, forced = [], decode.GenerateStack.forced_logits
+    monkeypatch.setattr(decode.GenerateStack, "forced_logits", lambda stack, ids, continuation: (
+        sizes.append(len(ids)) or forced(stack, ids, continuation)))  # fmt: skip
+    for batch in (1, 3):
+        row = gate.row(model, stack="graph-compiled", context=40, seed=0, env_id="e", steps=4,
+                       batch=batch)  # fmt: skip
+        assert row.key["batch"] == batch and row.values["max_error"] < 1e-5
+        assert row.values["floor_error"] < 1e-5
+    assert sizes == [1, 2, 3, 2, 1]
+
+
 @pytest.mark.parametrize("part", ["position", "cache", "window"])
 def test_the_gate_stops_a_wrong_stack(model, monkeypatch, part):
     right_start, right_fill = graphs.Step.start, graphs.HeldLayer.fill
@@ -203,6 +216,25 @@ def test_a_choice_by_counting_is_a_choice_by_sorting():
     torch.testing.assert_close(values, expected.values)
     tied = fused._topk(torch.tensor([[2.0, 5.0, 5.0, 5.0]]), 2)
     assert tied[0].tolist() == [[5.0, 5.0]] and len(set(tied[1][0].tolist())) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "experts" in name])
+def test_few_and_many_choices_of_experts_agree(name, monkeypatch):
+    """Two of 16 for each token: to four tokens each choice is read, from five on they are sorted
+    by expert, so that none is read twice."""
+    net = build(name, **{n: 16 for n in ("num_local_experts", "num_experts")
+                         if n in ARCHITECTURES[name]})  # fmt: skip
+    module = next(m for path, m in net.named_modules() if path.endswith(".experts"))
+    library, many = fused.grouped_mm_experts_forward, []
+    monkeypatch.setattr(fused, "grouped_mm_experts_forward",
+                        lambda *given: many.append(len(given[1])) or library(*given))  # fmt: skip
+    for tokens in (1, 4, 5, 9):
+        generator = torch.Generator().manual_seed(tokens)
+        hidden = torch.randn(tokens, 32, generator=generator)
+        weights, index = torch.rand(tokens, 16, generator=generator).topk(2)
+        found = fused.chosen_experts(module, hidden, index, weights)
+        torch.testing.assert_close(found, library(module, hidden, index, weights))
+    assert many == [5, 9]
 
 
 def test_a_capture_inside_a_timed_call_is_refused(model, monkeypatch):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import experts, models, records, tracing
+from lib import experts, fused, models, records, tracing
 from lib.card import ModelError
 from lib.session import prompt_ids
 from lib.tracing import Call
@@ -204,6 +204,43 @@ def test_decode_is_probed_as_generate_runs_it(model, tmp_path, monkeypatch):
     assert model.experts == "grouped_mm"
 
 
+@pytest.mark.parametrize(
+    "stack, name, used",
+    [("hf-eager", "grouped_mm", "all_experts"), ("hf-static", "grouped_mm", "all_experts"),
+     ("graph", "grouped_mm", "grouped_mm"), ("graph", "batched_mm", "batched_mm"),
+     ("graph-compiled", "all_experts", fused.EXPERTS)],
+)  # fmt: skip
+def test_each_stack_is_probed_with_the_experts_of_its_own_steps(
+    model, tmp_path, monkeypatch, stack, name, used
+):
+    """`generate()` exchanges them, here for all experts; a captured step runs those configured, a
+    compiled one its own, and the prefill before it what is configured."""
+
+    @contextlib.contextmanager
+    def switched():
+        before = model.experts
+        experts.use(model.net, "all_experts")
+        yield
+        experts.use(model.net, before)
+
+    monkeypatch.setattr(model.net, "_optimize_model_for_decode", switched)
+    (row,) = traced(model, tmp_path, experts=[name], stack=stack, batches=[3])
+    values = row.values
+    assert (row.key["stack"], row.key["experts"], row.key["batch"]) == (stack, name, 3)
+    assert row.key["cache"] == ("dynamic" if stack == "hf-eager" else "static")
+    assert values["decode_experts"] == used and model.experts == "grouped_mm"
+    expected = 8 if used == "all_experts" else values["experts_chosen_decode"]
+    assert values["experts_touched_decode"] == expected and values["experts_chosen_decode"] < 8
+    assert (values["experts_touched_prefill"] == 8) == (name == "all_experts")
+
+
+def test_the_router_chooses_alike_on_every_stack(model, tmp_path):
+    rows = [traced(model, tmp_path, stack=stack, batches=[4])[0]
+            for stack in ("hf-eager", "graph", "graph-compiled")]  # fmt: skip
+    assert len({row.values["experts_chosen_decode"] for row in rows}) == 1
+    assert len({row.values["routing_entropy_bits"] for row in rows}) == 1
+
+
 def test_an_implementation_that_fails_is_a_row_and_the_others_follow(model, tmp_path):
     bad, good = traced(model, tmp_path, experts=["no_such", "loop"])
     assert bad.error.startswith("ValueError: unknown experts 'no_such'") and bad.values == {}
@@ -253,9 +290,10 @@ def test_experts_that_are_called_one_by_one_are_refused():
         tracing.captured(Block(), lambda ids, tokens: None, torch.zeros(1, 1))
 
 
-def test_a_dense_model_has_one_row_without_a_router(tmp_path):
+def test_a_dense_model_has_rows_without_a_router(tmp_path):
     model = models.load("tiny-yi", dtype="float32", device="cpu")
-    (row,) = traced(model, tmp_path, batches=[1, 4], experts=["loop"])
+    row, four = traced(model, tmp_path, batches=[1, 4], experts=["loop"])
+    assert four.key["batch"] == 4 and four.values["decode_bytes"] == model.card.decode_bytes(16, 4)
     values = row.values
     assert values["note"] == "no router" and row.key["experts"] == "none"
     assert values["active_params_realised"] == values["active_params_nominal"]

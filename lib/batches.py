@@ -1,0 +1,287 @@
+"""What rows of growing batches say: throughput of all and of each, energy, experts, the knee.
+
+Throughput and energy of a token are slopes over two lengths, so that the prefill is in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lib import energystats, roofline, stats
+from lib.claims import bullets, cautions, number
+from lib.grid import Column, Table, build, grouped, short, without_empty
+from lib.groups import SETUP, Name, named
+from lib.records import Record
+from lib.stats import Estimate
+from lib.tables import decode_tok_per_s
+
+KINDS = ("batch", "batch-energy")
+FIELDS = ("context", "batch")
+GAIN = 1.5
+RULE = ("knee: the largest batch up to which each doubling of the batch raised the throughput of "
+        f"all sequences at least {GAIN:g} times")  # fmt: skip
+NOTES = (
+    RULE,
+    "throughput, TPOT and energy of decoding are slopes over new tokens, without the prefill; the "
+    "whole call has it",
+    "experts: distinct ones of a layer in one step, traced, means over layers; MBU with the bytes "
+    "of the chosen (useful) and of the read ones (realised)",
+    energystats.BOUNDARY,
+)
+COLUMNS = (
+    Column("throughput of all", "tok/s"), Column("of each user", "tok/s"), Column("TPOT", "ms"),
+    Column("J/1K tokens, decode", "J"), Column("tokens per joule, decode", "1/J"),
+    Column("J/1K tokens, whole call", "J"),
+    Column("experts chosen"), Column("experts read"),
+    Column("useful MBU, measured"), Column("realised MBU, measured"),
+    Column("useful MBU, datasheet"), Column("realised MBU, datasheet"),
+    Column("remark", numeric=False),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in one setup at one batch.
+
+    `per_user` and `total` are tokens a second of one and of all sequences; `token_j` joules of a
+    decoded token; `call_token_j` those of a whole call, with its prefill, for each generated one.
+    """
+
+    model: str
+    setup: tuple[str, ...]
+    context: int
+    batch: int
+    per_user: Estimate
+    total: Estimate
+    token_j: Estimate
+    call_token_j: Estimate
+    arm: roofline.Arm | None
+    error: str
+
+    @property
+    def line(self) -> tuple[Any, ...]:
+        """What points of one line share: model, setup and context."""
+        return (self.model, *self.setup, self.context)
+
+    @property
+    def tokens_per_j(self) -> Estimate:
+        """Decoded tokens for a joule."""
+        return stats.inverse(self.token_j)
+
+    def experts(self, name: str) -> Estimate:
+        """Distinct experts of a layer in a step: `chosen` by the router, or `touched`."""
+        if self.arm is None or not self.arm.traced:
+            return stats.missing(self.arm.realised_reason if self.arm else "not measured")
+        value = self.arm.traced.get(f"experts_{name}_decode")
+        if value is None:
+            return stats.missing(self.arm.traced.get("note") or "the router's choice is not told")
+        return Estimate(value, n=1, method="traced, mean over layers", reason="one step")
+
+    def mbu(self, *, realised: bool, datasheet: bool = False) -> Estimate:
+        """Bytes of a step x steps a second / bandwidth."""
+        if self.arm is None:
+            return stats.missing("the bytes of a step are not known")
+        return self.arm.mbu(realised=realised, datasheet=datasheet)
+
+
+def points(rows: Sequence[Record]) -> list[Point]:
+    """Every batch that was tried, in the order of the table."""
+    return [point for point, _ in _points(rows)]
+
+
+def _points(rows: Sequence[Record]) -> list[tuple[Point, list[Record]]]:
+    arms = {(a.model, a.setup, a.context, a.batch): a for a in roofline.arms(rows, "batch")}
+    return [(_point(where, group, arms.get(where)), group)
+            for where, group in grouped(rows, KINDS, FIELDS).items()]  # fmt: skip
+
+
+def _point(where: tuple, group: Sequence[Record], arm: roofline.Arm | None) -> Point:
+    batch, calls = where[-1], [r for r in group if r.kind == "batch"]
+    error = next((r.error for r in calls if r.error), "")
+    if error:
+        failed = stats.missing("failed")
+        return Point(*where, failed, failed, failed, failed, None, error)
+    per_user = decode_tok_per_s(calls)
+    token_j, call_token_j = _joules([r for r in group if r.kind == "batch-energy"], batch)
+    total = stats.scaled(per_user, batch)
+    return Point(*where, per_user, total, token_j, call_token_j, arm, "")
+
+
+def _joules(rows: Sequence[Record], batch: int) -> tuple[Estimate, Estimate]:
+    """Joules of a decoded token, and of a whole call of the longest length for each token."""
+    measured = [r for r in rows if r.samples.get("energy_j")]
+    if not measured:
+        reasons = [f"failed: {r.error}" for r in rows if r.error]
+        reasons += [f"not measured: {r.missing['energy_j']}" for r in rows if r.missing]
+        none = stats.missing(reasons[0] if reasons else "not measured")
+        return none, none
+    longest = max(measured, key=lambda r: r.key["new_tokens"])
+    whole = stats.scaled(stats.mean(longest.samples["energy_j"]),
+                         1 / (batch * longest.key["new_tokens"]))  # fmt: skip
+    _, step = energystats.split(measured, KINDS)
+    if step.value is not None and step.value <= 0:
+        return stats.missing("not resolved: noise hides the energy of decoding"), whole
+    return stats.scaled(step, 1 / batch), whole
+
+
+@dataclass(frozen=True)
+class Knee:
+    """The batch from which doubling pays less than the rule asks for, or None and the reason.
+
+    `gain` is by how much the last doubling that was looked at raised the throughput of all.
+    """
+
+    batch: int | None
+    gain: Estimate
+    reason: str = ""
+
+
+def knee(line: Sequence[Point]) -> Knee:
+    """The knee of one line (RULE); the first doubling that raises by less ends the search."""
+    rates = {p.batch: p.total for p in line if p.total.value is not None}
+    batch, gain = min(rates, default=0), stats.missing("no batch and its double were measured")
+    while rates and 2 * batch in rates:
+        gain = stats.quotient(rates[2 * batch], rates[batch])
+        if gain.value < GAIN:
+            return Knee(batch, gain)
+        batch *= 2
+    failed = next((f"; batch {p.batch} failed" for p in line if p.error and p.batch > batch), "")
+    last = f"doubling to {batch} still raised it {short(gain.value)} times" if gain.value else (
+        gain.reason)  # fmt: skip
+    return Knee(None, gain, f"not reached: {last}{failed}")
+
+
+def by_line(found: Sequence[Point]) -> dict[tuple, list[Point]]:
+    """Points of one model, setup and context, with ascending batches."""
+    lines: dict[tuple, list[Point]] = {}
+    for point in sorted(found, key=lambda p: p.batch):
+        lines.setdefault(point.line, []).append(point)
+    order = list(dict.fromkeys(point.line for point in found))
+    return {line: lines[line] for line in order}
+
+
+def names(lines: Iterable[tuple]) -> dict[tuple, Name]:
+    """What each line is called beside the others, and its place among setups."""
+    return named(list(lines), ("context",))
+
+
+def rivals(point: Point) -> tuple[Any, ...]:
+    """What points between which a user may choose share: all but stack, experts and batch."""
+    fixed = [v for n, v in zip(SETUP, point.setup, strict=True) if n not in ("stack", "experts")]
+    return (point.model, *fixed, point.context)
+
+
+def front(found: Sequence[Point]) -> list[Point]:
+    """The Pareto front: no rival is as good in speed for a user and in energy, and better in one.
+
+    Points that lack one of the two numbers are left out.
+    """
+    known = [p for p in found if None not in (p.per_user.value, p.tokens_per_j.value)]
+    at = {id(p): (p.per_user.value, p.tokens_per_j.value) for p in known}
+
+    def beaten(point: Point) -> bool:
+        mine = at[id(point)]
+        others = (at[id(p)] for p in known if rivals(p) == rivals(point))
+        return any(o != mine and o[0] >= mine[0] and o[1] >= mine[1] for o in others)
+
+    return [point for point in known if not beaten(point)]
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Per model, setup, context and batch; columns without any value leave a note instead."""
+    pairs = _points(rows)
+    found = {id(group[0]): point for point, group in pairs}
+    knees = {line: knee(mine).batch for line, mine in by_line([p for p, _ in pairs]).items()}
+    arms = [r for _, group in pairs for r in group]
+    envs = [r for r in rows if r.kind == "environment"]
+    made = build("batch", "Batch", [*envs, *arms], KINDS, FIELDS, COLUMNS,
+                 lambda group: _cells(found[id(group[0])], knees))  # fmt: skip
+    notes = (*made.notes, *NOTES) if made.rows else ()
+    return without_empty(Table(made.name, made.title, made.columns, made.rows, notes))
+
+
+def _cells(point: Point, knees: dict[tuple, int | None]) -> Sequence[Any]:
+    failed = point.per_user if point.error else None
+    return (
+        point.total, point.per_user, stats.inverse(point.per_user, 1e3),
+        stats.scaled(point.token_j, 1e3), point.tokens_per_j, stats.scaled(point.call_token_j, 1e3),
+        *(failed or point.experts(name) for name in ("chosen", "touched")),
+        *(failed or point.mbu(realised=realised, datasheet=datasheet)
+          for datasheet in (False, True) for realised in (False, True)),
+        point.error or ("knee" if knees[point.line] == point.batch else ""),
+    )  # fmt: skip
+
+
+def tables(rows: Sequence[Record]) -> list[Table]:
+    """The table, where any batch was tried."""
+    return [made] if (made := table(rows)).rows else []
+
+
+def conclusion(rows: Sequence[Record]) -> str:
+    """Each line from one user to the most: throughput, knee, energy, experts, and the front."""
+    found = points(rows)
+    lines = by_line(found)
+    labels = {where: name.label for where, name in names(lines).items()}
+    said = [sentence for where, mine in lines.items() for sentence in _line(labels[where], mine)]
+    return bullets([*said, *_front(found, labels), f"{RULE[:1].upper()}{RULE[1:]}.",
+                    *cautions(rows)])  # fmt: skip
+
+
+def _line(name: str, line: Sequence[Point]) -> list[str]:
+    known = [p for p in line if p.total.value is not None]
+    said = [f"{name}, batch {p.batch}: {p.error}." for p in line if p.error]
+    said += [f"{name}, batch {p.batch}: {p.total.reason}." for p in line
+             if not p.error and p.total.value is None]  # fmt: skip
+    if not known:
+        return said
+    first, best = known[0], max(known, key=lambda p: p.total.value)
+    speed = (f"{name} at {first.context:,} tokens of context: at batch {first.batch} "
+             f"{number(first.total, 'tok/s')}")  # fmt: skip
+    if best is not first:
+        speed += (f"; the most, at batch {best.batch}, {number(best.total, 'tok/s')} in all and "
+                  f"{short(best.per_user.value)} for each user")  # fmt: skip
+    bend = knee(line)
+    told = bend.reason or (
+        f"batch {bend.batch}: doubling it raised the throughput {short(bend.gain.value)} times"
+        f"{_unresolved(bend.gain)}"
+    )
+    return [f"{speed}.", f"{name}, knee: {told}.", *_energy(name, known), *_bytes(name, known),
+            *said]  # fmt: skip
+
+
+def _unresolved(gain: Estimate) -> str:
+    if gain.resolved_from(GAIN) is not False:
+        return ""
+    return f", which is not resolved from {GAIN:g} ([{short(gain.low)}, {short(gain.high)}])"
+
+
+def _energy(name: str, known: Sequence[Point]) -> list[str]:
+    metered = [p for p in known if p.token_j.value is not None]
+    ends = dict.fromkeys((metered[0].batch, metered[-1].batch)) if metered else ()
+    said = [f"at batch {p.batch} {number(p.token_j, 'J')}" for p in metered if p.batch in ends]
+    return [f"{name}, a decoded token: {'; '.join(said)} (GPU board, gross)."] if said else []
+
+
+def _bytes(name: str, known: Sequence[Point]) -> list[str]:
+    said = []
+    for point in (*known[:1], *known[1:][-1:]):
+        useful, real = (point.mbu(realised=which).value for which in (False, True))
+        read = point.experts("touched").value
+        told = [f"a step reads {short(read)} experts of a layer" if read else "",
+                f"useful MBU {useful:.0%}" if useful else "",
+                f"realised {real:.0%}" if real else ""]  # fmt: skip
+        if any(told):
+            said.append(f"at batch {point.batch} {', '.join(filter(None, told))}")
+    return [f"{name}: {'; '.join(said)} (MBU of the measured bandwidth)."] if said else []
+
+
+def _front(found: Sequence[Point], labels: dict[tuple, str]) -> list[str]:
+    best = front(found)
+    if not best:
+        return []
+    said = [f"{labels[line]}, batch {', '.join(str(p.batch) for p in mine)}"
+            for line, mine in by_line(best).items()]  # fmt: skip
+    return [f"Not dominated in speed for a user and in energy, among the choices for one model: "
+            f"{'; '.join(said)}."]  # fmt: skip

@@ -1,0 +1,114 @@
+"""One model at growing batches, stack by stack: gate, times, energy, experts of a step.
+
+A batch is of different prompts of one length. Where a stack fails, a row holds the error, and the
+batches of that stack end, since the next would need more memory. Only a failed gate is about this
+batch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib import blocks, decode, energy, gate, latency, models, records, tracing
+from lib.progress import track
+from lib.records import Record
+
+GATE_STEPS = 4
+
+
+def sweep(
+    model: Any,
+    *,
+    stacks: Sequence[str],
+    batches: Sequence[int],
+    context: int,
+    new_tokens: Sequence[int],
+    repeats: int,
+    energy_windows: int,
+    window_s: float,
+    idle_s: float,
+    trace_stacks: Sequence[str],
+    seed: int,
+    env_id: str | None,
+    records_path: str | Path,
+) -> list[Record]:
+    """Every stack at every batch in ascending order, each row written at once.
+
+    A batch has a `gate` row; for each of `new_tokens` (two, for slopes) a `batch` row of `repeats`
+    calls and a `batch-energy` row of `energy_windows` windows of calls; and, for `trace_stacks`, a
+    `trace` row. Idle power is measured once, before all.
+    """
+    path, rows = Path(records_path), []
+    session = energy.open_session(model, stacks[0], path, seed, env_id, (), 0)
+    idle = energy.idle_power(session, idle_s, "before")
+    idle |= energy.idle_both(idle)
+    arguments = {"new_tokens": new_tokens, "repeats": repeats, "windows": energy_windows,
+                 "window_s": window_s, "idle": idle, "path": path}  # fmt: skip
+    for stack in stacks:
+        common = {"stack": stack, "context": context, "seed": seed, "env_id": env_id}
+        traced = stack in trace_stacks
+        for batch in track(sorted(batches), f"batches of {model.name} on {stack}"):
+            place, here, go_on = common | {"batch": batch}, [], True
+            try:
+                for row in _place(model, place, traced=traced, **arguments):
+                    here.append(records.append(path, row))
+            except Exception as error:  # the memory refuses, or the stack computes something else
+                here.append(records.append(path, _failed(model, place, new_tokens, here, error)))
+                go_on = isinstance(error, gate.GateError)
+            rows += here
+            model.device.empty_cache()
+            if not go_on:
+                break
+    return rows
+
+
+def _place(
+    model: Any, place: dict[str, Any], *, traced: bool, new_tokens: Sequence[int], repeats: int,
+    windows: int, window_s: float, idle: dict[str, Any], path: Path,
+) -> Iterator[Record]:  # fmt: skip
+    """The rows of one stack at one batch; what one kind held is given back before the next."""
+    models.require_fits(model.card, model.device, place["context"] + max(new_tokens),
+                        place["batch"], loaded=True)  # fmt: skip
+    if place["stack"] != gate.REFERENCE:
+        yield gate.row(model, steps=GATE_STEPS, **place)
+        model.device.empty_cache()
+    for tokens in new_tokens:
+        yield latency.arm(model, new_tokens=tokens, repeats=repeats, kind="batch", **place)
+    model.device.empty_cache()
+    if windows:
+        yield from _energy(model, place, new_tokens, windows, window_s, idle, path)
+        model.device.empty_cache()
+    if traced:
+        yield tracing.row(model, model.experts, **place)
+
+
+def _energy(
+    model: Any, place: dict[str, Any], new_tokens: Sequence[int], windows: int, window_s: float,
+    idle: dict[str, Any], path: Path,
+) -> list[Record]:  # fmt: skip
+    """Windows of calls of each length in turns, then the same reversed; one trace for all."""
+    stack, context, batch, seed = (place[n] for n in ("stack", "context", "batch", "seed"))
+    cells = [blocks.Cell(context, tokens, windows, "batch-energy") for tokens in new_tokens]
+    session = energy.open_session(model, stack, path, seed, place["env_id"], [context],
+                                  max(new_tokens), batch=batch)  # fmt: skip
+    session.values |= idle
+    session.call(context, max(new_tokens))()  # captures and compiles before the board must be busy
+    order = [cell for cells_in_turn in blocks.plan(cells, seed) for cell in cells_in_turn]
+    energy.measure_round(session, order, f"trace-{stack}-{batch}", window_s)
+    return [energy.row_of(session, cell, found) for cell, found in session.blocks.items()]
+
+
+def _failed(
+    model: Any, place: dict[str, Any], new_tokens: Sequence[int], here: Sequence[Record],
+    error: Exception,
+) -> Record:  # fmt: skip
+    """The error in the place of the first row that is missing, so that it replaces no other."""
+    timed = [row.key["new_tokens"] for row in here if row.kind == "batch"]
+    untimed = [tokens for tokens in new_tokens if tokens not in timed]
+    shape = {name: place[name] for name in ("stack", "context", "batch")}
+    key = model.key(**shape, new_tokens=(untimed or new_tokens)[0],
+                    cache=decode.cache_kind(place["stack"]))  # fmt: skip
+    return Record("batch" if untimed else "batch-energy", key, error=records.first_line(error),
+                  env_id=place["env_id"])  # fmt: skip

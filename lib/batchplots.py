@@ -1,0 +1,115 @@
+"""Figures of growing batches, and their section of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from lib import batches
+from lib.batches import Point
+from lib.markup import grid_html
+from lib.plots import axes, color, html, labelled, style
+from lib.records import Record
+from lib.stats import Estimate
+
+SECTION = """<section>
+<h2 id="batch">Batch</h2>
+<p>A step reads its weights once for all sequences of a batch, so that throughput and tokens per
+joule grow with the batch until arithmetic, caches and further experts cost more than is shared.
+Each user gets a little less. Numbers in the second figure are batches; faint ones are dominated:
+another choice for the same model is at least as good in both respects.</p>
+"""
+
+
+def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Decode throughput of all sequences against the batch, with its interval; knees are ringed."""
+    ax, sizes = axes(ax), set()
+    for label, dashes, shade, line in _lines(batches.points(rows)):
+        known = [p for p in line if p.total.value is not None]
+        sizes |= {p.batch for p in known}
+        for p in known:
+            if None not in (p.total.low, p.total.high):
+                ax.plot([p.batch] * 2, [p.total.low, p.total.high], lw=4, alpha=0.3, color=shade)
+        if known:
+            ax.plot([p.batch for p in known], [p.total.value for p in known], ls=dashes, marker=".",
+                    color=shade, label=label)  # fmt: skip
+        for p in known:
+            if p.batch == batches.knee(line).batch:
+                ax.plot(p.batch, p.total.value, "o", ms=13, mfc="none", mew=1.5, color=shade,
+                        label=f"{label}, knee")  # fmt: skip
+    labelled(ax, "Throughput of all sequences against batch", "batch (sequences)",
+             "tokens per second")  # fmt: skip
+    if sizes:  # doublings are the same distance everywhere
+        _logarithmic(ax)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(sorted(sizes), [str(size) for size in sorted(sizes)])
+    return ax
+
+
+def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Tokens for a joule against tokens a second for each user; points are numbered by batch.
+
+    Both are of decoding. Points that a rival beats in one and equals in the other are faint.
+    """
+    ax, found = axes(ax), batches.points(rows)
+    best = {id(p) for p in batches.front(found)}
+    drawn = False
+    for label, dashes, shade, line in _lines(found):
+        known = [p for p in line if None not in (p.per_user.value, p.tokens_per_j.value)]
+        if not known:
+            continue
+        drawn = True
+        ax.plot(*_both(known), ls=dashes, lw=1, alpha=0.5, color=shade, label=label)
+        for p in known:
+            ax.plot(*_both([p]), ls="", marker=f"${p.batch}$", ms=6 + 3 * len(str(p.batch)),
+                    mew=0.3, alpha=1 if id(p) in best else 0.3, color=shade)  # fmt: skip
+            _whiskers(ax, p, shade)
+    labelled(ax, "Speed for a user against energy", "tokens per second for each user",
+             "tokens per joule, decode (GPU board)")  # fmt: skip
+    if drawn:
+        _logarithmic(ax)
+    return ax
+
+
+def section(rows: Sequence[Record]) -> Markup:
+    """The report's section with both figures and the table; empty where no batch was tried."""
+    made = batches.tables(rows)
+    if not made:
+        return Markup("")
+    arms = [r for r in rows if r.kind in (*batches.KINDS, "environment")]
+    figures = html(throughput(rows), arms) + html(pareto(rows), arms)
+    return Markup(SECTION + figures + grid_html(made[0], "grid-batch") + "</section>\n")
+
+
+def _lines(found: Sequence[Point]) -> Iterator[tuple[str, Any, Any, list[Point]]]:
+    """Label, style, colour and points of every line."""
+    lines = batches.by_line(found)
+    names = batches.names(lines)
+    for where, line in lines.items():
+        yield names[where].label, style(names[where].place), color(where[0]), line
+
+
+def _both(line: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [p.per_user.value for p in line], [p.tokens_per_j.value for p in line]
+
+
+def _whiskers(ax: Axes, point: Point, shade: Any) -> None:
+    """Intervals of both numbers, where they have one."""
+    (x,), (y,) = _both([point])
+
+    def ends(estimate: Estimate) -> tuple[float, float] | None:
+        return None if None in (estimate.low, estimate.high) else (estimate.low, estimate.high)
+
+    if span := ends(point.per_user):
+        ax.plot(span, [y, y], lw=3, alpha=0.15, color=shade)
+    if span := ends(point.tokens_per_j):
+        ax.plot([x, x], span, lw=3, alpha=0.15, color=shade)
+
+
+def _logarithmic(ax: Axes) -> None:
+    ax.set_yscale("log")
+    ax.autoscale(axis="y")
+    ax.yaxis.set_major_formatter("{x:g}")
