@@ -34,6 +34,7 @@ from lib import (
     ladder,
     ledgertables,
     memoryplots,
+    params,
     plots,
     predictions,
     provenance,
@@ -477,7 +478,7 @@ def test_the_report_of_both_stacks(folder, tmp_path):
 
 def executed(name, **given):
     """What each code cell of a notebook ends with; the last is the conclusion's text."""
-    cells = nbformat.read(report.TEMPLATES.parents[1] / "notebooks" / f"{name}.ipynb", 4).cells
+    cells = nbformat.read(params.ROOT / "notebooks" / f"{name}.ipynb", 4).cells
     space, shown = {}, []
     for cell in (c for c in cells if c.cell_type == "code"):
         body = ast.parse(cell.source).body
