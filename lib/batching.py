@@ -68,18 +68,16 @@ def _place(
     model: Any, place: dict[str, Any], *, traced: bool, new_tokens: Sequence[int], repeats: int,
     windows: int, window_s: float, idle: dict[str, Any], path: Path,
 ) -> Iterator[Record]:  # fmt: skip
-    """The rows of one stack at one batch; what one kind held is given back before the next."""
+    """The rows of one stack at one batch; what the timed calls held is given back after them."""
     models.require_fits(model.card, model.device, place["context"] + max(new_tokens),
                         place["batch"], loaded=True)  # fmt: skip
     if place["stack"] != gate.REFERENCE:
         yield gate.row(model, steps=GATE_STEPS, **place)
-        model.device.empty_cache()
     for tokens in new_tokens:
         yield latency.arm(model, new_tokens=tokens, repeats=repeats, kind="batch", **place)
     model.device.empty_cache()
     if windows:
         yield from _energy(model, place, new_tokens, windows, window_s, idle, path)
-        model.device.empty_cache()
     if traced:
         yield tracing.row(model, model.experts, **place)
 

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from lib import batches
+from lib import batchclaims, batches
 from lib.batches import Point
 from lib.markup import grid_html
 from lib.plots import axes, color, html, labelled, style
@@ -76,7 +76,7 @@ def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
 
 def section(rows: Sequence[Record]) -> Markup:
     """The report's section with both figures and the table; empty where no batch was tried."""
-    made = batches.tables(rows)
+    made = batchclaims.tables(rows)
     if not made:
         return Markup("")
     arms = [r for r in rows if r.kind in (*batches.KINDS, "environment")]

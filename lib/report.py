@@ -19,7 +19,7 @@ from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from lib import (
-    batches,
+    batchclaims,
     batchplots,
     boundplots,
     costs,
@@ -135,7 +135,7 @@ def render(
     paper = recordlist.papers(paper_tables(rows, published), rows, published)
     bound = roofline.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
-    beside += batches.tables(rows)
+    beside += batchclaims.tables(rows)
     batch = batchplots.section(rows)
     ledgers = ledgertables.tables(rows, published)
     csvs = [*tables.write_csvs(rows, published, out),

@@ -4,12 +4,14 @@ A made line: at batch b all sequences together decode RATES[b] tokens a second, 
 second, and the board draws 400 W while it decodes and 500 J for the prefill of each sequence.
 """
 
+from types import SimpleNamespace
+
 import pytest
 from bs4 import BeautifulSoup
 from matplotlib import pyplot as plt
 from sample_records import key
 
-from lib import batches, batchplots, plots
+from lib import batchclaims, batches, batchplots, plots
 from lib.grid import frame
 from lib.records import Record, environment_record
 
@@ -48,6 +50,23 @@ def failed(batch, stack="hf-eager", model="m"):
 def of(rows, batch):
     (point,) = [p for p in batches.points(rows) if p.batch == batch]
     return point
+
+
+# --- before measuring
+
+
+def test_what_a_batch_is_expected_to_read_and_to_allow():
+    """Two of four experts, three of two tokens; 3 GB of other weights; 1 GB of cache for each."""
+    card = SimpleNamespace(
+        experts=4, experts_touched=lambda batch: 4 * (1 - 0.5**batch),
+        decode_bytes=lambda context, batch: GB * (3 + 2 * (1 - 0.5**batch) + batch * context / 100),
+    )  # fmt: skip
+    table = batchclaims.expected(card, 100, [1, 2], 1e11)
+    assert list(table["experts of a layer"]) == [2, 3]
+    assert list(table["a step reads (GB)"]) == [5, 6.5]
+    assert list(table["bound of all (tok/s)"]) == [20, 30.77]  # 2 x 100 / 6.5
+    card.experts = 0
+    assert "experts of a layer" not in batchclaims.expected(card, 100, [1], 1e11)
 
 
 # --- one point
@@ -150,7 +169,7 @@ def test_a_slower_and_thirstier_stack_is_dominated_throughout():
 
 
 def test_the_table_has_a_row_for_each_batch_and_marks_the_knee():
-    made = frame(batches.table(line(RATES))).to_dict("records")
+    made = frame(batchclaims.table(line(RATES))).to_dict("records")
     assert [(row["batch"], row["remark"]) for row in made] == [
         (1, ""), (2, ""), (4, "knee"), (8, ""), (16, "")]  # fmt: skip
     row = made[2]
@@ -159,31 +178,31 @@ def test_the_table_has_a_row_for_each_batch_and_marks_the_knee():
     assert row["J/1K tokens, decode (J)"] == pytest.approx(400e3 / 350, rel=5e-3)
     assert (row["experts chosen"], row["experts read"]) == (8, 8)
     assert {"J/1K tokens, decode 95 %", "of each user 95 %"} <= row.keys()
-    notes = " ".join(batches.table(line(RATES)).notes)
+    notes = " ".join(batchclaims.table(line(RATES)).notes)
     assert batches.RULE in notes and "'G' is not in params/gpus.yaml" in notes
 
 
 def test_a_failed_batch_is_a_row_with_its_error():
-    table = batches.table([*line({1: 100.0, 2: 190.0}), failed(4)])
+    table = batchclaims.table([*line({1: 100.0, 2: 190.0}), failed(4)])
     last = frame(table).to_dict("records")[-1]
     assert (last["batch"], last["remark"]) == (4, "OutOfMemoryError: CUDA")
     assert last["missing"].startswith("throughput of all: failed; of each user: failed;")
 
 
 def test_without_a_counter_the_table_says_so_once():
-    table = batches.table(line(RATES, windows=0))
+    table = batchclaims.table(line(RATES, windows=0))
     assert "J/1K tokens, decode" not in [c.title for c in table.columns]
     assert any(note.endswith("whole call: not measured: no NVML") for note in table.notes)
 
 
 def test_no_rows_no_table():
-    assert batches.tables([ENV]) == [] and batchplots.section([ENV]) == ""
-    assert batches.conclusion([ENV]).startswith("- Knee: ")
+    assert batchclaims.tables([ENV]) == [] and batchplots.section([ENV]) == ""
+    assert batchclaims.conclusion([ENV]).startswith("- Knee: ")
 
 
 def test_the_sentences():
     rows = [*line(RATES), failed(32), *line({1: 150.0, 2: 290.0}, "graph")]
-    text = batches.conclusion(rows)
+    text = batchclaims.conclusion(rows)
     assert "m (hf-eager) at 512 tokens of context: at batch 1 100.00 tok/s [" in text
     assert "; the most, at batch 16, 560.0 tok/s [" in text and "n = 6 in all and 35.00 for" in text
     assert "m (hf-eager), knee: batch 4: doubling it raised the throughput 1.4" in text
@@ -197,7 +216,7 @@ def test_the_sentences():
 
 def test_a_gain_near_the_rule_is_said_to_be_unresolved():
     rows = line({1: 100.0, 2: 149.9})
-    assert "which is not resolved from 1.5 ([1.4" in batches.conclusion(rows)
+    assert "which is not resolved from 1.5 ([1.4" in batchclaims.conclusion(rows)
 
 
 # --- figures

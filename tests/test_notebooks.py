@@ -161,6 +161,9 @@ TINY = {
         "stacks": {"stacks_to_compare": ["hf-eager", "graph", "graph-compiled"],
                    "contexts": [16, 32], "new_tokens": [4, 8], "repeats": 6, "slope_repeats": 2,
                    "busy_tokens": 2, "harness_pairs": 2},
+        "batch": {"stacks_to_compare": ["hf-eager", "graph"], "trace_stacks": ["graph"],
+                  "batch_sizes": [1, 2], "context": 16, "new_tokens": [2, 6], "repeats": 3,
+                  "energy_windows": 1, "window_s": 0.0, "idle_s": 0.0},
         "ablations": {"context": 16, "repeats": 6, "decodings": ["greedy", "top-k 50"],
                       "contexts": [16, 32, 5000], "dtypes": ["float32", "bfloat16"],
                       "experts": ["grouped_mm", "all_experts"], "stacks": ["hf-eager", "graph"]},
@@ -179,12 +182,13 @@ ARMS = {
     "energy_checks": {"environment": 1, "card": 1, "energy-peer": 1, "energy-weights": 1},
     "stacks": {"environment": 1, "card": 1, "gate": 4, "latency": 12, "busy": 6,
                "harness": 1},
+    "batch": {"environment": 1, "card": 1, "gate": 2, "batch": 8, "batch-energy": 8, "trace": 2},
     "ablations": {"environment": 1, "card": 1, "ablation-decoding": 2, "ablation-context": 3,
                   "ablation-stack": 2, "ablation-experts": 2, "ablation-precision": 2,
                   "trace": 2},
 }  # fmt: skip
 FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_checks": 0, "stacks": 1,
-           "ablations": 5, "ape": 1, "summary": 7, "audit": 2, "start": 1}  # fmt: skip
+           "batch": 2, "ablations": 5, "ape": 1, "summary": 7, "audit": 2, "start": 1}  # fmt: skip
 CONCLUSIONS = {
     "machine": f"{cpu_name()}: memory is read at ",
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
@@ -192,6 +196,7 @@ CONCLUSIONS = {
     "energy": f"{MODEL}: energy not measured (no NVML energy counter: the device is a CPU).",
     "energy_checks": "Not measured on 1 arm(s), zeus_long_j: no NVML energy counter",
     "stacks": f"{MODEL} (graph): decode at 32 tokens of context",
+    "batch": f"{MODEL} (graph) at 16 tokens of context: at batch 1",
     "ablations": "context 5000 failed: ModelError",
     "ape": f"{MODEL} at 32 tokens, per billion of its",
     "summary": "Output throughput: fewer than two models measured, so none are compared.",
