@@ -149,6 +149,15 @@ def test_an_error_replaces_no_row_that_was_measured(monkeypatch, tmp_path):
     assert len(records.merge(rows)) == 3 and rows[-1].error.startswith("ZeroDivisionError")
 
 
+def test_an_error_at_the_second_length_leaves_the_first(monkeypatch, tmp_path):
+    arm = batching.latency.arm
+    monkeypatch.setattr(batching.latency, "arm", lambda model, new_tokens, **given: (
+        1 / 0 if new_tokens == 31 else arm(model, new_tokens=new_tokens, **given)))  # fmt: skip
+    _, rows = sweep(monkeypatch, tmp_path)
+    assert [(row.key["new_tokens"], bool(row.error)) for row in records.merge(rows)] == [
+        (11, False), (31, True)]  # fmt: skip
+
+
 def test_the_experts_of_each_batch_are_traced_for_the_stacks_that_are_asked_for(
     monkeypatch, tmp_path
 ):
