@@ -83,10 +83,13 @@ def harness(row: Record) -> str:
     ratio = stats.paired_ratio(row.samples["e2e_s"], row.samples["bare_s"])
     if ratio.value is None:
         return f"The harness was not compared with a bare loop ({ratio.reason})."
-    ends = f" [{ratio.low - 1:+.2%}, {ratio.high - 1:+.2%}]" if ratio.low is not None else ""
-    verdict = "within" if abs(ratio.value - 1) <= HARNESS else "more than"
-    return (f"{row.key['model']} on {row.key['stack']}: a call takes {ratio.value - 1:+.2%}{ends} "
-            f"against a bare loop in the same process, {verdict} {HARNESS:.1%}.")  # fmt: skip
+    low, high = (end if end is not None else ratio.value for end in (ratio.low, ratio.high))
+    inside = max(abs(low - 1), abs(high - 1)) <= HARNESS
+    outside = low - 1 > HARNESS or high - 1 < -HARNESS
+    verdict = "within" if inside else "more than" if outside else "not resolved from"
+    return (f"{row.key['model']} on {row.key['stack']}: a call takes {ratio.value - 1:+.2%} "
+            f"[{low - 1:+.2%}, {high - 1:+.2%}] against a bare loop in the same process, {verdict} "
+            f"{HARNESS:.1%}.")  # fmt: skip
 
 
 def flatness(arms: Sequence[Record]) -> str:

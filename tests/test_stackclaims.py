@@ -49,3 +49,5 @@ def test_what_the_harness_costs():
     assert "+0.10%" in stackclaims.harness(row) and "within 0.5%" in stackclaims.harness(row)
     dear = Record("harness", row.key, {"e2e_s": [1.02] * 6, "bare_s": [1.0] * 6})
     assert "more than 0.5%" in stackclaims.harness(dear)
+    noisy = Record("harness", row.key, {"e2e_s": [1.0, 1.1] * 3, "bare_s": [1.1, 1.0] * 3})
+    assert "not resolved from 0.5%" in stackclaims.harness(noisy)
