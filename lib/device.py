@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import board, occupancy, profiled
-from lib.host import cpu_name, host_score_per_s, version
+from lib.host import cpu_name, host_score_per_s, today, version
 
 PACKAGES = ("torch", "transformers", "numpy", "nvidia-ml-py")
 
@@ -43,10 +43,10 @@ class Device:
         """What the numbers depend on: card, driver, versions, host and how fast that host is."""
         return {
             **self.card(),
+            "date": today(),
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
-            "cpu": cpu_name(),
-            "cpu_count": os.cpu_count(),
+            **{"cpu": cpu_name(), "cpu_count": os.cpu_count()},
             "host_score_per_s": host_score_per_s(),
             "copy_bytes_per_s": self.copy_bytes_per_s(),
             "packages": {name: version(name) for name in PACKAGES},

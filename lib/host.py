@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -39,3 +40,8 @@ def host_score_per_s(rounds: int = 5) -> float:
             total += i & 7
         best_s = min(best_s, time.perf_counter() - start_s)
     return 0.2 / best_s
+
+
+def today() -> str:
+    """The date in UTC, as 2026-11-24."""
+    return datetime.now(UTC).date().isoformat()

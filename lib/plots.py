@@ -246,7 +246,7 @@ def describe(ax: Axes) -> str:
 
 
 def caption(rows: Sequence[Record]) -> str:
-    """Hardware, weights, dtype, stack and repetitions, computed from the rows."""
+    """Hardware, weights, dtype, stack, repetitions and dates, as far as the rows tell."""
     measured = [r for r in rows if r.kind not in ("environment", "card")]
     envs = environments(rows)
     keyed = [r for r in measured if r.key.get("model")]
@@ -257,7 +257,9 @@ def caption(rows: Sequence[Record]) -> str:
     counts = sorted({len(s) for r in measured for name, s in r.samples.items()
                      if name not in ("warmup_s", "token_s")})  # fmt: skip
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
-    return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n]))
+    dates = sorted({e["date"] for i, e in envs.items() if i in used and e.get("date")})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else ""
+    return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n, when]))
 
 
 def html(ax: Axes, rows: Sequence[Record]) -> str:

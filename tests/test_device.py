@@ -15,7 +15,7 @@ import torch
 from lib import board, device, gates, joules, occupancy
 
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
-SHARED = {"device", "gpu", "gpu_total_bytes", "driver", "cuda", "power_limit_w", "launch_s",
+SHARED = {"date", "device", "gpu", "gpu_total_bytes", "driver", "cuda", "power_limit_w", "launch_s",
           "python", "platform", "cpu", "cpu_count", "host_score_per_s", "copy_bytes_per_s",
           "packages"}  # fmt: skip
 

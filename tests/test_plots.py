@@ -192,6 +192,9 @@ def test_the_caption_names_hardware_setup_and_repetitions():
     more = Record("latency", key("m", dtype="float32"), {"e2e_s": [1.0] * 7, "warmup_s": [9.0]},
                   env_id=ENV.env_id)  # fmt: skip
     assert plots.caption([*rows, more]) == f"{setup}; random weights, float32, hf-eager; n = 3 to 7"
+    dated = environment_record({"gpu": "G", "date": "2026-11-24"})
+    assert plots.caption([dated, Record("memory", key("m"), env_id=dated.env_id)]).endswith(
+        "hf-eager; 2026-11-24")
     cpu = environment_record({"gpu": None, "cpu": "Some CPU"})
     assert plots.caption([cpu, Record("memory", key("m"), env_id=cpu.env_id)]) == (
         "Some CPU; random weights, bfloat16, hf-eager"
