@@ -47,7 +47,7 @@ TOKENS = {
     "signed web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     "password in an address": r"[a-z]+://[^\s/:@\"'<>]+:[^\s/:@\"'<>]+@",
 }
-HOMES = r"/(?:home|Users)/[\w.-]+|/root/[\w.-]+|[A-Za-z]:\\+Users\\+[\w.-]+"
+HOMES = r"/(?:home|Users|root)/[\w.-]+|[A-Za-z]:\\+Users\\+[\w.-]+"
 ALONE = r"(?<![\w+/.~])"  # not inside a longer word, a relative path or base64
 BASE64 = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
 

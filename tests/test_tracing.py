@@ -187,8 +187,8 @@ def test_weights_and_implementation_are_as_before(model, tmp_path):
     assert not any(m._forward_pre_hooks for m in model.net.modules())
 
 
-def test_decode_is_probed_as_generate_runs_it(model, tmp_path, monkeypatch):
-    """On a GPU the library changes the implementation for decode steps; here to another one."""
+def exchange_in_decode(model, monkeypatch):
+    """Decode steps of `generate()` run all experts, as on a GPU they run another implementation."""
 
     @contextlib.contextmanager
     def switched():
@@ -198,6 +198,11 @@ def test_decode_is_probed_as_generate_runs_it(model, tmp_path, monkeypatch):
         experts.use(model.net, before)
 
     monkeypatch.setattr(model.net, "_optimize_model_for_decode", switched)
+
+
+def test_decode_is_probed_as_generate_runs_it(model, tmp_path, monkeypatch):
+    """On a GPU the library changes the implementation for decode steps; here to another one."""
+    exchange_in_decode(model, monkeypatch)
     (row,) = traced(model, tmp_path, experts=["grouped_mm"])
     assert (row.key["experts"], row.values["decode_experts"]) == ("grouped_mm", "all_experts")
     assert row.values["experts_touched_decode"] == 8 > row.values["experts_touched_prefill"]
@@ -215,15 +220,7 @@ def test_each_stack_is_probed_with_the_experts_of_its_own_steps(
 ):
     """`generate()` exchanges them, here for all experts; a captured step runs those configured, a
     compiled one its own, and the prefill before it what is configured."""
-
-    @contextlib.contextmanager
-    def switched():
-        before = model.experts
-        experts.use(model.net, "all_experts")
-        yield
-        experts.use(model.net, before)
-
-    monkeypatch.setattr(model.net, "_optimize_model_for_decode", switched)
+    exchange_in_decode(model, monkeypatch)
     (row,) = traced(model, tmp_path, experts=[name], stack=stack, batches=[3])
     values = row.values
     assert (row.key["stack"], row.key["experts"], row.key["batch"]) == (stack, name, 3)
