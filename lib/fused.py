@@ -10,6 +10,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,10 +20,12 @@ from torch.overrides import TorchFunctionMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+if find_spec("triton"):  # of a torch for GPUs
+    from lib import tiles
+
 ATTENTION = EXPERTS = "workbook_fused"
 OPTIONS = {"max_autotune_pointwise": True}  # block sizes decide how much bandwidth a row reaches
 ARGUMENTS = ("attention_mask", "position_ids", "position_embeddings")  # what layers are given
-OUTPUTS = 2**16  # sums that must run side by side to keep a large GPU's memory busy
 _FUNCTIONS: dict[tuple, Any] = {}  # one for each kind of layer, for the life of the process
 
 
@@ -33,37 +36,47 @@ def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: fl
     if kwargs.get("softcap") is not None:
         raise ValueError("attention with capped logits is not fused here; use the stack graph")
     (batch, heads, _, width), groups = query.shape, key.shape[1]
-    scores = query.view(batch, groups, heads // groups, width) @ key.transpose(2, 3)
-    scores = scores.float() * (width**-0.5 if scaling is None else scaling) + mask
-    sinks = scores.new_full((heads,), -torch.inf) if s_aux is None else s_aux.float()
-    sink = sinks.view(1, groups, heads // groups, 1)
-    top = torch.maximum(scores.amax(-1, keepdim=True), sink)
-    weights = torch.exp(scores - top)
-    weights = weights / (weights.sum(-1, keepdim=True) + torch.exp(sink - top))
-    return (weights.to(value.dtype) @ value).reshape(batch, 1, heads, -1), None
+    rows = query.reshape(batch, groups, heads // groups, width)
+    in_tiles = query.is_cuda and width in (16, 32, 64, 128, 256)
+    sums, peaks, totals = (tiles.attended if in_tiles else _attended)(
+        rows, key, value, mask, width**-0.5 if scaling is None else scaling)  # fmt: skip
+    sinks = peaks.new_full((heads,), -torch.inf) if s_aux is None else s_aux.float()
+    sink = sinks.view(groups, heads // groups)
+    top = torch.maximum(peaks.amax(0), sink)
+    share = torch.exp(peaks - top)
+    total = (totals * share).sum(0) + torch.exp(sink - top)
+    out = (sums * share[..., None]).sum(0) / total[..., None]
+    return out.to(value.dtype).reshape(batch, 1, heads, width), None
+
+
+def _attended(query: Any, key: Any, value: Any, mask: Any, scale: float) -> tuple:
+    """What `tiles.attended` returns, in one part."""
+    scores = (query @ key.transpose(2, 3)).float() * scale + mask
+    peaks = scores.amax(-1)
+    weights = torch.exp(scores - peaks[..., None])
+    return (weights.to(value.dtype) @ value).float()[None], peaks[None], weights.sum(-1)[None]
 
 
 def chosen_experts(self: Any, hidden: torch.Tensor, index: torch.Tensor, weights: Any) -> Any:
     """Each token's chosen experts: hidden (tokens, hidden), index and weights (tokens, k)."""
     if index.numel() > self.num_experts // 2:  # an expert would be read as often as it is chosen
         return grouped_mm_experts_forward(self, hidden, index, weights)
-    name = "gate_up_proj" if self.has_gate else "up_proj"
-    inner = _indexed(self, name, hidden[:, None], index)
+    name, chosen = "gate_up_proj" if self.has_gate else "up_proj", index.flatten()
+    inner = _indexed(self, name, hidden, chosen)
     inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
-    inner = inner.as_strided(inner.shape, inner.stride())  # in memory, not computed in each sum
-    return (_indexed(self, "down_proj", inner, index) * weights[..., None]).sum(1).to(hidden.dtype)
+    out = _indexed(self, "down_proj", inner, chosen).view(*index.shape, -1)
+    return (out * weights[..., None]).sum(1).to(hidden.dtype)
 
 
 def _indexed(module: Any, name: str, inputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """inputs (tokens, k or 1, in) through the indexed experts: (tokens, k, out)."""
+    """inputs (n or a divisor of n, in) through the indexed experts (n): (n, out)."""
     weight = getattr(module, name)
-    if module.is_transposed:  # sums run down columns: cut them until there are enough of them
-        size, sums = weight.shape[1], index.numel() * weight.shape[2]
-        parts = max(n for n in (1, 2, 4, 8) if size % n == 0 and (n == 1 or n * sums < 2 * OUTPUTS))
-        cut = weight.view(weight.shape[0], parts, size // parts, weight.shape[2])[index]
-        out = (inputs.view(*inputs.shape[:2], parts, -1, 1).float() * cut.float()).sum(-2).sum(-2)
+    if inputs.is_cuda:
+        out = tiles.products(inputs, weight, index, transposed=module.is_transposed).sum(1)
     else:
-        out = (inputs[..., None, :].float() * weight[index].float()).sum(-1)
+        matrices = weight[index] if module.is_transposed else weight[index].transpose(1, 2)
+        rows = inputs.repeat_interleave(index.numel() // inputs.shape[0], 0)
+        out = (rows[:, None].float() @ matrices.float())[:, 0]
     bias = getattr(module, f"{name}_bias")[index] if module.has_bias else 0
     return (out + bias).to(inputs.dtype)
 

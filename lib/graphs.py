@@ -78,6 +78,7 @@ class Step:
         self.token = torch.zeros(self.batch, 1, dtype=torch.long, device=first.device)
         self.position = torch.zeros(1, dtype=torch.long, device=first.device)
         self.chosen = torch.zeros(self.batch, capacity, dtype=torch.long, device=first.device)
+        self.places = torch.arange(capacity, device=first.device)
         self.logits: torch.Tensor | None = None
         sizes = [min(capacity, getattr(layer, "sliding_window", None) or capacity)
                  for layer in prefilled.layers]  # fmt: skip
@@ -112,10 +113,9 @@ class Step:
 
     def _run(self) -> None:
         for size, slot in self.slots.items():
-            slot.copy_(self.position % size)
-            unseen = torch.arange(size, device=slot.device) > self.position
-            mask = self.masks[size]
-            mask.copy_(torch.zeros_like(mask).masked_fill_(unseen, torch.finfo(mask.dtype).min))
+            torch.remainder(self.position, size, out=slot)
+            unseen, mask = self.places[:size] > self.position, self.masks[size]
+            mask.copy_(torch.where(unseen, torch.finfo(mask.dtype).min, 0.0))
         out = self.net(
             self.token,
             attention_mask=self._mask(),
