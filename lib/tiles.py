@@ -18,8 +18,9 @@ PROGRAMS = 1800  # programs of `products` that an H100 holds at once, with even 
 
 
 @triton.jit
-def _attend(query, key, value, mask, sums, peaks, totals, scale, length, GROUPS: tl.constexpr,
-            HEADS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):  # fmt: skip
+def _attend(query, key, value, mask, sums, peaks, totals, length, SCALE: tl.constexpr,
+            GROUPS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+            SLOTS: tl.constexpr):  # fmt: skip
     group, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     head, column = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     inner = (group * HEADS + head)[:, None] * WIDTH + column[None, :]
@@ -36,7 +37,7 @@ def _attend(query, key, value, mask, sums, peaks, totals, scale, length, GROUPS:
         keys = tl.load(key + place, mask=held[:, None], other=0.0)
         values = tl.load(value + place, mask=held[:, None], other=0.0)
         unseen = tl.load(mask + group // GROUPS * length + slot, mask=held, other=float("-inf"))
-        scores = tl.dot(asked, tl.trans(keys), input_precision="ieee") * scale
+        scores = tl.dot(asked, tl.trans(keys), input_precision="ieee") * SCALE
         scores += unseen.to(tl.float32)[None, :]
         higher = tl.maximum(peak, tl.max(scores, 1))
         kept, weights = tl.exp(peak - higher), tl.exp(scores - higher[:, None])
@@ -62,8 +63,8 @@ def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: 
     sums = query.new_empty((parts, *query.shape), dtype=torch.float32)
     peaks, totals = sums.new_empty(sums.shape[:-1]), sums.new_empty(sums.shape[:-1])
     _attend[(batch * groups, parts)](
-        query, key, value, mask, sums, peaks, totals, scale, length, GROUPS=groups, HEADS=heads,
-        WIDTH=width, ROWS=max(16, 1 << (heads - 1).bit_length()), SLOTS=SLOTS,
+        query, key, value, mask, sums, peaks, totals, length, SCALE=scale, GROUPS=groups,
+        HEADS=heads, WIDTH=width, ROWS=max(16, 1 << (heads - 1).bit_length()), SLOTS=SLOTS,
     )  # fmt: skip
     return sums, peaks, totals
 
