@@ -73,24 +73,26 @@ def _revisions(rows: Iterable[Record]) -> dict[str, set[str]]:
 
 
 def add(folder: Path, told: dict[str, Any], older: Sequence[Run]) -> list[dict[str, Any]]:
-    """Add to a folder's records the rows of `older` runs that it lacks, and their traces.
+    """Add to a folder's records the rows that `older` runs measured alone or later, with traces.
 
     `told` is the folder's run.json. Returns what its `earlier` shall say: the runs whose rows the
     folder now holds, each with the ids of their environments, and whether all its arms are there.
     """
     new = Run(folder, told, tuple(records.load(folder / "records.jsonl")))
-    runs = [*sorted(older, key=lambda run: str(run.told.get("end"))), new]
+    runs = [*sorted(older, key=_end), new]
     gpus = _gpus(row for run in runs for row in run.rows)
     named = [(records.identity(row, gpus.get(row.env_id)), row, run)
-             for run in runs for row in run.rows]  # fmt: skip
+             for run in sorted(runs, key=_end) for row in run.rows]  # fmt: skip
     last = {name: (row, run) for name, row, run in named}
     lost = {row.env_id for name, row, _ in named if row.kind not in NO_ARM and last[name][0] != row}
     kept = [(row, run) for row, run in last.values() if run is not new]
     arms = {row.env_id for row, _ in kept if row.kind not in NO_ARM}
     rows = [_with_trace(row, run.folder, folder) for row, run in kept if row.env_id in arms]
+    own = [last[records.identity(row, gpus.get(row.env_id))][1] is new for row in new.rows]
     if rows:
-        _prepend(folder / "records.jsonl", rows)
-    there = {row.env_id for row in (*rows, *new.rows) if row.kind not in NO_ARM}
+        _rewrite(folder / "records.jsonl", rows, own)
+    left = [row for row, stays in zip(new.rows, own, strict=True) if stays]
+    there = {row.env_id for row in (*rows, *left) if row.kind not in NO_ARM}
     return _earlier(runs, there, lost)
 
 
@@ -111,13 +113,18 @@ def _with_trace(row: Record, source: Path, target: Path) -> Record:
     return replace(row, values=row.values | {"trace": name})
 
 
-def _prepend(path: Path, rows: Sequence[Record]) -> None:
-    """Older rows before the newer ones, whose lines stay as they are."""
+def _end(run: Run) -> str:
+    return str(run.told.get("end"))
+
+
+def _rewrite(path: Path, rows: Sequence[Record], own: Sequence[bool]) -> None:
+    """Rows of other runs before those of the file's `own` that stay, whose lines do not change."""
     lines = [json.dumps(asdict(row), sort_keys=True, allow_nan=False, ensure_ascii=False)
              for row in rows]  # fmt: skip
+    there = path.read_text(encoding="utf-8").splitlines()
+    lines += [line for line, stays in zip(there, own, strict=True) if stays]
     whole = path.with_name(path.name + ".partial")
-    text = "\n".join(lines) + "\n" + path.read_text(encoding="utf-8")
-    whole.write_text(text, encoding="utf-8", newline="\n")
+    whole.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
     whole.replace(path)
 
 
@@ -179,8 +186,9 @@ def add_earlier(staged: Path, folder: Path, told: dict[str, Any]) -> Added:
 def merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     """Write the jobs of several result folders into a new one; returns what was left out, and why.
 
-    Of two runs of a job the finished one counts, then the later one, and rows of the other that it
-    lacks are added. A notebook that reads is left out where rows beside it have changed.
+    Of two runs of a job the finished one counts, then the later one; of two rows of one arm it is
+    the row that was measured later, and rows of one run alone are added. A notebook that reads is
+    left out where rows beside it have changed.
     """
     manifest.refuse_released(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()):

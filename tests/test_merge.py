@@ -295,6 +295,21 @@ def test_folders_are_merged_job_by_job(tmp_path):
     assert manifest.read(again / JOB)["earlier"] == told["earlier"]
 
 
+def test_a_row_measured_later_counts_though_its_run_was_interrupted(tmp_path):
+    """128 and 512 from a whole run; later 512 and 1024 before an interruption."""
+    a, b = environment(host=1), environment(host=2)
+    job(tmp_path / "a" / JOB, [a, card(a), row(a, 128, 1.0), row(a, 512, 2.0)])
+    later = [b, card(b), row(b, 512, 3.0), row(b, 1024, 4.0)]
+    job(tmp_path / "b" / JOB, later, status="interrupted", start=at(3), end=at(4))
+    merge.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    kept = tmp_path / "out" / JOB
+    assert seconds(kept) == {(c, "bfloat16"): float(s) for c, s in ((128, 1), (512, 3), (1024, 4))}
+    assert len(records.load(kept / "records.jsonl")) == 6  # two environments, a card, three arms
+    told = manifest.read(kept)
+    assert told["status"] == "ok"
+    assert [entry["env_ids"] for entry in told["earlier"]] == [[b.env_id]]
+
+
 def test_a_notebook_that_read_other_rows_is_left_out(tmp_path):
     a, b = environment(host=1), environment(host=2)
     for name, env, context in (("a", a, 128), ("b", b, 512)):
