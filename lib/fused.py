@@ -37,48 +37,45 @@ def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: fl
         raise ValueError("attention with capped logits is not fused here; use the stack graph")
     (batch, heads, _, width), groups = query.shape, key.shape[1]
     rows = query.reshape(batch, groups, heads // groups, width)
-    in_tiles = query.is_cuda and width in (16, 32, 64, 128, 256)
-    sums, peaks, totals = (tiles.attended if in_tiles else _attended)(
-        rows, key, value, mask, width**-0.5 if scaling is None else scaling)  # fmt: skip
-    sinks = peaks.new_full((heads,), -torch.inf) if s_aux is None else s_aux.float()
-    sink = sinks.view(groups, heads // groups)
-    top = torch.maximum(peaks.amax(0), sink)
-    share = torch.exp(peaks - top)
-    total = (totals * share).sum(0) + torch.exp(sink - top)
-    out = (sums * share[..., None]).sum(0) / total[..., None]
-    return out.to(value.dtype).reshape(batch, 1, heads, width), None
-
-
-def _attended(query: Any, key: Any, value: Any, mask: Any, scale: float) -> tuple:
-    """What `tiles.attended` returns, in one part."""
-    scores = (query @ key.transpose(2, 3)).float() * scale + mask
-    peaks = scores.amax(-1)
-    weights = torch.exp(scores - peaks[..., None])
-    return (weights.to(value.dtype) @ value).float()[None], peaks[None], weights.sum(-1)[None]
+    sinks = query.new_full((heads,), -torch.inf) if s_aux is None else s_aux
+    scale = width**-0.5 if scaling is None else scaling
+    if query.is_cuda and width in (16, 32, 64, 128, 256):
+        out = tiles.attended(rows, key, value, mask, sinks, scale, kwargs.get("sliding_window"))
+    else:
+        scores = (rows @ key.transpose(2, 3)).float() * scale + mask
+        sink = sinks.float().view(1, groups, -1, 1)
+        top = torch.maximum(scores.amax(-1, keepdim=True), sink)
+        weights = torch.exp(scores - top)
+        weights = weights / (weights.sum(-1, keepdim=True) + torch.exp(sink - top))
+        out = weights.to(value.dtype) @ value
+    return out.reshape(batch, 1, heads, width), None
 
 
 def chosen_experts(self: Any, hidden: torch.Tensor, index: torch.Tensor, weights: Any) -> Any:
     """Each token's chosen experts: hidden (tokens, hidden), index and weights (tokens, k)."""
     if index.numel() > self.num_experts // 2:  # an expert would be read as often as it is chosen
         return grouped_mm_experts_forward(self, hidden, index, weights)
-    name, chosen = "gate_up_proj" if self.has_gate else "up_proj", index.flatten()
-    inner = _indexed(self, name, hidden, chosen)
+    parts, bias = _indexed(self, "gate_up_proj" if self.has_gate else "up_proj", hidden, index)
+    inner = (parts.sum(1) + bias).to(hidden.dtype)
     inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
-    out = _indexed(self, "down_proj", inner, chosen).view(*index.shape, -1)
-    return (out * weights[..., None]).sum(1).to(hidden.dtype)
+    parts, bias = _indexed(self, "down_proj", inner, index)
+    parts, bias = parts.view(*index.shape, -1, parts.shape[-1]), bias.view(*index.shape, -1)
+    out = (parts * weights[..., None, None]).sum((1, 2)) + (bias * weights[..., None]).sum(1)
+    return out.to(hidden.dtype)
 
 
-def _indexed(module: Any, name: str, inputs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """inputs (n or a divisor of n, in) through the indexed experts (n): (n, out)."""
-    weight = getattr(module, name)
+def _indexed(module: Any, name: str, inputs: torch.Tensor, index: torch.Tensor) -> tuple:
+    """inputs (n or a divisor of it, in) through the n indexed experts: sums (n, parts, out) and
+    bias (n, out or 1)."""
+    weight, chosen = getattr(module, name), index.flatten()
     if inputs.is_cuda:
-        out = tiles.products(inputs, weight, index, transposed=module.is_transposed).sum(1)
+        parts = tiles.products(inputs, weight, chosen, transposed=module.is_transposed)
     else:
-        matrices = weight[index] if module.is_transposed else weight[index].transpose(1, 2)
-        rows = inputs.repeat_interleave(index.numel() // inputs.shape[0], 0)
-        out = (rows[:, None].float() @ matrices.float())[:, 0]
-    bias = getattr(module, f"{name}_bias")[index] if module.has_bias else 0
-    return (out + bias).to(inputs.dtype)
+        matrices = weight[chosen] if module.is_transposed else weight[chosen].transpose(1, 2)
+        rows = inputs.repeat_interleave(chosen.numel() // inputs.shape[0], 0)
+        parts = rows[:, None].float() @ matrices.float()
+    none = parts.new_zeros(chosen.numel(), 1)
+    return parts, getattr(module, f"{name}_bias")[chosen] if module.has_bias else none
 
 
 class _OneRow(TorchFunctionMode):

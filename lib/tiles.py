@@ -1,8 +1,8 @@
-"""Two Triton kernels for one token a sequence, where the compiler's own leave bandwidth unused.
+"""Triton kernels for one token a sequence, where the compiler's own leave bandwidth unused.
 
 `attended` reads the keys and values of a group once, in parts that run side by side; `products`
-reads the chosen experts' weights alone. Both leave the last sum over parts to the compiler, which
-fuses it with what follows. Imported on a GPU only; the same sums in plain PyTorch are in `fused`.
+reads the chosen experts' weights alone and leaves the sum over parts to the compiler, which fuses
+it with what follows. Imported where Triton is; the same sums in plain PyTorch are in `fused`.
 """
 
 from __future__ import annotations
@@ -51,57 +51,80 @@ def _attend(query, key, value, mask, sums, peaks, totals, length, SCALE: tl.cons
     tl.store(sums + first * WIDTH + inner, summed, mask=head[:, None] < HEADS)
 
 
+@triton.jit
+def _join(sums, peaks, totals, sinks, out, parts, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+          PARTS: tl.constexpr):  # fmt: skip
+    head, heads = tl.program_id(0), tl.num_programs(0)
+    part, column = tl.arange(0, PARTS), tl.arange(0, WIDTH)
+    one, there = part * heads + head, part < parts
+    peak = tl.load(peaks + one, mask=there, other=float("-inf"))
+    total = tl.load(totals + one, mask=there, other=0.0)
+    summed = tl.load(sums + one[:, None] * WIDTH + column[None, :], mask=there[:, None], other=0.0)
+    sink = tl.load(sinks + head % HEADS).to(tl.float32)
+    top = tl.maximum(tl.max(peak, 0), sink)
+    share = tl.exp(peak - top)
+    whole = tl.sum(total * share, 0) + tl.exp(sink - top)
+    joined = tl.sum(summed * share[:, None], 0) / whole
+    tl.store(out + head * WIDTH + column, joined.to(out.dtype.element_ty))
+
+
 def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor,
-             scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Attention in parts of the length: query (batch, groups, heads, width), key and value (batch,
-    groups, length, width), mask (batch, 1, 1, length), all contiguous, a width that is a power of
-    two. Returns, float32 and with the parts first, the weighted sums of values (parts, batch,
-    groups, heads, width), the largest scores and the sums of weights (parts, batch, groups, heads).
-    """
+             sinks: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:  # fmt: skip
+    """Attention of one token: query (batch, groups, heads, width), key and value (batch, groups,
+    length, width), additive mask (batch, 1, 1, length), sinks (groups * heads), all contiguous, a
+    width that is a power of two. `window` is the length where it is short. Like the query."""
     (batch, groups, heads, width), length = query.shape, key.shape[2]
     parts = max(1, SPREAD // (batch * groups))
+    parts = min(parts, triton.cdiv(window, SLOTS)) if window else parts
     sums = query.new_empty((parts, *query.shape), dtype=torch.float32)
     peaks, totals = sums.new_empty(sums.shape[:-1]), sums.new_empty(sums.shape[:-1])
     _attend[(batch * groups, parts)](
         query, key, value, mask, sums, peaks, totals, length, SCALE=scale, GROUPS=groups,
         HEADS=heads, WIDTH=width, ROWS=max(16, 1 << (heads - 1).bit_length()), SLOTS=SLOTS,
     )  # fmt: skip
-    return sums, peaks, totals
+    out = torch.empty_like(query)
+    _join[(batch * groups * heads,)](sums, peaks, totals, sinks, out, parts, HEADS=groups * heads,
+                                     WIDTH=width, PARTS=1 << (parts - 1).bit_length())  # fmt: skip
+    return out
 
 
 @triton.jit
-def _products(inputs, weight, index, out, size, columns, span, INPUT: tl.constexpr,
-              EXPERT: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, ROWS: tl.constexpr,
-              COLUMNS: tl.constexpr):  # fmt: skip
+def _products(inputs, weight, index, out, columns, SIZE: tl.constexpr, SPAN: tl.constexpr,
+              SHARED: tl.constexpr, EXPERT: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr,
+              ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     block, part, chosen = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     column = block * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < columns
-    start_of = weight + tl.load(index + chosen).to(tl.int64) * EXPERT
+    inside = (column < columns)[None, :]
+    matrix = weight + tl.load(index + chosen).to(tl.int64) * EXPERT
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(part * span, part * span + span, ROWS):
+    for start in range(part * SPAN, part * SPAN + SPAN, ROWS):
         row = start + tl.arange(0, ROWS)
-        tile = tl.load(start_of + row[:, None] * ROW + column[None, :] * COLUMN,
-                       mask=(row < size)[:, None] & inside[None, :], other=0.0)  # fmt: skip
-        given = tl.load(inputs + chosen // INPUT * size + row, mask=row < size, other=0.0)
+        place = row[:, None] * ROW + column[None, :] * COLUMN
+        if SIZE % SPAN == 0:
+            tile = tl.load(matrix + place, mask=inside, other=0.0)
+            given = tl.load(inputs + chosen // SHARED * SIZE + row)
+        else:
+            tile = tl.load(matrix + place, mask=(row < SIZE)[:, None] & inside, other=0.0)
+            given = tl.load(inputs + chosen // SHARED * SIZE + row, mask=row < SIZE, other=0.0)
         total += tile.to(tl.float32) * given.to(tl.float32)[:, None]
-    place = (chosen * tl.num_programs(1) + part) * columns + column
-    tl.store(out + place, tl.sum(total, 0), mask=inside)
+    first = (chosen * tl.num_programs(1) + part) * columns
+    tl.store(out + first + column, tl.sum(total, 0), mask=column < columns)
 
 
 def products(inputs: torch.Tensor, weight: torch.Tensor, index: torch.Tensor, *,
              transposed: bool) -> torch.Tensor:  # fmt: skip
-    """Rows through chosen matrices: inputs (n / each, in), index (n,), weight (experts, in, out) if
-    transposed, else (experts, out, in); `each` matrices share a row. Returns float32 (n, parts,
-    out), to be summed over the parts."""
+    """Rows through chosen matrices: inputs (n / shared, in), index (n,), weight (experts, in, out)
+    if transposed, else (experts, out, in); `shared` matrices take the same row. Returns float32
+    (n, parts, out), to be summed over the parts."""
     size, columns = weight.shape[1:] if transposed else weight.shape[:0:-1]
     rows, wide = (ROWS, COLUMNS) if transposed else (8 * COLUMNS, ROWS // 8)
-    blocks, chosen = triton.cdiv(columns, wide), index.numel()
-    parts = max(1, min(triton.cdiv(PROGRAMS, blocks * chosen), size // rows))
-    span = triton.cdiv(triton.cdiv(size, parts), rows) * rows
+    blocks, chosen, tiles = triton.cdiv(columns, wide), index.numel(), triton.cdiv(size, rows)
+    wanted = min(triton.cdiv(PROGRAMS, blocks * chosen), tiles)
+    parts = min([n for n in range(wanted, tiles + 1) if tiles % n == 0])  # all of one length
     out = inputs.new_empty((chosen, parts, columns), dtype=torch.float32)
     _products[(blocks, parts, chosen)](
-        inputs, weight, index, out, size, columns, span, INPUT=chosen // inputs.shape[0],
-        EXPERT=size * columns, ROW=columns if transposed else 1, COLUMN=1 if transposed else size,
-        ROWS=rows, COLUMNS=wide, num_warps=WARPS,
+        inputs, weight, index, out, columns, SIZE=size, SPAN=tiles // parts * rows,
+        SHARED=chosen // inputs.shape[0], EXPERT=size * columns, ROW=columns if transposed else 1,
+        COLUMN=1 if transposed else size, ROWS=rows, COLUMNS=wide, num_warps=WARPS,
     )  # fmt: skip
     return out

@@ -6,25 +6,29 @@ The interpreter is chosen when a kernel is defined, so that each test has a proc
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton comes with a torch for GPUs")
+needs_triton = pytest.mark.skipif(
+    not find_spec("triton"), reason="Triton comes with a torch for GPUs"
+)
 
 ATTENDED = """
 import torch
 from lib import tiles
 torch.manual_seed(0)
-batch, groups, heads, width, length, seen = {shape}
+batch, groups, heads, width, length, seen, window = {shape}
 query = torch.randn(batch, groups, heads, width)
 key, value = torch.randn(2, batch, groups, length, width)
+sinks = torch.randn(groups * heads)
 mask = torch.zeros(batch, 1, 1, length)
 mask[..., seen:] = torch.finfo(mask.dtype).min
-sums, peaks, totals = tiles.attended(query, key, value, mask, 0.3)
-share = torch.exp(peaks - peaks.amax(0))
-found = (sums * share[..., None]).sum(0) / (totals * share).sum(0)[..., None]
-wanted = (query @ key.transpose(2, 3) * 0.3)[..., :seen].softmax(-1) @ value[:, :, :seen]
+found = tiles.attended(query, key, value, mask, sinks, 0.3, window)
+scores = (query @ key.transpose(2, 3) * 0.3)[..., :seen]
+scores = torch.cat([scores, sinks.view(groups, heads, 1).expand(batch, -1, -1, -1)], -1)
+wanted = scores.softmax(-1)[..., :-1] @ value[:, :, :seen]
 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 """
 
@@ -52,20 +56,32 @@ def interpreted(code: str, shape: tuple) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+@needs_triton
 @pytest.mark.parametrize(
     "shape",
-    [(1, 8, 8, 64, 130, 70), (1, 8, 7, 128, 200, 200), (3, 2, 4, 32, 70, 1), (1, 1, 20, 16, 5, 3)],
-    ids=["eight heads a group", "seven", "batch", "parts without a key"],
+    [(1, 8, 8, 64, 130, 70, None), (1, 8, 7, 128, 200, 200, None), (3, 2, 4, 32, 70, 1, None),
+     (1, 1, 20, 16, 5, 3, None), (1, 2, 8, 64, 128, 128, 128)],
+    ids=["eight heads a group", "seven", "batch", "parts without a key", "window"],
 )
 def test_attention_in_parts_is_attention(shape):
-    """(batch, groups, heads a group, width, length, slots that are seen)"""
+    """(batch, groups, heads a group, width, length, slots that are seen, window)"""
     interpreted(ATTENDED, shape)
 
 
+@needs_triton
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize(
-    "shape", [(2880, 200, 4), (100, 70, 1), (1024, 300, 2)], ids=["one row", "a row each", "pairs"]
+    "shape", [(480, 100, 4), (100, 70, 1), (512, 130, 2)], ids=["one row", "a row each", "pairs"]
 )
 def test_products_of_chosen_matrices(shape, transposed):
     """(in, out, matrices that share a row)"""
     interpreted(PRODUCTS, (*shape, transposed))
+
+
+def test_without_triton_there_are_no_kernels():
+    code = (
+        "import importlib.util as util, sys; found = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name == 'triton' else found(name, *more)\n"
+        "import lib.fused; assert 'lib.tiles' not in sys.modules"
+    )
+    interpreted(code, ())
