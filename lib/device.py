@@ -101,7 +101,7 @@ class CpuDevice(Device):
     def gpu_used_bytes(self) -> int | None:
         return None
 
-    def busy(self, call: Callable[[], Any]) -> tuple[float, int] | None:
+    def busy(self, call: Callable[[], Any]) -> profiled.Work | None:
         """Nothing works beside the host, so that `call` is not run."""
         return None
 
@@ -201,15 +201,15 @@ class CudaDevice(Device):
         return {"process_bytes": self.process_bytes(), "gpu_used_bytes": self.gpu_used_bytes(),
                 "driver_used_bytes": total - free, "gpu_processes": count}  # fmt: skip
 
-    def busy(self, call: Callable[[], Any]) -> tuple[float, int] | None:
-        """Seconds in which the GPU worked on this call, and the number of kernels.
+    def busy(self, call: Callable[[], Any]) -> profiled.Work | None:
+        """Seconds in which the GPU worked on this call, and its kernels.
 
         The profiler slows the host, not the kernels. None, with the reason in `missing`, where it
         sees no kernel.
         """
-        busy_s, kernels = profiled.gpu_work(call, self)
-        if kernels:
-            return busy_s, kernels
+        work = profiled.gpu_work(call, self)
+        if work.kernels:
+            return work
         self.missing["busy"] = "torch's profiler saw no kernel: is CUPTI usable on this machine?"
         return None
 

@@ -195,9 +195,10 @@ def busy_row(
 ) -> Record:
     """Seconds in which the device worked, from a profiler: of the prefill and of a decode step.
 
-    values: `prefill_busy_s` of a call of one token; `decode_busy_s` and `decode_kernels`, the
-    difference to a call of `tokens` more (the key's new_tokens), divided by them. Wall time of a
-    profiled call means nothing; compare with the latency rows.
+    values: `prefill_busy_s` of a call of one token; `decode_busy_s`, `decode_kernels` and
+    `decode_kernel_times` (name, launches, seconds), the difference to a call of `tokens` more (the
+    key's new_tokens), divided by them. Wall time of a profiled call means nothing; compare with
+    the latency rows.
     """
     require_context(model.card, context, tokens + 1)
     generate = decode.open_stack(stack, model.net, capacity=context + tokens + 1)
@@ -209,18 +210,30 @@ def busy_row(
         calls = [model.device.busy(lambda n=n: generate(ids, n)) for n in (1, tokens + 1)]
         reason = model.device.missing.get("busy")
     if not reason:
-        (one_s, one_kernels), (more_s, more_kernels) = calls
-        values |= {"prefill_busy_s": one_s, "decode_busy_s": (more_s - one_s) / tokens,
-                   "decode_kernels": (more_kernels - one_kernels) / tokens}  # fmt: skip
-    names = ("prefill_busy_s", "decode_busy_s", "decode_kernels") if reason else ()
+        one, more = calls
+        values |= {"prefill_busy_s": one.busy_s,
+                   "decode_busy_s": (more.busy_s - one.busy_s) / tokens,
+                   "decode_kernels": (more.kernels - one.kernels) / tokens,
+                   "decode_kernel_times": _kernel_times(one, more, tokens)}  # fmt: skip
+    names = ("prefill_busy_s", "decode_busy_s", "decode_kernels", "decode_kernel_times")
     return Record(
         kind="busy",
         key=model.key(stack=stack, context=context, new_tokens=tokens + 1, decoding="greedy",
                       cache=decode.cache_kind(stack)),
         values=values,
-        missing=dict.fromkeys(names, reason),
+        missing=dict.fromkeys(names, reason) if reason else {},
         env_id=env_id,
     )
+
+
+def _kernel_times(one: Any, more: Any, tokens: int) -> list[list[Any]]:
+    """[name, launches a step, seconds a step] of what differs between two calls, longest first."""
+    found = []
+    for name, (times, seconds) in more.by_name.items():
+        before, before_s = one.by_name.get(name, (0, 0.0))
+        if times > before:
+            found.append([name, (times - before) / tokens, (seconds - before_s) / tokens])
+    return sorted(found, key=lambda kernel: -kernel[-1])
 
 
 def harness_row(

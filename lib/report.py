@@ -35,6 +35,7 @@ from lib import (
     replication,
     results,
     roofline,
+    stepkernels,
     tables,
 )
 from lib.findings import findings
@@ -137,11 +138,11 @@ def render(
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
     beside += batchclaims.tables(rows)
     batch = batchplots.section(rows)
-    ledgers = ledgertables.tables(rows, published)
+    ledgers, kernels = ledgertables.tables(rows, published), stepkernels.tables(rows)
     csvs = [*tables.write_csvs(rows, published, out),
-            *tables.write_generic_csvs(rows, out, [*beside, *ledgers])]  # fmt: skip
+            *tables.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels])]  # fmt: skip
     replicated = replication.part(rows, load_study(), out)
-    generic = [*tables.generic_tables(rows), *hostbound.tables(rows)]
+    generic = [*tables.generic_tables(rows), *hostbound.tables(rows), *kernels]
     priced = money.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
     csvs += [money.write_csv(priced, out)] if priced else []

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lib.decode import Decoded
+from lib.profiled import Work
 from lib.records import KEY_FIELDS
 
 
@@ -51,10 +52,15 @@ class FakeDevice:
         yield usage
         usage |= {"peak_bytes": self.peak, "held_bytes": self.allocated}
 
-    def busy(self, call) -> tuple[float, int] | None:
+    def busy(self, call) -> Work | None:
+        """100 kernels a second: of four launches three are the same."""
         start_s = self.now_s
         call()
-        return (self.now_s - start_s) * self.busy_share, round(100 * (self.now_s - start_s))
+        busy_s, kernels = (self.now_s - start_s) * self.busy_share, 100 * (self.now_s - start_s)
+        by_name = {name: (round(kernels * part), busy_s * part)
+                   for name, part in (("gemv", 0.75), ("softmax", 0.25))}  # fmt: skip
+        return Work(busy_s, round(kernels), by_name)
+
     @contextlib.contextmanager
     def count_memory(self):
         def step() -> tuple[int, int]:

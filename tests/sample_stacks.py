@@ -82,6 +82,8 @@ def one(model: str, stack: str, contexts: Sequence[int] = CONTEXTS) -> list[Reco
         rows += [
             row("energy-slope", {"energy_j": spread(joules / 2)}, context=context, new_tokens=1),
             row("busy", {}, {"decode_busy_s": step_s / 2, "decode_kernels": 100.0,
+                             "decode_kernel_times": [["gemv", 90.0, step_s / 3],
+                                                     ["softmax", 10.0, step_s / 6]],
                              "prefill_busy_s": step_s}, context=context, new_tokens=5),
         ]  # fmt: skip
     rows.append(row("aa", {"ttft_s": spread(0.1 / faster, 13)}, new_tokens=1))

@@ -87,6 +87,10 @@ def test_device_time_of_a_step_is_the_difference_of_two_calls(model):
     assert row.values["prefill_busy_s"] == pytest.approx(0.55)
     assert row.values["decode_busy_s"] == pytest.approx((0.95 - 0.55) / 8)
     assert row.values["decode_kernels"] == pytest.approx((190 - 110) / 8)
+    assert row.values["decode_kernel_times"] == [
+        ["gemv", pytest.approx((142 - 82) / 8), pytest.approx(0.75 * 0.4 / 8)],
+        ["softmax", pytest.approx((48 - 28) / 8), pytest.approx(0.25 * 0.4 / 8)],
+    ]
     assert (row.kind, row.key["context"], row.key["new_tokens"]) == ("busy", 16, 9)
     assert model.calls == [9, 9, 1, 9]  # two warm up, two are profiled
     assert row.missing == {}
@@ -95,7 +99,7 @@ def test_device_time_of_a_step_is_the_difference_of_two_calls(model):
 def test_without_a_profiler_device_time_is_missing_with_the_reason(model):
     model.device.missing["busy"] = "no profiler on the fake"
     row = busy_row(model)
-    names = ("prefill_busy_s", "decode_busy_s", "decode_kernels")
+    names = ("prefill_busy_s", "decode_busy_s", "decode_kernels", "decode_kernel_times")
     assert row.missing == dict.fromkeys(names, "no profiler on the fake")
     assert not {*names} & row.values.keys() and model.calls == []
 

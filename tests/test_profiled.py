@@ -37,8 +37,24 @@ def test_kernels_and_copies_work_and_nothing_else_does():
         event("cudaLaunchKernel", 0, 900, where=DeviceType.CPU),
         event("a named range", 0, 1000, annotation=True),
     ]
-    busy_s, kernels = profiled.counted(events)
-    assert busy_s == pytest.approx(175e-9) and kernels == 2
+    work = profiled.counted(events)
+    assert work.busy_s == pytest.approx(175e-9) and work.kernels == 2
+
+
+def test_time_by_kernel_is_summed_over_its_launches_and_template_arguments():
+    events = [
+        event("void at::native::reduce_kernel<512, 1, Op<float>>(Op)", 0, 30),
+        event("void at::native::reduce_kernel<256, 1, Op<half>>(Op)", 40, 10),
+        event("triton_red_fused_add_7", 60, 100),
+        event("void (anonymous namespace)::indexed(long*)", 200, 4),
+        event("Memcpy DtoD (Device -> Device)", 300, 20),
+    ]
+    assert profiled.counted(events).by_name == {
+        "at::native::reduce_kernel": (2, pytest.approx(40e-9)),
+        "triton_red_fused_add_7": (1, pytest.approx(100e-9)),
+        "(anonymous namespace)::indexed": (1, pytest.approx(4e-9)),
+        "Memcpy DtoD": (1, pytest.approx(20e-9)),
+    }
 
 
 def test_the_device_is_idle_at_both_edges_of_the_profiled_call(monkeypatch):
@@ -59,7 +75,8 @@ def test_the_device_is_idle_at_both_edges_of_the_profiled_call(monkeypatch):
 
     monkeypatch.setattr(torch.profiler, "profile", Profile)
     fake = SimpleNamespace(synchronize=lambda: told.append("synchronize"))
-    assert profiled.gpu_work(lambda: told.append("call"), fake) == (7e-9, 1)
+    work = profiled.gpu_work(lambda: told.append("call"), fake)
+    assert work == (7e-9, 1, {"gemm": (1, 7e-9)})
     assert told == ["synchronize", "start", "call", "synchronize", "stop"]
 
 
@@ -70,7 +87,7 @@ def test_the_events_of_the_real_profiler_can_be_read():
     with profile(activities=[ProfilerActivity.CPU]) as watched:
         torch.ones(3) + 1
     events = watched.profiler.kineto_results.events()
-    assert events and profiled.counted(events) == (0, 0)
+    assert events and profiled.counted(events) == (0, 0, {})
 
 
 def test_a_cpu_is_not_asked(monkeypatch):
@@ -79,10 +96,10 @@ def test_a_cpu_is_not_asked(monkeypatch):
     assert "the device is a CPU" in cpu.missing["busy"]
 
 
-@pytest.mark.parametrize("seen, answer", [((0.5, 9), (0.5, 9)), ((0.0, 0), None)])
+@pytest.mark.parametrize("seen, answer", [((0.5, 9, {}), (0.5, 9, {})), ((0.0, 0, {}), None)])
 def test_a_gpu_whose_profiler_is_blind_says_so(monkeypatch, seen, answer):
     gpu = object.__new__(device.CudaDevice)
     gpu.missing = {}
-    monkeypatch.setattr(profiled, "gpu_work", lambda call, where: seen)
+    monkeypatch.setattr(profiled, "gpu_work", lambda call, where: profiled.Work(*seen))
     assert gpu.busy(lambda: None) == answer
     assert ("busy" in gpu.missing) == (answer is None)

@@ -44,6 +44,7 @@ from lib import (
     report,
     roofline,
     stackclaims,
+    stepkernels,
     tables,
     verdicts,
 )
@@ -79,6 +80,7 @@ TABLES = {
     "ape of experts": ape.experts_table,
     "crosswalk": crosswalk.table,
     "hostbound": hostbound.table,
+    "step kernels": stepkernels.table,
     "ledger": ledgertables.parts,
     "predicted peaks": ledgertables.predicted,
     "contribution": ledgertables.contribution,
@@ -278,7 +280,7 @@ def test_a_table_has_of_a_stack_what_was_measured_on_it(make, mixed):
 
 NEEDLESS = {"ape of experts", "decoding", "predictions", "bound", "contribution",
             "prefill and tokens", "uncertainty", "weights", "peer", "instrument", "hostbound",
-            "predicted peaks"}  # fmt: skip
+            "predicted peaks", "step kernels"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(TABLES.keys() - NEEDLESS))

@@ -1,0 +1,65 @@
+"""Where the device's time of one decode step goes: kernels by time, from profiled calls.
+
+Rows of kind `busy` hold them (`lib.latency`). Where a step is device-bound, the top of the list is
+what holds it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lib.grid import Column, Table, frame
+from lib.groups import by_setup
+from lib.records import Record
+from lib.stats import Estimate
+
+SHOWN = 10  # kernels of an arm; what is left is one line
+COLUMNS = (Column("of", numeric=False), Column("context", "tokens", numeric=False),
+           Column("kernel", numeric=False), Column("launches of a step"),
+           Column("time of a launch", "µs"), Column("time of a step", "µs"),
+           Column("share of the device's time"))  # fmt: skip
+NOTE = ("names without template arguments, so that kernels of one name are one line; the share is "
+        "of the sum over all kernels, copies and fills")  # fmt: skip
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Of each model and setup, at its longest profiled context, the kernels that take longest."""
+    lines = []
+    for group in by_setup(rows, ("busy",)):
+        profiled = [r for r in group.rows if r.value("decode_kernel_times")]
+        if profiled:
+            row = max(profiled, key=lambda r: r.key["context"])
+            lines += [(group.label, row.key["context"], *cells)
+                      for cells in _kernels(row.values["decode_kernel_times"])]  # fmt: skip
+    return Table("step-kernels", "Kernels of a decode step", COLUMNS, tuple(lines), (NOTE,))
+
+
+def _kernels(times: Sequence[Sequence]) -> list[tuple]:
+    """(name, launches, µs a launch, µs a step, share) of the longest, and of all others as one."""
+    whole = sum(seconds for *_, seconds in times)
+    lines, rest = [tuple(kernel) for kernel in times[:SHOWN]], times[SHOWN:]
+    if rest:
+        launches = sum(number for _, number, _ in rest)
+        lines.append((f"{len(rest)} others", launches, sum(seconds for *_, seconds in rest)))
+    return [(name, _one(number), _one(seconds / number * 1e6), _one(seconds * 1e6),
+             _one(seconds / whole)) for name, number, seconds in lines]  # fmt: skip
+
+
+def _one(value: float) -> Estimate:
+    return Estimate(value, n=1, method="profiler", reason="one reading, no interval")
+
+
+def tables(rows: Sequence[Record]) -> list[Table]:
+    """The table, where any step's kernels were recorded."""
+    return [made] if (made := table(rows)).rows else []
+
+
+def shown(rows: Sequence[Record]) -> pd.DataFrame:
+    """`table` as a DataFrame; where no kernel was recorded, why."""
+    if tables(rows):
+        return frame(table(rows))
+    reasons = [row.error or row.missing.get("decode_kernel_times", "recorded before kernels were")
+               for row in rows if row.kind == "busy"]  # fmt: skip
+    return pd.DataFrame({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})
