@@ -162,7 +162,7 @@ TINY = {
                    "contexts": [16, 32], "new_tokens": [4, 8], "repeats": 6, "slope_repeats": 2,
                    "busy_tokens": 2, "harness_pairs": 2},
         "batch": {"stacks_to_compare": ["hf-eager", "graph"], "trace_stacks": ["graph"],
-                  "batch_sizes": [1, 2], "context": 16, "new_tokens": [2, 6], "repeats": 3,
+                  "batch_sizes": [1, 2], "context": 16, "new_tokens": [2, 18], "repeats": 3,
                   "energy_windows": 1, "window_s": 0.0, "idle_s": 0.0},
         "ablations": {"context": 16, "repeats": 6, "decodings": ["greedy", "top-k 50"],
                       "contexts": [16, 32, 5000], "dtypes": ["float32", "bfloat16"],
