@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -28,6 +29,9 @@ NOISE = (
 )  # fmt: skip
 
 
+GRACE_S = 8.0  # schedulers and Docker kill ten seconds after their first signal or later
+
+
 @dataclass
 class Watch:
     """The kernel of the job in progress: can be stopped from a signal handler or a timer."""
@@ -37,10 +41,18 @@ class Watch:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def stop(self, reason: str) -> None:
-        """Kill the kernel and all of its process group; the first reason counts."""
+        """Interrupt the cell, so that it may write what it has measured; after `GRACE_S`, or when
+        asked again, kill the kernel and all of its process group. The first reason counts."""
         with self.lock:
-            self.reason = self.reason or reason
-            self.kill()
+            if self.reason or self.pid is None:
+                self.reason = self.reason or reason
+                return self.kill()
+            self.reason = reason
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGINT)
+            killer = threading.Timer(GRACE_S, self.kill)
+            killer.daemon = True
+            killer.start()
 
     def kill(self) -> None:
         if self.pid is not None:
@@ -139,9 +151,6 @@ def _outcome(
             return Outcome("ok")
         # papermill takes sys.exit(0) for success, though the cells after it never ran.
         status, found = "failed", {**stopped, "cell": number}
-    elif isinstance(error, PapermillExecutionError):
-        status = "failed"
-        found = {"name": error.ename, "value": error.evalue, "cell": error.exec_count}
     elif watch.reason == "timeout":
         status = "timeout"
         value = f"not finished after {timeout_s:g} s (limit for the whole notebook)"
@@ -149,6 +158,9 @@ def _outcome(
     elif watch.reason:
         status = "interrupted"
         found = {"name": "Interrupted", "value": watch.reason, "cell": number}
+    elif isinstance(error, PapermillExecutionError):
+        status = "failed"
+        found = {"name": error.ename, "value": error.evalue, "cell": error.exec_count}
     elif "died" in str(error).lower() or type(error).__name__ == "DeadKernelError":
         status = "dead-kernel"
         value = "the kernel died; where memory ran out the system kills it without a message"

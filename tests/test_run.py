@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib import kernels, lease, manifest, params, preflight, processes, run
+from lib import kernels, lease, manifest, params, preflight, processes, records, run
 
 ROOT = params.ROOT
 RECORD = (
@@ -32,6 +32,10 @@ ENDINGS = {
     "kill": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
     # Holds the interpreter lock, as a stuck call into a driver would.
     "hang": "import ctypes\nctypes.PyDLL(None).sleep(600)",
+    "wait": (
+        "try:\n    time.sleep(600)\n"
+        "finally:\n    records.append(records_path, records.Record('itl', {'model': model}))"
+    ),
     "fork": (
         "import subprocess, sys\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', mark], "
@@ -142,7 +146,7 @@ class Bench:
 
 @needs_linux
 def test_every_ending_is_told_as_it_happened(bench, capsys):
-    names = {name.replace("-", "_"): name for name in ENDINGS if name != "hang"}
+    names = {name.replace("-", "_"): name for name in ENDINGS if name not in ("hang", "wait")}
     bench.write(**names)
     assert bench.run() == 1
 
@@ -198,6 +202,35 @@ def test_the_limit_is_for_the_whole_notebook(bench):
     assert bench.statuses("hang")[-2:] == ["failed", "pending"]
     assert bench.manifest("ok")["status"] == "ok"  # the loop went on
     assert bench.left() == []
+
+
+@needs_linux
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_cell_may_write_what_it_has(bench, signum):
+    """As a measurement does that writes its rows at the end."""
+    bench.write(wait="wait", never="ok")
+    runner = bench.start(bench.mark)
+    bench.wait_for_hang("wait")
+    time.sleep(0.5)
+    runner.send_signal(signum)
+    _, shown = runner.communicate(timeout=20)
+    assert runner.returncode == 128 + signum
+    told = bench.manifest("wait")
+    assert (told["status"], told["error"]["name"]) == ("interrupted", "Interrupted")
+    assert told["error"]["cell"] == 4
+    rows = records.load(bench.job("wait") / "records.jsonl")
+    assert [row.kind for row in rows] == ["latency", "itl"]
+    assert not bench.job("never").exists()
+    assert "Traceback" not in shown and bench.left() == []
+
+
+@needs_linux
+def test_the_limit_lets_a_cell_write_what_it_has(bench):
+    bench.write(wait="wait")
+    assert bench.run(timeout_s=4) == 1
+    assert bench.manifest("wait")["status"] == "timeout"
+    rows = records.load(bench.job("wait") / "records.jsonl")
+    assert [row.kind for row in rows] == ["latency", "itl"]
 
 
 @needs_linux
