@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib import stats
+from lib import stats, stepkernels
 from lib.grid import Column, Table, build, frame, interval, sampled, short
 from lib.groups import SETUP, by_setup, named
 from lib.records import Record
@@ -121,6 +121,9 @@ def shown(rows: Sequence[Record]) -> pd.DataFrame:
     reasons = [row.error or row.missing.get("decode_busy_s", "no reading")
                for row in rows if row.kind == "busy"]  # fmt: skip
     return pd.DataFrame({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})
+
+
+kernels = stepkernels.shown  # what the device does in a step, for the notebooks
 
 
 def sentences(rows: Sequence[Record]) -> list[str]:
