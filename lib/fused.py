@@ -37,12 +37,13 @@ def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: fl
         raise ValueError("attention with capped logits is not fused here; use the stack graph")
     (batch, heads, _, width), groups = query.shape, key.shape[1]
     rows = query.reshape(batch, groups, heads // groups, width)
-    sinks = query.new_full((heads,), -torch.inf) if s_aux is None else s_aux
     scale = width**-0.5 if scaling is None else scaling
     if query.is_cuda and width in (16, 32, 64, 128, 256):
-        out = tiles.attended(rows, key, value, mask, sinks, scale, kwargs.get("sliding_window"))
+        out = tiles.attended(rows, key, value, mask, sinks=s_aux, scale=scale,
+                             window=kwargs.get("sliding_window"))  # fmt: skip
     else:
         scores = (rows @ key.transpose(2, 3)).float() * scale + mask
+        sinks = query.new_full((heads,), -torch.inf) if s_aux is None else s_aux
         sink = sinks.float().view(1, groups, -1, 1)
         top = torch.maximum(scores.amax(-1, keepdim=True), sink)
         weights = torch.exp(scores - top)

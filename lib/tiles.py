@@ -52,7 +52,7 @@ def _attend(query, key, value, mask, sums, peaks, totals, length, SCALE: tl.cons
 
 
 @triton.jit
-def _join(sums, peaks, totals, sinks, out, parts, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+def _join(sums, peaks, totals, sinks, out, parts, SINKS: tl.constexpr, WIDTH: tl.constexpr,
           PARTS: tl.constexpr):  # fmt: skip
     head, heads = tl.program_id(0), tl.num_programs(0)
     part, column = tl.arange(0, PARTS), tl.arange(0, WIDTH)
@@ -60,19 +60,24 @@ def _join(sums, peaks, totals, sinks, out, parts, HEADS: tl.constexpr, WIDTH: tl
     peak = tl.load(peaks + one, mask=there, other=float("-inf"))
     total = tl.load(totals + one, mask=there, other=0.0)
     summed = tl.load(sums + one[:, None] * WIDTH + column[None, :], mask=there[:, None], other=0.0)
-    sink = tl.load(sinks + head % HEADS).to(tl.float32)
-    top = tl.maximum(tl.max(peak, 0), sink)
+    top = tl.max(peak, 0)
+    if SINKS > 0:
+        sink = tl.load(sinks + head % SINKS).to(tl.float32)
+        top = tl.maximum(top, sink)
     share = tl.exp(peak - top)
-    whole = tl.sum(total * share, 0) + tl.exp(sink - top)
+    whole = tl.sum(total * share, 0)
+    if SINKS > 0:
+        whole += tl.exp(sink - top)
     joined = tl.sum(summed * share[:, None], 0) / whole
     tl.store(out + head * WIDTH + column, joined.to(out.dtype.element_ty))
 
 
-def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor,
-             sinks: torch.Tensor, scale: float, window: int | None) -> torch.Tensor:  # fmt: skip
+def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, *,
+             sinks: torch.Tensor | None, scale: float, window: int | None = None,
+             ) -> torch.Tensor:  # fmt: skip
     """Attention of one token: query (batch, groups, heads, width), key and value (batch, groups,
-    length, width), additive mask (batch, 1, 1, length), sinks (groups * heads), all contiguous, a
-    width that is a power of two. `window` is the length where it is short. Like the query."""
+    length, width), additive mask (batch, 1, 1, length), sinks (groups * heads) or None, contiguous,
+    a width that is a power of two. `window` is the length where it is short. Like the query."""
     (batch, groups, heads, width), length = query.shape, key.shape[2]
     parts = max(1, SPREAD // (batch * groups))
     parts = min(parts, triton.cdiv(window, SLOTS)) if window else parts
@@ -83,8 +88,10 @@ def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: 
         HEADS=heads, WIDTH=width, ROWS=max(16, 1 << (heads - 1).bit_length()), SLOTS=SLOTS,
     )  # fmt: skip
     out = torch.empty_like(query)
-    _join[(batch * groups * heads,)](sums, peaks, totals, sinks, out, parts, HEADS=groups * heads,
-                                     WIDTH=width, PARTS=1 << (parts - 1).bit_length())  # fmt: skip
+    _join[(batch * groups * heads,)](
+        sums, peaks, totals, peaks if sinks is None else sinks, out, parts, WIDTH=width,
+        SINKS=0 if sinks is None else groups * heads, PARTS=1 << (parts - 1).bit_length(),
+    )  # fmt: skip
     return out
 
 

@@ -25,8 +25,11 @@ key, value = torch.randn(2, batch, groups, length, width)
 sinks = torch.randn(groups * heads)
 mask = torch.zeros(batch, 1, 1, length)
 mask[..., seen:] = torch.finfo(mask.dtype).min
-found = tiles.attended(query, key, value, mask, sinks, 0.3, window)
 scores = (query @ key.transpose(2, 3) * 0.3)[..., :seen]
+found = tiles.attended(query, key, value, mask, sinks=None, scale=0.3, window=window)
+wanted = scores.softmax(-1) @ value[:, :, :seen]
+torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+found = tiles.attended(query, key, value, mask, sinks=sinks, scale=0.3, window=window)
 scores = torch.cat([scores, sinks.view(groups, heads, 1).expand(batch, -1, -1, -1)], -1)
 wanted = scores.softmax(-1)[..., :-1] @ value[:, :, :seen]
 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
