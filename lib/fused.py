@@ -75,8 +75,9 @@ def _indexed(module: Any, name: str, inputs: torch.Tensor, index: torch.Tensor) 
         matrices = weight[chosen] if module.is_transposed else weight[chosen].transpose(1, 2)
         rows = inputs.repeat_interleave(chosen.numel() // inputs.shape[0], 0)
         parts = rows[:, None].float() @ matrices.float()
-    none = parts.new_zeros(chosen.numel(), 1)
-    return parts, getattr(module, f"{name}_bias")[chosen] if module.has_bias else none
+    if module.has_bias:
+        return parts, getattr(module, f"{name}_bias")[chosen]
+    return parts, parts.new_zeros(chosen.numel(), 1)
 
 
 class _OneRow(TorchFunctionMode):

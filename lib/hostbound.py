@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from lib import stats, stepkernels
-from lib.grid import Column, Table, build, frame, interval, sampled, short
+from lib.grid import Column, Table, build, interval, sampled, short
 from lib.groups import SETUP, by_setup, named
 from lib.records import Record
 from lib.stats import Estimate
@@ -64,7 +64,7 @@ def _busy_s(rows: Sequence[Record], name: str) -> Estimate:
     for row in reversed([r for r in rows if r.kind == "busy"]):
         value = row.value(name)
         if value is not None and value > 0:
-            return Estimate(value, n=1, method="profiler", reason="one reading, no interval")
+            return stepkernels.reading(value)
         reason = "not resolved" if value is not None else row.missing.get(name, "no reading")
         return stats.missing(f"not measured: {reason}")
     return stats.missing("not measured: no profiled call")
@@ -116,11 +116,7 @@ def tables(rows: Sequence[Record]) -> list[Table]:
 
 def shown(rows: Sequence[Record]) -> pd.DataFrame:
     """`table` as a DataFrame; where no arm was profiled, why."""
-    if tables(rows):
-        return frame(table(rows))
-    reasons = [row.error or row.missing.get("decode_busy_s", "no reading")
-               for row in rows if row.kind == "busy"]  # fmt: skip
-    return pd.DataFrame({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})
+    return stepkernels.or_why(table(rows), rows, "decode_busy_s", "no reading")
 
 
 kernels = stepkernels.shown  # what the device does in a step, for the notebooks

@@ -44,10 +44,10 @@ class Watch:
         """Interrupt the cell, so that it may write what it has measured; after `GRACE_S`, or when
         asked again, kill the kernel and all of its process group. The first reason counts."""
         with self.lock:
-            if self.reason or self.pid is None:
-                self.reason = self.reason or reason
-                return self.kill()
-            self.reason = reason
+            again, self.reason = bool(self.reason), self.reason or reason
+            if again or self.pid is None:
+                self.kill()
+                return
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGINT)
             killer = threading.Timer(GRACE_S, self.kill)

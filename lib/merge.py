@@ -88,7 +88,7 @@ def add(folder: Path, told: dict[str, Any], older: Sequence[Run]) -> list[dict[s
     kept = [(row, run) for row, run in last.values() if run is not new]
     arms = {row.env_id for row, _ in kept if row.kind not in NO_ARM}
     rows = [_with_trace(row, run.folder, folder) for row, run in kept if row.env_id in arms]
-    own = [last[records.identity(row, gpus.get(row.env_id))][1] is new for row in new.rows]
+    own = [last[name][1] is new for name, _, run in named if run is new]
     if rows:
         _rewrite(folder / "records.jsonl", rows, own)
     left = [row for row, stays in zip(new.rows, own, strict=True) if stays]

@@ -43,11 +43,12 @@ def _kernels(times: Sequence[Sequence]) -> list[tuple]:
     if rest:
         launches = sum(number for _, number, _ in rest)
         lines.append((f"{len(rest)} others", launches, sum(seconds for *_, seconds in rest)))
-    return [(name, _one(number), _one(seconds / number * 1e6), _one(seconds * 1e6),
-             _one(seconds / whole)) for name, number, seconds in lines]  # fmt: skip
+    return [(name, reading(number), reading(seconds / number * 1e6), reading(seconds * 1e6),
+             reading(seconds / whole)) for name, number, seconds in lines]  # fmt: skip
 
 
-def _one(value: float) -> Estimate:
+def reading(value: float) -> Estimate:
+    """A value that was profiled once."""
     return Estimate(value, n=1, method="profiler", reason="one reading, no interval")
 
 
@@ -58,8 +59,12 @@ def tables(rows: Sequence[Record]) -> list[Table]:
 
 def shown(rows: Sequence[Record]) -> pd.DataFrame:
     """`table` as a DataFrame; where no kernel was recorded, why."""
-    if tables(rows):
-        return frame(table(rows))
-    reasons = [row.error or row.missing.get("decode_kernel_times", "recorded before kernels were")
-               for row in rows if row.kind == "busy"]  # fmt: skip
+    return or_why(table(rows), rows, "decode_kernel_times", "recorded before kernels were")
+
+
+def or_why(made: Table, rows: Sequence[Record], name: str, otherwise: str) -> pd.DataFrame:
+    """A table of profiled calls for reading; where it is empty, why no row has the value `name`."""
+    if made.rows:
+        return frame(made)
+    reasons = [row.error or row.missing.get(name, otherwise) for row in rows if row.kind == "busy"]
     return pd.DataFrame({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})

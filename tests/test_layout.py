@@ -195,6 +195,7 @@ def test_one_seam_to_the_hardware():
     assert {name for name in MODULES if touches_cuda(tree(name))} == {"device", "capture"}
     with_nvml = {name for name in MODULES if "pynvml" in packages(tree(name))}
     assert with_nvml == {"board", "power_sampler", "lease"}
+    assert {name for name in MODULES if "triton" in packages(tree(name))} == {"tiles"}
     for path in NOTEBOOKS.values():
         code = code_of(path)
         assert not touches_cuda(code) and not packages(code) & {"pynvml", *HEAVY}, path.name
