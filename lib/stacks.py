@@ -32,8 +32,8 @@ def sweep(
     """Every stack at every context, each row written at once.
 
     A context has a `gate` row, one latency arm for each of `new_tokens` (the first gets `repeats`
-    calls, the others `slope_repeats`) and, on a GPU, a `busy` row. The last stack, at the first
-    context, has a `harness` row.
+    calls, the others `slope_repeats`) and, on a GPU, a `busy` row. The last stack has a `harness` row
+    at the last context: a longer prefill is less at the mercy of the host.
     """
     rows: list[Record] = []
     places = [(stack, context) for stack in stacks for context in contexts]
@@ -42,7 +42,7 @@ def sweep(
         try:
             for row in _place(model, common, new_tokens, repeats, slope_repeats, busy_tokens):
                 rows.append(records.append(records_path, row))
-            if harness_pairs and (stack, context) == (stacks[-1], contexts[0]):
+            if harness_pairs and (stack, context) == (stacks[-1], contexts[-1]):
                 row = latency.harness_row(model, new_tokens=new_tokens[0], pairs=harness_pairs,
                                           **common)  # fmt: skip
                 rows.append(records.append(records_path, row))

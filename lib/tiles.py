@@ -13,7 +13,7 @@ import triton.language as tl
 
 SLOTS = 64  # keys a program reads at once
 SPREAD = 256  # programs of `attended`: about two a multiprocessor
-ROWS, COLUMNS, WARPS = 16, 64, 2  # of a tile of weights whose columns are summed
+ROWS, COLUMNS, WARPS = 64, 64, 2  # of a tile of weights whose columns are summed
 PROGRAMS = 1800  # programs of `products` that an H100 holds at once, with even work for all
 
 
