@@ -32,8 +32,8 @@ def sweep(
     """Every stack at every context, each row written at once.
 
     A context has a `gate` row, one latency arm for each of `new_tokens` (the first gets `repeats`
-    calls, the others `slope_repeats`) and, on a GPU, a `busy` row. The last stack has a `harness` row
-    at the last context: a longer prefill is less at the mercy of the host.
+    calls, the others `slope_repeats`) and, on a GPU, a `busy` row. The last stack has a `harness`
+    row at the last context, whose prefill is least at the mercy of the host.
     """
     rows: list[Record] = []
     places = [(stack, context) for stack in stacks for context in contexts]
