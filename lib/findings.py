@@ -48,10 +48,15 @@ def findings(
             _ttft(base, arm, reference, envs, where),
             _memory(base, arm, envs, reference),
             _energy(base, arm, envs, reference),
-            *_bound(base, arm, records),
         ]
+        if bound := _bound(base, arm, records):
+            found.append(Finding("Against the bound", bound))
     for other in perstack.others(records, stack):
-        found += _other_stack(on_stack(other), other, base, stack, arm, published, envs)
+        there = on_stack(other)
+        said = _other_stack(there, other, base, stack, arm, published, envs)
+        if arm and said and (bound := _bound(there, arm, records)):  # of the throughput, the first
+            said[0] = Finding(said[0].lead, f"{said[0].text} Without the prefill, {bound}")
+        found += said
     return [*found, *against_paper(tables)]
 
 
@@ -182,8 +187,9 @@ def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
 
 
-def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> list[Finding]:
-    """Decoding against the bytes that a step must read, for steps that no cache can hold."""
+def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> str:
+    """Decoding against the bytes that a step must read, for steps that no cache can hold; ''
+    where nothing of that was measured."""
     around = [r for r in records if r.kind in ("environment", "ceilings", "trace")]
     parts, shares, sources = [], [], set()
     for model, series in base.items():
@@ -198,14 +204,14 @@ def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> list[Finding]:
             parts.append(f"{model} decodes {short(found.steps_per_s.value)} of "
                          f"{short(found.bound_per_s)} tok/s ({share:.0%}{more})")  # fmt: skip
     if not parts:
-        return []
+        return ""
     bandwidth = "copy bandwidth" if sources == {"copy"} else "best read stream"
     said = f"{listed(parts)}: what reading a step's bytes at this device's {bandwidth} allows."
     if max(shares) < 0.5:
         said += (" None reaches half of it, so that something other than memory limits decoding "
                  "here, such as the host that drives it, and a comparison of models compares "
                  "that.")  # fmt: skip
-    return [Finding("Against the bound", said)]
+    return said
 
 
 def _other_stack(

@@ -24,7 +24,8 @@ if find_spec("triton"):  # of a torch for GPUs
     from lib import tiles
 
 ATTENTION = EXPERTS = "workbook_fused"
-OPTIONS = {"realize_reads_threshold": 12}  # fewer kernels; tuning would time weights held in L2
+OPTIONS = {"realize_reads_threshold": 12}  # small results are computed where they are read
+TUNED_FROM_BYTES = 64 * 2**20  # the compiler's trials tell shorter products apart by chance
 ARGUMENTS = ("attention_mask", "position_ids", "position_embeddings")  # what layers are given
 _FUNCTIONS: dict[tuple, Any] = {}  # one for each kind of layer, for the life of the process
 
@@ -125,7 +126,9 @@ class Layers:
         kind = (self._config, type(layer), held.is_sliding, shapes, self._compiled)
         if kind not in _FUNCTIONS:
             run = partial(_run, _template(layer))
-            _FUNCTIONS[kind] = torch.compile(run, options=OPTIONS) if self._compiled else run
+            matrices = [p.nbytes for p in layer.parameters() if p.dim() == 2]
+            options = {**OPTIONS, "max_autotune_pointwise": max(matrices) >= TUNED_FROM_BYTES}
+            _FUNCTIONS[kind] = torch.compile(run, options=options) if self._compiled else run
         return _FUNCTIONS[kind]
 
 

@@ -128,6 +128,20 @@ def test_fused_layers_leave_the_net_as_it_was(net):
     assert net.config._attn_implementation != fused.ATTENTION
 
 
+def test_the_compiler_tries_tiles_where_a_product_is_long_enough_to_be_told_apart(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch, "compile", lambda run, options: told.append(options) or run)
+    net = build("grouped heads")
+    layer, held = net.get_decoder().layers[0], SimpleNamespace(is_sliding=False)
+    largest = max(p.nbytes for p in layer.parameters())
+    for least in (largest, largest + 1):
+        monkeypatch.setattr(fused, "_FUNCTIONS", {})
+        monkeypatch.setattr(fused, "TUNED_FROM_BYTES", least)
+        fused.Layers(net, compiled=True)._function(layer, held)
+    assert [options["max_autotune_pointwise"] for options in told] == [True, False]
+    assert all(options.items() >= fused.OPTIONS.items() for options in told)
+
+
 def test_fused_attention_reads_no_key_beyond_the_mask():
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, length, 4, generator=generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -388,6 +389,14 @@ def test_decoding_far_below_its_bound_is_said_in_the_abstract():
 def test_decoding_near_its_bound_is_not_blamed_on_the_host():
     text = bound_finding(bounded(1.125))  # 10 tokens in 0.125 s: 80 tok/s
     assert text.startswith("m decodes 80.00 of 100.0 tok/s (80%)") and "None" not in text
+
+
+def test_what_another_stack_reaches_of_the_bound_stands_with_its_throughput():
+    rows = bounded(2.0)
+    fast = [replace(r, key=r.key | {"stack": "graph"}) for r in bounded(1.125)[1:]]
+    (said,) = [f for f in findings([*rows, *fast], load_published(), []) if "on graph" in f.lead]
+    assert said.lead.startswith("Output throughput") and "Against hf-eager" in said.text
+    assert "Without the prefill, m decodes 80.00 of 100.0 tok/s (80%)" in said.text
 
 
 def test_a_step_that_a_cache_holds_has_no_bound():
