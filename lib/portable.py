@@ -40,7 +40,8 @@ def _pattern(path: Path, *, below: bool) -> re.Pattern[str]:
     """The folder as a whole, as it is or as JSON writes it; with its slash where `below`."""
     written = {re.escape(str(path)), re.escape(json.dumps(str(path))[1:-1])}
     end = r"[/\\]+" if below else r"(?![\w.-])"
-    return re.compile(rf"(?<![\w.~>-])(?:{'|'.join(sorted(written))}){end}")
+    start = r"(?:(?<![\w.~>-])|(?<=[\[;]\dm)|(?<=[\[;]\d\dm))"  # or after the colour of a traceback
+    return re.compile(rf"{start}(?:{'|'.join(sorted(written))}){end}")
 
 
 def text(said: str, known: Names) -> str:

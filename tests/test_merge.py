@@ -265,6 +265,8 @@ def test_folders_of_this_machine_get_names(tmp_path):
     assert told('File "/srv/ann/book/lib/a.py", line 1') == 'File "lib/a.py", line 1'
     assert told("file:///srv/ann/.cache/x") == "file://~/.cache/x"
     assert told("https://example.org/srv/ann") == "https://example.org/srv/ann"
+    coloured = "File \x1b[32m/srv/ann/book/lib/x.py:3\x1b[39m, \x1b[1;34m/srv/ann/y\x1b[0m"
+    assert told(coloured) == "File \x1b[32mlib/x.py:3\x1b[39m, \x1b[1;34m~/y\x1b[0m"
     assert portable.values({"a": ["/srv/ann", 1, None]}, known) == {"a": ["~", 1, None]}
     inside = portable.names(root / "outputs", home=home, root=root)
     assert portable.text(f"{root}/outputs/x", inside) == "outputs/x"
