@@ -20,8 +20,9 @@ LEVELS = ("ok", "unknown", "warn", "invalid")
 
 @dataclass(frozen=True)
 class Cell:
-    """What one row is of. `kind` is energy, energy-slope for lengths that only serve a line, or
-    batch-energy; `weights` names what the weights were filled with, where that is the point."""
+    """What one row is of. `kind` is energy, energy-slope for lengths that only serve a line,
+    energy-again of a second pass, or batch-energy; `weights` names what the weights were filled
+    with, where that is the point."""
 
     context: int
     new_tokens: int
@@ -53,12 +54,12 @@ class Block:
 
 def cells_of(
     contexts: Sequence[int], new_tokens: int, block_contexts: Sequence[int], blocks: int,
-    other_blocks: int, slope_tokens: Sequence[int], slope_blocks: int,
+    other_blocks: int, slope_tokens: Sequence[int], slope_blocks: int, kind: str = "energy",
 ) -> list[Cell]:  # fmt: skip
-    """The cells of a sweep, the headline length of each context first."""
+    """The cells of a sweep, the headline length, of that kind, of each context first."""
     if unknown := [c for c in block_contexts if c not in contexts]:
         raise ValueError(f"block_contexts {unknown} are not among the contexts {list(contexts)}")
-    cells = [Cell(c, new_tokens, blocks if c in block_contexts else other_blocks)
+    cells = [Cell(c, new_tokens, blocks if c in block_contexts else other_blocks, kind)
              for c in contexts]  # fmt: skip
     cells += [Cell(c, g, slope_blocks, "energy-slope") for c in block_contexts
               for g in slope_tokens if g != new_tokens]  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lib import ape, energystats, hostbound, ledger, stats
+from lib import ape, energypasses, energystats, hostbound, ledger, stats
 from lib.groups import Group, by_setup, setup_of
 from lib.params import model_order
 from lib.records import Record, environments, select
@@ -170,6 +170,24 @@ def energy_details(group: Group, row: Record, rows: Sequence[Record]) -> list[st
             lines.append(f"{model}: {len(bad)} of {row.values['blocks']} blocks are not believed, "
                          f"{bad[0]}.")  # fmt: skip
     return lines
+
+
+def energy_again(rows: Sequence[Record]) -> str:
+    """What the second pass found of each cell, and over the first where that is among the rows."""
+    lines = []
+    for group in by_setup(rows, energypasses.PASSES):
+        for row in select(group.rows, energypasses.AGAIN):
+            cell = {name: row.key[name] for name in ("context", "new_tokens")}
+            _, second, over = energypasses.compared(select(group.rows, **cell))
+            spread = energystats.variation(row)
+            lines.append(
+                f"{group.label} at {row.key['context']} tokens, second pass: "
+                f"{number(second, 'J per 1,000 generated tokens')}"
+                + (f", blocks spread by {spread:.2%}" if spread is not None else "")
+                + (f"; over the first pass {number(over, '×')}" if over.value is not None else "")
+                + "."
+            )  # fmt: skip
+    return bullets([*lines, *cautions(rows)])
 
 
 def energy_checks(rows: Sequence[Record]) -> str:

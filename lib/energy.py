@@ -64,24 +64,25 @@ def sweep(
     new_tokens: int,
     block_contexts: Sequence[int],
     repeats: int,
-    other_repeats: int,
-    slope_tokens: Sequence[int],
-    slope_repeats: int,
+    other_repeats: int = 0,
+    slope_tokens: Sequence[int] = (),
+    slope_repeats: int = 0,
     window_s: float,
     idle_s: float,
-    sampler_pairs: int,
+    sampler_pairs: int = 0,
     seed: int,
     env_id: str | None,
     records_path: str | Path,
+    kind: str = "energy",
 ) -> list[Record]:
     """Every cell in its blocks, between two spans of idling; rows are written at the end, also
     when the measurement is interrupted, so that no window is lost.
 
     `block_contexts` get `repeats` blocks and the lengths of the slope; the others get
-    `other_repeats` blocks.
+    `other_repeats` blocks. `kind` tells the rows of a second pass from those of the first.
     """
     cells = blocks.cells_of(contexts, new_tokens, block_contexts, repeats, other_repeats,
-                            slope_tokens, slope_repeats)  # fmt: skip
+                            slope_tokens, slope_repeats, kind)  # fmt: skip
     rows: list[Record] = []
     session = open_session(model, stack, Path(records_path), seed, env_id,
                            (cell.context for cell in cells), new_tokens,

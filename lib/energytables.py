@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib import energystats, stats
+from lib import energypasses, energystats, stats
 from lib.grid import Column, build, frame
 from lib.groups import Group, by_setup, setup_of
 from lib.records import Record, environments
@@ -131,6 +131,12 @@ def uncertainty(rows: Sequence[Record]) -> pd.DataFrame:
             "halves against whole (%)": percent(worst(row.samples.get("additivity"))),
         })  # fmt: skip
     return plain(made, reason_of(rows, "energy"))
+
+
+def passes(rows: Sequence[Record]) -> pd.DataFrame:
+    """Cells that a second pass measured again, beside the first."""
+    table = energypasses.table(rows)
+    return frame(table) if table.rows else plain([], "no second pass was measured")
 
 
 def worst(values: Sequence[float] | None) -> float | None:

@@ -23,6 +23,7 @@ from lib.params import (
     BEFORE_MODELS,
     CROSS_MODEL,
     ROOT,
+    SECOND_PASS,
     Choice,
     ParamsError,
     Profile,
@@ -82,18 +83,23 @@ def slug(model: str) -> str:
 
 
 def plan(profile: Profile, out_dir: Path) -> list[Task]:
-    """All jobs of a profile: the machine's, the models' in turn, then those over all models.
+    """All jobs of a profile: the machine's, the models' in turn, those of a second pass from the
+    last model to the first, then those over all models.
 
     Notebooks of one kind keep the profile's order.
     """
     once = {n: _task(profile, n, None, out_dir / ALL / n, out_dir)
             for n in profile.notebooks if n in CROSS_MODEL}  # fmt: skip
     tasks = [task for notebook, task in once.items() if notebook in BEFORE_MODELS]
-    for choice in profile.choices:
-        folder = out_dir / slug(choice.model) / f"{choice.weights}-{choice.stack}"
-        for notebook in profile.notebooks:
-            if notebook in choice.notebooks and notebook not in CROSS_MODEL:
-                tasks.append(_task(profile, notebook, choice, folder / notebook, folder))
+    for again, choices in ((False, profile.choices), (True, profile.choices[::-1])):
+        for choice in choices:
+            folder = out_dir / slug(choice.model) / f"{choice.weights}-{choice.stack}"
+            tasks += [
+                _task(profile, notebook, choice, folder / notebook, folder)
+                for notebook in profile.notebooks
+                if notebook in choice.notebooks and notebook not in CROSS_MODEL
+                and (notebook in SECOND_PASS) == again
+            ]  # fmt: skip
     return tasks + [task for notebook, task in once.items() if notebook not in BEFORE_MODELS]
 
 

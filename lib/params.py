@@ -28,6 +28,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
 BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
 CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
+SECOND_PASS = ("energy_again",)  # run when all models are through, the last model first
 _COMMON = ("weights", "stack", "dtype")
 SLICES = ("models", "notebooks", *_COMMON)
 _MODELS = "models.yaml"
@@ -38,8 +39,7 @@ _NUMBER = re.compile(r"[-+]?[0-9][0-9_]*\.?[0-9]*([eE][-+]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class Choice:
-    """One model under one source of weights and one stack; `own` are its values everywhere, those
-    of `notebooks` for one notebook."""
+    """One model, its weights and stack; `own` values everywhere, those of `notebooks` in one."""
 
     model: str
     weights: str

@@ -16,8 +16,8 @@ from lib import params
 from lib.records import Record, load, manifests
 
 ACROSS = "_all"
-ORDER = ("machine", "latency", "memory", "energy", "energy_checks", "stacks", "batch", "ablations",
-         "ape", "summary", "audit")  # fmt: skip
+ORDER = ("machine", "latency", "memory", "energy", "energy_again", "energy_checks", "stacks",
+         "batch", "ablations", "ape", "summary", "audit")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib import energystats, stats
+from lib import energypasses, energystats, stats
 from lib.grid import Column, Table, build, frame, sampled, setups, short
 from lib.groups import SETUP, by_setup
 from lib.papertables import write_csvs
@@ -271,7 +271,7 @@ def ablation_table(rows: Sequence[Record], name: str) -> pd.DataFrame:
 
 def generic_tables(rows: Sequence[Record]) -> list[Table]:
     """Every generic table that has rows."""
-    made = [latency(rows), memory(rows), energy(rows), trace(rows),
+    made = [latency(rows), memory(rows), energy(rows), energypasses.table(rows), trace(rows),
             *(ablations(rows, n) for n in CHANGED)]  # fmt: skip
     return [table for table in made if table.rows]
 

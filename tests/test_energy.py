@@ -12,7 +12,17 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeDevice, FakeModel
 
-from lib import blocks, decode, energy, gates, records, stats, windows
+from lib import (
+    blocks,
+    claims,
+    decode,
+    energy,
+    energypasses,
+    gates,
+    records,
+    stats,
+    windows,
+)
 
 SWEEP = {
     "contexts": [128, 512], "new_tokens": 21, "block_contexts": [512], "repeats": 4,
@@ -41,6 +51,26 @@ def test_a_sweep_has_a_row_for_each_cell_and_one_for_the_sampler(rows):
     assert kinds[0] == ("energy-sampler", 128, 21)  # as long as the lead-in
     assert sorted(kinds[1:]) == [("energy", 128, 21), ("energy", 512, 21),
                                  ("energy-slope", 512, 1), ("energy-slope", 512, 41)]  # fmt: skip
+
+
+def test_a_second_pass_stands_beside_the_first_and_replaces_nothing(rows, monkeypatch, tmp_path):
+    """A board that draws a tenth more: 1.1 of the first pass."""
+    (tmp_path / "again").mkdir()
+    warmer = BoardDevice(Board(idle_w=110.0, phase_s=0.02))
+    model = BoardModel(warmer, (0.2, 550.0), (0.05, 330.0))
+    again = sweep(monkeypatch, tmp_path / "again", device=warmer, model=model, kind="energy-again",
+                  contexts=[512], slope_tokens=(), sampler_pairs=0)  # fmt: skip
+    assert [(r.kind, r.key["context"]) for r in again] == [("energy-again", 512)]
+    assert len(again[0].samples["energy_j"]) == 4
+    (line,) = energypasses.table([*rows, *again]).rows
+    first, second, over = line[-3:]
+    assert first.value == pytest.approx(1e3 * CALL_J / 21, rel=3e-3)
+    assert over.value == pytest.approx(1.1, rel=3e-3) and over.low < 1.1 < over.high
+    assert energypasses.table(rows).rows == ()
+    alone = energypasses.table(again).rows[0]
+    assert alone[-1].value is None and "no first pass" in alone[-1].reason
+    said = claims.energy_again([*rows, *again])
+    assert "512 tokens, second pass: " in said and "over the first pass 1.1" in said
 
 
 def test_a_cell_reports_joules_of_a_call_for_each_block(rows, tmp_path):

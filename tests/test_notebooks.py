@@ -156,6 +156,7 @@ TINY = {
         "energy": {"block_contexts": [32], "repeats": 2, "other_repeats": 1, "slope_tokens": [1],
                    "slope_repeats": 1, "window_s": 0.0, "idle_s": 0.0, "sampler_pairs": 2,
                    "instrument_s": 1.0, "pue": 1.2, "g_per_kwh": 400.0},
+        "energy_again": {"contexts": [32], "repeats": 1, "window_s": 0.0, "idle_s": 0.0},
         "energy_checks": {"context": 16, "weight_values": ["normal", "zero"], "repeats": 1,
                           "real_model": "", "peer_windows": 1, "window_s": 0.0},
         "stacks": {"stacks_to_compare": ["hf-eager", "graph", "graph-compiled"],
@@ -179,6 +180,7 @@ ARMS = {
                 "trace": 2},
     "memory": {"environment": 1, "card": 1, "memory-paper": 4, "memory": 4},
     "energy": {"environment": 1, "card": 1, "instrument": 1, "energy": 2, "energy-slope": 1},
+    "energy_again": {"environment": 1, "card": 1, "energy-again": 1},
     "energy_checks": {"environment": 1, "card": 1, "energy-peer": 1, "energy-weights": 1},
     "stacks": {"environment": 1, "card": 1, "gate": 4, "latency": 12, "busy": 6,
                "harness": 1},
@@ -187,13 +189,15 @@ ARMS = {
                   "ablation-stack": 2, "ablation-experts": 2, "ablation-precision": 2,
                   "trace": 2},
 }  # fmt: skip
-FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_checks": 0, "stacks": 1,
-           "batch": 2, "ablations": 5, "ape": 1, "summary": 7, "audit": 2, "start": 1}  # fmt: skip
+FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_again": 0,
+           "energy_checks": 0, "stacks": 1, "batch": 2, "ablations": 5, "ape": 1, "summary": 7,
+           "audit": 2, "start": 1}  # fmt: skip
 CONCLUSIONS = {
     "machine": f"{cpu_name()}: memory is read at ",
     "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
     "memory": f"{MODEL} (experts grouped_mm) under the paper's protocol at 32 tokens: peak",
     "energy": f"{MODEL}: energy not measured (no NVML energy counter: the device is a CPU).",
+    "energy_again": f"{MODEL} at 32 tokens, second pass: not measured (",
     "energy_checks": "Not measured on 1 arm(s), zeus_long_j: no NVML energy counter",
     "stacks": f"{MODEL} (graph): decode at 32 tokens of context",
     "batch": f"{MODEL} (graph) at 16 tokens of context: at batch 1",

@@ -338,6 +338,16 @@ def test_finished_jobs_are_skipped_until_something_changes(bench, capsys):
     assert attempts() == [2, 2, 3]
 
 
+def test_a_second_pass_begins_with_the_last_model_when_all_are_through(bench):
+    bench.write(models=["a/one", "a/two"], energy_again="ok", energy="ok", summary="")
+    titles = [job.title for job in manifest.plan(bench.profile(), bench.out)]
+    assert titles == [
+        "a/one random-hf-eager energy", "a/two random-hf-eager energy",
+        "a/two random-hf-eager energy_again", "a/one random-hf-eager energy_again",
+        "all models summary",
+    ]  # fmt: skip
+
+
 def test_the_machine_is_measured_once_and_before_the_models(bench, capsys):
     bench.write(models=["a/one", "a/two"], first="ok", summary="", machine="ok")
     titles = [job.title for job in manifest.plan(bench.profile(), bench.out)]

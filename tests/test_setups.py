@@ -25,6 +25,7 @@ from lib import (
     claims,
     comparisons,
     crosswalk,
+    energypasses,
     energyplots,
     energystats,
     energytables,
@@ -90,6 +91,7 @@ TABLES = {
     "uncertainty": energytables.uncertainty,
     "weights": energytables.weights,
     "peer": energytables.peer,
+    "passes": energypasses.table,
     "instrument": energytables.instrument,
 }  # fmt: skip
 SENTENCES = {
@@ -98,6 +100,7 @@ SENTENCES = {
     "memory": claims.memory,
     "energy": claims.energy,
     "energy checks": claims.energy_checks,
+    "energy again": claims.energy_again,
     "ablations": claims.ablations,
     "efficiency": lambda rows: claims.efficiency(rows, 2048),
     "stacks": stackclaims.conclusion,
