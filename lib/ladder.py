@@ -19,6 +19,8 @@ from lib.published import RATE, Absent, Published, each
 from lib.records import Record, select
 from lib.stats import Estimate
 
+KINDS = ("environment", "card", "latency", "ablation-experts", "trace")  # of rows that are read
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -28,6 +30,11 @@ class Rung:
     ratio: Estimate
     cause: str
     origin: str  # "paper", "measured" or "bytes"
+
+
+def reads(records: Sequence[Record]) -> list[Record]:
+    """The rows that rungs are made of, for a caption."""
+    return [record for record in records if record.kind in KINDS]
 
 
 def rungs(records: Sequence[Record], study: Published, other: str | None = None) -> list[Rung]:
