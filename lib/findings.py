@@ -54,7 +54,7 @@ def findings(
     for other in perstack.others(records, stack):
         there = on_stack(other)
         said = _other_stack(there, other, base, stack, arm, published, envs)
-        if arm and said and (bound := _bound(there, arm, records)):  # of the throughput, the first
+        if arm and said and (bound := _bound(there, arm, records, explained=False)):
             said[0] = Finding(said[0].lead, f"{said[0].text} Without the prefill, {bound}")
         found += said
     return [*found, *against_paper(tables)]
@@ -187,7 +187,7 @@ def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
 
 
-def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> str:
+def _bound(base: Base, arm: Arm, records: Sequence[Record], *, explained: bool = True) -> str:
     """Decoding against the bytes that a step must read, for steps that no cache can hold; ''
     where nothing of that was measured."""
     around = [r for r in records if r.kind in ("environment", "ceilings", "trace")]
@@ -203,8 +203,8 @@ def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> str:
             more = f", {stated:.0%} by the datasheet" if stated else ""
             parts.append(f"{model} decodes {short(found.steps_per_s.value)} of "
                          f"{short(found.bound_per_s)} tok/s ({share:.0%}{more})")  # fmt: skip
-    if not parts:
-        return ""
+    if not parts or not explained:
+        return f"{listed(parts)}." if parts else ""
     bandwidth = "copy bandwidth" if sources == {"copy"} else "best read stream"
     said = f"{listed(parts)}: what reading a step's bytes at this device's {bandwidth} allows."
     if max(shares) < 0.5:
