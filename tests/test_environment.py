@@ -352,6 +352,7 @@ def test_an_unreachable_index_is_said_in_one_paragraph(sandbox):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_build_does_not_count_as_ready(sandbox, number):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     sandbox.python(lacks=["torch"])
     sandbox.pip(
         "echo x > $(dirname $0)/started; sleep 60".replace("$(dirname $0)", str(sandbox.root))
