@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,3 +30,17 @@ def record(work: Callable[[], Any], device_type: str) -> Callable[[], Any]:
         work()
     torch.cuda.synchronize()
     return graph.replay
+
+
+def mark(device_type: str) -> Any:
+    """A point in the order of the device's work, for `between_s`."""
+    if device_type != "cuda":
+        return time.perf_counter()  # a CPU has done all work that was asked for
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between_s(first: Any, last: Any) -> float:
+    """Seconds from one mark to another by the device's own clock; ask after a synchronisation."""
+    return last - first if isinstance(first, float) else first.elapsed_time(last) / 1e3

@@ -179,13 +179,15 @@ class GraphStack:
                 on_token()
             if new_tokens == 1:
                 return Decoded(first, prefilled, prepare_s)
+            start = capture.mark(ids.device.type)
             for _ in range(new_tokens - 1):
                 self._step.advance()
                 if on_token:
                     self._step.token.cpu()
                     on_token()
+            decode_s = partial(capture.between_s, start, capture.mark(ids.device.type))
             chosen = self._step.chosen[:, tokens : tokens + new_tokens].clone()
-        return Decoded(chosen, self._step.cache, prepare_s)
+        return Decoded(chosen, self._step.cache, prepare_s, decode_s)
 
     def forced_logits(self, ids: torch.Tensor, continuation: torch.Tensor) -> torch.Tensor:
         """Logits (batch, steps, vocabulary) after each token of a given continuation."""

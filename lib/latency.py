@@ -92,8 +92,9 @@ def arm(
 ) -> Record:
     """One arm: warm up its shape, then `repeats` timed calls of exactly `new_tokens` tokens each.
 
-    samples: `ttft_s` for one new token, `e2e_s` otherwise; `warmup_s` for the calls before (short
-    ones of at most WARMUP_TOKENS tokens), whose first value is the cold start of the shape.
+    samples: `ttft_s` for one new token, `e2e_s` otherwise; `decode_s` of a captured stack, its
+    new_tokens - 1 steps by the device's clock; `warmup_s` for the calls before (short ones of at
+    most WARMUP_TOKENS tokens), whose first value is the cold start of the shape.
     """
     require_context(model.card, context, new_tokens)
     generate = decode.open_stack(stack, model.net, decoding=decoding, capacity=context + new_tokens)
@@ -101,10 +102,12 @@ def arm(
     short = min(new_tokens, WARMUP_TOKENS)
     warmup = [timed(generate, ids, short, model.device) for _ in range(WARMUP_CALLS)]
     calls = [timed(generate, ids, new_tokens, model.device) for _ in range(repeats)]
-    if any(prepare_s for _, prepare_s in calls):
+    if any(prepare_s for _, prepare_s, _ in calls):
         raise RuntimeError(f"the stack {stack!r} captured or compiled inside a timed call")
-    warmup_s, samples_s = ([seconds for seconds, _ in part] for part in (warmup, calls))
-    name = "ttft_s" if new_tokens == 1 else "e2e_s"
+    warmup_s, samples_s = ([call[0] for call in part] for part in (warmup, calls))
+    samples = {"ttft_s" if new_tokens == 1 else "e2e_s": samples_s, "warmup_s": warmup_s}
+    if all(decode_s is not None for _, _, decode_s in calls):
+        samples["decode_s"] = [decode_s for _, _, decode_s in calls]
     sizes, missing = computed(
         decode_bytes=lambda: model.card.decode_bytes(context + new_tokens // 2, batch)
     )
@@ -112,11 +115,11 @@ def arm(
         kind=kind,
         key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding=decoding,
                       batch=batch, cache=decode.cache_kind(stack)),
-        samples={name: samples_s, "warmup_s": warmup_s},
+        samples=samples,
         values={
             **model.source,
             "decode_experts": decode.experts_in_decode(model.net, stack),
-            "prepare_s": sum(prepare_s for _, prepare_s in warmup),
+            "prepare_s": sum(prepare_s for _, prepare_s, _ in warmup),
             **sizes,
         },
         missing=missing,
@@ -125,10 +128,13 @@ def arm(
     )  # fmt: skip
 
 
-def timed(generate: Any, ids: Any, new_tokens: int, device: Any) -> tuple[float, float]:
-    """Wall seconds of one call, and the seconds of it that captures and compilations took."""
+def timed(
+    generate: Any, ids: Any, new_tokens: int, device: Any
+) -> tuple[float, float, float | None]:
+    """Wall seconds of one call, the seconds of it that captures and compilations took, and those
+    of its decode steps by the device's clock where the stack marks them."""
     seconds, out = time_call(lambda: generate(ids, new_tokens), device)
-    return seconds, out.prepare_s
+    return seconds, out.prepare_s, out.decode_s and out.decode_s()
 
 
 def gated_arm(model: Any, *, stack: str, context: int, seed: int, env_id: str | None,

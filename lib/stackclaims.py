@@ -12,7 +12,7 @@ from lib.grid import Column, Table, build, frame, short
 from lib.groups import STUDY_STACK, by_setup
 from lib.records import Record, select
 from lib.stats import Estimate
-from lib.tables import decode_tok_per_s
+from lib.tables import decode_tok_per_s, marked_tok_per_s
 
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
 HARNESS = 0.005  # what the harness may add to a call
@@ -59,16 +59,22 @@ def conclusion(rows: Sequence[Record]) -> str:
 
 
 def _rate(arms: Sequence[Record], context: int, base: Estimate | None) -> str:
-    rate = decode_tok_per_s(select(arms, context=context))
+    here = select(arms, context=context)
+    rate, marked = decode_tok_per_s(here), marked_tok_per_s(here)
     text = f"decode at {context:,} tokens of context {number(rate, 'tok/s')}"
+    if marked.value is not None:
+        text += f" by slope, {number(marked, 'tok/s')} by the device's clock"
     if base is None or rate.value is None or base.value is None:
         return text
     return f"{text}, {short(rate.value / base.value)} times {STUDY_STACK}"
 
 
 def _spread(arms: Sequence[Record]) -> str:
-    found = [stats.spread(r.samples["e2e_s"]) for r in arms if len(r.samples.get("e2e_s", ())) > 1]
-    return f"; calls of one length spread by at most {max(found):.1%}" if found else ""
+    said = ""
+    for name, what in (("e2e_s", "calls of one length"), ("decode_s", "their decode steps")):
+        found = [stats.spread(r.samples[name]) for r in arms if len(r.samples.get(name, ())) > 1]
+        said += f"; {what} spread by at most {max(found):.1%}" if found else ""
+    return said
 
 
 def _prepared(arms: Sequence[Record]) -> str:

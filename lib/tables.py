@@ -43,6 +43,9 @@ def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Es
 def latency(rows: Sequence[Record]) -> Table:
     """TTFT, end-to-end time, output and decode throughput, ITL: per model and context."""
 
+    greedy = [r for r in rows if r.key.get("decoding") in ("greedy", None)]
+    marked = any(r.kind == "latency" and r.samples.get("decode_s") for r in greedy)
+
     def cells(group: list[Record]) -> Sequence[Any]:
         calls = [r for r in group if r.kind == "latency"]
         failed = [r for r in calls if r.error]
@@ -54,12 +57,14 @@ def latency(rows: Sequence[Record]) -> Table:
                 for gap in stats.gaps(call)]  # fmt: skip
         return (sampled(ones, "ttft_s", factor=1e3), main, e2e,
                 sampled(whole, "e2e_s", 95, 1e3), stats.inverse(e2e, main * 1e3),
-                decode_tok_per_s(group), _itl_ms(group, gaps))  # fmt: skip
+                decode_tok_per_s(group), *([marked_tok_per_s(group)] if marked else []),
+                _itl_ms(group, gaps))  # fmt: skip
 
     columns = [Column("TTFT", "ms"), Column("new tokens", numeric=False), Column("p50", "ms"),
                Column("p95 or max of n", "ms"), Column("output throughput", "tok/s"),
-               Column("decode throughput", "tok/s"), Column("ITL", "ms")]  # fmt: skip
-    greedy = [r for r in rows if r.key.get("decoding") in ("greedy", None)]
+               Column("decode throughput", "tok/s"),
+               *([Column("decode by device clock", "tok/s")] if marked else []),
+               Column("ITL", "ms")]  # fmt: skip
     return build("latency", "Latency and throughput", greedy, ("latency", "itl"), ("context",),
                   columns, cells)  # fmt: skip
 
@@ -78,6 +83,23 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     if slope.value is not None and slope.value <= 0:
         return stats.missing("not resolved: noise hides how time grows with the number of tokens")
     return stats.inverse(slope)
+
+
+def step_times_s(rows: Sequence[Record]) -> list[float]:
+    """Seconds of a decode step by the device's clock, a value for each call of a captured stack."""
+    return [t / (r.key["new_tokens"] - 1) for r in rows for t in r.samples.get("decode_s") or ()]
+
+
+def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
+    """Decode throughput a second way: steps over their time by the device's clock (tok/s).
+
+    No slope and no prefill in it, so that noise of the host's does not reach it; what the host
+    adds between steps it does see.
+    """
+    times = step_times_s(rows)
+    if not times:
+        return stats.missing("not measured: only captured steps are marked on the device")
+    return stats.inverse(stats.median(times))
 
 
 def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:

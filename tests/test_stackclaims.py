@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from sample_records import key
 
-from lib import stackclaims
+from lib import stackclaims, tables
 from lib.records import Record
 
 FAST = {"stack": "graph", "cache": "static"}
@@ -35,6 +38,20 @@ def test_a_stack_stands_beside_generate():
     assert "m (hf-eager): decode at 128 tokens of context 5.000 tok/s" in text
     assert "20.00 tok/s" in text and "4.000 times hf-eager" in text
     assert "spread by at most 1.0%" in text and "first capture took 3.000 s, later ones 0 s" in text
+
+
+def test_decode_steps_timed_on_the_device_stand_beside_the_slope():
+    """9 steps in 0.45 s and 19 in 0.95 s are 20 tokens a second, whatever the calls took."""
+    rows = [arm(128, 10, [1.0, 1.3], **FAST), arm(128, 20, [1.5, 1.5], **FAST)]
+    marked = [replace(rows[0], samples=rows[0].samples | {"decode_s": [0.45, 0.4545]}),
+              replace(rows[1], samples=rows[1].samples | {"decode_s": [0.95, 0.95]})]  # fmt: skip
+    text = stackclaims.conclusion(marked)
+    assert "by slope, 20.00 tok/s" in text and "by the device's clock" in text
+    assert "calls of one length spread by at most 26.1%; their decode steps" in text
+    assert "their decode steps spread by at most 1.0%" in text
+    assert "clock" not in stackclaims.conclusion(rows)
+    line = tables.latency_table(marked).iloc[0]
+    assert line["decode by device clock (tok/s)"] == pytest.approx(20)
 
 
 def test_a_stack_that_failed_is_named_with_its_error():

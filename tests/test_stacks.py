@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lib import decode, experts, fused, gate, graphs, latency, models, records, stacks
+from lib import capture, decode, experts, fused, gate, graphs, latency, models, records, stacks
 from lib.device import CpuDevice
 
 STACKS = ["hf-static", "graph", "graph-compiled"]
@@ -162,6 +162,26 @@ def test_fused_attention_reads_no_key_beyond_the_mask():
 @pytest.fixture(scope="module")
 def model():
     return models.load("tiny-gpt-oss", dtype="float32", device=CpuDevice())
+
+
+def test_a_captured_stack_times_its_steps_apart_from_the_prefill(model):
+    common = {"context": 40, "new_tokens": 9, "repeats": 3, "seed": 0, "env_id": "e"}
+    samples = latency.arm(model, stack="graph", **common).samples
+    assert len(samples["decode_s"]) == 3
+    assert all(0 < steps < call for steps, call in
+               zip(samples["decode_s"], samples["e2e_s"], strict=True))  # fmt: skip
+    assert "decode_s" not in latency.arm(model, stack="hf-eager", **common).samples
+    one = latency.arm(model, stack="graph", **(common | {"new_tokens": 1})).samples
+    assert "decode_s" not in one  # there is no step
+
+
+def test_marks_are_read_in_the_clock_of_their_device():
+    class Event:
+        def elapsed_time(self, last):
+            return 250.0  # ms
+
+    assert capture.between_s(Event(), Event()) == 0.25
+    assert capture.between_s(2.0, 2.5) == 0.5
 
 
 def test_the_gate_lets_a_right_stack_pass(model):
