@@ -8,11 +8,12 @@ measurement, which the spread of blocks cannot show.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lib import stats
 from lib.grid import Column, Table, build
-from lib.records import Record, select
+from lib.records import Record, record_id, select
 from lib.stats import Estimate
 
 AGAIN = "energy-again"  # kind of the rows of the second pass
@@ -29,7 +30,8 @@ def per_1k(rows: Sequence[Record], kind: str) -> Estimate:
     if not values:
         reason = row.error or row.missing.get("energy_j") or "no block"
         return stats.missing(f"failed: {reason}" if row.error else f"not measured: {reason}")
-    return stats.mean([1e3 * joules / row.key["new_tokens"] for joules in values])
+    found = stats.mean([1e3 * joules / row.key["new_tokens"] for joules in values])
+    return replace(found, records=(record_id(row),))
 
 
 def compared(rows: Sequence[Record]) -> tuple[Estimate, Estimate, Estimate]:

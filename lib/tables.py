@@ -74,15 +74,15 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
 
     Prefill is the intercept and so is left out. Needs calls of two different lengths.
     """
-    pairs = [(r.key["new_tokens"], t) for r in rows
-             if r.kind in ("latency", "batch") and (r.key.get("new_tokens") or 1) > 1
-             for t in r.samples.get("e2e_s") or ()]  # fmt: skip
+    calls = [r for r in rows if r.kind in ("latency", "batch")
+             and (r.key.get("new_tokens") or 1) > 1 and r.samples.get("e2e_s")]  # fmt: skip
+    pairs = [(r.key["new_tokens"], t) for r in calls for t in r.samples["e2e_s"]]
     if len({g for g, _ in pairs}) < 2:
         return stats.missing("not measured: a slope needs calls of two lengths")
     slope = stats.slope([g for g, _ in pairs], [t for _, t in pairs])
     if slope.value is not None and slope.value <= 0:
         return stats.missing("not resolved: noise hides how time grows with the number of tokens")
-    return stats.inverse(slope)
+    return replace(stats.inverse(slope), records=tuple(map(record_id, calls)))
 
 
 def step_times_s(rows: Sequence[Record]) -> list[float]:
@@ -99,7 +99,8 @@ def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
     times = step_times_s(rows)
     if not times:
         return stats.missing("not measured: only captured steps are marked on the device")
-    return stats.inverse(stats.median(times))
+    ids = tuple(record_id(r) for r in rows if r.samples.get("decode_s"))
+    return replace(stats.inverse(stats.median(times)), records=ids)
 
 
 def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:

@@ -14,7 +14,7 @@ import pytest
 from lib import papertables, tables
 from lib.findings import findings
 from lib.paperrules import load_published, paper_name
-from lib.records import Record, environment_record, load_tree
+from lib.records import Record, environment_record, load_tree, record_id
 from lib.stats import Estimate
 from tests import sample_records as sample
 
@@ -378,6 +378,14 @@ def bounded(seconds, size=10**9):
 def bound_finding(rows):
     found = findings(rows, load_published(), [])
     return next((f.text for f in found if f.lead == "Against the bound"), None)
+
+
+def test_a_slope_leads_to_every_row_that_it_joins():
+    _, one, eleven = bounded(2.0)
+    twenty = replace(eleven, key=eleven.key | {"new_tokens": 20}, samples={"e2e_s": [2.9] * 6})
+    found = tables.decode_tok_per_s([one, eleven, twenty])  # 9 tokens in 0.9 s
+    assert found.value == pytest.approx(10)
+    assert found.records == (record_id(eleven), record_id(twenty))
 
 
 def test_decoding_far_below_its_bound_is_said_in_the_abstract():
