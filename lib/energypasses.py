@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from lib import stats
-from lib.grid import Column, Table, build
+from lib.grid import Column, Table, build, sampled
 from lib.records import Record, record_id, select
 from lib.stats import Estimate
 
@@ -26,12 +25,11 @@ def per_1k(rows: Sequence[Record], kind: str) -> Estimate:
     if not found:
         return stats.missing(f"not measured: no {'second' if kind == AGAIN else 'first'} pass")
     row = found[-1]
-    values = row.samples.get("energy_j") or []
-    if not values:
-        reason = row.error or row.missing.get("energy_j") or "no block"
-        return stats.missing(f"failed: {reason}" if row.error else f"not measured: {reason}")
-    found = stats.mean([1e3 * joules / row.key["new_tokens"] for joules in values])
-    return replace(found, records=(record_id(row),))
+    if not row.samples.get("energy_j"):
+        return stats.missing(sampled([row], "energy_j").reason)
+    scale = 1e3 / row.key["new_tokens"]
+    mean = stats.mean([joules * scale for joules in row.samples["energy_j"]])
+    return replace(mean, records=(record_id(row),))
 
 
 def compared(rows: Sequence[Record]) -> tuple[Estimate, Estimate, Estimate]:
@@ -42,14 +40,7 @@ def compared(rows: Sequence[Record]) -> tuple[Estimate, Estimate, Estimate]:
 
 def table(rows: Sequence[Record]) -> Table:
     """Each cell of the second pass beside the first; no rows where there was no second."""
-    again = {_cell(r) for r in select(rows, AGAIN)}
-    kept = [r for r in rows if r.kind not in PASSES or _cell(r) in again]
-
     columns = [Column("J/1K tokens, first pass", "J"), Column("J/1K tokens, second pass", "J"),
                Column("second / first")]  # fmt: skip
-    return build("energy-passes", "Energy, two passes", kept, PASSES, ("context", "new_tokens"),
-                 columns, compared)  # fmt: skip
-
-
-def _cell(row: Record) -> tuple[Any, ...]:
-    return tuple(row.key.get(name) for name in ("model", "stack", "context", "new_tokens"))
+    return build("energy-passes", "Energy, two passes", rows, PASSES, ("context", "new_tokens"),
+                 columns, compared, having=AGAIN)  # fmt: skip

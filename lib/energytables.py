@@ -9,8 +9,8 @@ import pandas as pd
 
 from lib import energypasses, energystats, stats
 from lib.grid import Column, build, frame
-from lib.groups import Group, by_setup, setup_of
-from lib.records import Record, environments
+from lib.groups import Group, by_setup
+from lib.records import Record
 from lib.stats import Estimate
 
 READOUTS = {"counter": "energy counter", "instant": "instant power", "average": "average power"}
@@ -99,15 +99,8 @@ def parts(rows: Sequence[Record]) -> pd.DataFrame:
 
     columns = [Column("new tokens", numeric=False), Column("prefill and first token", "J"),
                Column("each further token", "J")]  # fmt: skip
-    envs = environments(rows)
-
-    def arm(row: Record) -> tuple[Any, ...]:
-        return (row.key.get("model"), setup_of(row, envs), row.key.get("context"))
-
-    sloped = {arm(r) for r in rows if r.kind == "energy-slope"}
-    arms = [r for r in rows if r.kind == "environment" or arm(r) in sloped]
-    table = build("energy-parts", "Prefill and tokens", arms, energystats.LENGTHS,
-                  ("context",), columns, cells)  # fmt: skip
+    table = build("energy-parts", "Prefill and tokens", rows, energystats.LENGTHS,
+                  ("context",), columns, cells, having="energy-slope")  # fmt: skip
     return frame(table) if table.rows else plain([], "no lengths to draw a line through")
 
 

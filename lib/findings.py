@@ -49,14 +49,10 @@ def findings(
             _memory(base, arm, envs, reference),
             _energy(base, arm, envs, reference),
         ]
-        if bound := _bound(base, arm, records):
-            found.append(Finding("Against the bound", bound))
+        bound, meaning = _bound(base, arm, records)
+        found += [Finding("Against the bound", f"{bound}: {meaning}")] if bound else []
     for other in perstack.others(records, stack):
-        there = on_stack(other)
-        said = _other_stack(there, other, base, stack, arm, published, envs)
-        if arm and said and (bound := _bound(there, arm, records, explained=False)):
-            said[0] = Finding(said[0].lead, f"{said[0].text} Without the prefill, {bound}")
-        found += said
+        found += _other_stack(on_stack(other), other, base, stack, arm, published, records)
     return [*found, *against_paper(tables)]
 
 
@@ -187,9 +183,9 @@ def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
 
 
-def _bound(base: Base, arm: Arm, records: Sequence[Record], *, explained: bool = True) -> str:
-    """Decoding against the bytes that a step must read, for steps that no cache can hold; ''
-    where nothing of that was measured."""
+def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> tuple[str, str]:
+    """Decoding against the bytes that a step must read, for steps that no cache can hold, and what
+    that means; twice '' where nothing of it was measured."""
     around = [r for r in records if r.kind in ("environment", "ceilings", "trace")]
     parts, shares, sources = [], [], set()
     for model, series in base.items():
@@ -203,22 +199,24 @@ def _bound(base: Base, arm: Arm, records: Sequence[Record], *, explained: bool =
             more = f", {stated:.0%} by the datasheet" if stated else ""
             parts.append(f"{model} decodes {short(found.steps_per_s.value)} of "
                          f"{short(found.bound_per_s)} tok/s ({share:.0%}{more})")  # fmt: skip
-    if not parts or not explained:
-        return f"{listed(parts)}." if parts else ""
+    if not parts:
+        return "", ""
     bandwidth = "copy bandwidth" if sources == {"copy"} else "best read stream"
-    said = f"{listed(parts)}: what reading a step's bytes at this device's {bandwidth} allows."
+    meaning = f"what reading a step's bytes at this device's {bandwidth} allows."
     if max(shares) < 0.5:
-        said += (" None reaches half of it, so that something other than memory limits decoding "
+        meaning += (" None reaches half of it, so that something other than memory limits decoding "
                  "here, such as the host that drives it, and a comparison of models compares "
                  "that.")  # fmt: skip
-    return said
+    return listed(parts), meaning
 
 
 def _other_stack(
     there: Base, other: str, base: Base, stack: str, arm: Arm | None, published: dict[str, Any],
-    envs: dict,
+    records: Sequence[Record],
 ) -> list[Finding]:  # fmt: skip
-    """What a further stack changes: throughput and energy there, against the study's stack."""
+    """What a further stack changes: throughput and energy there, against the study's stack, and
+    how near decoding comes to its bound."""
+    envs = environments(records)
     arm = arm if _has(there, arm) else _arm(there, published)
     if arm is None:
         failed = [f"{m} ({r.error})" for m, s in there.items() for r in s.rows if r.error][:1]
@@ -229,8 +227,11 @@ def _other_stack(
     if any(rules.joules_per_1k(s, *arm).value is not None for s in there.values()):
         said = _energy(there, arm, envs, reference)
         found.append((Finding(f"{said.lead}, on {other}", said.text), "energy", "energy_j"))
-    return [Finding(said.lead, said.text + _against(there, base, stack, arm, envs, kind, sample))
-            for said, kind, sample in found]  # fmt: skip
+    texts = [said.text + _against(there, base, stack, arm, envs, kind, sample)
+             for said, kind, sample in found]  # fmt: skip
+    if bound := _bound(there, arm, records)[0]:
+        texts[0] += f" Without the prefill, {bound}."
+    return [Finding(said.lead, text) for (said, *_), text in zip(found, texts, strict=True)]
 
 
 def _against(

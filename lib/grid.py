@@ -195,8 +195,13 @@ def build(
     fields: Sequence[str],
     columns: Sequence[Column],
     cells: Callable[[list[Record]], Sequence[Any]],
+    having: str = "",
 ) -> Table:
+    """A row for each group of rows of these kinds, with `cells` of it; with `having`, only for
+    groups in which that kind is."""
     groups = grouped(rows, kinds, fields)
+    if having:
+        groups = {at: g for at, g in groups.items() if any(r.kind == having for r in g)}
     differ, notes = setups((r for g in groups.values() for r in g), environments(rows))
     at = [SETUP.index(d) for d in differ]
     leading = [Column("model", numeric=False), *(Column(d, numeric=False) for d in differ),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lib import decode, forms, gate, records, stats
 from lib.card import computed
@@ -102,12 +102,12 @@ def arm(
     short = min(new_tokens, WARMUP_TOKENS)
     warmup = [timed(generate, ids, short, model.device) for _ in range(WARMUP_CALLS)]
     calls = [timed(generate, ids, new_tokens, model.device) for _ in range(repeats)]
-    if any(prepare_s for _, prepare_s, _ in calls):
+    if any(call.prepare_s for call in calls):
         raise RuntimeError(f"the stack {stack!r} captured or compiled inside a timed call")
-    warmup_s, samples_s = ([call[0] for call in part] for part in (warmup, calls))
+    warmup_s, samples_s = ([call.seconds for call in part] for part in (warmup, calls))
     samples = {"ttft_s" if new_tokens == 1 else "e2e_s": samples_s, "warmup_s": warmup_s}
-    if all(decode_s is not None for _, _, decode_s in calls):
-        samples["decode_s"] = [decode_s for _, _, decode_s in calls]
+    if all(call.decode_s is not None for call in calls):
+        samples["decode_s"] = [call.decode_s for call in calls]
     sizes, missing = computed(
         decode_bytes=lambda: model.card.decode_bytes(context + new_tokens // 2, batch)
     )
@@ -119,7 +119,7 @@ def arm(
         values={
             **model.source,
             "decode_experts": decode.experts_in_decode(model.net, stack),
-            "prepare_s": sum(prepare_s for _, prepare_s, _ in warmup),
+            "prepare_s": sum(call.prepare_s for call in warmup),
             **sizes,
         },
         missing=missing,
@@ -128,13 +128,19 @@ def arm(
     )  # fmt: skip
 
 
-def timed(
-    generate: Any, ids: Any, new_tokens: int, device: Any
-) -> tuple[float, float, float | None]:
-    """Wall seconds of one call, the seconds of it that captures and compilations took, and those
-    of its decode steps by the device's clock where the stack marks them."""
+class Timed(NamedTuple):
+    """Wall seconds of one call, those of it that captures and compilations took, and those of its
+    decode steps by the device's clock where the stack marks them."""
+
+    seconds: float
+    prepare_s: float
+    decode_s: float | None
+
+
+def timed(generate: Any, ids: Any, new_tokens: int, device: Any) -> Timed:
+    """The times of one call; what it returned is let go, so that no cache is held."""
     seconds, out = time_call(lambda: generate(ids, new_tokens), device)
-    return seconds, out.prepare_s, out.decode_s and out.decode_s()
+    return Timed(seconds, out.prepare_s, out.decode_s and out.decode_s())
 
 
 def gated_arm(model: Any, *, stack: str, context: int, seed: int, env_id: str | None,
@@ -261,7 +267,7 @@ def harness_row(
         for name in sorted(samples, reverse=bool(number % 2)):
             start_s = device.clock_s()
             if name == "e2e_s":
-                samples[name].append(timed(generate, ids, new_tokens, device)[0])
+                samples[name].append(timed(generate, ids, new_tokens, device).seconds)
             else:
                 generate(ids, new_tokens)
                 device.synchronize()

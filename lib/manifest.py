@@ -91,15 +91,13 @@ def plan(profile: Profile, out_dir: Path) -> list[Task]:
     once = {n: _task(profile, n, None, out_dir / ALL / n, out_dir)
             for n in profile.notebooks if n in CROSS_MODEL}  # fmt: skip
     tasks = [task for notebook, task in once.items() if notebook in BEFORE_MODELS]
-    for again, choices in ((False, profile.choices), (True, profile.choices[::-1])):
+    again = [n for n in profile.notebooks if n in SECOND_PASS]
+    first = [n for n in profile.notebooks if n not in (*CROSS_MODEL, *SECOND_PASS)]
+    for notebooks, choices in ((first, profile.choices), (again, profile.choices[::-1])):
         for choice in choices:
             folder = out_dir / slug(choice.model) / f"{choice.weights}-{choice.stack}"
-            tasks += [
-                _task(profile, notebook, choice, folder / notebook, folder)
-                for notebook in profile.notebooks
-                if notebook in choice.notebooks and notebook not in CROSS_MODEL
-                and (notebook in SECOND_PASS) == again
-            ]  # fmt: skip
+            tasks += [_task(profile, notebook, choice, folder / notebook, folder)
+                      for notebook in notebooks if notebook in choice.notebooks]  # fmt: skip
     return tasks + [task for notebook, task in once.items() if notebook not in BEFORE_MODELS]
 
 

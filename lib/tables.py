@@ -85,22 +85,17 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     return replace(stats.inverse(slope), records=tuple(map(record_id, calls)))
 
 
-def step_times_s(rows: Sequence[Record]) -> list[float]:
-    """Seconds of a decode step by the device's clock, a value for each call of a captured stack."""
-    return [t / (r.key["new_tokens"] - 1) for r in rows for t in r.samples.get("decode_s") or ()]
-
-
 def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
     """Decode throughput a second way: steps over their time by the device's clock (tok/s).
 
     No slope and no prefill in it, so that noise of the host's does not reach it; what the host
     adds between steps it does see.
     """
-    times = step_times_s(rows)
-    if not times:
+    calls = [r for r in rows if r.samples.get("decode_s")]
+    if not calls:
         return stats.missing("not measured: only captured steps are marked on the device")
-    ids = tuple(record_id(r) for r in rows if r.samples.get("decode_s"))
-    return replace(stats.inverse(stats.median(times)), records=ids)
+    steps = [t / (r.key["new_tokens"] - 1) for r in calls for t in r.samples["decode_s"]]
+    return replace(stats.inverse(stats.median(steps)), records=tuple(map(record_id, calls)))
 
 
 def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:

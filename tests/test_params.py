@@ -93,6 +93,11 @@ def test_a_model_may_differ_in_one_notebook_alone(folder):
 
     assert of_tiny({"contexts": [8, 12]}) == [[8, 16], [8, 12]]
     assert of_tiny(None) == [[8, 16], [8, 16]]
+    data["models"] = [{"name": "tiny", "notebooks": {"mixed": {"dtype": "bfloat16"}}}]
+    data["notebooks"]["mixed"] = {"dtype": "float32"}
+    notebook(folder, "mixed", 'dtype = "bfloat16"')
+    sliced = load(folder, data, dtype="float16")
+    assert sliced.parameters("mixed", sliced.choices[0])["dtype"] == "float16"  # DTYPE= wins
     for own, message in [
         ({"contxts": [8]}, "'memory' of model 'tiny': 'contxts'; did you mean 'contexts'"),
         (8, "section 'memory' of model 'tiny': 8 is no mapping"),
