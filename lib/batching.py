@@ -86,7 +86,7 @@ def _energy(
     model: Any, place: dict[str, Any], new_tokens: Sequence[int], windows: int, window_s: float,
     idle: dict[str, Any], path: Path,
 ) -> list[Record]:  # fmt: skip
-    """Windows of calls of each length in turns, then the same reversed; one trace for all."""
+    """Windows of calls of each length in turns, then the same reversed, one after another."""
     stack, context, batch, seed = (place[n] for n in ("stack", "context", "batch", "seed"))
     cells = [blocks.Cell(context, tokens, windows, "batch-energy") for tokens in new_tokens]
     session = energy.open_session(model, stack, path, seed, place["env_id"], [context],
@@ -94,7 +94,7 @@ def _energy(
     session.values |= idle
     session.call(context, max(new_tokens))()  # captures and compiles before the board must be busy
     order = [cell for cells_in_turn in blocks.plan(cells, seed) for cell in cells_in_turn]
-    energy.measure_round(session, order, f"trace-{stack}-{batch}", window_s)
+    energy.measure_together(session, order, f"trace-{stack}-{batch}", window_s)
     return [energy.row_of(session, cell, found) for cell, found in session.blocks.items()]
 
 

@@ -199,9 +199,28 @@ def measure_round(
     with device.power_trace(uuids=session.gpus) as trace:
         for cell in order:
             prepare(cell)
-            shape = (cell.context, cell.new_tokens)
-            call, lead = session.call(*shape), session.lead(*shape)
-            spans.append(windows.busy(call, lead, device, window_s, rng))
+            spans.append(windows.busy(*_call_and_lead(session, cell), device, window_s, rng))
+    _keep(session, order, spans, trace, name)
+
+
+def measure_together(session: Session, order: Sequence[Cell], name: str, window_s: float) -> None:
+    """The same for cells of about the same power: one lead-in and one lead-out for all."""
+    device, rng = session.model.device, random.Random(f"{session.seed} {name}")
+    with device.power_trace(uuids=session.gpus) as trace:
+        spans = windows.in_turn([_call_and_lead(session, cell) for cell in order], device, window_s,
+                                rng)  # fmt: skip
+    _keep(session, order, spans, trace, name)
+
+
+def _call_and_lead(session: Session, cell: Cell) -> tuple[windows.Call, windows.Call]:
+    shape = (cell.context, cell.new_tokens)
+    return session.call(*shape), session.lead(*shape)
+
+
+def _keep(
+    session: Session, order: Sequence[Cell], spans: Sequence[Span], trace: joules.Trace, name: str
+) -> None:
+    """Save the trace and add to each cell the block that its window is."""
     zero_s = save(session, name, trace)
     for place, (cell, span) in enumerate(zip(order, spans, strict=True)):
         block = judged(session, trace, span, name, place, zero_s)

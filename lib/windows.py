@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,15 +82,31 @@ def busy(call: Call, lead: Call, device: Any, window_s: float, rng: random.Rando
 
     The lead-in starts at a random phase of the readouts' refresh.
     """
+    return in_turn([(call, lead)], device, window_s, rng)[0]
+
+
+def in_turn(
+    calls: Sequence[tuple[Call, Call]], device: Any, window_s: float, rng: random.Random
+) -> list[Span]:
+    """Windows one after another between one lead-in and one lead-out, a (call, lead) for each.
+
+    For calls that draw about the same power: each window is the lead of its neighbours.
+    """
     device.sleep_s(rng.uniform(0.0, 0.1))
-    keep_busy(lead, LEAD_S, device)
+    keep_busy(calls[0][1], LEAD_S, device)
     device.synchronize()
-    calls_s = []
+    spans = [fill(call, device, window_s) for call, _ in calls]
+    keep_busy(calls[-1][1], LEAD_S, device)
+    return spans
+
+
+def fill(call: Call, device: Any, window_s: float) -> Span:
+    """Back-to-back calls until `window_s` is full; at least one."""
+    calls_s: list[tuple[float, float]] = []
     while not calls_s or calls_s[-1][1] - calls_s[0][0] < window_s:
         start_s = device.clock_s()
         time_call(call, device)
         calls_s.append((start_s, device.clock_s()))
-    keep_busy(lead, LEAD_S, device)
     return Span(calls_s[0][0], calls_s[-1][1], tuple(calls_s))
 
 

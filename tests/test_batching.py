@@ -7,7 +7,7 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeCache, FakeDevice
 
-from lib import batching, decode, gate, models, records, stats, tables
+from lib import batching, decode, gate, models, records, stats, tables, windows
 from lib.decode import Decoded
 from lib.device import CpuDevice
 
@@ -95,6 +95,22 @@ def test_the_energy_of_a_batch_is_that_of_the_whole_call(monkeypatch, tmp_path):
     assert stats.line(*zip(*points, strict=True))[1].value == pytest.approx(5.6, rel=0.05)
 
 
+def test_the_windows_of_a_batch_follow_each_other_between_one_lead_in_and_one_lead_out(
+    monkeypatch, tmp_path
+):
+    """Each window ends where the next one starts: short, long, long, short, or the reverse."""
+    _, rows = sweep(monkeypatch, tmp_path, batches=[2])
+    found = records.select(rows, "batch-energy", batch=2)
+    edges = sorted(edge for row in found for edge in zip(
+        row.samples["start_s"], row.samples["stop_s"], strict=True))  # fmt: skip
+    assert len(edges) == 4
+    for (_, stop_s), (start_s, _) in zip(edges, edges[1:], strict=False):
+        assert start_s == pytest.approx(stop_s, abs=1e-3)
+    first = min(found, key=lambda row: min(row.samples["start_s"]))
+    assert max(first.samples["stop_s"]) == edges[-1][1]  # mirrored: a drift falls on both alike
+    assert edges[0][0] >= windows.LEAD_S
+
+
 def test_without_a_counter_energy_is_missing_with_the_reason(monkeypatch, tmp_path):
     _, rows = sweep(monkeypatch, tmp_path, board=False, batches=[1], window_s=0.0)
     for row in records.select(rows, "batch-energy"):
@@ -142,7 +158,7 @@ def test_a_failed_gate_is_about_one_batch_only(monkeypatch, tmp_path):
 
 
 def test_an_error_replaces_no_row_that_was_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(batching.energy, "measure_round", lambda *given: 1 / 0)
+    monkeypatch.setattr(batching.energy, "measure_together", lambda *given: 1 / 0)
     _, rows = sweep(monkeypatch, tmp_path)
     assert [(row.kind, row.key["new_tokens"]) for row in rows] == [
         ("batch", 11), ("batch", 31), ("batch-energy", 11)]  # fmt: skip
