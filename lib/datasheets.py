@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.params import resolve, unknown
-from lib.strict_yaml import ParamsError, read_yaml
+from lib.params import resolve
+from lib.strict_yaml import ParamsError, read_yaml, unknown
 
 FILE = "params/gpus.yaml"
 VALUES = ("memory_bytes_per_s", "bf16_flop_per_s", "memory_bytes", "cache_bytes", "tdp_w")

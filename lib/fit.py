@@ -19,9 +19,10 @@ from typing import Any
 
 from lib.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError
 from lib.forms import FORMS, KEPT, USUAL, held_as
-from lib.params import ParamsError, split, unknown
+from lib.params import ParamsError, split
 from lib.predictions import released_lines
 from lib.roofline import bound_tok_per_s
+from lib.strict_yaml import unknown
 from lib.tally import say
 
 # What a process takes before it holds a tensor: CUDA context, libraries and kernels. nvidia-smi

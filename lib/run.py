@@ -21,6 +21,7 @@ from typing import Any
 from lib import kernels, lease, manifest, merge, params, portable, preflight, staging
 from lib.manifest import Task, short
 from lib.params import ParamsError, Profile
+from lib.signatures import check_parameters, notebook_parameters
 from lib.tally import Tally, say
 
 OFFLINE_PROFILES = ("demo",)
@@ -68,8 +69,8 @@ def run_job(
     that were not measured again are kept, unless `force`. A run that does not end well leaves a
     finished one of before in `.previous/`; an interrupted one leaves it as is.
     """
-    signature = params.notebook_parameters(job.source)
-    values = params.check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
+    signature = notebook_parameters(job.source)
+    values = check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
     stop, old, start = stop or Stop(), manifest.read(job.folder), _now()
     staged = staging.begin(job.folder)
     known = portable.names(job.out)

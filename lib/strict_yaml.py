@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,16 @@ _TRAPS = {
 
 class ParamsError(ValueError):
     """Something in a profile, a slice or a parameter is wrong; the message says how to fix it."""
+
+
+def unknown(kind: str, value: str, known: Iterable[str], *, hint: str = "") -> ParamsError:
+    """An error that names the value, near matches, what is known, and a hint."""
+    known = [str(name) for name in known]
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(value.casefold(), folded, n=2, cutoff=0.5)
+    meant = f"; did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near else "."
+    names = ", ".join(known) or "none"
+    return ParamsError(f"unknown {kind} {value!r}{meant} Known: {names}.{hint and ' ' + hint}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

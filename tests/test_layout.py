@@ -33,7 +33,8 @@ ARROWS = {
     "records": set(),
     "stats": set(),
     "strict_yaml": set(),
-    "params": {"strict_yaml"},
+    "signatures": {"strict_yaml"},
+    "params": {"signatures", "strict_yaml"},
     "prompts": set(),
     "device": {"board", "host", "occupancy", "profiled"},
     "host": set(),
@@ -178,7 +179,8 @@ def test_no_primitive_knows_another_nor_the_reading_side():
         known = closure({name}, lazy=True)
         assert known & PRIMITIVES == {name}
         # A card is plain data that a record holds: both sides read it, and so are traces of power.
-        shared = {"card", "forms", "records", "stats", "params", "strict_yaml", "joules", "gates"}
+        shared = {"card", "forms", "records", "stats", "joules", "gates", "params", "signatures",
+                  "strict_yaml"}  # fmt: skip
         assert known & READING <= shared
 
 

@@ -17,6 +17,7 @@ from bs4 import BeautifulSoup
 
 from lib import kernels, manifest, params, plots, portable, records, report, run
 from lib.device import cpu_name
+from lib.signatures import notebook_parameters
 
 ROOT = params.ROOT
 SOURCES = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -130,7 +131,7 @@ def test_every_profile_gives_every_parameter(name):
     for notebook in profile.notebooks:
         choice = None if notebook in params.CROSS_MODEL else profile.choices[0]
         known = {*profile.parameters(notebook, choice), *params.FILLED_BY_RUNNER}
-        assert known >= params.notebook_parameters(SOURCES[notebook]).keys()
+        assert known >= notebook_parameters(SOURCES[notebook]).keys()
 
 
 def test_the_papers_profile_is_the_papers_study():
@@ -345,7 +346,7 @@ def test_the_report_is_written_and_the_runner_is_content(results):
 
 def test_the_parameters_given_show_in_the_results(results):
     """None of these values is a default of the notebook."""
-    defaults = params.notebook_parameters(SOURCES["latency"])
+    defaults = notebook_parameters(SOURCES["latency"])
     given = results.jobs["latency"].parameters
     assert all(given[name] != defaults[name] for name in ("contexts", "new_tokens", "dtype"))
     nb = results.notebook("latency")
@@ -377,7 +378,7 @@ def test_jupyterlab_opens_on_the_first_notebook():
 
 def test_the_first_notebook_runs_as_it_is(tmp_path):
     """Run All on the released results, which every clone has."""
-    values = params.notebook_parameters(SOURCES["start"])
+    values = notebook_parameters(SOURCES["start"])
     folder = tmp_path / "out" / "_all" / "start"
     job = manifest.Task("start", None, "", "", SOURCES["start"], folder, values)
     told = run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))

@@ -10,6 +10,7 @@ import yaml
 
 from lib import params
 from lib.params import ParamsError
+from lib.signatures import notebook_parameters
 from lib.strict_yaml import read_yaml
 
 LATENCY = """
@@ -232,16 +233,16 @@ def test_yaml_that_is_plain_is_read(tmp_path):
 
 def test_the_parameters_cell_holds_literals_only(folder):
     path = notebook(folder, "x", 'a = -1\nb: list = ["x"]\n')
-    assert params.notebook_parameters(path) == {"a": -1, "b": ["x"]}
+    assert notebook_parameters(path) == {"a": -1, "b": ["x"]}
     for source in ("a = len([])", "a, b = 1, 2", "import os", "a: int"):
         notebook(folder, "x", source)
         with pytest.raises(ParamsError, match="may only assign literals"):
-            params.notebook_parameters(path)
+            notebook_parameters(path)
     notebook(folder, "x", "a = 1", tags=())
     with pytest.raises(ParamsError, match="0 cells are tagged"):
-        params.notebook_parameters(path)
+        notebook_parameters(path)
     with pytest.raises(ParamsError, match="no notebook"):
-        params.notebook_parameters(folder / "none.ipynb")
+        notebook_parameters(folder / "none.ipynb")
 
 
 def test_relative_paths_count_from_the_repository(monkeypatch, tmp_path):
