@@ -24,11 +24,13 @@ RANDOM_NOTE = ("random weights: valid for memory and dense latency; router-depen
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title and unit; `numeric` columns hold estimates."""
+    """A column's title and unit; `numeric` columns hold estimates, `measured` ones those that come
+    from the rows of their group."""
 
     title: str
     unit: str = ""
     numeric: bool = True
+    measured: bool = True
 
     @property
     def header(self) -> str:
@@ -198,7 +200,8 @@ def build(
     having: str = "",
 ) -> Table:
     """A row for each group of rows of these kinds, with `cells` of it; with `having`, only for
-    groups in which that kind is."""
+    groups in which that kind is. Numbers that do not say which rows they come from get the ids of
+    their group."""
     groups = grouped(rows, kinds, fields)
     if having:
         groups = {at: g for at, g in groups.items() if any(r.kind == having for r in g)}
@@ -207,10 +210,22 @@ def build(
     leading = [Column("model", numeric=False), *(Column(d, numeric=False) for d in differ),
                *(Column(f.replace("_", " "), numeric=False) for f in fields)]  # fmt: skip
     built = tuple(
-        (model, *(setup[i] for i in at), *values, *cells(group))
+        (model, *(setup[i] for i in at), *values, *_behind(columns, cells(group), group))
         for (model, setup, *values), group in groups.items()
     )
     return Table(name, title, (*leading, *columns), built, tuple(notes))
+
+
+def _behind(columns: Sequence[Column], cells: Sequence[Any], group: Sequence[Record]) -> list[Any]:
+    if not cells:  # a group without a row
+        return []
+    ids = tuple(dict.fromkeys(record_id(row) for row in group))
+
+    def known(column: Column, cell: Any) -> Any:
+        found = isinstance(cell, Estimate) and cell.value is not None
+        return replace(cell, records=cell.records or ids) if found and column.measured else cell
+
+    return [known(*pair) for pair in zip(columns, cells, strict=True)]
 
 
 def markdown(table: Table) -> str:

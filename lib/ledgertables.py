@@ -143,7 +143,7 @@ def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = N
                 row.value("peak_in") or "–")  # fmt: skip
 
     shown = ("kv", "logits", "experts")
-    columns = [Column("published", "MiB"), Column("peak above baseline", "MiB"),
+    columns = [Column("published", "MiB", measured=False), Column("peak above baseline", "MiB"),
                Column("measured / published"), Column("predicted", "MiB"),
                *(Column(PARTS[n], "MiB") for n in shown), Column("rest", "MiB"),
                Column("peak in", numeric=False)]  # fmt: skip

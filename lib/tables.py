@@ -251,7 +251,8 @@ def _ablation_row(row: Record, base: Record, changed: str, setup: Sequence[str])
         return (*start, stats.missing(time_s.reason), time_s.reason)
     if row is base:
         return (*start, Estimate(1.0, n=rate.n, method="the base arm"), "base arm")
-    ratio = stats.ratio(base.samples.get("e2e_s") or [], row.samples["e2e_s"])
+    ratio = replace(stats.ratio(base.samples.get("e2e_s") or [], row.samples["e2e_s"]),
+                    records=(record_id(row), record_id(base)))  # fmt: skip
     resolved = ratio.resolved_from(1.0)
     if resolved is None:
         verdict = ratio.reason or "no interval"

@@ -168,6 +168,22 @@ def test_each_number_of_the_papers_tables_names_its_records(paper, soup):
     assert "memory" in peak and "peak_bytes" in peak
 
 
+def test_each_number_of_a_grid_names_its_records(soup):
+    """A published number comes from no record, nor does the 1 of the arm that others are over, nor
+    what the measuring cost, which manifests tell."""
+    of_no_record = ("published", "the base arm", "clock")
+    listed = {tr["id"] for tr in soup.select("#records tbody tr")}
+    without = {}
+    for grid in soup.select("figure.table[id^=grid-]"):
+        for cell in grid.select("td[data-n]"):
+            ids = cell.get("data-records", "").split()
+            assert all(f"record-{name}" in listed for name in ids)
+            if not ids and cell["data-method"] not in of_no_record:
+                at = len(cell.find_previous_siblings())
+                without.setdefault(grid["id"], set()).add(text_of(grid, f'th[data-col="{at}"]'))
+    assert without == {}
+
+
 def test_a_record_names_its_file(paper, soup):
     links = [a["href"] for a in soup.select("#records tbody a")]
     assert links and all((paper / unquote(link)).name == "records.jsonl" for link in links)
