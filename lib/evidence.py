@@ -196,12 +196,17 @@ def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
         return stats.missing("not measured: no model card among the rows")
     if not realised or not card.value("experts"):
         return exact(card.value("active_params"), judge.COUNTED)
-    traces = select(series.rows, "trace")
-    row = series.one("trace", context=e.arm[0]) or next(reversed(traces), None)
+    row = traced(e, series)
     if row is None or row.value("active_params_realised") is None:
         why = (row.error or row.missing.get("active_params_realised")) if row else None
         return stats.missing(f"not measured: {why or 'no trace of a decode step'}")
     return exact(row.value("active_params_realised"), judge.COUNTED)
+
+
+def traced(e: Evidence, series: Series) -> Record | None:
+    """The trace at the headline context, else that at another: which experts a step uses does not
+    depend on it."""
+    return series.one("trace", context=e.arm[0]) or series.one("trace")
 
 
 def decode_share(e: Evidence, m: Map, model: str) -> float | None:

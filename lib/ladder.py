@@ -138,20 +138,27 @@ def _bytes(e: Evidence, other: str) -> list[Rung]:
 def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estimate:
     """1 / bytes that a decode step reads at the headline arm: steps a second at one byte a second.
 
-    By architecture the bytes lie with the timed row; as traced, with the trace of the model.
+    By architecture the bytes lie with the timed row; as traced, they are these and what a step was
+    traced to read beyond its architecture.
     """
-    series = m[model]
-    if not series.rows:
-        return stats.missing(series.reason)
-    row, name = series.one("latency", context=e.arm[0], new_tokens=e.arm[1]), "decode_bytes"
+    if not m[model].rows:
+        return stats.missing(m[model].reason)
+    row, name = e.base[model].one("latency", context=e.arm[0], new_tokens=e.arm[1]), "decode_bytes"
+    size = row.value(name) if row else None
+    if not size:
+        return stats.missing(_why(row, name) or f"not measured: no {name} at {e.arm[0]} tokens")
     if realised:
-        row, name = series.one("trace", context=e.arm[0]), "decode_bytes_realised"
-        if row is None:
-            return stats.missing("not measured: no trace of a decode step")
-    if row is None or not row.value(name):
-        why = row.error or row.missing.get(name) if row else None
-        return stats.missing(f"not measured: {why or f'no {name} at {e.arm[0]} tokens'}")
-    return stats.inverse(evidence.exact(row.value(name), judge.COUNTED))
+        row, name = evidence.traced(e, m[model]), "decode_bytes_realised"
+        if row is None or None in (row.value(name), row.value("decode_bytes")):
+            return stats.missing(_why(row, name) or "not measured: no trace of a decode step")
+        size += row.value(name) - row.value("decode_bytes")
+    return stats.inverse(evidence.exact(size, judge.COUNTED))
+
+
+def _why(row: Record | None, name: str) -> str:
+    """Why a row has no such value, where it says so."""
+    why = (row.error or row.missing.get(name)) if row else None
+    return f"not measured: {why}" if why else ""
 
 
 def table(found: Sequence[Rung], study: Published, other: str | None = None) -> Table:

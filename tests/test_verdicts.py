@@ -320,10 +320,15 @@ def test_a_table_for_a_notebook():
 # --- the ladder
 
 
+def with_bytes(rows, more=0):
+    """Each call with the bytes of a step by its model's architecture, those of the trace + more."""
+    bytes_of = {m: sample.trace(m, ENV.env_id).values["decode_bytes"] for m in sample.FACTORS}
+    return [replace(r, values=r.values | {"decode_bytes": bytes_of[r.key["model"]] + more})
+            if r.kind == "latency" else r for r in rows]  # fmt: skip
+
+
 def test_the_rungs_of_the_ladder():
-    rows = [replace(r, values=r.values | {"decode_bytes": 5e9 * 8 ** ("qwen" in r.key["model"])})
-            if r.kind == "latency" else r for r in all_rows()]  # fmt: skip
-    rungs = ladder.rungs(rows, study())
+    rungs = ladder.rungs(with_bytes(all_rows()), study())
     found = [r.ratio.value for r in rungs]
     assert found[0] == pytest.approx(31.27 / 23.73)
     assert found[1] == pytest.approx(1.4829, abs=1e-4)  # 39.70 / 26.77 tok/s
@@ -343,12 +348,20 @@ def test_bytes_with_every_expert_need_only_its_trace():
     """40 GB with every expert against 20 GB of Qwen: half as many steps a second."""
     own = sample.trace("gpt-oss-20b", ENV.env_id)
     own = replace(own, key=own.key | {"experts": "all_experts"},
-                  values={"decode_bytes_realised": 40_000_000_000})  # fmt: skip
+                  values=own.values | {"decode_bytes_realised": 40_000_000_000})  # fmt: skip
     traces = [sample.trace(m, ENV.env_id) for m in sample.FACTORS]
-    rungs = ladder.rungs([*base_rows(), *traces, own], study())
+    rungs = ladder.rungs([*with_bytes(base_rows()), *traces, own], study())
     assert [r.ratio.value for r in rungs[7:9]] == pytest.approx([0.5, 2])
     assert rungs[2].ratio.value is None  # a trace is no call
     assert "with every" not in of([*base_rows(), *traces, own], "throughput-vs-qwen").cause
+
+
+def test_a_trace_at_another_context_serves_too():
+    """0.5 GB of cache more than in the trace: 10.5 GB against 20.5 GB; 3 against 20.5 by shape."""
+    traces = [sample.trace(m, ENV.env_id) for m in sample.FACTORS]
+    short = [replace(t, key=t.key | {"context": 128}) for t in traces]
+    rungs = ladder.rungs([*with_bytes(base_rows(), 500_000_000), *short], study())
+    assert [r.ratio.value for r in rungs[8:]] == pytest.approx([20.5 / 10.5, 20.5 / 3])
 
 
 def test_a_ladder_without_rows_keeps_the_papers_rungs_and_says_why():
