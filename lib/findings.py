@@ -197,8 +197,9 @@ def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> tuple[str, str]:
             sources.add(found.limits.read_from)
             stated = found.mbu(realised=False, datasheet=True).value
             more = f", {stated:.0%} by the datasheet" if stated else ""
-            parts.append(f"{model} decodes {short(found.steps_per_s.value)} of "
-                         f"{short(found.bound_per_s)} tok/s ({share:.0%}{more})")  # fmt: skip
+            rate = f"{short(found.steps_per_s.value)} {interval(found.steps_per_s)}".strip()
+            parts.append(f"{model} decodes {rate} of {short(found.bound_per_s)} tok/s "
+                         f"({share:.0%}{more})")  # fmt: skip
     if not parts:
         return "", ""
     bandwidth = "copy bandwidth" if sources == {"copy"} else "best read stream"

@@ -42,7 +42,6 @@ def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Es
 
 def latency(rows: Sequence[Record]) -> Table:
     """TTFT, end-to-end time, output and decode throughput, ITL: per model and context."""
-
     greedy = [r for r in rows if r.key.get("decoding") in ("greedy", None)]
     marked = any(r.kind == "latency" and r.samples.get("decode_s") for r in greedy)
 
@@ -65,8 +64,20 @@ def latency(rows: Sequence[Record]) -> Table:
                Column("decode throughput", "tok/s"),
                *([Column("decode by device clock", "tok/s")] if marked else []),
                Column("ITL", "ms")]  # fmt: skip
-    return build("latency", "Latency and throughput", greedy, ("latency", "itl"), ("context",),
-                  columns, cells)  # fmt: skip
+    made = build("latency", "Latency and throughput", greedy, ("latency", "itl"), ("context",),
+                 columns, cells)  # fmt: skip
+    return replace(made, notes=(*made.notes, *_slower_when_longer(made)))
+
+
+def _slower_when_longer(table: Table) -> list[str]:
+    """What no prefill can cause: a token takes more time in long calls than in short ones."""
+    titles = [column.title for column in table.columns]
+    whole, decode = (titles.index(f"{what} throughput") for what in ("output", "decode"))
+    rates = [(row[whole].value, row[decode].value) for row in table.rows]
+    slower = sum(None not in pair and pair[1] < pair[0] for pair in rates)
+    said = (f"decode throughput below output throughput in {slower} of {len(rates)} rows: long "
+            "calls took more for a token, which no prefill causes; the host did not keep its speed")
+    return [said] if slower else []
 
 
 def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:

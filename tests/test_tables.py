@@ -388,6 +388,16 @@ def test_a_slope_leads_to_every_row_that_it_joins():
     assert found.records == (record_id(eleven), record_id(twenty))
 
 
+def test_a_host_that_slows_down_in_long_calls_is_told_from_a_prefill():
+    """10 tokens in 1 s and 20 in 1.9 s: a prefill. 20 in 2.5 s: each of them took longer."""
+    key = {"model": "m", "context": 512, "decoding": "greedy", "stack": "hf-eager"}
+    ten = Record("latency", key | {"new_tokens": 10}, {"e2e_s": [1.0] * 6})
+    for seconds, said in ((1.9, 0), (2.5, 1)):
+        twenty = Record("latency", key | {"new_tokens": 20}, {"e2e_s": [seconds] * 6})
+        notes = tables.latency([ten, twenty]).notes
+        assert sum("in 1 of 1 rows: long calls" in note for note in notes) == said
+
+
 def test_decoding_far_below_its_bound_is_said_in_the_abstract():
     text = bound_finding(bounded(2.0))  # 10 tokens in 1 s; 1 GB a step allows 100 tok/s
     assert text.startswith("m decodes 10.00 of 100.0 tok/s (10%): what reading a step's bytes")
