@@ -20,7 +20,8 @@ KINDS = ("batch", "batch-energy")
 FIELDS = ("context", "batch")
 GAIN = 1.5
 RULE = ("knee: the largest batch up to which each doubling of the batch raised the throughput of "
-        f"all sequences at least {GAIN:g} times")  # fmt: skip
+        f"all sequences at least {GAIN:g} times, or by so noisy a factor that this is not excluded "
+        "and a further doubling decides")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,24 @@ class Knee:
 
 
 def knee(line: Sequence[Point]) -> Knee:
-    """The knee of one line (RULE); the first doubling that raises by less ends the search."""
+    """The knee of one line (RULE); the first doubling that surely raises by less ends the search.
+
+    One that may have raised by less is the knee if no further doubling paid.
+    """
     rates = {p.batch: p.total for p in line if p.total.value is not None}
     batch, gain = min(rates, default=0), stats.missing("no batch and its double were measured")
+    doubtful: Knee | None = None
     while rates and 2 * batch in rates:
         gain = stats.quotient(rates[2 * batch], rates[batch])
-        if gain.value < GAIN:
+        if gain.value >= GAIN:
+            doubtful = None
+        elif gain.resolved_from(GAIN):
             return Knee(batch, gain)
+        else:
+            doubtful = doubtful or Knee(batch, gain)
         batch *= 2
+    if doubtful:
+        return doubtful
     failed = next((f"; batch {p.batch} failed" for p in line if p.error and p.batch > batch), "")
     last = f"doubling to {batch} still raised it {short(gain.value)} times" if gain.value else (
         gain.reason)  # fmt: skip

@@ -13,7 +13,7 @@ from sample_records import key
 
 from lib import batchclaims, batches, batchplots, plots
 from lib.grid import frame
-from lib.records import Record, environment_record
+from lib.records import Record, environment_record, select
 
 ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
 RATES = {1: 100.0, 2: 190.0, 4: 350.0, 8: 500.0, 16: 560.0}
@@ -124,6 +124,17 @@ def test_the_knee_is_where_doubling_pays_less():
 
 def test_a_later_doubling_does_not_move_the_knee():
     assert batches.knee(batches.points(line(RATES | {32: 1200.0}))).batch == 4
+
+
+def test_a_doubling_that_noise_hides_is_no_knee_where_a_further_one_pays():
+    """260/190 = 1.37, give or take a third; then 700/260 = 2.7 pays, and 800/700 surely not."""
+    noisy = line({4: 260.0})
+    for row in select(noisy, "batch"):
+        row.samples["e2e_s"] = [f * t for t in row.samples["e2e_s"] for f in (0.7, 1, 1.3)]
+    rows = [*line({1: 100.0, 2: 190.0}), *noisy]
+    ends = batches.knee(batches.points(rows))
+    assert ends.batch == 2 and not ends.gain.resolved_from(batches.GAIN)
+    assert batches.knee(batches.points([*rows, *line({8: 700.0, 16: 800.0})])).batch == 8
 
 
 def test_no_doubling_paid():
