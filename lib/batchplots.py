@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from lib import batchclaims, batches
 from lib.batches import Point
 from lib.markup import grid_html
-from lib.plots import axes, color, html, labelled, style
+from lib.plots import axes, color, html, labelled, logarithmic, style
 from lib.records import Record
 from lib.stats import Estimate
 
@@ -43,7 +43,7 @@ def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     labelled(ax, "Throughput of all sequences against batch", "batch (sequences)",
              "tokens per second")  # fmt: skip
     if sizes:  # doublings are the same distance everywhere
-        _logarithmic(ax)
+        logarithmic(ax)
         ax.set_xscale("log", base=2)
         ax.set_xticks(sorted(sizes), [str(size) for size in sorted(sizes)])
     return ax
@@ -70,7 +70,7 @@ def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     labelled(ax, "Speed for a user against energy", "tokens per second for each user",
              "tokens per joule, decode (GPU board)")  # fmt: skip
     if drawn:
-        _logarithmic(ax)
+        logarithmic(ax)
     return ax
 
 
@@ -107,9 +107,3 @@ def _whiskers(ax: Axes, point: Point, shade: Any) -> None:
         ax.plot(span, [y, y], lw=3, alpha=0.15, color=shade)
     if span := ends(point.tokens_per_j):
         ax.plot([x, x], span, lw=3, alpha=0.15, color=shade)
-
-
-def _logarithmic(ax: Axes) -> None:
-    ax.set_yscale("log")
-    ax.autoscale(axis="y")
-    ax.yaxis.set_major_formatter("{x:g}")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from lib import machine, roofline
 from lib.groups import named
-from lib.plots import PALETTE, axes, color, labelled, style
+from lib.plots import PALETTE, axes, color, labelled, logarithmic, style
 from lib.records import Record, select
 
 
@@ -36,9 +36,7 @@ def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
                     ":", color=shade, label=f"{label}, bound")  # fmt: skip
     labelled(ax, "Decode throughput under its bound", "context (tokens)", "tokens per second")
     if groups:  # a share of the bound is the same distance everywhere
-        ax.set_yscale("log")
-        ax.autoscale(axis="y")
-        ax.yaxis.set_major_formatter("{x:g}")
+        logarithmic(ax)
     return ax
 
 

@@ -32,9 +32,10 @@ class Rung:
     origin: str  # "paper", "measured" or "bytes"
 
 
-def reads(records: Sequence[Record]) -> list[Record]:
+def reads(records: Sequence[Record], study: Published) -> list[Record]:
     """The rows that rungs are made of, for a caption."""
-    return [record for record in records if record.kind in KINDS]
+    stacks = (None, study.data["stack"], *evidence.DEVICE_BOUND)
+    return [r for r in records if r.kind in KINDS and r.key.get("stack") in stacks]
 
 
 def rungs(records: Sequence[Record], study: Published, other: str | None = None) -> list[Rung]:

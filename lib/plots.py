@@ -18,6 +18,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from lib import params, stats, tables
 from lib.groups import Group, by_setup
@@ -213,6 +214,15 @@ def points_and_line(ax: Axes, group: Group, rows: Sequence[Record],
     if medians:
         ax.plot(contexts, medians, ls=style(group.place), color=shade, label=f"{group.label}{what}",
                 **({"marker": "."} | drawn))  # fmt: skip
+
+
+def logarithmic(ax: Axes) -> None:
+    """A logarithmic axis of values whose ticks are plain numbers: 20, 50, 100."""
+    ax.set_yscale("log")
+    ax.autoscale(axis="y")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
 
 
 def labelled(ax: Axes, title: str, x: str, y: str, legend: bool = True) -> Axes:

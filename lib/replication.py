@@ -49,7 +49,7 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
     tables = [ladder.table(rungs, study), rankings.table(orders)]
     files = [*verdicts.write_csv(entries, out_dir), *governance.write_csv(study, out_dir),
              *(_write(table, out_dir) for table in tables)]  # fmt: skip
-    picture = plots.html(plots.ladder(rungs, tables[0].title), ladder.reads(mine))
+    picture = plots.html(plots.ladder(rungs, tables[0].title), ladder.reads(mine, study))
     return Part(
         ladder=picture + grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
         rankings=rankings_html(tables[1]),

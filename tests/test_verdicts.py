@@ -374,10 +374,13 @@ def test_a_ladder_without_rows_keeps_the_papers_rungs_and_says_why():
 def test_a_ladder_reads_what_its_caption_is_about_and_nothing_else():
     half = Record("ablation-precision", sample.key("gpt-oss-20b") | {"dtype": "float16"},
                   {"e2e_s": [1.0] * 6}, env_id=ENV.env_id)  # fmt: skip
-    rows = [*all_rows(), *(sample.trace(m, ENV.env_id) for m in sample.FACTORS), half]
-    read = ladder.reads(rows)
+    static = [replace(r, key=r.key | {"stack": "hf-static"}) for r in sample.latency(
+              "gpt-oss-20b", ENV.env_id, (2048,))]  # fmt: skip
+    rows = [*all_rows(), *(sample.trace(m, ENV.env_id) for m in sample.FACTORS), half, *static]
+    read = ladder.reads(rows, study())
     assert ladder.rungs(read, study()) == ladder.rungs(rows, study()) and half not in read
-    assert ", float16," in plots.caption(rows) and ", float16," not in plots.caption(read)
+    for other in (", float16,", "hf-static"):
+        assert other in plots.caption(rows) and other not in plots.caption(read)
 
 
 def test_the_figure_shows_every_rung_or_its_reason():
