@@ -72,6 +72,11 @@ def ladder_figure(records: Sequence[Record]) -> Axes:
     return plots.ladder(rungs, ladder.table(rungs, study).title)
 
 
+def ladder_rows(records: Sequence[Record]) -> list[Record]:
+    """The rows that the rungs are made of, for the figure's caption in a notebook."""
+    return ladder.reads(records, published.load())
+
+
 def ladder_text(records: Sequence[Record]) -> str:
     """The rungs of the ladder with their causes as Markdown, for a notebook."""
     study = published.load()
