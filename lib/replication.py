@@ -66,15 +66,15 @@ def ledger_text(records: Sequence[Record]) -> str:
 
 
 def ladder_figure(records: Sequence[Record]) -> Axes:
-    """The ratio ladder as a figure, for a notebook."""
+    """The ratio ladder as a figure."""
     study = published.load()
     rungs = ladder.rungs(records, study)
     return plots.ladder(rungs, ladder.table(rungs, study).title)
 
 
-def ladder_rows(records: Sequence[Record]) -> list[Record]:
-    """The rows that the rungs are made of, for the figure's caption in a notebook."""
-    return ladder.reads(records, published.load())
+def show_ladder(records: Sequence[Record]) -> None:
+    """The ratio ladder with its caption, in a notebook."""
+    plots.show(ladder_figure(records), ladder.reads(records, published.load()))
 
 
 def ladder_text(records: Sequence[Record]) -> str:
