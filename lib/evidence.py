@@ -198,9 +198,14 @@ def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
         return exact(card.value("active_params"), judge.COUNTED)
     row = traced(e, series)
     if row is None or row.value("active_params_realised") is None:
-        why = (row.error or row.missing.get("active_params_realised")) if row else None
-        return stats.missing(f"not measured: {why or 'no trace of a decode step'}")
+        return untold(row, "active_params_realised", "no trace of a decode step")
     return exact(row.value("active_params_realised"), judge.COUNTED)
+
+
+def untold(row: Record | None, name: str, otherwise: str) -> Estimate:
+    """Why a row has no such value, by its own words where it says so."""
+    why = (row.error or row.missing.get(name)) if row else None
+    return stats.missing(f"not measured: {why or otherwise}")
 
 
 def traced(e: Evidence, series: Series) -> Record | None:

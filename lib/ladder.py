@@ -147,19 +147,13 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estim
     row, name = e.base[model].one("latency", context=e.arm[0], new_tokens=e.arm[1]), "decode_bytes"
     size = row.value(name) if row else None
     if not size:
-        return stats.missing(_why(row, name) or f"not measured: no {name} at {e.arm[0]} tokens")
+        return evidence.untold(row, name, f"no {name} at {e.arm[0]} tokens")
     if realised:
         row, name = evidence.traced(e, m[model]), "decode_bytes_realised"
         if row is None or None in (row.value(name), row.value("decode_bytes")):
-            return stats.missing(_why(row, name) or "not measured: no trace of a decode step")
+            return evidence.untold(row, name, "no trace of a decode step")
         size += row.value(name) - row.value("decode_bytes")
     return stats.inverse(evidence.exact(size, judge.COUNTED))
-
-
-def _why(row: Record | None, name: str) -> str:
-    """Why a row has no such value, where it says so."""
-    why = (row.error or row.missing.get(name)) if row else None
-    return f"not measured: {why}" if why else ""
 
 
 def table(found: Sequence[Rung], study: Published, other: str | None = None) -> Table:
