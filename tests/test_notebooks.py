@@ -136,7 +136,13 @@ def test_every_profile_gives_every_parameter(name):
 
 def test_the_papers_profile_is_the_papers_study():
     profile = params.profile("paper")
-    assert [c.model for c in profile.choices] == ["gpt-oss-20b", "Qwen3-32B", "Yi-34B"]
+    models = ["gpt-oss-20b", "Qwen3-32B", "Yi-34B"]
+    assert [c.model for c in profile.choices if c.stack == "hf-eager"] == models
+    # Again for energy where the GPU sets the pace.
+    bound = [c for c in profile.choices if c.stack == "graph-compiled"]
+    assert [c.model for c in bound] == models
+    assert [list(c.notebooks) for c in bound] == [["energy"]] * 3
+    assert profile.parameters("energy", bound[0])["repeats"] >= 5
     given = profile.parameters("latency", profile.choices[0])
     assert given["contexts"] == [128, 512, 1024, 2048]
     assert (given["new_tokens"][0], given["repeats"]) == (64, 10)

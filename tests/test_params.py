@@ -107,6 +107,27 @@ def test_a_model_may_differ_in_one_notebook_alone(folder):
             of_tiny(own)
 
 
+def test_a_model_may_be_listed_again_with_another_stack(folder):
+    again = {"name": "tiny", "stack": "graph", "notebooks": {"latency": {"repeats": 5}}}
+    data = {**GOOD, "models": ["tiny", again]}
+    profile = load(folder, data)
+    assert [c.stack for c in profile.choices] == ["hf-eager", "graph"]
+    assert {c.model for c in profile.choices} == {"tiny"}
+    assert [profile.parameters("latency", c)["repeats"] for c in profile.choices] == [2, 5]
+    assert profile.parameters("latency", profile.choices[1])["stack"] == "graph"
+    # STACK= asks for a stack of the model, so that its main entry is the one meant.
+    (sliced,) = load(folder, data, stack="graph").choices
+    assert (sliced.stack, profile.parameters("latency", sliced)["repeats"]) == ("graph", 2)
+    # NOTEBOOKS= may ask the model for what it does not list, but not its further entries.
+    notebook(folder, "memory", "repeats = 1")
+    data["notebooks"] = {**GOOD["notebooks"], "memory": None}
+    assert [c.stack for c in load(folder, data, notebooks="memory").choices] == ["hf-eager"]
+    assert len(load(folder, data, notebooks="latency").choices) == 2
+    with pytest.raises(ParamsError, match="lists model 'tiny' twice with weights 'random' and "
+                                          "stack 'hf-eager': join"):  # fmt: skip
+        load(folder, {**GOOD, "models": ["tiny", {"name": "tiny", "repeats": 1}]})
+
+
 def test_slices_choose_and_multiply(folder):
     profile = load(folder, models="other, tiny", weights="random checkpoint", notebooks="latency")
     pairs = [(choice.model, choice.weights) for choice in profile.choices]
