@@ -267,6 +267,20 @@ def sampler_disturbs(ratio: Estimate) -> Gate:
     return Gate(code, "unknown", ratio.value - 1, f"{text}: not resolved to {limit:.0%} here")
 
 
+def repeated(alarm: Gate, fresh: Gate) -> Gate:
+    """What an alarm of `sampler_disturbs` and the same check on fresh pairs say together.
+
+    It is invalid where the fresh pairs say the same. On a noisy host a few pairs raise an alarm
+    once in some twenty sessions by chance, and twice in the same direction hardly ever.
+    """
+    found = fresh.level == "invalid"
+    same = found and (fresh.value > 0) == (alarm.value > 0)
+    level = "unknown" if found and not same else fresh.level
+    said = "the same" if same else "not the same"
+    text = f"{fresh.text}; {said} as {alarm.value:+.1%} found before, which these pairs check"
+    return Gate(alarm.code, level, fresh.value, text)
+
+
 def as_dicts(gates: Sequence[Gate]) -> list[dict[str, Any]]:
     """For a record."""
     return [asdict(gate) for gate in gates]
