@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib import joules, stats
+from lib.grid import sampled
 from lib.groups import Group, by_setup
 from lib.records import Record
 from lib.stats import Estimate
@@ -42,6 +43,22 @@ def net_j(row: Record) -> tuple[list[float], str]:
         return [j - idle_w * s for j, s in zip(gross, times, strict=True)], ""
     reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
     return [], f"not measured: {reason}"
+
+
+def net(row: Record, factor: float) -> Estimate:
+    """Net energy of a call, scaled; an Estimate may not be scaled where it is negative."""
+    values, reason = net_j(row)
+    return stats.median([factor * v for v in values]) if values else stats.missing(reason)
+
+
+def power_w(row: Record) -> Estimate:
+    """Mean power over all blocks: their energy over their time."""
+    joules_, seconds = row.value("window_energy_j"), row.value("window_s")
+    if joules_ is None or not seconds:
+        return stats.missing(sampled([row], "energy_j").reason or "not measured: no window")
+    n = len(row.samples.get("energy_j") or ()) or 1
+    return Estimate(joules_ / seconds, n=n, method="energy of all calls / their time",
+                    reason="a total, no interval")  # fmt: skip
 
 
 def split(rows: Sequence[Record], kinds: Sequence[str] = LENGTHS) -> tuple[Estimate, Estimate]:

@@ -18,8 +18,12 @@ LEVELS = ("ok", "unknown", "warn", "invalid")
 
 
 def plain(rows: list[dict[str, Any]], reason: str = "") -> pd.DataFrame:
-    """Rows as a DataFrame without row numbers, or one row with the reason why there are none."""
+    """Rows as a DataFrame without row numbers, or one row with the reason why there are none.
+
+    A value that a row does not have is "-".
+    """
     made = pd.DataFrame(rows or [{"missing": reason}])
+    made = made.astype(object).where(made.notna(), "-")
     made.index = pd.Index([""] * len(made))
     return made
 

@@ -139,11 +139,6 @@ def _gpu(row: Record, envs: dict) -> Any:
     return envs.get(row.env_id or "", {}).get("gpu")
 
 
-def exact(value: float, method: str) -> Estimate:
-    """A count or one reading, which has no sampling error."""
-    return Estimate(value, n=1, method=method, reason="one reading, no interval")
-
-
 # --- one model
 
 
@@ -182,7 +177,7 @@ def reading(e: Evidence, m: Map, model: str, name: str, kind: str = "memory-pape
     values = [row.value(n) for n in names]
     if None in values:
         return stats.missing(f"not measured: {row.missing.get(names[0], f'no {name}')}")
-    return exact(values[0] - sum(values[1:]), judge.READING)
+    return stats.exact(values[0] - sum(values[1:]), judge.READING)
 
 
 def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
@@ -195,11 +190,11 @@ def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
     if card is None or card.value("active_params") is None:
         return stats.missing("not measured: no model card among the rows")
     if not realised or not card.value("experts"):
-        return exact(card.value("active_params"), judge.COUNTED)
+        return stats.exact(card.value("active_params"), judge.COUNTED)
     row = traced(e, series)
     if row is None or row.value("active_params_realised") is None:
         return untold(row, "active_params_realised", "no trace of a decode step")
-    return exact(row.value("active_params_realised"), judge.COUNTED)
+    return stats.exact(row.value("active_params_realised"), judge.COUNTED)
 
 
 def untold(row: Record | None, name: str, otherwise: str) -> Estimate:
@@ -277,7 +272,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     for side in (a, b):
         if side.value is None:
             return stats.missing(side.reason)
-    return exact(a.value - b.value, judge.DIFFERENCE)
+    return stats.exact(a.value - b.value, judge.DIFFERENCE)
 
 
 def lower_pct(ratio: Estimate) -> Estimate:

@@ -113,6 +113,10 @@ def frame(table: Table, digits: int = 4) -> pd.DataFrame:
     """
     made = pd.DataFrame([_line(table.columns, row, digits) for row in table.rows])
     made.index = pd.Index([""] * len(made))  # a row number says nothing
+    for name in made.select_dtypes("float"):  # 6473 rather than 6473.0
+        known = made[name].dropna()
+        if len(known) and ((known.abs() >= 1000) & (known % 1 == 0)).all():
+            made[name] = made[name].astype("Int64")
     optional = [c for c in made.columns if c.endswith(" 95 %") or c in ("n", "missing")]
     return made.drop(columns=[c for c in optional if not made[c].astype(bool).any()])
 
@@ -129,14 +133,14 @@ def _line(columns: Sequence[Column], row: Sequence[Any], digits: int) -> dict[st
         line[f"{column.title} 95 %"] = interval(cell)
         if cell.value is None:
             reasons.append(f"{column.title}: {cell.reason}")
-        elif cell.n > 1:
+        elif stats.is_sampled(cell):
             counts[column.title] = cell.n
     return line | {"n": _repetitions(counts), "missing": "; ".join(reasons)}
 
 
 def _repetitions(counts: dict[str, int]) -> str:
-    """The commonest n, then the columns that have another: "6; ITL 30"."""
-    if not counts:
+    """The commonest n, then the columns that have another: "6; ITL 30"; empty if all are 1."""
+    if max(counts.values(), default=1) == 1:
         return ""
     usual = Counter(counts.values()).most_common(1)[0][0]
     others = [f"{title} {n}" for title, n in counts.items() if n != usual]

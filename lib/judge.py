@@ -19,7 +19,7 @@ REPRODUCED, DIRECTION = "reproduced", "direction only"
 NOT, UNTESTABLE = "not reproduced", "not testable"
 WORDS = (REPRODUCED, DIRECTION, NOT, UNTESTABLE)
 # Estimates by these methods have no sampling error, so that they need no interval.
-COUNTED, READING = "counted", "single reading"
+COUNTED, READING = "counted", "single reading"  # the latter is what `stats.exact` says
 DIFFERENCE, QUOTIENT = "difference of single readings", "ratio of single readings"
 FILES = "read in the study's files"
 EXACT = frozenset({COUNTED, READING, DIFFERENCE, QUOTIENT, FILES})

@@ -153,7 +153,7 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estim
         if row is None or None in (row.value(name), row.value("decode_bytes")):
             return evidence.untold(row, name, "no trace of a decode step")
         size += row.value(name) - row.value("decode_bytes")
-    return stats.inverse(evidence.exact(size, judge.COUNTED))
+    return stats.inverse(stats.exact(size, judge.COUNTED))
 
 
 def table(found: Sequence[Rung], study: Published, other: str | None = None) -> Table:

@@ -34,7 +34,7 @@ def read(size: float | None, reason: str, factor: float = 1.0) -> Estimate:
     """One reading in another unit, or why there is none."""
     if size is None:
         return stats.missing(f"not measured: {reason}")
-    return Estimate(size * factor, n=1, method="single reading", reason="one reading, no interval")
+    return stats.exact(size * factor)
 
 
 def _unit(rows: Sequence[Record]) -> tuple[str, float]:

@@ -205,8 +205,7 @@ def _estimate(row: Record, name: str, factor: float) -> Estimate:
     if name in SAMPLED and _samples(row, name):
         return stats.scaled(stats.median(_samples(row, name)), factor)
     if name in READ and row.value(name) is not None:
-        return Estimate(row.values[name] * factor, n=1, method="single reading",
-                        reason="one reading, no interval")  # fmt: skip
+        return stats.exact(row.values[name] * factor)
     return stats.missing(row.missing.get(name) or "not measured")
 
 

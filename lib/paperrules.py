@@ -175,7 +175,7 @@ def peak_mib(series: Series, context: int, new_tokens: int) -> Estimate:
     if row.error or value is None:
         reason = row.missing.get("peak_bytes", "no peak")
         return stats.missing(f"failed: {row.error}" if row.error else f"not measured: {reason}")
-    return Estimate(value / MIB, n=1, method="single reading", reason="one reading, no interval")
+    return stats.exact(value / MIB)
 
 
 def joules_per_1k(

@@ -259,11 +259,10 @@ def caption(rows: Sequence[Record]) -> str:
     """Hardware, weights, dtype, stack, repetitions and dates, as far as the rows tell."""
     measured = [r for r in rows if r.kind not in ("environment", "card")]
     envs = environments(rows)
-    keyed = [r for r in measured if r.key.get("model")]
     used = {r.env_id for r in measured}
     cards = {e.get("gpu") or e.get("cpu") for i, e in envs.items() if i in used} - {None}
     setups = {f"{r.key.get('weights')} weights, {r.key.get('dtype')}, {r.key.get('stack')}"
-              for r in keyed if not r.error}  # fmt: skip
+              for r in measured if r.key.get("stack") and not r.error}  # fmt: skip
     counts = sorted({len(s) for r in measured for name, s in r.samples.items()
                      if name not in ("warmup_s", "token_s")})  # fmt: skip
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""

@@ -92,7 +92,7 @@ def _reading(row: Record | None, name: str, scale: float) -> Estimate:
     value = row.value(name) if row else None
     if value is None:
         return stats.missing("not measured: no memory row of generate()")
-    return Estimate(value / scale, n=1, method="single reading", reason="one reading, no interval")
+    return stats.exact(value / scale)
 
 
 def released_lines(model: str, folder: str | Path = RELEASED) -> list[str]:

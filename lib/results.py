@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import params
+from lib.groups import STUDY_STACK
 from lib.records import Record, load, manifests
 
 ACROSS = "_all"
@@ -58,7 +59,10 @@ class Job:
 
     @property
     def title(self) -> str:
-        return "APE" if self.notebook == "ape" else self.notebook.replace("_", " ").capitalize()
+        """The notebook, and the stack if it is not the one that a study is about."""
+        name = "APE" if self.notebook == "ape" else self.notebook.replace("_", " ").capitalize()
+        stack = self._given("stack")
+        return name if stack in (None, STUDY_STACK) else f"{name} ({stack})"
 
     @property
     def status(self) -> str:
@@ -160,11 +164,13 @@ def _read(source: Path, path: str) -> Job:
 
 
 def _order(path: str) -> tuple:
-    """Models in the order of params/models.yaml; notebooks as they are run."""
+    """Models in the order of params/models.yaml, the study's stack first; notebooks as run."""
     parts = path.split("/")
     at = ORDER.index(parts[-1]) if parts[-1] in ORDER else len(ORDER)
     place = 0 if parts[-1] in params.BEFORE_MODELS else 1 + (parts[0] == ACROSS)
-    return (place, params.model_order(parts[0]), parts[1:-1], at, parts[-1])
+    setup = parts[1] if len(parts) == 3 else ""
+    stack = next((i for i, name in enumerate(params.STACKS) if setup.endswith(name)), -1)
+    return (place, params.model_order(parts[0]), stack, setup, at, parts[-1])
 
 
 def _with_ids(jobs: Sequence[Job]) -> list[Job]:

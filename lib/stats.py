@@ -99,6 +99,21 @@ def _order_statistic_ranks(n: int, p: float) -> tuple[int | None, int | None]:
     return (lower if lower >= 0 else None), (upper if upper < n else None)
 
 
+def exact(value: float, method: str = "single reading") -> Estimate:
+    """A count or one reading, which has no sampling error."""
+    return Estimate(value, n=1, method=method, reason="one reading, no interval")
+
+
+def as_exact(found: Estimate, method: str) -> Estimate:
+    """What was computed from exact values, which is exact again; a missing one stays as it is."""
+    return found if found.value is None else exact(found.value, method)
+
+
+def is_sampled(estimate: Estimate) -> bool:
+    """Whether its n counts samples, if only one: not that of a count or of a reading."""
+    return estimate.n > 1 or "an interval needs" in estimate.reason
+
+
 def mean(samples: Sequence[float]) -> Estimate:
     """Mean with Student's t interval (n >= 2): for means of blocks, which are nearly normal."""
     n = len(samples)

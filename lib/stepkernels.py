@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from lib import stats
 from lib.grid import Column, Table, frame
 from lib.groups import by_setup
 from lib.records import Record
@@ -49,7 +50,7 @@ def _kernels(times: Sequence[Sequence]) -> list[tuple]:
 
 def reading(value: float) -> Estimate:
     """A value that was profiled once."""
-    return Estimate(value, n=1, method="profiler", reason="one reading, no interval")
+    return stats.exact(value, "profiler")
 
 
 def tables(rows: Sequence[Record]) -> list[Table]:

@@ -32,8 +32,7 @@ CHANGED = {"decoding": "decoding", "context": "context", "precision": "dtype",
 def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Estimate:
     """A single reading, or why there is none: the reason of `like` where it has none of its own."""
     if row.value(name) is not None:
-        return Estimate(row.values[name] * factor, n=1, method="single reading",
-                        reason="one reading, no interval", records=(record_id(row),))  # fmt: skip
+        return replace(stats.exact(row.values[name] * factor), records=(record_id(row),))
     if row.error:
         return stats.missing(f"failed: {row.error}")
     reason = row.missing.get(name) or row.missing.get(like) or "no reading"
@@ -158,10 +157,10 @@ def energy(rows: Sequence[Record]) -> Table:
         tokens = row.key.get("new_tokens") or 1
         scale = 1e3 / tokens
         per_1k = sampled(group, "energy_j", factor=scale)
-        return (per_1k, _net(row, scale), stats.inverse(per_1k, 1e3),
+        return (per_1k, energystats.net(row, scale), stats.inverse(per_1k, 1e3),
                 sampled(group, "average_energy_j", factor=scale),
                 sampled(group, "paper_energy_j", factor=scale),
-                _power(row), _reading(row, "idle_w", like="energy_j"),
+                energystats.power_w(row), _reading(row, "idle_w", like="energy_j"),
                 stats.inverse(sampled(group, "e2e_s"), tokens))  # fmt: skip
 
     columns = [Column("J/1K tokens", "J"), Column("J/1K, net of idle", "J"),
@@ -170,21 +169,6 @@ def energy(rows: Sequence[Record]) -> Table:
                Column("idle", "W"), Column("output throughput", "tok/s")]  # fmt: skip
     table = build("energy", "Energy", rows, ("energy",), ("context", "new_tokens"), columns, cells)
     return replace(table, notes=(*table.notes, energystats.BOUNDARY))
-
-
-def _net(row: Record, factor: float) -> Estimate:
-    """Net energy of a call; an Estimate may not be scaled where it is negative, so samples are."""
-    values, reason = energystats.net_j(row)
-    return stats.median([factor * v for v in values]) if values else stats.missing(reason)
-
-
-def _power(row: Record) -> Estimate:
-    """Mean power over all calls: their energy over their time."""
-    joules, seconds = row.value("window_energy_j"), row.value("window_s")
-    if joules is None or not seconds:
-        return stats.missing(sampled([row], "energy_j").reason or "not measured: no window")
-    return Estimate(joules / seconds, n=1, method="energy of all calls / their time",
-                    reason="one window, no interval")  # fmt: skip
 
 
 def trace(rows: Sequence[Record]) -> Table:

@@ -20,7 +20,6 @@ from lib.evidence import (
     active,
     compared,
     decode_rate,
-    exact,
     joules_per_1k,
     lower_pct,
     output_rate,
@@ -166,7 +165,7 @@ def _fewer(e: Evidence, other: str, realised: bool) -> Estimate:
     """Active parameters of another model over those of the study's."""
     pair = [active(e, x, realised=realised) for x in (other, e.reference)]
     found = stats.quotient(*pair)
-    return found if found.value is None else exact(found.value, judge.COUNTED)
+    return stats.as_exact(found, judge.COUNTED)
 
 
 def _scaled(ratio: Estimate, factor: Estimate) -> Estimate:

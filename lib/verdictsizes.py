@@ -18,7 +18,6 @@ from lib.evidence import (
     active,
     compared,
     difference,
-    exact,
     gb,
     lower_pct,
     reading,
@@ -48,7 +47,7 @@ def _total(e: Evidence, model: str) -> Estimate:
     card = e.base[model].one("card")
     if card is None:
         return stats.missing("not measured: no model card among the rows")
-    return exact(card.values["total_params"] / 1e9, judge.COUNTED)
+    return stats.exact(card.values["total_params"] / 1e9, judge.COUNTED)
 
 
 def active_params(e: Evidence, name: str) -> Measured:
@@ -63,13 +62,8 @@ def active_share(e: Evidence, name: str) -> Measured:
     m = e.reference
     total = _total(e, m)
     nominal, traced = (stats.scaled(active(e, m, realised=x), 1e-7) for x in (False, True))
-    shares = [_counted(stats.quotient(x, total)) for x in (nominal, traced)]
+    shares = [stats.as_exact(stats.quotient(x, total), judge.COUNTED) for x in (nominal, traced)]
     return Measured("count", {m: shares[0]}, {m: shares[1]}, TRACED, NO_STACK)
-
-
-def _counted(quotient: Estimate) -> Estimate:
-    """The quotient of two counts, which is exact again."""
-    return quotient if quotient.value is None else exact(quotient.value, judge.COUNTED)
 
 
 def peak_lower(e: Evidence, name: str) -> Measured:
@@ -123,7 +117,7 @@ def saving_from_moe(e: Evidence, name: str) -> Measured:
         sizes = compared(e, e.base, other, partial(_total, e))
         found[other] = ratio
         both = stats.quotient(ratio, sizes)
-        per_parameter[other] = both if both.value is None else exact(both.value, judge.QUOTIENT)
+        per_parameter[other] = stats.as_exact(both, judge.QUOTIENT)
     as_said = "baseline per parameter, all experts resident"
     return Measured("memory", found, per_parameter, as_said, NO_STACK)
 
@@ -152,7 +146,7 @@ def decimal_units(e: Evidence, name: str) -> Measured:
 def hardware(e: Evidence, name: str) -> Measured:
     """GPUs of the stated family in the study's files: the device's name begins with it."""
     family = e.published.claim(name)["text"].removeprefix("a single ").removesuffix(" GPU")
-    found = exact(float(str(e.published.fact("gpu")).startswith(family)), judge.FILES)
+    found = stats.exact(float(str(e.published.fact("gpu")).startswith(family)), judge.FILES)
     return Measured("whole", {"": found}, STANDS, "",
                     {"": stats.missing("about the paper's own runs")})  # fmt: skip
 
@@ -165,7 +159,7 @@ def bf16_only(e: Evidence, name: str) -> Measured:
         absent = labels[1 + arms.index(None)]
         found = stats.missing(series.reason or f"not measured: no {absent} arm")
     else:
-        found = exact(float(sum(bool(arm.error) for arm in arms)), judge.COUNTED)
+        found = stats.exact(float(sum(bool(arm.error) for arm in arms)), judge.COUNTED)
     return Measured("whole", {"": found}, STANDS, "", NO_STACK)
 
 

@@ -18,7 +18,6 @@ from lib.evidence import (
     Measured,
     decode_rate,
     decode_ratio,
-    exact,
     lower_pct,
     output_rate,
     output_ratio,
@@ -141,14 +140,15 @@ def ttft_trials(e: Evidence, name: str) -> Measured:
     single = auditlatency.single_readings(e.published)
     cells = len(e.published.contexts) * len(e.published.models)
     trials = 1 if 2 * len(single) > cells else float(e.published.claimed(name))
-    found = {"": exact(trials, judge.FILES)}
+    found = {"": stats.exact(trials, judge.FILES)}
     return Measured("whole", found, STANDS, "", OWN_RUNS, alone=True)
 
 
 def decode_runs(e: Evidence, name: str) -> Measured:
     """Runs of each model, by the study's released files."""
     first = e.published.contexts[0]
-    found = {m: exact(e.published.fact("runs", m, first), judge.FILES) for m in e.published.models}
+    found = {model: stats.exact(e.published.fact("runs", model, first), judge.FILES)
+             for model in e.published.models}  # fmt: skip
     return Measured("whole", found, STANDS, "", OWN_RUNS, alone=True)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import nbformat
 from nbformat import v4
 
+from lib.params import STACKS
 from lib.records import KEY_FIELDS, Record, append, environment_record, warning
 
 MIB = 2**20
@@ -254,13 +255,14 @@ def write_job(
     for row in (environment_record(env), *records):
         append(folder / "records.jsonl", row)
     name = path.split("/")[-1]
+    stack = next((s for s in STACKS if path.rpartition("/")[0].endswith(s)), "hf-eager")
     if with_notebook:
         nb = notebook(f"{name} of {model}", hostile=hostile, error=error)
         nbformat.write(nb, folder / "notebook.ipynb")
     manifest = {
         "status": status, "attempt": 1, "start": "2026-11-24T10:00:00+00:00", "end": end,
         "parameters": {"model": model or path.split("/")[0], "weights": "random",
-                       "stack": "hf-eager"},
+                       "stack": stack},
         "git": {"commit": "0123456789abcdef", "dirty": False}, "artefacts": [],
         "error": {"name": "RuntimeError", "value": error, "cell": 4} if error else None,
     }  # fmt: skip

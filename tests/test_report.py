@@ -364,8 +364,10 @@ def test_two_setups_of_a_model_have_two_sections(tmp_path):
     for setup in ("random-hf-eager", "checkpoint-graph"):
         rows = sample.latency("m", env_id, (512,))
         sample.write_job(tmp_path, f"m/{setup}/latency", rows, sample.GPU, model="m")
-    assert [j.id for j in results.find(tmp_path)] == [
-        "m--checkpoint-graph--latency", "m--random-hf-eager--latency"]  # fmt: skip
+    found = results.find(tmp_path)
+    assert [(j.id, j.title) for j in found] == [  # the study's stack first
+        ("m--random-hf-eager--latency", "Latency"),
+        ("m--checkpoint-graph--latency", "Latency (graph)")]  # fmt: skip
 
 
 def test_page_and_report_link_each_other(paper, soup):

@@ -194,10 +194,20 @@ def test_frames_count_repetitions_in_one_column():
     columns = (tables.Column("a", "s"), tables.Column("b", "s"), tables.Column("c", "s"))
     three, six = Estimate(1.23456, n=3, method="median"), Estimate(2.0, 1.0, 3.0, 6)
     one = Estimate(9.0, n=1, method="single reading")
-    made = tables.frame(tables.Table("t", "T", columns, ((six, three, one), (six, six, one))))
+    alone = Estimate(9.0, n=1, method="median", reason="n = 1: an interval needs n >= 6")
+    cells = ((six, three, one), (six, six, one), (alone, three, one), (alone, alone, one))
+    made = tables.frame(tables.Table("t", "T", columns, cells))
     assert list(made.columns) == ["a (s)", "a 95 %", "b (s)", "b 95 %", "c (s)", "n"]
-    assert made["n"].tolist() == ["6; b 3", "6"]
-    assert made["b (s)"].tolist() == [1.235, 2.0]
+    assert made["n"].tolist() == ["6; b 3", "6", "1; b 3", ""]
+    assert made["b (s)"].tolist() == [1.235, 2.0, 1.235, 9.0]
+
+
+def test_frames_show_large_numbers_without_a_decimal_that_was_rounded_away():
+    large, small = Estimate(6473.4, n=1, method="median"), Estimate(12.5, n=1, method="median")
+    columns = (tables.Column("a", "J"), tables.Column("b", "J"))
+    made = tables.frame(tables.Table("t", "T", columns, ((large, large), (large, small))))
+    assert [f"{v}" for v in made["a (J)"]] == ["6473", "6473"]
+    assert made["b (J)"].tolist() == [6473.0, 12.5]
 
 
 def test_memory_table_is_decimal_gb_and_names_the_protocol(rows):
