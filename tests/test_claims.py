@@ -181,12 +181,12 @@ def test_memory_of_an_unknown_cache_is_not_told_apart():
 
 def test_energy_per_1k_its_idle_share_and_the_papers_estimator():
     values = {"window_energy_j": 550.0, "window_s": 2.2, "idle_w": 75.0}
-    samples = {"energy_j": [50.0] * 11, "paper_energy_j": [45.0] * 11}
+    samples = {"energy_j": [50.0] * 11, "paper_energy_j": [45.0] * 10 + [90.0]}
     assert lines(claims.energy([row("energy", samples, values, context=200, new_tokens=10)])) == [
-        # 50 J for 10 tokens; 75 W x 2.2 s = 165 J of 550 J; 45 J against 50 J
+        # 50 J for 10 tokens; 75 W x 2.2 s = 165 J of 550 J; in the median 45 J against 50 J
         "- m at 200 tokens: 5,000 J per 1,000 generated tokens [5,000, 5,000], n = 11 (GPU board, "
         "gross), of which 30% is what the idle board draws in that time; the paper's before/after "
-        "estimator gives -10.0%."
+        "estimator gives -10.0% [-10.0%, -10.0%]."
     ]
 
 
