@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from lib import stats
 from lib.grid import Column, Table, build, sampled
-from lib.records import Record, record_id, select
+from lib.records import Record, environments, record_id, select
 from lib.stats import Estimate
 
 AGAIN = "energy-again"  # kind of the rows of the second pass
@@ -38,9 +39,22 @@ def compared(rows: Sequence[Record]) -> tuple[Estimate, Estimate, Estimate]:
     return first, second, stats.quotient(second, first)
 
 
+def boards(rows: Sequence[Record], envs: dict[str, dict[str, Any]]) -> str:
+    """Whether both passes of one cell were on the same GPU, as far as its number is known."""
+    found = [select(rows, kind) for kind in PASSES]
+    if not all(found):
+        return ""
+    numbers = [envs.get(of[-1].env_id or "", {}).get("gpu_uuid") for of in found]
+    if None in numbers:
+        return "unknown"
+    return "the same" if numbers[0] == numbers[1] else "another"
+
+
 def table(rows: Sequence[Record]) -> Table:
     """Each cell of the second pass beside the first; no rows where there was no second."""
     columns = [Column("J/1K tokens, first pass", "J"), Column("J/1K tokens, second pass", "J"),
-               Column("second / first")]  # fmt: skip
+               Column("second / first"), Column("board", numeric=False)]  # fmt: skip
+    envs = environments(rows)
     return build("energy-passes", "Energy, two passes", rows, PASSES, ("context", "new_tokens"),
-                 columns, compared, having=AGAIN)  # fmt: skip
+                 columns, lambda group: (*compared(group), boards(group, envs)),
+                 having=AGAIN)  # fmt: skip

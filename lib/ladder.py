@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lib import auditlatency, evidence, judge, stats
+from lib import auditlatency, evidence, judge, roofline, stats
 from lib.evidence import ALL_EXPERTS, Evidence, Map
 from lib.findings import Finding
 from lib.grid import Column, Table, interval, short
@@ -152,7 +152,7 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estim
         row, name = evidence.traced(e, m[model]), "decode_bytes_realised"
         if row is None or None in (row.value(name), row.value("decode_bytes")):
             return evidence.untold(row, name, "no trace of a decode step")
-        size += row.value(name) - row.value("decode_bytes")
+        size += roofline.read_beyond(row.values)
     return stats.inverse(stats.exact(size, judge.COUNTED))
 
 

@@ -8,7 +8,7 @@ datasheet, and against the best that was measured on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -237,7 +237,12 @@ class _Known:
             experts = _decode_experts(row)
             which = "" if experts == "none" else f" with experts {experts}"
             return None, f"no trace of this model{which}"
-        return size + traced["decode_bytes_realised"] - traced["decode_bytes"], ""
+        return size + read_beyond(traced), ""
+
+
+def read_beyond(traced: Mapping[str, Any]) -> float:
+    """Bytes that a decode step was traced to read beyond its architecture: experts not chosen."""
+    return traced["decode_bytes_realised"] - traced["decode_bytes"]
 
 
 def _decode_experts(row: Record) -> str:

@@ -5,6 +5,7 @@ A call of g tokens takes 0.2 + 0.05 (g - 1) s and 100 + 15 (g - 1) J.
 
 import itertools
 import random
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -63,14 +64,27 @@ def test_a_second_pass_stands_beside_the_first_and_replaces_nothing(rows, monkey
     assert [(r.kind, r.key["context"]) for r in again] == [("energy-again", 512)]
     assert len(again[0].samples["energy_j"]) == 4
     (line,) = energypasses.table([*rows, *again]).rows
-    first, second, over = line[-3:]
+    first, second, over, _ = line[-4:]
     assert first.value == pytest.approx(1e3 * CALL_J / 21, rel=3e-3)
     assert over.value == pytest.approx(1.1, rel=3e-3) and over.low < 1.1 < over.high
     assert energypasses.table(rows).rows == ()
     alone = energypasses.table(again).rows[0]
-    assert alone[-1].value is None and "no first pass" in alone[-1].reason
+    assert alone[-2].value is None and "no first pass" in alone[-2].reason
     said = claims.energy_again([*rows, *again])
     assert "512 tokens, second pass: " in said and "over the first pass 1.1" in said
+
+
+@pytest.mark.parametrize(("first", "second", "said"), [
+    ("GPU-a", "GPU-a", "the same"), ("GPU-a", "GPU-b", "another"), (None, "GPU-b", "unknown"),
+])  # fmt: skip
+def test_the_two_passes_say_whether_their_board_is_the_same(rows, first, second, said):
+    (row,) = records.select(rows, "energy", context=512)
+    envs = [records.environment_record({"gpu": "H100", "gpu_uuid": uuid, "date": day})
+            for uuid, day in ((first, "2026-11-24"), (second, "2026-11-25"))]  # fmt: skip
+    passes = [replace(row, kind=kind, env_id=env.env_id)
+              for kind, env in zip(energypasses.PASSES, envs, strict=True)]  # fmt: skip
+    (line,) = energypasses.table([*envs, *passes]).rows
+    assert line[-1] == said
 
 
 def test_a_cell_reports_joules_of_a_call_for_each_block(rows, tmp_path):
