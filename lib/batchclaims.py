@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import pandas as pd
-
 from lib import batches, energystats, roofline, stats
 from lib.batches import FIELDS, GAIN, KINDS, RULE, Point
 from lib.card import computed
 from lib.claims import bullets, cautions, number
-from lib.grid import Column, Table, build, short, without_empty
+from lib.grid import Column, Table, build, without_empty
 from lib.records import Record
+from lib.shown import Shown, short
 from lib.stats import Estimate
 
 NOTES = (
@@ -35,7 +34,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) -> pd.DataFrame:
+def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) -> Shown:
     """Before measuring: for each batch what a step reads, and the throughput of all it allows.
 
     Experts are those to expect of a router that chooses evenly.
@@ -52,7 +51,7 @@ def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) 
             "a step reads (GB)": step and roofline.rounded(step / 1e9),
             "bound of all (tok/s)": bound and roofline.rounded(bound),
         } | missing)  # fmt: skip
-    return pd.DataFrame(made).set_index("batch")
+    return Shown(made).set_index("batch")
 
 
 def table(rows: Sequence[Record]) -> Table:

@@ -12,8 +12,9 @@ from lib import ape, energypasses, energystats, hostbound, ledger, stats
 from lib.groups import Group, by_setup, setup_of
 from lib.params import model_order
 from lib.records import Record, environments, select
+from lib.shown import short
 from lib.stats import Estimate
-from lib.tables import decode_tok_per_s, short
+from lib.tables import decode_tok_per_s
 
 
 def number(est: Estimate, unit: str) -> str:

@@ -15,13 +15,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from lib import manifest, results
-from lib.grid import Column, Table, interval, short
+from lib.grid import Column, Table, interval
 from lib.markup import grid_html
 from lib.page import data_link, entry, shell, write_text
 from lib.pairs import ARM, READ, SAMPLED, Pair, Refused, Side, compare, load
 from lib.papertables import number_text
 from lib.params import ParamsError, resolve
 from lib.records import KEY_FIELDS
+from lib.shown import short
 from lib.stats import Estimate
 
 HARDWARE = ("gpu", "gpu_total_bytes", "power_limit_w", "sm_clock_max_hz", "memory_clock_max_hz")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from lib import stats
 from lib.claims import bullets, cautions, failures, ratio_sentence
-from lib.grid import short
 from lib.groups import STUDY_STACK, Group, by_setup, setup_order
 from lib.records import Record, environments, require_comparable, select
+from lib.shown import short
 from lib.stats import Estimate
 
 Shape = tuple[int, int]  # context, new tokens

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from lib.grid import Column, Table, short
+from lib.grid import Column, Table
 from lib.records import Record, select
 from lib.results import Job
+from lib.shown import short
 from lib.stats import Estimate
 
 TIMED = ("ttft_s", "e2e_s")

@@ -10,11 +10,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from lib import stats
 from lib.grid import Column, build, frame
 from lib.records import Record
+from lib.shown import Shown
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,16 @@ DEFINITIONS = (
 )  # fmt: skip
 
 
-def formulas() -> pd.DataFrame:
+def formulas() -> Shown:
     """Which formula stands behind which name; T is the call's time, t1 its first token's."""
-    return pd.DataFrame({
+    return Shown({
         "name": [d.name for d in DEFINITIONS],
         "formula": [d.formula for d in DEFINITIONS],
         "unit": [d.unit for d in DEFINITIONS],
     }).set_index("name")  # fmt: skip
 
 
-def table(rows: Sequence[Record]) -> pd.DataFrame:
+def table(rows: Sequence[Record]) -> Shown:
     """Every definition on the stamped calls of each model and context: the median over calls."""
 
     def cells(group: list[Record]) -> list[stats.Estimate]:

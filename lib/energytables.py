@@ -11,6 +11,7 @@ from lib import energypasses, energystats, stats
 from lib.grid import Column, build, frame
 from lib.groups import Group, by_setup
 from lib.records import Record
+from lib.shown import Shown
 from lib.stats import Estimate
 
 READOUTS = {"counter": "energy counter", "instant": "instant power", "average": "average power"}
@@ -18,12 +19,8 @@ LEVELS = ("ok", "unknown", "warn", "invalid")
 
 
 def plain(rows: list[dict[str, Any]], reason: str = "") -> pd.DataFrame:
-    """Rows as a DataFrame without row numbers, or one row with the reason why there are none.
-
-    A value that a row does not have is "-".
-    """
-    made = pd.DataFrame(rows or [{"missing": reason}])
-    made = made.astype(object).where(made.notna(), "-")
+    """Rows as a DataFrame without row numbers, or one row with the reason why there are none."""
+    made = Shown(rows or [{"missing": reason}])
     made.index = pd.Index([""] * len(made))
     return made
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from lib import paperrules as rules
 from lib import perstack, roofline
-from lib.grid import interval, short
+from lib.grid import interval
 from lib.papertables import PaperTable
 from lib.perstack import Base
 from lib.records import Record, environments, require_comparable
+from lib.shown import short
 from lib.stats import Estimate
 
 Arm = tuple[int, int]

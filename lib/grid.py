@@ -16,6 +16,7 @@ from lib import stats
 from lib.groups import SETUP, setup_of, setup_order, setup_value
 from lib.params import model_order
 from lib.records import Record, environments, record_id
+from lib.shown import Shown, short
 from lib.stats import Estimate
 
 RANDOM_NOTE = ("random weights: valid for memory and dense latency; router-dependent for "
@@ -51,7 +52,7 @@ class Table:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """What a notebook shows: the table as a DataFrame."""
         shown = frame(self)
-        return {"text/html": shown.to_html(), "text/plain": shown.to_string()}
+        return {"text/html": shown._repr_html_(), "text/plain": repr(shown)}
 
 
 def without_empty(table: Table) -> Table:
@@ -90,33 +91,14 @@ def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1)
     return stats.missing(reason)
 
 
-def short(value: float | None) -> str:
-    """A number for reading: four significant digits, thousands separated."""
-    if value is None:
-        return "-"
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    for limit, digits in ((100, 1), (10, 2), (1, 3)):
-        if size >= limit:
-            return f"{value:.{digits}f}"
-    return f"{value:.3g}"
-
-
-def frame(table: Table, digits: int = 4) -> pd.DataFrame:
+def frame(table: Table, digits: int = 4) -> Shown:
     """The table for reading: each estimate's value, and its 95 % interval as text where it has one.
 
     Values are rounded to `digits` significant digits; a missing value is None. A column `n` counts
     repetitions, and a last column `missing` gives reasons, each only where there are any.
     """
-    made = pd.DataFrame([_line(table.columns, row, digits) for row in table.rows])
+    made = Shown([_line(table.columns, row, digits) for row in table.rows])
     made.index = pd.Index([""] * len(made))  # a row number says nothing
-    for name in made.select_dtypes("float"):  # 6473 rather than 6473.0
-        known = made[name].dropna()
-        if len(known) and ((known.abs() >= 1000) & (known % 1 == 0)).all():
-            made[name] = made[name].astype("Int64")
     optional = [c for c in made.columns if c.endswith(" 95 %") or c in ("n", "missing")]
     return made.drop(columns=[c for c in optional if not made[c].astype(bool).any()])
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.grid import short
 from lib.groups import by_setup
 from lib.records import Record
+from lib.shown import short
 
 CLOSED_SHARE = 0.01
 KINDS = ("memory-paper", "memory")

@@ -9,8 +9,9 @@ from typing import Any
 from lib import stats
 from lib.claims import bullets, cautions
 from lib.datasheets import Datasheet, datasheet
-from lib.grid import Column, Table, short, without_empty
+from lib.grid import Column, Table, without_empty
 from lib.records import Record, environments, select
+from lib.shown import short
 from lib.stats import Estimate
 
 KERNELS = 1000  # for a sentence on what launching so many costs

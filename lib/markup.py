@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lib.grid import Table, interval, short
+from lib.grid import Table, interval
 from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE, Ruling
 from lib.papertables import Cell, PaperTable, number_text
+from lib.shown import short
 from lib.stats import Estimate
 
 SIGNS = {REPRODUCED: ("✓", "holds"), DIRECTION: ("≈", "partly"), NOT: ("✗", "fails"),

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from lib import decode, experts, forecast, records, stretches
 from lib.card import computed
 from lib.held import (
@@ -28,6 +26,7 @@ from lib.held import (
 from lib.progress import track
 from lib.records import Record
 from lib.session import begin_records, prompt_ids
+from lib.shown import Shown
 
 WARMUP_TOKENS = 2
 PROTOCOLS = {"memory-paper": "paper", "memory": "generate()"}
@@ -128,9 +127,9 @@ def _predicted(
     return peak
 
 
-def prediction_table(predicted: Mapping[tuple, int | str]) -> pd.DataFrame:
+def prediction_table(predicted: Mapping[tuple, int | str]) -> Shown:
     """What `predict` returned, for reading, in MB of 10^6 bytes."""
-    made = pd.DataFrame([
+    made = Shown([
         {"experts": name, "protocol": PROTOCOLS[kind], "context (tokens)": context,
          "peak above baseline, predicted (MB)": size / 1e6 if isinstance(size, int) else size}
         for (kind, name, context), size in predicted.items()
@@ -138,7 +137,7 @@ def prediction_table(predicted: Mapping[tuple, int | str]) -> pd.DataFrame:
     return made.round(3).set_index("context (tokens)")
 
 
-def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> pd.DataFrame:
+def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> Shown:
     """Before measuring: the cache that the architecture implies, in MB of 10^6 bytes.
 
     A dash, and a column with the reason, where the card cannot compute it.
@@ -147,7 +146,7 @@ def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> pd.DataFram
         **{str(context): partial(card.kv_bytes, context + new_tokens) for context in contexts}
     )
     shown = [sizes[str(c)] / 1e6 if str(c) in sizes else "-" for c in contexts]
-    made = pd.DataFrame({"context (tokens)": contexts, "KV cache computed (MB)": shown,
+    made = Shown({"context (tokens)": contexts, "KV cache computed (MB)": shown,
                          **({"missing": list(missing.values())} if missing else {})})  # fmt: skip
     return made.round(3).set_index("context (tokens)")
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from lib import ledger
-from lib.grid import short
 from lib.groups import by_setup
 from lib.plots import PALETTE, axes, labelled
 from lib.records import Record
+from lib.shown import short
 
 PARTS = {"kv_tensor_bytes": "KV cache", "logits_bytes": "logits held",
          "workspace_bytes": "workspace"}  # fmt: skip

@@ -23,6 +23,7 @@ from matplotlib.ticker import LogLocator
 from lib import params, stats, tables
 from lib.groups import Group, by_setup
 from lib.records import Record, environments
+from lib.shown import short
 
 PALETTE = sns.color_palette("colorblind", 10)
 STYLE = {
@@ -246,11 +247,11 @@ def describe(ax: Axes) -> str:
     for line in ax.get_lines():
         if not line.get_label().startswith("_") and len(line.get_xdata()):
             x, y = line.get_xdata(), line.get_ydata()
-            ends = [f"{tables.short(float(y[i]))} at {x[i]:g}" for i in (0, -1)]
-            value = " to ".join(dict.fromkeys(ends)) if ax.get_ylabel() else tables.short(x[0])
+            ends = [f"{short(float(y[i]))} at {x[i]:g}" for i in (0, -1)]
+            value = " to ".join(dict.fromkeys(ends)) if ax.get_ylabel() else short(x[0])
             parts.append(f"{line.get_label()}: {value}.")
     for container in ax.containers:
-        widths = ", ".join(tables.short(bar.get_width()) for bar in container)
+        widths = ", ".join(short(bar.get_width()) for bar in container)
         parts.append(f"{container.get_label()}: {widths}.")
     return " ".join(parts + [text.get_text() for text in ax.texts])
 

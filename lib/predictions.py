@@ -8,9 +8,10 @@ from typing import Any
 
 from lib import roofline, stats
 from lib.card import ModelCard
-from lib.grid import Column, Table, build, grouped, short
+from lib.grid import Column, Table, build, grouped
 from lib.params import ROOT
 from lib.records import Record, load_tree
+from lib.shown import short
 from lib.stats import Estimate
 
 RELEASED = ROOT / "outputs" / "released"

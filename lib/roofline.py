@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import pandas as pd
-
 from lib import stats
 from lib.card import ModelCard, computed
 from lib.datasheets import datasheet
@@ -22,6 +20,7 @@ from lib.grid import Column, Table, build, grouped, sampled, without_empty
 from lib.groups import named
 from lib.machine import Limits, bandwidth_notes, limits
 from lib.records import Record, select
+from lib.shown import Shown
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s
 
@@ -55,14 +54,14 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> pd.DataFrame:
+def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> Shown:
     """Before measuring: what a step reads at each context, and the decode throughput it allows.
 
     A dash, and a column with the reason, where the card cannot compute it.
     """
     found, missing = computed(**{str(c): partial(card.decode_bytes, c) for c in contexts})
     sizes = [found.get(str(context)) for context in contexts]
-    return pd.DataFrame({
+    return Shown({
         "context (tokens)": contexts,
         "a step reads (GB)": ["-" if s is None else rounded(s / 1e9) for s in sizes],
         "decode bound (tok/s)": ["-" if s is None else rounded(bound_tok_per_s(s, bytes_per_s))

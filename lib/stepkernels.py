@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from lib import stats
 from lib.grid import Column, Table, frame
 from lib.groups import by_setup
 from lib.records import Record
+from lib.shown import Shown
 from lib.stats import Estimate
 
 SHOWN = 10  # kernels of an arm; what is left is one line
@@ -58,14 +57,14 @@ def tables(rows: Sequence[Record]) -> list[Table]:
     return [made] if (made := table(rows)).rows else []
 
 
-def shown(rows: Sequence[Record]) -> pd.DataFrame:
+def shown(rows: Sequence[Record]) -> Shown:
     """`table` as a DataFrame; where no kernel was recorded, why."""
     return or_why(table(rows), rows, "decode_kernel_times", "recorded before kernels were")
 
 
-def or_why(made: Table, rows: Sequence[Record], name: str, otherwise: str) -> pd.DataFrame:
+def or_why(made: Table, rows: Sequence[Record], name: str, otherwise: str) -> Shown:
     """A table of profiled calls for reading; where it is empty, why no row has the value `name`."""
     if made.rows:
         return frame(made)
     reasons = [row.error or row.missing.get(name, otherwise) for row in rows if row.kind == "busy"]
-    return pd.DataFrame({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})
+    return Shown({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})

@@ -14,14 +14,14 @@ from typing import Any
 import pandas as pd
 
 from lib import energypasses, energystats, stats
-from lib.grid import Column, Table, build, frame, sampled, setups, short
+from lib.grid import Column, Table, build, frame, sampled, setups
 from lib.groups import SETUP, by_setup
 from lib.papertables import write_csvs
 from lib.records import Record, environments, record_id, select
 from lib.stats import Estimate
 
 __all__ = ["Column", "Table", "ablation_table", "ablations", "energy", "energy_table", "frame",
-           "latency", "latency_table", "memory", "memory_table", "short", "trace", "trace_table",
+           "latency", "latency_table", "memory", "memory_table", "trace", "trace_table",
            "write_csvs", "write_generic_csvs"]  # fmt: skip
 
 BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": "hf-eager"}

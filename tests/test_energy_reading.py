@@ -81,10 +81,10 @@ def test_uncertainty_keeps_statistical_and_systematic_apart(study):
     many, one = made.loc[512], made.loc[128]
     assert many["blocks"] == 6 and one["blocks"] == 1
     assert 0 < many["spread of blocks, CV (%)"] < 1 and 0 < many["statistical ± (%)"] < 1
-    assert one["statistical ± (%)"] == "-"  # one block tells no spread
+    assert np.isnan(one["statistical ± (%)"])  # one block tells no spread
     assert many["sensor gain, assumed ± (%)"] == 5
     assert abs(many["halves against whole (%)"]) < 0.3
-    assert many["weight values ± (%)"] == "-"
+    assert many["weight values ± (%)"] is None
 
 
 def test_every_gate_is_listed_at_its_worst(study):

@@ -49,7 +49,7 @@ ARROWS = {
     "stretches": set(),
     "held": {"records"},
     "groups": {"params", "records"},
-    "ledger": {"grid", "groups", "records"},
+    "ledger": {"grid", "groups", "records", "shown"},
     "decoded": set(),
     "capture": set(),
     "generate": {"decoded"},
@@ -62,7 +62,7 @@ ARROWS = {
     "ablations": {"records"},
     "session": {"prompts", "records"},
     "memory": {"card", "decode", "device", "experts", "forecast", "held", "progress", "records",
-               "session", "stretches"},
+               "session", "shown", "stretches"},
     "windows": {"device"},
     "readouts": {"joules"},
     "instrument": {"readouts", "records"},
@@ -179,8 +179,8 @@ def test_no_primitive_knows_another_nor_the_reading_side():
         known = closure({name}, lazy=True)
         assert known & PRIMITIVES == {name}
         # A card is plain data that a record holds: both sides read it, and so are traces of power.
-        shared = {"card", "forms", "records", "stats", "joules", "gates", "params", "signatures",
-                  "strict_yaml"}  # fmt: skip
+        shared = {"card", "forms", "records", "stats", "joules", "gates", "params", "shown",
+                  "signatures", "strict_yaml"}  # fmt: skip
         assert known & READING <= shared
 
 

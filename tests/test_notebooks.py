@@ -320,6 +320,16 @@ def test_its_rows_are_complete(results, name):
 
 
 @pytest.mark.parametrize("name", SOURCES)
+def test_its_tables_are_whole(results, name):
+    """Reasons are not cut off, no column is hidden, and what is missing does not read NaN."""
+    shown = [output.data["text/html"] for output in outputs(results.notebook(name))
+             if "text/html" in output.get("data", {})]  # fmt: skip
+    cells = [cell.get_text() for html in shown
+             for cell in BeautifulSoup(html, "html.parser").select("td, th")]  # fmt: skip
+    assert [cell for cell in cells if cell.endswith("...") or cell in ("NaN", "<NA>")] == []
+
+
+@pytest.mark.parametrize("name", SOURCES)
 def test_its_figures_are_described(results, name):
     drawn = figures(results.notebook(name))
     assert len(drawn) == FIGURES[name]

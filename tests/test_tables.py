@@ -10,11 +10,13 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
-from lib import papertables, tables
+from lib import papertables, stats, tables
 from lib.findings import findings
 from lib.paperrules import load_published, paper_name
 from lib.records import Record, environment_record, load_tree, record_id
+from lib.shown import short
 from lib.stats import Estimate
 from tests import sample_records as sample
 
@@ -202,12 +204,18 @@ def test_frames_count_repetitions_in_one_column():
     assert made["b (s)"].tolist() == [1.235, 2.0, 1.235, 9.0]
 
 
-def test_frames_show_large_numbers_without_a_decimal_that_was_rounded_away():
+def test_frames_are_shown_whole_with_short_numbers_and_a_dash_for_what_is_missing():
     large, small = Estimate(6473.4, n=1, method="median"), Estimate(12.5, n=1, method="median")
-    columns = (tables.Column("a", "J"), tables.Column("b", "J"))
-    made = tables.frame(tables.Table("t", "T", columns, ((large, large), (large, small))))
-    assert [f"{v}" for v in made["a (J)"]] == ["6473", "6473"]
-    assert made["b (J)"].tolist() == [6473.0, 12.5]
+    why = stats.missing("not measured: " + "a long reason " * 20)
+    columns = tuple(tables.Column(f"c{i}") for i in range(30))
+    made = tables.frame(tables.Table("t", "T", columns, ((large, small) * 15, (large, why) * 15)))
+    assert made["c0"].tolist() == [6473.0, 6473.0]
+    for text in (made._repr_html_(), repr(made), made[["c1", "missing"]]._repr_html_()):
+        assert why.reason.strip() in text
+        assert "..." not in text and "NaN" not in text and "None" not in text
+    rows = BeautifulSoup(made._repr_html_(), "html.parser").select("tbody tr")
+    assert [td.get_text() for td in rows[1].select("td")[:2]] == ["6,473", "-"]
+    assert rows[0].select("td")[1].get_text() == "12.50"
 
 
 def test_memory_table_is_decimal_gb_and_names_the_protocol(rows):
@@ -247,7 +255,7 @@ def test_ablation_verdicts(rows):
                         (1.23456, "1.235"), (0.00123, "0.00123"), (-20.5, "-20.50")]
 )  # fmt: skip
 def test_short_numbers(value, text):
-    assert tables.short(value) == text
+    assert short(value) == text
 
 
 def test_reading_side_needs_no_torch():
