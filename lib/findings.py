@@ -226,8 +226,9 @@ def _other_stack(
     reference = published["ablation_model"]
     reference = reference if reference in there else _fastest(there, arm)
     found = [(_throughput(there, arm, reference, envs, f", on {other}"), "latency", "e2e_s")]
-    if any(rules.joules_per_1k(s, *arm).value is not None for s in there.values()):
-        said = _energy(there, arm, envs, reference)
+    spent = {m: s for m, s in there.items() if any(r.kind == "energy" for r in s.rows)}
+    if any(rules.joules_per_1k(s, *arm).value is not None for s in spent.values()):
+        said = _energy(spent, arm, envs, reference if reference in spent else min(spent))
         found.append((Finding(f"{said.lead}, on {other}", said.text), "energy", "energy_j"))
     texts = [said.text + _against(there, base, stack, arm, envs, kind, sample)
              for said, kind, sample in found]  # fmt: skip

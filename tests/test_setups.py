@@ -410,6 +410,15 @@ def test_the_abstract_is_about_the_studys_stack_and_says_what_others_change(mixe
     assert f"{ours} 2,500 J" in energy and f"Against hf-eager: {ours} 0.25× [" in energy
 
 
+def test_the_abstract_names_on_another_stack_only_models_whose_energy_was_measured_there(mixed):
+    rows = [r for r in mixed if not (r.kind == "energy" and r.key["model"] == MODELS[0]
+                                     and r.key["stack"] == "graph")]  # fmt: skip
+    said = {finding.lead: finding.text for finding in findings(rows, load_published(), [])}
+    energy = said["Gross energy per 1,000 generated tokens, on graph"]
+    assert energy.startswith(MODELS[1]) and MODELS[0] not in energy
+    assert f"Against hf-eager: {MODELS[1]} " in energy
+
+
 def test_the_abstract_speaks_of_the_studys_stack_where_another_has_more_rows():
     rows = [ENV, *sample.one("qwen3-32b", "hf-eager", (2048,)), *sample.one("qwen3-32b", "graph")]
     found = findings(rows, load_published(), [])
