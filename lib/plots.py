@@ -256,9 +256,11 @@ def describe(ax: Axes) -> str:
     return " ".join(parts + [text.get_text() for text in ax.texts])
 
 
-def caption(rows: Sequence[Record]) -> str:
-    """Hardware, weights, dtype, stack, repetitions and dates, as far as the rows tell."""
+def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
+    """Hardware, weights, dtype, stack, repetitions and dates, as far as the rows tell: those of
+    these kinds, where a figure shows no others."""
     measured = [r for r in rows if r.kind not in ("environment", "card")]
+    measured = [r for r in measured if r.kind in kinds] if kinds else measured
     envs = environments(rows)
     used = {r.env_id for r in measured}
     cards = {e.get("gpu") or e.get("cpu") for i, e in envs.items() if i in used} - {None}
@@ -283,14 +285,17 @@ def html(ax: Axes, rows: Sequence[Record]) -> str:
             f"{escape(caption(rows))}.</figcaption></figure>")  # fmt: skip
 
 
-def show(ax: Axes, rows: Sequence[Record], source: str = "") -> None:
+def show(
+    ax: Axes, rows: Sequence[Record], source: str = "", *, kinds: Sequence[str] = ()
+) -> None:
     """Display the figure with its alternative text, and its caption under it.
 
-    A figure without rows names the `source` of its numbers instead.
+    The caption is about the rows of these `kinds`, or all. A figure without rows names the
+    `source` of its numbers instead.
     """
     from IPython.display import Markdown, display
 
     figure = ax.figure
     display(figure, metadata={"image/png": {"alt": describe(ax)}})
-    display(Markdown(f"*{ax.get_title()}. {source or caption(rows)}.*"))
+    display(Markdown(f"*{ax.get_title()}. {source or caption(rows, kinds)}.*"))
     plt.close(figure)

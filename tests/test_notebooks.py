@@ -335,6 +335,9 @@ def test_its_figures_are_described(results, name):
     assert len(drawn) == FIGURES[name]
     alts = [figure.metadata["image/png"]["alt"] for figure in drawn]
     assert len({*alts}) == len(alts)
+    said = [output["data"].get("text/markdown", "") for output in outputs(results.notebook(name))]
+    captions = [text for text in said if re.fullmatch(r"\*[^*]+\*", text)]
+    assert len(captions) == len(drawn) and not any("None" in text for text in captions), captions
     for alt in alts:
         assert " against " in alt and (MODEL in alt or "energy" in name or ":" in alt or
                                        alt.endswith("not measured")), alt  # fmt: skip

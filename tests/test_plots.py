@@ -202,6 +202,10 @@ def test_the_caption_names_hardware_setup_and_repetitions():
     of_the_machine = Record("ceilings", {}, {"launch_s": [1.0] * 3}, env_id=cpu.env_id)
     assert plots.caption([cpu, of_the_machine]) == "Some CPU; n = 3"
     assert plots.caption([]) == ""
+    # A figure of one kind of rows says nothing about others.
+    other = Record("energy", key("m") | {"stack": "graph"}, samples={"energy_j": [1.0] * 9})
+    assert "graph" in plots.caption([*rows, other])
+    assert plots.caption([*rows, other], [rows[-1].kind]) == f"{setup}; n = 3"
 
 
 def test_show_gives_the_picture_its_alternative_text_and_a_caption(monkeypatch):
