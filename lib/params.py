@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def profile(
 
     A model of the list is a name, or a mapping with `name`, optionally `notebooks` (the ones to
     run for it: names, or a mapping to values for that notebook alone) and values that differ. It
-    may be listed again with another stack; a slice of stacks goes by its first entry.
+    may be listed again with another stack, whose values a slice with that stack has too.
     """
     folder = resolve(params_dir)
     if not (folder / f"{name}.yaml").is_file() or name in _NO_PROFILES:
@@ -207,11 +207,12 @@ def _choices(
     for model in dict.fromkeys(by_hub.get(model, model) for model in wanted):
         _require_model(model, entries)
         own_entries = [entry for entry in listed if entry.get("name") == model] or [{"name": model}]
-        for place, entry in enumerate(own_entries[:1] if chosen["stack"] else own_entries):
+        for place, entry in enumerate(own_entries):
             if odd := [key for key in entry if key not in allowed]:
                 raise unknown(f"key of model {model!r} in profile {name!r}:", odd[0], allowed)
             wheel = bool((entries.get(model) or {}).get("wheel"))
-            found += _choices_of(name, entry, defaults, signatures, chosen, wheel, again=place > 0)
+            made = _choices_of(name, entry, defaults, signatures, chosen, wheel, again=place > 0)
+            found = _with_entry(found, made, entry) if place and chosen["stack"] else found + made
     places = [(choice.model, choice.weights, choice.stack) for choice in found]
     if twice := [place for place in places if places.count(place) > 1]:
         raise ParamsError(
@@ -251,6 +252,14 @@ def _choices_of(
             _require_known({**base, **settings}, chosen["dtype"])
             found.append(Choice(model, weights, stack, settings, notebooks))
     return found
+
+
+def _with_entry(found: list[Choice], again: list[Choice], entry: dict) -> list[Choice]:
+    """Choices of a slice of stacks, with the values that the model's further entry has for them."""
+    values = {(c.model, c.weights, c.stack): c for c in again if c.stack == entry.get("stack")}
+    return [replace(c, notebooks=c.notebooks | {n: own.own | v for n, v in own.notebooks.items()})
+            if (own := values.get((c.model, c.weights, c.stack))) else c
+            for c in found]  # fmt: skip
 
 
 def _require_known(settings: dict, dtypes: tuple[str, ...]) -> None:

@@ -115,9 +115,11 @@ def test_a_model_may_be_listed_again_with_another_stack(folder):
     assert {c.model for c in profile.choices} == {"tiny"}
     assert [profile.parameters("latency", c)["repeats"] for c in profile.choices] == [2, 5]
     assert profile.parameters("latency", profile.choices[1])["stack"] == "graph"
-    # STACK= asks for a stack of the model, so that its main entry is the one meant.
-    (sliced,) = load(folder, data, stack="graph").choices
-    assert (sliced.stack, profile.parameters("latency", sliced)["repeats"]) == ("graph", 2)
+    # STACK= asks for all of the model on a stack, with the values that are listed for that stack.
+    profile = load(folder, data, stack="graph hf-static", notebooks="latency")
+    told = [(c.stack, profile.parameters("latency", c)["repeats"]) for c in profile.choices]
+    assert told == [("graph", 5), ("hf-static", 2)]
+    assert profile.parameters("latency", profile.choices[0])["stack"] == "graph"
     # NOTEBOOKS= may ask the model for what it does not list, but not its further entries.
     notebook(folder, "memory", "repeats = 1")
     data["notebooks"] = {**GOOD["notebooks"], "memory": None}
