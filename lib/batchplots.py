@@ -79,8 +79,7 @@ def section(rows: Sequence[Record]) -> Markup:
     made = batchclaims.tables(rows)
     if not made:
         return Markup("")
-    arms = [r for r in rows if r.kind in (*batches.KINDS, "environment")]
-    figures = html(throughput(rows), arms) + html(pareto(rows), arms)
+    figures = "".join(html(ax, rows, batches.KINDS) for ax in (throughput(rows), pareto(rows)))
     return Markup(SECTION + figures + grid_html(made[0], "grid-batch") + "</section>\n")
 
 

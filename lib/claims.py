@@ -131,15 +131,16 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
             continue
         scale = 1e3 / row.key["new_tokens"]
         per_1k = stats.scaled(stats.median(row.samples["energy_j"]), scale)
-        paper = row.samples.get("paper_energy_j")
+        paper = [joules for joules in row.samples.get("paper_energy_j") or () if joules is not None]
+        against = stats.ratio(paper, row.samples["energy_j"])
         idle = row.value("idle_w")
         share = idle * row.values["window_s"] / row.values["window_energy_j"] if idle else None
         lines.append(
             f"{model} at {row.key['context']} tokens: "
             f"{number(per_1k, 'J per 1,000 generated tokens')} (GPU board, gross)"
             + (f", of which {share:.0%} is what the idle board draws in that time" if share else "")
-            + (f"; the paper's before/after estimator gives {off(paper, row.samples['energy_j'])}."
-               if paper else ".")
+            + (f"; the paper's before/after estimator gives {stats.change(against)}."
+               if against.value is not None else ".")
         )  # fmt: skip
         lines += energy_details(group, row, rows)
         if told := energystats.carbon(1e3 * per_1k.value, pue, g_per_kwh):
@@ -147,13 +148,6 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
                          f"{g_per_kwh:g} g/kWh = {told.grams:.3g} gCO2e.")  # fmt: skip
     # What the instrument does not show stands in its own table.
     return bullets([*lines, *cautions(r for r in rows if r.kind != "instrument")])
-
-
-def off(values: Sequence[float | None], reference: Sequence[float]) -> str:
-    """How far the median of values is from that of the reference: "-13.1% [-16.0%, -9.2%]"."""
-    ratio = stats.ratio([v for v in values if v is not None], reference)
-    ends = "" if ratio.low is None else f" [{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}]"
-    return f"{ratio.value - 1:+.1%}{ends}" if ratio.value is not None else "nothing"
 
 
 def energy_details(group: Group, row: Record, rows: Sequence[Record]) -> list[str]:

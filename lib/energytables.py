@@ -66,13 +66,13 @@ def instrument(rows: Sequence[Record]) -> pd.DataFrame:
 
 
 def milli(value: float | None) -> float | None:
-    """In thousandths, to four digits."""
-    return None if value is None else float(f"{1e3 * value:.4g}")
+    """In thousandths."""
+    return None if value is None else 1e3 * value
 
 
 def percent(value: float | None) -> float | None:
-    """In hundredths, to three digits."""
-    return None if value is None else float(f"{100 * value:.3g}")
+    """In hundredths."""
+    return None if value is None else 100 * value
 
 
 def gates(rows: Sequence[Record]) -> pd.DataFrame:

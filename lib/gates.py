@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lib import joules
+from lib import joules, stats
 from lib.joules import Trace
 from lib.stats import Estimate
 
@@ -258,8 +258,7 @@ def sampler_disturbs(ratio: Estimate) -> Gate:
     code, (_, limit, _) = "sampler_disturbs", LIMITS["sampler_disturbs"]
     if ratio.value is None or ratio.low is None:
         return Gate(code, "unknown", None, f"not checked: {ratio.reason}")
-    ends = f"[{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}]"
-    text = f"calls take {ratio.value - 1:+.1%} {ends} of their time more with the sampler"
+    text = f"calls take {stats.change(ratio)} of their time more with the sampler"
     if ratio.low - 1 > limit or ratio.high - 1 < -limit:
         return Gate(code, "invalid", ratio.value - 1, f"{text}; {ADVICE[code]}")
     if -limit <= ratio.low - 1 and ratio.high - 1 <= limit:

@@ -206,11 +206,11 @@ def _choices(
     by_hub = {entry.get("hub"): key for key, entry in entries.items()}
     for model in dict.fromkeys(by_hub.get(model, model) for model in wanted):
         _require_model(model, entries)
+        wheel = bool((entries.get(model) or {}).get("wheel"))
         own_entries = [entry for entry in listed if entry.get("name") == model] or [{"name": model}]
         for place, entry in enumerate(own_entries):
             if odd := [key for key in entry if key not in allowed]:
                 raise unknown(f"key of model {model!r} in profile {name!r}:", odd[0], allowed)
-            wheel = bool((entries.get(model) or {}).get("wheel"))
             made = _choices_of(name, entry, defaults, signatures, chosen, wheel, again=place > 0)
             found = _with_entry(found, made, entry) if place and chosen["stack"] else found + made
     places = [(choice.model, choice.weights, choice.stack) for choice in found]

@@ -274,15 +274,18 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
     return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n, when]))
 
 
-def html(ax: Axes, rows: Sequence[Record]) -> str:
-    """The figure as HTML that needs no other file; the same rows give the same bytes."""
+def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
+    """The figure as HTML that needs no other file; the same rows give the same bytes.
+
+    Its caption is about the rows of these `kinds`, or all.
+    """
     picture = io.BytesIO()
     ax.figure.savefig(picture, format="png", metadata={"Software": None})
     plt.close(ax.figure)
     data = base64.b64encode(picture.getvalue()).decode()
     return (f'<figure class="picture"><img class="figure" alt="{escape(describe(ax))}" '
             f'src="data:image/png;base64,{data}"><figcaption>{escape(ax.get_title())}. '
-            f"{escape(caption(rows))}.</figcaption></figure>")  # fmt: skip
+            f"{escape(caption(rows, kinds))}.</figcaption></figure>")  # fmt: skip
 
 
 def show(

@@ -193,8 +193,7 @@ def render(
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
     kinds = [k for k in memoryplots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
-    return [Markup(plots.html(memoryplots.memory_ledger(rows, kind=kind),
-                              [r for r in rows if r.kind in (kind, "environment")]))
+    return [Markup(plots.html(memoryplots.memory_ledger(rows, kind=kind), rows, [kind]))
             for kind in kinds]  # fmt: skip
 
 
@@ -239,8 +238,7 @@ def _bound(table: Table, rows: Sequence[Record]) -> str:
     """The table and the figure of the bounds, where any arm has one."""
     if not table.rows:
         return ""
-    arms = [r for r in rows if r.kind in ("latency", "environment")]
-    return grid_html(table, "grid-bound") + plots.html(boundplots.bound(rows), arms)
+    return grid_html(table, "grid-bound") + plots.html(boundplots.bound(rows), rows, ["latency"])
 
 
 def _optional(table: Table, table_id: str) -> str:

@@ -17,6 +17,7 @@ from scipy import stats as scipy_stats
 
 CONFIDENCE = 0.95
 MIN_N_MEDIAN = 6  # below, no pair of order statistics covers the median with 95 %: 1 - 2 / 2**n
+TOO_FEW = "an interval needs n >= "
 BOOTSTRAP_DRAWS = 5000
 AA_LEAST = 0.90  # share of halvings; 0.95 is expected, and shares of a hundred scatter around it
 
@@ -76,8 +77,7 @@ def percentile(samples: Sequence[float], q: float) -> Estimate:
     if q > 50 and upper is None:  # the maximum still bounds it from above, one-sided
         return Estimate(value, low, ordered[-1], n, f"{name}, one-sided upper bound")
     if low is None or high is None:
-        return Estimate(value, n=n, method=name,
-                        reason=f"n = {n}: an interval needs n >= {MIN_N_MEDIAN}")  # fmt: skip
+        return of_few(value, n, name, MIN_N_MEDIAN)
     return Estimate(value, low, high, n, f"{name}, order statistics")
 
 
@@ -109,9 +109,20 @@ def as_exact(found: Estimate, method: str) -> Estimate:
     return found if found.value is None else exact(found.value, method)
 
 
+def of_few(value: float, n: int, method: str, least: int) -> Estimate:
+    """A value of fewer samples than an interval needs."""
+    return Estimate(value, n=n, method=method, reason=f"n = {n}: {TOO_FEW}{least}")
+
+
 def is_sampled(estimate: Estimate) -> bool:
     """Whether its n counts samples, if only one: not that of a count or of a reading."""
-    return estimate.n > 1 or "an interval needs" in estimate.reason
+    return estimate.n > 1 or TOO_FEW in estimate.reason
+
+
+def change(ratio: Estimate) -> str:
+    """How far a ratio is from 1, with its interval where it has one: "-13.1% [-16.0%, -9.2%]"."""
+    ends = "" if ratio.low is None else f" [{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}]"
+    return f"{ratio.value - 1:+.1%}{ends}"
 
 
 def mean(samples: Sequence[float]) -> Estimate:
@@ -121,7 +132,7 @@ def mean(samples: Sequence[float]) -> Estimate:
         return missing("no samples")
     value = statistics.fmean(samples)
     if n < 2:
-        return Estimate(value, n=n, method="mean", reason="n = 1: an interval needs n >= 2")
+        return of_few(value, n, "mean", 2)
     half = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(samples) / n**0.5
     return Estimate(value, value - half, value + half, n, "mean, t interval")
 
@@ -141,8 +152,7 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[Estimate, Estimate]:
     fit = inverse_of @ design.T @ np.ones(len(at))
     method, free = "least squares of relative errors", len(at) - 2
     if free < 1:
-        reason = f"n = {len(at)}: an interval needs n >= 3"
-        return tuple(Estimate(float(v), n=len(at), method=method, reason=reason) for v in fit)
+        return tuple(of_few(float(v), len(at), method, 3) for v in fit)
     spread_of = float(np.sum((1 - design @ fit) ** 2)) / free
     half = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, free) * np.sqrt(
         spread_of * inverse_of.diagonal()
@@ -161,8 +171,7 @@ def ratio(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Estimate:
     value = statistics.median(a) / reference
     n = min(len(a), len(b))
     if n < MIN_N_MEDIAN:
-        return Estimate(value, n=n, method="ratio of medians",
-                        reason=f"n = {n}: an interval needs n >= {MIN_N_MEDIAN}")  # fmt: skip
+        return of_few(value, n, "ratio of medians", MIN_N_MEDIAN)
     rng = np.random.default_rng(seed)
     draws = _boot_medians(a, rng) / _boot_medians(b, rng)
     low, high = np.percentile(draws, [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2])
@@ -218,8 +227,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
         return missing(f"a slope needs two different x, got {sorted(set(x))}")
     fit = scipy_stats.theilslopes(y, x, alpha=CONFIDENCE)
     if len(x) < MIN_N_MEDIAN:
-        return Estimate(float(fit.slope), n=len(x), method="Theil-Sen slope",
-                        reason=f"n = {len(x)}: an interval needs n >= {MIN_N_MEDIAN}")  # fmt: skip
+        return of_few(float(fit.slope), len(x), "Theil-Sen slope", MIN_N_MEDIAN)
     return Estimate(float(fit.slope), float(fit.low_slope), float(fit.high_slope), len(x),
                     "Theil-Sen slope")  # fmt: skip
 
