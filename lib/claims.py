@@ -151,7 +151,7 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
 
 
 def energy_details(group: Group, row: Record, rows: Sequence[Record]) -> list[str]:
-    """Prefill and token, and uncertainty, of a row that was measured in blocks."""
+    """Prefill and token, uncertainty, and the blocks of a row that are not believed."""
     lines, model, context = [], group.label, row.key["context"]
     lengths = next((g.rows for g in by_setup(rows, energystats.LENGTHS)
                     if (g.model, g.setup) == (group.model, group.setup)), ())  # fmt: skip
@@ -160,17 +160,16 @@ def energy_details(group: Group, row: Record, rows: Sequence[Record]) -> list[st
         prefill, token = energystats.split(arms)
         said = f"prefill and first token {number(prefill, 'J')}; each further token "
         lines.append(f"{model} at {context} tokens: {said}{number(token, 'J')}.")
-    if row.value("blocks"):
-        found = energystats.uncertainty(row, energystats.spread_beside(rows, group))
-        parts = {"95 % over blocks": found.statistical, "readouts": found.readouts,
-                 "weight values": found.weights}  # fmt: skip
-        said = [f"{name} ±{value:.1%}" for name, value in parts.items() if value is not None]
-        gain = f"gain of the sensor, assumed and not measured, ±{found.gain:.0%}"
-        lines.append(f"{model}, uncertainty: {', '.join([*said, gain])} (the gain cancels in "
-                     "ratios on one card).")  # fmt: skip
-        if bad := row.value("invalid_blocks"):
-            lines.append(f"{model}: {len(bad)} of {row.values['blocks']} blocks are not believed, "
-                         f"{bad[0]}.")  # fmt: skip
+    found = energystats.uncertainty(row, energystats.spread_beside(rows, group))
+    parts = {"95 % over blocks": found.statistical, "readouts": found.readouts,
+             "weight values": found.weights}  # fmt: skip
+    said = [f"{name} ±{value:.1%}" for name, value in parts.items() if value is not None]
+    gain = f"gain of the sensor, assumed and not measured, ±{found.gain:.0%}"
+    lines.append(f"{model}, uncertainty: {', '.join([*said, gain])} (the gain cancels in "
+                 "ratios on one card).")  # fmt: skip
+    if bad := row.value("invalid_blocks"):
+        lines.append(f"{model}: {len(bad)} of {row.values['blocks']} blocks are not believed, "
+                     f"{bad[0]}.")  # fmt: skip
     return lines
 
 

@@ -246,7 +246,7 @@ def judged(
     trace = joules.cut(trace, span.start_s, span.stop_s, 2.0)
     idle_w = session.values.get("idle_before_w")
     window = gates.judge(trace, span.start_s, span.stop_s, idle_w=idle_w, own_pid=os.getpid(),
-                         session=session.gates)  # fmt: skip
+                         session=session.gates, calls_s=span.calls_s)  # fmt: skip
     paper = [joules.over_boards(joules.paper_j, trace, *edges)[0] for edges in span.calls_s]
     mean = None if None in paper else sum(paper) / len(paper)
     halves, _ = joules.additivity(trace, span.start_s, span.stop_s)

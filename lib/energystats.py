@@ -1,7 +1,6 @@
 """What the rows of an energy measurement say: net of idle, prefill and token, uncertainty, carbon.
 
-Statistical and systematic uncertainty stay apart. A row of one window of calls (measured before
-there were blocks) is read as well; what it lacks is missing with its reason.
+Statistical and systematic uncertainty stay apart; what a row lacks is missing with its reason.
 """
 
 from __future__ import annotations
@@ -30,25 +29,15 @@ ERRORS = {"two_j": ("counter, two readings", joules.two_readings_j),
           "paper_j": ("the paper's before/after mean", joules.paper_j)}  # fmt: skip
 
 
-def net_j(row: Record) -> tuple[list[float], str]:
-    """Joules of a call less what the idle board draws in that time, or why there are none.
-
-    It may be negative; it is never cut off at zero.
-    """
-    if row.samples.get("net_energy_j"):
-        return row.samples["net_energy_j"], ""
-    gross, times = row.samples.get("energy_j") or [], row.samples.get("e2e_s") or []
-    idle_w = row.value("idle_w")
-    if gross and idle_w is not None and len(gross) == len(times):
-        return [j - idle_w * s for j, s in zip(gross, times, strict=True)], ""
-    reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
-    return [], f"not measured: {reason}"
-
-
 def net(row: Record, factor: float) -> Estimate:
-    """Net energy of a call, scaled; an Estimate may not be scaled where it is negative."""
-    values, reason = net_j(row)
-    return stats.median([factor * v for v in values]) if values else stats.missing(reason)
+    """Joules of a call less what the idle board draws in that time, scaled, or why there are none.
+
+    It may be negative (an Estimate may not be scaled then); it is never cut off at zero.
+    """
+    if values := row.samples.get("net_energy_j"):
+        return stats.median([factor * v for v in values])
+    reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
+    return stats.missing(f"not measured: {reason}")
 
 
 def power_w(row: Record) -> Estimate:

@@ -87,16 +87,18 @@ def judge(
     own_pid: int | None = None,
     session: Sequence[Gate] = (),
     lenient: Sequence[str] = (),
+    calls_s: Sequence[tuple[float, float]] = (),
     guard_s: float = 2.0,
 ) -> Window:
     """The energy of a window over all its boards, and every gate on the way.
 
     `idle_w` is the power of one board with nothing running; `session` are gates that hold for all
     windows, such as the sampler's effect on throughput. Gates named in `lenient` warn at most: a
-    board that has just been busy cools while it idles.
+    board that has just been busy cools while it idles. `calls_s` are the calls that the window is
+    made of: prefill and decoding differ in clock and heat, so that only whole calls tell a drift.
     """
     parts = [
-        _board(rows, start_s, stop_s, idle_w=idle_w, own_pid=own_pid)
+        _board(rows, start_s, stop_s, idle_w=idle_w, own_pid=own_pid, calls_s=calls_s)
         for rows in joules.boards(joules.cut(trace, start_s, stop_s, guard_s))
     ]
     if not parts:
@@ -110,8 +112,9 @@ def judge(
 
 
 def _board(
-    trace: Trace, start_s: float, stop_s: float, *, idle_w: float | None, own_pid: int | None
-) -> Window:
+    trace: Trace, start_s: float, stop_s: float, *, idle_w: float | None, own_pid: int | None,
+    calls_s: Sequence[tuple[float, float]],
+) -> Window:  # fmt: skip
     found, reasons = joules.estimates(trace, start_s, stop_s)
     inside = [row for row in trace if start_s <= row["t_s"] <= stop_s]
     counter, seconds = found.get("counter_j"), stop_s - start_s
@@ -121,8 +124,8 @@ def _board(
         sampler_gap(inside, start_s, stop_s),
         slowed("power_cap", inside, seconds, ("power_cap_s",)),
         slowed("throttled", inside, seconds, THROTTLES),
-        temperature_drift(inside),
-        clock_drift(inside),
+        temperature_drift(inside, calls_s),
+        clock_drift(inside, calls_s),
         foreign_process(inside, own_pid),
         power_range(inside, counter, seconds, idle_w),
     )
@@ -197,29 +200,41 @@ def slowed(code: str, inside: Trace, seconds: float, names: Sequence[str]) -> Ga
     return limited(code, share, f"the board was held back in {share:.1%} of the window")
 
 
-def _thirds(inside: Trace, name: str) -> tuple[float, float] | None:
-    values = [value for _, value in joules.readings(inside, name)]
-    third = len(values) // 3
-    if not third:
-        return None
-    return statistics.mean(values[:third]), statistics.mean(values[-third:])
+def _ends(
+    inside: Trace, name: str, calls_s: Sequence[tuple[float, float]]
+) -> tuple[float, float] | str:
+    """Means of a reading over the first and the last third of the calls (of the time where no calls
+    are given), or why there are none."""
+    read = joules.readings(inside, name)
+    if len(calls_s) == 1:
+        return "the window is one call, which has no like part to compare"
+    if calls_s:
+        third = max(1, len(calls_s) // 3)
+        first_s, last_s = calls_s[third - 1][1], calls_s[-third][0]
+        ends = [v for t, v in read if t <= first_s], [v for t, v in read if t >= last_s]
+    else:
+        third = len(read) // 3
+        ends = [v for _, v in read[:third]], [v for _, v in read[len(read) - third:]]
+    if not all(ends):
+        return "too few readings"
+    return statistics.mean(ends[0]), statistics.mean(ends[1])
 
 
-def temperature_drift(inside: Trace) -> Gate:
-    """Last third of the window against the first (degrees)."""
-    ends = _thirds(inside, "temperature_c")
-    if ends is None:
-        return Gate("temperature_drift", "unknown", None, "the temperature was not read")
+def temperature_drift(inside: Trace, calls_s: Sequence[tuple[float, float]] = ()) -> Gate:
+    """The last calls of the window against the first (degrees)."""
+    ends = _ends(inside, "temperature_c", calls_s)
+    if isinstance(ends, str):
+        return Gate("temperature_drift", "unknown", None, f"the GPU's temperature: {ends}")
     drift = ends[1] - ends[0]
     return limited("temperature_drift", drift, f"the GPU's temperature moved by {drift:+.1f} C",
                    abs(drift))  # fmt: skip
 
 
-def clock_drift(inside: Trace) -> Gate:
-    """Last third of the window against the first (relative)."""
-    ends = _thirds(inside, "sm_hz")
-    if ends is None:
-        return Gate("clock_drift", "unknown", None, "clocks were not read")
+def clock_drift(inside: Trace, calls_s: Sequence[tuple[float, float]] = ()) -> Gate:
+    """The last calls of the window against the first (relative)."""
+    ends = _ends(inside, "sm_hz", calls_s)
+    if isinstance(ends, str):
+        return Gate("clock_drift", "unknown", None, f"the GPU's clock: {ends}")
     drift = ends[1] / ends[0] - 1
     return limited("clock_drift", drift, f"the GPU's clock moved by {drift:+.1%}", abs(drift))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,16 @@ def both(
         for number in range(count):
             windows.keep_busy(lead, windows.LEAD_S, device)
             monitor.begin_window(f"{number}", sync_execution=False)  # `keep_busy` has waited
-            start_s = stop_s = device.clock_s()
-            while stop_s - start_s < seconds:
+            edges_s = [device.clock_s()]  # of calls that follow each other
+            while edges_s[-1] - edges_s[0] < seconds:
                 windows.time_call(call, device)
-                stop_s = device.clock_s()
+                edges_s.append(device.clock_s())
             told = monitor.end_window(f"{number}", sync_execution=False)
-            spans.append((start_s, stop_s))
+            spans.append(windows.Span(edges_s[0], edges_s[-1], tuple(pairwise(edges_s))))
             theirs.append(told.total_energy)
         windows.keep_busy(lead, windows.LEAD_S, device)
-    ours = [gates.judge(trace, *span, own_pid=os.getpid()).energy_j for span in spans]
-    return [(joules, zeus_j, stop_s - start_s)
-            for joules, zeus_j, (start_s, stop_s) in zip(ours, theirs, spans, strict=True)
+    ours = [gates.judge(trace, span.start_s, span.stop_s, own_pid=os.getpid(),
+                        calls_s=span.calls_s).energy_j for span in spans]  # fmt: skip
+    return [(joules, zeus_j, span.seconds)
+            for joules, zeus_j, span in zip(ours, theirs, spans, strict=True)
             if joules is not None]  # fmt: skip

@@ -186,7 +186,9 @@ def test_energy_per_1k_its_idle_share_and_the_papers_estimator():
         # 50 J for 10 tokens; 75 W x 2.2 s = 165 J of 550 J; in the median 45 J against 50 J
         "- m at 200 tokens: 5,000 J per 1,000 generated tokens [5,000, 5,000], n = 11 (GPU board, "
         "gross), of which 30% is what the idle board draws in that time; the paper's before/after "
-        "estimator gives -10.0% [-10.0%, -10.0%]."
+        "estimator gives -10.0% [-10.0%, -10.0%].",
+        "- m, uncertainty: 95 % over blocks ±0.0%, gain of the sensor, assumed and not measured, "
+        "±5% (the gain cancels in ratios on one card).",
     ]
 
 

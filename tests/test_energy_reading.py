@@ -23,7 +23,6 @@ from lib import (
 from lib.records import Record, environment_record
 
 ROOT = Path(__file__).resolve().parents[1]
-RELEASED = ROOT / "outputs" / "released" / "h100-sxm"
 ENV = environment_record({"gpu": "Fake GPU"})
 
 
@@ -159,12 +158,12 @@ def test_carbon_only_where_an_intensity_is_given_and_with_all_three_factors():
 
 
 def test_net_energy_may_be_negative_and_is_not_cut_off():
-    row = Record("energy", key("m"), {"energy_j": [90.0], "e2e_s": [1.0]}, {"idle_w": 100.0})
-    assert energystats.net_j(row) == ([-10.0], "")
+    row = Record("energy", key("m"), {"energy_j": [90.0], "net_energy_j": [-10.0]})
+    assert energystats.net(row, 0.5).value == -5.0
     (cells,) = tables.energy([row]).rows
     assert any(getattr(cell, "value", None) == pytest.approx(-10 / 64 * 1e3) for cell in cells)
     unknown = Record("energy", key("m"), {"energy_j": [90.0]}, missing={"net_energy_j": "no idle"})
-    assert energystats.net_j(unknown) == ([], "not measured: no idle")
+    assert energystats.net(unknown, 1.0).reason == "not measured: no idle"
 
 
 def test_blocks_that_are_not_believed_are_said():
@@ -206,19 +205,3 @@ def test_errors_shrink_with_the_window_except_that_of_the_papers_estimator():
     assert worst["two_j"][3.2] < 0.06 < worst["two_j"][0.4]  # one tick of 32, and of 4
     assert worst["instant_j"][3.2] < worst["instant_j"][0.4]
     assert worst["paper_j"][3.2] > 0.05  # still
-
-
-# --- rows that were measured before there were blocks
-
-
-def test_released_rows_of_single_windows_still_render():
-    """One model of the released set; once it is measured in blocks, such rows need no reader."""
-    rows = records.load(RELEASED / "Qwen3-32B" / "random-hf-eager" / "energy" / "records.jsonl")
-    assert not any(r.value("blocks") for r in rows)
-    made = tables.energy_table(rows)
-    assert made["J/1K tokens (J)"].notna().all() and made["J/1K, net of idle (J)"].notna().all()
-    assert (made["J/1K, net of idle (J)"] < made["J/1K tokens (J)"]).all()
-    assert "before/after estimator gives" in claims.energy(rows)
-    assert "uncertainty" not in claims.energy(rows)
-    assert len(plots.energy(rows).get_lines()) > 2
-    plt.close("all")

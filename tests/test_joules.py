@@ -242,6 +242,33 @@ def test_what_disturbs_a_window_has_a_code(code, level, values):
     assert window.reason.startswith(code) == (level == "invalid")
 
 
+def test_a_drift_is_between_whole_calls_not_between_their_phases():
+    """Two calls of 2.5 s, each a prefill of 1 s at 1.2 GHz and decoding at 1.9 GHz: the thirds of
+    the window hold 40 and 0 % of prefill, the calls the same."""
+    phases = broken(slow(sm_hz=lambda t: 1.2e9 if (t - 4.0) % 2.5 < 1.0 else 1.9e9))
+    thirds = gates.clock_drift([r for r in phases if 4.0 <= r["t_s"] <= 9.0])
+    assert thirds.level == "invalid" and thirds.value > 0.2
+    window = gates.judge(phases, 4.0, 9.0, calls_s=[(4.0, 6.5), (6.5, 9.0)])
+    (drift,) = [g for g in window.gates if g.code == "clock_drift"]
+    assert drift.level == "ok" and abs(drift.value) < 0.01 and window.energy_j is not None
+
+
+def test_a_drift_over_calls_is_still_seen():
+    """1 % a second: the middles of the first and the last call are 2.5 s apart."""
+    falling = broken(slow(sm_hz=lambda t: 1.9e9 * (1 - (t - 4.0) / 20)))
+    window = gates.judge(falling, 4.0, 9.0, calls_s=[(4.0, 6.5), (6.5, 9.0)])
+    (drift,) = window.failing("invalid")
+    # middles at 1.25 and 3.75 s: 0.8125 / 0.9375 - 1
+    assert drift.code == "clock_drift" and drift.value == pytest.approx(-0.1333, abs=0.005)
+
+
+def test_one_call_has_no_drift_of_its_own():
+    found = gates.judge(broken(slow(sm_hz=lambda t: 1.9e9)), 4.0, 9.0, calls_s=[(4.0, 9.0)]).gates
+    levels = {g.code: (g.level, g.text) for g in found}
+    assert levels["clock_drift"][0] == levels["temperature_drift"][0] == "unknown"
+    assert "one call" in levels["clock_drift"][1]
+
+
 def test_in_a_container_one_process_of_another_number_is_ours():
     fine = broken(slow(pids=[4242]))
     assert gates.judge(fine, 4.0, 9.0, own_pid=77).energy_j is not None
