@@ -59,9 +59,11 @@ def split(rows: Sequence[Record], kinds: Sequence[str] = LENGTHS) -> tuple[Estim
     points = [(row.key["new_tokens"] - 1, joules_)
               for row in rows if row.kind in kinds
               for joules_ in row.samples.get("energy_j") or ()]  # fmt: skip
-    if not points:
+    if len({x for x, _ in points}) < 2:
         reasons = [row.missing["energy_j"] for row in rows if "energy_j" in row.missing]
-        none = stats.missing(f"not measured: {reasons[0]}" if reasons else "not measured")
+        found = "blocks of one length only" if points else ""
+        said = "; ".join([*filter(None, [found]), *reasons[:1]])
+        none = stats.missing(f"not measured: {said}" if said else "not measured")
         return none, none
     return stats.line([x for x, _ in points], [y for _, y in points])
 

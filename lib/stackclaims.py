@@ -17,7 +17,7 @@ from lib.tables import decode_tok_per_s, marked_tok_per_s
 
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
 HARNESS = 0.005  # what the harness may add to a call
-GATE = {"median_error": "median error", "floor_error": "reference against itself",
+GATE = {"mean_error": "mean error", "floor_error": "reference against itself",
         "allowed_error": "allowed", "same_choice": "same choice"}  # fmt: skip
 
 

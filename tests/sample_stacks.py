@@ -90,7 +90,7 @@ def one(model: str, stack: str, contexts: Sequence[int] = CONTEXTS) -> list[Reco
     rows.append(row("aa", {"ttft_s": spread(0.1 / faster, 13)}, new_tokens=1))
     if stack != "hf-eager":
         rows.append(row("gate", {"relative_error": [0.01]}, {
-            "median_error": 0.01, "max_error": 0.02, "floor_error": 0.005, "allowed_error": 0.03,
+            "mean_error": 0.01, "max_error": 0.02, "floor_error": 0.005, "allowed_error": 0.03,
             "same_choice": 1.0}))  # fmt: skip
     share = 0.9 if stack == "hf-eager" else 0.7
     rows += [row("energy-weights", {"energy_j": spread(joules * f)}, weights=f"random-{value}")

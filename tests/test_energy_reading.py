@@ -166,6 +166,13 @@ def test_net_energy_may_be_negative_and_is_not_cut_off():
     assert energystats.net(unknown, 1.0).reason == "not measured: no idle"
 
 
+def test_blocks_of_one_length_draw_no_line_and_the_reason_is_told():
+    good = Record("energy", key("m", new_tokens=64), {"energy_j": [90.0] * 3})
+    bad = Record("energy-slope", key("m", new_tokens=128), missing={"energy_j": "sampler_gap: 2 s"})
+    for found in energystats.split([good, bad]):
+        assert found.reason == "not measured: blocks of one length only; sampler_gap: 2 s"
+
+
 def test_blocks_that_are_not_believed_are_said():
     values = {"blocks": 4, "invalid_blocks": ["counter_reset: the counter went backwards"],
               "window_energy_j": 100.0, "window_s": 1.0}  # fmt: skip
