@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import pandas as pd
 
@@ -17,8 +18,8 @@ from lib.tables import decode_tok_per_s, marked_tok_per_s
 
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
 HARNESS = 0.005  # what the harness may add to a call
-GATE = {"mean_error": "mean error", "floor_error": "reference against itself",
-        "allowed_error": "allowed", "same_choice": "same choice"}  # fmt: skip
+GATE = {"floor_error": "reference against itself", "allowed_error": "allowed",
+        "same_choice": "same choice"}  # fmt: skip
 
 
 def gates(rows: Sequence[Record]) -> Table:
@@ -27,11 +28,13 @@ def gates(rows: Sequence[Record]) -> Table:
     def cells(group: list[Record]) -> Sequence[Estimate]:
         row = group[-1]
         why = f"failed: {row.error}" if row.error else "not measured: no reading"
-        return [stats.missing(why) if row.value(name) is None else
-                Estimate(row.values[name], n=1, method="one continuation", reason="no interval")
-                for name in GATE]  # fmt: skip
+        errors = row.samples.get("relative_error")
+        told = {"mean_error": errors and fmean(errors), **row.values}
+        return [stats.missing(why) if told.get(name) is None else
+                Estimate(told[name], n=1, method="one continuation", reason="no interval")
+                for name in ("mean_error", *GATE)]  # fmt: skip
 
-    columns = [Column(title, "share") for title in GATE.values()]
+    columns = [Column(title, "share") for title in ("mean error", *GATE.values())]
     return build("gate", "Logits against generate()", rows, ("gate",), ("context", "batch"),
                  columns, cells)  # fmt: skip
 
