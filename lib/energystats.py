@@ -112,8 +112,9 @@ def weight_effects(rows: Sequence[Record]) -> dict[str, Estimate]:
 
     The rows are those of one model in one setup, but for its weights; so in `real_effect`.
     """
-    arms = {row.key["weights"].removeprefix("random-"): row.samples.get("energy_j") or []
-            for row in rows if row.kind == "energy-weights" and not row.missing}  # fmt: skip
+    arms = {row.key["weights"].removeprefix("random-"): row.samples["energy_j"]
+            for row in rows if row.kind == "energy-weights" and row.samples.get("energy_j")
+            }  # fmt: skip
     base = arms.get("normal")
     if not base:
         return {}

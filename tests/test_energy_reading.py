@@ -166,6 +166,19 @@ def test_net_energy_may_be_negative_and_is_not_cut_off():
     assert energystats.net(unknown, 1.0).reason == "not measured: no idle"
 
 
+def test_effects_of_weight_values_need_no_idle_power():
+    """Gross joules against gross joules; as measured, idling is not part of that check."""
+    none = dict.fromkeys(("idle_w", "net_energy_j"), "idling was not measured")
+    arms = {"normal": [100.0, 102.0, 98.0], "zero": [80.0, 81.6, 78.4]}
+    rows = [Record("energy-weights", key("m", weights=f"random-{value}"), {"energy_j": joules},
+                   missing=none) for value, joules in arms.items()]  # fmt: skip
+    lost = Record("energy-weights", key("m", weights="random-tiny"), missing={"energy_j": "stall"})
+    found = energystats.weight_effects([*rows, lost])
+    assert {value: ratio.value for value, ratio in found.items()} == {
+        "normal": 1.0, "zero": pytest.approx(0.8)}  # fmt: skip
+    assert energystats.weight_spread(rows) == pytest.approx(0.2)
+
+
 def test_blocks_of_one_length_draw_no_line_and_the_reason_is_told():
     good = Record("energy", key("m", new_tokens=64), {"energy_j": [90.0] * 3})
     bad = Record("energy-slope", key("m", new_tokens=128), missing={"energy_j": "sampler_gap: 2 s"})
