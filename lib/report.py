@@ -228,7 +228,8 @@ def _cautions(rows: Sequence[Record]) -> list[str]:
 
 
 def _subtitle(rows: Sequence[Record], ended: str) -> str:
-    models = sorted({str(r.key["model"]) for r in rows if r.key.get("model")}, key=model_order)
+    studied = {str(r.key["model"]) for r in rows if r.key.get("model") and r.kind != "energy-real"}
+    models = sorted(studied, key=model_order)  # without the small one that checks weight values
     gpus = sorted({str(env.get("gpu") or "CPU") for env in environments(rows).values()})
     parts = [", ".join(models), " and ".join(gpus), results.readable(ended)[:10]]
     return " · ".join(filter(None, parts))
