@@ -94,8 +94,9 @@ def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1)
 def frame(table: Table, digits: int = 4) -> Shown:
     """The table for reading: each estimate's value, and its 95 % interval as text where it has one.
 
-    Values are rounded to `digits` significant digits; a missing value is None. A column `n` counts
-    repetitions, and a last column `missing` gives reasons, each only where there are any.
+    Values are rounded to `digits` significant digits, whole units stay; a missing value is None.
+    A column `n` counts repetitions, and a last column `missing` gives reasons, each only where
+    there are any.
     """
     made = Shown([_line(table.columns, row, digits) for row in table.rows])
     made.index = pd.Index([""] * len(made))  # a row number says nothing
@@ -111,13 +112,19 @@ def _line(columns: Sequence[Column], row: Sequence[Any], digits: int) -> dict[st
         if not isinstance(cell, Estimate):
             line[column.header] = cell
             continue
-        line[column.header] = None if cell.value is None else float(f"{cell.value:.{digits}g}")
+        line[column.header] = _rounded(cell.value, digits)
         line[f"{column.title} 95 %"] = interval(cell)
         if cell.value is None:
             reasons.append(f"{column.title}: {cell.reason}")
         elif stats.is_sampled(cell):
             counts[column.title] = cell.n
     return line | {"n": _repetitions(counts), "missing": "; ".join(reasons)}
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    if value is None:
+        return None
+    return float(f"{value:.{digits}g}" if abs(value) < 10**digits else round(value))
 
 
 def _repetitions(counts: dict[str, int]) -> str:

@@ -204,6 +204,13 @@ def test_frames_count_repetitions_in_one_column():
     assert made["b (s)"].tolist() == [1.235, 2.0, 1.235, 9.0]
 
 
+def test_a_frame_keeps_whole_units_as_its_intervals_do():
+    """16,392 [16,332, 16,416] is not 16,390."""
+    cell = Estimate(16392.4, 16332.0, 16416.0, 6)
+    made = tables.frame(tables.Table("t", "T", (tables.Column("a", "J"),), ((cell,),)))
+    assert made["a (J)"].tolist() == [16392.0] and made["a 95 %"].tolist() == ["[16,332, 16,416]"]
+
+
 def test_frames_are_shown_whole_with_short_numbers_and_a_dash_for_what_is_missing():
     large, small = Estimate(6473.4, n=1, method="median"), Estimate(12.5, n=1, method="median")
     why = stats.missing("not measured: " + "a long reason " * 20)
