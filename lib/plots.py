@@ -26,6 +26,7 @@ from lib.records import Record, environments
 from lib.shown import short
 
 PALETTE = sns.color_palette("colorblind", 10)
+EMPTY_IN = 1.5  # height of a figure that has nothing to draw
 STYLE = {
     "figure.dpi": 110, "savefig.dpi": 110, "figure.figsize": (7.2, 4.0), "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
@@ -238,6 +239,8 @@ def labelled(ax: Axes, title: str, x: str, y: str, legend: bool = True) -> Axes:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     if not handles:
         ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes)
+        ax.set(xticks=[], yticks=[])
+        ax.figure.set_figheight(EMPTY_IN)
     return ax
 
 

@@ -214,6 +214,7 @@ def test_without_a_trace_figures_say_not_measured(tmp_path):
     drawn = [energyplots.instrument(rows, tmp_path), energyplots.estimator_error(trace),
              energyplots.parts(rows), energyplots.blocks(rows)]  # fmt: skip
     assert all("not measured" in plots.describe(ax) for ax in drawn)
+    assert {ax.figure.get_figheight() for ax in drawn} == {plots.EMPTY_IN}  # no large empty frames
     plt.close("all")
 
 
