@@ -93,13 +93,14 @@ def harness(row: Record) -> str:
     ratio = stats.paired_ratio(row.samples["e2e_s"], row.samples["bare_s"])
     if ratio.value is None:
         return f"The harness was not compared with a bare loop ({ratio.reason})."
-    low, high = (end if end is not None else ratio.value for end in (ratio.low, ratio.high))
-    inside = max(abs(low - 1), abs(high - 1)) <= HARNESS
-    outside = low - 1 > HARNESS or high - 1 < -HARNESS
+    text = (f"{row.key['model']} on {row.key['stack']}: a call takes {stats.change(ratio, 2)} "
+            "against a bare loop in the same process")  # fmt: skip
+    if ratio.low is None:
+        return f"{text}; not judged, {ratio.reason}."
+    inside = max(abs(ratio.low - 1), abs(ratio.high - 1)) <= HARNESS
+    outside = ratio.low - 1 > HARNESS or ratio.high - 1 < -HARNESS
     verdict = "within" if inside else "more than" if outside else "not resolved from"
-    return (f"{row.key['model']} on {row.key['stack']}: a call takes {ratio.value - 1:+.2%} "
-            f"[{low - 1:+.2%}, {high - 1:+.2%}] against a bare loop in the same process, {verdict} "
-            f"{HARNESS:.1%}.")  # fmt: skip
+    return f"{text}, {verdict} {HARNESS:.1%}."
 
 
 def flatness(arms: Sequence[Record]) -> str:

@@ -119,10 +119,11 @@ def is_sampled(estimate: Estimate) -> bool:
     return estimate.n > 1 or TOO_FEW in estimate.reason
 
 
-def change(ratio: Estimate) -> str:
+def change(ratio: Estimate, digits: int = 1) -> str:
     """How far a ratio is from 1, with its interval where it has one: "-13.1% [-16.0%, -9.2%]"."""
-    ends = "" if ratio.low is None else f" [{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}]"
-    return f"{ratio.value - 1:+.1%}{ends}"
+    value, *ends = (None if x is None else f"{x - 1:+.{digits}%}"
+                    for x in (ratio.value, ratio.low, ratio.high))  # fmt: skip
+    return f"{value} [{', '.join(ends)}]" if None not in ends else value
 
 
 def mean(samples: Sequence[float]) -> Estimate:

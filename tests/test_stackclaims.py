@@ -68,3 +68,8 @@ def test_what_the_harness_costs():
     assert "more than 0.5%" in stackclaims.harness(dear)
     noisy = Record("harness", row.key, {"e2e_s": [1.0, 1.1] * 3, "bare_s": [1.1, 1.0] * 3})
     assert "not resolved from 0.5%" in stackclaims.harness(noisy)
+    one = Record("harness", row.key, {"e2e_s": [1.001], "bare_s": [1.0]})
+    assert stackclaims.harness(one) == (
+        "m on graph: a call takes +0.10% against a bare loop in the same process; not judged, "
+        "n = 1: an interval needs n >= 2."
+    )
