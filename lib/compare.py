@@ -16,9 +16,10 @@ from markupsafe import Markup
 
 from lib import manifest, results
 from lib.grid import Column, Table, interval
+from lib.groups import arm_text
 from lib.markup import grid_html
 from lib.page import data_link, entry, shell, write_text
-from lib.pairs import ARM, READ, SAMPLED, Pair, Refused, Side, compare, load
+from lib.pairs import READ, SAMPLED, Pair, Refused, Side, compare, load
 from lib.papertables import number_text
 from lib.params import ParamsError, resolve
 from lib.records import KEY_FIELDS
@@ -60,13 +61,6 @@ def refused_table(refused: Sequence[Refused]) -> Table:
     rows = tuple((item.key.get("model") or "–", item.kind, arm_text(item.key), item.where,
                   item.reason) for item in refused)  # fmt: skip
     return Table("refused", "Not compared", tuple(Column(n, numeric=False) for n in names), rows)
-
-
-def arm_text(key: dict[str, Any]) -> str:
-    """The fields of a key that say which arm it is."""
-    fields = ("weights", "dtype", "stack", "experts", *ARM)
-    return ", ".join(f"{f.replace('_', ' ')} {key[f]}" for f in fields
-                     if key.get(f) not in (None, "none"))  # fmt: skip
 
 
 def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from lib.params import DTYPES, STACKS, model_order
 from lib.records import Record, environments
 
 SETUP = ("weights", "dtype", "stack", "experts", "gpu")
+ARM = ("context", "new_tokens", "batch", "decoding")  # what tells the arms of one setup apart
 STUDY_STACK = "hf-eager"  # statements are about this stack first; what others change is said after
 # Where they are listed; a value that is not here comes after them, by name.
 ORDER = {
@@ -22,6 +23,13 @@ ORDER = {
 }  # fmt: skip
 WORDS = {"weights": "{} weights", "experts": "experts {}", "batch": "batch {}",
          "context": "{} tokens"}
+
+
+def arm_text(key: dict[str, Any]) -> str:
+    """The fields of a key that say which arm it is."""
+    fields = ("weights", "dtype", "stack", "experts", *ARM)
+    return ", ".join(f"{f.replace('_', ' ')} {key[f]}" for f in fields
+                     if key.get(f) not in (None, "none"))  # fmt: skip
 
 
 class Name(NamedTuple):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import results, stats
+from lib.groups import ARM
 from lib.params import model_order
 from lib.records import KEY_FIELDS, Record, environments, merge
 from lib.stats import Estimate, gaps
@@ -35,7 +36,6 @@ READ = {
     "host_score_per_s": ("Host score, one thread", "1/s", 1.0),
 }
 SETUP = ("weights", "dtype", "stack", "experts", "attention", "cache")
-ARM = ("context", "new_tokens", "batch", "decoding")
 SIDES = ("A", "B")
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lib.grid import Column, Table
+from lib.groups import arm_text
 from lib.records import Record, environments
 from lib.results import Job, readable
 
@@ -101,7 +102,7 @@ def _commit(told: dict[str, Any]) -> str | None:
 def arm_errors(rows: Sequence[Record]) -> Table:
     """Arms that failed, with their error."""
     columns = tuple(Column(n, numeric=False) for n in ("model", "kind", "arm", "error"))
-    made = [(r.key.get("model"), r.kind, _arm(r), r.error) for r in rows if r.error]
+    made = [(r.key.get("model"), r.kind, arm_text(r.key), r.error) for r in rows if r.error]
     return Table("arm-errors", "Arms that failed", columns, tuple(made))
 
 
@@ -116,8 +117,3 @@ def warnings_table(rows: Sequence[Record]) -> Table:
     columns = (*(Column(name, numeric=False) for name in names), Column("rows"))
     built = tuple((*where, said[0], len(said)) for where, said in sorted(texts.items()))
     return Table("warnings", "Warnings", columns, built)
-
-
-def _arm(row: Record) -> str:
-    fields = ("dtype", "stack", "experts", "context", "new_tokens", "decoding")
-    return ", ".join(f"{f.replace('_', ' ')} {row.key[f]}" for f in fields if row.key.get(f))

@@ -96,6 +96,7 @@ def test_counts_and_every_failure_are_shown(soup):
     assert "MODELS=yi-34b NOTEBOOKS=ablations" in failures[0]
     assert "missing" in failures[1] and "NOTEBOOKS=ape" in failures[1]
     assert "found Half" in text_of(soup, "#arm-errors")
+    assert "batch 1" in text_of(soup, "#arm-errors")  # two batches that failed are two arms
 
 
 def test_a_good_manifest_without_its_notebook_is_no_success(tmp_path):
