@@ -12,7 +12,7 @@ from lib.card import computed
 from lib.claims import bullets, cautions, number
 from lib.grid import Column, Table, build, without_empty
 from lib.records import Record
-from lib.shown import Shown, short
+from lib.shown import Shown, rounded, short
 from lib.stats import Estimate
 
 NOTES = (
@@ -46,10 +46,10 @@ def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) 
         bound = step and batch * roofline.bound_tok_per_s(step, bytes_per_s)
         made.append({
             "batch": batch,
-            **({"experts of a layer": roofline.rounded(card.experts_touched(batch))}
+            **({"experts of a layer": rounded(card.experts_touched(batch))}
                if card.experts else {}),
-            "a step reads (GB)": step and roofline.rounded(step / 1e9),
-            "bound of all (tok/s)": bound and roofline.rounded(bound),
+            "a step reads (GB)": step and rounded(step / 1e9),
+            "bound of all (tok/s)": bound and rounded(bound),
         } | missing)  # fmt: skip
     return Shown(made).set_index("batch")
 

@@ -131,8 +131,7 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
             continue
         scale = 1e3 / row.key["new_tokens"]
         per_1k = stats.scaled(stats.median(row.samples["energy_j"]), scale)
-        paper = [joules for joules in row.samples.get("paper_energy_j") or () if joules is not None]
-        against = stats.ratio(paper, row.samples["energy_j"])
+        against = stats.ratio(row.samples.get("paper_energy_j") or (), row.samples["energy_j"])
         idle = row.value("idle_w")
         share = idle * row.values["window_s"] / row.values["window_energy_j"] if idle else None
         lines.append(

@@ -60,10 +60,10 @@ def split(rows: Sequence[Record], kinds: Sequence[str] = LENGTHS) -> tuple[Estim
               for row in rows if row.kind in kinds
               for joules_ in row.samples.get("energy_j") or ()]  # fmt: skip
     if len({x for x, _ in points}) < 2:
-        reasons = [row.missing["energy_j"] for row in rows if "energy_j" in row.missing]
-        found = "blocks of one length only" if points else ""
-        said = "; ".join([*filter(None, [found]), *reasons[:1]])
-        none = stats.missing(f"not measured: {said}" if said else "not measured")
+        reasons = ["blocks of one length only"] if points else []
+        reasons += [row.missing["energy_j"] for row in rows if "energy_j" in row.missing][:1]
+        said = f": {'; '.join(reasons)}" if reasons else ""
+        none = stats.missing(f"not measured{said}")
         return none, none
     return stats.line([x for x, _ in points], [y for _, y in points])
 

@@ -58,13 +58,17 @@ class Look:
     same_choice: float
 
     @property
+    def mean(self) -> float:
+        return fmean(self.errors)
+
+    @property
     def passed(self) -> bool:
         """Not a number fails too."""
-        return fmean(self.errors) <= self.allowed
+        return self.mean <= self.allowed
 
     @property
     def text(self) -> str:
-        return (f"{fmean(self.errors):.2%} of their norm (mean of {len(self.errors)} steps) where "
+        return (f"{self.mean:.2%} of their norm (mean of {len(self.errors)} steps) where "
                 f"rounding explains {self.allowed:.2%}")  # fmt: skip
 
 
@@ -97,8 +101,7 @@ def row(
         warnings = ({"code": "gate_repeated", "text": text},)
     key = model.key(stack=stack, context=context, new_tokens=steps, batch=batch,
                     cache=decode.cache_kind(stack), decoding="greedy")  # fmt: skip
-    values = (fmean(found.errors), max(found.errors), found.floor, found.allowed,
-              found.same_choice)  # fmt: skip
+    values = (found.mean, max(found.errors), found.floor, found.allowed, found.same_choice)
     return Record("gate", key, samples={"relative_error": found.errors, **samples}, env_id=env_id,
                   values={**model.source, **dict(zip(VALUES, values, strict=True))},
                   warnings=warnings)  # fmt: skip

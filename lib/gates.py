@@ -206,6 +206,8 @@ def _ends(
     """Means of a reading over the first and the last third of the calls (of the time where no calls
     are given), or why there are none."""
     read = joules.readings(inside, name)
+    if not read:
+        return "not read"
     if len(calls_s) == 1:
         return "the window is one call, which has no like part to compare"
     if calls_s:

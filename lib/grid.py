@@ -16,7 +16,7 @@ from lib import stats
 from lib.groups import SETUP, setup_of, setup_order, setup_value
 from lib.params import model_order
 from lib.records import Record, environments, record_id
-from lib.shown import Shown, short
+from lib.shown import Shown, rounded, short
 from lib.stats import Estimate
 
 RANDOM_NOTE = ("random weights: valid for memory and dense latency; router-dependent for "
@@ -112,19 +112,13 @@ def _line(columns: Sequence[Column], row: Sequence[Any], digits: int) -> dict[st
         if not isinstance(cell, Estimate):
             line[column.header] = cell
             continue
-        line[column.header] = _rounded(cell.value, digits)
+        line[column.header] = None if cell.value is None else rounded(cell.value, digits)
         line[f"{column.title} 95 %"] = interval(cell)
         if cell.value is None:
             reasons.append(f"{column.title}: {cell.reason}")
         elif stats.is_sampled(cell):
             counts[column.title] = cell.n
     return line | {"n": _repetitions(counts), "missing": "; ".join(reasons)}
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    if value is None:
-        return None
-    return float(f"{value:.{digits}g}" if abs(value) < 10**digits else round(value))
 
 
 def _repetitions(counts: dict[str, int]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +96,8 @@ def both(
         for number in range(count):
             windows.keep_busy(lead, windows.LEAD_S, device)
             monitor.begin_window(f"{number}", sync_execution=False)  # `keep_busy` has waited
-            edges_s = [device.clock_s()]  # of calls that follow each other
-            while edges_s[-1] - edges_s[0] < seconds:
-                windows.time_call(call, device)
-                edges_s.append(device.clock_s())
+            spans.append(windows.fill(call, device, seconds))
             told = monitor.end_window(f"{number}", sync_execution=False)
-            spans.append(windows.Span(edges_s[0], edges_s[-1], tuple(pairwise(edges_s))))
             theirs.append(told.total_energy)
         windows.keep_busy(lead, windows.LEAD_S, device)
     ours = [gates.judge(trace, span.start_s, span.stop_s, own_pid=os.getpid(),

@@ -20,7 +20,7 @@ from lib.grid import Column, Table, build, grouped, sampled, without_empty
 from lib.groups import named
 from lib.machine import Limits, bandwidth_notes, limits
 from lib.records import Record, select
-from lib.shown import Shown
+from lib.shown import Shown, rounded
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s
 
@@ -47,11 +47,6 @@ FORMULAS = ("bound: measured bandwidth / bytes that a step must read; MBU: bytes
 def bound_tok_per_s(decode_bytes: float, bytes_per_s: float) -> float:
     """Decode steps a second if nothing but reading these bytes took time (tok/s at batch 1)."""
     return bytes_per_s / decode_bytes
-
-
-def rounded(value: float) -> float:
-    """Four significant digits, as the tables show."""
-    return float(f"{value:.4g}")
 
 
 def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> Shown:

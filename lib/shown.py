@@ -22,6 +22,11 @@ def short(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def rounded(value: float, digits: int = 4) -> float:
+    """A number for a table: significant digits, and whole units however many there are."""
+    return float(f"{value:.{digits}g}" if abs(value) < 10**digits else round(value))
+
+
 class Shown(pd.DataFrame):
     """A DataFrame that shows all of itself: no reason cut off, no column hidden, a dash for what is
     missing. It computes as any other."""

@@ -29,7 +29,7 @@ def gates(rows: Sequence[Record]) -> Table:
         row = group[-1]
         why = f"failed: {row.error}" if row.error else "not measured: no reading"
         errors = row.samples.get("relative_error")
-        told = {"mean_error": errors and fmean(errors), **row.values}
+        told = {**row.values, "mean_error": errors and fmean(errors)}  # older rows hold no mean
         return [stats.missing(why) if told.get(name) is None else
                 Estimate(told[name], n=1, method="one continuation", reason="no interval")
                 for name in ("mean_error", *GATE)]  # fmt: skip

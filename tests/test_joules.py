@@ -278,6 +278,8 @@ def test_what_was_not_read_is_unknown_not_fine():
     window = gates.judge(broken(without(*Board().slow)), 4.0, 9.0)
     levels = {g.code: g.level for g in window.gates}
     assert levels["throttled"] == levels["foreign_process"] == levels["power_range"] == "unknown"
+    (clock,) = [g for g in window.gates if g.code == "clock_drift"]
+    assert (clock.level, clock.text) == ("unknown", "the GPU's clock: not read")
     assert window.energy_j == pytest.approx(1500)
 
 
