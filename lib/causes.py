@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lib import audit, judge
-from lib.evidence import Evidence, Measured, decode_share, output_rate, ttft_s
+from lib.evidence import Evidence, Measured, decode_share, machines, output_rate, ttft_s
 from lib.judge import Ruling
 from lib.published import Absent, Published, each
 from lib.records import select
@@ -67,6 +67,8 @@ def sentences(
         said.append("counted; card, host and weights do not matter")
     if measured_at_all and measured.quantity in ("time", "effect") and measured.decodes:
         said += _host(e, models)
+        apart = machines(e, [(e.base, m) for m in models])
+        said += [apart] if apart else []
     if measured_at_all and e.reference in models and measured.like_paper:
         said += _experts(e, measured, rulings["like_paper"])
     main = rulings["verdict"].word

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lib import stats
 from lib.claims import bullets, cautions, failures, ratio_sentence
 from lib.groups import STUDY_STACK, Group, by_setup, setup_order
-from lib.records import Record, environments, require_comparable, select
+from lib.records import Record, environments, machines_differ, require_comparable, select
 from lib.shown import short
 from lib.stats import Estimate
 
@@ -33,11 +34,13 @@ class Quantity:
         found = [r for r in rows if r.kind == "environment" or r.samples.get(self.sample)]
         return by_setup(found, self.kind)
 
+    def row(self, group: Group, shape: Shape) -> Record:
+        """The last row of a group of a context and length."""
+        return select(group.rows, context=shape[0], new_tokens=shape[1])[-1]
+
     def ratio(self, a: Group, b: Group, shape: Shape) -> Estimate:
         """The quantity of one group over that of another, of the same context and length."""
-        context, tokens = shape
-        a_s, b_s = (select(g.rows, context=context, new_tokens=tokens)[-1].samples[self.sample]
-                    for g in (a, b))  # fmt: skip
+        a_s, b_s = (self.row(group, shape).samples[self.sample] for group in (a, b))
         return stats.ratio(b_s, a_s) if self.inverted else stats.ratio(a_s, b_s)
 
 
@@ -69,11 +72,13 @@ def _between_models(rows: Sequence[Record], quantity: Quantity) -> list[str]:
         alike.setdefault(group.but("experts"), []).append(group)
     shared = [sorted(mine, key=groups.index) for mine in alike.values()
               if len({g.model for g in mine}) > 1]  # fmt: skip
+    envs = environments(rows)
     lines: list[str] = []
     said: dict[tuple, tuple[str, Shape, Estimate]] = {}
     for mine in shared:
         firsts = [g for g in mine if g.model == mine[0].model]
-        lines += [_pair(quantity, a, b, said) for a in firsts for b in mine if b.model != a.model]
+        lines += [_pair(quantity, a, b, said, envs) for a in firsts for b in mine
+                  if b.model != a.model]  # fmt: skip
     compared = {g.model for mine in shared for g in mine}
     return lines + _left_out(rows, quantity, groups, compared)
 
@@ -98,8 +103,9 @@ def _difference(rows: Sequence[Record], groups: Sequence[Group]) -> str:
 
 
 def _pair(
-    quantity: Quantity, a: Group, b: Group, said: dict[tuple, tuple[str, Shape, Estimate]]
-) -> str:
+    quantity: Quantity, a: Group, b: Group, said: dict[tuple, tuple[str, Shape, Estimate]],
+    envs: dict[str, dict[str, Any]],
+) -> str:  # fmt: skip
     """One model against another; on a further stack, whether that changes the order."""
     common = _shapes(a) & _shapes(b)
     if not common:
@@ -110,6 +116,8 @@ def _pair(
     ratio = quantity.ratio(a, b, shape)
     what = f"At {shape[0]} tokens, {_lower_first(quantity.title)}"
     sentence = ratio_sentence(a.label, b.label, what, ratio)
+    if machines_differ([quantity.row(group, shape) for group in (a, b)], envs):
+        sentence = f"{sentence[:-1]}; measured on different machines."
     if not before:
         said[pair] = (a.of("stack"), shape, ratio)
         return sentence

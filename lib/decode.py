@@ -10,7 +10,7 @@ given continuation, for the correctness gate.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from lib import experts, fused
@@ -98,15 +98,6 @@ def experts_in_decode(net: Any, stack: str = "hf-eager") -> str | None:
         return experts.in_use(net)
 
 
-@contextlib.contextmanager
-def as_in_decode(net: Any, stack: str) -> Iterator[None]:
+def as_in_decode(net: Any, stack: str) -> contextlib.AbstractContextManager[None]:
     """The net with the experts implementation of a stack's decode steps, inside the block."""
-    before, name = experts.in_use(net), experts_in_decode(net, stack)
-    if name in (None, before):
-        yield
-        return
-    experts.use(net, name)
-    try:
-        yield
-    finally:
-        experts.use(net, before)
+    return experts.using(net, experts_in_decode(net, stack))

@@ -15,8 +15,8 @@ from typing import Any
 from lib import judge, roofline, stats, tables
 from lib import paperrules as rules
 from lib.paperrules import MIB, Series
-from lib.published import Published
-from lib.records import Record, require_comparable, select
+from lib.published import Published, each
+from lib.records import Record, machines_differ, require_comparable, select
 from lib.stats import Estimate
 
 Map = dict[str, Series]  # the series of each model, by the study's title
@@ -222,6 +222,20 @@ def decode_share(e: Evidence, m: Map, model: str) -> float | None:
         return None
     rate = (e.arm[1] - 1) / (whole.value - first.value)
     return rate / roofline.bound_tok_per_s(size, speed)
+
+
+def machines(e: Evidence, chosen: Sequence[tuple[Map, str]], arm: Arm | None = None) -> str:
+    """Where models were timed on different machines: how fast the hosts of their arms are."""
+    context, tokens = arm or e.arm
+    rows = {model: m[model].one("latency", context=context, new_tokens=tokens)
+            for m, model in chosen}  # fmt: skip
+    rows = {model: row for model, row in rows.items() if row}
+    if not machines_differ(rows.values(), e.envs):
+        return ""
+    speeds = {m: e.envs[r.env_id].get("host_score_per_s") for m, r in rows.items()}
+    known = {m: f"{speed:.1f}" for m, speed in speeds.items() if speed}
+    hosts = f", whose hosts do {each(known)} million loops a second" if known else ""
+    return f"the models were timed on different machines{hosts}"
 
 
 # --- the study's model against another

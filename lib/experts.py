@@ -7,11 +7,15 @@ interface, so that it works for every model that uses this interface.
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 ALL_EXPERTS = "all_experts"
+BARRED = -1e4  # a router's bias beyond which no logit reaches; float16 can hold it
 # The library calls a Python loop over the experts "eager", which says nothing in a record.
 _LIBRARY_NAMES = {"loop": "eager"}
 
@@ -51,6 +55,52 @@ def use(net: Any, name: str) -> None:
     net.set_experts_implementation(library_name(name))
     if in_use(net) != name:
         raise ValueError(f"this model runs its experts as {in_use(net)!r}, not as {name!r}")
+
+
+@contextlib.contextmanager
+def using(net: Any, name: str | None) -> Iterator[None]:
+    """Another implementation inside the block; None leaves it as it is."""
+    if name is None or name == (before := in_use(net)):
+        yield
+        return
+    use(net, name)
+    try:
+        yield
+    finally:
+        use(net, before)
+
+
+def biases(net: Any) -> list[torch.Tensor]:
+    """The biases (one value an expert) of routers that have one, in the order of the layers."""
+    found = []
+    for path, module in net.named_modules():
+        if path.rpartition(".")[2] == "experts" and (count := getattr(module, "num_experts", 0)):
+            beside = net.get_submodule(path.rpartition(".")[0]).children()
+            given = (getattr(router, "bias", None) for router in beside if router is not module)
+            found += [b for b in given if torch.is_tensor(b) and b.shape == (count,)]
+    return found
+
+
+@contextlib.contextmanager
+def pinned(net: Any, chosen: int, *, seed: int) -> Iterator[None]:
+    """Inside the block each router chooses the same `chosen` experts for every token.
+
+    Which ones differs by layer and seed. The others are barred by the router's bias, in place, so
+    that captured and compiled steps follow; the logits of the chosen ones, and so their weights,
+    are what they were.
+    """
+    kept = [(bias, bias.detach().clone()) for bias in biases(net)]
+    draw = random.Random(seed)
+    try:
+        with torch.no_grad():
+            for bias, _ in kept:
+                barred = sorted(draw.sample(range(len(bias)), len(bias) - chosen))
+                bias[torch.tensor(barred, device=bias.device)] = BARRED
+        yield
+    finally:
+        with torch.no_grad():
+            for bias, before in kept:
+                bias.copy_(before)
 
 
 def all_experts_forward(

@@ -97,12 +97,18 @@ def _measured(e: Evidence, other: str) -> list[Rung]:
     shares = {m: evidence.decode_share(e, e.base, m) for m in (e.reference, other)}
     shares = {m: share for m, share in shares.items() if share is not None}
     reach = f"; decoding reaches {each(shares, '.0%')} of what its bytes allow" if shares else ""
+
+    def apart(m: Map, arm: evidence.Arm) -> str:
+        found = evidence.machines(e, [(m, e.reference), (e.base, other)], arm)
+        return f"; {found}" if found else ""
+
     return [
         Rung(f"whole call, {stack}, every expert computed{where}", all_experts,
-             "the paper's protocol and implementation on this card and host", "measured"),
-        Rung(f"whole call, {stack}, experts {used}", evidence.output_ratio(e, e.base, other),
-             f"only the chosen experts are computed; the host launches every kernel{reach}",
+             f"the paper's protocol and implementation on this card{apart(e.like_paper, arm)}",
              "measured"),
+        Rung(f"whole call, {stack}, experts {used}", evidence.output_ratio(e, e.base, other),
+             f"only the chosen experts are computed; the host launches every kernel{reach}"
+             f"{apart(e.base, e.arm)}", "measured"),
         Rung(f"decode only, {stack}, experts {used}", evidence.decode_ratio(e, e.base, other),
              "without the prefill", "measured"),
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib import decode, forms, gate, records, stats
+from lib import experts as implementations
 from lib.card import computed
 from lib.device import time_call
 from lib.models import card, load, require_context
@@ -39,6 +40,7 @@ def sweep(
     itl_repeats: int,
     aa_repeats: int = 0,
     busy_tokens: int = 0,
+    also_experts: Sequence[str] = (),
     seed: int,
     records_path: str | Path,
 ) -> list[Record]:
@@ -46,9 +48,11 @@ def sweep(
 
     The first of `new_tokens` is the headline length and gets `repeats` calls; the others serve the
     slope over new tokens and get `slope_repeats`. One arm of one new token a context is the TTFT.
-    ITL is stamped in separate calls at the headline length. `aa_repeats` calls of one token at the
-    shortest context serve the A/A check; `busy_tokens` decode steps at each context are profiled,
-    last, so that no timed call follows the profiler.
+    ITL is stamped in separate calls at the headline length. `also_experts` names further
+    implementations of a mixture of experts, whose TTFT and headline length are timed at the longest
+    context; a dense model has none. `aa_repeats` calls of one token at the shortest context serve
+    the A/A check; `busy_tokens` decode steps at each context are profiled, last, so that no timed
+    call follows the profiler.
     """
     rows = begin_records(model, records_path)
     env_id = rows[0].env_id
@@ -65,6 +69,12 @@ def sweep(
     for context in track(contexts if itl_repeats else (), f"token times of {model.name}"):
         row = stamped(model, stack=stack, context=context, new_tokens=new_tokens[0],
                       repeats=itl_repeats, seed=seed, env_id=env_id)  # fmt: skip
+        rows.append(records.append(records_path, row))
+    more = also_experts if model.card.experts else ()
+    for name, tokens in track(list(product(more, (1, new_tokens[0]))), f"experts of {model.name}"):
+        with implementations.using(model.net, name):
+            row = arm(model, stack=stack, context=max(contexts), new_tokens=tokens,
+                      repeats=counts[tokens], seed=seed, env_id=env_id)  # fmt: skip
         rows.append(records.append(records_path, row))
     if aa_repeats:
         row = arm(model, stack=stack, context=min(contexts), new_tokens=1, repeats=aa_repeats,
@@ -149,7 +159,8 @@ def gated_arm(model: Any, *, stack: str, context: int, seed: int, env_id: str | 
     values = {}
     if stack != gate.REFERENCE:
         passed = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
-        values = {f"gate_{name}": passed.values[name] for name in gate.VALUES}
+        names = ("pinned_experts", *gate.VALUES, *gate.FREE)
+        values = {f"gate_{name}": passed.values[name] for name in names if name in passed.values}
     row = arm(model, stack=stack, context=context, seed=seed, env_id=env_id, **arguments)
     return replace(row, values={**row.values, **values})
 

@@ -54,11 +54,10 @@ def sweep(
     """
     rows = begin_records(model, records_path)
     for name in [None, *also_experts] if model.card.experts else [None]:
-        if name is not None:
-            experts.use(model.net, name)
-        rows += _protocols(model, stack=stack, contexts=contexts, new_tokens=new_tokens, seed=seed,
-                           env_id=rows[0].env_id, records_path=records_path,
-                           predicted=predicted or {})  # fmt: skip
+        with experts.using(model.net, name):
+            rows += _protocols(model, stack=stack, contexts=contexts, new_tokens=new_tokens,
+                               seed=seed, env_id=rows[0].env_id, records_path=records_path,
+                               predicted=predicted or {})  # fmt: skip
     return rows
 
 

@@ -162,6 +162,15 @@ def select(records: Iterable[Record], kind: str | None = None, **key: Any) -> li
     ]
 
 
+def machines_differ(records: Iterable[Record], environments: dict[str, dict[str, Any]]) -> bool:
+    """Whether rows come from several machines, as far as the numbers of their GPUs are known.
+
+    What waits for the host is then compared across hosts, which no other field tells apart.
+    """
+    numbers = (environments.get(r.env_id or "", {}).get("gpu_uuid") for r in records)
+    return len({number for number in numbers if number}) > 1
+
+
 def require_comparable(
     records: Sequence[Record],
     environments: dict[str, dict[str, Any]],

@@ -18,8 +18,11 @@ from lib.tables import decode_tok_per_s, marked_tok_per_s
 
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
 HARNESS = 0.005  # what the harness may add to a call
+FREE = {"free_mean_error": "mean error, routers free",
+        "free_floor_error": "reference against itself, routers free",
+        "free_allowed_error": "allowed, routers free"}  # fmt: skip
 GATE = {"floor_error": "reference against itself", "allowed_error": "allowed",
-        "same_choice": "same choice"}  # fmt: skip
+        "same_choice": "same choice", **FREE}  # fmt: skip
 
 
 def gates(rows: Sequence[Record]) -> Table:
@@ -30,7 +33,9 @@ def gates(rows: Sequence[Record]) -> Table:
         why = f"failed: {row.error}" if row.error else "not measured: no reading"
         errors = row.samples.get("relative_error")
         told = {**row.values, "mean_error": errors and fmean(errors)}  # older rows hold no mean
-        return [stats.missing(why) if told.get(name) is None else
+        lone = not row.error and told.get("pinned_experts") == 0
+        once = "no router is pinned, so that one look is all"
+        return [stats.missing(once if lone and name in FREE else why) if told.get(name) is None else
                 Estimate(told[name], n=1, method="one continuation", reason="no interval")
                 for name in ("mean_error", *GATE)]  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Conclusions, sentence by sentence: what the interval allows, and not more."""
 
+from dataclasses import replace
+
 import pytest
 from sample_records import key, spread
 
@@ -286,6 +288,18 @@ def test_models_are_compared_in_the_direction_that_the_sentence_says():
     first = lines(comparisons.models([ENV, *pair(1.0, 1.0)]))[0]
     start = "- At 200 tokens, output throughput of a against b: no difference resolved (["
     assert first.startswith(start)
+
+
+def test_models_on_different_machines_are_compared_with_a_word_about_it():
+    """As far as the numbers of the boards are known."""
+    one, other = (environment_record({"gpu": "G", "gpu_uuid": uuid}) for uuid in ("u1", "u2"))
+    rows = [replace(r, env_id=one.env_id) for r in pair(1.0, 2.0)]
+    mixed = [rows[0], replace(rows[1], env_id=other.env_id)]
+    first = lines(comparisons.models([one, other, *mixed]))[0]
+    assert first.endswith("]: higher; measured on different machines.")
+    for same in (rows, [rows[0], replace(rows[1], env_id=ENV.env_id)]):
+        first = lines(comparisons.models([one, ENV, *same]))[0]
+        assert first.endswith("]: higher.")
 
 
 def test_a_longer_ttft_is_a_higher_one():

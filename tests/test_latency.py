@@ -4,7 +4,7 @@ import pytest
 import torch
 from fakes import FakeDevice, FakeModel
 
-from lib import decode, latency, records
+from lib import decode, latency, models, records
 from lib.device import time_call
 
 
@@ -53,6 +53,24 @@ def test_the_sweep_measures_every_arm_and_writes_it_at_once(model, tmp_path):
     }
     assert counts == {(c, g): n for c in (16, 32) for g, n in ((1, 5), (10, 6), (20, 2))}
     assert len(records.select(rows, "itl")) == 2
+
+
+def test_a_mixture_of_experts_is_timed_with_further_implementations(tmp_path):
+    """Its TTFT and headline length at the longest context, and the library's choice afterwards."""
+    mixture = models.load("tiny-gpt-oss", dtype="float32", device="cpu")
+    before = mixture.experts
+    small = {"new_tokens": [2, 4], "also_experts": ["all_experts"]}
+    rows = sweep(mixture, tmp_path / "r.jsonl", **small)
+    more = {(r.kind, r.key["context"], r.key["new_tokens"]): len(next(iter(r.samples.values())))
+            for r in rows if r.key.get("experts") == "all_experts"}  # fmt: skip
+    own = {(r.kind, r.key["context"], r.key["new_tokens"]): len(next(iter(r.samples.values())))
+           for r in rows if r.kind == "latency" and r.key["experts"] == before}  # fmt: skip
+    longest = max(context for _, context, _ in own)
+    assert len(more) == 2 and {context for _, context, _ in more} == {longest}
+    assert more.items() <= own.items() and mixture.experts == before
+    dense = models.load("tiny-qwen3", dtype="float32", device="cpu")
+    rows = sweep(dense, tmp_path / "d.jsonl", **small)
+    assert {r.key["experts"] for r in rows if r.kind == "latency"} == {"none"}
 
 
 def test_an_interrupted_sweep_keeps_what_it_measured(model, tmp_path, monkeypatch):

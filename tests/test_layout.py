@@ -57,7 +57,7 @@ ARROWS = {
     "fused": {"tiles"},
     "tiles": set(),
     "decode": {"decoded", "experts", "fused", "generate", "graphs"},
-    "gate": {"decode", "records", "session"},
+    "gate": {"decode", "experts", "records", "session"},
     "ceilings": {"device", "records"},
     "ablations": {"records"},
     "session": {"prompts", "records"},
@@ -70,8 +70,8 @@ ARROWS = {
     "energy": {"blocks", "decode", "gates", "joules", "progress", "records", "session", "stats",
                "windows"},
     "latency": {
-        "card", "decode", "device", "forms", "gate", "models", "progress", "records", "session",
-        "stats"
+        "card", "decode", "device", "experts", "forms", "gate", "models", "progress", "records",
+        "session", "stats"
     },
     "stacks": {"decode", "gate", "latency", "progress", "records"},
     "batching": {"blocks", "decode", "energy", "gate", "latency", "models", "progress", "records",

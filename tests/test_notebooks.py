@@ -158,7 +158,8 @@ TINY = {
     "notebooks": {
         "machine": {},
         "latency": {"new_tokens": [4, 8], "repeats": 6, "slope_repeats": 2, "ttft_repeats": 6,
-                    "itl_repeats": 1, "aa_repeats": 12, "busy_tokens": 2, "trace_batches": [1, 2]},
+                    "itl_repeats": 1, "aa_repeats": 12, "busy_tokens": 2, "trace_batches": [1, 2],
+                    "also_experts": ["all_experts"]},
         "memory": {"also_experts": ["all_experts"]},
         "energy": {"block_contexts": [32], "repeats": 2, "other_repeats": 1, "slope_tokens": [1],
                    "slope_repeats": 1, "window_s": 0.0, "idle_s": 0.0, "sampler_pairs": 2,
@@ -183,7 +184,7 @@ TINY = {
 }  # fmt: skip
 ARMS = {
     "machine": {"environment": 1, "ceilings": 1},
-    "latency": {"environment": 1, "card": 1, "latency": 6, "itl": 2, "aa": 1, "busy": 2,
+    "latency": {"environment": 1, "card": 1, "latency": 8, "itl": 2, "aa": 1, "busy": 2,
                 "trace": 2},
     "memory": {"environment": 1, "card": 1, "memory-paper": 4, "memory": 4},
     "energy": {"environment": 1, "card": 1, "instrument": 1, "energy": 2, "energy-slope": 1},
@@ -201,7 +202,7 @@ FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_again":
            "audit": 2, "start": 1}  # fmt: skip
 CONCLUSIONS = {
     "machine": f"{cpu_name()}: memory is read at ",
-    "latency": f"{MODEL} at 32 tokens of context and 4 new tokens: TTFT",
+    "latency": f"{MODEL} (experts grouped_mm) at 32 tokens of context and 4 new tokens: TTFT",
     "memory": f"{MODEL} (experts grouped_mm) under the paper's protocol at 32 tokens: peak",
     "energy": f"{MODEL}: energy not measured (no NVML energy counter: the device is a CPU).",
     "energy_again": f"{MODEL} at 32 tokens, second pass: not measured (",
@@ -209,10 +210,10 @@ CONCLUSIONS = {
     "stacks": f"{MODEL} (graph): decode at 32 tokens of context",
     "batch": f"{MODEL} (graph) at 16 tokens of context: at batch 1",
     "ablations": "context 5000 failed: ModelError",
-    "ape": f"{MODEL} at 32 tokens, per billion of its",
+    "ape": f"{MODEL} (experts grouped_mm) at 32 tokens, per billion of its",
     "summary": "Output throughput: fewer than two models measured, so none are compared.",
     "audit": "",
-    "start": f"{MODEL} at 32 tokens, per billion of its",
+    "start": f"{MODEL} (experts grouped_mm) at 32 tokens, per billion of its",
 }
 
 
@@ -414,8 +415,9 @@ def test_a_changed_parameter_changes_the_conclusion(results, tmp_path):
     assert told["status"] == "ok"
     before, after = conclusion(results.notebook("ape")), conclusion(
         read(tmp_path / "ape" / "notebook.ipynb"))  # fmt: skip
-    assert f"{MODEL} at 32 tokens" in before and f"{MODEL} at 16 tokens" not in before
-    assert f"{MODEL} at 16 tokens" in after and f"{MODEL} at 32 tokens" not in after
+    name = f"{MODEL} (experts grouped_mm)"
+    assert f"{name} at 32 tokens" in before and f"{name} at 16 tokens" not in before
+    assert f"{name} at 16 tokens" in after and f"{name} at 32 tokens" not in after
 
 
 def test_a_parameter_that_finds_no_rows_stops_at_the_sanity_cell(results, tmp_path):

@@ -243,6 +243,24 @@ def test_a_missing_fact_is_said():
 # --- causes and conditions
 
 
+def test_models_of_different_machines_are_said_to_be_so_with_their_hosts():
+    """A host of half the speed makes what waits for it twice as slow: that is no model's doing."""
+    speeds = {"gpt-oss-20b": ("u1", 30.04), "qwen3-32b": ("u2", 15.0), "yi-34b": ("u2", 15.0)}
+    envs = {m: environment_record({**sample.GPU, "gpu_uuid": uuid, "host_score_per_s": speed})
+            for m, (uuid, speed) in speeds.items()}  # fmt: skip
+    rows = [replace(r, env_id=envs[r.key["model"]].env_id) if r.key.get("model") in envs else r
+            for r in all_rows()]  # fmt: skip
+    rows = [*envs.values(), *rows]
+    said = f"different machines, whose hosts do 30.0 ({GPT}), 15.0 ({QWEN}) million loops a second"
+    assert said in of(rows, "throughput-vs-qwen").cause
+    assert "machines" not in of(rows, "peak-vs-qwen").cause
+    rungs = ladder.rungs(rows, study())
+    assert [said in rung.cause for rung in rungs].count(True) == 2
+    assert not any("machines" in rung.cause for rung in ladder.rungs(all_rows(), study()))
+    found = evidence.gather(rows, study())
+    assert evidence.machines(found, [(found.base, QWEN), (found.base, YI)]) == ""
+
+
 def test_what_differs_is_part_of_every_verdict_that_was_measured():
     entry = ledger()["throughput-vs-qwen"]
     assert list(entry.differs) == ["card", "host", "software", "weights"]
