@@ -23,7 +23,7 @@ from lib.records import Record
 from lib.session import begin_records, prompt_ids
 
 WARMUP_CALLS = 2
-WARMUP_TOKENS = 8  # the prefill has the measured shape; decode steps repeat the same kernels
+WARMUP_TOKENS = 8  # of a call that loads the kernels
 SPREAD_LIMIT = 0.10
 DRIFT_LIMIT = 0.05
 
@@ -103,14 +103,15 @@ def arm(
     """One arm: warm up its shape, then `repeats` timed calls of exactly `new_tokens` tokens each.
 
     samples: `ttft_s` for one new token, `e2e_s` otherwise; `decode_s` of a captured stack, its
-    new_tokens - 1 steps by the device's clock; `warmup_s` for the calls before (short ones of at
-    most WARMUP_TOKENS tokens), whose first value is the cold start of the shape.
+    new_tokens - 1 steps by the device's clock; `warmup_s` for the two calls before: one of at most
+    WARMUP_TOKENS tokens, the cold start of the shape, and one of full length. A cache that grows
+    asks the driver for memory in the first call of a length, up to half of its time.
     """
     require_context(model.card, context, new_tokens)
     generate = decode.open_stack(stack, model.net, decoding=decoding, capacity=context + new_tokens)
     ids = prompt_ids(model, context, seed=seed, batch=batch, distinct=batch > 1)
-    short = min(new_tokens, WARMUP_TOKENS)
-    warmup = [timed(generate, ids, short, model.device) for _ in range(WARMUP_CALLS)]
+    lengths = (min(new_tokens, WARMUP_TOKENS), new_tokens)
+    warmup = [timed(generate, ids, length, model.device) for length in lengths]
     calls = [timed(generate, ids, new_tokens, model.device) for _ in range(repeats)]
     if any(call.prepare_s for call in calls):
         raise RuntimeError(f"the stack {stack!r} captured or compiled inside a timed call")
@@ -188,7 +189,7 @@ def stamped(
     """
     generate = decode.open_stack(stack, model.net, capacity=context + new_tokens)
     ids = prompt_ids(model, context, seed=seed)
-    generate(ids, min(new_tokens, WARMUP_TOKENS))
+    generate(ids, min(new_tokens, WARMUP_TOKENS))  # the arms before have warmed the length
     token_s, e2e_s = [], []
     for _ in range(repeats):
         stamps: list[float] = []

@@ -117,10 +117,17 @@ class FakeCache:
 
 
 class FakeModel:
-    """A model whose calls take `prefill_s + token_s * new_tokens` on the fake clock."""
+    """A model whose calls take `prefill_s + token_s * new_tokens` on the fake clock.
 
-    def __init__(self, device: FakeDevice, prefill_s: float = 1.0, token_s: float = 0.1) -> None:
+    Each token beyond the longest call so far takes `cold_s` more, as where a growing cache makes
+    the allocator ask the driver for memory.
+    """
+
+    def __init__(
+        self, device: FakeDevice, prefill_s: float = 1.0, token_s: float = 0.1, cold_s: float = 0.0
+    ) -> None:
         self.device, self.prefill_s, self.token_s = device, prefill_s, token_s
+        self.cold_s, self.longest = cold_s, 0
         self.name, self.tokenizer, self.vocab_size, self.special_ids = "fake", None, 100, ()
         self.source = {"model_source": "fake", "model_revision": None, "loaded_dtype": "bfloat16"}
         self.net = self
@@ -146,7 +153,8 @@ class FakeModel:
 
         def generate(ids, new_tokens, on_token=None):
             self.calls.append(new_tokens)
-            self.device.now_s += self.prefill_s
+            self.device.now_s += self.prefill_s + self.cold_s * max(0, new_tokens - self.longest)
+            self.longest = max(self.longest, new_tokens)
             self.device.allocate(600)  # 400 of cache, 200 of workspace
             for _ in range(new_tokens):
                 self.device.now_s += self.token_s

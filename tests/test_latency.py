@@ -31,8 +31,20 @@ def test_one_call_takes_prefill_plus_tokens(model):
     row = latency.arm(model, stack="hf-eager", context=16, new_tokens=10, repeats=3, seed=0,
                       env_id="e")  # fmt: skip
     assert row.samples["e2e_s"] == pytest.approx([2.0, 2.0, 2.0])  # 1.0 + 10 * 0.1
-    assert row.samples["warmup_s"] == pytest.approx([1.8, 1.8])  # warm-up calls have 8 tokens
+    assert row.samples["warmup_s"] == pytest.approx([1.8, 2.0])  # of 8 tokens, and of 10
     assert row.key["context"] == 16 and row.key["new_tokens"] == 10
+
+
+def test_no_timed_call_is_the_first_of_its_length(monkeypatch):
+    """As on an H100: the first call of a length took up to twice as long as the next, since each
+    step of it asked the driver for memory that later calls find in the pool."""
+    fake = FakeModel(FakeDevice(), prefill_s=1.0, token_s=0.1, cold_s=0.05)
+    monkeypatch.setitem(decode.STACKS, "hf-eager", fake.open_stack)
+    for tokens, cold in ((10, [1.8 + 8 * 0.05, 2.0 + 2 * 0.05]), (30, [1.8, 4.0 + 20 * 0.05])):
+        row = latency.arm(fake, stack="hf-eager", context=16, new_tokens=tokens, repeats=2, seed=0,
+                          env_id="e")  # fmt: skip
+        assert row.samples["e2e_s"] == pytest.approx([1 + tokens * 0.1] * 2)
+        assert row.samples["warmup_s"] == pytest.approx(cold)
 
 
 def test_ttft_is_a_call_of_one_token(model):
