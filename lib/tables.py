@@ -82,17 +82,29 @@ def _slower_when_longer(table: Table) -> list[str]:
 def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     """Decode throughput: the inverse slope of end-to-end time over new tokens (tok/s).
 
-    Prefill is the intercept and so is left out. Needs calls of two different lengths.
+    Prefill is the intercept and so is left out. Needs calls of two different lengths; a lone call
+    that was the first of its length is none.
     """
     calls = [r for r in rows if r.kind in ("latency", "batch")
              and (r.key.get("new_tokens") or 1) > 1 and r.samples.get("e2e_s")]  # fmt: skip
+    cold = [r for r in calls if _lone_and_cold(r)]
+    calls = [r for r in calls if r not in cold]
     pairs = [(r.key["new_tokens"], t) for r in calls for t in r.samples["e2e_s"]]
     if len({g for g, _ in pairs}) < 2:
-        return stats.missing("not measured: a slope needs calls of two lengths")
+        why = (f"; {len(cold)} arm(s) hold one call, the first of its length, which waits for the "
+               "allocator" if cold else "")  # fmt: skip
+        return stats.missing(f"not measured: a slope needs calls of two lengths{why}")
     slope = stats.slope([g for g, _ in pairs], [t for _, t in pairs])
     if slope.value is not None and slope.value <= 0:
         return stats.missing("not resolved: noise hides how time grows with the number of tokens")
     return replace(stats.inverse(slope), records=tuple(map(record_id, calls)))
+
+
+def _lone_and_cold(row: Record) -> bool:
+    """Whether the one call of an arm with a growing cache had only short calls before it."""
+    before, calls = row.samples.get("warmup_s") or [], row.samples["e2e_s"]
+    grows = row.key.get("cache") == "dynamic"
+    return bool(grows and before and len(calls) == 1 and max(before) < calls[0] / 2)
 
 
 def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:

@@ -480,3 +480,16 @@ def test_a_dense_model_has_no_router_and_a_failed_trace_its_error():
     assert dense["active, realised (10^9)"] == 1
     assert "experts touched in a step: no router" in dense["missing"]
     assert "active, nominal: failed: Error: x" in failed["missing"]
+
+
+def test_a_lone_call_that_was_the_first_of_its_length_is_no_point_of_a_slope():
+    """Its warm-up was short, and the cache that grew asked for memory: 7 s instead of 4."""
+    def arm(tokens, calls, warmup, cache="dynamic"):
+        samples = {"e2e_s": calls, "warmup_s": warmup}
+        return Record("latency", sample.key("m", new_tokens=tokens, cache=cache), samples)
+
+    base = arm(20, [2.0] * 6, [0.4, 0.4])  # several calls: their median stands
+    found = tables.decode_tok_per_s([base, arm(40, [7.0], [0.4, 0.4])])
+    assert found.value is None and "1 arm(s) hold one call, the first of its length" in found.reason
+    for other in (arm(40, [4.0], [0.4, 5.0]), arm(40, [4.0], [0.4, 0.4], cache="static")):
+        assert tables.decode_tok_per_s([base, other]).value == pytest.approx(10)
