@@ -71,7 +71,7 @@ class Measured:
     `like_paper` the protocol's with every expert computed. `quantity` is a key of
     judge.TOLERANCES; `neutral` the value of no effect, where the claim has a direction. `alone`:
     each estimate is of the model that it is named after, not of it and the study's own. `decodes`:
-    decoding is part of what is timed.
+    decoding is part of what is timed. `kind` is that of the rows of the protocol.
     """
 
     quantity: str
@@ -83,6 +83,7 @@ class Measured:
     neutral: float | None = None
     alone: bool = False
     decodes: bool = True
+    kind: str = "latency"
 
 
 STANDS = {"": stats.missing("the paper's definition stands")}
@@ -224,18 +225,19 @@ def decode_share(e: Evidence, m: Map, model: str) -> float | None:
     return rate / roofline.bound_tok_per_s(size, speed)
 
 
-def machines(e: Evidence, chosen: Sequence[tuple[Map, str]], arm: Arm | None = None) -> str:
-    """Where models were timed on different machines: how fast the hosts of their arms are."""
+def machines(
+    e: Evidence, chosen: Sequence[tuple[Map, str]], arm: Arm | None = None, kind: str = "latency"
+) -> str:
+    """Where models were measured on different machines: how fast the hosts of their arms are."""
     context, tokens = arm or e.arm
-    rows = {model: m[model].one("latency", context=context, new_tokens=tokens)
-            for m, model in chosen}  # fmt: skip
+    rows = {model: m[model].one(kind, context=context, new_tokens=tokens) for m, model in chosen}
     rows = {model: row for model, row in rows.items() if row}
     if not machines_differ(rows.values(), e.envs):
         return ""
     speeds = {m: e.envs[r.env_id].get("host_score_per_s") for m, r in rows.items()}
     known = {m: f"{speed:.1f}" for m, speed in speeds.items() if speed}
     hosts = f", whose hosts do {each(known)} million loops a second" if known else ""
-    return f"the models were timed on different machines{hosts}"
+    return f"the models were measured on different machines{hosts}"
 
 
 # --- the study's model against another

@@ -3,7 +3,7 @@
 A printed value is reproduced where the measured interval lies within its tolerance, or the value
 itself where it is exact (a count, or one reading of the allocator). Where it does not, and the
 claim has a direction, the direction may still hold. A sampled value without an interval decides
-nothing, and neither does an interval that is wider than the tolerance and reaches into it.
+nothing, and neither does an interval that reaches into the tolerance and beyond it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def of_value(
     if allowed[0] <= low and high <= allowed[1]:
         return Ruling(REPRODUCED)
     reaches = low <= allowed[1] and high >= allowed[0]
-    where = "is wider than the tolerance" if reaches else "is outside the tolerance"
+    where = "reaches beyond the tolerance" if reaches else "is outside the tolerance"
     where = ", not" if allowed[0] == allowed[1] else f" {where}"
     why = f"{_span(low, high)}{where} {_span(*allowed)}"
     if neutral is not None:

@@ -63,7 +63,8 @@ def _energy(e: Evidence, others: list[str], shown: Callable[[Estimate], Estimate
         return {o: shown(sample_ratio(e, m, o, "energy", sample)) for o in others}
 
     return Measured("time", by(e.base, ESTIMATOR), by(e.base, "energy_j"), COUNTER,
-                    by(e.bound, "energy_j"), by(e.like_paper, ESTIMATOR))  # fmt: skip
+                    by(e.bound, "energy_j"), by(e.like_paper, ESTIMATOR),
+                    kind="energy")  # fmt: skip
 
 
 def energy_rises(e: Evidence, name: str) -> Measured:
@@ -82,7 +83,7 @@ def energy_rises(e: Evidence, name: str) -> Measured:
         return found
 
     return Measured("time", steps(e.base, ESTIMATOR), steps(e.base, "energy_j"), COUNTER,
-                    steps(e.bound, "energy_j"), alone=True)  # fmt: skip
+                    steps(e.bound, "energy_j"), alone=True, kind="energy")  # fmt: skip
 
 
 # --- efficiency per active parameter
@@ -146,7 +147,8 @@ def ape_energy_ratio(e: Evidence, name: str) -> Measured:
     def gain(e: Evidence, m: Map, other: str) -> Estimate:
         return stats.inverse(sample_ratio(e, m, other, "energy", ESTIMATOR))
 
-    return replace(_ape_ratio(e, gain, partial(tok_per_j, sample="energy_j")), neutral=1)
+    found = _ape_ratio(e, gain, partial(tok_per_j, sample="energy_j"))
+    return replace(found, neutral=1, kind="energy")
 
 
 def _ape_ratio(e: Evidence, ratio: Rate, bound_rate: Rate) -> Measured:
