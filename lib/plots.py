@@ -264,6 +264,8 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
     these kinds, where a figure shows no others."""
     measured = [r for r in rows if r.kind not in ("environment", "card")]
     measured = [r for r in measured if r.kind in kinds] if kinds else measured
+    if kinds and not measured:
+        return "not measured"
     envs = environments(rows)
     used = {r.env_id for r in measured}
     cards = {e.get("gpu") or e.get("cpu") for i, e in envs.items() if i in used} - {None}

@@ -403,8 +403,8 @@ def test_the_first_notebook_runs_as_it_is(tmp_path):
     job = manifest.Task("start", None, "", "", SOURCES["start"], folder, values)
     told = run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
     assert (told["status"], told["error"]) == ("ok", None)
-    assert f"- {values['model']} at {values['context']} tokens" in conclusion(
-        read(folder / "notebook.ipynb"))  # fmt: skip
+    name = f"{values['model']} (experts grouped_mm)"
+    assert f"- {name} at {values['context']} tokens" in conclusion(read(folder / "notebook.ipynb"))
 
 
 def test_a_changed_parameter_changes_the_conclusion(results, tmp_path):

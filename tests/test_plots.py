@@ -189,6 +189,7 @@ def test_the_caption_names_hardware_setup_and_repetitions():
     rows = [ENV, card("m", ENV.env_id), *calls()]
     setup = "NVIDIA H100 80GB HBM3; random weights, bfloat16, hf-eager"
     assert plots.caption(rows) == f"{setup}; n = 3"
+    assert plots.caption(rows, ["itl"]) == "not measured"
     more = Record("latency", key("m", dtype="float32"), {"e2e_s": [1.0] * 7, "warmup_s": [9.0]},
                   env_id=ENV.env_id)  # fmt: skip
     assert plots.caption([*rows, more]) == f"{setup}; random weights, float32, hf-eager; n = 3 to 7"

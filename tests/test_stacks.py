@@ -228,10 +228,7 @@ def test_few_and_many_choices_of_experts_agree(name, monkeypatch):
 
 
 def test_a_capture_inside_a_timed_call_is_refused(model, monkeypatch):
-    opened = decode.open_stack
-    monkeypatch.setattr(
-        decode, "open_stack", lambda *args, capacity=None, **kw: opened(*args, **kw)
-    )
+    monkeypatch.setattr(graphs.GraphStack, "_fits", lambda *_: False)
     with pytest.raises(RuntimeError, match="captured or compiled inside a timed call"):
         latency.arm(model, stack="graph", context=40, new_tokens=60, repeats=1, seed=0, env_id="e")
 
