@@ -20,9 +20,15 @@ from lib.tables import decode_tok_per_s
 def number(est: Estimate, unit: str) -> str:
     """A value with its interval and n, or that it was not measured and why."""
     if est.value is None:
-        return f"not measured ({est.reason})"
+        why = est.reason.removeprefix("not measured").removeprefix(": ")
+        return f"not measured ({why})" if why else "not measured"
     ends = f" [{short(est.low)}, {short(est.high)}]" if est.low is not None else ""
     return f"{short(est.value)} {unit}{ends}, n = {est.n}"
+
+
+def _named(est: Estimate, unit: str) -> str:
+    """A value that its unit names, also where it is missing."""
+    return number(est, unit) if est.value is not None else f"{unit} {number(est, unit)}"
 
 
 def ratio_sentence(name: str, reference: str, what: str, ratio: Estimate) -> str:
@@ -254,8 +260,8 @@ def efficiency(rows: Sequence[Record], context: int) -> str:
         lines.append(
             f"{group.label} at {context} tokens, per billion of its {count / 1e9:.3g} billion "
             f"active parameters: {number(quotients.tok_per_s_per_b, 'tok/s')}; "
-            f"{number(quotients.inverse_ttft_per_s_per_b, 'first tokens per second')}; "
-            f"{number(quotients.tok_per_j_per_b, 'tokens per joule')}. Per GB of peak memory: "
+            f"{_named(quotients.inverse_ttft_per_s_per_b, 'first tokens per second')}; "
+            f"{_named(quotients.tok_per_j_per_b, 'tokens per joule')}. Per GB of peak memory: "
             f"{number(quotients.tok_per_s_per_gb, 'tok/s')}."
         )
     for model in sorted(active.keys() - {g.model for g in groups}, key=model_order):

@@ -32,6 +32,7 @@ def test_a_number_has_its_interval_and_its_count():
     assert claims.number(Estimate(2.0, 1.5, 2.5, 7), "ms") == "2.000 ms [1.500, 2.500], n = 7"
     assert claims.number(Estimate(2.0, n=3), "ms") == "2.000 ms, n = 3"
     assert claims.number(stats.missing("no counter"), "J") == "not measured (no counter)"
+    assert claims.number(stats.missing("not measured"), "J") == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,8 @@ def test_latency_says_what_was_not_measured():
     rows = [r for r in latency_rows() if r.key["new_tokens"] == 10 and r.key["context"] == 200]
     assert lines(claims.latency(rows)) == [
         "- m at 200 tokens of context and 10 new tokens: TTFT not measured (no arm); output "
-        "throughput 14.29 tok/s [14.29, 14.29], n = 11; decode alone not measured (not measured: "
-        "a slope needs calls of two lengths)."
+        "throughput 14.29 tok/s [14.29, 14.29], n = 11; decode alone not measured (a slope needs "
+        "calls of two lengths)."
     ]
 
 
@@ -251,8 +252,8 @@ def test_efficiency_divides_by_active_parameters_and_says_what_is_missing():
     # 10 / 0.7 s / 2; 1 / 0.2 s / 2; 10 / 0.7 s / 4 GB
     assert lines(claims.efficiency(rows, 200)) == [
         "- m at 200 tokens, per billion of its 2 billion active parameters: 7.143 tok/s [7.143, "
-        "7.143], n = 11; 2.500 first tokens per second [2.500, 2.500], n = 11; not measured (not "
-        "measured: no counter). Per GB of peak memory: 3.571 tok/s [3.571, 3.571], n = 11.",
+        "7.143], n = 11; 2.500 first tokens per second [2.500, 2.500], n = 11; tokens per joule not "
+        "measured (no counter). Per GB of peak memory: 3.571 tok/s [3.571, 3.571], n = 11.",
         "- Not measured on 1 arm(s), energy_j: no counter.",
     ]
     nothing = claims.efficiency(rows, 999)
