@@ -252,8 +252,8 @@ def test_efficiency_divides_by_active_parameters_and_says_what_is_missing():
     # 10 / 0.7 s / 2; 1 / 0.2 s / 2; 10 / 0.7 s / 4 GB
     assert lines(claims.efficiency(rows, 200)) == [
         "- m at 200 tokens, per billion of its 2 billion active parameters: 7.143 tok/s [7.143, "
-        "7.143], n = 11; 2.500 first tokens per second [2.500, 2.500], n = 11; tokens per joule not "
-        "measured (no counter). Per GB of peak memory: 3.571 tok/s [3.571, 3.571], n = 11.",
+        "7.143], n = 11; 2.500 first tokens per second [2.500, 2.500], n = 11; tokens per joule "
+        "not measured (no counter). Per GB of peak memory: 3.571 tok/s [3.571, 3.571], n = 11.",
         "- Not measured on 1 arm(s), energy_j: no counter.",
     ]
     nothing = claims.efficiency(rows, 999)
