@@ -7,7 +7,10 @@ A mixture of experts needs two looks. Where rounding turns a router's choice bet
 are nearly tied, logits move by 10 to 50 % of their norm, in the reference against itself as well:
 a tolerance that lets this pass lets much pass. So the choice is pinned first, the same experts for
 every token, and what is left is rounding, as in a dense model. Then the routers choose freely,
-which tells whether they choose by the right numbers, and each token its own.
+which tells whether they choose by the right numbers, and each token its own. On an H100 with
+gpt-oss-20b, right stacks differ by 2 % when pinned, and a lost prompt, a position or a window that is
+off, or swapped expert weights by 25 to 140 %; one sequence's experts given to all moves pinned
+logits by 5 % only, free ones by 30 % instead of 20.
 """
 
 from __future__ import annotations
@@ -29,8 +32,6 @@ ROUNDINGS_PER_LAYER = 16
 LEAST = 1e-4
 NOISE = 3.0  # how many times as far from the reference as the reference from itself
 MOST = 2**-0.5  # never more: logits that have nothing in common differ by the root of two
-VALUES = ("mean_error", "max_error", "floor_error", "allowed_error", "same_choice")
-FREE = ("free_mean_error", "free_max_error", "free_floor_error", "free_allowed_error")
 
 
 class GateError(RuntimeError):
@@ -69,6 +70,11 @@ class Look:
         return self.mean <= self.allowed
 
     @property
+    def values(self) -> dict[str, float]:
+        return {"mean_error": self.mean, "max_error": max(self.errors), "floor_error": self.floor,
+                "allowed_error": self.allowed, "same_choice": self.same_choice}  # fmt: skip
+
+    @property
     def text(self) -> str:
         return (f"{self.mean:.2%} of their norm (mean of {len(self.errors)} steps{self.how}) where "
                 f"rounding explains {self.allowed:.2%}")  # fmt: skip
@@ -85,20 +91,21 @@ def row(
     changes the order of sums), `allowed_error` (the tolerance, or a multiple of the floor, and at
     most MOST), `same_choice`, the share of steps with the same most likely token, and
     `pinned_experts`, the number that every router was made to choose (0: as it likes). Where they
-    were pinned, samples `free_error` and the values FREE are of routers that choose freely. Where
-    a first look raised an alarm, all are of a second one, longer and of another prompt, and samples
-    `alarm_error` are of the first. Raises a GateError where both are beyond what is allowed.
+    were pinned, samples `free_error` and the values named `free_...` are of routers that choose
+    freely. Where a first look raised an alarm, all are of a second one, longer and of another
+    prompt, and samples `alarm_error` are of the first. Raises a GateError where both are beyond
+    what is allowed.
     """
     place = {"stack": stack, "context": context, "batch": batch, "seed": seed, "steps": steps}
     pins = model.card.experts_per_token if experts.biases(model.net) else 0
     fixed = experts.pinned(model.net, pins, seed=seed) if pins else contextlib.nullcontext()
     with fixed:
         found, alarms = _judged(model, **place, turns=bool(model.card.experts) and not pins)
-    values = {**_values(VALUES, found), "pinned_experts": pins}
+    values = {**found.values, "pinned_experts": pins}
     samples = {"relative_error": found.errors}
     if pins:
         free, more = _judged(model, **place, turns=True)
-        values |= _values(FREE, free)
+        values |= {f"free_{name}": value for name, value in free.values.items()}
         samples["free_error"], alarms = free.errors, alarms + more
     if alarms:
         samples["alarm_error"] = [error for alarm, _ in alarms for error in alarm.errors]
@@ -108,11 +115,6 @@ def row(
                     cache=decode.cache_kind(stack), decoding="greedy")  # fmt: skip
     return Record("gate", key, samples=samples, values={**model.source, **values},
                   warnings=warnings, env_id=env_id)  # fmt: skip
-
-
-def _values(names: tuple[str, ...], found: Look) -> dict[str, float]:
-    told = (found.mean, max(found.errors), found.floor, found.allowed, found.same_choice)
-    return dict(zip(names, told, strict=False))
 
 
 def _judged(

@@ -160,8 +160,8 @@ def gated_arm(model: Any, *, stack: str, context: int, seed: int, env_id: str | 
     values = {}
     if stack != gate.REFERENCE:
         passed = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
-        names = ("pinned_experts", *gate.VALUES, *gate.FREE)
-        values = {f"gate_{name}": passed.values[name] for name in names if name in passed.values}
+        values = {f"gate_{name}": value for name, value in passed.values.items()
+                  if name not in model.source}  # fmt: skip
     row = arm(model, stack=stack, context=context, seed=seed, env_id=env_id, **arguments)
     return replace(row, values={**row.values, **values})
 
