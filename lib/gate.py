@@ -8,9 +8,9 @@ are nearly tied, logits move by 10 to 50 % of their norm, in the reference again
 a tolerance that lets this pass lets much pass. So the choice is pinned first, the same experts for
 every token, and what is left is rounding, as in a dense model. Then the routers choose freely,
 which tells whether they choose by the right numbers, and each token its own. On an H100 with
-gpt-oss-20b, right stacks differ by 2 % when pinned, and a lost prompt, a position or a window that is
-off, or swapped expert weights by 25 to 140 %; one sequence's experts given to all moves pinned
-logits by 5 % only, free ones by 30 % instead of 20.
+gpt-oss-20b, right stacks differ by 2 % when pinned, and a lost prompt, a position or a window that
+is off, or swapped weights of experts by 25 to 140 %; one sequence's experts given to all move
+pinned logits by 5 % only, free ones by 30 % instead of 20.
 """
 
 from __future__ import annotations
