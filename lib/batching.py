@@ -92,7 +92,6 @@ def _energy(
     session = energy.open_session(model, stack, path, seed, place["env_id"], [context],
                                   max(new_tokens), batch=batch)  # fmt: skip
     session.values |= idle
-    session.call(context, max(new_tokens))()  # captures and compiles before the board must be busy
     order = [cell for cells_in_turn in blocks.plan(cells, seed) for cell in cells_in_turn]
     energy.measure_together(session, order, f"trace-{stack}-{batch}", window_s)
     return [energy.row_of(session, cell, found) for cell, found in session.blocks.items()]

@@ -110,7 +110,8 @@ def open_session(
 ) -> Session:  # fmt: skip
     """Prompts, and for `generate()` how many tokens make a call that is long enough to lead in.
 
-    Calls to come have `new_tokens` tokens, or up to `longest`, in each of `batch` sequences.
+    Calls to come have `new_tokens` tokens, or up to `longest`, in each of `batch` sequences. One of
+    that length is made here: the first waits for the allocator, a capture or the compiler.
     """
     session = Session(model, stack, records_path.parent, seed, env_id,
                       model.device.gpus_of(model.net), batch)  # fmt: skip
@@ -124,6 +125,8 @@ def open_session(
             session.lead_tokens[context] = windows.tokens_for(
                 session.generate[context], session.ids[context], model.device, new_tokens
             )
+        if "energy" not in model.device.missing:
+            windows.time_call(session.call(context, max(new_tokens, longest)), model.device)
     return session
 
 

@@ -157,6 +157,9 @@ class BoardModel(FakeModel):
     def open_stack(self, net: Any, *, decoding: str = "greedy", capacity: int | None = None):
         def generate(ids, new_tokens, on_token=None):
             self.calls.append(new_tokens)
+            if cold := max(0, new_tokens - self.longest) * self.cold_s:
+                self.device.work(cold, self.token[1])
+            self.longest = max(self.longest, new_tokens)
             self.device.work(*self.prefill)
             for _ in range(new_tokens - 1):
                 self.device.work(self.token[0] * self.jitter(), self.token[1])
