@@ -5,6 +5,7 @@ Statistical and systematic uncertainty stay apart; what a row lacks is missing w
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ WEIGHTS = ("energy-weights", "energy-real")  # kinds whose arms differ in their 
 # No comparison of an H100's sensor with a meter was found; +-5 % is what NVIDIA once stated for
 # much older cards. It is an assumption, and cancels in ratios on one card.
 SENSOR_GAIN = 0.05
+SLOW_START = 1.15  # times the other calls, from which a first call is worth a word
 BOUNDARY = "GPU board only: no CPU, DRAM, network, fans, power supply or cooling"
 ERRORS = {"two_j": ("counter, two readings", joules.two_readings_j),
           "instant_j": ("integral of instant", joules.instant_j),
@@ -201,3 +203,16 @@ def peer_differences(row: Record) -> dict[str, list[float]]:
             strict=True)]
         for name in ("long", "short")
     }  # fmt: skip
+
+
+def slow_starts(rows: Sequence[Record]) -> list[str]:
+    """Rows whose very first call took much longer than their others."""
+    several = [r for r in rows if r.kind == "energy" and len(r.samples.get("e2e_s") or ()) > 1]
+    slow = sorted((r.key["model"], r.key["context"]) for r in several
+                  if r.samples["e2e_s"][0] > SLOW_START * statistics.median(r.samples["e2e_s"][1:]))
+    where = "; ".join(f"{model} at " + ", ".join(f"{c:,}" for _, c in found)
+                      for model, found in itertools.groupby(slow, lambda pair: pair[0]))
+    said = (f"the first call took over {SLOW_START - 1:.0%} longer than the others in {len(slow)} "
+            f"of {len(several)} rows ({where}): it waited for the allocator or the host; "
+            "a row of one block holds it in its joules, a median of six does not")  # fmt: skip
+    return [said] if slow else []

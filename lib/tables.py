@@ -180,7 +180,8 @@ def energy(rows: Sequence[Record]) -> Table:
                Column("J/1K, before/after estimator", "J"), Column("mean power", "W"),
                Column("idle", "W"), Column("output throughput", "tok/s")]  # fmt: skip
     table = build("energy", "Energy", rows, ("energy",), ("context", "new_tokens"), columns, cells)
-    return replace(table, notes=(*table.notes, energystats.BOUNDARY))
+    notes = (energystats.BOUNDARY, *energystats.slow_starts(rows))
+    return replace(table, notes=(*table.notes, *notes))
 
 
 def trace(rows: Sequence[Record]) -> Table:

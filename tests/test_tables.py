@@ -423,6 +423,16 @@ def test_a_host_that_slows_down_in_long_calls_is_told_from_a_prefill():
         assert sum("in 1 of 1 rows: long calls" in note for note in notes) == said
 
 
+def test_an_energy_row_whose_first_call_was_slow_says_so():
+    for first, said in ((1.3, ["m at 128"]), (1.1, [])):
+        key = sample.key("m", context=128)
+        rows = [Record("energy", key, {"e2e_s": [first, 1.0, 1.0, 0.9], "energy_j": [400.0]}),
+                Record("energy", key | {"context": 512}, {"e2e_s": [9.0], "energy_j": [400.0]})]
+        notes = [note for note in tables.energy(rows).notes if "first call" in note]
+        assert [f"over 15% longer than the others in 1 of 1 rows ({name})" in note
+                for note, name in zip(notes, said, strict=True)] == [True] * len(said)
+
+
 def test_decoding_far_below_its_bound_is_said_in_the_abstract():
     text = bound_finding(bounded(2.0))  # 10 tokens in 1 s; 1 GB a step allows 100 tok/s
     assert text.startswith("m decodes 10.00 of 100.0 tok/s (10%): what reading a step's bytes")
