@@ -67,8 +67,8 @@ def sentences(
         said.append("counted; card, host and weights do not matter")
     if measured_at_all and measured.quantity in ("time", "effect") and measured.decodes:
         said += _host(e, models)
-        apart = machines(e, [(e.base, m) for m in models], kind=measured.kind)
-        said += [apart] if apart and not measured.alone else []
+        if not measured.alone:
+            said += filter(None, [machines(e, [(e.base, m) for m in models], kind=measured.kind)])
     if measured_at_all and e.reference in models and measured.like_paper:
         said += _experts(e, measured, rulings["like_paper"])
     main = rulings["verdict"].word

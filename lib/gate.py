@@ -15,7 +15,6 @@ pinned logits by 5 % only, free ones by 30 % instead of 20.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -98,8 +97,7 @@ def row(
     """
     place = {"stack": stack, "context": context, "batch": batch, "seed": seed, "steps": steps}
     pins = model.card.experts_per_token if experts.biases(model.net) else 0
-    fixed = experts.pinned(model.net, pins, seed=seed) if pins else contextlib.nullcontext()
-    with fixed:
+    with experts.pinned(model.net, pins, seed=seed):  # nothing where no router has a bias
         found, alarms = _judged(model, **place, turns=bool(model.card.experts) and not pins)
     values = {**found.values, "pinned_experts": pins}
     samples = {"relative_error": found.errors}
@@ -149,12 +147,12 @@ def look(
     again = _in_another_batch(reference, ids, continuation)
     tested = decode.open_stack(stack, model.net, capacity=context + steps + 1)
     found = tested.forced_logits(ids, continuation)
-    errors, floor = (
+    errors, itself = (
         (each.mean(0) if turns else each.amax(0)).tolist()
         for each in (relative_errors(logits, expected) for logits in (found, again))
     )
-    floor = fmean(floor)
     same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
+    floor = fmean(itself)
     allowed = max(tolerance(model.dtype, model.card.layers), NOISE * floor)
     how = ", the routers choosing freely" if turns else ""
     return Look(errors, floor, min(MOST, allowed), same, how)

@@ -85,13 +85,13 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     Prefill is the intercept and so is left out. Needs calls of two different lengths; a lone call
     that was the first of its length is none.
     """
-    calls = [r for r in rows if r.kind in ("latency", "batch")
+    timed = [r for r in rows if r.kind in ("latency", "batch")
              and (r.key.get("new_tokens") or 1) > 1 and r.samples.get("e2e_s")]  # fmt: skip
-    cold = [r for r in calls if _lone_and_cold(r)]
-    calls = [r for r in calls if r not in cold]
+    calls = [r for r in timed if not _lone_and_cold(r)]
     pairs = [(r.key["new_tokens"], t) for r in calls for t in r.samples["e2e_s"]]
     if len({g for g, _ in pairs}) < 2:
-        why = (f"; {len(cold)} arm(s) hold one call, the first of its length, which waits for the "
+        cold = len(timed) - len(calls)
+        why = (f"; {cold} arm(s) hold one call, the first of its length, which waits for the "
                "allocator" if cold else "")  # fmt: skip
         return stats.missing(f"not measured: a slope needs calls of two lengths{why}")
     slope = stats.slope([g for g, _ in pairs], [t for _, t in pairs])

@@ -173,36 +173,28 @@ def rows(
     Written at once; an implementation that fails is a row with its error. In those of a dense
     model the realised active parameters are the nominal ones.
     """
-    before, made = model.experts, []
-    names = (experts if model.card.experts else ()) or [before]
-    try:
-        for name, batch in track([*product(names, batches)], f"experts of {model.name}"):
-            found = row(model, name, context=context, batch=batch, stack=stack, seed=seed,
-                        env_id=env_id)  # fmt: skip
-            made.append(records.append(records_path, found))
-            model.device.empty_cache()
-    finally:
-        _use(model, before)
+    made = []
+    names = (experts if model.card.experts else ()) or [model.experts]
+    for name, batch in track([*product(names, batches)], f"experts of {model.name}"):
+        found = row(model, name, context=context, batch=batch, stack=stack, seed=seed,
+                    env_id=env_id)  # fmt: skip
+        made.append(records.append(records_path, found))
+        model.device.empty_cache()
     return made
 
 
 def row(
     model: Any, name: str, *, context: int, batch: int, stack: str, env_id: str | None, seed: int
 ) -> Record:
-    """The row of one experts implementation (which stays in use), or its error."""
+    """The row of one experts implementation, or its error."""
     if not model.card.experts:
         return _dense(model, context=context, batch=batch, stack=stack, env_id=env_id)
     try:
-        _use(model, name)
-        return arm(model, context=context, batch=batch, stack=stack, seed=seed, env_id=env_id)
+        with experts.using(model.net, name):
+            return arm(model, context=context, batch=batch, stack=stack, seed=seed, env_id=env_id)
     except Exception as error:  # out of memory, or experts that cannot be probed
         key = _key(model, context, batch, stack) | {"experts": name}
         return Record("trace", key, error=records.first_line(error), env_id=env_id)
-
-
-def _use(model: Any, name: str) -> None:
-    if model.experts != name:
-        experts.use(model.net, name)
 
 
 def arm(
