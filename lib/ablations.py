@@ -44,8 +44,7 @@ def run(
         try:
             row = measure(kind=kind, env_id=env_id, **arguments)
         except Exception as error:  # whatever an arm raises is that arm's result
-            row = Record(kind, failed_key(**arguments), error=first_line(error),
-                         env_id=env_id)
+            row = Record(kind, failed_key(**arguments), error=first_line(error), env_id=env_id)
         cleanup()
         rows.append(records.append(records_path, row))
     return rows

@@ -68,14 +68,19 @@ def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
     """
     failed = [r for r in rows if r.error]
     ttft = sampled(select(rows, "latency", new_tokens=1) or failed, "ttft_s")
-    lengths = {kind: [r.key["new_tokens"] for r in select(rows, kind) if r.key["new_tokens"] > 1]
-               for kind in KINDS}  # fmt: skip
+    lengths = {
+        kind: [r.key["new_tokens"] for r in select(rows, kind) if r.key["new_tokens"] > 1]
+        for kind in KINDS
+    }
     tokens = next((min(found) for found in lengths.values() if found), 1)
     whole = select(rows, "latency", new_tokens=tokens)
     e2e, timed = sampled(whole, "e2e_s"), {r.key.get("experts") for r in whole}
     joules = sampled(select(rows, "energy", new_tokens=tokens), "energy_j")
-    peaks = [r.value("peak_bytes") for r in select(rows, "memory-paper", new_tokens=tokens)
-             if r.key.get("experts") in timed]  # fmt: skip
+    peaks = [
+        r.value("peak_bytes")
+        for r in select(rows, "memory-paper", new_tokens=tokens)
+        if r.key.get("experts") in timed
+    ]
     return ape(
         active_params=active_params,
         output_tok_per_s=inverse(e2e, tokens),
@@ -97,8 +102,11 @@ def realised(rows: Sequence[Record], arm: Record) -> int | None:
     the trace must be of the one that decodes.
     """
     wanted = {name: arm.key.get(name) for name in SAME}
-    traced = [r.value("active_params_realised") for r in select(rows, "trace", batch=1, **wanted)
-              if _same_experts(r, arm)]  # fmt: skip
+    traced = [
+        r.value("active_params_realised")
+        for r in select(rows, "trace", batch=1, **wanted)
+        if _same_experts(r, arm)
+    ]
     return next((count for count in reversed(traced) if count), None)
 
 
@@ -132,8 +140,9 @@ def quotients(rows: Sequence[Record]) -> Table:
             counted = Estimate(found / 1e9, n=1, method=method)
             return (name, counted, *(getattr(per_b, f) for f in Ape.__dataclass_fields__))
 
-        return build("ape", "Active Parameter Efficiency", kept, KINDS, ("context",), columns,
-                     cells)  # fmt: skip
+        return build(
+            "ape", "Active Parameter Efficiency", kept, KINDS, ("context",), columns, cells
+        )
 
     def traced(group: list[Record]) -> int | None:
         return next((realised(rows, r) for r in group if r.kind == "latency" and not r.error), None)
@@ -157,12 +166,27 @@ def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
     def cells(group: list[Record]) -> Sequence[Estimate]:
         rate = inverse(sampled(group, "e2e_s"), group[0].key["new_tokens"] or 1)
         counts = {"counted": active.get(group[0].key["model"]), "traced": realised(rows, group[0])}
-        found = [missing(f"not {method}") if not n else Estimate(n / 1e9, n=1, method=method)
-                 for method, n in counts.items()]  # fmt: skip
+        found = [
+            missing(f"not {method}") if not n else Estimate(n / 1e9, n=1, method=method)
+            for method, n in counts.items()
+        ]
         return (rate, *found, *(scaled(rate, 1 / a.value) if a.value else a for a in found))
 
-    columns = [Column("output throughput", "tok/s"), Column("active, nominal", "10^9"),
-               Column("active, realised", "10^9"), Column("APE-TPOT, nominal", "tok/s per 10^9"),
-               Column("APE-TPOT, realised", "tok/s per 10^9")]  # fmt: skip
-    return frame(build("ape-experts", "APE of experts implementations", rows,
-                       ("ablation-experts",), ("context",), columns, cells))  # fmt: skip
+    columns = [
+        Column("output throughput", "tok/s"),
+        Column("active, nominal", "10^9"),
+        Column("active, realised", "10^9"),
+        Column("APE-TPOT, nominal", "tok/s per 10^9"),
+        Column("APE-TPOT, realised", "tok/s per 10^9"),
+    ]
+    return frame(
+        build(
+            "ape-experts",
+            "APE of experts implementations",
+            rows,
+            ("ablation-experts",),
+            ("context",),
+            columns,
+            cells,
+        )
+    )

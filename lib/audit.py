@@ -77,11 +77,16 @@ def findings(study: Published) -> list[Finding]:
 
 def _finding(topic: str, rule: Callable, verdict: Verdict) -> Finding:
     return Finding(
-        id=name_of(rule), topic=topic, severity=verdict.severity, where=verdict.where,
-        printed=verdict.printed, follows=verdict.follows,
-        rule=" ".join((inspect.getdoc(rule) or "").split()), claims=verdict.claims,
+        id=name_of(rule),
+        topic=topic,
+        severity=verdict.severity,
+        where=verdict.where,
+        printed=verdict.printed,
+        follows=verdict.follows,
+        rule=" ".join((inspect.getdoc(rule) or "").split()),
+        claims=verdict.claims,
         sources=verdict.sources,
-    )  # fmt: skip
+    )
 
 
 def name_of(rule: Callable) -> str:
@@ -100,8 +105,10 @@ def markdown(found: Sequence[Finding], topic: str | None = None) -> str:
     rows = [f for f in found if topic in (None, f.topic)]
     if not rows:
         return "No finding: every rule of this section holds."
-    lines = ["| finding | the study prints | what follows from its data | rule |",
-             "|:--|:--|:--|:--|"]  # fmt: skip
+    lines = [
+        "| finding | the study prints | what follows from its data | rule |",
+        "|:--|:--|:--|:--|",
+    ]
     for f in rows:
         name = f"**{f.id}** ({f.severity}{', ' if f.where else ''}{f.where})"
         links = "".join(f" [[{n}]]({url})" for n, url in enumerate(f.sources, start=1))
@@ -114,16 +121,19 @@ def conclusion(study: Published, found: Sequence[Finding]) -> str:
     """What the audit shows, in sentences: counts, what holds, and the claims that are touched."""
     counts = Counter(f.severity for f in found)
     total = sum(map(len, RULES.values()))
-    parts = [f"{counts[s]} {_plural(s, counts[s])}" for s in (*SEVERITIES, "unchecked")
-             if counts[s]]  # fmt: skip
+    parts = [
+        f"{counts[s]} {_plural(s, counts[s])}" for s in (*SEVERITIES, "unchecked") if counts[s]
+    ]
     said = f"Rules checked: {total}, of which {len(holding(found))} hold"
     lines = [f"{said}; the others gave {', '.join(parts)}." if parts else f"{said}."]
     for severity in ("error", "caution"):
         names = dict.fromkeys(c for f in found if f.severity == severity for c in f.claims)
         if names:
             known = len(study.data.get("claims", {}))
-            lines.append(f"{len(names)} of {known} claims are touched by "
-                         f"{_plural(severity, 2)}: {', '.join(names)}.")  # fmt: skip
+            lines.append(
+                f"{len(names)} of {known} claims are touched by "
+                f"{_plural(severity, 2)}: {', '.join(names)}."
+            )
     if holding(found):
         lines.append(f"Rules that hold: {', '.join(holding(found))}.")
     return "\n".join(f"- {line}" for line in lines)
@@ -136,8 +146,10 @@ def _plural(severity: str, count: int) -> str:
 def caption(study: Published) -> str:
     """What the numbers of a figure are: the study, its card and stack."""
     data = study.data
-    return (f"Printed values and released facts of {data['source']}; {data['gpu']}, "
-            f"{data['dtype']}, {data['stack']}")  # fmt: skip
+    return (
+        f"Printed values and released facts of {data['source']}; {data['gpu']}, "
+        f"{data['dtype']}, {data['stack']}"
+    )
 
 
 def throughput_curves(study: Published) -> list[Curve]:
@@ -172,10 +184,17 @@ def text(found: Sequence[Finding], width: int = 100) -> str:
         parts = [("printed", f.printed), ("follows", f.follows), ("rule", f.rule)]
         parts += [("source", url) for url in f.sources]
         lines += [
-            textwrap.fill(part, max(width, 40), initial_indent=f"  {label:<8} ",
-                          subsequent_indent=" " * 11, break_long_words=False,
-                          break_on_hyphens=False) for label, part in parts if part
-        ]  # fmt: skip
+            textwrap.fill(
+                part,
+                max(width, 40),
+                initial_indent=f"  {label:<8} ",
+                subsequent_indent=" " * 11,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for label, part in parts
+            if part
+        ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -200,8 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     told = published.differences(study.data, args.csv)
     facts = len(study.data["released"])
     _say("\n".join(told))
-    return _say(f"released facts: {facts - len(told)} of {facts} equal the files in {args.csv}",
-                1 if told else 0)  # fmt: skip
+    return _say(
+        f"released facts: {facts - len(told)} of {facts} equal the files in {args.csv}",
+        1 if told else 0,
+    )
 
 
 def _say(message: str, status: int = 0) -> int:

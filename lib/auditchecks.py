@@ -17,8 +17,10 @@ PEAK = "Peak VRAM (MB)"
 def parameter_counts(p: Published) -> Verdict | None:
     """The stated parameters against those counted on the model card, in 10^9: total and active of
     the model under study, total of the others."""
-    counted = {"total-params": p.counted(p.reference, "total_params"),
-               "active-params": p.counted(p.reference, "active_params")}  # fmt: skip
+    counted = {
+        "total-params": p.counted(p.reference, "total_params"),
+        "active-params": p.counted(p.reference, "active_params"),
+    }
     for name, claim in p.data.get("claims", {}).items():
         if name.endswith("-params") and claim.get("model") in p.others:
             counted[name] = p.counted(claim["model"], "total_params")
@@ -33,9 +35,11 @@ def percentages(p: Published) -> Verdict | None:
     """Each headline percentage recomputed from the table cells that it compares."""
     ref, off = p.reference, []
     for stem, table, column, invert in (
-        ("throughput-vs", 1, RATE, False), ("energy-vs", 6, JOULES, True),
-        ("peak-saving", 5, "Peak VRAM (MB)", True), ("peak-vs", 5, "Peak VRAM (MB)", True),
-    ):  # fmt: skip
+        ("throughput-vs", 1, RATE, False),
+        ("energy-vs", 6, JOULES, True),
+        ("peak-saving", 5, "Peak VRAM (MB)", True),
+        ("peak-vs", 5, "Peak VRAM (MB)", True),
+    ):
         for m, claim in p.about(stem).items():
             change = percent(p.value(table, ref, column), p.value(table, m, column))
             off += _wrong(p, claim, -change if invert else change)
@@ -47,8 +51,13 @@ def percentages(p: Published) -> Verdict | None:
     if not off:
         return None
     said = "; ".join(p.claim(c)["text"] for c, _ in off)
-    return Verdict("error", "abstract; section 4", said, "; ".join(f"{x:.2f} %" for _, x in off),
-                   tuple(c for c, _ in off))  # fmt: skip
+    return Verdict(
+        "error",
+        "abstract; section 4",
+        said,
+        "; ".join(f"{x:.2f} %" for _, x in off),
+        tuple(c for c, _ in off),
+    )
 
 
 def _wrong(p: Published, claim: str, exact: float) -> Sequence[tuple[str, float]]:
@@ -61,16 +70,23 @@ def quotients(p: Published) -> Verdict | None:
     off = {}
     for m in p.models:
         active = p.value(8, m, "Active (B)")
-        exact = {"APE-TPOT": p.value(1, m, RATE), "APE-1/TTFT": 1e3 / p.value(1, m, TTFT),
-                 "APE-Energy": 1e3 / p.value(6, m, JOULES)}  # fmt: skip
+        exact = {
+            "APE-TPOT": p.value(1, m, RATE),
+            "APE-1/TTFT": 1e3 / p.value(1, m, TTFT),
+            "APE-Energy": 1e3 / p.value(6, m, JOULES),
+        }
         for column, value in exact.items():
             text, value = p.printed(8, m, column), value / active
             if not agrees(text, value) and abs(float(text) / value - 1) > 0.005:
                 off[f"{column} of {m}"] = (text, value)
     if not off:
         return None
-    return Verdict("error", "table 8", each({at: t for at, (t, _) in off.items()}),
-                   each({at: x for at, (_, x) in off.items()}, ".4g"))  # fmt: skip
+    return Verdict(
+        "error",
+        "table 8",
+        each({at: t for at, (t, _) in off.items()}),
+        each({at: x for at, (_, x) in off.items()}, ".4g"),
+    )
 
 
 def ranges(p: Published) -> Verdict | None:
@@ -79,8 +95,11 @@ def ranges(p: Published) -> Verdict | None:
     off = {}
     for stem, column in (("ape-throughput", "APE-TPOT"), ("ape-energy", "APE-Energy")):
         own, others = p.value(8, p.reference, column), [p.value(8, m, column) for m in p.others]
-        exact = {stem: [own], f"{stem}-dense": sorted(others),
-                 f"{stem}-ratio": sorted(own / x for x in others)}  # fmt: skip
+        exact = {
+            stem: [own],
+            f"{stem}-dense": sorted(others),
+            f"{stem}-ratio": sorted(own / x for x in others),
+        }
         for name, values in exact.items():
             said = p.claim(name)["value"]
             said = said if isinstance(said, list) else [said]
@@ -98,9 +117,12 @@ def headline_order(p: Published) -> Verdict | None:
     J/1K (table 6), lower peak (table 5)."""
     off = {}
     for name, table, column in (
-        ("throughput-higher", 1, RATE), ("ttft-higher", 1, TTFT), ("energy-lower", 6, JOULES),
-        ("tokens-per-joule-higher", 6, "Tokens/W"), ("peak-lower", 5, PEAK),
-    ):  # fmt: skip
+        ("throughput-higher", 1, RATE),
+        ("ttft-higher", 1, TTFT),
+        ("energy-lower", 6, JOULES),
+        ("tokens-per-joule-higher", 6, "Tokens/W"),
+        ("peak-lower", 5, PEAK),
+    ):
         own, others = p.value(table, p.reference, column), {}
         higher = p.claim(name)["direction"] == "higher"
         for m in p.others:
@@ -131,8 +153,9 @@ def within_bandwidth(p: Published) -> Verdict | None:
     """A decode step reads at least the active weights, 2 bytes each, so decode throughput times
     these bytes cannot exceed the memory bandwidth of the card."""
     source, context = p.source("bandwidth"), p.data["context"]
-    used = {m: decode_tok_per_s(p, m, context) * 2 * p.counted(m, "active_params")
-            for m in p.models}  # fmt: skip
+    used = {
+        m: decode_tok_per_s(p, m, context) * 2 * p.counted(m, "active_params") for m in p.models
+    }
     beyond = {m: x / 1e12 for m, x in used.items() if x > source["bytes_per_s"]}
     if not beyond:
         return None
@@ -166,5 +189,13 @@ def last_digits(p: Published) -> Verdict | None:
     return Verdict("note", "tables 3, 4 and 7", printed, f"{follows}; {len(exact)} cells checked")
 
 
-ARITHMETIC = (parameter_counts, percentages, quotients, ranges, headline_order, throughput_falls,
-              within_bandwidth, last_digits)  # fmt: skip
+ARITHMETIC = (
+    parameter_counts,
+    percentages,
+    quotients,
+    ranges,
+    headline_order,
+    throughput_falls,
+    within_bandwidth,
+    last_digits,
+)

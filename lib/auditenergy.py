@@ -36,9 +36,13 @@ def tokens_per_joule_gain(p: Published) -> Verdict | None:
         f"{p.printed(6, m, JOULES)} / {p.printed(6, p.reference, JOULES)} = {gain[m]:+.1f} % ({m})"
         for m in off
     )
-    return Verdict("error", "section 4.2, findings at 2K", printed,
-                   f"{follows}; printed is the ratio of rounded values",
-                   tuple(off.values()))  # fmt: skip
+    return Verdict(
+        "error",
+        "section 4.2, findings at 2K",
+        printed,
+        f"{follows}; printed is the ratio of rounded values",
+        tuple(off.values()),
+    )
 
 
 def energy_is_time(p: Published) -> Verdict | None:
@@ -48,9 +52,13 @@ def energy_is_time(p: Published) -> Verdict | None:
     watts = {m: p.fact("power_w", m, context) for m in p.models}
     rows = [(m, c) for m in p.models for c in p.contexts]
     kept = sum(
-        abs(1e3 * p.fact("power_w", m, c) / p.fact("energy_tok_per_s", m, c)
-            / p.value(7, m, str(c)) - 1) < 1e-3 for m, c in rows
-    )  # fmt: skip
+        abs(
+            1e3 * p.fact("power_w", m, c) / p.fact("energy_tok_per_s", m, c) / p.value(7, m, str(c))
+            - 1
+        )
+        < 1e-3
+        for m, c in rows
+    )
     share = {
         m: math.log(p.value(6, ref, RATE) / p.value(6, m, RATE))
         / math.log(p.value(6, m, JOULES) / p.value(6, ref, JOULES))
@@ -59,8 +67,11 @@ def energy_is_time(p: Published) -> Verdict | None:
     mostly = [m for m in p.others if share[m] > 0.75]
     if not mostly:
         return None
-    printed = ", ".join(f"{p.claimed(c)} % less energy than {m}"
-                        for m, c in p.about("energy-vs").items() if m in mostly)  # fmt: skip
+    printed = ", ".join(
+        f"{p.claimed(c)} % less energy than {m}"
+        for m, c in p.about("energy-vs").items()
+        if m in mostly
+    )
     follows = f"J/1K = W / throughput in {kept} of {len(rows)} rows; " + "; ".join(
         f"power is {watts[ref]:.1f} against {watts[m]:.1f} W "
         f"({percent(watts[ref], watts[m]):+.1f} %), so {100 * share[m]:.0f} % of the gain over {m} "
@@ -81,9 +92,11 @@ def energy_trend(p: Published) -> Verdict | None:
         steps = [b - a for a, b in zip(row, row[1:], strict=False)]
         if min(steps) < 0 or max(steps) > steps[-1]:
             said.append(f"{m}: " + ", ".join(p.printed(7, m, str(c)) for c in p.contexts))
-            follows.append(f"{m}: steps " + ", ".join(f"{s:+,.1f}" for s in steps) + " J; the "
-                           f"largest ends at {p.contexts[steps.index(max(steps)) + 1]}"
-                           + (", and one falls" if min(steps) < 0 else ""))  # fmt: skip
+            follows.append(
+                f"{m}: steps " + ", ".join(f"{s:+,.1f}" for s in steps) + " J; the "
+                f"largest ends at {p.contexts[steps.index(max(steps)) + 1]}"
+                + (", and one falls" if min(steps) < 0 else "")
+            )
     if not said:
         return None
     printed = f"{p.claim('energy-rises')['text']}; {'; '.join(said)}"
@@ -96,9 +109,13 @@ def prefill_share(p: Published) -> Verdict | None:
     share = {m: 100 * p.value(1, m, TTFT) / p.value(1, m, P50) for m in p.models}
     if max(share.values()) > 50:
         return None
-    return Verdict("error", "section 4.2, context trends", claim["text"],
-                   f"at most {each(share, '.0f', '%')} of the call",
-                   ("prefill-dominates",))  # fmt: skip
+    return Verdict(
+        "error",
+        "section 4.2, context trends",
+        claim["text"],
+        f"at most {each(share, '.0f', '%')} of the call",
+        ("prefill-dominates",),
+    )
 
 
 def first_row_is_partly_idle(p: Published) -> Verdict | None:
@@ -116,8 +133,9 @@ def first_row_is_partly_idle(p: Published) -> Verdict | None:
     )
     if not explained:
         return None
-    token = {m: p.fact("ttft_j", m, first) / p.fact("ttft_once_ms", m, first) * 1e3
-             for m in p.models}  # fmt: skip
+    token = {
+        m: p.fact("ttft_j", m, first) / p.fact("ttft_once_ms", m, first) * 1e3 for m in p.models
+    }
     rows = [1e3 * p.fact("power_w", m, c) for m in p.models for c in p.contexts]
     tens = sum(abs(w - round(w)) < 1e-6 for w in rows)
     low = {m: -percent(mean[m], rest[m]) for m in p.models}
@@ -139,8 +157,9 @@ def greedy_baselines_differ(p: Published) -> Verdict | None:
         return None
     rates = {f"table {t}": p.value(t, row, "p50 tok/s") for t, row in cells.items()}
     column = "Δ vs Greedy (%)"
-    effects = [abs(p.value(9, row, column)) for row in p.data["tables"][9]["rows"]
-               if row != "Greedy"]  # fmt: skip
+    effects = [
+        abs(p.value(9, row, column)) for row in p.data["tables"][9]["rows"] if row != "Greedy"
+    ]
     spread = 100 * stats.spread(list(rates.values()))
     if spread <= max(effects):
         return None
@@ -148,8 +167,13 @@ def greedy_baselines_differ(p: Published) -> Verdict | None:
     follows += f"the effects are {min(effects):.1f} to {max(effects):.1f} %"
     if contexts == {"None"}:
         follows += "; no context is stated for these tables"
-    return Verdict("caution", "tables 9, 11 and 12", p.claim("sampling-cost")["text"], follows,
-                   ("sampling-cost", "decoding-spread"))  # fmt: skip
+    return Verdict(
+        "caution",
+        "tables 9, 11 and 12",
+        p.claim("sampling-cost")["text"],
+        follows,
+        ("sampling-cost", "decoding-spread"),
+    )
 
 
 def same_arm_twice(p: Published) -> Verdict | None:
@@ -166,6 +190,12 @@ def same_arm_twice(p: Published) -> Verdict | None:
     return Verdict("caution", "tables 2 and 10", printed, follows, ("sampling-cost",))
 
 
-ENERGY = (tokens_per_joule_unit, tokens_per_joule_gain, energy_is_time, energy_trend,
-          prefill_share, first_row_is_partly_idle)  # fmt: skip
+ENERGY = (
+    tokens_per_joule_unit,
+    tokens_per_joule_gain,
+    energy_is_time,
+    energy_trend,
+    prefill_share,
+    first_row_is_partly_idle,
+)
 ABLATIONS = (greedy_baselines_differ, same_arm_twice)

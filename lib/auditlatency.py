@@ -12,7 +12,6 @@ from lib.published import P50, RATE, Published, Verdict, agrees, each, percent
 POINTS = 5.0  # percentage points by which a change must differ before it is called another one
 
 
-
 def decode_tok_per_s(p: Published, model: str, context: int) -> float:
     """Decode throughput of the latency runs: tokens over the growth of the median call time.
 
@@ -58,17 +57,20 @@ def ttft_is_one_sample(p: Published) -> Verdict | None:
         return None
     ref = p.reference
     turned = [
-        c for c in p.contexts
+        c
+        for c in p.contexts
         if p.value(3, c, ref) > max(p.value(3, c, m) for m in p.others)
         and median[c, ref] < min(median[c, m] for m in p.others)
-    ]  # fmt: skip
+    ]
     source = p.source("one-ttft")
     follows = f"{len(single)} of {len(cells)} cells are the one reading of the energy runs"
     follows += f" ({source['text']}, as of {source['dated']})"
     follows += "".join(
-        f"; at {c} the medians are " + each({m: median[c, m] for m in p.models}, ".1f", "ms")
-        + f", so {ref} answers first, not last" for c in turned
-    )  # fmt: skip
+        f"; at {c} the medians are "
+        + each({m: median[c, m] for m in p.models}, ".1f", "ms")
+        + f", so {ref} answers first, not last"
+        for c in turned
+    )
     last = p.contexts[-1]
     if median[last, ref] > max(median[last, m] for m in p.others):
         follows += f"; at {last} {ref} is last by the medians too"
@@ -76,8 +78,9 @@ def ttft_is_one_sample(p: Published) -> Verdict | None:
     printed = f"{trials}: " + ", ".join(
         f"at {c} " + " / ".join(p.printed(3, c, m) for m in p.models) + " ms" for c in turned
     )
-    return Verdict("error", "table 3; section 3.3", printed, follows, ("ttft-trials",),
-                   (source["url"],))  # fmt: skip
+    return Verdict(
+        "error", "table 3; section 3.3", printed, follows, ("ttft-trials",), (source["url"],)
+    )
 
 
 def single_readings(p: Published) -> set[tuple[int, str]]:
@@ -117,8 +120,10 @@ def change_mixes_runs(p: Published) -> Verdict | None:
 def campaigns(p: Published, model: str, context: int) -> set[str]:
     """Which campaigns a cell of table 2 agrees with: latency, energy, both or none."""
     text = p.printed(2, context, model)
-    released = {"latency": _rate(p, model, context),
-                "energy": p.fact("energy_tok_per_s", model, context)}  # fmt: skip
+    released = {
+        "latency": _rate(p, model, context),
+        "energy": p.fact("energy_tok_per_s", model, context),
+    }
     return {name for name, exact in released.items() if agrees(text, exact)}
 
 
@@ -148,8 +153,13 @@ def decode_gain(p: Published) -> Verdict | None:
         return None
     printed = ", ".join(f"+{p.claimed(c)} % against {m}" for m, c in claims.items())
     follows = f"decode alone {each(rates, '.2f', 'tok/s')}: {each(gain, '+.1f', '%')}; the printed "
-    return Verdict("caution", "abstract; section 4.2", f"decode throughput {printed}",
-                   follows + "ratio includes prefill", tuple(claims.values()))  # fmt: skip
+    return Verdict(
+        "caution",
+        "abstract; section 4.2",
+        f"decode throughput {printed}",
+        follows + "ratio includes prefill",
+        tuple(claims.values()),
+    )
 
 
 def p95_is_the_maximum(p: Published) -> Verdict | None:
@@ -169,9 +179,17 @@ def gpu_is_not_named(p: Published) -> Verdict | None:
     if gpu in text:
         return None
     follows = f"{gpu} with {p.fact('gpu_total_mib'):,.0f} MiB; the cards of that name differ in "
-    return Verdict("note", "section 3.1", text, f"{follows}bandwidth and power limit",
-                   ("hardware",))  # fmt: skip
+    return Verdict(
+        "note", "section 3.1", text, f"{follows}bandwidth and power limit", ("hardware",)
+    )
 
 
-LATENCY = (rate_is_not_tokens_over_p50, ttft_is_one_sample, change_mixes_runs,
-           prefill_in_throughput, decode_gain, p95_is_the_maximum, gpu_is_not_named)  # fmt: skip
+LATENCY = (
+    rate_is_not_tokens_over_p50,
+    ttft_is_one_sample,
+    change_mixes_runs,
+    prefill_in_throughput,
+    decode_gain,
+    p95_is_the_maximum,
+    gpu_is_not_named,
+)

@@ -42,9 +42,7 @@ def baseline_units(p: Published) -> Verdict | None:
         return None
     printed = ", ".join(f"{p.claimed(c)} GB ({m})" for m, c in claims.items())
     follows = ", ".join(f"{exact[m] * MIB / 1e9:.2f} GB ({m})" for m in claims)
-    follows += "; printed as MiB / 1000: " + ", ".join(
-        f"{exact[m] / 1e3:.2f} ({m})" for m in wrong
-    )
+    follows += "; printed as MiB / 1000: " + ", ".join(f"{exact[m] / 1e3:.2f} ({m})" for m in wrong)
     return Verdict("error", "section 4.2, findings", printed, follows, tuple(claims.values()))
 
 
@@ -104,8 +102,9 @@ def saving_is_size(p: Published) -> Verdict | None:
         f"{v:,.0f} MiB ({m})" for m, v in above.items()
     )
     claims = ("saving-from-moe", *p.about("peak-saving").values())
-    return Verdict("caution", "section 4.2, findings", p.claim("saving-from-moe")["text"], follows,
-                   claims)  # fmt: skip
+    return Verdict(
+        "caution", "section 4.2, findings", p.claim("saving-from-moe")["text"], follows, claims
+    )
 
 
 def kv_contribution(p: Published) -> Verdict | None:
@@ -119,8 +118,10 @@ def kv_contribution(p: Published) -> Verdict | None:
     cache = {m: tokens * p.counted(m, "kv_bytes_per_token") / MIB for m in p.models}
     if said[p.reference] <= 1.5 * cache[p.reference]:
         return None
-    printed = p.claim("kv-larger")["text"] + "; the released files: " + ", ".join(
-        f"{v:,.0f} MiB ({m})" for m, v in said.items()
+    printed = (
+        p.claim("kv-larger")["text"]
+        + "; the released files: "
+        + ", ".join(f"{v:,.0f} MiB ({m})" for m, v in said.items())
     )
     follows = f"{tokens:,} tokens: " + ", ".join(
         f"{p.counted(m, 'kv_bytes_per_token'):,} B a token = {cache[m]:,.1f} MiB, held "
@@ -193,8 +194,7 @@ def licences(p: Published) -> Verdict | None:
     """The licence of table 13 against the one that the publisher's model card states."""
     stated = {m: p.entry(m)[1].get("governance") or {} for m in p.models}
     printed = {m: p.data["governance"]["rows"][m][0] for m in p.models}
-    off = [m for m in p.models
-           if stated[m] and plain(stated[m]["licence"]) != plain(printed[m])]  # fmt: skip
+    off = [m for m in p.models if stated[m] and plain(stated[m]["licence"]) != plain(printed[m])]
     if not off:
         return None
     said = ", ".join(f"{printed[m]}, {p.data['governance']['rows'][m][1]} ({m})" for m in off)
@@ -209,8 +209,11 @@ def licences(p: Published) -> Verdict | None:
 def governance_source(p: Published) -> Verdict | None:
     """Table 13 against the overview among the released files, which it should summarise."""
     rows = p.data["governance"]["rows"]
-    off = [m for m in p.models
-           if (p.fact("licence", m), p.fact("licence_class", m)) != tuple(rows[m][:2])]  # fmt: skip
+    off = [
+        m
+        for m in p.models
+        if (p.fact("licence", m), p.fact("licence_class", m)) != tuple(rows[m][:2])
+    ]
     if not off:
         return None
     printed = ", ".join(f"{m}: {rows[m][0]}, {rows[m][1]}" for m in off)
@@ -220,7 +223,14 @@ def governance_source(p: Published) -> Verdict | None:
     return Verdict("caution", "table 13", printed, follows)
 
 
-MEMORY = (mib_as_mb, baseline_units, gaps_in_gb, peak_row, kv_contribution, held_logits,
-          saving_is_size)  # fmt: skip
+MEMORY = (
+    mib_as_mb,
+    baseline_units,
+    gaps_in_gb,
+    peak_row,
+    kv_contribution,
+    held_logits,
+    saving_is_size,
+)
 EFFICIENCY = (throughput_per_gb, realised_parameters)
 GOVERNANCE = (licences, governance_source)

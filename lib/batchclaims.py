@@ -44,13 +44,19 @@ def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) 
         found, missing = computed(step=partial(card.decode_bytes, context, batch))
         step = found.get("step")
         bound = step and batch * roofline.bound_tok_per_s(step, bytes_per_s)
-        made.append({
-            "batch": batch,
-            **({"experts of a layer": rounded(card.experts_touched(batch))}
-               if card.experts else {}),
-            "a step reads (GB)": step and rounded(step / 1e9),
-            "bound of all (tok/s)": bound and rounded(bound),
-        } | missing)  # fmt: skip
+        made.append(
+            {
+                "batch": batch,
+                **(
+                    {"experts of a layer": rounded(card.experts_touched(batch))}
+                    if card.experts
+                    else {}
+                ),
+                "a step reads (GB)": step and rounded(step / 1e9),
+                "bound of all (tok/s)": bound and rounded(bound),
+            }
+            | missing
+        )
     return Shown(made).set_index("batch")
 
 
@@ -62,8 +68,15 @@ def table(rows: Sequence[Record]) -> Table:
     knees = {where: batches.knee(line).batch for where, line in lines.items()}
     arms = [r for _, group in pairs for r in group]
     envs = [r for r in rows if r.kind == "environment"]
-    made = build("batch", "Batch", [*envs, *arms], KINDS, FIELDS, COLUMNS,
-                 lambda group: _cells(found[id(group[0])], knees))  # fmt: skip
+    made = build(
+        "batch",
+        "Batch",
+        [*envs, *arms],
+        KINDS,
+        FIELDS,
+        COLUMNS,
+        lambda group: _cells(found[id(group[0])], knees),
+    )
     notes = (*made.notes, *NOTES) if made.rows else ()
     return without_empty(Table(made.name, made.title, made.columns, made.rows, notes))
 
@@ -71,13 +84,20 @@ def table(rows: Sequence[Record]) -> Table:
 def _cells(point: Point, knees: dict[tuple, int | None]) -> Sequence[Any]:
     failed = point.per_user if point.error else None
     return (
-        point.total, point.per_user, stats.inverse(point.per_user, 1e3),
-        stats.scaled(point.token_j, 1e3), point.tokens_per_j, stats.scaled(point.call_token_j, 1e3),
+        point.total,
+        point.per_user,
+        stats.inverse(point.per_user, 1e3),
+        stats.scaled(point.token_j, 1e3),
+        point.tokens_per_j,
+        stats.scaled(point.call_token_j, 1e3),
         *(failed or point.experts(name) for name in ("chosen", "touched")),
-        *(failed or point.mbu(realised=realised, datasheet=datasheet)
-          for datasheet in (False, True) for realised in (False, True)),
+        *(
+            failed or point.mbu(realised=realised, datasheet=datasheet)
+            for datasheet in (False, True)
+            for realised in (False, True)
+        ),
         point.error or ("knee" if knees[point.line] == point.batch else ""),
-    )  # fmt: skip
+    )
 
 
 def tables(rows: Sequence[Record]) -> list[Table]:
@@ -91,30 +111,43 @@ def conclusion(rows: Sequence[Record]) -> str:
     lines = batches.by_line(found)
     labels = {where: name.label for where, name in batches.names(lines).items()}
     said = [sentence for where, mine in lines.items() for sentence in _line(labels[where], mine)]
-    return bullets([*said, *_front(found, labels), f"{RULE[:1].upper()}{RULE[1:]}.",
-                    *cautions(rows)])  # fmt: skip
+    return bullets(
+        [*said, *_front(found, labels), f"{RULE[:1].upper()}{RULE[1:]}.", *cautions(rows)]
+    )
 
 
 def _line(name: str, line: Sequence[Point]) -> list[str]:
     known = [p for p in line if p.total.value is not None]
     said = [f"{name}, batch {p.batch}: {p.error}." for p in line if p.error]
-    said += [f"{name}, batch {p.batch}: {p.total.reason}." for p in line
-             if not p.error and p.total.value is None]  # fmt: skip
+    said += [
+        f"{name}, batch {p.batch}: {p.total.reason}."
+        for p in line
+        if not p.error and p.total.value is None
+    ]
     if not known:
         return said
     first, best = known[0], max(known, key=lambda p: p.total.value)
-    speed = (f"{name} at {first.context:,} tokens of context: at batch {first.batch} "
-             f"{number(first.total, 'tok/s')}")  # fmt: skip
+    speed = (
+        f"{name} at {first.context:,} tokens of context: at batch {first.batch} "
+        f"{number(first.total, 'tok/s')}"
+    )
     if best is not first:
-        speed += (f"; the most, at batch {best.batch}, {number(best.total, 'tok/s')} in all and "
-                  f"{short(best.per_user.value)} for each user")  # fmt: skip
+        speed += (
+            f"; the most, at batch {best.batch}, {number(best.total, 'tok/s')} in all and "
+            f"{short(best.per_user.value)} for each user"
+        )
     bend = batches.knee(line)
     told = bend.reason or (
         f"batch {bend.batch}: doubling it raised the throughput {short(bend.gain.value)} times"
         f"{_unresolved(bend.gain)}"
     )
-    return [f"{speed}.", f"{name}, knee: {told}.", *_energy(name, known), *_bytes(name, known),
-            *said]  # fmt: skip
+    return [
+        f"{speed}.",
+        f"{name}, knee: {told}.",
+        *_energy(name, known),
+        *_bytes(name, known),
+        *said,
+    ]
 
 
 def _unresolved(gain: Estimate) -> str:
@@ -135,9 +168,11 @@ def _bytes(name: str, known: Sequence[Point]) -> list[str]:
     for point in (*known[:1], *known[1:][-1:]):
         useful, real = (point.mbu(realised=which).value for which in (False, True))
         read = point.experts("touched").value
-        told = [f"a step reads {short(read)} experts of a layer" if read else "",
-                f"useful MBU {useful:.0%}" if useful else "",
-                f"realised {real:.0%}" if real else ""]  # fmt: skip
+        told = [
+            f"a step reads {short(read)} experts of a layer" if read else "",
+            f"useful MBU {useful:.0%}" if useful else "",
+            f"realised {real:.0%}" if real else "",
+        ]
         if any(told):
             said.append(f"at batch {point.batch} {', '.join(filter(None, told))}")
     return [f"{name}: {'; '.join(said)} (MBU of the measured bandwidth)."] if said else []
@@ -147,7 +182,11 @@ def _front(found: Sequence[Point], labels: dict[tuple, str]) -> list[str]:
     best = batches.front(found)
     if not best:
         return []
-    said = [f"{labels[line]}, batch {', '.join(str(p.batch) for p in mine)}"
-            for line, mine in batches.by_line(best).items()]  # fmt: skip
-    return [f"Not dominated in speed for a user and in energy, among the choices for one model: "
-            f"{'; '.join(said)}."]  # fmt: skip
+    said = [
+        f"{labels[line]}, batch {', '.join(str(p.batch) for p in mine)}"
+        for line, mine in batches.by_line(best).items()
+    ]
+    return [
+        f"Not dominated in speed for a user and in energy, among the choices for one model: "
+        f"{'; '.join(said)}."
+    ]

@@ -20,9 +20,11 @@ from lib.tables import decode_tok_per_s
 KINDS = ("batch", "batch-energy")
 FIELDS = ("context", "batch")
 GAIN = 1.5
-RULE = ("knee: the largest batch up to which each doubling of the batch raised the throughput of "
-        f"all sequences at least {GAIN:g} times, or by so noisy a factor that this is not excluded "
-        "and a further doubling decides")  # fmt: skip
+RULE = (
+    "knee: the largest batch up to which each doubling of the batch raised the throughput of "
+    f"all sequences at least {GAIN:g} times, or by so noisy a factor that this is not excluded "
+    "and a further doubling decides"
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ def points(rows: Sequence[Record]) -> list[Point]:
 def pointed(rows: Sequence[Record]) -> list[tuple[Point, list[Record]]]:
     """Every point with the rows that it was made from."""
     arms = {(a.model, a.setup, a.context, a.batch): a for a in roofline.arms(rows, "batch")}
-    return [(_point(where, group, arms.get(where)), group)
-            for where, group in grouped(rows, KINDS, FIELDS).items()]  # fmt: skip
+    return [
+        (_point(where, group, arms.get(where)), group)
+        for where, group in grouped(rows, KINDS, FIELDS).items()
+    ]
 
 
 def _point(where: tuple, group: Sequence[Record], arm: roofline.Arm | None) -> Point:
@@ -103,8 +107,9 @@ def _joules(rows: Sequence[Record], batch: int) -> tuple[Estimate, Estimate]:
         none = stats.missing(reasons[0] if reasons else "not measured")
         return none, none
     longest = max(measured, key=lambda r: r.key["new_tokens"])
-    whole = stats.scaled(stats.mean(longest.samples["energy_j"]),
-                         1 / (batch * longest.key["new_tokens"]))  # fmt: skip
+    whole = stats.scaled(
+        stats.mean(longest.samples["energy_j"]), 1 / (batch * longest.key["new_tokens"])
+    )
     _, step = energystats.split(measured, KINDS)
     if step.value is not None and step.value <= 0:
         return stats.missing("not resolved: noise hides the energy of decoding"), whole
@@ -143,8 +148,11 @@ def knee(line: Sequence[Point]) -> Knee:
     if doubtful:
         return doubtful
     failed = next((f"; batch {p.batch} failed" for p in line if p.error and p.batch > batch), "")
-    last = f"doubling to {batch} still raised it {short(gain.value)} times" if gain.value else (
-        gain.reason)  # fmt: skip
+    last = (
+        f"doubling to {batch} still raised it {short(gain.value)} times"
+        if gain.value
+        else (gain.reason)
+    )
     return Knee(None, gain, f"not reached: {last}{failed}")
 
 

@@ -44,8 +44,14 @@ def sweep(
     session = energy.open_session(model, stacks[0], path, seed, env_id, (), 0)
     idle = energy.idle_power(session, idle_s, "before")
     idle |= energy.idle_both(idle)
-    arguments = {"new_tokens": new_tokens, "repeats": repeats, "windows": energy_windows,
-                 "window_s": window_s, "idle": idle, "path": path}  # fmt: skip
+    arguments = {
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "windows": energy_windows,
+        "window_s": window_s,
+        "idle": idle,
+        "path": path,
+    }
     for stack in stacks:
         common = {"stack": stack, "context": context, "seed": seed, "env_id": env_id}
         traced = stack in trace_stacks
@@ -65,12 +71,21 @@ def sweep(
 
 
 def _place(
-    model: Any, place: dict[str, Any], *, traced: bool, new_tokens: Sequence[int], repeats: int,
-    windows: int, window_s: float, idle: dict[str, Any], path: Path,
-) -> Iterator[Record]:  # fmt: skip
+    model: Any,
+    place: dict[str, Any],
+    *,
+    traced: bool,
+    new_tokens: Sequence[int],
+    repeats: int,
+    windows: int,
+    window_s: float,
+    idle: dict[str, Any],
+    path: Path,
+) -> Iterator[Record]:
     """The rows of one stack at one batch; what the timed calls held is given back after them."""
-    models.require_fits(model.card, model.device, place["context"] + max(new_tokens),
-                        place["batch"], loaded=True)  # fmt: skip
+    models.require_fits(
+        model.card, model.device, place["context"] + max(new_tokens), place["batch"], loaded=True
+    )
     if place["stack"] != gate.REFERENCE:
         yield gate.row(model, steps=GATE_STEPS, **place)
     for tokens in new_tokens:
@@ -83,14 +98,20 @@ def _place(
 
 
 def _energy(
-    model: Any, place: dict[str, Any], new_tokens: Sequence[int], windows: int, window_s: float,
-    idle: dict[str, Any], path: Path,
-) -> list[Record]:  # fmt: skip
+    model: Any,
+    place: dict[str, Any],
+    new_tokens: Sequence[int],
+    windows: int,
+    window_s: float,
+    idle: dict[str, Any],
+    path: Path,
+) -> list[Record]:
     """Windows of calls of each length in turns, then the same reversed, one after another."""
     stack, context, batch, seed = (place[n] for n in ("stack", "context", "batch", "seed"))
     cells = [blocks.Cell(context, tokens, windows, "batch-energy") for tokens in new_tokens]
-    session = energy.open_session(model, stack, path, seed, place["env_id"], [context],
-                                  max(new_tokens), batch=batch)  # fmt: skip
+    session = energy.open_session(
+        model, stack, path, seed, place["env_id"], [context], max(new_tokens), batch=batch
+    )
     session.values |= idle
     order = [cell for cells_in_turn in blocks.plan(cells, seed) for cell in cells_in_turn]
     energy.measure_together(session, order, f"trace-{stack}-{batch}", window_s)
@@ -98,14 +119,22 @@ def _energy(
 
 
 def _failed(
-    model: Any, place: dict[str, Any], new_tokens: Sequence[int], here: Sequence[Record],
+    model: Any,
+    place: dict[str, Any],
+    new_tokens: Sequence[int],
+    here: Sequence[Record],
     error: Exception,
-) -> Record:  # fmt: skip
+) -> Record:
     """The error in the place of the first row that is missing, so that it replaces no other."""
     timed = [row.key["new_tokens"] for row in here if row.kind == "batch"]
     untimed = [tokens for tokens in new_tokens if tokens not in timed]
     shape = {name: place[name] for name in ("stack", "context", "batch")}
-    key = model.key(**shape, new_tokens=(untimed or new_tokens)[0],
-                    cache=decode.cache_kind(place["stack"]))  # fmt: skip
-    return Record("batch" if untimed else "batch-energy", key, error=records.first_line(error),
-                  env_id=place["env_id"])  # fmt: skip
+    key = model.key(
+        **shape, new_tokens=(untimed or new_tokens)[0], cache=decode.cache_kind(place["stack"])
+    )
+    return Record(
+        "batch" if untimed else "batch-energy",
+        key,
+        error=records.first_line(error),
+        env_id=place["env_id"],
+    )

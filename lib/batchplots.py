@@ -34,14 +34,29 @@ def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
             if None not in (p.total.low, p.total.high):
                 ax.plot([p.batch] * 2, [p.total.low, p.total.high], lw=4, alpha=0.3, color=shade)
         if known:
-            ax.plot([p.batch for p in known], [p.total.value for p in known], ls=dashes, marker=".",
-                    color=shade, label=label)  # fmt: skip
+            ax.plot(
+                [p.batch for p in known],
+                [p.total.value for p in known],
+                ls=dashes,
+                marker=".",
+                color=shade,
+                label=label,
+            )
         for p in known:
             if p.batch == batches.knee(line).batch:
-                ax.plot(p.batch, p.total.value, "o", ms=13, mfc="none", mew=1.5, color=shade,
-                        label=f"{label}, knee")  # fmt: skip
-    labelled(ax, "Throughput of all sequences against batch", "batch (sequences)",
-             "tokens per second")  # fmt: skip
+                ax.plot(
+                    p.batch,
+                    p.total.value,
+                    "o",
+                    ms=13,
+                    mfc="none",
+                    mew=1.5,
+                    color=shade,
+                    label=f"{label}, knee",
+                )
+    labelled(
+        ax, "Throughput of all sequences against batch", "batch (sequences)", "tokens per second"
+    )
     if sizes:  # doublings are the same distance everywhere
         logarithmic(ax)
         ax.set_xscale("log", base=2)
@@ -64,11 +79,22 @@ def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         drawn = True
         ax.plot(*_both(known), ls=dashes, lw=1, alpha=0.5, color=shade, label=label)
         for p in known:
-            ax.plot(*_both([p]), ls="", marker=f"${p.batch}$", ms=6 + 3 * len(str(p.batch)),
-                    mew=0.3, alpha=1 if id(p) in best else 0.3, color=shade)  # fmt: skip
+            ax.plot(
+                *_both([p]),
+                ls="",
+                marker=f"${p.batch}$",
+                ms=6 + 3 * len(str(p.batch)),
+                mew=0.3,
+                alpha=1 if id(p) in best else 0.3,
+                color=shade,
+            )
             _whiskers(ax, p, shade)
-    labelled(ax, "Speed for a user against energy", "tokens per second for each user",
-             "tokens per joule, decode (GPU board)")  # fmt: skip
+    labelled(
+        ax,
+        "Speed for a user against energy",
+        "tokens per second for each user",
+        "tokens per joule, decode (GPU board)",
+    )
     if drawn:
         logarithmic(ax)
     return ax

@@ -53,16 +53,27 @@ class Block:
 
 
 def cells_of(
-    contexts: Sequence[int], new_tokens: int, block_contexts: Sequence[int], blocks: int,
-    other_blocks: int, slope_tokens: Sequence[int], slope_blocks: int, kind: str = "energy",
-) -> list[Cell]:  # fmt: skip
+    contexts: Sequence[int],
+    new_tokens: int,
+    block_contexts: Sequence[int],
+    blocks: int,
+    other_blocks: int,
+    slope_tokens: Sequence[int],
+    slope_blocks: int,
+    kind: str = "energy",
+) -> list[Cell]:
     """The cells of a sweep, the headline length, of that kind, of each context first."""
     if unknown := [c for c in block_contexts if c not in contexts]:
         raise ValueError(f"block_contexts {unknown} are not among the contexts {list(contexts)}")
-    cells = [Cell(c, new_tokens, blocks if c in block_contexts else other_blocks, kind)
-             for c in contexts]  # fmt: skip
-    cells += [Cell(c, g, slope_blocks, "energy-slope") for c in block_contexts
-              for g in slope_tokens if g != new_tokens]  # fmt: skip
+    cells = [
+        Cell(c, new_tokens, blocks if c in block_contexts else other_blocks, kind) for c in contexts
+    ]
+    cells += [
+        Cell(c, g, slope_blocks, "energy-slope")
+        for c in block_contexts
+        for g in slope_tokens
+        if g != new_tokens
+    ]
     return [cell for cell in cells if cell.blocks > 0]
 
 
@@ -104,8 +115,10 @@ def samples_of(found: Sequence[Block], idle_w: float | None) -> dict[str, list[f
         "additivity": [b.additivity for b in good],
     }
     if idle_w is not None:
-        columns["net_energy_j"] = [(b.window.energy_j - idle_w * b.window.seconds) / n
-                                   for b, n in zip(good, calls, strict=True)]  # fmt: skip
+        columns["net_energy_j"] = [
+            (b.window.energy_j - idle_w * b.window.seconds) / n
+            for b, n in zip(good, calls, strict=True)
+        ]
     columns["start_s"] = [b.span.start_s for b in good]
     columns["stop_s"] = [b.span.stop_s for b in good]
     return samples | {name: list(c) for name, c in columns.items() if None not in c}
@@ -117,9 +130,11 @@ def values_of(found: Sequence[Block]) -> dict[str, Any]:
     values: dict[str, Any] = {
         "blocks": len(found),
         "invalid_blocks": [b.window.reason for b in found if b.window.energy_j is None],
-        "gates": {g.code: {"level": g.level, "value": g.value, "text": g.text}
-                  for g in worst([g for b in found for g in b.window.gates])},
-    }  # fmt: skip
+        "gates": {
+            g.code: {"level": g.level, "value": g.value, "text": g.text}
+            for g in worst([g for b in found for g in b.window.gates])
+        },
+    }
     if good:
         values |= {
             "window_energy_j": sum(b.window.energy_j for b in good),

@@ -25,15 +25,27 @@ def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         for a in known:
             ends = (a.steps_per_s.low, a.steps_per_s.high)
             if None not in ends:  # noise may leave an end open
-                ax.plot([a.context] * 2, [a.batch * end for end in ends], lw=4, alpha=0.3,
-                        color=shade)  # fmt: skip
+                ax.plot(
+                    [a.context] * 2, [a.batch * end for end in ends], lw=4, alpha=0.3, color=shade
+                )
         if known:
-            ax.plot([a.context for a in known], [a.batch * a.steps_per_s.value for a in known],
-                    ls=style(names[where].place), marker=".", color=shade, label=label)  # fmt: skip
+            ax.plot(
+                [a.context for a in known],
+                [a.batch * a.steps_per_s.value for a in known],
+                ls=style(names[where].place),
+                marker=".",
+                color=shade,
+                label=label,
+            )
         limited = [a for a in arms if a.bound_per_s]
         if limited:
-            ax.plot([a.context for a in limited], [a.batch * a.bound_per_s for a in limited],
-                    ":", color=shade, label=f"{label}, bound")  # fmt: skip
+            ax.plot(
+                [a.context for a in limited],
+                [a.batch * a.bound_per_s for a in limited],
+                ":",
+                color=shade,
+                label=f"{label}, bound",
+            )
     labelled(ax, "Decode throughput under its bound", "context (tokens)", "tokens per second")
     if groups:  # a share of the bound is the same distance everywhere
         logarithmic(ax)

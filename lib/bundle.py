@@ -32,9 +32,30 @@ COPIED = ("run.json", "notebook.ipynb", "records.jsonl", "*.jsonl.gz")
 SUMS, PROVENANCE = "SHA256SUMS", "provenance.json"
 STAMP = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can carry
 # Names that are no one's: accounts of containers and images, and words of every text.
-COMMON = {"root", "user", "users", "admin", "ubuntu", "debian", "jovyan", "runner", "docker",
-          "nobody", "guest", "default", "home", "host", "local", "localhost", "server", "linux",
-          "test", "python", "model", "models"}  # fmt: skip
+COMMON = {
+    "root",
+    "user",
+    "users",
+    "admin",
+    "ubuntu",
+    "debian",
+    "jovyan",
+    "runner",
+    "docker",
+    "nobody",
+    "guest",
+    "default",
+    "home",
+    "host",
+    "local",
+    "localhost",
+    "server",
+    "linux",
+    "test",
+    "python",
+    "model",
+    "models",
+}
 TOKENS = {
     "Hugging Face token": r"hf_[A-Za-z0-9]{20,}",
     "GitHub token": r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}",
@@ -121,8 +142,18 @@ def stage(source: Path, folder: Path) -> None:
 
 def provenance(folder: Path) -> dict[str, Any]:
     """How each job ended and with which code, and every environment once."""
-    fields = ("status", "start", "end", "attempt", "git", "lib_sha", "notebook_sha", "job_sha",
-              "earlier", "env")  # fmt: skip
+    fields = (
+        "status",
+        "start",
+        "end",
+        "attempt",
+        "git",
+        "lib_sha",
+        "notebook_sha",
+        "job_sha",
+        "earlier",
+        "env",
+    )
     found = results.find(folder)
     envs = environments(row for job in found for row in job.records)
     jobs = {job.path: {n: job.run[n] for n in fields if n in job.run} for job in found}
@@ -159,8 +190,9 @@ def write(source: Path, target: Path, names: Iterable[tuple[str, str]]) -> Path:
     """
     manifest.refuse_released(target)
     if not source.is_dir() or not results.find(source):
-        raise ParamsError(f"no results in {manifest.short(source)}; FROM takes a folder of "
-                          "run.json files")  # fmt: skip
+        raise ParamsError(
+            f"no results in {manifest.short(source)}; FROM takes a folder of run.json files"
+        )
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / source.name
         folder.mkdir()
@@ -180,8 +212,10 @@ def _told(found: Sequence[Leak], source: Path, limit: int = 20) -> str:
         lines.append(f"  {where}: {leak.what} {shown!r}")
     more = len(found) - limit
     lines += [f"  and {more} more"] if more > 0 else []
-    lines.append("Remove them from notebooks and records, or measure again with FORCE=1; a word "
-                 "that is not personal is let through by --allow WORD (make: ARGS=)")  # fmt: skip
+    lines.append(
+        "Remove them from notebooks and records, or measure again with FORCE=1; a word "
+        "that is not personal is let through by --allow WORD (make: ARGS=)"
+    )
     return "\n".join(lines)
 
 
@@ -190,8 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.bundle", description=__doc__)
     parser.add_argument("source", nargs="?", default="outputs/demo")
     parser.add_argument("--out", help="default: outputs/bundles/<folder>.zip")
-    parser.add_argument("--allow", action="append", default=[], metavar="WORD",
-                        help="a name that is not personal")  # fmt: skip
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="WORD", help="a name that is not personal"
+    )
     args = parser.parse_args(argv)
     source = resolve(args.source)
     target = resolve(args.out or f"outputs/bundles/{source.name}.zip")

@@ -51,9 +51,12 @@ def conditions(e: Evidence, measured: Measured, models: list[str]) -> dict[str, 
 
 
 def sentences(
-    e: Evidence, measured: Measured, models: list[str], rulings: Mapping[str, Ruling],
+    e: Evidence,
+    measured: Measured,
+    models: list[str],
+    rulings: Mapping[str, Ruling],
     audited: list[str],
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """What is known to move the measured value away from the printed one.
 
     `rulings` are the verdicts by column (verdict, corrected, bound, like_paper).
@@ -72,8 +75,10 @@ def sentences(
     if measured_at_all and e.reference in models and measured.like_paper:
         said += _experts(e, measured, rulings["like_paper"])
     main = rulings["verdict"].word
-    for column, what in (("corrected", "by the corrected definition"),
-                         ("bound", f"on {e.bound_stack}, which the device bounds")):  # fmt: skip
+    for column, what in (
+        ("corrected", "by the corrected definition"),
+        ("bound", f"on {e.bound_stack}, which the device bounds"),
+    ):
         word = rulings[column].word
         if word not in (main, judge.UNTESTABLE):
             said.append(f"{what}: {word}")
@@ -93,8 +98,14 @@ def _host(e: Evidence, models: list[str]) -> list[str]:
 
 def busy_share(e: Evidence, model: str) -> float | None:
     """Time for which a profiled decode step kept the GPU busy, over the measured step."""
-    row = next((r for r in reversed(select(e.base[model].rows, "busy", context=e.arm[0]))
-                if r.value("decode_busy_s")), None)  # fmt: skip
+    row = next(
+        (
+            r
+            for r in reversed(select(e.base[model].rows, "busy", context=e.arm[0]))
+            if r.value("decode_busy_s")
+        ),
+        None,
+    )
     first, rate = ttft_s(e, e.base, model).value, output_rate(e, e.base, model).value
     if row is None or not first or not rate:
         return None
@@ -103,8 +114,9 @@ def busy_share(e: Evidence, model: str) -> float | None:
 
 
 def _experts(e: Evidence, measured: Measured, like_paper: Ruling) -> list[str]:
-    row = next((r for r in e.base[e.reference].rows if r.key.get("experts") and r.kind != "card"),
-               None)  # fmt: skip
+    row = next(
+        (r for r in e.base[e.reference].rows if r.key.get("experts") and r.kind != "card"), None
+    )
     used = row.key["experts"] if row else "none"
     if used in ("none", "all_experts"):
         return []

@@ -158,8 +158,12 @@ def _reads(sizes: Sizes, filled: Callable[..., Any]) -> list[tuple[str, Callable
     ]
     for rows in (elements // sizes.narrow, sizes.narrow, square):
         columns = elements // rows
-        found.append((f"{rows} x {columns} matrix and a vector, bfloat16",
-                      _matrix_vector(rows, columns, filled(columns))))  # fmt: skip
+        found.append(
+            (
+                f"{rows} x {columns} matrix and a vector, bfloat16",
+                _matrix_vector(rows, columns, filled(columns)),
+            )
+        )
     return found
 
 

@@ -22,10 +22,18 @@ from lib.card import ModelError
 CACHE_VARIABLE = "WORKBOOK_CACHE"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _UNREACHABLE = {
-    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError",
-    "ConnectTimeout", "ReadTimeout", "TimeoutException", "ProxyError", "NetworkError",
-    "MaxRetryError", "Timeout",
-}  # fmt: skip
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "ConnectionError",
+    "ConnectError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "TimeoutException",
+    "ProxyError",
+    "NetworkError",
+    "MaxRetryError",
+    "Timeout",
+}
 
 
 def cache_dir() -> Path:

@@ -66,8 +66,9 @@ def latency(rows: Sequence[Record]) -> str:
         )
         if first != last:
             ratio = stats.ratio(*(headline[c].samples["e2e_s"] for c in (first, last)))
-            lines.append(ratio_sentence(f"{name} at {last}", f"{first} tokens",
-                                        "Output throughput", ratio))  # fmt: skip
+            lines.append(
+                ratio_sentence(f"{name} at {last}", f"{first} tokens", "Output throughput", ratio)
+            )
     return bullets([*lines, *hostbound.sentences(rows), *_aa_checks(rows), *cautions(rows)])
 
 
@@ -86,23 +87,37 @@ def _aa(group: Group, row: Record) -> str:
     share = stats.aa_coverage(times_s)
     if share.value is None:
         return f"A/A check of {where}: not made ({share.reason})."
-    held = "as it should be" if share.value >= stats.AA_LEAST else (
-        "too few, so that intervals of ratios are too narrow for this noise")  # fmt: skip
+    held = (
+        "as it should be"
+        if share.value >= stats.AA_LEAST
+        else ("too few, so that intervals of ratios are too narrow for this noise")
+    )
     drift = stats.aa_in_order(times_s)
     ends = f"[{short(drift.low)}, {short(drift.high)}]"
-    order = f"no difference resolved ({ends})" if not drift.resolved_from(1.0) else (
-        f"{short(drift.value)} times as long {ends}, so that the arm changed while it was measured "
-        "and small ratios between arms prove nothing")  # fmt: skip
-    return (f"A/A check, TTFT of {where} against itself, n = {len(times_s)}: the interval of the "
-            f"ratio contains 1 in {share.value:.0%} of {share.n} random halvings, {held}; second "
-            f"half against first: {order}.")  # fmt: skip
+    order = (
+        f"no difference resolved ({ends})"
+        if not drift.resolved_from(1.0)
+        else (
+            f"{short(drift.value)} times as long {ends}, so that the arm changed while it was "
+            "measured and small ratios between arms prove nothing"
+        )
+    )
+    return (
+        f"A/A check, TTFT of {where} against itself, n = {len(times_s)}: the interval of the "
+        f"ratio contains 1 in {share.value:.0%} of {share.n} random halvings, {held}; second "
+        f"half against first: {order}."
+    )
 
 
 def memory(rows: Sequence[Record]) -> str:
     """Peak above baseline and its largest part, at the longest context of each protocol."""
     lines = []
-    names = {"kv": "KV cache", "logits": "held logits", "experts": "workspace of the experts",
-             "activations": "workspace"}  # fmt: skip
+    names = {
+        "kv": "KV cache",
+        "logits": "held logits",
+        "experts": "workspace of the experts",
+        "activations": "workspace",
+    }
     for kind, title in (("memory-paper", "the paper's protocol"), ("memory", "generate()")):
         for group in by_setup(rows, kind):
             v = max(group.rows, key=lambda r: r.key["context"])
@@ -112,8 +127,9 @@ def memory(rows: Sequence[Record]) -> str:
                 reason = v.missing.get("peak_bytes", "no reading")
                 lines.append(f"{line}not measured ({reason}).")
                 continue
-            line += (f"{v.values['peak_bytes'] / 1e9:.3f} GB, {above / 1e6:,.1f} MB above the "
-                     "baseline")  # fmt: skip
+            line += (
+                f"{v.values['peak_bytes'] / 1e9:.3f} GB, {above / 1e6:,.1f} MB above the baseline"
+            )
             if parts["kv"] is None:
                 lines.append(f"{line}; its parts are not told apart.")
                 continue
@@ -144,13 +160,18 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
             f"{model} at {row.key['context']} tokens: "
             f"{number(per_1k, 'J per 1,000 generated tokens')} (GPU board, gross)"
             + (f", of which {share:.0%} is what the idle board draws in that time" if share else "")
-            + (f"; the paper's before/after estimator gives {stats.change(against)}."
-               if against.value is not None else ".")
-        )  # fmt: skip
+            + (
+                f"; the paper's before/after estimator gives {stats.change(against)}."
+                if against.value is not None
+                else "."
+            )
+        )
         lines += energy_details(group, row, rows)
         if told := energystats.carbon(1e3 * per_1k.value, pue, g_per_kwh):
-            lines.append(f"{model}, one million tokens: {told.kwh:.3g} kWh x PUE {pue:g} x "
-                         f"{g_per_kwh:g} g/kWh = {told.grams:.3g} gCO2e.")  # fmt: skip
+            lines.append(
+                f"{model}, one million tokens: {told.kwh:.3g} kWh x PUE {pue:g} x "
+                f"{g_per_kwh:g} g/kWh = {told.grams:.3g} gCO2e."
+            )
     # What the instrument does not show stands in its own table.
     return bullets([*lines, *cautions(r for r in rows if r.kind != "instrument")])
 
@@ -158,23 +179,35 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
 def energy_details(group: Group, row: Record, rows: Sequence[Record]) -> list[str]:
     """Prefill and token, uncertainty, and the blocks of a row that are not believed."""
     lines, model, context = [], group.label, row.key["context"]
-    lengths = next((g.rows for g in by_setup(rows, energystats.LENGTHS)
-                    if (g.model, g.setup) == (group.model, group.setup)), ())  # fmt: skip
+    lengths = next(
+        (
+            g.rows
+            for g in by_setup(rows, energystats.LENGTHS)
+            if (g.model, g.setup) == (group.model, group.setup)
+        ),
+        (),
+    )
     arms = select(lengths, context=context)
     if any(r.kind == "energy-slope" for r in arms):
         prefill, token = energystats.split(arms)
         said = f"prefill and first token {number(prefill, 'J')}; each further token "
         lines.append(f"{model} at {context} tokens: {said}{number(token, 'J')}.")
     found = energystats.uncertainty(row, energystats.spread_beside(rows, group))
-    parts = {"95 % over blocks": found.statistical, "readouts": found.readouts,
-             "weight values": found.weights}  # fmt: skip
+    parts = {
+        "95 % over blocks": found.statistical,
+        "readouts": found.readouts,
+        "weight values": found.weights,
+    }
     said = [f"{name} ±{value:.1%}" for name, value in parts.items() if value is not None]
     gain = f"gain of the sensor, assumed and not measured, ±{found.gain:.0%}"
-    lines.append(f"{model}, uncertainty: {', '.join([*said, gain])} (the gain cancels in "
-                 "ratios on one card).")  # fmt: skip
+    lines.append(
+        f"{model}, uncertainty: {', '.join([*said, gain])} (the gain cancels in "
+        "ratios on one card)."
+    )
     if bad := row.value("invalid_blocks"):
-        lines.append(f"{model}: {len(bad)} of {row.values['blocks']} blocks are not believed, "
-                     f"{bad[0]}.")  # fmt: skip
+        lines.append(
+            f"{model}: {len(bad)} of {row.values['blocks']} blocks are not believed, {bad[0]}."
+        )
     return lines
 
 
@@ -192,7 +225,7 @@ def energy_again(rows: Sequence[Record]) -> str:
                 + (f", blocks spread by {spread:.2%}" if spread is not None else "")
                 + (f"; over the first pass {number(over, '×')}" if over.value is not None else "")
                 + "."
-            )  # fmt: skip
+            )
     return bullets([*lines, *cautions(rows)])
 
 
@@ -203,8 +236,9 @@ def energy_checks(rows: Sequence[Record]) -> str:
         name = group.label
         for value, ratio in energystats.weight_effects(group.rows).items():
             if value != "normal":
-                lines.append(ratio_sentence(f"{name} with {value} weights", "normal ones",
-                                            "Energy", ratio))  # fmt: skip
+                lines.append(
+                    ratio_sentence(f"{name} with {value} weights", "normal ones", "Energy", ratio)
+                )
         if (real := energystats.real_effect(group.rows)) is not None:
             lines.append(ratio_sentence(f"{name} with real weights", "random ones", "Energy", real))
     peers = by_setup(rows, "energy-peer")
@@ -213,14 +247,21 @@ def energy_checks(rows: Sequence[Record]) -> str:
         for name, off in energystats.peer_differences(row).items():
             if off:
                 seconds = stats.median(row.samples[f"{name}_s"]).value
-                lines.append(f"Zeus on {len(off)} windows{of} of {short(seconds)} s: median "
-                             f"{stats.median(off).value:+.2%}, at most {max(off, key=abs):+.2%} "
-                             "from this workbook.")  # fmt: skip
+                lines.append(
+                    f"Zeus on {len(off)} windows{of} of {short(seconds)} s: median "
+                    f"{stats.median(off).value:+.2%}, at most {max(off, key=abs):+.2%} "
+                    "from this workbook."
+                )
     return bullets([*lines, *cautions(rows)])
 
 
-ABLATIONS = {"decoding": "decoding", "context": "context", "stack": "stack",
-             "experts": "experts", "precision": "dtype"}  # fmt: skip
+ABLATIONS = {
+    "decoding": "decoding",
+    "context": "context",
+    "stack": "stack",
+    "experts": "experts",
+    "precision": "dtype",
+}
 
 
 def ablations(rows: Sequence[Record]) -> str:
@@ -252,8 +293,10 @@ def efficiency(rows: Sequence[Record], context: int) -> str:
     at = [r for r in rows if r.kind == "environment" or r.key.get("context") == context]
     timed = {(g.model, g.setup) for g in by_setup(at, ape.TIMED)}
     envs = environments(rows)
-    groups = by_setup([r for r in at if r.kind not in ape.KINDS
-                       or (r.key["model"], setup_of(r, envs)) in timed], ape.KINDS)  # fmt: skip
+    groups = by_setup(
+        [r for r in at if r.kind not in ape.KINDS or (r.key["model"], setup_of(r, envs)) in timed],
+        ape.KINDS,
+    )
     for group in (g for g in groups if g.model in active):
         count = active[group.model]
         quotients = ape.of_rows(group.rows, count)
@@ -265,8 +308,13 @@ def efficiency(rows: Sequence[Record], context: int) -> str:
             f"{number(quotients.tok_per_s_per_gb, 'tok/s')}."
         )
     for model in sorted(active.keys() - {g.model for g in groups}, key=model_order):
-        known = sorted({r.key["context"] for r in rows if r.key.get("context")
-                        and r.key.get("model") == model and not r.error})  # fmt: skip
+        known = sorted(
+            {
+                r.key["context"]
+                for r in rows
+                if r.key.get("context") and r.key.get("model") == model and not r.error
+            }
+        )
         lines.append(f"{model}: nothing measured at {context} tokens; measured: {known}.")
     return bullets([*lines, *cautions(rows)])
 
@@ -288,8 +336,10 @@ def cautions(rows: Iterable[Record]) -> list[str]:
     for code, count in Counter(w["code"] for r in rows for w in r.warnings).items():
         lines.append(f"Warning on {count} arm(s), {code}: for example, {texts[code]}.")
     if any(r.key.get("weights") == "random" for r in rows):
-        lines.append("Random weights: valid for memory and dense latency; prefill of a mixture of "
-                     "experts depends on its router.")  # fmt: skip
+        lines.append(
+            "Random weights: valid for memory and dense latency; prefill of a mixture of "
+            "experts depends on its router."
+        )
     missing = Counter(f"{name}: {why}" for r in rows for name, why in r.missing.items())
     lines += [f"Not measured on {count} arm(s), {text}." for text, count in missing.items()]
     return lines

@@ -42,14 +42,30 @@ def tables(pairs: Sequence[Pair]) -> list[Table]:
         fields = ("kind", *(f for f in KEY_FIELDS if f != "model"))
         values = {f: [p.kind if f == "kind" else p.key.get(f) for p in mine] for f in fields}
         shown = [f for f in fields if len({*map(str, values[f])}) > 1]
-        same = [f"{f.replace('_', ' ')} {values[f][0]}" for f in fields
-                if f not in shown and values[f][0] not in (None, "none")]  # fmt: skip
-        columns = (Column("model", numeric=False),
-                   *(Column(f.replace("_", " "), numeric=False) for f in shown),
-                   Column("A", unit), Column("B", unit), Column("B / A"),
-                   Column("verdict", numeric=False))  # fmt: skip
-        rows = tuple((pair.key.get("model") or "–", *(values[f][i] for f in shown), pair.a, pair.b,
-                      pair.ratio, pair.verdict) for i, pair in enumerate(mine))  # fmt: skip
+        same = [
+            f"{f.replace('_', ' ')} {values[f][0]}"
+            for f in fields
+            if f not in shown and values[f][0] not in (None, "none")
+        ]
+        columns = (
+            Column("model", numeric=False),
+            *(Column(f.replace("_", " "), numeric=False) for f in shown),
+            Column("A", unit),
+            Column("B", unit),
+            Column("B / A"),
+            Column("verdict", numeric=False),
+        )
+        rows = tuple(
+            (
+                pair.key.get("model") or "–",
+                *(values[f][i] for f in shown),
+                pair.a,
+                pair.b,
+                pair.ratio,
+                pair.verdict,
+            )
+            for i, pair in enumerate(mine)
+        )
         name = "ratio-" + results.slug(title)
         made.append(Table(name, title, columns, rows, ("all rows: " + ", ".join(same),)))
     return made
@@ -58,8 +74,10 @@ def tables(pairs: Sequence[Pair]) -> list[Table]:
 def refused_table(refused: Sequence[Refused]) -> Table:
     """The arms that are not compared."""
     names = ("model", "kind", "arm", "in", "reason")
-    rows = tuple((item.key.get("model") or "–", item.kind, arm_text(item.key), item.where,
-                  item.reason) for item in refused)  # fmt: skip
+    rows = tuple(
+        (item.key.get("model") or "–", item.kind, arm_text(item.key), item.where, item.reason)
+        for item in refused
+    )
     return Table("refused", "Not compared", tuple(Column(n, numeric=False) for n in names), rows)
 
 
@@ -123,8 +141,11 @@ def environment_table(a: Side, b: Side) -> Table:
     texts = {n: (shown(ours.get(n, [])), shown(theirs.get(n, []))) for n in dict.fromkeys(names)}
     rows = [(n.replace("_", " "), *text) for n, text in texts.items() if text[0] != text[1]]
     same = [f"{n.replace('_', ' ')} {x}" for n, (x, y) in texts.items() if x == y != "–"]
-    columns = (Column("fact", numeric=False), Column("A", numeric=False),
-               Column("B", numeric=False))  # fmt: skip
+    columns = (
+        Column("fact", numeric=False),
+        Column("A", numeric=False),
+        Column("B", numeric=False),
+    )
     notes = ("the same in both: " + ", ".join(same),) if same else ()
     return Table("environments", "What differs in the environments", columns, tuple(rows), notes)
 
@@ -148,14 +169,18 @@ def cautions(a: Side, b: Side) -> list[str]:
     causes = [name for name, members in groups.items() if members]
     said = []
     if len(causes) > 1:
-        said.append(f"{', '.join(causes[:-1]).capitalize()} and {causes[-1]} differ: a ratio "
-                    "does not tell which of them it is due to.")  # fmt: skip
+        said.append(
+            f"{', '.join(causes[:-1]).capitalize()} and {causes[-1]} differ: a ratio "
+            "does not tell which of them it is due to."
+        )
     scores = [[v for v in found.get("host_score_per_s", []) if v] for found in (ours, theirs)]
     if all(scores):
         times = max(scores[1]) / max(scores[0])
         if abs(times - 1) > HOST_LIMIT:
-            said.append(f"One thread of B's host is {times:.2f} times as fast as one of A's; what "
-                        "the host limits follows it, whatever the GPU.")  # fmt: skip
+            said.append(
+                f"One thread of B's host is {times:.2f} times as fast as one of A's; what "
+                "the host limits follows it, whatever the GPU."
+            )
     said.append(
         "An interval covers the repetitions of one run on each side. What changes from run "
         "to run on one machine is not in it: repeat both before a small ratio is believed."
@@ -168,27 +193,41 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
     manifest.refuse_released(out)
     for source in (source_a, source_b):
         if not source.is_dir() or not results.find(source):
-            raise ParamsError(f"no results in {manifest.short(source)}; A and B take folders of "
-                              "run.json files")  # fmt: skip
+            raise ParamsError(
+                f"no results in {manifest.short(source)}; A and B take folders of run.json files"
+            )
     a, b = load(source_a), load(source_b)
     pairs, refused = compare(a, b)
     places = environment_table(a, b)
     csvs = _csvs(pairs, refused, places, out)
     grids = [Markup(grid_html(table, table.name)) for table in tables(pairs)]
     last = refused_table(refused)
-    toc = [("abstract", "Abstract"), ("where", "What differs"), ("ratios", "Ratios"),
-           ("not-compared", "Not compared"), ("data", "Data")]  # fmt: skip
-    text = shell().get_template("compare.html").render(
-        title=f"B against A: {b.name} against {a.name}", kicker="Deployment workbook · comparison",
-        subtitle=f"A is {a.name} ({shown(facts(a).get('gpu', []))}), "
-                 f"B is {b.name} ({shown(facts(b).get('gpu', []))})",
-        findings=findings(pairs, refused), cautions=cautions(a, b),
-        places=Markup(grid_html(places, places.name)) if places.rows else "",
-        same=places.notes, grids=grids,
-        refused=Markup(grid_html(last, last.name)) if refused else "",
-        downloads=[(path.name, data_link(path)) for path in csvs],
-        toc=[entry(*item) for item in toc], footer="Ratios are B / A. Nothing was measured here.",
-    )  # fmt: skip
+    toc = [
+        ("abstract", "Abstract"),
+        ("where", "What differs"),
+        ("ratios", "Ratios"),
+        ("not-compared", "Not compared"),
+        ("data", "Data"),
+    ]
+    text = (
+        shell()
+        .get_template("compare.html")
+        .render(
+            title=f"B against A: {b.name} against {a.name}",
+            kicker="Deployment workbook · comparison",
+            subtitle=f"A is {a.name} ({shown(facts(a).get('gpu', []))}), "
+            f"B is {b.name} ({shown(facts(b).get('gpu', []))})",
+            findings=findings(pairs, refused),
+            cautions=cautions(a, b),
+            places=Markup(grid_html(places, places.name)) if places.rows else "",
+            same=places.notes,
+            grids=grids,
+            refused=Markup(grid_html(last, last.name)) if refused else "",
+            downloads=[(path.name, data_link(path)) for path in csvs],
+            toc=[entry(*item) for item in toc],
+            footer="Ratios are B / A. Nothing was measured here.",
+        )
+    )
     write_text(out / "report.html", text)
     return out / "report.html", len(pairs)
 
@@ -198,12 +237,21 @@ def _csvs(
 ) -> list[Path]:
     """ratios.csv, refused.csv and environments.csv in full precision."""
     ratios = [
-        {"quantity": p.quantity, "unit": p.unit, "kind": p.kind, **_fields(p.key),
-         **_columns("a", p.a), **_columns("b", p.b), **_columns("ratio", p.ratio),
-         "verdict": p.verdict} for p in pairs
-    ]  # fmt: skip
-    left_out = [{"kind": r.kind, **_fields(r.key), "in": r.where, "reason": r.reason}
-                for r in refused]  # fmt: skip
+        {
+            "quantity": p.quantity,
+            "unit": p.unit,
+            "kind": p.kind,
+            **_fields(p.key),
+            **_columns("a", p.a),
+            **_columns("b", p.b),
+            **_columns("ratio", p.ratio),
+            "verdict": p.verdict,
+        }
+        for p in pairs
+    ]
+    left_out = [
+        {"kind": r.kind, **_fields(r.key), "in": r.where, "reason": r.reason} for r in refused
+    ]
     differing = pd.DataFrame(places.rows, columns=["fact", "a", "b"])
     out.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -218,8 +266,12 @@ def _fields(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def _columns(name: str, found: Estimate) -> dict[str, Any]:
-    return {name: number_text(found.value), f"{name}_low": number_text(found.low),
-            f"{name}_high": number_text(found.high), f"{name}_n": found.n or ""}  # fmt: skip
+    return {
+        name: number_text(found.value),
+        f"{name}_low": number_text(found.low),
+        f"{name}_high": number_text(found.high),
+        f"{name}_n": found.n or "",
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,15 +70,19 @@ def _between_models(rows: Sequence[Record], quantity: Quantity) -> list[str]:
     alike: dict[tuple[str, ...], list[Group]] = {}
     for group in sorted(groups, key=lambda g: setup_order(g.setup)):
         alike.setdefault(group.but("experts"), []).append(group)
-    shared = [sorted(mine, key=groups.index) for mine in alike.values()
-              if len({g.model for g in mine}) > 1]  # fmt: skip
+    shared = [
+        sorted(mine, key=groups.index)
+        for mine in alike.values()
+        if len({g.model for g in mine}) > 1
+    ]
     envs = environments(rows)
     lines: list[str] = []
     said: dict[tuple, tuple[str, Shape, Estimate]] = {}
     for mine in shared:
         firsts = [g for g in mine if g.model == mine[0].model]
-        lines += [_pair(quantity, a, b, said, envs) for a in firsts for b in mine
-                  if b.model != a.model]  # fmt: skip
+        lines += [
+            _pair(quantity, a, b, said, envs) for a in firsts for b in mine if b.model != a.model
+        ]
     compared = {g.model for mine in shared for g in mine}
     return lines + _left_out(rows, quantity, groups, compared)
 
@@ -90,8 +94,11 @@ def _left_out(
     if not compared:
         return [f"{quantity.title}: not compared; {_difference(rows, groups)}."]
     others = [g for g in groups if g.model in compared]
-    return [f"{quantity.title} of {g.label}: not compared; {_difference(rows, [*others, g])}."
-            for g in groups if g.model not in compared]  # fmt: skip
+    return [
+        f"{quantity.title} of {g.label}: not compared; {_difference(rows, [*others, g])}."
+        for g in groups
+        if g.model not in compared
+    ]
 
 
 def _difference(rows: Sequence[Record], groups: Sequence[Group]) -> str:
@@ -103,9 +110,12 @@ def _difference(rows: Sequence[Record], groups: Sequence[Group]) -> str:
 
 
 def _pair(
-    quantity: Quantity, a: Group, b: Group, said: dict[tuple, tuple[str, Shape, Estimate]],
+    quantity: Quantity,
+    a: Group,
+    b: Group,
+    said: dict[tuple, tuple[str, Shape, Estimate]],
     envs: dict[str, dict[str, Any]],
-) -> str:  # fmt: skip
+) -> str:
     """One model against another; on a further stack, whether that changes the order."""
     common = _shapes(a) & _shapes(b)
     if not common:

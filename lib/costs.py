@@ -83,5 +83,8 @@ def _notes(jobs: Sequence[Job]) -> tuple[str, ...]:
     found = [parts(job) for job in jobs]
     whole = sum(part["job"] for part in found)
     setting_up = sum(part["startup"] + part["imports"] + part["build"] for part in found)
-    return (*NOTES, f"all jobs: {short(whole / 60)} min, of which starting, importing and building "
-            f"models {setting_up / whole:.0%}")  # fmt: skip
+    return (
+        *NOTES,
+        f"all jobs: {short(whole / 60)} min, of which starting, importing and building "
+        f"models {setting_up / whole:.0%}",
+    )

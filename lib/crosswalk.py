@@ -40,11 +40,13 @@ DEFINITIONS = (
 
 def formulas() -> Shown:
     """Which formula stands behind which name; T is the call's time, t1 its first token's."""
-    return Shown({
-        "name": [d.name for d in DEFINITIONS],
-        "formula": [d.formula for d in DEFINITIONS],
-        "unit": [d.unit for d in DEFINITIONS],
-    }).set_index("name")  # fmt: skip
+    return Shown(
+        {
+            "name": [d.name for d in DEFINITIONS],
+            "formula": [d.formula for d in DEFINITIONS],
+            "unit": [d.unit for d in DEFINITIONS],
+        }
+    ).set_index("name")
 
 
 def table(rows: Sequence[Record]) -> Shown:
@@ -57,13 +59,15 @@ def table(rows: Sequence[Record]) -> Shown:
             why = f"failed: {row.error}" if row.error else "not measured: no time of the call"
             return [stats.missing(why)] * len(DEFINITIONS)
         calls = list(zip(stamps, ends_s, strict=True))
-        return [stats.median([d.of(stamps, end_s) for stamps, end_s in calls])
-                for d in DEFINITIONS]  # fmt: skip
+        return [stats.median([d.of(stamps, end_s) for stamps, end_s in calls]) for d in DEFINITIONS]
 
     stamped = [r for r in rows if r.kind == "environment" or r.error or len(_first_call(r)) > 1]
     columns = [Column(d.name, d.unit) for d in DEFINITIONS]
-    return frame(build("crosswalk", "Definitions", stamped, ("itl",), ("context", "new_tokens"),
-                       columns, cells))  # fmt: skip
+    return frame(
+        build(
+            "crosswalk", "Definitions", stamped, ("itl",), ("context", "new_tokens"), columns, cells
+        )
+    )
 
 
 def _first_call(row: Record) -> Sequence[float]:

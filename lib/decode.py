@@ -18,8 +18,15 @@ from lib.decoded import Decoded
 from lib.generate import DECODING, GenerateStack
 from lib.graphs import GraphStack
 
-__all__ = ["DECODING", "STACKS", "Decoded", "Generate", "as_in_decode", "experts_in_decode",
-           "open_stack"]  # fmt: skip
+__all__ = [
+    "DECODING",
+    "STACKS",
+    "Decoded",
+    "Generate",
+    "as_in_decode",
+    "experts_in_decode",
+    "open_stack",
+]
 
 Generate = Callable[..., Decoded]
 
@@ -73,8 +80,10 @@ def open_stack(
 
 def _require_greedy(stack: str, decoding: str) -> None:
     if decoding != "greedy":
-        raise ValueError(f"the stack {stack!r} decodes greedily only, not {decoding!r}; "
-                         "use hf-eager for sampling")  # fmt: skip
+        raise ValueError(
+            f"the stack {stack!r} decodes greedily only, not {decoding!r}; "
+            "use hf-eager for sampling"
+        )
 
 
 def cache_kind(stack: str) -> str:

@@ -135,8 +135,15 @@ class CpuDevice(Device):
         yield []
 
     def card(self) -> dict[str, Any]:
-        return {"device": "cpu", "gpu": None, "gpu_total_bytes": None, "driver": None,
-                "cuda": None, "power_limit_w": None, "launch_s": None}  # fmt: skip
+        return {
+            "device": "cpu",
+            "gpu": None,
+            "gpu_total_bytes": None,
+            "driver": None,
+            "cuda": None,
+            "power_limit_w": None,
+            "launch_s": None,
+        }
 
 
 class CudaDevice(Device):
@@ -198,8 +205,12 @@ class CudaDevice(Device):
         count = occupancy.process_count(self._nvml, self._handle) if self._nvml else None
         if (count or 0) > 1:
             self.missing["used_bytes"] = f"{count} processes share this GPU, and none is told apart"
-        return {"process_bytes": self.process_bytes(), "gpu_used_bytes": self.gpu_used_bytes(),
-                "driver_used_bytes": total - free, "gpu_processes": count}  # fmt: skip
+        return {
+            "process_bytes": self.process_bytes(),
+            "gpu_used_bytes": self.gpu_used_bytes(),
+            "driver_used_bytes": total - free,
+            "gpu_processes": count,
+        }
 
     def busy(self, call: Callable[[], Any]) -> profiled.Work | None:
         """Seconds in which the GPU worked on this call, and its kernels.

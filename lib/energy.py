@@ -81,17 +81,33 @@ def sweep(
     `block_contexts` get `repeats` blocks and the lengths of the slope; the others get
     `other_repeats` blocks. `kind` tells the rows of a second pass from those of the first.
     """
-    cells = blocks.cells_of(contexts, new_tokens, block_contexts, repeats, other_repeats,
-                            slope_tokens, slope_repeats, kind)  # fmt: skip
+    cells = blocks.cells_of(
+        contexts,
+        new_tokens,
+        block_contexts,
+        repeats,
+        other_repeats,
+        slope_tokens,
+        slope_repeats,
+        kind,
+    )
     rows: list[Record] = []
-    session = open_session(model, stack, Path(records_path), seed, env_id,
-                           (cell.context for cell in cells), new_tokens,
-                           longest=max(new_tokens, *slope_tokens, 0))  # fmt: skip
+    session = open_session(
+        model,
+        stack,
+        Path(records_path),
+        seed,
+        env_id,
+        (cell.context for cell in cells),
+        new_tokens,
+        longest=max(new_tokens, *slope_tokens, 0),
+    )
     try:
         session.values |= idle_power(session, idle_s, "before")
         first = cells[0]
-        session.values |= windows.warm_up(session.lead(first.context, new_tokens), model.device,
-                                          WARMUP_LIMIT_S)  # fmt: skip
+        session.values |= windows.warm_up(
+            session.lead(first.context, new_tokens), model.device, WARMUP_LIMIT_S
+        )
         rows += sampler_check(session, first, sampler_pairs, records_path)
         rounds = blocks.plan(cells, seed)
         for number, order in enumerate(track(rounds, f"energy of {model.name}"), start=1):
@@ -99,25 +115,37 @@ def sweep(
         session.values |= idle_power(session, idle_s, "after")
     finally:
         session.values |= idle_both(session.values)
-        rows += [records.append(records_path, row_of(session, cell, found))
-                 for cell, found in session.blocks.items()]  # fmt: skip
+        rows += [
+            records.append(records_path, row_of(session, cell, found))
+            for cell, found in session.blocks.items()
+        ]
     return rows
 
 
 def open_session(
-    model: Any, stack: str, records_path: Path, seed: int, env_id: str | None,
-    contexts: Iterable[int], new_tokens: int, *, longest: int = 0, batch: int = 1,
-) -> Session:  # fmt: skip
+    model: Any,
+    stack: str,
+    records_path: Path,
+    seed: int,
+    env_id: str | None,
+    contexts: Iterable[int],
+    new_tokens: int,
+    *,
+    longest: int = 0,
+    batch: int = 1,
+) -> Session:
     """Prompts, and for `generate()` how many tokens make a call that is long enough to lead in.
 
     Calls to come have `new_tokens` tokens, or up to `longest`, in each of `batch` sequences. One of
     that length is made here: the first waits for the allocator, a capture or the compiler.
     """
-    session = Session(model, stack, records_path.parent, seed, env_id,
-                      model.device.gpus_of(model.net), batch)  # fmt: skip
+    session = Session(
+        model, stack, records_path.parent, seed, env_id, model.device.gpus_of(model.net), batch
+    )
     for context in dict.fromkeys(contexts):
-        session.ids[context] = prompt_ids(model, context, seed=seed, batch=batch,
-                                          distinct=batch > 1)  # fmt: skip
+        session.ids[context] = prompt_ids(
+            model, context, seed=seed, batch=batch, distinct=batch > 1
+        )
         session.generate[context] = decode.open_stack(
             stack, model.net, capacity=context + max(new_tokens, longest)
         )
@@ -138,8 +166,13 @@ def idle_power(session: Session, idle_s: float, when: str) -> dict[str, Any]:
     with device.power_trace(uuids=session.gpus) as trace:
         span = windows.idle(device, idle_s)
     save(session, f"trace-idle-{when}", trace)
-    window = gates.judge(trace, span.start_s, span.stop_s, own_pid=os.getpid(),
-                         lenient=("temperature_drift", "clock_drift"))  # fmt: skip
+    window = gates.judge(
+        trace,
+        span.start_s,
+        span.stop_s,
+        own_pid=os.getpid(),
+        lenient=("temperature_drift", "clock_drift"),
+    )
     return {f"idle_{when}_w": window.mean_w, "idle_reason": window.reason}
 
 
@@ -174,9 +207,13 @@ def sampler_check(
         gate = gates.repeated(gate, gates.sampler_disturbs(stats.paired_ratio(*fresh.values())))
         times |= {f"again_{name}": values for name, values in fresh.items()}
     session.gates.append(gate)
-    row = Record("energy-sampler", session.model.key(stack=session.stack, context=cell.context,
-                 new_tokens=tokens), times, dict(session.model.source),
-                 env_id=session.env_id)  # fmt: skip
+    row = Record(
+        "energy-sampler",
+        session.model.key(stack=session.stack, context=cell.context, new_tokens=tokens),
+        times,
+        dict(session.model.source),
+        env_id=session.env_id,
+    )
     return [records.append(records_path, row)]
 
 
@@ -222,8 +259,9 @@ def measure_together(session: Session, order: Sequence[Cell], name: str, window_
     """The same for cells of about the same power: one lead-in and one lead-out for all."""
     device, rng = session.model.device, random.Random(f"{session.seed} {name}")
     with device.power_trace(uuids=session.gpus) as trace:
-        spans = windows.in_turn([_call_and_lead(session, cell) for cell in order], device, window_s,
-                                rng)  # fmt: skip
+        spans = windows.in_turn(
+            [_call_and_lead(session, cell) for cell in order], device, window_s, rng
+        )
     _keep(session, order, spans, trace, name)
 
 
@@ -248,8 +286,15 @@ def judged(
     """What the trace says about one window."""
     trace = joules.cut(trace, span.start_s, span.stop_s, 2.0)
     idle_w = session.values.get("idle_before_w")
-    window = gates.judge(trace, span.start_s, span.stop_s, idle_w=idle_w, own_pid=os.getpid(),
-                         session=session.gates, calls_s=span.calls_s)  # fmt: skip
+    window = gates.judge(
+        trace,
+        span.start_s,
+        span.stop_s,
+        idle_w=idle_w,
+        own_pid=os.getpid(),
+        session=session.gates,
+        calls_s=span.calls_s,
+    )
     paper = [joules.over_boards(joules.paper_j, trace, *edges)[0] for edges in span.calls_s]
     mean = None if None in paper else sum(paper) / len(paper)
     halves, _ = joules.additivity(trace, span.start_s, span.stop_s)
@@ -266,15 +311,19 @@ def row_of(session: Session, cell: Cell, found: Sequence[Block]) -> Record:
     told = {name: value for name, value in session.values.items() if value not in (None, "")}
     return Record(
         kind=cell.kind,
-        key=model.key(stack=session.stack, context=cell.context, new_tokens=cell.new_tokens,
-                      batch=session.batch,
-                      **({"weights": f"random-{cell.weights}"} if cell.weights else {})),
+        key=model.key(
+            stack=session.stack,
+            context=cell.context,
+            new_tokens=cell.new_tokens,
+            batch=session.batch,
+            **({"weights": f"random-{cell.weights}"} if cell.weights else {}),
+        ),
         samples=blocks.samples_of(found, idle_w),
         values={**model.source, **told, **blocks.values_of(found)},
         missing=missing,
         warnings=blocks.warnings_of(found),
         env_id=session.env_id,
-    )  # fmt: skip
+    )
 
 
 def save(session: Session, name: str, trace: joules.Trace) -> float:

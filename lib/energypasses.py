@@ -52,9 +52,20 @@ def boards(rows: Sequence[Record], envs: dict[str, dict[str, Any]]) -> str:
 
 def table(rows: Sequence[Record]) -> Table:
     """Each cell of the second pass beside the first; no rows where there was no second."""
-    columns = [Column("J/1K tokens, first pass", "J"), Column("J/1K tokens, second pass", "J"),
-               Column("second / first"), Column("board", numeric=False)]  # fmt: skip
+    columns = [
+        Column("J/1K tokens, first pass", "J"),
+        Column("J/1K tokens, second pass", "J"),
+        Column("second / first"),
+        Column("board", numeric=False),
+    ]
     envs = environments(rows)
-    return build("energy-passes", "Energy, two passes", rows, PASSES, ("context", "new_tokens"),
-                 columns, lambda group: (*compared(group), boards(group, envs)),
-                 having=AGAIN)  # fmt: skip
+    return build(
+        "energy-passes",
+        "Energy, two passes",
+        rows,
+        PASSES,
+        ("context", "new_tokens"),
+        columns,
+        lambda group: (*compared(group), boards(group, envs)),
+        having=AGAIN,
+    )

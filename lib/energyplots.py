@@ -45,14 +45,29 @@ def estimator_error(trace: Sequence[dict[str, Any]], ax: Axes | None = None) -> 
     for number, (name, by_length) in enumerate(found.items()):
         shift = 1 + 0.05 * (number - 1.5)
         for length_s, errors in by_length.items():
-            ax.plot([length_s * shift] * len(errors), [100 * abs(e) for e in errors], "o", ms=2.5,
-                    alpha=0.25, color=PALETTE[number])  # fmt: skip
+            ax.plot(
+                [length_s * shift] * len(errors),
+                [100 * abs(e) for e in errors],
+                "o",
+                ms=2.5,
+                alpha=0.25,
+                color=PALETTE[number],
+            )
         if by_length:
             worst = [100 * max(map(abs, errors)) for errors in by_length.values()]
-            ax.plot([s * shift for s in by_length], worst, "-", color=PALETTE[number],
-                    label=f"{energystats.ERRORS[name][0]}, worst phase")  # fmt: skip
-    labelled(ax, "Error of an estimator against the length of the window", "window (s)",
-             "error against the interpolated counter (%)")  # fmt: skip
+            ax.plot(
+                [s * shift for s in by_length],
+                worst,
+                "-",
+                color=PALETTE[number],
+                label=f"{energystats.ERRORS[name][0]}, worst phase",
+            )
+    labelled(
+        ax,
+        "Error of an estimator against the length of the window",
+        "window (s)",
+        "error against the interpolated counter (%)",
+    )
     if trace:
         ax.set(xscale="log", yscale="log")
         ax.set_xticks(LENGTHS_S, [f"{s:g}" for s in LENGTHS_S], minor=False)
@@ -63,8 +78,10 @@ def estimator_error(trace: Sequence[dict[str, Any]], ax: Axes | None = None) -> 
 def parts(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Joules of a call against its new tokens: every block, and the line through them."""
     ax = axes(ax)
-    found = [(group, sorted({r.key["context"] for r in group.rows if r.kind == "energy-slope"}))
-             for group in by_setup(rows, energystats.LENGTHS)]  # fmt: skip
+    found = [
+        (group, sorted({r.key["context"] for r in group.rows if r.kind == "energy-slope"}))
+        for group in by_setup(rows, energystats.LENGTHS)
+    ]
     sloped = [(group, context) for group, contexts in found for context in contexts]
     several = sum(bool(contexts) for _, contexts in found) > 1
     for number, (group, context) in enumerate(sloped):
@@ -72,13 +89,23 @@ def parts(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         arms = [r for r in group.rows if r.key["context"] == context and r.samples.get("energy_j")]
         for row in arms:
             values = row.samples["energy_j"]
-            ax.plot([row.key["new_tokens"]] * len(values), values, "o", ms=3.5, alpha=0.4,
-                    color=drawn["color"])  # fmt: skip
+            ax.plot(
+                [row.key["new_tokens"]] * len(values),
+                values,
+                "o",
+                ms=3.5,
+                alpha=0.4,
+                color=drawn["color"],
+            )
         prefill, token = energystats.split(arms)
         if prefill.value is not None:
             ends = [1, max(r.key["new_tokens"] for r in arms)]
-            ax.plot(ends, [prefill.value + token.value * (g - 1) for g in ends],
-                    label=f"{label}context {context}", **drawn)  # fmt: skip
+            ax.plot(
+                ends,
+                [prefill.value + token.value * (g - 1) for g in ends],
+                label=f"{label}context {context}",
+                **drawn,
+            )
     return labelled(ax, "Energy of a call against its length", "new tokens", "J (GPU board)")
 
 
@@ -100,6 +127,11 @@ def blocks(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         mean = stats.mean(values).value
         off = [100 * (value / mean - 1) for value in values]
         label, drawn = _drawn(group, number, len(groups) > 1)
-        ax.plot(range(1, len(off) + 1), off, marker=".",
-                label=f"{label}context {row.key['context']}", **drawn)  # fmt: skip
+        ax.plot(
+            range(1, len(off) + 1),
+            off,
+            marker=".",
+            label=f"{label}context {row.key['context']}",
+            **drawn,
+        )
     return labelled(ax, "Blocks in the order of measurement", "block", "off the mean (%)")

@@ -48,8 +48,12 @@ def power_w(row: Record) -> Estimate:
     if joules_ is None or not seconds:
         return stats.missing(sampled([row], "energy_j").reason or "not measured: no window")
     n = len(row.samples.get("energy_j") or ()) or 1
-    return Estimate(joules_ / seconds, n=n, method="energy of all calls / their time",
-                    reason="a total, no interval")  # fmt: skip
+    return Estimate(
+        joules_ / seconds,
+        n=n,
+        method="energy of all calls / their time",
+        reason="a total, no interval",
+    )
 
 
 def split(rows: Sequence[Record], kinds: Sequence[str] = LENGTHS) -> tuple[Estimate, Estimate]:
@@ -58,9 +62,12 @@ def split(rows: Sequence[Record], kinds: Sequence[str] = LENGTHS) -> tuple[Estim
     The line E = prefill + token x (new tokens - 1) through all blocks of all lengths at one
     context, not the difference of two totals.
     """
-    points = [(row.key["new_tokens"] - 1, joules_)
-              for row in rows if row.kind in kinds
-              for joules_ in row.samples.get("energy_j") or ()]  # fmt: skip
+    points = [
+        (row.key["new_tokens"] - 1, joules_)
+        for row in rows
+        if row.kind in kinds
+        for joules_ in row.samples.get("energy_j") or ()
+    ]
     if len({x for x, _ in points}) < 2:
         reasons = ["blocks of one length only"] if points else []
         reasons += [row.missing["energy_j"] for row in rows if "energy_j" in row.missing][:1]
@@ -114,9 +121,11 @@ def weight_effects(rows: Sequence[Record]) -> dict[str, Estimate]:
 
     The rows are those of one model in one setup, but for its weights; so in `real_effect`.
     """
-    arms = {row.key["weights"].removeprefix("random-"): row.samples["energy_j"]
-            for row in rows if row.kind == "energy-weights" and row.samples.get("energy_j")
-            }  # fmt: skip
+    arms = {
+        row.key["weights"].removeprefix("random-"): row.samples["energy_j"]
+        for row in rows
+        if row.kind == "energy-weights" and row.samples.get("energy_j")
+    }
     base = arms.get("normal")
     if not base:
         return {}
@@ -130,8 +139,9 @@ def real_effect(rows: Sequence[Record]) -> Estimate | None:
     real = [r for r in arms if r.key["weights"] != "random"]
     if not random or not real:
         return None
-    return stats.paired_ratio(*_shortest(real[-1].samples["energy_j"],
-                                         random[-1].samples["energy_j"]))  # fmt: skip
+    return stats.paired_ratio(
+        *_shortest(real[-1].samples["energy_j"], random[-1].samples["energy_j"])
+    )
 
 
 def _shortest(*arms: Sequence[float]) -> list[Sequence[float]]:
@@ -147,8 +157,11 @@ def weight_spread(rows: Sequence[Record]) -> float | None:
 
 def spread_beside(rows: Sequence[Record], group: Group) -> float | None:
     """`weight_spread` of a group's model in its setup, whatever its own weights are."""
-    beside = (g for g in by_setup(rows, "energy-weights", without=("weights",))
-              if (g.model, g.but("weights")) == (group.model, group.but("weights")))  # fmt: skip
+    beside = (
+        g
+        for g in by_setup(rows, "energy-weights", without=("weights",))
+        if (g.model, g.but("weights")) == (group.model, group.but("weights"))
+    )
     return next((weight_spread(g.rows) for g in beside), None)
 
 
@@ -198,21 +211,33 @@ def estimator_errors(
 def peer_differences(row: Record) -> dict[str, list[float]]:
     """Zeus over this workbook less one, for each long and each short window."""
     return {
-        name: [theirs / ours - 1 for ours, theirs in zip(
-            row.samples.get(f"ours_{name}_j") or [], row.samples.get(f"zeus_{name}_j") or [],
-            strict=True)]
+        name: [
+            theirs / ours - 1
+            for ours, theirs in zip(
+                row.samples.get(f"ours_{name}_j") or [],
+                row.samples.get(f"zeus_{name}_j") or [],
+                strict=True,
+            )
+        ]
         for name in ("long", "short")
-    }  # fmt: skip
+    }
 
 
 def slow_starts(rows: Sequence[Record]) -> list[str]:
     """Rows whose very first call took much longer than their others."""
     several = [r for r in rows if r.kind == "energy" and len(r.samples.get("e2e_s") or ()) > 1]
-    slow = sorted((r.key["model"], r.key["context"]) for r in several
-                  if r.samples["e2e_s"][0] > SLOW_START * statistics.median(r.samples["e2e_s"][1:]))
-    where = "; ".join(f"{model} at " + ", ".join(f"{c:,}" for _, c in found)
-                      for model, found in itertools.groupby(slow, lambda pair: pair[0]))
-    said = (f"the first call took over {SLOW_START - 1:.0%} longer than the others in {len(slow)} "
-            f"of {len(several)} rows ({where}): it waited for the allocator or the host; "
-            "a row of one block holds it in its joules, a median of six does not")  # fmt: skip
+    slow = sorted(
+        (r.key["model"], r.key["context"])
+        for r in several
+        if r.samples["e2e_s"][0] > SLOW_START * statistics.median(r.samples["e2e_s"][1:])
+    )
+    where = "; ".join(
+        f"{model} at " + ", ".join(f"{c:,}" for _, c in found)
+        for model, found in itertools.groupby(slow, lambda pair: pair[0])
+    )
+    said = (
+        f"the first call took over {SLOW_START - 1:.0%} longer than the others in {len(slow)} "
+        f"of {len(several)} rows ({where}): it waited for the allocator or the host; "
+        "a row of one block holds it in its joules, a median of six does not"
+    )
     return [said] if slow else []

@@ -38,8 +38,11 @@ def reason_of(rows: Sequence[Record], kind: str) -> str:
 
 def of_groups(groups: Sequence[Group]) -> list[tuple[dict[str, str], Group, Record]]:
     """Every row with its group, and a first cell that names the group where there are several."""
-    return [({"of": group.label} if len(groups) > 1 else {}, group, row)
-            for group in groups for row in group.rows]  # fmt: skip
+    return [
+        ({"of": group.label} if len(groups) > 1 else {}, group, row)
+        for group in groups
+        for row in group.rows
+    ]
 
 
 def instrument(rows: Sequence[Record]) -> pd.DataFrame:
@@ -53,15 +56,17 @@ def instrument(rows: Sequence[Record]) -> pd.DataFrame:
             continue
         off = {"average": "constant_average_off", "instant": "constant_instant_off"}
         for name, title in READOUTS.items():
-            made.append({
-                **of,
-                "readout": title,
-                "refresh (ms)": milli(row.value(f"{name}_refresh_s")),
-                "half of a step after (ms)": milli(row.value(f"{name}_step_s")),
-                "spread over phases (%)": percent(row.value(f"{name}_phase_spread")),
-                "against counter (%)": percent(row.value(off.get(name, ""))),
-                "mean of (s)": row.value("average_window_s") if name == "average" else None,
-            })  # fmt: skip
+            made.append(
+                {
+                    **of,
+                    "readout": title,
+                    "refresh (ms)": milli(row.value(f"{name}_refresh_s")),
+                    "half of a step after (ms)": milli(row.value(f"{name}_step_s")),
+                    "spread over phases (%)": percent(row.value(f"{name}_phase_spread")),
+                    "against counter (%)": percent(row.value(off.get(name, ""))),
+                    "mean of (s)": row.value("average_window_s") if name == "average" else None,
+                }
+            )
     return plain(made, reason_of(rows, "instrument"))
 
 
@@ -84,9 +89,15 @@ def gates(rows: Sequence[Record]) -> pd.DataFrame:
     made = []
     for code, told in found.items():
         worst = max(told, key=lambda g: (LEVELS.index(g["level"]), abs(g["value"] or 0.0)))
-        made.append({"gate": code, "worst": worst["level"], "rows": len(told),
-                     "rows not ok": sum(g["level"] != "ok" for g in told),
-                     "worst value": worst["text"]})  # fmt: skip
+        made.append(
+            {
+                "gate": code,
+                "worst": worst["level"],
+                "rows": len(told),
+                "rows not ok": sum(g["level"] != "ok" for g in told),
+                "worst value": worst["text"],
+            }
+        )
     return plain(made, reason_of(rows, "energy"))
 
 
@@ -98,10 +109,21 @@ def parts(rows: Sequence[Record]) -> pd.DataFrame:
         lengths = sorted({r.key["new_tokens"] for r in group})
         return (", ".join(map(str, lengths)), prefill, token)
 
-    columns = [Column("new tokens", numeric=False), Column("prefill and first token", "J"),
-               Column("each further token", "J")]  # fmt: skip
-    table = build("energy-parts", "Prefill and tokens", rows, energystats.LENGTHS,
-                  ("context",), columns, cells, having="energy-slope")  # fmt: skip
+    columns = [
+        Column("new tokens", numeric=False),
+        Column("prefill and first token", "J"),
+        Column("each further token", "J"),
+    ]
+    table = build(
+        "energy-parts",
+        "Prefill and tokens",
+        rows,
+        energystats.LENGTHS,
+        ("context",),
+        columns,
+        cells,
+        having="energy-slope",
+    )
     return frame(table) if table.rows else plain([], "no lengths to draw a line through")
 
 
@@ -112,18 +134,20 @@ def uncertainty(rows: Sequence[Record]) -> pd.DataFrame:
         if not row.samples.get("energy_j"):
             continue
         found = energystats.uncertainty(row, energystats.spread_beside(rows, group))
-        made.append({
-            **of,
-            "context": row.key["context"],
-            "blocks": len(row.samples["energy_j"]),
-            "spread of blocks, CV (%)": percent(energystats.variation(row)),
-            "statistical ± (%)": percent(found.statistical),
-            "readouts ± (%)": percent(found.readouts),
-            "idle, of net ± (%)": percent(found.idle),
-            "weight values ± (%)": percent(found.weights),
-            "sensor gain, assumed ± (%)": percent(found.gain),
-            "halves against whole (%)": percent(worst(row.samples.get("additivity"))),
-        })  # fmt: skip
+        made.append(
+            {
+                **of,
+                "context": row.key["context"],
+                "blocks": len(row.samples["energy_j"]),
+                "spread of blocks, CV (%)": percent(energystats.variation(row)),
+                "statistical ± (%)": percent(found.statistical),
+                "readouts ± (%)": percent(found.readouts),
+                "idle, of net ± (%)": percent(found.idle),
+                "weight values ± (%)": percent(found.weights),
+                "sensor gain, assumed ± (%)": percent(found.gain),
+                "halves against whole (%)": percent(worst(row.samples.get("additivity"))),
+            }
+        )
     return plain(made, reason_of(rows, "energy"))
 
 
@@ -148,9 +172,16 @@ def weights(rows: Sequence[Record]) -> pd.DataFrame:
         found += [(group.label, effects)] if effects else []
     for label, effects in found:
         of = {"of": label} if len(found) > 1 else {}
-        made += [{**of, "weights": value, "energy / normal": ratio.value and round(ratio.value, 4),
-                  "95 %": interval(ratio), "blocks": ratio.n}
-                 for value, ratio in effects.items()]  # fmt: skip
+        made += [
+            {
+                **of,
+                "weights": value,
+                "energy / normal": ratio.value and round(ratio.value, 4),
+                "95 %": interval(ratio),
+                "blocks": ratio.n,
+            }
+            for value, ratio in effects.items()
+        ]
     return plain(made, reason_of(rows, "energy-weights"))
 
 
@@ -165,10 +196,14 @@ def peer(rows: Sequence[Record]) -> pd.DataFrame:
     for of, _, row in of_groups(by_setup(rows, "energy-peer")):
         for name, off in energystats.peer_differences(row).items():
             if off:
-                made.append({
-                    **of, "windows": name, "count": len(off),
-                    "seconds": round(stats.median(row.samples[f"{name}_s"]).value, 2),
-                    "median difference (%)": percent(stats.median(off).value),
-                    "worst difference (%)": percent(worst(off)),
-                })  # fmt: skip
+                made.append(
+                    {
+                        **of,
+                        "windows": name,
+                        "count": len(off),
+                        "seconds": round(stats.median(row.samples[f"{name}_s"]).value, 2),
+                        "median difference (%)": percent(stats.median(off).value),
+                        "worst difference (%)": percent(worst(off)),
+                    }
+                )
     return plain(made, reason_of(rows, "energy-peer"))

@@ -97,8 +97,12 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
     envs = study.environments
 
     def chosen(title: str, stack: str, experts: str | None = None) -> Series:
-        rows = [r for r in records if rules.paper_name(r.key.get("model"), data) == title
-                and experts in (None, r.key.get("experts"))]  # fmt: skip
+        rows = [
+            r
+            for r in records
+            if rules.paper_name(r.key.get("model"), data) == title
+            and experts in (None, r.key.get("experts"))
+        ]
         if experts:  # an ablation's arm is the same call, so that it may stand in for a latency row
             rows = [replace(r, kind="latency") if r.kind == "ablation-experts" else r for r in rows]
         kinds = (*rules.BASE_KINDS, "trace") if experts else rules.BASE_KINDS
@@ -107,8 +111,13 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
 
     base = {t: _with_more(s, records, envs) for t, s in study.base.items()}
     stacks = {stack: {t: chosen(t, stack) for t in published.models} for stack in DEVICE_BOUND}
-    stacks = {stack: {t: s if s.rows else Series((), f"not measured: no row on stack {stack}")
-                      for t, s in m.items()} for stack, m in stacks.items()}  # fmt: skip
+    stacks = {
+        stack: {
+            t: s if s.rows else Series((), f"not measured: no row on stack {stack}")
+            for t, s in m.items()
+        }
+        for stack, m in stacks.items()
+    }
     stack = max(stacks, key=lambda name: sum(map(_timed, stacks[name].values())))
     bound = stacks[stack]
     if not any(s.rows for s in bound.values()):
@@ -127,8 +136,13 @@ def _with_more(series: Series, records: Sequence[Record], envs: dict) -> Series:
     if own is None:
         return series
     one_sequence = [r for r in records if r.kind in MORE_KINDS and r.key.get("batch") in (1, None)]
-    more = [r for r in one_sequence if r not in series.rows and _gpu(r, envs) == _gpu(own, envs)
-            and all(r.key.get(f) == own.key.get(f) for f in SETUP)]  # fmt: skip
+    more = [
+        r
+        for r in one_sequence
+        if r not in series.rows
+        and _gpu(r, envs) == _gpu(own, envs)
+        and all(r.key.get(f) == own.key.get(f) for f in SETUP)
+    ]
     return replace(series, rows=(*series.rows, *more))
 
 
@@ -294,8 +308,10 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 def lower_pct(ratio: Estimate) -> Estimate:
     """How much lower a ratio is than 1, in percent: 100 (1 - r)."""
     change = rules.percent_change(ratio)
-    ends = {name: None if value is None else -value for name, value in
-            (("value", change.value), ("low", change.high), ("high", change.low))}  # fmt: skip
+    ends = {
+        name: None if value is None else -value
+        for name, value in (("value", change.value), ("low", change.high), ("high", change.low))
+    }
     return replace(change, **ends)
 
 

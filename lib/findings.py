@@ -38,8 +38,12 @@ def findings(
     arm, reference = _arm(base, published), published["ablation_model"]
     envs = environments(records)
     if not base or arm is None:
-        found = [Finding("Nothing to conclude", f"Not measured on {stack}: there is no latency row "
-                         "with more than one new token.")]  # fmt: skip
+        found = [
+            Finding(
+                "Nothing to conclude",
+                f"Not measured on {stack}: there is no latency row with more than one new token.",
+            )
+        ]
     else:
         if reference not in base:
             reference = _fastest(base, arm)
@@ -59,9 +63,14 @@ def findings(
 
 def _arm(base: Base, published: dict[str, Any]) -> Arm | None:
     """The paper's context and tokens where any model has them, else the longest common context."""
-    arms = [{(r.key["context"], r.key["new_tokens"]) for r in s.rows
-             if r.kind == "latency" and (r.key.get("new_tokens") or 1) > 1 and not r.error}
-            for s in base.values()]  # fmt: skip
+    arms = [
+        {
+            (r.key["context"], r.key["new_tokens"])
+            for r in s.rows
+            if r.kind == "latency" and (r.key.get("new_tokens") or 1) > 1 and not r.error
+        }
+        for s in base.values()
+    ]
     arms = [found for found in arms if found]
     if not arms:
         return None
@@ -126,8 +135,11 @@ def compared(name: str, others: dict[str, Estimate]) -> str:
 def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
     found = {m: rules.output_tok_per_s(s, *arm) for m, s in base.items()}
     # Throughput is tokens over time: its ratio is the inverse ratio of the times.
-    others = {m: rules.pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
-              for m in base if m != reference}  # fmt: skip
+    others = {
+        m: rules.pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
+        for m in base
+        if m != reference
+    }
     lead = f"Output throughput at {arm[0]:,} tokens of context and {arm[1]} new tokens{where}"
     return Finding(lead, f"{levels(found, 'tok/s')} {compared(reference, others)}".strip())
 
@@ -135,8 +147,11 @@ def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "
 def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
     found = {m: rules.ttft_ms(s, *arm) for m, s in base.items()}
     one = (arm[0], 1)
-    others = {m: rules.pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
-              for m in base if m != reference}  # fmt: skip
+    others = {
+        m: rules.pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
+        for m in base
+        if m != reference
+    }
     lead = f"Time to first token at {arm[0]:,} tokens of context{where}"
     return Finding(lead, f"{levels(found, 'ms')} {compared(reference, others)}".strip())
 
@@ -146,8 +161,10 @@ def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     peaks = {m: rules.peak_mib(s, *arm) for m, s in base.items()}
     if all(p.value is None for p in peaks.values()):
         return Finding(lead, f"{_common_reason(peaks)}.")
-    parts = [f"{m} {size(p.value * rules.MIB)}" if p.value is not None
-             else f"{m} ({p.reason})" for m, p in peaks.items()]  # fmt: skip
+    parts = [
+        f"{m} {size(p.value * rules.MIB)}" if p.value is not None else f"{m} ({p.reason})"
+        for m, p in peaks.items()
+    ]
     least = peaks[reference].value
     rows = {m: base[m].one("memory-paper", context=arm[0], new_tokens=arm[1]) for m in base}
     less = []
@@ -179,8 +196,11 @@ def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     found = {m: rules.joules_per_1k(s, *arm) for m, s in base.items()}
     if all(e.value is None for e in found.values()):
         return Finding(lead, f"{_common_reason(found)}.")
-    others = {m: rules.pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
-              for m in base if m != reference}  # fmt: skip
+    others = {
+        m: rules.pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
+        for m in base
+        if m != reference
+    }
     return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
 
 
@@ -199,23 +219,31 @@ def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> tuple[str, str]:
             stated = found.mbu(realised=False, datasheet=True).value
             more = f", {stated:.0%} by the datasheet" if stated else ""
             rate = f"{short(found.steps_per_s.value)} {interval(found.steps_per_s)}".strip()
-            parts.append(f"{model} decodes {rate} of {short(found.bound_per_s)} tok/s "
-                         f"({share:.0%}{more})")  # fmt: skip
+            parts.append(
+                f"{model} decodes {rate} of {short(found.bound_per_s)} tok/s ({share:.0%}{more})"
+            )
     if not parts:
         return "", ""
     bandwidth = "copy bandwidth" if sources == {"copy"} else "best read stream"
     meaning = f"what reading a step's bytes at this device's {bandwidth} allows."
     if max(shares) < 0.5:
-        meaning += (" None reaches half of it, so that something other than memory limits decoding "
-                 "here, such as the host that drives it, and a comparison of models compares "
-                 "that.")  # fmt: skip
+        meaning += (
+            " None reaches half of it, so that something other than memory limits decoding "
+            "here, such as the host that drives it, and a comparison of models compares "
+            "that."
+        )
     return listed(parts), meaning
 
 
 def _other_stack(
-    there: Base, other: str, base: Base, stack: str, arm: Arm | None, published: dict[str, Any],
+    there: Base,
+    other: str,
+    base: Base,
+    stack: str,
+    arm: Arm | None,
+    published: dict[str, Any],
     records: Sequence[Record],
-) -> list[Finding]:  # fmt: skip
+) -> list[Finding]:
     """What a further stack changes: throughput and energy there, against the study's stack, and
     how near decoding comes to its bound."""
     envs = environments(records)
@@ -230,8 +258,10 @@ def _other_stack(
     if any(rules.joules_per_1k(s, *arm).value is not None for s in spent.values()):
         said = _energy(spent, arm, envs, reference if reference in spent else min(spent))
         found.append((Finding(f"{said.lead}, on {other}", said.text), "energy", "energy_j"))
-    texts = [said.text + _against(there, base, stack, arm, envs, kind, sample)
-             for said, kind, sample in found]  # fmt: skip
+    texts = [
+        said.text + _against(there, base, stack, arm, envs, kind, sample)
+        for said, kind, sample in found
+    ]
     if bound := _bound(there, arm, records)[0]:
         texts[0] += f" Without the prefill, {bound}."
     return [Finding(said.lead, text) for (said, *_), text in zip(found, texts, strict=True)]
@@ -244,8 +274,9 @@ def _against(
     known = []
     for model in (m for m in there if m in base):
         pair = (there[model], base[model])
-        ratio = rules.pair_ratio(pair[::-1] if kind == "latency" else pair, envs, kind, sample,
-                                 arm, ("stack",))  # fmt: skip
+        ratio = rules.pair_ratio(
+            pair[::-1] if kind == "latency" else pair, envs, kind, sample, arm, ("stack",)
+        )
         if ratio.value is not None:
             known.append(f"{model} {ratio.value:.2f}× {interval(ratio)}".strip())
     return f" Against {stack}: {listed(known)}." if known else ""
@@ -267,16 +298,26 @@ def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
     """How far the measured values lie from the printed ones, by quantity."""
     if not tables:
         return []
-    groups = {"peak memory (table 5)": (5,), "times and throughput (tables 1 to 3)": (1, 2, 3),
-              "energy per token (table 7)": (7,)}  # fmt: skip
+    groups = {
+        "peak memory (table 5)": (5,),
+        "times and throughput (tables 1 to 3)": (1, 2, 3),
+        "energy per token (table 7)": (7,),
+    }
     said = []
     for name, numbers in groups.items():
-        ratios = [c.ratio.value for t in tables if t.number in numbers for c in t.cells
-                  if c.ratio.value is not None and not c.column.startswith("Δ")]  # fmt: skip
+        ratios = [
+            c.ratio.value
+            for t in tables
+            if t.number in numbers
+            for c in t.cells
+            if c.ratio.value is not None and not c.column.startswith("Δ")
+        ]
         if ratios:
             low, high = min(ratios), max(ratios)
-            said.append(f"{name} {statistics.median(ratios):.2f}× the paper's in the median of "
-                        f"{len(ratios)} cells, from {low:.2f}× to {high:.2f}×")  # fmt: skip
+            said.append(
+                f"{name} {statistics.median(ratios):.2f}× the paper's in the median of "
+                f"{len(ratios)} cells, from {low:.2f}× to {high:.2f}×"
+            )
     lead = "Against the paper"
     if not said:
         return [Finding(lead, "No cell of the paper's tables was measured.")]

@@ -54,9 +54,11 @@ def plan(
     left = gpu_bytes - card.weight_bytes - reserve
     missing: dict[str, str] = {}
     row: dict[str, Any] = {
-        "weight_bytes": card.weight_bytes, "reserve_bytes": reserve, "left_bytes": left,
+        "weight_bytes": card.weight_bytes,
+        "reserve_bytes": reserve,
+        "left_bytes": left,
         "missing": missing,
-    }  # fmt: skip
+    }
     if not card.kv_layers:
         why = f"the size of the cache is unknown, because {card.kv_reason or 'no layer has one'}"
         missing |= dict.fromkeys(("cache", "largest_context", "users", "decode_tok_per_s"), why)
@@ -115,9 +117,12 @@ def answer(
             row = {"missing": {"weight_bytes": str(error)}}
         rows[name] = row | {"assumes": FORMS[name].assumes}
     return {
-        "card": cards[FORMS[forms[-1]].dtype].as_dict(), "gpu_bytes": gpu_bytes,
-        "bandwidth_bytes_per_s": rate, "contexts": list(contexts), "weights": rows,
-    }  # fmt: skip
+        "card": cards[FORMS[forms[-1]].dtype].as_dict(),
+        "gpu_bytes": gpu_bytes,
+        "bandwidth_bytes_per_s": rate,
+        "contexts": list(contexts),
+        "weights": rows,
+    }
 
 
 def text(told: dict[str, Any]) -> str:
@@ -134,9 +139,12 @@ def text(told: dict[str, Any]) -> str:
         *([beyond] if card.window else []),
         ("largest context at batch 1 (tokens)", "largest_context", 1, 0),
         *((f"users at {n:,} tokens each", f"users_{n}", 1, 0) for n in contexts),
-        *((f"decode limit at {n:,} (tok/s)", f"decode_tok_per_s_{n}", 1, 1)
-          for n in contexts if rate),
-    ]  # fmt: skip
+        *(
+            (f"decode limit at {n:,} (tok/s)", f"decode_tok_per_s_{n}", 1, 1)
+            for n in contexts
+            if rate
+        ),
+    ]
     table = [" " * 36 + "".join(f"{name:>11}" for name in rows)]
     for title, key, scale, digits in shown:
         cells = (row.get(key) for row in rows.values())
@@ -149,8 +157,9 @@ def text(told: dict[str, Any]) -> str:
     notes = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
     if card.window:
         sliding = sum(window is not None for _, window in card.kv_layers or ())
-        notes.append(f"window: {sliding} of {card.layers} layers keep the last {card.window:,} "
-                     "tokens only")  # fmt: skip
+        notes.append(
+            f"window: {sliding} of {card.layers} layers keep the last {card.window:,} tokens only"
+        )
     notes += [f"{name}: {row['assumes']}" for name, row in rows.items()]
     notes += [KEPT] if any(FORMS[name].quantised for name in rows) else []
     notes += [

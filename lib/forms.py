@@ -29,8 +29,10 @@ FORMS = {
     "4-bit": Form("bfloat16", _LINEAR.format("4.156", "a 16-bit scale and a 4-bit zero"),
                   "matrix_params", 4 + (16 + 4) / 128),
 }  # fmt: skip
-KEPT = ("8-bit, mxfp4 and 4-bit leave embeddings, output matrix, routers, norms, biases and the "
-         "cache in bfloat16")  # fmt: skip
+KEPT = (
+    "8-bit, mxfp4 and 4-bit leave embeddings, output matrix, routers, norms, biases and the "
+    "cache in bfloat16"
+)
 USUAL = tuple(name for name in FORMS if name != "float16")
 
 

@@ -30,8 +30,15 @@ NOISE = re.compile(
     r"\d+%\|.*\| *\d+/\d+"
 )
 DROPPED_TAGS = {"papermill-error-cell-tag", "remove-cell"}
-SHOWN_OUTPUTS = ("text/html", "text/markdown", "image/png", "image/jpeg", "image/svg+xml",
-                 "text/latex", "text/plain")  # fmt: skip
+SHOWN_OUTPUTS = (
+    "text/html",
+    "text/markdown",
+    "image/png",
+    "image/jpeg",
+    "image/svg+xml",
+    "text/latex",
+    "text/plain",
+)
 PLACEHOLDER_ALT = "No description has been provided for this image"
 MATH = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
@@ -232,9 +239,15 @@ def _tables(soup: BeautifulSoup, prefix: str) -> None:
                 if cell.name == "th":
                     cell["data-col"] = str(index)
         _align(table)
-        region = soup.new_tag("div", attrs={
-            "class": "scroll", "role": "region", "tabindex": "0",
-            "aria-label": f"{prefix}, table {number}"})  # fmt: skip
+        region = soup.new_tag(
+            "div",
+            attrs={
+                "class": "scroll",
+                "role": "region",
+                "tabindex": "0",
+                "aria-label": f"{prefix}, table {number}",
+            },
+        )
         table.wrap(region)
 
 

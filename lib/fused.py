@@ -30,8 +30,16 @@ ARGUMENTS = ("attention_mask", "position_ids", "position_embeddings")  # what la
 _FUNCTIONS: dict[tuple, Any] = {}  # one for each kind of layer, for the life of the process
 
 
-def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None,
-           s_aux: Any = None, **kwargs: Any) -> tuple[torch.Tensor, None]:  # fmt: skip
+def attend(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    scaling: float | None = None,
+    s_aux: Any = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """One query token a sequence: query (batch, heads, 1, width), key and value (batch, groups,
     length, width), additive mask, s_aux one sink a head. Returns (batch, 1, heads, width)."""
     if kwargs.get("softcap") is not None:
@@ -40,8 +48,9 @@ def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: fl
     rows = query.reshape(batch, groups, heads // groups, width)
     scale = width**-0.5 if scaling is None else scaling
     if query.is_cuda and width in (16, 32, 64, 128, 256):
-        out = tiles.attended(rows, key, value, mask, sinks=s_aux, scale=scale,
-                             window=kwargs.get("sliding_window"))  # fmt: skip
+        out = tiles.attended(
+            rows, key, value, mask, sinks=s_aux, scale=scale, window=kwargs.get("sliding_window")
+        )
     else:
         scores = (rows @ key.transpose(2, 3)).float() * scale + mask
         sinks = query.new_full((heads,), -torch.inf) if s_aux is None else s_aux
@@ -151,8 +160,10 @@ def _run(template: Any, weights: dict, keys: Any, values: Any, slot: Any, hidden
 
 def _template(layer: torch.nn.Module) -> torch.nn.Module:
     """The layer's code without weights, told to use the functions above."""
-    empty = {id(p): torch.nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
-             for p in layer.parameters()}  # fmt: skip
+    empty = {
+        id(p): torch.nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+        for p in layer.parameters()
+    }
     made = copy.deepcopy(layer, empty)
     for module in made.modules():
         if (config := getattr(module, "config", None)) is not None:

@@ -70,19 +70,32 @@ class Look:
 
     @property
     def values(self) -> dict[str, float]:
-        return {"mean_error": self.mean, "max_error": max(self.errors), "floor_error": self.floor,
-                "allowed_error": self.allowed, "same_choice": self.same_choice}  # fmt: skip
+        return {
+            "mean_error": self.mean,
+            "max_error": max(self.errors),
+            "floor_error": self.floor,
+            "allowed_error": self.allowed,
+            "same_choice": self.same_choice,
+        }
 
     @property
     def text(self) -> str:
-        return (f"{self.mean:.2%} of their norm (mean of {len(self.errors)} steps{self.how}) where "
-                f"rounding explains {self.allowed:.2%}")  # fmt: skip
+        return (
+            f"{self.mean:.2%} of their norm (mean of {len(self.errors)} steps{self.how}) where "
+            f"rounding explains {self.allowed:.2%}"
+        )
 
 
 def row(
-    model: Any, *, stack: str, context: int, seed: int, env_id: str | None, batch: int = 1,
+    model: Any,
+    *,
+    stack: str,
+    context: int,
+    seed: int,
+    env_id: str | None,
+    batch: int = 1,
     steps: int = STEPS,
-) -> Record:  # fmt: skip
+) -> Record:
     """Compare a stack with `generate()` along the reference's own greedy continuation.
 
     Returns a `gate` record: samples `relative_error` a step; values `mean_error`, `max_error`,
@@ -107,12 +120,29 @@ def row(
         samples["free_error"], alarms = free.errors, alarms + more
     if alarms:
         samples["alarm_error"] = [error for alarm, _ in alarms for error in alarm.errors]
-    warnings = tuple({"code": "gate_repeated", "text": f"logits differed by {alarm.text}; on "
-                      f"another prompt by {again.text}"} for alarm, again in alarms)  # fmt: skip
-    key = model.key(stack=stack, context=context, new_tokens=steps, batch=batch,
-                    cache=decode.cache_kind(stack), decoding="greedy")  # fmt: skip
-    return Record("gate", key, samples=samples, values={**model.source, **values},
-                  warnings=warnings, env_id=env_id)  # fmt: skip
+    warnings = tuple(
+        {
+            "code": "gate_repeated",
+            "text": f"logits differed by {alarm.text}; on another prompt by {again.text}",
+        }
+        for alarm, again in alarms
+    )
+    key = model.key(
+        stack=stack,
+        context=context,
+        new_tokens=steps,
+        batch=batch,
+        cache=decode.cache_kind(stack),
+        decoding="greedy",
+    )
+    return Record(
+        "gate",
+        key,
+        samples=samples,
+        values={**model.source, **values},
+        warnings=warnings,
+        env_id=env_id,
+    )
 
 
 def _judged(

@@ -103,18 +103,30 @@ def judge(
     ]
     if not parts:
         reason = "not_covered: no readings around the window"
-        return Window(stop_s - start_s, {}, dict.fromkeys(joules.ESTIMATORS, reason),
-                      tuple(session), reason=reason)  # fmt: skip
+        return Window(
+            stop_s - start_s,
+            {},
+            dict.fromkeys(joules.ESTIMATORS, reason),
+            tuple(session),
+            reason=reason,
+        )
     whole = add(parts)
-    found = (replace(g, level="warn") if g.level == "invalid" and g.code in lenient else g
-             for g in (*whole.gates, *session))  # fmt: skip
+    found = (
+        replace(g, level="warn") if g.level == "invalid" and g.code in lenient else g
+        for g in (*whole.gates, *session)
+    )
     return settle(replace(whole, gates=tuple(found)))
 
 
 def _board(
-    trace: Trace, start_s: float, stop_s: float, *, idle_w: float | None, own_pid: int | None,
+    trace: Trace,
+    start_s: float,
+    stop_s: float,
+    *,
+    idle_w: float | None,
+    own_pid: int | None,
     calls_s: Sequence[tuple[float, float]],
-) -> Window:  # fmt: skip
+) -> Window:
     found, reasons = joules.estimates(trace, start_s, stop_s)
     inside = [row for row in trace if start_s <= row["t_s"] <= stop_s]
     counter, seconds = found.get("counter_j"), stop_s - start_s
@@ -148,8 +160,9 @@ def add(parts: Sequence[Window]) -> Window:
     shared = set.intersection(*(set(p.joules) for p in parts))
     summed = {name: sum(p.joules[name] for p in parts) for name in shared}
     reasons = {name: reason for p in parts for name, reason in p.reasons.items()}
-    gates = tuple(replace(g, text=f"GPU {n}: {g.text}") for n, p in enumerate(parts)
-                  for g in p.gates)  # fmt: skip
+    gates = tuple(
+        replace(g, text=f"GPU {n}: {g.text}") for n, p in enumerate(parts) for g in p.gates
+    )
     if len({p.estimator for p in parts}) == 1 and parts[0].estimator:
         return Window(parts[0].seconds, summed, reasons, gates, parts[0].estimator)
     reason = next((p.reason for p in parts if not p.estimator), "the boards have no readout alike")
@@ -180,8 +193,12 @@ def instant_agreement(counter_j: float | None, instant_j: float | None) -> Gate:
     if not counter_j or instant_j is None:
         return Gate("instant_agreement", "unknown", None, "instant_w or energy_j was not read")
     off = instant_j / counter_j - 1
-    return limited("instant_agreement", off, f"the instant reading gives {off:+.2%} against the "
-                   "counter", abs(off))  # fmt: skip
+    return limited(
+        "instant_agreement",
+        off,
+        f"the instant reading gives {off:+.2%} against the counter",
+        abs(off),
+    )
 
 
 def sampler_gap(inside: Trace, start_s: float, stop_s: float) -> Gate:
@@ -216,7 +233,7 @@ def _ends(
         ends = [v for t, v in read if t <= first_s], [v for t, v in read if t >= last_s]
     else:
         third = len(read) // 3
-        ends = [v for _, v in read[:third]], [v for _, v in read[len(read) - third:]]
+        ends = [v for _, v in read[:third]], [v for _, v in read[len(read) - third :]]
     if not all(ends):
         return "too few readings"
     return statistics.mean(ends[0]), statistics.mean(ends[1])
@@ -228,8 +245,9 @@ def temperature_drift(inside: Trace, calls_s: Sequence[tuple[float, float]] = ()
     if isinstance(ends, str):
         return Gate("temperature_drift", "unknown", None, f"the GPU's temperature: {ends}")
     drift = ends[1] - ends[0]
-    return limited("temperature_drift", drift, f"the GPU's temperature moved by {drift:+.1f} C",
-                   abs(drift))  # fmt: skip
+    return limited(
+        "temperature_drift", drift, f"the GPU's temperature moved by {drift:+.1f} C", abs(drift)
+    )
 
 
 def clock_drift(inside: Trace, calls_s: Sequence[tuple[float, float]] = ()) -> Gate:
@@ -250,8 +268,9 @@ def foreign_process(inside: Trace, own_pid: int | None) -> Gate:
     lists = [row["pids"] for row in inside if "pids" in row]
     if not lists:
         return Gate("foreign_process", "unknown", None, "processes were not listed")
-    others = max(len(set(pids) - {own_pid}) if own_pid in pids else max(0, len(pids) - 1)
-                 for pids in lists)  # fmt: skip
+    others = max(
+        len(set(pids) - {own_pid}) if own_pid in pids else max(0, len(pids) - 1) for pids in lists
+    )
     return limited("foreign_process", others, f"{others} other process(es) on the GPU")
 
 
@@ -266,8 +285,12 @@ def power_range(
     text = f"mean power {watts:.0f} W"
     if low <= watts <= high:
         return Gate("power_range", "ok", watts, text)
-    return Gate("power_range", "invalid", watts, f"{text}, not within [{low:.0f}, {high:.0f}] W; "
-                f"{ADVICE['power_range']}")  # fmt: skip
+    return Gate(
+        "power_range",
+        "invalid",
+        watts,
+        f"{text}, not within [{low:.0f}, {high:.0f}] W; {ADVICE['power_range']}",
+    )
 
 
 def sampler_disturbs(ratio: Estimate) -> Gate:

@@ -81,8 +81,9 @@ class GenerateStack:
             raise RuntimeError(f"asked for {new_tokens} new tokens, got {tokens.shape[1]}")
         # A call that compiled is spoilt as a whole: what part was compilation cannot be told.
         compiled = self._static and compiled_graphs() > graphs
-        return Decoded(tokens, out.past_key_values,
-                       time.perf_counter() - start_s if compiled else 0.0)  # fmt: skip
+        return Decoded(
+            tokens, out.past_key_values, time.perf_counter() - start_s if compiled else 0.0
+        )
 
     def forced_logits(self, ids: torch.Tensor, continuation: torch.Tensor) -> torch.Tensor:
         """Logits (batch, steps, vocabulary) after each token of a given continuation."""
@@ -95,8 +96,13 @@ class GenerateStack:
                 if self._static
                 else DynamicCache(config=self.net.config.get_text_config(decoder=True))
             )
-            self.net(ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
-                     use_cache=True, logits_to_keep=1)  # fmt: skip
+            self.net(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
             steps = [
                 self.net(token[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
                 for token in continuation.T

@@ -15,8 +15,13 @@ from lib.grid import Column, Table
 from lib.judge import NOT, REPRODUCED, UNTESTABLE, Ruling
 from lib.published import Absent, Published, plain
 
-FIELDS = {"licence": "licence", "class": "class", "policy_link": "usage policy",
-          "card_link": "model card", "safety_features": "documented safety features"}  # fmt: skip
+FIELDS = {
+    "licence": "licence",
+    "class": "class",
+    "policy_link": "usage policy",
+    "card_link": "model card",
+    "safety_features": "documented safety features",
+}
 COLUMNS = ("model", "field", "paper", "publisher", "verdict", "source", "looked up")
 TIMEOUT_S = 10
 Fetch = Callable[[str], dict[str, Any]]
@@ -32,8 +37,17 @@ def rows(study: Published) -> list[tuple[str, ...]]:
         for field, title in FIELDS.items():
             ruling = verdict(field, said[field], stated)
             sources = " ".join(stated.get("source", ()))
-            made.append((model, title, said[field], _shown(stated, field), str(ruling), sources,
-                         stated.get("date", "")))  # fmt: skip
+            made.append(
+                (
+                    model,
+                    title,
+                    said[field],
+                    _shown(stated, field),
+                    str(ruling),
+                    sources,
+                    stated.get("date", ""),
+                )
+            )
     return made
 
 
@@ -69,8 +83,11 @@ def verdict(field: str, printed: str, stated: dict[str, Any]) -> Ruling:
 def table(study: Published) -> Table:
     """Table 13 beside what the publishers document."""
     columns = tuple(Column(name, numeric=False) for name in COLUMNS)
-    notes = [f"{model}: not verified: {stated['not_verified']}" for model in study.models
-             if (stated := _stated(study, model)).get("not_verified")]  # fmt: skip
+    notes = [
+        f"{model}: not verified: {stated['not_verified']}"
+        for model in study.models
+        if (stated := _stated(study, model)).get("not_verified")
+    ]
     where = study.data["governance"]["where"].partition(", ")[0]
     title = f"Governance, as printed ({where}) and as the publishers document it"
     return Table("table-13", title, columns, tuple(rows(study)), tuple(notes))
@@ -107,8 +124,15 @@ def refreshed(study: Published, fetch: Fetch = hub_metadata) -> Table:
 
     A revision that differs from the pinned one is a newer commit, not an error.
     """
-    titles = ("model", "licence here", "licence on the hub", "gated", "last change",
-              "newer than the pinned commit", "difference")  # fmt: skip
+    titles = (
+        "model",
+        "licence here",
+        "licence on the hub",
+        "gated",
+        "last change",
+        "newer than the pinned commit",
+        "difference",
+    )
     built = []
     for model in study.models:
         name, entry = study.entry(model)
@@ -123,7 +147,16 @@ def refreshed(study: Published, fetch: Fetch = hub_metadata) -> Table:
         same = found["licence"] and plain(found["licence"]) == plain(str(licence))
         pinned = entry.get("revision")
         newer = "not pinned" if not pinned else "yes" if found["revision"] != pinned else "no"
-        built.append((name, licence, found["licence"], "yes" if found["gated"] else "no",
-                      found["last_modified"], newer, "none" if same else "licence"))  # fmt: skip
+        built.append(
+            (
+                name,
+                licence,
+                found["licence"],
+                "yes" if found["gated"] else "no",
+                found["last_modified"],
+                newer,
+                "none" if same else "licence",
+            )
+        )
     columns = tuple(Column(title, numeric=False) for title in titles)
     return Table("hub", "The hub's metadata today", columns, tuple(built))

@@ -80,15 +80,19 @@ class Step:
         self.chosen = torch.zeros(self.batch, capacity, dtype=torch.long, device=first.device)
         self.places = torch.arange(capacity, device=first.device)
         self.logits: torch.Tensor | None = None
-        sizes = [min(capacity, getattr(layer, "sliding_window", None) or capacity)
-                 for layer in prefilled.layers]  # fmt: skip
+        sizes = [
+            min(capacity, getattr(layer, "sliding_window", None) or capacity)
+            for layer in prefilled.layers
+        ]
         self.slots = {size: torch.zeros_like(self.position) for size in sizes}
         self.masks = {
             size: torch.zeros(self.batch, 1, 1, size, dtype=first.dtype, device=first.device)
             for size in sizes
         }
-        layers = [HeldLayer(layer, size, self.slots[size])
-                  for layer, size in zip(prefilled.layers, sizes, strict=True)]  # fmt: skip
+        layers = [
+            HeldLayer(layer, size, self.slots[size])
+            for layer, size in zip(prefilled.layers, sizes, strict=True)
+        ]
         self.cache = Cache(layers=layers)
         self.advance: Callable[[], Any] = self._run
 
@@ -204,8 +208,13 @@ class GraphStack:
         self, ids: torch.Tensor, new_tokens: int
     ) -> tuple[DynamicCache, torch.Tensor, float]:
         cache = DynamicCache(config=self.net.config.get_text_config(decoder=True))
-        out = self.net(ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
-                       use_cache=True, logits_to_keep=1)  # fmt: skip
+        out = self.net(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         first = out.logits[:, -1].argmax(-1, keepdim=True)
         if new_tokens == 1:
             return cache, first, 0.0
@@ -238,8 +247,10 @@ def require_capturable(net: Any, cache: DynamicCache) -> None:
         )
     kinds = {type(layer).__name__ for layer in cache.layers}
     if unknown := kinds - {"DynamicLayer", "DynamicSlidingWindowLayer"}:
-        raise ValueError(f"a cache of {', '.join(sorted(unknown))} cannot be captured: the buffers "
-                         "hold keys and values only")  # fmt: skip
+        raise ValueError(
+            f"a cache of {', '.join(sorted(unknown))} cannot be captured: the buffers "
+            "hold keys and values only"
+        )
     if experts.chooses_on_host(net):
         raise ValueError(
             "experts 'loop' look on the host which experts were chosen, which a CUDA graph cannot "

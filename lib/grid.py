@@ -19,8 +19,10 @@ from lib.records import Record, environments, record_id
 from lib.shown import Shown, rounded, short
 from lib.stats import Estimate
 
-RANDOM_NOTE = ("random weights: valid for memory and dense latency; router-dependent for "
-               "mixture-of-experts prefill")  # fmt: skip
+RANDOM_NOTE = (
+    "random weights: valid for memory and dense latency; router-dependent for "
+    "mixture-of-experts prefill"
+)
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,11 @@ def build(
         groups = {at: g for at, g in groups.items() if any(r.kind == having for r in g)}
     differ, notes = setups((r for g in groups.values() for r in g), environments(rows))
     at = [SETUP.index(d) for d in differ]
-    leading = [Column("model", numeric=False), *(Column(d, numeric=False) for d in differ),
-               *(Column(f.replace("_", " "), numeric=False) for f in fields)]  # fmt: skip
+    leading = [
+        Column("model", numeric=False),
+        *(Column(d, numeric=False) for d in differ),
+        *(Column(f.replace("_", " "), numeric=False) for f in fields),
+    ]
     built = tuple(
         (model, *(setup[i] for i in at), *values, *_behind(columns, cells(group), group))
         for (model, setup, *values), group in groups.items()

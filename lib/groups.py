@@ -21,15 +21,20 @@ ORDER = {
     "dtype": DTYPES, "stack": STACKS,
     "experts": ("none", "grouped_mm", "batched_mm", "loop", "all_experts"),
 }  # fmt: skip
-WORDS = {"weights": "{} weights", "experts": "experts {}", "batch": "batch {}",
-         "context": "{} tokens"}
+WORDS = {
+    "weights": "{} weights",
+    "experts": "experts {}",
+    "batch": "batch {}",
+    "context": "{} tokens",
+}
 
 
 def arm_text(key: dict[str, Any]) -> str:
     """The fields of a key that say which arm it is."""
     fields = ("weights", "dtype", "stack", "experts", *ARM)
-    return ", ".join(f"{f.replace('_', ' ')} {key[f]}" for f in fields
-                     if key.get(f) not in (None, "none"))  # fmt: skip
+    return ", ".join(
+        f"{f.replace('_', ' ')} {key[f]}" for f in fields if key.get(f) not in (None, "none")
+    )
 
 
 class Name(NamedTuple):
@@ -86,9 +91,12 @@ def _place(name: str, value: Any) -> tuple[int, str]:
 
 
 def by_setup(
-    rows: Iterable[Record], kinds: str | Sequence[str], *, without: Sequence[str] = (),
+    rows: Iterable[Record],
+    kinds: str | Sequence[str],
+    *,
+    without: Sequence[str] = (),
     failed: bool = False,
-) -> list[Group]:  # fmt: skip
+) -> list[Group]:
     """Rows of these kinds apart by model and setup, the models in the order of params/models.yaml.
 
     `without` names fields of SETUP that do not set rows apart (what an ablation changes). Rows that

@@ -33,8 +33,10 @@ def cache_tensors(cache: Any) -> list[Any]:
         states = (getattr(layer, name, {}).values() for name in ("conv_states", "recurrent_states"))
         kept = [getattr(layer, "keys", None), getattr(layer, "values", None), *chain(*states)]
         if all(tensor is None for tensor in kept):
-            raise ValueError(f"layer {index} of the cache is a {type(layer).__name__}, which does "
-                             "not keep keys and values")  # fmt: skip
+            raise ValueError(
+                f"layer {index} of the cache is a {type(layer).__name__}, which does "
+                "not keep keys and values"
+            )
         found += [tensor for tensor in kept if tensor is not None]
     return found
 
@@ -70,13 +72,19 @@ def card_warnings(values: Mapping[str, Any], card_weight_bytes: int) -> list[dic
     found = []
     cached, computed = values.get("kv_tensor_bytes"), values.get("kv_card_bytes")
     if None not in (cached, computed) and cached != computed:
-        found.append(records.warning(
-            "kv-card", f"the cache holds {cached} bytes, the card computes {computed}: check "
-            "layer types and window in the model's config",
-        ))  # fmt: skip
+        found.append(
+            records.warning(
+                "kv-card",
+                f"the cache holds {cached} bytes, the card computes {computed}: check "
+                "layer types and window in the model's config",
+            )
+        )
     if values["weight_bytes"] != card_weight_bytes:
-        found.append(records.warning(
-            "weights-card", f"the weights take {values['weight_bytes']} bytes, the card computes "
-            f"{card_weight_bytes}: check the dtype of each parameter",
-        ))  # fmt: skip
+        found.append(
+            records.warning(
+                "weights-card",
+                f"the weights take {values['weight_bytes']} bytes, the card computes "
+                f"{card_weight_bytes}: check the dtype of each parameter",
+            )
+        )
     return found

@@ -73,8 +73,9 @@ def _busy_s(rows: Sequence[Record], name: str) -> Estimate:
 
 def arms(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
     """Profiled rows and the greedy latency rows of the same arm: model, setup, context."""
-    kept = [r for r in rows if r.kind in ("environment", "busy") or r.key.get("decoding") ==
-            "greedy"]  # fmt: skip
+    kept = [
+        r for r in rows if r.kind in ("environment", "busy") or r.key.get("decoding") == "greedy"
+    ]
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for group in by_setup(kept, ("busy", "latency")):
         for row in group.rows:
@@ -93,16 +94,32 @@ def table(rows: Sequence[Record]) -> Table:
         decode, prefill = decode_share(group), prefill_share(group)
         tpot = stats.inverse(decode_tok_per_s(group), 1e3)
         ttft = sampled([r for r in group if r.kind == "latency"], "ttft_s", factor=1e3)
-        return (_ms(group, "decode_busy_s"), _busy_s(group, "decode_kernels"), tpot, decode,
-                verdict(decode) or "-", _ms(group, "prefill_busy_s"), ttft, prefill,
-                verdict(prefill) or "-")  # fmt: skip
+        return (
+            _ms(group, "decode_busy_s"),
+            _busy_s(group, "decode_kernels"),
+            tpot,
+            decode,
+            verdict(decode) or "-",
+            _ms(group, "prefill_busy_s"),
+            ttft,
+            prefill,
+            verdict(prefill) or "-",
+        )
 
-    columns = [Column("device time of a step", "ms"), Column("kernels of a step"),
-               Column("TPOT", "ms"), Column("share of TPOT"), Column("decode", numeric=False),
-               Column("device time of the first token", "ms"), Column("TTFT", "ms"),
-               Column("share of TTFT"), Column("prefill", numeric=False)]  # fmt: skip
-    return build("hostbound", "Host or device", kept, ("busy", "latency"), ("context",), columns,
-                 cells)  # fmt: skip
+    columns = [
+        Column("device time of a step", "ms"),
+        Column("kernels of a step"),
+        Column("TPOT", "ms"),
+        Column("share of TPOT"),
+        Column("decode", numeric=False),
+        Column("device time of the first token", "ms"),
+        Column("TTFT", "ms"),
+        Column("share of TTFT"),
+        Column("prefill", numeric=False),
+    ]
+    return build(
+        "hostbound", "Host or device", kept, ("busy", "latency"), ("context",), columns, cells
+    )
 
 
 def _ms(rows: Sequence[Record], name: str) -> Estimate:

@@ -23,9 +23,13 @@ Load = Callable[[float], Any]
 
 
 def characterise(
-    model: Any, *, seconds: float, env_id: str | None, records_path: str | Path,
+    model: Any,
+    *,
+    seconds: float,
+    env_id: str | None,
+    records_path: str | Path,
     load: Load | None = None,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """The row of the instrument, with its trace beside it; `seconds` of constant load, 0 for none.
 
     `load` keeps the board busy for so many seconds; by default a chain of matrix products.
@@ -35,8 +39,13 @@ def characterise(
         "" if seconds > 0 else "not asked for: instrument_s is 0"
     )
     if reason:
-        row = Record("instrument", key, values=dict(model.source),
-                     missing={"counter_refresh_s": reason}, env_id=env_id)  # fmt: skip
+        row = Record(
+            "instrument",
+            key,
+            values=dict(model.source),
+            missing={"counter_refresh_s": reason},
+            env_id=env_id,
+        )
         return [records.append(records_path, row)]
     with device.power_trace(PERIOD_S, model.device.gpus_of(model.net)[:1]) as trace:
         step, phases = run(device, load or matrix_products(device), seconds)
@@ -44,19 +53,26 @@ def characterise(
     path = Path(records_path).with_name("trace-instrument.jsonl.gz")
     records.write_trace(path, ({**r, "t_s": round(r["t_s"] - zero_s, 6)} for r in trace))
     found = readouts.describe(trace, step, phases)
-    edges = {"step_start_s": [step[0] - zero_s], "step_stop_s": [step[1] - zero_s],
-             "wave_start_s": [start - zero_s for start, _ in phases],
-             "wave_stop_s": [stop - zero_s for _, stop in phases]}  # fmt: skip
+    edges = {
+        "step_start_s": [step[0] - zero_s],
+        "step_stop_s": [step[1] - zero_s],
+        "wave_start_s": [start - zero_s for start, _ in phases],
+        "wave_stop_s": [stop - zero_s for _, stop in phases],
+    }
     absent = "this readout did not change, or the load did not show it"
     row = Record(
         kind="instrument",
         key=key,
         samples=edges,
-        values={**model.source, "trace": path.name, **device.board_state(),
-                **{name: value for name, value in found.items() if value is not None}},
+        values={
+            **model.source,
+            "trace": path.name,
+            **device.board_state(),
+            **{name: value for name, value in found.items() if value is not None},
+        },
         missing={name: absent for name, value in found.items() if value is None},
         env_id=env_id,
-    )  # fmt: skip
+    )
     return [records.append(records_path, row)]
 
 
@@ -94,8 +110,9 @@ def matrix_products(device: Any, size: int = SIZE) -> Load:
     """A load that multiplies two matrices of random numbers over and over, one after another."""
     import torch
 
-    left, right = (torch.randn(size, size, device=device.torch_device, dtype=torch.bfloat16)
-                   for _ in range(2))  # fmt: skip
+    left, right = (
+        torch.randn(size, size, device=device.torch_device, dtype=torch.bfloat16) for _ in range(2)
+    )
     out = torch.empty_like(left)
 
     def load(seconds: float) -> None:

@@ -176,10 +176,14 @@ def average_off(trace: Trace, start_s: float, stop_s: float) -> Reading:
     seen = np.searchsorted(found.times_s, [t for t, _ in points], side="right") - 1
     before = np.interp(found.times_s - AVERAGE_S, found.times_s, found.joules)
     means = ((found.joules - before) / AVERAGE_S)[seen]
-    rows = [{"t_s": t, "power_w": watts, "counter_w": mean}
-            for (t, watts), mean in zip(points, means, strict=True)]  # fmt: skip
-    total = {name: held_j(rows, name, start_s, stop_s, AVERAGE_LAG_S)
-             for name in ("power_w", "counter_w")}  # fmt: skip
+    rows = [
+        {"t_s": t, "power_w": watts, "counter_w": mean}
+        for (t, watts), mean in zip(points, means, strict=True)
+    ]
+    total = {
+        name: held_j(rows, name, start_s, stop_s, AVERAGE_LAG_S)
+        for name in ("power_w", "counter_w")
+    }
     if reasons := [reason for joules, reason in total.values() if joules is None]:
         return None, reasons[0]
     return total["power_w"][0] / total["counter_w"][0] - 1, ""
@@ -209,8 +213,12 @@ def shown(trace: Trace, name: str, t_s: float) -> float | None:
     return points[bisect.bisect_right(points, (t_s, math.inf)) - 1][1]
 
 
-ESTIMATORS = {"counter_j": counter_j, "instant_j": instant_j, "average_j": average_j,
-              "paper_j": paper_j}  # fmt: skip
+ESTIMATORS = {
+    "counter_j": counter_j,
+    "instant_j": instant_j,
+    "average_j": average_j,
+    "paper_j": paper_j,
+}
 # What is published as the energy: the counter, else the reading that covers all of the time, else
 # the one that covers a part of it.
 LADDER = ("counter_j", "average_j", "instant_j")

@@ -130,8 +130,10 @@ def together(rulings: Mapping[str, Ruling]) -> Ruling:
             if ruling.word == word:
                 reasons.setdefault(ruling.why, []).append(label)
         if reasons:
-            said = [f"{' and '.join(filter(None, who))}: {why}" if any(who) else why
-                    for why, who in reasons.items()]  # fmt: skip
+            said = [
+                f"{' and '.join(filter(None, who))}: {why}" if any(who) else why
+                for why, who in reasons.items()
+            ]
             more = [f"and {len(said) - MOST} more"] if len(said) > MOST else []
             return Ruling(word, "; ".join(said[:MOST] + more))
     return Ruling(REPRODUCED) if rulings else Ruling(UNTESTABLE, "nothing to compare")

@@ -25,8 +25,12 @@ from lib.params import ROOT
 from lib.progress import BATCH_VARIABLE
 
 NOISE = (
-    "without encryption", "TransportEncryption", "frozen modules", "PYDEVD_DISABLE", "Debugger",
-)  # fmt: skip
+    "without encryption",
+    "TransportEncryption",
+    "frozen modules",
+    "PYDEVD_DISABLE",
+    "Debugger",
+)
 
 
 GRACE_S = 8.0  # schedulers and Docker kill ten seconds after their first signal or later
@@ -219,8 +223,12 @@ def _mend(nb: dict, last: int, error: dict[str, Any]) -> None:
             if cell["cell_type"] == "code":
                 text = f"{error['name']}: {error['value']}"
                 cell["outputs"].append(
-                    {"output_type": "error", "ename": error["name"], "evalue": error["value"],
-                     "traceback": [text]}  # fmt: skip
+                    {
+                        "output_type": "error",
+                        "ename": error["name"],
+                        "evalue": error["value"],
+                        "traceback": [text],
+                    }
                 )
 
 
@@ -228,6 +236,7 @@ def _owned_kernel(env: dict[str, str], log: IO[bytes], watch: Watch) -> type[Asy
     """A kernel manager for this interpreter, whatever kernel specifications are installed."""
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
+
     class OwnedKernel(AsyncKernelManager):
         @property
         def kernel_spec(self) -> KernelSpec:

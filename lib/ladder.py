@@ -73,11 +73,19 @@ def _paper(p: Published, other: str) -> list[Rung]:
     except Absent:
         prefill = software = ""
     return [
-        Rung("the paper, as printed", _read(printed, "printed"),
-             f"whole calls, prefill included{software}", "paper"),
-        Rung("the paper's data, decode only", _read(slopes, "slope of released call times"),
-             f"without the prefill{prefill}", "paper"),
-    ]  # fmt: skip
+        Rung(
+            "the paper, as printed",
+            _read(printed, "printed"),
+            f"whole calls, prefill included{software}",
+            "paper",
+        ),
+        Rung(
+            "the paper's data, decode only",
+            _read(slopes, "slope of released call times"),
+            f"without the prefill{prefill}",
+            "paper",
+        ),
+    ]
 
 
 def _read(of: Callable[[], float], method: str) -> Estimate:
@@ -103,22 +111,38 @@ def _measured(e: Evidence, other: str) -> list[Rung]:
         return f"; {found}" if found else ""
 
     return [
-        Rung(f"whole call, {stack}, every expert computed{where}", all_experts,
-             f"the paper's protocol and implementation on this card{apart(e.like_paper, arm)}",
-             "measured"),
-        Rung(f"whole call, {stack}, experts {used}", evidence.output_ratio(e, e.base, other),
-             f"only the chosen experts are computed; the host launches every kernel{reach}"
-             f"{apart(e.base, e.arm)}", "measured"),
-        Rung(f"decode only, {stack}, experts {used}", evidence.decode_ratio(e, e.base, other),
-             "without the prefill", "measured"),
-    ]  # fmt: skip
+        Rung(
+            f"whole call, {stack}, every expert computed{where}",
+            all_experts,
+            f"the paper's protocol and implementation on this card{apart(e.like_paper, arm)}",
+            "measured",
+        ),
+        Rung(
+            f"whole call, {stack}, experts {used}",
+            evidence.output_ratio(e, e.base, other),
+            f"only the chosen experts are computed; the host launches every kernel{reach}"
+            f"{apart(e.base, e.arm)}",
+            "measured",
+        ),
+        Rung(
+            f"decode only, {stack}, experts {used}",
+            evidence.decode_ratio(e, e.base, other),
+            "without the prefill",
+            "measured",
+        ),
+    ]
 
 
 def _shared_arm(e: Evidence, other: str) -> tuple[int, int]:
     """The headline arm, or the nearest that both models have with every expert computed."""
-    shapes = [{(r.key["context"], r.key["new_tokens"]) for r in select(m.rows, "latency")
-               if r.samples.get("e2e_s") and r.key["new_tokens"] == e.arm[1]}
-              for m in (e.like_paper[e.reference], e.base[other])]  # fmt: skip
+    shapes = [
+        {
+            (r.key["context"], r.key["new_tokens"])
+            for r in select(m.rows, "latency")
+            if r.samples.get("e2e_s") and r.key["new_tokens"] == e.arm[1]
+        }
+        for m in (e.like_paper[e.reference], e.base[other])
+    ]
     return max(set.intersection(*shapes), default=e.arm)
 
 
@@ -134,13 +158,25 @@ def _bytes(e: Evidence, other: str) -> list[Rung]:
         return evidence.compared(e, m, other, partial(_steps_per_byte, e, m, realised=realised))
 
     return [
-        Rung("bytes of a step, every expert computed", bound(e.like_paper, True),
-             "nothing but reading the weights takes time, and every expert is read", "bytes"),
-        Rung("bytes of a step, as traced", bound(e.base, True),
-             "nothing but reading the weights that a step was traced to use takes time", "bytes"),
-        Rung("bytes of a step, by architecture", bound(e.base, False),
-             "nothing but reading the active weights and the cache takes time", "bytes"),
-    ]  # fmt: skip
+        Rung(
+            "bytes of a step, every expert computed",
+            bound(e.like_paper, True),
+            "nothing but reading the weights takes time, and every expert is read",
+            "bytes",
+        ),
+        Rung(
+            "bytes of a step, as traced",
+            bound(e.base, True),
+            "nothing but reading the weights that a step was traced to use takes time",
+            "bytes",
+        ),
+        Rung(
+            "bytes of a step, by architecture",
+            bound(e.base, False),
+            "nothing but reading the active weights and the cache takes time",
+            "bytes",
+        ),
+    ]
 
 
 def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estimate:
@@ -165,8 +201,11 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estim
 
 def table(found: Sequence[Rung], study: Published, other: str | None = None) -> Table:
     """The ladder as a table."""
-    columns = (Column("rung", numeric=False), Column("throughput ratio"),
-               Column("what it shows", numeric=False))  # fmt: skip
+    columns = (
+        Column("rung", numeric=False),
+        Column("throughput ratio"),
+        Column("what it shows", numeric=False),
+    )
     rows = tuple((r.name, r.ratio, r.cause) for r in found)
     title = f"{study.reference} against {other or study.others[0]} in throughput"
     return Table("ladder", title, columns, rows)

@@ -63,26 +63,56 @@ def sweep(
     arms = list(product(contexts, counts))
     random.Random(seed).shuffle(arms)
     for context, tokens in track(arms, f"latency of {model.name}"):
-        row = arm(model, stack=stack, context=context, new_tokens=tokens,
-                  repeats=counts[tokens], seed=seed, env_id=env_id)  # fmt: skip
+        row = arm(
+            model,
+            stack=stack,
+            context=context,
+            new_tokens=tokens,
+            repeats=counts[tokens],
+            seed=seed,
+            env_id=env_id,
+        )
         rows.append(records.append(records_path, row))
     for context in track(contexts if itl_repeats else (), f"token times of {model.name}"):
-        row = stamped(model, stack=stack, context=context, new_tokens=new_tokens[0],
-                      repeats=itl_repeats, seed=seed, env_id=env_id)  # fmt: skip
+        row = stamped(
+            model,
+            stack=stack,
+            context=context,
+            new_tokens=new_tokens[0],
+            repeats=itl_repeats,
+            seed=seed,
+            env_id=env_id,
+        )
         rows.append(records.append(records_path, row))
     more = also_experts if model.card.experts else ()
     for name, tokens in track(list(product(more, (1, new_tokens[0]))), f"experts of {model.name}"):
         with implementations.using(model.net, name):
-            row = arm(model, stack=stack, context=max(contexts), new_tokens=tokens,
-                      repeats=counts[tokens], seed=seed, env_id=env_id)  # fmt: skip
+            row = arm(
+                model,
+                stack=stack,
+                context=max(contexts),
+                new_tokens=tokens,
+                repeats=counts[tokens],
+                seed=seed,
+                env_id=env_id,
+            )
         rows.append(records.append(records_path, row))
     if aa_repeats:
-        row = arm(model, stack=stack, context=min(contexts), new_tokens=1, repeats=aa_repeats,
-                  seed=seed, env_id=env_id, kind="aa")  # fmt: skip
+        row = arm(
+            model,
+            stack=stack,
+            context=min(contexts),
+            new_tokens=1,
+            repeats=aa_repeats,
+            seed=seed,
+            env_id=env_id,
+            kind="aa",
+        )
         rows.append(records.append(records_path, row))
     for context in track(contexts if busy_tokens else (), f"device time of {model.name}"):
-        row = busy_row(model, stack=stack, context=context, tokens=busy_tokens, seed=seed,
-                       env_id=env_id)  # fmt: skip
+        row = busy_row(
+            model, stack=stack, context=context, tokens=busy_tokens, seed=seed, env_id=env_id
+        )
         rows.append(records.append(records_path, row))
     return rows
 
@@ -124,8 +154,14 @@ def arm(
     )
     return Record(
         kind=kind,
-        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding=decoding,
-                      batch=batch, cache=decode.cache_kind(stack)),
+        key=model.key(
+            stack=stack,
+            context=context,
+            new_tokens=new_tokens,
+            decoding=decoding,
+            batch=batch,
+            cache=decode.cache_kind(stack),
+        ),
         samples=samples,
         values={
             **model.source,
@@ -136,7 +172,7 @@ def arm(
         missing=missing,
         warnings=tuple(warnings_of(samples_s)),
         env_id=env_id,
-    )  # fmt: skip
+    )
 
 
 class Timed(NamedTuple):
@@ -154,22 +190,32 @@ def timed(generate: Any, ids: Any, new_tokens: int, device: Any) -> Timed:
     return Timed(seconds, out.prepare_s, out.decode_s and out.decode_s())
 
 
-def gated_arm(model: Any, *, stack: str, context: int, seed: int, env_id: str | None,
-              **arguments: Any) -> Record:  # fmt: skip
+def gated_arm(
+    model: Any, *, stack: str, context: int, seed: int, env_id: str | None, **arguments: Any
+) -> Record:
     """`arm` of a stack that has passed the correctness gate; the row says by how much."""
     values = {}
     if stack != gate.REFERENCE:
         passed = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
-        values = {f"gate_{name}": value for name, value in passed.values.items()
-                  if name not in model.source}  # fmt: skip
+        values = {
+            f"gate_{name}": value
+            for name, value in passed.values.items()
+            if name not in model.source
+        }
     row = arm(model, stack=stack, context=context, seed=seed, env_id=env_id, **arguments)
     return replace(row, values={**row.values, **values})
 
 
 def loaded_arm(
-    name: str, *, weights: str, dtype: str, device: Any, seed: int, experts: str | None = None,
+    name: str,
+    *,
+    weights: str,
+    dtype: str,
+    device: Any,
+    seed: int,
+    experts: str | None = None,
     **arguments: Any,
-) -> Record:  # fmt: skip
+) -> Record:
     """`arm` on a model loaded for it alone: for arms that change the dtype or the experts."""
     device.empty_cache()
     if dtype == "mxfp4":
@@ -179,9 +225,15 @@ def loaded_arm(
 
 
 def stamped(
-    model: Any, *, stack: str, context: int, new_tokens: int, repeats: int, seed: int,
+    model: Any,
+    *,
+    stack: str,
+    context: int,
+    new_tokens: int,
+    repeats: int,
+    seed: int,
     env_id: str | None,
-) -> Record:  # fmt: skip
+) -> Record:
     """Calls whose tokens are stamped as they reach the host.
 
     samples: `token_s`, for each call the seconds from its start to each token; `e2e_s`, the whole
@@ -206,12 +258,17 @@ def stamped(
         e2e_s.append(seconds)
     return Record(
         kind="itl",
-        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy",
-                      cache=decode.cache_kind(stack)),
+        key=model.key(
+            stack=stack,
+            context=context,
+            new_tokens=new_tokens,
+            decoding="greedy",
+            cache=decode.cache_kind(stack),
+        ),
         samples={"token_s": token_s, "e2e_s": e2e_s},
         values=dict(model.source),
         env_id=env_id,
-    )  # fmt: skip
+    )
 
 
 def busy_row(
@@ -235,15 +292,22 @@ def busy_row(
         reason = model.device.missing.get("busy")
     if not reason:
         one, more = calls
-        values |= {"prefill_busy_s": one.busy_s,
-                   "decode_busy_s": (more.busy_s - one.busy_s) / tokens,
-                   "decode_kernels": (more.kernels - one.kernels) / tokens,
-                   "decode_kernel_times": _kernel_times(one, more, tokens)}  # fmt: skip
+        values |= {
+            "prefill_busy_s": one.busy_s,
+            "decode_busy_s": (more.busy_s - one.busy_s) / tokens,
+            "decode_kernels": (more.kernels - one.kernels) / tokens,
+            "decode_kernel_times": _kernel_times(one, more, tokens),
+        }
     names = ("prefill_busy_s", "decode_busy_s", "decode_kernels", "decode_kernel_times")
     return Record(
         kind="busy",
-        key=model.key(stack=stack, context=context, new_tokens=tokens + 1, decoding="greedy",
-                      cache=decode.cache_kind(stack)),
+        key=model.key(
+            stack=stack,
+            context=context,
+            new_tokens=tokens + 1,
+            decoding="greedy",
+            cache=decode.cache_kind(stack),
+        ),
         values=values,
         missing=dict.fromkeys(names, reason) if reason else {},
         env_id=env_id,
@@ -261,9 +325,15 @@ def _kernel_times(one: Any, more: Any, tokens: int) -> list[list[Any]]:
 
 
 def harness_row(
-    model: Any, *, stack: str, context: int, new_tokens: int, pairs: int, seed: int,
+    model: Any,
+    *,
+    stack: str,
+    context: int,
+    new_tokens: int,
+    pairs: int,
+    seed: int,
     env_id: str | None,
-) -> Record:  # fmt: skip
+) -> Record:
     """The same call as an arm times it and in a bare loop, in turns: what the harness costs.
 
     samples: `e2e_s` through `timed`, `bare_s` with nothing around the call but the clock and one
@@ -284,8 +354,13 @@ def harness_row(
                 generate(ids, new_tokens)
                 device.synchronize()
                 samples[name].append(device.clock_s() - start_s)
-    key = model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy",
-                    cache=decode.cache_kind(stack))  # fmt: skip
+    key = model.key(
+        stack=stack,
+        context=context,
+        new_tokens=new_tokens,
+        decoding="greedy",
+        cache=decode.cache_kind(stack),
+    )
     return Record("harness", key, samples, dict(model.source), env_id=env_id)
 
 
@@ -294,15 +369,22 @@ def warnings_of(samples_s: Sequence[float]) -> list[dict[str, str]]:
     found = []
     spread = stats.spread(samples_s)
     if spread is not None and spread > SPREAD_LIMIT:
-        found.append(records.warning(
-            "spread", f"repetitions spread over {spread:.0%} of their median: the host is noisy; "
-            f"close other programs, or raise the repeats (now {len(samples_s)})"))  # fmt: skip
+        found.append(
+            records.warning(
+                "spread",
+                f"repetitions spread over {spread:.0%} of their median: the host is noisy; "
+                f"close other programs, or raise the repeats (now {len(samples_s)})",
+            )
+        )
     third = len(samples_s) // 3
     if third >= 2:
         early, late = (statistics.median(s) for s in (samples_s[:third], samples_s[-third:]))
         if abs(late / early - 1) > DRIFT_LIMIT:
-            found.append(records.warning(
-                "drift", f"the last third of the repetitions differs from the first by "
-                f"{late / early - 1:+.0%}: raise the warm-up, or look at clocks and heat",
-            ))  # fmt: skip
+            found.append(
+                records.warning(
+                    "drift",
+                    f"the last third of the repetitions differs from the first by "
+                    f"{late / early - 1:+.0%}: raise the warm-up, or look at clocks and heat",
+                )
+            )
     return found

@@ -109,15 +109,24 @@ def _at_the_peak(row: Record) -> dict[str, int | None]:
     v, where = row.values, row.value("peak_in")
     if where is None:
         dense = row.key.get("experts") == "none"
-        return {"kv": v.get("kv_tensor_bytes"), "kv_behind": None,
-                "logits": v.get("logits_bytes", 0), "experts": 0 if dense else None}  # fmt: skip
-    workspace = {"prefill experts": "expert_workspace_bytes",
-                 "decode experts": "decode_expert_workspace_bytes"}  # fmt: skip
+        return {
+            "kv": v.get("kv_tensor_bytes"),
+            "kv_behind": None,
+            "logits": v.get("logits_bytes", 0),
+            "experts": 0 if dense else None,
+        }
+    workspace = {
+        "prefill experts": "expert_workspace_bytes",
+        "decode experts": "decode_expert_workspace_bytes",
+    }
     # The logits of the prompt are made at the end of the prefill, and live on while decoding.
     alive = where.startswith("decode") or where == "prefill logits"
-    return {"kv": v["kv_peak_bytes"], "kv_behind": v["kv_peak_behind_bytes"],
-            "logits": v["logits_bytes"] if alive else 0,
-            "experts": v[workspace[where]] if where in workspace else 0}  # fmt: skip
+    return {
+        "kv": v["kv_peak_bytes"],
+        "kv_behind": v["kv_peak_behind_bytes"],
+        "logits": v["logits_bytes"] if alive else 0,
+        "experts": v[workspace[where]] if where in workspace else 0,
+    }
 
 
 def _reasons(row: Record, parts: Mapping[str, int | None]) -> dict[str, str]:
@@ -140,15 +149,23 @@ def _reasons(row: Record, parts: Mapping[str, int | None]) -> dict[str, str]:
 
 def of_rows(rows: Sequence[Record]) -> list[tuple[Record, Ledger]]:
     """Every memory row that did not fail with its ledger, by model, setup and context."""
-    found = [r for group in by_setup(rows, KINDS)
-             for r in sorted(group.rows, key=lambda r: r.key.get("context") or 0)]  # fmt: skip
+    found = [
+        r
+        for group in by_setup(rows, KINDS)
+        for r in sorted(group.rows, key=lambda r: r.key.get("context") or 0)
+    ]
     return [(row, ledger(row, card_of(rows, row))) for row in found]
 
 
 def card_of(rows: Sequence[Record], row: Record) -> Mapping[str, Any] | None:
     """Values of the card of a row's model in its dtype, or None."""
-    mine = [r for r in rows if r.kind == "card" and r.key.get("model") == row.key.get("model")
-            and r.key.get("dtype", row.key.get("dtype")) == row.key.get("dtype")]  # fmt: skip
+    mine = [
+        r
+        for r in rows
+        if r.kind == "card"
+        and r.key.get("model") == row.key.get("model")
+        and r.key.get("dtype", row.key.get("dtype")) == row.key.get("dtype")
+    ]
     return mine[-1].values if mine else None
 
 
@@ -162,15 +179,20 @@ def sentences(rows: Sequence[Record]) -> list[str]:
     if checked:
         closed = sum(made.closed for made in checked)
         worst = max(checked, key=lambda made: abs(made.residual_bytes))
-        lines.append(f"The memory ledger closes to {CLOSED_SHARE:.0%} of what NVML says on "
-                     f"{closed} of {len(checked)} arms; the largest residual is "
-                     f"{short(worst.residual_bytes / 1e6)} MB of {short(worst.used_bytes / 1e9)} "
-                     f"GB ({worst.source}).")  # fmt: skip
+        lines.append(
+            f"The memory ledger closes to {CLOSED_SHARE:.0%} of what NVML says on "
+            f"{closed} of {len(checked)} arms; the largest residual is "
+            f"{short(worst.residual_bytes / 1e6)} MB of {short(worst.used_bytes / 1e9)} "
+            f"GB ({worst.source})."
+        )
     else:
         lines.append(f"The memory ledger is not closed: {found[0][1].open_reason}.")
-    ratios = [above_bytes(r) / r.values["predicted_bytes"] for r, _ in found
-              if r.value("predicted_bytes")]  # fmt: skip
+    ratios = [
+        above_bytes(r) / r.values["predicted_bytes"] for r, _ in found if r.value("predicted_bytes")
+    ]
     if ratios:
-        lines.append(f"Peaks above the baseline are {min(ratios):.3f} to {max(ratios):.3f} times "
-                     f"what the shapes alone predict ({len(ratios)} arms).")  # fmt: skip
+        lines.append(
+            f"Peaks above the baseline are {min(ratios):.3f} to {max(ratios):.3f} times "
+            f"what the shapes alone predict ({len(ratios)} arms)."
+        )
     return lines

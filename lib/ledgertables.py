@@ -24,10 +24,14 @@ NOTES = (
     "use at the peak. CUDA context: what was in use beside the allocator before the call",
     f"closed: what the sum leaves unexplained is at most {CLOSED_SHARE:.0%} of what is in use",
 )
-UNTOLD = ("where no place of the peak is given, cache and logits are those held after the call, "
-          "which need not be alive at the peak")  # fmt: skip
-WITHOUT_128 = ("contexts from 512 on: the study's baseline at 128 tokens lacks what libraries "
-               "keep after their first call")  # fmt: skip
+UNTOLD = (
+    "where no place of the peak is given, cache and logits are those held after the call, "
+    "which need not be alive at the peak"
+)
+WITHOUT_128 = (
+    "contexts from 512 on: the study's baseline at 128 tokens lacks what libraries "
+    "keep after their first call"
+)
 
 
 def read(size: float | None, reason: str, factor: float = 1.0) -> Estimate:
@@ -54,16 +58,27 @@ def parts(rows: Sequence[Record]) -> Table:
         why, left = made.open_reason, made.residual_bytes
         share = None if left is None else 100 * left / made.used_bytes
         verdict = {None: "–", True: "yes", False: "no"}[made.closed]
-        return (*(read(made.parts[n], made.reasons[n], 1 / size) for n in PARTS),
-                read(made.sum_bytes, why, 1 / size),
-                read(made.used_bytes, made.reasons["used_bytes"], 1 / size), read(left, why, 1e-6),
-                read(share, why), verdict, made.source or "–",
-                group[-1].value("peak_in") or "–")  # fmt: skip
+        return (
+            *(read(made.parts[n], made.reasons[n], 1 / size) for n in PARTS),
+            read(made.sum_bytes, why, 1 / size),
+            read(made.used_bytes, made.reasons["used_bytes"], 1 / size),
+            read(left, why, 1e-6),
+            read(share, why),
+            verdict,
+            made.source or "–",
+            group[-1].value("peak_in") or "–",
+        )
 
-    columns = [*(Column(title, unit) for title in PARTS.values()), Column("sum", unit),
-               Column("in use by NVML", unit), Column("residual", "MB"), Column("residual", "%"),
-               Column("closed", numeric=False), Column("source", numeric=False),
-               Column("peak in", numeric=False)]  # fmt: skip
+    columns = [
+        *(Column(title, unit) for title in PARTS.values()),
+        Column("sum", unit),
+        Column("in use by NVML", unit),
+        Column("residual", "MB"),
+        Column("residual", "%"),
+        Column("closed", numeric=False),
+        Column("source", numeric=False),
+        Column("peak in", numeric=False),
+    ]
     made = _built("memory-ledger", "Memory ledger", rows, columns, cells)
     return _with_notes(made, *NOTES, UNTOLD)
 
@@ -81,15 +96,32 @@ def predicted(rows: Sequence[Record]) -> Table:
         asked = difference(row.value("requested_peak_bytes"), row.value("requested_baseline_bytes"))
         why = row.missing.get("predicted_bytes", OLD)
         unasked = row.missing.get("reserved_bytes", OLD)
-        return (read(told, why, 1 / size), read(above, "no peak", 1 / size),
-                read(asked, unasked, 1 / size), read(_ratio(above, told), why),
-                read(_ratio(asked, told), unasked if told else why))  # fmt: skip
+        return (
+            read(told, why, 1 / size),
+            read(above, "no peak", 1 / size),
+            read(asked, unasked, 1 / size),
+            read(_ratio(above, told), why),
+            read(_ratio(asked, told), unasked if told else why),
+        )
 
-    columns = [Column("predicted", unit), Column("measured", unit), Column("asked for", unit),
-               Column("measured / predicted"), Column("asked for / predicted")]  # fmt: skip
-    return _built("memory-predicted", "Peak above the baseline, predicted before it was measured",
-                  [r for r in rows if r.kind == "environment" or "predicted_bytes" in
-                   {*r.values, *r.missing}], columns, cells)  # fmt: skip
+    columns = [
+        Column("predicted", unit),
+        Column("measured", unit),
+        Column("asked for", unit),
+        Column("measured / predicted"),
+        Column("asked for / predicted"),
+    ]
+    return _built(
+        "memory-predicted",
+        "Peak above the baseline, predicted before it was measured",
+        [
+            r
+            for r in rows
+            if r.kind == "environment" or "predicted_bytes" in {*r.values, *r.missing}
+        ],
+        columns,
+        cells,
+    )
 
 
 def per_token(rows: Sequence[Record]) -> Table:
@@ -104,18 +136,28 @@ def per_token(rows: Sequence[Record]) -> Table:
     def cells(group: list[Record]) -> Sequence[Any]:
         first = (card_of(rows, group[-1]) or {}).get("kv_bytes_per_token")
         held, card = (_points(group, n) for n in ("kv_tensor_bytes", "kv_card_bytes"))
-        equal = sum(r.value("kv_tensor_bytes") == r.value("kv_card_bytes") is not None
-                    for r in group)  # fmt: skip
-        return (_slope(held), _slope(card), read(first, "no model card with a cache"),
-                f"{equal} of {len(group)}", *(_slope(_above(group, k)) for k in KINDS))  # fmt: skip
+        equal = sum(
+            r.value("kv_tensor_bytes") == r.value("kv_card_bytes") is not None for r in group
+        )
+        return (
+            _slope(held),
+            _slope(card),
+            read(first, "no model card with a cache"),
+            f"{equal} of {len(group)}",
+            *(_slope(_above(group, k)) for k in KINDS),
+        )
 
-    columns = [Column("KV held", "B/token"), Column("KV by the card", "B/token"),
-               Column("KV of the first token", "B/token"),
-               Column("held = card to the byte", numeric=False),
-               Column("peak, the paper's protocol", "B/token"),
-               Column("peak, generate()", "B/token")]  # fmt: skip
-    return build("memory-per-token", "Memory per token of context", dynamic, KINDS, (), columns,
-                 cells)  # fmt: skip
+    columns = [
+        Column("KV held", "B/token"),
+        Column("KV by the card", "B/token"),
+        Column("KV of the first token", "B/token"),
+        Column("held = card to the byte", numeric=False),
+        Column("peak, the paper's protocol", "B/token"),
+        Column("peak, generate()", "B/token"),
+    ]
+    return build(
+        "memory-per-token", "Memory per token of context", dynamic, KINDS, (), columns, cells
+    )
 
 
 def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = None) -> Table:
@@ -133,22 +175,32 @@ def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = N
         rest = [made.parts[n] for n in ("kv_behind", "activations", "padding")]
         whole = None if made.parts["activations"] is None else sum(size or 0 for size in rest)
         above = above_bytes(row)
-        return (Estimate(printed, n=1, method="published", reason="a published number"),
-                read(above, "no peak", 1 / MIB),
-                read(_ratio(above, printed * MIB), "no peak"),
-                read(row.value("predicted_bytes"), row.missing.get("predicted_bytes", OLD),
-                     1 / MIB),
-                *(read(made.parts[n], made.reasons[n], 1 / MIB) for n in shown),
-                read(whole, made.reasons["activations"], 1 / MIB),
-                row.value("peak_in") or "–")  # fmt: skip
+        return (
+            Estimate(printed, n=1, method="published", reason="a published number"),
+            read(above, "no peak", 1 / MIB),
+            read(_ratio(above, printed * MIB), "no peak"),
+            read(row.value("predicted_bytes"), row.missing.get("predicted_bytes", OLD), 1 / MIB),
+            *(read(made.parts[n], made.reasons[n], 1 / MIB) for n in shown),
+            read(whole, made.reasons["activations"], 1 / MIB),
+            row.value("peak_in") or "–",
+        )
 
     shown = ("kv", "logits", "experts")
-    columns = [Column("published", "MiB", measured=False), Column("peak above baseline", "MiB"),
-               Column("measured / published"), Column("predicted", "MiB"),
-               *(Column(PARTS[n], "MiB") for n in shown), Column("rest", "MiB"),
-               Column("peak in", numeric=False)]  # fmt: skip
-    mine = [r for r in rows if r.kind == "environment" or (
-            r.kind == "memory-paper" and not r.error and reported(r) is not None)]  # fmt: skip
+    columns = [
+        Column("published", "MiB", measured=False),
+        Column("peak above baseline", "MiB"),
+        Column("measured / published"),
+        Column("predicted", "MiB"),
+        *(Column(PARTS[n], "MiB") for n in shown),
+        Column("rest", "MiB"),
+        Column("peak in", numeric=False),
+    ]
+    mine = [
+        r
+        for r in rows
+        if r.kind == "environment"
+        or (r.kind == "memory-paper" and not r.error and reported(r) is not None)
+    ]
     title = "What the paper's KV contribution consists of"
     made = build("kv-contribution", title, mine, ("memory-paper",), ("context",), columns, cells)
     return _with_notes(made, WITHOUT_128, UNTOLD)
@@ -181,9 +233,12 @@ def contribution_table(rows: Sequence[Record]) -> pd.DataFrame:
 
 
 def _built(
-    name: str, title: str, rows: Sequence[Record], columns: Sequence[Column],
+    name: str,
+    title: str,
+    rows: Sequence[Record],
+    columns: Sequence[Column],
     cells: Callable[[list[Record]], Sequence[Any]],
-) -> Table:  # fmt: skip
+) -> Table:
     return build(name, title, rows, KINDS, ("context", "protocol"), columns, cells)
 
 
@@ -197,13 +252,19 @@ def _ratio(above: float | None, below: float | None) -> float | None:
 
 def _points(group: Sequence[Record], name: str) -> set[tuple[int, int]]:
     less = {"memory-paper": 0, "memory": 1}  # generate() never caches the last token it returns
-    return {(r.key["context"] + r.key["new_tokens"] - less[r.kind], r.values[name])
-            for r in group if r.value(name) is not None}  # fmt: skip
+    return {
+        (r.key["context"] + r.key["new_tokens"] - less[r.kind], r.values[name])
+        for r in group
+        if r.value(name) is not None
+    }
 
 
 def _above(group: Sequence[Record], kind: str) -> set[tuple[int, int]]:
-    return {(r.key["context"], above_bytes(r)) for r in group
-            if r.kind == kind and above_bytes(r) is not None}  # fmt: skip
+    return {
+        (r.key["context"], above_bytes(r))
+        for r in group
+        if r.kind == kind and above_bytes(r) is not None
+    }
 
 
 def _slope(points: set[tuple[int, int]]) -> Estimate:

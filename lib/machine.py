@@ -83,13 +83,16 @@ def bandwidth_notes(used: Iterable[Limits]) -> list[str]:
         stated = found[0].sheet.memory_bytes_per_s
         why = found[0].sheet.missing.get("memory_bytes_per_s", "")
         rates = sorted({x.read_bytes_per_s for x in found if x.read_bytes_per_s})
-        ends = " to ".join(dict.fromkeys(short(x / 1e9) for x in (rates[0], rates[-1])) if rates
-                           else ["unknown"])  # fmt: skip
+        ends = " to ".join(
+            dict.fromkeys(short(x / 1e9) for x in (rates[0], rates[-1])) if rates else ["unknown"]
+        )
         copied = any(x.read_from == "copy" for x in found)
         what = "copy (no ceilings were measured with these records)" if copied else "read stream"
-        notes.append(f"{device}: datasheet "
-                     + (f"{short(stated / 1e9)} GB/s" if stated else f"unknown ({why})")
-                     + f"; measured {what} {ends} GB/s")  # fmt: skip
+        notes.append(
+            f"{device}: datasheet "
+            + (f"{short(stated / 1e9)} GB/s" if stated else f"unknown ({why})")
+            + f"; measured {what} {ends} GB/s"
+        )
     return notes
 
 
@@ -109,9 +112,15 @@ def table(rows: Sequence[Record]) -> Table:
         built += [(*device, *cells) for cells in _rows_of(row, sheet)]
         notes.append(_device(env) + _read_note(row) + _source_note(sheet))
     leading = [Column("device", numeric=False)] if several else []
-    columns = (*leading, Column("ceiling", numeric=False), Column("unit", numeric=False),
-               Column("best measured"), Column("worst of them"), Column("datasheet"),
-               Column("measured / datasheet"))  # fmt: skip
+    columns = (
+        *leading,
+        Column("ceiling", numeric=False),
+        Column("unit", numeric=False),
+        Column("best measured"),
+        Column("worst of them"),
+        Column("datasheet"),
+        Column("measured / datasheet"),
+    )
     made = Table("machine", "Ceilings of the machine", columns, tuple(built), tuple(notes))
     return without_empty(made)
 
@@ -130,8 +139,9 @@ def _rows_of(row: Record, sheet: Datasheet) -> list[tuple[Any, ...]]:
         ratio = stats.missing("no value in a datasheet")
         if stated.value is not None:
             ratio = _single(best / scale / stated.value, "quotient")
-        made.append((title, unit, _best(best / scale, len(samples)), _best(worst / scale),
-                     stated, ratio))  # fmt: skip
+        made.append(
+            (title, unit, _best(best / scale, len(samples)), _best(worst / scale), stated, ratio)
+        )
     return made
 
 
@@ -142,8 +152,12 @@ def _samples(row: Record, name: str, best: float) -> list[float]:
 
 
 def _best(value: float, n: int = 1) -> Estimate:
-    return Estimate(value, n=n, method=f"best of {n}" if n > 1 else "worst repetition",
-                    reason="a ceiling is an extreme: no interval")  # fmt: skip
+    return Estimate(
+        value,
+        n=n,
+        method=f"best of {n}" if n > 1 else "worst repetition",
+        reason="a ceiling is an extreme: no interval",
+    )
 
 
 def _single(value: float, method: str) -> Estimate:
@@ -203,13 +217,17 @@ def conclusion(rows: Sequence[Record]) -> str:
             f"{_share(read, sheet.memory_bytes_per_s)} ({row.value('read_shape')})."
         )
         flops = row.value("matmul_flop_per_s")
-        lines.append(f"{device}: a bfloat16 matrix product runs at {short(flops / 1e12)} TFLOP/s"
-                     f"{_share(flops, sheet.bf16_flop_per_s)}.")  # fmt: skip
+        lines.append(
+            f"{device}: a bfloat16 matrix product runs at {short(flops / 1e12)} TFLOP/s"
+            f"{_share(flops, sheet.bf16_flop_per_s)}."
+        )
         launch = row.value("launch_s")
         if launch:
-            lines.append(f"Queueing and finishing {KERNELS:,} tiny kernels takes "
-                         f"{short(1e3 * launch * KERNELS)} ms: a step of so many "
-                         "cannot be faster unless they are captured together.")  # fmt: skip
+            lines.append(
+                f"Queueing and finishing {KERNELS:,} tiny kernels takes "
+                f"{short(1e3 * launch * KERNELS)} ms: a step of so many "
+                "cannot be faster unless they are captured together."
+            )
         if sheet.memory_bytes_per_s is None:
             lines.append(f"No datasheet beside it: {sheet.missing['memory_bytes_per_s']}.")
     return bullets([*lines, *cautions(select(rows, "ceilings"))])

@@ -34,9 +34,22 @@ from lib.records import manifests
 
 PARTIAL, PREVIOUS, ALL = ".partial", ".previous", "_all"
 RELEASED = ROOT / "outputs" / "released"
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas",
-            "matplotlib", "seaborn", "papermill", "nbclient", "nbconvert", "ipykernel",
-            "nvidia-ml-py")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "seaborn",
+    "papermill",
+    "nbclient",
+    "nbconvert",
+    "ipykernel",
+    "nvidia-ml-py",
+)
 
 
 @dataclass(frozen=True)
@@ -88,16 +101,22 @@ def plan(profile: Profile, out_dir: Path) -> list[Task]:
 
     Notebooks of one kind keep the profile's order.
     """
-    once = {n: _task(profile, n, None, out_dir / ALL / n, out_dir)
-            for n in profile.notebooks if n in CROSS_MODEL}  # fmt: skip
+    once = {
+        n: _task(profile, n, None, out_dir / ALL / n, out_dir)
+        for n in profile.notebooks
+        if n in CROSS_MODEL
+    }
     tasks = [task for notebook, task in once.items() if notebook in BEFORE_MODELS]
     again = [n for n in profile.notebooks if n in SECOND_PASS]
     first = [n for n in profile.notebooks if n not in (*CROSS_MODEL, *SECOND_PASS)]
     for notebooks, choices in ((first, profile.choices), (again, profile.choices[::-1])):
         for choice in choices:
             folder = out_dir / slug(choice.model) / f"{choice.weights}-{choice.stack}"
-            tasks += [_task(profile, notebook, choice, folder / notebook, folder)
-                      for notebook in notebooks if notebook in choice.notebooks]  # fmt: skip
+            tasks += [
+                _task(profile, notebook, choice, folder / notebook, folder)
+                for notebook in notebooks
+                if notebook in choice.notebooks
+            ]
     return tasks + [task for notebook, task in once.items() if notebook not in BEFORE_MODELS]
 
 
@@ -250,8 +269,13 @@ def environment(gpu: str) -> dict[str, Any]:
             versions[package] = metadata.version(package)
     system = f"{platform.system()} {platform.machine()}"
     lock = ROOT / "requirements.lock"
-    return {"python": platform.python_version(), "platform": system, "gpu": gpu,
-            "packages": versions, "lock_sha": file_sha(lock) if lock.exists() else None}
+    return {
+        "python": platform.python_version(),
+        "platform": system,
+        "gpu": gpu,
+        "packages": versions,
+        "lock_sha": file_sha(lock) if lock.exists() else None,
+    }
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -14,8 +14,12 @@ from lib.papertables import Cell, PaperTable, number_text
 from lib.shown import short
 from lib.stats import Estimate
 
-SIGNS = {REPRODUCED: ("✓", "holds"), DIRECTION: ("≈", "partly"), NOT: ("✗", "fails"),
-         UNTESTABLE: ("?", "open")}  # fmt: skip
+SIGNS = {
+    REPRODUCED: ("✓", "holds"),
+    DIRECTION: ("≈", "partly"),
+    NOT: ("✗", "fails"),
+    UNTESTABLE: ("?", "open"),
+}
 
 
 class Footnotes:
@@ -47,9 +51,15 @@ def _letters(index: int) -> str:
 
 
 def number_cell(
-    estimate: Estimate, notes: Footnotes, *, decimals: int | None = None, label: str = "",
-    css: str = "", show_interval: bool = True, mark: str = "",
-) -> str:  # fmt: skip
+    estimate: Estimate,
+    notes: Footnotes,
+    *,
+    decimals: int | None = None,
+    label: str = "",
+    css: str = "",
+    show_interval: bool = True,
+    mark: str = "",
+) -> str:
     """A cell with a number and its interval; n, method and setup in its title and data-."""
     css = f"num {css}".strip()
     if estimate.value is None:
@@ -57,12 +67,22 @@ def number_cell(
         return f'<td class="{css} missing" data-value="">–{mark}</td>'
     say = short if decimals is None else lambda x: f"{x:,.{decimals}f}"
     span = interval(estimate)
-    details = [f"n = {estimate.n}" if estimate.n else "", estimate.method,
-               f"95 % interval {span}" if span else estimate.reason, label]  # fmt: skip
-    data = {"value": number_text(estimate.value), "low": number_text(estimate.low),
-            "high": number_text(estimate.high), "n": estimate.n, "method": estimate.method,
-            "setup": label, "reason": "" if span else estimate.reason,
-            "records": " ".join(estimate.records)}  # fmt: skip
+    details = [
+        f"n = {estimate.n}" if estimate.n else "",
+        estimate.method,
+        f"95 % interval {span}" if span else estimate.reason,
+        label,
+    ]
+    data = {
+        "value": number_text(estimate.value),
+        "low": number_text(estimate.low),
+        "high": number_text(estimate.high),
+        "n": estimate.n,
+        "method": estimate.method,
+        "setup": label,
+        "reason": "" if span else estimate.reason,
+        "records": " ".join(estimate.records),
+    }
     attributes = " ".join(f'data-{k}="{escape(str(v))}"' for k, v in data.items() if v or v == 0)
     title = escape("; ".join(filter(None, details)))
     beside = span or (estimate.method if estimate.method.startswith("max of") else "")
@@ -139,9 +159,11 @@ def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
             second.append(header)
             index += 1
     body = "".join(_paper_row(table, *row, notes) for row in table.rows)
-    caption = (f"<b>Table {table.number}.</b> {escape(table.title)}. "
-               f'<span class="where">{escape(" ".join(context))} '
-               f"Paper: {escape(table.where)}.</span>")  # fmt: skip
+    caption = (
+        f"<b>Table {table.number}.</b> {escape(table.title)}. "
+        f'<span class="where">{escape(" ".join(context))} '
+        f"Paper: {escape(table.where)}.</span>"
+    )
     below = _account(table) + (f'<p class="note">{escape(table.note)}</p>' if table.note else "")
     head = f"<tr>{''.join(top)}</tr><tr>{''.join(second)}</tr>"
     return figure(table_id, caption, head, body, below + notes.html())
@@ -163,12 +185,22 @@ def _paper_row(
         if cell.printed is None:
             html.append('<td class="num group" data-value="">–</td>')
         else:
-            html.append(f'<td class="num group paper" data-value="{cell.printed}">'
-                        f"{float(cell.printed):,.{decimals}f}</td>")  # fmt: skip
+            html.append(
+                f'<td class="num group paper" data-value="{cell.printed}">'
+                f"{float(cell.printed):,.{decimals}f}</td>"
+            )
         mark = verdict_mark(cell.verdict)
         ratio = "ratio" in _parts(table, i)
-        html.append(number_cell(cell.measured, notes, decimals=decimals, label=cell.note,
-                                css="measured", mark="" if ratio else mark))  # fmt: skip
+        html.append(
+            number_cell(
+                cell.measured,
+                notes,
+                decimals=decimals,
+                label=cell.note,
+                css="measured",
+                mark="" if ratio else mark,
+            )
+        )
         if ratio:
             html.append(_ratio_cell(cell, notes, mark))
     return f"<tr>{''.join(html)}</tr>"
@@ -180,8 +212,9 @@ def _ratio_cell(cell: Cell, notes: Footnotes, mark: str) -> str:
     if cell.ratio.value is None:
         return '<td class="num ratio missing" data-value="">–</td>'
     # Its interval is the measured one divided by the printed value: in the title, not in print.
-    return number_cell(cell.ratio, notes, decimals=3, label=cell.note, css="ratio",
-                       show_interval=False, mark=mark)  # fmt: skip
+    return number_cell(
+        cell.ratio, notes, decimals=3, label=cell.note, css="ratio", show_interval=False, mark=mark
+    )
 
 
 def verdict_mark(verdict: Ruling) -> str:

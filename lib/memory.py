@@ -31,8 +31,15 @@ from lib.shown import Shown
 WARMUP_TOKENS = 2
 PROTOCOLS = {"memory-paper": "paper", "memory": "generate()"}
 # What a row holds, or says why not.
-READINGS = ("reserved_bytes", "used_bytes", "kv_tensor_bytes", "kv_card_bytes", "workspace_bytes",
-            "predicted_bytes", "peak_in")  # fmt: skip
+READINGS = (
+    "reserved_bytes",
+    "used_bytes",
+    "kv_tensor_bytes",
+    "kv_card_bytes",
+    "workspace_bytes",
+    "predicted_bytes",
+    "peak_in",
+)
 STEPPED = "hf-eager"  # the stack whose passes are plain calls of the net, which hooks can follow
 
 
@@ -55,16 +62,30 @@ def sweep(
     rows = begin_records(model, records_path)
     for name in [None, *also_experts] if model.card.experts else [None]:
         with experts.using(model.net, name):
-            rows += _protocols(model, stack=stack, contexts=contexts, new_tokens=new_tokens,
-                               seed=seed, env_id=rows[0].env_id, records_path=records_path,
-                               predicted=predicted or {})  # fmt: skip
+            rows += _protocols(
+                model,
+                stack=stack,
+                contexts=contexts,
+                new_tokens=new_tokens,
+                seed=seed,
+                env_id=rows[0].env_id,
+                records_path=records_path,
+                predicted=predicted or {},
+            )
     return rows
 
 
 def _protocols(
-    model: Any, *, stack: str, contexts: Sequence[int], new_tokens: int, seed: int,
-    env_id: str | None, records_path: str | Path, predicted: Mapping[tuple, int | str],
-) -> list[Record]:  # fmt: skip
+    model: Any,
+    *,
+    stack: str,
+    contexts: Sequence[int],
+    new_tokens: int,
+    seed: int,
+    env_id: str | None,
+    records_path: str | Path,
+    predicted: Mapping[tuple, int | str],
+) -> list[Record]:
     def generated(ids: Any, tokens: int) -> dict[str, Any]:
         """A stack is opened for its call, so that fixed buffers count as the call's memory."""
         generate = decode.open_stack(stack, model.net, capacity=ids.shape[1] + tokens)
@@ -78,8 +99,17 @@ def _protocols(
     for context in track(contexts, f"memory of {model.name}"):
         for kind, call in calls.items():
             told = predicted.get((kind, model.key()["experts"], context), "nothing was predicted")
-            row = arm(model, kind=kind, call=call, stack=stack, context=context, predicted=told,
-                      new_tokens=new_tokens, seed=seed, env_id=env_id)  # fmt: skip
+            row = arm(
+                model,
+                kind=kind,
+                call=call,
+                stack=stack,
+                context=context,
+                predicted=told,
+                new_tokens=new_tokens,
+                seed=seed,
+                env_id=env_id,
+            )
             rows.append(records.append(records_path, row))
     return rows
 
@@ -128,11 +158,19 @@ def _predicted(
 
 def prediction_table(predicted: Mapping[tuple, int | str]) -> Shown:
     """What `predict` returned, for reading, in MB of 10^6 bytes."""
-    made = Shown([
-        {"experts": name, "protocol": PROTOCOLS[kind], "context (tokens)": context,
-         "peak above baseline, predicted (MB)": size / 1e6 if isinstance(size, int) else size}
-        for (kind, name, context), size in predicted.items()
-    ])  # fmt: skip
+    made = Shown(
+        [
+            {
+                "experts": name,
+                "protocol": PROTOCOLS[kind],
+                "context (tokens)": context,
+                "peak above baseline, predicted (MB)": size / 1e6
+                if isinstance(size, int)
+                else size,
+            }
+            for (kind, name, context), size in predicted.items()
+        ]
+    )
     return made.round(3).set_index("context (tokens)")
 
 
@@ -145,8 +183,13 @@ def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> Shown:
         **{str(context): partial(card.kv_bytes, context + new_tokens) for context in contexts}
     )
     shown = [sizes[str(c)] / 1e6 if str(c) in sizes else "-" for c in contexts]
-    made = Shown({"context (tokens)": contexts, "KV cache computed (MB)": shown,
-                         **({"missing": list(missing.values())} if missing else {})})  # fmt: skip
+    made = Shown(
+        {
+            "context (tokens)": contexts,
+            "KV cache computed (MB)": shown,
+            **({"missing": list(missing.values())} if missing else {}),
+        }
+    )
     return made.round(3).set_index("context (tokens)")
 
 
@@ -215,16 +258,24 @@ def arm(
     }
     return Record(
         kind=kind,
-        key=model.key(stack=stack, context=context, new_tokens=new_tokens, decoding="greedy",
-                      cache=cache_kind),
-        values={**model.source, **{k: v for k, v in values.items() if v is not None},
-                "memory_source": device.memory_source},
-        missing={name: missing.get(name) or device.missing.get(name)
-                 or f"the {device.memory_source} does not report it"
-                 for name in READINGS if values.get(name) is None},
+        key=model.key(
+            stack=stack, context=context, new_tokens=new_tokens, decoding="greedy", cache=cache_kind
+        ),
+        values={
+            **model.source,
+            **{k: v for k, v in values.items() if v is not None},
+            "memory_source": device.memory_source,
+        },
+        missing={
+            name: missing.get(name)
+            or device.missing.get(name)
+            or f"the {device.memory_source} does not report it"
+            for name in READINGS
+            if values.get(name) is None
+        },
         warnings=tuple(card_warnings(values, model.card.weight_bytes)),
         env_id=env_id,
-    )  # fmt: skip
+    )
 
 
 def cache_readings(
@@ -234,9 +285,11 @@ def cache_readings(
 
     A cache that is not understood is no reason to fail.
     """
-    counts = {"kv_tensor_bytes": lambda: cache_bytes(cache),
-              "kv_behind_bytes": lambda: behind_bytes(cache),
-              "kv_card_bytes": lambda: card_bytes(card, cache, tokens)}  # fmt: skip
+    counts = {
+        "kv_tensor_bytes": lambda: cache_bytes(cache),
+        "kv_behind_bytes": lambda: behind_bytes(cache),
+        "kv_card_bytes": lambda: card_bytes(card, cache, tokens),
+    }
     values, missing = dict.fromkeys(counts), dict.fromkeys(counts, "")
     for name, count in counts.items():
         try:
@@ -262,8 +315,9 @@ def where_it_peaks(
         shorter = _cache_sizes(call(ids, tokens)["cache"])
     longer = measured["kv_tensor_bytes"], measured["kv_behind_bytes"]
     grown = max(longer[0] - shorter[0], 0)
-    _, where = max((peak + grown * name.startswith("decode"), name)
-                   for name, _, peak in trace.stretches)  # fmt: skip
+    _, where = max(
+        (peak + grown * name.startswith("decode"), name) for name, _, peak in trace.stretches
+    )
     there = longer if where.startswith("decode") else trace.prefill_cache or shorter
     return {
         "prefill_peak_bytes": measured["baseline_bytes"] + trace.peak_bytes("prefill"),

@@ -12,8 +12,11 @@ from lib.plots import PALETTE, axes, labelled
 from lib.records import Record
 from lib.shown import short
 
-PARTS = {"kv_tensor_bytes": "KV cache", "logits_bytes": "logits held",
-         "workspace_bytes": "workspace"}  # fmt: skip
+PARTS = {
+    "kv_tensor_bytes": "KV cache",
+    "logits_bytes": "logits held",
+    "workspace_bytes": "workspace",
+}
 PROTOCOLS = {"memory-paper": "the paper's protocol", "memory": "generate()"}
 
 
@@ -38,8 +41,9 @@ def memory_ledger(
 
     The weights (named with their size at each bar) would hide the rest. GB are 10^9 bytes.
     """
-    made = [(name, ledger.ledger(row, ledger.card_of(rows, row))) for name, row in
-            _arms(rows, kind)]  # fmt: skip
+    made = [
+        (name, ledger.ledger(row, ledger.card_of(rows, row))) for name, row in _arms(rows, kind)
+    ]
     ax = axes(ax, figsize=(9.6, 1.6 + 0.3 * len(made)))
     left = [0.0] * len(made)
     shown = {n: title for n, title in ledger.PARTS.items() if n != "weights"}
@@ -55,14 +59,18 @@ def memory_ledger(
     ax.set_xlim(0, 1.5 * max([*left, 1e-9]))
     reasons = dict.fromkeys(book.open_reason for _, book in made if book.closed is None)
     below = "".join(f"\nnot closed: {reason}" for reason in reasons)
-    return labelled(ax, f"Memory beside the weights, {PROTOCOLS[kind]}", f"GB (10^9 bytes){below}",
-                    "")  # fmt: skip
+    return labelled(
+        ax, f"Memory beside the weights, {PROTOCOLS[kind]}", f"GB (10^9 bytes){below}", ""
+    )
 
 
 def _arms(rows: Sequence[Record], kind: str) -> list[tuple[str, Record]]:
     """The rows of a kind that did not fail, each with what its bar is called."""
-    return [(f"{group.label}, {row.key['context']}", row) for group in by_setup(rows, kind)
-            for row in sorted(group.rows, key=lambda r: r.key["context"])]  # fmt: skip
+    return [
+        (f"{group.label}, {row.key['context']}", row)
+        for group in by_setup(rows, kind)
+        for row in sorted(group.rows, key=lambda r: r.key["context"])
+    ]
 
 
 def _closing(book: ledger.Ledger) -> str:

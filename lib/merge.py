@@ -22,8 +22,17 @@ from lib.params import ParamsError, resolve
 from lib.records import Record
 
 ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits for its repetition
-TOLD = ("status", "start", "end", "attempt", "git", "lib_sha", "notebook_sha", "job_sha",
-        "parameters")  # fmt: skip
+TOLD = (
+    "status",
+    "start",
+    "end",
+    "attempt",
+    "git",
+    "lib_sha",
+    "notebook_sha",
+    "job_sha",
+    "parameters",
+)
 NO_ARM = ("environment", "card")
 
 
@@ -81,8 +90,11 @@ def add(folder: Path, told: dict[str, Any], older: Sequence[Run]) -> list[dict[s
     new = Run(folder, told, tuple(records.load(folder / "records.jsonl")))
     runs = [*sorted(older, key=_end), new]
     gpus = _gpus(row for run in runs for row in run.rows)
-    named = [(records.identity(row, gpus.get(row.env_id)), row, run)
-             for run in sorted(runs, key=_end) for row in run.rows]  # fmt: skip
+    named = [
+        (records.identity(row, gpus.get(row.env_id)), row, run)
+        for run in sorted(runs, key=_end)
+        for row in run.rows
+    ]
     last = {name: (row, run) for name, row, run in named}
     lost = {row.env_id for name, row, _ in named if row.kind not in NO_ARM and last[name][0] != row}
     kept = [(row, run) for row, run in last.values() if run is not new]
@@ -119,8 +131,9 @@ def _end(run: Run) -> str:
 
 def _rewrite(path: Path, rows: Sequence[Record], own: Sequence[bool]) -> None:
     """Rows of other runs before those of the file's `own` that stay, whose lines do not change."""
-    lines = [json.dumps(asdict(row), sort_keys=True, allow_nan=False, ensure_ascii=False)
-             for row in rows]  # fmt: skip
+    lines = [
+        json.dumps(asdict(row), sort_keys=True, allow_nan=False, ensure_ascii=False) for row in rows
+    ]
     there = path.read_text(encoding="utf-8").splitlines()
     lines += [line for line, stays in zip(there, own, strict=True) if stays]
     whole = path.with_name(path.name + ".partial")
@@ -228,8 +241,10 @@ def _refuse_mixed(jobs: dict[str, list[Run]]) -> None:
             refused += [f"{name}: {why}" for why in differences(run, measured[-1])]
     if refused:
         listed = "; ".join(dict.fromkeys(refused))
-        raise ParamsError(f"not merged, for these rows must not be mixed: {listed}. Keep them in "
-                          "folders of their own; make compare sets them side by side")  # fmt: skip
+        raise ParamsError(
+            f"not merged, for these rows must not be mixed: {listed}. Keep them in "
+            "folders of their own; make compare sets them side by side"
+        )
 
 
 def _write(runs: Sequence[Run], target: Path) -> None:

@@ -56,9 +56,16 @@ def energy_usd_per_million_tokens(call_j: Estimate, tokens: int, kwh_usd: float)
 
 def table(rows: Sequence[Record], prices: Prices) -> Table:
     """Costs per model, set-up, context, length and batch; the formulas are its notes."""
-    calls = [r for r in rows if r.kind == "environment" or (
-        r.kind in KINDS and (r.key.get("new_tokens") or 0) > 1
-        and r.key.get("decoding") in ("greedy", None))]  # fmt: skip
+    calls = [
+        r
+        for r in rows
+        if r.kind == "environment"
+        or (
+            r.kind in KINDS
+            and (r.key.get("new_tokens") or 0) > 1
+            and r.key.get("decoding") in ("greedy", None)
+        )
+    ]
     batches = {r.key.get("batch") for r in calls if r.kind != "environment"}
     fields = ("context", "new_tokens", *(["batch"] if len(batches) > 1 else []))
 
@@ -78,8 +85,10 @@ def table(rows: Sequence[Record], prices: Prices) -> Table:
 
     columns, notes = [], []
     if prices.gpu_hour_usd is not None:
-        columns += [Column("GPU time, 10^6 output tokens", "USD"),
-                    Column("GPU time, 1,000 requests", "USD")]  # fmt: skip
+        columns += [
+            Column("GPU time, 10^6 output tokens", "USD"),
+            Column("GPU time, 1,000 requests", "USD"),
+        ]
         notes += [
             f"GPU time at c = {prices.gpu_hour_usd:g} USD an hour: c / 3600 x t / (b g) x 10^6 for "
             "10^6 output tokens, c / 3600 x t / b x 1000 for 1,000 requests of this context and "

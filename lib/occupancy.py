@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 # Whose word is taken for what the process uses, the most exact first.
-SOURCES = {"process_bytes": "NVML, this process", "gpu_used_bytes": "NVML, whole GPU",
-           "driver_used_bytes": "CUDA driver, whole GPU"}  # fmt: skip
+SOURCES = {
+    "process_bytes": "NVML, this process",
+    "gpu_used_bytes": "NVML, whole GPU",
+    "driver_used_bytes": "CUDA driver, whole GPU",
+}
 _NVML_MEMORY_V2 = 0x02000028
 
 
@@ -67,9 +70,12 @@ def figure(
             continue
         if shared and name != "process_bytes":
             continue
-        return {"used_source": source, "used_baseline_bytes": before[name],
-                "used_bytes": after[name],
-                "context_bytes": before[name] - reserved_bytes}  # fmt: skip
+        return {
+            "used_source": source,
+            "used_baseline_bytes": before[name],
+            "used_bytes": after[name],
+            "context_bytes": before[name] - reserved_bytes,
+        }
     return {"used_bytes": None}
 
 
@@ -81,8 +87,10 @@ def process_bytes(nvml: Any, handle: Any) -> tuple[int | None, str]:
         return None, f"NVML lists no processes: {error}"
     mine = [p for p in listed if p.pid == os.getpid()]
     if not mine:
-        return None, (f"none of the {len(listed)} processes that NVML lists on this GPU has this "
-                      "process's id, as in a container or a virtual machine")  # fmt: skip
+        return None, (
+            f"none of the {len(listed)} processes that NVML lists on this GPU has this "
+            "process's id, as in a container or a virtual machine"
+        )
     if mine[0].usedGpuMemory is None:
         return None, "NVML lists this process without its memory"
     return mine[0].usedGpuMemory, ""
@@ -140,8 +148,7 @@ def watch_cpu(resident_bytes: int) -> Iterator[dict[str, Any]]:
     events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     sizes = list(itertools.accumulate((e.nbytes() for e in events), initial=resident_bytes))
-    usage |= {"baseline_bytes": resident_bytes, "peak_bytes": max(sizes),
-              "held_bytes": sizes[-1]}  # fmt: skip
+    usage |= {"baseline_bytes": resident_bytes, "peak_bytes": max(sizes), "held_bytes": sizes[-1]}
 
 
 @contextlib.contextmanager

@@ -19,9 +19,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 def shell() -> Environment:
     """Templates with the style, the script and the policy that allows these two alone."""
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
     css, js = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     made.filters["math"] = lambda formula: Markup(
         mathml(formula).replace("<math ", '<math displaystyle="true" ', 1)
@@ -35,8 +38,10 @@ def _policy(css: str, js: str) -> str:
     style, script = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, js)
     )
-    return (f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
-            f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'")  # fmt: skip
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
+        f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"
+    )
 
 
 def write_text(path: Path, text: str) -> None:

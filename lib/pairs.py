@@ -183,9 +183,11 @@ def _pairs(a: Record, b: Record) -> list[Pair | Refused]:
         if not any(name in {*row.samples, *row.values, *row.missing} for row in (a, b)):
             continue
         estimates = [_estimate(row, name, factor) for row in (a, b)]
-        without = [f"{title} is missing in {letter}: {found.reason}"
-                   for letter, found in zip(SIDES, estimates, strict=True)
-                   if found.value is None]  # fmt: skip
+        without = [
+            f"{title} is missing in {letter}: {found.reason}"
+            for letter, found in zip(SIDES, estimates, strict=True)
+            if found.value is None
+        ]
         if without:
             made.append(Refused(a.kind, a.key, "both", "; ".join(without)))
             continue
@@ -215,5 +217,9 @@ def _ratio(a: Record, b: Record, name: str) -> Estimate:
         return stats.ratio(_samples(b, name), _samples(a, name))
     if not a.values[name]:
         return stats.missing("the reading of A is zero")
-    return Estimate(b.values[name] / a.values[name], n=1, method="ratio of single readings",
-                    reason="one reading on each side, no interval")  # fmt: skip
+    return Estimate(
+        b.values[name] / a.values[name],
+        n=1,
+        method="ratio of single readings",
+        reason="one reading on each side, no interval",
+    )

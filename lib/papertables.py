@@ -19,10 +19,27 @@ from lib.paperrules import Series, Study
 from lib.records import Record, require_comparable
 from lib.stats import Estimate
 
-CSV_COLUMNS = ("row", "column", "unit", "paper", "measured", "low", "high", "ratio",
-               "ratio_low", "ratio_high", "verdict", "why", "n", "method", "note")  # fmt: skip
-SERVER = ("not measured: it needs a vLLM server in an environment of its own, and a client that "
-          "sends it requests; serving is not part of this workbook yet")  # fmt: skip
+CSV_COLUMNS = (
+    "row",
+    "column",
+    "unit",
+    "paper",
+    "measured",
+    "low",
+    "high",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "verdict",
+    "why",
+    "n",
+    "method",
+    "note",
+)
+SERVER = (
+    "not measured: it needs a vLLM server in an environment of its own, and a client that "
+    "sends it requests; serving is not part of this workbook yet"
+)
 PRECISIONS = {"BF16": "bfloat16", "FP16": "float16", "FP32": "float32"}
 
 
@@ -71,12 +88,19 @@ class PaperTable:
 COLUMN_RULES: dict[int, tuple[Callable[..., Estimate], ...]] = {
     1: (rules.ttft_ms, rules.p50_ms, rules.p95_ms, rules.output_tok_per_s),
     6: (partial(rules.output_tok_per_s, kind="energy"), rules.tokens_per_j, rules.joules_per_1k),
-    8: (rules.active_billion, rules.ape_tpot, rules.ape_ttft, rules.ape_energy,
-        rules.tok_per_s_per_1000_mib),
+    8: (
+        rules.active_billion,
+        rules.ape_tpot,
+        rules.ape_ttft,
+        rules.ape_energy,
+        rules.tok_per_s_per_1000_mib,
+    ),
 }
 SWEEP_RULES: dict[int, Callable[..., Estimate]] = {
-    2: rules.output_tok_per_s, 3: rules.ttft_ms, 7: rules.joules_per_1k,
-}  # fmt: skip
+    2: rules.output_tok_per_s,
+    3: rules.ttft_ms,
+    7: rules.joules_per_1k,
+}
 
 
 def measure(s: Study, table: int, row: str, column: str, index: int) -> tuple[Estimate, Series]:
@@ -210,9 +234,18 @@ def _cell(
         if own.value is not None:
             notes.append(f"by the paper's before/after estimator {number_text(own.value)} J")
     unit = written if meant.startswith("output") or ";" in meant else meant
-    return Cell(number, row, name, unit, paper, printed, measured, _ratio(measured, paper, written),
-                "; ".join(filter(None, notes)), verdict(number, name, written, printed, measured)
-                )  # fmt: skip
+    return Cell(
+        number,
+        row,
+        name,
+        unit,
+        paper,
+        printed,
+        measured,
+        _ratio(measured, paper, written),
+        "; ".join(filter(None, notes)),
+        verdict(number, name, written, printed, measured),
+    )
 
 
 def verdict(
@@ -246,12 +279,22 @@ def csv_row(cell: Cell) -> dict[str, Any]:
     """One line of a table's CSV; what is missing is empty and the note says why."""
     m, r = cell.measured, cell.ratio
     return {
-        "row": cell.row, "column": cell.column, "unit": cell.unit, "paper": cell.printed or "",
-        "measured": number_text(m.value), "low": number_text(m.low), "high": number_text(m.high),
-        "ratio": number_text(r.value), "ratio_low": number_text(r.low),
-        "ratio_high": number_text(r.high), "verdict": cell.verdict.word, "why": cell.verdict.why,
-        "n": m.n or "", "method": m.method, "note": cell.note,
-    }  # fmt: skip
+        "row": cell.row,
+        "column": cell.column,
+        "unit": cell.unit,
+        "paper": cell.printed or "",
+        "measured": number_text(m.value),
+        "low": number_text(m.low),
+        "high": number_text(m.high),
+        "ratio": number_text(r.value),
+        "ratio_low": number_text(r.low),
+        "ratio_high": number_text(r.high),
+        "verdict": cell.verdict.word,
+        "why": cell.verdict.why,
+        "n": m.n or "",
+        "method": m.method,
+        "note": cell.note,
+    }
 
 
 def write_csvs(

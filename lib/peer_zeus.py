@@ -42,22 +42,31 @@ def compare(
     reason = model.device.missing.get("energy") or ""
     monitor, why = (None, reason) if reason else open_monitor(model.device)
     if monitor is None:
-        row = Record("energy-peer", key, values=dict(model.source),
-                     missing={"zeus_long_j": why}, env_id=env_id)  # fmt: skip
+        row = Record(
+            "energy-peer",
+            key,
+            values=dict(model.source),
+            missing={"zeus_long_j": why},
+            env_id=env_id,
+        )
         return [records.append(records_path, row)]
-    session = energy.open_session(model, stack, Path(records_path), seed, env_id,
-                                  [context], new_tokens)  # fmt: skip
+    session = energy.open_session(
+        model, stack, Path(records_path), seed, env_id, [context], new_tokens
+    )
     lead = session.lead(context, new_tokens)
-    lengths = {"long": (session.call(context, new_tokens), window_s),
-               "short": (lead, min(SHORT_S, window_s))}  # fmt: skip
+    lengths = {
+        "long": (session.call(context, new_tokens), window_s),
+        "short": (lead, min(SHORT_S, window_s)),
+    }
     samples: dict[str, list[float]] = {}
     for name, (call, seconds) in lengths.items():
         for joules, zeus_j, long_s in both(session, monitor, lead, call, seconds, peer_windows):
             for sample, value in (("ours", joules), ("zeus", zeus_j)):
                 samples.setdefault(f"{sample}_{name}_j", []).append(value)
             samples.setdefault(f"{name}_s", []).append(long_s)
-    row = Record("energy-peer", key, samples, {**model.source, "zeus": version("zeus")},
-                 env_id=env_id)  # fmt: skip
+    row = Record(
+        "energy-peer", key, samples, {**model.source, "zeus": version("zeus")}, env_id=env_id
+    )
     return [records.append(records_path, row)]
 
 
@@ -87,9 +96,13 @@ def open_monitor(device: Any) -> tuple[Any, str]:
 
 
 def both(
-    session: energy.Session, monitor: Any, lead: windows.Call, call: windows.Call,
-    seconds: float, count: int,
-) -> list[tuple[float, float, float]]:  # fmt: skip
+    session: energy.Session,
+    monitor: Any,
+    lead: windows.Call,
+    call: windows.Call,
+    seconds: float,
+    count: int,
+) -> list[tuple[float, float, float]]:
     """(ours, Zeus's, seconds) of windows one after another with the board kept busy between."""
     device, spans, theirs = session.model.device, [], []
     with device.power_trace(uuids=session.gpus) as trace:
@@ -100,8 +113,14 @@ def both(
             told = monitor.end_window(f"{number}", sync_execution=False)
             theirs.append(told.total_energy)
         windows.keep_busy(lead, windows.LEAD_S, device)
-    ours = [gates.judge(trace, span.start_s, span.stop_s, own_pid=os.getpid(),
-                        calls_s=span.calls_s).energy_j for span in spans]  # fmt: skip
-    return [(joules, zeus_j, span.seconds)
-            for joules, zeus_j, span in zip(ours, theirs, spans, strict=True)
-            if joules is not None]  # fmt: skip
+    ours = [
+        gates.judge(
+            trace, span.start_s, span.stop_s, own_pid=os.getpid(), calls_s=span.calls_s
+        ).energy_j
+        for span in spans
+    ]
+    return [
+        (joules, zeus_j, span.seconds)
+        for joules, zeus_j, span in zip(ours, theirs, spans, strict=True)
+        if joules is not None
+    ]

@@ -21,8 +21,11 @@ STATED = ("latency", "memory-paper", "energy")  # kinds of rows that a statement
 
 def study_stack(records: Sequence[Record], published: dict[str, Any], paper: bool) -> str:
     """The study's stack; without its models (`paper`) and without a row on it, the commonest."""
-    counts = Counter(str(r.key.get("stack")) for r in records
-                     if r.kind in STATED and r.key.get("model") and not r.error)  # fmt: skip
+    counts = Counter(
+        str(r.key.get("stack"))
+        for r in records
+        if r.kind in STATED and r.key.get("model") and not r.error
+    )
     if paper or not counts or published["stack"] in counts:
         return published["stack"]
     return counts.most_common(1)[0][0]
@@ -44,8 +47,11 @@ def on_stack(records: Sequence[Record], published: dict[str, Any], paper: bool, 
     envs = environments(records)
     base = {}
     for title, rows in _by_title(records, published, paper).items():
-        dtypes = Counter(str(r.key.get("dtype")) for r in rows
-                         if r.kind in STATED and r.key.get("stack") == stack)  # fmt: skip
+        dtypes = Counter(
+            str(r.key.get("dtype"))
+            for r in rows
+            if r.kind in STATED and r.key.get("stack") == stack
+        )
         if not dtypes:
             continue
         commonest = max(dtypes.items(), key=lambda item: (item[1], item[0]))[0]

@@ -73,11 +73,19 @@ def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         speeds = [[min(lengths) / t for t in r.samples["e2e_s"]] for r in whole]
         points_and_line(ax, group, whole, speeds, ", output")
         contexts = [r.key["context"] for r in whole]
-        slopes = [tables.decode_tok_per_s([r for r in group.rows if r.key["context"] == c]).value
-                  for c in contexts]  # fmt: skip
+        slopes = [
+            tables.decode_tok_per_s([r for r in group.rows if r.key["context"] == c]).value
+            for c in contexts
+        ]
         if contexts and None not in slopes:
-            ax.plot(contexts, slopes, ls=style(group.place), color=color(group.model),
-                    label=f"{group.label}, decode only", **HOLLOW)  # fmt: skip
+            ax.plot(
+                contexts,
+                slopes,
+                ls=style(group.place),
+                color=color(group.model),
+                label=f"{group.label}, decode only",
+                **HOLLOW,
+            )
     return labelled(ax, "Throughput against context", "context (tokens)", "tokens per second")
 
 
@@ -129,13 +137,26 @@ def ablation(rows: Sequence[Record], field: str, ax: Axes | None = None) -> Axes
     names = [f"{f'{g.label}, ' if len(groups) > 1 else ''}{r.key.get(field)}" for g, r in arms]
     for place, (_, row) in enumerate(arms):
         if row.error:
-            ax.text(0.02, place, f"failed: {row.error[:70]}", va="center", fontsize=8,
-                    transform=ax.get_yaxis_transform())  # fmt: skip
+            ax.text(
+                0.02,
+                place,
+                f"failed: {row.error[:70]}",
+                va="center",
+                fontsize=8,
+                transform=ax.get_yaxis_transform(),
+            )
             continue
         speeds = [row.key["new_tokens"] / t for t in row.samples["e2e_s"]]
         ax.plot(speeds, [place] * len(speeds), "o", ms=4, alpha=0.35, color=color(row.key["model"]))
-        ax.plot(stats.median(speeds).value, place, "|", ms=18, mew=2, color=color(row.key["model"]),
-                label=names[place])  # fmt: skip
+        ax.plot(
+            stats.median(speeds).value,
+            place,
+            "|",
+            ms=18,
+            mew=2,
+            color=color(row.key["model"]),
+            label=names[place],
+        )
     ax.set_yticks(range(len(names)), names)
     labelled(ax, f"Ablation: {field}", "output throughput (tokens per second)", "", legend=False)
     ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
@@ -153,8 +174,9 @@ def efficiency(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         arms = with_sample(group, "e2e_s", new_tokens=tokens)
         per_b = 1e9 * tokens / active[group.model]
         points_and_line(ax, group, arms, [[per_b / t for t in r.samples["e2e_s"]] for r in arms])
-    return labelled(ax, "APE-TPOT against context", "context (tokens)",
-                    "tok/s per 10^9 active parameters")  # fmt: skip
+    return labelled(
+        ax, "APE-TPOT against context", "context (tokens)", "tok/s per 10^9 active parameters"
+    )
 
 
 def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
@@ -165,9 +187,16 @@ def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
     for place, rung in enumerate(rungs):
         ratio, shade = rung.ratio, colors[rung.origin]
         if ratio.value is None:
-            ax.text(0.02, place, ratio.reason, va="center", fontsize=8, color="0.35",
-                    bbox={"fc": "white", "ec": "none", "pad": 1},
-                    transform=ax.get_yaxis_transform())  # fmt: skip
+            ax.text(
+                0.02,
+                place,
+                ratio.reason,
+                va="center",
+                fontsize=8,
+                color="0.35",
+                bbox={"fc": "white", "ec": "none", "pad": 1},
+                transform=ax.get_yaxis_transform(),
+            )
             said.append("")
             continue
         if ratio.low is not None and ratio.high is not None:
@@ -186,8 +215,13 @@ def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def curves(lines: Iterable[tuple[str, str, str, Sequence[float], Sequence[float]]], title: str,
-           x: str, y: str, ax: Axes | None = None) -> Axes:  # fmt: skip
+def curves(
+    lines: Iterable[tuple[str, str, str, Sequence[float], Sequence[float]]],
+    title: str,
+    x: str,
+    y: str,
+    ax: Axes | None = None,
+) -> Axes:
     """Published lines: each a label, the model it is of, a line style, and its x and y."""
     ax = axes(ax)
     for label, model, style, at, values in lines:
@@ -197,14 +231,22 @@ def curves(lines: Iterable[tuple[str, str, str, Sequence[float], Sequence[float]
 
 def with_sample(group: Group, name: str, **key: Any) -> list[Record]:
     """Rows of a group that have this sample and these key fields, by context."""
-    found = [r for r in group.rows if r.samples.get(name)
-             and all(r.key.get(k) == v for k, v in key.items())]  # fmt: skip
+    found = [
+        r
+        for r in group.rows
+        if r.samples.get(name) and all(r.key.get(k) == v for k, v in key.items())
+    ]
     return sorted(found, key=lambda r: r.key["context"])
 
 
-def points_and_line(ax: Axes, group: Group, rows: Sequence[Record],
-                    samples: Sequence[Sequence[float]], what: str = "",
-                    **drawn: Any) -> None:  # fmt: skip
+def points_and_line(
+    ax: Axes,
+    group: Group,
+    rows: Sequence[Record],
+    samples: Sequence[Sequence[float]],
+    what: str = "",
+    **drawn: Any,
+) -> None:
     """Every repetition as a faint point, the medians as a line, over the rows' contexts.
 
     The line is called what the group is called, and `what` it shows of it.
@@ -214,8 +256,14 @@ def points_and_line(ax: Axes, group: Group, rows: Sequence[Record],
         ax.plot([context] * len(values), values, "o", ms=3.5, alpha=0.3, color=shade)
     medians = [stats.median(values).value for values in samples]
     if medians:
-        ax.plot(contexts, medians, ls=style(group.place), color=shade, label=f"{group.label}{what}",
-                **({"marker": "."} | drawn))  # fmt: skip
+        ax.plot(
+            contexts,
+            medians,
+            ls=style(group.place),
+            color=shade,
+            label=f"{group.label}{what}",
+            **({"marker": "."} | drawn),
+        )
 
 
 def logarithmic(ax: Axes) -> None:
@@ -269,10 +317,19 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
     envs = environments(rows)
     used = {r.env_id for r in measured}
     cards = {e.get("gpu") or e.get("cpu") for i, e in envs.items() if i in used} - {None}
-    setups = {f"{r.key.get('weights')} weights, {r.key.get('dtype')}, {r.key.get('stack')}"
-              for r in measured if r.key.get("stack") and not r.error}  # fmt: skip
-    counts = sorted({len(s) for r in measured for name, s in r.samples.items()
-                     if name not in ("warmup_s", "token_s")})  # fmt: skip
+    setups = {
+        f"{r.key.get('weights')} weights, {r.key.get('dtype')}, {r.key.get('stack')}"
+        for r in measured
+        if r.key.get("stack") and not r.error
+    }
+    counts = sorted(
+        {
+            len(s)
+            for r in measured
+            for name, s in r.samples.items()
+            if name not in ("warmup_s", "token_s")
+        }
+    )
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
     dates = sorted({e["date"] for i, e in envs.items() if i in used and e.get("date")})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else ""
@@ -288,14 +345,14 @@ def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
     ax.figure.savefig(picture, format="png", metadata={"Software": None})
     plt.close(ax.figure)
     data = base64.b64encode(picture.getvalue()).decode()
-    return (f'<figure class="picture"><img class="figure" alt="{escape(describe(ax))}" '
-            f'src="data:image/png;base64,{data}"><figcaption>{escape(ax.get_title())}. '
-            f"{escape(caption(rows, kinds))}.</figcaption></figure>")  # fmt: skip
+    return (
+        f'<figure class="picture"><img class="figure" alt="{escape(describe(ax))}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{escape(ax.get_title())}. '
+        f"{escape(caption(rows, kinds))}.</figcaption></figure>"
+    )
 
 
-def show(
-    ax: Axes, rows: Sequence[Record], source: str = "", *, kinds: Sequence[str] = ()
-) -> None:
+def show(ax: Axes, rows: Sequence[Record], source: str = "", *, kinds: Sequence[str] = ()) -> None:
     """Display the figure with its alternative text, and its caption under it.
 
     The caption is about the rows of these `kinds`, or all. A figure without rows names the

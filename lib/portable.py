@@ -24,8 +24,11 @@ Names = list[tuple[re.Pattern[str], str]]
 def names(out_dir: Path | None = None, *, home: Path | None = None, root: Path = ROOT) -> Names:
     """What to write for each folder of this machine, the innermost first."""
     home = home or Path.home()
-    short = {Path(sys.prefix): "<python>", Path(sys.base_prefix): "<python>",
-             Path(tempfile.gettempdir()): "<tmp>"}  # fmt: skip
+    short = {
+        Path(sys.prefix): "<python>",
+        Path(sys.base_prefix): "<python>",
+        Path(tempfile.gettempdir()): "<tmp>",
+    }
     # A folder such as /usr or /tmp is no one's.
     short = {path: name for path, name in short.items() if len(path.parts) > 2}
     short |= {home: "~"} if len(home.parts) > 1 else {}

@@ -22,8 +22,13 @@ import pynvml
 
 # name: (field of NVML, its unit in SI). One call reads all of them.
 FAST = {"energy_j": (83, 1e-3), "instant_w": (186, 1e-3), "power_w": (185, 1e-3)}
-SLOW = {"memory_c": (82, 1.0), "power_cap_s": (74, 1e-9), "sw_thermal_s": (269, 1e-9),
-        "hw_thermal_s": (270, 1e-9), "power_brake_s": (271, 1e-9)}  # fmt: skip
+SLOW = {
+    "memory_c": (82, 1.0),
+    "power_cap_s": (74, 1e-9),
+    "sw_thermal_s": (269, 1e-9),
+    "hw_thermal_s": (270, 1e-9),
+    "power_brake_s": (271, 1e-9),
+}
 UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by valueType
 SLOW_EVERY = 10  # readings between two of temperature, clocks and violation counters
 PROCESSES_EVERY = 40
@@ -87,9 +92,11 @@ def state(handle: Any) -> dict[str, Any]:
 
 def processes(handle: Any) -> dict[str, Any]:
     """Numbers of the processes that compute on the GPU, as the host counts them."""
-    return asked(pids=lambda: sorted(
-        process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    ))  # fmt: skip
+    return asked(
+        pids=lambda: sorted(
+            process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        )
+    )
 
 
 def main(period_s: float, path: Path, uuids: list[str]) -> None:
@@ -110,8 +117,10 @@ def main(period_s: float, path: Path, uuids: list[str]) -> None:
             file.flush()
             count += 1
             failed = any("error" in row for row in rows)
-            due_s = max(due_s + (max(period_s, BACK_OFF_S) if failed else period_s),
-                        time.perf_counter() - period_s)  # fmt: skip
+            due_s = max(
+                due_s + (max(period_s, BACK_OFF_S) if failed else period_s),
+                time.perf_counter() - period_s,
+            )
             wait_s = max(0.0, due_s - time.perf_counter())
             if select.select([sys.stdin], [], [], wait_s)[0]:
                 return

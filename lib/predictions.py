@@ -34,12 +34,18 @@ def table(rows: Sequence[Record]) -> Table:
 
     The memory row is that of `generate()` with the most new tokens.
     """
-    cards = {(r.key.get("model"), r.key.get("dtype")): ModelCard.from_dict(r.values)
-             for r in rows if r.kind == "card" and "kv_layers" in r.values}  # fmt: skip
+    cards = {
+        (r.key.get("model"), r.key.get("dtype")): ModelCard.from_dict(r.values)
+        for r in rows
+        if r.kind == "card" and "kv_layers" in r.values
+    }
     arms = {(a.model, a.setup, a.context): a for a in roofline.arms(rows) if a.batch == 1}
     groups = grouped([r for r in rows if not r.error], KINDS, ("context",))
-    found = {id(group[0]): (setup, group) for (_, setup, _), group in groups.items()
-             if (group[0].key["model"], group[0].key.get("dtype")) in cards}  # fmt: skip
+    found = {
+        id(group[0]): (setup, group)
+        for (_, setup, _), group in groups.items()
+        if (group[0].key["model"], group[0].key.get("dtype")) in cards
+    }
     kept = [r for _, group in found.values() for r in group]
 
     def cells(group: list[Record]) -> Sequence[Any]:
@@ -51,10 +57,18 @@ def table(rows: Sequence[Record]) -> Table:
         return (*_weights(card, held), *_cache(card, held), *_decode(card, key["context"], arm))
 
     envs = [r for r in rows if r.kind == "environment"]
-    made = build("predictions", "Predicted from the model card, and measured", [*envs, *kept],
-                 KINDS, ("context",), COLUMNS, cells)  # fmt: skip
-    return Table(made.name, made.title, made.columns, made.rows,
-                 (*made.notes, *NOTES) if made.rows else ())  # fmt: skip
+    made = build(
+        "predictions",
+        "Predicted from the model card, and measured",
+        [*envs, *kept],
+        KINDS,
+        ("context",),
+        COLUMNS,
+        cells,
+    )
+    return Table(
+        made.name, made.title, made.columns, made.rows, (*made.notes, *NOTES) if made.rows else ()
+    )
 
 
 def _weights(card: ModelCard, held: Record | None) -> tuple[Estimate, Estimate]:
@@ -71,8 +85,10 @@ def _cache(card: ModelCard, held: Record | None) -> tuple[Estimate, Estimate]:
     if held is None:
         return stats.missing("no memory row tells how many tokens"), _reading(None, "", 1)
     tokens = held.key["context"] + held.key["new_tokens"] - 1  # the last one is never cached
-    return (_predicted(card.kv_bytes(tokens, cache="static") / 1e6),
-            _reading(held, "kv_tensor_bytes", 1e6))  # fmt: skip
+    return (
+        _predicted(card.kv_bytes(tokens, cache="static") / 1e6),
+        _reading(held, "kv_tensor_bytes", 1e6),
+    )
 
 
 def _decode(card: ModelCard, context: int, arm: roofline.Arm | None) -> tuple[Estimate, Estimate]:
@@ -80,8 +96,11 @@ def _decode(card: ModelCard, context: int, arm: roofline.Arm | None) -> tuple[Es
         why = stats.missing("not measured: no latency row with the bytes of a step")
         return why, why
     rate = arm.limits.sheet.memory_bytes_per_s or arm.limits.read_bytes_per_s
-    bound = (stats.missing("no bandwidth is known") if rate is None else
-             _predicted(roofline.bound_tok_per_s(card.decode_bytes(context), rate)))  # fmt: skip
+    bound = (
+        stats.missing("no bandwidth is known")
+        if rate is None
+        else _predicted(roofline.bound_tok_per_s(card.decode_bytes(context), rate))
+    )
     return bound, arm.steps_per_s
 
 

@@ -23,9 +23,14 @@ def counts(found: Sequence[Job], rows: Sequence[Record]) -> dict[str, int]:
     """How many jobs are planned and how they ended; how many arms were measured."""
     status = Counter(job.status for job in found)
     arms = [r for r in rows if r.kind not in ("environment", "card")]
-    return {"ok": status["ok"], "missing": status["missing"], "planned": len(found),
-            "failed": len(found) - status["ok"] - status["missing"],
-            "arms": len(arms), "arm_errors": sum(bool(r.error) for r in arms)}  # fmt: skip
+    return {
+        "ok": status["ok"],
+        "missing": status["missing"],
+        "planned": len(found),
+        "failed": len(found) - status["ok"] - status["missing"],
+        "arms": len(arms),
+        "arm_errors": sum(bool(r.error) for r in arms),
+    }
 
 
 def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
@@ -35,16 +40,25 @@ def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
         for env_id, env in environments(job.records).items():
             told = job.run_of(env_id)
             packages = env.get("packages") or {}
-            where = {"GPU": env.get("gpu") or "CPU, no GPU",
-                     "driver": env.get("driver"), "CUDA": env.get("cuda"),
-                     "torch": env.get("torch") or packages.get("torch"),
-                     "transformers": env.get("transformers") or packages.get("transformers"),
-                     "host CPU": env.get("cpu"), "commit": _commit(told)}  # fmt: skip
+            where = {
+                "GPU": env.get("gpu") or "CPU, no GPU",
+                "driver": env.get("driver"),
+                "CUDA": env.get("cuda"),
+                "torch": env.get("torch") or packages.get("torch"),
+                "transformers": env.get("transformers") or packages.get("transformers"),
+                "host CPU": env.get("cpu"),
+                "commit": _commit(told),
+            }
             seen = groups[tuple((k, str(v)) for k, v in where.items() if v)]
             keyed = [r for r in job.records if r.key.get("model") and r.env_id == env_id]
             base = [r for r in keyed if not r.kind.startswith("ablation")]
-            for title, name in (("models", "model"), ("weights", "weights"), ("stack", "stack"),
-                                ("dtype", "dtype"), ("experts", "experts")):  # fmt: skip
+            for title, name in (
+                ("models", "model"),
+                ("weights", "weights"),
+                ("stack", "stack"),
+                ("dtype", "dtype"),
+                ("experts", "experts"),
+            ):
                 values = {str(r.key.get(name)) for r in base if r.key.get(name) and not r.error}
                 seen[title] |= values - {"none"}
             for r in keyed:
@@ -64,12 +78,13 @@ def _machine(env: dict[str, Any], told: dict[str, Any]) -> dict[str, str]:
     found = {
         "power limit": f"{env['power_limit_w']:g} W" if env.get("power_limit_w") else "",
         "clocks": ", ".join(f"{n} up to {hz / 1e6:,.0f} MHz" for n, hz in clocks if hz),
-        "host speed": f"{env['host_score_per_s']:.1f} M loops/s" if env.get("host_score_per_s")
+        "host speed": f"{env['host_score_per_s']:.1f} M loops/s"
+        if env.get("host_score_per_s")
         else "",
         "launch": f"{env['launch_s'] * 1e6:.1f} µs a kernel" if env.get("launch_s") else "",
         "Python": (told.get("env") or {}).get("python") or "",
         "lock": ((told.get("env") or {}).get("lock_sha") or "")[:12],
-    }  # fmt: skip
+    }
     return {name: text for name, text in found.items() if text}
 
 
@@ -81,14 +96,19 @@ def _range(values: set[str]) -> str:
 
 def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
     shown = {name: ", ".join(sorted(values)) for name, values in seen.items() if values}
-    software = ", ".join(f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers")
-                         if n in where)  # fmt: skip
+    software = ", ".join(
+        f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers") if n in where
+    )
     facts = {n: shown.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
     facts |= {n: shown.get(n) for n in ("power limit", "clocks")}
     facts |= {"software": software, "host CPU": where.get("host CPU")}
     facts |= {n: _range(seen[n]) for n in ("host speed", "launch") if seen.get(n)}
-    facts |= {"Python": shown.get("Python"), "dates": shown.get("dates"),
-              "commit": where.get("commit"), "lock": shown.get("lock")}  # fmt: skip
+    facts |= {
+        "Python": shown.get("Python"),
+        "dates": shown.get("dates"),
+        "commit": where.get("commit"),
+        "lock": shown.get("lock"),
+    }
     return SimpleNamespace(title=where["GPU"], facts=[(k, v) for k, v in facts.items() if v])
 
 

@@ -103,8 +103,11 @@ class Published:
 
     def about(self, stem: str) -> dict[str, str]:
         """Names of the claims `stem`-..., each by the model it is about."""
-        found = {c["model"]: name for name, c in self.data.get("claims", {}).items()
-                 if name.startswith(f"{stem}-") and "model" in c}  # fmt: skip
+        found = {
+            c["model"]: name
+            for name, c in self.data.get("claims", {}).items()
+            if name.startswith(f"{stem}-") and "model" in c
+        }
         if not found:
             raise Absent(f"claims hold no {stem} of a model")
         return found

@@ -210,9 +210,15 @@ def changes(printed: Values, ours: Values, metric: Metric) -> str:
             turned.append(pair)
         else:
             kept += 1
-    said = [f"{', '.join(pairs)} {what}" for pairs, what in (
-        (turned, "change places"), (tied, "tie: no difference resolved"),
-        (open_, "cannot be compared")) if pairs]  # fmt: skip
+    said = [
+        f"{', '.join(pairs)} {what}"
+        for pairs, what in (
+            (turned, "change places"),
+            (tied, "tie: no difference resolved"),
+            (open_, "cannot be compared"),
+        )
+        if pairs
+    ]
     if len(open_) == len(list(combinations(printed, 2))):
         return "no pair can be compared"
     if kept and not said:
@@ -223,10 +229,18 @@ def changes(printed: Values, ours: Values, metric: Metric) -> str:
 
 def table(found: Sequence[Ranking]) -> Table:
     """The rankings as a table."""
-    titles = ("metric", "the paper prints", "its protocol, measured", "measured right",
-              "device-bound", "what changes")  # fmt: skip
-    rows = tuple((r.metric, r.printed, r.protocol, f"{r.ours}; by {r.ours_as}", r.bound, r.change)
-                 for r in found)  # fmt: skip
+    titles = (
+        "metric",
+        "the paper prints",
+        "its protocol, measured",
+        "measured right",
+        "device-bound",
+        "what changes",
+    )
+    rows = tuple(
+        (r.metric, r.printed, r.protocol, f"{r.ours}; by {r.ours_as}", r.bound, r.change)
+        for r in found
+    )
     notes = ("best first; models that share a place, marked =, have intervals that overlap",)
     columns = tuple(Column(title, numeric=False) for title in titles)
     return Table("rankings", "What changes if you measure it right", columns, rows, notes)

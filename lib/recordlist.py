@@ -27,8 +27,19 @@ COLUMNS = {
 SWEEPS = {2: ("e2e",), 3: ("ttft",), 7: ("energy",)}
 ABLATIONS = {9: "decoding", 10: "context", 11: "precision", 12: "stack"}
 BASE_ROWS = {9: "Greedy", 10: "512"}
-FIELDS = ("model", "context", "new_tokens", "batch", "decoding", "weights", "dtype", "stack",
-          "experts", "attention", "cache")  # fmt: skip
+FIELDS = (
+    "model",
+    "context",
+    "new_tokens",
+    "batch",
+    "decoding",
+    "weights",
+    "dtype",
+    "stack",
+    "experts",
+    "attention",
+    "cache",
+)
 LONGEST = 24  # samples shown of one name
 BEHIND_A_TRACE = ("start_s", "stop_s", "token_s")
 
@@ -92,13 +103,15 @@ def html(rows: Sequence[Record], jobs: Sequence[Job], out: Path) -> str:
     `jobs` are in the order in which their rows replace each other, so that the last one counts.
     """
     home = {record_id(row): job for job in jobs for row in job.records}
-    lines = [_line(row, home.get(record_id(row)), out)
-             for row in rows if row.kind != "environment"]  # fmt: skip
+    lines = [_line(row, home.get(record_id(row)), out) for row in rows if row.kind != "environment"]
     names = ("record", "kind", "model", "arm", "repetitions and readings", "file")
-    head = "".join(f'<th scope="col" class="text" data-col="{i}">{name}</th>'
-                   for i, name in enumerate(names))  # fmt: skip
-    caption = ("<b>Records.</b> One line for each arm, in SI units, the unit in the name. The file "
-               "holds it whole, with its warnings and the reason for what is missing.")  # fmt: skip
+    head = "".join(
+        f'<th scope="col" class="text" data-col="{i}">{name}</th>' for i, name in enumerate(names)
+    )
+    caption = (
+        "<b>Records.</b> One line for each arm, in SI units, the unit in the name. The file "
+        "holds it whole, with its warnings and the reason for what is missing."
+    )
     return figure("records", caption, f"<tr>{head}</tr>", "".join(lines))
 
 
@@ -109,16 +122,23 @@ def _line(row: Record, job: Job | None, out: Path) -> str:
     if path and path.exists():
         href = quote(Path(os.path.relpath(path, out)).as_posix())
         link = f'<a href="{href}">{escape(job.path)}</a>'
-    cells = (("text", row.kind), ("text", row.key.get("model") or "–"), ("long", _arm(row)),
-             ("long", _content(row)))  # fmt: skip
+    cells = (
+        ("text", row.kind),
+        ("text", row.key.get("model") or "–"),
+        ("long", _arm(row)),
+        ("long", _content(row)),
+    )
     shown = "".join(f'<td class="{css}">{escape(str(text))}</td>' for css, text in cells)
     return f'<tr id="record-{name}"><th scope="row">{name}</th>{shown}<td>{link}</td></tr>'
 
 
 def _arm(row: Record) -> str:
     fields = sorted(row.key, key=FIELDS.index)
-    said = [f"{name.replace('_', ' ')} {row.key[name]}" for name in fields
-            if name != "model" and row.key[name] not in (None, "none")]  # fmt: skip
+    said = [
+        f"{name.replace('_', ' ')} {row.key[name]}"
+        for name in fields
+        if name != "model" and row.key[name] not in (None, "none")
+    ]
     return ", ".join([*said, f"environment {row.env_id}"])
 
 
@@ -133,7 +153,10 @@ def _content(row: Record) -> str:
             continue
         more = f" and {len(values) - LONGEST} more" if len(values) > LONGEST else ""
         said.append(f"{name}: {', '.join(f'{v:.4g}' for v in values[:LONGEST])}{more}")
-    readings = {k: v for k, v in row.values.items()
-                if isinstance(v, int | float) and not isinstance(v, bool)}  # fmt: skip
+    readings = {
+        k: v
+        for k, v in row.values.items()
+        if isinstance(v, int | float) and not isinstance(v, bool)
+    }
     said += [f"{name} {short(value)}" for name, value in readings.items()] if not said else []
     return "; ".join(said) or "–"

@@ -21,8 +21,15 @@ from lib.records import Record
 from lib.stats import Estimate
 from lib.verdicts import Entry
 
-HEAD = ("Claim", "The paper", "Measured, by its protocol", "Corrected definition", "Device-bound",
-        "Verdict", "Cause")  # fmt: skip
+HEAD = (
+    "Claim",
+    "The paper",
+    "Measured, by its protocol",
+    "Corrected definition",
+    "Device-bound",
+    "Verdict",
+    "Cause",
+)
 SORTED = ("Claim", "Verdict")  # the other columns hold unlike quantities
 
 
@@ -40,15 +47,19 @@ class Part:
 
 def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Part | None:
     """Everything of the study beside the rows; None where none of its models was measured."""
-    mine = [r for r in records if r.kind == "environment"
-            or paper_name(r.key.get("model"), study.data)]  # fmt: skip
+    mine = [
+        r for r in records if r.kind == "environment" or paper_name(r.key.get("model"), study.data)
+    ]
     entries = verdicts.ledger(mine, study)
     if not entries:
         return None
     rungs, orders = ladder.rungs(mine, study), rankings.rankings(mine, study)
     tables = [ladder.table(rungs, study), rankings.table(orders)]
-    files = [*verdicts.write_csv(entries, out_dir), *governance.write_csv(study, out_dir),
-             *(_write(table, out_dir) for table in tables)]  # fmt: skip
+    files = [
+        *verdicts.write_csv(entries, out_dir),
+        *governance.write_csv(study, out_dir),
+        *(_write(table, out_dir) for table in tables),
+    ]
     picture = plots.html(plots.ladder(rungs, tables[0].title), ladder.reads(mine, study))
     return Part(
         ladder=picture + grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
@@ -100,8 +111,9 @@ def rankings_html(table: Table) -> str:
     head = "".join(f'<th scope="col" class="text">{escape(c.title)}</th>' for c in table.columns)
     body = ""
     for metric, *cells in table.rows:
-        lines = ("".join(f"<div>{escape(part)}</div>" for part in cell.split("; "))
-                 for cell in cells)  # fmt: skip
+        lines = (
+            "".join(f"<div>{escape(part)}</div>" for part in cell.split("; ")) for cell in cells
+        )
         body += f'<tr><th scope="row">{escape(metric)}</th>'
         body += "".join(f"<td>{cell}</td>" for cell in lines) + "</tr>"
     note = f'<p class="note">{escape(table.notes[0].capitalize())}.</p>'
@@ -112,13 +124,17 @@ def rankings_html(table: Table) -> str:
 def ledger_html(entries: Sequence[Entry]) -> str:
     """The claims ledger: one claim a row, in the order of the paper."""
     notes = Footnotes("ledger")
-    head = "".join(f'<th scope="col" class="text"{_sortable(i) if t in SORTED else ""}>{t}</th>'
-                   for i, t in enumerate(HEAD))  # fmt: skip
+    head = "".join(
+        f'<th scope="col" class="text"{_sortable(i) if t in SORTED else ""}>{t}</th>'
+        for i, t in enumerate(HEAD)
+    )
     body = "".join(_entry(entry, notes) for entry in entries)
     counts = verdicts.counts(entries)
     said = ", ".join(f"{counts[word]} {word}" for word in WORDS)
-    caption = (f"<b>Claims ledger.</b> {len(entries)} claims: {said}. "
-               f'<span class="where">{escape(tolerances())}</span>')  # fmt: skip
+    caption = (
+        f"<b>Claims ledger.</b> {len(entries)} claims: {said}. "
+        f'<span class="where">{escape(tolerances())}</span>'
+    )
     return _prose(figure("ledger", caption, f"<tr>{head}</tr>", body, notes.html()))
 
 
@@ -171,9 +187,12 @@ def _small(text: str) -> str:
 
 
 def _column(
-    found: dict[str, Estimate], unit: str, notes: Footnotes, ruling: Ruling | None = None,
+    found: dict[str, Estimate],
+    unit: str,
+    notes: Footnotes,
+    ruling: Ruling | None = None,
     as_said: str = "",
-) -> str:  # fmt: skip
+) -> str:
     """Each value with interval, n and what it is of; or the reasons, each once under the table."""
     first = next((x.value for x in found.values() if x.value is not None), None)
     if first is None:
@@ -186,8 +205,9 @@ def _column(
             continue
         details = ", ".join(filter(None, (interval(x), f"n = {x.n}" if x.n > 1 else "", label)))
         value = f"{verdicts.shown(x)} {unit}".strip()
-        lines.append(f'<span class="v" title="{escape(x.method)}">{escape(value)}</span>'
-                     f"{_small(details)}")  # fmt: skip
+        lines.append(
+            f'<span class="v" title="{escape(x.method)}">{escape(value)}</span>{_small(details)}'
+        )
     if ruling is not None and ruling.word != judge.UNTESTABLE:
         lines[0] = f"{verdict_mark(ruling)} {lines[0]}"
     items = "".join(f"<div>{line}</div>" for line in lines)
@@ -197,8 +217,10 @@ def _column(
 def governance_html(study: Published) -> str:
     """Table 13 with its sources as links."""
     table = governance.table(study)
-    head = "".join(f'<th scope="col" class="text" data-col="{i}">{escape(c.title)}</th>'
-                   for i, c in enumerate(table.columns))  # fmt: skip
+    head = "".join(
+        f'<th scope="col" class="text" data-col="{i}">{escape(c.title)}</th>'
+        for i, c in enumerate(table.columns)
+    )
     body = "".join(_governance_row(row) for row in table.rows)
     caption = f"<b>Table 13.</b> {escape(table.title)}."
     below = "".join(f'<p class="note">{escape(note)}.</p>' for note in table.notes)
@@ -210,8 +232,10 @@ def _governance_row(row: tuple[Any, ...]) -> str:
     links = " ".join(_link(url, f"[{n}]") for n, url in enumerate(sources.split(), start=1))
     shown = _link(publisher, "link") if publisher.startswith("https://") else escape(publisher)
     cells = (escape(field), escape(paper), shown, escape(verdict), links, escape(date))
-    return (f'<tr><th scope="row">{escape(model)}</th>'
-            f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")  # fmt: skip
+    return (
+        f'<tr><th scope="row">{escape(model)}</th>'
+        f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    )
 
 
 def _link(url: str, text: str) -> str:

@@ -108,11 +108,17 @@ def _page(job: Job, out: Path) -> Path:
     title = f"{job.title} · {job.model}"
     fragment = render_fragment(read_notebook(notebook), job.id, demote=0, title=False)
     text = body.render(
-        title=title, kicker=job.setup or job.profile, subtitle="", footer="",
-        demo=provenance.is_demo(job.records), job=job, fragment=Markup(fragment),
-        report_href=f"{up}/report.html", toc=[entry(job.id, title, _headings(fragment))],
+        title=title,
+        kicker=job.setup or job.profile,
+        subtitle="",
+        footer="",
+        demo=provenance.is_demo(job.records),
+        job=job,
+        fragment=Markup(fragment),
+        report_href=f"{up}/report.html",
+        toc=[entry(job.id, title, _headings(fragment))],
         ipynb_href=quote(Path(os.path.relpath(notebook, target.parent)).as_posix()),
-    )  # fmt: skip
+    )
     write_text(target, text)
     return target
 
@@ -139,8 +145,10 @@ def render(
     beside += batchclaims.tables(rows)
     batch = batchplots.section(rows)
     ledgers, kernels = ledgertables.tables(rows, published), stepkernels.tables(rows)
-    csvs = [*tables.write_csvs(rows, published, out),
-            *tables.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels])]  # fmt: skip
+    csvs = [
+        *tables.write_csvs(rows, published, out),
+        *tables.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
+    ]
     replicated = replication.part(rows, load_study(), out)
     generic = [*tables.generic_tables(rows), *hostbound.tables(rows), *kernels]
     priced = money.table(rows, prices) if prices and prices.given else None
@@ -148,53 +156,66 @@ def render(
     csvs += [money.write_csv(priced, out)] if priced else []
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
-    more = [(f"Table {t.number}. {t.title}", Markup(_paper(t, context)))
-            for t in paper if t.number not in MAIN_TABLES]  # fmt: skip
+    more = [
+        (f"Table {t.number}. {t.title}", Markup(_paper(t, context)))
+        for t in paper
+        if t.number not in MAIN_TABLES
+    ]
     grids = [(t.title, Markup(grid_html(t, f"grid-{t.name}"))) for t in generic]
     failures = [job for job in found if job.status != "ok"]
     demo = provenance.is_demo(rows)
     groups = _groups(found, pages, out)
     ended = max((str(job.run.get("end") or "") for job in found), default="")
-    return shell().get_template("report.html").render(
-        title=TITLE,
-        kicker=f"Deployment workbook · profile {source.name}",
-        subtitle=_subtitle(rows, ended),
-        demo=demo,
-        cautions=context or _cautions(rows),
-        findings=[*findings(rows, published, paper), *(replicated.findings if replicated else ())],
-        replicated=replicated,
-        counts=provenance.counts(found, rows),
-        provenance=provenance.provenance(found),
-        paper=published,
-        paper_main=main,
-        paper_more=more,
-        bound=Markup(_bound(bound, rows)),
-        batch=batch,
-        generic=[html for _, html in grids],
-        generic_more=grids,
-        priced=Markup(grid_html(priced, "grid-money")) if priced else "",
-        ledgers=[Markup(grid_html(t, f"grid-{t.name}")) for t in ledgers],
-        ledger_figures=_ledger_figures(rows),
-        groups=groups,
-        failures=failures,
-        arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
-        warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
-        costs=Markup(_optional(costs.table(found), "grid-costs")),
-        methods=Markup(shell().get_template("methods.html").render()),
-        downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
-        + [(p.name, data_link(p)) for p in csvs],
-        files=Markup(_file_links(found, pages, out)),
-        records=Markup(recordlist.html(rows, _by_end(found), out)),
-        toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
-        footer=f"Made from {len(found)} jobs; the last one ended {results.readable(ended) or '?'}.",
-    )  # fmt: skip
+    return (
+        shell()
+        .get_template("report.html")
+        .render(
+            title=TITLE,
+            kicker=f"Deployment workbook · profile {source.name}",
+            subtitle=_subtitle(rows, ended),
+            demo=demo,
+            cautions=context or _cautions(rows),
+            findings=[
+                *findings(rows, published, paper),
+                *(replicated.findings if replicated else ()),
+            ],
+            replicated=replicated,
+            counts=provenance.counts(found, rows),
+            provenance=provenance.provenance(found),
+            paper=published,
+            paper_main=main,
+            paper_more=more,
+            bound=Markup(_bound(bound, rows)),
+            batch=batch,
+            generic=[html for _, html in grids],
+            generic_more=grids,
+            priced=Markup(grid_html(priced, "grid-money")) if priced else "",
+            ledgers=[Markup(grid_html(t, f"grid-{t.name}")) for t in ledgers],
+            ledger_figures=_ledger_figures(rows),
+            groups=groups,
+            failures=failures,
+            arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
+            warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
+            costs=Markup(_optional(costs.table(found), "grid-costs")),
+            methods=Markup(shell().get_template("methods.html").render()),
+            downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
+            + [(p.name, data_link(p)) for p in csvs],
+            files=Markup(_file_links(found, pages, out)),
+            records=Markup(recordlist.html(rows, _by_end(found), out)),
+            toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
+            footer=f"Made from {len(found)} jobs; "
+            f"the last one ended {results.readable(ended) or '?'}.",
+        )
+    )
 
 
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
     kinds = [k for k in memoryplots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
-    return [Markup(plots.html(memoryplots.memory_ledger(rows, kind=kind), rows, [kind]))
-            for kind in kinds]  # fmt: skip
+    return [
+        Markup(plots.html(memoryplots.memory_ledger(rows, kind=kind), rows, [kind]))
+        for kind in kinds
+    ]
 
 
 def _by_end(found: Iterable[Job]) -> list[Job]:
@@ -214,8 +235,10 @@ def _paper_caption(rows: Sequence[Record], published: dict[str, Any]) -> list[st
     where = " and ".join(gpus)
     said = [f"Measured on {where}."]
     if gpus != [published["gpu"]]:
-        said = [f"Measured on {where}; the paper used {published['gpu']}, so times and energy "
-                "differ by hardware, memory need not."]  # fmt: skip
+        said = [
+            f"Measured on {where}; the paper used {published['gpu']}, so times and energy "
+            "differ by hardware, memory need not."
+        ]
     if "random" in {r.key.get("weights") for r in mine}:
         said.append(RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + ".")
     return said
@@ -254,8 +277,10 @@ def _groups(found: Sequence[Job], pages: dict[str, Path], out: Path) -> list[Sim
         by_folder.setdefault(folder, []).append(job)
     groups, taken = [], Counter()
     for folder, members in by_folder.items():
-        across = {ACROSS: ("summary", "Summary across models"),
-                  f"{ACROSS}/machine": ("machine", "The machine")}  # fmt: skip
+        across = {
+            ACROSS: ("summary", "Summary across models"),
+            f"{ACROSS}/machine": ("machine", "The machine"),
+        }
         name, title = across.get(folder, (f"model-{slug(folder)}", members[0].model))
         taken[name] += 1
         name += f"-{taken[name]}" if taken[name] > 1 else ""
@@ -270,11 +295,16 @@ def _section(job: Job, page: Path | None, out: Path) -> SimpleNamespace:
         notebook = read_notebook(job.notebook_path)
         fragment = render_fragment(notebook, job.id, demote=2, title=False)
     return SimpleNamespace(
-        id=job.id, title=job.title, status=job.status, setup=job.setup, end=job.end,
-        rerun=job.rerun, fragment=Markup(fragment),
+        id=job.id,
+        title=job.title,
+        status=job.status,
+        setup=job.setup,
+        end=job.end,
+        rerun=job.rerun,
+        fragment=Markup(fragment),
         earlier=", ".join(results.readable(told["end"]) for told in job.earlier),
         page=_href(page, out) if page else "",
-    )  # fmt: skip
+    )
 
 
 def _href(path: Path, out: Path) -> str:
@@ -284,10 +314,17 @@ def _href(path: Path, out: Path) -> str:
 def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
     items = []
     for job in found:
-        paths = [pages.get(job.id), job.notebook_path, job.folder / "records.jsonl",
-                 job.folder / "run.json"]  # fmt: skip
-        links = [f'<a href="{_href(p, out)}">{escape(p.name)}</a>' for p in paths
-                 if p is not None and p.exists()]  # fmt: skip
+        paths = [
+            pages.get(job.id),
+            job.notebook_path,
+            job.folder / "records.jsonl",
+            job.folder / "run.json",
+        ]
+        links = [
+            f'<a href="{_href(p, out)}">{escape(p.name)}</a>'
+            for p in paths
+            if p is not None and p.exists()
+        ]
         if links:
             items.append(f"<li>{escape(job.model)}, {escape(job.title)}: {', '.join(links)}</li>")
     return f"<ul>{''.join(items)}</ul>"

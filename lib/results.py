@@ -17,8 +17,20 @@ from lib.groups import STUDY_STACK
 from lib.records import Record, load, manifests
 
 ACROSS = "_all"
-ORDER = ("machine", "latency", "memory", "energy", "energy_again", "energy_checks", "stacks",
-         "batch", "ablations", "ape", "summary", "audit")  # fmt: skip
+ORDER = (
+    "machine",
+    "latency",
+    "memory",
+    "energy",
+    "energy_again",
+    "energy_checks",
+    "stacks",
+    "batch",
+    "ablations",
+    "ape",
+    "summary",
+    "audit",
+)
 
 
 @dataclass(frozen=True)
@@ -194,8 +206,12 @@ def _notebook_error(path: Path | None) -> str:
     if path is None:
         return ""
     cells = json.loads(path.read_text(encoding="utf-8")).get("cells", [])
-    found = [out for cell in cells for out in cell.get("outputs", ())
-             if out.get("output_type") == "error"]  # fmt: skip
+    found = [
+        out
+        for cell in cells
+        for out in cell.get("outputs", ())
+        if out.get("output_type") == "error"
+    ]
     return f"{found[-1]['ename']}: {found[-1]['evalue']}" if found else ""
 
 

@@ -39,9 +39,11 @@ COLUMNS = (
     Column("prefill MFU, datasheet"), Column("prefill MFU, measured"),
     Column("remark", numeric=False),
 )  # fmt: skip
-FORMULAS = ("bound: measured bandwidth / bytes that a step must read; MBU: bytes of a step x steps "
-            "per second / bandwidth; MFU: operations of the prefill / TTFT / rate of a matrix "
-            "product")  # fmt: skip
+FORMULAS = (
+    "bound: measured bandwidth / bytes that a step must read; MBU: bytes of a step x steps "
+    "per second / bandwidth; MFU: operations of the prefill / TTFT / rate of a matrix "
+    "product"
+)
 
 
 def bound_tok_per_s(decode_bytes: float, bytes_per_s: float) -> float:
@@ -56,13 +58,16 @@ def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> Shown:
     """
     found, missing = computed(**{str(c): partial(card.decode_bytes, c) for c in contexts})
     sizes = [found.get(str(context)) for context in contexts]
-    return Shown({
-        "context (tokens)": contexts,
-        "a step reads (GB)": ["-" if s is None else rounded(s / 1e9) for s in sizes],
-        "decode bound (tok/s)": ["-" if s is None else rounded(bound_tok_per_s(s, bytes_per_s))
-                                 for s in sizes],
-        **({"missing": list(missing.values())} if missing else {}),
-    }).set_index("context (tokens)")  # fmt: skip
+    return Shown(
+        {
+            "context (tokens)": contexts,
+            "a step reads (GB)": ["-" if s is None else rounded(s / 1e9) for s in sizes],
+            "decode bound (tok/s)": [
+                "-" if s is None else rounded(bound_tok_per_s(s, bytes_per_s)) for s in sizes
+            ],
+            **({"missing": list(missing.values())} if missing else {}),
+        }
+    ).set_index("context (tokens)")
 
 
 def prefill_flop(card: ModelCard, tokens: int, batch: int = 1) -> int | None:
@@ -194,12 +199,20 @@ class _Known:
             size = card.decode_bytes(context + (key.get("new_tokens") or 0) // 2, batch, chosen)
         realised, reason = self._realised(row, size, traced)
         return Arm(
-            model=key["model"], setup=setup, context=context, batch=batch,
-            steps_per_s=_steps_per_s(group), ttft_s=sampled(group, "ttft_s"), step_bytes=size,
-            realised_bytes=realised, realised_reason=reason, dtype=str(key.get("dtype")),
+            model=key["model"],
+            setup=setup,
+            context=context,
+            batch=batch,
+            steps_per_s=_steps_per_s(group),
+            ttft_s=sampled(group, "ttft_s"),
+            step_bytes=size,
+            realised_bytes=realised,
+            realised_reason=reason,
+            dtype=str(key.get("dtype")),
             prefill_flop=prefill_flop(card, context, batch) if card else None,
-            limits=self.limits.get(row.env_id or "", UNKNOWN), traced=traced,
-        )  # fmt: skip
+            limits=self.limits.get(row.env_id or "", UNKNOWN),
+            traced=traced,
+        )
 
     def _card(self, row: Record) -> ModelCard | None:
         """The model card of the row's model in its dtype, where the record holds all of it."""
@@ -250,9 +263,12 @@ def _steps_per_s(group: Sequence[Record]) -> Estimate:
     first, whole = sampled(group, "ttft_s"), sampled(group, "e2e_s")
     if len(lengths - {1}) != 1 or None in (first.value, whole.value) or whole.value <= first.value:
         return decode_tok_per_s(group)
-    return Estimate((max(lengths) - 1) / (whole.value - first.value), n=min(first.n, whole.n),
-                    method="(g - 1) / (median call - median TTFT)",
-                    reason="a difference of two medians: no interval")  # fmt: skip
+    return Estimate(
+        (max(lengths) - 1) / (whole.value - first.value),
+        n=min(first.n, whole.n),
+        method="(g - 1) / (median call - median TTFT)",
+        reason="a difference of two medians: no interval",
+    )
 
 
 def utilisation(rows: Sequence[Record], kind: str = "latency") -> Table:
@@ -264,9 +280,15 @@ def utilisation(rows: Sequence[Record], kind: str = "latency") -> Table:
     found = {id(group[0]): arm for arm, group in pairs}
     bounded = [r for _, group in pairs for r in group]
     envs = [r for r in rows if r.kind == "environment"]
-    made = build("bound", "Decode and prefill against their bounds", [*envs, *bounded], (kind,),
-                 ("context", "batch"), COLUMNS,
-                 lambda group: _cells(found[id(group[0])]))  # fmt: skip
+    made = build(
+        "bound",
+        "Decode and prefill against their bounds",
+        [*envs, *bounded],
+        (kind,),
+        ("context", "batch"),
+        COLUMNS,
+        lambda group: _cells(found[id(group[0])]),
+    )
     notes = (*made.notes, *bandwidth_notes(arm.limits for arm in found.values()), FORMULAS)
     return without_empty(replace(made, notes=notes if made.rows else ()))
 
@@ -277,11 +299,14 @@ def _cells(arm: Arm) -> Sequence[Any]:
         _counted(arm.step_bytes / 1e9),
         stats.scaled(arm.steps_per_s, arm.batch),
         stats.missing("no bandwidth measured") if bound is None else _counted(arm.batch * bound),
-        *(arm.mbu(realised=realised, datasheet=datasheet)
-          for realised in (False, True) for datasheet in (True, False)),
+        *(
+            arm.mbu(realised=realised, datasheet=datasheet)
+            for realised in (False, True)
+            for datasheet in (True, False)
+        ),
         *(arm.mfu(datasheet=datasheet) for datasheet in (True, False)),
         arm.remark,
-    )  # fmt: skip
+    )
 
 
 def _counted(value: float) -> Estimate:
@@ -296,8 +321,11 @@ def violations(rows: Sequence[Record]) -> list[str]:
     for arm in every:
         if arm.remark == IMPOSSIBLE:
             sheet = arm.limits.sheet.memory_bytes_per_s
-            rate, where = (sheet, "datasheet") if sheet else (
-                arm.limits.read_bytes_per_s, f"measured {arm.limits.read_from}")  # fmt: skip
+            rate, where = (
+                (sheet, "datasheet")
+                if sheet
+                else (arm.limits.read_bytes_per_s, f"measured {arm.limits.read_from}")
+            )
             size = max(arm.step_bytes, arm.realised_bytes or 0)
             together = f", batch {arm.batch}" if arm.batch > 1 else ""
             found.append(

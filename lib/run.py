@@ -117,8 +117,10 @@ def _settle(
         staging.discard(folder)
         return
     if added.aside:
-        say(f"note: rows of before stay apart, in {short(folder / manifest.PREVIOUS)}: "
-            f"{added.aside}")  # fmt: skip
+        say(
+            f"note: rows of before stay apart, in {short(folder / manifest.PREVIOUS)}: "
+            f"{added.aside}"
+        )
     if not is_ok:
         manifest.write_json(folder / "run.json", told)
     keep_old = was_ok and (not is_ok or bool(added.aside))
@@ -169,9 +171,14 @@ def run(
                 continue
             tally.start(job)
             told = run_job(
-                job, sha=sha, gpu=name, env=env_of(job), timeout_s=timeout_s, stop=stop,
+                job,
+                sha=sha,
+                gpu=name,
+                env=env_of(job),
+                timeout_s=timeout_s,
+                stop=stop,
                 force=force,
-            )  # fmt: skip
+            )
             tally.end(job, told)
             if stop.signum:
                 break

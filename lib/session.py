@@ -31,8 +31,16 @@ def prompt_ids(
     import torch
 
     seeds = range(seed, seed + batch) if distinct else [seed] * batch
-    prompts = [exact_prompt(model.tokenizer, context, seed=s, vocab_size=model.vocab_size,
-                            special_ids=model.special_ids).ids for s in seeds]  # fmt: skip
+    prompts = [
+        exact_prompt(
+            model.tokenizer,
+            context,
+            seed=s,
+            vocab_size=model.vocab_size,
+            special_ids=model.special_ids,
+        ).ids
+        for s in seeds
+    ]
     ids = torch.tensor(prompts, device=model.device.torch_device)
     if ids.shape != (batch, context):
         raise RuntimeError(f"the prompt has shape {tuple(ids.shape)}, not {(batch, context)}")

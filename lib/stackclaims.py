@@ -18,11 +18,17 @@ from lib.tables import decode_tok_per_s, marked_tok_per_s
 
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
 HARNESS = 0.005  # what the harness may add to a call
-FREE = {"free_mean_error": "mean error, routers free",
-        "free_floor_error": "reference against itself, routers free",
-        "free_allowed_error": "allowed, routers free"}  # fmt: skip
-GATE = {"floor_error": "reference against itself", "allowed_error": "allowed",
-        "same_choice": "same choice", **FREE}  # fmt: skip
+FREE = {
+    "free_mean_error": "mean error, routers free",
+    "free_floor_error": "reference against itself, routers free",
+    "free_allowed_error": "allowed, routers free",
+}
+GATE = {
+    "floor_error": "reference against itself",
+    "allowed_error": "allowed",
+    "same_choice": "same choice",
+    **FREE,
+}
 
 
 def gates(rows: Sequence[Record]) -> Table:
@@ -35,13 +41,17 @@ def gates(rows: Sequence[Record]) -> Table:
         told = {**row.values, "mean_error": errors and fmean(errors)}  # older rows hold no mean
         lone = not row.error and told.get("pinned_experts") == 0
         once = "no router is pinned, so that one look is all"
-        return [stats.missing(once if lone and name in FREE else why) if told.get(name) is None else
-                Estimate(told[name], n=1, method="one continuation", reason="no interval")
-                for name in ("mean_error", *GATE)]  # fmt: skip
+        return [
+            stats.missing(once if lone and name in FREE else why)
+            if told.get(name) is None
+            else Estimate(told[name], n=1, method="one continuation", reason="no interval")
+            for name in ("mean_error", *GATE)
+        ]
 
     columns = [Column(title, "share") for title in ("mean error", *GATE.values())]
-    return build("gate", "Logits against generate()", rows, ("gate",), ("context", "batch"),
-                 columns, cells)  # fmt: skip
+    return build(
+        "gate", "Logits against generate()", rows, ("gate",), ("context", "batch"), columns, cells
+    )
 
 
 def gate_table(rows: Sequence[Record]) -> pd.DataFrame:
@@ -56,11 +66,19 @@ def conclusion(rows: Sequence[Record]) -> str:
     for group in groups:
         mine = [g for g in groups if (g.model, g.but("stack")) == (group.model, group.but("stack"))]
         context = max(r.key["context"] for g in mine for r in g.rows)
-        base = next((decode_tok_per_s(select(g.rows, context=context)) for g in mine
-                     if g.of("stack") == STUDY_STACK and g is not group), None)  # fmt: skip
+        base = next(
+            (
+                decode_tok_per_s(select(g.rows, context=context))
+                for g in mine
+                if g.of("stack") == STUDY_STACK and g is not group
+            ),
+            None,
+        )
         name = group.label if several else f"{group.label} on {group.of('stack')}"
-        lines.append(f"{name}: {_rate(group.rows, context, base)}"
-                     f"{_spread(group.rows)}{_prepared(group.rows)}.")  # fmt: skip
+        lines.append(
+            f"{name}: {_rate(group.rows, context, base)}"
+            f"{_spread(group.rows)}{_prepared(group.rows)}."
+        )
         if flat := flatness(group.rows):
             lines.append(f"{name}: {flat}")
     lines += [harness(row) for row in select(rows, "harness") if row.samples]
@@ -98,8 +116,10 @@ def harness(row: Record) -> str:
     ratio = stats.paired_ratio(row.samples["e2e_s"], row.samples["bare_s"])
     if ratio.value is None:
         return f"The harness was not compared with a bare loop ({ratio.reason})."
-    text = (f"{row.key['model']} on {row.key['stack']}: a call takes {stats.change(ratio, 2)} "
-            "against a bare loop in the same process")  # fmt: skip
+    text = (
+        f"{row.key['model']} on {row.key['stack']}: a call takes {stats.change(ratio, 2)} "
+        "against a bare loop in the same process"
+    )
     if ratio.low is None:
         return f"{text}; not judged, {ratio.reason}."
     inside = max(abs(ratio.low - 1), abs(ratio.high - 1)) <= HARNESS
@@ -121,8 +141,7 @@ def flatness(arms: Sequence[Record]) -> str:
     if None in (*rates, *sizes):
         return ""
     lost, explained = 1 - rates[1] / rates[0], 1 - sizes[0] / sizes[1]
-    verdict = ("the bytes explain it" if lost <= explained + SLACK
-               else "more than the bytes explain")  # fmt: skip
+    verdict = "the bytes explain it" if lost <= explained + SLACK else "more than the bytes explain"
     return (
         f"from {contexts[0]:,} to {contexts[-1]:,} tokens of context decoding loses "
         f"{lost:.1%}, and what a step reads would cost {explained:.1%}: {verdict}."

@@ -43,12 +43,18 @@ def sweep(
             for row in _place(model, common, new_tokens, repeats, slope_repeats, busy_tokens):
                 rows.append(records.append(records_path, row))
             if harness_pairs and (stack, context) == (stacks[-1], contexts[-1]):
-                row = latency.harness_row(model, new_tokens=new_tokens[0], pairs=harness_pairs,
-                                          **common)  # fmt: skip
+                row = latency.harness_row(
+                    model, new_tokens=new_tokens[0], pairs=harness_pairs, **common
+                )
                 rows.append(records.append(records_path, row))
         except Exception as error:  # a stack that cannot be made, or that computes something else
-            key = model.key(stack=stack, context=context, new_tokens=new_tokens[0],
-                            cache=decode.cache_kind(stack), decoding="greedy")  # fmt: skip
+            key = model.key(
+                stack=stack,
+                context=context,
+                new_tokens=new_tokens[0],
+                cache=decode.cache_kind(stack),
+                decoding="greedy",
+            )
             failed = Record("latency", key, error=records.first_line(error), env_id=env_id)
             rows.append(records.append(records_path, failed))
         model.device.empty_cache()
@@ -56,9 +62,13 @@ def sweep(
 
 
 def _place(
-    model: Any, common: dict[str, Any], new_tokens: Sequence[int], repeats: int,
-    slope_repeats: int, busy_tokens: int,
-) -> Any:  # fmt: skip
+    model: Any,
+    common: dict[str, Any],
+    new_tokens: Sequence[int],
+    repeats: int,
+    slope_repeats: int,
+    busy_tokens: int,
+) -> Any:
     if common["stack"] != gate.REFERENCE:
         yield gate.row(model, **common)
     for tokens in new_tokens:

@@ -67,8 +67,9 @@ def percentile(samples: Sequence[float], q: float) -> Estimate:
         return missing("no samples")
     p = q / 100
     if q > 50 and p**n > 1 - CONFIDENCE:
-        return Estimate(ordered[-1], n=n, method=f"max of {n}",
-                        reason=f"p{q:g} needs n >= {required_n(q)}")  # fmt: skip
+        return Estimate(
+            ordered[-1], n=n, method=f"max of {n}", reason=f"p{q:g} needs n >= {required_n(q)}"
+        )
     value = statistics.median(ordered) if q == 50 else float(np.percentile(ordered, q))
     name = "median" if q == 50 else f"p{q:g}"
     lower, upper = _order_statistic_ranks(n, p)
@@ -121,8 +122,9 @@ def is_sampled(estimate: Estimate) -> bool:
 
 def change(ratio: Estimate, digits: int = 1) -> str:
     """How far a ratio is from 1, with its interval where it has one: "-13.1% [-16.0%, -9.2%]"."""
-    value, *ends = (None if x is None else f"{x - 1:+.{digits}%}"
-                    for x in (ratio.value, ratio.low, ratio.high))  # fmt: skip
+    value, *ends = (
+        None if x is None else f"{x - 1:+.{digits}%}" for x in (ratio.value, ratio.low, ratio.high)
+    )
     return f"{value} [{', '.join(ends)}]" if None not in ends else value
 
 
@@ -158,8 +160,10 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[Estimate, Estimate]:
     half = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, free) * np.sqrt(
         spread_of * inverse_of.diagonal()
     )
-    return tuple(Estimate(float(v), float(v - h), float(v + h), len(at), method)
-                 for v, h in zip(fit, half, strict=True))  # fmt: skip
+    return tuple(
+        Estimate(float(v), float(v - h), float(v + h), len(at), method)
+        for v, h in zip(fit, half, strict=True)
+    )
 
 
 def ratio(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Estimate:
@@ -209,8 +213,12 @@ def aa_coverage(samples: Sequence[float], *, splits: int = 100, seed: int = 0) -
     for split in range(splits):
         mixed = rng.permutation(samples).tolist()
         contain += not ratio(mixed[:half], mixed[half:], seed=split).resolved_from(1.0)
-    return Estimate(contain / splits, n=splits, method="A/A, random halves",
-                    reason="halvings share samples: no interval")  # fmt: skip
+    return Estimate(
+        contain / splits,
+        n=splits,
+        method="A/A, random halves",
+        reason="halvings share samples: no interval",
+    )
 
 
 def aa_in_order(samples: Sequence[float]) -> Estimate:
@@ -229,8 +237,9 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
     fit = scipy_stats.theilslopes(y, x, alpha=CONFIDENCE)
     if len(x) < MIN_N_MEDIAN:
         return of_few(float(fit.slope), len(x), "Theil-Sen slope", MIN_N_MEDIAN)
-    return Estimate(float(fit.slope), float(fit.low_slope), float(fit.high_slope), len(x),
-                    "Theil-Sen slope")  # fmt: skip
+    return Estimate(
+        float(fit.slope), float(fit.low_slope), float(fit.high_slope), len(x), "Theil-Sen slope"
+    )
 
 
 def scaled(estimate: Estimate, factor: float) -> Estimate:

@@ -20,8 +20,10 @@ COLUMNS = (Column("of", numeric=False), Column("context", "tokens", numeric=Fals
            Column("kernel", numeric=False), Column("launches of a step"),
            Column("time of a launch", "µs"), Column("time of a step", "µs"),
            Column("share of the device's time"))  # fmt: skip
-NOTE = ("names without template arguments, so that kernels of one name are one line; the share is "
-        "of the sum over all kernels, copies and fills")  # fmt: skip
+NOTE = (
+    "names without template arguments, so that kernels of one name are one line; the share is "
+    "of the sum over all kernels, copies and fills"
+)
 
 
 def table(rows: Sequence[Record]) -> Table:
@@ -31,8 +33,10 @@ def table(rows: Sequence[Record]) -> Table:
         profiled = [r for r in group.rows if r.value("decode_kernel_times")]
         if profiled:
             row = max(profiled, key=lambda r: r.key["context"])
-            lines += [(group.label, row.key["context"], *cells)
-                      for cells in _kernels(row.values["decode_kernel_times"])]  # fmt: skip
+            lines += [
+                (group.label, row.key["context"], *cells)
+                for cells in _kernels(row.values["decode_kernel_times"])
+            ]
     return Table("step-kernels", "Kernels of a decode step", COLUMNS, tuple(lines), (NOTE,))
 
 
@@ -43,8 +47,16 @@ def _kernels(times: Sequence[Sequence]) -> list[tuple]:
     if rest:
         launches = sum(number for _, number, _ in rest)
         lines.append((f"{len(rest)} others", launches, sum(seconds for *_, seconds in rest)))
-    return [(name, reading(number), reading(seconds / number * 1e6), reading(seconds * 1e6),
-             reading(seconds / whole)) for name, number, seconds in lines]  # fmt: skip
+    return [
+        (
+            name,
+            reading(number),
+            reading(seconds / number * 1e6),
+            reading(seconds * 1e6),
+            reading(seconds / whole),
+        )
+        for name, number, seconds in lines
+    ]
 
 
 def reading(value: float) -> Estimate:

@@ -65,8 +65,10 @@ def follow(net: Any, device: Any, look: Callable[[Any], Any]) -> Iterator[Trace]
         handles.append(net.register_forward_pre_hook(begin, with_kwargs=True))
         for part, module in _parts(net):
             before, after = inside(part)
-            handles += [module.register_forward_pre_hook(before),
-                        module.register_forward_hook(after)]  # fmt: skip
+            handles += [
+                module.register_forward_pre_hook(before),
+                module.register_forward_hook(after),
+            ]
         try:
             yield trace
         finally:

@@ -20,13 +20,32 @@ from lib.papertables import write_csvs
 from lib.records import Record, environments, record_id, select
 from lib.stats import Estimate
 
-__all__ = ["Column", "Table", "ablation_table", "ablations", "energy", "energy_table", "frame",
-           "latency", "latency_table", "memory", "memory_table", "trace", "trace_table",
-           "write_csvs", "write_generic_csvs"]  # fmt: skip
+__all__ = [
+    "Column",
+    "Table",
+    "ablation_table",
+    "ablations",
+    "energy",
+    "energy_table",
+    "frame",
+    "latency",
+    "latency_table",
+    "memory",
+    "memory_table",
+    "trace",
+    "trace_table",
+    "write_csvs",
+    "write_generic_csvs",
+]
 
 BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": "hf-eager"}
-CHANGED = {"decoding": "decoding", "context": "context", "precision": "dtype",
-           "experts": "experts", "stack": "stack"}  # fmt: skip
+CHANGED = {
+    "decoding": "decoding",
+    "context": "context",
+    "precision": "dtype",
+    "experts": "experts",
+    "stack": "stack",
+}
 
 
 def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Estimate:
@@ -51,20 +70,43 @@ def latency(rows: Sequence[Record]) -> Table:
         ones = select(calls, new_tokens=1) or failed
         whole = select(calls, new_tokens=main) or failed
         e2e = sampled(whole, "e2e_s", factor=1e3)
-        gaps = [gap for r in group if r.kind == "itl" for call in r.samples.get("token_s", ())
-                for gap in stats.gaps(call)]  # fmt: skip
-        return (sampled(ones, "ttft_s", factor=1e3), main, e2e,
-                sampled(whole, "e2e_s", 95, 1e3), stats.inverse(e2e, main * 1e3),
-                decode_tok_per_s(group), *([marked_tok_per_s(group)] if marked else []),
-                _itl_ms(group, gaps))  # fmt: skip
+        gaps = [
+            gap
+            for r in group
+            if r.kind == "itl"
+            for call in r.samples.get("token_s", ())
+            for gap in stats.gaps(call)
+        ]
+        return (
+            sampled(ones, "ttft_s", factor=1e3),
+            main,
+            e2e,
+            sampled(whole, "e2e_s", 95, 1e3),
+            stats.inverse(e2e, main * 1e3),
+            decode_tok_per_s(group),
+            *([marked_tok_per_s(group)] if marked else []),
+            _itl_ms(group, gaps),
+        )
 
-    columns = [Column("TTFT", "ms"), Column("new tokens", numeric=False), Column("p50", "ms"),
-               Column("p95 or max of n", "ms"), Column("output throughput", "tok/s"),
-               Column("decode throughput", "tok/s"),
-               *([Column("decode by device clock", "tok/s")] if marked else []),
-               Column("ITL", "ms")]  # fmt: skip
-    made = build("latency", "Latency and throughput", greedy, ("latency", "itl"), ("context",),
-                 columns, cells)  # fmt: skip
+    columns = [
+        Column("TTFT", "ms"),
+        Column("new tokens", numeric=False),
+        Column("p50", "ms"),
+        Column("p95 or max of n", "ms"),
+        Column("output throughput", "tok/s"),
+        Column("decode throughput", "tok/s"),
+        *([Column("decode by device clock", "tok/s")] if marked else []),
+        Column("ITL", "ms"),
+    ]
+    made = build(
+        "latency",
+        "Latency and throughput",
+        greedy,
+        ("latency", "itl"),
+        ("context",),
+        columns,
+        cells,
+    )
     return replace(made, notes=(*made.notes, *_slower_when_longer(made)))
 
 
@@ -74,8 +116,10 @@ def _slower_when_longer(table: Table) -> list[str]:
     whole, decode = (titles.index(f"{what} throughput") for what in ("output", "decode"))
     rates = [(row[whole].value, row[decode].value) for row in table.rows]
     slower = sum(None not in pair and pair[1] < pair[0] for pair in rates)
-    said = (f"decode throughput below output throughput in {slower} of {len(rates)} rows: long "
-            "calls took more for a token, which no prefill causes; the host did not keep its speed")
+    said = (
+        f"decode throughput below output throughput in {slower} of {len(rates)} rows: long "
+        "calls took more for a token, which no prefill causes; the host did not keep its speed"
+    )
     return [said] if slower else []
 
 
@@ -85,14 +129,22 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     Prefill is the intercept and so is left out. Needs calls of two different lengths; a lone call
     that was the first of its length is none.
     """
-    timed = [r for r in rows if r.kind in ("latency", "batch")
-             and (r.key.get("new_tokens") or 1) > 1 and r.samples.get("e2e_s")]  # fmt: skip
+    timed = [
+        r
+        for r in rows
+        if r.kind in ("latency", "batch")
+        and (r.key.get("new_tokens") or 1) > 1
+        and r.samples.get("e2e_s")
+    ]
     calls = [r for r in timed if not _lone_and_cold(r)]
     pairs = [(r.key["new_tokens"], t) for r in calls for t in r.samples["e2e_s"]]
     if len({g for g, _ in pairs}) < 2:
         cold = len(timed) - len(calls)
-        why = (f"; {cold} arm(s) hold one call, the first of its length, which waits for the "
-               "allocator" if cold else "")  # fmt: skip
+        why = (
+            f"; {cold} arm(s) hold one call, the first of its length, which waits for the allocator"
+            if cold
+            else ""
+        )
         return stats.missing(f"not measured: a slope needs calls of two lengths{why}")
     slope = stats.slope([g for g, _ in pairs], [t for _, t in pairs])
     if slope.value is not None and slope.value <= 0:
@@ -125,8 +177,12 @@ def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:
     if not gaps:
         return sampled([r for r in rows if r.kind == "itl"], "token_s")
     middle = stats.median(gaps)
-    return Estimate(middle.value * 1e3, n=middle.n, method="median of all gaps",
-                    reason="steps of one call are correlated: no interval")  # fmt: skip
+    return Estimate(
+        middle.value * 1e3,
+        n=middle.n,
+        method="median of all gaps",
+        reason="steps of one call are correlated: no interval",
+    )
 
 
 def memory(rows: Sequence[Record]) -> Table:
@@ -134,9 +190,15 @@ def memory(rows: Sequence[Record]) -> Table:
 
     In GB (10^9 bytes), or in MB (10^6 bytes) where no peak reaches one GB.
     """
-    names = {"peak_bytes": "peak", "baseline_bytes": "baseline", "kv_tensor_bytes": "KV, tensors",
-             "kv_card_bytes": "KV, card", "logits_bytes": "logits held",
-             "workspace_bytes": "workspace", "reserved_bytes": "reserved"}  # fmt: skip
+    names = {
+        "peak_bytes": "peak",
+        "baseline_bytes": "baseline",
+        "kv_tensor_bytes": "KV, tensors",
+        "kv_card_bytes": "KV, card",
+        "logits_bytes": "logits held",
+        "workspace_bytes": "workspace",
+        "reserved_bytes": "reserved",
+    }
 
     peaks = [r.value("peak_bytes") or 0 for r in rows if r.kind.startswith("memory")]
     unit, size = ("GB", 1e9) if max(peaks, default=0) >= 1e9 else ("MB", 1e6)
@@ -145,16 +207,30 @@ def memory(rows: Sequence[Record]) -> Table:
         row = group[-1]
         above = _reading(row, "peak_bytes", 1 / size)
         if above.value is not None and row.value("baseline_bytes") is not None:
-            above = Estimate((row.value("peak_bytes") - row.value("baseline_bytes")) / size, n=1,
-                             method="difference of readings", reason=above.reason)  # fmt: skip
+            above = Estimate(
+                (row.value("peak_bytes") - row.value("baseline_bytes")) / size,
+                n=1,
+                method="difference of readings",
+                reason=above.reason,
+            )
         readings = [_reading(row, name, 1 / size) for name in names]
         return (readings[0], above, *readings[1:], row.value("memory_source") or "")
 
-    columns = [Column("peak", unit), Column("above baseline", unit),
-               *(Column(title, unit) for title in list(names.values())[1:]),
-               Column("source", numeric=False)]  # fmt: skip
-    return build("memory", "Memory", rows, ("memory-paper", "memory"),
-                  ("context", "new_tokens", "protocol"), columns, cells)  # fmt: skip
+    columns = [
+        Column("peak", unit),
+        Column("above baseline", unit),
+        *(Column(title, unit) for title in list(names.values())[1:]),
+        Column("source", numeric=False),
+    ]
+    return build(
+        "memory",
+        "Memory",
+        rows,
+        ("memory-paper", "memory"),
+        ("context", "new_tokens", "protocol"),
+        columns,
+        cells,
+    )
 
 
 def energy(rows: Sequence[Record]) -> Table:
@@ -169,16 +245,27 @@ def energy(rows: Sequence[Record]) -> Table:
         tokens = row.key.get("new_tokens") or 1
         scale = 1e3 / tokens
         per_1k = sampled(group, "energy_j", factor=scale)
-        return (per_1k, energystats.net(row, scale), stats.inverse(per_1k, 1e3),
-                sampled(group, "average_energy_j", factor=scale),
-                sampled(group, "paper_energy_j", factor=scale),
-                energystats.power_w(row), _reading(row, "idle_w", like="energy_j"),
-                stats.inverse(sampled(group, "e2e_s"), tokens))  # fmt: skip
+        return (
+            per_1k,
+            energystats.net(row, scale),
+            stats.inverse(per_1k, 1e3),
+            sampled(group, "average_energy_j", factor=scale),
+            sampled(group, "paper_energy_j", factor=scale),
+            energystats.power_w(row),
+            _reading(row, "idle_w", like="energy_j"),
+            stats.inverse(sampled(group, "e2e_s"), tokens),
+        )
 
-    columns = [Column("J/1K tokens", "J"), Column("J/1K, net of idle", "J"),
-               Column("tokens per joule", "1/J"), Column("J/1K, average power", "J"),
-               Column("J/1K, before/after estimator", "J"), Column("mean power", "W"),
-               Column("idle", "W"), Column("output throughput", "tok/s")]  # fmt: skip
+    columns = [
+        Column("J/1K tokens", "J"),
+        Column("J/1K, net of idle", "J"),
+        Column("tokens per joule", "1/J"),
+        Column("J/1K, average power", "J"),
+        Column("J/1K, before/after estimator", "J"),
+        Column("mean power", "W"),
+        Column("idle", "W"),
+        Column("output throughput", "tok/s"),
+    ]
     table = build("energy", "Energy", rows, ("energy",), ("context", "new_tokens"), columns, cells)
     notes = (energystats.BOUNDARY, *energystats.slow_starts(rows))
     return replace(table, notes=(*table.notes, *notes))
@@ -189,17 +276,20 @@ def trace(rows: Sequence[Record]) -> Table:
 
     In 10^9 parameters and GB, or 10^6 and MB where no model has 10^8 active parameters.
     """
-    largest = max((r.value("active_params_nominal") or 0 for r in rows if r.kind == "trace"),
-                  default=0)  # fmt: skip
+    largest = max(
+        (r.value("active_params_nominal") or 0 for r in rows if r.kind == "trace"), default=0
+    )
     count, size, scale = ("10^9", "GB", 1e-9) if largest >= 1e8 else ("10^6", "MB", 1e-6)
-    shown = {"active_params_nominal": ("active, nominal", count, scale),
-             "active_params_realised": ("active, realised", count, scale),
-             "experts_chosen_decode": ("experts chosen in a step", "", 1),
-             "experts_touched_decode": ("experts touched in a step", "", 1),
-             "experts_touched_prefill": ("experts touched in the prefill", "", 1),
-             "routing_entropy_bits": ("routing entropy", "bits", 1),
-             "decode_bytes": ("a step must read", size, scale),
-             "decode_bytes_realised": ("a step reads", size, scale)}  # fmt: skip
+    shown = {
+        "active_params_nominal": ("active, nominal", count, scale),
+        "active_params_realised": ("active, realised", count, scale),
+        "experts_chosen_decode": ("experts chosen in a step", "", 1),
+        "experts_touched_decode": ("experts touched in a step", "", 1),
+        "experts_touched_prefill": ("experts touched in the prefill", "", 1),
+        "routing_entropy_bits": ("routing entropy", "bits", 1),
+        "decode_bytes": ("a step must read", size, scale),
+        "decode_bytes_realised": ("a step reads", size, scale),
+    }
 
     def cells(group: list[Record]) -> Sequence[Any]:
         row = group[-1]
@@ -209,12 +299,17 @@ def trace(rows: Sequence[Record]) -> Table:
             found = [e if e.value is not None else stats.missing(note) for e in found]
         return (row.value("decode_experts") or "-", *found)
 
-    columns = [Column("decode runs", numeric=False),
-               *(Column(title, unit) for title, unit, _ in shown.values())]  # fmt: skip
-    made = build("trace", "What a step really reads", rows, ("trace",), ("context", "batch"),
-                 columns, cells)  # fmt: skip
-    note = ("touched: set to NaN, the expert's weights make the output NaN; parameters are those "
-            "of one decode token, experts are means over layers")  # fmt: skip
+    columns = [
+        Column("decode runs", numeric=False),
+        *(Column(title, unit) for title, unit, _ in shown.values()),
+    ]
+    made = build(
+        "trace", "What a step really reads", rows, ("trace",), ("context", "batch"), columns, cells
+    )
+    note = (
+        "touched: set to NaN, the expert's weights make the output NaN; parameters are those "
+        "of one decode token, experts are means over layers"
+    )
     return replace(made, notes=(*made.notes, note))
 
 
@@ -235,10 +330,15 @@ def ablations(rows: Sequence[Record], name: str) -> Table:
         base = next((r for r in arms if r.key.get(changed) == BASE_ARMS.get(name)), arms[0])
         setup = [group.of(f) for f in differ]
         built += [_ablation_row(row, base, changed, setup) for row in arms]
-    columns = (Column("model", numeric=False), *(Column(f, numeric=False) for f in differ),
-               Column(changed, numeric=False), Column("p50", "s"),
-               Column("output throughput", "tok/s"), Column("throughput / base arm"),
-               Column("verdict", numeric=False))  # fmt: skip
+    columns = (
+        Column("model", numeric=False),
+        *(Column(f, numeric=False) for f in differ),
+        Column(changed, numeric=False),
+        Column("p50", "s"),
+        Column("output throughput", "tok/s"),
+        Column("throughput / base arm"),
+        Column("verdict", numeric=False),
+    )
     arms = [r for r in rows if r.kind == kind]
     _, notes = setups(arms, environments(rows))
     fixed = _fixed(arms, [f for f in ("context", "new_tokens", "decoding") if f != changed])
@@ -259,8 +359,10 @@ def _ablation_row(row: Record, base: Record, changed: str, setup: Sequence[str])
         return (*start, stats.missing(time_s.reason), time_s.reason)
     if row is base:
         return (*start, Estimate(1.0, n=rate.n, method="the base arm"), "base arm")
-    ratio = replace(stats.ratio(base.samples.get("e2e_s") or [], row.samples["e2e_s"]),
-                    records=(record_id(row), record_id(base)))  # fmt: skip
+    ratio = replace(
+        stats.ratio(base.samples.get("e2e_s") or [], row.samples["e2e_s"]),
+        records=(record_id(row), record_id(base)),
+    )
     resolved = ratio.resolved_from(1.0)
     if resolved is None:
         verdict = ratio.reason or "no interval"
@@ -298,8 +400,14 @@ def ablation_table(rows: Sequence[Record], name: str) -> pd.DataFrame:
 
 def generic_tables(rows: Sequence[Record]) -> list[Table]:
     """Every generic table that has rows."""
-    made = [latency(rows), memory(rows), energy(rows), energypasses.table(rows), trace(rows),
-            *(ablations(rows, n) for n in CHANGED)]  # fmt: skip
+    made = [
+        latency(rows),
+        memory(rows),
+        energy(rows),
+        energypasses.table(rows),
+        trace(rows),
+        *(ablations(rows, n) for n in CHANGED),
+    ]
     return [table for table in made if table.rows]
 
 

@@ -63,8 +63,12 @@ class Tally:
     def summary(self, out_dir: Path, *, interrupted: bool = False) -> None:
         """Counts, what failed and where to look, and the report."""
         bad, total = self._bad(), len(self.jobs)
-        counts = {"ok": self._count("ok"), "skipped": self._count("skipped"), "failed": len(bad),
-                  "not run": total - len(self.ended)}  # fmt: skip
+        counts = {
+            "ok": self._count("ok"),
+            "skipped": self._count("skipped"),
+            "failed": len(bad),
+            "not run": total - len(self.ended),
+        }
         shown = ", ".join(f"{n} {name}" for name, n in counts.items() if n or name == "ok")
         say(f"\n{total} jobs: {shown}")
         for job, status, why in bad:

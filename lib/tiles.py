@@ -18,9 +18,22 @@ PROGRAMS = 1800  # programs of `products` that an H100 holds at once, with even 
 
 
 @triton.jit
-def _attend(query, key, value, mask, sums, peaks, totals, length, SCALE: tl.constexpr,
-            GROUPS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-            SLOTS: tl.constexpr):  # fmt: skip
+def _attend(
+    query,
+    key,
+    value,
+    mask,
+    sums,
+    peaks,
+    totals,
+    length,
+    SCALE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
     group, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     head, column = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     inner = (group * HEADS + head)[:, None] * WIDTH + column[None, :]
@@ -52,8 +65,17 @@ def _attend(query, key, value, mask, sums, peaks, totals, length, SCALE: tl.cons
 
 
 @triton.jit
-def _join(sums, peaks, totals, sinks, out, parts, SINKS: tl.constexpr, WIDTH: tl.constexpr,
-          PARTS: tl.constexpr):  # fmt: skip
+def _join(
+    sums,
+    peaks,
+    totals,
+    sinks,
+    out,
+    parts,
+    SINKS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     head, heads = tl.program_id(0), tl.num_programs(0)
     part, column = tl.arange(0, PARTS), tl.arange(0, WIDTH)
     one, there = part * heads + head, part < parts
@@ -72,9 +94,16 @@ def _join(sums, peaks, totals, sinks, out, parts, SINKS: tl.constexpr, WIDTH: tl
     tl.store(out + head * WIDTH + column, joined.to(out.dtype.element_ty))
 
 
-def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, *,
-             sinks: torch.Tensor | None, scale: float, window: int | None = None,
-             ) -> torch.Tensor:  # fmt: skip
+def attended(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    sinks: torch.Tensor | None,
+    scale: float,
+    window: int | None = None,
+) -> torch.Tensor:
     """Attention of one token: query (batch, groups, heads, width), key and value (batch, groups,
     length, width), additive mask (batch, 1, 1, length), sinks (groups * heads) or None, contiguous,
     a width that is a power of two. `window` is the length where it is short. Like the query."""
@@ -84,21 +113,52 @@ def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: 
     sums = query.new_empty((parts, *query.shape), dtype=torch.float32)
     peaks, totals = sums.new_empty(sums.shape[:-1]), sums.new_empty(sums.shape[:-1])
     _attend[(batch * groups, parts)](
-        query, key, value, mask, sums, peaks, totals, length, SCALE=scale, GROUPS=groups,
-        HEADS=heads, WIDTH=width, ROWS=max(16, 1 << (heads - 1).bit_length()), SLOTS=SLOTS,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        mask,
+        sums,
+        peaks,
+        totals,
+        length,
+        SCALE=scale,
+        GROUPS=groups,
+        HEADS=heads,
+        WIDTH=width,
+        ROWS=max(16, 1 << (heads - 1).bit_length()),
+        SLOTS=SLOTS,
+    )
     out = torch.empty_like(query)
     _join[(batch * groups * heads,)](
-        sums, peaks, totals, peaks if sinks is None else sinks, out, parts, WIDTH=width,
-        SINKS=0 if sinks is None else groups * heads, PARTS=1 << (parts - 1).bit_length(),
-    )  # fmt: skip
+        sums,
+        peaks,
+        totals,
+        peaks if sinks is None else sinks,
+        out,
+        parts,
+        WIDTH=width,
+        SINKS=0 if sinks is None else groups * heads,
+        PARTS=1 << (parts - 1).bit_length(),
+    )
     return out
 
 
 @triton.jit
-def _products(inputs, weight, index, out, columns, SIZE: tl.constexpr, SPAN: tl.constexpr,
-              SHARED: tl.constexpr, EXPERT: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr,
-              ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+def _products(
+    inputs,
+    weight,
+    index,
+    out,
+    columns,
+    SIZE: tl.constexpr,
+    SPAN: tl.constexpr,
+    SHARED: tl.constexpr,
+    EXPERT: tl.constexpr,
+    ROW: tl.constexpr,
+    COLUMN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     block, part, chosen = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     inside = (column < columns)[None, :]
@@ -118,8 +178,9 @@ def _products(inputs, weight, index, out, columns, SIZE: tl.constexpr, SPAN: tl.
     tl.store(out + first + column, tl.sum(total, 0), mask=column < columns)
 
 
-def products(inputs: torch.Tensor, weight: torch.Tensor, index: torch.Tensor, *,
-             transposed: bool) -> torch.Tensor:  # fmt: skip
+def products(
+    inputs: torch.Tensor, weight: torch.Tensor, index: torch.Tensor, *, transposed: bool
+) -> torch.Tensor:
     """Rows through chosen matrices: inputs (n / shared, in), index (n,), weight (experts, in, out)
     if transposed, else (experts, out, in); `shared` matrices take the same row. Returns float32
     (n, parts, out), to be summed over the parts."""
@@ -130,8 +191,19 @@ def products(inputs: torch.Tensor, weight: torch.Tensor, index: torch.Tensor, *,
     parts = min([n for n in range(wanted, tiles + 1) if tiles % n == 0])  # all of one length
     out = inputs.new_empty((chosen, parts, columns), dtype=torch.float32)
     _products[(blocks, parts, chosen)](
-        inputs, weight, index, out, columns, SIZE=size, SPAN=tiles // parts * rows,
-        SHARED=chosen // inputs.shape[0], EXPERT=size * columns, ROW=columns if transposed else 1,
-        COLUMN=1 if transposed else size, ROWS=rows, COLUMNS=wide, num_warps=WARPS,
-    )  # fmt: skip
+        inputs,
+        weight,
+        index,
+        out,
+        columns,
+        SIZE=size,
+        SPAN=tiles // parts * rows,
+        SHARED=chosen // inputs.shape[0],
+        EXPERT=size * columns,
+        ROW=columns if transposed else 1,
+        COLUMN=1 if transposed else size,
+        ROWS=rows,
+        COLUMNS=wide,
+        num_warps=WARPS,
+    )
     return out

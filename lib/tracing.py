@@ -176,8 +176,9 @@ def rows(
     made = []
     names = (experts if model.card.experts else ()) or [model.experts]
     for name, batch in track([*product(names, batches)], f"experts of {model.name}"):
-        found = row(model, name, context=context, batch=batch, stack=stack, seed=seed,
-                    env_id=env_id)  # fmt: skip
+        found = row(
+            model, name, context=context, batch=batch, stack=stack, seed=seed, env_id=env_id
+        )
         made.append(records.append(records_path, found))
         model.device.empty_cache()
     return made
@@ -282,8 +283,9 @@ def _dense(model: Any, *, context: int, batch: int, stack: str, env_id: str | No
         sizes["decode_bytes_realised"] = sizes["decode_bytes"]
     values = {"active_params_nominal": active, "active_params_realised": active, "note": NO_ROUTER}
     key = _key(model, context, batch, stack)
-    return Record("trace", key, values={**model.source, **values, **sizes}, missing=missing,
-                  env_id=env_id)  # fmt: skip
+    return Record(
+        "trace", key, values={**model.source, **values, **sizes}, missing=missing, env_id=env_id
+    )
 
 
 def warnings_of(values: dict[str, Any]) -> list[dict[str, str]]:
@@ -291,9 +293,12 @@ def warnings_of(values: dict[str, Any]) -> list[dict[str, str]]:
     nominal, realised = values["active_params_nominal"], values.get("active_params_realised")
     if realised is None or math.isclose(realised, nominal, rel_tol=TOLERANCE):
         return []
-    return [records.warning(
-        "active-params", f"a decode token uses {realised:,} parameters, not the {nominal:,} of the "
-        f"architecture, with the experts as {values['decode_experts']}: choose an implementation "
-        "that leaves other experts alone (grouped_mm, batched_mm, loop), or divide by the realised "
-        "number",
-    )]  # fmt: skip
+    return [
+        records.warning(
+            "active-params",
+            f"a decode token uses {realised:,} parameters, not the {nominal:,} of the "
+            f"architecture, with the experts as {values['decode_experts']}: choose an "
+            "implementation that leaves other experts alone (grouped_mm, batched_mm, loop), or "
+            "divide by the realised number",
+        )
+    ]

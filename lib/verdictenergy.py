@@ -62,9 +62,15 @@ def _energy(e: Evidence, others: list[str], shown: Callable[[Estimate], Estimate
     def by(m: Map, sample: str) -> dict[str, Estimate]:
         return {o: shown(sample_ratio(e, m, o, "energy", sample)) for o in others}
 
-    return Measured("time", by(e.base, ESTIMATOR), by(e.base, "energy_j"), COUNTER,
-                    by(e.bound, "energy_j"), by(e.like_paper, ESTIMATOR),
-                    kind="energy")  # fmt: skip
+    return Measured(
+        "time",
+        by(e.base, ESTIMATOR),
+        by(e.base, "energy_j"),
+        COUNTER,
+        by(e.bound, "energy_j"),
+        by(e.like_paper, ESTIMATOR),
+        kind="energy",
+    )
 
 
 def energy_rises(e: Evidence, name: str) -> Measured:
@@ -74,16 +80,24 @@ def energy_rises(e: Evidence, name: str) -> Measured:
         found = {}
         for model in e.published.models:
             for before, after in pairwise(e.published.contexts):
-                pair = [rules.samples(m[model], "energy", sample, c, e.arm[1])
-                        for c in (after, before)]  # fmt: skip
+                pair = [
+                    rules.samples(m[model], "energy", sample, c, e.arm[1]) for c in (after, before)
+                ]
                 reason = next((why for values, why in pair if not values), "")
                 found[f"{model}, {after} after {before}"] = (
                     stats.missing(reason) if reason else stats.ratio(pair[0][0], pair[1][0])
                 )
         return found
 
-    return Measured("time", steps(e.base, ESTIMATOR), steps(e.base, "energy_j"), COUNTER,
-                    steps(e.bound, "energy_j"), alone=True, kind="energy")  # fmt: skip
+    return Measured(
+        "time",
+        steps(e.base, ESTIMATOR),
+        steps(e.base, "energy_j"),
+        COUNTER,
+        steps(e.bound, "energy_j"),
+        alone=True,
+        kind="energy",
+    )
 
 
 # --- efficiency per active parameter
@@ -127,8 +141,15 @@ def _ape(e: Evidence, models: list[str], rate: Rate, bound_rate: Rate) -> Measur
         return {x: _per_active(e, of(e, m, x), x, realised=realised) for x in models}
 
     own = per_active(e.like_paper, rate, False) if e.reference in models else {}
-    return Measured("time", per_active(e.base, rate, False), per_active(e.base, rate, True),
-                    TRACED, per_active(e.bound, bound_rate, True), own, alone=True)  # fmt: skip
+    return Measured(
+        "time",
+        per_active(e.base, rate, False),
+        per_active(e.base, rate, True),
+        TRACED,
+        per_active(e.bound, bound_rate, True),
+        own,
+        alone=True,
+    )
 
 
 def ape_throughput_ratio(e: Evidence, name: str) -> Measured:
@@ -159,8 +180,14 @@ def _ape_ratio(e: Evidence, ratio: Rate, bound_rate: Rate) -> Measured:
         found = compared(e, e.bound, other, partial(bound_rate, e, e.bound))
         return _scaled(found, _fewer(e, other, True))
 
-    return Measured("time", of(e.base, False), of(e.base, True), TRACED,
-                    {o: bound(o) for o in e.others}, of(e.like_paper, False))  # fmt: skip
+    return Measured(
+        "time",
+        of(e.base, False),
+        of(e.base, True),
+        TRACED,
+        {o: bound(o) for o in e.others},
+        of(e.like_paper, False),
+    )
 
 
 def _fewer(e: Evidence, other: str, realised: bool) -> Estimate:

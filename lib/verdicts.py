@@ -132,8 +132,9 @@ def rule_on(claim: dict[str, Any], measured: Measured, found: dict[str, Estimate
 
 def _models(e: Evidence, measured: Measured) -> list[str]:
     """The models that a claim is about: those it is measured on, and the study's own."""
-    named = [m for m in e.published.models
-             if any(label.startswith(m) for label in measured.protocol)]  # fmt: skip
+    named = [
+        m for m in e.published.models if any(label.startswith(m) for label in measured.protocol)
+    ]
     if named and measured.alone:
         return named
     return [e.reference, *(m for m in named if m != e.reference)]
@@ -150,11 +151,16 @@ def finding(entries: Sequence[Entry]) -> list[Finding]:
     if not entries:
         return []
     n = counts(entries)
-    said = (f"Of {len(entries)} claims {n[judge.REPRODUCED]} are reproduced, {n[judge.DIRECTION]} "
-            f"in direction only, {n[judge.NOT]} not reproduced and {n[UNTESTABLE]} not testable "
-            "with these rows.")  # fmt: skip
-    turned = [x.claim["text"] for x in entries if x.rulings["corrected"].word == judge.NOT
-              and x.verdict.word != judge.NOT]  # fmt: skip
+    said = (
+        f"Of {len(entries)} claims {n[judge.REPRODUCED]} are reproduced, {n[judge.DIRECTION]} "
+        f"in direction only, {n[judge.NOT]} not reproduced and {n[UNTESTABLE]} not testable "
+        "with these rows."
+    )
+    turned = [
+        x.claim["text"]
+        for x in entries
+        if x.rulings["corrected"].word == judge.NOT and x.verdict.word != judge.NOT
+    ]
     if turned:
         said += f" By the corrected definition {len(turned)} more fail: {'; '.join(turned)}."
     return [Finding("The paper's claims", said)]
@@ -180,16 +186,31 @@ def shown(x: Estimate) -> str:
 
 def table(entries: Sequence[Entry]) -> Table:
     """The ledger for reading in a notebook: one claim a row."""
-    titles = ("claim", "the paper", "measured, by its protocol", "corrected definition",
-              "device-bound", "verdict", "cause")  # fmt: skip
+    titles = (
+        "claim",
+        "the paper",
+        "measured, by its protocol",
+        "corrected definition",
+        "device-bound",
+        "verdict",
+        "cause",
+    )
     rows = tuple(
-        (x.claim["text"], x.printed, text(x.measured.protocol, x.unit),
-         text(x.measured.corrected, x.unit), text(x.measured.bound, x.unit), str(x.verdict),
-         x.cause) for x in entries
-    )  # fmt: skip
+        (
+            x.claim["text"],
+            x.printed,
+            text(x.measured.protocol, x.unit),
+            text(x.measured.corrected, x.unit),
+            text(x.measured.bound, x.unit),
+            str(x.verdict),
+            x.cause,
+        )
+        for x in entries
+    )
     notes = () if entries else ("none of the paper's models is among the rows",)
-    return Table("claims", "Claims ledger", tuple(Column(t, numeric=False) for t in titles), rows,
-                 notes)  # fmt: skip
+    return Table(
+        "claims", "Claims ledger", tuple(Column(t, numeric=False) for t in titles), rows, notes
+    )
 
 
 def csv_rows(entry: Entry) -> list[dict[str, Any]]:
@@ -201,20 +222,31 @@ def csv_rows(entry: Entry) -> list[dict[str, Any]]:
     lines = []
     for label in several:
         line = {
-            "claim": entry.name, "where": entry.claim["where"], "text": entry.claim["text"],
-            "of": label, "unit": entry.unit, "meant": entry.claim.get("meant", ""),
+            "claim": entry.name,
+            "where": entry.claim["where"],
+            "text": entry.claim["text"],
+            "of": label,
+            "unit": entry.unit,
+            "meant": entry.claim.get("meant", ""),
             "paper": value if isinstance(value, str) else " to ".join(value or []),
             "direction": entry.claim.get("direction", ""),
-            "corrected_as": entry.measured.corrected_as, "verdict": entry.verdict.word,
-            "why": entry.verdict.why, "verdict_corrected": entry.rulings["corrected"].word,
-            "verdict_bound": entry.rulings["bound"].word, "cause": "; ".join(entry.causes),
+            "corrected_as": entry.measured.corrected_as,
+            "verdict": entry.verdict.word,
+            "why": entry.verdict.why,
+            "verdict_corrected": entry.rulings["corrected"].word,
+            "verdict_bound": entry.rulings["bound"].word,
+            "cause": "; ".join(entry.causes),
             "differs": "; ".join(f"{what}: {how}" for what, how in entry.differs.items()),
-        }  # fmt: skip
+        }
         missing = []
         for column, found in columns.items():
             x = found.get(label, found.get("", stats.missing("not compared")))
-            line |= {column: number_text(x.value), f"{column}_low": number_text(x.low),
-                     f"{column}_high": number_text(x.high), f"{column}_n": x.n or ""}  # fmt: skip
+            line |= {
+                column: number_text(x.value),
+                f"{column}_low": number_text(x.low),
+                f"{column}_high": number_text(x.high),
+                f"{column}_n": x.n or "",
+            }
             if x.value is None:
                 missing.append(f"{column}: {x.reason}")
         lines.append(line | {"missing": "; ".join(missing)})

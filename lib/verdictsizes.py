@@ -36,11 +36,11 @@ def parameters(e: Evidence, name: str) -> Measured:
     """Total parameters on the model card (10^9)."""
     model = e.published.claim(name).get("model", e.reference)
     if model == e.reference:  # its active parameters are a claim of their own
-        return Measured("count", {model: _total(e, model)}, STANDS, "", NO_STACK,
-                        alone=True)  # fmt: skip
+        return Measured("count", {model: _total(e, model)}, STANDS, "", NO_STACK, alone=True)
     used = {model: stats.scaled(active(e, model), 1e-9)}
-    return Measured("count", {model: _total(e, model)}, used, "active parameters", NO_STACK,
-                    alone=True)  # fmt: skip
+    return Measured(
+        "count", {model: _total(e, model)}, used, "active parameters", NO_STACK, alone=True
+    )
 
 
 def _total(e: Evidence, model: str) -> Estimate:
@@ -72,8 +72,14 @@ def peak_lower(e: Evidence, name: str) -> Measured:
     def peaks(m: Map, kind: str) -> dict[str, Estimate]:
         return {o: reading_ratio(e, m, o, "peak_bytes", kind) for o in e.others}
 
-    return Measured("memory", peaks(e.base, "memory-paper"), peaks(e.base, "memory"), PEAK,
-                    NO_STACK, peaks(e.like_paper, "memory-paper"))  # fmt: skip
+    return Measured(
+        "memory",
+        peaks(e.base, "memory-paper"),
+        peaks(e.base, "memory"),
+        PEAK,
+        NO_STACK,
+        peaks(e.like_paper, "memory-paper"),
+    )
 
 
 def peak_saving(e: Evidence, name: str) -> Measured:
@@ -83,8 +89,15 @@ def peak_saving(e: Evidence, name: str) -> Measured:
     def saving(m: Map, kind: str) -> dict[str, Estimate]:
         return {other: lower_pct(reading_ratio(e, m, other, "peak_bytes", kind))}
 
-    return Measured("memory", saving(e.base, "memory-paper"), saving(e.base, "memory"), PEAK,
-                    NO_STACK, saving(e.like_paper, "memory-paper"), neutral=0)  # fmt: skip
+    return Measured(
+        "memory",
+        saving(e.base, "memory-paper"),
+        saving(e.base, "memory"),
+        PEAK,
+        NO_STACK,
+        saving(e.like_paper, "memory-paper"),
+        neutral=0,
+    )
 
 
 def peak_gap(e: Evidence, name: str) -> Measured:
@@ -95,8 +108,14 @@ def peak_gap(e: Evidence, name: str) -> Measured:
         return difference(*(reading(e, m, x, "peak_bytes") for x in (other, e.reference)))
 
     shown = partial(gb, mib_over_1000=True)
-    return Measured("memory", {other: shown(gap(e.base))}, {other: gb(gap(e.base))}, DECIMAL,
-                    NO_STACK, {other: shown(gap(e.like_paper))})  # fmt: skip
+    return Measured(
+        "memory",
+        {other: shown(gap(e.base))},
+        {other: gb(gap(e.base))},
+        DECIMAL,
+        NO_STACK,
+        {other: shown(gap(e.like_paper))},
+    )
 
 
 def baseline(e: Evidence, name: str) -> Measured:
@@ -104,8 +123,7 @@ def baseline(e: Evidence, name: str) -> Measured:
     model = e.published.claim(name)["model"]
     found = reading(e, e.base, model, "baseline_bytes")
     as_meant = gb(found, mib_over_1000=e.published.claim(name)["meant"] == "MiB / 1000")
-    return Measured("memory", {model: as_meant}, {model: gb(found)}, DECIMAL, NO_STACK,
-                    alone=True)  # fmt: skip
+    return Measured("memory", {model: as_meant}, {model: gb(found)}, DECIMAL, NO_STACK, alone=True)
 
 
 def saving_from_moe(e: Evidence, name: str) -> Measured:
@@ -147,8 +165,9 @@ def hardware(e: Evidence, name: str) -> Measured:
     """GPUs of the stated family in the study's files: the device's name begins with it."""
     family = e.published.claim(name)["text"].removeprefix("a single ").removesuffix(" GPU")
     found = stats.exact(float(str(e.published.fact("gpu")).startswith(family)), judge.FILES)
-    return Measured("whole", {"": found}, STANDS, "",
-                    {"": stats.missing("about the paper's own runs")})  # fmt: skip
+    return Measured(
+        "whole", {"": found}, STANDS, "", {"": stats.missing("about the paper's own runs")}
+    )
 
 
 def bf16_only(e: Evidence, name: str) -> Measured:

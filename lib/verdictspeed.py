@@ -41,8 +41,9 @@ def throughput_higher(e: Evidence, name: str) -> Measured:
     def decode(m: Map) -> dict[str, Estimate]:
         return {o: decode_ratio(e, m, o) for o in e.others}
 
-    return Measured("time", output(e.base), decode(e.base), DECODE, decode(e.bound),
-                    output(e.like_paper))  # fmt: skip
+    return Measured(
+        "time", output(e.base), decode(e.base), DECODE, decode(e.bound), output(e.like_paper)
+    )
 
 
 def throughput_gain(e: Evidence, name: str) -> Measured:
@@ -55,8 +56,15 @@ def throughput_gain(e: Evidence, name: str) -> Measured:
     def decode(m: Map) -> dict[str, Estimate]:
         return {other: rules.percent_change(decode_ratio(e, m, other))}
 
-    return Measured("time", output(e.base), decode(e.base), DECODE, decode(e.bound),
-                    output(e.like_paper), neutral=0)  # fmt: skip
+    return Measured(
+        "time",
+        output(e.base),
+        decode(e.base),
+        DECODE,
+        decode(e.bound),
+        output(e.like_paper),
+        neutral=0,
+    )
 
 
 def ttft_higher(e: Evidence, name: str) -> Measured:
@@ -66,8 +74,9 @@ def ttft_higher(e: Evidence, name: str) -> Measured:
         arm = (e.arm[0], 1)
         return {o: sample_ratio(e, m, o, "latency", "ttft_s", arm) for o in e.others}
 
-    return Measured("time", ttft(e.base), ttft(e.base), MEDIAN, ttft(e.bound), ttft(e.like_paper),
-                    decodes=False)  # fmt: skip
+    return Measured(
+        "time", ttft(e.base), ttft(e.base), MEDIAN, ttft(e.bound), ttft(e.like_paper), decodes=False
+    )
 
 
 def slows_with_context(e: Evidence, name: str) -> Measured:
@@ -92,8 +101,9 @@ def _over_contexts(e: Evidence, models: list[str], shown) -> Measured:
         return {x: shown(stats.quotient(*pair)) for x, pair in rates.items()}
 
     own = output(e.like_paper) if e.reference in models else {}
-    return Measured("time", output(e.base), decode(e.base), DECODE, decode(e.bound), own,
-                    alone=True)  # fmt: skip
+    return Measured(
+        "time", output(e.base), decode(e.base), DECODE, decode(e.bound), own, alone=True
+    )
 
 
 def _output_over(m: Map, model: str, contexts: tuple[int, int], tokens: int) -> Estimate:
@@ -123,8 +133,15 @@ def prefill_dominates(e: Evidence, name: str) -> Measured:
         return found
 
     as_said = "TTFT over new tokens / decode throughput"
-    return Measured("time", shares(e.base), against_slope(e.base), as_said,
-                    against_slope(e.bound), shares(e.like_paper), alone=True)  # fmt: skip
+    return Measured(
+        "time",
+        shares(e.base),
+        against_slope(e.base),
+        as_said,
+        against_slope(e.bound),
+        shares(e.like_paper),
+        alone=True,
+    )
 
 
 def _odds(share: Estimate) -> Estimate:
@@ -147,8 +164,10 @@ def ttft_trials(e: Evidence, name: str) -> Measured:
 def decode_runs(e: Evidence, name: str) -> Measured:
     """Runs of each model, by the study's released files."""
     first = e.published.contexts[0]
-    found = {model: stats.exact(e.published.fact("runs", model, first), judge.FILES)
-             for model in e.published.models}  # fmt: skip
+    found = {
+        model: stats.exact(e.published.fact("runs", model, first), judge.FILES)
+        for model in e.published.models
+    }
     return Measured("whole", found, STANDS, "", OWN_RUNS, alone=True)
 
 
@@ -167,8 +186,12 @@ def decoding_spread(e: Evidence, name: str) -> Measured:
     most = found[largest]
     if most.value < 0:  # a gain is as much a variation as a loss
         ends = (most.high, most.low)
-        most = replace(most, value=-most.value, low=None if ends[0] is None else -ends[0],
-                       high=None if ends[1] is None else -ends[1])  # fmt: skip
+        most = replace(
+            most,
+            value=-most.value,
+            low=None if ends[0] is None else -ends[0],
+            high=None if ends[1] is None else -ends[1],
+        )
     return Measured("effect", {largest: most}, STANDS, "", HOST_WORK)
 
 

@@ -43,25 +43,40 @@ def sweep(
     """
     if unknown := [value for value in weight_values if value not in FILLS]:
         raise ValueError(f"unknown weight values {unknown}; known: {list(FILLS)}")
-    cells = [blocks.Cell(context, new_tokens, repeats, "energy-weights", value)
-             for value in weight_values]  # fmt: skip
+    cells = [
+        blocks.Cell(context, new_tokens, repeats, "energy-weights", value)
+        for value in weight_values
+    ]
     if not cells:
         return []
     if reason := refusal(model):
         key = model.key(stack=stack, context=context, new_tokens=new_tokens)
-        row = Record("energy-weights", key, values=dict(model.source),
-                     missing={"energy_j": reason}, env_id=env_id)  # fmt: skip
+        row = Record(
+            "energy-weights",
+            key,
+            values=dict(model.source),
+            missing={"energy_j": reason},
+            env_id=env_id,
+        )
         return [records.append(records_path, row)]
-    session = energy.open_session(model, stack, Path(records_path), seed, env_id,
-                                  [context], new_tokens)  # fmt: skip
+    session = energy.open_session(
+        model, stack, Path(records_path), seed, env_id, [context], new_tokens
+    )
     try:
         for number, order in enumerate(blocks.plan(cells, seed), start=1):
-            energy.measure_round(session, order, f"trace-weights-{number}", window_s,
-                                 lambda cell: refill(model.net, cell.weights, seed))  # fmt: skip
+            energy.measure_round(
+                session,
+                order,
+                f"trace-weights-{number}",
+                window_s,
+                lambda cell: refill(model.net, cell.weights, seed),
+            )
     finally:
         restore(model, name, seed)
-    return [records.append(records_path, energy.row_of(session, cell, found))
-            for cell, found in session.blocks.items()]  # fmt: skip
+    return [
+        records.append(records_path, energy.row_of(session, cell, found))
+        for cell, found in session.blocks.items()
+    ]
 
 
 def against_real(
@@ -88,27 +103,34 @@ def against_real(
     if not reason:
         reason, twins = load_twins(real_model, dtype, device, seed)
     if reason:
-        row = Record("energy-real", dict.fromkeys(records.KEY_FIELDS) | {"model": real_model},
-                     missing={"energy_j": reason}, env_id=env_id)  # fmt: skip
+        row = Record(
+            "energy-real",
+            dict.fromkeys(records.KEY_FIELDS) | {"model": real_model},
+            missing={"energy_j": reason},
+            env_id=env_id,
+        )
         return [records.append(records_path, row)]
     cell = blocks.Cell(context, new_tokens, repeats, "energy-real")
-    sessions = [energy.open_session(model, stack, Path(records_path), seed, env_id,
-                                    [context], new_tokens) for model in twins]  # fmt: skip
+    sessions = [
+        energy.open_session(model, stack, Path(records_path), seed, env_id, [context], new_tokens)
+        for model in twins
+    ]
     for session in sessions:
         session.ids |= sessions[0].ids
     for number in range(repeats):
         for session in sessions if number % 2 else sessions[::-1]:
             name = f"trace-real-{number + 1}-{session.model.weights}"
             energy.measure_round(session, [cell], name, window_s)
-    return [records.append(records_path, energy.row_of(s, cell, s.blocks[cell]))
-            for s in sessions]  # fmt: skip
+    return [records.append(records_path, energy.row_of(s, cell, s.blocks[cell])) for s in sessions]
 
 
 def load_twins(name: str, dtype: str, device: Any, seed: int) -> tuple[str, list[Any]]:
     """The model with real and with random weights, or the reason why it is not at hand."""
     try:
-        return "", [models.load(name, weights=weights, dtype=dtype, device=device, seed=seed)
-                    for weights in ("checkpoint", "random")]  # fmt: skip
+        return "", [
+            models.load(name, weights=weights, dtype=dtype, device=device, seed=seed)
+            for weights in ("checkpoint", "random")
+        ]
     except (models.ModelError, OSError) as error:
         return f"{name} could not be loaded: {error}", []
 
@@ -143,6 +165,7 @@ def restore(model: Any, name: str, seed: int) -> None:
     for parameter in model.net.parameters():
         parameter.data = torch.empty(0, device=parameter.device, dtype=parameter.dtype)
     model.device.empty_cache()
-    fresh = models.load(name, weights="random", dtype=model.dtype, device=model.device, seed=seed,
-                        experts=None)  # fmt: skip
+    fresh = models.load(
+        name, weights="random", dtype=model.dtype, device=model.device, seed=seed, experts=None
+    )
     model.net = fresh.net

@@ -98,10 +98,13 @@ class Board:
             counter = np.interp(k, every, np.cumsum(seen) * self.tick_s)
         rows = []
         for n in range(len(t)):
-            row = {"t_s": float(t[n]), "latency_s": latency_s,
-                   "energy_j": round(START_J + float(counter[n]), 3),
-                   "instant_w": round(float(instant[n]), 3),
-                   "power_w": round(float(average[n]), 3)}  # fmt: skip
+            row = {
+                "t_s": float(t[n]),
+                "latency_s": latency_s,
+                "energy_j": round(START_J + float(counter[n]), 3),
+                "instant_w": round(float(instant[n]), 3),
+                "power_w": round(float(average[n]), 3),
+            }
             if n % 10 == 0:
                 row |= self.slow
             row = self.fault(row)

@@ -57,8 +57,10 @@ class FakeDevice:
         start_s = self.now_s
         call()
         busy_s, kernels = (self.now_s - start_s) * self.busy_share, 100 * (self.now_s - start_s)
-        by_name = {name: (round(kernels * part), busy_s * part)
-                   for name, part in (("gemv", 0.75), ("softmax", 0.25))}  # fmt: skip
+        by_name = {
+            name: (round(kernels * part), busy_s * part)
+            for name, part in (("gemv", 0.75), ("softmax", 0.25))
+        }
         return Work(busy_s, round(kernels), by_name)
 
     @contextlib.contextmanager
@@ -143,8 +145,15 @@ class FakeModel:
         )
 
     def key(self, **changes: Any) -> dict[str, Any]:
-        base = {"model": "fake", "weights": "random", "dtype": "bfloat16", "experts": "none",
-                "attention": "sdpa", "cache": "dynamic", "batch": 1}  # fmt: skip
+        base = {
+            "model": "fake",
+            "weights": "random",
+            "dtype": "bfloat16",
+            "experts": "none",
+            "attention": "sdpa",
+            "cache": "dynamic",
+            "batch": 1,
+        }
         assert changes.keys() <= set(KEY_FIELDS)
         return {**base, **changes}
 

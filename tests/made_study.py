@@ -62,43 +62,80 @@ def study(wide_w: float = 150, first_idle: bool = False) -> dict[str, Any]:
     per_joule = {m: 1e3 / joules(m, HEAD) / ACTIVE[m] * 1e9 for m in models}
     greedy = f"{rate('Ours', CONTEXTS[0]):.2f}"
     tables = {
-        1: table({"TTFT (ms)": "ms", "p50 (ms)": "ms", "p95 (ms)": "ms", "TPOT (tok/s)": "tok/s"},
-                 {m: [f"{step_ms(m, HEAD):.2f}", *2 * [f"{TOKENS * step_ms(m, HEAD):.2f}"],
-                      f"{rate(m, HEAD):.2f}"] for m in models}),
-        2: table(dict.fromkeys(models, "tok/s"),
-                 {c: [f"{rate(m, c):.2f}" for m in models] for c in CONTEXTS}),
-        3: table(dict.fromkeys(models, "ms"),
-                 {c: [f"{step_ms(m, c):.2f}" for m in models] for c in CONTEXTS}),
-        4: table({"ΔTPOT (%)": "%", "TPOT@100": "tok/s", "TPOT@400": "tok/s"},
-                 {m: [f"{drop[m]:.1f}", *(f"{rate(m, c):.2f}" for c in (100, 400))]
-                  for m in models}),
-        5: table({"Peak VRAM (MB)": "MB", "Δ vs GPT-OSS (MB)": "MB", "% less vs Qwen/Yi": "%"},
-                 {m: [mb[m], str(gap[m]), less[m]] for m in models}),
-        6: table({"TPOT (tok/s)": "tok/s", "Tokens/W": "tokens/J", "J/1K (J)": "J"},
-                 {m: [f"{rate(m, HEAD):.2f}", f"{1e3 / joules(m, HEAD):.4f}",
-                      f"{joules(m, HEAD):.1f}"] for m in models}),
-        7: table({str(c): "J" for c in CONTEXTS},
-                 {m: [f"{joules(m, c):.1f}" for c in CONTEXTS] for m in models}),
-        8: table({"Active (B)": "B", "APE-TPOT": "", "APE-1/TTFT": "", "APE-Energy": "",
-                  "TPOT/GB": ""},
-                 {m: [f"{ACTIVE[m] / 1e9:.2f}", f"{per_rate[m]:.3f}", f"{per_rate[m]:.3f}",
-                      f"{per_joule[m]:.5f}", f"{rate(m, HEAD) / int(mb[m]) * 1e3:.3f}"]
-                  for m in models}),
-        9: table({"p50 tok/s": "tok/s", "p50 time (s)": "s", "Δ vs Greedy (%)": "%"},
-                 {"Greedy": [greedy, "0.110", "0.0"], "Top-p": ["89.55", "0.112", "-1.5"]},
-                 context=100),
-        10: table({"p50 tok/s": "tok/s"},
-                  {c: [f"{rate('Ours', c):.2f}"] for c in (200, 400, 800)}),
+        1: table(
+            {"TTFT (ms)": "ms", "p50 (ms)": "ms", "p95 (ms)": "ms", "TPOT (tok/s)": "tok/s"},
+            {
+                m: [
+                    f"{step_ms(m, HEAD):.2f}",
+                    *2 * [f"{TOKENS * step_ms(m, HEAD):.2f}"],
+                    f"{rate(m, HEAD):.2f}",
+                ]
+                for m in models
+            },
+        ),
+        2: table(
+            dict.fromkeys(models, "tok/s"),
+            {c: [f"{rate(m, c):.2f}" for m in models] for c in CONTEXTS},
+        ),
+        3: table(
+            dict.fromkeys(models, "ms"),
+            {c: [f"{step_ms(m, c):.2f}" for m in models] for c in CONTEXTS},
+        ),
+        4: table(
+            {"ΔTPOT (%)": "%", "TPOT@100": "tok/s", "TPOT@400": "tok/s"},
+            {m: [f"{drop[m]:.1f}", *(f"{rate(m, c):.2f}" for c in (100, 400))] for m in models},
+        ),
+        5: table(
+            {"Peak VRAM (MB)": "MB", "Δ vs GPT-OSS (MB)": "MB", "% less vs Qwen/Yi": "%"},
+            {m: [mb[m], str(gap[m]), less[m]] for m in models},
+        ),
+        6: table(
+            {"TPOT (tok/s)": "tok/s", "Tokens/W": "tokens/J", "J/1K (J)": "J"},
+            {
+                m: [
+                    f"{rate(m, HEAD):.2f}",
+                    f"{1e3 / joules(m, HEAD):.4f}",
+                    f"{joules(m, HEAD):.1f}",
+                ]
+                for m in models
+            },
+        ),
+        7: table(
+            {str(c): "J" for c in CONTEXTS},
+            {m: [f"{joules(m, c):.1f}" for c in CONTEXTS] for m in models},
+        ),
+        8: table(
+            {"Active (B)": "B", "APE-TPOT": "", "APE-1/TTFT": "", "APE-Energy": "", "TPOT/GB": ""},
+            {
+                m: [
+                    f"{ACTIVE[m] / 1e9:.2f}",
+                    f"{per_rate[m]:.3f}",
+                    f"{per_rate[m]:.3f}",
+                    f"{per_joule[m]:.5f}",
+                    f"{rate(m, HEAD) / int(mb[m]) * 1e3:.3f}",
+                ]
+                for m in models
+            },
+        ),
+        9: table(
+            {"p50 tok/s": "tok/s", "p50 time (s)": "s", "Δ vs Greedy (%)": "%"},
+            {"Greedy": [greedy, "0.110", "0.0"], "Top-p": ["89.55", "0.112", "-1.5"]},
+            context=100,
+        ),
+        10: table({"p50 tok/s": "tok/s"}, {c: [f"{rate('Ours', c):.2f}"] for c in (200, 400, 800)}),
         11: table({"p50 tok/s": "tok/s"}, {"BF16": [greedy], "FP16": [None]}, context=100),
         12: table({"p50 tok/s": "tok/s"}, {"Transformers": [greedy]}, context=100),
-    }  # fmt: skip
+    }
 
     def claim(value: Any, text: str = "as stated", **more: Any) -> dict[str, Any]:
         return {"where": "text", "text": text, "value": value, "unit": "", **more}
 
     claims = {
-        "total-params": claim("20"), "active-params": claim("4.0"), "active-share": claim("20"),
-        "wide-params": claim("40", model="Wide"), "long-params": claim("50", model="Long"),
+        "total-params": claim("20"),
+        "active-params": claim("4.0"),
+        "active-share": claim("20"),
+        "wide-params": claim("40", model="Wide"),
+        "long-params": claim("50", model="Long"),
         "throughput-higher": claim(None, direction="higher"),
         "ttft-higher": claim(None, direction="lower"),
         "energy-lower": claim(None, direction="lower"),
@@ -107,9 +144,13 @@ def study(wide_w: float = 150, first_idle: bool = False) -> dict[str, Any]:
         "slows-with-context": claim(None, "all models slow"),
         "energy-rises": claim(None, "J/1K rises, most at the end"),
         "decode-degrades": claim(None, "decode degrades"),
-        "decimal-units": claim("1e6"), "ape-higher": claim(None), "decoding-spread": claim("2"),
-        "kv-larger": claim(None, "a larger cache"), "hardware": claim("1", "one Test GPU"),
-        "ttft-trials": claim("5"), "decode-runs": claim("5", "p50 over 5 runs"),
+        "decimal-units": claim("1e6"),
+        "ape-higher": claim(None),
+        "decoding-spread": claim("2"),
+        "kv-larger": claim(None, "a larger cache"),
+        "hardware": claim("1", "one Test GPU"),
+        "ttft-trials": claim("5"),
+        "decode-runs": claim("5", "p50 over 5 runs"),
         "sampling-cost": claim(["1", "2"], "sampling costs 1 to 2%"),
         "ape-throughput": claim(f"{per_rate['Ours']:.1f}"),
         "ape-throughput-dense": claim([f"{per_rate[m]:.2f}" for m in ("Long", "Wide")]),
@@ -117,7 +158,7 @@ def study(wide_w: float = 150, first_idle: bool = False) -> dict[str, Any]:
         "ape-energy": claim(f"{per_joule['Ours']:.3f}"),
         "ape-energy-dense": claim([f"{per_joule[m]:.4f}" for m in ("Long", "Wide")]),
         "ape-energy-ratio": claim([f"{per_joule['Ours'] / per_joule[m]:.0f}" for m in OTHERS]),
-    }  # fmt: skip
+    }
     for m in models:
         claims[f"baseline-{m}"] = claim(f"{2 * TOTAL[m] / 1e9:.1f}", model=m)
         claims[f"drop-{m}"] = claim(f"{-drop[m]:.1f}", model=m)
@@ -147,23 +188,50 @@ def study(wide_w: float = 150, first_idle: bool = False) -> dict[str, Any]:
     released = {name: {"value": value} for name, value in facts.items()}
     released["p95_equals_p99"] = {"value": 3, "of": 36}
     return {
-        "source": "made up", "title": "A study", "url": "https://example.org", "gpu": "Test GPU",
-        "stack": "hf-eager", "dtype": "bfloat16", "context": HEAD, "new_tokens": TOKENS,
-        "ablation_model": "Ours", "models": {m: [m.lower()] for m in models}, "tables": tables,
-        "claims": claims, "released": released,
-        "counted": {m: {"total_params": TOTAL[m], "active_params": ACTIVE[m], "lookup_params": 0,
-                        "weight_bytes": 2 * TOTAL[m], "kv_bytes_per_token": KV[m],
-                        "vocab_size": 100_000} for m in models},
+        "source": "made up",
+        "title": "A study",
+        "url": "https://example.org",
+        "gpu": "Test GPU",
+        "stack": "hf-eager",
+        "dtype": "bfloat16",
+        "context": HEAD,
+        "new_tokens": TOKENS,
+        "ablation_model": "Ours",
+        "models": {m: [m.lower()] for m in models},
+        "tables": tables,
+        "claims": claims,
+        "released": released,
+        "counted": {
+            m: {
+                "total_params": TOTAL[m],
+                "active_params": ACTIVE[m],
+                "lookup_params": 0,
+                "weight_bytes": 2 * TOTAL[m],
+                "kv_bytes_per_token": KV[m],
+                "vocab_size": 100_000,
+            }
+            for m in models
+        },
         "governance": {"rows": {m: ["Apache 2.0", "Permissive", "Yes", "Yes", ""] for m in models}},
-        "sources": {"one-ttft": {"text": "once", "url": "https://example.org/1", "dated": "2025"},
-                    "edge-power": {"text": "ends", "url": "https://example.org/2", "dated": "2025"},
-                    "bandwidth": {"text": "fast", "url": "https://example.org/3", "dated": "2025",
-                                  "bytes_per_s": 3.9e12}},
-    }  # fmt: skip
+        "sources": {
+            "one-ttft": {"text": "once", "url": "https://example.org/1", "dated": "2025"},
+            "edge-power": {"text": "ends", "url": "https://example.org/2", "dated": "2025"},
+            "bandwidth": {
+                "text": "fast",
+                "url": "https://example.org/3",
+                "dated": "2025",
+                "bytes_per_s": 3.9e12,
+            },
+        },
+    }
 
 
 def entries() -> dict[str, Any]:
     """What params/models.yaml says about the models of the study."""
-    stated = {"licence": "Apache-2.0", "class": "permissive", "source": ["https://example.org"],
-              "date": "2026-01-01"}  # fmt: skip
+    stated = {
+        "licence": "Apache-2.0",
+        "class": "permissive",
+        "source": ["https://example.org"],
+        "date": "2026-01-01",
+    }
     return {m.lower(): {"hub": None, "governance": dict(stated)} for m in TOTAL}

@@ -36,8 +36,10 @@ CPU = {
     "device": "cpu", "gpu": None, "driver": None, "cuda": None, "cpu": "Test CPU",
     "packages": {"torch": "2.13.0", "transformers": "5.17.0"},
 }  # fmt: skip
-SVG = ("<svg xmlns='http://www.w3.org/2000/svg' onload='document.title=\"owned\"'>"
-       "<circle r='5'/></svg>")  # fmt: skip
+SVG = (
+    "<svg xmlns='http://www.w3.org/2000/svg' onload='document.title=\"owned\"'>"
+    "<circle r='5'/></svg>"
+)
 XSS = '<script>document.title="owned"</script><img src=x onerror=\'document.title="owned"\'>'
 
 
@@ -51,9 +53,19 @@ def spread(median: float, n: int = 11) -> list[float]:
 def key(model: str, **changes: Any) -> dict[str, Any]:
     """All key fields of an arm."""
     experts = "grouped_mm" if "oss" in model or "moe" in model else "none"
-    base = {"model": model, "weights": "random", "dtype": "bfloat16", "stack": "hf-eager",
-            "experts": experts, "attention": "sdpa", "cache": "dynamic", "batch": 1,
-            "context": 2048, "new_tokens": 64, "decoding": "greedy"}  # fmt: skip
+    base = {
+        "model": model,
+        "weights": "random",
+        "dtype": "bfloat16",
+        "stack": "hf-eager",
+        "experts": experts,
+        "attention": "sdpa",
+        "cache": "dynamic",
+        "batch": 1,
+        "context": 2048,
+        "new_tokens": 64,
+        "decoding": "greedy",
+    }
     return {name: (base | changes)[name] for name in KEY_FIELDS}
 
 
@@ -72,8 +84,12 @@ def e2e_s(model: str, context: int, new_tokens: int) -> float:
 
 def card(model: str, env_id: str) -> Record:
     experts = 32 if "oss" in model else 0
-    values = {"total_params": 21_000_000_000, "active_params": ACTIVE.get(model, 34_000_000),
-              "weight_bytes": 40_000 * MIB, "experts": experts}  # fmt: skip
+    values = {
+        "total_params": 21_000_000_000,
+        "active_params": ACTIVE.get(model, 34_000_000),
+        "weight_bytes": 40_000 * MIB,
+        "experts": experts,
+    }
     return Record("card", {"model": model}, values=values | source(model), env_id=env_id)
 
 
@@ -81,18 +97,39 @@ def latency(model: str, env_id: str, contexts: Sequence[int]) -> list[Record]:
     rows = []
     for context in contexts:
         k = key(model, context=context, new_tokens=1)
-        rows.append(Record("latency", k, {"ttft_s": spread(ttft_s(model, context))},
-                           source(model), env_id=env_id))  # fmt: skip
+        rows.append(
+            Record(
+                "latency",
+                k,
+                {"ttft_s": spread(ttft_s(model, context))},
+                source(model),
+                env_id=env_id,
+            )
+        )
         for tokens in (64, 128):
             k = key(model, context=context, new_tokens=tokens)
             e2e = spread(e2e_s(model, context, tokens))
-            rows.append(Record("latency", k, {"e2e_s": e2e, "warmup_s": [9.0]}, source(model),
-                               warnings=(warning("spread", "raise the repeats (now 11)"),),
-                               env_id=env_id))  # fmt: skip
+            rows.append(
+                Record(
+                    "latency",
+                    k,
+                    {"e2e_s": e2e, "warmup_s": [9.0]},
+                    source(model),
+                    warnings=(warning("spread", "raise the repeats (now 11)"),),
+                    env_id=env_id,
+                )
+            )
         step = 0.01 * FACTORS.get(model, 1)
         stamps = [[ttft_s(model, context) + i * step for i in range(64)] for _ in range(2)]
-        rows.append(Record("itl", key(model, context=context), {"token_s": stamps},
-                           source(model), env_id=env_id))  # fmt: skip
+        rows.append(
+            Record(
+                "itl",
+                key(model, context=context),
+                {"token_s": stamps},
+                source(model),
+                env_id=env_id,
+            )
+        )
     return rows
 
 
@@ -101,15 +138,28 @@ def memory(model: str, env_id: str, contexts: Sequence[int], *, gpu: bool = True
     for kind in ("memory-paper", "memory"):
         for context in contexts:
             peak = PEAK_MIB.get(model, 4000) * MIB - (2048 - context) * MIB
-            values = {"peak_bytes": peak, "baseline_bytes": peak - 1000 * MIB,
-                      "kv_tensor_bytes": 400 * MIB, "kv_card_bytes": 400 * MIB,
-                      "logits_bytes": 500 * MIB, "workspace_bytes": 100 * MIB,
-                      "memory_source": "cuda allocator" if gpu else "process resident set"}
+            values = {
+                "peak_bytes": peak,
+                "baseline_bytes": peak - 1000 * MIB,
+                "kv_tensor_bytes": 400 * MIB,
+                "kv_card_bytes": 400 * MIB,
+                "logits_bytes": 500 * MIB,
+                "workspace_bytes": 100 * MIB,
+                "memory_source": "cuda allocator" if gpu else "process resident set",
+            }
             missing = {} if gpu else {"reserved_bytes": "the resident set does not report it"}
             if gpu:
                 values["reserved_bytes"] = peak + 200 * MIB
-            rows.append(Record(kind, key(model, context=context), {}, values | source(model),
-                               missing, env_id=env_id))  # fmt: skip
+            rows.append(
+                Record(
+                    kind,
+                    key(model, context=context),
+                    {},
+                    values | source(model),
+                    missing,
+                    env_id=env_id,
+                )
+            )
     return rows
 
 
@@ -123,10 +173,17 @@ def energy(model: str, env_id: str, contexts: Sequence[int], *, gpu: bool = True
             samples |= {"energy_j": spread(joules), "paper_energy_j": spread(joules * 0.9)}
         else:
             reason = "no NVML energy counter: the device is a CPU"
-            values, missing = {}, dict.fromkeys(
-                ("energy_j", "paper_energy_j", "idle_w"), reason)  # fmt: skip
-        rows.append(Record("energy", key(model, context=context), samples,
-                           values | source(model), missing, env_id=env_id))  # fmt: skip
+            values, missing = {}, dict.fromkeys(("energy_j", "paper_energy_j", "idle_w"), reason)
+        rows.append(
+            Record(
+                "energy",
+                key(model, context=context),
+                samples,
+                values | source(model),
+                missing,
+                env_id=env_id,
+            )
+        )
     return rows
 
 
@@ -138,8 +195,13 @@ def ablations(model: str, env_id: str, contexts: Sequence[int]) -> list[Record]:
         samples = {} if seconds is None else {"e2e_s": spread(seconds)}
         return Record(f"ablation-{kind}", k, samples, source(model), error=error, env_id=env_id)
 
-    slower = {"greedy": 1.0, "top-p 0.9": 1.25, "top-k 50": 1.0, "temperature 1.5": 1.02,
-              "temperature 0.5": 1.02}  # fmt: skip
+    slower = {
+        "greedy": 1.0,
+        "top-p 0.9": 1.25,
+        "top-k 50": 1.0,
+        "temperature 1.5": 1.02,
+        "temperature 0.5": 1.02,
+    }
     mismatch = "RuntimeError: expected scalar type BFloat16 but found Half"
     return [
         *(row("decoding", base * f, decoding=name) for name, f in slower.items()),
@@ -158,8 +220,15 @@ def captured(model: str, env_id: str, stack: str = "graph") -> list[Record]:
     for tokens in (1, 64, 128):
         seconds = ttft_s(model, 2048) + 0.002 * FACTORS[model] ** 2 * tokens * (tokens > 1)
         name = "ttft_s" if tokens == 1 else "e2e_s"
-        rows.append(Record("latency", key(model, stack=stack, new_tokens=tokens, cache="static"),
-                           {name: spread(seconds)}, source(model), env_id=env_id))  # fmt: skip
+        rows.append(
+            Record(
+                "latency",
+                key(model, stack=stack, new_tokens=tokens, cache="static"),
+                {name: spread(seconds)},
+                source(model),
+                env_id=env_id,
+            )
+        )
     return rows
 
 
@@ -170,8 +239,12 @@ def trace(model: str, env_id: str) -> Record:
     and 16 times by its architecture.
     """
     active, size, more = ACTIVE[model], 10_000_000_000 * FACTORS[model], 4 if "oss" in model else 1
-    values = {"active_params_nominal": active, "active_params_realised": active * more,
-              "decode_bytes": size // more, "decode_bytes_realised": size}
+    values = {
+        "active_params_nominal": active,
+        "active_params_realised": active * more,
+        "decode_bytes": size // more,
+        "decode_bytes_realised": size,
+    }
     return Record("trace", key(model, new_tokens=None), {}, values | source(model), env_id=env_id)
 
 
@@ -190,8 +263,10 @@ def all_experts(env_id: str) -> list[Record]:
 
 def png(width: int = 640, height: int = 280) -> str:
     """A small picture as base64: a diagonal band."""
-    line = [b"\x00" + bytes(230 if abs(x * height - y * width) > 6000 else 60
-            for x in range(width)) for y in range(height)]  # fmt: skip
+    line = [
+        b"\x00" + bytes(230 if abs(x * height - y * width) > 6000 else 60 for x in range(width))
+        for y in range(height)
+    ]
 
     def chunk(name: bytes, data: bytes) -> bytes:
         crc = zlib.crc32(name + data)
@@ -206,18 +281,25 @@ def notebook(
     title: str, *, hostile: bool = False, error: str | None = None
 ) -> nbformat.NotebookNode:
     """An executed notebook: Markdown with a formula, folded code, a table, a figure, noise."""
-    table = ("<style>.x{color:red}</style><table border='1' class='dataframe'><thead><tr><th></th>"
-             "<th>context</th><th>TTFT (ms)</th></tr></thead><tbody><tr><th>0</th><td>512</td>"
-             "<td>25.0</td></tr><tr><th>1</th><td>2048</td><td>100.0</td></tr></tbody></table>")
+    table = (
+        "<style>.x{color:red}</style><table border='1' class='dataframe'><thead><tr><th></th>"
+        "<th>context</th><th>TTFT (ms)</th></tr></thead><tbody><tr><th>0</th><td>512</td>"
+        "<td>25.0</td></tr><tr><th>1</th><td>2048</td><td>100.0</td></tr></tbody></table>"
+    )
     outputs = [
-        v4.new_output("stream", name="stderr",
-                      text="Kernel is running over TCP without encryption\n"),
-        v4.new_output("execute_result", {"text/html": table, "text/plain": "table"},
-                      execution_count=2),
-        v4.new_output("display_data", {"image/png": png(), "text/plain": "<Figure>"},
-                      metadata={"image/png": {"alt": "Diagonal band: time grows with context"}}),
+        v4.new_output(
+            "stream", name="stderr", text="Kernel is running over TCP without encryption\n"
+        ),
+        v4.new_output(
+            "execute_result", {"text/html": table, "text/plain": "table"}, execution_count=2
+        ),
+        v4.new_output(
+            "display_data",
+            {"image/png": png(), "text/plain": "<Figure>"},
+            metadata={"image/png": {"alt": "Diagonal band: time grows with context"}},
+        ),
         v4.new_output("stream", name="stdout", text="wide " * 60 + "\n"),
-    ]  # fmt: skip
+    ]
     if hostile:
         outputs += [
             v4.new_output("display_data", {"text/html": XSS + "</div></div></main><h1>out</h1>"}),
@@ -225,19 +307,30 @@ def notebook(
             v4.new_output("display_data", {"application/javascript": "document.title='owned'"}),
             v4.new_output("stream", name="stdout", text=XSS),
             v4.new_output("display_data", {"image/svg+xml": SVG}),
-        ]  # fmt: skip
+        ]
     if error:
-        outputs.append(v4.new_output("error", ename="RuntimeError", evalue=error,
-                                     traceback=[f"\x1b[31mRuntimeError\x1b[0m: {error}"]))
+        outputs.append(
+            v4.new_output(
+                "error",
+                ename="RuntimeError",
+                evalue=error,
+                traceback=[f"\x1b[31mRuntimeError\x1b[0m: {error}"],
+            )
+        )
     danger = f"\n\n{XSS}\n\n<iframe src='https://example.org'></iframe>" if hostile else ""
     cells = [
-        v4.new_markdown_cell(f"# {title}\n\n**Question.** How long does one call take? "
-                             "Throughput is $\\frac{g}{t_g}$ and costs $5." + danger),
-        v4.new_code_cell('model = "sample"  # which model\nrepeats = 11',
-                         metadata={"tags": ["parameters"]}, execution_count=1),
+        v4.new_markdown_cell(
+            f"# {title}\n\n**Question.** How long does one call take? "
+            "Throughput is $\\frac{g}{t_g}$ and costs $5." + danger
+        ),
+        v4.new_code_cell(
+            'model = "sample"  # which model\nrepeats = 11',
+            metadata={"tags": ["parameters"]},
+            execution_count=1,
+        ),
         v4.new_markdown_cell("## Result\n\n$$A = \\frac{1}{N}\\sum_i x_i$$"),
         v4.new_code_cell("rows.show()  # " + "long " * 40, outputs=outputs, execution_count=2),
-    ]  # fmt: skip
+    ]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
@@ -245,10 +338,18 @@ def notebook(
 
 
 def write_job(
-    root: Path, path: str, records: Sequence[Record], env: dict[str, Any], *,
-    status: str = "ok", end: str = "2026-11-24T10:31:02.000+00:00", model: str | None = None,
-    error: str | None = None, hostile: bool = False, with_notebook: bool = True,
-) -> Path:  # fmt: skip
+    root: Path,
+    path: str,
+    records: Sequence[Record],
+    env: dict[str, Any],
+    *,
+    status: str = "ok",
+    end: str = "2026-11-24T10:31:02.000+00:00",
+    model: str | None = None,
+    error: str | None = None,
+    hostile: bool = False,
+    with_notebook: bool = True,
+) -> Path:
     """One job's folder: run.json, records.jsonl and notebook.ipynb."""
     folder = root / path
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,12 +361,15 @@ def write_job(
         nb = notebook(f"{name} of {model}", hostile=hostile, error=error)
         nbformat.write(nb, folder / "notebook.ipynb")
     manifest = {
-        "status": status, "attempt": 1, "start": "2026-11-24T10:00:00+00:00", "end": end,
-        "parameters": {"model": model or path.split("/")[0], "weights": "random",
-                       "stack": stack},
-        "git": {"commit": "0123456789abcdef", "dirty": False}, "artefacts": [],
+        "status": status,
+        "attempt": 1,
+        "start": "2026-11-24T10:00:00+00:00",
+        "end": end,
+        "parameters": {"model": model or path.split("/")[0], "weights": "random", "stack": stack},
+        "git": {"commit": "0123456789abcdef", "dirty": False},
+        "artefacts": [],
         "error": {"name": "RuntimeError", "value": error, "cell": 4} if error else None,
-    }  # fmt: skip
+    }
     (folder / "run.json").write_text(json.dumps(manifest))
     return folder
 
@@ -288,8 +392,16 @@ def write_paper(root: Path, *, hostile: bool = False, without: Sequence[str] = (
             if name in without or (model, name) == ("yi-34b", "ape"):
                 continue
             failed = "CUDA out of memory" if (model, name) == ("yi-34b", "ablations") else None
-            write_job(root, path, records, GPU, model=model, error=failed, hostile=hostile,
-                      status="failed" if failed else "ok")  # fmt: skip
+            write_job(
+                root,
+                path,
+                records,
+                GPU,
+                model=model,
+                error=failed,
+                hostile=hostile,
+                status="failed" if failed else "ok",
+            )
     planned.append("_all/summary")
     write_job(root, "_all/summary", [], GPU, model="_all", end="2026-11-24T11:02:00+00:00")
     (root / "plan.json").write_text(json.dumps({"jobs": planned}))

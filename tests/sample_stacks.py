@@ -24,23 +24,59 @@ FASTER = {("gpt-oss-20b", "graph"): 4, ("qwen3-32b", "graph"): 2}
 CONTEXTS = (512, 2048)
 ERROR = "OutOfMemoryError: CUDA out of memory"
 ENV = environment_record({**GPU, "copy_bytes_per_s": 3e12})
-FAILED = ("latency", "itl", "aa", "busy", "gate", "trace", "memory", "memory-paper", "energy",
-          "energy-slope", "energy-again", "energy-weights", "energy-peer", "instrument",
-          "ablation-stack", "ablation-experts")  # fmt: skip
+FAILED = (
+    "latency",
+    "itl",
+    "aa",
+    "busy",
+    "gate",
+    "trace",
+    "memory",
+    "memory-paper",
+    "energy",
+    "energy-slope",
+    "energy-again",
+    "energy-weights",
+    "energy-peer",
+    "instrument",
+    "ablation-stack",
+    "ablation-experts",
+)
 
 
 def card(model: str) -> Record:
     """A full card, so that the cache and the bound are known."""
     active = sample.ACTIVE[model]
     made = ModelCard(
-        name=model, model_type="toy", dtype="bfloat16", total_params=active + 10**9,
-        active_params=active, lookup_params=10**9, routed_params=0, weight_bytes=2 * active,
-        routed_bytes=0, lookup_bytes=2 * 10**9, layers=2, hidden_size=64, attention_heads=2,
-        kv_heads=1, head_dim=32, experts=32 if "oss" in model else 0, experts_per_token=0,
-        context_limit=8192, vocab_size=1000, kv_layers=((64, None), (64, 128)), kv_element_bytes=2,
-    )  # fmt: skip
-    return Record("card", key(model, context=None, new_tokens=None), {},
-                  made.as_dict() | sample.source(model), env_id=ENV.env_id)  # fmt: skip
+        name=model,
+        model_type="toy",
+        dtype="bfloat16",
+        total_params=active + 10**9,
+        active_params=active,
+        lookup_params=10**9,
+        routed_params=0,
+        weight_bytes=2 * active,
+        routed_bytes=0,
+        lookup_bytes=2 * 10**9,
+        layers=2,
+        hidden_size=64,
+        attention_heads=2,
+        kv_heads=1,
+        head_dim=32,
+        experts=32 if "oss" in model else 0,
+        experts_per_token=0,
+        context_limit=8192,
+        vocab_size=1000,
+        kv_layers=((64, None), (64, 128)),
+        kv_element_bytes=2,
+    )
+    return Record(
+        "card",
+        key(model, context=None, new_tokens=None),
+        {},
+        made.as_dict() | sample.source(model),
+        env_id=ENV.env_id,
+    )
 
 
 def failed(model: str, stack: str) -> list[Record]:
@@ -62,8 +98,11 @@ def one(model: str, stack: str, contexts: Sequence[int] = CONTEXTS) -> list[Reco
         return Record(kind, key(model, **at), samples, values or {}, env_id=env_id)
 
     rows = []
-    for made in (*sample.latency(model, env_id, contexts), *sample.memory(model, env_id, contexts),
-                 *sample.energy(model, env_id, contexts)):  # fmt: skip
+    for made in (
+        *sample.latency(model, env_id, contexts),
+        *sample.memory(model, env_id, contexts),
+        *sample.energy(model, env_id, contexts),
+    ):
         samples = {n: _divided(s, faster) for n, s in made.samples.items()}
         values = dict(made.values)
         if made.kind == "itl":
@@ -74,35 +113,68 @@ def one(model: str, stack: str, contexts: Sequence[int] = CONTEXTS) -> list[Reco
             values["peak_bytes"] += 100 * MIB * (stack == "graph")
         elif made.kind == "energy":
             values |= {"places": [0, 1], "blocks": 11, "window_energy_j": 4000.0 / faster}
-        rows.append(replace(made, key=row("", {}, context=made.key["context"],
-                                          new_tokens=made.key["new_tokens"]).key,
-                            samples=samples, values=values))  # fmt: skip
+        rows.append(
+            replace(
+                made,
+                key=row("", {}, context=made.key["context"], new_tokens=made.key["new_tokens"]).key,
+                samples=samples,
+                values=values,
+            )
+        )
     joules = 640.0 * sample.FACTORS[model] / faster
     for context in contexts:
         rows += [
             row("energy-slope", {"energy_j": spread(joules / 2)}, context=context, new_tokens=1),
-            row("busy", {}, {"decode_busy_s": step_s / 2, "decode_kernels": 100.0,
-                             "decode_kernel_times": [["gemv", 90.0, step_s / 3],
-                                                     ["softmax", 10.0, step_s / 6]],
-                             "prefill_busy_s": step_s}, context=context, new_tokens=5),
-        ]  # fmt: skip
+            row(
+                "busy",
+                {},
+                {
+                    "decode_busy_s": step_s / 2,
+                    "decode_kernels": 100.0,
+                    "decode_kernel_times": [
+                        ["gemv", 90.0, step_s / 3],
+                        ["softmax", 10.0, step_s / 6],
+                    ],
+                    "prefill_busy_s": step_s,
+                },
+                context=context,
+                new_tokens=5,
+            ),
+        ]
     rows.append(row("energy-again", {"energy_j": spread(joules * (1.01 if faster == 1 else 1.02))}))
     rows.append(row("aa", {"ttft_s": spread(0.1 / faster, 13)}, new_tokens=1))
     if stack != "hf-eager":
-        rows.append(row("gate", {"relative_error": [0.01]}, {
-            "mean_error": 0.01, "max_error": 0.02, "floor_error": 0.005, "allowed_error": 0.03,
-            "same_choice": 1.0}))  # fmt: skip
+        rows.append(
+            row(
+                "gate",
+                {"relative_error": [0.01]},
+                {
+                    "mean_error": 0.01,
+                    "max_error": 0.02,
+                    "floor_error": 0.005,
+                    "allowed_error": 0.03,
+                    "same_choice": 1.0,
+                },
+            )
+        )
     share = 0.9 if stack == "hf-eager" else 0.7
-    rows += [row("energy-weights", {"energy_j": spread(joules * f)}, weights=f"random-{value}")
-             for value, f in (("normal", 1.0), ("zero", share))]  # fmt: skip
-    rows.append(row("energy-peer", {"ours_long_j": [10.0], "zeus_long_j": [10.0 + faster],
-                                    "long_s": [8.0]}))  # fmt: skip
+    rows += [
+        row("energy-weights", {"energy_j": spread(joules * f)}, weights=f"random-{value}")
+        for value, f in (("normal", 1.0), ("zero", share))
+    ]
+    rows.append(
+        row("energy-peer", {"ours_long_j": [10.0], "zeus_long_j": [10.0 + faster], "long_s": [8.0]})
+    )
     rows.append(row("instrument", {}, {"readings": 9, "counter_refresh_s": 0.1 * faster}))
     names = ("all_experts", "grouped_mm") if "oss" in model else ()
-    rows += [row("ablation-experts", {"e2e_s": spread(t)}, experts=name)
-             for name, t in zip(names, (3 / faster, 1 / faster), strict=False)]  # fmt: skip
-    rows += [row("ablation-decoding", {"e2e_s": spread(t / faster)}, decoding=name)
-             for name, t in (("greedy", 1.0), ("top-p 0.9", 1.25))]  # fmt: skip
+    rows += [
+        row("ablation-experts", {"e2e_s": spread(t)}, experts=name)
+        for name, t in zip(names, (3 / faster, 1 / faster), strict=False)
+    ]
+    rows += [
+        row("ablation-decoding", {"e2e_s": spread(t / faster)}, decoding=name)
+        for name, t in (("greedy", 1.0), ("top-p 0.9", 1.25))
+    ]
     return rows
 
 
@@ -120,8 +192,15 @@ def trace(model: str) -> Record:
     """On the study's stack: a step uses four times the nominal parameters of GPT-OSS."""
     made = sample.trace(model, ENV.env_id)
     size = sample.ACTIVE[model] // 2
-    return replace(made, values={**made.values, "decode_experts": experts(model, "hf-eager"),
-                                 "decode_bytes": size, "decode_bytes_realised": size})  # fmt: skip
+    return replace(
+        made,
+        values={
+            **made.values,
+            "decode_experts": experts(model, "hf-eager"),
+            "decode_bytes": size,
+            "decode_bytes_realised": size,
+        },
+    )
 
 
 def rows(

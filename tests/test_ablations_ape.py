@@ -12,8 +12,12 @@ BASE = {"context": 512, "decoding": "greedy"}
 
 
 def run(tmp_path, arms, measure, **changes):
-    arguments = {"base": BASE, "failed_key": lambda **kw: {"model": "m", **kw}, "env_id": "e",
-                 "records_path": tmp_path / "r.jsonl"}  # fmt: skip
+    arguments = {
+        "base": BASE,
+        "failed_key": lambda **kw: {"model": "m", **kw},
+        "env_id": "e",
+        "records_path": tmp_path / "r.jsonl",
+    }
     return ablations.run("ablation-x", arms, measure=measure, **{**arguments, **changes})
 
 
@@ -47,8 +51,13 @@ def test_an_arm_that_sets_an_unknown_field_is_an_error_before_any_work(tmp_path)
 
 def test_ape_divides_by_active_billions_and_peak_gb():
     tpot = Estimate(30.0, 28.0, 32.0, 10)
-    result = ape(active_params=2_000_000_000, output_tok_per_s=tpot, ttft_s=median([0.5] * 6),
-                 tok_per_j=Estimate(0.1, 0.09, 0.11, 6), peak_bytes=40 * 10**9)  # fmt: skip
+    result = ape(
+        active_params=2_000_000_000,
+        output_tok_per_s=tpot,
+        ttft_s=median([0.5] * 6),
+        tok_per_j=Estimate(0.1, 0.09, 0.11, 6),
+        peak_bytes=40 * 10**9,
+    )
     assert result.tok_per_s_per_b.value == 15 and result.tok_per_s_per_b.high == 16
     assert result.inverse_ttft_per_s_per_b.value == 1  # 1 / 0.5 s / 2 B
     assert result.tok_per_j_per_b.low == pytest.approx(0.045)
@@ -56,9 +65,13 @@ def test_ape_divides_by_active_billions_and_peak_gb():
 
 
 def test_ape_of_the_papers_own_inputs_gives_its_table_8():
-    result = ape(active_params=3_610_000_000, output_tok_per_s=Estimate(31.27),
-                 ttft_s=Estimate(0.45972), tok_per_j=Estimate(0.102),
-                 peak_bytes=43_461 * 10**6)  # fmt: skip
+    result = ape(
+        active_params=3_610_000_000,
+        output_tok_per_s=Estimate(31.27),
+        ttft_s=Estimate(0.45972),
+        tok_per_j=Estimate(0.102),
+        peak_bytes=43_461 * 10**6,
+    )
     assert result.tok_per_s_per_b.value == pytest.approx(8.664, abs=0.003)
     assert result.inverse_ttft_per_s_per_b.value == pytest.approx(0.602, abs=0.001)
     assert result.tok_per_j_per_b.value == pytest.approx(0.0283, abs=0.0001)
@@ -66,13 +79,23 @@ def test_ape_of_the_papers_own_inputs_gives_its_table_8():
 
 
 def test_ape_keeps_the_reason_of_what_is_missing():
-    result = ape(active_params=10**9, output_tok_per_s=Estimate(1.0), ttft_s=Estimate(1.0),
-                 tok_per_j=missing("no counter"), peak_bytes=None)  # fmt: skip
+    result = ape(
+        active_params=10**9,
+        output_tok_per_s=Estimate(1.0),
+        ttft_s=Estimate(1.0),
+        tok_per_j=missing("no counter"),
+        peak_bytes=None,
+    )
     assert result.tok_per_j_per_b.reason == "no counter"
     assert result.tok_per_s_per_gb.value is None and result.tok_per_s_per_gb.reason
     with pytest.raises(ValueError, match="positive"):
-        ape(active_params=0, output_tok_per_s=Estimate(1.0), ttft_s=Estimate(1.0),
-            tok_per_j=Estimate(1.0), peak_bytes=None)  # fmt: skip
+        ape(
+            active_params=0,
+            output_tok_per_s=Estimate(1.0),
+            ttft_s=Estimate(1.0),
+            tok_per_j=Estimate(1.0),
+            peak_bytes=None,
+        )
 
 
 # --- on nominal and on realised parameters
@@ -83,8 +106,10 @@ B = 10**9
 def rows(experts="all_experts", traced=8 * B, model="oss", context=64, **changes):
     """Calls of 10 tokens in one second; 2 B parameters by architecture, `traced` in use."""
     where = {"experts": experts, "context": context, "new_tokens": 10} | changes
-    made = [Record("card", {"model": model}, values={"active_params": 2 * B}),
-            Record("latency", key(model, **where), {"e2e_s": [1.0] * 6})]  # fmt: skip
+    made = [
+        Record("card", {"model": model}, values={"active_params": 2 * B}),
+        Record("latency", key(model, **where), {"e2e_s": [1.0] * 6}),
+    ]
     if traced:
         trace = key(model, experts=experts, context=8, new_tokens=None, batch=1)
         made.append(Record("trace", trace, values={"active_params_realised": traced}))
@@ -110,26 +135,47 @@ def test_without_a_trace_of_the_same_experts_there_is_no_realised_row():
 
 def test_each_implementation_meets_its_own_trace():
     both = [*rows("all_experts", 8 * B), *rows("loop", 2 * B)[1:]]
-    found = {(x["experts"], x["parameters"]): x["active (10^9)"] for x in
-             table(both).to_dict("records")}  # fmt: skip
-    assert found == {("all_experts", "nominal"): 2, ("all_experts", "realised"): 8,
-                     ("loop", "nominal"): 2, ("loop", "realised"): 2}  # fmt: skip
+    found = {
+        (x["experts"], x["parameters"]): x["active (10^9)"] for x in table(both).to_dict("records")
+    }
+    assert found == {
+        ("all_experts", "nominal"): 2,
+        ("all_experts", "realised"): 8,
+        ("loop", "nominal"): 2,
+        ("loop", "realised"): 2,
+    }
 
 
 def test_what_has_only_a_peak_is_no_row():
     timed = rows("loop", 2 * B)
-    peaks = [Record("memory-paper", key("oss", experts=e, context=64, new_tokens=10), {},
-                    {"peak_bytes": 4 * B}) for e in ("loop", "all_experts")]  # fmt: skip
+    peaks = [
+        Record(
+            "memory-paper",
+            key("oss", experts=e, context=64, new_tokens=10),
+            {},
+            {"peak_bytes": 4 * B},
+        )
+        for e in ("loop", "all_experts")
+    ]
     made = quotients([*timed, *peaks])
     assert len(made.rows) == 2 and "experts" not in [c.title for c in made.columns]
     assert table([*timed, *peaks])["TPOT/GB (tok/s per GB)"].tolist() == [2.5, 2.5]
 
 
 def test_experts_arms_per_parameter_in_use():
-    arms = [Record("ablation-experts", key("oss", experts=e, context=64, new_tokens=10),
-                   {"e2e_s": [1.0] * 6}) for e in ("all_experts", "loop")]  # fmt: skip
-    failed = Record("ablation-experts", key("oss", experts="batched_mm", context=64, new_tokens=10),
-                    error="OutOfMemoryError: x")  # fmt: skip
+    arms = [
+        Record(
+            "ablation-experts",
+            key("oss", experts=e, context=64, new_tokens=10),
+            {"e2e_s": [1.0] * 6},
+        )
+        for e in ("all_experts", "loop")
+    ]
+    failed = Record(
+        "ablation-experts",
+        key("oss", experts="batched_mm", context=64, new_tokens=10),
+        error="OutOfMemoryError: x",
+    )
     lines = experts_table([*rows("all_experts", 8 * B), *arms, failed]).to_dict("records")
     batched, loop, every = lines
     assert every["APE-TPOT, nominal (tok/s per 10^9)"] == 5

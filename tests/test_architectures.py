@@ -12,10 +12,22 @@ SMALL = {
     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "max_position_embeddings": 128,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-ROUTED = {"moe_intermediate_size": 16, "num_experts_per_tok": 2, "n_routed_experts": 4,
-          "n_shared_experts": 1, "first_k_dense_replace": 1, "topk_group": 1}  # fmt: skip
-LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
-          "v_head_dim": 8, "num_key_value_heads": 4}  # fmt: skip
+ROUTED = {
+    "moe_intermediate_size": 16,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "topk_group": 1,
+}
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
 WINDOW = {"sliding_window": 16}
 FOUR = {"num_local_experts": 4, "num_experts_per_tok": 2}
 # Elements that a token adds to one layer: keys and values of 2 heads of 8, or 16 + 8 latents.

@@ -55,8 +55,11 @@ def mib_as_mb(d):
     """80,482 MB are 76,754 MiB (x 2^20 / 10^6), less than the 80,000 MB of weights."""
     for column in (PEAK, GAP):
         d["tables"][5]["columns"][column]["meant"] = "MiB"
-    for model, peak, gap in (("Ours", "38646", "0"), ("Wide", "76754", "38108"),
-                             ("Long", "95788", "57142")):  # fmt: skip
+    for model, peak, gap in (
+        ("Ours", "38646", "0"),
+        ("Wide", "76754", "38108"),
+        ("Long", "95788", "57142"),
+    ):
         cell(d, 5, model, PEAK, peak)
         cell(d, 5, model, GAP, gap)
 
@@ -270,9 +273,12 @@ def test_energy_at_one_power_is_the_throughput_again():
 
 @pytest.mark.parametrize(
     ("joules", "said"),
-    [(3200, "steps -100.0, +1,000.0 J; the largest ends at 400, and one falls"),
-     (4000, "steps +700.0, +200.0 J; the largest ends at 200"), (3700, None)],
-)  # fmt: skip
+    [
+        (3200, "steps -100.0, +1,000.0 J; the largest ends at 400, and one falls"),
+        (4000, "steps +700.0, +200.0 J; the largest ends at 200"),
+        (3700, None),
+    ],
+)
 def test_energy_must_rise_and_rise_most_at_the_end(joules, said):
     """3300 and 4200 J at the ends; 3700 J between them rises by 400, then by 500."""
     data = made.study()
@@ -338,24 +344,34 @@ def test_decode_throughput_is_the_slope_of_the_call_times():
 
 @pytest.mark.parametrize(
     ("text", "exact", "same"),
-    [("31.27", 31.279, True), ("31.27", 31.281, False), ("43461", 43461.9, True),
-     ("43461", 43462.1, False), ("-17.0", -16.93, True), ("0.0283", 0.0285, False)],
-)  # fmt: skip
+    [
+        ("31.27", 31.279, True),
+        ("31.27", 31.281, False),
+        ("43461", 43461.9, True),
+        ("43461", 43462.1, False),
+        ("-17.0", -16.93, True),
+        ("0.0283", 0.0285, False),
+    ],
+)
 def test_agreement_is_one_unit_of_the_last_digit(text, exact, same):
     assert published.agrees(text, exact) is same
 
 
 def test_findings_as_text_and_as_markdown():
-    finding = audit.Finding("an-id", "memory", "error", "table 5", "1 | 2", "3", "a rule", (),
-                            ("https://example.org",))  # fmt: skip
+    finding = audit.Finding(
+        "an-id", "memory", "error", "table 5", "1 | 2", "3", "a rule", (), ("https://example.org",)
+    )
     lines = audit.markdown([finding], "memory").splitlines()
     row = "| **an-id** (error, table 5) | 1 \\| 2 | 3 [[1]](https://example.org) | a rule |"
     assert lines[2] == row
     assert audit.markdown([finding], "energy") == "No finding: every rule of this section holds."
     assert audit.text([finding]).splitlines() == [
-        "error     an-id  (table 5)", "  printed  1 | 2", "  follows  3", "  rule     a rule",
+        "error     an-id  (table 5)",
+        "  printed  1 | 2",
+        "  follows  3",
+        "  rule     a rule",
         "  source   https://example.org",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_conclusion_counts():
@@ -465,8 +481,15 @@ def test_counts_equal_the_model_card(paper):
 def test_governance_of_the_papers_models_is_sourced(paper):
     for title in paper.models:
         stated = paper.entry(title)[1]["governance"]
-        assert stated.keys() >= {"licence", "class", "policy_link", "card_link",
-                                 "safety_features", "source", "date"}  # fmt: skip
+        assert stated.keys() >= {
+            "licence",
+            "class",
+            "policy_link",
+            "card_link",
+            "safety_features",
+            "source",
+            "date",
+        }
         assert stated["class"] in ("permissive", "restricted") and stated["source"]
         assert all(url.startswith("https://") for url in stated["source"])
         assert stated["licence"] == paper.entry(title)[1]["license"]
@@ -505,13 +528,17 @@ FACTS = {
         ("n,v,u,w\n1,1.6,1.6,yes\n2,3,4,no\n", ["a: 1.5 here, 1.6 in x.csv, column v"]),
         ("n,v,u,w\n1,1.5,1.5,yes\n2,3,4,maybe\n", ["b: no here, maybe in x.csv, column w"]),
         ("n,v,u,w\n1,1.5,1.5,yes\n2,3,3,no\n", ["c: 1 of 2 here, 2 of 2 in x.csv, column v"]),
-        ("n,v,u,w\n1,1.5,1.5,yes\n1,1.5,2,yes\n2,3,4,no\n",
-         ["a: 2 rows of x.csv where {'n': 1}, needs one",
-          "c: 1 of 2 here, 1 of 3 in x.csv, column v"]),
+        (
+            "n,v,u,w\n1,1.5,1.5,yes\n1,1.5,2,yes\n2,3,4,no\n",
+            [
+                "a: 2 rows of x.csv where {'n': 1}, needs one",
+                "c: 1 of 2 here, 1 of 3 in x.csv, column v",
+            ],
+        ),
         ("n,v,w\n1,1.5,yes\n2,3,no\n", ["c: x.csv has no column u"]),
         ("n,v,u,w\n1,,1.5,yes\n2,3,3,no\n", ["a: could not convert string to float: ''"]),
     ],
-)  # fmt: skip
+)
 def test_facts_are_compared_with_the_files(tmp_path, rows, told):
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "x.csv").write_text(rows)
@@ -572,8 +599,10 @@ def test_a_changed_study_is_another_job(tmp_path):
 
 
 def test_only_the_papers_profile_audits():
-    have = {name: "audit" in params.profile(name, {"models": "tiny-yi"}).notebooks
-            for name in params.profiles(ROOT / "params")}  # fmt: skip
+    have = {
+        name: "audit" in params.profile(name, {"models": "tiny-yi"}).notebooks
+        for name in params.profiles(ROOT / "params")
+    }
     assert have == {"demo": False, "gpu": False, "paper": True}
 
 

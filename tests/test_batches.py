@@ -29,15 +29,32 @@ def line(rates, stack="hf-eager", model="m", watts=400.0, windows=2, **changes):
             seconds = tokens * batch / rate
             joules = watts * (tokens - 1) * batch / rate + 500 * batch
             times = [1 + seconds * factor for factor in (0.999, 1.0, 1.001)]
-            rows.append(Record("batch", key(model, new_tokens=tokens, **where), {"e2e_s": times},
-                               {"decode_bytes": GB * (1 + 0.1 * batch), "decode_experts": "x"},
-                               env_id=ENV.env_id))  # fmt: skip
-            rows.append(Record("batch-energy", key(model, new_tokens=tokens, **where),
-                               {"energy_j": [joules * f for f in (0.9999, 1.0001)[:windows]]},
-                               {}, {} if windows else {"energy_j": "no NVML"},
-                               env_id=ENV.env_id))  # fmt: skip
-        values = {"decode_bytes": GB, "decode_bytes_realised": 2 * GB, "decode_experts": "x",
-                  "experts_chosen_decode": 2.0 * batch, "experts_touched_decode": 8.0}  # fmt: skip
+            rows.append(
+                Record(
+                    "batch",
+                    key(model, new_tokens=tokens, **where),
+                    {"e2e_s": times},
+                    {"decode_bytes": GB * (1 + 0.1 * batch), "decode_experts": "x"},
+                    env_id=ENV.env_id,
+                )
+            )
+            rows.append(
+                Record(
+                    "batch-energy",
+                    key(model, new_tokens=tokens, **where),
+                    {"energy_j": [joules * f for f in (0.9999, 1.0001)[:windows]]},
+                    {},
+                    {} if windows else {"energy_j": "no NVML"},
+                    env_id=ENV.env_id,
+                )
+            )
+        values = {
+            "decode_bytes": GB,
+            "decode_bytes_realised": 2 * GB,
+            "decode_experts": "x",
+            "experts_chosen_decode": 2.0 * batch,
+            "experts_touched_decode": 8.0,
+        }
         rows.append(Record("trace", key(model, new_tokens=None, **where), {}, values))
     return [ENV, *rows]
 
@@ -58,9 +75,10 @@ def of(rows, batch):
 def test_what_a_batch_is_expected_to_read_and_to_allow():
     """Two of four experts, three of two tokens; 3 GB of other weights; 1 GB of cache for each."""
     card = SimpleNamespace(
-        experts=4, experts_touched=lambda batch: 4 * (1 - 0.5**batch),
+        experts=4,
+        experts_touched=lambda batch: 4 * (1 - 0.5**batch),
         decode_bytes=lambda context, batch: GB * (3 + 2 * (1 - 0.5**batch) + batch * context / 100),
-    )  # fmt: skip
+    )
     table = batchclaims.expected(card, 100, [1, 2], 1e11)
     assert list(table["experts of a layer"]) == [2, 3]
     assert list(table["a step reads (GB)"]) == [5, 6.5]
@@ -161,13 +179,17 @@ def test_the_front_by_hand():
     """Of a model: (100, .25), (95, .475), (87.5, .875), (62.5, 1.25), (35, 1.4) tokens a second for
     a user and a joule on one stack. On the other (120, .24), (60, .24): the first is the fastest of
     all, the second is beaten by three. Another model is no rival."""
-    rows = [*line(RATES), *line({1: 120.0, 2: 120.0}, "graph", watts=500.0),
-            *line({1: 1.0}, model="other")]  # fmt: skip
+    rows = [
+        *line(RATES),
+        *line({1: 120.0, 2: 120.0}, "graph", watts=500.0),
+        *line({1: 1.0}, model="other"),
+    ]
     front = [(p.model, p.setup[2], p.batch) for p in batches.front(batches.points(rows))]
     assert sorted(front) == [
-        *(("m", "graph", b) for b in (1,)), *(("m", "hf-eager", b) for b in (1, 2, 4, 8, 16)),
+        *(("m", "graph", b) for b in (1,)),
+        *(("m", "hf-eager", b) for b in (1, 2, 4, 8, 16)),
         ("other", "hf-eager", 1),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_slower_and_thirstier_stack_is_dominated_throughout():
@@ -182,7 +204,12 @@ def test_a_slower_and_thirstier_stack_is_dominated_throughout():
 def test_the_table_has_a_row_for_each_batch_and_marks_the_knee():
     made = frame(batchclaims.table(line(RATES))).to_dict("records")
     assert [(row["batch"], row["remark"]) for row in made] == [
-        (1, ""), (2, ""), (4, "knee"), (8, ""), (16, "")]  # fmt: skip
+        (1, ""),
+        (2, ""),
+        (4, "knee"),
+        (8, ""),
+        (16, ""),
+    ]
     row = made[2]
     assert row["throughput of all (tok/s)"] == pytest.approx(350, rel=1e-2)
     assert row["TPOT (ms)"] == pytest.approx(1000 / 87.5, rel=1e-2)

@@ -27,10 +27,17 @@ class BatchModel(BoardModel):
         super().__init__(device)
         self.most, self.sizes = most, []
         self.card = SimpleNamespace(
-            name="fake", dtype="bfloat16", weight_bytes=20, margin_bytes=0, kv_layers=(),
-            kv_bytes=lambda tokens, batch=1: 1000 * tokens * batch, context_limit=4096, experts=0,
-            active_params=7, decode_bytes=lambda context, batch=1: 10**6 + 1000 * batch * context,
-        )  # fmt: skip
+            name="fake",
+            dtype="bfloat16",
+            weight_bytes=20,
+            margin_bytes=0,
+            kv_layers=(),
+            kv_bytes=lambda tokens, batch=1: 1000 * tokens * batch,
+            context_limit=4096,
+            experts=0,
+            active_params=7,
+            decode_bytes=lambda context, batch=1: 10**6 + 1000 * batch * context,
+        )
 
     def open_stack(self, net, *, decoding="greedy", capacity=None):
         def generate(ids, new_tokens, on_token=None):
@@ -101,8 +108,11 @@ def test_the_windows_of_a_batch_follow_each_other_between_one_lead_in_and_one_le
     """Each window ends where the next one starts: short, long, long, short, or the reverse."""
     _, rows = sweep(monkeypatch, tmp_path, batches=[2])
     found = records.select(rows, "batch-energy", batch=2)
-    edges = sorted(edge for row in found for edge in zip(
-        row.samples["start_s"], row.samples["stop_s"], strict=True))  # fmt: skip
+    edges = sorted(
+        edge
+        for row in found
+        for edge in zip(row.samples["start_s"], row.samples["stop_s"], strict=True)
+    )
     assert len(edges) == 4
     for (_, stop_s), (start_s, _) in zip(edges, edges[1:], strict=False):
         assert start_s == pytest.approx(stop_s, abs=1e-3)
@@ -122,16 +132,30 @@ def test_a_stack_that_runs_out_of_memory_is_one_row_and_the_next_stack_follows(
     monkeypatch, tmp_path
 ):
     passed = []
-    monkeypatch.setattr(gate, "row", lambda model, **place: passed.append(place["batch"]) or (
-        records.Record("gate", model.key(stack=place["stack"], batch=place["batch"]))))  # fmt: skip
-    _, rows = sweep(monkeypatch, tmp_path, most=2, batches=[1, 2, 4, 8], energy_windows=0,
-                    stacks=["hf-eager", "graph"])  # fmt: skip
+    monkeypatch.setattr(
+        gate,
+        "row",
+        lambda model, **place: (
+            passed.append(place["batch"])
+            or (records.Record("gate", model.key(stack=place["stack"], batch=place["batch"])))
+        ),
+    )
+    _, rows = sweep(
+        monkeypatch,
+        tmp_path,
+        most=2,
+        batches=[1, 2, 4, 8],
+        energy_windows=0,
+        stacks=["hf-eager", "graph"],
+    )
     error = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
     assert kinds(rows) == [
-        *[("batch", "hf-eager", b, None) for b in (1, 1, 2, 2)], ("batch", "hf-eager", 4, error),
+        *[("batch", "hf-eager", b, None) for b in (1, 1, 2, 2)],
+        ("batch", "hf-eager", 4, error),
         *[(kind, "graph", b, None) for b in (1, 2) for kind in ("gate", "batch", "batch")],
-        ("gate", "graph", 4, None), ("batch", "graph", 4, error),
-    ]  # fmt: skip
+        ("gate", "graph", 4, None),
+        ("batch", "graph", 4, error),
+    ]
     assert passed == [1, 2, 4] and rows[-1].key["cache"] == "static"
 
 
@@ -161,17 +185,27 @@ def test_an_error_replaces_no_row_that_was_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(batching.energy, "measure_together", lambda *given: 1 / 0)
     _, rows = sweep(monkeypatch, tmp_path)
     assert [(row.kind, row.key["new_tokens"]) for row in rows] == [
-        ("batch", 11), ("batch", 31), ("batch-energy", 11)]  # fmt: skip
+        ("batch", 11),
+        ("batch", 31),
+        ("batch-energy", 11),
+    ]
     assert len(records.merge(rows)) == 3 and rows[-1].error.startswith("ZeroDivisionError")
 
 
 def test_an_error_at_the_second_length_leaves_the_first(monkeypatch, tmp_path):
     arm = batching.latency.arm
-    monkeypatch.setattr(batching.latency, "arm", lambda model, new_tokens, **given: (
-        1 / 0 if new_tokens == 31 else arm(model, new_tokens=new_tokens, **given)))  # fmt: skip
+    monkeypatch.setattr(
+        batching.latency,
+        "arm",
+        lambda model, new_tokens, **given: (
+            1 / 0 if new_tokens == 31 else arm(model, new_tokens=new_tokens, **given)
+        ),
+    )
     _, rows = sweep(monkeypatch, tmp_path)
     assert [(row.key["new_tokens"], bool(row.error)) for row in records.merge(rows)] == [
-        (11, False), (31, True)]  # fmt: skip
+        (11, False),
+        (31, True),
+    ]
 
 
 def test_the_experts_of_each_batch_are_traced_for_the_stacks_that_are_asked_for(
@@ -193,9 +227,15 @@ def test_memory_is_given_back_after_the_times_and_after_each_batch(monkeypatch, 
 def test_a_real_model_on_two_stacks(tmp_path, monkeypatch):
     monkeypatch.setattr(CpuDevice, "empty_cache", lambda device: None)  # slow among all these tests
     model = models.load("tiny-gpt-oss", dtype="float32", device=CpuDevice())
-    changes = {"stacks": ["hf-eager", "graph-compiled"], "batches": [1, 3],
-               "new_tokens": [2, 4], "repeats": 1, "energy_windows": 1, "window_s": 0.0,
-               "trace_stacks": ["graph-compiled"]}  # fmt: skip
+    changes = {
+        "stacks": ["hf-eager", "graph-compiled"],
+        "batches": [1, 3],
+        "new_tokens": [2, 4],
+        "repeats": 1,
+        "energy_windows": 1,
+        "window_s": 0.0,
+        "trace_stacks": ["graph-compiled"],
+    }
     path = tmp_path / "records.jsonl"
     rows = batching.sweep(model, **(SWEEP | changes), records_path=path)
     assert not [row.error for row in rows if row.error]

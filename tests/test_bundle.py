@@ -40,8 +40,14 @@ def test_report_pages_tables_records_and_provenance_are_inside(archive):
     with zipfile.ZipFile(archive) as file:
         names = {name.removeprefix("demo/") for name in file.namelist()}
         told = json.loads(file.read("demo/provenance.json"))
-    assert names >= {"report.html", "plan.json", "provenance.json", "SHA256SUMS",
-                     "tables/latency.csv", f"{JOB}/trace-64.jsonl.gz"}  # fmt: skip
+    assert names >= {
+        "report.html",
+        "plan.json",
+        "provenance.json",
+        "SHA256SUMS",
+        "tables/latency.csv",
+        f"{JOB}/trace-64.jsonl.gz",
+    }
     kinds = ("run.json", "records.jsonl", "notebook.ipynb", "notebook.html")
     assert names >= {f"{JOB}/{kind}" for kind in kinds}
     assert not [name for name in names if "/." in name or name.startswith("/")]

@@ -33,11 +33,25 @@ LLAMA = {
     "max_position_embeddings": 64, "tie_word_embeddings": False,
 }  # fmt: skip
 DEEPSEEK = DeepseekV3Config(
-    hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=3,
-    num_attention_heads=2, num_key_value_heads=2, n_routed_experts=8, n_shared_experts=1,
-    num_experts_per_tok=2, n_group=2, topk_group=1, kv_lora_rank=16, q_lora_rank=16,
-    qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=1, vocab_size=64,
-)  # fmt: skip
+    hidden_size=32,
+    intermediate_size=32,
+    moe_intermediate_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    n_routed_experts=8,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    n_group=2,
+    topk_group=1,
+    kv_lora_rank=16,
+    q_lora_rank=16,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=8,
+    v_head_dim=8,
+    first_k_dense_replace=1,
+    vocab_size=64,
+)
 
 
 def net_of(config, dtype=torch.float32):
@@ -66,8 +80,11 @@ def test_gpt_oss_20b_as_all_experts_are_read():
 def test_context_limits_of_the_real_models():
     limits = {name: models.card(name).context_limit for name in REAL}
     assert limits == {
-        "gpt-oss-20b": 131072, "gpt-oss-120b": 131072, "Qwen3-32B": 40960, "Yi-34B": 4096,
-    }  # fmt: skip
+        "gpt-oss-20b": 131072,
+        "gpt-oss-120b": 131072,
+        "Qwen3-32B": 40960,
+        "Yi-34B": 4096,
+    }
 
 
 def test_every_entry_says_truly_whether_it_is_dense():
@@ -106,10 +123,17 @@ def test_routed_experts_by_hand():
 
 def test_shared_experts_are_always_read():
     config = Qwen2MoeConfig(
-        hidden_size=8, intermediate_size=16, moe_intermediate_size=4, num_hidden_layers=1,
-        shared_expert_intermediate_size=16, num_experts=4, num_experts_per_tok=1,
-        num_attention_heads=2, num_key_value_heads=2, vocab_size=10,
-    )  # fmt: skip
+        hidden_size=8,
+        intermediate_size=16,
+        moe_intermediate_size=4,
+        num_hidden_layers=1,
+        shared_expert_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=10,
+    )
     card = models.card(config)
     assert card.routed_params == 4 * 3 * 8 * 4
     assert card.active_params == card.total_params - 10 * 8 - 3 * (3 * 8 * 4)

@@ -9,9 +9,17 @@ from lib.records import KEY_FIELDS
 
 BUFFER = 2**15  # bytes: two rows of bfloat16, one of float32
 TINY = ceilings.Sizes(
-    buffer_bytes=BUFFER, buffers=2, sweeps=3, narrow=64, matrices=((8, 4), (4, 8)), layers=2,
-    passes=5, product=4, products={"bfloat16": 3, "float32": 1}, repeats=2,
-)  # fmt: skip
+    buffer_bytes=BUFFER,
+    buffers=2,
+    sweeps=3,
+    narrow=64,
+    matrices=((8, 4), (4, 8)),
+    layers=2,
+    passes=5,
+    product=4,
+    products={"bfloat16": 3, "float32": 1},
+    repeats=2,
+)
 
 
 class Launching(FakeDevice):

@@ -11,14 +11,23 @@ from lib.stats import Estimate
 
 ENV = environment_record({"gpu": "G"})
 OTHER = environment_record({"gpu": "H"})
-RANDOM = ("- Random weights: valid for memory and dense latency; prefill of a mixture of experts "
-          "depends on its router.")  # fmt: skip
+RANDOM = (
+    "- Random weights: valid for memory and dense latency; prefill of a mixture of experts "
+    "depends on its router."
+)
 
 
 def row(kind, samples=None, values=None, model="m", env=ENV, error=None, missing=None, **changes):
     changes = {"weights": "checkpoint"} | changes
-    return Record(kind, key(model, **changes), samples or {}, values or {}, missing or {}, error,
-                  env_id=env.env_id)  # fmt: skip
+    return Record(
+        kind,
+        key(model, **changes),
+        samples or {},
+        values or {},
+        missing or {},
+        error,
+        env_id=env.env_id,
+    )
 
 
 def lines(text):
@@ -40,17 +49,25 @@ def test_a_number_has_its_interval_and_its_count():
     [
         (Estimate(2.0, 1.5, 2.5, 6), "Speed of a is 2.000 times that of b [1.500, 2.500]: higher."),
         (Estimate(0.5, 0.4, 0.6, 6), "Speed of a is 0.5 times that of b [0.4, 0.6]: lower."),
-        (Estimate(1.1, 0.9, 1.3, 6),
-         "Speed of a against b: no difference resolved ([0.9, 1.300])."),
-        (Estimate(1.0, 1.0, 1.2, 6),  # an end that touches one does not exclude it
-         "Speed of a against b: no difference resolved ([1.000, 1.200])."),
-        (Estimate(2.0, n=3, reason="n = 3: an interval needs n >= 6"),
-         "Speed of a is 2.000 times that of b; without an interval (n = 3: an interval needs n >= "
-         "6) nothing is concluded."),
-        (stats.missing("no samples on one side of the ratio"),
-         "Speed of a against b: not compared (no samples on one side of the ratio)."),
+        (
+            Estimate(1.1, 0.9, 1.3, 6),
+            "Speed of a against b: no difference resolved ([0.9, 1.300]).",
+        ),
+        (
+            Estimate(1.0, 1.0, 1.2, 6),  # an end that touches one does not exclude it
+            "Speed of a against b: no difference resolved ([1.000, 1.200]).",
+        ),
+        (
+            Estimate(2.0, n=3, reason="n = 3: an interval needs n >= 6"),
+            "Speed of a is 2.000 times that of b; without an interval (n = 3: an interval needs "
+            "n >= 6) nothing is concluded.",
+        ),
+        (
+            stats.missing("no samples on one side of the ratio"),
+            "Speed of a against b: not compared (no samples on one side of the ratio).",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_interval_chooses_the_sentence(estimate, sentence):
     assert claims.ratio_sentence("a", "b", "Speed", estimate) == sentence
 
@@ -63,8 +80,10 @@ def latency_rows(long_factor=2.0, n=11):
     rows = []
     for context, factor in ((100, 1.0), (200, long_factor)):
         rows.append(row("latency", {"ttft_s": [0.1 * factor] * n}, context=context, new_tokens=1))
-        rows += [row("latency", {"e2e_s": [0.1 * factor + 0.05 * g] * n}, context=context,
-                     new_tokens=g) for g in (10, 20)]  # fmt: skip
+        rows += [
+            row("latency", {"e2e_s": [0.1 * factor + 0.05 * g] * n}, context=context, new_tokens=g)
+            for g in (10, 20)
+        ]
     return rows
 
 
@@ -82,8 +101,9 @@ def test_latency_without_a_difference_or_an_interval():
     assert "m at 200 against 100 tokens: no difference resolved" in claims.latency(latency_rows(1))
     few = lines(claims.latency(latency_rows(n=3)))
     assert "TTFT 200.0 ms, n = 3;" in few[0]
-    assert few[1].endswith("without an interval (n = 3: an interval needs n >= 6) nothing is "
-                           "concluded.")  # fmt: skip
+    assert few[1].endswith(
+        "without an interval (n = 3: an interval needs n >= 6) nothing is concluded."
+    )
 
 
 def test_latency_says_what_was_not_measured():
@@ -139,22 +159,38 @@ def test_the_conclusion_on_latency_holds_the_a_a_check():
 
 
 def test_memory_tells_implementations_of_experts_apart():
-    values = {"peak_bytes": 3 * 10**9, "baseline_bytes": 2 * 10**9, "kv_tensor_bytes": 10**8,
-              "logits_bytes": 6 * 10**8, "workspace_bytes": 3 * 10**8}  # fmt: skip
-    rows = [row("memory-paper", values=values, context=200, experts=name)
-            for name in ("grouped_mm", "all_experts")]  # fmt: skip
+    values = {
+        "peak_bytes": 3 * 10**9,
+        "baseline_bytes": 2 * 10**9,
+        "kv_tensor_bytes": 10**8,
+        "logits_bytes": 6 * 10**8,
+        "workspace_bytes": 3 * 10**8,
+    }
+    rows = [
+        row("memory-paper", values=values, context=200, experts=name)
+        for name in ("grouped_mm", "all_experts")
+    ]
     found = lines(claims.memory(rows))
     assert [line.split(" under")[0] for line in found] == [
-        "- m (experts grouped_mm)", "- m (experts all_experts)"]  # fmt: skip
+        "- m (experts grouped_mm)",
+        "- m (experts all_experts)",
+    ]
 
 
 def test_memory_names_the_largest_part_of_each_protocol():
-    values = {"peak_bytes": 3 * 10**9, "baseline_bytes": 2 * 10**9, "kv_tensor_bytes": 10**8,
-              "logits_bytes": 6 * 10**8, "workspace_bytes": 3 * 10**8}  # fmt: skip
+    values = {
+        "peak_bytes": 3 * 10**9,
+        "baseline_bytes": 2 * 10**9,
+        "kv_tensor_bytes": 10**8,
+        "logits_bytes": 6 * 10**8,
+        "workspace_bytes": 3 * 10**8,
+    }
     small = {**values, "peak_bytes": 2_400_000_000, "logits_bytes": 0}
-    rows = [row("memory-paper", values=values, context=200),
-            row("memory-paper", values=values, context=100),
-            row("memory", values=small, context=200)]  # fmt: skip
+    rows = [
+        row("memory-paper", values=values, context=200),
+        row("memory-paper", values=values, context=100),
+        row("memory", values=small, context=200),
+    ]
     assert lines(claims.memory(rows)) == [
         "- m under the paper's protocol at 200 tokens: peak 3.000 GB, 1,000.0 MB above the "
         "baseline; the largest part is the held logits with 60%, the KV cache is 10%.",
@@ -164,13 +200,21 @@ def test_memory_names_the_largest_part_of_each_protocol():
 
 
 def test_memory_names_the_part_that_is_alive_at_the_peak():
-    values = {"peak_bytes": 3 * 10**9, "baseline_bytes": 2 * 10**9, "kv_tensor_bytes": 10**8,
-              "logits_bytes": 6 * 10**8, "workspace_bytes": 3 * 10**8, "kv_peak_bytes": 9 * 10**7,
-              "peak_in": "prefill experts", "expert_workspace_bytes": 7 * 10**8,
-              "kv_peak_behind_bytes": 0}  # fmt: skip
+    values = {
+        "peak_bytes": 3 * 10**9,
+        "baseline_bytes": 2 * 10**9,
+        "kv_tensor_bytes": 10**8,
+        "logits_bytes": 6 * 10**8,
+        "workspace_bytes": 3 * 10**8,
+        "kv_peak_bytes": 9 * 10**7,
+        "peak_in": "prefill experts",
+        "expert_workspace_bytes": 7 * 10**8,
+        "kv_peak_behind_bytes": 0,
+    }
     (line,) = lines(claims.memory([row("memory-paper", values=values, context=200)]))
-    assert line.endswith("the largest part is the workspace of the experts with 70%, the KV cache "
-                         "is 9%.")  # fmt: skip
+    assert line.endswith(
+        "the largest part is the workspace of the experts with 70%, the KV cache is 9%."
+    )
 
 
 def test_memory_of_an_unknown_cache_is_not_told_apart():
@@ -264,8 +308,13 @@ def test_efficiency_takes_the_peak_of_the_implementation_that_was_timed():
     """Memory may be measured for further implementations, which need more of it."""
     timed = [row("card", values={"active_params": 2_000_000_000}), *latency_rows()]
     own = row("memory-paper", values={"peak_bytes": 4 * 10**9}, context=200, new_tokens=10)
-    other = row("memory-paper", values={"peak_bytes": 8 * 10**9}, context=200, new_tokens=10,
-                experts="all_experts")  # fmt: skip
+    other = row(
+        "memory-paper",
+        values={"peak_bytes": 8 * 10**9},
+        context=200,
+        new_tokens=10,
+        experts="all_experts",
+    )
     text = claims.efficiency([*timed, own, other], 200)
     assert "Per GB of peak memory: 3.571 tok/s" in text  # 10 / 0.7 s / 4 GB, not / 8 GB
 
@@ -274,9 +323,18 @@ def test_efficiency_takes_the_peak_of_the_implementation_that_was_timed():
 
 
 def pair(a_s, b_s, env=ENV, context=200, **changes):
-    return [row("latency", {"e2e_s": spread(a_s)}, model="a", context=200, new_tokens=10),
-            row("latency", {"e2e_s": spread(b_s)}, model="b", context=context, new_tokens=10,
-                env=env, **changes)]  # fmt: skip
+    return [
+        row("latency", {"e2e_s": spread(a_s)}, model="a", context=200, new_tokens=10),
+        row(
+            "latency",
+            {"e2e_s": spread(b_s)},
+            model="b",
+            context=context,
+            new_tokens=10,
+            env=env,
+            **changes,
+        ),
+    ]
 
 
 def test_models_are_compared_in_the_direction_that_the_sentence_says():
@@ -304,8 +362,10 @@ def test_models_on_different_machines_are_compared_with_a_word_about_it():
 
 
 def test_a_longer_ttft_is_a_higher_one():
-    rows = [row("latency", {"ttft_s": spread(t)}, model=m, context=200, new_tokens=1)
-            for m, t in (("a", 3.0), ("b", 1.0))]  # fmt: skip
+    rows = [
+        row("latency", {"ttft_s": spread(t)}, model=m, context=200, new_tokens=1)
+        for m, t in (("a", 3.0), ("b", 1.0))
+    ]
     found = lines(comparisons.models([ENV, *rows]))
     assert found[0] == "- Output throughput: fewer than two models measured, so none are compared."
     assert found[1].startswith("- At 200 tokens, TTFT of a is 3.000 times that of b [")
@@ -314,9 +374,13 @@ def test_a_longer_ttft_is_a_higher_one():
 
 @pytest.mark.parametrize(
     "changes, named",
-    [({"env": OTHER}, "gpu (G, H)"), ({"dtype": "float32"}, "dtype ("),
-     ({"weights": "random"}, "weights ("), ({"stack": "graph"}, "stack (")],
-)  # fmt: skip
+    [
+        ({"env": OTHER}, "gpu (G, H)"),
+        ({"dtype": "float32"}, "dtype ("),
+        ({"weights": "random"}, "weights ("),
+        ({"stack": "graph"}, "stack ("),
+    ],
+)
 def test_models_that_differ_in_more_than_the_model_are_not_compared(changes, named):
     first = lines(comparisons.models([ENV, OTHER, *pair(1.0, 2.0, **changes)]))[0]
     assert first.startswith("- Output throughput: not compared; rows differ in ")
@@ -329,8 +393,10 @@ def test_models_without_a_common_context_are_not_compared():
 
 
 def test_models_are_compared_at_a_length_that_both_have():
-    rows = [row("latency", {"e2e_s": spread(t)}, model=m, context=200, new_tokens=g)
-            for m, g, t in (("a", 8, 9.0), ("a", 64, 1.0), ("b", 64, 2.0))]  # fmt: skip
+    rows = [
+        row("latency", {"e2e_s": spread(t)}, model=m, context=200, new_tokens=g)
+        for m, g, t in (("a", 8, 9.0), ("a", 64, 1.0), ("b", 64, 2.0))
+    ]
     first = lines(comparisons.models([ENV, *rows]))[0]
     assert first.startswith("- At 200 tokens, output throughput of a is 2.000 times that of b [")
 

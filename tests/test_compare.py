@@ -17,14 +17,22 @@ from lib.records import Record, environment_record
 from tests import sample_records as sample
 
 A = environment_record(sample.GPU | {"host_score_per_s": 10.0, "power_limit_w": 700.0})
-B = environment_record(sample.GPU | {"gpu": "NVIDIA B", "host_score_per_s": 15.0, "driver": "590",
-                                     "power_limit_w": 700.0})  # fmt: skip
+B = environment_record(
+    sample.GPU
+    | {"gpu": "NVIDIA B", "host_score_per_s": 15.0, "driver": "590", "power_limit_w": 700.0}
+)
 
 
 def row(env: Record, samples=None, values=None, kind: str = "latency", **more) -> Record:
     own = {name: more.pop(name) for name in ("error", "missing") if name in more}
-    return Record(kind, sample.key("m", **more), samples or {},
-                  sample.source("m") | (values or {}), env_id=env.env_id, **own)  # fmt: skip
+    return Record(
+        kind,
+        sample.key("m", **more),
+        samples or {},
+        sample.source("m") | (values or {}),
+        env_id=env.env_id,
+        **own,
+    )
 
 
 def sides(ours: list[Record], theirs: list[Record]) -> tuple[Side, Side]:
@@ -47,7 +55,11 @@ def test_a_ratio_is_b_over_a_with_its_interval():
     """Medians 2 s and 1 s, samples within 5 %: the ratio is 0.5 and lies far from 1."""
     pair = only_pair(row(A, {"e2e_s": sample.spread(2.0)}), row(B, {"e2e_s": sample.spread(1.0)}))
     assert (pair.quantity, pair.unit, pair.a.value, pair.b.value) == (
-        "End-to-end latency", "ms", 2000, 1000)  # fmt: skip
+        "End-to-end latency",
+        "ms",
+        2000,
+        1000,
+    )
     assert pair.ratio.value == 0.5 and 0.45 < pair.ratio.low < 0.5 < pair.ratio.high < 0.55
     assert pair.verdict == "B lower"
 
@@ -62,8 +74,10 @@ def test_an_interval_that_contains_one_resolves_nothing():
 
 
 def test_single_readings_have_a_ratio_and_no_interval():
-    ours, theirs = (row(e, values={"peak_bytes": n}, kind="memory")
-                    for e, n in ((A, 2_000_000_000), (B, 1_000_000_000)))  # fmt: skip
+    ours, theirs = (
+        row(e, values={"peak_bytes": n}, kind="memory")
+        for e, n in ((A, 2_000_000_000), (B, 1_000_000_000))
+    )
     pair = only_pair(ours, theirs)
     assert (pair.a.value, pair.b.value, pair.ratio.value) == (2.0, 1.0, 0.5)
     assert pair.ratio.low is None and "no interval" in pair.verdict
@@ -104,10 +118,12 @@ def test_what_the_other_set_lacks_is_said():
 def test_failures_missing_samples_and_other_weights_are_refused():
     good = {"e2e_s": [1.0]}
     assert reason([row(A, error="OutOfMemoryError: 3 GB")], [row(B, good)]) == (
-        "failed in A: OutOfMemoryError: 3 GB")  # fmt: skip
+        "failed in A: OutOfMemoryError: 3 GB"
+    )
     none = row(B, missing={"energy_j": "no counter"}, kind="energy")
     assert reason([row(A, {"energy_j": [1.0]}, kind="energy")], [none]) == (
-        "Energy of a call is missing in B: no counter")  # fmt: skip
+        "Energy of a call is missing in B: no counter"
+    )
     other = row(B, good, {"model_source": "hub m", "model_revision": "abc"})
     assert (
         reason([row(A, good)], [other]) == "weights from random (seed 0) in A and hub m, abc in B"
@@ -120,16 +136,18 @@ def test_a_set_of_two_gpus_is_refused():
     made, (refused,) = pairs.compare(a, b)
     assert made == []
     assert refused.reason == (
-        "A has it on several GPUs (NVIDIA B, NVIDIA H100 80GB HBM3): choose one")  # fmt: skip
+        "A has it on several GPUs (NVIDIA B, NVIDIA H100 80GB HBM3): choose one"
+    )
 
 
 def test_environments_tell_what_differs_and_warn():
     a, b = sides([], [])
     table = compare.environment_table(a, b)
     assert {name: (x, y) for name, x, y in table.rows} == {
-        "gpu": ("NVIDIA H100 80GB HBM3", "NVIDIA B"), "driver": ("580.1", "590"),
+        "gpu": ("NVIDIA H100 80GB HBM3", "NVIDIA B"),
+        "driver": ("580.1", "590"),
         "host score per s": ("10.00", "15.00"),
-    }  # fmt: skip
+    }
     assert "power limit w 700.0" in table.notes[0] and "torch 2.11.0" in table.notes[0]
     said = " ".join(compare.cautions(a, b))
     assert "Hardware and software differ: a ratio does not tell which" in said
@@ -146,8 +164,11 @@ def made(tmp_path_factory) -> Path:
     for model in ("gpt-oss-20b", "qwen3-32b"):
         rows = [sample.card(model, B.env_id)]
         for r in sample.latency(model, B.env_id, (128, 512, 1024, 2048)):
-            slow = {name: [2 * t for t in times] for name, times in r.samples.items()
-                    if name != "token_s"}  # fmt: skip
+            slow = {
+                name: [2 * t for t in times]
+                for name, times in r.samples.items()
+                if name != "token_s"
+            }
             rows.append(replace(r, samples=r.samples | slow))
         sample.write_job(b, f"{model}/random-hf-eager/latency", rows, B.values, model=model)
     compare.write(a, b, root / "out")

@@ -18,23 +18,39 @@ def job(tmp_path):
         for seconds in (4.0, 3.0, 20.0)
     ]
     (tmp_path / "notebook.ipynb").write_text(json.dumps({"cells": cells}))
-    run = {"status": "ok", "start": "2026-11-24T10:00:00.000+00:00",
-           "end": "2026-11-24T10:00:32.500+00:00"}  # fmt: skip
+    run = {
+        "status": "ok",
+        "start": "2026-11-24T10:00:00.000+00:00",
+        "end": "2026-11-24T10:00:32.500+00:00",
+    }
     rows = (
         Record("environment", values={}, env_id="e"),
         Record("card", KEY, values={"load_s": 2.5}),
-        Record("latency", KEY, samples={"warmup_s": [3.0, 1.0], "e2e_s": [5.0, 5.0]},
-               values={"prepare_s": 2.0}),
+        Record(
+            "latency",
+            KEY,
+            samples={"warmup_s": [3.0, 1.0], "e2e_s": [5.0, 5.0]},
+            values={"prepare_s": 2.0},
+        ),
         Record("latency", KEY, samples={"warmup_s": [0.5], "ttft_s": [1.0]}),
-    )  # fmt: skip
+    )
     return Job("m/random-graph/latency", tmp_path, run, rows)
 
 
 def test_the_parts_of_a_job_add_up_to_it(job):
     found = costs.parts(job)
-    assert found == pytest.approx({
-        "job": 32.5, "startup": 5.5, "imports": 4.0, "build": 2.5, "prepare": 2.0, "warmup": 2.5,
-        "timed": 11.0, "other": 5.0})  # fmt: skip
+    assert found == pytest.approx(
+        {
+            "job": 32.5,
+            "startup": 5.5,
+            "imports": 4.0,
+            "build": 2.5,
+            "prepare": 2.0,
+            "warmup": 2.5,
+            "timed": 11.0,
+            "other": 5.0,
+        }
+    )
     assert sum(found.values()) == pytest.approx(2 * found["job"])
 
 

@@ -32,8 +32,9 @@ def test_the_table_takes_the_median_over_calls_and_skips_what_has_no_gaps():
     slow = [2 * t for t in STAMPS]
     samples = {"token_s": [STAMPS, slow, STAMPS], "e2e_s": [END_S, 2 * END_S, END_S]}
     row = Record("itl", key, samples, env_id=env.env_id)
-    single = Record("itl", {**key, "context": 16}, {"token_s": [[1.0]], "e2e_s": [1.0]},
-                    env_id=env.env_id)  # fmt: skip
+    single = Record(
+        "itl", {**key, "context": 16}, {"token_s": [[1.0]], "e2e_s": [1.0]}, env_id=env.env_id
+    )
     made = crosswalk.table([env, row, single])
     assert list(made["context"]) == [8]
     assert made["GuideLLM TPOT (ms)"].tolist() == [350]

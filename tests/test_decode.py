@@ -74,9 +74,17 @@ def test_no_token_ends_a_call_although_every_token_is_an_end(model, ids, decodin
     """Whatever the checkpoint brings: here it also samples, stops at once, and pads."""
     every = list(range(model.vocab_size))
     monkeypatch.setattr(model.net.config, "eos_token_id", every)
-    monkeypatch.setattr(model.net, "generation_config", GenerationConfig(
-        eos_token_id=every, pad_token_id=0, do_sample=True, max_length=CONTEXT + 2,
-        repetition_penalty=9.0))  # fmt: skip
+    monkeypatch.setattr(
+        model.net,
+        "generation_config",
+        GenerationConfig(
+            eos_token_id=every,
+            pad_token_id=0,
+            do_sample=True,
+            max_length=CONTEXT + 2,
+            repetition_penalty=9.0,
+        ),
+    )
     out = decode.open_stack("hf-eager", model.net, decoding=decoding)(ids, 6)
     assert out.tokens.shape == (1, 6)
     assert out.cache.get_seq_length() == CONTEXT + 5
@@ -84,9 +92,17 @@ def test_no_token_ends_a_call_although_every_token_is_an_end(model, ids, decodin
 
 def test_greedy_is_greedy_whatever_the_checkpoint_prefers(model, ids, monkeypatch):
     expected = decode.open_stack("hf-eager", model.net)(ids, 6).tokens.tolist()
-    monkeypatch.setattr(model.net, "generation_config", GenerationConfig(
-        do_sample=True, temperature=5.0, repetition_penalty=9.0, no_repeat_ngram_size=1,
-        suppress_tokens=[expected[0][0]]))  # fmt: skip
+    monkeypatch.setattr(
+        model.net,
+        "generation_config",
+        GenerationConfig(
+            do_sample=True,
+            temperature=5.0,
+            repetition_penalty=9.0,
+            no_repeat_ngram_size=1,
+            suppress_tokens=[expected[0][0]],
+        ),
+    )
     assert decode.open_stack("hf-eager", model.net)(ids, 6).tokens.tolist() == expected
 
 

@@ -15,9 +15,23 @@ import torch
 from lib import board, device, gates, joules, occupancy
 
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
-SHARED = {"date", "device", "gpu", "gpu_total_bytes", "driver", "cuda", "power_limit_w", "launch_s",
-          "python", "platform", "cpu", "cpu_count", "host_score_per_s", "copy_bytes_per_s",
-          "packages"}  # fmt: skip
+SHARED = {
+    "date",
+    "device",
+    "gpu",
+    "gpu_total_bytes",
+    "driver",
+    "cuda",
+    "power_limit_w",
+    "launch_s",
+    "python",
+    "platform",
+    "cpu",
+    "cpu_count",
+    "host_score_per_s",
+    "copy_bytes_per_s",
+    "packages",
+}
 
 
 class Steps:
@@ -71,8 +85,13 @@ def test_a_cpu_watches_every_tensor():
         held = torch.zeros(1_000_000)
         passing = torch.zeros(2_000_000)
         del passing
-    assert usage == {"baseline_bytes": 400, "peak_bytes": 12_000_400, "held_bytes": 4_000_400,
-                     "reserved_bytes": None, "used_bytes": None}  # fmt: skip
+    assert usage == {
+        "baseline_bytes": 400,
+        "peak_bytes": 12_000_400,
+        "held_bytes": 4_000_400,
+        "reserved_bytes": None,
+        "used_bytes": None,
+    }
     assert held.nbytes == 4_000_000
 
 
@@ -129,8 +148,9 @@ def test_an_absent_package_has_no_version():
 
 def fake_torch_cuda(monkeypatch, log):
     """What CudaDevice asks of torch.cuda, for one board of 80 GB."""
-    board = SimpleNamespace(uuid="fake", name="Fake GPU", total_memory=80 * 10**9,
-                            L2_cache_size=50 * 2**20)  # fmt: skip
+    board = SimpleNamespace(
+        uuid="fake", name="Fake GPU", total_memory=80 * 10**9, L2_cache_size=50 * 2**20
+    )
     answers = {
         "is_available": lambda: True,
         "current_device": lambda: 0,
@@ -143,8 +163,10 @@ def fake_torch_cuda(monkeypatch, log):
         "memory_reserved": lambda: 2048 + 1000 * log.count("work"),
         "max_memory_reserved": lambda: 3048,
         "memory_stats": lambda: {
-            "num_alloc_retries": 5 + log.count("work"), "requested_bytes.all.current": 990,
-            "requested_bytes.all.peak": 1600, "inactive_split_bytes.all.current": 300,
+            "num_alloc_retries": 5 + log.count("work"),
+            "requested_bytes.all.current": 990,
+            "requested_bytes.all.peak": 1600,
+            "inactive_split_bytes.all.current": 300,
         },
         "mem_get_info": lambda: (27 * 10**9, 80 * 10**9),
     }
@@ -186,15 +208,26 @@ def test_memory_of_a_gpu_is_read_idle_and_from_a_fresh_peak(open_gpu):
         gpu.log.append("work")
     assert gpu.log == ["synchronize", "reset", "work", "synchronize"]
     assert usage == {
-        "baseline_bytes": 1000, "peak_bytes": 1700, "held_bytes": 1100,
-        "reserved_baseline_bytes": 2048, "reserved_bytes": 3048, "reserved_peak_bytes": 3048,
-        "requested_baseline_bytes": 990, "requested_peak_bytes": 1600,
-        "inactive_split_bytes": 300, "alloc_retries": 1, "slack_bytes": 3048 - 1700,
-        "process_bytes": 51 * 10**9, "gpu_used_bytes": 52 * 10**9,
-        "driver_used_bytes": (80 - 27) * 10**9, "gpu_processes": 1,
-        "used_source": "NVML, this process", "used_baseline_bytes": 51 * 10**9,
-        "used_bytes": 51 * 10**9, "context_bytes": 51 * 10**9 - 2048,
-    }  # fmt: skip
+        "baseline_bytes": 1000,
+        "peak_bytes": 1700,
+        "held_bytes": 1100,
+        "reserved_baseline_bytes": 2048,
+        "reserved_bytes": 3048,
+        "reserved_peak_bytes": 3048,
+        "requested_baseline_bytes": 990,
+        "requested_peak_bytes": 1600,
+        "inactive_split_bytes": 300,
+        "alloc_retries": 1,
+        "slack_bytes": 3048 - 1700,
+        "process_bytes": 51 * 10**9,
+        "gpu_used_bytes": 52 * 10**9,
+        "driver_used_bytes": (80 - 27) * 10**9,
+        "gpu_processes": 1,
+        "used_source": "NVML, this process",
+        "used_baseline_bytes": 51 * 10**9,
+        "used_bytes": 51 * 10**9,
+        "context_bytes": 51 * 10**9 - 2048,
+    }
 
 
 def test_a_gpu_counts_bytes_in_steps_from_a_fresh_peak(open_gpu):
@@ -233,9 +266,11 @@ def test_the_context_is_what_was_there_before_the_call():
     """900 in use of which 600 reserved; after the call 1,000, whatever made it grow."""
     before, after = ({"process_bytes": n, "gpu_used_bytes": n + 5} for n in (900, 1000))
     assert occupancy.figure(before, after, reserved_bytes=600) == {
-        "used_source": "NVML, this process", "used_baseline_bytes": 900, "used_bytes": 1000,
+        "used_source": "NVML, this process",
+        "used_baseline_bytes": 900,
+        "used_bytes": 1000,
         "context_bytes": 300,
-    }  # fmt: skip
+    }
     lost = after | {"process_bytes": None}  # a source counts only where it has both edges
     assert occupancy.figure(before, lost, reserved_bytes=600)["used_source"] == "NVML, whole GPU"
 
@@ -254,8 +289,12 @@ def test_the_environment_of_a_gpu_has_its_limits(open_gpu, monkeypatch):
     monkeypatch.setattr(device.CudaDevice, "launch_s", lambda self: 3e-6)
     monkeypatch.setattr(device.CudaDevice, "copy_bytes_per_s", lambda self: 2e12)
     env = open_gpu().environment()
-    assert env.keys() == SHARED | {"gpu_uuid", "cache_bytes", "sm_clock_max_hz",
-                                   "memory_clock_max_hz"}  # fmt: skip
+    assert env.keys() == SHARED | {
+        "gpu_uuid",
+        "cache_bytes",
+        "sm_clock_max_hz",
+        "memory_clock_max_hz",
+    }
     assert (env["gpu"], env["driver"], env["power_limit_w"]) == ("Fake GPU", "999.1", 700)
     assert (env["sm_clock_max_hz"], env["gpu_total_bytes"]) == (1_980_000_000, 80 * 10**9)
 
@@ -373,10 +412,13 @@ def test_a_gpu_without_the_counter_still_tells_its_power(open_gpu):
     assert all("power_w" in row and "energy_j" not in row for row in trace)
 
 
-@pytest.mark.parametrize(("mode", "reason"), [
-    ("no-power", "Not Supported"),
-    ("split", "the board is split (MIG is on), its readings are of all parts"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("no-power", "Not Supported"),
+        ("split", "the board is split (MIG is on), its readings are of all parts"),
+    ],
+)
 def test_a_gpu_that_tells_nothing_of_its_own_gives_missing_with_the_reason(
     open_gpu, monkeypatch, mode, reason
 ):
@@ -390,8 +432,14 @@ def test_a_gpu_that_tells_nothing_of_its_own_gives_missing_with_the_reason(
 
 def test_the_state_of_a_board_says_none_where_the_driver_does_not_tell(open_gpu):
     assert open_gpu().board_state() == {
-        "nvml_index": 0, "driver": "999.1", "vbios": "96.00", "persistence": True,
-        "power_limit_w": 700, "power_limit_max_w": None, "temperature_c": 48}  # fmt: skip
+        "nvml_index": 0,
+        "driver": "999.1",
+        "vbios": "96.00",
+        "persistence": True,
+        "power_limit_w": 700,
+        "power_limit_max_w": None,
+        "temperature_c": 48,
+    }
     assert device.CpuDevice().board_state() == {}
 
 

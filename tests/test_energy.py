@@ -50,8 +50,12 @@ def rows(monkeypatch, tmp_path):
 def test_a_sweep_has_a_row_for_each_cell_and_one_for_the_sampler(rows):
     kinds = [(r.kind, r.key["context"], r.key["new_tokens"]) for r in rows]
     assert kinds[0] == ("energy-sampler", 128, 21)  # as long as the lead-in
-    assert sorted(kinds[1:]) == [("energy", 128, 21), ("energy", 512, 21),
-                                 ("energy-slope", 512, 1), ("energy-slope", 512, 41)]  # fmt: skip
+    assert sorted(kinds[1:]) == [
+        ("energy", 128, 21),
+        ("energy", 512, 21),
+        ("energy-slope", 512, 1),
+        ("energy-slope", 512, 41),
+    ]
 
 
 def test_a_second_pass_stands_beside_the_first_and_replaces_nothing(rows, monkeypatch, tmp_path):
@@ -59,8 +63,16 @@ def test_a_second_pass_stands_beside_the_first_and_replaces_nothing(rows, monkey
     (tmp_path / "again").mkdir()
     warmer = BoardDevice(Board(idle_w=110.0, phase_s=0.02))
     model = BoardModel(warmer, (0.2, 550.0), (0.05, 330.0))
-    again = sweep(monkeypatch, tmp_path / "again", device=warmer, model=model, kind="energy-again",
-                  contexts=[512], slope_tokens=(), sampler_pairs=0)  # fmt: skip
+    again = sweep(
+        monkeypatch,
+        tmp_path / "again",
+        device=warmer,
+        model=model,
+        kind="energy-again",
+        contexts=[512],
+        slope_tokens=(),
+        sampler_pairs=0,
+    )
     assert [(r.kind, r.key["context"]) for r in again] == [("energy-again", 512)]
     assert len(again[0].samples["energy_j"]) == 4
     (line,) = energypasses.table([*rows, *again]).rows
@@ -74,15 +86,24 @@ def test_a_second_pass_stands_beside_the_first_and_replaces_nothing(rows, monkey
     assert "512 tokens, second pass: " in said and "over the first pass 1.1" in said
 
 
-@pytest.mark.parametrize(("first", "second", "said"), [
-    ("GPU-a", "GPU-a", "the same"), ("GPU-a", "GPU-b", "another"), (None, "GPU-b", "unknown"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ("GPU-a", "GPU-a", "the same"),
+        ("GPU-a", "GPU-b", "another"),
+        (None, "GPU-b", "unknown"),
+    ],
+)
 def test_the_two_passes_say_whether_their_board_is_the_same(rows, first, second, said):
     (row,) = records.select(rows, "energy", context=512)
-    envs = [records.environment_record({"gpu": "H100", "gpu_uuid": uuid, "date": day})
-            for uuid, day in ((first, "2026-11-24"), (second, "2026-11-25"))]  # fmt: skip
-    passes = [replace(row, kind=kind, env_id=env.env_id)
-              for kind, env in zip(energypasses.PASSES, envs, strict=True)]  # fmt: skip
+    envs = [
+        records.environment_record({"gpu": "H100", "gpu_uuid": uuid, "date": day})
+        for uuid, day in ((first, "2026-11-24"), (second, "2026-11-25"))
+    ]
+    passes = [
+        replace(row, kind=kind, env_id=env.env_id)
+        for kind, env in zip(energypasses.PASSES, envs, strict=True)
+    ]
     (line,) = energypasses.table([*envs, *passes]).rows
     assert line[-1] == said
 
@@ -113,9 +134,13 @@ def test_the_kept_traces_give_the_same_joules_again(rows, tmp_path):
     (row,) = records.select(rows, "energy", context=512)
     values, samples = row.values, row.samples
     for name, start_s, stop_s, calls, joules in zip(
-        values["traces"], samples["start_s"], samples["stop_s"], values["calls"],
-        samples["energy_j"], strict=True,
-    ):  # fmt: skip
+        values["traces"],
+        samples["start_s"],
+        samples["stop_s"],
+        values["calls"],
+        samples["energy_j"],
+        strict=True,
+    ):
         window = gates.judge(records.read_trace(tmp_path / name), start_s, stop_s)
         assert window.energy_j / calls == pytest.approx(joules, rel=1e-6)
 
@@ -196,8 +221,9 @@ def test_a_block_that_cannot_be_believed_is_left_out_with_its_reason(monkeypatch
         middle = {"at": start_s + 4.0}
         board.fault = lambda row: (
             {**row, "energy_j": 1 + row["energy_j"] / 1000}
-            if name == "trace-2" and row["t_s"] > middle["at"] else row
-        )  # fmt: skip
+            if name == "trace-2" and row["t_s"] > middle["at"]
+            else row
+        )
         measured(session, order, name, window_s)
 
     monkeypatch.setattr(energy, "measure_round", reset_in_2)
@@ -230,12 +256,19 @@ def test_a_sampler_that_costs_throughput_invalidates_all(monkeypatch, tmp_path, 
         assert row.missing["energy_j"].startswith("sampler_disturbs")
 
 
-@pytest.mark.parametrize(("later", "level", "text"), [
-    (1.00, "ok", "calls take +0.0% [+0.0%, +0.0%] of their time more with the sampler; "
-                 "not the same as -7.5% found before"),
-    (0.90, "invalid", "; the same as -7.5% found before"),
-    (1.05, "unknown", "; not the same as -7.5% found before"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("later", "level", "text"),
+    [
+        (
+            1.00,
+            "ok",
+            "calls take +0.0% [+0.0%, +0.0%] of their time more with the sampler; "
+            "not the same as -7.5% found before",
+        ),
+        (0.90, "invalid", "; the same as -7.5% found before"),
+        (1.05, "unknown", "; not the same as -7.5% found before"),
+    ],
+)
 def test_an_alarm_about_the_sampler_must_repeat_with_fresh_pairs(
     monkeypatch, tmp_path, later, level, text
 ):
@@ -316,8 +349,13 @@ def test_where_a_length_is_a_program_of_its_own_the_lead_in_has_that_length(monk
     device = BoardDevice(Board())
     model = BoardModel(device)
     monkeypatch.setitem(decode.STACKS, "graph", model.open_stack)
-    short = {"contexts": [512], "slope_tokens": [41], "repeats": 1, "slope_repeats": 1,
-             "sampler_pairs": 0}  # fmt: skip
+    short = {
+        "contexts": [512],
+        "slope_tokens": [41],
+        "repeats": 1,
+        "slope_repeats": 1,
+        "sampler_pairs": 0,
+    }
     path = tmp_path / "records.jsonl"
     (row, *_) = energy.sweep(model, stack="graph", **(SWEEP | short), records_path=path)
     assert set(model.calls) == {21, 41}
@@ -339,8 +377,13 @@ def test_a_window_is_filled_with_whole_calls_at_a_random_phase():
     starts = []
     for seed in range(20):
         before_s = device.now_s
-        span = windows.busy(lambda: device.work(0.7, 300), lambda: device.work(0.5, 300), device,
-                            2.0, random.Random(seed))  # fmt: skip
+        span = windows.busy(
+            lambda: device.work(0.7, 300),
+            lambda: device.work(0.5, 300),
+            device,
+            2.0,
+            random.Random(seed),
+        )
         assert len(span.calls_s) == 3 and span.seconds == pytest.approx(2.1)
         assert device.now_s - span.stop_s >= windows.LEAD_S
         starts.append(span.start_s - before_s - 2.0)  # four lead-in calls of 0.5 s

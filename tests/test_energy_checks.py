@@ -46,8 +46,11 @@ def model(monkeypatch):
 
 
 def weights_sweep(model, folder, **changes):
-    given = CELL | {"name": "fake", "weight_values": ["normal", "zero"], "repeats": 3,
-                    "window_s": 5.0} | changes  # fmt: skip
+    given = (
+        CELL
+        | {"name": "fake", "weight_values": ["normal", "zero"], "repeats": 3, "window_s": 5.0}
+        | changes
+    )
     return weightvalues.sweep(model, **given, records_path=folder / "records.jsonl")
 
 
@@ -97,11 +100,14 @@ def test_a_real_model_is_restored_to_the_bit():
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (lambda m: setattr(m.card, "experts", 4), "mixture of experts routes by its values"),
-    (lambda m: setattr(m, "weights", "gguf"), "gguf weights cannot be drawn again"),
-    (lambda m: m.device.missing.update(energy="no counter"), "no counter"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: setattr(m.card, "experts", 4), "mixture of experts routes by its values"),
+        (lambda m: setattr(m, "weights", "gguf"), "gguf weights cannot be drawn again"),
+        (lambda m: m.device.missing.update(energy="no counter"), "no counter"),
+    ],
+)
 def test_weights_that_must_not_change_are_left_alone(model, tmp_path, change, reason):
     change(model)
     before = model.layer.weight.clone()
@@ -111,9 +117,14 @@ def test_weights_that_must_not_change_are_left_alone(model, tmp_path, change, re
 
 def real(folder, device, name="small"):
     return weightvalues.against_real(
-        name, dtype="float32", device=device, **CELL, repeats=4, window_s=5.0,
+        name,
+        dtype="float32",
+        device=device,
+        **CELL,
+        repeats=4,
+        window_s=5.0,
         records_path=folder / "records.jsonl",
-    )  # fmt: skip
+    )
 
 
 def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tmp_path):
@@ -130,8 +141,10 @@ def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tm
     monkeypatch.setattr(models, "load", load)
     monkeypatch.setitem(decode.STACKS, "hf-eager", lambda net, **options: net.open_stack(net))
     rows = real(tmp_path, device)
-    assert [(r.kind, r.key["weights"]) for r in rows] == [("energy-real", "checkpoint"),
-                                                          ("energy-real", "random")]  # fmt: skip
+    assert [(r.kind, r.key["weights"]) for r in rows] == [
+        ("energy-real", "checkpoint"),
+        ("energy-real", "random"),
+    ]
     ratio = energystats.real_effect(rows)
     assert ratio.n == 4
     assert ratio.value == pytest.approx(403 / 400, abs=1e-3)
@@ -196,10 +209,11 @@ def test_zeus_and_ours_measure_the_same_windows(model, tmp_path, monkeypatch):
     assert {len(values) for values in s.values()} == {5}
     assert all(seconds >= 6 for seconds in s["long_s"]) and max(s["short_s"]) < 2.5
     worst = {
-        name: max(abs(z / o - 1) for z, o in zip(s[f"zeus_{name}_j"], s[f"ours_{name}_j"],
-                                                 strict=True))
+        name: max(
+            abs(z / o - 1) for z, o in zip(s[f"zeus_{name}_j"], s[f"ours_{name}_j"], strict=True)
+        )
         for name in ("long", "short")
-    }  # fmt: skip
+    }
     assert worst["long"] < 0.03 and worst["short"] < 0.1  # up to one tick of each window
 
 

@@ -36,14 +36,32 @@ def study(tmp_path_factory):
     path = folder / "records.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(decode.STACKS, "hf-eager", model.open_stack)
-        rows = [ENV, *instrument.characterise(
-            model, seconds=4.0, env_id=ENV.env_id, records_path=path,
-            load=lambda seconds: device.work(seconds, 600.0))]  # fmt: skip
+        rows = [
+            ENV,
+            *instrument.characterise(
+                model,
+                seconds=4.0,
+                env_id=ENV.env_id,
+                records_path=path,
+                load=lambda seconds: device.work(seconds, 600.0),
+            ),
+        ]
         rows += energy.sweep(
-            model, contexts=[128, 512], new_tokens=21, block_contexts=[512], repeats=6,
-            other_repeats=1, slope_tokens=[1, 41], slope_repeats=2, window_s=8.0, idle_s=5.0,
-            sampler_pairs=6, seed=0, env_id=ENV.env_id, records_path=path,
-        )  # fmt: skip
+            model,
+            contexts=[128, 512],
+            new_tokens=21,
+            block_contexts=[512],
+            repeats=6,
+            other_repeats=1,
+            slope_tokens=[1, 41],
+            slope_repeats=2,
+            window_s=8.0,
+            idle_s=5.0,
+            sampler_pairs=6,
+            seed=0,
+            env_id=ENV.env_id,
+            records_path=path,
+        )
     return rows, folder
 
 
@@ -88,8 +106,14 @@ def test_uncertainty_keeps_statistical_and_systematic_apart(study):
 
 def test_every_gate_is_listed_at_its_worst(study):
     made = energytables.gates(study[0]).set_index("gate")
-    assert {"agreement", "sampler_gap", "throttled", "clock_drift", "foreign_process",
-            "sampler_disturbs"} <= {*made.index}  # fmt: skip
+    assert {
+        "agreement",
+        "sampler_gap",
+        "throttled",
+        "clock_drift",
+        "foreign_process",
+        "sampler_disturbs",
+    } <= {*made.index}
     assert set(made["worst"]) <= {"ok", "warn", "unknown"}
     assert made.loc["agreement", "worst"] == "ok" and "%" in made.loc["agreement", "worst value"]
 
@@ -103,9 +127,17 @@ def test_the_instrument_table_has_a_row_for_each_readout(study):
     assert made.loc["energy counter", spread] < 10 < made.loc["instant power", spread]
 
 
-@pytest.mark.parametrize("table", [energytables.instrument, energytables.gates, energytables.parts,
-                                   energytables.uncertainty, energytables.weights,
-                                   energytables.peer])  # fmt: skip
+@pytest.mark.parametrize(
+    "table",
+    [
+        energytables.instrument,
+        energytables.gates,
+        energytables.parts,
+        energytables.uncertainty,
+        energytables.weights,
+        energytables.peer,
+    ],
+)
 def test_a_table_without_rows_gives_a_reason(table):
     assert table([ENV])["missing"].iloc[0]
 
@@ -123,8 +155,14 @@ def test_weight_values_are_paired_by_block_and_bound_the_systematic_term():
 
 
 def test_a_peer_is_compared_window_by_window():
-    samples = {"ours_long_j": [100.0, 100.0], "zeus_long_j": [101.0, 100.5], "long_s": [10, 10.4],
-               "ours_short_j": [10.0], "zeus_short_j": [9.0], "short_s": [1.6]}  # fmt: skip
+    samples = {
+        "ours_long_j": [100.0, 100.0],
+        "zeus_long_j": [101.0, 100.5],
+        "long_s": [10, 10.4],
+        "ours_short_j": [10.0],
+        "zeus_short_j": [9.0],
+        "short_s": [1.6],
+    }
     row = Record("energy-peer", key("m"), samples)
     made = energytables.peer([row]).set_index("windows")
     assert made.loc["long", "worst difference (%)"] == pytest.approx(1)
@@ -170,12 +208,21 @@ def test_effects_of_weight_values_need_no_idle_power():
     """Gross joules against gross joules; as measured, idling is not part of that check."""
     none = dict.fromkeys(("idle_w", "net_energy_j"), "idling was not measured")
     arms = {"normal": [100.0, 102.0, 98.0], "zero": [80.0, 81.6, 78.4]}
-    rows = [Record("energy-weights", key("m", weights=f"random-{value}"), {"energy_j": joules},
-                   missing=none) for value, joules in arms.items()]  # fmt: skip
+    rows = [
+        Record(
+            "energy-weights",
+            key("m", weights=f"random-{value}"),
+            {"energy_j": joules},
+            missing=none,
+        )
+        for value, joules in arms.items()
+    ]
     lost = Record("energy-weights", key("m", weights="random-tiny"), missing={"energy_j": "stall"})
     found = energystats.weight_effects([*rows, lost])
     assert {value: ratio.value for value, ratio in found.items()} == {
-        "normal": 1.0, "zero": pytest.approx(0.8)}  # fmt: skip
+        "normal": 1.0,
+        "zero": pytest.approx(0.8),
+    }
     assert energystats.weight_spread(rows) == pytest.approx(0.2)
 
 
@@ -187,8 +234,12 @@ def test_blocks_of_one_length_draw_no_line_and_the_reason_is_told():
 
 
 def test_blocks_that_are_not_believed_are_said():
-    values = {"blocks": 4, "invalid_blocks": ["counter_reset: the counter went backwards"],
-              "window_energy_j": 100.0, "window_s": 1.0}  # fmt: skip
+    values = {
+        "blocks": 4,
+        "invalid_blocks": ["counter_reset: the counter went backwards"],
+        "window_energy_j": 100.0,
+        "window_s": 1.0,
+    }
     row = Record("energy", key("m"), {"energy_j": [90.0] * 3}, values)
     assert "m: 1 of 4 blocks are not believed, counter_reset: " in claims.energy([row])
 
@@ -199,8 +250,12 @@ def test_blocks_that_are_not_believed_are_said():
 def test_figures_say_what_they_show(study):
     rows, folder = study
     trace = energyplots.recorded(rows, folder)
-    drawn = [energyplots.instrument(rows, folder), energyplots.estimator_error(trace),
-             energyplots.parts(rows), energyplots.blocks(rows)]  # fmt: skip
+    drawn = [
+        energyplots.instrument(rows, folder),
+        energyplots.estimator_error(trace),
+        energyplots.parts(rows),
+        energyplots.blocks(rows),
+    ]
     alts = [plots.describe(ax) for ax in drawn]
     assert all(name in alts[0] for name in ("counter:", "instant:", "average:"))
     assert all(f"{title}, worst phase" in alts[1] for title, _ in energystats.ERRORS.values())
@@ -211,8 +266,12 @@ def test_figures_say_what_they_show(study):
 def test_without_a_trace_figures_say_not_measured(tmp_path):
     rows = [ENV, Record("energy", key("m"), missing={"energy_j": "no counter"})]
     trace = energyplots.recorded(rows, tmp_path)
-    drawn = [energyplots.instrument(rows, tmp_path), energyplots.estimator_error(trace),
-             energyplots.parts(rows), energyplots.blocks(rows)]  # fmt: skip
+    drawn = [
+        energyplots.instrument(rows, tmp_path),
+        energyplots.estimator_error(trace),
+        energyplots.parts(rows),
+        energyplots.blocks(rows),
+    ]
     assert all("not measured" in plots.describe(ax) for ax in drawn)
     assert {ax.figure.get_figheight() for ax in drawn} == {plots.EMPTY_IN}  # no large empty frames
     plt.close("all")

@@ -54,8 +54,11 @@ def test_only_all_experts_reads_the_experts_that_the_router_did_not_choose(model
 
 
 def peak_bytes(module, tokens):
-    args = (torch.randn(tokens, module.hidden_size), torch.zeros(tokens, 2, dtype=torch.long),
-            torch.ones(tokens, 2))  # fmt: skip
+    args = (
+        torch.randn(tokens, module.hidden_size),
+        torch.zeros(tokens, 2, dtype=torch.long),
+        torch.ones(tokens, 2),
+    )
     with CpuDevice().watch_memory(resident_bytes=0) as usage, torch.inference_mode():
         module(*args)
     return usage["peak_bytes"]
@@ -74,8 +77,9 @@ def test_all_experts_needs_room_for_every_expert_on_every_token(model):
 
 def test_memory_measures_further_implementations_in_the_same_job(model, tmp_path):
     path = tmp_path / "records.jsonl"
-    rows = memory.sweep(model, contexts=[16], new_tokens=2, seed=0,
-                        also_experts=["all_experts"], records_path=path)  # fmt: skip
+    rows = memory.sweep(
+        model, contexts=[16], new_tokens=2, seed=0, also_experts=["all_experts"], records_path=path
+    )
     measured = [(r.key["experts"], r.kind) for r in rows[2:]]
     assert measured == [
         (name, kind)
@@ -87,8 +91,14 @@ def test_memory_measures_further_implementations_in_the_same_job(model, tmp_path
 
 def test_a_dense_model_has_one_implementation(tmp_path):
     dense = models.load("tiny-yi", dtype="float32", device="cpu")
-    rows = memory.sweep(dense, contexts=[16], new_tokens=2, seed=0, also_experts=["all_experts"],
-                        records_path=tmp_path / "records.jsonl")  # fmt: skip
+    rows = memory.sweep(
+        dense,
+        contexts=[16],
+        new_tokens=2,
+        seed=0,
+        also_experts=["all_experts"],
+        records_path=tmp_path / "records.jsonl",
+    )
     assert [r.kind for r in rows] == ["environment", "card", "memory-paper", "memory"]
 
 

@@ -14,13 +14,30 @@ GB = 10**9
 # 1 billion parameters: a table of 0.1, experts of 0.8 (2 of 8 used), and 0.1 always used, half of
 # it matrices. Two layers cache 500 bytes per token; the second keeps the last 100 tokens.
 CARD = ModelCard(
-    name="toy", model_type="toy", dtype="bfloat16", total_params=GB, active_params=3 * GB // 10,
-    lookup_params=GB // 10, routed_params=8 * GB // 10, weight_bytes=2 * GB,
-    routed_bytes=16 * GB // 10, lookup_bytes=2 * GB // 10, layers=2, hidden_size=None,
-    attention_heads=None, kv_heads=None, head_dim=None, experts=8, experts_per_token=2,
-    context_limit=10_000, vocab_size=1000, kv_layers=((250, None), (250, 100)), kv_element_bytes=2,
-    matrix_params=850_000_000, expert_matrix_params=800_000_000,
-)  # fmt: skip
+    name="toy",
+    model_type="toy",
+    dtype="bfloat16",
+    total_params=GB,
+    active_params=3 * GB // 10,
+    lookup_params=GB // 10,
+    routed_params=8 * GB // 10,
+    weight_bytes=2 * GB,
+    routed_bytes=16 * GB // 10,
+    lookup_bytes=2 * GB // 10,
+    layers=2,
+    hidden_size=None,
+    attention_heads=None,
+    kv_heads=None,
+    head_dim=None,
+    experts=8,
+    experts_per_token=2,
+    context_limit=10_000,
+    vocab_size=1000,
+    kv_layers=((250, None), (250, 100)),
+    kv_element_bytes=2,
+    matrix_params=850_000_000,
+    expert_matrix_params=800_000_000,
+)
 # CUDA context, half a GB, and 5 % of 2 GB.
 RESERVE = 600_000_000 + 500_000_000 + 100_000_000
 

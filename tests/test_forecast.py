@@ -55,9 +55,18 @@ def test_the_meta_device_counts_what_would_not_fit():
 
 
 def llama(**changes):
-    return AutoConfig.for_model("llama", **{
-        "hidden_size": 64, "intermediate_size": 4096, "num_hidden_layers": 3, "vocab_size": 512,
-        "num_attention_heads": 4, "num_key_value_heads": 2, **changes})  # fmt: skip
+    return AutoConfig.for_model(
+        "llama",
+        **{
+            "hidden_size": 64,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 3,
+            "vocab_size": 512,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            **changes,
+        },
+    )
 
 
 def twin_of(config):
@@ -96,9 +105,16 @@ def test_a_decode_step_holds_the_cache_and_one_layer_twice():
 
 
 def test_a_sliding_layer_holds_its_window_after_the_first_step():
-    config = AutoConfig.for_model("mistral", sliding_window=100, hidden_size=64,
-                                  intermediate_size=64, num_hidden_layers=3, vocab_size=64,
-                                  num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    config = AutoConfig.for_model(
+        "mistral",
+        sliding_window=100,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        vocab_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     twin = twin_of(config)
     long, short = (forecast.decode_bytes(twin, tokens) for tokens in (4000, 400))
     assert long == pytest.approx(short, rel=0.1)  # not ten times as much
@@ -142,6 +158,7 @@ def test_the_papers_peaks_follow_from_the_shapes_of_all_experts(context, publish
     """What the paper's file calls KV cache at these contexts, within 0.5 %."""
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config_of(find("gpt-oss-20b")), dtype=torch.bfloat16)
-    peak = forecast.prefill_bytes(forecast.on_meta(net), context, all_logits=True,
-                                  implementation="all_experts")  # fmt: skip
+    peak = forecast.prefill_bytes(
+        forecast.on_meta(net), context, all_logits=True, implementation="all_experts"
+    )
     assert peak / MIB == pytest.approx(published_mib, rel=0.005)

@@ -29,11 +29,15 @@ def test_the_gate_lets_a_right_stack_pass(model):
 def test_the_gate_of_a_batch_takes_its_floor_from_the_halves(model, monkeypatch):
     """A doubled batch might not fit where the batch itself does."""
     sizes, forced = [], decode.GenerateStack.forced_logits
-    monkeypatch.setattr(decode.GenerateStack, "forced_logits", lambda stack, ids, continuation: (
-        sizes.append(len(ids)) or forced(stack, ids, continuation)))  # fmt: skip
+    monkeypatch.setattr(
+        decode.GenerateStack,
+        "forced_logits",
+        lambda stack, ids, continuation: sizes.append(len(ids)) or forced(stack, ids, continuation),
+    )
     for batch in (1, 3):
-        row = gate.row(model, stack="graph-compiled", context=40, seed=0, env_id="e", steps=4,
-                       batch=batch)  # fmt: skip
+        row = gate.row(
+            model, stack="graph-compiled", context=40, seed=0, env_id="e", steps=4, batch=batch
+        )
         assert row.key["batch"] == batch and row.values["max_error"] < 1e-5
         assert row.values["floor_error"] < 1e-5
     assert sizes == [1, 2] * 2 + [3, 2, 1] * 2  # the routers pinned, and free
@@ -68,8 +72,9 @@ def looked(monkeypatch, model, stack, itself, *, turns):
     """A look that found these errors (batch, steps), of the stack and of the reference."""
     left = [torch.tensor(stack), torch.tensor(itself)]
     monkeypatch.setattr(gate, "relative_errors", lambda found, reference: left.pop(0))
-    return gate.look(model, stack="graph", context=40, seed=0, batch=len(stack), steps=8,
-                     turns=turns)  # fmt: skip
+    return gate.look(
+        model, stack="graph", context=40, seed=0, batch=len(stack), steps=8, turns=turns
+    )
 
 
 def test_of_a_batch_the_worst_counts_unless_routers_turn(model, monkeypatch):
@@ -148,21 +153,33 @@ def test_layers_are_pinned_to_different_experts(model):
 def planted(monkeypatch, defect):
     start, fill, chosen = graphs.Step.start, graphs.HeldLayer.fill, fused.chosen_experts
     if defect == "position":  # one off, as a captured counter easily is
-        monkeypatch.setattr(graphs.Step, "start", lambda step, cache, tokens, first: start(
-            step, cache, tokens + 1, first))  # fmt: skip
+        monkeypatch.setattr(
+            graphs.Step,
+            "start",
+            lambda step, cache, tokens, first: start(step, cache, tokens + 1, first),
+        )
     if defect == "cache":  # the prompt is lost
         monkeypatch.setattr(graphs.HeldLayer, "fill", lambda *_: None)
     if defect == "window":  # a sliding layer keeps its oldest tokens
-        monkeypatch.setattr(graphs.HeldLayer, "fill", lambda layer, source, tokens: fill(
-            layer, source, tokens + 3 * layer.is_sliding))  # fmt: skip
+        monkeypatch.setattr(
+            graphs.HeldLayer,
+            "fill",
+            lambda layer, source, tokens: fill(layer, source, tokens + 3 * layer.is_sliding),
+        )
     if defect == "row":  # every sequence of a batch gets the experts of the first one
-        monkeypatch.setitem(fused.ALL_EXPERTS_FUNCTIONS._global_mapping, fused.EXPERTS,
-                            lambda self, hidden, index, weights: chosen(
-                                self, hidden, index[:1].expand_as(index), weights))  # fmt: skip
+        monkeypatch.setitem(
+            fused.ALL_EXPERTS_FUNCTIONS._global_mapping,
+            fused.EXPERTS,
+            lambda self, hidden, index, weights: chosen(
+                self, hidden, index[:1].expand_as(index), weights
+            ),
+        )
     if defect == "weights":  # the second expert's weight is the first one's and the other way round
-        monkeypatch.setitem(fused.ALL_EXPERTS_FUNCTIONS._global_mapping, fused.EXPERTS,
-                            lambda self, hidden, index, weights: chosen(
-                                self, hidden, index, weights.flip(-1)))  # fmt: skip
+        monkeypatch.setitem(
+            fused.ALL_EXPERTS_FUNCTIONS._global_mapping,
+            fused.EXPERTS,
+            lambda self, hidden, index, weights: chosen(self, hidden, index, weights.flip(-1)),
+        )
 
 
 DEFECTS = {  # with the stack and the batch that show them
@@ -192,9 +209,11 @@ def test_experts_that_are_not_pinned_are_tested_by_free_routers(model, monkeypat
     common = {"stack": "graph-compiled", "context": 40, "seed": 0, "steps": 8, "batch": 1}
     seed = next(n for n in range(100) if not chosen_anywhere(model, 7, seed=n))
     right = fused.chosen_experts
-    monkeypatch.setitem(fused.ALL_EXPERTS_FUNCTIONS._global_mapping, fused.EXPERTS,
-                        lambda self, hidden, index, weights: right(
-                            self, hidden, index.clamp(max=6), weights))  # fmt: skip
+    monkeypatch.setitem(
+        fused.ALL_EXPERTS_FUNCTIONS._global_mapping,
+        fused.EXPERTS,
+        lambda self, hidden, index, weights: right(self, hidden, index.clamp(max=6), weights),
+    )
     with experts.pinned(model.net, 2, seed=seed):
         assert gate.look(model, **common).passed
     assert not gate.look(model, **common, turns=True).passed

@@ -11,27 +11,55 @@ ENV = environment_record({"gpu": "G"})
 CPU = "the device is a CPU: host and device are one"
 
 
-def arm(model="m", step_s=0.010, ttft_s=0.100, busy_s=0.004, prefill_s=0.095, context=128, n=6,
-        **changes):  # fmt: skip
+def arm(
+    model="m",
+    step_s=0.010,
+    ttft_s=0.100,
+    busy_s=0.004,
+    prefill_s=0.095,
+    context=128,
+    n=6,
+    **changes,
+):
     """Calls of 1, 10 and 20 tokens, and a profiled pair with 300 kernels a step."""
     where = {"context": context} | changes
-    timed = [Record("latency", key(model, new_tokens=g, **where),
-                    {"ttft_s" if g == 1 else "e2e_s": [ttft_s + (g - 1) * step_s] * n},
-                    env_id=ENV.env_id) for g in (1, 10, 20)]  # fmt: skip
+    timed = [
+        Record(
+            "latency",
+            key(model, new_tokens=g, **where),
+            {"ttft_s" if g == 1 else "e2e_s": [ttft_s + (g - 1) * step_s] * n},
+            env_id=ENV.env_id,
+        )
+        for g in (1, 10, 20)
+    ]
     values = {"decode_busy_s": busy_s, "prefill_busy_s": prefill_s, "decode_kernels": 300.0}
     missing = {} if busy_s is not None else dict.fromkeys(values, CPU)
-    return [*timed, Record("busy", key(model, new_tokens=9, **where), {},
-                           {k: v for k, v in values.items() if v is not None}, missing,
-                           env_id=ENV.env_id)]  # fmt: skip
+    return [
+        *timed,
+        Record(
+            "busy",
+            key(model, new_tokens=9, **where),
+            {},
+            {k: v for k, v in values.items() if v is not None},
+            missing,
+            env_id=ENV.env_id,
+        ),
+    ]
 
 
 @pytest.mark.parametrize(
     "share, said",
-    [(Estimate(0.95, 0.92, 0.97), "device-bound"), (Estimate(0.9), "device-bound"),
-     (Estimate(0.4, 0.3, 0.5), "host-bound"), (Estimate(0.7), "host-bound"),
-     (Estimate(0.8, 0.75, 0.85), "mixed"), (Estimate(0.8, 0.6, 0.85), "mixed, not resolved"),
-     (Estimate(0.92, 0.85, 0.99), "device-bound, not resolved"), (Estimate(None), "")],
-)  # fmt: skip
+    [
+        (Estimate(0.95, 0.92, 0.97), "device-bound"),
+        (Estimate(0.9), "device-bound"),
+        (Estimate(0.4, 0.3, 0.5), "host-bound"),
+        (Estimate(0.7), "host-bound"),
+        (Estimate(0.8, 0.75, 0.85), "mixed"),
+        (Estimate(0.8, 0.6, 0.85), "mixed, not resolved"),
+        (Estimate(0.92, 0.85, 0.99), "device-bound, not resolved"),
+        (Estimate(None), ""),
+    ],
+)
 def test_the_verdict_follows_from_the_share_and_its_interval(share, said):
     assert hostbound.verdict(share) == said
 
@@ -53,12 +81,19 @@ def test_the_table_holds_both_times_and_both_verdicts():
 
 def test_an_arm_meets_only_its_own_times():
     """Another context, stack or experts implementation has a row of its own, or none."""
-    rows = [ENV, *arm(), *arm(context=512, busy_s=0.0095), *arm(stack="graph", step_s=0.0042),
-            *[r for r in arm(context=1024) if r.kind == "latency"]]  # fmt: skip
+    rows = [
+        ENV,
+        *arm(),
+        *arm(context=512, busy_s=0.0095),
+        *arm(stack="graph", step_s=0.0042),
+        *[r for r in arm(context=1024) if r.kind == "latency"],
+    ]
     shown = hostbound.shown(rows)
     assert list(zip(shown["stack"], shown["context"], shown["decode"], strict=True)) == [
-        ("hf-eager", 128, "host-bound"), ("hf-eager", 512, "device-bound"),
-        ("graph", 128, "device-bound")]  # fmt: skip
+        ("hf-eager", 128, "host-bound"),
+        ("hf-eager", 512, "device-bound"),
+        ("graph", 128, "device-bound"),
+    ]
 
 
 def test_without_a_slope_or_a_profiler_there_is_no_share():

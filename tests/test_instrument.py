@@ -12,9 +12,12 @@ LOAD_W = 600.0
 def characterise(tmp_path, **board):
     device = BoardDevice(Board(noise_w=1.0, **board))
     (row,) = instrument.characterise(
-        BoardModel(device), seconds=6.0, env_id="e", records_path=tmp_path / "records.jsonl",
+        BoardModel(device),
+        seconds=6.0,
+        env_id="e",
+        records_path=tmp_path / "records.jsonl",
         load=lambda seconds: device.work(seconds, LOAD_W),
-    )  # fmt: skip
+    )
     assert records.load(tmp_path / "records.jsonl") == [row]
     return row
 
@@ -74,13 +77,17 @@ def test_it_takes_less_than_half_a_minute_and_waves_differ_in_phase_only():
     assert all(b - a == pytest.approx(1.6) for a, b in phases)
 
 
-@pytest.mark.parametrize(("seconds", "device", "reason"), [
-    (8.0, FakeDevice(), "no counter on the fake"),
-    (0.0, BoardDevice(Board()), "not asked for: instrument_s is 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "device", "reason"),
+    [
+        (8.0, FakeDevice(), "no counter on the fake"),
+        (0.0, BoardDevice(Board()), "not asked for: instrument_s is 0"),
+    ],
+)
 def test_without_readings_or_without_time_the_reason_is_recorded(tmp_path, seconds, device, reason):
-    (row,) = instrument.characterise(FakeModel(device), seconds=seconds, env_id="e",
-                                     records_path=tmp_path / "records.jsonl")  # fmt: skip
+    (row,) = instrument.characterise(
+        FakeModel(device), seconds=seconds, env_id="e", records_path=tmp_path / "records.jsonl"
+    )
     assert row.missing == {"counter_refresh_s": reason} and "readings" not in row.values
 
 
@@ -102,7 +109,12 @@ def test_the_load_is_matrix_products_for_as_long_as_asked():
 
 def test_a_readout_that_is_absent_is_missing(tmp_path):
     row = characterise(tmp_path, fault=lambda r: {k: v for k, v in r.items() if k != "instant_w"})
-    absent = {"instant_refresh_s", "instant_step_s", "instant_phase_spread",
-              "constant_instant_off", "counter_sees_all"}  # fmt: skip
+    absent = {
+        "instant_refresh_s",
+        "instant_step_s",
+        "instant_phase_spread",
+        "constant_instant_off",
+        "counter_sees_all",
+    }
     assert set(row.missing) == absent
     assert row.values["counter_refresh_s"] == pytest.approx(0.1, abs=1e-3)

@@ -54,9 +54,13 @@ def test_a_step_inside_the_window(phase_s):
     assert error("paper_j", board, 3.0, 8.0, guard_s=3.0) < -0.5  # it saw only 100 W
 
 
-@pytest.mark.parametrize(("coverage", "limits"), [
-    ("full", {1.6: 0.004, 10.0: 0.001}), ("partial", {1.6: 0.02, 10.0: 0.006}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("coverage", "limits"),
+    [
+        ("full", {1.6: 0.004, 10.0: 0.001}),
+        ("partial", {1.6: 0.02, 10.0: 0.006}),
+    ],
+)
 def test_decoding_through_a_counter_that_sees_all_or_a_quarter_of_the_time(coverage, limits):
     rng = np.random.default_rng(1)
     for seconds, limit in limits.items():
@@ -78,8 +82,11 @@ def test_ticks_are_placed_more_finely_than_they_are_sampled():
 def test_uneven_ticks_are_placed_in_the_middle_of_their_brackets():
     late = np.cumsum([0.1, 0.07, 0.13, 0.1, 0.06, 0.14, 0.1])
     assert joules.even_grid(late - 0.005, late) is None
-    rows = [{"t_s": float(t) + after, "energy_j": 1.0 + n + (after == 0)}
-            for n, t in enumerate(late) for after in (-0.005, 0.0)]  # fmt: skip
+    rows = [
+        {"t_s": float(t) + after, "energy_j": 1.0 + n + (after == 0)}
+        for n, t in enumerate(late)
+        for after in (-0.005, 0.0)
+    ]
     assert joules.ticks(rows).period_s is None
     assert joules.ticks(rows).times_s == pytest.approx(late - 0.0025)
 
@@ -131,8 +138,12 @@ def test_a_counter_that_was_reset_or_stuck_gives_none_and_no_other_number(change
 
 
 def test_a_counter_that_pauses_is_stalled():
-    pause = broken(lambda row: {**row, "energy_j": 5000 + 300 * (
-        row["t_s"] // 0.1 * 0.1 if not 6 < row["t_s"] < 6.6 else 6.0)})  # fmt: skip
+    pause = broken(
+        lambda row: {
+            **row,
+            "energy_j": 5000 + 300 * (row["t_s"] // 0.1 * 0.1 if not 6 < row["t_s"] < 6.6 else 6.0),
+        }
+    )
     reading, reason = joules.counter_j(pause, 4.0, 9.0)
     assert reading is None and reason.startswith("counter_stalled")
 
@@ -141,10 +152,15 @@ def without(*names):
     return lambda row: {k: v for k, v in row.items() if k not in names}
 
 
-@pytest.mark.parametrize(("absent", "estimator"), [
-    ((), "counter_j"), (("energy_j",), "average_j"), (("energy_j", "power_w"), "instant_j"),
-    (("energy_j", "power_w", "instant_w"), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("absent", "estimator"),
+    [
+        ((), "counter_j"),
+        (("energy_j",), "average_j"),
+        (("energy_j", "power_w"), "instant_j"),
+        (("energy_j", "power_w", "instant_w"), None),
+    ],
+)
 def test_what_a_board_does_not_support_leaves_the_next_readout_and_at_last_none(absent, estimator):
     window = gates.judge(broken(without(*absent)), 4.0, 9.0)
     assert window.estimator == estimator
@@ -181,9 +197,16 @@ def test_a_sampler_that_died_leaves_no_energy():
 # --- gates
 
 
-@pytest.mark.parametrize(("factor", "level"), [
-    (1.0, "ok"), (1.005, "ok"), (0.98, "warn"), (1.05, "invalid"), (65 / 37, "invalid"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("factor", "level"),
+    [
+        (1.0, "ok"),
+        (1.005, "ok"),
+        (0.98, "warn"),
+        (1.05, "invalid"),
+        (65 / 37, "invalid"),
+    ],
+)
 def test_counter_and_average_must_agree(factor, level):
     trace = broken(lambda row: {**row, "power_w": factor * row["power_w"]})
     window = gates.judge(trace, 4.0, 9.0)
@@ -208,8 +231,9 @@ def test_a_load_that_beats_with_the_readout_shows_in_the_instant_reading():
     codes = {g.code: g for g in window.gates}
     assert codes["agreement"].level == "ok" and codes["instant_agreement"].level == "warn"
     assert window.energy_j == pytest.approx(1500, rel=0.01)
-    part = Board([(0.05, 500.0), (0.05, 100.0)] * 120, idle_w=300.0, phase_s=0.04,
-                 coverage="partial")  # fmt: skip
+    part = Board(
+        [(0.05, 500.0), (0.05, 100.0)] * 120, idle_w=300.0, phase_s=0.04, coverage="partial"
+    )
     assert gates.judge(part.trace(0, 12), 4.0, 9.0).reason.startswith("agreement")
 
 
@@ -223,17 +247,24 @@ def slow(**values):
     return change
 
 
-@pytest.mark.parametrize(("code", "level", "values"), [
-    ("temperature_drift", "warn", {"temperature_c": lambda t: 50 + t}),  # 5 s: thirds differ by 3.4
-    ("temperature_drift", "invalid", {"temperature_c": lambda t: 50 + 5 * t}),
-    ("clock_drift", "warn", {"sm_hz": lambda t: 1.9e9 * (1 + t / 100)}),
-    ("clock_drift", "invalid", {"sm_hz": lambda t: 1.9e9 * (1 - t / 20)}),
-    ("power_cap", "warn", {"power_cap_s": lambda t: 1 + t / 2}),
-    ("throttled", "invalid", {"hw_thermal_s": lambda t: 1 + t / 10}),
-    ("throttled", "warn", {"power_brake_s": lambda t: 1 + t / 1000}),
-    ("foreign_process", "invalid", {"pids": [77, 78]}),
-    ("power_range", "invalid", {"power_limit_w": 250.0}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "level", "values"),
+    [
+        (
+            "temperature_drift",
+            "warn",
+            {"temperature_c": lambda t: 50 + t},
+        ),  # 5 s: thirds differ by 3.4
+        ("temperature_drift", "invalid", {"temperature_c": lambda t: 50 + 5 * t}),
+        ("clock_drift", "warn", {"sm_hz": lambda t: 1.9e9 * (1 + t / 100)}),
+        ("clock_drift", "invalid", {"sm_hz": lambda t: 1.9e9 * (1 - t / 20)}),
+        ("power_cap", "warn", {"power_cap_s": lambda t: 1 + t / 2}),
+        ("throttled", "invalid", {"hw_thermal_s": lambda t: 1 + t / 10}),
+        ("throttled", "warn", {"power_brake_s": lambda t: 1 + t / 1000}),
+        ("foreign_process", "invalid", {"pids": [77, 78]}),
+        ("power_range", "invalid", {"power_limit_w": 250.0}),
+    ],
+)
 def test_what_disturbs_a_window_has_a_code(code, level, values):
     window = gates.judge(broken(slow(**values)), 4.0, 9.0, idle_w=100.0, own_pid=77)
     flagged = {g.code: g.level for g in window.gates if g.level != "ok"}
@@ -283,9 +314,15 @@ def test_what_was_not_read_is_unknown_not_fine():
     assert window.energy_j == pytest.approx(1500)
 
 
-@pytest.mark.parametrize(("low", "high", "level"), [
-    (0.995, 1.004, "ok"), (1.012, 1.02, "invalid"), (0.9, 1.1, "unknown"), (0.97, 0.98, "invalid")
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("low", "high", "level"),
+    [
+        (0.995, 1.004, "ok"),
+        (1.012, 1.02, "invalid"),
+        (0.9, 1.1, "unknown"),
+        (0.97, 0.98, "invalid"),
+    ],
+)
 def test_the_samplers_effect_is_judged_by_its_interval(low, high, level):
     ratio = stats.Estimate((low + high) / 2, low, high, 6)
     assert gates.sampler_disturbs(ratio).level == level
@@ -429,7 +466,8 @@ def test_a_line_by_hand():
 
 def test_counting_up_is_not_the_same_as_being_sampled():
     """Every helper works on a trace without times of calls, as old traces are."""
-    rows = [{"t_s": n * 0.025, "energy_j": 100 + 30.0 * (n // 4), "power_w": 300.0}
-            for n in range(400)]  # fmt: skip
+    rows = [
+        {"t_s": n * 0.025, "energy_j": 100 + 30.0 * (n // 4), "power_w": 300.0} for n in range(400)
+    ]
     assert joules.counter_j(rows, 3.0, 6.0)[0] == pytest.approx(900, rel=1e-3)
     assert list(itertools.islice(joules.boards(rows), 2))[0] == rows

@@ -116,7 +116,8 @@ def test_together_the_worst_decides():
     assert judge.together({"a": good, "b": good}) == good
     assert judge.together({"a": good, "b": partly}) == Ruling(DIRECTION, "b: far off")
     assert judge.together({"a": partly, "b": unknown, "c": unknown}) == Ruling(
-        UNTESTABLE, "b and c: n = 3")  # fmt: skip
+        UNTESTABLE, "b and c: n = 3"
+    )
     assert judge.together({"a": unknown, "b": turned}) == Ruling(NOT, "b: turned")
     assert judge.together({"": turned}) == turned
     assert judge.together({}).word == UNTESTABLE

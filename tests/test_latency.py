@@ -16,8 +16,15 @@ def model(monkeypatch):
 
 
 def sweep(model, path, **changes):
-    arguments = {"contexts": [16, 32], "new_tokens": [10, 20], "repeats": 6, "slope_repeats": 2,
-                 "ttft_repeats": 5, "itl_repeats": 1, "seed": 0}  # fmt: skip
+    arguments = {
+        "contexts": [16, 32],
+        "new_tokens": [10, 20],
+        "repeats": 6,
+        "slope_repeats": 2,
+        "ttft_repeats": 5,
+        "itl_repeats": 1,
+        "seed": 0,
+    }
     return latency.sweep(model, records_path=path, **{**arguments, **changes})
 
 
@@ -28,8 +35,9 @@ def test_a_time_is_bracketed_by_two_synchronisations():
 
 
 def test_one_call_takes_prefill_plus_tokens(model):
-    row = latency.arm(model, stack="hf-eager", context=16, new_tokens=10, repeats=3, seed=0,
-                      env_id="e")  # fmt: skip
+    row = latency.arm(
+        model, stack="hf-eager", context=16, new_tokens=10, repeats=3, seed=0, env_id="e"
+    )
     assert row.samples["e2e_s"] == pytest.approx([2.0, 2.0, 2.0])  # 1.0 + 10 * 0.1
     assert row.samples["warmup_s"] == pytest.approx([1.8, 2.0])  # of 8 tokens, and of 10
     assert row.key["context"] == 16 and row.key["new_tokens"] == 10
@@ -41,15 +49,17 @@ def test_no_timed_call_is_the_first_of_its_length(monkeypatch):
     fake = FakeModel(FakeDevice(), prefill_s=1.0, token_s=0.1, cold_s=0.05)
     monkeypatch.setitem(decode.STACKS, "hf-eager", fake.open_stack)
     for tokens, cold in ((10, [1.8 + 8 * 0.05, 2.0 + 2 * 0.05]), (30, [1.8, 4.0 + 20 * 0.05])):
-        row = latency.arm(fake, stack="hf-eager", context=16, new_tokens=tokens, repeats=2, seed=0,
-                          env_id="e")  # fmt: skip
+        row = latency.arm(
+            fake, stack="hf-eager", context=16, new_tokens=tokens, repeats=2, seed=0, env_id="e"
+        )
         assert row.samples["e2e_s"] == pytest.approx([1 + tokens * 0.1] * 2)
         assert row.samples["warmup_s"] == pytest.approx(cold)
 
 
 def test_ttft_is_a_call_of_one_token(model):
-    row = latency.arm(model, stack="hf-eager", context=16, new_tokens=1, repeats=5, seed=0,
-                      env_id="e")  # fmt: skip
+    row = latency.arm(
+        model, stack="hf-eager", context=16, new_tokens=1, repeats=5, seed=0, env_id="e"
+    )
     assert row.samples["ttft_s"] == pytest.approx([1.1] * 5)
     assert "e2e_s" not in row.samples
 
@@ -73,10 +83,16 @@ def test_a_mixture_of_experts_is_timed_with_further_implementations(tmp_path):
     before = mixture.experts
     small = {"new_tokens": [2, 4], "also_experts": ["all_experts"]}
     rows = sweep(mixture, tmp_path / "r.jsonl", **small)
-    more = {(r.kind, r.key["context"], r.key["new_tokens"]): len(next(iter(r.samples.values())))
-            for r in rows if r.key.get("experts") == "all_experts"}  # fmt: skip
-    own = {(r.kind, r.key["context"], r.key["new_tokens"]): len(next(iter(r.samples.values())))
-           for r in rows if r.kind == "latency" and r.key["experts"] == before}  # fmt: skip
+    more = {
+        (r.kind, r.key["context"], r.key["new_tokens"]): len(next(iter(r.samples.values())))
+        for r in rows
+        if r.key.get("experts") == "all_experts"
+    }
+    own = {
+        (r.kind, r.key["context"], r.key["new_tokens"]): len(next(iter(r.samples.values())))
+        for r in rows
+        if r.kind == "latency" and r.key["experts"] == before
+    }
     longest = max(context for _, context, _ in own)
     assert len(more) == 2 and {context for _, context, _ in more} == {longest}
     assert more.items() <= own.items() and mixture.experts == before
@@ -101,8 +117,9 @@ def test_an_interrupted_sweep_keeps_what_it_measured(model, tmp_path, monkeypatc
 
 
 def test_token_stamps_count_from_the_start_of_their_call(model):
-    row = latency.stamped(model, stack="hf-eager", context=16, new_tokens=3, repeats=2, seed=0,
-                          env_id="e")  # fmt: skip
+    row = latency.stamped(
+        model, stack="hf-eager", context=16, new_tokens=3, repeats=2, seed=0, env_id="e"
+    )
     assert row.samples["token_s"] == [pytest.approx([1.1, 1.2, 1.3])] * 2
     assert row.samples["e2e_s"] == pytest.approx([1.3, 1.3])
 

@@ -37,17 +37,31 @@ def row(
     """A row of VALUES, sizes in bytes; a value of None takes it away."""
     fields = {name: changes.pop(name) for name in [*changes] if name in ("experts", "dtype")}
     values = {n: v for n, v in (VALUES | changes).items() if v is not None}
-    return Record(kind, key(model, context=context, **fields), {}, values, missing or {}, error,
-                  env_id=ENV.env_id)  # fmt: skip
+    return Record(
+        kind,
+        key(model, context=context, **fields),
+        {},
+        values,
+        missing or {},
+        error,
+        env_id=ENV.env_id,
+    )
 
 
 def test_the_parts_add_up_to_context_and_reserved():
     made = ledger.ledger(row())
     assert made.parts == {
-        "weights": 40_000, "first_use": 100, "kv": 500, "kv_behind": 40, "logits": 0,
-        "experts": 1_900, "activations": 3_000 - 500 - 40 - 1_900 - 60, "padding": 60,
-        "slack": 700, "context": 450,
-    }  # fmt: skip
+        "weights": 40_000,
+        "first_use": 100,
+        "kv": 500,
+        "kv_behind": 40,
+        "logits": 0,
+        "experts": 1_900,
+        "activations": 3_000 - 500 - 40 - 1_900 - 60,
+        "padding": 60,
+        "slack": 700,
+        "context": 450,
+    }
     assert made.sum_bytes == 43_800 + 450  # whatever the split, what is reserved and the context
     assert (made.residual_bytes, made.closed, made.open_reason) == (10, True, "")
 
@@ -62,9 +76,14 @@ def test_it_closes_to_one_percent_of_what_nvml_says(used, closed):
 
 @pytest.mark.parametrize(
     ("where", "logits", "experts"),
-    [("prefill", 0, 0), ("prefill experts", 0, 1_900), ("prefill logits", 800, 0),
-     ("decode", 800, 0), ("decode experts", 800, 7)],
-)  # fmt: skip
+    [
+        ("prefill", 0, 0),
+        ("prefill experts", 0, 1_900),
+        ("prefill logits", 800, 0),
+        ("decode", 800, 0),
+        ("decode experts", 800, 7),
+    ],
+)
 def test_logits_and_experts_count_where_they_are_alive(where, logits, experts):
     made = ledger.ledger(row(peak_in=where))
     assert (made.parts["logits"], made.parts["experts"]) == (logits, experts)
@@ -114,8 +133,9 @@ def test_a_cpu_says_what_it_does_not_report():
 
 def test_a_cache_that_is_unknown_leaves_the_ledger_open():
     told = {"kv_tensor_bytes": "layer 0 of the cache is a state"}
-    made = ledger.ledger(row(peak_in=None, kv_tensor_bytes=None, workspace_bytes=None,
-                             missing=told))  # fmt: skip
+    made = ledger.ledger(
+        row(peak_in=None, kv_tensor_bytes=None, workspace_bytes=None, missing=told)
+    )
     assert made.parts["activations"] is None
     assert made.open_reason == "layer 0 of the cache is a state"
 
@@ -167,8 +187,11 @@ def sweep(window=None):
     for context in (100, 200, 400):
         for kind, less in (("memory-paper", 0), ("memory", 1)):
             tokens = min(context + 64 - less, window or 10**9)
-            changes = {"kv_tensor_bytes": 100 * tokens, "kv_card_bytes": 100 * tokens,
-                       "peak_bytes": 40_100 + 7 * context}  # fmt: skip
+            changes = {
+                "kv_tensor_bytes": 100 * tokens,
+                "kv_card_bytes": 100 * tokens,
+                "peak_bytes": 40_100 + 7 * context,
+            }
             rows.append(row(kind, context=context, **changes))
     return rows
 
@@ -190,10 +213,18 @@ def test_a_window_bends_the_growth_and_one_byte_more_is_seen():
 
 
 def test_the_contribution_of_the_paper_is_taken_apart():
-    published = {"models": {"GPT-OSS-20B": ["gpt-oss-20b"]}, "released": {
-        "kv_reported_mib/GPT-OSS-20B/2048": {"value": 2_000 / MIB}}}  # fmt: skip
-    rows = [ENV, row(), row("memory"), row(context=128), row(model="other"),
-            row(experts="all_experts", peak_bytes=42_100, expert_workspace_bytes=900)]  # fmt: skip
+    published = {
+        "models": {"GPT-OSS-20B": ["gpt-oss-20b"]},
+        "released": {"kv_reported_mib/GPT-OSS-20B/2048": {"value": 2_000 / MIB}},
+    }
+    rows = [
+        ENV,
+        row(),
+        row("memory"),
+        row(context=128),
+        row(model="other"),
+        row(experts="all_experts", peak_bytes=42_100, expert_workspace_bytes=900),
+    ]
     table = ledgertables.contribution(rows, published)
     assert any(GPU["gpu"] in note for note in table.notes)
     assert len(table.rows) == 2  # the paper's protocol, its model, a context that it reports

@@ -18,13 +18,24 @@ SAMPLES = {
     "matmul_flop_per_s, 8 x 8 x 8": [4.947e14, 4.0e14],
     "launch_s": [6e-6, 5e-6],
 }
-VALUES_OF = {"copy_bytes_per_s": 2.68e12, "read_bytes_per_s": 3.015e12, "read_shape": "sum",
-             "matmul_flop_per_s": 4.947e14, "launch_s": 5e-6}  # fmt: skip
+VALUES_OF = {
+    "copy_bytes_per_s": 2.68e12,
+    "read_bytes_per_s": 3.015e12,
+    "read_shape": "sum",
+    "matmul_flop_per_s": 4.947e14,
+    "launch_s": 5e-6,
+}
 
 
 def row(env=H100, values=VALUES_OF, missing=None):
-    return Record("ceilings", dict.fromkeys(KEY_FIELDS), SAMPLES, dict(values), missing or {},
-                  env_id=env.env_id)  # fmt: skip
+    return Record(
+        "ceilings",
+        dict.fromkeys(KEY_FIELDS),
+        SAMPLES,
+        dict(values),
+        missing or {},
+        env_id=env.env_id,
+    )
 
 
 def by_ceiling(table):
@@ -75,8 +86,9 @@ def test_the_conclusion_is_computed():
     assert "memory is read at 3,015 GB/s at best, 90% of the datasheet's value (sum)." in text
     assert "runs at 494.7 TFLOP/s, 50% of the datasheet's value." in text
     assert "1,000 tiny kernels takes 5.000 ms" in text
-    told = machine.conclusion([CPU, row(CPU, {**VALUES_OF, "launch_s": None},
-                                        {"launch_s": "nothing is queued on a CPU"})])  # fmt: skip
+    told = machine.conclusion(
+        [CPU, row(CPU, {**VALUES_OF, "launch_s": None}, {"launch_s": "nothing is queued on a CPU"})]
+    )
     assert "No datasheet beside it" in told and "tiny kernels" not in told
 
 

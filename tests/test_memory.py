@@ -80,8 +80,16 @@ def test_the_parts_of_the_peak_add_up(model):
         model.device.allocated -= 1000
         return {"cache": FakeCache(), "logits": torch.zeros(30)}
 
-    row = memory.arm(model, kind="memory-paper", call=call, stack="hf-eager", context=8,
-                     new_tokens=4, seed=0, env_id="e")  # fmt: skip
+    row = memory.arm(
+        model,
+        kind="memory-paper",
+        call=call,
+        stack="hf-eager",
+        context=8,
+        new_tokens=4,
+        seed=0,
+        env_id="e",
+    )
     v = row.values
     assert (v["baseline_bytes"], v["peak_bytes"], v["held_bytes"]) == (1000, 3000, 2000)
     assert (v["kv_tensor_bytes"], v["logits_bytes"]) == (400, 120)
@@ -103,12 +111,23 @@ def test_what_is_unlike_the_card_is_a_warning():
 
 
 def test_what_the_allocator_does_not_report_is_missing_with_a_reason(model):
-    row = memory.arm(model, kind="memory", call=lambda ids, g: {"cache": FakeCache()},
-                     stack="hf-eager", context=8, new_tokens=4, seed=0, env_id="e")  # fmt: skip
+    row = memory.arm(
+        model,
+        kind="memory",
+        call=lambda ids, g: {"cache": FakeCache()},
+        stack="hf-eager",
+        context=8,
+        new_tokens=4,
+        seed=0,
+        env_id="e",
+    )
     assert "reserved_bytes" not in row.values
     silent = "the fake allocator does not report it"
-    assert row.missing == {"reserved_bytes": silent, "used_bytes": silent,
-                           "predicted_bytes": "nothing was predicted"}  # fmt: skip
+    assert row.missing == {
+        "reserved_bytes": silent,
+        "used_bytes": silent,
+        "predicted_bytes": "nothing was predicted",
+    }
 
 
 def test_on_a_cpu_every_byte_that_torch_allocates_is_seen():
@@ -124,7 +143,11 @@ def test_the_sweep_runs_both_protocols_at_every_context(model, tmp_path):
     path = tmp_path / "records.jsonl"
     rows = memory.sweep(model, contexts=[8, 16], new_tokens=4, seed=0, records_path=path)
     assert [(r.kind, r.key["context"]) for r in rows[2:]] == [
-        ("memory-paper", 8), ("memory", 8), ("memory-paper", 16), ("memory", 16)]  # fmt: skip
+        ("memory-paper", 8),
+        ("memory", 8),
+        ("memory-paper", 16),
+        ("memory", 16),
+    ]
     assert records.load(path) == rows
 
 
@@ -132,8 +155,14 @@ def test_the_sweep_runs_both_protocols_at_every_context(model, tmp_path):
 
 
 def paper_arm(model, context=100, **changes):
-    arguments = {"kind": "memory-paper", "stack": "hf-eager", "context": context, "new_tokens": 4,
-                 "seed": 0, "env_id": "e"}  # fmt: skip
+    arguments = {
+        "kind": "memory-paper",
+        "stack": "hf-eager",
+        "context": context,
+        "new_tokens": 4,
+        "seed": 0,
+        "env_id": "e",
+    }
     arguments["call"] = lambda ids, g: memory.paper_call(model.net, ids, g)
     return memory.arm(model, **(arguments | changes))
 
@@ -229,16 +258,27 @@ def test_a_cache_of_states_is_counted_though_the_card_cannot():
     with torch.no_grad():
         cache = net(torch.zeros(1, 4, dtype=torch.long), use_cache=True).cache_params
     values, missing = memory.cache_readings(cache, models.card(config), 4)
-    assert values == {"kv_tensor_bytes": 16 * (4 + 4) * 4, "kv_behind_bytes": 0,
-                      "kv_card_bytes": None}  # fmt: skip
+    assert values == {
+        "kv_tensor_bytes": 16 * (4 + 4) * 4,
+        "kv_behind_bytes": 0,
+        "kv_card_bytes": None,
+    }
     assert "cache is unknown" in missing["kv_card_bytes"]
     with pytest.raises(ValueError, match="a NoneType has no layers"):
         held.cache_bytes(None)
 
 
 def test_a_state_space_model_is_measured_without_its_cache(model):
-    row = memory.arm(model, kind="memory", call=lambda ids, g: {"cache": SimpleNamespace()},
-                     stack="hf-eager", context=8, new_tokens=4, seed=0, env_id="e")  # fmt: skip
+    row = memory.arm(
+        model,
+        kind="memory",
+        call=lambda ids, g: {"cache": SimpleNamespace()},
+        stack="hf-eager",
+        context=8,
+        new_tokens=4,
+        seed=0,
+        env_id="e",
+    )
     no_layers = "a SimpleNamespace has no layers of keys and values"
     for name in ("kv_tensor_bytes", "workspace_bytes", "peak_in"):
         assert row.missing[name] == no_layers and name not in row.values
@@ -262,9 +302,15 @@ def test_weights_are_counted_by_storage():
 
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
 def test_a_static_cache_is_sized_by_its_capacity(kind):
-    config = AutoConfig.for_model("llama", hidden_size=16, intermediate_size=8, vocab_size=16,
-                                  num_hidden_layers=2, num_attention_heads=4,
-                                  num_key_value_heads=2)  # fmt: skip
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=16,
+        intermediate_size=8,
+        vocab_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     net = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     static = kind is StaticCache
     cache = kind(config=config, **({"max_cache_len": 40} if static else {}))
@@ -285,8 +331,10 @@ def test_a_static_cache_is_sized_by_its_capacity(kind):
 def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
     loaded = models.load(name, device="cpu")
     generate = decode.open_stack("hf-eager", loaded.net)
-    calls = {"memory-paper": lambda ids, g: memory.paper_call(loaded.net, ids, g),
-             "memory": lambda ids, g: {"cache": generate(ids, g).cache}}  # fmt: skip
+    calls = {
+        "memory-paper": lambda ids, g: memory.paper_call(loaded.net, ids, g),
+        "memory": lambda ids, g: {"cache": generate(ids, g).cache},
+    }
     told = memory.predict(loaded, [context], 4, also)
     assert len(told) == 2 * (1 + len(also))
     for (kind, implementation, _), predicted in told.items():
@@ -302,8 +350,14 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
 
 def test_the_sweep_passes_predictions_on(model, tmp_path):
     told = {("memory-paper", "none", 8): 77, ("memory", "none", 8): "no shapes"}
-    rows = memory.sweep(model, contexts=[8], new_tokens=4, seed=0, predicted=told,
-                        records_path=tmp_path / "records.jsonl")[2:]  # fmt: skip
+    rows = memory.sweep(
+        model,
+        contexts=[8],
+        new_tokens=4,
+        seed=0,
+        predicted=told,
+        records_path=tmp_path / "records.jsonl",
+    )[2:]
     assert rows[0].values["predicted_bytes"] == 77
     assert rows[1].missing["predicted_bytes"] == "no shapes"
 
@@ -312,7 +366,8 @@ def test_what_cannot_be_predicted_says_why():
     loaded = models.load("tiny-gpt-oss", device="cpu", experts="loop")
     told = memory.predict(loaded, [8], 2)
     assert set(told) == {("memory-paper", "loop", 8), ("memory", "loop", 8)}
-    assert all(reason.startswith("its code does not run without values (") for reason
-               in told.values())  # fmt: skip
+    assert all(
+        reason.startswith("its code does not run without values (") for reason in told.values()
+    )
     table = memory.prediction_table(told)
     assert list(table["protocol"]) == ["paper", "generate()"]

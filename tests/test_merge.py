@@ -53,9 +53,18 @@ def job(folder: Path, rows: list[Record], traces: dict[str, str] | None = None, 
     for name, text in (traces or {}).items():
         (folder / name).write_text(text)
     (folder / "notebook.ipynb").write_text("{}")
-    defaults = {"status": "ok", "env": {"gpu": "A"}, "job_sha": folder.as_posix(), "start": at(1),
-                "end": at(2), "attempt": 1, "parameters": {}, "git": None, "lib_sha": "l",
-                "notebook_sha": "n"}  # fmt: skip
+    defaults = {
+        "status": "ok",
+        "env": {"gpu": "A"},
+        "job_sha": folder.as_posix(),
+        "start": at(1),
+        "end": at(2),
+        "attempt": 1,
+        "parameters": {},
+        "git": None,
+        "lib_sha": "l",
+        "notebook_sha": "n",
+    }
     told = defaults | told | {"artefacts": manifest.artefacts(folder)}
     manifest.write_json(folder / "run.json", told)
     return folder
@@ -176,13 +185,20 @@ class Bench:
     def run(self, *contexts: int, dtype: str = "bfloat16", fail: bool = False, **options) -> int:
         profile = {
             "defaults": {"contexts": [*contexts], "dtype": dtype, "take": 1, "fail": fail},
-            "notebooks": {"energy": {}}, "models": ["m/m"],
-        }  # fmt: skip
+            "notebooks": {"energy": {}},
+            "models": ["m/m"],
+        }
         (self.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
-        made = params.profile("tiny", params_dir=self.folder / "params",
-                              notebooks_dir=self.folder / "notebooks")  # fmt: skip
-        return run.run(made, self.out, models_path=self.folder / "none",
-                       check=lambda arms, env: None, **options)  # fmt: skip
+        made = params.profile(
+            "tiny", params_dir=self.folder / "params", notebooks_dir=self.folder / "notebooks"
+        )
+        return run.run(
+            made,
+            self.out,
+            models_path=self.folder / "none",
+            check=lambda arms, env: None,
+            **options,
+        )
 
     @property
     def job(self) -> Path:
@@ -212,7 +228,8 @@ def test_the_runner_adds_slices_and_skips_what_it_has(bench):
     assert bench.arms() == [(c, "bfloat16") for c in (128, 512, 2048)]
     assert [e["parameters"]["contexts"] for e in told["earlier"]] == [[128, 2048]]
     assert [manifest.file_sha(bench.job / a["path"]) for a in told["artefacts"]] == [
-        a["sha256"] for a in told["artefacts"]]  # fmt: skip
+        a["sha256"] for a in told["artefacts"]
+    ]
     for contexts in ((512,), (128, 2048)):
         assert bench.run(*contexts) == 0
     assert bench.take == 2  # both are finished, the earlier one too
@@ -236,7 +253,9 @@ def test_two_failures_in_a_row_lose_nothing(bench):
     for _ in range(2):
         assert bench.run(512, fail=True) == 1
         assert sorted(seconds(bench.job / manifest.PREVIOUS)) == [
-            (128, "bfloat16"), (2048, "bfloat16")]  # fmt: skip
+            (128, "bfloat16"),
+            (2048, "bfloat16"),
+        ]
     read = records.load_tree(bench.out)  # .previous is the runner's own, not a result
     assert [r.key["context"] for r in records.select(read, "energy")] == [512]
     assert bench.run(512) == 0
@@ -355,10 +374,20 @@ def test_the_command_writes_a_report(tmp_path, capsys):
 
 def test_the_report_tells_which_run_measured_in_which_environment(tmp_path):
     a, b = environment(host=1), environment(host=2)
-    folder = job(tmp_path / "r" / JOB, [a, row(a, 128, 1.0)], git={"commit": "1" * 40},
-                 start="2026-01-01T09:00:00", end="2026-01-01T10:00:00")  # fmt: skip
-    new = job(tmp_path / "new", [b, row(b, 512, 2.0)], git={"commit": "2" * 40},
-              start="2026-02-02T09:00:00", end="2026-02-02T10:00:00")  # fmt: skip
+    folder = job(
+        tmp_path / "r" / JOB,
+        [a, row(a, 128, 1.0)],
+        git={"commit": "1" * 40},
+        start="2026-01-01T09:00:00",
+        end="2026-01-01T10:00:00",
+    )
+    new = job(
+        tmp_path / "new",
+        [b, row(b, 512, 2.0)],
+        git={"commit": "2" * 40},
+        start="2026-02-02T09:00:00",
+        end="2026-02-02T10:00:00",
+    )
     told = manifest.read(new)
     told["earlier"] = list(merge.add_earlier(new, folder, told).earlier)
     for name in ("records.jsonl", "notebook.ipynb"):

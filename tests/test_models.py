@@ -99,10 +99,18 @@ def test_model_says_what_it_is():
     assert tuple(model.key()) == KEY_FIELDS
     key = model.key(context=128, new_tokens=16)
     assert key == {
-        "model": "tiny-gpt-oss", "weights": "random", "dtype": "bfloat16", "stack": "hf-eager",
-        "experts": "grouped_mm", "attention": "eager", "cache": "dynamic", "batch": 1,
-        "context": 128, "new_tokens": 16, "decoding": "greedy",
-    }  # fmt: skip
+        "model": "tiny-gpt-oss",
+        "weights": "random",
+        "dtype": "bfloat16",
+        "stack": "hf-eager",
+        "experts": "grouped_mm",
+        "attention": "eager",
+        "cache": "dynamic",
+        "batch": 1,
+        "context": 128,
+        "new_tokens": 16,
+        "decoding": "greedy",
+    }
     assert model.source["model_source"] == "random weights, seed 0"
     assert model.source["loaded_dtype"] == "bfloat16"
     assert model.tokenizer is None and model.vocab_size == 2048

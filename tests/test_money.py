@@ -18,8 +18,12 @@ ENV = sample.environment_record(sample.GPU)
 
 def rows(*more: Record) -> list[Record]:
     model = "gpt-oss-20b"
-    return [ENV, *sample.latency(model, ENV.env_id, (2048,)),
-            *sample.energy(model, ENV.env_id, (2048,)), *more]  # fmt: skip
+    return [
+        ENV,
+        *sample.latency(model, ENV.env_id, (2048,)),
+        *sample.energy(model, ENV.env_id, (2048,)),
+        *more,
+    ]
 
 
 def line(table, new_tokens: int = 64) -> dict[str, Estimate]:
@@ -40,8 +44,13 @@ def test_the_three_formulas_by_hand():
 
 
 def test_a_batch_shares_the_call():
-    batch = Record("batch", sample.key("gpt-oss-20b", batch=4), {"e2e_s": sample.spread(1.48)},
-                   sample.source("gpt-oss-20b"), env_id=ENV.env_id)  # fmt: skip
+    batch = Record(
+        "batch",
+        sample.key("gpt-oss-20b", batch=4),
+        {"e2e_s": sample.spread(1.48)},
+        sample.source("gpt-oss-20b"),
+        env_id=ENV.env_id,
+    )
     table = money.table(rows(batch), Prices(3.6))
     at = [c.title for c in table.columns].index("batch")
     (four,) = (r for r in table.rows if r[at] == 4)

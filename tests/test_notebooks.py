@@ -103,8 +103,12 @@ def test_a_code_cell_holds_one_short_idea(source):
 
 
 def test_what_is_imported_and_what_is_a_parameter_is_used(source):
-    names = [node for cell in code(source) for node in ast.walk(ast.parse(cell.source))
-             if isinstance(node, ast.Name)]  # fmt: skip
+    names = [
+        node
+        for cell in code(source)
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Name)
+    ]
     used = {node.id for node in names if isinstance(node.ctx, ast.Load)}
     (parameters,) = tagged(source, "parameters")
     assert {node.targets[0].id for node in ast.parse(parameters.source).body} <= used
@@ -197,9 +201,21 @@ ARMS = {
                   "ablation-stack": 2, "ablation-experts": 2, "ablation-precision": 2,
                   "trace": 2},
 }  # fmt: skip
-FIGURES = {"machine": 1, "latency": 3, "memory": 4, "energy": 5, "energy_again": 0,
-           "energy_checks": 0, "stacks": 1, "batch": 2, "ablations": 5, "ape": 1, "summary": 7,
-           "audit": 2, "start": 1}  # fmt: skip
+FIGURES = {
+    "machine": 1,
+    "latency": 3,
+    "memory": 4,
+    "energy": 5,
+    "energy_again": 0,
+    "energy_checks": 0,
+    "stacks": 1,
+    "batch": 2,
+    "ablations": 5,
+    "ape": 1,
+    "summary": 7,
+    "audit": 2,
+    "start": 1,
+}
 CONCLUSIONS = {
     "machine": f"{cpu_name()}: memory is read at ",
     "latency": f"{MODEL} (experts grouped_mm) at 32 tokens of context and 4 new tokens: TTFT",
@@ -238,10 +254,16 @@ class Results:
 
     def start(self):
         """The notebook that JupyterLab opens on is no job of a profile; it reads these results."""
-        values = {"model": MODEL, "context": 32, "stack": "hf-eager", "metric": "ttft",
-                  "results_dir": str(self.out)}  # fmt: skip
-        job = manifest.Task("start", None, "", "", SOURCES["start"], self.out / "_all" / "start",
-                            values, self.out)  # fmt: skip
+        values = {
+            "model": MODEL,
+            "context": 32,
+            "stack": "hf-eager",
+            "metric": "ttft",
+            "results_dir": str(self.out),
+        }
+        job = manifest.Task(
+            "start", None, "", "", SOURCES["start"], self.out / "_all" / "start", values, self.out
+        )
         run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
         report.write_notebook_page(job.folder)
         return job
@@ -292,9 +314,9 @@ def test_it_runs_to_its_end(results, name):
     assert told["parameters"] == portable.values(results.jobs[name].parameters, known)
     nb = results.notebook(name)
     assert all(cell.execution_count for cell in code(nb))
-    assert {output.output_type for output in outputs(nb)} <= {"display_data", "execute_result"}, (
-        [output.get("text") for output in outputs(nb)]  # a stream is noise to the reader
-    )
+    assert {output.output_type for output in outputs(nb)} <= {"display_data", "execute_result"}, [
+        output.get("text") for output in outputs(nb)
+    ]  # a stream is noise to the reader
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -323,10 +345,16 @@ def test_its_rows_are_complete(results, name):
 @pytest.mark.parametrize("name", SOURCES)
 def test_its_tables_are_whole(results, name):
     """Reasons are not cut off, no column is hidden, and what is missing does not read NaN."""
-    shown = [output.data["text/html"] for output in outputs(results.notebook(name))
-             if "text/html" in output.get("data", {})]  # fmt: skip
-    cells = [cell.get_text() for html in shown
-             for cell in BeautifulSoup(html, "html.parser").select("td, th")]  # fmt: skip
+    shown = [
+        output.data["text/html"]
+        for output in outputs(results.notebook(name))
+        if "text/html" in output.get("data", {})
+    ]
+    cells = [
+        cell.get_text()
+        for html in shown
+        for cell in BeautifulSoup(html, "html.parser").select("td, th")
+    ]
     assert [cell for cell in cells if cell.endswith("...") or cell in ("NaN", "<NA>")] == []
 
 
@@ -340,8 +368,9 @@ def test_its_figures_are_described(results, name):
     captions = [text for text in said if re.fullmatch(r"\*[^*]+\*", text)]
     assert len(captions) == len(drawn) and not any("None" in text for text in captions), captions
     for alt in alts:
-        assert " against " in alt and (MODEL in alt or "energy" in name or ":" in alt or
-                                       alt.endswith("not measured")), alt  # fmt: skip
+        assert " against " in alt and (
+            MODEL in alt or "energy" in name or ":" in alt or alt.endswith("not measured")
+        ), alt
     page = (results.jobs[name].folder / "notebook.html").read_text(encoding="utf-8")
     images = BeautifulSoup(page, "html.parser").find_all("img")
     assert [image["alt"] for image in images] == alts and PLACEHOLDER not in page
@@ -409,12 +438,15 @@ def test_the_first_notebook_runs_as_it_is(tmp_path):
 
 def test_a_changed_parameter_changes_the_conclusion(results, tmp_path):
     job = results.jobs["ape"]
-    changed = dataclasses.replace(job, parameters={**job.parameters, "context": 16},
-                                  folder=tmp_path / "ape")  # fmt: skip
+    changed = dataclasses.replace(
+        job, parameters={**job.parameters, "context": 16}, folder=tmp_path / "ape"
+    )
     told = run.run_job(changed, sha="x", env=kernels.kernel_env(offline=True))
     assert told["status"] == "ok"
-    before, after = conclusion(results.notebook("ape")), conclusion(
-        read(tmp_path / "ape" / "notebook.ipynb"))  # fmt: skip
+    before, after = (
+        conclusion(results.notebook("ape")),
+        conclusion(read(tmp_path / "ape" / "notebook.ipynb")),
+    )
     name = f"{MODEL} (experts grouped_mm)"
     assert f"{name} at 32 tokens" in before and f"{name} at 16 tokens" not in before
     assert f"{MODEL} at 16 tokens" in after and "at 32 tokens" not in after  # one setup there
@@ -422,8 +454,9 @@ def test_a_changed_parameter_changes_the_conclusion(results, tmp_path):
 
 def test_a_parameter_that_finds_no_rows_stops_at_the_sanity_cell(results, tmp_path):
     job = results.jobs["ape"]
-    wrong = dataclasses.replace(job, parameters={**job.parameters, "weights": "checkpoint"},
-                                folder=tmp_path / "ape")  # fmt: skip
+    wrong = dataclasses.replace(
+        job, parameters={**job.parameters, "weights": "checkpoint"}, folder=tmp_path / "ape"
+    )
     told = run.run_job(wrong, sha="x", env=kernels.kernel_env(offline=True))
     assert told["status"] == "failed"
     assert told["error"]["name"] == "AssertionError"

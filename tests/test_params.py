@@ -73,9 +73,14 @@ def test_a_profile_gives_each_notebook_its_values(folder):
     profile = load(folder)
     tiny, other = profile.choices
     assert profile.parameters("latency", tiny) == {
-        "weights": "random", "stack": "hf-eager", "contexts": [8], "repeats": 2,
-        "pause_s": 0.1, "note": None, "options": {"a": 2},
-    }  # fmt: skip
+        "weights": "random",
+        "stack": "hf-eager",
+        "contexts": [8],
+        "repeats": 2,
+        "pause_s": 0.1,
+        "note": None,
+        "options": {"a": 2},
+    }
     assert profile.parameters("latency", other)["repeats"] == 9
     assert profile.parameters("summary") == {}
     assert list(other.notebooks) == ["latency"]
@@ -125,16 +130,22 @@ def test_a_model_may_be_listed_again_with_another_stack(folder):
     data["notebooks"] = {**GOOD["notebooks"], "memory": None}
     assert [c.stack for c in load(folder, data, notebooks="memory").choices] == ["hf-eager"]
     assert len(load(folder, data, notebooks="latency").choices) == 2
-    with pytest.raises(ParamsError, match="lists model 'tiny' twice with weights 'random' and "
-                                          "stack 'hf-eager': join"):  # fmt: skip
+    with pytest.raises(
+        ParamsError,
+        match="lists model 'tiny' twice with weights 'random' and stack 'hf-eager': join",
+    ):
         load(folder, {**GOOD, "models": ["tiny", {"name": "tiny", "repeats": 1}]})
 
 
 def test_slices_choose_and_multiply(folder):
     profile = load(folder, models="other, tiny", weights="random checkpoint", notebooks="latency")
     pairs = [(choice.model, choice.weights) for choice in profile.choices]
-    assert pairs == [("other", "random"), ("other", "checkpoint"),
-                     ("tiny", "random"), ("tiny", "checkpoint")]  # fmt: skip
+    assert pairs == [
+        ("other", "random"),
+        ("other", "checkpoint"),
+        ("tiny", "random"),
+        ("tiny", "checkpoint"),
+    ]
     assert profile.parameters("latency", profile.choices[1])["weights"] == "checkpoint"
     assert list(profile.notebooks) == ["latency"]
 

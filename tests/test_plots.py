@@ -22,10 +22,15 @@ def closed():
 def calls(model="m", contexts=(100, 200), lengths=(10, 20)):
     """Calls of 0.01 s for a token of context and 0.1 s for a new one, three times each."""
     return [
-        Record("latency", key(model, context=c, new_tokens=g), {"e2e_s": [0.01 * c + 0.1 * g] * 3},
-               env_id=ENV.env_id)
-        for c in contexts for g in lengths
-    ]  # fmt: skip
+        Record(
+            "latency",
+            key(model, context=c, new_tokens=g),
+            {"e2e_s": [0.01 * c + 0.1 * g] * 3},
+            env_id=ENV.env_id,
+        )
+        for c in contexts
+        for g in lengths
+    ]
 
 
 def series(ax):
@@ -83,8 +88,10 @@ def test_one_context_is_described_by_its_value():
 
 
 def test_ttft_is_in_milliseconds_and_sorted_by_context():
-    rows = [Record("latency", key("m", context=c, new_tokens=1), {"ttft_s": [c / 1e3] * 2})
-            for c in (200, 100)]  # fmt: skip
+    rows = [
+        Record("latency", key("m", context=c, new_tokens=1), {"ttft_s": [c / 1e3] * 2})
+        for c in (200, 100)
+    ]
     ax = plots.ttft(rows)
     assert series(ax) == {"m": [(100, 100.0), (200, 200.0)]}
     assert ax.get_ylabel() == "TTFT (ms)" and ax.get_xlabel() == "context (tokens)"
@@ -190,12 +197,17 @@ def test_the_caption_names_hardware_setup_and_repetitions():
     setup = "NVIDIA H100 80GB HBM3; random weights, bfloat16, hf-eager"
     assert plots.caption(rows) == f"{setup}; n = 3"
     assert plots.caption(rows, ["itl"]) == "not measured"
-    more = Record("latency", key("m", dtype="float32"), {"e2e_s": [1.0] * 7, "warmup_s": [9.0]},
-                  env_id=ENV.env_id)  # fmt: skip
+    more = Record(
+        "latency",
+        key("m", dtype="float32"),
+        {"e2e_s": [1.0] * 7, "warmup_s": [9.0]},
+        env_id=ENV.env_id,
+    )
     assert plots.caption([*rows, more]) == f"{setup}; random weights, float32, hf-eager; n = 3 to 7"
     dated = environment_record({"gpu": "G", "date": "2026-11-24"})
     assert plots.caption([dated, Record("memory", key("m"), env_id=dated.env_id)]).endswith(
-        "hf-eager; 2026-11-24")
+        "hf-eager; 2026-11-24"
+    )
     cpu = environment_record({"gpu": None, "cpu": "Some CPU"})
     assert plots.caption([cpu, Record("memory", key("m"), env_id=cpu.env_id)]) == (
         "Some CPU; random weights, bfloat16, hf-eager"
@@ -213,8 +225,17 @@ def test_show_gives_the_picture_its_alternative_text_and_a_caption(monkeypatch):
     shown = []
     display = sys.modules.get("IPython.display") or __import__("IPython.display").display
     monkeypatch.setattr(display, "display", lambda *a, **k: shown.append((a, k)))
-    ax = plots.ttft([Record("latency", key("m", context=c, new_tokens=1), {"ttft_s": [c / 1e3]},
-                            env_id=ENV.env_id) for c in (100, 200)])  # fmt: skip
+    ax = plots.ttft(
+        [
+            Record(
+                "latency",
+                key("m", context=c, new_tokens=1),
+                {"ttft_s": [c / 1e3]},
+                env_id=ENV.env_id,
+            )
+            for c in (100, 200)
+        ]
+    )
     plots.show(ax, [ENV, *calls()])
     (figure, options), (text, _) = shown
     assert figure == (ax.figure,)

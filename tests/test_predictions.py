@@ -12,8 +12,7 @@ H100 = environment_record(GPU)
 
 def memory(source="cuda allocator", context=4):
     values = {"baseline_bytes": 3000, "kv_tensor_bytes": 96, "memory_source": source}
-    return Record("memory", key("m", context=context, new_tokens=3), {}, values,
-                  env_id=H100.env_id)  # fmt: skip
+    return Record("memory", key("m", context=context, new_tokens=3), {}, values, env_id=H100.env_id)
 
 
 def made(*more):
@@ -46,8 +45,13 @@ def test_what_was_not_measured_says_so_and_no_card_means_no_row():
 
 
 def test_what_a_released_set_measured_is_told_in_a_line(tmp_path):
-    found = [card_row(H100), *rows(0.02, context=4, env=H100), memory(),
-             *rows(0.02, context=8, env=H100), memory(context=8)]  # fmt: skip
+    found = [
+        card_row(H100),
+        *rows(0.02, context=4, env=H100),
+        memory(),
+        *rows(0.02, context=8, env=H100),
+        memory(context=8),
+    ]
     write_job(tmp_path / "a-set", "m/random-hf-eager/latency", found, GPU, model="m")
     (line,) = predictions.released_lines("m", tmp_path)
     assert line.startswith("measured in the released set a-set (weights random, dtype bfloat16")
@@ -61,8 +65,9 @@ def test_the_figure_draws_throughput_under_its_bound():
     env = environment_record({**GPU, "copy_bytes_per_s": 3.35e12})
     slow = rows(0.04, decode_bytes=33.5e9, context=8, env=env)
     fast = rows(0.02, decode_bytes=33.5e9, context=4, env=env)
-    ax = boundplots.bound([env, *fast, *slow, *rows(0.02, 33.5e9, context=4, env=env,
-                                                     stack="graph")])  # fmt: skip
+    ax = boundplots.bound(
+        [env, *fast, *slow, *rows(0.02, 33.5e9, context=4, env=env, stack="graph")]
+    )
     said = plots.describe(ax)
     assert "m (hf-eager): 50.00 at 4 to 25.00 at 8." in said
     assert "m (hf-eager), bound: 100.0 at 4 to 100.0 at 8." in said
@@ -73,9 +78,16 @@ def test_the_figure_draws_throughput_under_its_bound():
 
 def test_an_interval_without_an_end_is_not_drawn():
     """Of 10 and 20 tokens some calls take as long: the slope may be zero, the rate anything."""
-    noisy = [Record(r.kind, r.key, {"e2e_s": [1.1, 1.3, 1.5, r.samples["e2e_s"][0]]}, r.values,
-                    env_id=r.env_id)
-             for r in rows(0.02, decode_bytes=33.5e9, context=4, env=H100)]  # fmt: skip
+    noisy = [
+        Record(
+            r.kind,
+            r.key,
+            {"e2e_s": [1.1, 1.3, 1.5, r.samples["e2e_s"][0]]},
+            r.values,
+            env_id=r.env_id,
+        )
+        for r in rows(0.02, decode_bytes=33.5e9, context=4, env=H100)
+    ]
     ax = boundplots.bound([H100, *noisy, *rows(0.02, 33.5e9, context=8, env=H100)])
     (arm, _) = roofline.arms([H100, *noisy, *rows(0.02, 33.5e9, context=8, env=H100)])
     assert arm.steps_per_s.low is not None and arm.steps_per_s.high is None

@@ -21,9 +21,16 @@ def event(name, start_ns, duration_ns, where=DeviceType.CUDA, annotation=False):
 
 @pytest.mark.parametrize(
     "spans, length",
-    [([], 0), ([(5, 8)], 3), ([(0, 2), (4, 5)], 3), ([(0, 4), (2, 6)], 6), ([(0, 9), (2, 3)], 9),
-     ([(4, 6), (0, 4)], 6), ([(0, 1), (0, 3), (2, 5), (7, 8)], 6)],
-)  # fmt: skip
+    [
+        ([], 0),
+        ([(5, 8)], 3),
+        ([(0, 2), (4, 5)], 3),
+        ([(0, 4), (2, 6)], 6),
+        ([(0, 9), (2, 3)], 9),
+        ([(4, 6), (0, 4)], 6),
+        ([(0, 1), (0, 3), (2, 5), (7, 8)], 6),
+    ],
+)
 def test_the_union_of_intervals(spans, length):
     assert profiled.union_ns(spans) == length
 

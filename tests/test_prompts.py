@@ -34,9 +34,11 @@ def tokenizer(template=None, vocab_size=400):
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False,
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     raw.train_from_iterator(TEXT, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<|end|>")
     fast.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
@@ -83,8 +85,13 @@ def test_special_tokens_are_those_of_the_template_only():
     special = [i for i in prompt.ids if i in words.all_special_ids]
     # <s>, three turns that begin, two that end.
     assert words.convert_ids_to_tokens(special) == [
-        "<s>", "<|turn|>", "<|end|>", "<|turn|>", "<|end|>", "<|turn|>",
-    ]  # fmt: skip
+        "<s>",
+        "<|turn|>",
+        "<|end|>",
+        "<|turn|>",
+        "<|end|>",
+        "<|turn|>",
+    ]
 
 
 @pytest.mark.parametrize("template", [CHAT, None])

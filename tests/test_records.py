@@ -17,9 +17,14 @@ def row(env=ENV_A, **key):
 
 def test_a_record_survives_the_file(tmp_path):
     path = tmp_path / "deep" / "records.jsonl"
-    written = Record(kind="latency", key={"model": "m"}, samples={"e2e_s": [1.5, 2.5]},
-                     values={"note": "é"}, missing={"energy_j": "no counter"},
-                     warnings=(records.warning("spread", "noisy"),))  # fmt: skip
+    written = Record(
+        kind="latency",
+        key={"model": "m"},
+        samples={"e2e_s": [1.5, 2.5]},
+        values={"note": "é"},
+        missing={"energy_j": "no counter"},
+        warnings=(records.warning("spread", "noisy"),),
+    )
     records.append(path, written)
     assert records.load(path) == [written]
 
@@ -47,8 +52,12 @@ def test_an_unknown_key_field_is_refused():
 
 
 def test_the_later_of_the_same_arm_wins_and_another_gpu_is_another_arm():
-    old, new = row(context=1), Record("latency", {"model": "m", "context": 1},
-                                      samples={"e2e_s": [1]}, env_id=ENV_A.env_id)  # fmt: skip
+    old, new = (
+        row(context=1),
+        Record(
+            "latency", {"model": "m", "context": 1}, samples={"e2e_s": [1]}, env_id=ENV_A.env_id
+        ),
+    )
     other = row(env=ENV_B, context=1)
     merged = records.merge([ENV_A, ENV_B, old, other, new])
     assert merged == [ENV_A, ENV_B, new, other]
@@ -59,8 +68,9 @@ def test_a_finished_job_replaces_a_failed_one_whatever_the_order_of_folders(tmp_
     for folder, status, end, seconds in jobs:
         path = tmp_path / folder / "records.jsonl"
         records.append(path, ENV_A)
-        records.append(path, Record("latency", {"model": "m"}, {"e2e_s": [seconds]},
-                                    env_id=ENV_A.env_id))  # fmt: skip
+        records.append(
+            path, Record("latency", {"model": "m"}, {"e2e_s": [seconds]}, env_id=ENV_A.env_id)
+        )
         path.with_name("run.json").write_text(json.dumps({"status": status, "end": end}))
     (latency,) = records.select(records.load_tree(tmp_path), "latency")
     assert latency.samples == {"e2e_s": [1]}

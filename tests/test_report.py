@@ -25,9 +25,15 @@ from tests import sample_records as sample
 from tests.browser import chromium
 
 WIDTHS = (320, 390, 768, 1024, 1280, 1440)
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                  "--disable-background-networking", "--disable-component-update",
-                  "--disable-sync"]  # fmt: skip
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 HOSTILE = '"><script>document.title="owned"</script>'
 
 
@@ -89,8 +95,9 @@ def test_counts_and_every_failure_are_shown(soup):
     counts = text_of(soup, ".counts")
     assert "15 ok" in counts and "1 failed" in counts and "1 missing" in counts
     assert "17 planned jobs" in counts
-    failures = [text_of(BeautifulSoup(str(x), "html.parser"), "div")
-                for x in soup.select(".failure")]  # fmt: skip
+    failures = [
+        text_of(BeautifulSoup(str(x), "html.parser"), "div") for x in soup.select(".failure")
+    ]
     assert len(failures) == 2
     assert "CUDA out of memory" in failures[0] and "in cell [4]" in failures[0]
     assert "MODELS=yi-34b NOTEBOOKS=ablations" in failures[0]
@@ -147,8 +154,10 @@ def test_each_number_carries_interval_n_method_and_setup(soup):
 
 def test_each_number_of_the_papers_tables_names_its_records(paper, soup):
     """TTFT comes from the row of one new token, a change or a difference from two rows."""
-    listed = {tr["id"]: text_of(BeautifulSoup(str(tr), "html.parser"), "tr")
-              for tr in soup.select("#records tbody tr")}  # fmt: skip
+    listed = {
+        tr["id"]: text_of(BeautifulSoup(str(tr), "html.parser"), "tr")
+        for tr in soup.select("#records tbody tr")
+    }
     rows = [r for r in load_tree(paper) if r.kind != "environment"]
     assert len(listed) == len(rows)
     for number in range(1, 13):
@@ -231,8 +240,10 @@ def test_sentences_can_say_no():
 
 def test_the_bound_has_a_section_and_the_machine_comes_first(tmp_path):
     env_id = sample.environment_record(sample.GPU).env_id
-    rows = [replace(r, values={**r.values, "decode_bytes": 3.35e9})
-            for r in sample.latency("one", env_id, (512, 2048))]  # fmt: skip
+    rows = [
+        replace(r, values={**r.values, "decode_bytes": 3.35e9})
+        for r in sample.latency("one", env_id, (512, 2048))
+    ]
     sample.write_job(tmp_path, "one/random-hf-eager/latency", rows, sample.GPU, model="one")
     machine = Record("ceilings", {}, {}, {"read_bytes_per_s": 3.015e12}, env_id=env_id)
     sample.write_job(tmp_path, "_all/machine", [machine], sample.GPU, model="_all")
@@ -273,13 +284,17 @@ def test_the_memory_ledger_has_its_section_figures_and_tables(paper, soup):
     section = soup.select_one("h2#memory-ledger").parent
     pictures = section.select("img.figure")
     assert [p["alt"].split(";")[0] for p in pictures] == [
-        "Memory beside the weights, the paper's protocol", "Memory beside the weights, generate()"]
+        "Memory beside the weights, the paper's protocol",
+        "Memory beside the weights, generate()",
+    ]
     assert all(p["src"].startswith("data:image/png;base64,") for p in pictures)
     ids = [f["id"] for f in section.select("figure.table")]
     assert ids == ["grid-memory-ledger", "grid-kv-contribution", "grid-memory-per-token"]
     assert "recorded before the ledger was kept" in text_of(soup, "#grid-memory-ledger")
     assert "8 of 8" in text_of(soup, "#grid-memory-per-token")
     assert (paper / "tables" / "kv-contribution.csv").read_text().count("\n") == 1 + 3 * 3
+
+
 def test_the_ladder_is_a_figure_and_a_table(soup):
     section = soup.find(id="ladder").find_parent("section")
     image = section.find("img")
@@ -320,8 +335,7 @@ def test_table_13_has_sources_and_differences(soup):
 def test_a_cell_of_a_table_carries_its_verdict(soup):
     mark = soup.select_one("#table-1 td.ratio .verdict")
     assert mark.text == "✗" and mark["aria-label"].startswith("not reproduced: [96.00, 104.0]")
-    assert "8 not reproduced; 4 not testable; n = 11." in text_of(
-        soup, "#table-1 > .note")  # fmt: skip
+    assert "8 not reproduced; 4 not testable; n = 11." in text_of(soup, "#table-1 > .note")
 
 
 def test_without_the_papers_models_there_is_no_ledger(demo):
@@ -344,8 +358,16 @@ def test_gpu_runs_have_no_banner(soup):
 
 def test_provenance(soup):
     where = text_of(soup, "section:has(#where)")
-    for text in ("NVIDIA H100 80GB HBM3", "driver 580.1", "torch 2.11.0", "Test CPU", "hf-eager",
-                 "random (seed 0)", "0123456789ab", "2026-11-24"):  # fmt: skip
+    for text in (
+        "NVIDIA H100 80GB HBM3",
+        "driver 580.1",
+        "torch 2.11.0",
+        "Test CPU",
+        "hf-eager",
+        "random (seed 0)",
+        "0123456789ab",
+        "2026-11-24",
+    ):
         assert text in where
 
 
@@ -368,7 +390,8 @@ def test_two_setups_of_a_model_have_two_sections(tmp_path):
     found = results.find(tmp_path)
     assert [(j.id, j.title) for j in found] == [  # the study's stack first
         ("m--random-hf-eager--latency", "Latency"),
-        ("m--checkpoint-graph--latency", "Latency (graph)")]  # fmt: skip
+        ("m--checkpoint-graph--latency", "Latency (graph)"),
+    ]
 
 
 def test_page_and_report_link_each_other(paper, soup):
@@ -496,8 +519,12 @@ def paths(paper: Path, demo: Path) -> list[Path]:
     compared = paper.with_name(f"{paper.name}-compared") / "report.html"
     if not compared.exists():
         compare.write(paper, paper, compared.parent)
-    return [paper / "report.html", demo / "report.html", compared,
-            paper / "gpt-oss-20b/random-hf-eager/latency/notebook.html"]  # fmt: skip
+    return [
+        paper / "report.html",
+        demo / "report.html",
+        compared,
+        paper / "gpt-oss-20b/random-hf-eager/latency/notebook.html",
+    ]
 
 
 @pytest.mark.browser
@@ -585,8 +612,13 @@ def test_a_number_opens_by_mouse_and_leads_to_its_record(browser, paper):
         assert not panel.is_visible()
         numbers.first.click()
         said = re.sub(r"\s+", " ", panel.inner_text())
-        for text in ("GPT-OSS-20B: TTFT (ms), measured", "95 % interval 96 to 104", "n 11",
-                     "method median, order statistics", "random weights, hf-eager"):  # fmt: skip
+        for text in (
+            "GPT-OSS-20B: TTFT (ms), measured",
+            "95 % interval 96 to 104",
+            "n 11",
+            "method median, order statistics",
+            "random weights, hf-eager",
+        ):
             assert text in said
         panel.locator("a").click()
         assert not panel.is_visible() and "#record-" in opened.page.url

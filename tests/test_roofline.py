@@ -16,22 +16,43 @@ H100 = environment_record({"gpu": "NVIDIA H100 80GB HBM3", "copy_bytes_per_s": 3
 GB = 10**9  # a step of one GB at 100 GB/s takes 10 ms: at most 100 tok/s
 # 1,100 active parameters, 100 of them the output matrix; one layer sees all, one the last two.
 CARD = ModelCard(
-    name="m", model_type="toy", dtype="bfloat16", total_params=1200, active_params=1100,
-    lookup_params=100, routed_params=0, weight_bytes=2400, routed_bytes=0, lookup_bytes=200,
-    layers=2, hidden_size=10, attention_heads=2, kv_heads=1, head_dim=3, experts=0,
-    experts_per_token=0, context_limit=100, vocab_size=10, kv_layers=((6, None), (6, 2)),
+    name="m",
+    model_type="toy",
+    dtype="bfloat16",
+    total_params=1200,
+    active_params=1100,
+    lookup_params=100,
+    routed_params=0,
+    weight_bytes=2400,
+    routed_bytes=0,
+    lookup_bytes=200,
+    layers=2,
+    hidden_size=10,
+    attention_heads=2,
+    kv_heads=1,
+    head_dim=3,
+    experts=0,
+    experts_per_token=0,
+    context_limit=100,
+    vocab_size=10,
+    kv_layers=((6, None), (6, 2)),
     kv_element_bytes=2,
-)  # fmt: skip
+)
 
 
 def rows(step_s, decode_bytes=GB, model="m", context=128, env=ENV, kind="latency", **changes):
     """Calls of 10 and 20 tokens that take one second and `step_s` for each token."""
     values = {"decode_bytes": decode_bytes, "decode_experts": changes.pop("decode_experts", None)}
     return [
-        Record(kind, key(model, context=context, new_tokens=g, **changes),
-               {"e2e_s": [1 + g * step_s] * 3}, values, env_id=env.env_id)
+        Record(
+            kind,
+            key(model, context=context, new_tokens=g, **changes),
+            {"e2e_s": [1 + g * step_s] * 3},
+            values,
+            env_id=env.env_id,
+        )
         for g in (10, 20)
-    ]  # fmt: skip
+    ]
 
 
 def ceilings(read=2e11, flop=1e12, env=ENV):
@@ -46,8 +67,9 @@ def trace(useful, realised, context=512, experts="grouped_mm", **changes):
 
 
 def card_row(env=ENV):
-    return Record("card", {"model": "m", "dtype": "bfloat16"}, {}, CARD.as_dict(),
-                  env_id=env.env_id)  # fmt: skip
+    return Record(
+        "card", {"model": "m", "dtype": "bfloat16"}, {}, CARD.as_dict(), env_id=env.env_id
+    )
 
 
 def lines(table):
@@ -75,8 +97,10 @@ def test_without_ceilings_the_copy_stands_in_and_the_table_says_so():
     assert line["decode throughput (tok/s)"] == pytest.approx(50)  # prefill is not in the slope
     assert (line["a step reads (GB)"], line["bound (tok/s)"]) == (1, 100)
     assert line["useful MBU, measured"] == pytest.approx(0.5)
-    assert any("copy (no ceilings were measured with these records) 100.0 GB/s" in note
-               for note in table.notes)  # fmt: skip
+    assert any(
+        "copy (no ceilings were measured with these records) 100.0 GB/s" in note
+        for note in table.notes
+    )
     assert "useful MBU, datasheet: 'G' is not in params/gpus.yaml" in " ".join(table.notes)
     assert "useful MBU, datasheet" not in line
 
@@ -97,9 +121,16 @@ def test_against_the_datasheet_of_a_known_card():
 
 def test_the_interval_is_that_of_the_throughput():
     calls = rows(0.02)
-    noisy = [Record(r.kind, r.key, {"e2e_s": [t * f for f in (0.98, 1, 1.01, 1.02)
-                                              for t in r.samples["e2e_s"]]},
-                    r.values, env_id=r.env_id) for r in calls]  # fmt: skip
+    noisy = [
+        Record(
+            r.kind,
+            r.key,
+            {"e2e_s": [t * f for f in (0.98, 1, 1.01, 1.02) for t in r.samples["e2e_s"]]},
+            r.values,
+            env_id=r.env_id,
+        )
+        for r in calls
+    ]
     (arm,) = roofline.arms([ENV, *noisy])
     share = arm.mbu(realised=False, datasheet=False)
     assert share.low == pytest.approx(arm.steps_per_s.low / 100)
@@ -108,8 +139,9 @@ def test_the_interval_is_that_of_the_throughput():
 
 
 def test_one_length_and_a_first_token_give_a_rate_without_an_interval():
-    first = Record("latency", key("m", context=128, new_tokens=1), {"ttft_s": [1.0] * 6},
-                   env_id=ENV.env_id)  # fmt: skip
+    first = Record(
+        "latency", key("m", context=128, new_tokens=1), {"ttft_s": [1.0] * 6}, env_id=ENV.env_id
+    )
     (arm,) = roofline.arms([ENV, first, rows(0.02)[1]])  # 20 tokens in 1.4 s
     assert arm.steps_per_s.value == pytest.approx(19 / 0.4)
     assert arm.steps_per_s.low is None and "median TTFT" in arm.steps_per_s.method
@@ -138,8 +170,9 @@ def test_a_batch_must_read_the_experts_that_its_router_was_traced_to_choose():
     would choose for three tokens of half of the experts, and all four were read."""
     card = replace(CARD, experts=4, experts_per_token=2, routed_bytes=400, kv_layers=())
     assert card.experts_touched(3) == 3.5 and card.decode_bytes(15, 3) == 1800 + 350
-    known = Record("card", {"model": "moe", "dtype": "bfloat16"}, {}, card.as_dict(),
-                   env_id=ENV.env_id)  # fmt: skip
+    known = Record(
+        "card", {"model": "moe", "dtype": "bfloat16"}, {}, card.as_dict(), env_id=ENV.env_id
+    )
     values = {"decode_bytes": 2100, "decode_bytes_realised": 2200, "experts_chosen_decode": 3.0}
     traced = Record("trace", key("moe", context=128, new_tokens=None, batch=3), {}, values)
     mine = rows(0.1, 2150, model="moe", kind="batch", batch=3, decode_experts="grouped_mm")
@@ -161,8 +194,9 @@ def test_stacks_are_kept_apart():
     fast = rows(0.0125, stack="graph")
     made = roofline.utilisation([ENV, *rows(0.02), *fast])
     assert {line["stack"]: line["useful MBU, measured"] for line in lines(made)} == {
-        "graph": pytest.approx(0.8), "hf-eager": pytest.approx(0.5),
-    }  # fmt: skip
+        "graph": pytest.approx(0.8),
+        "hf-eager": pytest.approx(0.5),
+    }
 
 
 # --- what was really read
@@ -201,8 +235,9 @@ def test_the_operations_of_a_prefill_by_hand():
 
 def test_mfu_is_operations_over_time_and_rate():
     operations = roofline.prefill_flop(CARD, 4)
-    first = Record("latency", key("m", context=4, new_tokens=1), {"ttft_s": [0.5] * 6},
-                   env_id=H100.env_id)  # fmt: skip
+    first = Record(
+        "latency", key("m", context=4, new_tokens=1), {"ttft_s": [0.5] * 6}, env_id=H100.env_id
+    )
     calls = [card_row(H100), first, *rows(0.02, context=4, env=H100)]
     (arm,) = roofline.arms([H100, ceilings(flop=4 * operations, env=H100), *calls])
     assert arm.mfu(datasheet=False).value == pytest.approx(0.5)  # half a second where 0.25 will do
@@ -214,8 +249,12 @@ def test_mfu_is_operations_over_time_and_rate():
 
 
 def test_the_datasheets_rate_is_not_that_of_float32():
-    first = Record("latency", key("m", context=4, new_tokens=1, dtype="float32"),
-                   {"ttft_s": [0.5] * 6}, env_id=H100.env_id)  # fmt: skip
+    first = Record(
+        "latency",
+        key("m", context=4, new_tokens=1, dtype="float32"),
+        {"ttft_s": [0.5] * 6},
+        env_id=H100.env_id,
+    )
     card = Record("card", {"model": "m", "dtype": "float32"}, {}, CARD.as_dict())
     (arm,) = roofline.arms([H100, card, first, *rows(0.02, context=4, env=H100, dtype="float32")])
     assert "bfloat16, this is float32" in arm.mfu(datasheet=True).reason
@@ -247,8 +286,11 @@ def test_several_caches_full_must_come_from_memory(size, violated):
     fast = [H100, *rows(1e-6, decode_bytes=size, env=H100)]
     assert len(roofline.violations(fast)) == violated
     (line,) = lines(roofline.utilisation(fast))
-    assert line["remark"] == ("impossible: faster than memory" if violated else
-                              "faster than memory: a cache may hold a step's bytes")  # fmt: skip
+    assert line["remark"] == (
+        "impossible: faster than memory"
+        if violated
+        else "faster than memory: a cache may hold a step's bytes"
+    )
 
 
 @pytest.mark.parametrize("size, violated", [(2**28 - 1, 0), (2**28, 1)])

@@ -92,9 +92,11 @@ class Bench:
 
     def profile(self, **slices: str) -> params.Profile:
         return params.profile(
-            "tiny", slices, params_dir=self.folder / "params",
+            "tiny",
+            slices,
+            params_dir=self.folder / "params",
             notebooks_dir=self.folder / "notebooks",
-        )  # fmt: skip
+        )
 
     def run(self, **options) -> int:
         return run.run(self.profile(), self.out, models_path=self.folder / "none", **options)
@@ -153,13 +155,19 @@ def test_every_ending_is_told_as_it_happened(bench, capsys):
 
     told = {name: bench.manifest(name) for name in names}
     assert {name: m["status"] for name, m in told.items()} == {
-        "ok": "ok", "fork": "ok", "raise": "failed", "exit_3": "failed", "exit_0": "failed",
+        "ok": "ok",
+        "fork": "ok",
+        "raise": "failed",
+        "exit_3": "failed",
+        "exit_0": "failed",
         "kill": "dead-kernel",
-    }  # fmt: skip
+    }
     assert told["ok"]["error"] is None
     assert told["raise"]["error"] == {
-        "name": "ZeroDivisionError", "value": "division by zero", "cell": 4,
-    }  # fmt: skip
+        "name": "ZeroDivisionError",
+        "value": "division by zero",
+        "cell": 4,
+    }
     assert told["exit_3"]["error"]["name"] == "SystemExit"
     assert told["exit_0"]["error"] == {"name": "SystemExit", "value": "0", "cell": 4}
     assert told["kill"]["error"]["cell"] == 4
@@ -181,9 +189,20 @@ def test_a_manifest_has_exactly_these_fields(bench):
     assert bench.run() == 0
     told = bench.manifest("ok")
     assert set(told) == {
-        "status", "error", "parameters", "job_sha", "notebook_sha", "lib_sha", "git", "env",
-        "attempt", "start", "end", "earlier", "artefacts",
-    }  # fmt: skip
+        "status",
+        "error",
+        "parameters",
+        "job_sha",
+        "notebook_sha",
+        "lib_sha",
+        "git",
+        "env",
+        "attempt",
+        "start",
+        "end",
+        "earlier",
+        "artefacts",
+    }
     for item in told["artefacts"]:
         assert manifest.file_sha(bench.job("ok") / item["path"]) == item["sha256"]
     assert [a["path"] for a in told["artefacts"]] == ["notebook.ipynb", "records.jsonl"]
@@ -276,14 +295,16 @@ AWKWARD = {
     "small": 1e-3,
     "big": 2**63,
     "nested": {"a": {"b": [1, 2.5, None, False]}, "ü": "→ \u2028"},
-    "quotes": "it's \"quoted\" \\ and \n new",
+    "quotes": 'it\'s "quoted" \\ and \n new',
     "braces": "{model}",
 }
 
 
 def test_parameters_arrive_as_they_are(bench, tmp_path):
-    head = "\n".join(f"{name} = {type(value)() if value is not None else None!r}"
-                     for name, value in AWKWARD.items())  # fmt: skip
+    head = "\n".join(
+        f"{name} = {type(value)() if value is not None else None!r}"
+        for name, value in AWKWARD.items()
+    )
     cell = (
         "import json\nfrom pathlib import Path\n"
         f"values = [globals()[name] for name in {list(AWKWARD)}]\n"
@@ -292,9 +313,12 @@ def test_parameters_arrive_as_they_are(bench, tmp_path):
     seen = tmp_path / "seen.json"
     make_notebook(bench.source("typed"), f'{head}\nseen = ""', cell)
     outcome = kernels.execute(
-        bench.source("typed"), tmp_path / "{out}.ipynb", {**AWKWARD, "seen": str(seen)},
-        env=kernels.kernel_env(offline=True), watch=kernels.Watch(),
-    )  # fmt: skip
+        bench.source("typed"),
+        tmp_path / "{out}.ipynb",
+        {**AWKWARD, "seen": str(seen)},
+        env=kernels.kernel_env(offline=True),
+        watch=kernels.Watch(),
+    )
     assert outcome.status == "ok"
     assert json.loads(seen.read_text()) == list(AWKWARD.values())
     assert (tmp_path / "{out}.ipynb").exists()
@@ -342,17 +366,23 @@ def test_a_second_pass_begins_with_the_last_model_when_all_are_through(bench):
     bench.write(models=["a/one", "a/two"], energy_again="ok", energy="ok", summary="")
     titles = [job.title for job in manifest.plan(bench.profile(), bench.out)]
     assert titles == [
-        "a/one random-hf-eager energy", "a/two random-hf-eager energy",
-        "a/two random-hf-eager energy_again", "a/one random-hf-eager energy_again",
+        "a/one random-hf-eager energy",
+        "a/two random-hf-eager energy",
+        "a/two random-hf-eager energy_again",
+        "a/one random-hf-eager energy_again",
         "all models summary",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_machine_is_measured_once_and_before_the_models(bench, capsys):
     bench.write(models=["a/one", "a/two"], first="ok", summary="", machine="ok")
     titles = [job.title for job in manifest.plan(bench.profile(), bench.out)]
-    assert titles == ["this machine", "a/one random-hf-eager first",
-                      "a/two random-hf-eager first", "all models summary"]  # fmt: skip
+    assert titles == [
+        "this machine",
+        "a/one random-hf-eager first",
+        "a/two random-hf-eager first",
+        "all models summary",
+    ]
     assert bench.run() == 0
     told = json.loads((bench.out / "_all/machine/run.json").read_text())
     assert (told["status"], told["parameters"]["model"]) == ("ok", "_all")
@@ -493,8 +523,14 @@ class NoGpuModels:
 
 def test_the_preflight_names_every_model_that_cannot_run():
     def arm(model, context, new_tokens=8):
-        return {"model": model, "weights": "random", "dtype": "float32", "device": "cpu",
-                "context": context, "new_tokens": new_tokens}  # fmt: skip
+        return {
+            "model": model,
+            "weights": "random",
+            "dtype": "float32",
+            "device": "cpu",
+            "context": context,
+            "new_tokens": new_tokens,
+        }
 
     arms = [arm("good", 16), arm("long", 96), arm("big", 60), arm("missing/model", 1)]
     assert preflight.check(arms, models=NoGpuModels, device=50) == [

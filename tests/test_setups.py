@@ -151,8 +151,11 @@ def renamed(text, stack):
 
 def drawn(ax):
     """Labelled lines and bars: label -> points, or values where the other axis lists arms."""
-    found = {line.get_label(): (line.get_xydata() if ax.get_ylabel() else line.get_xdata())
-             for line in ax.get_lines() if not line.get_label().startswith("_")}  # fmt: skip
+    found = {
+        line.get_label(): (line.get_xydata() if ax.get_ylabel() else line.get_xdata())
+        for line in ax.get_lines()
+        if not line.get_label().startswith("_")
+    }
     found = {label: np.asarray(points).tolist() for label, points in found.items()}
     for place, tick in enumerate(ax.get_yticklabels() if ax.containers else ()):
         found[tick.get_text()] = [box[place].get_width() for box in ax.containers]
@@ -176,18 +179,27 @@ def test_a_label_has_what_tells_a_group_from_the_others():
 
     assert named() == ["a"]
     assert named(Record("latency", key("a", stack="graph"), env_id=ENV.env_id)) == [
-        "a (hf-eager)", "a (graph)"]  # fmt: skip
+        "a (hf-eager)",
+        "a (graph)",
+    ]
     both = Record("latency", key("a", stack="graph", dtype="float32"), env_id=ENV.env_id)
     assert named(both) == ["a (bfloat16, hf-eager)", "a (float32, graph)"]
     # Another model's stack is said too, since a reader would compare the two; its experts are not.
     assert named(Record("latency", key("moe", stack="graph"), env_id=ENV.env_id)) == [
-        "a (hf-eager)", "moe (graph)"]  # fmt: skip
-    assert named(*(Record("latency", key("moe", experts=e), env_id=ENV.env_id)
-                   for e in ("all_experts", "grouped_mm"))) == [
-        "a", "moe (experts grouped_mm)", "moe (experts all_experts)"]  # fmt: skip
+        "a (hf-eager)",
+        "moe (graph)",
+    ]
+    assert named(
+        *(
+            Record("latency", key("moe", experts=e), env_id=ENV.env_id)
+            for e in ("all_experts", "grouped_mm")
+        )
+    ) == ["a", "moe (experts grouped_mm)", "moe (experts all_experts)"]
     cpu = environment_record({"gpu": None})
     assert named(cpu, Record("latency", key("a"), env_id=cpu.env_id)) == [
-        f"a ({GPU['gpu']})", "a (none (CPU))"]  # fmt: skip
+        f"a ({GPU['gpu']})",
+        "a (none (CPU))",
+    ]
     checkpoint = Record("latency", key("b", weights="checkpoint"), env_id=ENV.env_id)
     assert named(checkpoint) == ["a (random weights)", "b (checkpoint weights)"]
 
@@ -210,8 +222,12 @@ def test_one_stack_has_one_line_style_in_all_models():
         )
     ]
     found = {g.label: g.place for g in groups.by_setup(rows, "latency")}
-    assert found == {"a (hf-eager)": 0, "a (graph-compiled)": 2, "b (graph)": 1,
-                     "b (graph-compiled)": 2}  # fmt: skip
+    assert found == {
+        "a (hf-eager)": 0,
+        "a (graph-compiled)": 2,
+        "b (graph)": 1,
+        "b (graph-compiled)": 2,
+    }
 
 
 # --- figures
@@ -277,13 +293,26 @@ def test_a_table_has_of_a_stack_what_was_measured_on_it(make, mixed):
             mine = whole[whole["stack"] == stack].drop(columns="stack") if len(whole) else whole
         assert len(one) == len(mine)
         shared = [column for column in one.columns if column in whole.columns]
-        pd.testing.assert_frame_equal(one[shared], mine.reset_index(drop=True)[shared],
-                                      check_dtype=False)  # fmt: skip
+        pd.testing.assert_frame_equal(
+            one[shared], mine.reset_index(drop=True)[shared], check_dtype=False
+        )
 
 
-NEEDLESS = {"ape of experts", "decoding", "predictions", "bound", "contribution",
-            "prefill and tokens", "uncertainty", "weights", "peer", "instrument", "hostbound",
-            "predicted peaks", "step kernels"}  # fmt: skip
+NEEDLESS = {
+    "ape of experts",
+    "decoding",
+    "predictions",
+    "bound",
+    "contribution",
+    "prefill and tokens",
+    "uncertainty",
+    "weights",
+    "peer",
+    "instrument",
+    "hostbound",
+    "predicted peaks",
+    "step kernels",
+}
 
 
 @pytest.mark.parametrize("name", sorted(TABLES.keys() - NEEDLESS))
@@ -338,11 +367,15 @@ def test_models_are_compared_within_a_stack_and_then_stacks_within_a_model(mixed
     told = [line for line in comparisons.models(mixed).split("\n") if not line.startswith(CAUTIONS)]
     throughput = [line for line in told if "output throughput of" in line]
     eager, graph = throughput
-    assert eager.startswith("- At 2048 tokens, output throughput of gpt-oss-20b (hf-eager) is "
-                            "2.000 times that of qwen3-32b (hf-eager) [")  # fmt: skip
+    assert eager.startswith(
+        "- At 2048 tokens, output throughput of gpt-oss-20b (hf-eager) is "
+        "2.000 times that of qwen3-32b (hf-eager) ["
+    )
     assert eager.endswith("]: higher.")
-    assert graph.startswith("- At 2048 tokens, output throughput of gpt-oss-20b (graph) is 4.000 "
-                            "times that of qwen3-32b (graph) [")  # fmt: skip
+    assert graph.startswith(
+        "- At 2048 tokens, output throughput of gpt-oss-20b (graph) is 4.000 "
+        "times that of qwen3-32b (graph) ["
+    )
     assert graph.endswith("]: higher; on hf-eager 2.000 times: the order holds.")
     (change,) = [line for line in told if line.startswith("- gpt-oss-20b (graph) against hf-eager")]
     assert "output throughput at 2048 tokens 4.000 times [" in change
@@ -359,22 +392,29 @@ def call(model, seconds, **changes):
 
 
 def test_a_stack_may_turn_the_order_round():
-    rows = [ENV, call("a", 1.0), call("b", 2.0), call("a", 1.0, stack="graph"),
-            call("b", 0.5, stack="graph")]  # fmt: skip
+    rows = [
+        ENV,
+        call("a", 1.0),
+        call("b", 2.0),
+        call("a", 1.0, stack="graph"),
+        call("b", 0.5, stack="graph"),
+    ]
     told = comparisons.models(rows).split("\n")
     assert told[1].endswith("]: lower; on hf-eager 2.000 times: the order turns round.")
     rows[-1] = call("b", 1.0, stack="graph")
     assert comparisons.models(rows).split("\n")[1].endswith(
         "no difference resolved ([0.97, 1.031]); on hf-eager 2.000 times: resolved on one of the "
-        "two stacks only.") or "resolved on one" in comparisons.models(rows)  # fmt: skip
+        "two stacks only."
+    ) or "resolved on one" in comparisons.models(rows)
 
 
 def test_a_model_that_no_other_shares_a_setup_with_is_left_out_with_the_reason():
     rows = [ENV, call("a", 1.0), call("b", 2.0), call("c", 3.0, dtype="float32")]
     told = comparisons.models(rows).split("\n")
     assert told[0].startswith("- At 2048 tokens, output throughput of a (bfloat16) is 2.000 times")
-    assert told[1].startswith("- Output throughput of c (float32): not compared; rows differ in "
-                              "dtype (bfloat16, float32)")  # fmt: skip
+    assert told[1].startswith(
+        "- Output throughput of c (float32): not compared; rows differ in dtype (bfloat16, float32)"
+    )
 
 
 def test_the_conclusion_on_stacks_names_each_and_its_factor(mixed):
@@ -386,8 +426,7 @@ def test_the_conclusion_on_stacks_names_each_and_its_factor(mixed):
 
 
 def test_weight_values_bound_the_uncertainty_of_their_own_stack(mixed):
-    found = {g.label: energystats.spread_beside(mixed, g) for g in
-             groups.by_setup(mixed, "energy")}  # fmt: skip
+    found = {g.label: energystats.spread_beside(mixed, g) for g in groups.by_setup(mixed, "energy")}
     assert found["gpt-oss-20b (hf-eager)"] == pytest.approx(0.1)
     assert found["gpt-oss-20b (graph)"] == pytest.approx(0.3)
 
@@ -411,8 +450,11 @@ def test_the_abstract_is_about_the_studys_stack_and_says_what_others_change(mixe
 
 
 def test_the_abstract_names_on_another_stack_only_models_whose_energy_was_measured_there(mixed):
-    rows = [r for r in mixed if not (r.kind == "energy" and r.key["model"] == MODELS[0]
-                                     and r.key["stack"] == "graph")]  # fmt: skip
+    rows = [
+        r
+        for r in mixed
+        if not (r.kind == "energy" and r.key["model"] == MODELS[0] and r.key["stack"] == "graph")
+    ]
     said = {finding.lead: finding.text for finding in findings(rows, load_published(), [])}
     energy = said["Gross energy per 1,000 generated tokens, on graph"]
     assert energy.startswith(MODELS[1]) and MODELS[0] not in energy
@@ -443,8 +485,12 @@ def test_the_abstract_of_a_stack_that_failed_gives_the_reason():
 
 # --- nothing breaks
 
-EVERY = {**FIGURES, **{f"table {n}": f for n, f in TABLES.items()},
-         **{f"said {n}": f for n, f in SENTENCES.items()}, **OTHERS}  # fmt: skip
+EVERY = {
+    **FIGURES,
+    **{f"table {n}": f for n, f in TABLES.items()},
+    **{f"said {n}": f for n, f in SENTENCES.items()},
+    **OTHERS,
+}
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -13,9 +13,16 @@ from lib.device import CpuDevice
 
 STACKS = ["hf-static", "graph", "graph-compiled"]
 WINDOW = 16
-SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-         "max_position_embeddings": 256}  # fmt: skip
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
 ARCHITECTURES = {
     "sinks, sliding and full, experts": dict(
         model_type="gpt_oss", sliding_window=WINDOW, num_local_experts=4, num_experts_per_tok=2,
@@ -89,8 +96,10 @@ def test_exactly_the_tokens_that_were_asked_for(net, stack, new_tokens):
 def test_only_a_first_or_longer_call_prepares(stack):
     net = build("grouped heads")
     generate = decode.open_stack(stack, net, capacity=60)
-    prepared = [generate(prompt(net, context), tokens).prepare_s > 0
-                for context, tokens in ((20, 8), (20, 8), (52, 8), (200, 8))]  # fmt: skip
+    prepared = [
+        generate(prompt(net, context), tokens).prepare_s > 0
+        for context, tokens in ((20, 8), (20, 8), (52, 8), (200, 8))
+    ]
     assert prepared == [True, False, False, True]
     assert generate(prompt(net, 20, batch=2), 8).prepare_s > 0  # another batch, other buffers
 
@@ -146,8 +155,10 @@ def test_the_compiler_tries_tiles_where_a_product_is_long_enough_to_be_told_apar
 
 def test_fused_attention_reads_no_key_beyond_the_mask():
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, heads, length, 4, generator=generator)
-                         for heads, length in ((4, 1), (2, 6), (2, 6)))  # fmt: skip
+    query, key, value = (
+        torch.randn(1, heads, length, 4, generator=generator)
+        for heads, length in ((4, 1), (2, 6), (2, 6))
+    )
     mask = torch.zeros(1, 1, 1, 6)
     mask[..., 4:] = torch.finfo(mask.dtype).min
     module = torch.nn.Module()
@@ -168,8 +179,9 @@ def test_a_captured_stack_times_its_steps_apart_from_the_prefill(model):
     common = {"context": 40, "new_tokens": 9, "repeats": 3, "seed": 0, "env_id": "e"}
     samples = latency.arm(model, stack="graph", **common).samples
     assert len(samples["decode_s"]) == 3
-    assert all(0 < steps < call for steps, call in
-               zip(samples["decode_s"], samples["e2e_s"], strict=True))  # fmt: skip
+    assert all(
+        0 < steps < call for steps, call in zip(samples["decode_s"], samples["e2e_s"], strict=True)
+    )
     assert "decode_s" not in latency.arm(model, stack="hf-eager", **common).samples
     one = latency.arm(model, stack="graph", **(common | {"new_tokens": 1})).samples
     assert "decode_s" not in one  # there is no step
@@ -187,13 +199,15 @@ def test_marks_are_read_in_the_clock_of_their_device():
 def test_a_stack_that_fails_the_gate_has_no_throughput(model, monkeypatch):
     monkeypatch.setattr(graphs.HeldLayer, "fill", lambda *_: None)
     with pytest.raises(gate.GateError):
-        latency.gated_arm(model, stack="graph", context=40, new_tokens=4, repeats=1, seed=0,
-                          env_id="e")  # fmt: skip
+        latency.gated_arm(
+            model, stack="graph", context=40, new_tokens=4, repeats=1, seed=0, env_id="e"
+        )
 
 
 def test_a_gated_row_says_by_how_much_it_passed(model):
-    row = latency.gated_arm(model, stack="graph", context=40, new_tokens=4, repeats=2, seed=0,
-                            env_id="e")  # fmt: skip
+    row = latency.gated_arm(
+        model, stack="graph", context=40, new_tokens=4, repeats=2, seed=0, env_id="e"
+    )
     assert row.values["gate_max_error"] < row.values["gate_allowed_error"]
     assert row.key["stack"] == "graph" and row.values["prepare_s"] > 0
 
@@ -212,12 +226,16 @@ def test_a_choice_by_counting_is_a_choice_by_sorting():
 def test_few_and_many_choices_of_experts_agree(name, monkeypatch):
     """Two of 16 for each token: to four tokens each choice is read, from five on they are sorted
     by expert, so that none is read twice."""
-    net = build(name, **{n: 16 for n in ("num_local_experts", "num_experts")
-                         if n in ARCHITECTURES[name]})  # fmt: skip
+    net = build(
+        name, **{n: 16 for n in ("num_local_experts", "num_experts") if n in ARCHITECTURES[name]}
+    )
     module = next(m for path, m in net.named_modules() if path.endswith(".experts"))
     library, many = fused.grouped_mm_experts_forward, []
-    monkeypatch.setattr(fused, "grouped_mm_experts_forward",
-                        lambda *given: many.append(len(given[1])) or library(*given))  # fmt: skip
+    monkeypatch.setattr(
+        fused,
+        "grouped_mm_experts_forward",
+        lambda *given: many.append(len(given[1])) or library(*given),
+    )
     for tokens in (1, 4, 5, 9):
         generator = torch.Generator().manual_seed(tokens)
         hidden = torch.randn(tokens, 32, generator=generator)
@@ -235,9 +253,17 @@ def test_a_capture_inside_a_timed_call_is_refused(model, monkeypatch):
 
 def test_a_sweep_over_stacks_writes_gate_times_and_errors(model, tmp_path, monkeypatch):
     path = tmp_path / "records.jsonl"
-    common = {"contexts": [8, 40], "new_tokens": [4, 6], "repeats": 2, "slope_repeats": 1,
-              "busy_tokens": 1, "harness_pairs": 2, "seed": 0, "env_id": "e",
-              "records_path": path}  # fmt: skip
+    common = {
+        "contexts": [8, 40],
+        "new_tokens": [4, 6],
+        "repeats": 2,
+        "slope_repeats": 1,
+        "busy_tokens": 1,
+        "harness_pairs": 2,
+        "seed": 0,
+        "env_id": "e",
+        "records_path": path,
+    }
     rows = stacks.sweep(model, stacks=["hf-eager", "graph"], **common)
     assert records.load(path) == rows
     kinds = [(r.kind, r.key["stack"], r.key["context"]) for r in rows]

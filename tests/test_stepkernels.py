@@ -15,8 +15,10 @@ def busy(times, context=128, stack="hf-eager", missing=None):
 
 
 def lines(*rows):
-    return [[cell if isinstance(cell, int | str) else pytest.approx(cell.value) for cell in row]
-            for row in stepkernels.table(rows).rows]  # fmt: skip
+    return [
+        [cell if isinstance(cell, int | str) else pytest.approx(cell.value) for cell in row]
+        for row in stepkernels.table(rows).rows
+    ]
 
 
 def test_launches_times_and_shares():
@@ -35,8 +37,12 @@ def test_what_is_not_shown_is_one_line_and_shares_add_up():
 
 
 def test_the_longest_context_of_each_setup_is_shown():
-    rows = [busy([["a", 1.0, US]]), busy([["b", 1.0, US]], context=512),
-            busy([["c", 1.0, US]], stack="graph"), busy(None, context=2048)]  # fmt: skip
+    rows = [
+        busy([["a", 1.0, US]]),
+        busy([["b", 1.0, US]], context=512),
+        busy([["c", 1.0, US]], stack="graph"),
+        busy(None, context=2048),
+    ]
     assert [(row[1], row[2]) for row in stepkernels.table(rows).rows] == [(512, "b"), (128, "c")]
 
 

@@ -135,8 +135,19 @@ def test_without_energy_rows_the_cells_say_so(rows, published):
 
 
 def test_another_stack_never_fills_a_cell_of_the_paper(rows, published):
-    other = [Record(r.kind, r.key | {"stack": "graph"} if r.key.get("stack") else r.key, r.samples,
-                    r.values, r.missing, r.error, r.warnings, r.env_id) for r in rows]  # fmt: skip
+    other = [
+        Record(
+            r.kind,
+            r.key | {"stack": "graph"} if r.key.get("stack") else r.key,
+            r.samples,
+            r.values,
+            r.missing,
+            r.error,
+            r.warnings,
+            r.env_id,
+        )
+        for r in rows
+    ]
     made = papertables.paper_tables(other, published)
     cell = next(c for t in made if t.number == 1 for c in t.cells)
     assert cell.measured.value is None and "hf-eager" in cell.measured.reason
@@ -146,9 +157,19 @@ def test_another_stack_never_fills_a_cell_of_the_paper(rows, published):
 
 def test_models_on_different_gpus_are_not_subtracted(rows, published):
     other = environment_record(sample.GPU | {"gpu": "NVIDIA A100"})
-    moved = [Record(r.kind, r.key, r.samples, r.values, r.missing, r.error, r.warnings,
-                    other.env_id if r.key.get("model") == "yi-34b" else r.env_id)
-             for r in rows]  # fmt: skip
+    moved = [
+        Record(
+            r.kind,
+            r.key,
+            r.samples,
+            r.values,
+            r.missing,
+            r.error,
+            r.warnings,
+            other.env_id if r.key.get("model") == "yi-34b" else r.env_id,
+        )
+        for r in rows
+    ]
     made = papertables.paper_tables([*moved, other], published)
     found = {(c.row, c.column): c for t in made if t.number == 5 for c in t.cells}
     assert found["Yi-34B", "Peak VRAM (MB)"].measured.value == 86000
@@ -168,8 +189,16 @@ def test_csvs_hold_the_cells(rows, published, tmp_path):
     assert [p.name for p in paths] == [f"table-{n:02d}.csv" for n in range(1, 13)]
     with paths[0].open(encoding="utf-8") as file:
         first = next(csv.DictReader(file))
-    wanted = {"row": "GPT-OSS-20B", "column": "TTFT (ms)", "unit": "ms", "paper": "459.72",
-              "measured": "100", "low": "96", "high": "104", "n": "11"}  # fmt: skip
+    wanted = {
+        "row": "GPT-OSS-20B",
+        "column": "TTFT (ms)",
+        "unit": "ms",
+        "paper": "459.72",
+        "measured": "100",
+        "low": "96",
+        "high": "104",
+        "n": "11",
+    }
     assert {k: first[k] for k in wanted} == wanted
     assert float(first["ratio"]) == pytest.approx(100 / 459.72)
     assert first["verdict"] == "not reproduced" and "outside the tolerance" in first["why"]
@@ -227,8 +256,9 @@ def test_frames_are_shown_whole_with_short_numbers_and_a_dash_for_what_is_missin
 
 def test_memory_table_is_decimal_gb_and_names_the_protocol(rows):
     made = tables.memory_table(rows)
-    row = made[(made["model"] == "qwen3-32b") & (made["context"] == 2048)
-               & (made["protocol"] == "paper")].iloc[0]  # fmt: skip
+    row = made[
+        (made["model"] == "qwen3-32b") & (made["context"] == 2048) & (made["protocol"] == "paper")
+    ].iloc[0]
     assert row["peak (GB)"] == pytest.approx(64500 * 2**20 / 1e9, rel=1e-3)
     assert row["above baseline (GB)"] == pytest.approx(1000 * 2**20 / 1e9, rel=1e-3)
 
@@ -258,9 +288,17 @@ def test_ablation_verdicts(rows):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "-"), (0, "0"), (1234.5, "1,234"), (123.45, "123.5"),
-                        (1.23456, "1.235"), (0.00123, "0.00123"), (-20.5, "-20.50")]
-)  # fmt: skip
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (1234.5, "1,234"),
+        (123.45, "123.5"),
+        (1.23456, "1.235"),
+        (0.00123, "0.00123"),
+        (-20.5, "-20.50"),
+    ],
+)
 def test_short_numbers(value, text):
     assert short(value) == text
 
@@ -283,8 +321,11 @@ def released(name: str) -> list[dict[str, str]]:
 
 def printed(published: dict, table: int) -> dict[tuple[str, str], str | None]:
     spec = published["tables"][table]
-    return {(row, column): value for row, values in spec["rows"].items()
-            for column, value in zip(spec["columns"], values, strict=True)}  # fmt: skip
+    return {
+        (row, column): value
+        for row, values in spec["rows"].items()
+        for column, value in zip(spec["columns"], values, strict=True)
+    }
 
 
 def agrees(text: str, exact: str | float) -> bool:
@@ -324,8 +365,11 @@ def test_tables_1_to_3_and_7_hold_values_of_the_released_runs(published):
 
 
 def test_table_5_is_mib_and_its_first_row_differs_from_the_csv(published):
-    rows = {r["model_short"]: r for r in released("unified_memory_comparison_fixed.csv")
-            if r["context_length"] == "2048"}  # fmt: skip
+    rows = {
+        r["model_short"]: r
+        for r in released("unified_memory_comparison_fixed.csv")
+        if r["context_length"] == "2048"
+    }
     peaks = {row: v for (row, c), v in printed(published, 5).items() if c == "Peak VRAM (MB)"}
     assert agrees(peaks["Qwen3-32B"], rows["qwen3-32b"]["peak_alloc_mb"])
     assert agrees(peaks["Yi-34B"], rows["yi-34b"]["peak_alloc_mb"])
@@ -335,10 +379,16 @@ def test_table_5_is_mib_and_its_first_row_differs_from_the_csv(published):
 
 
 def test_table_6_holds_the_energy_runs(published):
-    rows = {r["model_short"]: r for r in released("unified_energy_comparison_fixed.csv")
-            if r["context_length"] == "2048"}  # fmt: skip
-    fields = {"TPOT (tok/s)": "TPOT_tokps", "Tokens/W": "tokens_per_watt",
-              "J/1K (J)": "energy_per_1k_joules"}  # fmt: skip
+    rows = {
+        r["model_short"]: r
+        for r in released("unified_energy_comparison_fixed.csv")
+        if r["context_length"] == "2048"
+    }
+    fields = {
+        "TPOT (tok/s)": "TPOT_tokps",
+        "Tokens/W": "tokens_per_watt",
+        "J/1K (J)": "energy_per_1k_joules",
+    }
     for (model, column), text in printed(published, 6).items():
         assert agrees(text, rows[model.lower()][fields[column]]), (model, column)
 
@@ -362,10 +412,12 @@ def test_ablation_tables_hold_the_released_medians(published):
     def medians(name: str, label: str) -> dict[str, dict[str, str]]:
         return {r[label]: r for r in released(f"ablation_{name}_openai_gpt-oss-20b.csv")}
 
-    sources = {9: medians("decoding_parameters", "decoding_method"),
-               10: medians("context_scaling", "target_context_length"),
-               11: medians("quantization_effects", "precision"),
-               12: medians("server_comparison", "framework")}  # fmt: skip
+    sources = {
+        9: medians("decoding_parameters", "decoding_method"),
+        10: medians("context_scaling", "target_context_length"),
+        11: medians("quantization_effects", "precision"),
+        12: medians("server_comparison", "framework"),
+    }
     fields = {"p50 tok/s": "p50_tokps", "p50 time (s)": "p50_time_s"}
     for table, rows in sources.items():
         for (row, column), text in printed(published, table).items():
@@ -390,14 +442,26 @@ def test_missing_estimates_keep_their_reason_in_frames():
 def bounded(seconds, size=10**9):
     """A call of 11 tokens at 100 of context, 1 s to the first; 100 GB/s of copy bandwidth."""
     env = environment_record({"gpu": "G", "copy_bytes_per_s": 100e9})
-    key = {"model": "m", "dtype": "bfloat16", "stack": "hf-eager", "weights": "random",
-           "context": 100, "decoding": "greedy", "batch": 1}  # fmt: skip
+    key = {
+        "model": "m",
+        "dtype": "bfloat16",
+        "stack": "hf-eager",
+        "weights": "random",
+        "context": 100,
+        "decoding": "greedy",
+        "batch": 1,
+    }
     return [
         env,
         Record("latency", {**key, "new_tokens": 1}, {"ttft_s": [1.0] * 6}, env_id=env.env_id),
-        Record("latency", {**key, "new_tokens": 11}, {"e2e_s": [seconds] * 6},
-               {"decode_bytes": size}, env_id=env.env_id),
-    ]  # fmt: skip
+        Record(
+            "latency",
+            {**key, "new_tokens": 11},
+            {"e2e_s": [seconds] * 6},
+            {"decode_bytes": size},
+            env_id=env.env_id,
+        ),
+    ]
 
 
 def bound_finding(rows):
@@ -426,11 +490,15 @@ def test_a_host_that_slows_down_in_long_calls_is_told_from_a_prefill():
 def test_an_energy_row_whose_first_call_was_slow_says_so():
     for first, said in ((1.3, ["m at 128"]), (1.1, [])):
         key = sample.key("m", context=128)
-        rows = [Record("energy", key, {"e2e_s": [first, 1.0, 1.0, 0.9], "energy_j": [400.0]}),
-                Record("energy", key | {"context": 512}, {"e2e_s": [9.0], "energy_j": [400.0]})]
+        rows = [
+            Record("energy", key, {"e2e_s": [first, 1.0, 1.0, 0.9], "energy_j": [400.0]}),
+            Record("energy", key | {"context": 512}, {"e2e_s": [9.0], "energy_j": [400.0]}),
+        ]
         notes = [note for note in tables.energy(rows).notes if "first call" in note]
-        assert [f"over 15% longer than the others in 1 of 1 rows ({name})" in note
-                for note, name in zip(notes, said, strict=True)] == [True] * len(said)
+        assert [
+            f"over 15% longer than the others in 1 of 1 rows ({name})" in note
+            for note, name in zip(notes, said, strict=True)
+        ] == [True] * len(said)
 
 
 def test_decoding_far_below_its_bound_is_said_in_the_abstract():
@@ -460,10 +528,17 @@ def test_a_step_that_a_cache_holds_has_no_bound():
 
 
 def traced(model="oss", nominal=4 * 10**9, **values):
-    full = {"active_params_nominal": nominal, "active_params_realised": 5 * nominal,
-            "experts_chosen_decode": 4.0, "experts_touched_decode": 32.0, "decode_experts": "x",
-            "experts_touched_prefill": 32.0, "routing_entropy_bits": 4.5,
-            "decode_bytes": 2 * nominal, "decode_bytes_realised": 10 * nominal}  # fmt: skip
+    full = {
+        "active_params_nominal": nominal,
+        "active_params_realised": 5 * nominal,
+        "experts_chosen_decode": 4.0,
+        "experts_touched_decode": 32.0,
+        "decode_experts": "x",
+        "experts_touched_prefill": 32.0,
+        "routing_entropy_bits": 4.5,
+        "decode_bytes": 2 * nominal,
+        "decode_bytes_realised": 10 * nominal,
+    }
     return Record("trace", sample.key(model, new_tokens=None), {}, full | values)
 
 
@@ -484,9 +559,12 @@ def test_small_models_are_shown_in_millions():
 def test_a_dense_model_has_no_router_and_a_failed_trace_its_error():
     key = sample.key("yi-34b", new_tokens=None)
     values = {"active_params_nominal": 10**9, "active_params_realised": 10**9, "note": "no router"}
-    dense, failed = tables.trace_table([
-        Record("trace", key, {}, values), Record("trace", key | {"batch": 2}, error="Error: x"),
-    ]).to_dict("records")  # fmt: skip
+    dense, failed = tables.trace_table(
+        [
+            Record("trace", key, {}, values),
+            Record("trace", key | {"batch": 2}, error="Error: x"),
+        ]
+    ).to_dict("records")
     assert dense["active, realised (10^9)"] == 1
     assert "experts touched in a step: no router" in dense["missing"]
     assert "active, nominal: failed: Error: x" in failed["missing"]
@@ -494,6 +572,7 @@ def test_a_dense_model_has_no_router_and_a_failed_trace_its_error():
 
 def test_a_lone_call_that_was_the_first_of_its_length_is_no_point_of_a_slope():
     """Its warm-up was short, and the cache that grew asked for memory: 7 s instead of 4."""
+
     def arm(tokens, calls, warmup, cache="dynamic"):
         samples = {"e2e_s": calls, "warmup_s": warmup}
         return Record("latency", sample.key("m", new_tokens=tokens, cache=cache), samples)

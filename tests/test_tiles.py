@@ -53,17 +53,24 @@ torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
 def interpreted(code: str, shape: tuple) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", code.replace("{shape}", repr(shape))],
-        cwd=Path(__file__).parent.parent, env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
 
 
 @needs_triton
 @pytest.mark.parametrize(
     "shape",
-    [(1, 8, 8, 64, 130, 70, None), (1, 8, 7, 128, 200, 200, None), (3, 2, 4, 32, 70, 1, None),
-     (1, 1, 20, 16, 5, 3, None), (1, 2, 8, 64, 128, 128, 128)],
+    [
+        (1, 8, 8, 64, 130, 70, None),
+        (1, 8, 7, 128, 200, 200, None),
+        (3, 2, 4, 32, 70, 1, None),
+        (1, 1, 20, 16, 5, 3, None),
+        (1, 2, 8, 64, 128, 128, 128),
+    ],
     ids=["eight heads a group", "seven", "batch", "parts without a key", "window"],
 )
 def test_attention_in_parts_is_attention(shape):

@@ -12,21 +12,48 @@ from lib.card import ModelError
 from lib.session import prompt_ids
 from lib.tracing import Call
 
-SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 64,
-         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "vocab_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 DEEPSEEK = SMALL | {
-    "num_hidden_layers": 3, "num_attention_heads": 2, "moe_intermediate_size": 16,
-    "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 2,
-    "topk_group": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1,
-}  # fmt: skip
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+}
 JAMBA = SMALL | {
-    "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4,
-    "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts_per_tok": 2,
-    "mamba_d_state": 8, "use_mamba_kernels": False,
-}  # fmt: skip
-LLAMA4 = SMALL | {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 32,
-                  "head_dim": 8, "interleave_moe_layer_step": 1}  # fmt: skip
+    "num_hidden_layers": 4,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "num_experts": 4,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "num_experts_per_tok": 2,
+    "mamba_d_state": 8,
+    "use_mamba_kernels": False,
+}
+LLAMA4 = SMALL | {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "intermediate_size_mlp": 32,
+    "head_dim": 8,
+    "interleave_moe_layer_step": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +238,14 @@ def test_decode_is_probed_as_generate_runs_it(model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "stack, name, used",
-    [("hf-eager", "grouped_mm", "all_experts"), ("hf-static", "grouped_mm", "all_experts"),
-     ("graph", "grouped_mm", "grouped_mm"), ("graph", "batched_mm", "batched_mm"),
-     ("graph-compiled", "all_experts", fused.EXPERTS)],
-)  # fmt: skip
+    [
+        ("hf-eager", "grouped_mm", "all_experts"),
+        ("hf-static", "grouped_mm", "all_experts"),
+        ("graph", "grouped_mm", "grouped_mm"),
+        ("graph", "batched_mm", "batched_mm"),
+        ("graph-compiled", "all_experts", fused.EXPERTS),
+    ],
+)
 def test_each_stack_is_probed_with_the_experts_of_its_own_steps(
     model, tmp_path, monkeypatch, stack, name, used
 ):
@@ -232,8 +263,10 @@ def test_each_stack_is_probed_with_the_experts_of_its_own_steps(
 
 
 def test_the_router_chooses_alike_on_every_stack(model, tmp_path):
-    rows = [traced(model, tmp_path, stack=stack, batches=[4])[0]
-            for stack in ("hf-eager", "graph", "graph-compiled")]  # fmt: skip
+    rows = [
+        traced(model, tmp_path, stack=stack, batches=[4])[0]
+        for stack in ("hf-eager", "graph", "graph-compiled")
+    ]
     assert len({row.values["experts_chosen_decode"] for row in rows}) == 1
     assert len({row.values["routing_entropy_bits"] for row in rows}) == 1
 
@@ -246,9 +279,12 @@ def test_an_implementation_that_fails_is_a_row_and_the_others_follow(model, tmp_
 
 @pytest.mark.parametrize(
     "model_type, config, name",
-    [("mixtral", SMALL | {"num_local_experts": 4}, "all_experts"),
-     ("deepseek_v3", DEEPSEEK, "all_experts"), ("deepseek_v3", DEEPSEEK, "grouped_mm")],
-)  # fmt: skip
+    [
+        ("mixtral", SMALL | {"num_local_experts": 4}, "all_experts"),
+        ("deepseek_v3", DEEPSEEK, "all_experts"),
+        ("deepseek_v3", DEEPSEEK, "grouped_mm"),
+    ],
+)
 def test_other_mixtures_of_experts(tmp_path, model_type, config, name):
     """Also where the first layer is dense and further experts are shared by all tokens."""
     model = load(tmp_path, model_type, config)
@@ -298,8 +334,9 @@ def test_a_dense_model_has_rows_without_a_router(tmp_path):
 
 
 def test_prompts_of_a_batch_are_the_same_or_each_its_own():
-    model = SimpleNamespace(tokenizer=None, vocab_size=50, special_ids=(),
-                            device=SimpleNamespace(torch_device="cpu"))  # fmt: skip
+    model = SimpleNamespace(
+        tokenizer=None, vocab_size=50, special_ids=(), device=SimpleNamespace(torch_device="cpu")
+    )
     same = prompt_ids(model, 8, seed=3, batch=3)
     assert (same == same[0]).all()
     distinct = prompt_ids(model, 8, seed=3, batch=3, distinct=True)

@@ -27,8 +27,9 @@ def model(request, tmp_path_factory):
 
 
 def test_latency_is_measured_without_a_bound(model):
-    row = latency.arm(model, stack="hf-eager", context=8, new_tokens=3, repeats=2, seed=0,
-                      env_id=None)  # fmt: skip
+    row = latency.arm(
+        model, stack="hf-eager", context=8, new_tokens=3, repeats=2, seed=0, env_id=None
+    )
     assert len(row.samples["e2e_s"]) == 2 and "decode_bytes" not in row.values
     assert "the size of the cache is unknown" in row.missing["decode_bytes"]
 
@@ -41,8 +42,16 @@ def test_memory_is_measured_without_the_cards_cache(model, kind):
         "memory": lambda ids, tokens: {"cache": generate(ids, tokens).cache},
     }[kind]
     tokens = 3 if kind == "memory-paper" else 4  # 11 tokens in the cache either way
-    row = memory.arm(model, kind=kind, call=call, stack="hf-eager", context=8, new_tokens=tokens,
-                     seed=0, env_id=None)  # fmt: skip
+    row = memory.arm(
+        model,
+        kind=kind,
+        call=call,
+        stack="hf-eager",
+        context=8,
+        new_tokens=tokens,
+        seed=0,
+        env_id=None,
+    )
     assert row.values["kv_tensor_bytes"] == HELD[model.card.model_type]
     assert row.values["peak_bytes"] > row.values["baseline_bytes"] > 0
     assert "kv_card_bytes" not in row.values and row.warnings == ()

@@ -23,9 +23,12 @@ def base_rows() -> list[Record]:
     """Latency, memory, energy of the paper's models and the ablations of its own."""
     rows = [ENV]
     for model in sample.FACTORS:
-        rows += [sample.card(model, ENV.env_id), *sample.latency(model, ENV.env_id, CONTEXTS),
-                 *sample.memory(model, ENV.env_id, CONTEXTS),
-                 *sample.energy(model, ENV.env_id, CONTEXTS)]  # fmt: skip
+        rows += [
+            sample.card(model, ENV.env_id),
+            *sample.latency(model, ENV.env_id, CONTEXTS),
+            *sample.memory(model, ENV.env_id, CONTEXTS),
+            *sample.energy(model, ENV.env_id, CONTEXTS),
+        ]
     return rows + sample.ablations("gpt-oss-20b", ENV.env_id, (*CONTEXTS, 4096))
 
 
@@ -189,8 +192,9 @@ def test_the_compiled_stack_is_taken_where_more_models_have_it():
     compiled = [sample.captured(m, ENV.env_id, "graph-compiled") for m in ("gpt-oss-20b",)]
     some = evidence.gather(rows + compiled[0], study())
     assert some.bound_stack == "graph"
-    rest = [r for m in ("qwen3-32b", "yi-34b")
-            for r in sample.captured(m, ENV.env_id, "graph-compiled")]  # fmt: skip
+    rest = [
+        r for m in ("qwen3-32b", "yi-34b") for r in sample.captured(m, ENV.env_id, "graph-compiled")
+    ]
     assert evidence.gather(rows + compiled[0] + rest, study()).bound_stack == "graph-compiled"
     none = evidence.gather(base_rows(), study())
     assert none.bound_stack == "" and "no row on a stack" in none.bound[GPT].reason
@@ -216,8 +220,10 @@ def test_an_ablation_arm_stands_in_for_a_latency_row_of_every_expert():
 
 def test_other_cards_are_not_compared():
     other = environment_record({**sample.GPU, "gpu": "NVIDIA A100"})
-    rows = [replace(r, env_id=other.env_id) if r.key.get("model") == "qwen3-32b" else r
-            for r in base_rows()]  # fmt: skip
+    rows = [
+        replace(r, env_id=other.env_id) if r.key.get("model") == "qwen3-32b" else r
+        for r in base_rows()
+    ]
     entry = of([other, *rows], "throughput-vs-qwen")
     assert entry.verdict.word == UNTESTABLE and "rows differ in gpu" in entry.verdict.why
     assert "rows differ in gpu" in of([other, *rows], "peak-vs-qwen").verdict.why
@@ -227,7 +233,8 @@ def test_too_few_repetitions_decide_nothing():
     rows = [replace(r, samples={n: s[:5] for n, s in r.samples.items()}) for r in base_rows()]
     entry = of(rows, "energy-vs-qwen")
     assert entry.verdict.word == UNTESTABLE and "n = 5: an interval needs n >= 6" in str(
-        entry.verdict)  # fmt: skip
+        entry.verdict
+    )
     assert entry.measured.protocol[QWEN].value is not None  # the value is shown all the same
     assert of(rows, "peak-lower").verdict.word == REPRODUCED  # one reading is enough
 
@@ -246,18 +253,23 @@ def test_a_missing_fact_is_said():
 def test_models_of_different_machines_are_said_to_be_so_with_their_hosts():
     """A host of half the speed makes what waits for it twice as slow: that is no model's doing."""
     speeds = {"gpt-oss-20b": ("u1", 30.04), "qwen3-32b": ("u2", 15.0), "yi-34b": ("u2", 15.0)}
-    envs = {m: environment_record({**sample.GPU, "gpu_uuid": uuid, "host_score_per_s": speed})
-            for m, (uuid, speed) in speeds.items()}  # fmt: skip
-    rows = [replace(r, env_id=envs[r.key["model"]].env_id) if r.key.get("model") in envs else r
-            for r in all_rows()]  # fmt: skip
+    envs = {
+        m: environment_record({**sample.GPU, "gpu_uuid": uuid, "host_score_per_s": speed})
+        for m, (uuid, speed) in speeds.items()
+    }
+    rows = [
+        replace(r, env_id=envs[r.key["model"]].env_id) if r.key.get("model") in envs else r
+        for r in all_rows()
+    ]
     rows = [*envs.values(), *rows]
     said = f"different machines, whose hosts do 30.0 ({GPT}), 15.0 ({QWEN}) million loops a second"
     assert said in of(rows, "throughput-vs-qwen").cause
     for silent in ("peak-vs-qwen", "ape-throughput", "slows-with-context"):  # each model alone
         assert "machines" not in of(rows, silent).cause
     assert said in of(rows, "energy-vs-qwen").cause
-    energy_together = [replace(r, env_id=envs["yi-34b"].env_id) if r.kind == "energy" else r
-                       for r in rows]  # fmt: skip
+    energy_together = [
+        replace(r, env_id=envs["yi-34b"].env_id) if r.kind == "energy" else r for r in rows
+    ]
     assert "machines" not in of(energy_together, "energy-vs-qwen").cause
     rungs = ladder.rungs(rows, study())
     assert [said in rung.cause for rung in rungs].count(True) == 2
@@ -282,18 +294,29 @@ def test_what_differs_is_part_of_every_verdict_that_was_measured():
 
 def test_the_papers_card_and_checkpoint_do_not_differ():
     env = environment_record({**sample.GPU, "gpu": "NVIDIA H100 NVL"})
-    rows = [replace(r, key=r.key | {"weights": "checkpoint"} if "weights" in r.key else r.key,
-                    env_id=env.env_id) for r in base_rows() if r.kind != "environment"]  # fmt: skip
+    rows = [
+        replace(
+            r,
+            key=r.key | {"weights": "checkpoint"} if "weights" in r.key else r.key,
+            env_id=env.env_id,
+        )
+        for r in base_rows()
+        if r.kind != "environment"
+    ]
     assert list(of([env, *rows], "peak-lower").differs) == ["software"]
 
 
 def test_a_host_that_sets_the_pace_is_named():
     """63 tokens in 0.64 s are 98.4 tok/s; 1,000 GB/s over 2 GB would allow 500."""
     env = environment_record({**sample.GPU, "copy_bytes_per_s": 1e12})
-    busy = Record("busy", sample.key("gpt-oss-20b"), {}, {"decode_busy_s": 0.002},
-                  env_id=env.env_id)  # fmt: skip
-    rows = [replace(r, env_id=env.env_id, values=r.values | {"decode_bytes": 2e9})
-            for r in base_rows() if r.kind != "environment"]  # fmt: skip
+    busy = Record(
+        "busy", sample.key("gpt-oss-20b"), {}, {"decode_busy_s": 0.002}, env_id=env.env_id
+    )
+    rows = [
+        replace(r, env_id=env.env_id, values=r.values | {"decode_bytes": 2e9})
+        for r in base_rows()
+        if r.kind != "environment"
+    ]
     text = of([env, *rows, busy], "throughput-vs-qwen").cause
     assert f"host-bound: decoding at 20% ({GPT}), 10% ({QWEN}) of what its bytes allow" in text
     assert f"the GPU works 20% ({GPT}) of a step" in text
@@ -346,8 +369,12 @@ def test_a_table_for_a_notebook():
 def with_bytes(rows, more=0):
     """Each call with the bytes of a step by its model's architecture, those of the trace + more."""
     bytes_of = {m: sample.trace(m, ENV.env_id).values["decode_bytes"] for m in sample.FACTORS}
-    return [replace(r, values=r.values | {"decode_bytes": bytes_of[r.key["model"]] + more})
-            if r.kind == "latency" else r for r in rows]  # fmt: skip
+    return [
+        replace(r, values=r.values | {"decode_bytes": bytes_of[r.key["model"]] + more})
+        if r.kind == "latency"
+        else r
+        for r in rows
+    ]
 
 
 def test_the_rungs_of_the_ladder():
@@ -370,8 +397,11 @@ def test_the_rungs_of_the_ladder():
 def test_bytes_with_every_expert_need_only_its_trace():
     """40 GB with every expert against 20 GB of Qwen: half as many steps a second."""
     own = sample.trace("gpt-oss-20b", ENV.env_id)
-    own = replace(own, key=own.key | {"experts": "all_experts"},
-                  values=own.values | {"decode_bytes_realised": 40_000_000_000})  # fmt: skip
+    own = replace(
+        own,
+        key=own.key | {"experts": "all_experts"},
+        values=own.values | {"decode_bytes_realised": 40_000_000_000},
+    )
     traces = [sample.trace(m, ENV.env_id) for m in sample.FACTORS]
     rungs = ladder.rungs([*with_bytes(base_rows()), *traces, own], study())
     assert [r.ratio.value for r in rungs[7:9]] == pytest.approx([0.5, 2])
@@ -395,10 +425,16 @@ def test_a_ladder_without_rows_keeps_the_papers_rungs_and_says_why():
 
 
 def test_a_ladder_reads_what_its_caption_is_about_and_nothing_else():
-    half = Record("ablation-precision", sample.key("gpt-oss-20b") | {"dtype": "float16"},
-                  {"e2e_s": [1.0] * 6}, env_id=ENV.env_id)  # fmt: skip
-    static = [replace(r, key=r.key | {"stack": "hf-static"}) for r in sample.latency(
-              "gpt-oss-20b", ENV.env_id, (2048,))]  # fmt: skip
+    half = Record(
+        "ablation-precision",
+        sample.key("gpt-oss-20b") | {"dtype": "float16"},
+        {"e2e_s": [1.0] * 6},
+        env_id=ENV.env_id,
+    )
+    static = [
+        replace(r, key=r.key | {"stack": "hf-static"})
+        for r in sample.latency("gpt-oss-20b", ENV.env_id, (2048,))
+    ]
     rows = [*all_rows(), *(sample.trace(m, ENV.env_id) for m in sample.FACTORS), half, *static]
     read = ladder.reads(rows, study())
     assert ladder.rungs(read, study()) == ladder.rungs(rows, study()) and half not in read
@@ -434,12 +470,16 @@ def test_rankings_by_print_protocol_and_definition():
 
 
 def test_a_model_without_an_interval_has_no_place():
-    rows = [replace(r, samples={n: s[:3] for n, s in r.samples.items()})
-            if r.key.get("model") == "yi-34b" and r.kind == "energy" else r
-            for r in base_rows()]  # fmt: skip
+    rows = [
+        replace(r, samples={n: s[:3] for n, s in r.samples.items()})
+        if r.key.get("model") == "yi-34b" and r.kind == "energy"
+        else r
+        for r in base_rows()
+    ]
     energy = rankings.rankings(rows, study())[2]
-    assert energy.ours == ("1. GPT-OSS-20B 10,000; 2. Qwen3-32B 20,000; "
-                           "Yi-34B: n = 3: an interval needs n >= 6")  # fmt: skip
+    assert energy.ours == (
+        "1. GPT-OSS-20B 10,000; 2. Qwen3-32B 20,000; Yi-34B: n = 3: an interval needs n >= 6"
+    )
     assert "; 3. Yi-34B 34,920" in energy.protocol  # by the value alone, as the paper ranks
     assert "cannot be compared" in energy.change
     none = rankings.rankings([], study())[0]
@@ -453,8 +493,11 @@ def test_governance_beside_the_publishers():
     found = {(row[0], row[1]): row for row in governance.rows(study())}
     assert len(found) == 15 and all(row[6] and row[5] for row in found.values())
     qwen = found[QWEN, "licence"]
-    assert qwen[2:5] == ("Qwen License", "Apache-2.0",
-                         "not reproduced: the publisher states Apache-2.0")  # fmt: skip
+    assert qwen[2:5] == (
+        "Qwen License",
+        "Apache-2.0",
+        "not reproduced: the publisher states Apache-2.0",
+    )
     assert found[GPT, "licence"][4] == found[GPT, "class"][4] == REPRODUCED
     assert found[QWEN, "usage policy"][3:5] == ("none found", REPRODUCED)  # the paper says no
     assert found[YI, "usage policy"][4] == "not reproduced: none found"
@@ -463,15 +506,21 @@ def test_governance_beside_the_publishers():
 
 
 def test_what_was_not_looked_up_is_not_judged():
-    entries = {name: {k: v for k, v in entry.items() if k != "governance"}
-               for name, entry in params.models().items()}  # fmt: skip
+    entries = {
+        name: {k: v for k, v in entry.items() if k != "governance"}
+        for name, entry in params.models().items()
+    }
     rows = governance.rows(replace(study(), entries=entries))
     assert {row[4] for row in rows} == {"not testable: not looked up"}
 
 
 def test_the_hub_today_or_why_not():
-    state = {"licence": "apache-2.0", "gated": False, "revision": "new",
-             "last_modified": "2026-01-02"}  # fmt: skip
+    state = {
+        "licence": "apache-2.0",
+        "gated": False,
+        "revision": "new",
+        "last_modified": "2026-01-02",
+    }
 
     def fetch(repo: str) -> dict:
         if "Yi" in repo:
@@ -479,8 +528,15 @@ def test_the_hub_today_or_why_not():
         return state | ({"licence": "other"} if "Qwen" in repo else {})
 
     rows = {row[0]: row for row in governance.refreshed(study(), fetch).rows}
-    assert rows["gpt-oss-20b"] == ("gpt-oss-20b", "Apache-2.0", "apache-2.0", "no", "2026-01-02",
-                                   "yes", "none")  # fmt: skip
+    assert rows["gpt-oss-20b"] == (
+        "gpt-oss-20b",
+        "Apache-2.0",
+        "apache-2.0",
+        "no",
+        "2026-01-02",
+        "yes",
+        "none",
+    )
     assert rows["Qwen3-32B"][-1] == "licence"
     why = "not refreshed: ConnectionError: no route to the hub"
     assert rows["Yi-34B"][2:] == (None, None, None, None, why)
@@ -490,9 +546,17 @@ def test_the_hubs_answer_is_read(monkeypatch):
     from datetime import UTC, datetime
     from types import SimpleNamespace
 
-    info = SimpleNamespace(card_data=None, tags=["text", "license:apache-2.0"], gated=False,
-                           sha="abc", last_modified=datetime(2026, 1, 2, tzinfo=UTC))  # fmt: skip
+    info = SimpleNamespace(
+        card_data=None,
+        tags=["text", "license:apache-2.0"],
+        gated=False,
+        sha="abc",
+        last_modified=datetime(2026, 1, 2, tzinfo=UTC),
+    )
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, repo, timeout: info)
     assert governance.hub_metadata("a/b") == {
-        "licence": "apache-2.0", "gated": False, "revision": "abc", "last_modified": "2026-01-02",
-    }  # fmt: skip
+        "licence": "apache-2.0",
+        "gated": False,
+        "revision": "abc",
+        "last_modified": "2026-01-02",
+    }

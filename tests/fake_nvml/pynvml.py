@@ -52,8 +52,12 @@ def nvmlDeviceGetPowerUsage(handle):
 def _field(value, kind):
     names = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
     known = value is not None and MODE != "old"
-    return SimpleNamespace(nvmlReturn=0 if known else 3, valueType=kind, timestamp=1_700_000_000,
-                           value=SimpleNamespace(**{names[kind]: value}))  # fmt: skip
+    return SimpleNamespace(
+        nvmlReturn=0 if known else 3,
+        valueType=kind,
+        timestamp=1_700_000_000,
+        value=SimpleNamespace(**{names[kind]: value}),
+    )
 
 
 def nvmlDeviceGetFieldValues(handle, fields):
@@ -64,9 +68,16 @@ def nvmlDeviceGetFieldValues(handle, fields):
         os._exit(9)
     watts = BOARDS[handle]
     counter = None if MODE == "no-counter" else nvmlDeviceGetTotalEnergyConsumption(handle)
-    known = {(83, 0): (counter, 3), (186, 0): (watts * 1000 + 500, 1), (185, 0): (watts * 1000, 1),
-             (82, 0): (55, 1), (74, 0): (2 * 10**9, 3), (269, 0): (0, 3), (270, 0): (0, 3),
-             (271, 0): (None, 3)}  # fmt: skip
+    known = {
+        (83, 0): (counter, 3),
+        (186, 0): (watts * 1000 + 500, 1),
+        (185, 0): (watts * 1000, 1),
+        (82, 0): (55, 1),
+        (74, 0): (2 * 10**9, 3),
+        (269, 0): (0, 3),
+        (270, 0): (0, 3),
+        (271, 0): (None, 3),
+    }
     return [_field(*known[field]) for field in fields]
 
 
