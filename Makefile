@@ -101,7 +101,7 @@ lab:  ## open JupyterLab on notebooks/start.ipynb, which reads the released resu
 	    --LabApp.default_url=/lab/tree/notebooks/start.ipynb $(ARGS)
 
 lint:  ## check the style of code and notebooks with ruff
-	@$(call find,test) exec "$$py" -m ruff check .
+	@$(call find,test) "$$py" -m ruff check . && "$$py" -m ruff format --check .
 
 lock:  ## resolve requirements.lock anew (WITH='torch==2.13.0' holds versions; Python 3.11)
 	@"$(or $(PYTHON),python3.11)" tools/lock.py --with $(WITH)
