@@ -62,6 +62,7 @@ ATTRIBUTES = {
     "th": {"colspan", "rowspan", "data-value", "scope"},
     "ol": {"start"},
 }
+HEADING = re.compile(r"<(/?)h([1-6])(?=[\s>])")
 LONG = 36  # characters of a cell's text that stay on one line
 NUMBER = re.compile(r"[-+−]?[\d,.]+(e[-+]?\d+)?|[-–—]|None|NaN|")
 DATA_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml)[;,]")
@@ -72,10 +73,8 @@ def read_notebook(path: str | Path) -> nbformat.NotebookNode:
     return nbformat.reads(Path(path).read_text(encoding="utf-8"), as_version=4)
 
 
-def render_fragment(
-    notebook: nbformat.NotebookNode, prefix: str, demote: int = 2, *, title: bool = True
-) -> str:
-    """The notebook's body: ids start with `prefix`, headings sink by `demote` levels.
+def render_fragment(notebook: nbformat.NotebookNode, prefix: str, *, title: bool = True) -> str:
+    """The notebook's body, with ids that start with `prefix`.
 
     Code is folded, tables stand in regions that scroll by themselves, formulas are MathML.
     `title=False` leaves out the notebook's first heading, for a page that has its own.
@@ -86,7 +85,7 @@ def render_fragment(
     _fold_code(soup)
     if not title and (first := soup.find(re.compile(r"^h[1-6]$"))) and first.name == "h1":
         first.decompose()
-    _demote(soup, demote)
+    _name_headings(soup)
     _math(soup)
     _images(soup)
     _tables(soup, prefix)
@@ -166,9 +165,13 @@ def _fold_code(soup: BeautifulSoup) -> None:
         pre["tabindex"] = "0"
 
 
-def _demote(soup: BeautifulSoup, levels: int) -> None:
+def demoted(fragment: str, levels: int) -> str:
+    """A fragment whose headings sink by `levels`, to stand below those of a page."""
+    return HEADING.sub(lambda m: f"<{m[1]}h{min(6, int(m[2]) + levels)}", fragment)
+
+
+def _name_headings(soup: BeautifulSoup) -> None:
     for heading in soup.find_all(re.compile(r"^h[1-6]$")):
-        heading.name = f"h{min(6, int(heading.name[1]) + levels)}"
         if not heading.get("id"):  # what JupyterLab calls it, so that links within a notebook work
             heading["id"] = heading.get_text(strip=True).replace(" ", "-")
 

@@ -39,7 +39,7 @@ from lib import (
     tables,
 )
 from lib.findings import findings
-from lib.fragments import read_notebook, render_fragment
+from lib.fragments import demoted, read_notebook, render_fragment
 from lib.grid import RANDOM_NOTE, Table
 from lib.markup import grid_html, paper_html
 from lib.page import data_link, entry, shell, write_text
@@ -72,8 +72,9 @@ def write(
     if not found:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
-    pages = {job.id: _page(job, out) for job in found if job.notebook_path}
-    text = render(found, source, out, pages, prices)
+    fragments = {job.id: _fragment(job) for job in found if job.notebook_path}
+    pages = {job.id: _page(job, out, fragments[job.id]) for job in found if job.notebook_path}
+    text = render(found, source, out, pages, fragments, prices)
     path = out / "report.html"
     write_text(path, text)
     return path
@@ -90,7 +91,7 @@ def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) 
     job = next((j for j in results.find(root) if j.folder.resolve() == folder), None)
     if job is None or job.notebook_path is None:
         raise FileNotFoundError(f"{folder} holds no run.json with an executed notebook")
-    return _page(job, Path(out_dir) if out_dir is not None else root)
+    return _page(job, Path(out_dir) if out_dir is not None else root, _fragment(job))
 
 
 def _results_root(folder: Path) -> Path:
@@ -98,15 +99,18 @@ def _results_root(folder: Path) -> Path:
     return folder.parents[1] if folder.parent.name == ACROSS else folder.parents[2]
 
 
-def _page(job: Job, out: Path) -> Path:
+def _fragment(job: Job) -> str:
+    """A job's notebook as HTML, under headings of its own page."""
+    return render_fragment(read_notebook(job.notebook_path), job.id, title=False)
+
+
+def _page(job: Job, out: Path, fragment: str) -> Path:
     """Write a notebook as its own page below `out`; returns its path."""
     target = out / job.path / "notebook.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    notebook = job.notebook_path
     up = "/".join([".."] * len(job.parts))
     body = shell().get_template("notebook.html")
     title = f"{job.title} · {job.model}"
-    fragment = render_fragment(read_notebook(notebook), job.id, demote=0, title=False)
     text = body.render(
         title=title,
         kicker=job.setup or job.profile,
@@ -117,7 +121,7 @@ def _page(job: Job, out: Path) -> Path:
         fragment=Markup(fragment),
         report_href=f"{up}/report.html",
         toc=[entry(job.id, title, _headings(fragment))],
-        ipynb_href=quote(Path(os.path.relpath(notebook, target.parent)).as_posix()),
+        ipynb_href=quote(Path(os.path.relpath(job.notebook_path, target.parent)).as_posix()),
     )
     write_text(target, text)
     return target
@@ -134,6 +138,7 @@ def render(
     source: Path,
     out: Path,
     pages: dict[str, Path],
+    fragments: dict[str, str],
     prices: money.Prices | None,
 ) -> str:
     """The report as text; writes the CSVs that it embeds."""
@@ -164,7 +169,7 @@ def render(
     grids = [(t.title, Markup(grid_html(t, f"grid-{t.name}"))) for t in generic]
     failures = [job for job in found if job.status != "ok"]
     demo = provenance.is_demo(rows)
-    groups = _groups(found, pages, out)
+    groups = _groups(found, pages, fragments, out)
     ended = max((str(job.run.get("end") or "") for job in found), default="")
     return (
         shell()
@@ -269,7 +274,9 @@ def _optional(table: Table, table_id: str) -> str:
     return grid_html(table, table_id) if table.rows else ""
 
 
-def _groups(found: Sequence[Job], pages: dict[str, Path], out: Path) -> list[SimpleNamespace]:
+def _groups(
+    found: Sequence[Job], pages: dict[str, Path], fragments: dict[str, str], out: Path
+) -> list[SimpleNamespace]:
     """Sections: the machine first, then the notebooks across models, then each model's."""
     by_folder: dict[str, list[Job]] = {}
     for job in sorted(found, key=lambda j: (j.notebook not in BEFORE_MODELS, j.parts[0] != ACROSS)):
@@ -284,16 +291,15 @@ def _groups(found: Sequence[Job], pages: dict[str, Path], out: Path) -> list[Sim
         name, title = across.get(folder, (f"model-{slug(folder)}", members[0].model))
         taken[name] += 1
         name += f"-{taken[name]}" if taken[name] > 1 else ""
-        shown = [_section(job, pages.get(job.id), out) for job in members]
+        shown = [
+            _section(job, pages.get(job.id), demoted(fragments.get(job.id, ""), 2), out)
+            for job in members
+        ]
         groups.append(SimpleNamespace(id=name, title=title, jobs=shown))
     return groups
 
 
-def _section(job: Job, page: Path | None, out: Path) -> SimpleNamespace:
-    fragment = ""
-    if job.notebook_path is not None and page is not None:
-        notebook = read_notebook(job.notebook_path)
-        fragment = render_fragment(notebook, job.id, demote=2, title=False)
+def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNamespace:
     return SimpleNamespace(
         id=job.id,
         title=job.title,

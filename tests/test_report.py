@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 
 from lib import compare, report, results
 from lib.findings import compared, findings
-from lib.fragments import clean, mathml, read_notebook, render_fragment
+from lib.fragments import clean, demoted, mathml, read_notebook, render_fragment
 from lib.paperrules import load_published
 from lib.papertables import paper_tables
 from lib.records import Record, load_tree
@@ -418,8 +418,8 @@ def test_one_page_alone(tmp_path):
 
 
 def fragment(prefix: str = "m--latency", **arguments) -> BeautifulSoup:
-    made = render_fragment(sample.notebook("T", **arguments), prefix, demote=3)
-    return BeautifulSoup(made, "html.parser")
+    made = render_fragment(sample.notebook("T", **arguments), prefix)
+    return BeautifulSoup(demoted(made, 3), "html.parser")
 
 
 def test_fragment_folds_code_demotes_headings_and_prefixes_ids():
