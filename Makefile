@@ -62,7 +62,7 @@ setup:  ## prepare the environment the other targets use, and say which it is
 	@$(call find,lab) :
 
 report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
-	@$(call find,report) exec "$$py" -m lib.run \
+	@$(call find,report) exec "$$py" -m lib report \
 	    $(if $(FROM),--from "$(FROM)",--profile "$(PROFILE)" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
 	    $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STACK),--stack "$(STACK)") \
@@ -73,23 +73,23 @@ report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	    $(if $(KWH_USD),--kwh-usd "$(KWH_USD)")
 
 merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/b" OUT=outputs/c
-	@$(call find,report) exec "$$py" -m lib.merge $(FROM) $(if $(OUT),--out "$(OUT)")
+	@$(call find,report) exec "$$py" -m lib merge $(FROM) $(if $(OUT),--out "$(OUT)")
 
 compare:  ## ratios with intervals between two result sets: A=outputs/x B=outputs/y
-	@$(call find,report) exec "$$py" -m lib.compare $(if $(A),"$(A)") $(if $(B),"$(B)") $(if $(OUT),--out "$(OUT)")
+	@$(call find,report) exec "$$py" -m lib compare $(if $(A),"$(A)") $(if $(B),"$(B)") $(if $(OUT),--out "$(OUT)")
 
 bundle:  ## a zip of the report and all it rests on, to send: FROM=outputs/x (default outputs/PROFILE)
-	@$(call find,report) exec "$$py" -m lib.bundle "$(or $(FROM),outputs/$(PROFILE))" \
+	@$(call find,report) exec "$$py" -m lib bundle "$(or $(FROM),outputs/$(PROFILE))" \
 	    $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
-	@$(call find,report) exec "$$py" -m lib.fit $(if $(MODEL),--model "$(MODEL)") \
+	@$(call find,report) exec "$$py" -m lib fit $(if $(MODEL),--model "$(MODEL)") \
 	    $(if $(GPU_GB),--gpu-gb "$(GPU_GB)") $(if $(DTYPE),--dtype "$(DTYPE)") \
 	    $(if $(BANDWIDTH_GB_S),--bandwidth-gb-s "$(BANDWIDTH_GB_S)") \
 	    $(if $(CONTEXT),--context "$(CONTEXT)") $(ARGS)
 
 audit:  ## check a published study against its own data; CSV=folder compares its released files
-	@$(call find,report) exec "$$py" -m lib.audit $(if $(CSV),--csv "$(CSV)") $(ARGS)
+	@$(call find,report) exec "$$py" -m lib audit $(if $(CSV),--csv "$(CSV)") $(ARGS)
 
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \

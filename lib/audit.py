@@ -1,31 +1,22 @@
 """The audit of a published study: what it prints against what follows from its own data.
 
-python -m lib.audit [--study params/published/....yaml] [--csv FOLDER]
-
 Nothing is measured and no number is typed: each rule computes from the study's file. With a
 folder of the study's released CSVs, the facts that the file took from them are compared first.
 """
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import shutil
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lib import (
     auditchecks,
     auditenergy,
     auditlatency,
     auditsizes,
-    paperrules,
-    params,
-    published,
 )
 from lib.published import SEVERITIES, Absent, Published, Verdict
 
@@ -197,41 +188,3 @@ def text(found: Sequence[Finding], width: int = 100) -> str:
         ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0, or 1 where facts differ from the files, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m lib.audit", description=__doc__)
-    parser.add_argument("--study", type=Path, default=paperrules.PUBLISHED)
-    parser.add_argument("--csv", type=Path, help="folder of the study's released CSV files")
-    args = parser.parse_args(argv)
-    if not params.resolve(args.study).is_file():
-        return _say(f"error: no study {args.study}; --study takes a file of params/published/", 2)
-    study = published.load(args.study)
-    found = findings(study)
-    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    _say(f"{study.data['title']} ({study.data['source']})\n\n{text(found, width)}\n")
-    _say(f"{conclusion(study, found)}\n")
-    if args.csv is None:
-        return 0
-    if not args.csv.is_dir():
-        return _say(f"error: no folder {args.csv}; CSV takes the folder of the released files", 2)
-    told = published.differences(study.data, args.csv)
-    facts = len(study.data["released"])
-    _say("\n".join(told))
-    return _say(
-        f"released facts: {facts - len(told)} of {facts} equal the files in {args.csv}",
-        1 if told else 0,
-    )
-
-
-def _say(message: str, status: int = 0) -> int:
-    """Write a message (errors to stderr) and hand back the exit status."""
-    stream = sys.stderr if status == 2 else sys.stdout
-    if message:
-        stream.write(f"{message}\n")
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

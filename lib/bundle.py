@@ -2,13 +2,10 @@
 
 Nothing personal may be inside: text with a user name, a home folder, the name of this host or a
 token is refused, with file and line. The same results give the same bytes.
-
-python -m lib.bundle FOLDER [--out FILE.zip]
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import getpass
 import gzip
@@ -16,7 +13,6 @@ import hashlib
 import re
 import shutil
 import socket
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -25,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import manifest, report, results
-from lib.params import ParamsError, resolve
+from lib.params import ParamsError
 from lib.records import environments
 
 COPIED = ("run.json", "notebook.ipynb", "records.jsonl", "*.jsonl.gz")
@@ -217,28 +213,3 @@ def _told(found: Sequence[Leak], source: Path, limit: int = 20) -> str:
         "that is not personal is let through by --allow WORD (make: ARGS=)"
     )
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 2 where there is nothing to share or something personal in it."""
-    parser = argparse.ArgumentParser(prog="python -m lib.bundle", description=__doc__)
-    parser.add_argument("source", nargs="?", default="outputs/demo")
-    parser.add_argument("--out", help="default: outputs/bundles/<folder>.zip")
-    parser.add_argument(
-        "--allow", action="append", default=[], metavar="WORD", help="a name that is not personal"
-    )
-    args = parser.parse_args(argv)
-    source = resolve(args.source)
-    target = resolve(args.out or f"outputs/bundles/{source.name}.zip")
-    try:
-        made = write(source, target, [pair for pair in here() if pair[1] not in args.allow])
-    except (ParamsError, ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    size = made.stat().st_size / 1e6
-    sys.stderr.write(f"bundle: {manifest.short(made)} ({size:.1f} MB, SHA-256 {_sha(made)})\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

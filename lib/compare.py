@@ -1,12 +1,7 @@
-"""A report of ratios between two result sets, such as two GPUs or two versions of the software.
-
-python -m lib.compare A B [--out OUT]
-"""
+"""A report of ratios between two result sets, such as two GPUs or two versions of the software."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +16,7 @@ from lib.markup import grid_html
 from lib.page import data_link, entry, shell, write_text
 from lib.pairs import READ, SAMPLED, Pair, Refused, Side, compare, load
 from lib.papertables import number_text
-from lib.params import ParamsError, resolve
+from lib.params import ParamsError
 from lib.records import KEY_FIELDS
 from lib.shown import short
 from lib.stats import Estimate
@@ -272,26 +267,3 @@ def _columns(name: str, found: Estimate) -> dict[str, Any]:
         f"{name}_high": number_text(found.high),
         f"{name}_n": found.n or "",
     }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: 0, 1 where nothing can be compared, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m lib.compare", description=__doc__)
-    parser.add_argument("a", metavar="A")
-    parser.add_argument("b", metavar="B")
-    parser.add_argument("--out", help="default: outputs/compared/<A>--<B>")
-    args = parser.parse_args(argv)
-    a, b = resolve(args.a), resolve(args.b)
-    out = resolve(args.out or f"outputs/compared/{a.name}--{b.name}")
-    try:
-        page, count = write(a, b, out)
-    except (ParamsError, ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stderr.write("" if count else "nothing is comparable; the report says why\n")
-    sys.stderr.write(f"report: {manifest.short(page)}\n")
-    return 0 if count else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

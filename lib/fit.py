@@ -8,10 +8,7 @@ nor a GPU are needed. GB are 10^9 bytes.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 import textwrap
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -20,10 +17,8 @@ from typing import Any
 from lib.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError
 from lib.forms import FORMS, KEPT, USUAL, held_as
 from lib.params import ParamsError, split
-from lib.predictions import released_lines
 from lib.roofline import bound_tok_per_s
 from lib.strict_yaml import unknown
-from lib.tally import say
 
 # What a process takes before it holds a tensor: CUDA context, libraries and kernels. nvidia-smi
 # shows about 0.4 to 0.6 GB with PyTorch on recent cards; a round number, not measured here.
@@ -182,41 +177,3 @@ def text(told: dict[str, Any]) -> str:
 def tokens(text: str) -> tuple[int, ...]:
     """Contexts of a list such as "2048,8192"."""
     return tuple(int(item) for item in split(text))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 2 where the question has no answer."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.fit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model")
-    parser.add_argument("--gpu-gb", type=float)
-    parser.add_argument("--dtype", type=split, default=USUAL, help=", ".join(FORMS))
-    parser.add_argument("--bandwidth-gb-s", type=float, help="for the decode limit")
-    parser.add_argument("--context", type=tokens, default=CONTEXTS, help="tokens: 2048,8192")
-    parser.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
-    args = parser.parse_args(argv)
-    if not args.model or args.gpu_gb is None:
-        parser.error("MODEL and GPU_GB are needed: make fit MODEL=gpt-oss-20b GPU_GB=80")
-    try:
-        told = answer(
-            args.model,
-            gpu_gb=args.gpu_gb,
-            forms=args.dtype or USUAL,
-            bandwidth_gb_s=args.bandwidth_gb_s,
-            contexts=args.context or CONTEXTS,
-        )
-        if lines := released_lines(told["card"]["name"]):
-            told["measured"] = lines
-    except (ValueError, OSError, RuntimeError) as error:
-        say(f"error: {error}")
-        return 2
-    shown = json.dumps(told, indent=2, allow_nan=False) if args.json else text(told)
-    sys.stdout.write(shown + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -223,8 +223,9 @@ def notebook_sha(path: Path) -> str:
 
 
 def lib_sha(folder: Path = ROOT / "lib") -> str:
-    """Hash of the library's modules."""
-    return _sha([[path.name, file_sha(path)] for path in sorted(folder.glob("*.py"))])
+    """Hash of the library's modules, those of its packages included."""
+    paths = sorted(folder.rglob("*.py"))
+    return _sha([[path.relative_to(folder).as_posix(), file_sha(path)] for path in paths])
 
 
 def file_sha(path: Path) -> str:

@@ -2,23 +2,19 @@
 
 A row is told from another by `records.identity`. Two runs of a job add up where GPU and revision
 of the model agree; model, weights, stack and notebook are the job's folder.
-
-`python -m lib.merge A B ... --out OUT` does so for whole result folders, job by job.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lib import manifest, records
-from lib.params import ParamsError, resolve
+from lib.params import ParamsError
 from lib.records import Record
 
 ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits for its repetition
@@ -271,30 +267,3 @@ def _drop_stale(folders: dict[str, Path], out_dir: Path) -> list[str]:
     for name in stale:
         shutil.rmtree(out_dir / name)
     return stale
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 2 where the folders cannot be merged."""
-    parser = argparse.ArgumentParser(prog="python -m lib.merge", description=__doc__)
-    parser.add_argument("sources", nargs="+", metavar="A")
-    parser.add_argument("--out", required=True)
-    args = parser.parse_args(argv)
-    sources, out_dir = [resolve(source) for source in args.sources], resolve(args.out)
-    try:
-        stale = merge(sources, out_dir)
-    except (ParamsError, ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    from lib import report
-
-    page = report.write(out_dir)
-    for name in stale:
-        sys.stderr.write(f"left out, since it has read other rows: {name}\n")
-    if stale:
-        sys.stderr.write("run these again with make report OUT= and the profile they came from\n")
-    sys.stderr.write(f"report: {manifest.short(page)}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

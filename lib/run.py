@@ -1,13 +1,8 @@
-"""One job: lease a GPU, run a notebook by papermill, write run.json. And the loop over jobs.
-
-python -m lib.run --profile demo [--models ...] [--notebooks ...] [--weights ...] [--stack ...]
-"""
+"""One job: lease a GPU, run a notebook by papermill, write run.json. And the loop over jobs."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import functools
 import hashlib
 import os
 import signal
@@ -25,7 +20,6 @@ from lib.signatures import check_parameters, notebook_parameters
 from lib.tally import Tally, say
 
 OFFLINE_PROFILES = ("demo",)
-BAD_INPUT = (ParamsError, preflight.PreflightError, lease.BusyError)
 
 
 @dataclass
@@ -262,47 +256,3 @@ def jupyter_path(folders: list[str], known: str) -> str:
     shared = [Path(folder) / "share" / "jupyter" for folder in folders if folder]
     found = [known, *(str(path) for path in shared if path.is_dir())]
     return os.pathsep.join(dict.fromkeys(filter(None, found)))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lib.run", description=__doc__)
-    parser.add_argument("--profile", default="demo")
-    for name in params.SLICES:
-        parser.add_argument(f"--{name}", default="", help="comma or space separated")
-    parser.add_argument("--out", type=Path, help="default: outputs/<profile>")
-    parser.add_argument("--from", dest="source", type=Path, help="only rebuild a report")
-    parser.add_argument("--force", action="store_true", help="measure finished jobs again")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")
-    parser.add_argument("--gpu-hour-usd", type=float, help="price: shows cost per token")
-    parser.add_argument("--kwh-usd", type=float, help="price: shows cost of energy per token")
-    parser.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
-    args = parser.parse_args(argv)
-    os.environ["JUPYTER_PATH"] = jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
-    out_dir = params.resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
-    from lib import money, report
-
-    try:
-        prices = money.Prices(args.gpu_hour_usd, args.kwh_usd)
-        write_report = functools.partial(report.write, prices=prices)
-        if args.source:
-            page = rebuild(params.resolve(args.source), out_dir, write_report)
-            say(f"report: {short(page)}")
-            return 0
-        profile = params.profile(args.profile, {key: getattr(args, key) for key in params.SLICES})
-        return run(
-            profile,
-            out_dir,
-            force=args.force,
-            timeout_s=args.timeout,
-            wait=args.wait,
-            write_page=report.write_notebook_page,
-            write_report=write_report,
-        )
-    except BAD_INPUT as error:
-        say(f"error: {error}")
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

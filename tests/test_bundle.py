@@ -12,6 +12,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib import bundle, report
+from lib.__main__ import main
 from lib.params import ROOT, ParamsError
 from tests import sample_records as sample
 
@@ -135,20 +136,20 @@ def test_a_leak_is_refused_named_and_no_secret_is_printed(source, tmp_path, caps
         file.write(text)
     monkeypatch.setattr(bundle, "here", lambda: ANN)
     target = tmp_path / "x.zip"
-    assert bundle.main([str(root), "--out", str(target)]) == 2
+    assert main(["bundle", str(root), "--out", str(target)]) == 2
     said = capsys.readouterr().err
     assert f"{JOB}/notebook.ipynb, line" in said and "user name 'ann'" in said
     assert "Hugging Face token 'hf_a1B...'" in said and token not in said
     assert not target.exists()
-    assert bundle.main([str(source), "--out", str(target)]) == 0 and target.exists()
+    assert main(["bundle", str(source), "--out", str(target)]) == 0 and target.exists()
 
 
 def test_a_word_can_be_allowed(tmp_path, monkeypatch, capsys):
     root = sample.write_demo(tmp_path / "demo", models=("ann",))
     monkeypatch.setattr(bundle, "here", lambda: ANN[:1])
     arguments = [str(root), "--out", str(tmp_path / "x.zip")]
-    assert bundle.main(arguments) == 2
-    assert bundle.main([*arguments, "--allow", "ann"]) == 0
+    assert main(["bundle", *arguments]) == 2
+    assert main(["bundle", *arguments, "--allow", "ann"]) == 0
 
 
 def test_bad_input(tmp_path):

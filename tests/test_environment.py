@@ -465,7 +465,7 @@ def recipe(*arguments: str) -> str:
 
 
 def test_report_passes_its_variables_on():
-    assert 'lib.run --profile "demo"' in recipe("report")
+    assert 'lib report --profile "demo"' in recipe("report")
     sliced = recipe("report", "PROFILE=gpu", "MODELS=Qwen/Qwen3-8B", "STACK=graph", "FORCE=1")
     assert '--profile "gpu" --models "Qwen/Qwen3-8B" --stack "graph" --force' in sliced
     assert "--force" not in recipe("report", "FORCE=0")
@@ -473,17 +473,17 @@ def test_report_passes_its_variables_on():
 
 def test_fit_passes_its_variables_on():
     short = recipe("fit", "MODEL=Qwen/Qwen3-8B", "GPU_GB=24")
-    assert short.endswith('lib.fit --model "Qwen/Qwen3-8B" --gpu-gb "24"')
+    assert short.endswith('lib fit --model "Qwen/Qwen3-8B" --gpu-gb "24"')
     values = {"DTYPE": "4-bit", "BANDWIDTH_GB_S": "3350", "CONTEXT": "512,1024"}
     full = recipe("fit", *(f"{name}={value}" for name, value in values.items()), "ARGS=--json")
     assert full.endswith(
-        'lib.fit --dtype "4-bit" --bandwidth-gb-s "3350" --context "512,1024" --json'
+        'lib fit --dtype "4-bit" --bandwidth-gb-s "3350" --context "512,1024" --json'
     )
 
 
 def test_report_from_records_measures_nothing():
     command = recipe("report", "FROM=outputs/released/h100-sxm", "MODELS=x")
-    assert command.endswith('lib.run --from "outputs/released/h100-sxm"')
+    assert command.endswith('lib report --from "outputs/released/h100-sxm"')
 
 
 def test_make_runs_in_the_interpreter_that_was_found(sandbox):
@@ -494,7 +494,7 @@ def test_make_runs_in_the_interpreter_that_was_found(sandbox):
         ["make", "report", f"PYTHON={python}"], cwd=sandbox.root, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert f"{python} -m lib.run --profile demo" in (sandbox.root / "calls").read_text()
+    assert f"{python} -m lib report --profile demo" in (sandbox.root / "calls").read_text()
 
 
 def test_git_ignores_results_but_not_the_released_ones(tmp_path):

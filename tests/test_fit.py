@@ -7,6 +7,7 @@ import pytest
 from transformers import GPT2Config
 
 from lib import fit, forms, models
+from lib.__main__ import main
 from lib.card import ModelCard, ModelError
 from lib.params import ParamsError
 
@@ -166,7 +167,7 @@ def test_float32_doubles_weights_and_cache(gpt_oss):
 def test_an_unknown_cache_is_named_and_the_weights_are_told(tmp_path, capsys):
     """A folder with a configuration and no weights is enough."""
     GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16).save_pretrained(tmp_path)
-    assert fit.main(["--model", str(tmp_path), "--gpu-gb", "8"]) == 0
+    assert main(["fit", "--model", str(tmp_path), "--gpu-gb", "8"]) == 0
     shown = capsys.readouterr().out
     assert "cache is unknown, because what GPT2Attention of layer 0" in " ".join(shown.split())
     row = fit.answer(str(tmp_path), gpu_gb=8)["weights"]["bfloat16"]
@@ -175,7 +176,7 @@ def test_an_unknown_cache_is_named_and_the_weights_are_told(tmp_path, capsys):
 
 def test_the_table(capsys):
     command = ["--model", "gpt-oss-20b", "--gpu-gb", "80", "--bandwidth-gb-s", "3350"]
-    assert fit.main([*command, "--dtype", "bfloat16,mxfp4", "--context", "2048"]) == 0
+    assert main(["fit", *command, "--dtype", "bfloat16,mxfp4", "--context", "2048"]) == 0
     lines = {line[:36].strip(): line[36:].split() for line in capsys.readouterr().out.splitlines()}
     assert lines["weights (GB)"] == ["41.83", "13.76"]
     assert lines["cache of one token (kB)"] == ["49.15", "49.15"]
@@ -187,13 +188,13 @@ def test_the_table(capsys):
 
 
 def test_json_is_the_answer(capsys):
-    assert fit.main(["--model", "tiny-yi", "--gpu-gb", "8", "--json"]) == 0
+    assert main(["fit", "--model", "tiny-yi", "--gpu-gb", "8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == fit.answer("tiny-yi", gpu_gb=8)
 
 
 def test_what_the_released_set_measured_stands_among_the_notes(capsys, monkeypatch):
     monkeypatch.setattr(fit, "released_lines", lambda name: [f"measured: {name}"])
-    assert fit.main(["--model", "tiny-yi", "--gpu-gb", "8"]) == 0
+    assert main(["fit", "--model", "tiny-yi", "--gpu-gb", "8"]) == 0
     assert "- measured: tiny-yi" in capsys.readouterr().out
 
 
@@ -203,14 +204,13 @@ def test_errors_name_value_and_remedy(capsys, monkeypatch):
     for wrong in ({"gpu_gb": -8}, {"gpu_gb": 8, "contexts": (0,)}, {"gpu_gb": float("nan")}):
         with pytest.raises(ParamsError, match=r"(-8|0|nan): give GPU_GB, .* above 0"):
             fit.answer("tiny-yi", **wrong)
-    assert fit.main(["--model", "gpt-oss-2b", "--gpu-gb", "8"]) == 2
+    assert main(["fit", "--model", "gpt-oss-2b", "--gpu-gb", "8"]) == 2
     assert "did you mean gpt-oss-20b" in capsys.readouterr().err
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert fit.main(["--model", "nobody/nothing", "--gpu-gb", "8"]) == 2
+    assert main(["fit", "--model", "nobody/nothing", "--gpu-gb", "8"]) == 2
     assert "HF_HUB_OFFLINE is set, and nobody/nothing" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        fit.main(["--model", "tiny-yi"])
+    assert main(["fit", "--model", "tiny-yi"]) == 2
     assert "MODEL and GPU_GB are needed" in capsys.readouterr().err
 
 

@@ -20,6 +20,7 @@ from lib import (
     results,
     run,
 )
+from lib.__main__ import main
 from lib.params import ParamsError
 from lib.records import Record
 
@@ -366,9 +367,9 @@ def test_the_command_writes_a_report(tmp_path, capsys):
         folder = job(tmp_path / name / JOB, [a, row(a, context, 1.0)])
         nbformat.write(nbformat.v4.new_notebook(), folder / "notebook.ipynb")
     arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]
-    assert merge.main(arguments) == 0
+    assert main(["merge", *arguments]) == 0
     assert (tmp_path / "c" / "report.html").exists()
-    assert merge.main(arguments) == 2
+    assert main(["merge", *arguments]) == 2
     assert "not empty" in capsys.readouterr().err
 
 

@@ -6,7 +6,8 @@ import csv
 
 import pytest
 
-from lib import money, report, run
+from lib import money, report
+from lib.__main__ import main
 from lib.money import Prices
 from lib.params import ParamsError
 from lib.records import Record
@@ -93,11 +94,11 @@ def test_the_report_shows_costs_where_prices_are_given(tmp_path):
     assert "grid-money" not in report.write(root, tmp_path / "out").read_text()
     assert not (tmp_path / "out" / "tables" / "money.csv").exists()
     arguments = ["--from", str(root), "--out", str(tmp_path / "out"), "--gpu-hour-usd", "3.6"]
-    assert run.main(arguments) == 0
+    assert main(["report", *arguments]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'id="grid-money"' in page and "3.6 USD an hour" in page and "money.csv" in page
     with (tmp_path / "out" / "tables" / "money.csv").open() as file:
         lines = {(x["model"], x["context"], x["new tokens"]): x for x in csv.DictReader(file)}
     cost = lines["gpt-oss-20b", "2048", "64"]["GPU time, 10^6 output tokens (USD)"]
     assert float(cost) == 11.5625
-    assert run.main([*arguments, "--kwh-usd", "-1"]) == 2
+    assert main(["report", *arguments, "--kwh-usd", "-1"]) == 2

@@ -18,6 +18,7 @@ import nbformat
 import pytest
 
 from lib import kernels, lease, manifest, params, preflight, processes, records, run
+from lib.__main__ import main
 
 ROOT = params.ROOT
 RECORD = (
@@ -623,7 +624,19 @@ def test_a_broken_report_is_told_and_costs_no_measurement(bench, capsys):
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, capsys):
-    assert run.main(arguments) == 2
+    assert main(["report", *arguments]) == 2
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
+
+
+def test_the_hash_of_the_library_sees_its_packages(tmp_path):
+    """A change in a sub-folder, or a file that moves, makes finished jobs stale."""
+    (tmp_path / "stats").mkdir()
+    (tmp_path / "a.py").write_text("x = 1\n")
+    (tmp_path / "stats" / "b.py").write_text("y = 1\n")
+    first = manifest.lib_sha(tmp_path)
+    (tmp_path / "stats" / "b.py").write_text("y = 2\n")
+    second = manifest.lib_sha(tmp_path)
+    (tmp_path / "stats" / "b.py").rename(tmp_path / "b.py")
+    assert len({first, second, manifest.lib_sha(tmp_path)}) == 3

@@ -1,0 +1,219 @@
+"""The command line behind the Makefile: python -m lib VERB.
+
+report   run the notebooks of a profile, or rebuild a report from records
+merge    add the slices of several result folders up, job by job
+compare  ratios with intervals between two result sets
+bundle   a zip of a report and all it rests on
+fit      will a model fit a GPU? computed from its architecture alone
+audit    a published study against its own data
+
+Exit status: 0, 1 where something did not go well, 2 for bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib import manifest, money, params
+from lib.lease import BusyError
+from lib.params import ParamsError, resolve
+from lib.preflight import PreflightError
+from lib.tally import say
+
+BAD_INPUT = (ValueError, OSError, RuntimeError)
+# A run has more to say: whatever else it raises is a fault of ours, shown whole.
+REFUSED = (ParamsError, PreflightError, BusyError)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Run a profile and write its report; with --from only write the report."""
+    from lib import report, run
+
+    os.environ["JUPYTER_PATH"] = run.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
+    out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
+    prices = money.Prices(args.gpu_hour_usd, args.kwh_usd)
+    write_report = functools.partial(report.write, prices=prices)
+    if args.source:
+        page = run.rebuild(resolve(args.source), out_dir, write_report)
+        say(f"report: {manifest.short(page)}")
+        return 0
+    profile = params.profile(args.profile, {key: getattr(args, key) for key in params.SLICES})
+    return run.run(
+        profile,
+        out_dir,
+        force=args.force,
+        timeout_s=args.timeout,
+        wait=args.wait,
+        write_page=report.write_notebook_page,
+        write_report=write_report,
+    )
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Merge result folders and write the report of what they hold together."""
+    from lib import merge, report
+
+    out_dir = resolve(args.out)
+    stale = merge.merge([resolve(source) for source in args.sources], out_dir)
+    page = report.write(out_dir)
+    for name in stale:
+        say(f"left out, since it has read other rows: {name}")
+    if stale:
+        say("run these again with make report OUT= and the profile they came from")
+    say(f"report: {manifest.short(page)}")
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare two result sets; 1 where no arm of them can be compared."""
+    from lib import compare
+
+    a, b = resolve(args.a), resolve(args.b)
+    out = resolve(args.out or f"outputs/compared/{a.name}--{b.name}")
+    page, count = compare.write(a, b, out)
+    if not count:
+        say("nothing is comparable; the report says why")
+    say(f"report: {manifest.short(page)}")
+    return 0 if count else 1
+
+
+def bundle(args: argparse.Namespace) -> int:
+    """Zip a result set; refused where something personal is in it."""
+    from lib import bundle
+
+    source = resolve(args.source)
+    target = resolve(args.out or f"outputs/bundles/{source.name}.zip")
+    personal = [pair for pair in bundle.here() if pair[1] not in args.allow]
+    path = bundle.write(source, target, personal)
+    size = path.stat().st_size / 1e6
+    say(f"bundle: {manifest.short(path)} ({size:.1f} MB, SHA-256 {manifest.file_sha(path)})")
+    return 0
+
+
+def fit(args: argparse.Namespace) -> int:
+    """Print whether a model fits a GPU, as text or JSON."""
+    from lib import fit, predictions
+
+    if not args.model or args.gpu_gb is None:
+        raise ParamsError("MODEL and GPU_GB are needed: make fit MODEL=gpt-oss-20b GPU_GB=80")
+    answer = fit.answer(
+        args.model,
+        gpu_gb=args.gpu_gb,
+        forms=params.split(args.dtype) or fit.USUAL,
+        bandwidth_gb_s=args.bandwidth_gb_s,
+        contexts=args.context or fit.CONTEXTS,
+    )
+    if lines := predictions.released_lines(answer["card"]["name"]):
+        answer["measured"] = lines
+    text = json.dumps(answer, indent=2, allow_nan=False) if args.json else fit.text(answer)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def audit(args: argparse.Namespace) -> int:
+    """Print the audit of a study; 1 where its facts differ from the files of --csv."""
+    from lib import audit, paperrules, published
+
+    path = resolve(args.study or paperrules.PUBLISHED)
+    if not path.is_file():
+        raise ParamsError(f"no study {args.study}; --study takes a file of params/published/")
+    study = published.load(path)
+    found = audit.findings(study)
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    title = f"{study.data['title']} ({study.data['source']})"
+    sys.stdout.write(f"{title}\n\n{audit.text(found, width)}\n\n")
+    sys.stdout.write(f"{audit.conclusion(study, found)}\n\n")
+    if args.csv is None:
+        return 0
+    if not args.csv.is_dir():
+        raise ParamsError(f"no folder {args.csv}; CSV takes the folder of the released files")
+    differences = published.differences(study.data, args.csv)
+    facts = len(study.data["released"])
+    equal = f"released facts: {facts - len(differences)} of {facts} equal the files in {args.csv}"
+    sys.stdout.write("\n".join([*differences, equal]) + "\n")
+    return 1 if differences else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs with their options."""
+    top = argparse.ArgumentParser(
+        prog="python -m lib",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+
+    def verb(function, errors=BAD_INPUT) -> argparse.ArgumentParser:
+        text = function.__doc__
+        added = verbs.add_parser(function.__name__, help=text, description=text)
+        added.set_defaults(run=function, errors=errors)
+        return added
+
+    one = verb(report, errors=REFUSED)
+    one.add_argument("--profile", default="demo")
+    for name in params.SLICES:
+        one.add_argument(f"--{name}", default="", help="comma or space separated")
+    one.add_argument("--out", type=Path, help="default: outputs/<profile>")
+    one.add_argument("--from", dest="source", type=Path, help="only rebuild a report")
+    one.add_argument("--force", action="store_true", help="measure finished jobs again")
+    one.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")
+    one.add_argument("--gpu-hour-usd", type=float, help="price: shows cost per token")
+    one.add_argument("--kwh-usd", type=float, help="price: shows cost of energy per token")
+    one.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
+
+    one = verb(merge)
+    one.add_argument("sources", nargs="+", metavar="FOLDER")
+    one.add_argument("--out", required=True)
+
+    one = verb(compare)
+    one.add_argument("a", metavar="A")
+    one.add_argument("b", metavar="B")
+    one.add_argument("--out", help="default: outputs/compared/<A>--<B>")
+
+    one = verb(bundle)
+    one.add_argument("source", nargs="?", default="outputs/demo")
+    one.add_argument("--out", help="default: outputs/bundles/<folder>.zip")
+    one.add_argument(
+        "--allow", action="append", default=[], metavar="WORD", help="a name that is not personal"
+    )
+
+    one = verb(fit)
+    one.add_argument("--model")
+    one.add_argument("--gpu-gb", type=float)
+    one.add_argument("--dtype", default="", help="bfloat16, mxfp4, 4-bit ...")
+    one.add_argument("--bandwidth-gb-s", type=float, help="for the decode limit")
+    one.add_argument("--context", type=token_counts, help="tokens: 2048,8192")
+    one.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
+
+    one = verb(audit)
+    one.add_argument("--study", type=Path, help="default: the study of this workbook")
+    one.add_argument("--csv", type=Path, help="folder of the study's released CSV files")
+    return top
+
+
+def token_counts(text: str) -> tuple[int, ...]:
+    """Contexts of a command line: 2048,8192."""
+    from lib.fit import tokens
+
+    return tokens(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except args.errors as error:
+        say(f"error: {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
