@@ -32,7 +32,7 @@ BAD_INPUT = (ValueError, OSError, RuntimeError)
 REFUSED = (ParamsError, PreflightError, BusyError)
 
 
-def report(args: argparse.Namespace) -> int:
+def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
     from lib import report, run
 
@@ -56,7 +56,7 @@ def report(args: argparse.Namespace) -> int:
     )
 
 
-def merge(args: argparse.Namespace) -> int:
+def merge_folders(args: argparse.Namespace) -> int:
     """Merge result folders and write the report of what they hold together."""
     from lib import merge, report
 
@@ -71,7 +71,7 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
-def compare(args: argparse.Namespace) -> int:
+def compare_sets(args: argparse.Namespace) -> int:
     """Compare two result sets; 1 where no arm of them can be compared."""
     from lib import compare
 
@@ -84,7 +84,7 @@ def compare(args: argparse.Namespace) -> int:
     return 0 if count else 1
 
 
-def bundle(args: argparse.Namespace) -> int:
+def write_bundle(args: argparse.Namespace) -> int:
     """Zip a result set; refused where something personal is in it."""
     from lib import bundle
 
@@ -97,7 +97,7 @@ def bundle(args: argparse.Namespace) -> int:
     return 0
 
 
-def fit(args: argparse.Namespace) -> int:
+def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
     from lib import fit, predictions
 
@@ -117,7 +117,7 @@ def fit(args: argparse.Namespace) -> int:
     return 0
 
 
-def audit(args: argparse.Namespace) -> int:
+def audit_study(args: argparse.Namespace) -> int:
     """Print the audit of a study; 1 where its facts differ from the files of --csv."""
     from lib import audit, paperrules, published
 
@@ -150,13 +150,13 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(metavar="VERB", required=True)
 
-    def verb(function, errors=BAD_INPUT) -> argparse.ArgumentParser:
+    def verb(name, function, errors=BAD_INPUT) -> argparse.ArgumentParser:
         text = function.__doc__
-        added = verbs.add_parser(function.__name__, help=text, description=text)
+        added = verbs.add_parser(name, help=text, description=text)
         added.set_defaults(run=function, errors=errors)
         return added
 
-    one = verb(report, errors=REFUSED)
+    one = verb("report", make_report, errors=REFUSED)
     one.add_argument("--profile", default="demo")
     for name in params.SLICES:
         one.add_argument(f"--{name}", default="", help="comma or space separated")
@@ -168,23 +168,23 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--kwh-usd", type=float, help="price: shows cost of energy per token")
     one.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
 
-    one = verb(merge)
+    one = verb("merge", merge_folders)
     one.add_argument("sources", nargs="+", metavar="FOLDER")
     one.add_argument("--out", required=True)
 
-    one = verb(compare)
+    one = verb("compare", compare_sets)
     one.add_argument("a", metavar="A")
     one.add_argument("b", metavar="B")
     one.add_argument("--out", help="default: outputs/compared/<A>--<B>")
 
-    one = verb(bundle)
+    one = verb("bundle", write_bundle)
     one.add_argument("source", nargs="?", default="outputs/demo")
     one.add_argument("--out", help="default: outputs/bundles/<folder>.zip")
     one.add_argument(
         "--allow", action="append", default=[], metavar="WORD", help="a name that is not personal"
     )
 
-    one = verb(fit)
+    one = verb("fit", check_fit)
     one.add_argument("--model")
     one.add_argument("--gpu-gb", type=float)
     one.add_argument("--dtype", default="", help="bfloat16, mxfp4, 4-bit ...")
@@ -192,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--context", type=token_counts, help="tokens: 2048,8192")
     one.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
 
-    one = verb(audit)
+    one = verb("audit", audit_study)
     one.add_argument("--study", type=Path, help="default: the study of this workbook")
     one.add_argument("--csv", type=Path, help="folder of the study's released CSV files")
     return top

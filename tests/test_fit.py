@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from transformers import GPT2Config
 
-from lib import fit, forms, models
+from lib import fit, forms, models, predictions
 from lib.__main__ import main
 from lib.card import ModelCard, ModelError
 from lib.params import ParamsError
@@ -193,7 +193,7 @@ def test_json_is_the_answer(capsys):
 
 
 def test_what_the_released_set_measured_stands_among_the_notes(capsys, monkeypatch):
-    monkeypatch.setattr(fit, "released_lines", lambda name: [f"measured: {name}"])
+    monkeypatch.setattr(predictions, "released_lines", lambda name: [f"measured: {name}"])
     assert main(["fit", "--model", "tiny-yi", "--gpu-gb", "8"]) == 0
     assert "- measured: tiny-yi" in capsys.readouterr().out
 
