@@ -21,9 +21,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib import manifest, money, params
+from lib import files, money, params
+from lib.files import ParamsError, resolve
 from lib.lease import BusyError
-from lib.params import ParamsError, resolve
 from lib.preflight import PreflightError
 from lib.tally import say
 
@@ -42,7 +42,7 @@ def make_report(args: argparse.Namespace) -> int:
     write_report = functools.partial(report.write, prices=prices)
     if args.source:
         page = run.rebuild(resolve(args.source), out_dir, write_report)
-        say(f"report: {manifest.short(page)}")
+        say(f"report: {files.short(page)}")
         return 0
     profile = params.profile(args.profile, {key: getattr(args, key) for key in params.SLICES})
     return run.run(
@@ -58,7 +58,8 @@ def make_report(args: argparse.Namespace) -> int:
 
 def merge_folders(args: argparse.Namespace) -> int:
     """Merge result folders and write the report of what they hold together."""
-    from lib import merge, report
+    from lib import report
+    from lib.records import slices as merge
 
     out_dir = resolve(args.out)
     stale = merge.merge([resolve(source) for source in args.sources], out_dir)
@@ -67,7 +68,7 @@ def merge_folders(args: argparse.Namespace) -> int:
         say(f"left out, since it has read other rows: {name}")
     if stale:
         say("run these again with make report OUT= and the profile they came from")
-    say(f"report: {manifest.short(page)}")
+    say(f"report: {files.short(page)}")
     return 0
 
 
@@ -80,7 +81,7 @@ def compare_sets(args: argparse.Namespace) -> int:
     page, count = compare.write(a, b, out)
     if not count:
         say("nothing is comparable; the report says why")
-    say(f"report: {manifest.short(page)}")
+    say(f"report: {files.short(page)}")
     return 0 if count else 1
 
 
@@ -93,20 +94,20 @@ def write_bundle(args: argparse.Namespace) -> int:
     personal = [pair for pair in bundle.here() if pair[1] not in args.allow]
     path = bundle.write(source, target, personal)
     size = path.stat().st_size / 1e6
-    say(f"bundle: {manifest.short(path)} ({size:.1f} MB, SHA-256 {manifest.file_sha(path)})")
+    say(f"bundle: {files.short(path)} ({size:.1f} MB, SHA-256 {files.file_sha(path)})")
     return 0
 
 
 def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
-    from lib import fit, predictions
+    from lib import fit, forms, predictions
 
     if not args.model or args.gpu_gb is None:
         raise ParamsError("MODEL and GPU_GB are needed: make fit MODEL=gpt-oss-20b GPU_GB=80")
     answer = fit.answer(
         args.model,
         gpu_gb=args.gpu_gb,
-        forms=params.split(args.dtype) or fit.USUAL,
+        forms=files.split(args.dtype) or forms.USUAL,
         bandwidth_gb_s=args.bandwidth_gb_s,
         contexts=args.context or fit.CONTEXTS,
     )

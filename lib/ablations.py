@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import records
-from lib.records import Record, first_line
+from lib.records import store
+from lib.records.record import Record, first_line
 
 
 def one_change(field: str, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -46,5 +46,5 @@ def run(
         except Exception as error:  # whatever an arm raises is that arm's result
             row = Record(kind, failed_key(**arguments), error=first_line(error), env_id=env_id)
         cleanup()
-        rows.append(records.append(records_path, row))
+        rows.append(store.append(records_path, row))
     return rows

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lib.grid import Column, Table, build, frame, sampled
-from lib.records import Record, select
+from lib.records.record import Record, select
 from lib.stats import Estimate, inverse, missing, scaled
 
 KINDS = ("latency", "memory-paper", "energy")

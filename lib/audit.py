@@ -12,12 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lib import (
-    auditchecks,
-    auditenergy,
-    auditlatency,
-    auditsizes,
-)
+from lib import auditchecks, auditenergy, auditlatency, auditsizes
 from lib.published import SEVERITIES, Absent, Published, Verdict
 
 RULES: dict[str, tuple[Callable[[Published], Verdict | None], ...]] = {

@@ -11,7 +11,7 @@ from lib.batches import FIELDS, GAIN, KINDS, RULE, Point
 from lib.card import computed
 from lib.claims import bullets, cautions, number
 from lib.grid import Column, Table, build, without_empty
-from lib.records import Record
+from lib.records.record import Record
 from lib.shown import Shown, rounded, short
 from lib.stats import Estimate
 

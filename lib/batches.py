@@ -12,7 +12,7 @@ from typing import Any
 from lib import energystats, roofline, stats
 from lib.grid import grouped
 from lib.groups import SETUP, Name, named
-from lib.records import Record
+from lib.records.record import Record
 from lib.shown import short
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import blocks, decode, energy, gate, latency, models, records, tracing
+from lib import blocks, decode, energy, gate, latency, models, tracing
 from lib.progress import track
-from lib.records import Record
+from lib.records import record, store
+from lib.records.record import Record
 
 GATE_STEPS = 4
 
@@ -59,9 +60,9 @@ def sweep(
             place, here, go_on = common | {"batch": batch}, [], True
             try:
                 for row in _place(model, place, traced=traced, **arguments):
-                    here.append(records.append(path, row))
+                    here.append(store.append(path, row))
             except Exception as error:  # the memory refuses, or the stack computes something else
-                here.append(records.append(path, _failed(model, place, new_tokens, here, error)))
+                here.append(store.append(path, _failed(model, place, new_tokens, here, error)))
                 go_on = isinstance(error, gate.GateError)
             rows += here
             model.device.empty_cache()
@@ -135,6 +136,6 @@ def _failed(
     return Record(
         "batch" if untimed else "batch-energy",
         key,
-        error=records.first_line(error),
+        error=record.first_line(error),
         env_id=place["env_id"],
     )

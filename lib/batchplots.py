@@ -12,7 +12,7 @@ from lib import batchclaims, batches
 from lib.batches import Point
 from lib.markup import grid_html
 from lib.plots import axes, color, html, labelled, logarithmic, style
-from lib.records import Record
+from lib.records.record import Record
 from lib.stats import Estimate
 
 SECTION = """<section>

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib import records
 from lib.gates import Gate, Window
+from lib.records import record
 from lib.windows import Span
 
 LEVELS = ("ok", "unknown", "warn", "invalid")
@@ -163,7 +163,7 @@ def warnings_of(found: Sequence[Block]) -> tuple[dict[str, str], ...]:
     raised = [g for b in found for g in b.window.gates if g.level in ("warn", "invalid")]
     counts = Counter(gate.code for gate in raised)
     return tuple(
-        records.warning(g.code, f"{counts[g.code]} of {len(found)} blocks: {g.text}")
+        record.warning(g.code, f"{counts[g.code]} of {len(found)} blocks: {g.text}")
         for g in worst(raised)
     )
 

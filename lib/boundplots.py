@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from lib import machine, roofline
 from lib.groups import named
 from lib.plots import PALETTE, axes, color, labelled, logarithmic, style
-from lib.records import Record, select
+from lib.records.record import Record, select
 
 
 def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:

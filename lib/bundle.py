@@ -20,9 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import manifest, report, results
-from lib.params import ParamsError
-from lib.records import environments
+from lib import files as lib_files
+from lib import report
+from lib.files import ParamsError
+from lib.records import jobs as records_jobs
+from lib.records import store
+from lib.records.record import environments
 
 COPIED = ("run.json", "notebook.ipynb", "records.jsonl", "*.jsonl.gz")
 SUMS, PROVENANCE = "SHA256SUMS", "provenance.json"
@@ -121,7 +124,7 @@ def _text(path: Path) -> str:
 
 def stage(source: Path, folder: Path) -> None:
     """Copy what is shared into an empty folder, and write report, tables and pages beside it."""
-    for job in results.find(source):
+    for job in records_jobs.find(source):
         named = [str(item["path"]) for item in job.run.get("artefacts") or ()]
         for name in {p.name for pattern in COPIED for p in job.folder.glob(pattern)} | {*named}:
             file, copy = job.folder / name, folder / job.path / name
@@ -131,7 +134,7 @@ def stage(source: Path, folder: Path) -> None:
     if (source / "plan.json").exists():
         shutil.copyfile(source / "plan.json", folder / "plan.json")
     report.write(folder)
-    manifest.write_json(folder / PROVENANCE, provenance(folder))
+    lib_files.write_json(folder / PROVENANCE, provenance(folder))
     lines = [f"{_sha(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
@@ -150,7 +153,7 @@ def provenance(folder: Path) -> dict[str, Any]:
         "earlier",
         "env",
     )
-    found = results.find(folder)
+    found = records_jobs.find(folder)
     envs = environments(row for job in found for row in job.records)
     jobs = {job.path: {n: job.run[n] for n in fields if n in job.run} for job in found}
     return {"jobs": jobs, "environments": dict(sorted(envs.items()))}
@@ -184,10 +187,10 @@ def write(source: Path, target: Path, names: Iterable[tuple[str, str]]) -> Path:
 
     `names` are words that must not be inside, each with what it is: see `here`.
     """
-    manifest.refuse_released(target)
-    if not source.is_dir() or not results.find(source):
+    store.refuse_released(target)
+    if not source.is_dir() or not records_jobs.find(source):
         raise ParamsError(
-            f"no results in {manifest.short(source)}; FROM takes a folder of run.json files"
+            f"no results in {lib_files.short(source)}; FROM takes a folder of run.json files"
         )
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / source.name
@@ -201,7 +204,7 @@ def write(source: Path, target: Path, names: Iterable[tuple[str, str]]) -> Path:
 
 def _told(found: Sequence[Leak], source: Path, limit: int = 20) -> str:
     """The leaks for people, without showing a secret whole."""
-    lines = [f"not bundled, {len(found)} personal texts in {manifest.short(source)}:"]
+    lines = [f"not bundled, {len(found)} personal texts in {lib_files.short(source)}:"]
     for leak in found[:limit]:
         shown = f"{leak.found[:6]}..." if leak.what in TOKENS else leak.found
         where = f"{leak.file}, line {leak.line}" if leak.line else f"the name of {leak.file}"

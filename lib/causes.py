@@ -8,7 +8,7 @@ from lib import audit, judge
 from lib.evidence import Evidence, Measured, decode_share, machines, output_rate, ttft_s
 from lib.judge import Ruling
 from lib.published import Absent, Published, each
-from lib.records import select
+from lib.records.record import select
 
 HALF = 0.5  # below this share of its bound, something other than the memory sets the pace
 

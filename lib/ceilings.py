@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import records
-from lib.device import host_score_per_s, time_call
-from lib.records import KEY_FIELDS, Record
+from lib.device import time_call
+from lib.host import host_score_per_s
+from lib.records import record, store
+from lib.records.record import KEY_FIELDS, Record
 
 ROW = 8192  # elements of a row that a reduction takes at once
 HOST_REPEATS = 5
@@ -61,7 +62,7 @@ def measure(device: Any, *, seed: int, records_path: str | Path) -> list[Record]
     fixed Python loop a second). Each is the best of its repetitions; samples hold every
     repetition, under the value's name and the shape.
     """
-    env = records.append(records_path, records.environment_record(device.environment()))
+    env = store.append(records_path, record.environment_record(device.environment()))
     sizes = SIZES.get(device.kind, SIZES["cpu"])
     samples: dict[str, list[float]] = {}
     values: dict[str, Any] = {}
@@ -83,7 +84,7 @@ def measure(device: Any, *, seed: int, records_path: str | Path) -> list[Record]
         missing["launch_s"] = "nothing is queued on a CPU"
     key = dict.fromkeys(KEY_FIELDS)
     row = Record("ceilings", key, samples, values, missing, env_id=env.env_id)
-    return [env, records.append(records_path, row)]
+    return [env, store.append(records_path, row)]
 
 
 def _rates(call: Callable[[], Any], amount: float, device: Any, repeats: int) -> list[float]:

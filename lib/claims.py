@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from lib import ape, energypasses, energystats, hostbound, ledger, stats
 from lib.groups import Group, by_setup, setup_of
-from lib.params import model_order
-from lib.records import Record, environments, select
+from lib.records.kinds import model_order
+from lib.records.record import Record, environments, select
 from lib.shown import short
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s

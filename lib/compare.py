@@ -9,15 +9,16 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from lib import manifest, results
+from lib import files
+from lib.files import ParamsError
 from lib.grid import Column, Table, interval
 from lib.groups import arm_text
 from lib.markup import grid_html
 from lib.page import data_link, entry, shell, write_text
 from lib.pairs import READ, SAMPLED, Pair, Refused, Side, compare, load
 from lib.papertables import number_text
-from lib.params import ParamsError
-from lib.records import KEY_FIELDS
+from lib.records import jobs, store
+from lib.records.record import KEY_FIELDS
 from lib.shown import short
 from lib.stats import Estimate
 
@@ -61,7 +62,7 @@ def tables(pairs: Sequence[Pair]) -> list[Table]:
             )
             for i, pair in enumerate(mine)
         )
-        name = "ratio-" + results.slug(title)
+        name = "ratio-" + jobs.slug(title)
         made.append(Table(name, title, columns, rows, ("all rows: " + ", ".join(same),)))
     return made
 
@@ -185,11 +186,11 @@ def cautions(a: Side, b: Side) -> list[str]:
 
 def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
     """report.html and CSV files into `out`; returns the page and the number of compared pairs."""
-    manifest.refuse_released(out)
+    store.refuse_released(out)
     for source in (source_a, source_b):
-        if not source.is_dir() or not results.find(source):
+        if not source.is_dir() or not jobs.find(source):
             raise ParamsError(
-                f"no results in {manifest.short(source)}; A and B take folders of run.json files"
+                f"no results in {files.short(source)}; A and B take folders of run.json files"
             )
     a, b = load(source_a), load(source_b)
     pairs, refused = compare(a, b)

@@ -12,8 +12,9 @@ from typing import Any
 
 from lib import stats
 from lib.claims import bullets, cautions, failures, ratio_sentence
-from lib.groups import STUDY_STACK, Group, by_setup, setup_order
-from lib.records import Record, environments, machines_differ, require_comparable, select
+from lib.groups import Group, by_setup, setup_order
+from lib.records.kinds import STUDY_STACK
+from lib.records.record import Record, environments, machines_differ, require_comparable, select
 from lib.shown import short
 from lib.stats import Estimate
 

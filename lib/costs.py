@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from lib.grid import Column, Table
-from lib.records import Record, select
-from lib.results import Job
+from lib.records.jobs import Job
+from lib.records.record import Record, select
 from lib.shown import short
 from lib.stats import Estimate
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lib import stats
 from lib.grid import Column, build, frame
-from lib.records import Record
+from lib.records.record import Record
 from lib.shown import Shown
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.params import resolve
-from lib.strict_yaml import ParamsError, read_yaml, unknown
+from lib.files import ParamsError, read_yaml, resolve, unknown
 
 FILE = "params/gpus.yaml"
 VALUES = ("memory_bytes_per_s", "bf16_flop_per_s", "memory_bytes", "cache_bytes", "tdp_w")

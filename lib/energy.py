@@ -14,11 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib import blocks, decode, gates, joules, records, stats, windows
+from lib import blocks as lib_blocks
+from lib import decode, joules, stats, windows
+from lib import device as lib_device
+from lib import gates as lib_gates
 from lib.blocks import Block, Cell
 from lib.gates import Gate
 from lib.progress import track
-from lib.records import Record
+from lib.records import store
+from lib.records.record import Record
 from lib.session import prompt_ids
 from lib.windows import Span
 
@@ -81,7 +85,7 @@ def sweep(
     `block_contexts` get `repeats` blocks and the lengths of the slope; the others get
     `other_repeats` blocks. `kind` tells the rows of a second pass from those of the first.
     """
-    cells = blocks.cells_of(
+    cells = lib_blocks.cells_of(
         contexts,
         new_tokens,
         block_contexts,
@@ -109,14 +113,14 @@ def sweep(
             session.lead(first.context, new_tokens), model.device, WARMUP_LIMIT_S
         )
         rows += sampler_check(session, first, sampler_pairs, records_path)
-        rounds = blocks.plan(cells, seed)
+        rounds = lib_blocks.plan(cells, seed)
         for number, order in enumerate(track(rounds, f"energy of {model.name}"), start=1):
             measure_round(session, order, f"trace-{number}", window_s)
         session.values |= idle_power(session, idle_s, "after")
     finally:
         session.values |= idle_both(session.values)
         rows += [
-            records.append(records_path, row_of(session, cell, found))
+            store.append(records_path, row_of(session, cell, found))
             for cell, found in session.blocks.items()
         ]
     return rows
@@ -154,7 +158,7 @@ def open_session(
                 session.generate[context], session.ids[context], model.device, new_tokens
             )
         if "energy" not in model.device.missing:
-            windows.time_call(session.call(context, max(new_tokens, longest)), model.device)
+            lib_device.time_call(session.call(context, max(new_tokens, longest)), model.device)
     return session
 
 
@@ -166,7 +170,7 @@ def idle_power(session: Session, idle_s: float, when: str) -> dict[str, Any]:
     with device.power_trace(uuids=session.gpus) as trace:
         span = windows.idle(device, idle_s)
     save(session, f"trace-idle-{when}", trace)
-    window = gates.judge(
+    window = lib_gates.judge(
         trace,
         span.start_s,
         span.stop_s,
@@ -196,15 +200,19 @@ def sampler_check(
     """
     device = session.model.device
     if not pairs or "energy" in device.missing:
-        session.gates.append(gates.sampler_disturbs(stats.missing("no pairs of calls were asked")))
+        session.gates.append(
+            lib_gates.sampler_disturbs(stats.missing("no pairs of calls were asked"))
+        )
         return []
     tokens = session.lead_tokens.get(cell.context, cell.new_tokens)
     call = session.call(cell.context, tokens)
     times = timed_pairs(session, call, pairs)
-    gate = gates.sampler_disturbs(stats.paired_ratio(*times.values()))
+    gate = lib_gates.sampler_disturbs(stats.paired_ratio(*times.values()))
     if gate.level == "invalid":
         fresh = timed_pairs(session, call, pairs)
-        gate = gates.repeated(gate, gates.sampler_disturbs(stats.paired_ratio(*fresh.values())))
+        gate = lib_gates.repeated(
+            gate, lib_gates.sampler_disturbs(stats.paired_ratio(*fresh.values()))
+        )
         times |= {f"again_{name}": values for name, values in fresh.items()}
     session.gates.append(gate)
     row = Record(
@@ -214,7 +222,7 @@ def sampler_check(
         dict(session.model.source),
         env_id=session.env_id,
     )
-    return [records.append(records_path, row)]
+    return [store.append(records_path, row)]
 
 
 def timed_pairs(session: Session, call: windows.Call, pairs: int) -> dict[str, list[float]]:
@@ -231,9 +239,9 @@ def one_call(session: Session, call: windows.Call, *, sampled: bool) -> float:
     """Seconds of one call with the sampler running, or without it."""
     device = session.model.device
     if not sampled:
-        return windows.time_call(call, device)[0]
+        return lib_device.time_call(call, device)[0]
     with device.power_trace(uuids=session.gpus):
-        return windows.time_call(call, device)[0]
+        return lib_device.time_call(call, device)[0]
 
 
 def measure_round(
@@ -286,7 +294,7 @@ def judged(
     """What the trace says about one window."""
     trace = joules.cut(trace, span.start_s, span.stop_s, 2.0)
     idle_w = session.values.get("idle_before_w")
-    window = gates.judge(
+    window = lib_gates.judge(
         trace,
         span.start_s,
         span.stop_s,
@@ -304,7 +312,7 @@ def judged(
 def row_of(session: Session, cell: Cell, found: Sequence[Block]) -> Record:
     """The row of one cell; what its samples are stands in `lib.blocks.samples_of`."""
     model, idle_w = session.model, session.values.get("idle_w")
-    missing = blocks.missing_of(found, model.device.missing.get("energy"))
+    missing = lib_blocks.missing_of(found, model.device.missing.get("energy"))
     if idle_w is None:
         reason = session.values.get("idle_reason") or model.device.missing.get("energy")
         missing |= dict.fromkeys(("idle_w", "net_energy_j"), reason or "idling was not measured")
@@ -318,10 +326,10 @@ def row_of(session: Session, cell: Cell, found: Sequence[Block]) -> Record:
             batch=session.batch,
             **({"weights": f"random-{cell.weights}"} if cell.weights else {}),
         ),
-        samples=blocks.samples_of(found, idle_w),
-        values={**model.source, **told, **blocks.values_of(found)},
+        samples=lib_blocks.samples_of(found, idle_w),
+        values={**model.source, **told, **lib_blocks.values_of(found)},
         missing=missing,
-        warnings=blocks.warnings_of(found),
+        warnings=lib_blocks.warnings_of(found),
         env_id=session.env_id,
     )
 
@@ -332,5 +340,5 @@ def save(session: Session, name: str, trace: joules.Trace) -> float:
         return 0.0
     zero_s = trace[0]["t_s"]
     rows = ({**row, "t_s": round(row["t_s"] - zero_s, 6)} for row in trace)
-    records.write_trace(session.folder / f"{name}.jsonl.gz", rows)
+    store.write_trace(session.folder / f"{name}.jsonl.gz", rows)
     return zero_s

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib import stats
 from lib.grid import Column, Table, build, sampled
-from lib.records import Record, environments, record_id, select
+from lib.records.record import Record, environments, record_id, select
 from lib.stats import Estimate
 
 AGAIN = "energy-again"  # kind of the rows of the second pass

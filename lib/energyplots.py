@@ -8,10 +8,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lib import energystats, readouts, records, stats
+from lib import energystats, readouts, stats
 from lib.groups import Group, by_setup
 from lib.plots import PALETTE, axes, color, labelled, style
-from lib.records import Record
+from lib.records import store
+from lib.records.record import Record
 
 LENGTHS_S = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 
@@ -21,7 +22,7 @@ def recorded(rows: Sequence[Record], folder: str | Path, kind: str = "energy") -
     for row in rows:
         names = row.value("traces") or [row.value("trace")]
         if row.kind == kind and names[0]:
-            return records.read_trace(Path(folder) / names[0])
+            return store.read_trace(Path(folder) / names[0])
     return []
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from lib import joules, stats
 from lib.grid import sampled
 from lib.groups import Group, by_setup
-from lib.records import Record
+from lib.records.record import Record
 from lib.stats import Estimate
 
 J_PER_KWH = 3.6e6

@@ -10,7 +10,7 @@ import pandas as pd
 from lib import energypasses, energystats, stats
 from lib.grid import Column, build, frame
 from lib.groups import Group, by_setup
-from lib.records import Record
+from lib.records.record import Record
 from lib.shown import Shown
 from lib.stats import Estimate
 

@@ -16,7 +16,7 @@ from lib import judge, roofline, stats, tables
 from lib import paperrules as rules
 from lib.paperrules import MIB, Series
 from lib.published import Published, each
-from lib.records import Record, machines_differ, require_comparable, select
+from lib.records.record import Record, machines_differ, require_comparable, select
 from lib.stats import Estimate
 
 Map = dict[str, Series]  # the series of each model, by the study's title

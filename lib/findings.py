@@ -13,7 +13,7 @@ from lib import perstack, roofline
 from lib.grid import interval
 from lib.papertables import PaperTable
 from lib.perstack import Base
-from lib.records import Record, environments, require_comparable
+from lib.records.record import Record, environments, require_comparable
 from lib.shown import short
 from lib.stats import Estimate
 

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError
+from lib.files import ParamsError, split, unknown
 from lib.forms import FORMS, KEPT, USUAL, held_as
-from lib.params import ParamsError, split
 from lib.roofline import bound_tok_per_s
-from lib.strict_yaml import unknown
 
 # What a process takes before it holds a tensor: CUDA context, libraries and kernels. nvidia-smi
 # shows about 0.4 to 0.6 GB with PyTorch on recent cards; a round number, not measured here.

@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from lib import decode, experts
-from lib.records import Record
+from lib.records.record import Record
 from lib.session import prompt_ids
 
 REFERENCE = "hf-eager"

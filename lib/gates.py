@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lib import joules, stats
+from lib import joules as lib_joules
+from lib import stats
 from lib.joules import Trace
 from lib.stats import Estimate
 
@@ -99,14 +100,14 @@ def judge(
     """
     parts = [
         _board(rows, start_s, stop_s, idle_w=idle_w, own_pid=own_pid, calls_s=calls_s)
-        for rows in joules.boards(joules.cut(trace, start_s, stop_s, guard_s))
+        for rows in lib_joules.boards(lib_joules.cut(trace, start_s, stop_s, guard_s))
     ]
     if not parts:
         reason = "not_covered: no readings around the window"
         return Window(
             stop_s - start_s,
             {},
-            dict.fromkeys(joules.ESTIMATORS, reason),
+            dict.fromkeys(lib_joules.ESTIMATORS, reason),
             tuple(session),
             reason=reason,
         )
@@ -127,11 +128,11 @@ def _board(
     own_pid: int | None,
     calls_s: Sequence[tuple[float, float]],
 ) -> Window:
-    found, reasons = joules.estimates(trace, start_s, stop_s)
+    found, reasons = lib_joules.estimates(trace, start_s, stop_s)
     inside = [row for row in trace if start_s <= row["t_s"] <= stop_s]
     counter, seconds = found.get("counter_j"), stop_s - start_s
     checks = (
-        agreement(*joules.average_off(trace, start_s, stop_s)),
+        agreement(*lib_joules.average_off(trace, start_s, stop_s)),
         instant_agreement(counter, found.get("instant_j")),
         sampler_gap(inside, start_s, stop_s),
         slowed("power_cap", inside, seconds, ("power_cap_s",)),
@@ -141,7 +142,7 @@ def _board(
         foreign_process(inside, own_pid),
         power_range(inside, counter, seconds, idle_w),
     )
-    estimator, reason = joules.primary(found, reasons)
+    estimator, reason = lib_joules.primary(found, reasons)
     return Window(seconds, found, reasons, checks, estimator, reason)
 
 
@@ -222,7 +223,7 @@ def _ends(
 ) -> tuple[float, float] | str:
     """Means of a reading over the first and the last third of the calls (of the time where no calls
     are given), or why there are none."""
-    read = joules.readings(inside, name)
+    read = lib_joules.readings(inside, name)
     if not read:
         return "not read"
     if len(calls_s) == 1:
@@ -278,7 +279,7 @@ def power_range(
     inside: Trace, counter_j: float | None, seconds: float, idle_w: float | None
 ) -> Gate:
     """Mean power between half of idle and a tenth above the limit."""
-    limits = [value for _, value in joules.readings(inside, "power_limit_w")]
+    limits = [value for _, value in lib_joules.readings(inside, "power_limit_w")]
     if counter_j is None or not limits:
         return Gate("power_range", "unknown", None, "the counter or the limit was not read")
     watts, low, high = counter_j / seconds, 0.5 * (idle_w or 0.0), 1.1 * limits[-1]

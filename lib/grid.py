@@ -14,8 +14,8 @@ import pandas as pd
 
 from lib import stats
 from lib.groups import SETUP, setup_of, setup_order, setup_value
-from lib.params import model_order
-from lib.records import Record, environments, record_id
+from lib.records.kinds import model_order
+from lib.records.record import Record, environments, record_id
 from lib.shown import Shown, rounded, short
 from lib.stats import Estimate
 

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lib.params import DTYPES, STACKS, model_order
-from lib.records import Record, environments
+from lib.records.kinds import DTYPES, STACKS, model_order
+from lib.records.record import Record, environments
 
 SETUP = ("weights", "dtype", "stack", "experts", "gpu")
 ARM = ("context", "new_tokens", "batch", "decoding")  # what tells the arms of one setup apart
-STUDY_STACK = "hf-eager"  # statements are about this stack first; what others change is said after
 # Where they are listed; a value that is not here comes after them, by name.
 ORDER = {
     "dtype": DTYPES, "stack": STACKS,

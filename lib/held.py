@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from lib import records
+from lib.records import record
 
 
 def weight_bytes(net: Any) -> int:
@@ -73,7 +73,7 @@ def card_warnings(values: Mapping[str, Any], card_weight_bytes: int) -> list[dic
     cached, computed = values.get("kv_tensor_bytes"), values.get("kv_card_bytes")
     if None not in (cached, computed) and cached != computed:
         found.append(
-            records.warning(
+            record.warning(
                 "kv-card",
                 f"the cache holds {cached} bytes, the card computes {computed}: check "
                 "layer types and window in the model's config",
@@ -81,7 +81,7 @@ def card_warnings(values: Mapping[str, Any], card_weight_bytes: int) -> list[dic
         )
     if values["weight_bytes"] != card_weight_bytes:
         found.append(
-            records.warning(
+            record.warning(
                 "weights-card",
                 f"the weights take {values['weight_bytes']} bytes, the card computes "
                 f"{card_weight_bytes}: check the dtype of each parameter",

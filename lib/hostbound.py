@@ -14,7 +14,7 @@ import pandas as pd
 from lib import stats, stepkernels
 from lib.grid import Column, Table, build, interval, sampled
 from lib.groups import SETUP, by_setup, named
-from lib.records import Record
+from lib.records.record import Record
 from lib.shown import short
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s

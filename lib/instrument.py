@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib import readouts, records
-from lib.records import Record
+from lib import readouts
+from lib.records import record, store
+from lib.records.record import Record
 
 PERIOD_S = 0.007  # of the readings here: many to a refresh
 IDLE_S = 2.5  # covers the one-second mean after a change
@@ -34,7 +35,7 @@ def characterise(
 
     `load` keeps the board busy for so many seconds; by default a chain of matrix products.
     """
-    device, key = model.device, dict.fromkeys(records.KEY_FIELDS) | {"model": model.name}
+    device, key = model.device, dict.fromkeys(record.KEY_FIELDS) | {"model": model.name}
     reason = device.missing.get("energy") or (
         "" if seconds > 0 else "not asked for: instrument_s is 0"
     )
@@ -46,12 +47,12 @@ def characterise(
             missing={"counter_refresh_s": reason},
             env_id=env_id,
         )
-        return [records.append(records_path, row)]
+        return [store.append(records_path, row)]
     with device.power_trace(PERIOD_S, model.device.gpus_of(model.net)[:1]) as trace:
         step, phases = run(device, load or matrix_products(device), seconds)
     zero_s = trace[0]["t_s"]
     path = Path(records_path).with_name("trace-instrument.jsonl.gz")
-    records.write_trace(path, ({**r, "t_s": round(r["t_s"] - zero_s, 6)} for r in trace))
+    store.write_trace(path, ({**r, "t_s": round(r["t_s"] - zero_s, 6)} for r in trace))
     found = readouts.describe(trace, step, phases)
     edges = {
         "step_start_s": [step[0] - zero_s],
@@ -73,7 +74,7 @@ def characterise(
         missing={name: absent for name, value in found.items() if value is None},
         env_id=env_id,
     )
-    return [records.append(records_path, row)]
+    return [store.append(records_path, row)]
 
 
 def run(

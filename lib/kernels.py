@@ -21,8 +21,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from lib import processes
-from lib.params import ROOT
-from lib.progress import BATCH_VARIABLE
+from lib.files import BATCH_VARIABLE, ROOT
 
 NOISE = (
     "without encryption",

@@ -16,7 +16,7 @@ from lib.findings import Finding
 from lib.grid import Column, Table, interval
 from lib.paperrules import Series
 from lib.published import RATE, Absent, Published, each
-from lib.records import Record, select
+from lib.records.record import Record, select
 from lib.shown import short
 from lib.stats import Estimate
 

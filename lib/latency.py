@@ -13,13 +13,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib import decode, forms, gate, records, stats
+from lib import decode, forms, gate, stats
 from lib import experts as implementations
-from lib.card import computed
+from lib.card import computed, require_context
 from lib.device import time_call
-from lib.models import card, load, require_context
+from lib.models import card, load
 from lib.progress import track
-from lib.records import Record
+from lib.records import record, store
+from lib.records.record import Record
 from lib.session import begin_records, prompt_ids
 
 WARMUP_CALLS = 2
@@ -59,7 +60,7 @@ def sweep(
     counts = {1: ttft_repeats, **dict.fromkeys(new_tokens, slope_repeats), new_tokens[0]: repeats}
     for context in contexts if stack != gate.REFERENCE else ():
         row = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
-        rows.append(records.append(records_path, row))
+        rows.append(store.append(records_path, row))
     arms = list(product(contexts, counts))
     random.Random(seed).shuffle(arms)
     for context, tokens in track(arms, f"latency of {model.name}"):
@@ -72,7 +73,7 @@ def sweep(
             seed=seed,
             env_id=env_id,
         )
-        rows.append(records.append(records_path, row))
+        rows.append(store.append(records_path, row))
     for context in track(contexts if itl_repeats else (), f"token times of {model.name}"):
         row = stamped(
             model,
@@ -83,7 +84,7 @@ def sweep(
             seed=seed,
             env_id=env_id,
         )
-        rows.append(records.append(records_path, row))
+        rows.append(store.append(records_path, row))
     more = also_experts if model.card.experts else ()
     for name, tokens in track(list(product(more, (1, new_tokens[0]))), f"experts of {model.name}"):
         with implementations.using(model.net, name):
@@ -96,7 +97,7 @@ def sweep(
                 seed=seed,
                 env_id=env_id,
             )
-        rows.append(records.append(records_path, row))
+        rows.append(store.append(records_path, row))
     if aa_repeats:
         row = arm(
             model,
@@ -108,12 +109,12 @@ def sweep(
             env_id=env_id,
             kind="aa",
         )
-        rows.append(records.append(records_path, row))
+        rows.append(store.append(records_path, row))
     for context in track(contexts if busy_tokens else (), f"device time of {model.name}"):
         row = busy_row(
             model, stack=stack, context=context, tokens=busy_tokens, seed=seed, env_id=env_id
         )
-        rows.append(records.append(records_path, row))
+        rows.append(store.append(records_path, row))
     return rows
 
 
@@ -370,7 +371,7 @@ def warnings_of(samples_s: Sequence[float]) -> list[dict[str, str]]:
     spread = stats.spread(samples_s)
     if spread is not None and spread > SPREAD_LIMIT:
         found.append(
-            records.warning(
+            record.warning(
                 "spread",
                 f"repetitions spread over {spread:.0%} of their median: the host is noisy; "
                 f"close other programs, or raise the repeats (now {len(samples_s)})",
@@ -381,7 +382,7 @@ def warnings_of(samples_s: Sequence[float]) -> list[dict[str, str]]:
         early, late = (statistics.median(s) for s in (samples_s[:third], samples_s[-third:]))
         if abs(late / early - 1) > DRIFT_LIMIT:
             found.append(
-                records.warning(
+                record.warning(
                     "drift",
                     f"the last third of the repetitions differs from the first by "
                     f"{late / early - 1:+.0%}: raise the warm-up, or look at clocks and heat",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.groups import by_setup
-from lib.records import Record
+from lib.records.record import Record
 from lib.shown import short
 
 CLOSED_SHARE = 0.01

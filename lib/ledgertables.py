@@ -13,7 +13,7 @@ from lib import stats
 from lib.grid import Column, Table, build, frame
 from lib.ledger import CLOSED_SHARE, KINDS, OLD, PARTS, above_bytes, card_of, difference, ledger
 from lib.paperrules import MIB, load_published, paper_name
-from lib.records import Record
+from lib.records.record import Record
 from lib.stats import Estimate
 
 NOTES = (

@@ -7,11 +7,9 @@ A job is one notebook for one model, source of weights and stack. Its folder is
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,21 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lib.params import (
-    BEFORE_MODELS,
-    CROSS_MODEL,
-    ROOT,
-    SECOND_PASS,
-    Choice,
-    ParamsError,
-    Profile,
-    models,
-    resolve,
-)
-from lib.records import manifests
+from lib.files import ROOT, file_sha, resolve, short, write_json
+from lib.params import Choice, Profile, models
+from lib.records import store
+from lib.records.jobs import BEFORE_MODELS, CROSS_MODEL, SECOND_PASS
+from lib.records.store import ALL, PARTIAL, _sha
 
-PARTIAL, PREVIOUS, ALL = ".partial", ".previous", "_all"
-RELEASED = ROOT / "outputs" / "released"
 PACKAGES = (
     "torch",
     "transformers",
@@ -79,22 +68,6 @@ class Task:
         return self.folder.parents[1 if self.folder.parent.name == ALL else 2]
 
 
-def slug(model: str) -> str:
-    """A folder name for a model, different for different models.
-
-    "/" becomes "--" where that can be undone; other names, and paths, get a hash appended.
-    """
-    path = resolve(model)
-    is_path = model.startswith((".", "/", "~")) or path.exists()
-    simple = model.replace("/", "--")
-    undone = simple.replace("--", "/") == model and re.fullmatch(r"[A-Za-z0-9][\w.-]*", simple)
-    if undone and not is_path:
-        return simple
-    name = str(path) if is_path else model
-    stem = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).stem).strip("-.") or "model"
-    return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
 def plan(profile: Profile, out_dir: Path) -> list[Task]:
     """All jobs of a profile: the machine's, the models' in turn, those of a second pass from the
     last model to the first, then those over all models.
@@ -111,7 +84,7 @@ def plan(profile: Profile, out_dir: Path) -> list[Task]:
     first = [n for n in profile.notebooks if n not in (*CROSS_MODEL, *SECOND_PASS)]
     for notebooks, choices in ((first, profile.choices), (again, profile.choices[::-1])):
         for choice in choices:
-            folder = out_dir / slug(choice.model) / f"{choice.weights}-{choice.stack}"
+            folder = out_dir / store.slug(choice.model) / f"{choice.weights}-{choice.stack}"
             tasks += [
                 _task(profile, notebook, choice, folder / notebook, folder)
                 for notebook in notebooks
@@ -160,12 +133,6 @@ def record_plan(tasks: Iterable[Task], out_dir: Path) -> None:
     write_json(path, {"jobs": sorted({*known, *named})})
 
 
-def short(path: Path) -> str:
-    """The path from the repository's root where it lies below it."""
-    path = resolve(path)
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
-
-
 def job_sha(task: Task, gpu: str, models_path: Path) -> str:
     """Identity of what a job measures: two jobs of the same hash would repeat each other."""
     paths, study = ("records_path", "results_dir"), task.parameters.get("published")
@@ -177,7 +144,7 @@ def job_sha(task: Task, gpu: str, models_path: Path) -> str:
             "weights": task.weights,
             "stack": task.stack,
             "gpu": gpu,
-            "records": records_sha(task.reads, task.folder) if task.reads else None,
+            "records": store.records_sha(task.reads, task.folder) if task.reads else None,
             **({"published": file_sha(resolve(study))} if study else {}),
         }
     )
@@ -204,16 +171,6 @@ def cached_revision(hub_id: str) -> str | None:
     return ref.read_text().strip() if ref.is_file() else None
 
 
-def records_sha(root: Path, without: Path) -> str:
-    """Hash of every job's records below `root`, less the job's own."""
-    found = []
-    for path in manifests(root):
-        records = path.with_name("records.jsonl")
-        if path.parent != without and records.exists():
-            found.append([path.parent.relative_to(root).as_posix(), file_sha(records)])
-    return _sha(found)
-
-
 def notebook_sha(path: Path) -> str:
     """Hash of a notebook's cells: kinds, tags and sources, not outputs."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -226,17 +183,6 @@ def lib_sha(folder: Path = ROOT / "lib") -> str:
     """Hash of the library's modules, those of its packages included."""
     paths = sorted(folder.rglob("*.py"))
     return _sha([[path.relative_to(folder).as_posix(), file_sha(path)] for path in paths])
-
-
-def file_sha(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sha(data: Any) -> str:
-    text = json.dumps(data, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def git_state(folder: Path = ROOT) -> dict[str, Any]:
@@ -277,48 +223,3 @@ def environment(gpu: str) -> dict[str, Any]:
         "packages": versions,
         "lock_sha": file_sha(lock) if lock.exists() else None,
     }
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    """run.json of a job's folder; None where it is absent or unreadable."""
-    try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def is_finished(folder: Path, run: dict[str, Any] | None, sha: str) -> bool:
-    """The folder holds this very job, ended well, with all its files and rows.
-
-    It may be an earlier slice: a later one has added its rows and replaced none.
-    """
-    return (
-        run is not None
-        and run["status"] == "ok"
-        and sha in {r["job_sha"] for r in (run, *run.get("earlier", ())) if r.get("complete", True)}
-        and all((folder / item["path"]).exists() for item in run["artefacts"])
-    )
-
-
-def artefacts(folder: Path) -> list[dict[str, str]]:
-    """Files below a folder with their hashes."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [{"path": p.relative_to(folder).as_posix(), "sha256": file_sha(p)} for p in files]
-
-
-def refuse_released(out_dir: Path) -> None:
-    """Raise where a command would write into a released set."""
-    if resolve(out_dir).is_relative_to(RELEASED):
-        raise ParamsError(f"{short(out_dir)} is released and never written; choose another --out")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib import decode, experts, forecast, records, stretches
+from lib import decode, experts, forecast, stretches
 from lib.card import computed
 from lib.held import (
     behind_bytes,
@@ -24,12 +24,13 @@ from lib.held import (
     weight_bytes,
 )
 from lib.progress import track
-from lib.records import Record
+from lib.records import store
+from lib.records.kinds import PROTOCOLS
+from lib.records.record import Record
 from lib.session import begin_records, prompt_ids
 from lib.shown import Shown
 
 WARMUP_TOKENS = 2
-PROTOCOLS = {"memory-paper": "paper", "memory": "generate()"}
 # What a row holds, or says why not.
 READINGS = (
     "reserved_bytes",
@@ -110,7 +111,7 @@ def _protocols(
                 seed=seed,
                 env_id=env_id,
             )
-            rows.append(records.append(records_path, row))
+            rows.append(store.append(records_path, row))
     return rows
 
 

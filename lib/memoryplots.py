@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from lib import ledger
 from lib.groups import by_setup
 from lib.plots import PALETTE, axes, labelled
-from lib.records import Record
+from lib.records.record import Record
 from lib.shown import short
 
 PARTS = {

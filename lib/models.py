@@ -20,7 +20,7 @@ from lib.card import ModelCard, ModelError, require_context
 from lib.checkpoints import quiet
 from lib.device import open_device
 from lib.origins import config_of, files, find, plain, require_checkpoint
-from lib.records import KEY_FIELDS
+from lib.records.record import KEY_FIELDS
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lib import stats
+from lib.files import ParamsError
 from lib.grid import Column, Table, build, frame, sampled
-from lib.params import ParamsError
-from lib.records import Record
+from lib.records.record import Record
 from lib.stats import Estimate
 
 JOULES_PER_KWH = 3.6e6

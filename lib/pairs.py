@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import results, stats
+from lib import stats
 from lib.groups import ARM
-from lib.params import model_order
-from lib.records import KEY_FIELDS, Record, environments, merge
+from lib.records import jobs
+from lib.records.kinds import model_order
+from lib.records.record import KEY_FIELDS, Record, environments
+from lib.records.store import merge
 from lib.stats import Estimate, gaps
 from lib.tables import CHANGED
 
@@ -89,7 +91,7 @@ class Refused:
 
 def load(source: str | Path) -> Side:
     """The result set of a folder. A job that cannot be read is an error."""
-    found = results.find(source)
+    found = jobs.find(source)
     if broken := [f"{job.path}: {job.damage}" for job in found if job.damage]:
         raise ValueError(f"{source} has damaged jobs: {'; '.join(broken)}")
     ordered = sorted(found, key=lambda job: (job.status == "ok", str(job.run.get("end") or "")))

@@ -15,7 +15,7 @@ import yaml
 
 from lib import stats
 from lib.ape import ape
-from lib.records import Record, environments, require_comparable, select
+from lib.records.record import Record, environments, require_comparable, select
 from lib.stats import Estimate
 
 PUBLISHED = Path(__file__).parents[1] / "params" / "published" / "arxiv-2508.16700.yaml"

@@ -16,7 +16,7 @@ from typing import Any
 from lib import judge, stats
 from lib import paperrules as rules
 from lib.paperrules import Series, Study
-from lib.records import Record, require_comparable
+from lib.records.record import Record, require_comparable
 from lib.stats import Estimate
 
 CSV_COLUMNS = (

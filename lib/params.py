@@ -7,26 +7,21 @@ value and the fix.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lib import files
+from lib.files import ParamsError, read_yaml, unknown
+from lib.records.jobs import CROSS_MODEL
+from lib.records.kinds import DTYPES, STACKS, WEIGHTS
 from lib.signatures import check_parameters, notebook_parameters
-from lib.strict_yaml import ParamsError, read_yaml, unknown
 
-__all__ = ["ROOT", "Choice", "ParamsError", "Profile", "models", "profile"]
+__all__ = ["Choice", "ParamsError", "Profile", "models", "profile"]
 
-ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = ("random", "checkpoint", "gguf")
-STACKS = ("hf-eager", "hf-static", "graph", "graph-compiled")
-DTYPES = ("bfloat16", "float16", "float32")
 FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
-BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
-CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
-SECOND_PASS = ("energy_again",)  # run when all models are through, the last model first
 _COMMON = ("weights", "stack", "dtype")
 SLICES = ("models", "notebooks", *_COMMON)
 _MODELS = "models.yaml"
@@ -71,39 +66,9 @@ class Profile:
         return check_parameters({name: values[name] for name in wanted}, signature, where=where)
 
 
-def resolve(path: str | Path) -> Path:
-    """An absolute path; a relative one counts from the repository's root, whatever the cwd."""
-    return (ROOT / Path(path).expanduser()).resolve()
-
-
 def models(path: str | Path = "params/models.yaml") -> dict[str, dict[str, Any]]:
     """Entries of params/models.yaml by name."""
-    return read_yaml(file) if (file := resolve(path)).exists() else {}
-
-
-def listed_models() -> tuple[str, ...]:
-    """Names in params/models.yaml, in its order; the file is read again only when it changed."""
-    file = resolve("params/models.yaml")
-    return _names(file, file.stat().st_mtime_ns) if file.exists() else ()
-
-
-@functools.lru_cache(maxsize=4)
-def _names(file: Path, changed_ns: int) -> tuple[str, ...]:
-    return tuple(read_yaml(file))
-
-
-def model_order(name: str) -> tuple[int, str]:
-    """Sorts models as params/models.yaml lists them, unlisted ones after them by name."""
-    known = listed_models()
-    return (known.index(name) if name in known else len(known), name)
-
-
-def split(text: str | Iterable[str] | None) -> tuple[str, ...]:
-    """The items of a slice such as MODELS="a,b c", in order, without repeats."""
-    if text is None:
-        return ()
-    joined = text if isinstance(text, str) else " ".join(text)
-    return tuple(dict.fromkeys(item for item in re.split(r"[,\s]+", joined) if item))
+    return read_yaml(file) if (file := files.resolve(path)).exists() else {}
 
 
 def profile(
@@ -119,19 +84,19 @@ def profile(
     run for it: names, or a mapping to values for that notebook alone) and values that differ. It
     may be listed again with another stack, whose values a slice with that stack has too.
     """
-    folder = resolve(params_dir)
+    folder = files.resolve(params_dir)
     if not (folder / f"{name}.yaml").is_file() or name in _NO_PROFILES:
         raise unknown("profile", name, profiles(folder), hint="Use PROFILE=<name>.")
     data = read_yaml(folder / f"{name}.yaml")
     _require_keys(data, ("defaults", "notebooks", "models"), f"profile {name!r}")
     defaults, sections = data["defaults"] or {}, data["notebooks"] or {}
     sections = {notebook: section or {} for notebook, section in sections.items()}
-    sources = {path.stem: path for path in sorted(resolve(notebooks_dir).glob("*.ipynb"))}
+    sources = {path.stem: path for path in sorted(files.resolve(notebooks_dir).glob("*.ipynb"))}
     if odd := [notebook for notebook in sections if notebook not in sources]:
         raise unknown(f"notebook in profile {name!r}:", odd[0], sources)
     signatures = {notebook: notebook_parameters(sources[notebook]) for notebook in sections}
 
-    chosen = {key: split((overrides or {}).get(key)) for key in SLICES}
+    chosen = {key: files.split((overrides or {}).get(key)) for key in SLICES}
     if odd := set(overrides or {}) - set(SLICES):
         raise unknown("slice", min(odd), SLICES)
     if odd := [notebook for notebook in chosen["notebooks"] if notebook not in sections]:
@@ -280,7 +245,7 @@ def _require_known(settings: dict, dtypes: tuple[str, ...]) -> None:
 
 def _require_model(model: str, entries: Mapping[str, Any]) -> None:
     """An entry of models.yaml, a folder, a .gguf file, or text that looks like a hub id."""
-    if model in entries or resolve(model).exists() or _HUB_ID.fullmatch(model):
+    if model in entries or files.resolve(model).exists() or _HUB_ID.fullmatch(model):
         return
     hint = "Or give a hub id (organisation/name), a folder or a .gguf file: MODELS=<name>."
     raise unknown("model", model, entries, hint=hint)

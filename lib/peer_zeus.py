@@ -12,9 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lib import energy, gates, records, windows
-from lib.device import version
-from lib.records import Record
+from lib import energy, gates, windows
+from lib.host import version
+from lib.records import store
+from lib.records.record import Record
 
 SHORT_S = 1.6  # as long as the runs that the paper took readings around
 
@@ -49,7 +50,7 @@ def compare(
             missing={"zeus_long_j": why},
             env_id=env_id,
         )
-        return [records.append(records_path, row)]
+        return [store.append(records_path, row)]
     session = energy.open_session(
         model, stack, Path(records_path), seed, env_id, [context], new_tokens
     )
@@ -67,7 +68,7 @@ def compare(
     row = Record(
         "energy-peer", key, samples, {**model.source, "zeus": version("zeus")}, env_id=env_id
     )
-    return [records.append(records_path, row)]
+    return [store.append(records_path, row)]
 
 
 def open_monitor(device: Any) -> tuple[Any, str]:

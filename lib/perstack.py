@@ -12,7 +12,7 @@ from typing import Any
 
 from lib import paperrules as rules
 from lib.groups import ORDER
-from lib.records import Record, environments
+from lib.records.record import Record, environments
 
 Base = dict[str, rules.Series]  # of each model, by its title
 

@@ -20,9 +20,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from lib import params, stats, tables
+from lib import stats, tables
 from lib.groups import Group, by_setup
-from lib.records import Record, environments
+from lib.records import kinds as records_kinds
+from lib.records.record import Record, environments
 from lib.shown import short
 
 PALETTE = sns.color_palette("colorblind", 10)
@@ -48,15 +49,17 @@ def axes(ax: Axes | None = None, **size: Any) -> Axes:
 
 def color(model: str) -> tuple[float, float, float]:
     """The model's colour: its place in params/models.yaml, or a hash of an unlisted name."""
-    place, name = params.model_order(model)
-    if model not in params.listed_models():
+    place, name = records_kinds.model_order(model)
+    if model not in records_kinds.listed_models():
         place = int(hashlib.sha256(name.encode()).hexdigest(), 16)
     return PALETTE[place % len(PALETTE)]
 
 
 def models_of(rows: Iterable[Record]) -> list[str]:
     """Model names in the order of params/models.yaml."""
-    return sorted({r.key["model"] for r in rows if r.key.get("model")}, key=params.model_order)
+    return sorted(
+        {r.key["model"] for r in rows if r.key.get("model")}, key=records_kinds.model_order
+    )
 
 
 def style(place: int) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lib.params import ROOT
+from lib.files import ROOT
 
 TEXTS = (".ipynb", ".json", ".jsonl")
 Names = list[tuple[re.Pattern[str], str]]

@@ -8,9 +8,10 @@ from typing import Any
 
 from lib import roofline, stats
 from lib.card import ModelCard
+from lib.files import ROOT
 from lib.grid import Column, Table, build, grouped
-from lib.params import ROOT
-from lib.records import Record, load_tree
+from lib.records.record import Record
+from lib.records.store import load_tree
 from lib.shown import short
 from lib.stats import Estimate
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from lib.files import ROOT
 from lib.manifest import Task
-from lib.params import ROOT
 
 
 class PreflightError(ValueError):
@@ -60,12 +60,13 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
     `models` and `device` stand in for `lib.models` and the opened device in tests.
     """
     if models is None:
+        from lib import card as lib_card
         from lib import models
     problems = []
     for arm in arms:
         try:
             card = models.card(arm["model"], dtype=arm["dtype"])
-            models.require_context(card, arm["context"], arm["new_tokens"])
+            lib_card.require_context(card, arm["context"], arm["new_tokens"])
             where = device or _device(arm["device"])
             models.require_fits(card, where, _tokens(arm))
             if arm["weights"] != "random":

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
-BATCH_VARIABLE = "WORKBOOK_BATCH"  # set by the runner for the kernels that it starts
+from lib.files import BATCH_VARIABLE
 
 
 def track(items: Sequence, description: str) -> Iterable:

@@ -9,8 +9,8 @@ from typing import Any
 
 from lib.grid import Column, Table
 from lib.groups import arm_text
-from lib.records import Record, environments
-from lib.results import Job, readable
+from lib.records.jobs import Job, readable
+from lib.records.record import Record, environments
 
 
 def is_demo(rows: Sequence[Record]) -> bool:

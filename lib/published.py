@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lib import paperrules, params
+from lib import files, paperrules, params
 
 BYTES = {"MB": 10**6, "MiB": 2**20, "GB": 10**9}
 SEVERITIES = ("error", "caution", "note")
@@ -135,7 +135,7 @@ class Published:
 
 def load(path: str | Path = paperrules.PUBLISHED) -> Published:
     """The study in a YAML file; a relative path counts from the repository's root."""
-    return Published(paperrules.load_published(params.resolve(path)), params.models())
+    return Published(paperrules.load_published(files.resolve(path)), params.models())
 
 
 def step(text: str) -> float:

@@ -27,7 +27,7 @@ from lib.evidence import (
 from lib.grid import Column, Table
 from lib.paperrules import MIB
 from lib.published import JOULES, RATE, TTFT, Absent, Published
-from lib.records import Record, require_comparable
+from lib.records.record import Record, require_comparable
 from lib.shown import short
 from lib.stats import Estimate
 

@@ -10,14 +10,17 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lib import governance, grid, judge, ladder, plots, published, rankings, verdicts
+from lib import governance as lib_governance
+from lib import grid, judge, plots, published, verdicts
+from lib import ladder as lib_ladder
+from lib import rankings as lib_rankings
 from lib.findings import Finding
 from lib.grid import Table, frame, interval
 from lib.judge import TIE, TOLERANCES, WORDS, Ruling
 from lib.markup import Footnotes, figure, grid_html, verdict_mark
 from lib.paperrules import paper_name
 from lib.published import Published
-from lib.records import Record
+from lib.records.record import Record
 from lib.stats import Estimate
 from lib.verdicts import Entry
 
@@ -53,21 +56,21 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
     entries = verdicts.ledger(mine, study)
     if not entries:
         return None
-    rungs, orders = ladder.rungs(mine, study), rankings.rankings(mine, study)
-    tables = [ladder.table(rungs, study), rankings.table(orders)]
+    rungs, orders = lib_ladder.rungs(mine, study), lib_rankings.rankings(mine, study)
+    tables = [lib_ladder.table(rungs, study), lib_rankings.table(orders)]
     files = [
         *verdicts.write_csv(entries, out_dir),
-        *governance.write_csv(study, out_dir),
+        *lib_governance.write_csv(study, out_dir),
         *(_write(table, out_dir) for table in tables),
     ]
-    picture = plots.html(plots.ladder(rungs, tables[0].title), ladder.reads(mine, study))
+    picture = plots.html(plots.ladder(rungs, tables[0].title), lib_ladder.reads(mine, study))
     return Part(
         ladder=picture + grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
         rankings=rankings_html(tables[1]),
         ledger=ledger_html(entries),
         governance=governance_html(study),
         files=files,
-        findings=[*ladder.finding(rungs, study), *verdicts.finding(entries)],
+        findings=[*lib_ladder.finding(rungs, study), *verdicts.finding(entries)],
     )
 
 
@@ -79,24 +82,24 @@ def ledger_text(records: Sequence[Record]) -> str:
 def ladder_figure(records: Sequence[Record]) -> Axes:
     """The ratio ladder as a figure."""
     study = published.load()
-    rungs = ladder.rungs(records, study)
-    return plots.ladder(rungs, ladder.table(rungs, study).title)
+    rungs = lib_ladder.rungs(records, study)
+    return plots.ladder(rungs, lib_ladder.table(rungs, study).title)
 
 
 def show_ladder(records: Sequence[Record]) -> None:
     """The ratio ladder with its caption, in a notebook."""
-    plots.show(ladder_figure(records), ladder.reads(records, published.load()))
+    plots.show(ladder_figure(records), lib_ladder.reads(records, published.load()))
 
 
 def ladder_text(records: Sequence[Record]) -> str:
     """The rungs of the ladder with their causes as Markdown, for a notebook."""
     study = published.load()
-    return grid.markdown(ladder.table(ladder.rungs(records, study), study))
+    return grid.markdown(lib_ladder.table(lib_ladder.rungs(records, study), study))
 
 
 def rankings_text(records: Sequence[Record]) -> str:
     """The rankings as Markdown, for a notebook."""
-    return grid.markdown(rankings.table(rankings.rankings(records, published.load())))
+    return grid.markdown(lib_rankings.table(lib_rankings.rankings(records, published.load())))
 
 
 def _write(table: Table, out_dir: str | Path) -> Path:
@@ -216,7 +219,7 @@ def _column(
 
 def governance_html(study: Published) -> str:
     """Table 13 with its sources as links."""
-    table = governance.table(study)
+    table = lib_governance.table(study)
     head = "".join(
         f'<th scope="col" class="text" data-col="{i}">{escape(c.title)}</th>'
         for i, c in enumerate(table.columns)

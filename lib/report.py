@@ -28,12 +28,12 @@ from lib import (
     machine,
     memoryplots,
     money,
+    papertables,
     plots,
     predictions,
     provenance,
     recordlist,
     replication,
-    results,
     roofline,
     stepkernels,
     tables,
@@ -45,10 +45,12 @@ from lib.markup import grid_html, paper_html
 from lib.page import data_link, entry, shell, write_text
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
-from lib.params import BEFORE_MODELS, model_order
 from lib.published import load as load_study
-from lib.records import Record, environments, merge
-from lib.results import ACROSS, Job, slug
+from lib.records import jobs
+from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, slug
+from lib.records.kinds import model_order
+from lib.records.record import Record, environments
+from lib.records.store import merge
 
 MAIN_TABLES = (1, 5, 6, 8)
 TITLE = "What it costs to deploy an open-weight language model"
@@ -68,7 +70,7 @@ def write(
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not a folder of results; run `make report` first")
     out = Path(out_dir) if out_dir is not None else source
-    found = results.find(source)
+    found = jobs.find(source)
     if not found:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,7 @@ def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) 
     """
     folder = Path(job_dir).resolve()
     root = _results_root(folder)
-    job = next((j for j in results.find(root) if j.folder.resolve() == folder), None)
+    job = next((j for j in jobs.find(root) if j.folder.resolve() == folder), None)
     if job is None or job.notebook_path is None:
         raise FileNotFoundError(f"{folder} holds no run.json with an executed notebook")
     return _page(job, Path(out_dir) if out_dir is not None else root, _fragment(job))
@@ -151,7 +153,7 @@ def render(
     batch = batchplots.section(rows)
     ledgers, kernels = ledgertables.tables(rows, published), stepkernels.tables(rows)
     csvs = [
-        *tables.write_csvs(rows, published, out),
+        *papertables.write_csvs(rows, published, out),
         *tables.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
     ]
     replicated = replication.part(rows, load_study(), out)
@@ -209,7 +211,7 @@ def render(
             records=Markup(recordlist.html(rows, _by_end(found), out)),
             toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
             footer=f"Made from {len(found)} jobs; "
-            f"the last one ended {results.readable(ended) or '?'}.",
+            f"the last one ended {jobs.readable(ended) or '?'}.",
         )
     )
 
@@ -259,7 +261,7 @@ def _subtitle(rows: Sequence[Record], ended: str) -> str:
     studied = {str(r.key["model"]) for r in rows if r.key.get("model") and r.kind != "energy-real"}
     models = sorted(studied, key=model_order)  # without the small one that checks weight values
     gpus = sorted({str(env.get("gpu") or "CPU") for env in environments(rows).values()})
-    parts = [", ".join(models), " and ".join(gpus), results.readable(ended)[:10]]
+    parts = [", ".join(models), " and ".join(gpus), jobs.readable(ended)[:10]]
     return " · ".join(filter(None, parts))
 
 
@@ -308,7 +310,7 @@ def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNam
         end=job.end,
         rerun=job.rerun,
         fragment=Markup(fragment),
-        earlier=", ".join(results.readable(told["end"]) for told in job.earlier),
+        earlier=", ".join(jobs.readable(told["end"]) for told in job.earlier),
         page=_href(page, out) if page else "",
     )
 

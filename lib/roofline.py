@@ -19,7 +19,7 @@ from lib.datasheets import datasheet
 from lib.grid import Column, Table, build, grouped, sampled, without_empty
 from lib.groups import named
 from lib.machine import Limits, bandwidth_notes, limits
-from lib.records import Record, select
+from lib.records.record import Record, select
 from lib.shown import Shown, rounded
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s

@@ -13,9 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib import kernels, lease, manifest, merge, params, portable, preflight, staging
-from lib.manifest import Task, short
-from lib.params import ParamsError, Profile
+from lib import files, kernels, lease, manifest, portable, preflight, staging
+from lib.files import ParamsError, short
+from lib.manifest import Task
+from lib.params import Profile
+from lib.records import slices, store
 from lib.signatures import check_parameters, notebook_parameters
 from lib.tally import Tally, say
 
@@ -65,7 +67,7 @@ def run_job(
     """
     signature = notebook_parameters(job.source)
     values = check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
-    stop, old, start = stop or Stop(), manifest.read(job.folder), _now()
+    stop, old, start = stop or Stop(), store.read(job.folder), _now()
     staged = staging.begin(job.folder)
     known = portable.names(job.out)
     stop.watch = kernels.Watch()
@@ -93,9 +95,9 @@ def run_job(
             "start": start,
             "end": _now(),
         }
-        added = merge.Added() if force else merge.add_earlier(staged, job.folder, told)
+        added = slices.Added() if force else slices.add_earlier(staged, job.folder, told)
         told["earlier"] = list(added.earlier)
-        told["artefacts"] = manifest.artefacts(staged)
+        told["artefacts"] = store.artefacts(staged)
         _settle(job.folder, old, told, added)
     finally:
         stop.watch = None
@@ -103,7 +105,7 @@ def run_job(
 
 
 def _settle(
-    folder: Path, old: dict[str, Any] | None, told: dict[str, Any], added: merge.Added
+    folder: Path, old: dict[str, Any] | None, told: dict[str, Any], added: slices.Added
 ) -> None:
     """Put files and manifest in place, in the order that a crash in between cannot make a lie."""
     was_ok, is_ok = old is not None and old["status"] == "ok", told["status"] == "ok"
@@ -111,15 +113,12 @@ def _settle(
         staging.discard(folder)
         return
     if added.aside:
-        say(
-            f"note: rows of before stay apart, in {short(folder / manifest.PREVIOUS)}: "
-            f"{added.aside}"
-        )
+        say(f"note: rows of before stay apart, in {short(folder / store.PREVIOUS)}: {added.aside}")
     if not is_ok:
-        manifest.write_json(folder / "run.json", told)
+        files.write_json(folder / "run.json", told)
     keep_old = was_ok and (not is_ok or bool(added.aside))
     staging.promote(folder, old, keep_old=keep_old, spent=is_ok and added.spent)
-    manifest.write_json(folder / "run.json", told)
+    files.write_json(folder / "run.json", told)
 
 
 def run(
@@ -132,13 +131,13 @@ def run(
     check: Callable[[list, dict], None] = preflight.check_apart,
     write_page: Callable[[Path], object] | None = None,
     write_report: Callable[[Path], object] | None = None,
-    models_path: Path = params.ROOT / "params" / "models.yaml",
+    models_path: Path = files.ROOT / "params" / "models.yaml",
 ) -> int:
     """Run every job of a profile that is not finished yet, then write the report.
 
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
-    manifest.refuse_released(out_dir)
+    store.refuse_released(out_dir)
     jobs, stop = manifest.plan(profile, out_dir), Stop()
     with contextlib.ExitStack() as held:
         held.enter_context(stop.installed())
@@ -160,7 +159,7 @@ def run(
         tally = Tally(jobs)
         for job in jobs:
             sha = manifest.job_sha(job, name, models_path)
-            if not force and _keep(job, manifest.read(job.folder), sha, tally):
+            if not force and _keep(job, store.read(job.folder), sha, tally):
                 tally.skip(job)
                 continue
             tally.start(job)
@@ -187,12 +186,12 @@ def run(
 
 def _finished(job: Task, gpu: str, models_path: Path) -> bool:
     sha = manifest.job_sha(job, gpu, models_path)
-    return manifest.is_finished(job.folder, manifest.read(job.folder), sha)
+    return store.is_finished(job.folder, store.read(job.folder), sha)
 
 
 def _keep(job: Task, old: dict[str, Any] | None, sha: str, tally: Tally) -> bool:
     """Skip this job? A reading notebook is repeated when code changed; a measuring one warns."""
-    if not manifest.is_finished(job.folder, old, sha):
+    if not store.is_finished(job.folder, old, sha):
         return False
     code = (manifest.notebook_sha(job.source), manifest.lib_sha())
     runs = (old, *old.get("earlier", ()))
@@ -243,7 +242,7 @@ def _now() -> str:
 
 def rebuild(source: Path, out_dir: Path, write_report: Callable[..., Path]) -> Path:
     """A report from existing records; measures nothing and leaves the source as it is."""
-    manifest.refuse_released(out_dir)
+    store.refuse_released(out_dir)
     if not source.is_dir():
         raise ParamsError(f"no folder {short(source)}; FROM takes a folder of run.json files")
     if next(source.rglob("run.json"), None) is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lib import records
 from lib.prompts import exact_prompt
-from lib.records import Record
+from lib.records import record, store
+from lib.records.record import Record
 
 
 def begin_records(model: Any, records_path: str | Path) -> list[Record]:
@@ -15,10 +15,10 @@ def begin_records(model: Any, records_path: str | Path) -> list[Record]:
 
     Returns both; the rows that follow carry the environment's id.
     """
-    env = records.environment_record(model.device.environment())
+    env = record.environment_record(model.device.environment())
     values = {**model.source, **model.card.as_dict(), "load_s": model.load_s}
     card = Record("card", model.key(), values=values, env_id=env.env_id)
-    return [records.append(records_path, row) for row in (env, card)]
+    return [store.append(records_path, row) for row in (env, card)]
 
 
 def prompt_ids(

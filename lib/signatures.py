@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.strict_yaml import ParamsError, unknown
+from lib.files import ParamsError, unknown
 
 _NUMBER = re.compile(r"[-+]?[0-9][0-9_]*\.?[0-9]*([eE][-+]?[0-9]+)?")
 

@@ -10,8 +10,9 @@ import pandas as pd
 from lib import stats
 from lib.claims import bullets, cautions, failures, number
 from lib.grid import Column, Table, build, frame
-from lib.groups import STUDY_STACK, by_setup
-from lib.records import Record, select
+from lib.groups import by_setup
+from lib.records.kinds import STUDY_STACK
+from lib.records.record import Record, select
 from lib.shown import short
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s, marked_tok_per_s

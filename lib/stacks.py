@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import decode, gate, latency, records
+from lib import decode, gate, latency
 from lib.progress import track
-from lib.records import Record
+from lib.records import record, store
+from lib.records.record import Record
 
 
 def sweep(
@@ -41,12 +42,12 @@ def sweep(
         common = {"stack": stack, "context": context, "seed": seed, "env_id": env_id}
         try:
             for row in _place(model, common, new_tokens, repeats, slope_repeats, busy_tokens):
-                rows.append(records.append(records_path, row))
+                rows.append(store.append(records_path, row))
             if harness_pairs and (stack, context) == (stacks[-1], contexts[-1]):
                 row = latency.harness_row(
                     model, new_tokens=new_tokens[0], pairs=harness_pairs, **common
                 )
-                rows.append(records.append(records_path, row))
+                rows.append(store.append(records_path, row))
         except Exception as error:  # a stack that cannot be made, or that computes something else
             key = model.key(
                 stack=stack,
@@ -55,8 +56,8 @@ def sweep(
                 cache=decode.cache_kind(stack),
                 decoding="greedy",
             )
-            failed = Record("latency", key, error=records.first_line(error), env_id=env_id)
-            rows.append(records.append(records_path, failed))
+            failed = Record("latency", key, error=record.first_line(error), env_id=env_id)
+            rows.append(store.append(records_path, failed))
         model.device.empty_cache()
     return rows
 

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lib.manifest import PARTIAL, PREVIOUS, write_json
+from lib.files import write_json
+from lib.records.store import PARTIAL, PREVIOUS
 
 
 def begin(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from lib import stats
 from lib.grid import Column, Table, frame
 from lib.groups import by_setup
-from lib.records import Record
+from lib.records.record import Record
 from lib.shown import Shown
 from lib.stats import Estimate
 

@@ -17,7 +17,7 @@ from lib import energypasses, energystats, stats
 from lib.grid import Column, Table, build, frame, sampled, setups
 from lib.groups import SETUP, by_setup
 from lib.papertables import write_csvs
-from lib.records import Record, environments, record_id, select
+from lib.records.record import Record, environments, record_id, select
 from lib.stats import Estimate
 
 __all__ = [

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.manifest import Task, short
+from lib.files import short
+from lib.manifest import Task
 
 
 @dataclass

@@ -20,10 +20,12 @@ from typing import Any
 
 import torch
 
-from lib import counting, decode, experts, records
+from lib import counting, decode
+from lib import experts as lib_experts
 from lib.card import ModelError, computed, require_context
 from lib.progress import track
-from lib.records import Record
+from lib.records import record, store
+from lib.records.record import Record
 from lib.session import prompt_ids
 
 PROBES = 64  # experts that are tried one by one in a layer, where not all are left alone
@@ -179,7 +181,7 @@ def rows(
         found = row(
             model, name, context=context, batch=batch, stack=stack, seed=seed, env_id=env_id
         )
-        made.append(records.append(records_path, found))
+        made.append(store.append(records_path, found))
         model.device.empty_cache()
     return made
 
@@ -191,11 +193,11 @@ def row(
     if not model.card.experts:
         return _dense(model, context=context, batch=batch, stack=stack, env_id=env_id)
     try:
-        with experts.using(model.net, name):
+        with lib_experts.using(model.net, name):
             return arm(model, context=context, batch=batch, stack=stack, seed=seed, env_id=env_id)
     except Exception as error:  # out of memory, or experts that cannot be probed
         key = _key(model, context, batch, stack) | {"experts": name}
-        return Record("trace", key, error=records.first_line(error), env_id=env_id)
+        return Record("trace", key, error=record.first_line(error), env_id=env_id)
 
 
 def arm(
@@ -294,7 +296,7 @@ def warnings_of(values: dict[str, Any]) -> list[dict[str, str]]:
     if realised is None or math.isclose(realised, nominal, rel_tol=TOLERANCE):
         return []
     return [
-        records.warning(
+        record.warning(
             "active-params",
             f"a decode token uses {realised:,} parameters, not the {nominal:,} of the "
             f"architecture, with the experts as {values['decode_experts']}: choose an "

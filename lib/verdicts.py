@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import causes, judge, published, stats
+from lib import causes as lib_causes
+from lib import judge, published, stats
 from lib.evidence import STANDS, Evidence, Measured, gather
 from lib.findings import Finding
 from lib.grid import Column, Table, interval
@@ -22,7 +23,7 @@ from lib.judge import UNTESTABLE, WORDS, Ruling
 from lib.paperrules import paper_name
 from lib.papertables import number_text
 from lib.published import Absent, Published
-from lib.records import Record
+from lib.records.record import Record
 from lib.shown import short
 from lib.stats import Estimate
 from lib.verdictenergy import ENERGY
@@ -88,7 +89,7 @@ def ledger(records: Sequence[Record], study: Published | None = None) -> list[En
     study = study or published.load()
     if not any(paper_name(r.key.get("model"), study.data) for r in records):
         return []
-    evidence, audited = gather(records, study), causes.touched(study)
+    evidence, audited = gather(records, study), lib_causes.touched(study)
     return [_entry(evidence, name, audited.get(name, [])) for name in study.data["claims"]]
 
 
@@ -115,8 +116,8 @@ def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
     if measured.corrected is STANDS:
         rulings["corrected"] = rulings["verdict"]
     models = _models(e, measured)
-    said = causes.sentences(e, measured, models, rulings, audited)
-    differs = causes.conditions(e, measured, models)
+    said = lib_causes.sentences(e, measured, models, rulings, audited)
+    differs = lib_causes.conditions(e, measured, models)
     return Entry(name, claim, rule.__name__, measured, rulings, tuple(said), differs)
 
 

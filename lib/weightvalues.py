@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import blocks, energy, models, records
-from lib.records import Record
+from lib import blocks, card, energy, models
+from lib.records import record, store
+from lib.records.record import Record
 
 # What each parameter of two or more dimensions is filled with, drawn from a seeded generator.
 FILLS: dict[str, Callable[[Any, Any], Any]] = {
@@ -58,7 +59,7 @@ def sweep(
             missing={"energy_j": reason},
             env_id=env_id,
         )
-        return [records.append(records_path, row)]
+        return [store.append(records_path, row)]
     session = energy.open_session(
         model, stack, Path(records_path), seed, env_id, [context], new_tokens
     )
@@ -74,7 +75,7 @@ def sweep(
     finally:
         restore(model, name, seed)
     return [
-        records.append(records_path, energy.row_of(session, cell, found))
+        store.append(records_path, energy.row_of(session, cell, found))
         for cell, found in session.blocks.items()
     ]
 
@@ -105,11 +106,11 @@ def against_real(
     if reason:
         row = Record(
             "energy-real",
-            dict.fromkeys(records.KEY_FIELDS) | {"model": real_model},
+            dict.fromkeys(record.KEY_FIELDS) | {"model": real_model},
             missing={"energy_j": reason},
             env_id=env_id,
         )
-        return [records.append(records_path, row)]
+        return [store.append(records_path, row)]
     cell = blocks.Cell(context, new_tokens, repeats, "energy-real")
     sessions = [
         energy.open_session(model, stack, Path(records_path), seed, env_id, [context], new_tokens)
@@ -121,7 +122,7 @@ def against_real(
         for session in sessions if number % 2 else sessions[::-1]:
             name = f"trace-real-{number + 1}-{session.model.weights}"
             energy.measure_round(session, [cell], name, window_s)
-    return [records.append(records_path, energy.row_of(s, cell, s.blocks[cell])) for s in sessions]
+    return [store.append(records_path, energy.row_of(s, cell, s.blocks[cell])) for s in sessions]
 
 
 def load_twins(name: str, dtype: str, device: Any, seed: int) -> tuple[str, list[Any]]:
@@ -131,7 +132,7 @@ def load_twins(name: str, dtype: str, device: Any, seed: int) -> tuple[str, list
             models.load(name, weights=weights, dtype=dtype, device=device, seed=seed)
             for weights in ("checkpoint", "random")
         ]
-    except (models.ModelError, OSError) as error:
+    except (card.ModelError, OSError) as error:
         return f"{name} could not be loaded: {error}", []
 
 

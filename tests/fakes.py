@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lib.decode import Decoded
+from lib.decoded import Decoded
 from lib.profiled import Work
-from lib.records import KEY_FIELDS
+from lib.records.record import KEY_FIELDS
 
 
 class FakeDevice:

@@ -16,7 +16,7 @@ import sample_records as sample
 from sample_records import GPU, MIB, key, spread
 
 from lib.card import ModelCard
-from lib.records import Record, environment_record
+from lib.records.record import Record, environment_record
 
 MODELS = ("gpt-oss-20b", "qwen3-32b")
 STACKS = ("hf-eager", "graph")

@@ -3,9 +3,10 @@
 import pytest
 from sample_records import key
 
-from lib import ablations, records
+from lib import ablations
 from lib.ape import ape, experts_table, quotients, realised, table
-from lib.records import Record
+from lib.records import store
+from lib.records.record import Record
 from lib.stats import Estimate, median, missing
 
 BASE = {"context": 512, "decoding": "greedy"}
@@ -41,7 +42,7 @@ def test_a_failed_arm_is_a_row_with_its_error_and_the_rest_goes_on(tmp_path):
     rows = run(tmp_path, ablations.one_change("context", [512, 1024, 2048]), measure)
     assert [r.error for r in rows] == [None, "RuntimeError: out of memory", None]
     assert rows[1].key["context"] == 1024 and rows[1].env_id == "e"
-    assert records.load(tmp_path / "r.jsonl") == rows
+    assert store.load(tmp_path / "r.jsonl") == rows
 
 
 def test_an_arm_that_sets_an_unknown_field_is_an_error_before_any_work(tmp_path):

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from lib import audit, auditenergy, auditlatency, kernels, manifest, params, published, run
+from lib import audit, auditenergy, auditlatency, files, kernels, manifest, params, published, run
 from lib.__main__ import main
 from lib.published import Published
 from tests import made_study as made
 
-ROOT = params.ROOT
+ROOT = files.ROOT
 PAPER_CSVS = ROOT.parent / "shared" / "paper" / "csv"
 # Rules about a sentence, or an outside source, that the made-up study does not have.
 UNSAID = {"saving-is-size", "prefill-share", "realised-parameters"}

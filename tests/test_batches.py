@@ -13,7 +13,7 @@ from sample_records import key
 
 from lib import batchclaims, batches, batchplots, plots
 from lib.grid import frame
-from lib.records import Record, environment_record, select
+from lib.records.record import Record, environment_record, select
 
 ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
 RATES = {1: 100.0, 2: 190.0, 4: 350.0, 8: 500.0, 16: 560.0}

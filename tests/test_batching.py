@@ -7,9 +7,10 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeCache, FakeDevice
 
-from lib import batching, decode, gate, models, records, stats, tables, windows
-from lib.decode import Decoded
+from lib import batching, decode, gate, models, stats, tables, windows
+from lib.decoded import Decoded
 from lib.device import CpuDevice
+from lib.records import record, store
 
 SWEEP = {
     "stacks": ["hf-eager"], "batches": [4, 1, 2], "context": 16, "new_tokens": [11, 31],
@@ -64,7 +65,7 @@ def sweep(monkeypatch, folder, *, board=True, most=64, **changes):
         monkeypatch.setitem(decode.STACKS, stack, model.open_stack)
     path = folder / "records.jsonl"
     rows = batching.sweep(model, **(SWEEP | changes), records_path=path)
-    assert records.load(path) == rows
+    assert store.load(path) == rows
     return model, rows
 
 
@@ -74,11 +75,11 @@ def kinds(rows):
 
 def test_batches_ascend_and_have_two_lengths_and_windows_of_both(monkeypatch, tmp_path):
     model, rows = sweep(monkeypatch, tmp_path)
-    assert [row.key["batch"] for row in records.select(rows, "batch")] == [1, 1, 2, 2, 4, 4]
+    assert [row.key["batch"] for row in record.select(rows, "batch")] == [1, 1, 2, 2, 4, 4]
     assert [row.key["new_tokens"] for row in rows[:2]] == [11, 31]
     for batch in (1, 2, 4):
-        assert len(records.select(rows, "batch-energy", batch=batch)) == 2
-        (trace,) = {*records.select(rows, "batch-energy", batch=batch)[0].values["traces"]}
+        assert len(record.select(rows, "batch-energy", batch=batch)) == 2
+        (trace,) = {*record.select(rows, "batch-energy", batch=batch)[0].values["traces"]}
         assert trace == f"trace-hf-eager-{batch}.jsonl.gz" and (tmp_path / trace).exists()
     assert all(different == batch for batch, _, different in model.sizes)  # prompts of its own
 
@@ -86,7 +87,7 @@ def test_batches_ascend_and_have_two_lengths_and_windows_of_both(monkeypatch, tm
 def test_the_slope_of_two_lengths_is_the_step_whatever_the_prefill(monkeypatch, tmp_path):
     _, rows = sweep(monkeypatch, tmp_path)
     for batch, step_s in ((1, 0.011), (2, 0.012), (4, 0.014)):
-        arms = records.select(rows, "batch", batch=batch)
+        arms = record.select(rows, "batch", batch=batch)
         assert arms[0].samples["e2e_s"] == pytest.approx([0.1 * batch + 10 * step_s] * 3)
         assert tables.decode_tok_per_s(arms).value == pytest.approx(1 / step_s)
 
@@ -94,7 +95,7 @@ def test_the_slope_of_two_lengths_is_the_step_whatever_the_prefill(monkeypatch, 
 def test_the_energy_of_a_batch_is_that_of_the_whole_call(monkeypatch, tmp_path):
     """Four sequences, 31 tokens: 0.4 s at 500 W and 30 steps of 14 ms at 400 W, 200 + 168 J."""
     _, rows = sweep(monkeypatch, tmp_path)
-    short, long = (records.select(rows, "batch-energy", batch=4, new_tokens=g)[0] for g in (11, 31))
+    short, long = (record.select(rows, "batch-energy", batch=4, new_tokens=g)[0] for g in (11, 31))
     assert long.samples["energy_j"] == pytest.approx([368, 368], rel=0.02)
     assert short.samples["energy_j"] == pytest.approx([256, 256], rel=0.02)
     assert long.values["idle_w"] == pytest.approx(110, rel=1e-3) and long.missing == {}
@@ -107,7 +108,7 @@ def test_the_windows_of_a_batch_follow_each_other_between_one_lead_in_and_one_le
 ):
     """Each window ends where the next one starts: short, long, long, short, or the reverse."""
     _, rows = sweep(monkeypatch, tmp_path, batches=[2])
-    found = records.select(rows, "batch-energy", batch=2)
+    found = record.select(rows, "batch-energy", batch=2)
     edges = sorted(
         edge
         for row in found
@@ -123,7 +124,7 @@ def test_the_windows_of_a_batch_follow_each_other_between_one_lead_in_and_one_le
 
 def test_without_a_counter_energy_is_missing_with_the_reason(monkeypatch, tmp_path):
     _, rows = sweep(monkeypatch, tmp_path, board=False, batches=[1], window_s=0.0)
-    for row in records.select(rows, "batch-energy"):
+    for row in record.select(rows, "batch-energy"):
         assert "energy_j" not in row.samples and row.error is None
         assert row.missing["energy_j"] == "no counter on the fake"
 
@@ -137,7 +138,7 @@ def test_a_stack_that_runs_out_of_memory_is_one_row_and_the_next_stack_follows(
         "row",
         lambda model, **place: (
             passed.append(place["batch"])
-            or (records.Record("gate", model.key(stack=place["stack"], batch=place["batch"])))
+            or (record.Record("gate", model.key(stack=place["stack"], batch=place["batch"])))
         ),
     )
     _, rows = sweep(
@@ -172,7 +173,7 @@ def test_a_failed_gate_is_about_one_batch_only(monkeypatch, tmp_path):
     def judge(model, batch, **place):
         if batch == 2:
             raise gate.GateError("it computes something else")
-        return records.Record("gate", model.key(stack="graph", batch=batch))
+        return record.Record("gate", model.key(stack="graph", batch=batch))
 
     monkeypatch.setattr(gate, "row", judge)
     _, rows = sweep(monkeypatch, tmp_path, stacks=["graph"], energy_windows=0)
@@ -189,7 +190,7 @@ def test_an_error_replaces_no_row_that_was_measured(monkeypatch, tmp_path):
         ("batch", 31),
         ("batch-energy", 11),
     ]
-    assert len(records.merge(rows)) == 3 and rows[-1].error.startswith("ZeroDivisionError")
+    assert len(store.merge(rows)) == 3 and rows[-1].error.startswith("ZeroDivisionError")
 
 
 def test_an_error_at_the_second_length_leaves_the_first(monkeypatch, tmp_path):
@@ -202,7 +203,7 @@ def test_an_error_at_the_second_length_leaves_the_first(monkeypatch, tmp_path):
         ),
     )
     _, rows = sweep(monkeypatch, tmp_path)
-    assert [(row.key["new_tokens"], bool(row.error)) for row in records.merge(rows)] == [
+    assert [(row.key["new_tokens"], bool(row.error)) for row in store.merge(rows)] == [
         (11, False),
         (31, True),
     ]
@@ -212,7 +213,7 @@ def test_the_experts_of_each_batch_are_traced_for_the_stacks_that_are_asked_for(
     monkeypatch, tmp_path
 ):
     _, rows = sweep(monkeypatch, tmp_path, energy_windows=0, trace_stacks=["hf-eager"])
-    traces = records.select(rows, "trace")  # of a dense model, so computed
+    traces = record.select(rows, "trace")  # of a dense model, so computed
     assert [row.key["batch"] for row in traces] == [1, 2, 4]
     assert [row.values["decode_bytes"] for row in traces] == [1_016_000, 1_032_000, 1_064_000]
 
@@ -240,6 +241,6 @@ def test_a_real_model_on_two_stacks(tmp_path, monkeypatch):
     rows = batching.sweep(model, **(SWEEP | changes), records_path=path)
     assert not [row.error for row in rows if row.error]
     assert [row.key["batch"] for row in rows if row.kind == "gate"] == [1, 3]
-    one, three = records.select(rows, "trace", stack="graph-compiled")
+    one, three = record.select(rows, "trace", stack="graph-compiled")
     assert one.values["experts_touched_decode"] == 2 < three.values["experts_touched_decode"]
     assert three.values["experts_touched_decode"] == three.values["experts_chosen_decode"]

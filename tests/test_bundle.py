@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 
 from lib import bundle, report
 from lib.__main__ import main
-from lib.params import ROOT, ParamsError
+from lib.files import ROOT, ParamsError
 from tests import sample_records as sample
 
 ANN = [("user name", "ann"), ("host name", "ann-laptop"), ("home folder", "/srv/people/ann")]

@@ -17,7 +17,7 @@ from transformers import (
     StaticCache,
 )
 
-from lib import counting, models, params
+from lib import counting, files, models, params
 from lib.card import ModelCard, ModelError, require_context
 
 TINY = ("tiny-gpt-oss", "tiny-qwen3", "tiny-yi")
@@ -269,7 +269,7 @@ def test_card_as_markdown():
 
 def test_reading_a_card_needs_no_torch():
     code = "import lib.card, sys; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=params.ROOT)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=files.ROOT)
 
 
 def test_counting_leaves_the_config_alone():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from fakes import FakeDevice
 
-from lib import ceilings, records
-from lib.records import KEY_FIELDS
+from lib import ceilings
+from lib.records import record, store
+from lib.records.record import KEY_FIELDS
 
 BUFFER = 2**15  # bytes: two rows of bfloat16, one of float32
 TINY = ceilings.Sizes(
@@ -54,15 +55,15 @@ def test_each_rate_is_what_a_repetition_moves_over_its_time(tiny, tmp_path):
     assert len(row.samples["host_score_per_s"]) == 5
     assert row.values["host_score_per_s"] == max(row.samples["host_score_per_s"])
     assert row.missing == {"launch_s": "nothing is queued on a CPU"}
-    assert records.load(tmp_path / "r.jsonl") == [env, row]
+    assert store.load(tmp_path / "r.jsonl") == [env, row]
 
 
 def test_it_belongs_to_no_model_but_to_the_card_of_its_environment(tiny, tmp_path):
     env, row = ceilings.measure(FakeDevice(tick_s=1), seed=0, records_path=tmp_path / "r.jsonl")
     assert row.key == dict.fromkeys(KEY_FIELDS)
     assert (env.kind, row.kind, row.env_id) == ("environment", "ceilings", env.env_id)
-    assert records.identity(row, "A") != records.identity(row, "B")
-    assert records.merge([env, row, row]) == [env, row]
+    assert record.identity(row, "A") != record.identity(row, "B")
+    assert store.merge([env, row, row]) == [env, row]
 
 
 def test_the_best_launch_is_the_shortest(tiny, tmp_path):

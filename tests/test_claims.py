@@ -6,7 +6,7 @@ import pytest
 from sample_records import key, spread
 
 from lib import claims, comparisons, stats
-from lib.records import Record, environment_record, warning
+from lib.records.record import Record, environment_record, warning
 from lib.stats import Estimate
 
 ENV = environment_record({"gpu": "G"})

@@ -12,9 +12,9 @@ from bs4 import BeautifulSoup
 
 from lib import compare, pairs
 from lib.__main__ import main
+from lib.files import ROOT
 from lib.pairs import Side
-from lib.params import ROOT
-from lib.records import Record, environment_record
+from lib.records.record import Record, environment_record
 from tests import sample_records as sample
 
 A = environment_record(sample.GPU | {"host_score_per_s": 10.0, "power_limit_w": 700.0})

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lib import costs
-from lib.records import Record
-from lib.results import Job
+from lib.records.jobs import Job
+from lib.records.record import Record
 
 KEY = {"model": "m", "stack": "graph"}
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from lib import crosswalk, records
-from lib.records import Record
+from lib import crosswalk
+from lib.records import record
+from lib.records.record import Record
 
 STAMPS, END_S = [1.0, 1.1, 1.2, 1.4], 1.4
 
@@ -27,7 +28,7 @@ def test_each_definition_by_hand(name, value):
 
 
 def test_the_table_takes_the_median_over_calls_and_skips_what_has_no_gaps():
-    env = records.environment_record({"gpu": "A"})
+    env = record.environment_record({"gpu": "A"})
     key = {"model": "m", "context": 8, "new_tokens": 4}
     slow = [2 * t for t in STAMPS]
     samples = {"token_s": [STAMPS, slow, STAMPS], "e2e_s": [END_S, 2 * END_S, END_S]}
@@ -42,4 +43,4 @@ def test_the_table_takes_the_median_over_calls_and_skips_what_has_no_gaps():
 
 
 def test_without_stamped_calls_the_table_is_empty():
-    assert crosswalk.table([records.environment_record({"gpu": "A"})]).empty
+    assert crosswalk.table([record.environment_record({"gpu": "A"})]).empty

@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from lib import decode, models, params
+from lib import generate as lib_generate
 
 TINY = [name for name, entry in params.models().items() if entry["tiny"]]
 CONTEXT = 24
@@ -69,7 +70,7 @@ def test_a_batch_decodes_each_row_as_if_alone(model, ids):
     assert out[0].tolist() == generate(ids, 5).tokens[0].tolist()
 
 
-@pytest.mark.parametrize("decoding", decode.DECODING)
+@pytest.mark.parametrize("decoding", lib_generate.DECODING)
 def test_no_token_ends_a_call_although_every_token_is_an_end(model, ids, decoding, monkeypatch):
     """Whatever the checkpoint brings: here it also samples, stops at once, and pads."""
     every = list(range(model.vocab_size))
@@ -118,7 +119,7 @@ def allowed(scores, decoding):
     return {*range(len(scores))}
 
 
-@pytest.mark.parametrize("decoding", [name for name in decode.DECODING if name != "greedy"])
+@pytest.mark.parametrize("decoding", [name for name in lib_generate.DECODING if name != "greedy"])
 def test_sampling_draws_what_its_name_allows(model, ids, decoding):
     generate = decode.open_stack("hf-eager", model.net, decoding=decoding)
     drawn = []

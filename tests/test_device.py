@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import board, device, gates, joules, occupancy
+from lib import board as lib_board
+from lib import device, gates, host, joules, occupancy
 
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
 SHARED = {
@@ -140,7 +141,7 @@ def test_free_memory_is_what_the_host_says():
 
 
 def test_an_absent_package_has_no_version():
-    assert device.version("surely-not-installed") is None
+    assert host.version("surely-not-installed") is None
 
 
 # --- a GPU
@@ -364,18 +365,21 @@ def test_a_sampler_that_dies_leaves_what_it_had_read(open_gpu):
 
 
 def test_a_line_that_was_cut_off_is_left_out():
-    assert list(board.rows('{"t_s": 1}\n{"t_s": 2}\n{"t_s": 3, "ene')) == [{"t_s": 1}, {"t_s": 2}]
+    assert list(lib_board.rows('{"t_s": 1}\n{"t_s": 2}\n{"t_s": 3, "ene')) == [
+        {"t_s": 1},
+        {"t_s": 2},
+    ]
 
 
 def sampler_started(monkeypatch):
     """Popen that remembers the processes it started."""
-    started, popen = [], board.subprocess.Popen
+    started, popen = [], lib_board.subprocess.Popen
 
     def remember(*args, **options):
         started.append(popen(*args, **options))
         return started[-1]
 
-    monkeypatch.setattr(board.subprocess, "Popen", remember)
+    monkeypatch.setattr(lib_board.subprocess, "Popen", remember)
     return started
 
 

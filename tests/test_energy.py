@@ -13,17 +13,8 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeDevice, FakeModel
 
-from lib import (
-    blocks,
-    claims,
-    decode,
-    energy,
-    energypasses,
-    gates,
-    records,
-    stats,
-    windows,
-)
+from lib import blocks, claims, decode, energy, energypasses, gates, stats, windows
+from lib.records import record, store
 
 SWEEP = {
     "contexts": [128, 512], "new_tokens": 21, "block_contexts": [512], "repeats": 4,
@@ -38,7 +29,7 @@ def sweep(monkeypatch, folder, *, device=None, model=None, **changes):
     model = model or BoardModel(device)
     monkeypatch.setitem(decode.STACKS, "hf-eager", model.open_stack)
     rows = energy.sweep(model, **(SWEEP | changes), records_path=folder / "records.jsonl")
-    assert records.load(folder / "records.jsonl") == rows
+    assert store.load(folder / "records.jsonl") == rows
     return rows
 
 
@@ -95,9 +86,9 @@ def test_a_second_pass_stands_beside_the_first_and_replaces_nothing(rows, monkey
     ],
 )
 def test_the_two_passes_say_whether_their_board_is_the_same(rows, first, second, said):
-    (row,) = records.select(rows, "energy", context=512)
+    (row,) = record.select(rows, "energy", context=512)
     envs = [
-        records.environment_record({"gpu": "H100", "gpu_uuid": uuid, "date": day})
+        record.environment_record({"gpu": "H100", "gpu_uuid": uuid, "date": day})
         for uuid, day in ((first, "2026-11-24"), (second, "2026-11-25"))
     ]
     passes = [
@@ -109,7 +100,7 @@ def test_the_two_passes_say_whether_their_board_is_the_same(rows, first, second,
 
 
 def test_a_cell_reports_joules_of_a_call_for_each_block(rows, tmp_path):
-    (row,) = records.select(rows, "energy", context=512)
+    (row,) = record.select(rows, "energy", context=512)
     assert row.missing == {} and row.warnings == () and row.error is None
     assert row.values["blocks"] == 4 and row.values["invalid_blocks"] == []
     assert row.values["estimator"] == "counter_j"
@@ -124,14 +115,14 @@ def test_a_cell_reports_joules_of_a_call_for_each_block(rows, tmp_path):
 
 def test_net_energy_is_less_what_the_idle_board_draws(rows):
     """110 W x 1.2 s = 132 J of the 400 J of a call."""
-    (row,) = records.select(rows, "energy", context=512)
+    (row,) = record.select(rows, "energy", context=512)
     assert row.values["idle_w"] == pytest.approx(110, rel=1e-3)
     assert row.values["idle_error_w"] == pytest.approx(0, abs=0.1)
     assert row.samples["net_energy_j"] == pytest.approx([CALL_J - 132] * 4, rel=0.01)
 
 
 def test_the_kept_traces_give_the_same_joules_again(rows, tmp_path):
-    (row,) = records.select(rows, "energy", context=512)
+    (row,) = record.select(rows, "energy", context=512)
     values, samples = row.values, row.samples
     for name, start_s, stop_s, calls, joules in zip(
         values["traces"],
@@ -141,7 +132,7 @@ def test_the_kept_traces_give_the_same_joules_again(rows, tmp_path):
         samples["energy_j"],
         strict=True,
     ):
-        window = gates.judge(records.read_trace(tmp_path / name), start_s, stop_s)
+        window = gates.judge(store.read_trace(tmp_path / name), start_s, stop_s)
         assert window.energy_j / calls == pytest.approx(joules, rel=1e-6)
 
 
@@ -162,7 +153,7 @@ def test_nothing_asks_nvml_inside_a_window(monkeypatch, tmp_path):
     counter = device.energy_j
     monkeypatch.setattr(device, "energy_j", lambda: asked.append(device.now_s) or counter())
     rows = sweep(monkeypatch, tmp_path, device=device)
-    first = min(row["t_s"] for row in records.read_trace(tmp_path / "trace-1.jsonl.gz"))
+    first = min(row["t_s"] for row in store.read_trace(tmp_path / "trace-1.jsonl.gz"))
     assert first == 0.0  # seconds since the trace began
     assert asked and max(asked) < 70  # only while it warmed up, before the first round
     assert sum(r.values["window_s"] for r in rows[1:]) > 70
@@ -189,8 +180,8 @@ def test_what_was_measured_before_an_interrupt_is_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(energy, "measure_round", stop_at_3)
     with pytest.raises(KeyboardInterrupt):
         sweep(monkeypatch, tmp_path, device=device, model=model)
-    kept = records.load(tmp_path / "records.jsonl")
-    (row,) = records.select(kept, "energy", context=512)
+    kept = store.load(tmp_path / "records.jsonl")
+    (row,) = record.select(kept, "energy", context=512)
     assert row.samples["energy_j"] == pytest.approx([CALL_J] * 2, rel=3e-3)
     assert row.values["idle_w"] == pytest.approx(110, rel=1e-3)  # before; there was no after
     assert "idle_error_w" not in row.values
@@ -245,9 +236,9 @@ def test_a_block_that_cannot_be_believed_is_left_out_with_its_reason(monkeypatch
 def test_a_sampler_that_costs_throughput_invalidates_all(monkeypatch, tmp_path, cost, level):
     device = BoardDevice(Board(), sampler_cost=cost)
     rows = sweep(monkeypatch, tmp_path, device=device)
-    (row,) = records.select(rows, "energy", context=512)
+    (row,) = record.select(rows, "energy", context=512)
     assert row.values["gates"]["sampler_disturbs"]["level"] == level
-    (check,) = records.select(rows, "energy-sampler")
+    (check,) = record.select(rows, "energy-sampler")
     ratio = stats.paired_ratio(check.samples["with_s"], check.samples["without_s"])
     assert ratio.value == pytest.approx(1 + cost)
     assert ("again_with_s" in check.samples) == (level == "invalid")
@@ -277,18 +268,18 @@ def test_an_alarm_about_the_sampler_must_repeat_with_fresh_pairs(
     ratios = {True: iter([*first, *[later] * 6]), False: iter([1.0] * 12)}
     monkeypatch.setattr(energy, "one_call", lambda *_, sampled: next(ratios[sampled]))
     rows = sweep(monkeypatch, tmp_path)
-    (row,) = records.select(rows, "energy", context=512)
+    (row,) = record.select(rows, "energy", context=512)
     gate = row.values["gates"]["sampler_disturbs"]
     assert gate["level"] == level and text in gate["text"]
     assert ("energy_j" in row.samples) == (level != "invalid")
-    (check,) = records.select(rows, "energy-sampler")
+    (check,) = record.select(rows, "energy-sampler")
     assert check.samples["with_s"] == first
     assert check.samples["again_with_s"] == [later] * 6
 
 
 def test_where_no_pairs_are_asked_the_gate_says_that_it_was_not_checked(monkeypatch, tmp_path):
     rows = sweep(monkeypatch, tmp_path, sampler_pairs=0)
-    (row,) = records.select(rows, "energy", context=512)
+    (row,) = record.select(rows, "energy", context=512)
     gate = row.values["gates"]["sampler_disturbs"]
     assert gate["level"] == "unknown" and "not checked" in gate["text"]
     assert row.samples["energy_j"]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from fake_board import Board, BoardDevice, BoardModel
 
-from lib import claims, decode, energystats, energytables, models, peer_zeus, records, weightvalues
+from lib import card, claims, decode, energystats, energytables, models, peer_zeus, weightvalues
+from lib.records import store
 
 CELL = {"stack": "hf-eager", "context": 8, "new_tokens": 21, "seed": 0, "env_id": "e"}
 
@@ -155,7 +156,7 @@ def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tm
 
 def test_a_real_model_that_is_not_at_hand_is_a_reason(monkeypatch, tmp_path):
     def refuse(name, **options):
-        raise models.ModelError("no network")
+        raise card.ModelError("no network")
 
     monkeypatch.setattr(models, "load", refuse)
     (row,) = real(tmp_path, BoardDevice(Board()))
@@ -204,7 +205,7 @@ def test_zeus_and_ours_measure_the_same_windows(model, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-fake")
     (row,) = peer(model, tmp_path)
     assert made == [([0], [], "3")] and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-fake"
-    assert records.load(tmp_path / "records.jsonl") == [row]
+    assert store.load(tmp_path / "records.jsonl") == [row]
     s = row.samples
     assert {len(values) for values in s.values()} == {5}
     assert all(seconds >= 6 for seconds in s["long_s"]) and max(s["short_s"]) < 2.5

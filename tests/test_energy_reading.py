@@ -17,10 +17,10 @@ from lib import (
     energytables,
     instrument,
     plots,
-    records,
     tables,
 )
-from lib.records import Record, environment_record
+from lib.records import store
+from lib.records.record import Record, environment_record
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = environment_record({"gpu": "Fake GPU"})
@@ -279,7 +279,7 @@ def test_without_a_trace_figures_say_not_measured(tmp_path):
 
 def test_errors_shrink_with_the_window_except_that_of_the_papers_estimator():
     """A real trace, with a prefill every few seconds."""
-    trace = records.read_trace(Path(__file__).with_name("data") / "h100-gpt-oss-20b-2048.jsonl.gz")
+    trace = store.read_trace(Path(__file__).with_name("data") / "h100-gpt-oss-20b-2048.jsonl.gz")
     found = energystats.estimator_errors(trace, (0.4, 3.2), starts=20)
     worst = {name: {s: max(map(abs, e)) for s, e in by.items()} for name, by in found.items()}
     assert worst["two_j"][3.2] < 0.06 < worst["two_j"][0.4]  # one tick of 32, and of 4

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lib import decode, experts, memory, models, records
+from lib import decode, experts, memory, models
 from lib.device import CpuDevice
+from lib.records import store
 from lib.session import prompt_ids
 
 
@@ -86,7 +87,7 @@ def test_memory_measures_further_implementations_in_the_same_job(model, tmp_path
         for name in ("grouped_mm", "all_experts")
         for kind in ("memory-paper", "memory")
     ]
-    assert records.load(path) == rows
+    assert store.load(path) == rows
 
 
 def test_a_dense_model_has_one_implementation(tmp_path):

@@ -9,7 +9,7 @@ from transformers import GPT2Config
 from lib import fit, forms, models, predictions
 from lib.__main__ import main
 from lib.card import ModelCard, ModelError
-from lib.params import ParamsError
+from lib.files import ParamsError
 
 GB = 10**9
 # 1 billion parameters: a table of 0.1, experts of 0.8 (2 of 8 used), and 0.1 always used, half of
@@ -121,14 +121,14 @@ def test_more_memory_never_holds_less():
     ],
 )
 def test_weights_by_hand(form, total, experts):
-    card = fit.held_as(CARD, fit.FORMS[form])
+    card = forms.held_as(CARD, forms.FORMS[form])
     assert (card.weight_bytes, card.routed_bytes) == (total, experts)
     assert (card.lookup_bytes, card.kv_bytes(1)) == (CARD.lookup_bytes, CARD.kv_bytes(1))
 
 
 def test_experts_only_leaves_a_dense_model_unanswered():
     with pytest.raises(ModelError, match="toy has no routed experts"):
-        fit.held_as(replace(CARD, expert_matrix_params=0), fit.FORMS["mxfp4"])
+        forms.held_as(replace(CARD, expert_matrix_params=0), forms.FORMS["mxfp4"])
 
 
 def test_gpt_oss_20b_fits_80_gb_and_not_24(gpt_oss):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib import decode, experts, fused, gate, graphs, models
+from lib import experts, fused, gate, generate, graphs, models
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def test_the_gate_lets_a_right_stack_pass(model):
 
 def test_the_gate_of_a_batch_takes_its_floor_from_the_halves(model, monkeypatch):
     """A doubled batch might not fit where the batch itself does."""
-    sizes, forced = [], decode.GenerateStack.forced_logits
+    sizes, forced = [], generate.GenerateStack.forced_logits
     monkeypatch.setattr(
-        decode.GenerateStack,
+        generate.GenerateStack,
         "forced_logits",
         lambda stack, ids, continuation: sizes.append(len(ids)) or forced(stack, ids, continuation),
     )

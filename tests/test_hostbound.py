@@ -4,7 +4,7 @@ import pytest
 from sample_records import key
 
 from lib import claims, hostbound
-from lib.records import Record, environment_record
+from lib.records.record import Record, environment_record
 from lib.stats import Estimate
 
 ENV = environment_record({"gpu": "G"})

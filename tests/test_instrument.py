@@ -4,7 +4,8 @@ import pytest
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeDevice, FakeModel
 
-from lib import instrument, readouts, records
+from lib import instrument, readouts
+from lib.records import store
 
 LOAD_W = 600.0
 
@@ -18,7 +19,7 @@ def characterise(tmp_path, **board):
         records_path=tmp_path / "records.jsonl",
         load=lambda seconds: device.work(seconds, LOAD_W),
     )
-    assert records.load(tmp_path / "records.jsonl") == [row]
+    assert store.load(tmp_path / "records.jsonl") == [row]
     return row
 
 
@@ -59,7 +60,7 @@ def test_where_even_the_instant_reading_shows_no_phase_nothing_is_told(tmp_path)
 
 def test_the_kept_trace_gives_the_same_again(tmp_path):
     row = characterise(tmp_path)
-    trace = records.read_trace(tmp_path / row.values["trace"])
+    trace = store.read_trace(tmp_path / row.values["trace"])
     edges = row.samples
     step = (edges["step_start_s"][0], edges["step_stop_s"][0])
     phases = list(zip(edges["wave_start_s"], edges["wave_stop_s"], strict=True))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from fake_board import Board
 
-from lib import gates, joules, records, stats
+from lib import gates, joules, stats
+from lib.records import store
 
 
 def steady(watts=300.0, seconds=40.0, **board):
@@ -356,14 +357,14 @@ THREE_CALLS = (8.8312, 18.2344)
 
 
 def test_a_recorded_trace_gives_the_same_joules_again():
-    window = gates.judge(records.read_trace(REAL), *THREE_CALLS)
+    window = gates.judge(store.read_trace(REAL), *THREE_CALLS)
     assert window.estimator == "counter_j"
     again = {"counter_j": 1893.640, "instant_j": 1899.887, "average_j": 1884.857}
     assert window.joules == pytest.approx(again | {"paper_j": 1697.630}, abs=1e-3)
 
 
 def test_on_a_real_board_counter_and_average_agree_and_the_papers_estimator_is_off():
-    trace = records.read_trace(REAL)
+    trace = store.read_trace(REAL)
     window = gates.judge(trace, *THREE_CALLS)
     levels = {g.code: g.level for g in window.gates}
     assert levels["agreement"] == levels["instant_agreement"] == "ok"

@@ -4,8 +4,9 @@ import pytest
 import torch
 from fakes import FakeDevice, FakeModel
 
-from lib import decode, latency, models, records
+from lib import decode, latency, models
 from lib.device import time_call
+from lib.records import record, store
 
 
 @pytest.fixture
@@ -67,14 +68,14 @@ def test_ttft_is_a_call_of_one_token(model):
 def test_the_sweep_measures_every_arm_and_writes_it_at_once(model, tmp_path):
     path = tmp_path / "records.jsonl"
     rows = sweep(model, path)
-    assert records.load(path) == rows
+    assert store.load(path) == rows
     assert [r.kind for r in rows[:2]] == ["environment", "card"]
     counts = {
         (r.key["context"], r.key["new_tokens"]): len(r.samples.get("ttft_s") or r.samples["e2e_s"])
-        for r in records.select(rows, "latency")
+        for r in record.select(rows, "latency")
     }
     assert counts == {(c, g): n for c in (16, 32) for g, n in ((1, 5), (10, 6), (20, 2))}
-    assert len(records.select(rows, "itl")) == 2
+    assert len(record.select(rows, "itl")) == 2
 
 
 def test_a_mixture_of_experts_is_timed_with_further_implementations(tmp_path):
@@ -106,14 +107,14 @@ def test_an_interrupted_sweep_keeps_what_it_measured(model, tmp_path, monkeypatc
     measured = latency.arm
 
     def stop_at_third(*args, **kwargs):
-        if len(records.load(path)) == 4:
+        if len(store.load(path)) == 4:
             raise KeyboardInterrupt
         return measured(*args, **kwargs)
 
     monkeypatch.setattr(latency, "arm", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         sweep(model, path)
-    assert len(records.load(path)) == 4  # environment, card and two arms
+    assert len(store.load(path)) == 4  # environment, card and two arms
 
 
 def test_token_stamps_count_from_the_start_of_their_call(model):
@@ -163,7 +164,7 @@ def test_the_shortest_context_is_measured_against_itself_and_the_profiler_comes_
     model, tmp_path
 ):
     rows = sweep(model, tmp_path / "r.jsonl", contexts=[32, 16], aa_repeats=7, busy_tokens=4)
-    (aa,) = records.select(rows, "aa")
+    (aa,) = record.select(rows, "aa")
     assert (aa.key["context"], aa.key["new_tokens"]) == (16, 1)
     assert aa.samples["ttft_s"] == pytest.approx([1.1] * 7)
     assert [r.kind for r in rows[-3:]] == ["aa", "busy", "busy"]

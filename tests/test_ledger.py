@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import pytest
 from sample_records import CPU, GPU, card, key, memory
 
-from lib import claims, ledger, ledgertables, memoryplots, plots
-from lib.records import Record, environment_record
+from lib import claims, grid, ledger, ledgertables, memoryplots, plots
+from lib.records.record import Record, environment_record
 
 ENV = environment_record(GPU)
 MIB = 2**20
@@ -151,7 +151,7 @@ def test_a_failed_arm_has_no_ledger_and_its_table_says_why():
 
 
 def table_row(table, **where):
-    frame = ledgertables.frame(table, digits=9)
+    frame = grid.frame(table, digits=9)
     for name, value in where.items():
         frame = frame[frame[name] == value]
     assert len(frame) == 1
@@ -238,7 +238,7 @@ def test_the_contribution_of_the_paper_is_taken_apart():
 
 def test_the_papers_own_numbers_are_found():
     table = ledgertables.contribution([row(context=c) for c in (128, 512, 1024, 2048)])
-    found = ledgertables.frame(table)
+    found = grid.frame(table)
     assert list(found["published (MiB)"]) == [789.1, 1644, 3554]
     assert any("from 512 on" in note for note in table.notes)
 

@@ -5,9 +5,9 @@ from sample_records import GPU
 
 from lib import boundplots, machine, plots
 from lib.datasheets import VALUES, datasheet, datasheets
+from lib.files import ParamsError
 from lib.grid import frame
-from lib.params import ParamsError
-from lib.records import KEY_FIELDS, Record, environment_record
+from lib.records.record import KEY_FIELDS, Record, environment_record
 
 H100 = environment_record(GPU)
 CPU = environment_record({"gpu": None, "cpu": "Some CPU", "copy_bytes_per_s": 1e10})

@@ -13,9 +13,10 @@ from transformers import (
     StaticCache,
 )
 
-from lib import decode, experts, held, memory, models, records, stretches
+from lib import decode, experts, held, memory, models, stretches
 from lib.card import ModelError
 from lib.device import CpuDevice
+from lib.records import store
 
 
 @pytest.fixture
@@ -69,8 +70,8 @@ def test_the_paper_protocol_prefills_once_and_holds_all_logits():
     net = FakeNet(FakeDevice())
     alive = memory.paper_call(net, torch.zeros(1, 7, dtype=torch.long), 3)
     assert net.seen == [7, 1, 1, 1]
-    assert memory.tensor_bytes(alive["logits"]) == 7 * 5 * 4
-    assert memory.cache_bytes(alive["cache"]) == 400
+    assert held.tensor_bytes(alive["logits"]) == 7 * 5 * 4
+    assert held.cache_bytes(alive["cache"]) == 400
 
 
 def test_the_parts_of_the_peak_add_up(model):
@@ -148,7 +149,7 @@ def test_the_sweep_runs_both_protocols_at_every_context(model, tmp_path):
         ("memory-paper", 16),
         ("memory", 16),
     ]
-    assert records.load(path) == rows
+    assert store.load(path) == rows
 
 
 # --- where the peak is
@@ -168,7 +169,7 @@ def paper_arm(model, context=100, **changes):
 
 
 def test_the_stretches_of_a_call_by_hand(model):
-    with stretches.follow(model.net, model.device, memory.cache_bytes) as trace:
+    with stretches.follow(model.net, model.device, held.cache_bytes) as trace:
         memory.paper_call(model.net, torch.zeros(1, 100, dtype=torch.long), 2)
     assert trace.stretches[:5] == [
         ("prefill", 0, 0),  # until the first pass begins
@@ -186,7 +187,7 @@ def test_the_stretches_of_a_call_by_hand(model):
 
 
 def test_hooks_are_taken_away_when_the_call_fails(model):
-    with pytest.raises(KeyError), stretches.follow(model.net, model.device, memory.cache_bytes):
+    with pytest.raises(KeyError), stretches.follow(model.net, model.device, held.cache_bytes):
         raise KeyError("out of memory")
     assert not model.net.head._forward_hooks and not model.net._forward_pre_hooks
 

@@ -8,21 +8,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib import (
-    kernels,
-    manifest,
-    merge,
-    params,
-    portable,
-    provenance,
-    records,
-    report,
-    results,
-    run,
-)
+from lib import files, kernels, params, portable, provenance, report
+from lib import run as lib_run
 from lib.__main__ import main
-from lib.params import ParamsError
-from lib.records import Record
+from lib.files import ParamsError
+from lib.records import jobs, record, slices, store
+from lib.records.record import Record
 
 
 def at(second: int) -> str:
@@ -33,7 +24,7 @@ JOB = "m/random-hf-eager/energy"
 
 
 def environment(gpu: str | None = "A", host: float = 1.0) -> Record:
-    return records.environment_record({"gpu": gpu, "host_score_per_s": host})
+    return record.environment_record({"gpu": gpu, "host_score_per_s": host})
 
 
 def row(env: Record, context: int, seconds: float, dtype: str = "bfloat16", **more) -> Record:
@@ -49,7 +40,7 @@ def card(env: Record, dtype: str = "bfloat16") -> Record:
 def job(folder: Path, rows: list[Record], traces: dict[str, str] | None = None, **told) -> Path:
     """An ended run in `folder`."""
     for line in rows:
-        records.append(folder / "records.jsonl", line)
+        store.append(folder / "records.jsonl", line)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (traces or {}).items():
         (folder / name).write_text(text)
@@ -66,22 +57,22 @@ def job(folder: Path, rows: list[Record], traces: dict[str, str] | None = None, 
         "lib_sha": "l",
         "notebook_sha": "n",
     }
-    told = defaults | told | {"artefacts": manifest.artefacts(folder)}
-    manifest.write_json(folder / "run.json", told)
+    told = defaults | told | {"artefacts": store.artefacts(folder)}
+    files.write_json(folder / "run.json", told)
     return folder
 
 
 def seconds(folder: Path) -> dict[tuple, float]:
     """Time of each arm by context and dtype."""
-    rows = records.select(records.load(folder / "records.jsonl"), "energy")
+    rows = record.select(store.load(folder / "records.jsonl"), "energy")
     return {(r.key["context"], r.key["dtype"]): r.samples["e2e_s"][0] for r in rows}
 
 
-def added(tmp_path: Path, old: list[Record], new: list[Record], **options) -> merge.Added:
+def added(tmp_path: Path, old: list[Record], new: list[Record], **options) -> slices.Added:
     """A run in tmp_path/new that replaces the one in tmp_path/old."""
     job(tmp_path / "old", old, **options)
     job(tmp_path / "new", new, end=at(4), start=at(3))
-    return merge.add_earlier(tmp_path / "new", tmp_path / "old", manifest.read(tmp_path / "new"))
+    return slices.add_earlier(tmp_path / "new", tmp_path / "old", store.read(tmp_path / "new"))
 
 
 def test_what_is_not_measured_again_stays_with_its_environment(tmp_path):
@@ -89,7 +80,7 @@ def test_what_is_not_measured_again_stays_with_its_environment(tmp_path):
     old = [a, card(a), row(a, 128, 1.0), row(a, 512, 2.0)]
     new = [b, card(b), row(b, 512, 3.0), row(b, 1024, 4.0)]
     found = added(tmp_path, old, new)
-    rows = records.load(tmp_path / "new" / "records.jsonl")
+    rows = store.load(tmp_path / "new" / "records.jsonl")
     assert rows == [a, row(a, 128, 1.0), *new]
     (entry,) = found.earlier
     assert {"start", "end", "git", "parameters", "lib_sha", "job_sha", "attempt"} <= entry.keys()
@@ -104,12 +95,12 @@ def test_two_dtypes_stand_side_by_side_each_with_its_card_and_trace(tmp_path):
     job(tmp_path / "old", [a, card(a), row(a, 128, 1.0, trace=name)], {name: "bf16"})
     new = [b, card(b, "float16"), row(b, 128, 2.0, "float16", trace=name)]
     job(tmp_path / "new", new, {name: "fp16"})
-    found = merge.add_earlier(tmp_path / "new", tmp_path / "old", manifest.read(tmp_path / "new"))
+    found = slices.add_earlier(tmp_path / "new", tmp_path / "old", store.read(tmp_path / "new"))
     assert seconds(tmp_path / "new") == {(128, "bfloat16"): 1.0, (128, "float16"): 2.0}
     assert found.earlier[0]["complete"] is True
-    rows = records.load(tmp_path / "new" / "records.jsonl")
-    assert [r.key["dtype"] for r in records.select(rows, "card")] == ["bfloat16", "float16"]
-    named = {r.key["dtype"]: r.value("trace") for r in records.select(rows, "energy")}
+    rows = store.load(tmp_path / "new" / "records.jsonl")
+    assert [r.key["dtype"] for r in record.select(rows, "card")] == ["bfloat16", "float16"]
+    named = {r.key["dtype"]: r.value("trace") for r in record.select(rows, "energy")}
     assert named["float16"] == name and named["bfloat16"] != name
     texts = {dtype: (tmp_path / "new" / file).read_text() for dtype, file in named.items()}
     assert texts == {"bfloat16": "bf16", "float16": "fp16"}
@@ -119,7 +110,7 @@ def test_nothing_stays_where_everything_was_measured_again(tmp_path):
     a, b = environment(host=1), environment(host=2)
     found = added(tmp_path, [a, card(a), row(a, 128, 1.0)], [b, card(b), row(b, 128, 2.0)])
     assert found.earlier == () and seconds(tmp_path / "new") == {(128, "bfloat16"): 2.0}
-    assert a not in records.load(tmp_path / "new" / "records.jsonl")
+    assert a not in store.load(tmp_path / "new" / "records.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +141,7 @@ def test_a_damaged_file_of_before_costs_no_new_row(tmp_path):
     job(tmp_path / "old", [a, row(a, 128, 1.0)])
     (tmp_path / "old" / "records.jsonl").write_text("{")
     job(tmp_path / "new", [a, row(a, 512, 2.0)])
-    found = merge.add_earlier(tmp_path / "new", tmp_path / "old", manifest.read(tmp_path / "new"))
+    found = slices.add_earlier(tmp_path / "new", tmp_path / "old", store.read(tmp_path / "new"))
     assert "line 1: not a record" in found.aside
     assert seconds(tmp_path / "new") == {(512, "bfloat16"): 2.0}
 
@@ -193,7 +184,7 @@ class Bench:
         made = params.profile(
             "tiny", params_dir=self.folder / "params", notebooks_dir=self.folder / "notebooks"
         )
-        return run.run(
+        return lib_run.run(
             made,
             self.out,
             models_path=self.folder / "none",
@@ -225,10 +216,10 @@ def bench(tmp_path, monkeypatch):
 def test_the_runner_adds_slices_and_skips_what_it_has(bench):
     assert bench.run(128, 2048) == 0
     assert bench.run(512) == 0
-    told = manifest.read(bench.job)
+    told = store.read(bench.job)
     assert bench.arms() == [(c, "bfloat16") for c in (128, 512, 2048)]
     assert [e["parameters"]["contexts"] for e in told["earlier"]] == [[128, 2048]]
-    assert [manifest.file_sha(bench.job / a["path"]) for a in told["artefacts"]] == [
+    assert [files.file_sha(bench.job / a["path"]) for a in told["artefacts"]] == [
         a["sha256"] for a in told["artefacts"]
     ]
     for contexts in ((512,), (128, 2048)):
@@ -245,28 +236,28 @@ def test_force_measures_again_and_drops_the_rest(bench):
     assert bench.run(128, 2048) == 0
     assert bench.run(512, force=True) == 0
     assert bench.arms() == [(512, "bfloat16")]
-    assert manifest.read(bench.job)["earlier"] == []
-    assert not (bench.job / manifest.PREVIOUS).exists()
+    assert store.read(bench.job)["earlier"] == []
+    assert not (bench.job / store.PREVIOUS).exists()
 
 
 def test_two_failures_in_a_row_lose_nothing(bench):
     assert bench.run(128, 2048) == 0
     for _ in range(2):
         assert bench.run(512, fail=True) == 1
-        assert sorted(seconds(bench.job / manifest.PREVIOUS)) == [
+        assert sorted(seconds(bench.job / store.PREVIOUS)) == [
             (128, "bfloat16"),
             (2048, "bfloat16"),
         ]
-    read = records.load_tree(bench.out)  # .previous is the runner's own, not a result
-    assert [r.key["context"] for r in records.select(read, "energy")] == [512]
+    read = store.load_tree(bench.out)  # .previous is the runner's own, not a result
+    assert [r.key["context"] for r in record.select(read, "energy")] == [512]
     assert bench.run(512) == 0
     assert bench.arms() == [(c, "bfloat16") for c in (128, 512, 2048)]
-    assert not (bench.job / manifest.PREVIOUS).exists()
+    assert not (bench.job / store.PREVIOUS).exists()
 
 
 def test_a_folder_outside_the_repository_is_not_named(bench):
     assert bench.run(128) == 0
-    told = manifest.read(bench.job)
+    told = store.read(bench.job)
     where = "<out>/m--m/random-hf-eager/energy/.partial/records.jsonl"
     assert told["parameters"]["records_path"] == where
     written = [path.read_text() for path in bench.job.rglob("*") if path.is_file()]
@@ -301,20 +292,20 @@ def test_folders_are_merged_job_by_job(tmp_path):
     job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0, trace=name), row(a, 512, 2.0)], {name: "t"})
     job(tmp_path / "b" / JOB, [b, row(b, 512, 3.0)], end=at(9))
     job(tmp_path / "b" / "n/random-hf-eager/energy", [c, row(c, 64, 5.0)])
-    manifest.write_json(tmp_path / "a" / "plan.json", {"jobs": [JOB, "x/y/ape"]})
+    files.write_json(tmp_path / "a" / "plan.json", {"jobs": [JOB, "x/y/ape"]})
     out = tmp_path / "c"
-    assert merge.merge([tmp_path / "a", tmp_path / "b"], out) == []
+    assert slices.merge([tmp_path / "a", tmp_path / "b"], out) == []
     assert seconds(out / JOB) == {(128, "bfloat16"): 1.0, (512, "bfloat16"): 3.0}
     assert (out / JOB / name).read_text() == "t"
     assert seconds(out / "n/random-hf-eager/energy") == {(64, "bfloat16"): 5.0}
-    told = manifest.read(out / JOB)
+    told = store.read(out / JOB)
     assert [e["env_ids"] for e in told["earlier"]] == [[a.env_id]] and told["end"] == at(9)
     assert {x["path"] for x in told["artefacts"]} == {"notebook.ipynb", "records.jsonl", name}
     plan = json.loads((out / "plan.json").read_text())["jobs"]
     assert plan == [JOB, "n/random-hf-eager/energy", "x/y/ape"]
     again = tmp_path / "d"
-    merge.merge([out, tmp_path / "a"], again)  # what it holds already changes nothing
-    assert manifest.read(again / JOB)["earlier"] == told["earlier"]
+    slices.merge([out, tmp_path / "a"], again)  # what it holds already changes nothing
+    assert store.read(again / JOB)["earlier"] == told["earlier"]
 
 
 def test_a_row_measured_later_counts_though_its_run_was_interrupted(tmp_path):
@@ -323,11 +314,11 @@ def test_a_row_measured_later_counts_though_its_run_was_interrupted(tmp_path):
     job(tmp_path / "a" / JOB, [a, card(a), row(a, 128, 1.0), row(a, 512, 2.0)])
     later = [b, card(b), row(b, 512, 3.0), row(b, 1024, 4.0)]
     job(tmp_path / "b" / JOB, later, status="interrupted", start=at(3), end=at(4))
-    merge.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    slices.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     kept = tmp_path / "out" / JOB
     assert seconds(kept) == {(c, "bfloat16"): float(s) for c, s in ((128, 1), (512, 3), (1024, 4))}
-    assert len(records.load(kept / "records.jsonl")) == 6  # two environments, a card, three arms
-    told = manifest.read(kept)
+    assert len(store.load(kept / "records.jsonl")) == 6  # two environments, a card, three arms
+    told = store.read(kept)
     assert told["status"] == "ok"
     assert [entry["env_ids"] for entry in told["earlier"]] == [[b.env_id]]
 
@@ -340,7 +331,7 @@ def test_a_notebook_that_read_other_rows_is_left_out(tmp_path):
         job(tmp_path / name / "m/random-hf-eager/ape", [], parameters=reads)
         job(tmp_path / name / "_all/summary", [], parameters=reads)
         job(tmp_path / name / f"{name}/random-hf-eager/ape", [], parameters=reads)
-    stale = merge.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    stale = slices.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
     assert sorted(stale) == ["_all/summary", "m/random-hf-eager/ape"]
     assert not (tmp_path / "c" / "_all/summary").exists()
     assert (tmp_path / "c" / "a/random-hf-eager/ape/run.json").exists()
@@ -351,14 +342,14 @@ def test_what_must_not_be_mixed_is_named_and_nothing_is_written(tmp_path):
     job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0)])
     job(tmp_path / "b" / JOB, [b, row(b, 512, 1.0)], env={"gpu": "B"})
     with pytest.raises(ParamsError, match=f"{JOB}: GPU A and B"):
-        merge.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+        slices.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
     assert not (tmp_path / "c").exists()
     with pytest.raises(ParamsError, match="not empty"):
-        merge.merge([tmp_path / "a"], tmp_path / "b")
+        slices.merge([tmp_path / "a"], tmp_path / "b")
     with pytest.raises(ParamsError, match="is released"):
-        merge.merge([tmp_path / "a"], params.ROOT / "outputs" / "released" / "x")
+        slices.merge([tmp_path / "a"], files.ROOT / "outputs" / "released" / "x")
     with pytest.raises(ParamsError, match="no run.json below"):
-        merge.merge([tmp_path / "nowhere"], tmp_path / "c")
+        slices.merge([tmp_path / "nowhere"], tmp_path / "c")
 
 
 def test_the_command_writes_a_report(tmp_path, capsys):
@@ -389,13 +380,13 @@ def test_the_report_tells_which_run_measured_in_which_environment(tmp_path):
         start="2026-02-02T09:00:00",
         end="2026-02-02T10:00:00",
     )
-    told = manifest.read(new)
-    told["earlier"] = list(merge.add_earlier(new, folder, told).earlier)
+    told = store.read(new)
+    told["earlier"] = list(slices.add_earlier(new, folder, told).earlier)
     for name in ("records.jsonl", "notebook.ipynb"):
         (new / name).replace(folder / name)
     nbformat.write(nbformat.v4.new_notebook(), folder / "notebook.ipynb")
-    manifest.write_json(folder / "run.json", told)
-    places = provenance.provenance(results.find(tmp_path / "r"))
+    files.write_json(folder / "run.json", told)
+    places = provenance.provenance(jobs.find(tmp_path / "r"))
     facts = {dict(place.facts)["commit"]: dict(place.facts)["dates"] for place in places}
     assert facts == {"1" * 12: "2026-01-01", "2" * 12: "2026-02-02"}
     text = report.write(tmp_path / "r").read_text()

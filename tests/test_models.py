@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from lib import checkpoints, models, origins, params
 from lib.card import ModelError
-from lib.records import KEY_FIELDS
+from lib.records.record import KEY_FIELDS
 
 TINY = ("tiny-gpt-oss", "tiny-qwen3", "tiny-yi")
 REPO = "someone/some-model"

@@ -8,9 +8,9 @@ import pytest
 
 from lib import money, report
 from lib.__main__ import main
+from lib.files import ParamsError
 from lib.money import Prices
-from lib.params import ParamsError
-from lib.records import Record
+from lib.records.record import Record
 from lib.stats import Estimate
 from tests import sample_records as sample
 

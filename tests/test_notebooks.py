@@ -15,11 +15,13 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import kernels, manifest, params, plots, portable, records, report, run
-from lib.device import cpu_name
+from lib import files, kernels, params, plots, portable, report, run
+from lib import manifest as lib_manifest
+from lib.host import cpu_name
+from lib.records import jobs, record, store
 from lib.signatures import notebook_parameters
 
-ROOT = params.ROOT
+ROOT = files.ROOT
 SOURCES = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 STUDY = {"latency", "memory", "energy", "ablations", "ape", "summary"}
 MODEL = "tiny-gpt-oss"
@@ -133,7 +135,7 @@ def test_every_profile_gives_every_parameter(name):
     profile = params.profile(name, {"models": MODEL})
     assert {"machine", *STUDY} <= profile.notebooks.keys() <= SOURCES.keys()
     for notebook in profile.notebooks:
-        choice = None if notebook in params.CROSS_MODEL else profile.choices[0]
+        choice = None if notebook in jobs.CROSS_MODEL else profile.choices[0]
         known = {*profile.parameters(notebook, choice), *params.FILLED_BY_RUNNER}
         assert known >= notebook_parameters(SOURCES[notebook]).keys()
 
@@ -249,7 +251,7 @@ class Results:
             write_page=report.write_notebook_page,
             write_report=report.write,
         )
-        self.jobs = {job.notebook: job for job in manifest.plan(self.profile, self.out)}
+        self.jobs = {job.notebook: job for job in lib_manifest.plan(self.profile, self.out)}
         self.jobs["start"] = self.start()
 
     def start(self):
@@ -261,7 +263,7 @@ class Results:
             "metric": "ttft",
             "results_dir": str(self.out),
         }
-        job = manifest.Task(
+        job = lib_manifest.Task(
             "start", None, "", "", SOURCES["start"], self.out / "_all" / "start", values, self.out
         )
         run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
@@ -272,7 +274,7 @@ class Results:
         return read(self.jobs[name].folder / "notebook.ipynb")
 
     def manifest(self, name):
-        return manifest.read(self.jobs[name].folder)
+        return store.read(self.jobs[name].folder)
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +327,7 @@ def test_its_rows_are_complete(results, name):
     if name not in ARMS:
         assert not path.exists()  # it reads what the others wrote
         return
-    rows = records.load(path)
+    rows = store.load(path)
     kinds = [row.kind for row in rows]
     assert {kind: kinds.count(kind) for kind in kinds} == ARMS[name]
     arms = [row for row in rows if row.kind not in ("environment", "card")]
@@ -334,7 +336,7 @@ def test_its_rows_are_complete(results, name):
         if row.error:
             assert row.error.startswith("ModelError") and row.key["context"] == 5000
             continue
-        assert {*records.KEY_FIELDS} == row.key.keys()
+        assert {*record.KEY_FIELDS} == row.key.keys()
         if row.kind == "ceilings":  # of the machine, so without a model
             assert not any(row.key.values())
             continue
@@ -405,7 +407,7 @@ def test_the_parameters_given_show_in_the_results(results):
     text = BeautifulSoup(shown, "html.parser").get_text(" ", strip=True)
     assert re.search(r"\b16\b", text) and re.search(r"\b32\b", text)
     assert not re.search(r"\b(128|512)\b", text.split("decode throughput (tok/s)")[-1])
-    rows = records.load(results.jobs["latency"].folder / "records.jsonl")
+    rows = store.load(results.jobs["latency"].folder / "records.jsonl")
     keys = [row.key for row in rows if row.kind in ("latency", "itl")]
     assert {(k["context"], k["new_tokens"]) for k in keys} == {
         (c, g) for c in (16, 32) for g in (1, 4, 8)
@@ -429,7 +431,7 @@ def test_the_first_notebook_runs_as_it_is(tmp_path):
     """Run All on the released results, which every clone has."""
     values = notebook_parameters(SOURCES["start"])
     folder = tmp_path / "out" / "_all" / "start"
-    job = manifest.Task("start", None, "", "", SOURCES["start"], folder, values)
+    job = lib_manifest.Task("start", None, "", "", SOURCES["start"], folder, values)
     told = run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
     assert (told["status"], told["error"]) == ("ok", None)
     name = f"{values['model']} (experts grouped_mm)"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib import params
-from lib.params import ParamsError
+from lib import files, params
+from lib.files import ParamsError, read_yaml
+from lib.records import kinds
 from lib.signatures import notebook_parameters
-from lib.strict_yaml import read_yaml
 
 LATENCY = """
 model = "tiny"  # name of the model
@@ -281,14 +281,14 @@ def test_the_parameters_cell_holds_literals_only(folder):
 
 def test_relative_paths_count_from_the_repository(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert params.resolve("outputs/demo") == params.ROOT / "outputs" / "demo"
-    assert params.resolve(tmp_path) == tmp_path
+    assert files.resolve("outputs/demo") == files.ROOT / "outputs" / "demo"
+    assert files.resolve(tmp_path) == tmp_path
 
 
 def test_the_stacks_and_weights_are_those_that_the_library_has():
     """Read from the source: importing them would load torch."""
-    decode = (params.ROOT / "lib" / "decode.py").read_text()
-    models = (params.ROOT / "lib" / "models.py").read_text()
-    for stack in params.STACKS:
+    decode = (files.ROOT / "lib" / "decode.py").read_text()
+    models = (files.ROOT / "lib" / "models.py").read_text()
+    for stack in kinds.STACKS:
         assert f'"{stack}": ' in decode.split("STACKS: dict")[1]
-    assert f"WEIGHTS = {json.dumps(params.WEIGHTS)}".replace("[", "(").replace("]", ")") in models
+    assert f"WEIGHTS = {json.dumps(kinds.WEIGHTS)}".replace("[", "(").replace("]", ")") in models

@@ -8,7 +8,7 @@ import pytest
 from sample_records import GPU, card, energy, key, latency, memory, spread
 
 from lib import memoryplots, params, plots
-from lib.records import Record, environment_record
+from lib.records.record import Record, environment_record
 
 ENV = environment_record(GPU)
 

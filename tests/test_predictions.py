@@ -5,7 +5,7 @@ from sample_records import GPU, key, write_job
 from test_roofline import CARD, card_row, lines, rows
 
 from lib import boundplots, plots, predictions, roofline
-from lib.records import Record, environment_record
+from lib.records.record import Record, environment_record
 
 H100 = environment_record(GPU)
 

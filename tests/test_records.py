@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from lib import records
-from lib.records import Record
+from lib.records import record, store
+from lib.records.record import Record
 
-ENV_A = records.environment_record({"gpu": "A"})
-ENV_B = records.environment_record({"gpu": "B"})
+ENV_A = record.environment_record({"gpu": "A"})
+ENV_B = record.environment_record({"gpu": "B"})
 
 
 def row(env=ENV_A, **key):
@@ -23,27 +23,27 @@ def test_a_record_survives_the_file(tmp_path):
         samples={"e2e_s": [1.5, 2.5]},
         values={"note": "é"},
         missing={"energy_j": "no counter"},
-        warnings=(records.warning("spread", "noisy"),),
+        warnings=(record.warning("spread", "noisy"),),
     )
-    records.append(path, written)
-    assert records.load(path) == [written]
+    store.append(path, written)
+    assert store.load(path) == [written]
 
 
 def test_not_a_number_is_refused_and_nothing_is_written(tmp_path):
     path = tmp_path / "records.jsonl"
     with pytest.raises(ValueError, match="not JSON compliant"):
-        records.append(path, Record(kind="latency", samples={"e2e_s": [float("nan")]}))
+        store.append(path, Record(kind="latency", samples={"e2e_s": [float("nan")]}))
     assert not path.exists()
 
 
 @pytest.mark.parametrize("line", ["{", '{"schema": 99}', "[]"])
 def test_a_bad_line_is_named(tmp_path, line):
     path = tmp_path / "records.jsonl"
-    records.append(path, row())
+    store.append(path, row())
     with path.open("a") as file:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=r"records\.jsonl, line 2"):
-        records.load(path)
+        store.load(path)
 
 
 def test_an_unknown_key_field_is_refused():
@@ -59,7 +59,7 @@ def test_the_later_of_the_same_arm_wins_and_another_gpu_is_another_arm():
         ),
     )
     other = row(env=ENV_B, context=1)
-    merged = records.merge([ENV_A, ENV_B, old, other, new])
+    merged = store.merge([ENV_A, ENV_B, old, other, new])
     assert merged == [ENV_A, ENV_B, new, other]
 
 
@@ -67,21 +67,21 @@ def test_a_finished_job_replaces_a_failed_one_whatever_the_order_of_folders(tmp_
     jobs = (("a", "ok", "2026-01-01", 1), ("b", "failed", "2026-01-02", 2))
     for folder, status, end, seconds in jobs:
         path = tmp_path / folder / "records.jsonl"
-        records.append(path, ENV_A)
-        records.append(
+        store.append(path, ENV_A)
+        store.append(
             path, Record("latency", {"model": "m"}, {"e2e_s": [seconds]}, env_id=ENV_A.env_id)
         )
         path.with_name("run.json").write_text(json.dumps({"status": status, "end": end}))
-    (latency,) = records.select(records.load_tree(tmp_path), "latency")
+    (latency,) = record.select(store.load_tree(tmp_path), "latency")
     assert latency.samples == {"e2e_s": [1]}
 
 
 def test_rows_of_two_gpus_or_dtypes_are_not_compared():
-    envs = records.environments([ENV_A, ENV_B])
-    records.require_comparable([row(dtype="bfloat16"), row(dtype="bfloat16")], envs)
+    envs = record.environments([ENV_A, ENV_B])
+    record.require_comparable([row(dtype="bfloat16"), row(dtype="bfloat16")], envs)
     with pytest.raises(ValueError, match=r"gpu \(A, B\): select one"):
-        records.require_comparable([row(), row(env=ENV_B)], envs)
+        record.require_comparable([row(), row(env=ENV_B)], envs)
     mixed = [row(dtype="bfloat16"), row(dtype="float16")]
     with pytest.raises(ValueError, match="dtype"):
-        records.require_comparable(mixed, envs)
-    records.require_comparable(mixed, envs, differ=("dtype",))
+        record.require_comparable(mixed, envs)
+    record.require_comparable(mixed, envs, differ=("dtype",))

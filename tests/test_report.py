@@ -14,12 +14,14 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import compare, report, results
+from lib import compare, report
 from lib.findings import compared, findings
 from lib.fragments import clean, demoted, mathml, read_notebook, render_fragment
 from lib.paperrules import load_published
 from lib.papertables import paper_tables
-from lib.records import Record, load_tree
+from lib.records import jobs as records_jobs
+from lib.records.record import Record
+from lib.records.store import load_tree
 from lib.stats import Estimate
 from tests import sample_records as sample
 from tests.browser import chromium
@@ -387,7 +389,7 @@ def test_two_setups_of_a_model_have_two_sections(tmp_path):
     for setup in ("random-hf-eager", "checkpoint-graph"):
         rows = sample.latency("m", env_id, (512,))
         sample.write_job(tmp_path, f"m/{setup}/latency", rows, sample.GPU, model="m")
-    found = results.find(tmp_path)
+    found = records_jobs.find(tmp_path)
     assert [(j.id, j.title) for j in found] == [  # the study's stack first
         ("m--random-hf-eager--latency", "Latency"),
         ("m--checkpoint-graph--latency", "Latency (graph)"),
@@ -783,7 +785,7 @@ def test_prints(browser, paper):
 def test_plan_json_tells_what_is_missing(tmp_path):
     root = sample.write_demo(tmp_path)
     (root / "plan.json").write_text(json.dumps({"jobs": ["new/random-hf-eager/latency"]}))
-    jobs = {job.path: job.status for job in results.find(root)}
+    jobs = {job.path: job.status for job in records_jobs.find(root)}
     assert jobs["new/random-hf-eager/latency"] == "missing"
     assert len(jobs) == 7
 

@@ -9,7 +9,7 @@ from sample_records import key
 from lib import roofline
 from lib.card import ModelCard
 from lib.grid import frame
-from lib.records import KEY_FIELDS, Record, environment_record
+from lib.records.record import KEY_FIELDS, Record, environment_record
 
 ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
 H100 = environment_record({"gpu": "NVIDIA H100 80GB HBM3", "copy_bytes_per_s": 3e12})

@@ -17,10 +17,13 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from lib import kernels, lease, manifest, params, preflight, processes, records, run
+from lib import files, kernels, lease, params, preflight, processes
+from lib import manifest as lib_manifest
+from lib import run as lib_run
 from lib.__main__ import main
+from lib.records import store
 
-ROOT = params.ROOT
+ROOT = files.ROOT
 RECORD = (
     "import time\nfrom lib import records\n"
     "records.append(records_path, records.Record('latency', {'model': model}, "
@@ -100,7 +103,7 @@ class Bench:
         )
 
     def run(self, **options) -> int:
-        return run.run(self.profile(), self.out, models_path=self.folder / "none", **options)
+        return lib_run.run(self.profile(), self.out, models_path=self.folder / "none", **options)
 
     def job(self, notebook: str, model: str = "a--one") -> Path:
         return self.out / model / "random-hf-eager" / notebook
@@ -128,7 +131,7 @@ class Bench:
         )
 
     def wait_for_hang(self, notebook: str) -> None:
-        partial = self.job(notebook) / manifest.PARTIAL / "records.jsonl"
+        partial = self.job(notebook) / store.PARTIAL / "records.jsonl"
         deadline = time.monotonic() + 30
         while not partial.exists():
             assert time.monotonic() < deadline, "the notebook did not start"
@@ -177,7 +180,7 @@ def test_every_ending_is_told_as_it_happened(bench, capsys):
     assert bench.statuses("raise") == ["completed"] * 3 + ["failed", "pending"]
     for name in names:  # what was measured before the end is kept
         assert len((bench.job(name) / "records.jsonl").read_text().splitlines()) == 1
-        assert not (bench.job(name) / manifest.PARTIAL).exists()
+        assert not (bench.job(name) / store.PARTIAL).exists()
     assert bench.left() == []
     shown = capsys.readouterr().err
     assert "6 jobs: 2 ok, 4 failed" in shown
@@ -205,7 +208,7 @@ def test_a_manifest_has_exactly_these_fields(bench):
         "artefacts",
     }
     for item in told["artefacts"]:
-        assert manifest.file_sha(bench.job("ok") / item["path"]) == item["sha256"]
+        assert files.file_sha(bench.job("ok") / item["path"]) == item["sha256"]
     assert [a["path"] for a in told["artefacts"]] == ["notebook.ipynb", "records.jsonl"]
     assert told["env"]["gpu"] == "cpu"
     assert told["git"]["commit"] or told["git"]["reason"]
@@ -239,7 +242,7 @@ def test_an_interrupted_cell_may_write_what_it_has(bench, signum):
     told = bench.manifest("wait")
     assert (told["status"], told["error"]["name"]) == ("interrupted", "Interrupted")
     assert told["error"]["cell"] == 4
-    rows = records.load(bench.job("wait") / "records.jsonl")
+    rows = store.load(bench.job("wait") / "records.jsonl")
     assert [row.kind for row in rows] == ["latency", "itl"]
     assert not bench.job("never").exists()
     assert "Traceback" not in shown and bench.left() == []
@@ -250,7 +253,7 @@ def test_the_limit_lets_a_cell_write_what_it_has(bench):
     bench.write(wait="wait")
     assert bench.run(timeout_s=4) == 1
     assert bench.manifest("wait")["status"] == "timeout"
-    rows = records.load(bench.job("wait") / "records.jsonl")
+    rows = store.load(bench.job("wait") / "records.jsonl")
     assert [row.kind for row in rows] == ["latency", "itl"]
 
 
@@ -327,10 +330,10 @@ def test_parameters_arrive_as_they_are(bench, tmp_path):
 
 def test_an_unknown_parameter_stops_before_any_work(bench):
     bench.write(ok="ok")
-    job = manifest.plan(bench.profile(), bench.out)[0]
+    job = lib_manifest.plan(bench.profile(), bench.out)[0]
     wrong = dataclasses.replace(job, parameters={**job.parameters, "nmber": 2})
-    with pytest.raises(params.ParamsError, match="'nmber'; did you mean 'number'"):
-        run.run_job(wrong, sha="x", env={})
+    with pytest.raises(files.ParamsError, match="'nmber'; did you mean 'number'"):
+        lib_run.run_job(wrong, sha="x", env={})
     assert not bench.out.exists()
 
 
@@ -365,7 +368,7 @@ def test_finished_jobs_are_skipped_until_something_changes(bench, capsys):
 
 def test_a_second_pass_begins_with_the_last_model_when_all_are_through(bench):
     bench.write(models=["a/one", "a/two"], energy_again="ok", energy="ok", summary="")
-    titles = [job.title for job in manifest.plan(bench.profile(), bench.out)]
+    titles = [job.title for job in lib_manifest.plan(bench.profile(), bench.out)]
     assert titles == [
         "a/one random-hf-eager energy",
         "a/two random-hf-eager energy",
@@ -377,7 +380,7 @@ def test_a_second_pass_begins_with_the_last_model_when_all_are_through(bench):
 
 def test_the_machine_is_measured_once_and_before_the_models(bench, capsys):
     bench.write(models=["a/one", "a/two"], first="ok", summary="", machine="ok")
-    titles = [job.title for job in manifest.plan(bench.profile(), bench.out)]
+    titles = [job.title for job in lib_manifest.plan(bench.profile(), bench.out)]
     assert titles == [
         "this machine",
         "a/one random-hf-eager first",
@@ -392,7 +395,7 @@ def test_the_machine_is_measured_once_and_before_the_models(bench, capsys):
     capsys.readouterr()
     assert bench.run() == 0
     assert "4 jobs: 0 ok, 4 skipped" in capsys.readouterr().err
-    (alone,) = manifest.plan(bench.profile(notebooks="machine"), bench.out)
+    (alone,) = lib_manifest.plan(bench.profile(notebooks="machine"), bench.out)
     assert (alone.notebook, alone.reads) == ("machine", None)
 
 
@@ -412,7 +415,7 @@ def test_what_was_measured_survives_a_failed_repetition(bench):
     bench.write(first="raise")
     assert bench.run(force=True) == 1
     assert bench.manifest("first")["status"] == "failed"
-    assert (bench.job("first") / manifest.PREVIOUS / "records.jsonl").read_text() == before
+    assert (bench.job("first") / store.PREVIOUS / "records.jsonl").read_text() == before
 
 
 @needs_linux
@@ -421,14 +424,14 @@ def test_an_interrupted_repetition_leaves_the_finished_job(bench):
     assert bench.run() == 0
     before = bench.manifest("first")
     bench.write(first="hang")
-    job = manifest.plan(bench.profile(), bench.out)[0]
-    stop = run.Stop()
+    job = lib_manifest.plan(bench.profile(), bench.out)[0]
+    stop = lib_run.Stop()
     timer = threading.Timer(4, stop, [signal.SIGINT])
     timer.start()
-    told = run.run_job(job, sha="x", env=kernels.kernel_env(offline=True), stop=stop)
+    told = lib_run.run_job(job, sha="x", env=kernels.kernel_env(offline=True), stop=stop)
     assert told["status"] == "interrupted"
     assert bench.manifest("first") == before
-    assert not (bench.job("first") / manifest.PARTIAL).exists()
+    assert not (bench.job("first") / store.PARTIAL).exists()
 
 
 def test_a_reader_never_sees_half_a_file(bench):
@@ -495,7 +498,7 @@ def test_cuda_visible_devices_is_obeyed():
 
 def test_slugs_are_different_for_different_models(tmp_path):
     names = ["a/b", "a--b", "a-/b", "a/-b", "a-b", "_all", "a/b/c", "a.b", str(tmp_path), "ä b"]
-    slugs = [manifest.slug(name) for name in names]
+    slugs = [store.slug(name) for name in names]
     assert slugs[0] == "a--b"
     assert len(set(slugs)) == len(names)
     assert all("/" not in slug and not slug.startswith(".") for slug in slugs)
@@ -544,7 +547,7 @@ def test_the_preflight_names_every_model_that_cannot_run():
 @pytest.mark.parametrize("name", ["paper", "demo"])
 def test_every_arm_of_a_profile_fits_the_positions_of_its_model(name, tmp_path):
     profile = params.profile(name, {"weights": "random"})
-    arms = preflight.arms(manifest.plan(profile, tmp_path))
+    arms = preflight.arms(lib_manifest.plan(profile, tmp_path))
     assert arms and preflight.check(arms, device=SimpleNamespace(free_bytes=lambda: None)) == []
 
 
@@ -559,7 +562,7 @@ def test_the_preflight_asks_for_the_largest_base_arm(bench):
         "models": ["a/one"],
     }
     (bench.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
-    (arm,) = preflight.arms(manifest.plan(bench.profile(), bench.out))
+    (arm,) = preflight.arms(lib_manifest.plan(bench.profile(), bench.out))
     assert (arm["context"], arm["new_tokens"]) == (64, 8)
 
 
@@ -568,7 +571,7 @@ def test_the_preflight_asks_nothing_for_a_notebook_that_only_reads(bench):
     make_notebook(bench.source("ape"), head)
     profile = {"defaults": {"context": 2048}, "notebooks": {"ape": {}}, "models": ["a/one"]}
     (bench.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
-    assert preflight.arms(manifest.plan(bench.profile(), bench.out)) == []
+    assert preflight.arms(lib_manifest.plan(bench.profile(), bench.out)) == []
 
 
 def test_without_a_gpu_the_error_names_profile_and_fix(bench, monkeypatch):
@@ -583,22 +586,22 @@ def test_without_a_gpu_the_error_names_profile_and_fix(bench, monkeypatch):
 
 def test_the_gpu_is_part_of_a_jobs_identity(bench):
     bench.write(ok="ok")
-    (job,) = manifest.plan(bench.profile(), bench.out)
-    shas = {manifest.job_sha(job, gpu, Path("none")) for gpu in ("cpu", "H100", "H100")}
+    (job,) = lib_manifest.plan(bench.profile(), bench.out)
+    shas = {lib_manifest.job_sha(job, gpu, Path("none")) for gpu in ("cpu", "H100", "H100")}
     assert len(shas) == 2
     moved = dataclasses.replace(
         job, parameters={**job.parameters, "records_path": "elsewhere/records.jsonl"}
     )
-    assert manifest.job_sha(moved, "cpu", Path("none")) in shas
+    assert lib_manifest.job_sha(moved, "cpu", Path("none")) in shas
     more = dataclasses.replace(job, parameters={**job.parameters, "number": 2})
-    assert manifest.job_sha(more, "cpu", Path("none")) not in shas
+    assert lib_manifest.job_sha(more, "cpu", Path("none")) not in shas
 
 
 def test_data_of_packages_outside_the_environment_is_found(tmp_path):
     (tmp_path / "site" / "share" / "jupyter").mkdir(parents=True)
-    found = run.jupyter_path([str(tmp_path / "site"), str(tmp_path)], "/already/there")
+    found = lib_run.jupyter_path([str(tmp_path / "site"), str(tmp_path)], "/already/there")
     assert found.split(os.pathsep) == ["/already/there", str(tmp_path / "site/share/jupyter")]
-    assert run.jupyter_path([str(tmp_path)], "") == ""
+    assert lib_run.jupyter_path([str(tmp_path)], "") == ""
 
 
 def test_a_broken_report_is_told_and_costs_no_measurement(bench, capsys):
@@ -635,8 +638,8 @@ def test_the_hash_of_the_library_sees_its_packages(tmp_path):
     (tmp_path / "stats").mkdir()
     (tmp_path / "a.py").write_text("x = 1\n")
     (tmp_path / "stats" / "b.py").write_text("y = 1\n")
-    first = manifest.lib_sha(tmp_path)
+    first = lib_manifest.lib_sha(tmp_path)
     (tmp_path / "stats" / "b.py").write_text("y = 2\n")
-    second = manifest.lib_sha(tmp_path)
+    second = lib_manifest.lib_sha(tmp_path)
     (tmp_path / "stats" / "b.py").rename(tmp_path / "b.py")
-    assert len({first, second, manifest.lib_sha(tmp_path)}) == 3
+    assert len({first, second, lib_manifest.lib_sha(tmp_path)}) == 3

@@ -30,12 +30,12 @@ from lib import (
     energystats,
     energytables,
     evidence,
+    files,
     groups,
     hostbound,
     ladder,
     ledgertables,
     memoryplots,
-    params,
     plots,
     predictions,
     provenance,
@@ -53,7 +53,7 @@ from lib.findings import findings
 from lib.grid import Table, frame
 from lib.paperrules import load_published
 from lib.papertables import paper_tables
-from lib.records import Record, environment_record
+from lib.records.record import Record, environment_record
 
 FIGURES = {
     "throughput": plots.throughput,
@@ -538,7 +538,7 @@ def test_the_report_of_both_stacks(folder, tmp_path):
 
 def executed(name, **given):
     """What each code cell of a notebook ends with; the last is the conclusion's text."""
-    cells = nbformat.read(params.ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    cells = nbformat.read(files.ROOT / "notebooks" / f"{name}.ipynb", 4).cells
     space, shown = {}, []
     for cell in (c for c in cells if c.cell_type == "code"):
         body = ast.parse(cell.source).body

@@ -8,7 +8,7 @@ import pytest
 from sample_records import key
 
 from lib import stackclaims, tables
-from lib.records import Record
+from lib.records.record import Record
 
 FAST = {"stack": "graph", "cache": "static"}
 

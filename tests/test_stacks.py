@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lib import capture, decode, experts, fused, gate, graphs, latency, models, records, stacks
+from lib import capture, decode, experts, fused, gate, graphs, latency, models, stacks
 from lib.device import CpuDevice
+from lib.records import store
 
 STACKS = ["hf-static", "graph", "graph-compiled"]
 WINDOW = 16
@@ -265,7 +266,7 @@ def test_a_sweep_over_stacks_writes_gate_times_and_errors(model, tmp_path, monke
         "records_path": path,
     }
     rows = stacks.sweep(model, stacks=["hf-eager", "graph"], **common)
-    assert records.load(path) == rows
+    assert store.load(path) == rows
     kinds = [(r.kind, r.key["stack"], r.key["context"]) for r in rows]
     assert kinds.count(("gate", "graph", 8)) == 1 and ("gate", "hf-eager", 8) not in kinds
     assert [k for k in kinds if k[0] == "harness"] == [("harness", "graph", 40)]

@@ -4,7 +4,7 @@ import pytest
 from sample_records import key
 
 from lib import stepkernels
-from lib.records import Record
+from lib.records.record import Record
 
 US = 1e-6
 

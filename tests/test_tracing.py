@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import experts, fused, models, records, tracing
+from lib import experts, fused, models, tracing
 from lib.card import ModelError
+from lib.records import store
 from lib.session import prompt_ids
 from lib.tracing import Call
 
@@ -203,7 +204,7 @@ def test_several_prompts_share_a_step(model, tmp_path):
     assert four["decode_bytes"] == four["decode_bytes_realised"] == expected
     assert every["experts_touched_decode"] == 8
     assert every["active_params_realised"] > four["active_params_realised"]
-    assert records.load(tmp_path / "records.jsonl") == rows
+    assert store.load(tmp_path / "records.jsonl") == rows
 
 
 def test_weights_and_implementation_are_as_before(model, tmp_path):

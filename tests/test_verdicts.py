@@ -11,7 +11,7 @@ import pytest
 
 from lib import evidence, governance, ladder, params, plots, published, rankings, verdicts
 from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE
-from lib.records import Record, environment_record
+from lib.records.record import Record, environment_record
 from tests import sample_records as sample
 
 ENV = environment_record(sample.GPU)

@@ -1,8 +1,11 @@
-"""YAML without its surprises: what YAML 1.1 would silently turn into something else is refused."""
+"""Paths from the repository's root, strict YAML, atomic writes, hashes. Imports nothing of lib."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 
 import yaml
 
+ROOT = Path(__file__).resolve().parents[1]
+BATCH_VARIABLE = "WORKBOOK_BATCH"  # set by the runner for the kernels that it starts
 _TRAPS = {
     r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?[0-9]+\.[0-9]*[eE][0-9]+": (
         "YAML 1.1 reads it as text; for a number write a point and a sign, as in 1.0e-3 or "
@@ -26,6 +31,43 @@ _TRAPS = {
 
 class ParamsError(ValueError):
     """Something in a profile, a slice or a parameter is wrong; the message says how to fix it."""
+
+
+def resolve(path: str | Path) -> Path:
+    """An absolute path; a relative one counts from the repository's root, whatever the cwd."""
+    return (ROOT / Path(path).expanduser()).resolve()
+
+
+def split(text: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The items of a slice such as MODELS="a,b c", in order, without repeats."""
+    if text is None:
+        return ()
+    joined = text if isinstance(text, str) else " ".join(text)
+    return tuple(dict.fromkeys(item for item in re.split(r"[,\s]+", joined) if item))
+
+
+def short(path: Path) -> str:
+    """The path from the repository's root where it lies below it."""
+    path = resolve(path)
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+
+
+def file_sha(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def unknown(kind: str, value: str, known: Iterable[str], *, hint: str = "") -> ParamsError:

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lib import params
-from lib.groups import STUDY_STACK
-from lib.records import Record, load, manifests
+from lib import files
+from lib.records import kinds
+from lib.records.kinds import STUDY_STACK
+from lib.records.record import Record
+from lib.records.store import load, manifests
 
 ACROSS = "_all"
 ORDER = (
@@ -129,7 +131,7 @@ class Job:
     @property
     def rerun(self) -> str:
         """The command that runs this job again."""
-        known = (params.ROOT / "params" / f"{self.profile}.yaml").exists()
+        known = (files.ROOT / "params" / f"{self.profile}.yaml").exists()
         values = {"PROFILE": self.profile if known else "paper"}
         if self.parts[0] != ACROSS:
             values["MODELS"] = self._given("model") or self.parts[0]
@@ -179,10 +181,10 @@ def _order(path: str) -> tuple:
     """Models in the order of params/models.yaml, the study's stack first; notebooks as run."""
     parts = path.split("/")
     at = ORDER.index(parts[-1]) if parts[-1] in ORDER else len(ORDER)
-    place = 0 if parts[-1] in params.BEFORE_MODELS else 1 + (parts[0] == ACROSS)
+    place = 0 if parts[-1] in BEFORE_MODELS else 1 + (parts[0] == ACROSS)
     setup = parts[1] if len(parts) == 3 else ""
-    stack = next((i for i, name in enumerate(params.STACKS) if setup.endswith(name)), -1)
-    return (place, params.model_order(parts[0]), stack, setup, at, parts[-1])
+    stack = next((i for i, name in enumerate(kinds.STACKS) if setup.endswith(name)), -1)
+    return (place, kinds.model_order(parts[0]), stack, setup, at, parts[-1])
 
 
 def _with_ids(jobs: Sequence[Job]) -> list[Job]:
@@ -218,3 +220,12 @@ def _notebook_error(path: Path | None) -> str:
 def _last_lines(text: str, count: int = 20) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     return "\n".join(plain.strip().splitlines()[-count:])
+
+
+BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
+
+
+CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
+
+
+SECOND_PASS = ("energy_again",)  # run when all models are through, the last model first

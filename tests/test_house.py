@@ -14,101 +14,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = {path.stem: path for path in sorted((ROOT / "lib").glob("[!_]*.py"))}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted((ROOT / "lib").rglob("*.py"))
+}
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 
-# What the reading side, from rows to a report, on any laptop, starts from; the rest it imports.
-ROOTS = {
-    "report",
-    "tables",
-    "plots",
-    "claims",
-    "ape",
-    "roofline",
-    "ablations",
-    "manifest",
-    "tally",
-    "compare",
-    "bundle",
-    "money",
-}
-RUNNER = {"run", "kernels", "lease", "merge", "portable", "preflight", "processes", "staging"}
-MEASURING = {
-    "ceilings",
-    "device",
-    "models",
-    "decode",
-    "latency",
-    "memory",
-    "energy",
-    "session",
-    "prompts",
-    "tracing",
-    "occupancy",
-    "storages",
-    "stretches",
-    "forecast",
-    "held",
-    "board",
-    "windows",
-    "blocks",
-    "instrument",
-    "weightvalues",
-    "peer_zeus",
-    "batching",
-}
-PRIMITIVES = {"latency", "memory", "energy", "tracing"}
-
-# Modules whose imports of lib the design settles; latency also loads the model of an arm.
-ARROWS = {
-    "records": set(),
+# What a package may import of lib, besides itself.
+MEASURED = {"files", "stats", "records", "hardware", "models", "stacks"}
+READ = {"files", "stats", "records", "show", "analysis"}
+ALLOWED = {
+    "files": set(),
     "stats": set(),
-    "strict_yaml": set(),
-    "signatures": {"strict_yaml"},
-    "params": {"signatures", "strict_yaml"},
-    "prompts": set(),
-    "device": {"board", "host", "occupancy", "profiled"},
-    "host": set(),
-    "occupancy": {"storages"},
-    "storages": set(),
-    "profiled": set(),
-    "board": set(),
-    "joules": set(),
-    "gates": {"joules", "stats"},
-    "experts": set(),
-    "forecast": {"experts", "storages"},
-    "stretches": set(),
-    "held": {"records"},
-    "groups": {"params", "records"},
-    "ledger": {"grid", "groups", "records", "shown"},
-    "decoded": set(),
-    "capture": set(),
-    "generate": {"decoded"},
-    "graphs": {"capture", "decoded", "experts"},
-    "fused": {"tiles"},
-    "tiles": set(),
-    "decode": {"decoded", "experts", "fused", "generate", "graphs"},
-    "gate": {"decode", "experts", "records", "session"},
-    "ceilings": {"device", "records"},
-    "ablations": {"records"},
-    "session": {"prompts", "records"},
-    "memory": {"card", "decode", "device", "experts", "forecast", "held", "progress", "records",
-               "session", "shown", "stretches"},
-    "windows": {"device"},
-    "readouts": {"joules"},
-    "instrument": {"readouts", "records"},
-    "blocks": {"gates", "records", "windows"},
-    "energy": {"blocks", "decode", "gates", "joules", "progress", "records", "session", "stats",
-               "windows"},
-    "latency": {
-        "card", "decode", "device", "experts", "forms", "gate", "models", "progress", "records",
-        "session", "stats"
-    },
-    "stacks": {"decode", "gate", "latency", "progress", "records"},
-    "batching": {"blocks", "decode", "energy", "gate", "latency", "models", "progress", "records",
-                 "tracing"},
-    "tracing": {"card", "counting", "decode", "experts", "progress", "records", "session"},
-}  # fmt: skip
+    "records": {"files"},
+    "hardware": {"files", "stats"},
+    "models": {"files", "records"},
+    "stacks": {"models", "records"},
+    "measure": MEASURED,
+    "show": {"files", "stats", "records"},
+    "analysis": READ,
+    "studies": READ | {"studies"},
+    "report": READ | {"studies"},
+    "run": {"files", "records", "models", "hardware", "stacks"},
+}
+# Plain data of the measuring side, without torch, that the reading side reads as well.
+PLAIN = {
+    "lib.hardware.datasheets",
+    "lib.hardware.joules",
+    "lib.hardware.readouts",
+    "lib.hardware.validity",
+    "lib.models.card",
+    "lib.models.entries",
+    "lib.models.formats",
+    "lib.stacks.stack",
+}
+READING = ("analysis", "show", "studies", "report", "records")
+CUDA = {"lib.device", "lib.capture"}
+NVML = {"lib.board", "lib.power_sampler", "lib.lease"}
+TRITON = {"lib.tiles"}
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}
 
 
@@ -139,7 +82,13 @@ def packages(module: ast.Module, *, lazy: bool = True) -> set[str]:
 
 
 def lib_imports(module: ast.Module, *, lazy: bool = True) -> set[str]:
-    return {name.split(".")[1] for name in imported(module, lazy=lazy) if name.startswith("lib.")}
+    """The modules of lib that a module imports, by their dotted names."""
+    names = {n for n in imported(module, lazy=lazy) if n == "lib" or n.startswith("lib.")}
+    return {n if n in MODULES else n.rpartition(".")[0] for n in names} & MODULES.keys()
+
+
+def package(name: str) -> str:
+    return (name.split(".") + [""])[1]
 
 
 def closure(names: set[str], *, lazy: bool = False) -> set[str]:
@@ -158,23 +107,26 @@ def code_of(notebook: Path) -> ast.Module:
     return ast.parse("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
 
 
-READING = closure(ROOTS, lazy=True)
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_follow_the_directions_of_the_house(name):
+    own = package(name)
+    if own not in ALLOWED or (name == f"lib.{own}" and own not in ("files", "stats")):
+        pytest.skip("the command line may import all")
+    others = {x for x in lib_imports(tree(name)) if package(x) not in ("", own)}
+    plain = PLAIN if own in READING else set()
+    assert {x for x in others - plain if package(x) not in ALLOWED[own]} == set()
 
 
-def test_the_reading_side_knows_no_measuring_module():
-    assert {"records", "stats", "params", "strict_yaml", "findings", "papertables"} <= READING
-    assert not READING & (MEASURING | RUNNER)
+def reading() -> set[str]:
+    return {name for name in MODULES if package(name) in READING}
 
 
-@pytest.mark.parametrize("name", sorted(READING))
-def test_the_reading_side_needs_no_torch(name):
-    assert not packages(tree(name)) & HEAVY
-
-
-def test_the_reading_side_and_the_runner_start_where_torch_cannot_be_imported():
-    names = sorted(READING | RUNNER)
+def test_the_reading_side_needs_no_torch_and_starts_without_it():
+    assert len(reading()) > 4
+    for name in closure(reading(), lazy=True):
+        assert not packages(tree(name), lazy=False) & HEAVY, name
     code = f"""if True:
-        import sys
+        import importlib, sys
 
         class Absent:
             def find_spec(self, name, path=None, target=None):
@@ -182,7 +134,8 @@ def test_the_reading_side_and_the_runner_start_where_torch_cannot_be_imported():
                     raise ModuleNotFoundError(name)
 
         sys.meta_path.insert(0, Absent())
-        from lib import {", ".join(names)}
+        for name in {sorted(reading() | {"lib.__main__"})}:
+            importlib.import_module(name)
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -191,38 +144,13 @@ def test_the_reading_side_and_the_runner_start_where_torch_cannot_be_imported():
 @pytest.mark.parametrize("name", ["ape", "audit", "start", "summary"])
 def test_a_notebook_that_reads_starts_without_torch(name):
     for module in closure(lib_imports(code_of(NOTEBOOKS[name]))):
-        assert not packages(tree(module), lazy=False) & HEAVY, f"{name} starts lib.{module}"
+        assert not packages(tree(module), lazy=False) & HEAVY, f"{name} starts {module}"
 
 
 def test_no_module_imports_itself_by_a_detour():
-    graph = {name: lib_imports(tree(name)) for name in MODULES}
+    graph = {name: lib_imports(tree(name)) - {name} for name in MODULES}
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
-    assert order.index("records") < order.index("tables") < order.index("report")
-
-
-@pytest.mark.parametrize("name", sorted(ARROWS))
-def test_the_arrows_of_the_design(name):
-    assert lib_imports(tree(name)) <= ARROWS[name]
-
-
-def test_no_primitive_knows_another_nor_the_reading_side():
-    for name in PRIMITIVES:
-        known = closure({name}, lazy=True)
-        assert known & PRIMITIVES == {name}
-        # A card is plain data that a record holds: both sides read it, and so are traces of power.
-        shared = {
-            "card",
-            "forms",
-            "records",
-            "stats",
-            "joules",
-            "gates",
-            "params",
-            "shown",
-            "signatures",
-            "strict_yaml",
-        }
-        assert known & READING <= shared
+    assert order.index("lib.records.record") < order.index("lib.records.store")
 
 
 def touches_cuda(module: ast.Module) -> bool:
@@ -235,10 +163,10 @@ def touches_cuda(module: ast.Module) -> bool:
 def test_one_seam_to_the_hardware():
     """The exceptions: the runner's lease lists GPUs by NVML before any kernel exists, and `capture`
     is the one function that records a CUDA graph."""
-    assert {name for name in MODULES if touches_cuda(tree(name))} == {"device", "capture"}
+    assert {name for name in MODULES if touches_cuda(tree(name))} == CUDA
     with_nvml = {name for name in MODULES if "pynvml" in packages(tree(name))}
-    assert with_nvml == {"board", "power_sampler", "lease"}
-    assert {name for name in MODULES if "triton" in packages(tree(name))} == {"tiles"}
+    assert with_nvml == NVML
+    assert {name for name in MODULES if "triton" in packages(tree(name))} == TRITON
     for path in NOTEBOOKS.values():
         code = code_of(path)
         assert not touches_cuda(code) and not packages(code) & {"pynvml", *HEAVY}, path.name
@@ -246,8 +174,10 @@ def test_one_seam_to_the_hardware():
 
 def test_the_sampler_needs_nothing_of_lib():
     """It runs as a script, so that its folder comes first: no module may hide a standard one."""
-    assert not lib_imports(tree("power_sampler"))
-    assert not MODULES.keys() & sys.stdlib_module_names
+    sampler = next(name for name in MODULES if name.endswith(".power_sampler"))
+    assert not lib_imports(tree(sampler))
+    beside = {path.stem for path in MODULES[sampler].parent.glob("*.py")}
+    assert not beside & sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -302,7 +232,7 @@ def test_nothing_is_left_unfinished():
 
 def test_no_file_names_a_folder_of_one_machine():
     read = texts(*SOURCE)
-    assert "lib/run.py" in read and "Makefile" in read
+    assert "lib/files.py" in read and "Makefile" in read
     found = {name: m.group() for name, text in read.items() if (m := MACHINE_PATH.search(text))}
     assert found == {}
 

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lib import manifest, records
-from lib.params import ParamsError
-from lib.records import Record
+from lib import files
+from lib.files import ParamsError
+from lib.records import record, store
+from lib.records.record import Record
 
 ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits for its repetition
 TOLD = (
@@ -48,9 +49,9 @@ class Run:
 
 def read(folder: Path) -> Run | None:
     """The run that a job's folder holds; None where it holds none."""
-    told = manifest.read(folder)
+    told = store.read(folder)
     path = folder / "records.jsonl"
-    return told and Run(folder, told, tuple(records.load(path) if path.exists() else ()))
+    return told and Run(folder, told, tuple(store.load(path) if path.exists() else ()))
 
 
 def differences(one: Run, other: Run) -> list[str]:
@@ -83,11 +84,11 @@ def add(folder: Path, told: dict[str, Any], older: Sequence[Run]) -> list[dict[s
     `told` is the folder's run.json. Returns what its `earlier` shall say: the runs whose rows the
     folder now holds, each with the ids of their environments, and whether all its arms are there.
     """
-    new = Run(folder, told, tuple(records.load(folder / "records.jsonl")))
+    new = Run(folder, told, tuple(store.load(folder / "records.jsonl")))
     runs = [*sorted(older, key=_end), new]
     gpus = _gpus(row for run in runs for row in run.rows)
     named = [
-        (records.identity(row, gpus.get(row.env_id)), row, run)
+        (record.identity(row, gpus.get(row.env_id)), row, run)
         for run in sorted(runs, key=_end)
         for row in run.rows
     ]
@@ -105,7 +106,7 @@ def add(folder: Path, told: dict[str, Any], older: Sequence[Run]) -> list[dict[s
 
 
 def _gpus(rows: Iterable[Record]) -> dict[str | None, str | None]:
-    return {name: env.get("gpu") for name, env in records.environments(rows).items()}
+    return {name: env.get("gpu") for name, env in record.environments(rows).items()}
 
 
 def _with_trace(row: Record, source: Path, target: Path) -> Record:
@@ -114,9 +115,9 @@ def _with_trace(row: Record, source: Path, target: Path) -> Record:
     if not name or not (source / name).exists():
         return row
     taken = target / name
-    if taken.exists() and manifest.file_sha(taken) != manifest.file_sha(source / name):
+    if taken.exists() and files.file_sha(taken) != files.file_sha(source / name):
         stem, dot, ending = name.partition(".")
-        name = f"{stem}-{manifest.file_sha(source / name)[:8]}{dot}{ending}"
+        name = f"{stem}-{files.file_sha(source / name)[:8]}{dot}{ending}"
     shutil.copy2(source / row.values["trace"], target / name)
     return replace(row, values=row.values | {"trace": name})
 
@@ -176,9 +177,9 @@ def add_earlier(staged: Path, folder: Path, told: dict[str, Any]) -> Added:
     """
     if not (staged / "records.jsonl").exists() or told["status"] not in ADDS_UP:
         return Added(spent=told["status"] == "ok")
-    new = Run(staged, told, tuple(records.load(staged / "records.jsonl")))
+    new = Run(staged, told, tuple(store.load(staged / "records.jsonl")))
     older, why = [], {}
-    for place in (folder / manifest.PREVIOUS, folder):
+    for place in (folder / store.PREVIOUS, folder):
         try:
             run = read(place)
         except ValueError as error:  # the old file is damaged; the new one must not suffer
@@ -188,7 +189,7 @@ def add_earlier(staged: Path, folder: Path, told: dict[str, Any]) -> Added:
             why[place] = "; ".join(differences(run, new))
             older += [] if why[place] else [run]
     earlier = add(staged, told, older)
-    spent = not why.get(folder / manifest.PREVIOUS) and told["status"] == "ok"
+    spent = not why.get(folder / store.PREVIOUS) and told["status"] == "ok"
     return Added(tuple(earlier), why.get(folder, ""), spent)
 
 
@@ -199,15 +200,15 @@ def merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     the row that was measured later, and rows of one run alone are added. A notebook that reads is
     left out where rows beside it have changed.
     """
-    manifest.refuse_released(out_dir)
+    store.refuse_released(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()):
-        raise ParamsError(f"{manifest.short(out_dir)} is not empty; choose a new OUT")
+        raise ParamsError(f"{files.short(out_dir)} is not empty; choose a new OUT")
     for source in sources:
-        if not any(records.manifests(source)):
-            raise ParamsError(f"no run.json below {manifest.short(source)}; FROM takes results")
+        if not any(store.manifests(source)):
+            raise ParamsError(f"no run.json below {files.short(source)}; FROM takes results")
     jobs: dict[str, list[Run]] = {}
     for source in sources:
-        for path in records.manifests(source):
+        for path in store.manifests(source):
             name = path.parent.relative_to(source).as_posix()
             jobs.setdefault(name, []).append(read(path.parent) or _unreadable(path))
     for runs in jobs.values():
@@ -216,12 +217,12 @@ def merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     for name, runs in jobs.items():
         _write(runs, out_dir / name)
     planned = [p for s in sources if (s / "plan.json").exists() for p in _plan(s)]
-    manifest.write_json(out_dir / "plan.json", {"jobs": sorted({*jobs, *planned})})
+    files.write_json(out_dir / "plan.json", {"jobs": sorted({*jobs, *planned})})
     return _drop_stale({name: runs[-1].folder for name, runs in jobs.items()}, out_dir)
 
 
 def _unreadable(path: Path) -> Run:
-    raise ParamsError(f"{manifest.short(path)} cannot be read; mend or remove that job first")
+    raise ParamsError(f"{files.short(path)} cannot be read; mend or remove that job first")
 
 
 def _plan(source: Path) -> list[str]:
@@ -251,18 +252,18 @@ def _write(runs: Sequence[Run], target: Path) -> None:
     if last.adds_up:
         told["earlier"] = add(target, told, [run for run in runs[:-1] if run.adds_up])
     (target / "run.json").unlink()
-    told["artefacts"] = manifest.artefacts(target)
-    manifest.write_json(target / "run.json", told)
+    told["artefacts"] = store.artefacts(target)
+    files.write_json(target / "run.json", told)
 
 
 def _drop_stale(folders: dict[str, Path], out_dir: Path) -> list[str]:
     """Remove notebooks that have read other rows than those that are now there; say which."""
     stale = []
     for name, source in folders.items():
-        told = manifest.read(out_dir / name) or {}
+        told = store.read(out_dir / name) or {}
         if "results_dir" in (told.get("parameters") or {}):
-            up = 1 if name.startswith(f"{manifest.ALL}/") else 0
-            shas = [manifest.records_sha(f.parents[up], f) for f in (out_dir / name, source)]
+            up = 1 if name.startswith(f"{store.ALL}/") else 0
+            shas = [store.records_sha(f.parents[up], f) for f in (out_dir / name, source)]
             stale += [name] if shas[0] != shas[1] else []
     for name in stale:
         shutil.rmtree(out_dir / name)

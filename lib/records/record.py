@@ -7,13 +7,10 @@ name), single readings (`values`), why something is absent (`missing`), how the 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA = 1
@@ -66,78 +63,9 @@ def environment_record(environment: dict[str, Any]) -> Record:
     return Record(kind="environment", values=environment, env_id=env_id)
 
 
-def append(path: str | Path, record: Record) -> Record:
-    """Write one line at once, so that a later failure cannot lose it; returns the record."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(asdict(record), sort_keys=True, allow_nan=False, ensure_ascii=False)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return record
-
-
-def write_trace(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Raw readings as compressed JSON lines; the same rows give the same bytes."""
-    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    Path(path).write_bytes(gzip.compress(text.encode(), mtime=0))
-
-
-def read_trace(path: str | Path) -> list[dict[str, Any]]:
-    """What `write_trace` wrote."""
-    return [json.loads(line) for line in gzip.decompress(Path(path).read_bytes()).splitlines()]
-
-
-def load(path: str | Path) -> list[Record]:
-    """All records of one file. A line that is not a record of this schema is an error."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            data = json.loads(line)
-            if data.get("schema") != SCHEMA:
-                raise ValueError(f"schema {data.get('schema')}, this version reads {SCHEMA}")
-            rows.append(Record(**{**data, "warnings": tuple(data["warnings"])}))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: not a record: {error}") from None
-    return rows
-
-
 def environments(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     """Environment values by id."""
     return {r.env_id: r.values for r in records if r.kind == "environment" and r.env_id}
-
-
-def manifests(root: str | Path) -> list[Path]:
-    """Every run.json below `root`, less those in hidden folders: what a job keeps for itself."""
-    root = Path(root)
-    found = sorted(root.rglob("run.json"))
-    return [p for p in found if not any(x[0] == "." for x in p.relative_to(root).parts)]
-
-
-def load_tree(root: str | Path) -> list[Record]:
-    """Records of every job below `root`, merged by identity: the job that ended later wins.
-
-    Jobs that did not end well give what they measured before they ended; a finished job of the
-    same key replaces it.
-    """
-    jobs = []
-    for manifest in manifests(root):
-        path = manifest.with_name("records.jsonl")
-        if path.exists():
-            run = json.loads(manifest.read_text(encoding="utf-8"))
-            jobs.append((run.get("status") == "ok", run.get("end") or "", path))
-    rows = [row for _, _, path in sorted(jobs, key=lambda job: job[:2]) for row in load(path)]
-    return merge(rows)
-
-
-def merge(records: Sequence[Record]) -> list[Record]:
-    """The last record of each identity, in the order in which identities first appear."""
-    gpus = {env_id: env.get("gpu") for env_id, env in environments(records).items()}
-    merged: dict[tuple, Record] = {}
-    for row in records:
-        merged[identity(row, gpu=gpus.get(row.env_id))] = row
-    return list(merged.values())
 
 
 def identity(record: Record, gpu: str | None = None) -> tuple:

@@ -1,0 +1,155 @@
+"""Rows in files, one JSON object a line, and the folders of the jobs that wrote them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lib.files import ROOT, ParamsError, file_sha, resolve, short
+from lib.records.record import SCHEMA, Record, environments, identity
+
+
+def append(path: str | Path, record: Record) -> Record:
+    """Write one line at once, so that a later failure cannot lose it; returns the record."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(asdict(record), sort_keys=True, allow_nan=False, ensure_ascii=False)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return record
+
+
+def write_trace(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Raw readings as compressed JSON lines; the same rows give the same bytes."""
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    Path(path).write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read_trace(path: str | Path) -> list[dict[str, Any]]:
+    """What `write_trace` wrote."""
+    return [json.loads(line) for line in gzip.decompress(Path(path).read_bytes()).splitlines()]
+
+
+def load(path: str | Path) -> list[Record]:
+    """All records of one file. A line that is not a record of this schema is an error."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            data = json.loads(line)
+            if data.get("schema") != SCHEMA:
+                raise ValueError(f"schema {data.get('schema')}, this version reads {SCHEMA}")
+            rows.append(Record(**{**data, "warnings": tuple(data["warnings"])}))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}: not a record: {error}") from None
+    return rows
+
+
+def manifests(root: str | Path) -> list[Path]:
+    """Every run.json below `root`, less those in hidden folders: what a job keeps for itself."""
+    root = Path(root)
+    found = sorted(root.rglob("run.json"))
+    return [p for p in found if not any(x[0] == "." for x in p.relative_to(root).parts)]
+
+
+def load_tree(root: str | Path) -> list[Record]:
+    """Records of every job below `root`, merged by identity: the job that ended later wins.
+
+    Jobs that did not end well give what they measured before they ended; a finished job of the
+    same key replaces it.
+    """
+    jobs = []
+    for manifest in manifests(root):
+        path = manifest.with_name("records.jsonl")
+        if path.exists():
+            run = json.loads(manifest.read_text(encoding="utf-8"))
+            jobs.append((run.get("status") == "ok", run.get("end") or "", path))
+    rows = [row for _, _, path in sorted(jobs, key=lambda job: job[:2]) for row in load(path)]
+    return merge(rows)
+
+
+def merge(records: Sequence[Record]) -> list[Record]:
+    """The last record of each identity, in the order in which identities first appear."""
+    gpus = {env_id: env.get("gpu") for env_id, env in environments(records).items()}
+    merged: dict[tuple, Record] = {}
+    for row in records:
+        merged[identity(row, gpu=gpus.get(row.env_id))] = row
+    return list(merged.values())
+
+
+PARTIAL, PREVIOUS, ALL = ".partial", ".previous", "_all"
+
+
+RELEASED = ROOT / "outputs" / "released"
+
+
+def slug(model: str) -> str:
+    """A folder name for a model, different for different models.
+
+    "/" becomes "--" where that can be undone; other names, and paths, get a hash appended.
+    """
+    path = resolve(model)
+    is_path = model.startswith((".", "/", "~")) or path.exists()
+    simple = model.replace("/", "--")
+    undone = simple.replace("--", "/") == model and re.fullmatch(r"[A-Za-z0-9][\w.-]*", simple)
+    if undone and not is_path:
+        return simple
+    name = str(path) if is_path else model
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).stem).strip("-.") or "model"
+    return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def records_sha(root: Path, without: Path) -> str:
+    """Hash of every job's records below `root`, less the job's own."""
+    found = []
+    for path in manifests(root):
+        records = path.with_name("records.jsonl")
+        if path.parent != without and records.exists():
+            found.append([path.parent.relative_to(root).as_posix(), file_sha(records)])
+    return _sha(found)
+
+
+def _sha(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """run.json of a job's folder; None where it is absent or unreadable."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def is_finished(folder: Path, run: dict[str, Any] | None, sha: str) -> bool:
+    """The folder holds this very job, ended well, with all its files and rows.
+
+    It may be an earlier slice: a later one has added its rows and replaced none.
+    """
+    return (
+        run is not None
+        and run["status"] == "ok"
+        and sha in {r["job_sha"] for r in (run, *run.get("earlier", ())) if r.get("complete", True)}
+        and all((folder / item["path"]).exists() for item in run["artefacts"])
+    )
+
+
+def artefacts(folder: Path) -> list[dict[str, str]]:
+    """Files below a folder with their hashes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [{"path": p.relative_to(folder).as_posix(), "sha256": file_sha(p)} for p in files]
+
+
+def refuse_released(out_dir: Path) -> None:
+    """Raise where a command would write into a released set."""
+    if resolve(out_dir).is_relative_to(RELEASED):
+        raise ParamsError(f"{short(out_dir)} is released and never written; choose another --out")
