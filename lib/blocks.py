@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.gates import Gate, Window
+from lib.hardware.validity import Gate, Window
 from lib.records import record
 from lib.windows import Span
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.device import time_call
-from lib.host import host_score_per_s
+from lib.hardware.device import time_call
+from lib.hardware.host import host_score_per_s
 from lib.records import record, store
 from lib.records.record import KEY_FIELDS, Record
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from lib import blocks as lib_blocks
-from lib import decode, joules, stats, windows
-from lib import device as lib_device
-from lib import gates as lib_gates
+from lib import decode, stats, windows
 from lib.blocks import Block, Cell
-from lib.gates import Gate
+from lib.hardware import device as lib_device
+from lib.hardware import joules
+from lib.hardware import validity as lib_gates
+from lib.hardware.validity import Gate
 from lib.progress import track
 from lib.records import store
 from lib.records.record import Record

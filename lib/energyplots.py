@@ -8,8 +8,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lib import energystats, readouts, stats
+from lib import energystats, stats
 from lib.groups import Group, by_setup
+from lib.hardware import readouts
 from lib.plots import PALETTE, axes, color, labelled, style
 from lib.records import store
 from lib.records.record import Record

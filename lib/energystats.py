@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib import joules, stats
+from lib import stats
 from lib.grid import sampled
 from lib.groups import Group, by_setup
+from lib.hardware import joules
 from lib.records.record import Record
 from lib.stats import Estimate
 

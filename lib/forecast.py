@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from lib import experts
-from lib.storages import Live
+from lib.hardware.live_tensors import Live
 
 BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
 

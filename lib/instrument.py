@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib import readouts
+from lib.hardware import readouts
 from lib.records import record, store
 from lib.records.record import Record
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lib import decode, forms, gate, stats
 from lib import experts as implementations
 from lib.card import computed, require_context
-from lib.device import time_call
+from lib.hardware.device import time_call
 from lib.models import card, load
 from lib.progress import track
 from lib.records import record, store

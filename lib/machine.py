@@ -8,8 +8,8 @@ from typing import Any
 
 from lib import stats
 from lib.claims import bullets, cautions
-from lib.datasheets import Datasheet, datasheet
 from lib.grid import Column, Table, without_empty
+from lib.hardware.datasheets import Datasheet, datasheet
 from lib.records.record import Record, environments, select
 from lib.shown import short
 from lib.stats import Estimate

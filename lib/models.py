@@ -18,7 +18,7 @@ from lib import counting
 from lib import experts as implementations
 from lib.card import ModelCard, ModelError, require_context
 from lib.checkpoints import quiet
-from lib.device import open_device
+from lib.hardware.device import open_device
 from lib.origins import config_of, files, find, plain, require_checkpoint
 from lib.records.record import KEY_FIELDS
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-    from lib.device import Device
+    from lib.hardware.device import Device
 
 __all__ = ["Model", "ModelCard", "ModelError", "card", "load", "require_context", "require_fits"]
 

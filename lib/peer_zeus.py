@@ -12,8 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lib import energy, gates, windows
-from lib.host import version
+from lib import energy, windows
+from lib.hardware import validity
+from lib.hardware.host import version
 from lib.records import store
 from lib.records.record import Record
 
@@ -115,7 +116,7 @@ def both(
             theirs.append(told.total_energy)
         windows.keep_busy(lead, windows.LEAD_S, device)
     ours = [
-        gates.judge(
+        validity.judge(
             trace, span.start_s, span.stop_s, own_pid=os.getpid(), calls_s=span.calls_s
         ).energy_j
         for span in spans

@@ -78,7 +78,7 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
 
 
 def _device(name: str) -> Any:
-    from lib.device import open_device
+    from lib.hardware.device import open_device
 
     return open_device(name)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from lib import stats
 from lib.card import ModelCard, computed
-from lib.datasheets import datasheet
 from lib.grid import Column, Table, build, grouped, sampled, without_empty
 from lib.groups import named
+from lib.hardware.datasheets import datasheet
 from lib.machine import Limits, bandwidth_notes, limits
 from lib.records.record import Record, select
 from lib.shown import Shown, rounded

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.device import time_call
+from lib.hardware.device import time_call
 
 # Before and after a window the board does the same work, for the one-second mean, for the lag of
 # half of it, and for a tick.

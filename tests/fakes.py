@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lib.decoded import Decoded
-from lib.profiled import Work
+from lib.hardware.profiler import Work
 from lib.records.record import KEY_FIELDS
 
 

@@ -9,7 +9,7 @@ from fakes import FakeCache, FakeDevice
 
 from lib import batching, decode, gate, models, stats, tables, windows
 from lib.decoded import Decoded
-from lib.device import CpuDevice
+from lib.hardware.device import CpuDevice
 from lib.records import record, store
 
 SWEEP = {

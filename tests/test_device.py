@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import board as lib_board
-from lib import device, gates, host, joules, occupancy
+from lib.hardware import board as lib_board
+from lib.hardware import device, host, joules, memory_in_use, validity
 
 FAKE_NVML = Path(__file__).with_name("fake_nvml")
 SHARED = {
@@ -266,14 +266,16 @@ def test_whose_word_is_taken_for_what_is_in_use(open_gpu, mode, source, used, re
 def test_the_context_is_what_was_there_before_the_call():
     """900 in use of which 600 reserved; after the call 1,000, whatever made it grow."""
     before, after = ({"process_bytes": n, "gpu_used_bytes": n + 5} for n in (900, 1000))
-    assert occupancy.figure(before, after, reserved_bytes=600) == {
+    assert memory_in_use.figure(before, after, reserved_bytes=600) == {
         "used_source": "NVML, this process",
         "used_baseline_bytes": 900,
         "used_bytes": 1000,
         "context_bytes": 300,
     }
     lost = after | {"process_bytes": None}  # a source counts only where it has both edges
-    assert occupancy.figure(before, lost, reserved_bytes=600)["used_source"] == "NVML, whole GPU"
+    assert (
+        memory_in_use.figure(before, lost, reserved_bytes=600)["used_source"] == "NVML, whole GPU"
+    )
 
 
 def test_without_nvml_the_driver_tells_what_is_in_use(open_gpu, monkeypatch):
@@ -360,7 +362,7 @@ def test_a_sampler_that_dies_leaves_what_it_had_read(open_gpu):
         time.sleep(0.5)
         stop_s = time.perf_counter()
     assert 0 < len(trace) < 10
-    window = gates.judge(trace, trace[0]["t_s"], stop_s)
+    window = validity.judge(trace, trace[0]["t_s"], stop_s)
     assert window.energy_j is None and window.reason
 
 

@@ -13,7 +13,8 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeDevice, FakeModel
 
-from lib import blocks, claims, decode, energy, energypasses, gates, stats, windows
+from lib import blocks, claims, decode, energy, energypasses, stats, windows
+from lib.hardware import validity
 from lib.records import record, store
 
 SWEEP = {
@@ -132,7 +133,7 @@ def test_the_kept_traces_give_the_same_joules_again(rows, tmp_path):
         samples["energy_j"],
         strict=True,
     ):
-        window = gates.judge(store.read_trace(tmp_path / name), start_s, stop_s)
+        window = validity.judge(store.read_trace(tmp_path / name), start_s, stop_s)
         assert window.energy_j / calls == pytest.approx(joules, rel=1e-6)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib import decode, experts, memory, models
-from lib.device import CpuDevice
+from lib.hardware.device import CpuDevice
 from lib.records import store
 from lib.session import prompt_ids
 

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig
 
 from lib import experts, forecast
+from lib.hardware.live_tensors import Live
 from lib.origins import config_of, find
-from lib.storages import Live
 
 MIB = 2**20
 

@@ -49,8 +49,8 @@ PLAIN = {
     "lib.stacks.stack",
 }
 READING = ("analysis", "show", "studies", "report", "records")
-CUDA = {"lib.device", "lib.capture"}
-NVML = {"lib.board", "lib.power_sampler", "lib.lease"}
+CUDA = {"lib.hardware.device", "lib.capture"}
+NVML = {"lib.hardware.board", "lib.hardware.power_sampler", "lib.lease"}
 TRITON = {"lib.tiles"}
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from fake_board import Board
 
-from lib import gates, joules, stats
+from lib import stats
+from lib.hardware import joules, validity
 from lib.records import store
 
 
@@ -132,7 +133,7 @@ def sticks(row):
 
 @pytest.mark.parametrize(("change", "code"), [(falls, "counter_reset"), (sticks, "not_covered")])
 def test_a_counter_that_was_reset_or_stuck_gives_none_and_no_other_number(change, code):
-    window = gates.judge(broken(change), 4.0, 9.0)
+    window = validity.judge(broken(change), 4.0, 9.0)
     assert window.energy_j is None and window.mean_w is None
     assert window.reason.startswith(code) and "counter_j" not in window.joules
     assert window.joules["average_j"] == pytest.approx(1500)  # beside it, not instead of it
@@ -163,7 +164,7 @@ def without(*names):
     ],
 )
 def test_what_a_board_does_not_support_leaves_the_next_readout_and_at_last_none(absent, estimator):
-    window = gates.judge(broken(without(*absent)), 4.0, 9.0)
+    window = validity.judge(broken(without(*absent)), 4.0, 9.0)
     assert window.estimator == estimator
     if estimator:
         assert window.energy_j == pytest.approx(1500, rel=1e-3)
@@ -181,7 +182,7 @@ def test_zeros_and_errors_are_skipped_and_a_long_run_of_them_is_a_gap():
         return change
 
     for seconds, level in ((0.1, "ok"), (0.5, "warn"), (1.5, "invalid")):
-        window = gates.judge(broken(burst(seconds)), 4.0, 8.0)
+        window = validity.judge(broken(burst(seconds)), 4.0, 8.0)
         (gate,) = (g for g in window.gates if g.code == "sampler_gap")
         assert gate.level == level
         assert (window.energy_j is None) == (level == "invalid")
@@ -191,8 +192,8 @@ def test_zeros_and_errors_are_skipped_and_a_long_run_of_them_is_a_gap():
 
 def test_a_sampler_that_died_leaves_no_energy():
     trace = [row for row in broken(dict) if row["t_s"] < 6]
-    assert gates.judge(trace, 4.0, 9.0).reason.startswith("not_covered")
-    assert gates.judge([], 4.0, 9.0).reason.startswith("not_covered")
+    assert validity.judge(trace, 4.0, 9.0).reason.startswith("not_covered")
+    assert validity.judge([], 4.0, 9.0).reason.startswith("not_covered")
 
 
 # --- gates
@@ -210,7 +211,7 @@ def test_a_sampler_that_died_leaves_no_energy():
 )
 def test_counter_and_average_must_agree(factor, level):
     trace = broken(lambda row: {**row, "power_w": factor * row["power_w"]})
-    window = gates.judge(trace, 4.0, 9.0)
+    window = validity.judge(trace, 4.0, 9.0)
     (gate,) = (g for g in window.gates if g.code == "agreement")
     assert gate.level == level and gate.value == pytest.approx(factor - 1, abs=1e-6)
     assert (window.energy_j is None) == (level == "invalid")
@@ -219,7 +220,7 @@ def test_counter_and_average_must_agree(factor, level):
 def test_the_edges_of_the_window_do_not_count_as_disagreement():
     """500 W from the start of the window on: the mean of the last second smears that step."""
     board = Board([(4, 100.0), (2, 500.0), (3, 200.0)], idle_w=100.0)
-    window = gates.judge(board.trace(0, 9), 4.0, 6.0)
+    window = validity.judge(board.trace(0, 9), 4.0, 6.0)
     assert abs(window.joules["average_j"] / board.true_j(4, 6) - 1) > 0.05
     (gate,) = (g for g in window.gates if g.code == "agreement")
     assert gate.level == "ok" and abs(gate.value) < 0.01
@@ -228,14 +229,14 @@ def test_the_edges_of_the_window_do_not_count_as_disagreement():
 def test_a_load_that_beats_with_the_readout_shows_in_the_instant_reading():
     """50 ms at 500 W and 50 ms at 100 W: 300 W, of which 25 ms in every 100 show one side."""
     board = Board([(0.05, 500.0), (0.05, 100.0)] * 120, idle_w=300.0, phase_s=0.04)
-    window = gates.judge(board.trace(0, 12), 4.0, 9.0)
+    window = validity.judge(board.trace(0, 12), 4.0, 9.0)
     codes = {g.code: g for g in window.gates}
     assert codes["agreement"].level == "ok" and codes["instant_agreement"].level == "warn"
     assert window.energy_j == pytest.approx(1500, rel=0.01)
     part = Board(
         [(0.05, 500.0), (0.05, 100.0)] * 120, idle_w=300.0, phase_s=0.04, coverage="partial"
     )
-    assert gates.judge(part.trace(0, 12), 4.0, 9.0).reason.startswith("agreement")
+    assert validity.judge(part.trace(0, 12), 4.0, 9.0).reason.startswith("agreement")
 
 
 def slow(**values):
@@ -267,7 +268,7 @@ def slow(**values):
     ],
 )
 def test_what_disturbs_a_window_has_a_code(code, level, values):
-    window = gates.judge(broken(slow(**values)), 4.0, 9.0, idle_w=100.0, own_pid=77)
+    window = validity.judge(broken(slow(**values)), 4.0, 9.0, idle_w=100.0, own_pid=77)
     flagged = {g.code: g.level for g in window.gates if g.level != "ok"}
     assert flagged == {code: level}
     assert (window.energy_j is None) == (level == "invalid")
@@ -278,9 +279,9 @@ def test_a_drift_is_between_whole_calls_not_between_their_phases():
     """Two calls of 2.5 s, each a prefill of 1 s at 1.2 GHz and decoding at 1.9 GHz: the thirds of
     the window hold 40 and 0 % of prefill, the calls the same."""
     phases = broken(slow(sm_hz=lambda t: 1.2e9 if (t - 4.0) % 2.5 < 1.0 else 1.9e9))
-    thirds = gates.clock_drift([r for r in phases if 4.0 <= r["t_s"] <= 9.0])
+    thirds = validity.clock_drift([r for r in phases if 4.0 <= r["t_s"] <= 9.0])
     assert thirds.level == "invalid" and thirds.value > 0.2
-    window = gates.judge(phases, 4.0, 9.0, calls_s=[(4.0, 6.5), (6.5, 9.0)])
+    window = validity.judge(phases, 4.0, 9.0, calls_s=[(4.0, 6.5), (6.5, 9.0)])
     (drift,) = [g for g in window.gates if g.code == "clock_drift"]
     assert drift.level == "ok" and abs(drift.value) < 0.01 and window.energy_j is not None
 
@@ -288,14 +289,16 @@ def test_a_drift_is_between_whole_calls_not_between_their_phases():
 def test_a_drift_over_calls_is_still_seen():
     """1 % a second: the middles of the first and the last call are 2.5 s apart."""
     falling = broken(slow(sm_hz=lambda t: 1.9e9 * (1 - (t - 4.0) / 20)))
-    window = gates.judge(falling, 4.0, 9.0, calls_s=[(4.0, 6.5), (6.5, 9.0)])
+    window = validity.judge(falling, 4.0, 9.0, calls_s=[(4.0, 6.5), (6.5, 9.0)])
     (drift,) = window.failing("invalid")
     # middles at 1.25 and 3.75 s: 0.8125 / 0.9375 - 1
     assert drift.code == "clock_drift" and drift.value == pytest.approx(-0.1333, abs=0.005)
 
 
 def test_one_call_has_no_drift_of_its_own():
-    found = gates.judge(broken(slow(sm_hz=lambda t: 1.9e9)), 4.0, 9.0, calls_s=[(4.0, 9.0)]).gates
+    found = validity.judge(
+        broken(slow(sm_hz=lambda t: 1.9e9)), 4.0, 9.0, calls_s=[(4.0, 9.0)]
+    ).gates
     levels = {g.code: (g.level, g.text) for g in found}
     assert levels["clock_drift"][0] == levels["temperature_drift"][0] == "unknown"
     assert "one call" in levels["clock_drift"][1]
@@ -303,11 +306,11 @@ def test_one_call_has_no_drift_of_its_own():
 
 def test_in_a_container_one_process_of_another_number_is_ours():
     fine = broken(slow(pids=[4242]))
-    assert gates.judge(fine, 4.0, 9.0, own_pid=77).energy_j is not None
+    assert validity.judge(fine, 4.0, 9.0, own_pid=77).energy_j is not None
 
 
 def test_what_was_not_read_is_unknown_not_fine():
-    window = gates.judge(broken(without(*Board().slow)), 4.0, 9.0)
+    window = validity.judge(broken(without(*Board().slow)), 4.0, 9.0)
     levels = {g.code: g.level for g in window.gates}
     assert levels["throttled"] == levels["foreign_process"] == levels["power_range"] == "unknown"
     (clock,) = [g for g in window.gates if g.code == "clock_drift"]
@@ -326,7 +329,7 @@ def test_what_was_not_read_is_unknown_not_fine():
 )
 def test_the_samplers_effect_is_judged_by_its_interval(low, high, level):
     ratio = stats.Estimate((low + high) / 2, low, high, 6)
-    assert gates.sampler_disturbs(ratio).level == level
+    assert validity.sampler_disturbs(ratio).level == level
 
 
 def test_boards_are_summed_and_one_that_fails_fails_the_sum():
@@ -335,9 +338,9 @@ def test_boards_are_summed_and_one_that_fails_fails_the_sum():
         return [{**row, "gpu": number} for row in board.trace(0.0, 12.0)]
 
     trace = sorted(rows(0, 300.0) + rows(1, 200.0), key=lambda row: row["t_s"])
-    assert gates.judge(trace, 4.0, 9.0).energy_j == pytest.approx(2500)
+    assert validity.judge(trace, 4.0, 9.0).energy_j == pytest.approx(2500)
     broken_one = [falls(row) if row["gpu"] else row for row in trace]
-    assert gates.judge(broken_one, 4.0, 9.0).energy_j is None
+    assert validity.judge(broken_one, 4.0, 9.0).energy_j is None
 
 
 # --- additivity
@@ -357,7 +360,7 @@ THREE_CALLS = (8.8312, 18.2344)
 
 
 def test_a_recorded_trace_gives_the_same_joules_again():
-    window = gates.judge(store.read_trace(REAL), *THREE_CALLS)
+    window = validity.judge(store.read_trace(REAL), *THREE_CALLS)
     assert window.estimator == "counter_j"
     again = {"counter_j": 1893.640, "instant_j": 1899.887, "average_j": 1884.857}
     assert window.joules == pytest.approx(again | {"paper_j": 1697.630}, abs=1e-3)
@@ -365,7 +368,7 @@ def test_a_recorded_trace_gives_the_same_joules_again():
 
 def test_on_a_real_board_counter_and_average_agree_and_the_papers_estimator_is_off():
     trace = store.read_trace(REAL)
-    window = gates.judge(trace, *THREE_CALLS)
+    window = validity.judge(trace, *THREE_CALLS)
     levels = {g.code: g.level for g in window.gates}
     assert levels["agreement"] == levels["instant_agreement"] == "ok"
     off, _ = joules.average_off(trace, *THREE_CALLS)
@@ -423,9 +426,9 @@ def test_without_the_lead_in_the_average_would_miss_the_start():
 
 def test_without_the_agreement_gate_a_wrong_counter_would_be_published(monkeypatch):
     trace = broken(lambda row: {**row, "energy_j": 5000 + (row["energy_j"] - 5000) * 37 / 65})
-    assert gates.judge(trace, 4.0, 9.0).energy_j is None
-    monkeypatch.setitem(gates.LIMITS, "agreement", (9.0, 9.0, "%"))
-    assert gates.judge(trace, 4.0, 9.0).energy_j == pytest.approx(1500 * 37 / 65, rel=0.01)
+    assert validity.judge(trace, 4.0, 9.0).energy_j is None
+    monkeypatch.setitem(validity.LIMITS, "agreement", (9.0, 9.0, "%"))
+    assert validity.judge(trace, 4.0, 9.0).energy_j == pytest.approx(1500 * 37 / 65, rel=0.01)
 
 
 # --- intervals

@@ -5,7 +5,7 @@ import torch
 from fakes import FakeDevice, FakeModel
 
 from lib import decode, latency, models
-from lib.device import time_call
+from lib.hardware.device import time_call
 from lib.records import record, store
 
 

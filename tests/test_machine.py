@@ -4,9 +4,9 @@ import pytest
 from sample_records import GPU
 
 from lib import boundplots, machine, plots
-from lib.datasheets import VALUES, datasheet, datasheets
 from lib.files import ParamsError
 from lib.grid import frame
+from lib.hardware.datasheets import VALUES, datasheet, datasheets
 from lib.records.record import KEY_FIELDS, Record, environment_record
 
 H100 = environment_record(GPU)

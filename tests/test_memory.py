@@ -15,7 +15,7 @@ from transformers import (
 
 from lib import decode, experts, held, memory, models, stretches
 from lib.card import ModelError
-from lib.device import CpuDevice
+from lib.hardware.device import CpuDevice
 from lib.records import store
 
 

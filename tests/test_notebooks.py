@@ -17,7 +17,7 @@ from bs4 import BeautifulSoup
 
 from lib import files, kernels, params, plots, portable, report, run
 from lib import manifest as lib_manifest
-from lib.host import cpu_name
+from lib.hardware.host import cpu_name
 from lib.records import jobs, record, store
 from lib.signatures import notebook_parameters
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from lib import device, profiled
+from lib.hardware import device, profiler
 
 
 def event(name, start_ns, duration_ns, where=DeviceType.CUDA, annotation=False):
@@ -32,7 +32,7 @@ def event(name, start_ns, duration_ns, where=DeviceType.CUDA, annotation=False):
     ],
 )
 def test_the_union_of_intervals(spans, length):
-    assert profiled.union_ns(spans) == length
+    assert profiler.union_ns(spans) == length
 
 
 def test_kernels_and_copies_work_and_nothing_else_does():
@@ -44,7 +44,7 @@ def test_kernels_and_copies_work_and_nothing_else_does():
         event("cudaLaunchKernel", 0, 900, where=DeviceType.CPU),
         event("a named range", 0, 1000, annotation=True),
     ]
-    work = profiled.counted(events)
+    work = profiler.counted(events)
     assert work.busy_s == pytest.approx(175e-9) and work.kernels == 2
 
 
@@ -56,7 +56,7 @@ def test_time_by_kernel_is_summed_over_its_launches_and_template_arguments():
         event("void (anonymous namespace)::indexed(long*)", 200, 4),
         event("Memcpy DtoD (Device -> Device)", 300, 20),
     ]
-    assert profiled.counted(events).by_name == {
+    assert profiler.counted(events).by_name == {
         "at::native::reduce_kernel": (2, pytest.approx(40e-9)),
         "triton_red_fused_add_7": (1, pytest.approx(100e-9)),
         "(anonymous namespace)::indexed": (1, pytest.approx(4e-9)),
@@ -82,7 +82,7 @@ def test_the_device_is_idle_at_both_edges_of_the_profiled_call(monkeypatch):
 
     monkeypatch.setattr(torch.profiler, "profile", Profile)
     fake = SimpleNamespace(synchronize=lambda: told.append("synchronize"))
-    work = profiled.gpu_work(lambda: told.append("call"), fake)
+    work = profiler.gpu_work(lambda: told.append("call"), fake)
     assert work == (7e-9, 1, {"gemm": (1, 7e-9)})
     assert told == ["synchronize", "start", "call", "synchronize", "stop"]
 
@@ -94,7 +94,7 @@ def test_the_events_of_the_real_profiler_can_be_read():
     with profile(activities=[ProfilerActivity.CPU]) as watched:
         torch.ones(3) + 1
     events = watched.profiler.kineto_results.events()
-    assert events and profiled.counted(events) == (0, 0, {})
+    assert events and profiler.counted(events) == (0, 0, {})
 
 
 def test_a_cpu_is_not_asked(monkeypatch):
@@ -107,6 +107,6 @@ def test_a_cpu_is_not_asked(monkeypatch):
 def test_a_gpu_whose_profiler_is_blind_says_so(monkeypatch, seen, answer):
     gpu = object.__new__(device.CudaDevice)
     gpu.missing = {}
-    monkeypatch.setattr(profiled, "gpu_work", lambda call, where: profiled.Work(*seen))
+    monkeypatch.setattr(profiler, "gpu_work", lambda call, where: profiler.Work(*seen))
     assert gpu.busy(lambda: None) == answer
     assert ("busy" in gpu.missing) == (answer is None)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib import capture, decode, experts, fused, gate, graphs, latency, models, stacks
-from lib.device import CpuDevice
+from lib.hardware.device import CpuDevice
 from lib.records import store
 
 STACKS = ["hf-static", "graph", "graph-compiled"]

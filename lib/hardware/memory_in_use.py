@@ -154,7 +154,7 @@ def watch_cpu(resident_bytes: int) -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def count_cpu() -> Iterator[Callable[[], tuple[int, int]]]:
     """As `count_cuda`, for tensors that come to life in the block, by watching the operations."""
-    from lib.storages import Live
+    from lib.hardware.live_tensors import Live
 
     with Live() as live:
         yield live.step

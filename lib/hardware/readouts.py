@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lib import joules
-from lib.joules import Trace
+from lib.hardware import joules
+from lib.hardware.joules import Trace
 
 NAMES = {"energy_j": "counter", "instant_w": "instant", "power_w": "average"}
 SETTLED_S = 1.5  # of a constant load, before anything is compared on it

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lib import joules as lib_joules
 from lib import stats
-from lib.joules import Trace
+from lib.hardware import joules as lib_joules
+from lib.hardware.joules import Trace
 from lib.stats import Estimate
 
 # code: (warn above, invalid above, unit for the reader)

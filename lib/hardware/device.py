@@ -18,8 +18,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from lib import board, occupancy, profiled
-from lib.host import cpu_name, host_score_per_s, today, version
+from lib.hardware import board, memory_in_use, profiler
+from lib.hardware.host import cpu_name, host_score_per_s, today, version
 
 PACKAGES = ("torch", "transformers", "numpy", "nvidia-ml-py")
 
@@ -89,11 +89,11 @@ class CpuDevice(Device):
 
     def watch_memory(self, resident_bytes: int) -> AbstractContextManager[dict[str, Any]]:
         """Bytes in tensors around the block; `resident_bytes` live already (the weights)."""
-        return occupancy.watch_cpu(resident_bytes)
+        return memory_in_use.watch_cpu(resident_bytes)
 
     def count_memory(self) -> AbstractContextManager[Callable[[], tuple[int, int]]]:
         """A function for use in the block: bytes that came to life, now and at most since asked."""
-        return occupancy.count_cpu()
+        return memory_in_use.count_cpu()
 
     def process_bytes(self) -> int | None:
         return None
@@ -101,7 +101,7 @@ class CpuDevice(Device):
     def gpu_used_bytes(self) -> int | None:
         return None
 
-    def busy(self, call: Callable[[], Any]) -> profiled.Work | None:
+    def busy(self, call: Callable[[], Any]) -> profiler.Work | None:
         """Nothing works beside the host, so that `call` is not run."""
         return None
 
@@ -180,19 +180,19 @@ class CudaDevice(Device):
 
         `resident_bytes` is not needed: the allocator knows what lives already.
         """
-        return occupancy.watch_cuda(self._cuda, self.synchronize, self._in_use)
+        return memory_in_use.watch_cuda(self._cuda, self.synchronize, self._in_use)
 
     def count_memory(self) -> AbstractContextManager[Callable[[], tuple[int, int]]]:
         """A function for use in the block: bytes allocated now and at most since it was asked."""
-        return occupancy.count_cuda(self._cuda)
+        return memory_in_use.count_cuda(self._cuda)
 
     def process_bytes(self) -> int | None:
         """What NVML says that this process uses, the CUDA context included."""
-        return self._from_nvml("process_bytes", occupancy.process_bytes)
+        return self._from_nvml("process_bytes", memory_in_use.process_bytes)
 
     def gpu_used_bytes(self) -> int | None:
         """What NVML says is in use on the whole GPU, without what the driver sets aside."""
-        return self._from_nvml("gpu_used_bytes", occupancy.gpu_used_bytes)
+        return self._from_nvml("gpu_used_bytes", memory_in_use.gpu_used_bytes)
 
     def _from_nvml(self, name: str, read: Callable[..., tuple[int | None, str]]) -> int | None:
         value, reason = (None, "no NVML") if self._nvml is None else read(self._nvml, self._handle)
@@ -202,7 +202,7 @@ class CudaDevice(Device):
 
     def _in_use(self) -> dict[str, int | None]:
         free, total = self._cuda.mem_get_info()
-        count = occupancy.process_count(self._nvml, self._handle) if self._nvml else None
+        count = memory_in_use.process_count(self._nvml, self._handle) if self._nvml else None
         if (count or 0) > 1:
             self.missing["used_bytes"] = f"{count} processes share this GPU, and none is told apart"
         return {
@@ -212,13 +212,13 @@ class CudaDevice(Device):
             "gpu_processes": count,
         }
 
-    def busy(self, call: Callable[[], Any]) -> profiled.Work | None:
+    def busy(self, call: Callable[[], Any]) -> profiler.Work | None:
         """Seconds in which the GPU worked on this call, and its kernels.
 
         The profiler slows the host, not the kernels. None, with the reason in `missing`, where it
         sees no kernel.
         """
-        work = profiled.gpu_work(call, self)
+        work = profiler.gpu_work(call, self)
         if work.kernels:
             return work
         self.missing["busy"] = "torch's profiler saw no kernel: is CUPTI usable on this machine?"
