@@ -100,7 +100,8 @@ def write_bundle(args: argparse.Namespace) -> int:
 
 def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
-    from lib import fit, forms, predictions
+    from lib import fit, predictions
+    from lib.models import formats as forms
 
     if not args.model or args.gpu_gb is None:
         raise ParamsError("MODEL and GPU_GB are needed: make fit MODEL=gpt-oss-20b GPU_GB=80")

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lib import batches, energystats, roofline, stats
+from lib import batches, energystats, stats
 from lib.batches import FIELDS, GAIN, KINDS, RULE, Point
-from lib.card import computed
 from lib.claims import bullets, cautions, number
 from lib.grid import Column, Table, build, without_empty
+from lib.models import card as models_card
+from lib.models.card import computed
 from lib.records.record import Record
 from lib.shown import Shown, rounded, short
 from lib.stats import Estimate
@@ -43,7 +44,7 @@ def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) 
     for batch in sizes:
         found, missing = computed(step=partial(card.decode_bytes, context, batch))
         step = found.get("step")
-        bound = step and batch * roofline.bound_tok_per_s(step, bytes_per_s)
+        bound = step and batch * models_card.bound_tok_per_s(step, bytes_per_s)
         made.append(
             {
                 "batch": batch,

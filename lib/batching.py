@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import blocks, decode, energy, gate, latency, models, tracing
+from lib import blocks, decode, energy, gate, latency, tracing
+from lib.models import load
 from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
@@ -84,7 +85,7 @@ def _place(
     path: Path,
 ) -> Iterator[Record]:
     """The rows of one stack at one batch; what the timed calls held is given back after them."""
-    models.require_fits(
+    load.require_fits(
         model.card, model.device, place["context"] + max(new_tokens), place["batch"], loaded=True
     )
     if place["stack"] != gate.REFERENCE:

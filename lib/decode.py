@@ -13,10 +13,11 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from lib import experts, fused
+from lib import fused
 from lib.decoded import Decoded
 from lib.generate import DECODING, GenerateStack
 from lib.graphs import GraphStack
+from lib.models import experts
 
 __all__ = [
     "DECODING",

@@ -21,10 +21,10 @@ from lib.hardware import device as lib_device
 from lib.hardware import joules
 from lib.hardware import validity as lib_gates
 from lib.hardware.validity import Gate
+from lib.models.prompts import prompt_ids
 from lib.progress import track
 from lib.records import store
 from lib.records.record import Record
-from lib.session import prompt_ids
 from lib.windows import Span
 
 WARMUP_LIMIT_S = 30.0

@@ -14,6 +14,7 @@ from typing import Any
 
 from lib import judge, roofline, stats, tables
 from lib import paperrules as rules
+from lib.models import card as models_card
 from lib.paperrules import MIB, Series
 from lib.published import Published, each
 from lib.records.record import Record, machines_differ, require_comparable, select
@@ -236,7 +237,7 @@ def decode_share(e: Evidence, m: Map, model: str) -> float | None:
     if None in (size, speed, first.value, whole.value) or size < roofline.CACHE_BYTES:
         return None
     rate = (e.arm[1] - 1) / (whole.value - first.value)
-    return rate / roofline.bound_tok_per_s(size, speed)
+    return rate / models_card.bound_tok_per_s(size, speed)
 
 
 def machines(

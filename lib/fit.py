@@ -14,10 +14,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from lib.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError
 from lib.files import ParamsError, split, unknown
-from lib.forms import FORMS, KEPT, USUAL, held_as
-from lib.roofline import bound_tok_per_s
+from lib.models.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError, bound_tok_per_s
+from lib.models.formats import FORMS, KEPT, USUAL, held_as
 
 # What a process takes before it holds a tensor: CUDA context, libraries and kernels. nvidia-smi
 # shows about 0.4 to 0.6 GB with PyTorch on recent cards; a round number, not measured here.
@@ -92,7 +91,7 @@ def answer(
     contexts: Sequence[int] = CONTEXTS,
 ) -> dict[str, Any]:
     """`plan` for each form of the weights, and what it is computed from, as JSON data."""
-    from lib import models
+    from lib.models import load as models
 
     for name in forms:
         if name not in FORMS:

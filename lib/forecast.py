@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from lib import experts
 from lib.hardware.live_tensors import Live
+from lib.models import experts
 
 BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
 

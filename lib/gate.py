@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from lib import decode, experts
+from lib import decode
+from lib.models import experts
+from lib.models.prompts import prompt_ids
 from lib.records.record import Record
-from lib.session import prompt_ids
 
 REFERENCE = "hf-eager"
 STEPS = 8

@@ -18,8 +18,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from lib import capture, experts
+from lib import capture
 from lib.decoded import Decoded
+from lib.models import experts
 
 Around = Callable[[Any, Cache], contextlib.AbstractContextManager]
 ROUND_TO = 64  # buffers are a little longer than asked for: kernels like aligned lengths

@@ -13,15 +13,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib import decode, forms, gate, stats
-from lib import experts as implementations
-from lib.card import computed, require_context
+from lib import decode, gate, stats
 from lib.hardware.device import time_call
-from lib.models import card, load
+from lib.models import experts as implementations
+from lib.models import formats
+from lib.models.card import computed, require_context
+from lib.models.load import card, load
+from lib.models.prompts import prompt_ids
 from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
-from lib.session import begin_records, prompt_ids
+from lib.session import begin_records
 
 WARMUP_CALLS = 2
 WARMUP_TOKENS = 8  # of a call that loads the kernels
@@ -220,7 +222,7 @@ def loaded_arm(
     """`arm` on a model loaded for it alone: for arms that change the dtype or the experts."""
     device.empty_cache()
     if dtype == "mxfp4":
-        raise forms.not_run(card(name), dtype, arguments["context"])
+        raise formats.not_run(card(name), dtype, arguments["context"])
     model = load(name, weights=weights, dtype=dtype, device=device, seed=seed, experts=experts)
     return arm(model, seed=seed, **arguments)
 

@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib import decode, experts, forecast, stretches
-from lib.card import computed
+from lib import decode, forecast, stretches
 from lib.held import (
     behind_bytes,
     cache_bytes,
@@ -23,11 +22,14 @@ from lib.held import (
     tensor_bytes,
     weight_bytes,
 )
+from lib.models import experts
+from lib.models.card import computed
+from lib.models.prompts import prompt_ids
 from lib.progress import track
 from lib.records import store
 from lib.records.kinds import PROTOCOLS
 from lib.records.record import Record
-from lib.session import begin_records, prompt_ids
+from lib.session import begin_records
 from lib.shown import Shown
 
 WARMUP_TOKENS = 2

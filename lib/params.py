@@ -15,6 +15,7 @@ from typing import Any
 
 from lib import files
 from lib.files import ParamsError, read_yaml, unknown
+from lib.models.entries import models
 from lib.records.jobs import CROSS_MODEL
 from lib.records.kinds import DTYPES, STACKS, WEIGHTS
 from lib.signatures import check_parameters, notebook_parameters
@@ -64,11 +65,6 @@ class Profile:
                 f"to its section {notebook!r}"
             )
         return check_parameters({name: values[name] for name in wanted}, signature, where=where)
-
-
-def models(path: str | Path = "params/models.yaml") -> dict[str, dict[str, Any]]:
-    """Entries of params/models.yaml by name."""
-    return read_yaml(file) if (file := files.resolve(path)).exists() else {}
 
 
 def profile(

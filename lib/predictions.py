@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lib import roofline, stats
-from lib.card import ModelCard
 from lib.files import ROOT
 from lib.grid import Column, Table, build, grouped
+from lib.models import card as models_card
+from lib.models.card import ModelCard
 from lib.records.record import Record
 from lib.records.store import load_tree
 from lib.shown import short
@@ -100,7 +101,7 @@ def _decode(card: ModelCard, context: int, arm: roofline.Arm | None) -> tuple[Es
     bound = (
         stats.missing("no bandwidth is known")
         if rate is None
-        else _predicted(roofline.bound_tok_per_s(card.decode_bytes(context), rate))
+        else _predicted(models_card.bound_tok_per_s(card.decode_bytes(context), rate))
     )
     return bound, arm.steps_per_s
 

@@ -57,16 +57,15 @@ def _tokens(arm: dict[str, Any]) -> int:
 def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None) -> list[str]:
     """One message for each arm that cannot run; fetches checkpoints, so that no job waits for it.
 
-    `models` and `device` stand in for `lib.models` and the opened device in tests.
+    `models` and `device` stand in for `lib.models.load` and the opened device in tests.
     """
     if models is None:
-        from lib import card as lib_card
-        from lib import models
+        from lib.models import load as models
     problems = []
     for arm in arms:
         try:
             card = models.card(arm["model"], dtype=arm["dtype"])
-            lib_card.require_context(card, arm["context"], arm["new_tokens"])
+            models.require_context(card, arm["context"], arm["new_tokens"])
             where = device or _device(arm["device"])
             models.require_fits(card, where, _tokens(arm))
             if arm["weights"] != "random":
@@ -84,7 +83,7 @@ def _device(name: str) -> Any:
 
 
 def _fetch(model: str, weights: str) -> None:
-    from lib import origins
+    from lib.models import origin as origins
 
     origin = origins.find(model)
     origins.require_checkpoint(origin, weights)

@@ -12,7 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lib import files, paperrules, params
+from lib import files, paperrules
+from lib.models import entries as models_entries
 
 BYTES = {"MB": 10**6, "MiB": 2**20, "GB": 10**9}
 SEVERITIES = ("error", "caution", "note")
@@ -135,7 +136,7 @@ class Published:
 
 def load(path: str | Path = paperrules.PUBLISHED) -> Published:
     """The study in a YAML file; a relative path counts from the repository's root."""
-    return Published(paperrules.load_published(files.resolve(path)), params.models())
+    return Published(paperrules.load_published(files.resolve(path)), models_entries.models())
 
 
 def step(text: str) -> float:

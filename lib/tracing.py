@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from lib import counting, decode
-from lib import experts as lib_experts
-from lib.card import ModelError, computed, require_context
+from lib import decode
+from lib.models import count
+from lib.models import experts as lib_experts
+from lib.models.card import ModelError, computed, require_context
+from lib.models.prompts import prompt_ids
 from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
-from lib.session import prompt_ids
 
 PROBES = 64  # experts that are tried one by one in a layer, where not all are left alone
 TOLERANCE = 0.01  # realised active parameters this near the nominal ones need no warning
@@ -119,7 +120,7 @@ def captured(
 
     The inputs are copies: (batch x context) and batch tokens of hidden states for each layer.
     """
-    seen: dict[str, list[Call]] = {path: [] for path in counting.expert_modules(net)}
+    seen: dict[str, list[Call]] = {path: [] for path in count.expert_modules(net)}
 
     def note(path: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, inputs: tuple, named_inputs: dict) -> None:
@@ -129,7 +130,7 @@ def captured(
         return hook
 
     with contextlib.ExitStack() as hooks:
-        for path, module in counting.expert_modules(net).items():
+        for path, module in count.expert_modules(net).items():
             hook = module.register_forward_pre_hook(note(path), with_kwargs=True)
             hooks.callback(hook.remove)
         generate(ids, 2)

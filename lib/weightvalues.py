@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import blocks, card, energy, models
+from lib import blocks, energy
+from lib.models import card, load
 from lib.records import record, store
 from lib.records.record import Record
 
@@ -129,7 +130,7 @@ def load_twins(name: str, dtype: str, device: Any, seed: int) -> tuple[str, list
     """The model with real and with random weights, or the reason why it is not at hand."""
     try:
         return "", [
-            models.load(name, weights=weights, dtype=dtype, device=device, seed=seed)
+            load.load(name, weights=weights, dtype=dtype, device=device, seed=seed)
             for weights in ("checkpoint", "random")
         ]
     except (card.ModelError, OSError) as error:
@@ -166,7 +167,7 @@ def restore(model: Any, name: str, seed: int) -> None:
     for parameter in model.net.parameters():
         parameter.data = torch.empty(0, device=parameter.device, dtype=parameter.dtype)
     model.device.empty_cache()
-    fresh = models.load(
+    fresh = load.load(
         name, weights="random", dtype=model.dtype, device=model.device, seed=seed, experts=None
     )
     model.net = fresh.net

@@ -15,7 +15,7 @@ from typing import Any
 import sample_records as sample
 from sample_records import GPU, MIB, key, spread
 
-from lib.card import ModelCard
+from lib.models.card import ModelCard
 from lib.records.record import Record, environment_record
 
 MODELS = ("gpt-oss-20b", "qwen3-32b")

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
-from lib import held, models
+from lib import held
+from lib.models import load
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -79,7 +80,7 @@ def filled(net, cache, tokens):
 def test_the_cache_holds_what_the_card_computes_to_the_byte(net):
     """Below the window and beyond it; a dynamic sliding layer holds one token less than it."""
     _, elements, sliding = KINDS[net.kind]
-    card = models.card(net.config)
+    card = load.card(net.config)
     for tokens in (8, 30):
         cache = filled(net, DynamicCache(config=net.config), tokens)
         layers = (4 - sliding) * tokens + sliding * min(tokens, WIDTH - 1)
@@ -89,7 +90,7 @@ def test_the_cache_holds_what_the_card_computes_to_the_byte(net):
 
 def test_a_static_cache_holds_its_capacity_from_the_first_token(net):
     _, elements, sliding = KINDS[net.kind]
-    card = models.card(net.config)
+    card = load.card(net.config)
     cache = filled(net, StaticCache(config=net.config, max_cache_len=CAPACITY), 8)
     layers = (4 - sliding) * CAPACITY + sliding * WIDTH
     assert held.is_static(cache)
@@ -108,7 +109,7 @@ def test_active_parameters_counted_by_name(net):
             continue
         share = 2 if ".experts." in name else 1
         active += parameter.numel() // share
-    card = models.card(net.config)
+    card = load.card(net.config)
     assert (card.total_params, card.active_params) == (total, active)
     assert held.weight_bytes(net) == card.weight_bytes == 2 * total
     assert bool(card.experts) == (active < total - (0 if tied else 64 * 32))

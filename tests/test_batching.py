@@ -7,9 +7,10 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeCache, FakeDevice
 
-from lib import batching, decode, gate, models, stats, tables, windows
+from lib import batching, decode, gate, stats, tables, windows
 from lib.decoded import Decoded
 from lib.hardware.device import CpuDevice
+from lib.models import load
 from lib.records import record, store
 
 SWEEP = {
@@ -227,7 +228,7 @@ def test_memory_is_given_back_after_the_times_and_after_each_batch(monkeypatch, 
 
 def test_a_real_model_on_two_stacks(tmp_path, monkeypatch):
     monkeypatch.setattr(CpuDevice, "empty_cache", lambda device: None)  # slow among all these tests
-    model = models.load("tiny-gpt-oss", dtype="float32", device=CpuDevice())
+    model = load.load("tiny-gpt-oss", dtype="float32", device=CpuDevice())
     changes = {
         "stacks": ["hf-eager", "graph-compiled"],
         "batches": [1, 3],

@@ -17,8 +17,10 @@ from transformers import (
     StaticCache,
 )
 
-from lib import counting, files, models, params
-from lib.card import ModelCard, ModelError, require_context
+from lib import files
+from lib.hardware.device import open_device
+from lib.models import count, entries, load
+from lib.models.card import ModelCard, ModelError, require_context
 
 TINY = ("tiny-gpt-oss", "tiny-qwen3", "tiny-yi")
 REAL = {  # billions of parameters: total, active
@@ -66,19 +68,19 @@ def tensors_of(cache):
 @pytest.mark.parametrize("name", REAL)
 def test_counts_of_the_real_models(name):
     total, active = REAL[name]
-    card = models.card(name)
+    card = load.card(name)
     assert round(card.total_params / 1e9, 3) == total
     assert round(card.active_params / 1e9, 2) == active
     assert card.weight_bytes == 2 * card.total_params
 
 
 def test_gpt_oss_20b_as_all_experts_are_read():
-    card = models.card("gpt-oss-20b")
+    card = load.card("gpt-oss-20b")
     assert round((card.total_params - card.lookup_params) / 1e9, 2) == 20.34
 
 
 def test_context_limits_of_the_real_models():
-    limits = {name: models.card(name).context_limit for name in REAL}
+    limits = {name: load.card(name).context_limit for name in REAL}
     assert limits == {
         "gpt-oss-20b": 131072,
         "gpt-oss-120b": 131072,
@@ -88,13 +90,13 @@ def test_context_limits_of_the_real_models():
 
 
 def test_every_entry_says_truly_whether_it_is_dense():
-    for name, entry in params.models().items():
-        kind = "moe" if models.card(name).experts else "dense"
+    for name, entry in entries.models().items():
+        kind = "moe" if load.card(name).experts else "dense"
         assert entry["kind_of_model"] == kind, name
 
 
 def test_llama_by_hand():
-    card = models.card(LLAMA, dtype="float32")
+    card = load.card(LLAMA, dtype="float32")
     attention = 8 * 8 + 2 * (8 * 4) + 8 * 8  # q, k and v with half the heads, o
     layer = attention + 3 * 8 * 16 + 2 * 8  # gate, up, down; two norms
     assert card.total_params == 2 * 10 * 8 + 2 * layer + 8
@@ -107,14 +109,14 @@ def test_llama_by_hand():
 
 
 def test_a_table_tied_to_the_output_is_active():
-    tied = models.card(LLAMA | {"tie_word_embeddings": True})
-    loose = models.card(LLAMA)
+    tied = load.card(LLAMA | {"tie_word_embeddings": True})
+    loose = load.card(LLAMA)
     assert tied.lookup_params == 0
     assert tied.active_params == tied.total_params == loose.total_params - 10 * 8
 
 
 def test_routed_experts_by_hand():
-    card = models.card("tiny-gpt-oss")
+    card = load.card("tiny-gpt-oss")
     one = 64 * 128 + 128 + 64 * 64 + 64  # gate and up with bias, down with bias
     assert card.routed_params == 4 * 8 * one  # 4 layers of 8 experts
     unused = 4 * (8 - 2) * one
@@ -134,20 +136,20 @@ def test_shared_experts_are_always_read():
         num_key_value_heads=2,
         vocab_size=10,
     )
-    card = models.card(config)
+    card = load.card(config)
     assert card.routed_params == 4 * 3 * 8 * 4
     assert card.active_params == card.total_params - 10 * 8 - 3 * (3 * 8 * 4)
 
 
 def test_weights_that_quantisers_take_by_hand():
-    dense = models.card(LLAMA)
+    dense = load.card(LLAMA)
     attention = 8 * 8 + 2 * (8 * 4) + 8 * 8
     assert dense.matrix_params == 2 * (attention + 3 * 8 * 16)  # no norm, table or output matrix
     assert dense.expert_matrix_params == 0
-    tied = models.card(LLAMA | {"tie_word_embeddings": True})
+    tied = load.card(LLAMA | {"tie_word_embeddings": True})
     assert tied.matrix_params == dense.matrix_params
 
-    card = models.card("tiny-gpt-oss")  # biases everywhere, and a router
+    card = load.card("tiny-gpt-oss")  # biases everywhere, and a router
     assert card.expert_matrix_params == 4 * 8 * (64 * 128 + 64 * 64)
     attention = 64 * 128 + 2 * (64 * 32) + 128 * 64
     assert card.matrix_params == card.expert_matrix_params + 4 * attention
@@ -160,15 +162,15 @@ def test_a_router_that_is_a_linear_layer_is_not_quantised():
     net.experts = torch.nn.ModuleList(torch.nn.Linear(6, 7) for _ in range(4))
     net.get_output_embeddings = lambda: None
     routed = {n: p for n, p in net.named_parameters() if n.startswith("experts.")}
-    assert counting._matrices(net, {}, routed, 4) == (6 * 5 + 4 * 6 * 7, 4 * 6 * 7)
+    assert count._matrices(net, {}, routed, 4) == (6 * 5 + 4 * 6 * 7, 4 * 6 * 7)
 
 
 def test_expected_distinct_experts():
-    card = models.card("tiny-gpt-oss")  # 2 of 8
+    card = load.card("tiny-gpt-oss")  # 2 of 8
     assert card.experts_touched(1) == 2
     assert card.experts_touched(2) == 8 * (1 - 0.75**2)
     assert card.experts_touched(1000) == pytest.approx(8)
-    assert models.card("tiny-yi").experts_touched(4) == 0
+    assert load.card("tiny-yi").experts_touched(4) == 0
     # One token of each of two sequences: the shared weights are read once.
     always = 2 * (card.total_params - card.lookup_params - card.routed_params)
     assert card.decode_bytes(10, batch=2) == (
@@ -179,7 +181,7 @@ def test_expected_distinct_experts():
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("tokens", [1, 30, 31, 32, 33, 100])
 def test_kv_bytes_equal_the_dynamic_cache(name, tokens):
-    model = models.load(name, device="cpu")
+    model = load.load(name, device=open_device("cpu"))
     cache = DynamicCache(config=model.net.config)
     ids = torch.full((2, tokens), 5)
     with torch.no_grad():
@@ -194,7 +196,7 @@ def test_kv_bytes_equal_the_dynamic_cache(name, tokens):
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("capacity", [16, 32, 100])
 def test_kv_bytes_equal_the_static_cache(name, capacity):
-    model = models.load(name, device="cpu")
+    model = load.load(name, device=open_device("cpu"))
     cache = StaticCache(config=model.net.config, max_cache_len=capacity)
     with torch.no_grad():
         model.net(torch.full((2, 8), 5), past_key_values=cache)
@@ -204,7 +206,7 @@ def test_kv_bytes_equal_the_static_cache(name, capacity):
 
 def test_memory_behind_a_sliding_layer_is_larger_than_its_tensor():
     """What kv_bytes says about views: the whole prompt, then the full window."""
-    model = models.load("tiny-gpt-oss", device="cpu")
+    model = load.load("tiny-gpt-oss", device=open_device("cpu"))
     cache = DynamicCache(config=model.net.config)
     per_token = 2 * 16 * 2  # heads, elements, bytes
     with torch.no_grad():
@@ -221,7 +223,7 @@ def test_latent_attention_equals_the_cache():
     cache = DynamicCache(config=net.config)
     with torch.no_grad():
         net(torch.full((2, 7), 5), past_key_values=cache)
-    card = models.card(DEEPSEEK, dtype="float32")
+    card = load.card(DEEPSEEK, dtype="float32")
     assert sum(t.nbytes for t in tensors_of(cache)) == card.kv_bytes(7, batch=2)
     assert card.kv_bytes(7, batch=2) == 2 * 7 * 3 * (16 + 8) * 4  # 3 layers of latents
     # The first layer is dense; the routed experts of the others are found beside the shared one.
@@ -239,7 +241,7 @@ def test_latent_attention_equals_the_cache():
     ],
 )
 def test_an_unknown_cache_is_named_and_the_rest_works(config, part):
-    card = models.card(config)
+    card = load.card(config)
     assert card.total_params == sum(p.numel() for p in net_of(config).parameters())
     assert "unknown" in card._repr_markdown_()
     assert card.as_dict()["kv_layers"] is None
@@ -249,11 +251,11 @@ def test_an_unknown_cache_is_named_and_the_rest_works(config, part):
 
 def test_a_model_without_causal_language_head_is_refused():
     with pytest.raises(ModelError, match="'vit' is not a causal language model.*use a decoder"):
-        models.card({"model_type": "vit"})
+        load.card({"model_type": "vit"})
 
 
 def test_card_is_json_and_comes_back():
-    card = models.card("tiny-gpt-oss")
+    card = load.card("tiny-gpt-oss")
     data = json.loads(json.dumps(card.as_dict(), allow_nan=False))
     assert data["kv_bytes_per_token"] == 4 * 2 * 2 * 16 * 2
     back = ModelCard.from_dict(data | {"model_source": "ignored"})
@@ -262,25 +264,25 @@ def test_card_is_json_and_comes_back():
 
 
 def test_card_as_markdown():
-    text = models.card("gpt-oss-20b")._repr_markdown_()
+    text = load.card("gpt-oss-20b")._repr_markdown_()
     for part in ("20.915 B", "3.61 B (17.3%)", "41.83 GB", "4 of 32", "131,072", "128 tokens"):
         assert part in text
 
 
 def test_reading_a_card_needs_no_torch():
-    code = "import lib.card, sys; assert 'torch' not in sys.modules"
+    code = "import lib.models.card, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=files.ROOT)
 
 
 def test_counting_leaves_the_config_alone():
     config = AutoConfig.for_model(**LLAMA)
     before = config.to_dict()
-    models.card(config, dtype="float16")
+    load.card(config, dtype="float16")
     assert config.to_dict() == before
 
 
 def test_errors_name_value_and_remedy():
-    card = models.card("tiny-yi")
+    card = load.card("tiny-yi")
     require_context(card, 4000, 96)
     with pytest.raises(ModelError, match=r"4001 \+ 96 .* 4096 .* at most 4000"):
         require_context(card, 4001, 96)
@@ -291,4 +293,4 @@ def test_errors_name_value_and_remedy():
     with pytest.raises(ModelError, match="tokens=-1.*use tokens >= 0"):
         card.kv_bytes(-1)
     with pytest.raises(ModelError, match="unknown dtype 'int3'; use one of bfloat16"):
-        models.card("tiny-yi", dtype="int3")
+        load.card("tiny-yi", dtype="int3")

@@ -6,17 +6,19 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from lib import decode, models, params
+from lib import decode
 from lib import generate as lib_generate
+from lib.hardware.device import open_device
+from lib.models import entries, load
 
-TINY = [name for name, entry in params.models().items() if entry["tiny"]]
+TINY = [name for name, entry in entries.models().items() if entry["tiny"]]
 CONTEXT = 24
 
 
 @pytest.fixture(scope="module", params=TINY)
 def model(request):
     """float32, and logits ten times as far apart, so that rounding decides no argmax."""
-    loaded = models.load(request.param, dtype="float32", device="cpu", seed=1)
+    loaded = load.load(request.param, dtype="float32", device=open_device("cpu"), seed=1)
     loaded.net.get_output_embeddings().weight.mul_(10)
     return loaded
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from fake_board import Board, BoardDevice, BoardModel
 
-from lib import card, claims, decode, energystats, energytables, models, peer_zeus, weightvalues
+from lib import claims, decode, energystats, energytables, peer_zeus, weightvalues
+from lib.hardware.device import open_device
+from lib.models import card
+from lib.models import load as models_load
 from lib.records import store
 
 CELL = {"stack": "hf-eager", "context": 8, "new_tokens": 21, "seed": 0, "env_id": "e"}
@@ -41,7 +44,7 @@ def model(monkeypatch):
     made = Values(BoardDevice(Board()))
     monkeypatch.setitem(decode.STACKS, "hf-eager", made.open_stack)
     fresh = SimpleNamespace(net=torch.nn.Linear(8, 8))
-    monkeypatch.setattr(models, "load", lambda name, **options: fresh)
+    monkeypatch.setattr(models_load, "load", lambda name, **options: fresh)
     made.fresh = fresh
     return made
 
@@ -92,7 +95,9 @@ def test_the_same_seed_fills_the_same_and_scales_stay():
 
 
 def test_a_real_model_is_restored_to_the_bit():
-    model = models.load("tiny-qwen3", weights="random", dtype="float32", device="cpu", seed=0)
+    model = models_load.load(
+        "tiny-qwen3", weights="random", dtype="float32", device=open_device("cpu"), seed=0
+    )
     before = {name: p.clone() for name, p in model.net.named_parameters()}
     weightvalues.refill(model.net, "zero", 0)
     weightvalues.restore(model, "tiny-qwen3", 0)
@@ -139,7 +144,7 @@ def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tm
         made.key = lambda **changes: BoardModel.key(made, **{"weights": weights} | changes)
         return made
 
-    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(models_load, "load", load)
     monkeypatch.setitem(decode.STACKS, "hf-eager", lambda net, **options: net.open_stack(net))
     rows = real(tmp_path, device)
     assert [(r.kind, r.key["weights"]) for r in rows] == [
@@ -158,7 +163,7 @@ def test_a_real_model_that_is_not_at_hand_is_a_reason(monkeypatch, tmp_path):
     def refuse(name, **options):
         raise card.ModelError("no network")
 
-    monkeypatch.setattr(models, "load", refuse)
+    monkeypatch.setattr(models_load, "load", refuse)
     (row,) = real(tmp_path, BoardDevice(Board()))
     assert row.missing == {"energy_j": "small could not be loaded: no network"}
     assert real(tmp_path, BoardDevice(Board()), name="") == []

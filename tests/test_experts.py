@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from lib import decode, experts, memory, models
-from lib.hardware.device import CpuDevice
+from lib import decode, memory
+from lib.hardware.device import CpuDevice, open_device
+from lib.models import experts, load
+from lib.models.prompts import prompt_ids
 from lib.records import store
-from lib.session import prompt_ids
 
 
 @pytest.fixture(scope="module")
 def model():
-    return models.load("tiny-gpt-oss", dtype="float32", device="cpu")
+    return load.load("tiny-gpt-oss", dtype="float32", device=open_device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +92,7 @@ def test_memory_measures_further_implementations_in_the_same_job(model, tmp_path
 
 
 def test_a_dense_model_has_one_implementation(tmp_path):
-    dense = models.load("tiny-yi", dtype="float32", device="cpu")
+    dense = load.load("tiny-yi", dtype="float32", device=open_device("cpu"))
     rows = memory.sweep(
         dense,
         contexts=[16],

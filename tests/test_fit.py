@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from transformers import GPT2Config
 
-from lib import fit, forms, models, predictions
+from lib import fit, predictions
 from lib.__main__ import main
-from lib.card import ModelCard, ModelError
 from lib.files import ParamsError
+from lib.models import formats, load
+from lib.models.card import ModelCard, ModelError
 
 GB = 10**9
 # 1 billion parameters: a table of 0.1, experts of 0.8 (2 of 8 used), and 0.1 always used, half of
@@ -121,14 +122,14 @@ def test_more_memory_never_holds_less():
     ],
 )
 def test_weights_by_hand(form, total, experts):
-    card = forms.held_as(CARD, forms.FORMS[form])
+    card = formats.held_as(CARD, formats.FORMS[form])
     assert (card.weight_bytes, card.routed_bytes) == (total, experts)
     assert (card.lookup_bytes, card.kv_bytes(1)) == (CARD.lookup_bytes, CARD.kv_bytes(1))
 
 
 def test_experts_only_leaves_a_dense_model_unanswered():
     with pytest.raises(ModelError, match="toy has no routed experts"):
-        forms.held_as(replace(CARD, expert_matrix_params=0), forms.FORMS["mxfp4"])
+        formats.held_as(replace(CARD, expert_matrix_params=0), formats.FORMS["mxfp4"])
 
 
 def test_gpt_oss_20b_fits_80_gb_and_not_24(gpt_oss):
@@ -215,10 +216,10 @@ def test_errors_name_value_and_remedy(capsys, monkeypatch):
 
 
 def test_a_form_that_is_not_timed_says_what_its_bytes_would_allow():
-    card = models.card("gpt-oss-20b")
-    text = str(forms.not_run(card, "mxfp4", 2048))
-    held = forms.held_as(card, forms.FORMS["mxfp4"]).decode_bytes(2048)
+    card = load.card("gpt-oss-20b")
+    text = str(formats.not_run(card, "mxfp4", 2048))
+    held = formats.held_as(card, formats.FORMS["mxfp4"]).decode_bytes(2048)
     assert "package kernels" in text and f"{held / 1e9:.3g} GB" in text
     assert f"{card.decode_bytes(2048) / held:.2f} times the bfloat16 bound" in text
     with pytest.raises(ModelError, match="no routed experts"):
-        forms.not_run(models.card("tiny-yi"), "mxfp4", 64)
+        formats.not_run(load.card("tiny-yi"), "mxfp4", 64)

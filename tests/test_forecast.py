@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig
 
-from lib import experts, forecast
+from lib import forecast
 from lib.hardware.live_tensors import Live
-from lib.origins import config_of, find
+from lib.models import experts
+from lib.models.origin import config_of, find
 
 MIB = 2**20
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib import experts, fused, gate, generate, graphs, models
+from lib import fused, gate, generate, graphs
+from lib.hardware.device import open_device
+from lib.models import experts, load
 
 
 @pytest.fixture(scope="module")
 def model():
-    return models.load("tiny-gpt-oss", dtype="float32", device="cpu")
+    return load.load("tiny-gpt-oss", dtype="float32", device=open_device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def rounded():
     """The same in the number format that studies use, where rounding hides more."""
-    return models.load("tiny-gpt-oss", dtype="bfloat16", device="cpu")
+    return load.load("tiny-gpt-oss", dtype="bfloat16", device=open_device("cpu"))
 
 
 def test_the_gate_lets_a_right_stack_pass(model):
@@ -114,7 +116,7 @@ def test_an_alarm_that_repeats_stops_the_stack(model, monkeypatch):
 
 @pytest.mark.parametrize(("name", "turns"), [("tiny-qwen3", False), ("tiny-gpt-oss", True)])
 def test_a_dense_model_and_routers_without_a_bias_are_looked_at_once(name, turns, monkeypatch):
-    loaded = models.load(name, dtype="float32", device="cpu")
+    loaded = load.load(name, dtype="float32", device=open_device("cpu"))
     monkeypatch.setattr(experts, "biases", lambda net: [])
     asked = looks(monkeypatch, gate.Look([0.0], 0.0, 0.1, 1.0))
     row = gate.row(loaded, stack="graph", context=40, seed=3, env_id="e", steps=4)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from fakes import FakeDevice, FakeModel
 
-from lib import decode, latency, models
-from lib.hardware.device import time_call
+from lib import decode, latency
+from lib.hardware.device import open_device, time_call
+from lib.models import load
 from lib.records import record, store
 
 
@@ -80,7 +81,7 @@ def test_the_sweep_measures_every_arm_and_writes_it_at_once(model, tmp_path):
 
 def test_a_mixture_of_experts_is_timed_with_further_implementations(tmp_path):
     """Its TTFT and headline length at the longest context, and the library's choice afterwards."""
-    mixture = models.load("tiny-gpt-oss", dtype="float32", device="cpu")
+    mixture = load.load("tiny-gpt-oss", dtype="float32", device=open_device("cpu"))
     before = mixture.experts
     small = {"new_tokens": [2, 4], "also_experts": ["all_experts"]}
     rows = sweep(mixture, tmp_path / "r.jsonl", **small)
@@ -97,7 +98,7 @@ def test_a_mixture_of_experts_is_timed_with_further_implementations(tmp_path):
     longest = max(context for _, context, _ in own)
     assert len(more) == 2 and {context for _, context, _ in more} == {longest}
     assert more.items() <= own.items() and mixture.experts == before
-    dense = models.load("tiny-qwen3", dtype="float32", device="cpu")
+    dense = load.load("tiny-qwen3", dtype="float32", device=open_device("cpu"))
     rows = sweep(dense, tmp_path / "d.jsonl", **small)
     assert {r.key["experts"] for r in rows if r.kind == "latency"} == {"none"}
 

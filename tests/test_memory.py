@@ -13,9 +13,10 @@ from transformers import (
     StaticCache,
 )
 
-from lib import decode, experts, held, memory, models, stretches
-from lib.card import ModelError
-from lib.hardware.device import CpuDevice
+from lib import decode, held, memory, stretches
+from lib.hardware.device import CpuDevice, open_device
+from lib.models import experts, load
+from lib.models.card import ModelError
 from lib.records import store
 
 
@@ -258,7 +259,7 @@ def test_a_cache_of_states_is_counted_though_the_card_cannot():
     net = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         cache = net(torch.zeros(1, 4, dtype=torch.long), use_cache=True).cache_params
-    values, missing = memory.cache_readings(cache, models.card(config), 4)
+    values, missing = memory.cache_readings(cache, load.card(config), 4)
     assert values == {
         "kv_tensor_bytes": 16 * (4 + 4) * 4,
         "kv_behind_bytes": 0,
@@ -319,7 +320,7 @@ def test_a_static_cache_is_sized_by_its_capacity(kind):
         net(torch.zeros(1, 9, dtype=torch.long), past_key_values=cache)
     assert held.is_static(cache) is static
     per_token = 2 * 2 * 2 * 4 * 2  # layers, keys and values, heads, elements, bytes
-    computed = held.card_bytes(models.card(config), cache, 9)
+    computed = held.card_bytes(load.card(config), cache, 9)
     assert held.cache_bytes(cache) == computed == per_token * (40 if static else 9)
 
 
@@ -330,7 +331,7 @@ def test_a_static_cache_is_sized_by_its_capacity(kind):
     ("name", "also", "context"), [("tiny-gpt-oss", ["all_experts"], 200), ("tiny-yi", [], 512)]
 )
 def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
-    loaded = models.load(name, device="cpu")
+    loaded = load.load(name, device=open_device("cpu"))
     generate = decode.open_stack("hf-eager", loaded.net)
     calls = {
         "memory-paper": lambda ids, g: memory.paper_call(loaded.net, ids, g),
@@ -364,7 +365,7 @@ def test_the_sweep_passes_predictions_on(model, tmp_path):
 
 
 def test_what_cannot_be_predicted_says_why():
-    loaded = models.load("tiny-gpt-oss", device="cpu", experts="loop")
+    loaded = load.load("tiny-gpt-oss", device=open_device("cpu"), experts="loop")
     told = memory.predict(loaded, [8], 2)
     assert set(told) == {("memory-paper", "loop", 8), ("memory", "loop", 8)}
     assert all(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sample_records import GPU, card, energy, key, latency, memory, spread
 
-from lib import memoryplots, params, plots
+from lib import memoryplots, plots
+from lib.models import entries
 from lib.records.record import Record, environment_record
 
 ENV = environment_record(GPU)
@@ -53,7 +54,7 @@ def faint(ax):
 
 
 def test_a_model_has_one_colour_in_every_figure_and_every_run():
-    names = list(params.models())
+    names = list(entries.models())
     assert len({plots.color(name) for name in names}) == len(names) <= len(plots.PALETTE)
     # A hash that changes from one Python process to the next would not always give these places.
     unlisted = [plots.PALETTE.index(plots.color(name)) for name in ("a/b", "x/y", "org/small")]

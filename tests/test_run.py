@@ -25,8 +25,8 @@ from lib.records import store
 
 ROOT = files.ROOT
 RECORD = (
-    "import time\nfrom lib import records\n"
-    "records.append(records_path, records.Record('latency', {'model': model}, "
+    "import time\nfrom lib.records import record, store\n"
+    "store.append(records_path, record.Record('latency', {'model': model}, "
     "samples={'e2e_s': [time.time()]}))"
 )
 ENDINGS = {
@@ -39,7 +39,7 @@ ENDINGS = {
     "hang": "import ctypes\nctypes.PyDLL(None).sleep(600)",
     "wait": (
         "try:\n    time.sleep(600)\n"
-        "finally:\n    records.append(records_path, records.Record('itl', {'model': model}))"
+        "finally:\n    store.append(records_path, record.Record('itl', {'model': model}))"
     ),
     "fork": (
         "import subprocess, sys\n"

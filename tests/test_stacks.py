@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lib import capture, decode, experts, fused, gate, graphs, latency, models, stacks
+from lib import capture, decode, fused, gate, graphs, latency, stacks
 from lib.hardware.device import CpuDevice
+from lib.models import experts, load
 from lib.records import store
 
 STACKS = ["hf-static", "graph", "graph-compiled"]
@@ -173,7 +174,7 @@ def test_fused_attention_reads_no_key_beyond_the_mask():
 
 @pytest.fixture(scope="module")
 def model():
-    return models.load("tiny-gpt-oss", dtype="float32", device=CpuDevice())
+    return load.load("tiny-gpt-oss", dtype="float32", device=CpuDevice())
 
 
 def test_a_captured_stack_times_its_steps_apart_from_the_prefill(model):

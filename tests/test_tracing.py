@@ -7,10 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import experts, fused, models, tracing
-from lib.card import ModelError
+from lib import fused, tracing
+from lib.hardware.device import open_device
+from lib.models import experts
+from lib.models import load as models_load
+from lib.models.card import ModelError
+from lib.models.prompts import prompt_ids
 from lib.records import store
-from lib.session import prompt_ids
 from lib.tracing import Call
 
 SMALL = {
@@ -59,12 +62,12 @@ LLAMA4 = SMALL | {
 
 @pytest.fixture(scope="module")
 def model():
-    return models.load("tiny-gpt-oss", dtype="float32", device="cpu")
+    return models_load.load("tiny-gpt-oss", dtype="float32", device=open_device("cpu"))
 
 
 def load(folder, model_type, config):
     (folder / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
-    return models.load(str(folder), dtype="float32", device="cpu")
+    return models_load.load(str(folder), dtype="float32", device=open_device("cpu"))
 
 
 def traced(model, path, **changes):
@@ -188,7 +191,7 @@ def test_all_experts_uses_everything_but_the_lookup_table(model, tmp_path):
 
 
 def test_gpt_oss_20b_would_use_20_billion_parameters():
-    card = models.card("gpt-oss-20b")
+    card = models_load.card("gpt-oss-20b")
     assert round(card.params_used(32) / 1e9, 2) == 20.34
     assert card.params_used(32) == card.total_params - card.lookup_params
     assert card.params_used(4) == card.active_params
@@ -325,7 +328,7 @@ def test_experts_that_are_called_one_by_one_are_refused():
 
 
 def test_a_dense_model_has_rows_without_a_router(tmp_path):
-    model = models.load("tiny-yi", dtype="float32", device="cpu")
+    model = models_load.load("tiny-yi", dtype="float32", device=open_device("cpu"))
     row, four = traced(model, tmp_path, batches=[1, 4], experts=["loop"])
     assert four.key["batch"] == 4 and four.values["decode_bytes"] == model.card.decode_bytes(16, 4)
     values = row.values

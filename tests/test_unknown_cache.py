@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from lib import decode, latency, memory, models, roofline
+from lib import decode, latency, memory, roofline
+from lib.hardware.device import open_device
+from lib.models import load
 
 SMALL = {
     "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 64, "n_positions": 64,
@@ -23,7 +25,7 @@ def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     config = {"model_type": request.param, **SMALL[request.param]}
     (folder / "config.json").write_text(json.dumps(config))
-    return models.load(str(folder), dtype="float32", device="cpu")
+    return load.load(str(folder), dtype="float32", device=open_device("cpu"))
 
 
 def test_latency_is_measured_without_a_bound(model):
@@ -69,6 +71,6 @@ def test_what_is_expected_is_a_dash_with_the_reason(model):
 
 
 def test_where_the_cache_is_known_there_is_no_such_column():
-    card = models.card("tiny-yi")
+    card = load.card("tiny-yi")
     assert "missing" not in roofline.expected(card, [8], 1e9)
     assert list(memory.expected(card, [8], 4)) == ["KV cache computed (MB)"]

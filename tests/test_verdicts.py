@@ -9,8 +9,9 @@ from functools import cache
 
 import pytest
 
-from lib import evidence, governance, ladder, params, plots, published, rankings, verdicts
+from lib import evidence, governance, ladder, plots, published, rankings, verdicts
 from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE
+from lib.models import entries as models_entries
 from lib.records.record import Record, environment_record
 from tests import sample_records as sample
 
@@ -508,7 +509,7 @@ def test_governance_beside_the_publishers():
 def test_what_was_not_looked_up_is_not_judged():
     entries = {
         name: {k: v for k, v in entry.items() if k != "governance"}
-        for name, entry in params.models().items()
+        for name, entry in models_entries.models().items()
     }
     rows = governance.rows(replace(study(), entries=entries))
     assert {row[4] for row in rows} == {"not testable: not looked up"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lib.card import ModelCard, ModelError
+from lib.models.card import ModelCard, ModelError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from lib.card import ModelCard, ModelError
+from lib.models.card import ModelCard, ModelError
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lib.card import ModelError
+from lib.models.card import ModelError
 
 CACHE_VARIABLE = "WORKBOOK_CACHE"
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]

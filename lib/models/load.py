@@ -14,19 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib import counting
-from lib import experts as implementations
-from lib.card import ModelCard, ModelError, require_context
-from lib.checkpoints import quiet
-from lib.hardware.device import open_device
-from lib.origins import config_of, files, find, plain, require_checkpoint
+from lib.models import count
+from lib.models import experts as implementations
+from lib.models.card import ModelCard, ModelError, require_context
+from lib.models.fetch import quiet
+from lib.models.origin import config_of, files, find, plain, require_checkpoint
 from lib.records.record import KEY_FIELDS
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-    from lib.hardware.device import Device
 
 __all__ = ["Model", "ModelCard", "ModelError", "card", "load", "require_context", "require_fits"]
 
@@ -50,7 +48,7 @@ class Model:
     weights: str
     dtype: str
     source: dict[str, str]
-    device: Device
+    device: Any
     load_s: float
     vocab_size: int
     special_ids: tuple[int, ...] = field(default=())
@@ -91,14 +89,14 @@ def card(config_or_name: PreTrainedConfig | dict | str, dtype: str = "bfloat16")
 
     if isinstance(config_or_name, str):
         origin = find(config_or_name)
-        return counting.count(config_of(origin), name=origin.name, dtype=dtype)
+        return count.count(config_of(origin), name=origin.name, dtype=dtype)
     if isinstance(config_or_name, dict):
         config_or_name = AutoConfig.for_model(**copy.deepcopy(config_or_name))
-    return counting.count(config_or_name, dtype=dtype)
+    return count.count(config_or_name, dtype=dtype)
 
 
 def require_fits(
-    card: ModelCard, device: Device, tokens: int, batch: int = 1, *, loaded: bool = False
+    card: ModelCard, device: Any, tokens: int, batch: int = 1, *, loaded: bool = False
 ) -> None:
     """Raise unless weights, cache and a margin for workspace fit the device's free memory.
 
@@ -124,24 +122,24 @@ def load(
     *,
     weights: str = "random",
     dtype: str = "bfloat16",
-    device: Device | str,
+    device: Any | str,
     seed: int = 0,
     experts: str | None = None,
 ) -> Model:
     """Load a model onto a device, or explain in a `ModelError` why that cannot be.
 
-    `name` is an entry of params/models.yaml, a hub id, a folder or a .gguf file. `experts` is
+    `name` is an entry of params/models.yaml, a hub id, a folder or a .gguf file; `device` is an
+    opened `hardware.device.Device`. `experts` is
     loop, grouped_mm, batched_mm or another implementation that is registered; None is the
     library's choice. Whatever is asked for, the returned model says what is in use.
     """
     if weights not in WEIGHTS:
         raise ModelError(f"unknown weights {weights!r}; use 'random' or 'checkpoint'")
-    device = open_device(device) if isinstance(device, str) else device
     origin = find(name)
     if weights != "random":
         require_checkpoint(origin, weights)
     config = config_of(origin)
-    planned = counting.count(config, name=origin.name, dtype=dtype)
+    planned = count.count(config, name=origin.name, dtype=dtype)
     options = _experts_option(planned, experts)
     require_fits(planned, device, tokens=0)
 
@@ -168,7 +166,7 @@ def load(
             f"{origin.name} came in {loaded}, not in the requested {dtype}; ask for {loaded}, or "
             "give a checkpoint that is not quantised"
         )
-    actual = counting.count(plain(net.config), name=origin.name, dtype=dtype)
+    actual = count.count(plain(net.config), name=origin.name, dtype=dtype)
     model = Model(
         name=origin.name,
         net=net.eval().requires_grad_(False),

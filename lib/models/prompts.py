@@ -206,3 +206,29 @@ def _sentences(rng: random.Random) -> Iterator[str]:
         subject, verb, adjective, thing, ending = parts
         article = rng.choice(("the", "its", "another", "that"))
         yield f"{subject.capitalize()} {verb} {article} {adjective} {thing} {ending}."
+
+
+def prompt_ids(
+    model: Any, context: int, *, seed: int, batch: int = 1, distinct: bool = False
+) -> Any:
+    """Token ids (batch, context) on the model's device, exactly `context` long after templating.
+
+    All rows hold the same prompt, or with `distinct` one of its own each (seeds from `seed` on).
+    """
+    import torch
+
+    seeds = range(seed, seed + batch) if distinct else [seed] * batch
+    prompts = [
+        exact_prompt(
+            model.tokenizer,
+            context,
+            seed=s,
+            vocab_size=model.vocab_size,
+            special_ids=model.special_ids,
+        ).ids
+        for s in seeds
+    ]
+    ids = torch.tensor(prompts, device=model.device.torch_device)
+    if ids.shape != (batch, context):
+        raise RuntimeError(f"the prompt has shape {tuple(ids.shape)}, not {(batch, context)}")
+    return ids
