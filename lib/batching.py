@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import blocks, decode, energy, gate, latency, tracing
+from lib import blocks, energy, latency, tracing
 from lib.models import load
 from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
+from lib.stacks import logits_check, registry
 
 GATE_STEPS = 4
 
@@ -64,7 +65,7 @@ def sweep(
                     here.append(store.append(path, row))
             except Exception as error:  # the memory refuses, or the stack computes something else
                 here.append(store.append(path, _failed(model, place, new_tokens, here, error)))
-                go_on = isinstance(error, gate.GateError)
+                go_on = isinstance(error, logits_check.GateError)
             rows += here
             model.device.empty_cache()
             if not go_on:
@@ -88,8 +89,8 @@ def _place(
     load.require_fits(
         model.card, model.device, place["context"] + max(new_tokens), place["batch"], loaded=True
     )
-    if place["stack"] != gate.REFERENCE:
-        yield gate.row(model, steps=GATE_STEPS, **place)
+    if place["stack"] != logits_check.REFERENCE:
+        yield logits_check.row(model, steps=GATE_STEPS, **place)
     for tokens in new_tokens:
         yield latency.arm(model, new_tokens=tokens, repeats=repeats, kind="batch", **place)
     model.device.empty_cache()
@@ -132,7 +133,7 @@ def _failed(
     untimed = [tokens for tokens in new_tokens if tokens not in timed]
     shape = {name: place[name] for name in ("stack", "context", "batch")}
     key = model.key(
-        **shape, new_tokens=(untimed or new_tokens)[0], cache=decode.cache_kind(place["stack"])
+        **shape, new_tokens=(untimed or new_tokens)[0], cache=registry.cache_kind(place["stack"])
     )
     return Record(
         "batch" if untimed else "batch-energy",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import blocks as lib_blocks
-from lib import decode, stats, windows
+from lib import stats, windows
 from lib.blocks import Block, Cell
 from lib.hardware import device as lib_device
 from lib.hardware import joules
@@ -25,6 +25,7 @@ from lib.models.prompts import prompt_ids
 from lib.progress import track
 from lib.records import store
 from lib.records.record import Record
+from lib.stacks import registry
 from lib.windows import Span
 
 WARMUP_LIMIT_S = 30.0
@@ -151,7 +152,7 @@ def open_session(
         session.ids[context] = prompt_ids(
             model, context, seed=seed, batch=batch, distinct=batch > 1
         )
-        session.generate[context] = decode.open_stack(
+        session.generate[context] = registry.open_stack(
             stack, model.net, capacity=context + max(new_tokens, longest)
         )
         if stack == "hf-eager":

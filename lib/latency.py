@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib import decode, gate, stats
+from lib import stats
 from lib.hardware.device import time_call
 from lib.models import experts as implementations
 from lib.models import formats
@@ -24,6 +24,7 @@ from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
 from lib.session import begin_records
+from lib.stacks import logits_check, registry
 
 WARMUP_CALLS = 2
 WARMUP_TOKENS = 8  # of a call that loads the kernels
@@ -60,8 +61,8 @@ def sweep(
     rows = begin_records(model, records_path)
     env_id = rows[0].env_id
     counts = {1: ttft_repeats, **dict.fromkeys(new_tokens, slope_repeats), new_tokens[0]: repeats}
-    for context in contexts if stack != gate.REFERENCE else ():
-        row = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
+    for context in contexts if stack != logits_check.REFERENCE else ():
+        row = logits_check.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
         rows.append(store.append(records_path, row))
     arms = list(product(contexts, counts))
     random.Random(seed).shuffle(arms)
@@ -141,7 +142,9 @@ def arm(
     asks the driver for memory in the first call of a length, up to half of its time.
     """
     require_context(model.card, context, new_tokens)
-    generate = decode.open_stack(stack, model.net, decoding=decoding, capacity=context + new_tokens)
+    generate = registry.open_stack(
+        stack, model.net, decoding=decoding, capacity=context + new_tokens
+    )
     ids = prompt_ids(model, context, seed=seed, batch=batch, distinct=batch > 1)
     lengths = (min(new_tokens, WARMUP_TOKENS), new_tokens)
     warmup = [timed(generate, ids, length, model.device) for length in lengths]
@@ -163,12 +166,12 @@ def arm(
             new_tokens=new_tokens,
             decoding=decoding,
             batch=batch,
-            cache=decode.cache_kind(stack),
+            cache=registry.cache_kind(stack),
         ),
         samples=samples,
         values={
             **model.source,
-            "decode_experts": decode.experts_in_decode(model.net, stack),
+            "decode_experts": registry.experts_in_decode(model.net, stack),
             "prepare_s": sum(call.prepare_s for call in warmup),
             **sizes,
         },
@@ -198,8 +201,8 @@ def gated_arm(
 ) -> Record:
     """`arm` of a stack that has passed the correctness gate; the row says by how much."""
     values = {}
-    if stack != gate.REFERENCE:
-        passed = gate.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
+    if stack != logits_check.REFERENCE:
+        passed = logits_check.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
         values = {
             f"gate_{name}": value
             for name, value in passed.values.items()
@@ -242,7 +245,7 @@ def stamped(
     samples: `token_s`, for each call the seconds from its start to each token; `e2e_s`, the whole
     calls. Compare `e2e_s` with the unstamped arm to see what stamping costs.
     """
-    generate = decode.open_stack(stack, model.net, capacity=context + new_tokens)
+    generate = registry.open_stack(stack, model.net, capacity=context + new_tokens)
     ids = prompt_ids(model, context, seed=seed)
     generate(ids, min(new_tokens, WARMUP_TOKENS))  # the arms before have warmed the length
     token_s, e2e_s = [], []
@@ -266,7 +269,7 @@ def stamped(
             context=context,
             new_tokens=new_tokens,
             decoding="greedy",
-            cache=decode.cache_kind(stack),
+            cache=registry.cache_kind(stack),
         ),
         samples={"token_s": token_s, "e2e_s": e2e_s},
         values=dict(model.source),
@@ -285,7 +288,7 @@ def busy_row(
     the latency rows.
     """
     require_context(model.card, context, tokens + 1)
-    generate = decode.open_stack(stack, model.net, capacity=context + tokens + 1)
+    generate = registry.open_stack(stack, model.net, capacity=context + tokens + 1)
     ids = prompt_ids(model, context, seed=seed)
     values, reason = dict(model.source), model.device.missing.get("busy")
     if not reason:
@@ -309,7 +312,7 @@ def busy_row(
             context=context,
             new_tokens=tokens + 1,
             decoding="greedy",
-            cache=decode.cache_kind(stack),
+            cache=registry.cache_kind(stack),
         ),
         values=values,
         missing=dict.fromkeys(names, reason) if reason else {},
@@ -342,7 +345,7 @@ def harness_row(
     samples: `e2e_s` through `timed`, `bare_s` with nothing around the call but the clock and one
     synchronisation; neighbours are pairs.
     """
-    generate = decode.open_stack(stack, model.net, capacity=context + new_tokens)
+    generate = registry.open_stack(stack, model.net, capacity=context + new_tokens)
     ids, device = prompt_ids(model, context, seed=seed), model.device
     samples: dict[str, list[float]] = {"e2e_s": [], "bare_s": []}
     for _ in range(WARMUP_CALLS):
@@ -362,7 +365,7 @@ def harness_row(
         context=context,
         new_tokens=new_tokens,
         decoding="greedy",
-        cache=decode.cache_kind(stack),
+        cache=registry.cache_kind(stack),
     )
     return Record("harness", key, samples, dict(model.source), env_id=env_id)
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib import decode, forecast, stretches
+from lib import forecast, stretches
 from lib.held import (
     behind_bytes,
     cache_bytes,
@@ -31,6 +31,7 @@ from lib.records.kinds import PROTOCOLS
 from lib.records.record import Record
 from lib.session import begin_records
 from lib.shown import Shown
+from lib.stacks import registry
 
 WARMUP_TOKENS = 2
 # What a row holds, or says why not.
@@ -91,7 +92,7 @@ def _protocols(
 ) -> list[Record]:
     def generated(ids: Any, tokens: int) -> dict[str, Any]:
         """A stack is opened for its call, so that fixed buffers count as the call's memory."""
-        generate = decode.open_stack(stack, model.net, capacity=ids.shape[1] + tokens)
+        generate = registry.open_stack(stack, model.net, capacity=ids.shape[1] + tokens)
         return {"cache": generate(ids, tokens).cache}
 
     calls = {
@@ -129,7 +130,7 @@ def predict(
         twin = forecast.on_meta(model.net)
     except Exception as error:  # whatever building an architecture raises
         twin = error
-    decoding = decode.experts_in_decode(model.net)
+    decoding = registry.experts_in_decode(model.net)
     named = {model.experts: {"memory-paper": model.experts, "memory": decoding}}
     named |= {name: dict.fromkeys(PROTOCOLS, name) for name in also_experts if model.card.experts}
     found: dict[tuple, int | str] = {}

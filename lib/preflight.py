@@ -60,12 +60,13 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
     `models` and `device` stand in for `lib.models.load` and the opened device in tests.
     """
     if models is None:
+        from lib.models import card as models_card
         from lib.models import load as models
     problems = []
     for arm in arms:
         try:
             card = models.card(arm["model"], dtype=arm["dtype"])
-            models.require_context(card, arm["context"], arm["new_tokens"])
+            models_card.require_context(card, arm["context"], arm["new_tokens"])
             where = device or _device(arm["device"])
             models.require_fits(card, where, _tokens(arm))
             if arm["weights"] != "random":

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import decode, gate, latency
+from lib import latency
 from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
+from lib.stacks import logits_check, registry
 
 
 def sweep(
@@ -53,7 +54,7 @@ def sweep(
                 stack=stack,
                 context=context,
                 new_tokens=new_tokens[0],
-                cache=decode.cache_kind(stack),
+                cache=registry.cache_kind(stack),
                 decoding="greedy",
             )
             failed = Record("latency", key, error=record.first_line(error), env_id=env_id)
@@ -70,8 +71,8 @@ def _place(
     slope_repeats: int,
     busy_tokens: int,
 ) -> Any:
-    if common["stack"] != gate.REFERENCE:
-        yield gate.row(model, **common)
+    if common["stack"] != logits_check.REFERENCE:
+        yield logits_check.row(model, **common)
     for tokens in new_tokens:
         count = repeats if tokens == new_tokens[0] else slope_repeats
         yield latency.arm(model, new_tokens=tokens, repeats=count, **common)

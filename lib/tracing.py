@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from lib import decode
 from lib.models import count
 from lib.models import experts as lib_experts
 from lib.models.card import ModelError, computed, require_context
@@ -28,6 +27,7 @@ from lib.models.prompts import prompt_ids
 from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
+from lib.stacks import registry
 
 PROBES = 64  # experts that are tried one by one in a layer, where not all are left alone
 TOLERANCE = 0.01  # realised active parameters this near the nominal ones need no warning
@@ -114,7 +114,7 @@ def touched(call: Call, *, token: int | None = None, seed: int = 0) -> float:
 
 
 def captured(
-    net: torch.nn.Module, generate: decode.Generate, ids: torch.Tensor
+    net: torch.nn.Module, generate: registry.Generate, ids: torch.Tensor
 ) -> tuple[list[Call], list[Call]]:
     """The call of every layer's experts in the prefill of `ids`, and in the decode step after it.
 
@@ -218,7 +218,7 @@ def arm(
     prefill, step = captured(model.net, _uncaptured(model.net, stack, ids), ids)
     with torch.inference_mode():
         in_prefill = statistics.fmean(touched(call, seed=seed) for call in prefill)
-        with decode.as_in_decode(model.net, stack):
+        with registry.as_in_decode(model.net, stack):
             in_step = statistics.fmean(touched(call, seed=seed) for call in step)
             by_token = in_step if batch == 1 else _by_first_token(step, seed)
     values, missing = _routing(prefill, step)
@@ -235,7 +235,7 @@ def arm(
         "active_params_nominal": model.card.active_params,
         "experts_touched_decode": in_step,
         "experts_touched_prefill": in_prefill,
-        "decode_experts": decode.experts_in_decode(model.net, stack),
+        "decode_experts": registry.experts_in_decode(model.net, stack),
     }
     return Record(
         kind="trace",
@@ -265,14 +265,14 @@ def _routing(
 
 
 def _key(model: Any, context: int, batch: int, stack: str) -> dict[str, Any]:
-    cache = decode.cache_kind(stack)
+    cache = registry.cache_kind(stack)
     return model.key(context=context, batch=batch, stack=stack, cache=cache)
 
 
-def _uncaptured(net: torch.nn.Module, stack: str, ids: torch.Tensor) -> decode.Generate:
+def _uncaptured(net: torch.nn.Module, stack: str, ids: torch.Tensor) -> registry.Generate:
     """The calls of a stack where hooks see them: no step is captured, and where the stack does not
     exchange the experts after the prefill, neither is it done here."""
-    reference = decode.open_stack("hf-eager", net)
+    reference = registry.open_stack("hf-eager", net)
     if not stack.startswith("graph"):
         return reference
     first = reference(ids, 1).tokens

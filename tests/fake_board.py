@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fakes import FakeCache, FakeDevice, FakeModel
 
-from lib.decoded import Decoded
+from lib.stacks.stack import Decoded
 
 SLOW = {
     "temperature_c": 60.0,

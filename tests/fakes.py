@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lib.decoded import Decoded
 from lib.hardware.profiler import Work
 from lib.records.record import KEY_FIELDS
+from lib.stacks.stack import Decoded
 
 
 class FakeDevice:

@@ -7,11 +7,12 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeCache, FakeDevice
 
-from lib import batching, decode, gate, stats, tables, windows
-from lib.decoded import Decoded
+from lib import batching, stats, tables, windows
 from lib.hardware.device import CpuDevice
 from lib.models import load
 from lib.records import record, store
+from lib.stacks import logits_check, registry
+from lib.stacks.stack import Decoded
 
 SWEEP = {
     "stacks": ["hf-eager"], "batches": [4, 1, 2], "context": 16, "new_tokens": [11, 31],
@@ -63,7 +64,7 @@ class BatchModel(BoardModel):
 def sweep(monkeypatch, folder, *, board=True, most=64, **changes):
     model = BatchModel(BoardDevice(Board()) if board else FakeDevice(), most)
     for stack in ("hf-eager", "graph"):
-        monkeypatch.setitem(decode.STACKS, stack, model.open_stack)
+        monkeypatch.setitem(registry.STACKS, stack, model.open_stack)
     path = folder / "records.jsonl"
     rows = batching.sweep(model, **(SWEEP | changes), records_path=path)
     assert store.load(path) == rows
@@ -135,7 +136,7 @@ def test_a_stack_that_runs_out_of_memory_is_one_row_and_the_next_stack_follows(
 ):
     passed = []
     monkeypatch.setattr(
-        gate,
+        logits_check,
         "row",
         lambda model, **place: (
             passed.append(place["batch"])
@@ -173,10 +174,10 @@ def test_what_cannot_fit_is_not_tried(monkeypatch, tmp_path):
 def test_a_failed_gate_is_about_one_batch_only(monkeypatch, tmp_path):
     def judge(model, batch, **place):
         if batch == 2:
-            raise gate.GateError("it computes something else")
+            raise logits_check.GateError("it computes something else")
         return record.Record("gate", model.key(stack="graph", batch=batch))
 
-    monkeypatch.setattr(gate, "row", judge)
+    monkeypatch.setattr(logits_check, "row", judge)
     _, rows = sweep(monkeypatch, tmp_path, stacks=["graph"], energy_windows=0)
     failed = [row for row in rows if row.error]
     assert kinds(failed) == [("batch", "graph", 2, "GateError: it computes something else")]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from lib import decode
-from lib import generate as lib_generate
 from lib.hardware.device import open_device
 from lib.models import entries, load
+from lib.stacks import generate as lib_generate
+from lib.stacks import registry
 
 TINY = [name for name, entry in entries.models().items() if entry["tiny"]]
 CONTEXT = 24
@@ -41,7 +41,7 @@ def test_the_tiny_models_are_here():
 
 @pytest.mark.parametrize("new_tokens", [1, 2, 9])
 def test_exactly_the_tokens_that_were_asked_for(model, ids, new_tokens):
-    out = decode.open_stack("hf-eager", model.net)(ids, new_tokens)
+    out = registry.open_stack("hf-eager", model.net)(ids, new_tokens)
     assert out.tokens.shape == (1, new_tokens)
     # The last token is returned, not read: it is not in the cache.
     assert out.cache.get_seq_length() == CONTEXT + new_tokens - 1
@@ -51,13 +51,13 @@ def test_greedy_is_the_argmax_of_forward_passes(model, ids):
     row = ids
     for _ in range(8):
         row = torch.cat([row, logits(model.net, row).argmax(-1, keepdim=True)], 1)
-    out = decode.open_stack("hf-eager", model.net)(ids, 8)
+    out = registry.open_stack("hf-eager", model.net)(ids, 8)
     assert out.tokens.tolist() == row[:, CONTEXT:].tolist()
     assert len({*out.tokens[0].tolist()}) > 1  # not one token over and over
 
 
 def test_the_cache_is_the_one_that_a_forward_pass_gives(model, ids):
-    out = decode.open_stack("hf-eager", model.net)(ids, 4)
+    out = registry.open_stack("hf-eager", model.net)(ids, 4)
     row = torch.cat([ids, out.tokens], 1)
     with torch.inference_mode():
         step = model.net(row[:, -1:], past_key_values=out.cache, use_cache=True).logits[:, -1]
@@ -66,7 +66,7 @@ def test_the_cache_is_the_one_that_a_forward_pass_gives(model, ids):
 
 def test_a_batch_decodes_each_row_as_if_alone(model, ids):
     both = torch.cat([ids, ids.flip(1)])
-    generate = decode.open_stack("hf-eager", model.net)
+    generate = registry.open_stack("hf-eager", model.net)
     out = generate(both, 5).tokens
     assert out.shape == (2, 5)
     assert out[0].tolist() == generate(ids, 5).tokens[0].tolist()
@@ -88,13 +88,13 @@ def test_no_token_ends_a_call_although_every_token_is_an_end(model, ids, decodin
             repetition_penalty=9.0,
         ),
     )
-    out = decode.open_stack("hf-eager", model.net, decoding=decoding)(ids, 6)
+    out = registry.open_stack("hf-eager", model.net, decoding=decoding)(ids, 6)
     assert out.tokens.shape == (1, 6)
     assert out.cache.get_seq_length() == CONTEXT + 5
 
 
 def test_greedy_is_greedy_whatever_the_checkpoint_prefers(model, ids, monkeypatch):
-    expected = decode.open_stack("hf-eager", model.net)(ids, 6).tokens.tolist()
+    expected = registry.open_stack("hf-eager", model.net)(ids, 6).tokens.tolist()
     monkeypatch.setattr(
         model.net,
         "generation_config",
@@ -106,7 +106,7 @@ def test_greedy_is_greedy_whatever_the_checkpoint_prefers(model, ids, monkeypatc
             suppress_tokens=[expected[0][0]],
         ),
     )
-    assert decode.open_stack("hf-eager", model.net)(ids, 6).tokens.tolist() == expected
+    assert registry.open_stack("hf-eager", model.net)(ids, 6).tokens.tolist() == expected
 
 
 def allowed(scores, decoding):
@@ -123,7 +123,7 @@ def allowed(scores, decoding):
 
 @pytest.mark.parametrize("decoding", [name for name in lib_generate.DECODING if name != "greedy"])
 def test_sampling_draws_what_its_name_allows(model, ids, decoding):
-    generate = decode.open_stack("hf-eager", model.net, decoding=decoding)
+    generate = registry.open_stack("hf-eager", model.net, decoding=decoding)
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -144,7 +144,7 @@ def test_a_low_temperature_is_nearer_to_greedy(model, ids):
 
     def surprise(decoding):
         torch.manual_seed(0)
-        generate = decode.open_stack("hf-eager", model.net, decoding=decoding)
+        generate = registry.open_stack("hf-eager", model.net, decoding=decoding)
         first = torch.cat([generate(ids, 1).tokens for _ in range(40)])
         return -logits(model.net, ids).log_softmax(-1)[0, first[:, 0]].mean().item()
 
@@ -154,13 +154,13 @@ def test_a_low_temperature_is_nearer_to_greedy(model, ids):
 @pytest.mark.parametrize("new_tokens", [1, 5])
 def test_on_token_is_called_once_for_each_token(model, ids, new_tokens):
     called = []
-    generate = decode.open_stack("hf-eager", model.net)
+    generate = registry.open_stack("hf-eager", model.net)
     out = generate(ids, new_tokens, on_token=lambda: called.append(len(called)))
     assert called == list(range(new_tokens))
     assert out.tokens.tolist() == generate(ids, new_tokens).tokens.tolist()  # changes nothing
 
 
 def test_which_experts_the_decode_steps_use(model):
-    found = decode.experts_in_decode(model.net)
+    found = registry.experts_in_decode(model.net)
     assert (found is None) == (model.card.experts == 0)
     assert found in (None, "grouped_mm", "batched_mm", "loop")

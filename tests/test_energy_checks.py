@@ -8,11 +8,12 @@ import pytest
 import torch
 from fake_board import Board, BoardDevice, BoardModel
 
-from lib import claims, decode, energystats, energytables, peer_zeus, weightvalues
+from lib import claims, energystats, energytables, peer_zeus, weightvalues
 from lib.hardware.device import open_device
 from lib.models import card
 from lib.models import load as models_load
 from lib.records import store
+from lib.stacks import registry
 
 CELL = {"stack": "hf-eager", "context": 8, "new_tokens": 21, "seed": 0, "env_id": "e"}
 
@@ -42,7 +43,7 @@ class Values(BoardModel):
 @pytest.fixture
 def model(monkeypatch):
     made = Values(BoardDevice(Board()))
-    monkeypatch.setitem(decode.STACKS, "hf-eager", made.open_stack)
+    monkeypatch.setitem(registry.STACKS, "hf-eager", made.open_stack)
     fresh = SimpleNamespace(net=torch.nn.Linear(8, 8))
     monkeypatch.setattr(models_load, "load", lambda name, **options: fresh)
     made.fresh = fresh
@@ -145,7 +146,7 @@ def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tm
         return made
 
     monkeypatch.setattr(models_load, "load", load)
-    monkeypatch.setitem(decode.STACKS, "hf-eager", lambda net, **options: net.open_stack(net))
+    monkeypatch.setitem(registry.STACKS, "hf-eager", lambda net, **options: net.open_stack(net))
     rows = real(tmp_path, device)
     assert [(r.kind, r.key["weights"]) for r in rows] == [
         ("energy-real", "checkpoint"),

@@ -8,19 +8,10 @@ from fake_board import Board, BoardDevice, BoardModel
 from matplotlib import pyplot as plt
 from sample_records import key
 
-from lib import (
-    claims,
-    decode,
-    energy,
-    energyplots,
-    energystats,
-    energytables,
-    instrument,
-    plots,
-    tables,
-)
+from lib import claims, energy, energyplots, energystats, energytables, instrument, plots, tables
 from lib.records import store
 from lib.records.record import Record, environment_record
+from lib.stacks import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = environment_record({"gpu": "Fake GPU"})
@@ -35,7 +26,7 @@ def study(tmp_path_factory):
     model = BoardModel(device, jitter=lambda: 1 + 0.02 * rng.standard_normal())
     path = folder / "records.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(decode.STACKS, "hf-eager", model.open_stack)
+        patch.setitem(registry.STACKS, "hf-eager", model.open_stack)
         rows = [
             ENV,
             *instrument.characterise(

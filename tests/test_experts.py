@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from lib import decode, memory
+from lib import memory
 from lib.hardware.device import CpuDevice, open_device
 from lib.models import experts, load
 from lib.models.prompts import prompt_ids
 from lib.records import store
+from lib.stacks import registry
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_every_implementation_gives_the_same_logits(model, name):
 def test_the_key_names_what_is_in_use(model):
     experts.use(model.net, "all_experts")
     assert model.key()["experts"] == "all_experts"
-    assert decode.experts_in_decode(model.net) == "all_experts"
+    assert registry.experts_in_decode(model.net) == "all_experts"
     experts.use(model.net, "loop")
     assert model.key()["experts"] == "loop"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib import fused, gate, generate, graphs
 from lib.hardware.device import open_device
 from lib.models import experts, load
+from lib.stacks import fused, generate, graph, logits_check
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def rounded():
 
 
 def test_the_gate_lets_a_right_stack_pass(model):
-    row = gate.row(model, stack="graph", context=40, seed=0, env_id="e", steps=6)
+    row = logits_check.row(model, stack="graph", context=40, seed=0, env_id="e", steps=6)
     assert row.kind == "gate" and row.key["stack"] == "graph" and row.key["cache"] == "static"
     assert len(row.samples["relative_error"]) == 6
     assert row.values["max_error"] < 1e-5 and row.values["same_choice"] == 1.0
@@ -37,7 +37,7 @@ def test_the_gate_of_a_batch_takes_its_floor_from_the_halves(model, monkeypatch)
         lambda stack, ids, continuation: sizes.append(len(ids)) or forced(stack, ids, continuation),
     )
     for batch in (1, 3):
-        row = gate.row(
+        row = logits_check.row(
             model, stack="graph-compiled", context=40, seed=0, env_id="e", steps=4, batch=batch
         )
         assert row.key["batch"] == batch and row.values["max_error"] < 1e-5
@@ -54,7 +54,7 @@ def looks(monkeypatch, *found):
         asked.append((arguments["seed"], arguments["steps"], arguments["turns"]))
         return left.pop(0)
 
-    monkeypatch.setattr(gate, "look", look)
+    monkeypatch.setattr(logits_check, "look", look)
     return asked
 
 
@@ -66,15 +66,15 @@ def test_turned_experts_in_some_steps_are_no_alarm(model, monkeypatch):
     found = looked(monkeypatch, model, [stack], [itself], turns=True)
     assert found.floor == pytest.approx(0.09875) and found.errors == pytest.approx(stack)
     assert found.allowed == pytest.approx(3 * 0.09875) and found.passed
-    assert not gate.Look([0.5] * 8, found.floor, found.allowed, 0.0).passed
-    assert not gate.Look([float("nan")] * 8, found.floor, found.allowed, 0.0).passed
+    assert not logits_check.Look([0.5] * 8, found.floor, found.allowed, 0.0).passed
+    assert not logits_check.Look([float("nan")] * 8, found.floor, found.allowed, 0.0).passed
 
 
 def looked(monkeypatch, model, stack, itself, *, turns):
     """A look that found these errors (batch, steps), of the stack and of the reference."""
     left = [torch.tensor(stack), torch.tensor(itself)]
-    monkeypatch.setattr(gate, "relative_errors", lambda found, reference: left.pop(0))
-    return gate.look(
+    monkeypatch.setattr(logits_check, "relative_errors", lambda found, reference: left.pop(0))
+    return logits_check.look(
         model, stack="graph", context=40, seed=0, batch=len(stack), steps=8, turns=turns
     )
 
@@ -94,10 +94,10 @@ def test_no_floor_allows_logits_that_have_nothing_in_common(model, monkeypatch):
 
 
 def test_an_alarm_by_chance_is_checked_on_another_prompt(model, monkeypatch):
-    pinned = gate.Look([0.02] * 4, 0.01, 0.0765, 1.0)
-    alarm = gate.Look([0.18] * 4, 0.0255, 0.0765, 0.5)
-    asked = looks(monkeypatch, pinned, alarm, gate.Look([0.1, 0.2] * 8, 0.12, 0.36, 0.75))
-    row = gate.row(model, stack="graph", context=40, seed=3, env_id="e", steps=4)
+    pinned = logits_check.Look([0.02] * 4, 0.01, 0.0765, 1.0)
+    alarm = logits_check.Look([0.18] * 4, 0.0255, 0.0765, 0.5)
+    asked = looks(monkeypatch, pinned, alarm, logits_check.Look([0.1, 0.2] * 8, 0.12, 0.36, 0.75))
+    row = logits_check.row(model, stack="graph", context=40, seed=3, env_id="e", steps=4)
     assert asked == [(3, 4, False), (3, 4, True), (4, 16, True)]
     assert row.key["new_tokens"] == 4 and row.samples["alarm_error"] == [0.18] * 4
     assert row.values["mean_error"] == pytest.approx(0.02) and row.values["allowed_error"] == 0.0765
@@ -108,18 +108,18 @@ def test_an_alarm_by_chance_is_checked_on_another_prompt(model, monkeypatch):
 
 
 def test_an_alarm_that_repeats_stops_the_stack(model, monkeypatch):
-    alarm = gate.Look([0.18] * 4, 0.0255, 0.0765, 0.5)
-    looks(monkeypatch, alarm, gate.Look([0.4] * 16, 0.12, 0.36, 0.5))
-    with pytest.raises(gate.GateError, match="18.00% .* and on another prompt by 40.00%"):
-        gate.row(model, stack="graph", context=40, seed=3, env_id="e", steps=4)
+    alarm = logits_check.Look([0.18] * 4, 0.0255, 0.0765, 0.5)
+    looks(monkeypatch, alarm, logits_check.Look([0.4] * 16, 0.12, 0.36, 0.5))
+    with pytest.raises(logits_check.GateError, match="18.00% .* and on another prompt by 40.00%"):
+        logits_check.row(model, stack="graph", context=40, seed=3, env_id="e", steps=4)
 
 
 @pytest.mark.parametrize(("name", "turns"), [("tiny-qwen3", False), ("tiny-gpt-oss", True)])
 def test_a_dense_model_and_routers_without_a_bias_are_looked_at_once(name, turns, monkeypatch):
     loaded = load.load(name, dtype="float32", device=open_device("cpu"))
     monkeypatch.setattr(experts, "biases", lambda net: [])
-    asked = looks(monkeypatch, gate.Look([0.0], 0.0, 0.1, 1.0))
-    row = gate.row(loaded, stack="graph", context=40, seed=3, env_id="e", steps=4)
+    asked = looks(monkeypatch, logits_check.Look([0.0], 0.0, 0.1, 1.0))
+    row = logits_check.row(loaded, stack="graph", context=40, seed=3, env_id="e", steps=4)
     assert asked == [(3, 4, turns)] and row.values["pinned_experts"] == 0
     assert "free_mean_error" not in row.values and "free_error" not in row.samples
 
@@ -153,18 +153,18 @@ def test_layers_are_pinned_to_different_experts(model):
 
 
 def planted(monkeypatch, defect):
-    start, fill, chosen = graphs.Step.start, graphs.HeldLayer.fill, fused.chosen_experts
+    start, fill, chosen = graph.Step.start, graph.HeldLayer.fill, fused.chosen_experts
     if defect == "position":  # one off, as a captured counter easily is
         monkeypatch.setattr(
-            graphs.Step,
+            graph.Step,
             "start",
             lambda step, cache, tokens, first: start(step, cache, tokens + 1, first),
         )
     if defect == "cache":  # the prompt is lost
-        monkeypatch.setattr(graphs.HeldLayer, "fill", lambda *_: None)
+        monkeypatch.setattr(graph.HeldLayer, "fill", lambda *_: None)
     if defect == "window":  # a sliding layer keeps its oldest tokens
         monkeypatch.setattr(
-            graphs.HeldLayer,
+            graph.HeldLayer,
             "fill",
             lambda layer, source, tokens: fill(layer, source, tokens + 3 * layer.is_sliding),
         )
@@ -197,13 +197,13 @@ def test_the_gate_stops_a_wrong_stack(request, monkeypatch, defect, dtype):
     tested = request.getfixturevalue({"float32": "model", "bfloat16": "rounded"}[dtype])
     stack, batch = DEFECTS[defect]
     common = {"stack": stack, "context": 40, "seed": 0, "env_id": "e", "steps": 6, "batch": batch}
-    gate.row(tested, **common)  # without the defect
+    logits_check.row(tested, **common)  # without the defect
     planted(monkeypatch, defect)
     if defect in HIDDEN.get(dtype, ()):
-        assert gate.row(tested, **common).values["mean_error"] > 0.01
+        assert logits_check.row(tested, **common).values["mean_error"] > 0.01
         return
-    with pytest.raises(gate.GateError, match="computes something else"):
-        gate.row(tested, **common)
+    with pytest.raises(logits_check.GateError, match="computes something else"):
+        logits_check.row(tested, **common)
 
 
 def test_experts_that_are_not_pinned_are_tested_by_free_routers(model, monkeypatch):
@@ -217,8 +217,8 @@ def test_experts_that_are_not_pinned_are_tested_by_free_routers(model, monkeypat
         lambda self, hidden, index, weights: right(self, hidden, index.clamp(max=6), weights),
     )
     with experts.pinned(model.net, 2, seed=seed):
-        assert gate.look(model, **common).passed
-    assert not gate.look(model, **common, turns=True).passed
+        assert logits_check.look(model, **common).passed
+    assert not logits_check.look(model, **common, turns=True).passed
 
 
 def chosen_anywhere(model, expert, *, seed):
@@ -229,9 +229,11 @@ def chosen_anywhere(model, expert, *, seed):
 def test_the_error_of_the_gate_by_hand():
     reference = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])  # norms 5 and 2
     found = torch.tensor([[[3.0, 4.5], [1.0, 2.0]]])  # differences 0.5 and 1
-    assert gate.relative_errors(found, reference).tolist() == [pytest.approx([0.1, 0.5])]
+    assert logits_check.relative_errors(found, reference).tolist() == [pytest.approx([0.1, 0.5])]
 
 
 def test_the_tolerance_grows_like_a_random_walk():
-    assert gate.tolerance("bfloat16", 64) == pytest.approx(32 * 2**-8)  # sqrt(16 * 64) roundings
-    assert gate.tolerance("float32", 4) == gate.LEAST
+    assert logits_check.tolerance("bfloat16", 64) == pytest.approx(
+        32 * 2**-8
+    )  # sqrt(16 * 64) roundings
+    assert logits_check.tolerance("float32", 4) == logits_check.LEAST

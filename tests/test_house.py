@@ -49,9 +49,9 @@ PLAIN = {
     "lib.stacks.stack",
 }
 READING = ("analysis", "show", "studies", "report", "records")
-CUDA = {"lib.hardware.device", "lib.capture"}
+CUDA = {"lib.hardware.device", "lib.stacks.graph"}
 NVML = {"lib.hardware.board", "lib.hardware.power_sampler", "lib.lease"}
-TRITON = {"lib.tiles"}
+TRITON = {"lib.stacks.triton_kernels"}
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}
 
 

@@ -13,17 +13,18 @@ from transformers import (
     StaticCache,
 )
 
-from lib import decode, held, memory, stretches
+from lib import held, memory, stretches
 from lib.hardware.device import CpuDevice, open_device
 from lib.models import experts, load
 from lib.models.card import ModelError
 from lib.records import store
+from lib.stacks import registry
 
 
 @pytest.fixture
 def model(monkeypatch):
     fake = FakeModel(FakeDevice())
-    monkeypatch.setitem(decode.STACKS, "hf-eager", fake.open_stack)
+    monkeypatch.setitem(registry.STACKS, "hf-eager", fake.open_stack)
     fake.net = FakeNet(fake.device)
     return fake
 
@@ -332,7 +333,7 @@ def test_a_static_cache_is_sized_by_its_capacity(kind):
 )
 def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
     loaded = load.load(name, device=open_device("cpu"))
-    generate = decode.open_stack("hf-eager", loaded.net)
+    generate = registry.open_stack("hf-eager", loaded.net)
     calls = {
         "memory-paper": lambda ids, g: memory.paper_call(loaded.net, ids, g),
         "memory": lambda ids, g: {"cache": generate(ids, g).cache},

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lib import capture, decode, fused, gate, graphs, latency, stacks
+from lib import latency, stacks
 from lib.hardware.device import CpuDevice
 from lib.models import experts, load
 from lib.records import store
+from lib.stacks import fused, graph, logits_check, registry
 
 STACKS = ["hf-static", "graph", "graph-compiled"]
 WINDOW = 16
@@ -66,10 +67,10 @@ def prompt(net, tokens, batch=1):
 @pytest.mark.parametrize("context", [5, WINDOW - 4, WINDOW, 2 * WINDOW + 3])
 def test_logits_before_at_and_past_the_window(net, stack, context):
     ids = prompt(net, context)
-    reference = decode.open_stack("hf-eager", net)
+    reference = registry.open_stack("hf-eager", net)
     out = reference(ids, 12)
     expected = reference.forced_logits(ids, out.tokens)
-    tested = decode.open_stack(stack, net, capacity=context + 12)
+    tested = registry.open_stack(stack, net, capacity=context + 12)
     torch.testing.assert_close(
         tested.forced_logits(ids, out.tokens), expected, atol=1e-4, rtol=1e-4
     )
@@ -79,8 +80,8 @@ def test_logits_before_at_and_past_the_window(net, stack, context):
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_batch_decodes_each_row_as_if_alone(net, stack):
     ids = prompt(net, 20, batch=3)
-    out = decode.open_stack(stack, net)(ids, 6).tokens
-    alone = [decode.open_stack("hf-eager", net)(row[None], 6).tokens[0].tolist() for row in ids]
+    out = registry.open_stack(stack, net)(ids, 6).tokens
+    alone = [registry.open_stack("hf-eager", net)(row[None], 6).tokens[0].tolist() for row in ids]
     assert out.tolist() == alone
 
 
@@ -88,7 +89,7 @@ def test_a_batch_decodes_each_row_as_if_alone(net, stack):
 @pytest.mark.parametrize("new_tokens", [1, 2, 7])
 def test_exactly_the_tokens_that_were_asked_for(net, stack, new_tokens):
     called = []
-    generate = decode.open_stack(stack, net, capacity=40)
+    generate = registry.open_stack(stack, net, capacity=40)
     out = generate(prompt(net, 9), new_tokens, on_token=lambda: called.append(0))
     assert out.tokens.shape == (1, new_tokens) and len(called) == new_tokens
     assert out.tokens.tolist() == generate(prompt(net, 9), new_tokens).tokens.tolist()
@@ -97,7 +98,7 @@ def test_exactly_the_tokens_that_were_asked_for(net, stack, new_tokens):
 @pytest.mark.parametrize("stack", ["graph", "graph-compiled"])
 def test_only_a_first_or_longer_call_prepares(stack):
     net = build("grouped heads")
-    generate = decode.open_stack(stack, net, capacity=60)
+    generate = registry.open_stack(stack, net, capacity=60)
     prepared = [
         generate(prompt(net, context), tokens).prepare_s > 0
         for context, tokens in ((20, 8), (20, 8), (52, 8), (200, 8))
@@ -109,34 +110,34 @@ def test_only_a_first_or_longer_call_prepares(stack):
 def test_a_buffer_is_as_long_as_it_must_be():
     """Attention reads all of it at every step."""
     net = build("sinks, sliding and full, experts")
-    cache = decode.open_stack("graph", net, capacity=60)(prompt(net, 20), 8).cache
+    cache = registry.open_stack("graph", net, capacity=60)(prompt(net, 20), 8).cache
     assert [layer.keys.shape[2] for layer in cache.layers] == [WINDOW, 64, WINDOW]
 
 
 @pytest.mark.parametrize("name", ["grouped_mm", "batched_mm", "all_experts"])
 def test_every_implementation_of_experts_that_can_be_captured(name):
     net = build("sinks, sliding and full, experts")
-    ids, expected = prompt(net, 20), decode.open_stack("hf-eager", net)(prompt(net, 20), 8).tokens
+    ids, expected = prompt(net, 20), registry.open_stack("hf-eager", net)(prompt(net, 20), 8).tokens
     experts.use(net, name)
-    assert decode.open_stack("graph", net)(ids, 8).tokens.tolist() == expected.tolist()
-    assert decode.experts_in_decode(net, "graph") == name
+    assert registry.open_stack("graph", net)(ids, 8).tokens.tolist() == expected.tolist()
+    assert registry.experts_in_decode(net, "graph") == name
 
 
 def test_what_cannot_be_captured_says_why():
     net = build("sinks, sliding and full, experts")
     experts.use(net, "loop")
     with pytest.raises(ValueError, match="experts 'loop' look on the host"):
-        decode.open_stack("graph", net)(prompt(net, 20), 8)
+        registry.open_stack("graph", net)(prompt(net, 20), 8)
     with pytest.raises(ValueError, match="greedily only, not 'top-p 0.9'"):
-        decode.open_stack("graph", net, decoding="top-p 0.9")
+        registry.open_stack("graph", net, decoding="top-p 0.9")
     dense = build("grouped heads")
     dense.config._attn_implementation = "flex_attention"
     with pytest.raises(ValueError, match="attention 'flex_attention' cannot be captured"):
-        graphs.require_capturable(dense, graphs.DynamicCache(config=dense.config))
+        graph.require_capturable(dense, graph.DynamicCache(config=dense.config))
 
 
 def test_fused_layers_leave_the_net_as_it_was(net):
-    decode.open_stack("graph-compiled", net)(prompt(net, 20), 4)
+    registry.open_stack("graph-compiled", net)(prompt(net, 20), 4)
     assert not any("forward" in layer.__dict__ for layer in net.get_decoder().layers)
     assert net.config._attn_implementation != fused.ATTENTION
 
@@ -194,13 +195,13 @@ def test_marks_are_read_in_the_clock_of_their_device():
         def elapsed_time(self, last):
             return 250.0  # ms
 
-    assert capture.between_s(Event(), Event()) == 0.25
-    assert capture.between_s(2.0, 2.5) == 0.5
+    assert graph.between_s(Event(), Event()) == 0.25
+    assert graph.between_s(2.0, 2.5) == 0.5
 
 
 def test_a_stack_that_fails_the_gate_has_no_throughput(model, monkeypatch):
-    monkeypatch.setattr(graphs.HeldLayer, "fill", lambda *_: None)
-    with pytest.raises(gate.GateError):
+    monkeypatch.setattr(graph.HeldLayer, "fill", lambda *_: None)
+    with pytest.raises(logits_check.GateError):
         latency.gated_arm(
             model, stack="graph", context=40, new_tokens=4, repeats=1, seed=0, env_id="e"
         )
@@ -248,7 +249,7 @@ def test_few_and_many_choices_of_experts_agree(name, monkeypatch):
 
 
 def test_a_capture_inside_a_timed_call_is_refused(model, monkeypatch):
-    monkeypatch.setattr(graphs.GraphStack, "_fits", lambda *_: False)
+    monkeypatch.setattr(graph.GraphStack, "_fits", lambda *_: False)
     with pytest.raises(RuntimeError, match="captured or compiled inside a timed call"):
         latency.arm(model, stack="graph", context=40, new_tokens=60, repeats=1, seed=0, env_id="e")
 
@@ -272,7 +273,7 @@ def test_a_sweep_over_stacks_writes_gate_times_and_errors(model, tmp_path, monke
     assert kinds.count(("gate", "graph", 8)) == 1 and ("gate", "hf-eager", 8) not in kinds
     assert [k for k in kinds if k[0] == "harness"] == [("harness", "graph", 40)]
     assert kinds.count(("latency", "graph", 40)) == 2 and kinds.count(("busy", "hf-eager", 8)) == 1
-    monkeypatch.setattr(graphs.HeldLayer, "fill", lambda *_: None)
+    monkeypatch.setattr(graph.HeldLayer, "fill", lambda *_: None)
     failed = stacks.sweep(model, stacks=["graph"], **common)
     assert [r.kind for r in failed] == ["latency", "latency"]
     assert all("GateError" in r.error and not r.samples for r in failed)

@@ -92,6 +92,6 @@ def test_without_triton_there_are_no_kernels():
     code = (
         "import importlib.util as util, sys; found = util.find_spec\n"
         "util.find_spec = lambda name, *more: None if name == 'triton' else found(name, *more)\n"
-        "import lib.fused; assert 'lib.tiles' not in sys.modules"
+        "import lib.stacks.fused; assert 'lib.stacks.triton_kernels' not in sys.modules"
     )
     interpreted(code, ())

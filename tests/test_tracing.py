@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import fused, tracing
+from lib import tracing
 from lib.hardware.device import open_device
 from lib.models import experts
 from lib.models import load as models_load
 from lib.models.card import ModelError
 from lib.models.prompts import prompt_ids
 from lib.records import store
+from lib.stacks import fused
 from lib.tracing import Call
 
 SMALL = {

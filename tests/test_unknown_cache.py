@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from lib import decode, latency, memory, roofline
+from lib import latency, memory, roofline
 from lib.hardware.device import open_device
 from lib.models import load
+from lib.stacks import registry
 
 SMALL = {
     "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 64, "n_positions": 64,
@@ -38,7 +39,7 @@ def test_latency_is_measured_without_a_bound(model):
 
 @pytest.mark.parametrize("kind", ["memory-paper", "memory"])
 def test_memory_is_measured_without_the_cards_cache(model, kind):
-    generate = decode.open_stack("hf-eager", model.net)
+    generate = registry.open_stack("hf-eager", model.net)
     call = {
         "memory-paper": lambda ids, tokens: memory.paper_call(model.net, ids, tokens),
         "memory": lambda ids, tokens: {"cache": generate(ids, tokens).cache},

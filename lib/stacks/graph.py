@@ -18,9 +18,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from lib import capture
-from lib.decoded import Decoded
 from lib.models import experts
+from lib.stacks.stack import Decoded
 
 Around = Callable[[Any, Cache], contextlib.AbstractContextManager]
 ROUND_TO = 64  # buffers are a little longer than asked for: kernels like aligned lengths
@@ -112,7 +111,7 @@ class Step:
         """
         with around(self.net, self.cache), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the compiler's remarks on its choices
-            replay = capture.record(self._run, self.token.device.type)
+            replay = record(self._run, self.token.device.type)
         recorded = replay != self._run
         self.advance = replay if recorded else partial(_within, around, self)
 
@@ -184,13 +183,13 @@ class GraphStack:
                 on_token()
             if new_tokens == 1:
                 return Decoded(first, prefilled, prepare_s)
-            start = capture.mark(ids.device.type)
+            start = mark(ids.device.type)
             for _ in range(new_tokens - 1):
                 self._step.advance()
                 if on_token:
                     self._step.token.cpu()
                     on_token()
-            decode_s = partial(capture.between_s, start, capture.mark(ids.device.type))
+            decode_s = partial(between_s, start, mark(ids.device.type))
             chosen = self._step.chosen[:, tokens : tokens + new_tokens].clone()
         return Decoded(chosen, self._step.cache, prepare_s, decode_s)
 
@@ -232,7 +231,7 @@ class GraphStack:
 
     def _build(self, cache: DynamicCache, tokens: int, new_tokens: int, first: Any) -> None:
         require_capturable(self.net, cache)
-        needed = max(self.capacity, tokens + new_tokens + capture.WARMUP_CALLS)
+        needed = max(self.capacity, tokens + new_tokens + WARMUP_CALLS)
         self._step = None  # its buffers go before new ones come
         self._step = Step(self.net, cache, -(-needed // ROUND_TO) * ROUND_TO)
         self._step.start(cache, tokens, first)
@@ -257,3 +256,41 @@ def require_capturable(net: Any, cache: DynamicCache) -> None:
             "experts 'loop' look on the host which experts were chosen, which a CUDA graph cannot "
             "record; use grouped_mm, batched_mm or all_experts"
         )
+
+
+WARMUP_CALLS = 2  # libraries choose kernels and allocate workspaces before the recording
+
+
+def record(work: Callable[[], Any], device_type: str) -> Callable[[], Any]:
+    """A function that repeats `work` on the same buffers; on a CPU `work` itself.
+
+    `work` runs a few times first, so that its buffers have moved on when this returns. It may not
+    wait for the GPU: recording such work raises.
+    """
+    if device_type != "cuda":
+        return work
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARMUP_CALLS):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    torch.cuda.synchronize()
+    return graph.replay
+
+
+def mark(device_type: str) -> Any:
+    """A point in the order of the device's work, for `between_s`."""
+    if device_type != "cuda":
+        return time.perf_counter()  # a CPU has done all work that was asked for
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between_s(first: Any, last: Any) -> float:
+    """Seconds from one mark to another by the device's own clock; ask after a synchronisation."""
+    return last - first if isinstance(first, float) else first.elapsed_time(last) / 1e3

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from lib import decode
 from lib.models import experts
 from lib.models.prompts import prompt_ids
 from lib.records.record import Record
+from lib.stacks import registry
 
 REFERENCE = "hf-eager"
 STEPS = 8
@@ -133,7 +133,7 @@ def row(
         context=context,
         new_tokens=steps,
         batch=batch,
-        cache=decode.cache_kind(stack),
+        cache=registry.cache_kind(stack),
         decoding="greedy",
     )
     return Record(
@@ -172,11 +172,11 @@ def look(
     sequences one nearly always does.
     """
     ids = prompt_ids(model, context, seed=seed, batch=batch, distinct=batch > 1)
-    reference = decode.open_stack(REFERENCE, model.net)
+    reference = registry.open_stack(REFERENCE, model.net)
     continuation = reference(ids, steps).tokens
     expected = reference.forced_logits(ids, continuation)
     again = _in_another_batch(reference, ids, continuation)
-    tested = decode.open_stack(stack, model.net, capacity=context + steps + 1)
+    tested = registry.open_stack(stack, model.net, capacity=context + steps + 1)
     found = tested.forced_logits(ids, continuation)
     errors, itself = (
         (each.mean(0) if turns else each.amax(0)).tolist()

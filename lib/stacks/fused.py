@@ -21,7 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_expe
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 if find_spec("triton"):  # of a torch for GPUs
-    from lib import tiles
+    from lib.stacks import triton_kernels
 
 ATTENTION = EXPERTS = "workbook_fused"
 OPTIONS = {"realize_reads_threshold": 12}  # small results are computed where they are read
@@ -48,7 +48,7 @@ def attend(
     rows = query.reshape(batch, groups, heads // groups, width)
     scale = width**-0.5 if scaling is None else scaling
     if query.is_cuda and width in (16, 32, 64, 128, 256):
-        out = tiles.attended(
+        out = triton_kernels.attended(
             rows, key, value, mask, sinks=s_aux, scale=scale, window=kwargs.get("sliding_window")
         )
     else:
@@ -80,7 +80,7 @@ def _indexed(module: Any, name: str, inputs: torch.Tensor, index: torch.Tensor) 
     bias (n, out or 1)."""
     weight, chosen = getattr(module, name), index.flatten()
     if inputs.is_cuda:
-        parts = tiles.products(inputs, weight, chosen, transposed=module.is_transposed)
+        parts = triton_kernels.products(inputs, weight, chosen, transposed=module.is_transposed)
     else:
         matrices = weight[chosen] if module.is_transposed else weight[chosen].transpose(1, 2)
         rows = inputs.repeat_interleave(chosen.numel() // inputs.shape[0], 0)

@@ -13,11 +13,11 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from lib import fused
-from lib.decoded import Decoded
-from lib.generate import DECODING, GenerateStack
-from lib.graphs import GraphStack
 from lib.models import experts
+from lib.stacks import fused
+from lib.stacks.generate import DECODING, GenerateStack
+from lib.stacks.graph import GraphStack
+from lib.stacks.stack import Decoded
 
 __all__ = [
     "DECODING",

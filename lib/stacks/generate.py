@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lib.decoded import Decoded
+from lib.stacks.stack import Decoded
 
 # One change against greedy each. top_k = 0 and top_p = 1 switch the library's own filters off.
 _SAMPLE = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
