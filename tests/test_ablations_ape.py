@@ -3,8 +3,8 @@
 import pytest
 from sample_records import key
 
-from lib import ablations
 from lib.ape import ape, experts_table, quotients, realised, table
+from lib.measure import ablations
 from lib.records import store
 from lib.records.record import Record
 from lib.stats import Estimate, median, missing

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
-from lib import held
+from lib.measure.memory import bytes_alive
 from lib.models import load
 
 SMALL = {
@@ -84,8 +84,8 @@ def test_the_cache_holds_what_the_card_computes_to_the_byte(net):
     for tokens in (8, 30):
         cache = filled(net, DynamicCache(config=net.config), tokens)
         layers = (4 - sliding) * tokens + sliding * min(tokens, WIDTH - 1)
-        assert held.cache_bytes(cache) == 2 * elements * layers
-        assert held.card_bytes(card, cache, tokens) == held.cache_bytes(cache)
+        assert bytes_alive.cache_bytes(cache) == 2 * elements * layers
+        assert bytes_alive.card_bytes(card, cache, tokens) == bytes_alive.cache_bytes(cache)
 
 
 def test_a_static_cache_holds_its_capacity_from_the_first_token(net):
@@ -93,10 +93,10 @@ def test_a_static_cache_holds_its_capacity_from_the_first_token(net):
     card = load.card(net.config)
     cache = filled(net, StaticCache(config=net.config, max_cache_len=CAPACITY), 8)
     layers = (4 - sliding) * CAPACITY + sliding * WIDTH
-    assert held.is_static(cache)
-    assert held.cache_bytes(cache) == 2 * elements * layers
-    assert card.kv_bytes(CAPACITY, cache="static") == held.cache_bytes(cache)
-    assert held.card_bytes(card, cache, 8) == held.cache_bytes(cache)
+    assert bytes_alive.is_static(cache)
+    assert bytes_alive.cache_bytes(cache) == 2 * elements * layers
+    assert card.kv_bytes(CAPACITY, cache="static") == bytes_alive.cache_bytes(cache)
+    assert bytes_alive.card_bytes(card, cache, 8) == bytes_alive.cache_bytes(cache)
 
 
 def test_active_parameters_counted_by_name(net):
@@ -111,5 +111,5 @@ def test_active_parameters_counted_by_name(net):
         active += parameter.numel() // share
     card = load.card(net.config)
     assert (card.total_params, card.active_params) == (total, active)
-    assert held.weight_bytes(net) == card.weight_bytes == 2 * total
+    assert bytes_alive.weight_bytes(net) == card.weight_bytes == 2 * total
     assert bool(card.experts) == (active < total - (0 if tied else 64 * 32))

@@ -7,8 +7,11 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeCache, FakeDevice
 
-from lib import batching, stats, tables, windows
+from lib import measure, stats, tables
 from lib.hardware.device import CpuDevice
+from lib.measure import batch as measure_batch
+from lib.measure import energy
+from lib.measure.energy import windows
 from lib.models import load
 from lib.records import record, store
 from lib.stacks import logits_check, registry
@@ -66,7 +69,7 @@ def sweep(monkeypatch, folder, *, board=True, most=64, **changes):
     for stack in ("hf-eager", "graph"):
         monkeypatch.setitem(registry.STACKS, stack, model.open_stack)
     path = folder / "records.jsonl"
-    rows = batching.sweep(model, **(SWEEP | changes), records_path=path)
+    rows = measure_batch.sweep(model, **(SWEEP | changes), records_path=path)
     assert store.load(path) == rows
     return model, rows
 
@@ -185,7 +188,7 @@ def test_a_failed_gate_is_about_one_batch_only(monkeypatch, tmp_path):
 
 
 def test_an_error_replaces_no_row_that_was_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(batching.energy, "measure_together", lambda *given: 1 / 0)
+    monkeypatch.setattr(energy.sweep, "measure_together", lambda *given: 1 / 0)
     _, rows = sweep(monkeypatch, tmp_path)
     assert [(row.kind, row.key["new_tokens"]) for row in rows] == [
         ("batch", 11),
@@ -196,9 +199,9 @@ def test_an_error_replaces_no_row_that_was_measured(monkeypatch, tmp_path):
 
 
 def test_an_error_at_the_second_length_leaves_the_first(monkeypatch, tmp_path):
-    arm = batching.latency.arm
+    arm = measure.latency.arm
     monkeypatch.setattr(
-        batching.latency,
+        measure.latency,
         "arm",
         lambda model, new_tokens, **given: (
             1 / 0 if new_tokens == 31 else arm(model, new_tokens=new_tokens, **given)
@@ -240,7 +243,7 @@ def test_a_real_model_on_two_stacks(tmp_path, monkeypatch):
         "trace_stacks": ["graph-compiled"],
     }
     path = tmp_path / "records.jsonl"
-    rows = batching.sweep(model, **(SWEEP | changes), records_path=path)
+    rows = measure_batch.sweep(model, **(SWEEP | changes), records_path=path)
     assert not [row.error for row in rows if row.error]
     assert [row.key["batch"] for row in rows if row.kind == "gate"] == [1, 3]
     one, three = record.select(rows, "trace", stack="graph-compiled")

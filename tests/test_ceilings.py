@@ -4,12 +4,12 @@ import pytest
 import torch
 from fakes import FakeDevice
 
-from lib import ceilings
+from lib.measure import machine
 from lib.records import record, store
 from lib.records.record import KEY_FIELDS
 
 BUFFER = 2**15  # bytes: two rows of bfloat16, one of float32
-TINY = ceilings.Sizes(
+TINY = machine.Sizes(
     buffer_bytes=BUFFER,
     buffers=2,
     sweeps=3,
@@ -36,11 +36,11 @@ class Launching(FakeDevice):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(ceilings, "SIZES", {"cpu": TINY})
+    monkeypatch.setattr(machine, "SIZES", {"cpu": TINY})
 
 
 def test_each_rate_is_what_a_repetition_moves_over_its_time(tiny, tmp_path):
-    env, row = ceilings.measure(FakeDevice(tick_s=0.5), seed=0, records_path=tmp_path / "r.jsonl")
+    env, row = machine.measure(FakeDevice(tick_s=0.5), seed=0, records_path=tmp_path / "r.jsonl")
     read = 2 * 3 * BUFFER / 0.5  # two buffers, three sweeps, half a second
     assert row.values["read_bytes_per_s"] == read
     assert row.values["copy_bytes_per_s"] == 2 * read  # read and written
@@ -59,7 +59,7 @@ def test_each_rate_is_what_a_repetition_moves_over_its_time(tiny, tmp_path):
 
 
 def test_it_belongs_to_no_model_but_to_the_card_of_its_environment(tiny, tmp_path):
-    env, row = ceilings.measure(FakeDevice(tick_s=1), seed=0, records_path=tmp_path / "r.jsonl")
+    env, row = machine.measure(FakeDevice(tick_s=1), seed=0, records_path=tmp_path / "r.jsonl")
     assert row.key == dict.fromkeys(KEY_FIELDS)
     assert (env.kind, row.kind, row.env_id) == ("environment", "ceilings", env.env_id)
     assert record.identity(row, "A") != record.identity(row, "B")
@@ -67,7 +67,7 @@ def test_it_belongs_to_no_model_but_to_the_card_of_its_environment(tiny, tmp_pat
 
 
 def test_the_best_launch_is_the_shortest(tiny, tmp_path):
-    _, row = ceilings.measure(Launching(), seed=0, records_path=tmp_path / "r.jsonl")
+    _, row = machine.measure(Launching(), seed=0, records_path=tmp_path / "r.jsonl")
     assert row.values["launch_s"] == 2e-6 and len(row.samples["launch_s"]) == 5
     assert row.missing == {}
 
@@ -75,7 +75,7 @@ def test_the_best_launch_is_the_shortest(tiny, tmp_path):
 @pytest.mark.parametrize("end", [0, -1])
 def test_every_shape_reads_the_whole_buffer(end):
     """A number at either end shows in the result of each."""
-    for shape, read in ceilings._reads(TINY, lambda *s: torch.ones(s, dtype=torch.bfloat16)):
+    for shape, read in machine._reads(TINY, lambda *s: torch.ones(s, dtype=torch.bfloat16)):
         buffer = torch.zeros(BUFFER // 2, dtype=torch.bfloat16)
         assert not read(buffer).any(), shape
         buffer[end] = 5
@@ -83,7 +83,7 @@ def test_every_shape_reads_the_whole_buffer(end):
 
 
 def test_the_shapes_are_those_of_a_gibibyte_on_a_gpu():
-    sizes = ceilings.SIZES["cuda"]
+    sizes = machine.SIZES["cuda"]
     assert sizes.buffer_bytes >= 2**30 and sizes.buffers * sizes.sweeps >= 20
     layer_bytes = sum(2 * out * columns for out, columns in sizes.matrices)
     assert layer_bytes * sizes.layers > 10 * 128 * 2**20  # ten times any cache of today's cards
@@ -91,5 +91,5 @@ def test_the_shapes_are_those_of_a_gibibyte_on_a_gpu():
 
 def test_a_chain_calls_each_item_in_every_pass():
     seen = []
-    ceilings._chain(seen.append, "ab", 2)()
+    machine._chain(seen.append, "ab", 2)()
     assert seen == ["a", "b", "a", "b"]

@@ -13,8 +13,10 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeDevice, FakeModel
 
-from lib import blocks, claims, energy, energypasses, stats, windows
+from lib import claims, energypasses, stats
 from lib.hardware import validity
+from lib.measure.energy import blocks, windows
+from lib.measure.energy import sweep as energy_sweep
 from lib.records import record, store
 from lib.stacks import registry
 
@@ -30,7 +32,7 @@ def sweep(monkeypatch, folder, *, device=None, model=None, **changes):
     device = device or BoardDevice(Board(idle_w=110.0, phase_s=0.041))
     model = model or BoardModel(device)
     monkeypatch.setitem(registry.STACKS, "hf-eager", model.open_stack)
-    rows = energy.sweep(model, **(SWEEP | changes), records_path=folder / "records.jsonl")
+    rows = energy_sweep.sweep(model, **(SWEEP | changes), records_path=folder / "records.jsonl")
     assert store.load(folder / "records.jsonl") == rows
     return rows
 
@@ -172,14 +174,14 @@ def test_a_call_that_stops_early_is_an_error(monkeypatch, tmp_path):
 def test_what_was_measured_before_an_interrupt_is_kept(monkeypatch, tmp_path):
     device = BoardDevice(Board())
     model = BoardModel(device)
-    measured = energy.measure_round
+    measured = energy_sweep.measure_round
 
     def stop_at_3(session, order, name, window_s):
         if name == "trace-3":
             raise KeyboardInterrupt
         measured(session, order, name, window_s)
 
-    monkeypatch.setattr(energy, "measure_round", stop_at_3)
+    monkeypatch.setattr(energy_sweep, "measure_round", stop_at_3)
     with pytest.raises(KeyboardInterrupt):
         sweep(monkeypatch, tmp_path, device=device, model=model)
     kept = store.load(tmp_path / "records.jsonl")
@@ -207,7 +209,7 @@ def test_a_block_that_cannot_be_believed_is_left_out_with_its_reason(monkeypatch
     board = Board()
     device = BoardDevice(board)
     model = BoardModel(device)
-    measured = energy.measure_round
+    measured = energy_sweep.measure_round
 
     def reset_in_2(session, order, name, window_s):
         start_s = device.now_s
@@ -219,7 +221,7 @@ def test_a_block_that_cannot_be_believed_is_left_out_with_its_reason(monkeypatch
         )
         measured(session, order, name, window_s)
 
-    monkeypatch.setattr(energy, "measure_round", reset_in_2)
+    monkeypatch.setattr(energy_sweep, "measure_round", reset_in_2)
     rows = sweep(monkeypatch, tmp_path, device=device, model=model)
     cells = [r for r in rows if r.values.get("invalid_blocks")]
     reasons = [reason for r in cells for reason in r.values["invalid_blocks"]]
@@ -268,7 +270,7 @@ def test_an_alarm_about_the_sampler_must_repeat_with_fresh_pairs(
     """Six pairs of a host that was slow whenever the sampler happened to rest; seen on an H100."""
     first = [0.882, 0.959, 0.963, 0.984, 0.859, 0.910]
     ratios = {True: iter([*first, *[later] * 6]), False: iter([1.0] * 12)}
-    monkeypatch.setattr(energy, "one_call", lambda *_, sampled: next(ratios[sampled]))
+    monkeypatch.setattr(energy_sweep, "one_call", lambda *_, sampled: next(ratios[sampled]))
     rows = sweep(monkeypatch, tmp_path)
     (row,) = record.select(rows, "energy", context=512)
     gate = row.values["gates"]["sampler_disturbs"]
@@ -350,7 +352,7 @@ def test_where_a_length_is_a_program_of_its_own_the_lead_in_has_that_length(monk
         "sampler_pairs": 0,
     }
     path = tmp_path / "records.jsonl"
-    (row, *_) = energy.sweep(model, stack="graph", **(SWEEP | short), records_path=path)
+    (row, *_) = energy_sweep.sweep(model, stack="graph", **(SWEEP | short), records_path=path)
     assert set(model.calls) == {21, 41}
     assert row.key["stack"] == "graph" and row.samples["energy_j"]
 

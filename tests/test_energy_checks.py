@@ -8,8 +8,9 @@ import pytest
 import torch
 from fake_board import Board, BoardDevice, BoardModel
 
-from lib import claims, energystats, energytables, peer_zeus, weightvalues
+from lib import claims, energystats, energytables
 from lib.hardware.device import open_device
+from lib.measure.energy import checks
 from lib.models import card
 from lib.models import load as models_load
 from lib.records import store
@@ -56,7 +57,7 @@ def weights_sweep(model, folder, **changes):
         | {"name": "fake", "weight_values": ["normal", "zero"], "repeats": 3, "window_s": 5.0}
         | changes
     )
-    return weightvalues.sweep(model, **given, records_path=folder / "records.jsonl")
+    return checks.sweep(model, **given, records_path=folder / "records.jsonl")
 
 
 def test_each_value_has_a_row_in_balanced_blocks(model, tmp_path):
@@ -79,19 +80,19 @@ def test_no_values_no_rows(model, tmp_path):
 def test_the_same_seed_fills_the_same_and_scales_stay():
     net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64))
     scale = net[1].weight.clone()
-    weightvalues.refill(net, "normal", 1)
+    checks.refill(net, "normal", 1)
     first = net[0].weight.clone()
     assert first.std().item() == pytest.approx(0.02, rel=0.1)
-    weightvalues.refill(net, "tiny", 1)
+    checks.refill(net, "tiny", 1)
     assert net[0].weight.abs().max() <= 1e-3
-    weightvalues.refill(net, "normal", 1)
+    checks.refill(net, "normal", 1)
     assert torch.equal(net[0].weight, first) and torch.equal(net[1].weight, scale)
-    weightvalues.refill(net, "normal", 2)
+    checks.refill(net, "normal", 2)
     assert not torch.equal(net[0].weight, first)
-    weightvalues.refill(net, "constant", 1)
+    checks.refill(net, "constant", 1)
     assert (net[0].weight == net[0].weight[0, 0]).all()
     assert net[0].weight[0, 0].item() == pytest.approx(0.01)
-    weightvalues.refill(net, "zero", 1)
+    checks.refill(net, "zero", 1)
     assert not net[0].weight.any()
 
 
@@ -100,8 +101,8 @@ def test_a_real_model_is_restored_to_the_bit():
         "tiny-qwen3", weights="random", dtype="float32", device=open_device("cpu"), seed=0
     )
     before = {name: p.clone() for name, p in model.net.named_parameters()}
-    weightvalues.refill(model.net, "zero", 0)
-    weightvalues.restore(model, "tiny-qwen3", 0)
+    checks.refill(model.net, "zero", 0)
+    checks.restore(model, "tiny-qwen3", 0)
     after = dict(model.net.named_parameters())
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -123,7 +124,7 @@ def test_weights_that_must_not_change_are_left_alone(model, tmp_path, change, re
 
 
 def real(folder, device, name="small"):
-    return weightvalues.against_real(
+    return checks.against_real(
         name,
         dtype="float32",
         device=device,
@@ -196,7 +197,7 @@ def installed(monkeypatch, make):
 
 def peer(model, folder, **changes):
     given = CELL | {"peer_windows": 5, "window_s": 6.0} | changes
-    return peer_zeus.compare(model, **given, records_path=folder / "records.jsonl")
+    return checks.compare(model, **given, records_path=folder / "records.jsonl")
 
 
 def test_zeus_and_ours_measure_the_same_windows(model, tmp_path, monkeypatch):

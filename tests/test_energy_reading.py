@@ -8,7 +8,8 @@ from fake_board import Board, BoardDevice, BoardModel
 from matplotlib import pyplot as plt
 from sample_records import key
 
-from lib import claims, energy, energyplots, energystats, energytables, instrument, plots, tables
+from lib import claims, energyplots, energystats, energytables, plots, tables
+from lib.measure.energy import instrument, sweep
 from lib.records import store
 from lib.records.record import Record, environment_record
 from lib.stacks import registry
@@ -37,7 +38,7 @@ def study(tmp_path_factory):
                 load=lambda seconds: device.work(seconds, 600.0),
             ),
         ]
-        rows += energy.sweep(
+        rows += sweep.sweep(
             model,
             contexts=[128, 512],
             new_tokens=21,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lib import memory
 from lib.hardware.device import CpuDevice, open_device
+from lib.measure.memory import sweep
 from lib.models import experts, load
 from lib.models.prompts import prompt_ids
 from lib.records import store
@@ -80,7 +80,7 @@ def test_all_experts_needs_room_for_every_expert_on_every_token(model):
 
 def test_memory_measures_further_implementations_in_the_same_job(model, tmp_path):
     path = tmp_path / "records.jsonl"
-    rows = memory.sweep(
+    rows = sweep.sweep(
         model, contexts=[16], new_tokens=2, seed=0, also_experts=["all_experts"], records_path=path
     )
     measured = [(r.key["experts"], r.kind) for r in rows[2:]]
@@ -94,7 +94,7 @@ def test_memory_measures_further_implementations_in_the_same_job(model, tmp_path
 
 def test_a_dense_model_has_one_implementation(tmp_path):
     dense = load.load("tiny-yi", dtype="float32", device=open_device("cpu"))
-    rows = memory.sweep(
+    rows = sweep.sweep(
         dense,
         contexts=[16],
         new_tokens=2,

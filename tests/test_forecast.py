@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig
 
-from lib import forecast
 from lib.hardware.live_tensors import Live
+from lib.measure.memory import forecast
 from lib.models import experts
 from lib.models.origin import config_of, find
 

@@ -4,8 +4,8 @@ import pytest
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeDevice, FakeModel
 
-from lib import instrument
 from lib.hardware import readouts
+from lib.measure.energy import instrument
 from lib.records import store
 
 LOAD_W = 600.0

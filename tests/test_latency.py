@@ -4,8 +4,8 @@ import pytest
 import torch
 from fakes import FakeDevice, FakeModel
 
-from lib import latency
 from lib.hardware.device import open_device, time_call
+from lib.measure import latency
 from lib.models import load
 from lib.records import record, store
 from lib.stacks import registry

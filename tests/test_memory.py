@@ -13,8 +13,8 @@ from transformers import (
     StaticCache,
 )
 
-from lib import held, memory, stretches
 from lib.hardware.device import CpuDevice, open_device
+from lib.measure.memory import bytes_alive, phases, sweep
 from lib.models import experts, load
 from lib.models.card import ModelError
 from lib.records import store
@@ -70,10 +70,10 @@ class FakeNet(torch.nn.Module):
 
 def test_the_paper_protocol_prefills_once_and_holds_all_logits():
     net = FakeNet(FakeDevice())
-    alive = memory.paper_call(net, torch.zeros(1, 7, dtype=torch.long), 3)
+    alive = sweep.paper_call(net, torch.zeros(1, 7, dtype=torch.long), 3)
     assert net.seen == [7, 1, 1, 1]
-    assert held.tensor_bytes(alive["logits"]) == 7 * 5 * 4
-    assert held.cache_bytes(alive["cache"]) == 400
+    assert bytes_alive.tensor_bytes(alive["logits"]) == 7 * 5 * 4
+    assert bytes_alive.cache_bytes(alive["cache"]) == 400
 
 
 def test_the_parts_of_the_peak_add_up(model):
@@ -83,7 +83,7 @@ def test_the_parts_of_the_peak_add_up(model):
         model.device.allocated -= 1000
         return {"cache": FakeCache(), "logits": torch.zeros(30)}
 
-    row = memory.arm(
+    row = sweep.arm(
         model,
         kind="memory-paper",
         call=call,
@@ -101,20 +101,20 @@ def test_the_parts_of_the_peak_add_up(model):
 
 
 def test_generate_caches_one_token_less_than_the_paper():
-    assert memory.cached_tokens("memory-paper", 2048, 64) == 2112
-    assert memory.cached_tokens("memory", 2048, 64) == 2111
+    assert sweep.cached_tokens("memory-paper", 2048, 64) == 2112
+    assert sweep.cached_tokens("memory", 2048, 64) == 2111
 
 
 def test_what_is_unlike_the_card_is_a_warning():
     same = {"kv_tensor_bytes": 400, "kv_card_bytes": 400, "weight_bytes": 20}
-    assert held.card_warnings(same, 20) == []
-    assert held.card_warnings(same | {"kv_card_bytes": None}, 20) == []
-    found = held.card_warnings(same | {"kv_card_bytes": 500}, 30)
+    assert bytes_alive.card_warnings(same, 20) == []
+    assert bytes_alive.card_warnings(same | {"kv_card_bytes": None}, 20) == []
+    found = bytes_alive.card_warnings(same | {"kv_card_bytes": 500}, 30)
     assert [warning["code"] for warning in found] == ["kv-card", "weights-card"]
 
 
 def test_what_the_allocator_does_not_report_is_missing_with_a_reason(model):
-    row = memory.arm(
+    row = sweep.arm(
         model,
         kind="memory",
         call=lambda ids, g: {"cache": FakeCache()},
@@ -144,7 +144,7 @@ def test_on_a_cpu_every_byte_that_torch_allocates_is_seen():
 
 def test_the_sweep_runs_both_protocols_at_every_context(model, tmp_path):
     path = tmp_path / "records.jsonl"
-    rows = memory.sweep(model, contexts=[8, 16], new_tokens=4, seed=0, records_path=path)
+    rows = sweep.sweep(model, contexts=[8, 16], new_tokens=4, seed=0, records_path=path)
     assert [(r.kind, r.key["context"]) for r in rows[2:]] == [
         ("memory-paper", 8),
         ("memory", 8),
@@ -166,13 +166,13 @@ def paper_arm(model, context=100, **changes):
         "seed": 0,
         "env_id": "e",
     }
-    arguments["call"] = lambda ids, g: memory.paper_call(model.net, ids, g)
-    return memory.arm(model, **(arguments | changes))
+    arguments["call"] = lambda ids, g: sweep.paper_call(model.net, ids, g)
+    return sweep.arm(model, **(arguments | changes))
 
 
 def test_the_stretches_of_a_call_by_hand(model):
-    with stretches.follow(model.net, model.device, held.cache_bytes) as trace:
-        memory.paper_call(model.net, torch.zeros(1, 100, dtype=torch.long), 2)
+    with phases.follow(model.net, model.device, bytes_alive.cache_bytes) as trace:
+        sweep.paper_call(model.net, torch.zeros(1, 100, dtype=torch.long), 2)
     assert trace.stretches[:5] == [
         ("prefill", 0, 0),  # until the first pass begins
         ("prefill", 0, 700),  # 7 bytes a token until the experts
@@ -189,7 +189,7 @@ def test_the_stretches_of_a_call_by_hand(model):
 
 
 def test_hooks_are_taken_away_when_the_call_fails(model):
-    with pytest.raises(KeyError), stretches.follow(model.net, model.device, held.cache_bytes):
+    with pytest.raises(KeyError), phases.follow(model.net, model.device, bytes_alive.cache_bytes):
         raise KeyError("out of memory")
     assert not model.net.head._forward_hooks and not model.net._forward_pre_hooks
 
@@ -218,12 +218,12 @@ def test_a_longer_cache_at_the_end_can_move_the_peak_to_decoding(model):
     ids = torch.zeros(1, 100, dtype=torch.long)
 
     def call(ids, tokens):
-        return memory.paper_call(model.net, ids, tokens)
+        return sweep.paper_call(model.net, ids, tokens)
 
-    found = memory.where_it_peaks(model, call, ids, 2, measured)
+    found = sweep.where_it_peaks(model, call, ids, 2, measured)
     assert (found["peak_in"], found["kv_peak_bytes"]) == ("decode experts", 9400)
     assert found["kv_peak_behind_bytes"] == 5
-    found = memory.where_it_peaks(model, call, ids, 2, measured | {"kv_tensor_bytes": 400})
+    found = sweep.where_it_peaks(model, call, ids, 2, measured | {"kv_tensor_bytes": 400})
     assert (found["peak_in"], found["kv_peak_bytes"]) == ("prefill experts", 400)
 
 
@@ -260,7 +260,7 @@ def test_a_cache_of_states_is_counted_though_the_card_cannot():
     net = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         cache = net(torch.zeros(1, 4, dtype=torch.long), use_cache=True).cache_params
-    values, missing = memory.cache_readings(cache, load.card(config), 4)
+    values, missing = sweep.cache_readings(cache, load.card(config), 4)
     assert values == {
         "kv_tensor_bytes": 16 * (4 + 4) * 4,
         "kv_behind_bytes": 0,
@@ -268,11 +268,11 @@ def test_a_cache_of_states_is_counted_though_the_card_cannot():
     }
     assert "cache is unknown" in missing["kv_card_bytes"]
     with pytest.raises(ValueError, match="a NoneType has no layers"):
-        held.cache_bytes(None)
+        bytes_alive.cache_bytes(None)
 
 
 def test_a_state_space_model_is_measured_without_its_cache(model):
-    row = memory.arm(
+    row = sweep.arm(
         model,
         kind="memory",
         call=lambda ids, g: {"cache": SimpleNamespace()},
@@ -291,8 +291,8 @@ def test_a_state_space_model_is_measured_without_its_cache(model):
 def test_bytes_behind_a_view_are_counted_apart():
     whole = torch.zeros(10, dtype=torch.uint8)
     cache = SimpleNamespace(layers=[SimpleNamespace(keys=whole[2:], values=whole[:1])])
-    assert held.cache_bytes(cache) == 8 + 1
-    assert held.behind_bytes(cache) == (10 - 8) + (10 - 1)
+    assert bytes_alive.cache_bytes(cache) == 8 + 1
+    assert bytes_alive.behind_bytes(cache) == (10 - 8) + (10 - 1)
 
 
 def test_weights_are_counted_by_storage():
@@ -300,7 +300,7 @@ def test_weights_are_counted_by_storage():
     net.a = torch.nn.Parameter(torch.zeros(6))
     net.b = torch.nn.Parameter(net.a.data[2:])  # a view of it
     net.c = torch.nn.Parameter(torch.zeros(3))
-    assert held.weight_bytes(net) == 4 * (6 + 3)
+    assert bytes_alive.weight_bytes(net) == 4 * (6 + 3)
 
 
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
@@ -319,10 +319,10 @@ def test_a_static_cache_is_sized_by_its_capacity(kind):
     cache = kind(config=config, **({"max_cache_len": 40} if static else {}))
     with torch.no_grad():
         net(torch.zeros(1, 9, dtype=torch.long), past_key_values=cache)
-    assert held.is_static(cache) is static
+    assert bytes_alive.is_static(cache) is static
     per_token = 2 * 2 * 2 * 4 * 2  # layers, keys and values, heads, elements, bytes
-    computed = held.card_bytes(load.card(config), cache, 9)
-    assert held.cache_bytes(cache) == computed == per_token * (40 if static else 9)
+    computed = bytes_alive.card_bytes(load.card(config), cache, 9)
+    assert bytes_alive.cache_bytes(cache) == computed == per_token * (40 if static else 9)
 
 
 # --- predictions
@@ -335,10 +335,10 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
     loaded = load.load(name, device=open_device("cpu"))
     generate = registry.open_stack("hf-eager", loaded.net)
     calls = {
-        "memory-paper": lambda ids, g: memory.paper_call(loaded.net, ids, g),
+        "memory-paper": lambda ids, g: sweep.paper_call(loaded.net, ids, g),
         "memory": lambda ids, g: {"cache": generate(ids, g).cache},
     }
-    told = memory.predict(loaded, [context], 4, also)
+    told = sweep.predict(loaded, [context], 4, also)
     assert len(told) == 2 * (1 + len(also))
     for (kind, implementation, _), predicted in told.items():
         if implementation != "none":
@@ -353,7 +353,7 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
 
 def test_the_sweep_passes_predictions_on(model, tmp_path):
     told = {("memory-paper", "none", 8): 77, ("memory", "none", 8): "no shapes"}
-    rows = memory.sweep(
+    rows = sweep.sweep(
         model,
         contexts=[8],
         new_tokens=4,
@@ -367,10 +367,10 @@ def test_the_sweep_passes_predictions_on(model, tmp_path):
 
 def test_what_cannot_be_predicted_says_why():
     loaded = load.load("tiny-gpt-oss", device=open_device("cpu"), experts="loop")
-    told = memory.predict(loaded, [8], 2)
+    told = sweep.predict(loaded, [8], 2)
     assert set(told) == {("memory-paper", "loop", 8), ("memory", "loop", 8)}
     assert all(
         reason.startswith("its code does not run without values (") for reason in told.values()
     )
-    table = memory.prediction_table(told)
+    table = sweep.prediction_table(told)
     assert list(table["protocol"]) == ["paper", "generate()"]

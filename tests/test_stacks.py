@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lib import latency, stacks
 from lib.hardware.device import CpuDevice
+from lib.measure import latency, stacks
 from lib.models import experts, load
 from lib.records import store
 from lib.stacks import fused, graph, logits_check, registry

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import tracing
 from lib.hardware.device import open_device
-from lib.models import experts
+from lib.measure import experts
+from lib.measure.experts import Call
+from lib.models import experts as models_experts
 from lib.models import load as models_load
 from lib.models.card import ModelError
 from lib.models.prompts import prompt_ids
 from lib.records import store
 from lib.stacks import fused
-from lib.tracing import Call
 
 SMALL = {
     "hidden_size": 32,
@@ -73,7 +73,7 @@ def load(folder, model_type, config):
 
 def traced(model, path, **changes):
     arguments = {"context": 16, "batches": [1], "seed": 0, "env_id": "e"} | changes
-    return tracing.rows(model, records_path=path / "records.jsonl", **arguments)
+    return experts.rows(model, records_path=path / "records.jsonl", **arguments)
 
 
 # --- the definition, on modules that a reader can check
@@ -101,35 +101,35 @@ def call(module, *choices):
 
 
 def test_an_expert_is_touched_if_its_weights_reach_the_output():
-    assert tracing.touched(call(Experts(8), [1, 2], [2, 3])) == 3
-    assert tracing.touched(call(Experts(8, also=lambda choice: [0]), [1, 2], [2, 3])) == 4
+    assert experts.touched(call(Experts(8), [1, 2], [2, 3])) == 3
+    assert experts.touched(call(Experts(8, also=lambda choice: [0]), [1, 2], [2, 3])) == 4
     everything = Experts(8, also=lambda choice: range(8))  # each times zero
-    assert tracing.touched(call(everything, [1, 2], [2, 3])) == 8
+    assert experts.touched(call(everything, [1, 2], [2, 3])) == 8
 
 
 def test_one_token_of_a_step_has_touched_experts_of_its_own():
     own, shared = Experts(8), Experts(8, also=lambda choice: choice.unique().tolist())
-    assert tracing.touched(call(own, [1, 2], [3, 4]), token=0) == 2
-    assert tracing.touched(call(shared, [1, 2], [3, 4]), token=0) == 4
+    assert experts.touched(call(own, [1, 2], [3, 4]), token=0) == 2
+    assert experts.touched(call(shared, [1, 2], [3, 4]), token=0) == 4
 
 
 def test_experts_left_alone_cost_three_calls_and_others_are_tried_one_by_one():
     frugal, wasteful = Experts(40), Experts(40, also=lambda choice: range(40))
-    assert tracing.touched(call(frugal, [1, 2])) == 2 and frugal.calls == 3
-    assert tracing.touched(call(wasteful, [1, 2])) == 40 and wasteful.calls == 3 + 38
+    assert experts.touched(call(frugal, [1, 2])) == 2 and frugal.calls == 3
+    assert experts.touched(call(wasteful, [1, 2])) == 40 and wasteful.calls == 3 + 38
 
 
 def test_of_many_experts_a_sample_is_tried():
     even = Experts(200, also=lambda choice: range(0, 200, 2))
-    assert abs(tracing.touched(call(even, [0, 2])) - 100) < 25
-    assert even.calls == 3 + tracing.PROBES
+    assert abs(experts.touched(call(even, [0, 2])) - 100) < 25
+    assert even.calls == 3 + experts.PROBES
     everything = Experts(200, also=lambda choice: range(200))
-    assert tracing.touched(call(everything, [0, 2])) == 200
+    assert experts.touched(call(everything, [0, 2])) == 200
 
 
 def test_a_module_that_hides_nan_is_refused():
     with pytest.raises(ModelError, match="Experts cannot be probed"):
-        tracing.touched(call(Experts(8, hide=True), [1, 2]))
+        experts.touched(call(Experts(8, hide=True), [1, 2]))
 
 
 def bits(module):
@@ -142,7 +142,7 @@ def test_weights_come_back_bit_for_bit_also_after_an_error():
     odd.view(torch.int32)[2] += 1  # a NaN with another payload
     module.weight.copy_(odd)
     before = bits(module)
-    with pytest.raises(KeyError), tracing.poisoned(module, [0, 1, 2, 3]):
+    with pytest.raises(KeyError), experts.poisoned(module, [0, 1, 2, 3]):
         assert module.weight.isnan().all()
         raise KeyError
     assert torch.equal(bits(module), before)
@@ -150,7 +150,7 @@ def test_weights_come_back_bit_for_bit_also_after_an_error():
 
 def test_only_the_named_experts_are_poisoned():
     module = Experts(4)
-    with torch.inference_mode(), tracing.poisoned(module, [1, 3]):
+    with torch.inference_mode(), experts.poisoned(module, [1, 3]):
         assert module.weight.isnan().flatten().tolist() == [False, True, False, True]
     assert module.weight.flatten().tolist() == [1, 1, 1, 1] and not module.weight.is_inference()
 
@@ -159,7 +159,7 @@ def test_only_the_named_experts_are_poisoned():
     "choices, expected", [([[0, 1], [2, 3]], 2.0), ([[5], [5]], 0.0), ([[0], [0], [0], [7]], 0.811)]
 )
 def test_entropy_of_choices(choices, expected):
-    assert tracing.entropy_bits(torch.tensor(choices)) == pytest.approx(expected, abs=1e-3)
+    assert experts.entropy_bits(torch.tensor(choices)) == pytest.approx(expected, abs=1e-3)
 
 
 # --- on models
@@ -225,9 +225,9 @@ def exchange_in_decode(model, monkeypatch):
     @contextlib.contextmanager
     def switched():
         before = model.experts
-        experts.use(model.net, "all_experts")
+        models_experts.use(model.net, "all_experts")
         yield
-        experts.use(model.net, before)
+        models_experts.use(model.net, before)
 
     monkeypatch.setattr(model.net, "_optimize_model_for_decode", switched)
 
@@ -325,7 +325,7 @@ def test_experts_that_are_called_one_by_one_are_refused():
             self.experts = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
 
     with pytest.raises(ModelError, match="experts was called 0 times"):
-        tracing.captured(Block(), lambda ids, tokens: None, torch.zeros(1, 1))
+        experts.captured(Block(), lambda ids, tokens: None, torch.zeros(1, 1))
 
 
 def test_a_dense_model_has_rows_without_a_router(tmp_path):

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from lib import latency, memory, roofline
+from lib import roofline
 from lib.hardware.device import open_device
+from lib.measure import latency
+from lib.measure.memory import sweep
 from lib.models import load
 from lib.stacks import registry
 
@@ -41,11 +43,11 @@ def test_latency_is_measured_without_a_bound(model):
 def test_memory_is_measured_without_the_cards_cache(model, kind):
     generate = registry.open_stack("hf-eager", model.net)
     call = {
-        "memory-paper": lambda ids, tokens: memory.paper_call(model.net, ids, tokens),
+        "memory-paper": lambda ids, tokens: sweep.paper_call(model.net, ids, tokens),
         "memory": lambda ids, tokens: {"cache": generate(ids, tokens).cache},
     }[kind]
     tokens = 3 if kind == "memory-paper" else 4  # 11 tokens in the cache either way
-    row = memory.arm(
+    row = sweep.arm(
         model,
         kind=kind,
         call=call,
@@ -63,7 +65,7 @@ def test_memory_is_measured_without_the_cards_cache(model, kind):
 
 def test_what_is_expected_is_a_dash_with_the_reason(model):
     bound = roofline.expected(model.card, [8, 16], 1e9)
-    cache = memory.expected(model.card, [8, 16], 4)
+    cache = sweep.expected(model.card, [8, 16], 4)
     assert list(bound["decode bound (tok/s)"]) == list(bound["a step reads (GB)"]) == ["-", "-"]
     assert list(cache["KV cache computed (MB)"]) == ["-", "-"]
     for table in (bound, cache):
@@ -74,4 +76,4 @@ def test_what_is_expected_is_a_dash_with_the_reason(model):
 def test_where_the_cache_is_known_there_is_no_such_column():
     card = load.card("tiny-yi")
     assert "missing" not in roofline.expected(card, [8], 1e9)
-    assert list(memory.expected(card, [8], 4)) == ["KV cache computed (MB)"]
+    assert list(sweep.expected(card, [8], 4)) == ["KV cache computed (MB)"]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.hardware.validity import Gate, Window
+from lib.measure.energy.windows import Span
 from lib.records import record
-from lib.windows import Span
 
 LEVELS = ("ok", "unknown", "warn", "invalid")
 

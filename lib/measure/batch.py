@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import blocks, energy, latency, tracing
+from lib.measure import experts, latency
+from lib.measure.energy import blocks
+from lib.measure.energy import sweep as energy_sweep
+from lib.measure.session import track
 from lib.models import load
-from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
 from lib.stacks import logits_check, registry
@@ -44,9 +46,9 @@ def sweep(
     `trace` row. Idle power is measured once, before all.
     """
     path, rows = Path(records_path), []
-    session = energy.open_session(model, stacks[0], path, seed, env_id, (), 0)
-    idle = energy.idle_power(session, idle_s, "before")
-    idle |= energy.idle_both(idle)
+    session = energy_sweep.open_session(model, stacks[0], path, seed, env_id, (), 0)
+    idle = energy_sweep.idle_power(session, idle_s, "before")
+    idle |= energy_sweep.idle_both(idle)
     arguments = {
         "new_tokens": new_tokens,
         "repeats": repeats,
@@ -97,7 +99,7 @@ def _place(
     if windows:
         yield from _energy(model, place, new_tokens, windows, window_s, idle, path)
     if traced:
-        yield tracing.row(model, model.experts, **place)
+        yield experts.row(model, model.experts, **place)
 
 
 def _energy(
@@ -112,13 +114,13 @@ def _energy(
     """Windows of calls of each length in turns, then the same reversed, one after another."""
     stack, context, batch, seed = (place[n] for n in ("stack", "context", "batch", "seed"))
     cells = [blocks.Cell(context, tokens, windows, "batch-energy") for tokens in new_tokens]
-    session = energy.open_session(
+    session = energy_sweep.open_session(
         model, stack, path, seed, place["env_id"], [context], max(new_tokens), batch=batch
     )
     session.values |= idle
     order = [cell for cells_in_turn in blocks.plan(cells, seed) for cell in cells_in_turn]
-    energy.measure_together(session, order, f"trace-{stack}-{batch}", window_s)
-    return [energy.row_of(session, cell, found) for cell, found in session.blocks.items()]
+    energy_sweep.measure_together(session, order, f"trace-{stack}-{batch}", window_s)
+    return [energy_sweep.row_of(session, cell, found) for cell, found in session.blocks.items()]
 
 
 def _failed(

@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 
 from lib import stats
 from lib.hardware.device import time_call
+from lib.measure.session import begin_records, track
 from lib.models import experts as implementations
 from lib.models import formats
 from lib.models.card import computed, require_context
 from lib.models.load import card, load
 from lib.models.prompts import prompt_ids
-from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
-from lib.session import begin_records
 from lib.stacks import logits_check, registry
 
 WARMUP_CALLS = 2

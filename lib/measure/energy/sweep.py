@@ -14,19 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib import blocks as lib_blocks
-from lib import stats, windows
-from lib.blocks import Block, Cell
+from lib import stats
 from lib.hardware import device as lib_device
 from lib.hardware import joules
 from lib.hardware import validity as lib_gates
 from lib.hardware.validity import Gate
+from lib.measure.energy import blocks as lib_blocks
+from lib.measure.energy import windows
+from lib.measure.energy.blocks import Block, Cell
+from lib.measure.energy.windows import Span
+from lib.measure.session import track
 from lib.models.prompts import prompt_ids
-from lib.progress import track
 from lib.records import store
 from lib.records.record import Record
 from lib.stacks import registry
-from lib.windows import Span
 
 WARMUP_LIMIT_S = 30.0
 

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib import forecast, stretches
-from lib.held import (
+from lib.measure.memory import forecast, phases
+from lib.measure.memory.bytes_alive import (
     behind_bytes,
     cache_bytes,
     card_bytes,
@@ -22,14 +22,13 @@ from lib.held import (
     tensor_bytes,
     weight_bytes,
 )
+from lib.measure.session import begin_records, track
 from lib.models import experts
 from lib.models.card import computed
 from lib.models.prompts import prompt_ids
-from lib.progress import track
 from lib.records import store
 from lib.records.kinds import PROTOCOLS
 from lib.records.record import Record
-from lib.session import begin_records
 from lib.shown import Shown
 from lib.stacks import registry
 
@@ -315,7 +314,7 @@ def where_it_peaks(
     the experts of a layer add in the prefill, decode_expert_workspace in a decode step.
     """
     model.device.empty_cache()
-    with stretches.follow(model.net, model.device, _cache_sizes) as trace:
+    with phases.follow(model.net, model.device, _cache_sizes) as trace:
         shorter = _cache_sizes(call(ids, tokens)["cache"])
     longer = measured["kv_tensor_bytes"], measured["kv_behind_bytes"]
     grown = max(longer[0] - shorter[0], 0)
@@ -328,8 +327,8 @@ def where_it_peaks(
         "peak_in": where,
         "kv_peak_bytes": there[0],
         "kv_peak_behind_bytes": there[1],
-        "expert_workspace_bytes": trace.grown_bytes(f"prefill {stretches.EXPERTS}"),
-        "decode_expert_workspace_bytes": trace.grown_bytes(f"decode {stretches.EXPERTS}"),
+        "expert_workspace_bytes": trace.grown_bytes(f"prefill {phases.EXPERTS}"),
+        "decode_expert_workspace_bytes": trace.grown_bytes(f"decode {phases.EXPERTS}"),
     }
 
 

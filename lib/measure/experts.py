@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
+from lib.measure.session import track
 from lib.models import count
 from lib.models import experts as lib_experts
 from lib.models.card import ModelError, computed, require_context
 from lib.models.prompts import prompt_ids
-from lib.progress import track
 from lib.records import record, store
 from lib.records.record import Record
 from lib.stacks import registry

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from lib.files import BATCH_VARIABLE
 from lib.records import record, store
 from lib.records.record import Record
 
@@ -18,3 +24,10 @@ def begin_records(model: Any, records_path: str | Path) -> list[Record]:
     values = {**model.source, **model.card.as_dict(), "load_s": model.load_s}
     card = Record("card", model.key(), values=values, env_id=env.env_id)
     return [store.append(records_path, row) for row in (env, card)]
+
+
+def track(items: Sequence, description: str) -> Iterable:
+    """Iterate with a bar and the time left, unless a runner executes the notebook."""
+    batch = BATCH_VARIABLE in os.environ
+    # JupyterLab shows the standard error stream on red.
+    return tqdm(items, desc=description, leave=False, disable=batch, file=sys.stdout)

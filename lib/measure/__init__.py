@@ -1,0 +1,5 @@
+"""One sweep a notebook: primitives that a notebook calls in one line each.
+
+Imports all of the measuring side: `hardware`, `models`, `stacks`, and `records`, into which every
+sweep writes its rows at once. Begin with `latency.sweep`. `session` is what each one starts with.
+"""
