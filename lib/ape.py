@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from lib.grid import Column, Table, build, frame, sampled
 from lib.records.record import Record, select
+from lib.show.table import Column, Table, build, frame, sampled
 from lib.stats import Estimate, inverse, missing, scaled
 
 KINDS = ("latency", "memory-paper", "energy")

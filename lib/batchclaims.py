@@ -8,12 +8,11 @@ from typing import Any
 
 from lib import batches, energystats, stats
 from lib.batches import FIELDS, GAIN, KINDS, RULE, Point
-from lib.claims import bullets, cautions, number
-from lib.grid import Column, Table, build, without_empty
 from lib.models import card as models_card
 from lib.models.card import computed
 from lib.records.record import Record
-from lib.shown import Shown, rounded, short
+from lib.show.table import Column, Shown, Table, build, without_empty
+from lib.show.wording import bullets, cautions, number, rounded, short
 from lib.stats import Estimate
 
 NOTES = (

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib import energystats, roofline, stats
-from lib.grid import grouped
 from lib.groups import SETUP, Name, named
 from lib.records.record import Record
-from lib.shown import short
+from lib.show.table import grouped
+from lib.show.wording import short
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 
 from lib import batchclaims, batches
 from lib.batches import Point
-from lib.markup import grid_html
-from lib.plots import axes, color, html, labelled, logarithmic, style
 from lib.records.record import Record
+from lib.show.figure import axes, color, html, labelled, logarithmic, style
+from lib.show.html import grid_html
 from lib.stats import Estimate
 
 SECTION = """<section>

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 
 from lib import machine, roofline
 from lib.groups import named
-from lib.plots import PALETTE, axes, color, labelled, logarithmic, style
 from lib.records.record import Record, select
+from lib.show.figure import PALETTE, axes, color, labelled, logarithmic, style
 
 
 def bound(rows: Sequence[Record], ax: Axes | None = None) -> Axes:

@@ -5,43 +5,15 @@ Every function returns Markdown, a list with one sentence a finding.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from lib import ape, energypasses, energystats, hostbound, ledger, stats
 from lib.groups import Group, by_setup, setup_of
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments, select
-from lib.shown import short
-from lib.stats import Estimate
+from lib.show import wording
+from lib.show.wording import _named, short
 from lib.tables import decode_tok_per_s
-
-
-def number(est: Estimate, unit: str) -> str:
-    """A value with its interval and n, or that it was not measured and why."""
-    if est.value is None:
-        why = est.reason.removeprefix("not measured").removeprefix(": ")
-        return f"not measured ({why})" if why else "not measured"
-    ends = f" [{short(est.low)}, {short(est.high)}]" if est.low is not None else ""
-    return f"{short(est.value)} {unit}{ends}, n = {est.n}"
-
-
-def _named(est: Estimate, unit: str) -> str:
-    """A value that its unit names, also where it is missing."""
-    return number(est, unit) if est.value is not None else f"{unit} {number(est, unit)}"
-
-
-def ratio_sentence(name: str, reference: str, what: str, ratio: Estimate) -> str:
-    """Higher, lower, or no difference resolved, chosen by the interval."""
-    if ratio.value is None:
-        return f"{what} of {name} against {reference}: not compared ({ratio.reason})."
-    text = f"{what} of {name} is {short(ratio.value)} times that of {reference}"
-    if ratio.resolved_from(1.0) is None:
-        return f"{text}; without an interval ({ratio.reason}) nothing is concluded."
-    ends = f"[{short(ratio.low)}, {short(ratio.high)}]"
-    if not ratio.resolved_from(1.0):
-        return f"{what} of {name} against {reference}: no difference resolved ({ends})."
-    return f"{text} {ends}: {'higher' if ratio.value > 1 else 'lower'}."
 
 
 def latency(rows: Sequence[Record]) -> str:
@@ -59,22 +31,27 @@ def latency(rows: Sequence[Record]) -> str:
         at = select(group.rows, context=last)
         ones = [r.samples["ttft_s"] for r in select(at, new_tokens=1) if r.samples.get("ttft_s")]
         first_token = stats.median(ones[0]) if ones else stats.missing("no arm")
+        decode = wording.number(decode_tok_per_s(at), "tok/s")
         lines.append(
             f"{name} at {last} tokens of context and {tokens} new tokens: TTFT "
-            f"{number(stats.scaled(first_token, 1e3), 'ms')}; output throughput "
-            f"{number(output, 'tok/s')}; decode alone {number(decode_tok_per_s(at), 'tok/s')}."
+            f"{wording.number(stats.scaled(first_token, 1e3), 'ms')}; output throughput "
+            f"{wording.number(output, 'tok/s')}; decode alone {decode}."
         )
         if first != last:
             ratio = stats.ratio(*(headline[c].samples["e2e_s"] for c in (first, last)))
             lines.append(
-                ratio_sentence(f"{name} at {last}", f"{first} tokens", "Output throughput", ratio)
+                wording.ratio_sentence(
+                    f"{name} at {last}", f"{first} tokens", "Output throughput", ratio
+                )
             )
-    return bullets([*lines, *hostbound.sentences(rows), *_aa_checks(rows), *cautions(rows)])
+    return wording.bullets(
+        [*lines, *hostbound.sentences(rows), *_aa_checks(rows), *wording.cautions(rows)]
+    )
 
 
 def aa(rows: Sequence[Record]) -> str:
     """The A/A checks alone."""
-    return bullets(_aa_checks(rows) or ["No arm was measured against itself."])
+    return wording.bullets(_aa_checks(rows) or ["No arm was measured against itself."])
 
 
 def _aa_checks(rows: Sequence[Record]) -> list[str]:
@@ -138,7 +115,7 @@ def memory(rows: Sequence[Record]) -> str:
                 f"{line}; the largest part is the {names[part]} with {parts[part] / above:.0%}, "
                 f"the KV cache is {parts['kv'] / above:.0%}."
             )
-    return bullets([*lines, *ledger.sentences(rows), *cautions(rows)])
+    return wording.bullets([*lines, *ledger.sentences(rows), *wording.cautions(rows)])
 
 
 def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = None) -> str:
@@ -158,7 +135,7 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
         share = idle * row.values["window_s"] / row.values["window_energy_j"] if idle else None
         lines.append(
             f"{model} at {row.key['context']} tokens: "
-            f"{number(per_1k, 'J per 1,000 generated tokens')} (GPU board, gross)"
+            f"{wording.number(per_1k, 'J per 1,000 generated tokens')} (GPU board, gross)"
             + (f", of which {share:.0%} is what the idle board draws in that time" if share else "")
             + (
                 f"; the paper's before/after estimator gives {stats.change(against)}."
@@ -173,7 +150,7 @@ def energy(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None = N
                 f"{g_per_kwh:g} g/kWh = {told.grams:.3g} gCO2e."
             )
     # What the instrument does not show stands in its own table.
-    return bullets([*lines, *cautions(r for r in rows if r.kind != "instrument")])
+    return wording.bullets([*lines, *wording.cautions(r for r in rows if r.kind != "instrument")])
 
 
 def energy_details(group: Group, row: Record, rows: Sequence[Record]) -> list[str]:
@@ -190,8 +167,8 @@ def energy_details(group: Group, row: Record, rows: Sequence[Record]) -> list[st
     arms = select(lengths, context=context)
     if any(r.kind == "energy-slope" for r in arms):
         prefill, token = energystats.split(arms)
-        said = f"prefill and first token {number(prefill, 'J')}; each further token "
-        lines.append(f"{model} at {context} tokens: {said}{number(token, 'J')}.")
+        said = f"prefill and first token {wording.number(prefill, 'J')}; each further token "
+        lines.append(f"{model} at {context} tokens: {said}{wording.number(token, 'J')}.")
     found = energystats.uncertainty(row, energystats.spread_beside(rows, group))
     parts = {
         "95 % over blocks": found.statistical,
@@ -221,12 +198,16 @@ def energy_again(rows: Sequence[Record]) -> str:
             spread = energystats.variation(row)
             lines.append(
                 f"{group.label} at {row.key['context']} tokens, second pass: "
-                f"{number(second, 'J per 1,000 generated tokens')}"
+                f"{wording.number(second, 'J per 1,000 generated tokens')}"
                 + (f", blocks spread by {spread:.2%}" if spread is not None else "")
-                + (f"; over the first pass {number(over, '×')}" if over.value is not None else "")
+                + (
+                    f"; over the first pass {wording.number(over, '×')}"
+                    if over.value is not None
+                    else ""
+                )
                 + "."
             )
-    return bullets([*lines, *cautions(rows)])
+    return wording.bullets([*lines, *wording.cautions(rows)])
 
 
 def energy_checks(rows: Sequence[Record]) -> str:
@@ -237,10 +218,14 @@ def energy_checks(rows: Sequence[Record]) -> str:
         for value, ratio in energystats.weight_effects(group.rows).items():
             if value != "normal":
                 lines.append(
-                    ratio_sentence(f"{name} with {value} weights", "normal ones", "Energy", ratio)
+                    wording.ratio_sentence(
+                        f"{name} with {value} weights", "normal ones", "Energy", ratio
+                    )
                 )
         if (real := energystats.real_effect(group.rows)) is not None:
-            lines.append(ratio_sentence(f"{name} with real weights", "random ones", "Energy", real))
+            lines.append(
+                wording.ratio_sentence(f"{name} with real weights", "random ones", "Energy", real)
+            )
     peers = by_setup(rows, "energy-peer")
     for label, row in ((peer.label, row) for peer in peers for row in peer.rows):
         of = f" of {label}" if len(peers) > 1 else ""
@@ -252,7 +237,7 @@ def energy_checks(rows: Sequence[Record]) -> str:
                     f"{stats.median(off).value:+.2%}, at most {max(off, key=abs):+.2%} "
                     "from this workbook."
                 )
-    return bullets([*lines, *cautions(rows)])
+    return wording.bullets([*lines, *wording.cautions(rows)])
 
 
 ABLATIONS = {
@@ -279,12 +264,14 @@ def ablations(rows: Sequence[Record]) -> str:
                 elif row is not worked[0]:
                     ratio = stats.ratio(worked[0].samples["e2e_s"], row.samples["e2e_s"])
                     reference = str(worked[0].key.get(field))
-                    lines.append(ratio_sentence(title, reference, "Output throughput", ratio))
+                    lines.append(
+                        wording.ratio_sentence(title, reference, "Output throughput", ratio)
+                    )
             if len(worked) < 2:
                 lines.append(f"{name}{of}: {len(worked)} arm(s) ran, so nothing is compared.")
         if not groups:
             lines.append(f"{name}: 0 arm(s) ran, so nothing is compared.")
-    return bullets([*lines, *cautions(rows)])
+    return wording.bullets([*lines, *wording.cautions(rows)])
 
 
 def efficiency(rows: Sequence[Record], context: int) -> str:
@@ -302,10 +289,10 @@ def efficiency(rows: Sequence[Record], context: int) -> str:
         quotients = ape.of_rows(group.rows, count)
         lines.append(
             f"{group.label} at {context} tokens, per billion of its {count / 1e9:.3g} billion "
-            f"active parameters: {number(quotients.tok_per_s_per_b, 'tok/s')}; "
+            f"active parameters: {wording.number(quotients.tok_per_s_per_b, 'tok/s')}; "
             f"{_named(quotients.inverse_ttft_per_s_per_b, 'first tokens per second')}; "
             f"{_named(quotients.tok_per_j_per_b, 'tokens per joule')}. Per GB of peak memory: "
-            f"{number(quotients.tok_per_s_per_gb, 'tok/s')}."
+            f"{wording.number(quotients.tok_per_s_per_gb, 'tok/s')}."
         )
     for model in sorted(active.keys() - {g.model for g in groups}, key=model_order):
         known = sorted(
@@ -316,7 +303,7 @@ def efficiency(rows: Sequence[Record], context: int) -> str:
             }
         )
         lines.append(f"{model}: nothing measured at {context} tokens; measured: {known}.")
-    return bullets([*lines, *cautions(rows)])
+    return wording.bullets([*lines, *wording.cautions(rows)])
 
 
 def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
@@ -326,25 +313,3 @@ def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
         for row in (r for r in group.rows if r.error):
             lines.append(f"{group.label} at {row.key.get('context')} tokens: {row.error}.")
     return list(dict.fromkeys(lines))
-
-
-def cautions(rows: Iterable[Record]) -> list[str]:
-    """Active warnings with counts, random weights, and what is missing with its reason."""
-    rows = list(rows)
-    lines = []
-    texts = {w["code"]: w["text"] for r in rows for w in r.warnings}
-    for code, count in Counter(w["code"] for r in rows for w in r.warnings).items():
-        lines.append(f"Warning on {count} arm(s), {code}: for example, {texts[code]}.")
-    if any(r.key.get("weights") == "random" for r in rows):
-        lines.append(
-            "Random weights: valid for memory and dense latency; prefill of a mixture of "
-            "experts depends on its router."
-        )
-    missing = Counter(f"{name}: {why}" for r in rows for name, why in r.missing.items())
-    lines += [f"Not measured on {count} arm(s), {text}." for text, count in missing.items()]
-    return lines
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """A Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)

@@ -11,15 +11,14 @@ from markupsafe import Markup
 
 from lib import files
 from lib.files import ParamsError
-from lib.grid import Column, Table, interval
 from lib.groups import arm_text
-from lib.markup import grid_html
-from lib.page import data_link, entry, shell, write_text
 from lib.pairs import READ, SAMPLED, Pair, Refused, Side, compare, load
-from lib.papertables import number_text
 from lib.records import jobs, store
 from lib.records.record import KEY_FIELDS
-from lib.shown import short
+from lib.show.html import grid_html
+from lib.show.page import data_link, entry, shell, write_text
+from lib.show.table import Column, Table
+from lib.show.wording import interval, number_text, short
 from lib.stats import Estimate
 
 HARDWARE = ("gpu", "gpu_total_bytes", "power_limit_w", "sm_clock_max_hz", "memory_clock_max_hz")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib import stats
-from lib.claims import bullets, cautions, failures, ratio_sentence
+from lib.claims import failures
 from lib.groups import Group, by_setup, setup_order
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, environments, machines_differ, require_comparable, select
-from lib.shown import short
+from lib.show.wording import bullets, cautions, ratio_sentence, short
 from lib.stats import Estimate
 
 Shape = tuple[int, int]  # context, new tokens

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from lib.grid import Column, Table
 from lib.records.jobs import Job
 from lib.records.record import Record, select
-from lib.shown import short
+from lib.show.table import Column, Table
+from lib.show.wording import short
 from lib.stats import Estimate
 
 TIMED = ("ttft_s", "e2e_s")

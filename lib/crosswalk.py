@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lib import stats
-from lib.grid import Column, build, frame
 from lib.records.record import Record
-from lib.shown import Shown
+from lib.show.table import Column, Shown, build, frame
 
 
 @dataclass(frozen=True)

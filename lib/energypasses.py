@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from lib import stats
-from lib.grid import Column, Table, build, sampled
 from lib.records.record import Record, environments, record_id, select
+from lib.show.table import Column, Table, build, sampled
 from lib.stats import Estimate
 
 AGAIN = "energy-again"  # kind of the rows of the second pass

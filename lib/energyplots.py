@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from lib import energystats, stats
 from lib.groups import Group, by_setup
 from lib.hardware import readouts
-from lib.plots import PALETTE, axes, color, labelled, style
 from lib.records import store
 from lib.records.record import Record
+from lib.show.figure import PALETTE, axes, color, labelled, style
 
 LENGTHS_S = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 

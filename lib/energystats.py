@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib import stats
-from lib.grid import sampled
 from lib.groups import Group, by_setup
 from lib.hardware import joules
 from lib.records.record import Record
+from lib.show.table import sampled
 from lib.stats import Estimate
 
 J_PER_KWH = 3.6e6

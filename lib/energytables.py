@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 
 from lib import energypasses, energystats, stats
-from lib.grid import Column, build, frame
 from lib.groups import Group, by_setup
 from lib.records.record import Record
-from lib.shown import Shown
+from lib.show.table import Column, Shown, build, frame
 from lib.stats import Estimate
 
 READOUTS = {"counter": "energy counter", "instant": "instant power", "average": "average power"}

@@ -6,25 +6,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from lib import paperrules as rules
 from lib import perstack, roofline
-from lib.grid import interval
 from lib.papertables import PaperTable
 from lib.perstack import Base
 from lib.records.record import Record, environments, require_comparable
-from lib.shown import short
+from lib.show import wording
+from lib.show.wording import Finding, interval, short
 from lib.stats import Estimate
 
 Arm = tuple[int, int]
-
-
-class Finding(NamedTuple):
-    """A sentence or two of the abstract under a short lead."""
-
-    lead: str
-    text: str
 
 
 def findings(
@@ -85,53 +78,6 @@ def _fastest(base: Base, arm: Arm) -> str:
     return max(base, key=lambda m: (rules.output_tok_per_s(base[m], *arm).value or 0, m))
 
 
-def text(estimate: Estimate, unit: str = "") -> str:
-    """A value with its unit and interval, or the reason why there is none."""
-    if estimate.value is None:
-        return f"({estimate.reason})"
-    number = f"{short(estimate.value)} {unit}".strip()
-    return f"{number} {interval(estimate)}".strip()
-
-
-def levels(found: dict[str, Estimate], unit: str) -> str:
-    """Each model's value with its interval; n once where all have the same."""
-    counts = {e.n for e in found.values() if e.value is not None}
-    parts = []
-    for model, estimate in found.items():
-        n = f" (n = {estimate.n})" if estimate.n and len(counts) > 1 else ""
-        parts.append(f"{model} {text(estimate, unit)}{n}")
-    n = f" (n = {counts.pop()})" if len(counts) == 1 else ""
-    return f"{listed(parts)}{n}."
-
-
-def listed(parts: Sequence[str]) -> str:
-    """Parts as a list in a sentence."""
-    return "; ".join(parts)
-
-
-def compared(name: str, others: dict[str, Estimate]) -> str:
-    """What a model has against each other one: higher, lower, or no difference resolved."""
-    if not others:
-        return ""
-    parts = []
-    for other, ratio in others.items():
-        if ratio.value is None:
-            parts.append(f"not compared with {other} ({ratio.reason})")
-            continue
-        times = f"{ratio.value:.2f}×"
-        if ratio.low is None or ratio.high is None:
-            why = ratio.reason or "no interval"
-            parts.append(f"{times} that of {other}, without an interval ({why})")
-        elif not ratio.resolved_from(1.0):
-            span = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
-            parts.append(f"no difference resolved from {other} ({times} {span})")
-        else:
-            verdict = "higher" if ratio.value > 1 else "lower"
-            span = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
-            parts.append(f"{times} {span} that of {other}, {verdict}")
-    return f"{name}: {listed(parts)}."
-
-
 def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
     found = {m: rules.output_tok_per_s(s, *arm) for m, s in base.items()}
     # Throughput is tokens over time: its ratio is the inverse ratio of the times.
@@ -141,7 +87,9 @@ def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "
         if m != reference
     }
     lead = f"Output throughput at {arm[0]:,} tokens of context and {arm[1]} new tokens{where}"
-    return Finding(lead, f"{levels(found, 'tok/s')} {compared(reference, others)}".strip())
+    return Finding(
+        lead, f"{wording.levels(found, 'tok/s')} {wording.compared(reference, others)}".strip()
+    )
 
 
 def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
@@ -153,7 +101,9 @@ def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> 
         if m != reference
     }
     lead = f"Time to first token at {arm[0]:,} tokens of context{where}"
-    return Finding(lead, f"{levels(found, 'ms')} {compared(reference, others)}".strip())
+    return Finding(
+        lead, f"{wording.levels(found, 'ms')} {wording.compared(reference, others)}".strip()
+    )
 
 
 def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
@@ -162,7 +112,7 @@ def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     if all(p.value is None for p in peaks.values()):
         return Finding(lead, f"{_common_reason(peaks)}.")
     parts = [
-        f"{m} {size(p.value * rules.MIB)}" if p.value is not None else f"{m} ({p.reason})"
+        f"{m} {wording.size(p.value * rules.MIB)}" if p.value is not None else f"{m} ({p.reason})"
         for m, p in peaks.items()
     ]
     least = peaks[reference].value
@@ -181,14 +131,8 @@ def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
             less.append(f"as much as {model}")
         else:
             less.append(f"{abs(change):.1f} % {'less' if change > 0 else 'more'} than {model}")
-    said = f" {reference}: {listed(less)}." if less else ""
-    return Finding(lead, f"{listed(parts)} (single readings).{said}")
-
-
-def size(value_bytes: float) -> str:
-    """Bytes in GB (10^9), or in MB (10^6) below one GB."""
-    big = value_bytes >= 1e9
-    return f"{short(value_bytes / (1e9 if big else 1e6))} {'GB' if big else 'MB'}"
+    said = f" {reference}: {wording.listed(less)}." if less else ""
+    return Finding(lead, f"{wording.listed(parts)} (single readings).{said}")
 
 
 def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
@@ -201,7 +145,9 @@ def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
         for m in base
         if m != reference
     }
-    return Finding(lead, f"{levels(found, 'J')} {compared(reference, others)}".strip())
+    return Finding(
+        lead, f"{wording.levels(found, 'J')} {wording.compared(reference, others)}".strip()
+    )
 
 
 def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> tuple[str, str]:
@@ -232,7 +178,7 @@ def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> tuple[str, str]:
             "here, such as the host that drives it, and a comparison of models compares "
             "that."
         )
-    return listed(parts), meaning
+    return wording.listed(parts), meaning
 
 
 def _other_stack(
@@ -250,7 +196,11 @@ def _other_stack(
     arm = arm if _has(there, arm) else _arm(there, published)
     if arm is None:
         failed = [f"{m} ({r.error})" for m, s in there.items() for r in s.rows if r.error][:1]
-        return [Finding(f"On {other}", f"Nothing was timed: {listed(failed)}.")] if failed else []
+        return (
+            [Finding(f"On {other}", f"Nothing was timed: {wording.listed(failed)}.")]
+            if failed
+            else []
+        )
     reference = published["ablation_model"]
     reference = reference if reference in there else _fastest(there, arm)
     found = [(_throughput(there, arm, reference, envs, f", on {other}"), "latency", "e2e_s")]
@@ -279,7 +229,7 @@ def _against(
         )
         if ratio.value is not None:
             known.append(f"{model} {ratio.value:.2f}× {interval(ratio)}".strip())
-    return f" Against {stack}: {listed(known)}." if known else ""
+    return f" Against {stack}: {wording.listed(known)}." if known else ""
 
 
 def _has(base: Base, arm: Arm | None) -> bool:
@@ -290,7 +240,7 @@ def _has(base: Base, arm: Arm | None) -> bool:
 
 def _common_reason(found: dict[str, Estimate]) -> str:
     reasons = sorted({e.reason for e in found.values()})
-    said = listed(reasons)
+    said = wording.listed(reasons)
     return said[:1].upper() + said[1:]
 
 
@@ -321,5 +271,5 @@ def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
     lead = "Against the paper"
     if not said:
         return [Finding(lead, "No cell of the paper's tables was measured.")]
-    text = listed(said)
+    text = wording.listed(said)
     return [Finding(lead, f"{text[:1].upper()}{text[1:]}.")]

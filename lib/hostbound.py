@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 
 from lib import stats, stepkernels
-from lib.grid import Column, Table, build, interval, sampled
 from lib.groups import SETUP, by_setup, named
 from lib.records.record import Record
-from lib.shown import short
+from lib.show.table import Column, Table, build, sampled
+from lib.show.wording import interval, short
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s
 

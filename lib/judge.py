@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from lib.shown import short
+from lib.show.wording import short
 from lib.stats import Estimate
 
 REPRODUCED, DIRECTION = "reproduced", "direction only"

@@ -12,12 +12,11 @@ from functools import partial
 
 from lib import auditlatency, evidence, judge, roofline, stats
 from lib.evidence import ALL_EXPERTS, Evidence, Map
-from lib.findings import Finding
-from lib.grid import Column, Table, interval
 from lib.paperrules import Series
 from lib.published import RATE, Absent, Published, each
 from lib.records.record import Record, select
-from lib.shown import short
+from lib.show.table import Column, Table
+from lib.show.wording import Finding, interval, short
 from lib.stats import Estimate
 
 KINDS = ("environment", "card", "latency", "ablation-experts", "trace")  # of rows that are read

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.groups import by_setup
 from lib.records.record import Record
-from lib.shown import short
+from lib.show.wording import short
 
 CLOSED_SHARE = 0.01
 KINDS = ("memory-paper", "memory")

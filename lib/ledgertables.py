@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from lib import stats
-from lib.grid import Column, Table, build, frame
 from lib.ledger import CLOSED_SHARE, KINDS, OLD, PARTS, above_bytes, card_of, difference, ledger
 from lib.paperrules import MIB, load_published, paper_name
 from lib.records.record import Record
+from lib.show.table import Column, Table, build, frame
 from lib.stats import Estimate
 
 NOTES = (

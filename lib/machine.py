@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib import stats
-from lib.claims import bullets, cautions
-from lib.grid import Column, Table, without_empty
 from lib.hardware.datasheets import Datasheet, datasheet
 from lib.records.record import Record, environments, select
-from lib.shown import short
+from lib.show.table import Column, Table, without_empty
+from lib.show.wording import bullets, cautions, short
 from lib.stats import Estimate
 
 KERNELS = 1000  # for a sentence on what launching so many costs

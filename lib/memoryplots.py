@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 
 from lib import ledger
 from lib.groups import by_setup
-from lib.plots import PALETTE, axes, labelled
 from lib.records.record import Record
-from lib.shown import short
+from lib.show.figure import PALETTE, axes, labelled
+from lib.show.wording import short
 
 PARTS = {
     "kv_tensor_bytes": "KV cache",

@@ -13,8 +13,8 @@ from typing import Any
 
 from lib import stats
 from lib.files import ParamsError
-from lib.grid import Column, Table, build, frame, sampled
 from lib.records.record import Record
+from lib.show.table import Column, Table, build, frame, sampled
 from lib.stats import Estimate
 
 JOULES_PER_KWH = 3.6e6

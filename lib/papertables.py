@@ -17,6 +17,7 @@ from lib import judge, stats
 from lib import paperrules as rules
 from lib.paperrules import Series, Study
 from lib.records.record import Record, require_comparable
+from lib.show import wording
 from lib.stats import Estimate
 
 CSV_COLUMNS = (
@@ -232,7 +233,9 @@ def _cell(
         context = int(name) if number == 7 else s.published["context"]
         own = rules.joules_per_1k(series, context, s.published["new_tokens"], "paper_energy_j")
         if own.value is not None:
-            notes.append(f"by the paper's before/after estimator {number_text(own.value)} J")
+            notes.append(
+                f"by the paper's before/after estimator {wording.number_text(own.value)} J"
+            )
     unit = written if meant.startswith("output") or ";" in meant else meant
     return Cell(
         number,
@@ -270,11 +273,6 @@ def _ratio(measured: Estimate, paper: float | None, unit: str) -> Estimate:
     return stats.scaled(measured, 1 / paper)
 
 
-def number_text(value: float | None) -> str:
-    """A number as the CSVs and the report's `data-value` carry it: 8 significant digits."""
-    return "" if value is None else f"{value:.8g}"
-
-
 def csv_row(cell: Cell) -> dict[str, Any]:
     """One line of a table's CSV; what is missing is empty and the note says why."""
     m, r = cell.measured, cell.ratio
@@ -283,12 +281,12 @@ def csv_row(cell: Cell) -> dict[str, Any]:
         "column": cell.column,
         "unit": cell.unit,
         "paper": cell.printed or "",
-        "measured": number_text(m.value),
-        "low": number_text(m.low),
-        "high": number_text(m.high),
-        "ratio": number_text(r.value),
-        "ratio_low": number_text(r.low),
-        "ratio_high": number_text(r.high),
+        "measured": wording.number_text(m.value),
+        "low": wording.number_text(m.low),
+        "high": wording.number_text(m.high),
+        "ratio": wording.number_text(r.value),
+        "ratio_low": wording.number_text(r.low),
+        "ratio_high": wording.number_text(r.high),
         "verdict": cell.verdict.word,
         "why": cell.verdict.why,
         "n": m.n or "",

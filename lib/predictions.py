@@ -8,12 +8,12 @@ from typing import Any
 
 from lib import roofline, stats
 from lib.files import ROOT
-from lib.grid import Column, Table, build, grouped
 from lib.models import card as models_card
 from lib.models.card import ModelCard
 from lib.records.record import Record
 from lib.records.store import load_tree
-from lib.shown import short
+from lib.show.table import Column, Table, build, grouped
+from lib.show.wording import short
 from lib.stats import Estimate
 
 RELEASED = ROOT / "outputs" / "released"

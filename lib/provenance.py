@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from lib.grid import Column, Table
 from lib.groups import arm_text
 from lib.records.jobs import Job, readable
 from lib.records.record import Record, environments
+from lib.show.table import Column, Table
 
 
 def is_demo(rows: Sequence[Record]) -> bool:

@@ -24,11 +24,11 @@ from lib.evidence import (
     reading,
     ttft_s,
 )
-from lib.grid import Column, Table
 from lib.paperrules import MIB
 from lib.published import JOULES, RATE, TTFT, Absent, Published
 from lib.records.record import Record, require_comparable
-from lib.shown import short
+from lib.show.table import Column, Table
+from lib.show.wording import short
 from lib.stats import Estimate
 
 Values = Mapping[str, Estimate]

@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 from lib import paperrules
-from lib.markup import figure
 from lib.paperrules import Series, Study
 from lib.papertables import Cell, PaperTable, arm_row
 from lib.records.jobs import Job
 from lib.records.record import Record, record_id
-from lib.shown import short
+from lib.show.html import figure
+from lib.show.wording import short
 
 # What the columns of a table of the paper are computed from, by the number of the table.
 COLUMNS = {

@@ -11,16 +11,18 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from lib import governance as lib_governance
-from lib import grid, judge, plots, published, verdicts
+from lib import judge, published, verdicts
 from lib import ladder as lib_ladder
 from lib import rankings as lib_rankings
-from lib.findings import Finding
-from lib.grid import Table, frame, interval
 from lib.judge import TIE, TOLERANCES, WORDS, Ruling
-from lib.markup import Footnotes, figure, grid_html, verdict_mark
 from lib.paperrules import paper_name
 from lib.published import Published
 from lib.records.record import Record
+from lib.show import figure as show_figure
+from lib.show import table as show_table
+from lib.show.html import Footnotes, figure, grid_html, verdict_mark
+from lib.show.table import Table, frame
+from lib.show.wording import Finding, interval
 from lib.stats import Estimate
 from lib.verdicts import Entry
 
@@ -63,7 +65,9 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
         *lib_governance.write_csv(study, out_dir),
         *(_write(table, out_dir) for table in tables),
     ]
-    picture = plots.html(plots.ladder(rungs, tables[0].title), lib_ladder.reads(mine, study))
+    picture = show_figure.html(
+        show_figure.ladder(rungs, tables[0].title), lib_ladder.reads(mine, study)
+    )
     return Part(
         ladder=picture + grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
         rankings=rankings_html(tables[1]),
@@ -76,30 +80,30 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
 
 def ledger_text(records: Sequence[Record]) -> str:
     """The claims ledger as Markdown, for a notebook."""
-    return grid.markdown(verdicts.table(verdicts.ledger(records, published.load())))
+    return show_table.markdown(verdicts.table(verdicts.ledger(records, published.load())))
 
 
 def ladder_figure(records: Sequence[Record]) -> Axes:
     """The ratio ladder as a figure."""
     study = published.load()
     rungs = lib_ladder.rungs(records, study)
-    return plots.ladder(rungs, lib_ladder.table(rungs, study).title)
+    return show_figure.ladder(rungs, lib_ladder.table(rungs, study).title)
 
 
 def show_ladder(records: Sequence[Record]) -> None:
     """The ratio ladder with its caption, in a notebook."""
-    plots.show(ladder_figure(records), lib_ladder.reads(records, published.load()))
+    show_figure.show(ladder_figure(records), lib_ladder.reads(records, published.load()))
 
 
 def ladder_text(records: Sequence[Record]) -> str:
     """The rungs of the ladder with their causes as Markdown, for a notebook."""
     study = published.load()
-    return grid.markdown(lib_ladder.table(lib_ladder.rungs(records, study), study))
+    return show_table.markdown(lib_ladder.table(lib_ladder.rungs(records, study), study))
 
 
 def rankings_text(records: Sequence[Record]) -> str:
     """The rankings as Markdown, for a notebook."""
-    return grid.markdown(lib_rankings.table(lib_rankings.rankings(records, published.load())))
+    return show_table.markdown(lib_rankings.table(lib_rankings.rankings(records, published.load())))
 
 
 def _write(table: Table, out_dir: str | Path) -> Path:

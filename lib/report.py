@@ -29,7 +29,6 @@ from lib import (
     memoryplots,
     money,
     papertables,
-    plots,
     predictions,
     provenance,
     recordlist,
@@ -39,10 +38,6 @@ from lib import (
     tables,
 )
 from lib.findings import findings
-from lib.fragments import demoted, read_notebook, render_fragment
-from lib.grid import RANDOM_NOTE, Table
-from lib.markup import grid_html, paper_html
-from lib.page import data_link, entry, shell, write_text
 from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
 from lib.published import load as load_study
@@ -51,6 +46,11 @@ from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
 from lib.records.store import merge
+from lib.show import figure
+from lib.show.html import grid_html, paper_html
+from lib.show.notebook_html import demoted, read_notebook, render_fragment
+from lib.show.page import data_link, entry, shell, write_text
+from lib.show.table import RANDOM_NOTE, Table
 
 MAIN_TABLES = (1, 5, 6, 8)
 TITLE = "What it costs to deploy an open-weight language model"
@@ -220,7 +220,7 @@ def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
     kinds = [k for k in memoryplots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
     return [
-        Markup(plots.html(memoryplots.memory_ledger(rows, kind=kind), rows, [kind]))
+        Markup(figure.html(memoryplots.memory_ledger(rows, kind=kind), rows, [kind]))
         for kind in kinds
     ]
 
@@ -269,7 +269,7 @@ def _bound(table: Table, rows: Sequence[Record]) -> str:
     """The table and the figure of the bounds, where any arm has one."""
     if not table.rows:
         return ""
-    return grid_html(table, "grid-bound") + plots.html(boundplots.bound(rows), rows, ["latency"])
+    return grid_html(table, "grid-bound") + figure.html(boundplots.bound(rows), rows, ["latency"])
 
 
 def _optional(table: Table, table_id: str) -> str:

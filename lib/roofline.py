@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any
 
 from lib import stats
-from lib.grid import Column, Table, build, grouped, sampled, without_empty
 from lib.groups import named
 from lib.hardware.datasheets import datasheet
 from lib.machine import Limits, bandwidth_notes, limits
 from lib.models.card import ModelCard, bound_tok_per_s, computed, prefill_flop
 from lib.records.record import Record, select
-from lib.shown import Shown, rounded
+from lib.show.table import Column, Shown, Table, build, grouped, sampled, without_empty
+from lib.show.wording import rounded
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s
 

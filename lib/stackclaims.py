@@ -8,12 +8,12 @@ from statistics import fmean
 import pandas as pd
 
 from lib import stats
-from lib.claims import bullets, cautions, failures, number
-from lib.grid import Column, Table, build, frame
+from lib.claims import failures
 from lib.groups import by_setup
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, select
-from lib.shown import short
+from lib.show.table import Column, Table, build, frame
+from lib.show.wording import bullets, cautions, number, short
 from lib.stats import Estimate
 from lib.tables import decode_tok_per_s, marked_tok_per_s
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lib import stats
-from lib.grid import Column, Table, frame
 from lib.groups import by_setup
 from lib.records.record import Record
-from lib.shown import Shown
+from lib.show.table import Column, Shown, Table, frame
 from lib.stats import Estimate
 
 SHOWN = 10  # kernels of an arm; what is left is one line

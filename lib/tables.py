@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from lib import energypasses, energystats, stats
-from lib.grid import Column, Table, build, frame, sampled, setups
 from lib.groups import SETUP, by_setup
 from lib.papertables import write_csvs
 from lib.records.record import Record, environments, record_id, select
+from lib.show.table import Column, Table, build, frame, sampled, setups
 from lib.stats import Estimate
 
 __all__ = [

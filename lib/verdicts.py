@@ -17,14 +17,12 @@ from typing import Any
 from lib import causes as lib_causes
 from lib import judge, published, stats
 from lib.evidence import STANDS, Evidence, Measured, gather
-from lib.findings import Finding
-from lib.grid import Column, Table, interval
 from lib.judge import UNTESTABLE, WORDS, Ruling
 from lib.paperrules import paper_name
-from lib.papertables import number_text
 from lib.published import Absent, Published
 from lib.records.record import Record
-from lib.shown import short
+from lib.show.table import Column, Table
+from lib.show.wording import Finding, interval, number_text, short
 from lib.stats import Estimate
 from lib.verdictenergy import ENERGY
 from lib.verdictsizes import SIZES

@@ -11,9 +11,10 @@ from bs4 import BeautifulSoup
 from matplotlib import pyplot as plt
 from sample_records import key
 
-from lib import batchclaims, batches, batchplots, plots
-from lib.grid import frame
+from lib import batchclaims, batches, batchplots
 from lib.records.record import Record, environment_record, select
+from lib.show import figure
+from lib.show.table import frame
 
 ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
 RATES = {1: 100.0, 2: 190.0, 4: 350.0, 8: 500.0, 16: 560.0}
@@ -265,7 +266,7 @@ def test_the_knee_is_ringed_and_the_axis_has_the_batches():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "4", "8", "16"]
     (ring,) = [x for x in ax.get_lines() if x.get_label() == "m, knee"]
     assert ring.get_xdata()[0] == 4 and ring.get_ydata()[0] == pytest.approx(350, rel=1e-2)
-    assert "m, knee: 35" in plots.describe(ax)
+    assert "m, knee: 35" in figure.describe(ax)
     plt.close(ax.figure)
 
 
@@ -275,7 +276,7 @@ def test_dominated_points_are_faint_and_numbered_by_batch():
     numbers = [x for x in ax.get_lines() if str(x.get_marker()).startswith("$")]
     assert [x.get_marker() for x in numbers] == [f"${b}$" for b in RATES] * 2
     assert [x.get_alpha() for x in numbers] == [1] * 5 + [0.3] * 5
-    assert "m (graph): " in plots.describe(ax)
+    assert "m (graph): " in figure.describe(ax)
     plt.close(ax.figure)
 
 

@@ -7,6 +7,7 @@ from sample_records import key, spread
 
 from lib import claims, comparisons, stats
 from lib.records.record import Record, environment_record, warning
+from lib.show import wording
 from lib.stats import Estimate
 
 ENV = environment_record({"gpu": "G"})
@@ -38,10 +39,10 @@ def lines(text):
 
 
 def test_a_number_has_its_interval_and_its_count():
-    assert claims.number(Estimate(2.0, 1.5, 2.5, 7), "ms") == "2.000 ms [1.500, 2.500], n = 7"
-    assert claims.number(Estimate(2.0, n=3), "ms") == "2.000 ms, n = 3"
-    assert claims.number(stats.missing("no counter"), "J") == "not measured (no counter)"
-    assert claims.number(stats.missing("not measured"), "J") == "not measured"
+    assert wording.number(Estimate(2.0, 1.5, 2.5, 7), "ms") == "2.000 ms [1.500, 2.500], n = 7"
+    assert wording.number(Estimate(2.0, n=3), "ms") == "2.000 ms, n = 3"
+    assert wording.number(stats.missing("no counter"), "J") == "not measured (no counter)"
+    assert wording.number(stats.missing("not measured"), "J") == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_number_has_its_interval_and_its_count():
     ],
 )
 def test_the_interval_chooses_the_sentence(estimate, sentence):
-    assert claims.ratio_sentence("a", "b", "Speed", estimate) == sentence
+    assert wording.ratio_sentence("a", "b", "Speed", estimate) == sentence
 
 
 # --- latency
@@ -407,12 +408,12 @@ def test_models_are_compared_at_a_length_that_both_have():
 def test_cautions_count_warnings_label_random_weights_and_give_reasons():
     noisy = Record("latency", key("m"), warnings=(warning("spread", "close other programs"),))
     mute = Record("memory", key("m"), missing={"reserved_bytes": "not reported"})
-    assert [f"- {line}" for line in claims.cautions([noisy, noisy, mute, mute])] == [
+    assert [f"- {line}" for line in wording.cautions([noisy, noisy, mute, mute])] == [
         "- Warning on 2 arm(s), spread: for example, close other programs.",
         RANDOM,
         "- Not measured on 2 arm(s), reserved_bytes: not reported.",
     ]
-    assert claims.cautions([row("latency")]) == []
+    assert wording.cautions([row("latency")]) == []
 
 
 @pytest.mark.parametrize("claim", [claims.latency, claims.memory, claims.energy])

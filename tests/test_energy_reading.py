@@ -8,10 +8,11 @@ from fake_board import Board, BoardDevice, BoardModel
 from matplotlib import pyplot as plt
 from sample_records import key
 
-from lib import claims, energyplots, energystats, energytables, plots, tables
+from lib import claims, energyplots, energystats, energytables, tables
 from lib.measure.energy import instrument, sweep
 from lib.records import store
 from lib.records.record import Record, environment_record
+from lib.show import figure
 from lib.stacks import registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,7 +249,7 @@ def test_figures_say_what_they_show(study):
         energyplots.parts(rows),
         energyplots.blocks(rows),
     ]
-    alts = [plots.describe(ax) for ax in drawn]
+    alts = [figure.describe(ax) for ax in drawn]
     assert all(name in alts[0] for name in ("counter:", "instant:", "average:"))
     assert all(f"{title}, worst phase" in alts[1] for title, _ in energystats.ERRORS.values())
     assert "context 512" in alts[2] and "context 128" in alts[3]
@@ -264,8 +265,8 @@ def test_without_a_trace_figures_say_not_measured(tmp_path):
         energyplots.parts(rows),
         energyplots.blocks(rows),
     ]
-    assert all("not measured" in plots.describe(ax) for ax in drawn)
-    assert {ax.figure.get_figheight() for ax in drawn} == {plots.EMPTY_IN}  # no large empty frames
+    assert all("not measured" in figure.describe(ax) for ax in drawn)
+    assert {ax.figure.get_figheight() for ax in drawn} == {figure.EMPTY_IN}  # no large empty frames
     plt.close("all")
 
 

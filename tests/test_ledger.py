@@ -6,8 +6,10 @@ import matplotlib.pyplot as plt
 import pytest
 from sample_records import CPU, GPU, card, key, memory
 
-from lib import claims, grid, ledger, ledgertables, memoryplots, plots
+from lib import claims, ledger, ledgertables, memoryplots
 from lib.records.record import Record, environment_record
+from lib.show import figure
+from lib.show import table as show_table
 
 ENV = environment_record(GPU)
 MIB = 2**20
@@ -151,7 +153,7 @@ def test_a_failed_arm_has_no_ledger_and_its_table_says_why():
 
 
 def table_row(table, **where):
-    frame = grid.frame(table, digits=9)
+    frame = show_table.frame(table, digits=9)
     for name, value in where.items():
         frame = frame[frame[name] == value]
     assert len(frame) == 1
@@ -238,7 +240,7 @@ def test_the_contribution_of_the_paper_is_taken_apart():
 
 def test_the_papers_own_numbers_are_found():
     table = ledgertables.contribution([row(context=c) for c in (128, 512, 1024, 2048)])
-    found = grid.frame(table)
+    found = show_table.frame(table)
     assert list(found["published (MiB)"]) == [789.1, 1644, 3554]
     assert any("from 512 on" in note for note in table.notes)
 
@@ -269,7 +271,7 @@ def test_the_figure_stacks_everything_beside_the_weights():
     assert "weights" not in drawn and "logits" not in drawn  # none was alive at the peak
     ends = [bar.get_x() + bar.get_width() for bar in ax.containers[-1]]
     assert [end * 1e9 for end in ends] == pytest.approx([44_250 - 40_000] * 2)
-    said = plots.describe(ax)
+    said = figure.describe(ax)
     assert "not closed: no NVML" in said and "+0.0 MB to NVML (+0.02%)" in said
     labels = [text.get_text() for text in ax.get_yticklabels()]
     assert labels[1] == "gpt-oss-20b, 2048 (weights 4e-05 GB)"
@@ -277,10 +279,10 @@ def test_the_figure_stacks_everything_beside_the_weights():
 
 def test_the_figure_without_rows_says_so():
     ax = memoryplots.memory_ledger([])
-    assert "not measured" in plots.describe(ax)
+    assert "not measured" in figure.describe(ax)
 
 
 def test_a_figure_becomes_html_that_loads_nothing():
-    text = plots.html(memoryplots.memory_ledger([row()]), [row()])
+    text = figure.html(memoryplots.memory_ledger([row()]), [row()])
     assert 'src="data:image/png;base64,iVBORw0KGgo' in text and text.count("src=") == 1
     assert not plt.get_fignums()

@@ -15,10 +15,11 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import files, kernels, params, plots, portable, report, run
+from lib import files, kernels, params, portable, report, run
 from lib import manifest as lib_manifest
 from lib.hardware.host import cpu_name
 from lib.records import jobs, record, store
+from lib.show import figure as show_figure
 from lib.signatures import notebook_parameters
 
 ROOT = files.ROOT
@@ -419,7 +420,7 @@ def test_the_parameters_given_show_in_the_results(results):
 def test_the_first_notebook_can_draw_each_metric_it_names(metric):
     (parameters,) = tagged(read(SOURCES["start"]), "parameters")
     assert re.search(rf"metric = .*\b{metric}\b", parameters.source)
-    assert callable(getattr(plots, metric))
+    assert callable(getattr(show_figure, metric))
 
 
 def test_jupyterlab_opens_on_the_first_notebook():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from sample_records import GPU, card, energy, key, latency, memory, spread
 
-from lib import memoryplots, plots
+from lib import memoryplots
 from lib.models import entries
 from lib.records.record import Record, environment_record
+from lib.show import figure as show_figure
 
 ENV = environment_record(GPU)
 
@@ -55,37 +56,41 @@ def faint(ax):
 
 def test_a_model_has_one_colour_in_every_figure_and_every_run():
     names = list(entries.models())
-    assert len({plots.color(name) for name in names}) == len(names) <= len(plots.PALETTE)
+    assert (
+        len({show_figure.color(name) for name in names}) == len(names) <= len(show_figure.PALETTE)
+    )
     # A hash that changes from one Python process to the next would not always give these places.
-    unlisted = [plots.PALETTE.index(plots.color(name)) for name in ("a/b", "x/y", "org/small")]
+    unlisted = [
+        show_figure.PALETTE.index(show_figure.color(name)) for name in ("a/b", "x/y", "org/small")
+    ]
     assert unlisted == [7, 5, 4]
     rows = latency("qwen3-32b", ENV.env_id, (128, 512))
-    drawn = {line.get_color() for line in plots.ttft(rows).get_lines()}
-    assert drawn == {plots.color("qwen3-32b")}
+    drawn = {line.get_color() for line in show_figure.ttft(rows).get_lines()}
+    assert drawn == {show_figure.color("qwen3-32b")}
 
 
 # --- one figure per kind
 
 
 def test_throughput_shows_output_that_falls_and_decode_that_does_not():
-    ax = plots.throughput(calls())
+    ax = show_figure.throughput(calls())
     found = series(ax)
     assert found["m, output"] == near((100, 5.0), (200, 10 / 3))  # 10 / 2 s, 10 / 3 s
     assert found["m, decode only"] == near((100, 10.0), (200, 10.0))
     assert len(faint(ax)) == 6
-    assert plots.describe(ax) == (
+    assert show_figure.describe(ax) == (
         "Throughput against context; tokens per second against context (tokens). "
         "m, output: 5.000 at 100 to 3.333 at 200. m, decode only: 10.00 at 100 to 10.00 at 200."
     )
 
 
 def test_decode_alone_is_left_out_where_one_context_has_no_slope():
-    assert list(series(plots.throughput(calls(lengths=(10,))))) == ["m, output"]
+    assert list(series(show_figure.throughput(calls(lengths=(10,))))) == ["m, output"]
 
 
 def test_one_context_is_described_by_its_value():
-    ax = plots.throughput(calls(contexts=(100,)))
-    assert "m, output: 5.000 at 100. m, decode only: 10.00 at 100." in plots.describe(ax)
+    ax = show_figure.throughput(calls(contexts=(100,)))
+    assert "m, output: 5.000 at 100. m, decode only: 10.00 at 100." in show_figure.describe(ax)
 
 
 def test_ttft_is_in_milliseconds_and_sorted_by_context():
@@ -93,14 +98,14 @@ def test_ttft_is_in_milliseconds_and_sorted_by_context():
         Record("latency", key("m", context=c, new_tokens=1), {"ttft_s": [c / 1e3] * 2})
         for c in (200, 100)
     ]
-    ax = plots.ttft(rows)
+    ax = show_figure.ttft(rows)
     assert series(ax) == {"m": [(100, 100.0), (200, 200.0)]}
     assert ax.get_ylabel() == "TTFT (ms)" and ax.get_xlabel() == "context (tokens)"
 
 
 def test_token_times_are_the_gaps_of_the_first_call():
     stamps = [[1.0, 1.1, 1.3], [9.0, 9.9, 9.99]]
-    ax = plots.token_times([Record("itl", key("m", context=64), {"token_s": stamps})])
+    ax = show_figure.token_times([Record("itl", key("m", context=64), {"token_s": stamps})])
     assert series(ax)["context 64"] == near((2, 100.0), (3, 200.0))
 
 
@@ -110,14 +115,14 @@ def test_memory_parts_lie_end_to_end():
     bars = [(bar.get_x(), bar.get_width()) for box in ax.containers for bar in box]
     assert bars == [(0, 1), (1, 2), (3, 3)]  # MB
     assert [t.get_text() for t in ax.get_yticklabels()] == ["m, 64"]
-    assert plots.describe(ax) == (
+    assert show_figure.describe(ax) == (
         "Peak above baseline, generate(); arms against MB (10^6 bytes). KV cache: 1.000. logits "
         "held: 2.000. workspace: 3.000."
     )
 
 
 def test_energy_shows_the_counter_and_the_papers_estimator():
-    ax = plots.energy(energy("gpt-oss-20b", ENV.env_id, (128, 512)))
+    ax = show_figure.energy(energy("gpt-oss-20b", ENV.env_id, (128, 512)))
     found = series(ax)
     assert found["gpt-oss-20b, counter"] == near((128, 10_000), (512, 10_000))
     assert found["gpt-oss-20b, paper's"] == near((128, 9_000), (512, 9_000))
@@ -131,12 +136,12 @@ def test_an_ablation_keeps_its_order_and_names_the_arm_that_failed():
         Record("ablation-precision", key("m", dtype="float16"), error="RuntimeError: boom"),
         Record("ablation-precision", key("m", dtype="float32"), {"e2e_s": spread(4.0)}),
     ]
-    ax = plots.ablation(rows, "dtype")
+    ax = show_figure.ablation(rows, "dtype")
     assert [t.get_text() for t in ax.get_yticklabels()] == ["bfloat16", "float16", "float32"]
     assert series(ax) == {"bfloat16": [(32.0, 0)], "float32": [(16.0, 2)]}  # 64 tokens
     (failed,) = ax.texts
     assert (failed.get_text(), failed.get_position()[1]) == ("failed: RuntimeError: boom", 1)
-    assert plots.describe(ax) == (
+    assert show_figure.describe(ax) == (
         "Ablation: dtype; arms against output throughput (tokens per second). bfloat16: 32.00. "
         "float32: 16.00. failed: RuntimeError: boom"
     )
@@ -144,19 +149,19 @@ def test_an_ablation_keeps_its_order_and_names_the_arm_that_failed():
 
 def test_efficiency_is_throughput_per_billion_active_parameters():
     rows = [card("gpt-oss-20b", ENV.env_id), *calls("gpt-oss-20b")]
-    assert series(plots.efficiency(rows)) == {
+    assert series(show_figure.efficiency(rows)) == {
         "gpt-oss-20b": near((100, 5 / 4), (200, 10 / 3 / 4))  # 4 billion are active
     }
 
 
 NOTHING = {
-    "throughput": lambda: plots.throughput([]),
-    "ttft": lambda: plots.ttft([]),
-    "token times": lambda: plots.token_times([]),
+    "throughput": lambda: show_figure.throughput([]),
+    "ttft": lambda: show_figure.ttft([]),
+    "token times": lambda: show_figure.token_times([]),
     "memory": lambda: memoryplots.memory_parts([], "memory"),
-    "energy on a CPU": lambda: plots.energy(energy("m", ENV.env_id, (128,), gpu=False)),
-    "ablation": lambda: plots.ablation([], "dtype"),
-    "efficiency": lambda: plots.efficiency([card("m", ENV.env_id)]),
+    "energy on a CPU": lambda: show_figure.energy(energy("m", ENV.env_id, (128,), gpu=False)),
+    "ablation": lambda: show_figure.ablation([], "dtype"),
+    "efficiency": lambda: show_figure.efficiency([card("m", ENV.env_id)]),
 }
 
 
@@ -165,7 +170,7 @@ NOTHING = {
 def test_a_figure_without_data_says_so(draw):
     ax = draw()
     assert [text.get_text() for text in ax.texts] == ["not measured"]
-    assert plots.describe(ax).endswith("not measured")
+    assert show_figure.describe(ax).endswith("not measured")
 
 
 def test_every_figure_has_a_title_and_units():
@@ -173,21 +178,21 @@ def test_every_figure_has_a_title_and_units():
     rows += memory("gpt-oss-20b", ENV.env_id, (128, 512))
     rows += energy("gpt-oss-20b", ENV.env_id, (128, 512))
     figures = [
-        plots.throughput(rows),
-        plots.ttft(rows),
-        plots.token_times(rows),
-        plots.energy(rows),
-        plots.efficiency(rows),
+        show_figure.throughput(rows),
+        show_figure.ttft(rows),
+        show_figure.token_times(rows),
+        show_figure.energy(rows),
+        show_figure.efficiency(rows),
         memoryplots.memory_parts(rows, "memory"),
     ]
     for ax in figures:
-        assert ax.get_title() and ax.get_xlabel() and "not measured" not in plots.describe(ax)
+        assert ax.get_title() and ax.get_xlabel() and "not measured" not in show_figure.describe(ax)
         assert ax.get_legend() is not None
 
 
 def test_a_figure_can_be_drawn_into_given_axes():
     mine = plt.subplots()[1]
-    assert plots.ttft(latency("m", ENV.env_id, (128,)), ax=mine) is mine
+    assert show_figure.ttft(latency("m", ENV.env_id, (128,)), ax=mine) is mine
 
 
 # --- caption and display
@@ -196,37 +201,40 @@ def test_a_figure_can_be_drawn_into_given_axes():
 def test_the_caption_names_hardware_setup_and_repetitions():
     rows = [ENV, card("m", ENV.env_id), *calls()]
     setup = "NVIDIA H100 80GB HBM3; random weights, bfloat16, hf-eager"
-    assert plots.caption(rows) == f"{setup}; n = 3"
-    assert plots.caption(rows, ["itl"]) == "not measured"
+    assert show_figure.caption(rows) == f"{setup}; n = 3"
+    assert show_figure.caption(rows, ["itl"]) == "not measured"
     more = Record(
         "latency",
         key("m", dtype="float32"),
         {"e2e_s": [1.0] * 7, "warmup_s": [9.0]},
         env_id=ENV.env_id,
     )
-    assert plots.caption([*rows, more]) == f"{setup}; random weights, float32, hf-eager; n = 3 to 7"
+    assert (
+        show_figure.caption([*rows, more])
+        == f"{setup}; random weights, float32, hf-eager; n = 3 to 7"
+    )
     dated = environment_record({"gpu": "G", "date": "2026-11-24"})
-    assert plots.caption([dated, Record("memory", key("m"), env_id=dated.env_id)]).endswith(
+    assert show_figure.caption([dated, Record("memory", key("m"), env_id=dated.env_id)]).endswith(
         "hf-eager; 2026-11-24"
     )
     cpu = environment_record({"gpu": None, "cpu": "Some CPU"})
-    assert plots.caption([cpu, Record("memory", key("m"), env_id=cpu.env_id)]) == (
+    assert show_figure.caption([cpu, Record("memory", key("m"), env_id=cpu.env_id)]) == (
         "Some CPU; random weights, bfloat16, hf-eager"
     )
     of_the_machine = Record("ceilings", {}, {"launch_s": [1.0] * 3}, env_id=cpu.env_id)
-    assert plots.caption([cpu, of_the_machine]) == "Some CPU; n = 3"
-    assert plots.caption([]) == ""
+    assert show_figure.caption([cpu, of_the_machine]) == "Some CPU; n = 3"
+    assert show_figure.caption([]) == ""
     # A figure of one kind of rows says nothing about others.
     other = Record("energy", key("m") | {"stack": "graph"}, samples={"energy_j": [1.0] * 9})
-    assert "graph" in plots.caption([*rows, other])
-    assert plots.caption([*rows, other], [rows[-1].kind]) == f"{setup}; n = 3"
+    assert "graph" in show_figure.caption([*rows, other])
+    assert show_figure.caption([*rows, other], [rows[-1].kind]) == f"{setup}; n = 3"
 
 
 def test_show_gives_the_picture_its_alternative_text_and_a_caption(monkeypatch):
     shown = []
     display = sys.modules.get("IPython.display") or __import__("IPython.display").display
     monkeypatch.setattr(display, "display", lambda *a, **k: shown.append((a, k)))
-    ax = plots.ttft(
+    ax = show_figure.ttft(
         [
             Record(
                 "latency",
@@ -237,7 +245,7 @@ def test_show_gives_the_picture_its_alternative_text_and_a_caption(monkeypatch):
             for c in (100, 200)
         ]
     )
-    plots.show(ax, [ENV, *calls()])
+    show_figure.show(ax, [ENV, *calls()])
     (figure, options), (text, _) = shown
     assert figure == (ax.figure,)
     assert options["metadata"]["image/png"]["alt"] == (

@@ -15,13 +15,14 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib import compare, report
-from lib.findings import compared, findings
-from lib.fragments import clean, demoted, mathml, read_notebook, render_fragment
+from lib.findings import findings
 from lib.paperrules import load_published
 from lib.papertables import paper_tables
 from lib.records import jobs as records_jobs
 from lib.records.record import Record
 from lib.records.store import load_tree
+from lib.show.notebook_html import clean, demoted, mathml, read_notebook, render_fragment
+from lib.show.wording import compared
 from lib.stats import Estimate
 from tests import sample_records as sample
 from tests.browser import chromium

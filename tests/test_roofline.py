@@ -7,10 +7,10 @@ import pytest
 from sample_records import key
 
 from lib import roofline
-from lib.grid import frame
 from lib.models import card as models_card
 from lib.models.card import ModelCard
 from lib.records.record import KEY_FIELDS, Record, environment_record
+from lib.show.table import frame
 
 ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
 H100 = environment_record({"gpu": "NVIDIA H100 80GB HBM3", "copy_bytes_per_s": 3e12})

@@ -36,7 +36,6 @@ from lib import (
     ladder,
     ledgertables,
     memoryplots,
-    plots,
     predictions,
     provenance,
     published,
@@ -50,17 +49,18 @@ from lib import (
     verdicts,
 )
 from lib.findings import findings
-from lib.grid import Table, frame
 from lib.paperrules import load_published
 from lib.papertables import paper_tables
 from lib.records.record import Record, environment_record
+from lib.show import figure
+from lib.show.table import Table, frame
 
 FIGURES = {
-    "throughput": plots.throughput,
-    "ttft": plots.ttft,
-    "token times": plots.token_times,
-    "energy": plots.energy,
-    "efficiency": plots.efficiency,
+    "throughput": figure.throughput,
+    "ttft": figure.ttft,
+    "token times": figure.token_times,
+    "energy": figure.energy,
+    "efficiency": figure.efficiency,
     "bound": boundplots.bound,
     "energy of prefill and tokens": energyplots.parts,
     "blocks": energyplots.blocks,
@@ -68,7 +68,7 @@ FIGURES = {
     "memory, generate": lambda rows: memoryplots.memory_parts(rows, "memory"),
     "ledger, paper": memoryplots.memory_ledger,
     "ledger, generate": lambda rows: memoryplots.memory_ledger(rows, kind="memory"),
-    "ablation": lambda rows: plots.ablation([r for r in rows if r.kind == "ablation-decoding"],
+    "ablation": lambda rows: figure.ablation([r for r in rows if r.kind == "ablation-decoding"],
                                             "decoding"),
 }  # fmt: skip
 TABLES = {
@@ -112,14 +112,14 @@ OTHERS = {
     "ladder": lambda rows: ladder.rungs(rows, published.load()),
     "rankings": lambda rows: rankings.rankings(rows, published.load()),
     "verdicts": lambda rows: verdicts.table(verdicts.ledger(rows, published.load())),
-    "replication": lambda rows: plots.describe(replication.ladder_figure(rows)),
+    "replication": lambda rows: figure.describe(replication.ladder_figure(rows)),
     "gates": stackclaims.gate_table,
     "energy gates": energytables.gates,
     "trace": tables.trace_table,
     "generic tables": tables.generic_tables,
     "host or device": hostbound.shown,
     "provenance": provenance.arm_errors,
-    "caption": plots.caption,
+    "caption": figure.caption,
 }
 CAUTIONS = ("- Warning", "- Random weights", "- Not measured")
 ACROSS = ("- stack ", "- Decoding of ")  # lines about several groups of one stack, or all stacks
@@ -257,15 +257,15 @@ def test_a_folder_of_one_model_on_two_stacks(draw, model):
 
 
 def test_stacks_of_a_model_keep_its_colour_and_differ_in_style(mixed):
-    lines = {line.get_label(): line for line in plots.ttft(mixed).get_lines()}
+    lines = {line.get_label(): line for line in figure.ttft(mixed).get_lines()}
     for model in MODELS:
         eager, graph = (lines[f"{model} ({stack})"] for stack in STACKS)
-        assert eager.get_color() == graph.get_color() == plots.color(model)
+        assert eager.get_color() == graph.get_color() == figure.color(model)
         assert (eager.get_linestyle(), graph.get_linestyle()) == ("-", "--")
 
 
 def test_values_of_both_stacks_by_hand(mixed):
-    found = drawn(plots.throughput(mixed))
+    found = drawn(figure.throughput(mixed))
     # 64 tokens in 0.1 + 64 x 0.01 s; a quarter of that time on the captured step.
     assert found["gpt-oss-20b (hf-eager), output"][1] == [2048, pytest.approx(64 / 0.74)]
     assert found["gpt-oss-20b (graph), output"][1] == [2048, pytest.approx(4 * 64 / 0.74)]

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import grid, papertables, stats, tables
+from lib import papertables, stats, tables
 from lib.findings import findings
 from lib.paperrules import load_published, paper_name
 from lib.records.record import Record, environment_record, record_id
 from lib.records.store import load_tree
-from lib.shown import short
+from lib.show import table as show_table
+from lib.show.wording import short
 from lib.stats import Estimate
 from tests import sample_records as sample
 
@@ -223,12 +224,16 @@ def test_latency_table_in_figures(rows):
 
 
 def test_frames_count_repetitions_in_one_column():
-    columns = (grid.Column("a", "s"), grid.Column("b", "s"), grid.Column("c", "s"))
+    columns = (
+        show_table.Column("a", "s"),
+        show_table.Column("b", "s"),
+        show_table.Column("c", "s"),
+    )
     three, six = Estimate(1.23456, n=3, method="median"), Estimate(2.0, 1.0, 3.0, 6)
     one = Estimate(9.0, n=1, method="single reading")
     alone = Estimate(9.0, n=1, method="median", reason="n = 1: an interval needs n >= 6")
     cells = ((six, three, one), (six, six, one), (alone, three, one), (alone, alone, one))
-    made = grid.frame(grid.Table("t", "T", columns, cells))
+    made = show_table.frame(show_table.Table("t", "T", columns, cells))
     assert list(made.columns) == ["a (s)", "a 95 %", "b (s)", "b 95 %", "c (s)", "n"]
     assert made["n"].tolist() == ["6; b 3", "6", "1; b 3", ""]
     assert made["b (s)"].tolist() == [1.235, 2.0, 1.235, 9.0]
@@ -237,15 +242,17 @@ def test_frames_count_repetitions_in_one_column():
 def test_a_frame_keeps_whole_units_as_its_intervals_do():
     """16,392 [16,332, 16,416] is not 16,390."""
     cell = Estimate(16392.4, 16332.0, 16416.0, 6)
-    made = grid.frame(grid.Table("t", "T", (grid.Column("a", "J"),), ((cell,),)))
+    made = show_table.frame(show_table.Table("t", "T", (show_table.Column("a", "J"),), ((cell,),)))
     assert made["a (J)"].tolist() == [16392.0] and made["a 95 %"].tolist() == ["[16,332, 16,416]"]
 
 
 def test_frames_are_shown_whole_with_short_numbers_and_a_dash_for_what_is_missing():
     large, small = Estimate(6473.4, n=1, method="median"), Estimate(12.5, n=1, method="median")
     why = stats.missing("not measured: " + "a long reason " * 20)
-    columns = tuple(grid.Column(f"c{i}") for i in range(30))
-    made = grid.frame(grid.Table("t", "T", columns, ((large, small) * 15, (large, why) * 15)))
+    columns = tuple(show_table.Column(f"c{i}") for i in range(30))
+    made = show_table.frame(
+        show_table.Table("t", "T", columns, ((large, small) * 15, (large, why) * 15))
+    )
     assert made["c0"].tolist() == [6473.0, 6473.0]
     for text in (made._repr_html_(), repr(made), made[["c1", "missing"]]._repr_html_()):
         assert why.reason.strip() in text
@@ -435,8 +442,10 @@ def test_every_table_says_where_and_matches_its_columns(published):
 
 
 def test_missing_estimates_keep_their_reason_in_frames():
-    column = grid.Column("x", "s")
-    made = grid.frame(grid.Table("t", "T", (column,), ((Estimate(None, reason="why"),),)))
+    column = show_table.Column("x", "s")
+    made = show_table.frame(
+        show_table.Table("t", "T", (column,), ((Estimate(None, reason="why"),),))
+    )
     assert made["missing"].tolist() == ["x: why"]
 
 

@@ -9,10 +9,11 @@ from functools import cache
 
 import pytest
 
-from lib import evidence, governance, ladder, plots, published, rankings, verdicts
+from lib import evidence, governance, ladder, published, rankings, verdicts
 from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE
 from lib.models import entries as models_entries
 from lib.records.record import Record, environment_record
+from lib.show import figure
 from tests import sample_records as sample
 
 ENV = environment_record(sample.GPU)
@@ -440,17 +441,17 @@ def test_a_ladder_reads_what_its_caption_is_about_and_nothing_else():
     read = ladder.reads(rows, study())
     assert ladder.rungs(read, study()) == ladder.rungs(rows, study()) and half not in read
     for other in (", float16,", "hf-static"):
-        assert other in plots.caption(rows) and other not in plots.caption(read)
+        assert other in figure.caption(rows) and other not in figure.caption(read)
 
 
 def test_the_figure_shows_every_rung_or_its_reason():
     rungs = ladder.rungs(all_rows(), study())
-    ax = plots.ladder(rungs, "one against another")
-    alt = plots.describe(ax)
+    ax = figure.ladder(rungs, "one against another")
+    alt = figure.describe(ax)
     assert "the paper, as printed: 1.318." in alt and "captured step: 4.000." in alt
     assert "not measured: no row on stack graph-compiled" in alt
     assert [t.get_text() for t in ax.get_yticklabels()] == [r.name for r in rungs]
-    plots.plt.close(ax.figure)
+    figure.plt.close(ax.figure)
 
 
 # --- rankings

@@ -29,7 +29,7 @@ from lib.models.prompts import prompt_ids
 from lib.records import store
 from lib.records.kinds import PROTOCOLS
 from lib.records.record import Record
-from lib.shown import Shown
+from lib.show.table import Shown
 from lib.stacks import registry
 
 WARMUP_TOKENS = 2

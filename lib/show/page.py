@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lib.fragments import mathml
+from lib.show.notebook_html import mathml
 
 TEMPLATES = Path(__file__).parent / "templates"
 

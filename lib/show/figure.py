@@ -24,7 +24,7 @@ from lib import stats, tables
 from lib.groups import Group, by_setup
 from lib.records import kinds as records_kinds
 from lib.records.record import Record, environments
-from lib.shown import short
+from lib.show.wording import short
 
 PALETTE = sns.color_palette("colorblind", 10)
 EMPTY_IN = 1.5  # height of a figure that has nothing to draw

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lib.grid import Table, interval
 from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE, Ruling
-from lib.papertables import Cell, PaperTable, number_text
-from lib.shown import short
+from lib.papertables import Cell, PaperTable
+from lib.show.table import Table
+from lib.show.wording import interval, number_text, short
 from lib.stats import Estimate
 
 SIGNS = {

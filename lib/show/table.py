@@ -16,7 +16,8 @@ from lib import stats
 from lib.groups import SETUP, setup_of, setup_order, setup_value
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments, record_id
-from lib.shown import Shown, rounded, short
+from lib.show import wording
+from lib.show.wording import rounded, short
 from lib.stats import Estimate
 
 RANDOM_NOTE = (
@@ -115,7 +116,7 @@ def _line(columns: Sequence[Column], row: Sequence[Any], digits: int) -> dict[st
             line[column.header] = cell
             continue
         line[column.header] = None if cell.value is None else rounded(cell.value, digits)
-        line[f"{column.title} 95 %"] = interval(cell)
+        line[f"{column.title} 95 %"] = wording.interval(cell)
         if cell.value is None:
             reasons.append(f"{column.title}: {cell.reason}")
         elif stats.is_sampled(cell):
@@ -130,14 +131,6 @@ def _repetitions(counts: dict[str, int]) -> str:
     usual = Counter(counts.values()).most_common(1)[0][0]
     others = [f"{title} {n}" for title, n in counts.items() if n != usual]
     return "; ".join([str(usual), *others])
-
-
-def interval(estimate: Estimate) -> str:
-    """The 95 % interval as text; an open end is "…"; empty without an interval."""
-    if estimate.low is None and estimate.high is None:
-        return ""
-    low, high = (("…" if x is None else short(x)) for x in (estimate.low, estimate.high))
-    return f"[{low}, {high}]"
 
 
 def setups(rows: Iterable[Record], envs: dict[str, dict]) -> tuple[list[str], list[str]]:
@@ -234,4 +227,21 @@ def _words(cell: Any) -> str:
     if cell.value is None:
         return f"– ({cell.reason})"
     n = f"n = {cell.n}" if cell.n > 1 else ""
-    return ", ".join(filter(None, (f"{short(cell.value)} {interval(cell)}".strip(), n)))
+    return ", ".join(filter(None, (f"{short(cell.value)} {wording.interval(cell)}".strip(), n)))
+
+
+class Shown(pd.DataFrame):
+    """A DataFrame that shows all of itself: no reason cut off, no column hidden, a dash for what is
+    missing. It computes as any other."""
+
+    @property
+    def _constructor(self) -> type[Shown]:
+        return Shown
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return pd.DataFrame(self).map(wording.cell).to_html()
+
+    def __repr__(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return pd.DataFrame(self).map(wording.cell).to_string()

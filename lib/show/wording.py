@@ -1,0 +1,161 @@
+"""How a table looks in a notebook: numbers short, everything there, a dash for what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lib.records.record import Record
+from lib.stats import Estimate
+
+
+def short(value: float | None) -> str:
+    """A number for reading: four significant digits, thousands separated."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    for limit, digits in ((100, 1), (10, 2), (1, 3)):
+        if size >= limit:
+            return f"{value:.{digits}f}"
+    return f"{value:.3g}"
+
+
+def rounded(value: float, digits: int = 4) -> float:
+    """A number for a table: significant digits, and whole units however many there are."""
+    return float(f"{value:.{digits}g}" if abs(value) < 10**digits else round(value))
+
+
+def cell(value: Any) -> str:
+    """What a cell says; whole numbers stand as they are."""
+    if value is None or value is pd.NA or value != value:
+        return "-"
+    return short(value) if isinstance(value, float) else str(value)
+
+
+def number_text(value: float | None) -> str:
+    """A number as the CSVs and the report's `data-value` carry it: 8 significant digits."""
+    return "" if value is None else f"{value:.8g}"
+
+
+def interval(estimate: Estimate) -> str:
+    """The 95 % interval as text; an open end is "…"; empty without an interval."""
+    if estimate.low is None and estimate.high is None:
+        return ""
+    low, high = (("…" if x is None else short(x)) for x in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
+
+
+def number(est: Estimate, unit: str) -> str:
+    """A value with its interval and n, or that it was not measured and why."""
+    if est.value is None:
+        why = est.reason.removeprefix("not measured").removeprefix(": ")
+        return f"not measured ({why})" if why else "not measured"
+    ends = f" [{short(est.low)}, {short(est.high)}]" if est.low is not None else ""
+    return f"{short(est.value)} {unit}{ends}, n = {est.n}"
+
+
+def _named(est: Estimate, unit: str) -> str:
+    """A value that its unit names, also where it is missing."""
+    return number(est, unit) if est.value is not None else f"{unit} {number(est, unit)}"
+
+
+def ratio_sentence(name: str, reference: str, what: str, ratio: Estimate) -> str:
+    """Higher, lower, or no difference resolved, chosen by the interval."""
+    if ratio.value is None:
+        return f"{what} of {name} against {reference}: not compared ({ratio.reason})."
+    text = f"{what} of {name} is {short(ratio.value)} times that of {reference}"
+    if ratio.resolved_from(1.0) is None:
+        return f"{text}; without an interval ({ratio.reason}) nothing is concluded."
+    ends = f"[{short(ratio.low)}, {short(ratio.high)}]"
+    if not ratio.resolved_from(1.0):
+        return f"{what} of {name} against {reference}: no difference resolved ({ends})."
+    return f"{text} {ends}: {'higher' if ratio.value > 1 else 'lower'}."
+
+
+def cautions(rows: Iterable[Record]) -> list[str]:
+    """Active warnings with counts, random weights, and what is missing with its reason."""
+    rows = list(rows)
+    lines = []
+    texts = {w["code"]: w["text"] for r in rows for w in r.warnings}
+    for code, count in Counter(w["code"] for r in rows for w in r.warnings).items():
+        lines.append(f"Warning on {count} arm(s), {code}: for example, {texts[code]}.")
+    if any(r.key.get("weights") == "random" for r in rows):
+        lines.append(
+            "Random weights: valid for memory and dense latency; prefill of a mixture of "
+            "experts depends on its router."
+        )
+    missing = Counter(f"{name}: {why}" for r in rows for name, why in r.missing.items())
+    lines += [f"Not measured on {count} arm(s), {text}." for text, count in missing.items()]
+    return lines
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+class Finding(NamedTuple):
+    """A sentence or two of the abstract under a short lead."""
+
+    lead: str
+    text: str
+
+
+def text(estimate: Estimate, unit: str = "") -> str:
+    """A value with its unit and interval, or the reason why there is none."""
+    if estimate.value is None:
+        return f"({estimate.reason})"
+    number = f"{short(estimate.value)} {unit}".strip()
+    return f"{number} {interval(estimate)}".strip()
+
+
+def levels(found: dict[str, Estimate], unit: str) -> str:
+    """Each model's value with its interval; n once where all have the same."""
+    counts = {e.n for e in found.values() if e.value is not None}
+    parts = []
+    for model, estimate in found.items():
+        n = f" (n = {estimate.n})" if estimate.n and len(counts) > 1 else ""
+        parts.append(f"{model} {text(estimate, unit)}{n}")
+    n = f" (n = {counts.pop()})" if len(counts) == 1 else ""
+    return f"{listed(parts)}{n}."
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts as a list in a sentence."""
+    return "; ".join(parts)
+
+
+def compared(name: str, others: dict[str, Estimate]) -> str:
+    """What a model has against each other one: higher, lower, or no difference resolved."""
+    if not others:
+        return ""
+    parts = []
+    for other, ratio in others.items():
+        if ratio.value is None:
+            parts.append(f"not compared with {other} ({ratio.reason})")
+            continue
+        times = f"{ratio.value:.2f}×"
+        if ratio.low is None or ratio.high is None:
+            why = ratio.reason or "no interval"
+            parts.append(f"{times} that of {other}, without an interval ({why})")
+        elif not ratio.resolved_from(1.0):
+            span = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+            parts.append(f"no difference resolved from {other} ({times} {span})")
+        else:
+            verdict = "higher" if ratio.value > 1 else "lower"
+            span = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+            parts.append(f"{times} {span} that of {other}, {verdict}")
+    return f"{name}: {listed(parts)}."
+
+
+def size(value_bytes: float) -> str:
+    """Bytes in GB (10^9), or in MB (10^6) below one GB."""
+    big = value_bytes >= 1e9
+    return f"{short(value_bytes / (1e9 if big else 1e6))} {'GB' if big else 'MB'}"
