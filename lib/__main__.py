@@ -21,7 +21,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib import files, money, params
+from lib import files, params
+from lib.analysis import cost
 from lib.files import ParamsError, resolve
 from lib.lease import BusyError
 from lib.preflight import PreflightError
@@ -38,7 +39,7 @@ def make_report(args: argparse.Namespace) -> int:
 
     os.environ["JUPYTER_PATH"] = run.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
-    prices = money.Prices(args.gpu_hour_usd, args.kwh_usd)
+    prices = cost.Prices(args.gpu_hour_usd, args.kwh_usd)
     write_report = functools.partial(report.write, prices=prices)
     if args.source:
         page = run.rebuild(resolve(args.source), out_dir, write_report)
@@ -100,15 +101,15 @@ def write_bundle(args: argparse.Namespace) -> int:
 
 def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
-    from lib import fit, predictions
-    from lib.models import formats as forms
+    from lib.analysis import fit, predictions
+    from lib.models import formats, load
 
     if not args.model or args.gpu_gb is None:
         raise ParamsError("MODEL and GPU_GB are needed: make fit MODEL=gpt-oss-20b GPU_GB=80")
     answer = fit.answer(
-        args.model,
+        functools.partial(load.card, args.model),
         gpu_gb=args.gpu_gb,
-        forms=files.split(args.dtype) or forms.USUAL,
+        forms=files.split(args.dtype) or formats.USUAL,
         bandwidth_gb_s=args.bandwidth_gb_s,
         contexts=args.context or fit.CONTEXTS,
     )
@@ -121,7 +122,8 @@ def check_fit(args: argparse.Namespace) -> int:
 
 def audit_study(args: argparse.Namespace) -> int:
     """Print the audit of a study; 1 where its facts differ from the files of --csv."""
-    from lib import audit, paperrules, published
+    from lib import audit, published
+    from lib.analysis import series as paperrules
 
     path = resolve(args.study or paperrules.PUBLISHED)
     if not path.is_file():
@@ -202,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
 
 def token_counts(text: str) -> tuple[int, ...]:
     """Contexts of a command line: 2048,8192."""
-    from lib.fit import tokens
+    from lib.analysis.fit import tokens
 
     return tokens(text)
 

@@ -10,9 +10,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from lib import files
+from lib.analysis.result_sets import READ, SAMPLED, Pair, Refused, Side, compare, load
+from lib.analysis.setups import arm_text
 from lib.files import ParamsError
-from lib.groups import arm_text
-from lib.pairs import READ, SAMPLED, Pair, Refused, Side, compare, load
 from lib.records import jobs, store
 from lib.records.record import KEY_FIELDS
 from lib.show.html import grid_html

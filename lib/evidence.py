@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from lib import judge, roofline, stats, tables
-from lib import paperrules as rules
+from lib import judge, stats
+from lib.analysis import bounds, metrics
+from lib.analysis import series as rules
+from lib.analysis.metrics import MIB
+from lib.analysis.series import Series
 from lib.models import card as models_card
-from lib.paperrules import MIB, Series
 from lib.published import Published, each
 from lib.records.record import Record, machines_differ, require_comparable, select
 from lib.stats import Estimate
@@ -160,7 +162,7 @@ def _gpu(row: Record, envs: dict) -> Any:
 
 def output_rate(e: Evidence, m: Map, model: str) -> Estimate:
     """Output throughput of the headline arm (tok/s), prefill included."""
-    return rules.output_tok_per_s(m[model], *e.arm)
+    return metrics.output_tok_per_s(m[model], *e.arm)
 
 
 def decode_rate(e: Evidence, m: Map, model: str, context: int | None = None) -> Estimate:
@@ -169,17 +171,17 @@ def decode_rate(e: Evidence, m: Map, model: str, context: int | None = None) -> 
         return stats.missing(m[model].reason)
     context = e.arm[0] if context is None else context
     rows = [r for r in select(m[model].rows, "latency", context=context) if not r.error]
-    return tables.decode_tok_per_s(rows)
+    return metrics.decode_tok_per_s(rows)
 
 
 def ttft_s(e: Evidence, m: Map, model: str) -> Estimate:
     """Median time of one new token at the headline context (s)."""
-    return stats.scaled(rules.ttft_ms(m[model], *e.arm), 1e-3)
+    return stats.scaled(metrics.ttft_ms(m[model], *e.arm), 1e-3)
 
 
 def joules_per_1k(e: Evidence, m: Map, model: str, name: str = "energy_j") -> Estimate:
     """J per 1,000 generated tokens: by the counter, or by the study's estimator of readings."""
-    return rules.joules_per_1k(m[model], *e.arm, name)
+    return metrics.joules_per_1k(m[model], *e.arm, name)
 
 
 def reading(e: Evidence, m: Map, model: str, name: str, kind: str = "memory-paper") -> Estimate:
@@ -234,7 +236,7 @@ def decode_share(e: Evidence, m: Map, model: str) -> float | None:
     first, whole = ttft_s(e, m, model), stats.inverse(output_rate(e, m, model), e.arm[1])
     size = row.value("decode_bytes") if row else None
     speed = e.envs.get((row.env_id if row else None) or "", {}).get("copy_bytes_per_s")
-    if None in (size, speed, first.value, whole.value) or size < roofline.CACHE_BYTES:
+    if None in (size, speed, first.value, whole.value) or size < bounds.CACHE_BYTES:
         return None
     rate = (e.arm[1] - 1) / (whole.value - first.value)
     return rate / models_card.bound_tok_per_s(size, speed)
@@ -308,7 +310,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 def lower_pct(ratio: Estimate) -> Estimate:
     """How much lower a ratio is than 1, in percent: 100 (1 - r)."""
-    change = rules.percent_change(ratio)
+    change = metrics.percent_change(ratio)
     ends = {
         name: None if value is None else -value
         for name, value in (("value", change.value), ("low", change.high), ("high", change.low))

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lib import paperrules as rules
-from lib import perstack, roofline
+from lib import perstack
+from lib.analysis import bounds
+from lib.analysis import metrics as rules
+from lib.analysis import series as analysis_series
 from lib.papertables import PaperTable
 from lib.perstack import Base
 from lib.records.record import Record, environments, require_comparable
@@ -82,7 +84,7 @@ def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "
     found = {m: rules.output_tok_per_s(s, *arm) for m, s in base.items()}
     # Throughput is tokens over time: its ratio is the inverse ratio of the times.
     others = {
-        m: rules.pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
+        m: analysis_series.pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
         for m in base
         if m != reference
     }
@@ -96,7 +98,7 @@ def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> 
     found = {m: rules.ttft_ms(s, *arm) for m, s in base.items()}
     one = (arm[0], 1)
     others = {
-        m: rules.pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
+        m: analysis_series.pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
         for m in base
         if m != reference
     }
@@ -141,7 +143,7 @@ def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     if all(e.value is None for e in found.values()):
         return Finding(lead, f"{_common_reason(found)}.")
     others = {
-        m: rules.pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
+        m: analysis_series.pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
         for m in base
         if m != reference
     }
@@ -156,7 +158,7 @@ def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> tuple[str, str]:
     around = [r for r in records if r.kind in ("environment", "ceilings", "trace")]
     parts, shares, sources = [], [], set()
     for model, series in base.items():
-        for found in roofline.arms([*around, *series.rows]):
+        for found in bounds.arms([*around, *series.rows]):
             share = found.mbu(realised=False, datasheet=False).value
             if (found.context, found.batch) != (arm[0], 1) or not found.from_memory or not share:
                 continue
@@ -224,7 +226,7 @@ def _against(
     known = []
     for model in (m for m in there if m in base):
         pair = (there[model], base[model])
-        ratio = rules.pair_ratio(
+        ratio = analysis_series.pair_ratio(
             pair[::-1] if kind == "latency" else pair, envs, kind, sample, arm, ("stack",)
         )
         if ratio.value is not None:

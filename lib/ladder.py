@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lib import auditlatency, evidence, judge, roofline, stats
+from lib import auditlatency, evidence, judge, stats
+from lib.analysis import bounds
+from lib.analysis.series import Series
 from lib.evidence import ALL_EXPERTS, Evidence, Map
-from lib.paperrules import Series
 from lib.published import RATE, Absent, Published, each
 from lib.records.record import Record, select
 from lib.show.table import Column, Table
@@ -194,7 +195,7 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estim
         row, name = evidence.traced(e, m[model]), "decode_bytes_realised"
         if row is None or None in (row.value(name), row.value("decode_bytes")):
             return evidence.untold(row, name, "no trace of a decode step")
-        size += roofline.read_beyond(row.values)
+        size += bounds.read_beyond(row.values)
     return stats.inverse(stats.exact(size, judge.COUNTED))
 
 

@@ -1,7 +1,7 @@
 """Tables 1 to 12 of the paper, each cell beside what was measured by the same definition.
 
 A cell holds the printed value, the measured estimate and their ratio. A cell without a
-measurement says why. The rules of the columns are the functions of `lib.paperrules`.
+measurement says why. The rules of the columns are the functions of `analysis.series`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lib import judge, stats
-from lib import paperrules as rules
-from lib.paperrules import Series, Study
+from lib.analysis import metrics as rules
+from lib.analysis import series as analysis_series
+from lib.analysis.series import Series, Study
 from lib.records.record import Record, require_comparable
 from lib.show import wording
 from lib.stats import Estimate
@@ -115,7 +116,9 @@ def measure(s: Study, table: int, row: str, column: str, index: int) -> tuple[Es
         return SWEEP_RULES[table](s.base[model], int(at), tokens), s.base[model]
     if table == 4:
         series = s.base[row]
-        arms = [rules.samples(series, "latency", "e2e_s", c, tokens) for c in (128, context)]
+        arms = [
+            analysis_series.samples(series, "latency", "e2e_s", c, tokens) for c in (128, context)
+        ]
         if index == 0:
             return rules.throughput_change_pct(*arms), series
         return rules.output_tok_per_s(series, (128, context)[index - 1], tokens), series
@@ -150,7 +153,7 @@ def _ablation_cell(s: Study, table: int, row: str, index: int) -> tuple[Estimate
     if arm is None:
         return stats.missing(series.reason or f"not measured: no {kind} row for {row}"), series
     found = _arm_samples(arm)
-    time_s = rules.estimate(found)
+    time_s = analysis_series.estimate(found)
     if index == 0:
         return stats.inverse(time_s, arm.key.get("new_tokens") or tokens), series
     if index == 1 and table in (9, 12):
@@ -197,9 +200,9 @@ def decoding_label(decoding: str) -> str:
 
 def paper_tables(records: Sequence[Record], published: dict[str, Any]) -> list[PaperTable]:
     """Tables 1 to 12, or an empty list where none of the paper's models is among the rows."""
-    if not any(rules.paper_name(r.key.get("model"), published) for r in records):
+    if not any(analysis_series.paper_name(r.key.get("model"), published) for r in records):
         return []
-    s = rules.study(records, published)
+    s = analysis_series.study(records, published)
     return [_paper_table(s, number, spec) for number, spec in sorted(published["tables"].items())]
 
 

@@ -1,7 +1,7 @@
 """Profiles and parameters, strictly: what is unknown, missing or of another type is an error.
 
 A profile (params/<name>.yaml) is `{defaults: {...}, notebooks: {latency: {...}, ...},
-models: [...]}`. What a notebook may be given is told by `lib.signatures`. Every message names the
+models: [...]}`. What a notebook may be given is told by `run.parameters`. Every message names the
 value and the fix.
 """
 

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lib import paperrules as rules
-from lib.groups import ORDER
+from lib.analysis import series as rules
+from lib.analysis.setups import ORDER
 from lib.records.record import Record, environments
 
 Base = dict[str, rules.Series]  # of each model, by its title

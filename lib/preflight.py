@@ -57,7 +57,7 @@ def _tokens(arm: dict[str, Any]) -> int:
 def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None) -> list[str]:
     """One message for each arm that cannot run; fetches checkpoints, so that no job waits for it.
 
-    `models` and `device` stand in for `lib.models.load` and the opened device in tests.
+    `models` and `device` stand in for `models.load.load` and the opened device in tests.
     """
     if models is None:
         from lib.models import card as models_card

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from lib.groups import arm_text
+from lib.analysis.setups import arm_text
 from lib.records.jobs import Job, readable
 from lib.records.record import Record, environments
 from lib.show.table import Column, Table

@@ -12,7 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lib import files, paperrules
+from lib import files
+from lib.analysis import series
 from lib.models import entries as models_entries
 
 BYTES = {"MB": 10**6, "MiB": 2**20, "GB": 10**9}
@@ -134,9 +135,9 @@ class Published:
         raise Absent(f"params/models.yaml has no entry of {model}")
 
 
-def load(path: str | Path = paperrules.PUBLISHED) -> Published:
+def load(path: str | Path = series.PUBLISHED) -> Published:
     """The study in a YAML file; a relative path counts from the repository's root."""
-    return Published(paperrules.load_published(files.resolve(path)), models_entries.models())
+    return Published(series.load_published(files.resolve(path)), models_entries.models())
 
 
 def step(text: str) -> float:

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import combinations
 
 from lib import judge, stats
+from lib.analysis.metrics import MIB
 from lib.evidence import (
     Evidence,
     Map,
@@ -24,7 +25,6 @@ from lib.evidence import (
     reading,
     ttft_s,
 )
-from lib.paperrules import MIB
 from lib.published import JOULES, RATE, TTFT, Absent, Published
 from lib.records.record import Record, require_comparable
 from lib.show.table import Column, Table

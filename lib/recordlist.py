@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lib import paperrules
-from lib.paperrules import Series, Study
+from lib.analysis import series as analysis_series
+from lib.analysis.series import Series, Study
 from lib.papertables import Cell, PaperTable, arm_row
 from lib.records.jobs import Job
 from lib.records.record import Record, record_id
@@ -93,7 +93,7 @@ def papers(
     tables: Sequence[PaperTable], rows: Sequence[Record], published: dict[str, Any]
 ) -> list[PaperTable]:
     """All tables of the paper with their rows."""
-    study = paperrules.study(rows, published)
+    study = analysis_series.study(rows, published)
     return [with_records(table, study) for table in tables]
 
 

@@ -14,8 +14,8 @@ from lib import governance as lib_governance
 from lib import judge, published, verdicts
 from lib import ladder as lib_ladder
 from lib import rankings as lib_rankings
+from lib.analysis.series import paper_name
 from lib.judge import TIE, TOLERANCES, WORDS, Ruling
-from lib.paperrules import paper_name
 from lib.published import Published
 from lib.records.record import Record
 from lib.show import figure as show_figure

@@ -18,27 +18,14 @@ from urllib.parse import quote
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from lib import (
-    batchclaims,
-    batchplots,
-    boundplots,
-    costs,
-    hostbound,
-    ledgertables,
-    machine,
-    memoryplots,
-    money,
-    papertables,
-    predictions,
-    provenance,
-    recordlist,
-    replication,
-    roofline,
-    stepkernels,
-    tables,
-)
+from lib import costs, papertables, provenance, recordlist, replication
+from lib.analysis import bounds, cost, host_bound, latency, machine, predictions
+from lib.analysis.batch import figures, tables
+from lib.analysis.memory import figures as memory_figures
+from lib.analysis.memory import tables as memory_tables
+from lib.analysis.series import load_published, paper_name
+from lib.analysis.setups import RANDOM_NOTE
 from lib.findings import findings
-from lib.paperrules import load_published, paper_name
 from lib.papertables import PaperTable, paper_tables
 from lib.published import load as load_study
 from lib.records import jobs
@@ -50,7 +37,7 @@ from lib.show import figure
 from lib.show.html import grid_html, paper_html
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
 from lib.show.page import data_link, entry, shell, write_text
-from lib.show.table import RANDOM_NOTE, Table
+from lib.show.table import Table
 
 MAIN_TABLES = (1, 5, 6, 8)
 TITLE = "What it costs to deploy an open-weight language model"
@@ -59,7 +46,7 @@ TITLE = "What it costs to deploy an open-weight language model"
 def write(
     source_dir: str | Path,
     out_dir: str | Path | None = None,
-    prices: money.Prices | None = None,
+    prices: cost.Prices | None = None,
 ) -> Path:
     """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
 
@@ -141,26 +128,26 @@ def render(
     out: Path,
     pages: dict[str, Path],
     fragments: dict[str, str],
-    prices: money.Prices | None,
+    prices: cost.Prices | None,
 ) -> str:
     """The report as text; writes the CSVs that it embeds."""
     rows = merge([r for job in _by_end(found) for r in job.records])
     published = load_published()
     paper = recordlist.papers(paper_tables(rows, published), rows, published)
-    bound = roofline.utilisation(rows)
+    bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
-    beside += batchclaims.tables(rows)
-    batch = batchplots.section(rows)
-    ledgers, kernels = ledgertables.tables(rows, published), stepkernels.tables(rows)
+    beside += tables.tables(rows)
+    batch = figures.section(rows)
+    ledgers, kernels = memory_tables.tables(rows, published), host_bound.kernel_tables(rows)
     csvs = [
         *papertables.write_csvs(rows, published, out),
-        *tables.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
+        *latency.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
     ]
     replicated = replication.part(rows, load_study(), out)
-    generic = [*tables.generic_tables(rows), *hostbound.tables(rows), *kernels]
-    priced = money.table(rows, prices) if prices and prices.given else None
+    generic = [*latency.generic_tables(rows), *host_bound.tables(rows), *kernels]
+    priced = cost.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
-    csvs += [money.write_csv(priced, out)] if priced else []
+    csvs += [cost.write_csv(priced, out)] if priced else []
     context = _paper_caption(rows, published) if paper else []
     main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
     more = [
@@ -218,9 +205,9 @@ def render(
 
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
-    kinds = [k for k in memoryplots.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
+    kinds = [k for k in memory_figures.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
     return [
-        Markup(figure.html(memoryplots.memory_ledger(rows, kind=kind), rows, [kind]))
+        Markup(figure.html(memory_figures.memory_ledger(rows, kind=kind), rows, [kind]))
         for kind in kinds
     ]
 
@@ -269,7 +256,7 @@ def _bound(table: Table, rows: Sequence[Record]) -> str:
     """The table and the figure of the bounds, where any arm has one."""
     if not table.rows:
         return ""
-    return grid_html(table, "grid-bound") + figure.html(boundplots.bound(rows), rows, ["latency"])
+    return grid_html(table, "grid-bound") + figure.html(bounds.figure(rows), rows, ["latency"])
 
 
 def _optional(table: Table, table_id: str) -> str:

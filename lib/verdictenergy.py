@@ -12,7 +12,8 @@ from functools import partial
 from itertools import pairwise
 
 from lib import judge, stats
-from lib import paperrules as rules
+from lib.analysis import metrics as rules
+from lib.analysis import series
 from lib.evidence import (
     Evidence,
     Map,
@@ -81,7 +82,7 @@ def energy_rises(e: Evidence, name: str) -> Measured:
         for model in e.published.models:
             for before, after in pairwise(e.published.contexts):
                 pair = [
-                    rules.samples(m[model], "energy", sample, c, e.arm[1]) for c in (after, before)
+                    series.samples(m[model], "energy", sample, c, e.arm[1]) for c in (after, before)
                 ]
                 reason = next((why for values, why in pair if not values), "")
                 found[f"{model}, {after} after {before}"] = (

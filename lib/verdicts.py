@@ -16,9 +16,9 @@ from typing import Any
 
 from lib import causes as lib_causes
 from lib import judge, published, stats
+from lib.analysis.series import paper_name
 from lib.evidence import STANDS, Evidence, Measured, gather
 from lib.judge import UNTESTABLE, WORDS, Ruling
-from lib.paperrules import paper_name
 from lib.published import Absent, Published
 from lib.records.record import Record
 from lib.show.table import Column, Table

@@ -10,7 +10,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from lib import auditlatency, judge, papertables, stats
-from lib import paperrules as rules
+from lib.analysis import metrics as rules
+from lib.analysis import series as analysis_series
 from lib.evidence import (
     STANDS,
     Evidence,
@@ -108,7 +109,7 @@ def _over_contexts(e: Evidence, models: list[str], shown) -> Measured:
 
 def _output_over(m: Map, model: str, contexts: tuple[int, int], tokens: int) -> Estimate:
     """Output throughput at the second context over that at the first: inverse ratio of times."""
-    pair = [rules.samples(m[model], "latency", "e2e_s", c, tokens) for c in contexts]
+    pair = [analysis_series.samples(m[model], "latency", "e2e_s", c, tokens) for c in contexts]
     if reason := next((why for values, why in pair if not values), ""):
         return stats.missing(reason)
     return stats.ratio(pair[0][0], pair[1][0])
@@ -201,7 +202,7 @@ def _sampling(e: Evidence) -> dict[str, Estimate]:
     return {label: lower_pct(_table_ratio(series, 9, labels[0], label)) for label in labels[1:]}
 
 
-def _table_ratio(series: rules.Series, table: int, before: str, after: str) -> Estimate:
+def _table_ratio(series: analysis_series.Series, table: int, before: str, after: str) -> Estimate:
     """Output throughput of one row of an ablation over that of another, as a ratio."""
     arms = [papertables.arm_row(series, table, label) for label in (before, after)]
     for label, arm in zip((before, after), arms, strict=True):

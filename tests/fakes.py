@@ -158,7 +158,7 @@ class FakeModel:
         return {**base, **changes}
 
     def open_stack(self, net: Any, *, decoding: str = "greedy", capacity: int | None = None):
-        """A decode stack for `lib.decode.STACKS`."""
+        """A decode stack for `stacks.registry.STACKS`."""
 
         def generate(ids, new_tokens, on_token=None):
             self.calls.append(new_tokens)

@@ -3,7 +3,9 @@
 import pytest
 from sample_records import key
 
-from lib.ape import ape, experts_table, quotients, realised, table
+from lib.analysis.efficiency import quotients, realised, table
+from lib.analysis.experts import experts_table
+from lib.analysis.metrics import ape
 from lib.measure import ablations
 from lib.records import store
 from lib.records.record import Record

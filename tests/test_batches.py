@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 from matplotlib import pyplot as plt
 from sample_records import key
 
-from lib import batchclaims, batches, batchplots
+from lib.analysis.batch import figures, points, tables
 from lib.records.record import Record, environment_record, select
 from lib.show import figure
 from lib.show.table import frame
@@ -66,7 +66,7 @@ def failed(batch, stack="hf-eager", model="m"):
 
 
 def of(rows, batch):
-    (point,) = [p for p in batches.points(rows) if p.batch == batch]
+    (point,) = [p for p in points.points(rows) if p.batch == batch]
     return point
 
 
@@ -80,12 +80,12 @@ def test_what_a_batch_is_expected_to_read_and_to_allow():
         experts_touched=lambda batch: 4 * (1 - 0.5**batch),
         decode_bytes=lambda context, batch: GB * (3 + 2 * (1 - 0.5**batch) + batch * context / 100),
     )
-    table = batchclaims.expected(card, 100, [1, 2], 1e11)
+    table = tables.expected(card, 100, [1, 2], 1e11)
     assert list(table["experts of a layer"]) == [2, 3]
     assert list(table["a step reads (GB)"]) == [5, 6.5]
     assert list(table["bound of all (tok/s)"]) == [20, 30.77]  # 2 x 100 / 6.5
     card.experts = 0
-    assert "experts of a layer" not in batchclaims.expected(card, 100, [1], 1e11)
+    assert "experts of a layer" not in tables.expected(card, 100, [1], 1e11)
 
 
 # --- one point
@@ -120,7 +120,7 @@ def test_energy_that_noise_hides_is_not_resolved():
     point = of(line(RATES, watts=-400.0), 4)
     assert point.token_j.value is None and "noise hides" in point.token_j.reason
     assert point.call_token_j.value is not None
-    assert batches.front([point]) == []
+    assert points.front([point]) == []
 
 
 def test_experts_and_bandwidth_are_those_of_the_trace():
@@ -136,13 +136,13 @@ def test_experts_and_bandwidth_are_those_of_the_trace():
 
 def test_the_knee_is_where_doubling_pays_less():
     """190/100 and 350/190 are more than 1.5, 500/350 = 1.43 is less."""
-    found = batches.knee(batches.points(line(RATES)))
+    found = points.knee(points.points(line(RATES)))
     assert found.batch == 4
     assert found.gain.value == pytest.approx(500 / 350, rel=2e-2)
 
 
 def test_a_later_doubling_does_not_move_the_knee():
-    assert batches.knee(batches.points(line(RATES | {32: 1200.0}))).batch == 4
+    assert points.knee(points.points(line(RATES | {32: 1200.0}))).batch == 4
 
 
 def test_a_doubling_that_noise_hides_is_no_knee_where_a_further_one_pays():
@@ -151,25 +151,25 @@ def test_a_doubling_that_noise_hides_is_no_knee_where_a_further_one_pays():
     for row in select(noisy, "batch"):
         row.samples["e2e_s"] = [f * t for t in row.samples["e2e_s"] for f in (0.7, 1, 1.3)]
     rows = [*line({1: 100.0, 2: 190.0}), *noisy]
-    ends = batches.knee(batches.points(rows))
-    assert ends.batch == 2 and not ends.gain.resolved_from(batches.GAIN)
-    assert batches.knee(batches.points([*rows, *line({8: 700.0, 16: 800.0})])).batch == 8
+    ends = points.knee(points.points(rows))
+    assert ends.batch == 2 and not ends.gain.resolved_from(points.GAIN)
+    assert points.knee(points.points([*rows, *line({8: 700.0, 16: 800.0})])).batch == 8
 
 
 def test_no_doubling_paid():
-    assert batches.knee(batches.points(line({1: 100.0, 2: 140.0, 4: 280.0}))).batch == 1
+    assert points.knee(points.points(line({1: 100.0, 2: 140.0, 4: 280.0}))).batch == 1
 
 
 def test_a_knee_that_is_not_reached_says_what_was_seen_last():
     rows = line({1: 100.0, 2: 190.0, 4: 350.0})
-    found = batches.knee(batches.points(rows))
+    found = points.knee(points.points(rows))
     assert found.batch is None
     assert found.reason.startswith("not reached: doubling to 4 still raised it 1.8")
-    assert batches.knee(batches.points([*rows, failed(8)])).reason.endswith("; batch 8 failed")
+    assert points.knee(points.points([*rows, failed(8)])).reason.endswith("; batch 8 failed")
 
 
 def test_batches_that_are_no_doublings_have_no_knee():
-    found = batches.knee(batches.points(line({1: 100.0, 3: 120.0})))
+    found = points.knee(points.points(line({1: 100.0, 3: 120.0})))
     assert found.reason == "not reached: no batch and its double were measured"
 
 
@@ -185,7 +185,7 @@ def test_the_front_by_hand():
         *line({1: 120.0, 2: 120.0}, "graph", watts=500.0),
         *line({1: 1.0}, model="other"),
     ]
-    front = [(p.model, p.setup[2], p.batch) for p in batches.front(batches.points(rows))]
+    front = [(p.model, p.setup[2], p.batch) for p in points.front(points.points(rows))]
     assert sorted(front) == [
         *(("m", "graph", b) for b in (1,)),
         *(("m", "hf-eager", b) for b in (1, 2, 4, 8, 16)),
@@ -195,7 +195,7 @@ def test_the_front_by_hand():
 
 def test_a_slower_and_thirstier_stack_is_dominated_throughout():
     slow = line({b: r / 2 for b, r in RATES.items()}, "graph", watts=400.0)
-    front = batches.front(batches.points([*line(RATES), *slow]))
+    front = points.front(points.points([*line(RATES), *slow]))
     assert {p.setup[2] for p in front} == {"hf-eager"} and len(front) == 5
 
 
@@ -203,7 +203,7 @@ def test_a_slower_and_thirstier_stack_is_dominated_throughout():
 
 
 def test_the_table_has_a_row_for_each_batch_and_marks_the_knee():
-    made = frame(batchclaims.table(line(RATES))).to_dict("records")
+    made = frame(tables.table(line(RATES))).to_dict("records")
     assert [(row["batch"], row["remark"]) for row in made] == [
         (1, ""),
         (2, ""),
@@ -217,31 +217,31 @@ def test_the_table_has_a_row_for_each_batch_and_marks_the_knee():
     assert row["J/1K tokens, decode (J)"] == pytest.approx(400e3 / 350, rel=5e-3)
     assert (row["experts chosen"], row["experts read"]) == (8, 8)
     assert {"J/1K tokens, decode 95 %", "of each user 95 %"} <= row.keys()
-    notes = " ".join(batchclaims.table(line(RATES)).notes)
-    assert batches.RULE in notes and "'G' is not in params/gpus.yaml" in notes
+    notes = " ".join(tables.table(line(RATES)).notes)
+    assert points.RULE in notes and "'G' is not in params/gpus.yaml" in notes
 
 
 def test_a_failed_batch_is_a_row_with_its_error():
-    table = batchclaims.table([*line({1: 100.0, 2: 190.0}), failed(4)])
+    table = tables.table([*line({1: 100.0, 2: 190.0}), failed(4)])
     last = frame(table).to_dict("records")[-1]
     assert (last["batch"], last["remark"]) == (4, "OutOfMemoryError: CUDA")
     assert last["missing"].startswith("throughput of all: failed; of each user: failed;")
 
 
 def test_without_a_counter_the_table_says_so_once():
-    table = batchclaims.table(line(RATES, windows=0))
+    table = tables.table(line(RATES, windows=0))
     assert "J/1K tokens, decode" not in [c.title for c in table.columns]
     assert any(note.endswith("whole call: not measured: no NVML") for note in table.notes)
 
 
 def test_no_rows_no_table():
-    assert batchclaims.tables([ENV]) == [] and batchplots.section([ENV]) == ""
-    assert batchclaims.conclusion([ENV]).startswith("- Knee: ")
+    assert tables.tables([ENV]) == [] and figures.section([ENV]) == ""
+    assert tables.conclusion([ENV]).startswith("- Knee: ")
 
 
 def test_the_sentences():
     rows = [*line(RATES), failed(32), *line({1: 150.0, 2: 290.0}, "graph")]
-    text = batchclaims.conclusion(rows)
+    text = tables.conclusion(rows)
     assert "m (hf-eager) at 512 tokens of context: at batch 1 100.00 tok/s [" in text
     assert "; the most, at batch 16, 560.0 tok/s [" in text and "n = 6 in all and 35.00 for" in text
     assert "m (hf-eager), knee: batch 4: doubling it raised the throughput 1.4" in text
@@ -250,19 +250,19 @@ def test_the_sentences():
     assert "m (hf-eager), a decoded token: at batch 1 4.000 J [" in text
     assert "m (hf-eager): at batch 1 a step reads 8.000 experts of a layer, useful MBU 110%" in text
     assert "for one model: m (hf-eager), batch 4, 8, 16; m (graph), batch 1, 2." in text
-    assert batches.RULE[1:] in text and "None" not in text and "nan" not in text
+    assert points.RULE[1:] in text and "None" not in text and "nan" not in text
 
 
 def test_a_gain_near_the_rule_is_said_to_be_unresolved():
     rows = line({1: 100.0, 2: 149.9})
-    assert "which is not resolved from 1.5 ([1.4" in batchclaims.conclusion(rows)
+    assert "which is not resolved from 1.5 ([1.4" in tables.conclusion(rows)
 
 
 # --- figures
 
 
 def test_the_knee_is_ringed_and_the_axis_has_the_batches():
-    ax = batchplots.throughput(line(RATES))
+    ax = figures.throughput(line(RATES))
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "4", "8", "16"]
     (ring,) = [x for x in ax.get_lines() if x.get_label() == "m, knee"]
     assert ring.get_xdata()[0] == 4 and ring.get_ydata()[0] == pytest.approx(350, rel=1e-2)
@@ -272,7 +272,7 @@ def test_the_knee_is_ringed_and_the_axis_has_the_batches():
 
 def test_dominated_points_are_faint_and_numbered_by_batch():
     slow = line({b: r / 2 for b, r in RATES.items()}, "graph", watts=400.0)
-    ax = batchplots.pareto([*line(RATES), *slow])
+    ax = figures.pareto([*line(RATES), *slow])
     numbers = [x for x in ax.get_lines() if str(x.get_marker()).startswith("$")]
     assert [x.get_marker() for x in numbers] == [f"${b}$" for b in RATES] * 2
     assert [x.get_alpha() for x in numbers] == [1] * 5 + [0.3] * 5
@@ -281,13 +281,13 @@ def test_dominated_points_are_faint_and_numbered_by_batch():
 
 
 def test_without_energy_the_pareto_figure_says_so():
-    ax = batchplots.pareto(line(RATES, windows=0))
+    ax = figures.pareto(line(RATES, windows=0))
     assert [text.get_text() for text in ax.texts] == ["not measured"]
     plt.close(ax.figure)
 
 
 def test_the_section_holds_both_figures_and_the_table():
-    page = BeautifulSoup(str(batchplots.section(line(RATES))), "html.parser")
+    page = BeautifulSoup(str(figures.section(line(RATES))), "html.parser")
     assert page.h2["id"] == "batch"
     assert len(page.find_all("img")) == 2 and page.find(id="grid-batch")
     assert "knee" in page.find(id="grid-batch").get_text()

@@ -7,7 +7,8 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeCache, FakeDevice
 
-from lib import measure, stats, tables
+from lib import measure, stats
+from lib.analysis import metrics
 from lib.hardware.device import CpuDevice
 from lib.measure import batch as measure_batch
 from lib.measure import energy
@@ -94,7 +95,7 @@ def test_the_slope_of_two_lengths_is_the_step_whatever_the_prefill(monkeypatch, 
     for batch, step_s in ((1, 0.011), (2, 0.012), (4, 0.014)):
         arms = record.select(rows, "batch", batch=batch)
         assert arms[0].samples["e2e_s"] == pytest.approx([0.1 * batch + 10 * step_s] * 3)
-        assert tables.decode_tok_per_s(arms).value == pytest.approx(1 / step_s)
+        assert metrics.decode_tok_per_s(arms).value == pytest.approx(1 / step_s)
 
 
 def test_the_energy_of_a_batch_is_that_of_the_whole_call(monkeypatch, tmp_path):

@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 from sample_records import key, spread
 
-from lib import claims, comparisons, stats
+from lib import stats
+from lib.analysis import ablations, across_models, efficiency, latency
+from lib.analysis.energy import conclusions
+from lib.analysis.memory import ledger
 from lib.records.record import Record, environment_record, warning
 from lib.show import wording
 from lib.stats import Estimate
@@ -90,7 +93,7 @@ def latency_rows(long_factor=2.0, n=11):
 
 def test_latency_tells_first_token_output_decode_and_the_change_with_context():
     # 0.2 s + 10 x 0.05 s = 0.7 s, 14.29 tok/s; at 100 tokens 0.6 s, so the ratio is 6/7
-    assert lines(claims.latency(latency_rows())) == [
+    assert lines(latency.conclusion(latency_rows())) == [
         "- m at 200 tokens of context and 10 new tokens: TTFT 200.0 ms [200.0, 200.0], n = 11; "
         "output throughput 14.29 tok/s [14.29, 14.29], n = 11; decode alone 20.00 tok/s "
         "[20.00, 20.00], n = 22.",
@@ -99,8 +102,10 @@ def test_latency_tells_first_token_output_decode_and_the_change_with_context():
 
 
 def test_latency_without_a_difference_or_an_interval():
-    assert "m at 200 against 100 tokens: no difference resolved" in claims.latency(latency_rows(1))
-    few = lines(claims.latency(latency_rows(n=3)))
+    assert "m at 200 against 100 tokens: no difference resolved" in latency.conclusion(
+        latency_rows(1)
+    )
+    few = lines(latency.conclusion(latency_rows(n=3)))
     assert "TTFT 200.0 ms, n = 3;" in few[0]
     assert few[1].endswith(
         "without an interval (n = 3: an interval needs n >= 6) nothing is concluded."
@@ -109,7 +114,7 @@ def test_latency_without_a_difference_or_an_interval():
 
 def test_latency_says_what_was_not_measured():
     rows = [r for r in latency_rows() if r.key["new_tokens"] == 10 and r.key["context"] == 200]
-    assert lines(claims.latency(rows)) == [
+    assert lines(latency.conclusion(rows)) == [
         "- m at 200 tokens of context and 10 new tokens: TTFT not measured (no arm); output "
         "throughput 14.29 tok/s [14.29, 14.29], n = 11; decode alone not measured (a slope needs "
         "calls of two lengths)."
@@ -118,7 +123,7 @@ def test_latency_says_what_was_not_measured():
 
 def test_a_model_with_first_tokens_only_has_no_throughput():
     rows = [row("latency", {"ttft_s": spread(1.0)}, context=200, new_tokens=1)]
-    assert lines(claims.latency(rows)) == [
+    assert lines(latency.conclusion(rows)) == [
         "- m: only first tokens were timed, so no throughput is stated."
     ]
 
@@ -129,7 +134,7 @@ def steady(n=12, later=1.0):
 
 
 def aa_line(samples):
-    (line,) = lines(claims.aa([row("aa", {"ttft_s": samples}, context=100, new_tokens=1)]))
+    (line,) = lines(latency.aa([row("aa", {"ttft_s": samples}, context=100, new_tokens=1)]))
     return line
 
 
@@ -142,7 +147,7 @@ def test_an_arm_against_itself():
     assert aa_line(steady(n=8)) == (
         "- A/A check of m at 100 tokens: not made (n = 8: halves with an interval need n >= 12)."
     )
-    assert claims.aa([]) == "- No arm was measured against itself."
+    assert latency.aa([]) == "- No arm was measured against itself."
 
 
 def test_intervals_that_are_too_narrow_are_said_to_be(monkeypatch):
@@ -153,7 +158,7 @@ def test_intervals_that_are_too_narrow_are_said_to_be(monkeypatch):
 
 def test_the_conclusion_on_latency_holds_the_a_a_check():
     rows = [*latency_rows(), row("aa", {"ttft_s": steady()}, context=100, new_tokens=1)]
-    assert "- A/A check, TTFT of m at 100 tokens" in claims.latency(rows)
+    assert "- A/A check, TTFT of m at 100 tokens" in latency.conclusion(rows)
 
 
 # --- memory
@@ -171,7 +176,7 @@ def test_memory_tells_implementations_of_experts_apart():
         row("memory-paper", values=values, context=200, experts=name)
         for name in ("grouped_mm", "all_experts")
     ]
-    found = lines(claims.memory(rows))
+    found = lines(ledger.conclusion(rows))
     assert [line.split(" under")[0] for line in found] == [
         "- m (experts grouped_mm)",
         "- m (experts all_experts)",
@@ -192,7 +197,7 @@ def test_memory_names_the_largest_part_of_each_protocol():
         row("memory-paper", values=values, context=100),
         row("memory", values=small, context=200),
     ]
-    assert lines(claims.memory(rows)) == [
+    assert lines(ledger.conclusion(rows)) == [
         "- m under the paper's protocol at 200 tokens: peak 3.000 GB, 1,000.0 MB above the "
         "baseline; the largest part is the held logits with 60%, the KV cache is 10%.",
         "- m under generate() at 200 tokens: peak 2.400 GB, 400.0 MB above the baseline; the "
@@ -212,7 +217,7 @@ def test_memory_names_the_part_that_is_alive_at_the_peak():
         "expert_workspace_bytes": 7 * 10**8,
         "kv_peak_behind_bytes": 0,
     }
-    (line,) = lines(claims.memory([row("memory-paper", values=values, context=200)]))
+    (line,) = lines(ledger.conclusion([row("memory-paper", values=values, context=200)]))
     assert line.endswith(
         "the largest part is the workspace of the experts with 70%, the KV cache is 9%."
     )
@@ -220,7 +225,7 @@ def test_memory_names_the_part_that_is_alive_at_the_peak():
 
 def test_memory_of_an_unknown_cache_is_not_told_apart():
     values = {"peak_bytes": 3 * 10**9, "baseline_bytes": 2 * 10**9}
-    (line, *_) = lines(claims.memory([row("memory", values=values, context=200)]))
+    (line, *_) = lines(ledger.conclusion([row("memory", values=values, context=200)]))
     assert line.endswith("1,000.0 MB above the baseline; its parts are not told apart.")
 
 
@@ -230,7 +235,9 @@ def test_memory_of_an_unknown_cache_is_not_told_apart():
 def test_energy_per_1k_its_idle_share_and_the_papers_estimator():
     values = {"window_energy_j": 550.0, "window_s": 2.2, "idle_w": 75.0}
     samples = {"energy_j": [50.0] * 11, "paper_energy_j": [45.0] * 10 + [90.0]}
-    assert lines(claims.energy([row("energy", samples, values, context=200, new_tokens=10)])) == [
+    assert lines(
+        conclusions.conclusion([row("energy", samples, values, context=200, new_tokens=10)])
+    ) == [
         # 50 J for 10 tokens; 75 W x 2.2 s = 165 J of 550 J; in the median 45 J against 50 J
         "- m at 200 tokens: 5,000 J per 1,000 generated tokens [5,000, 5,000], n = 11 (GPU board, "
         "gross), of which 30% is what the idle board draws in that time; the paper's before/after "
@@ -243,7 +250,7 @@ def test_energy_per_1k_its_idle_share_and_the_papers_estimator():
 def test_energy_that_was_not_measured_says_why():
     reason = "no NVML energy counter: the device is a CPU"
     rows = [row("energy", {"e2e_s": [1.0]}, missing={"energy_j": reason})]
-    assert lines(claims.energy(rows)) == [
+    assert lines(conclusions.conclusion(rows)) == [
         f"- m: energy not measured ({reason}).",
         f"- Not measured on 1 arm(s), energy_j: {reason}.",
     ]
@@ -265,7 +272,7 @@ def test_ablations_compare_with_the_first_arm_that_worked():
         arm("precision", 0.5, dtype="float8"),
         arm("precision", 1.001, dtype="int8"),
     ]
-    found = lines(claims.ablations(rows))
+    found = lines(ablations.conclusion(rows))
     found = [line for line in found if "dtype" in line]
     assert found[0] == "- dtype float16 failed: RuntimeError: boom."
     slower = "- Output throughput of dtype float32 is 0.5 times that of bfloat16 ["
@@ -278,7 +285,7 @@ def test_ablations_compare_with_the_first_arm_that_worked():
 
 def test_ablations_in_which_nothing_can_be_compared():
     rows = [arm("decoding", 1.0), arm("context", error="ModelError: too long", context=4096)]
-    found = lines(claims.ablations(rows))
+    found = lines(ablations.conclusion(rows))
     assert "- decoding: 1 arm(s) ran, so nothing is compared." in found
     assert "- context 4096 failed: ModelError: too long." in found
     assert "- context: 0 arm(s) ran, so nothing is compared." in found
@@ -295,13 +302,13 @@ def test_efficiency_divides_by_active_parameters_and_says_what_is_missing():
         row("energy", missing={"energy_j": "no counter"}, context=200, new_tokens=10),
     ]
     # 10 / 0.7 s / 2; 1 / 0.2 s / 2; 10 / 0.7 s / 4 GB
-    assert lines(claims.efficiency(rows, 200)) == [
+    assert lines(efficiency.conclusion(rows, 200)) == [
         "- m at 200 tokens, per billion of its 2 billion active parameters: 7.143 tok/s [7.143, "
         "7.143], n = 11; 2.500 first tokens per second [2.500, 2.500], n = 11; tokens per joule "
         "not measured (no counter). Per GB of peak memory: 3.571 tok/s [3.571, 3.571], n = 11.",
         "- Not measured on 1 arm(s), energy_j: no counter.",
     ]
-    nothing = claims.efficiency(rows, 999)
+    nothing = efficiency.conclusion(rows, 999)
     assert "- m: nothing measured at 999 tokens; measured: [100, 200" in nothing
 
 
@@ -316,7 +323,7 @@ def test_efficiency_takes_the_peak_of_the_implementation_that_was_timed():
         new_tokens=10,
         experts="all_experts",
     )
-    text = claims.efficiency([*timed, own, other], 200)
+    text = efficiency.conclusion([*timed, own, other], 200)
     assert "Per GB of peak memory: 3.571 tok/s" in text  # 10 / 0.7 s / 4 GB, not / 8 GB
 
 
@@ -339,13 +346,13 @@ def pair(a_s, b_s, env=ENV, context=200, **changes):
 
 
 def test_models_are_compared_in_the_direction_that_the_sentence_says():
-    first = lines(comparisons.models([ENV, *pair(1.0, 2.0)]))[0]
+    first = lines(across_models.models([ENV, *pair(1.0, 2.0)]))[0]
     start = "- At 200 tokens, output throughput of a is 2.000 times that of b ["
     assert first.startswith(start) and first.endswith("]: higher.")
-    first = lines(comparisons.models([ENV, *pair(2.0, 1.0)]))[0]
+    first = lines(across_models.models([ENV, *pair(2.0, 1.0)]))[0]
     assert first.startswith("- At 200 tokens, output throughput of a is 0.5 times that of b [")
     assert first.endswith("]: lower.")
-    first = lines(comparisons.models([ENV, *pair(1.0, 1.0)]))[0]
+    first = lines(across_models.models([ENV, *pair(1.0, 1.0)]))[0]
     start = "- At 200 tokens, output throughput of a against b: no difference resolved (["
     assert first.startswith(start)
 
@@ -355,10 +362,10 @@ def test_models_on_different_machines_are_compared_with_a_word_about_it():
     one, other = (environment_record({"gpu": "G", "gpu_uuid": uuid}) for uuid in ("u1", "u2"))
     rows = [replace(r, env_id=one.env_id) for r in pair(1.0, 2.0)]
     mixed = [rows[0], replace(rows[1], env_id=other.env_id)]
-    first = lines(comparisons.models([one, other, *mixed]))[0]
+    first = lines(across_models.models([one, other, *mixed]))[0]
     assert first.endswith("]: higher; measured on different machines.")
     for same in (rows, [rows[0], replace(rows[1], env_id=ENV.env_id)]):
-        first = lines(comparisons.models([one, ENV, *same]))[0]
+        first = lines(across_models.models([one, ENV, *same]))[0]
         assert first.endswith("]: higher.")
 
 
@@ -367,7 +374,7 @@ def test_a_longer_ttft_is_a_higher_one():
         row("latency", {"ttft_s": spread(t)}, model=m, context=200, new_tokens=1)
         for m, t in (("a", 3.0), ("b", 1.0))
     ]
-    found = lines(comparisons.models([ENV, *rows]))
+    found = lines(across_models.models([ENV, *rows]))
     assert found[0] == "- Output throughput: fewer than two models measured, so none are compared."
     assert found[1].startswith("- At 200 tokens, TTFT of a is 3.000 times that of b [")
     assert found[1].endswith("]: higher.")
@@ -383,13 +390,13 @@ def test_a_longer_ttft_is_a_higher_one():
     ],
 )
 def test_models_that_differ_in_more_than_the_model_are_not_compared(changes, named):
-    first = lines(comparisons.models([ENV, OTHER, *pair(1.0, 2.0, **changes)]))[0]
+    first = lines(across_models.models([ENV, OTHER, *pair(1.0, 2.0, **changes)]))[0]
     assert first.startswith("- Output throughput: not compared; rows differ in ")
     assert named in first
 
 
 def test_models_without_a_common_context_are_not_compared():
-    found = comparisons.models([ENV, *pair(1.0, 2.0, context=100)])
+    found = across_models.models([ENV, *pair(1.0, 2.0, context=100)])
     assert "- Output throughput: a and b share no context and length." in lines(found)
 
 
@@ -398,7 +405,7 @@ def test_models_are_compared_at_a_length_that_both_have():
         row("latency", {"e2e_s": spread(t)}, model=m, context=200, new_tokens=g)
         for m, g, t in (("a", 8, 9.0), ("a", 64, 1.0), ("b", 64, 2.0))
     ]
-    first = lines(comparisons.models([ENV, *rows]))[0]
+    first = lines(across_models.models([ENV, *rows]))[0]
     assert first.startswith("- At 200 tokens, output throughput of a is 2.000 times that of b [")
 
 
@@ -416,7 +423,7 @@ def test_cautions_count_warnings_label_random_weights_and_give_reasons():
     assert wording.cautions([row("latency")]) == []
 
 
-@pytest.mark.parametrize("claim", [claims.latency, claims.memory, claims.energy])
+@pytest.mark.parametrize("claim", [latency.conclusion, ledger.conclusion, conclusions.conclusion])
 def test_no_rows_give_no_claim(claim):
     assert claim([]) == ""
     assert claim([row("latency", error="x"), row("memory", error="x")]) == ""

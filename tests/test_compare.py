@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import compare, pairs
+from lib import compare
 from lib.__main__ import main
+from lib.analysis import result_sets
+from lib.analysis.result_sets import Side
 from lib.files import ROOT
-from lib.pairs import Side
 from lib.records.record import Record, environment_record
 from tests import sample_records as sample
 
@@ -40,14 +41,14 @@ def sides(ours: list[Record], theirs: list[Record]) -> tuple[Side, Side]:
     return Side("ours", (A, *ours)), Side("theirs", (B, *theirs))
 
 
-def only_pair(ours: Record, theirs: Record) -> pairs.Pair:
-    made, refused = pairs.compare(*sides([ours], [theirs]))
+def only_pair(ours: Record, theirs: Record) -> result_sets.Pair:
+    made, refused = result_sets.compare(*sides([ours], [theirs]))
     assert len(made) == 1 and refused == []
     return made[0]
 
 
 def reason(ours: list[Record], theirs: list[Record]) -> str:
-    made, refused = pairs.compare(*sides(ours, theirs))
+    made, refused = result_sets.compare(*sides(ours, theirs))
     assert made == []
     return next(r.reason for r in refused if r.where != "B")
 
@@ -102,7 +103,7 @@ def test_another_setup_is_refused_with_both_names(field, value):
     said = reason([ours], [theirs])
     mine = ours.key[field]
     assert said == f"B has it with {field} {value} instead of {mine}: a ratio would mix causes"
-    _, refused = pairs.compare(*sides([ours], [theirs]))
+    _, refused = result_sets.compare(*sides([ours], [theirs]))
     assert {(r.where, r.key[field]) for r in refused} == {("A", mine), ("B", value)}
 
 
@@ -134,7 +135,7 @@ def test_failures_missing_samples_and_other_weights_are_refused():
 def test_a_set_of_two_gpus_is_refused():
     twice = [row(A, {"e2e_s": [1.0]}), row(B, {"e2e_s": [1.0]})]
     a, b = Side("ours", (A, B, *twice)), Side("theirs", (B, twice[1]))
-    made, (refused,) = pairs.compare(a, b)
+    made, (refused,) = result_sets.compare(a, b)
     assert made == []
     assert refused.reason == (
         "A has it on several GPUs (NVIDIA B, NVIDIA H100 80GB HBM3): choose one"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib import crosswalk
+from lib.analysis import latency
 from lib.records import record
 from lib.records.record import Record
 
@@ -10,7 +10,7 @@ STAMPS, END_S = [1.0, 1.1, 1.2, 1.4], 1.4
 
 
 def of(name):
-    return next(d for d in crosswalk.DEFINITIONS if d.name.startswith(name)).of(STAMPS, END_S)
+    return next(d for d in latency.DEFINITIONS if d.name.startswith(name)).of(STAMPS, END_S)
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,11 @@ def test_the_table_takes_the_median_over_calls_and_skips_what_has_no_gaps():
     single = Record(
         "itl", {**key, "context": 16}, {"token_s": [[1.0]], "e2e_s": [1.0]}, env_id=env.env_id
     )
-    made = crosswalk.table([env, row, single])
+    made = latency.definitions_table([env, row, single])
     assert list(made["context"]) == [8]
     assert made["GuideLLM TPOT (ms)"].tolist() == [350]
-    assert len(crosswalk.formulas()) == len(crosswalk.DEFINITIONS)
+    assert len(latency.formulas()) == len(latency.DEFINITIONS)
 
 
 def test_without_stamped_calls_the_table_is_empty():
-    assert crosswalk.table([record.environment_record({"gpu": "A"})]).empty
+    assert latency.definitions_table([record.environment_record({"gpu": "A"})]).empty

@@ -13,7 +13,8 @@ import torch
 from fake_board import Board, BoardDevice, BoardModel
 from fakes import FakeDevice, FakeModel
 
-from lib import claims, energypasses, stats
+from lib import stats
+from lib.analysis.energy import conclusions, quantities
 from lib.hardware import validity
 from lib.measure.energy import blocks, windows
 from lib.measure.energy import sweep as energy_sweep
@@ -70,14 +71,14 @@ def test_a_second_pass_stands_beside_the_first_and_replaces_nothing(rows, monkey
     )
     assert [(r.kind, r.key["context"]) for r in again] == [("energy-again", 512)]
     assert len(again[0].samples["energy_j"]) == 4
-    (line,) = energypasses.table([*rows, *again]).rows
+    (line,) = quantities.table([*rows, *again]).rows
     first, second, over, _ = line[-4:]
     assert first.value == pytest.approx(1e3 * CALL_J / 21, rel=3e-3)
     assert over.value == pytest.approx(1.1, rel=3e-3) and over.low < 1.1 < over.high
-    assert energypasses.table(rows).rows == ()
-    alone = energypasses.table(again).rows[0]
+    assert quantities.table(rows).rows == ()
+    alone = quantities.table(again).rows[0]
     assert alone[-2].value is None and "no first pass" in alone[-2].reason
-    said = claims.energy_again([*rows, *again])
+    said = conclusions.again([*rows, *again])
     assert "512 tokens, second pass: " in said and "over the first pass 1.1" in said
 
 
@@ -97,9 +98,9 @@ def test_the_two_passes_say_whether_their_board_is_the_same(rows, first, second,
     ]
     passes = [
         replace(row, kind=kind, env_id=env.env_id)
-        for kind, env in zip(energypasses.PASSES, envs, strict=True)
+        for kind, env in zip(quantities.PASSES, envs, strict=True)
     ]
-    (line,) = energypasses.table([*envs, *passes]).rows
+    (line,) = quantities.table([*envs, *passes]).rows
     assert line[-1] == said
 
 

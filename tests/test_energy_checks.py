@@ -8,7 +8,7 @@ import pytest
 import torch
 from fake_board import Board, BoardDevice, BoardModel
 
-from lib import claims, energystats, energytables
+from lib.analysis.energy import conclusions, quantities, tables
 from lib.hardware.device import open_device
 from lib.measure.energy import checks
 from lib.models import card
@@ -153,12 +153,12 @@ def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tm
         ("energy-real", "checkpoint"),
         ("energy-real", "random"),
     ]
-    ratio = energystats.real_effect(rows)
+    ratio = quantities.real_effect(rows)
     assert ratio.n == 4
     assert ratio.value == pytest.approx(403 / 400, abs=1e-3)
-    said = claims.energy_checks(rows)
+    said = conclusions.checks(rows)
     assert "Energy of fake with real weights is 1.008 times that of random ones" in said
-    assert "real against random" in energytables.weights(rows)["weights"].tolist()
+    assert "real against random" in tables.weights(rows)["weights"].tolist()
 
 
 def test_a_real_model_that_is_not_at_hand_is_a_reason(monkeypatch, tmp_path):

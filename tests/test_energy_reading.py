@@ -8,7 +8,7 @@ from fake_board import Board, BoardDevice, BoardModel
 from matplotlib import pyplot as plt
 from sample_records import key
 
-from lib import claims, energyplots, energystats, energytables, tables
+from lib.analysis.energy import conclusions, figures, quantities, tables
 from lib.measure.energy import instrument, sweep
 from lib.records import store
 from lib.records.record import Record, environment_record
@@ -79,7 +79,7 @@ def test_the_energy_table_has_gross_net_and_the_other_estimators(study):
 
 
 def test_prefill_and_token_are_apart(study):
-    made = energytables.parts(study[0]).iloc[0]
+    made = tables.parts(study[0]).iloc[0]
     assert made["new tokens"] == "1, 21, 41"
     assert made["prefill and first token (J)"] == pytest.approx(100, rel=0.01)
     assert made["each further token (J)"] == pytest.approx(15, rel=0.01)
@@ -87,7 +87,7 @@ def test_prefill_and_token_are_apart(study):
 
 
 def test_uncertainty_keeps_statistical_and_systematic_apart(study):
-    made = energytables.uncertainty(study[0]).set_index("context")
+    made = tables.uncertainty(study[0]).set_index("context")
     many, one = made.loc[512], made.loc[128]
     assert many["blocks"] == 6 and one["blocks"] == 1
     assert 0 < many["spread of blocks, CV (%)"] < 1 and 0 < many["statistical ± (%)"] < 1
@@ -98,7 +98,7 @@ def test_uncertainty_keeps_statistical_and_systematic_apart(study):
 
 
 def test_every_gate_is_listed_at_its_worst(study):
-    made = energytables.gates(study[0]).set_index("gate")
+    made = tables.gates(study[0]).set_index("gate")
     assert {
         "agreement",
         "sampler_gap",
@@ -112,7 +112,7 @@ def test_every_gate_is_listed_at_its_worst(study):
 
 
 def test_the_instrument_table_has_a_row_for_each_readout(study):
-    made = energytables.instrument(study[0]).set_index("readout")
+    made = tables.instrument(study[0]).set_index("readout")
     assert [*made.index] == ["energy counter", "instant power", "average power"]
     assert made["refresh (ms)"].tolist() == pytest.approx([100] * 3, rel=0.01)
     assert made.loc["average power", "mean of (s)"] == 1.0
@@ -123,12 +123,12 @@ def test_the_instrument_table_has_a_row_for_each_readout(study):
 @pytest.mark.parametrize(
     "table",
     [
-        energytables.instrument,
-        energytables.gates,
-        energytables.parts,
-        energytables.uncertainty,
-        energytables.weights,
-        energytables.peer,
+        tables.instrument,
+        tables.gates,
+        tables.parts,
+        tables.uncertainty,
+        tables.weights,
+        tables.peer,
     ],
 )
 def test_a_table_without_rows_gives_a_reason(table):
@@ -137,14 +137,14 @@ def test_a_table_without_rows_gives_a_reason(table):
 
 def test_weight_values_are_paired_by_block_and_bound_the_systematic_term():
     rows = [weights_row("normal", [100.0, 102.0, 104.0]), weights_row("zero", [95.0, 96.9, 98.8])]
-    made = energytables.weights(rows).set_index("weights")
+    made = tables.weights(rows).set_index("weights")
     assert made.loc["normal", "energy / normal"] == 1
     assert made.loc["zero", "energy / normal"] == pytest.approx(0.95)
-    assert energystats.weight_spread(rows) == pytest.approx(0.05)
-    assert energystats.weight_spread(rows[:1]) is None
-    assert energystats.uncertainty(Record("energy"), 0.05).weights == 0.05
+    assert quantities.weight_spread(rows) == pytest.approx(0.05)
+    assert quantities.weight_spread(rows[:1]) is None
+    assert quantities.uncertainty(Record("energy"), 0.05).weights == 0.05
     said = "Energy of m with zero weights is 0.95 times that of normal ones [0.95, 0.95]: lower."
-    assert said in claims.energy_checks(rows)
+    assert said in conclusions.checks(rows)
 
 
 def test_a_peer_is_compared_window_by_window():
@@ -157,10 +157,10 @@ def test_a_peer_is_compared_window_by_window():
         "short_s": [1.6],
     }
     row = Record("energy-peer", key("m"), samples)
-    made = energytables.peer([row]).set_index("windows")
+    made = tables.peer([row]).set_index("windows")
     assert made.loc["long", "worst difference (%)"] == pytest.approx(1)
     assert made.loc["short", "median difference (%)"] == pytest.approx(-10)
-    said = claims.energy_checks([row])
+    said = conclusions.checks([row])
     assert "Zeus on 1 windows of 1.600 s: median -10.00%, at most -10.00%" in said
 
 
@@ -168,7 +168,7 @@ def test_a_peer_is_compared_window_by_window():
 
 
 def test_the_conclusion_has_parts_and_uncertainty(study):
-    said = claims.energy(study[0])
+    said = conclusions.conclusion(study[0])
     assert "fake at 512 tokens: 19," in said and "n = 6 (GPU board, gross), of which 33%" in said
     assert "512 tokens: prefill and first token 99." in said.replace("token 100.", "token 99.")
     assert "each further token 15.0" in said.replace("token 14.9", "token 15.0")
@@ -178,23 +178,23 @@ def test_the_conclusion_has_parts_and_uncertainty(study):
 
 def test_carbon_only_where_an_intensity_is_given_and_with_all_three_factors():
     """3.6 MJ are one kWh: 1 kWh x 1.5 x 400 g/kWh = 600 g."""
-    told = energystats.carbon(3.6e6, 1.5, 400.0)
+    told = quantities.carbon(3.6e6, 1.5, 400.0)
     assert (told.kwh, told.grams) == (1.0, 600.0)
-    assert energystats.carbon(3.6e6, 1.5, None) is None
+    assert quantities.carbon(3.6e6, 1.5, None) is None
     row = Record("energy", key("m", new_tokens=10), {"energy_j": [36.0] * 6})
-    said = claims.energy([row], 1.5, 400.0)
+    said = conclusions.conclusion([row], 1.5, 400.0)
     # 3.6 J a token: one million tokens are 3.6 MJ
     assert "m, one million tokens: 1 kWh x PUE 1.5 x 400 g/kWh = 600 gCO2e." in said
-    assert "gCO2e" not in claims.energy([row], 1.5)
+    assert "gCO2e" not in conclusions.conclusion([row], 1.5)
 
 
 def test_net_energy_may_be_negative_and_is_not_cut_off():
     row = Record("energy", key("m"), {"energy_j": [90.0], "net_energy_j": [-10.0]})
-    assert energystats.net(row, 0.5).value == -5.0
-    (cells,) = tables.energy([row]).rows
+    assert quantities.net(row, 0.5).value == -5.0
+    (cells,) = tables.table([row]).rows
     assert any(getattr(cell, "value", None) == pytest.approx(-10 / 64 * 1e3) for cell in cells)
     unknown = Record("energy", key("m"), {"energy_j": [90.0]}, missing={"net_energy_j": "no idle"})
-    assert energystats.net(unknown, 1.0).reason == "not measured: no idle"
+    assert quantities.net(unknown, 1.0).reason == "not measured: no idle"
 
 
 def test_effects_of_weight_values_need_no_idle_power():
@@ -211,18 +211,18 @@ def test_effects_of_weight_values_need_no_idle_power():
         for value, joules in arms.items()
     ]
     lost = Record("energy-weights", key("m", weights="random-tiny"), missing={"energy_j": "stall"})
-    found = energystats.weight_effects([*rows, lost])
+    found = quantities.weight_effects([*rows, lost])
     assert {value: ratio.value for value, ratio in found.items()} == {
         "normal": 1.0,
         "zero": pytest.approx(0.8),
     }
-    assert energystats.weight_spread(rows) == pytest.approx(0.2)
+    assert quantities.weight_spread(rows) == pytest.approx(0.2)
 
 
 def test_blocks_of_one_length_draw_no_line_and_the_reason_is_told():
     good = Record("energy", key("m", new_tokens=64), {"energy_j": [90.0] * 3})
     bad = Record("energy-slope", key("m", new_tokens=128), missing={"energy_j": "sampler_gap: 2 s"})
-    for found in energystats.split([good, bad]):
+    for found in quantities.split([good, bad]):
         assert found.reason == "not measured: blocks of one length only; sampler_gap: 2 s"
 
 
@@ -234,7 +234,7 @@ def test_blocks_that_are_not_believed_are_said():
         "window_s": 1.0,
     }
     row = Record("energy", key("m"), {"energy_j": [90.0] * 3}, values)
-    assert "m: 1 of 4 blocks are not believed, counter_reset: " in claims.energy([row])
+    assert "m: 1 of 4 blocks are not believed, counter_reset: " in conclusions.conclusion([row])
 
 
 # --- figures
@@ -242,28 +242,28 @@ def test_blocks_that_are_not_believed_are_said():
 
 def test_figures_say_what_they_show(study):
     rows, folder = study
-    trace = energyplots.recorded(rows, folder)
+    trace = figures.recorded(rows, folder)
     drawn = [
-        energyplots.instrument(rows, folder),
-        energyplots.estimator_error(trace),
-        energyplots.parts(rows),
-        energyplots.blocks(rows),
+        figures.instrument(rows, folder),
+        figures.estimator_error(trace),
+        figures.parts(rows),
+        figures.blocks(rows),
     ]
     alts = [figure.describe(ax) for ax in drawn]
     assert all(name in alts[0] for name in ("counter:", "instant:", "average:"))
-    assert all(f"{title}, worst phase" in alts[1] for title, _ in energystats.ERRORS.values())
+    assert all(f"{title}, worst phase" in alts[1] for title, _ in quantities.ERRORS.values())
     assert "context 512" in alts[2] and "context 128" in alts[3]
     plt.close("all")
 
 
 def test_without_a_trace_figures_say_not_measured(tmp_path):
     rows = [ENV, Record("energy", key("m"), missing={"energy_j": "no counter"})]
-    trace = energyplots.recorded(rows, tmp_path)
+    trace = figures.recorded(rows, tmp_path)
     drawn = [
-        energyplots.instrument(rows, tmp_path),
-        energyplots.estimator_error(trace),
-        energyplots.parts(rows),
-        energyplots.blocks(rows),
+        figures.instrument(rows, tmp_path),
+        figures.estimator_error(trace),
+        figures.parts(rows),
+        figures.blocks(rows),
     ]
     assert all("not measured" in figure.describe(ax) for ax in drawn)
     assert {ax.figure.get_figheight() for ax in drawn} == {figure.EMPTY_IN}  # no large empty frames
@@ -273,7 +273,7 @@ def test_without_a_trace_figures_say_not_measured(tmp_path):
 def test_errors_shrink_with_the_window_except_that_of_the_papers_estimator():
     """A real trace, with a prefill every few seconds."""
     trace = store.read_trace(Path(__file__).with_name("data") / "h100-gpt-oss-20b-2048.jsonl.gz")
-    found = energystats.estimator_errors(trace, (0.4, 3.2), starts=20)
+    found = quantities.estimator_errors(trace, (0.4, 3.2), starts=20)
     worst = {name: {s: max(map(abs, e)) for s, e in by.items()} for name, by in found.items()}
     assert worst["two_j"][3.2] < 0.06 < worst["two_j"][0.4]  # one tick of 32, and of 4
     assert worst["instant_j"][3.2] < worst["instant_j"][0.4]

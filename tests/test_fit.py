@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from transformers import GPT2Config
 
-from lib import fit, predictions
 from lib.__main__ import main
+from lib.analysis import fit, predictions
 from lib.files import ParamsError
 from lib.models import formats, load
 from lib.models.card import ModelCard, ModelError
@@ -46,7 +47,7 @@ RESERVE = 600_000_000 + 500_000_000 + 100_000_000
 
 @pytest.fixture(scope="module")
 def gpt_oss():
-    return fit.answer("gpt-oss-20b", gpu_gb=80)["weights"]
+    return fit.answer(partial(load.card, "gpt-oss-20b"), gpu_gb=80)["weights"]
 
 
 def plan(left, card=CARD, **options):
@@ -135,7 +136,9 @@ def test_experts_only_leaves_a_dense_model_unanswered():
 def test_gpt_oss_20b_fits_80_gb_and_not_24(gpt_oss):
     assert gpt_oss["bfloat16"]["left_bytes"] > 0 and gpt_oss["bfloat16"]["users_32768"] > 0
     assert gpt_oss["float32"]["left_bytes"] < 0
-    small = fit.answer("gpt-oss-20b", gpu_gb=24, forms=("bfloat16", "mxfp4"))["weights"]
+    small = fit.answer(partial(load.card, "gpt-oss-20b"), gpu_gb=24, forms=("bfloat16", "mxfp4"))[
+        "weights"
+    ]
     assert small["bfloat16"]["left_bytes"] < 0 < small["mxfp4"]["left_bytes"]
     assert small["bfloat16"]["users_2048"] == small["bfloat16"]["largest_context"] == 0
 
@@ -146,12 +149,16 @@ def test_mxfp4_of_gpt_oss_is_the_published_size(gpt_oss):
     assert 11.27 < size / 2**30 < 12.88  # as GGUF with a smaller table; as loaded by a server
     experts = 24 * 32 * 3 * 2880 * 2880
     assert size == 2 * (20_914_757_184 - experts) + experts * 17 // 32
-    larger = fit.answer("gpt-oss-120b", gpu_gb=80, forms=("mxfp4",))["weights"]["mxfp4"]
+    larger = fit.answer(partial(load.card, "gpt-oss-120b"), gpu_gb=80, forms=("mxfp4",))["weights"][
+        "mxfp4"
+    ]
     assert larger["weight_bytes"] == 65_248_815_744 and larger["left_bytes"] > 0
 
 
 def test_qwen3_32b_on_80_gb_by_hand():
-    row = fit.answer("Qwen3-32B", gpu_gb=80, forms=("bfloat16",))["weights"]["bfloat16"]
+    row = fit.answer(partial(load.card, "Qwen3-32B"), gpu_gb=80, forms=("bfloat16",))["weights"][
+        "bfloat16"
+    ]
     per_token = 64 * 2 * 8 * 128 * 2  # layers, keys and values, heads, elements, bytes
     left = 80 * GB - 65_524_246_528 - (600_000_000 + 500_000_000 + 3_276_212_326)
     assert (row["token_bytes"], row["left_bytes"]) == (per_token, left) == (262_144, 10_099_541_146)
@@ -171,7 +178,7 @@ def test_an_unknown_cache_is_named_and_the_weights_are_told(tmp_path, capsys):
     assert main(["fit", "--model", str(tmp_path), "--gpu-gb", "8"]) == 0
     shown = capsys.readouterr().out
     assert "cache is unknown, because what GPT2Attention of layer 0" in " ".join(shown.split())
-    row = fit.answer(str(tmp_path), gpu_gb=8)["weights"]["bfloat16"]
+    row = fit.answer(partial(load.card, str(tmp_path)), gpu_gb=8)["weights"]["bfloat16"]
     assert row["weight_bytes"] > 0 and "users_2048" not in row and row["missing"]["users"]
 
 
@@ -190,7 +197,9 @@ def test_the_table(capsys):
 
 def test_json_is_the_answer(capsys):
     assert main(["fit", "--model", "tiny-yi", "--gpu-gb", "8", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == fit.answer("tiny-yi", gpu_gb=8)
+    assert json.loads(capsys.readouterr().out) == fit.answer(
+        partial(load.card, "tiny-yi"), gpu_gb=8
+    )
 
 
 def test_what_the_released_set_measured_stands_among_the_notes(capsys, monkeypatch):
@@ -201,10 +210,10 @@ def test_what_the_released_set_measured_stands_among_the_notes(capsys, monkeypat
 
 def test_errors_name_value_and_remedy(capsys, monkeypatch):
     with pytest.raises(ParamsError, match="unknown dtype 'bfloat'; did you mean 'bfloat16'"):
-        fit.answer("tiny-yi", gpu_gb=8, forms=("bfloat",))
+        fit.answer(partial(load.card, "tiny-yi"), gpu_gb=8, forms=("bfloat",))
     for wrong in ({"gpu_gb": -8}, {"gpu_gb": 8, "contexts": (0,)}, {"gpu_gb": float("nan")}):
         with pytest.raises(ParamsError, match=r"(-8|0|nan): give GPU_GB, .* above 0"):
-            fit.answer("tiny-yi", **wrong)
+            fit.answer(partial(load.card, "tiny-yi"), **wrong)
     assert main(["fit", "--model", "gpt-oss-2b", "--gpu-gb", "8"]) == 2
     assert "did you mean gpt-oss-20b" in capsys.readouterr().err
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -3,7 +3,7 @@
 import pytest
 from sample_records import key
 
-from lib import claims, hostbound
+from lib.analysis import host_bound, latency
 from lib.records.record import Record, environment_record
 from lib.stats import Estimate
 
@@ -61,17 +61,17 @@ def arm(
     ],
 )
 def test_the_verdict_follows_from_the_share_and_its_interval(share, said):
-    assert hostbound.verdict(share) == said
+    assert host_bound.verdict(share) == said
 
 
 def test_shares_are_device_time_over_time_without_a_profiler():
-    assert hostbound.decode_share(arm()).value == pytest.approx(0.4)  # 4 ms of 10 ms
-    assert hostbound.prefill_share(arm()).value == pytest.approx(0.95)  # 95 ms of 100 ms
-    assert hostbound.prefill_share(arm()).n == 6
+    assert host_bound.decode_share(arm()).value == pytest.approx(0.4)  # 4 ms of 10 ms
+    assert host_bound.prefill_share(arm()).value == pytest.approx(0.95)  # 95 ms of 100 ms
+    assert host_bound.prefill_share(arm()).n == 6
 
 
 def test_the_table_holds_both_times_and_both_verdicts():
-    (line,) = hostbound.shown([ENV, *arm()]).to_dict("records")
+    (line,) = host_bound.shown([ENV, *arm()]).to_dict("records")
     assert line["device time of a step (ms)"] == pytest.approx(4)
     assert line["TPOT (ms)"] == pytest.approx(10)
     assert (line["kernels of a step"], line["share of TPOT"]) == (300, pytest.approx(0.4))
@@ -88,7 +88,7 @@ def test_an_arm_meets_only_its_own_times():
         *arm(stack="graph", step_s=0.0042),
         *[r for r in arm(context=1024) if r.kind == "latency"],
     ]
-    shown = hostbound.shown(rows)
+    shown = host_bound.shown(rows)
     assert list(zip(shown["stack"], shown["context"], shown["decode"], strict=True)) == [
         ("hf-eager", 128, "host-bound"),
         ("hf-eager", 512, "device-bound"),
@@ -98,18 +98,18 @@ def test_an_arm_meets_only_its_own_times():
 
 def test_without_a_slope_or_a_profiler_there_is_no_share():
     no_slope = [r for r in arm() if r.key["new_tokens"] != 20]
-    assert "two lengths" in hostbound.decode_share(no_slope).reason
+    assert "two lengths" in host_bound.decode_share(no_slope).reason
     blind = arm(busy_s=None, prefill_s=None)
-    assert CPU in hostbound.decode_share(blind).reason
-    assert hostbound.tables(blind) == [] and hostbound.sentences(blind) == []
-    assert hostbound.shown(blind).to_dict("list") == {"not measured": [CPU]}
-    assert hostbound.shown([]).to_dict("list") == {"not measured": ["no profiled call"]}
-    noisy = hostbound.decode_share(arm(busy_s=-0.001))
+    assert CPU in host_bound.decode_share(blind).reason
+    assert host_bound.tables(blind) == [] and host_bound.sentences(blind) == []
+    assert host_bound.shown(blind).to_dict("list") == {"not measured": [CPU]}
+    assert host_bound.shown([]).to_dict("list") == {"not measured": ["no profiled call"]}
+    noisy = host_bound.decode_share(arm(busy_s=-0.001))
     assert noisy.value is None and "not resolved" in noisy.reason
 
 
 def test_a_sentence_for_the_longest_context():
-    (said,) = hostbound.sentences([*arm(), *arm(context=512, busy_s=0.0095)])
+    (said,) = host_bound.sentences([*arm(), *arm(context=512, busy_s=0.0095)])
     assert said == (
         "m on hf-eager, at 512 tokens: the device works 9.500 ms of a decode step, 0.95 of its "
         "time [0.95, 0.95]: device-bound (from 0.9 on device-bound, to 0.7 host-bound); prefill: "
@@ -119,14 +119,14 @@ def test_a_sentence_for_the_longest_context():
 
 def test_comparing_two_models_that_wait_for_the_host_compares_the_host():
     waiting = [*arm("a"), *arm("b", step_s=0.02)]
-    (said,) = hostbound.comparison(waiting)
+    (said,) = host_bound.comparison(waiting)
     assert said.startswith("Decoding of a and of b on hf-eager at 128 tokens is host-bound:")
     assert "compares what the host does for a step, not the models" in said
-    assert hostbound.comparison([*arm("a"), *arm("b", busy_s=0.0095)]) == []
-    assert hostbound.comparison([*arm("a"), *arm("b", stack="graph")]) == []
+    assert host_bound.comparison([*arm("a"), *arm("b", busy_s=0.0095)]) == []
+    assert host_bound.comparison([*arm("a"), *arm("b", stack="graph")]) == []
 
 
 def test_the_conclusion_on_latency_says_who_waits():
-    text = claims.latency([ENV, *arm("a"), *arm("b")])
+    text = latency.conclusion([ENV, *arm("a"), *arm("b")])
     assert "- a on hf-eager, at 128 tokens: the device works 4.000 ms of a decode step" in text
     assert "- Decoding of a and of b on hf-eager" in text

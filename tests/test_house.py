@@ -125,7 +125,7 @@ def reading() -> set[str]:
 
 def test_the_reading_side_needs_no_torch_and_starts_without_it():
     assert len(reading()) > 4
-    for name in closure(reading(), lazy=True):
+    for name in closure(reading()):
         assert not packages(tree(name), lazy=False) & HEAVY, name
     code = f"""if True:
         import importlib, sys

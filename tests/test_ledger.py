@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 from sample_records import CPU, GPU, card, key, memory
 
-from lib import claims, ledger, ledgertables, memoryplots
+from lib.analysis.memory import figures, ledger, tables
 from lib.records.record import Record, environment_record
 from lib.show import figure
 from lib.show import table as show_table
@@ -145,7 +145,7 @@ def test_a_cache_that_is_unknown_leaves_the_ledger_open():
 def test_a_failed_arm_has_no_ledger_and_its_table_says_why():
     failed = Record("memory", key("m"), error="OutOfMemoryError", env_id=ENV.env_id)
     assert ledger.of_rows([failed]) == []
-    (line,) = ledgertables.parts([failed]).rows
+    (line,) = tables.parts([failed]).rows
     assert line[3].reason == "not measured: failed: OutOfMemoryError"
 
 
@@ -161,7 +161,7 @@ def table_row(table, **where):
 
 
 def test_the_table_shows_parts_sum_figure_and_residual():
-    found = table_row(ledgertables.parts([row()]))
+    found = table_row(tables.parts([row()]))
     assert found["KV cache (MB)"] == 0.0005 and found["weights (MB)"] == 0.04
     assert found["sum (MB)"] == 0.04425 and found["in use by NVML (MB)"] == 0.04426
     assert found["residual (MB)"] == pytest.approx(10 / 1e6)
@@ -171,13 +171,11 @@ def test_the_table_shows_parts_sum_figure_and_residual():
 
 
 def test_predicted_beside_measured_and_asked_for():
-    found = table_row(ledgertables.predicted([row()]))
+    found = table_row(tables.predicted([row()]))
     assert found["measured / predicted"] == pytest.approx(3_000 / 2_940)
     assert found["asked for / predicted"] == pytest.approx(2_940 / 2_940)
     found = table_row(
-        ledgertables.predicted(
-            [row(predicted_bytes=None, missing={"predicted_bytes": "no shapes"})]
-        )
+        tables.predicted([row(predicted_bytes=None, missing={"predicted_bytes": "no shapes"})])
     )
     assert found["predicted (MB)"] is None
     assert "measured / predicted: not measured: no shapes" in found["missing"]
@@ -199,7 +197,7 @@ def sweep(window=None):
 
 
 def test_the_cache_grows_by_what_the_card_says_and_the_peak_by_more():
-    found = table_row(ledgertables.per_token(sweep()))
+    found = table_row(tables.per_token(sweep()))
     assert found["KV held (B/token)"] == found["KV by the card (B/token)"] == 100
     assert found["KV held 95 %"] == "[100.0, 100.0]"  # six cached lengths
     assert found["held = card to the byte"] == "6 of 6"
@@ -209,9 +207,9 @@ def test_the_cache_grows_by_what_the_card_says_and_the_peak_by_more():
 
 def test_a_window_bends_the_growth_and_one_byte_more_is_seen():
     rows = sweep(window=164)
-    assert table_row(ledgertables.per_token(rows))["KV held (B/token)"] < 50
+    assert table_row(tables.per_token(rows))["KV held (B/token)"] < 50
     rows[0].values["kv_tensor_bytes"] += 1
-    assert table_row(ledgertables.per_token(rows))["held = card to the byte"] == "5 of 6"
+    assert table_row(tables.per_token(rows))["held = card to the byte"] == "5 of 6"
 
 
 def test_the_contribution_of_the_paper_is_taken_apart():
@@ -227,7 +225,7 @@ def test_the_contribution_of_the_paper_is_taken_apart():
         row(model="other"),
         row(experts="all_experts", peak_bytes=42_100, expert_workspace_bytes=900),
     ]
-    table = ledgertables.contribution(rows, published)
+    table = tables.contribution(rows, published)
     assert any(GPU["gpu"] in note for note in table.notes)
     assert len(table.rows) == 2  # the paper's protocol, its model, a context that it reports
     found = table_row(table, experts="grouped_mm")
@@ -239,7 +237,7 @@ def test_the_contribution_of_the_paper_is_taken_apart():
 
 
 def test_the_papers_own_numbers_are_found():
-    table = ledgertables.contribution([row(context=c) for c in (128, 512, 1024, 2048)])
+    table = tables.contribution([row(context=c) for c in (128, 512, 1024, 2048)])
     found = show_table.frame(table)
     assert list(found["published (MiB)"]) == [789.1, 1644, 3554]
     assert any("from 512 on" in note for note in table.notes)
@@ -255,7 +253,7 @@ def test_sentences_count_what_closes_and_what_shapes_predicted():
         "0.00575 MB of 5e-05 GB (NVML, this process).",
         "Peaks above the baseline are 1.000 to 1.020 times what the shapes alone predict (3 arms).",
     ]
-    assert ledger.sentences(rows)[0] in claims.memory(rows)
+    assert ledger.sentences(rows)[0] in ledger.conclusion(rows)
 
 
 def test_sentences_say_why_nothing_closes():
@@ -265,7 +263,7 @@ def test_sentences_say_why_nothing_closes():
 
 def test_the_figure_stacks_everything_beside_the_weights():
     rows = [row(), row(context=512, used_bytes=None, missing={"used_bytes": "no NVML"})]
-    ax = memoryplots.memory_ledger(rows)
+    ax = figures.memory_ledger(rows)
     drawn = {bars.get_label(): [bar.get_width() * 1e9 for bar in bars] for bars in ax.containers}
     assert drawn["experts"] == pytest.approx([1_900, 1_900])
     assert "weights" not in drawn and "logits" not in drawn  # none was alive at the peak
@@ -278,11 +276,11 @@ def test_the_figure_stacks_everything_beside_the_weights():
 
 
 def test_the_figure_without_rows_says_so():
-    ax = memoryplots.memory_ledger([])
+    ax = figures.memory_ledger([])
     assert "not measured" in figure.describe(ax)
 
 
 def test_a_figure_becomes_html_that_loads_nothing():
-    text = figure.html(memoryplots.memory_ledger([row()]), [row()])
+    text = figure.html(figures.memory_ledger([row()]), [row()])
     assert 'src="data:image/png;base64,iVBORw0KGgo' in text and text.count("src=") == 1
     assert not plt.get_fignums()

@@ -3,7 +3,7 @@
 import pytest
 from sample_records import GPU
 
-from lib import boundplots, machine
+from lib.analysis import machine
 from lib.files import ParamsError
 from lib.hardware.datasheets import VALUES, datasheet, datasheets
 from lib.records.record import KEY_FIELDS, Record, environment_record
@@ -94,12 +94,12 @@ def test_the_conclusion_is_computed():
 
 
 def test_the_figure_shows_every_shape_and_the_datasheet():
-    said = figure.describe(boundplots.ceilings([H100, row()]))
+    said = figure.describe(machine.figure([H100, row()]))
     assert said == (
         "Bandwidth by shape; arms against GB/s (10^9 bytes a second). copy: 64 bytes: 2,680. "
         "read: sum: 3,015. read: rows: 2,100. datasheet: 3,350."
     )
-    assert figure.describe(boundplots.ceilings([])).endswith("not measured")
+    assert figure.describe(machine.figure([])).endswith("not measured")
 
 
 # --- datasheets

@@ -13,6 +13,7 @@ from transformers import (
     StaticCache,
 )
 
+from lib.analysis.memory import tables
 from lib.hardware.device import CpuDevice, open_device
 from lib.measure.memory import bytes_alive, phases, sweep
 from lib.models import experts, load
@@ -372,5 +373,5 @@ def test_what_cannot_be_predicted_says_why():
     assert all(
         reason.startswith("its code does not run without values (") for reason in told.values()
     )
-    table = sweep.prediction_table(told)
+    table = tables.prediction_table(told)
     assert list(table["protocol"]) == ["paper", "generate()"]

@@ -6,10 +6,11 @@ import csv
 
 import pytest
 
-from lib import money, report
+from lib import report
 from lib.__main__ import main
+from lib.analysis import cost as analysis_cost
+from lib.analysis.cost import Prices
 from lib.files import ParamsError
-from lib.money import Prices
 from lib.records.record import Record
 from lib.stats import Estimate
 from tests import sample_records as sample
@@ -35,7 +36,7 @@ def line(table, new_tokens: int = 64) -> dict[str, Estimate]:
 
 def test_the_three_formulas_by_hand():
     """An hour at 3.60 USD is 0.001 USD a second; a kWh at 0.36 USD is 10^-7 USD a joule."""
-    found = line(money.table(rows(), Prices(3.6, 0.36)))
+    found = line(analysis_cost.table(rows(), Prices(3.6, 0.36)))
     tokens, requests = found["GPU time, 10^6 output tokens"], found["GPU time, 1,000 requests"]
     assert tokens.value == pytest.approx(0.001 * 0.74 / 64 * 1e6)  # 11.5625
     assert requests.value == pytest.approx(0.001 * 0.74 * 1000)  # 0.74
@@ -52,7 +53,7 @@ def test_a_batch_shares_the_call():
         sample.source("gpt-oss-20b"),
         env_id=ENV.env_id,
     )
-    table = money.table(rows(batch), Prices(3.6))
+    table = analysis_cost.table(rows(batch), Prices(3.6))
     at = [c.title for c in table.columns].index("batch")
     (four,) = (r for r in table.rows if r[at] == 4)
     tokens, requests = four[-2:]
@@ -64,7 +65,7 @@ def test_a_batch_shares_the_call():
     ("prices", "shown"), [(Prices(1.0), ["GPU", "GPU"]), (Prices(None, 1.0), ["energy"])]
 )
 def test_columns_appear_only_with_their_price(prices, shown):
-    table = money.table(rows(), prices)
+    table = analysis_cost.table(rows(), prices)
     titles = [c.title for c in table.columns if c.numeric]
     assert [title.split()[0].strip(",") for title in titles] == shown
     said = " ".join(table.notes)
@@ -73,12 +74,12 @@ def test_columns_appear_only_with_their_price(prices, shown):
 
 
 def test_a_call_of_one_token_and_missing_energy():
-    table = money.table(rows(), Prices(1.0, 1.0))
+    table = analysis_cost.table(rows(), Prices(1.0, 1.0))
     assert [r[2] for r in table.rows] == [64, 128]
     assert "not measured" in line(table, 128)["energy, 10^6 output tokens"].reason
     cpu = [sample.environment_record(sample.CPU)]
     cpu += sample.energy("demo-moe", cpu[0].env_id, (64,), gpu=False)
-    made = line(money.table(cpu, Prices(1.0, 1.0)))
+    made = line(analysis_cost.table(cpu, Prices(1.0, 1.0)))
     assert "no NVML energy counter" in made["energy, 10^6 output tokens"].reason
     assert made["GPU time, 10^6 output tokens"].value > 0
 

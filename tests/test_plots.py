@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from sample_records import GPU, card, energy, key, latency, memory, spread
 
-from lib import memoryplots
+from lib.analysis import ablations, efficiency
+from lib.analysis import latency as analysis_latency
+from lib.analysis.energy import figures as energy_figures
+from lib.analysis.memory import figures as memory_figures
 from lib.models import entries
 from lib.records.record import Record, environment_record
 from lib.show import figure as show_figure
@@ -65,7 +68,7 @@ def test_a_model_has_one_colour_in_every_figure_and_every_run():
     ]
     assert unlisted == [7, 5, 4]
     rows = latency("qwen3-32b", ENV.env_id, (128, 512))
-    drawn = {line.get_color() for line in show_figure.ttft(rows).get_lines()}
+    drawn = {line.get_color() for line in analysis_latency.ttft(rows).get_lines()}
     assert drawn == {show_figure.color("qwen3-32b")}
 
 
@@ -73,7 +76,7 @@ def test_a_model_has_one_colour_in_every_figure_and_every_run():
 
 
 def test_throughput_shows_output_that_falls_and_decode_that_does_not():
-    ax = show_figure.throughput(calls())
+    ax = analysis_latency.throughput(calls())
     found = series(ax)
     assert found["m, output"] == near((100, 5.0), (200, 10 / 3))  # 10 / 2 s, 10 / 3 s
     assert found["m, decode only"] == near((100, 10.0), (200, 10.0))
@@ -85,11 +88,11 @@ def test_throughput_shows_output_that_falls_and_decode_that_does_not():
 
 
 def test_decode_alone_is_left_out_where_one_context_has_no_slope():
-    assert list(series(show_figure.throughput(calls(lengths=(10,))))) == ["m, output"]
+    assert list(series(analysis_latency.throughput(calls(lengths=(10,))))) == ["m, output"]
 
 
 def test_one_context_is_described_by_its_value():
-    ax = show_figure.throughput(calls(contexts=(100,)))
+    ax = analysis_latency.throughput(calls(contexts=(100,)))
     assert "m, output: 5.000 at 100. m, decode only: 10.00 at 100." in show_figure.describe(ax)
 
 
@@ -98,20 +101,20 @@ def test_ttft_is_in_milliseconds_and_sorted_by_context():
         Record("latency", key("m", context=c, new_tokens=1), {"ttft_s": [c / 1e3] * 2})
         for c in (200, 100)
     ]
-    ax = show_figure.ttft(rows)
+    ax = analysis_latency.ttft(rows)
     assert series(ax) == {"m": [(100, 100.0), (200, 200.0)]}
     assert ax.get_ylabel() == "TTFT (ms)" and ax.get_xlabel() == "context (tokens)"
 
 
 def test_token_times_are_the_gaps_of_the_first_call():
     stamps = [[1.0, 1.1, 1.3], [9.0, 9.9, 9.99]]
-    ax = show_figure.token_times([Record("itl", key("m", context=64), {"token_s": stamps})])
+    ax = analysis_latency.token_times([Record("itl", key("m", context=64), {"token_s": stamps})])
     assert series(ax)["context 64"] == near((2, 100.0), (3, 200.0))
 
 
 def test_memory_parts_lie_end_to_end():
     values = {"kv_tensor_bytes": 10**6, "logits_bytes": 2 * 10**6, "workspace_bytes": 3 * 10**6}
-    ax = memoryplots.memory_parts([Record("memory", key("m", context=64), {}, values)], "memory")
+    ax = memory_figures.memory_parts([Record("memory", key("m", context=64), {}, values)], "memory")
     bars = [(bar.get_x(), bar.get_width()) for box in ax.containers for bar in box]
     assert bars == [(0, 1), (1, 2), (3, 3)]  # MB
     assert [t.get_text() for t in ax.get_yticklabels()] == ["m, 64"]
@@ -122,7 +125,7 @@ def test_memory_parts_lie_end_to_end():
 
 
 def test_energy_shows_the_counter_and_the_papers_estimator():
-    ax = show_figure.energy(energy("gpt-oss-20b", ENV.env_id, (128, 512)))
+    ax = energy_figures.figure(energy("gpt-oss-20b", ENV.env_id, (128, 512)))
     found = series(ax)
     assert found["gpt-oss-20b, counter"] == near((128, 10_000), (512, 10_000))
     assert found["gpt-oss-20b, paper's"] == near((128, 9_000), (512, 9_000))
@@ -136,7 +139,7 @@ def test_an_ablation_keeps_its_order_and_names_the_arm_that_failed():
         Record("ablation-precision", key("m", dtype="float16"), error="RuntimeError: boom"),
         Record("ablation-precision", key("m", dtype="float32"), {"e2e_s": spread(4.0)}),
     ]
-    ax = show_figure.ablation(rows, "dtype")
+    ax = ablations.figure(rows, "dtype")
     assert [t.get_text() for t in ax.get_yticklabels()] == ["bfloat16", "float16", "float32"]
     assert series(ax) == {"bfloat16": [(32.0, 0)], "float32": [(16.0, 2)]}  # 64 tokens
     (failed,) = ax.texts
@@ -149,19 +152,19 @@ def test_an_ablation_keeps_its_order_and_names_the_arm_that_failed():
 
 def test_efficiency_is_throughput_per_billion_active_parameters():
     rows = [card("gpt-oss-20b", ENV.env_id), *calls("gpt-oss-20b")]
-    assert series(show_figure.efficiency(rows)) == {
+    assert series(efficiency.figure(rows)) == {
         "gpt-oss-20b": near((100, 5 / 4), (200, 10 / 3 / 4))  # 4 billion are active
     }
 
 
 NOTHING = {
-    "throughput": lambda: show_figure.throughput([]),
-    "ttft": lambda: show_figure.ttft([]),
-    "token times": lambda: show_figure.token_times([]),
-    "memory": lambda: memoryplots.memory_parts([], "memory"),
-    "energy on a CPU": lambda: show_figure.energy(energy("m", ENV.env_id, (128,), gpu=False)),
-    "ablation": lambda: show_figure.ablation([], "dtype"),
-    "efficiency": lambda: show_figure.efficiency([card("m", ENV.env_id)]),
+    "throughput": lambda: analysis_latency.throughput([]),
+    "ttft": lambda: analysis_latency.ttft([]),
+    "token times": lambda: analysis_latency.token_times([]),
+    "memory": lambda: memory_figures.memory_parts([], "memory"),
+    "energy on a CPU": lambda: energy_figures.figure(energy("m", ENV.env_id, (128,), gpu=False)),
+    "ablation": lambda: ablations.figure([], "dtype"),
+    "efficiency": lambda: efficiency.figure([card("m", ENV.env_id)]),
 }
 
 
@@ -178,12 +181,12 @@ def test_every_figure_has_a_title_and_units():
     rows += memory("gpt-oss-20b", ENV.env_id, (128, 512))
     rows += energy("gpt-oss-20b", ENV.env_id, (128, 512))
     figures = [
-        show_figure.throughput(rows),
-        show_figure.ttft(rows),
-        show_figure.token_times(rows),
-        show_figure.energy(rows),
-        show_figure.efficiency(rows),
-        memoryplots.memory_parts(rows, "memory"),
+        analysis_latency.throughput(rows),
+        analysis_latency.ttft(rows),
+        analysis_latency.token_times(rows),
+        energy_figures.figure(rows),
+        efficiency.figure(rows),
+        memory_figures.memory_parts(rows, "memory"),
     ]
     for ax in figures:
         assert ax.get_title() and ax.get_xlabel() and "not measured" not in show_figure.describe(ax)
@@ -192,7 +195,7 @@ def test_every_figure_has_a_title_and_units():
 
 def test_a_figure_can_be_drawn_into_given_axes():
     mine = plt.subplots()[1]
-    assert show_figure.ttft(latency("m", ENV.env_id, (128,)), ax=mine) is mine
+    assert analysis_latency.ttft(latency("m", ENV.env_id, (128,)), ax=mine) is mine
 
 
 # --- caption and display
@@ -234,7 +237,7 @@ def test_show_gives_the_picture_its_alternative_text_and_a_caption(monkeypatch):
     shown = []
     display = sys.modules.get("IPython.display") or __import__("IPython.display").display
     monkeypatch.setattr(display, "display", lambda *a, **k: shown.append((a, k)))
-    ax = show_figure.ttft(
+    ax = analysis_latency.ttft(
         [
             Record(
                 "latency",

@@ -4,7 +4,7 @@ import pytest
 from sample_records import GPU, key, write_job
 from test_roofline import CARD, card_row, lines, rows
 
-from lib import boundplots, predictions, roofline
+from lib.analysis import bounds, predictions
 from lib.records.record import Record, environment_record
 from lib.show import figure
 
@@ -66,15 +66,13 @@ def test_the_figure_draws_throughput_under_its_bound():
     env = environment_record({**GPU, "copy_bytes_per_s": 3.35e12})
     slow = rows(0.04, decode_bytes=33.5e9, context=8, env=env)
     fast = rows(0.02, decode_bytes=33.5e9, context=4, env=env)
-    ax = boundplots.bound(
-        [env, *fast, *slow, *rows(0.02, 33.5e9, context=4, env=env, stack="graph")]
-    )
+    ax = bounds.figure([env, *fast, *slow, *rows(0.02, 33.5e9, context=4, env=env, stack="graph")])
     said = figure.describe(ax)
     assert "m (hf-eager): 50.00 at 4 to 25.00 at 8." in said
     assert "m (hf-eager), bound: 100.0 at 4 to 100.0 at 8." in said
     assert "m (graph): 50.00 at 4." in said
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("context (tokens)", "tokens per second")
-    assert figure.describe(boundplots.bound([])).endswith("not measured")
+    assert figure.describe(bounds.figure([])).endswith("not measured")
 
 
 def test_an_interval_without_an_end_is_not_drawn():
@@ -89,14 +87,14 @@ def test_an_interval_without_an_end_is_not_drawn():
         )
         for r in rows(0.02, decode_bytes=33.5e9, context=4, env=H100)
     ]
-    ax = boundplots.bound([H100, *noisy, *rows(0.02, 33.5e9, context=8, env=H100)])
-    (arm, _) = roofline.arms([H100, *noisy, *rows(0.02, 33.5e9, context=8, env=H100)])
+    ax = bounds.figure([H100, *noisy, *rows(0.02, 33.5e9, context=8, env=H100)])
+    (arm, _) = bounds.arms([H100, *noisy, *rows(0.02, 33.5e9, context=8, env=H100)])
     assert arm.steps_per_s.low is not None and arm.steps_per_s.high is None
     assert "m: " in figure.describe(ax)
 
 
 def test_a_figure_as_html_carries_its_text_and_is_the_same_each_time():
-    first, again = (figure.html(boundplots.bound(made()), made()) for _ in range(2))
+    first, again = (figure.html(bounds.figure(made()), made()) for _ in range(2))
     assert first == again and 'src="data:image/png;base64,' in first
     assert 'alt="Decode throughput under its bound; tokens per second against' in first
     assert "NVIDIA H100 80GB HBM3; random weights, bfloat16, hf-eager" in first

@@ -15,8 +15,8 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib import compare, report
+from lib.analysis.series import load_published
 from lib.findings import findings
-from lib.paperrules import load_published
 from lib.papertables import paper_tables
 from lib.records import jobs as records_jobs
 from lib.records.record import Record

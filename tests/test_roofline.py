@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from sample_records import key
 
-from lib import roofline
+from lib.analysis import bounds
 from lib.models import card as models_card
 from lib.models.card import ModelCard
 from lib.records.record import KEY_FIELDS, Record, environment_record
@@ -86,14 +86,14 @@ def test_the_bound_is_bandwidth_over_bytes():
 
 def test_what_is_expected_before_measuring():
     card = SimpleNamespace(decode_bytes=lambda context: GB + context * 10**6)
-    table = roofline.expected(card, [0, 1000], 1e11)
+    table = bounds.expected(card, [0, 1000], 1e11)
     assert list(table.index) == [0, 1000]
     assert list(table["a step reads (GB)"]) == [1, 2]
     assert list(table["decode bound (tok/s)"]) == [100, 50]
 
 
 def test_without_ceilings_the_copy_stands_in_and_the_table_says_so():
-    table = roofline.utilisation([ENV, *rows(0.02)])
+    table = bounds.utilisation([ENV, *rows(0.02)])
     (line,) = lines(table)
     assert line["decode throughput (tok/s)"] == pytest.approx(50)  # prefill is not in the slope
     assert (line["a step reads (GB)"], line["bound (tok/s)"]) == (1, 100)
@@ -108,7 +108,7 @@ def test_without_ceilings_the_copy_stands_in_and_the_table_says_so():
 
 def test_the_read_stream_of_the_same_card_is_the_measured_bandwidth():
     other = environment_record({"gpu": "another", "copy_bytes_per_s": 1e10})
-    table = roofline.utilisation([ENV, other, ceilings(), ceilings(9e12, env=other), *rows(0.02)])
+    table = bounds.utilisation([ENV, other, ceilings(), ceilings(9e12, env=other), *rows(0.02)])
     (line,) = lines(table)
     assert line["bound (tok/s)"] == 200
     assert line["useful MBU, measured"] == pytest.approx(0.25)
@@ -116,7 +116,7 @@ def test_the_read_stream_of_the_same_card_is_the_measured_bandwidth():
 
 
 def test_against_the_datasheet_of_a_known_card():
-    (line,) = lines(roofline.utilisation([H100, *rows(0.02, decode_bytes=33.5e9, env=H100)]))
+    (line,) = lines(bounds.utilisation([H100, *rows(0.02, decode_bytes=33.5e9, env=H100)]))
     assert line["useful MBU, datasheet"] == pytest.approx(0.5)  # 50/s x 33.5 GB of 3,350 GB/s
 
 
@@ -132,7 +132,7 @@ def test_the_interval_is_that_of_the_throughput():
         )
         for r in calls
     ]
-    (arm,) = roofline.arms([ENV, *noisy])
+    (arm,) = bounds.arms([ENV, *noisy])
     share = arm.mbu(realised=False, datasheet=False)
     assert share.low == pytest.approx(arm.steps_per_s.low / 100)
     assert share.low < share.value < share.high
@@ -143,7 +143,7 @@ def test_one_length_and_a_first_token_give_a_rate_without_an_interval():
     first = Record(
         "latency", key("m", context=128, new_tokens=1), {"ttft_s": [1.0] * 6}, env_id=ENV.env_id
     )
-    (arm,) = roofline.arms([ENV, first, rows(0.02)[1]])  # 20 tokens in 1.4 s
+    (arm,) = bounds.arms([ENV, first, rows(0.02)[1]])  # 20 tokens in 1.4 s
     assert arm.steps_per_s.value == pytest.approx(19 / 0.4)
     assert arm.steps_per_s.low is None and "median TTFT" in arm.steps_per_s.method
 
@@ -151,7 +151,7 @@ def test_one_length_and_a_first_token_give_a_rate_without_an_interval():
 def test_a_batch_reads_once_and_gives_several_tokens():
     """Ten steps a second of 2 GB at 100 GB/s: a fifth; four sequences: 40 tok/s of 200."""
     batch = rows(0.1, decode_bytes=2 * GB, kind="batch", batch=4)
-    (line,) = lines(roofline.utilisation([ENV, *batch], "batch"))
+    (line,) = lines(bounds.utilisation([ENV, *batch], "batch"))
     assert line["batch"] == 4
     assert line["decode throughput (tok/s)"] == pytest.approx(40)
     assert line["bound (tok/s)"] == 200
@@ -160,10 +160,10 @@ def test_a_batch_reads_once_and_gives_several_tokens():
 
 def test_a_sweep_over_batches_is_not_pooled_with_single_calls():
     both = [ENV, *rows(0.02), *rows(0.05, kind="batch")]
-    assert [arm.steps_per_s.value for arm in roofline.arms(both)] == [pytest.approx(50)]
-    assert [arm.steps_per_s.value for arm in roofline.arms(both, "batch")] == [pytest.approx(20)]
+    assert [arm.steps_per_s.value for arm in bounds.arms(both)] == [pytest.approx(50)]
+    assert [arm.steps_per_s.value for arm in bounds.arms(both, "batch")] == [pytest.approx(20)]
     fast = [ENV, *rows(0.02), *rows(1 / 200, kind="batch", batch=2)]  # 200 GB/s from 100
-    assert len(roofline.violations(fast)) == 1
+    assert len(bounds.violations(fast)) == 1
 
 
 def test_a_batch_must_read_the_experts_that_its_router_was_traced_to_choose():
@@ -177,23 +177,23 @@ def test_a_batch_must_read_the_experts_that_its_router_was_traced_to_choose():
     values = {"decode_bytes": 2100, "decode_bytes_realised": 2200, "experts_chosen_decode": 3.0}
     traced = Record("trace", key("moe", context=128, new_tokens=None, batch=3), {}, values)
     mine = rows(0.1, 2150, model="moe", kind="batch", batch=3, decode_experts="grouped_mm")
-    (arm,) = roofline.arms([ENV, known, traced, *mine], "batch")
+    (arm,) = bounds.arms([ENV, known, traced, *mine], "batch")
     assert (arm.step_bytes, arm.realised_bytes) == (2100, 2200)
-    (arm,) = roofline.arms([ENV, known, *mine], "batch")
+    (arm,) = bounds.arms([ENV, known, *mine], "batch")
     assert (arm.step_bytes, arm.realised_bytes) == (2150, None)
 
 
 def test_models_and_contexts_are_kept_apart():
     """Pooled, the two models would give a slope that neither has."""
     long = rows(0.05, model="b", context=512)
-    made = roofline.utilisation([ENV, *rows(0.02, model="a"), *rows(0.04, model="b"), *long])
+    made = bounds.utilisation([ENV, *rows(0.02, model="a"), *rows(0.04, model="b"), *long])
     found = [(line["model"], line["decode throughput (tok/s)"]) for line in lines(made)]
     assert found == [("a", pytest.approx(50)), ("b", pytest.approx(25)), ("b", pytest.approx(20))]
 
 
 def test_stacks_are_kept_apart():
     fast = rows(0.0125, stack="graph")
-    made = roofline.utilisation([ENV, *rows(0.02), *fast])
+    made = bounds.utilisation([ENV, *rows(0.02), *fast])
     assert {line["stack"]: line["useful MBU, measured"] for line in lines(made)} == {
         "graph": pytest.approx(0.8),
         "hf-eager": pytest.approx(0.5),
@@ -207,18 +207,18 @@ def test_realised_bytes_are_those_of_the_experts_that_decode():
     """Traced 2 GB more than needed at another context: this arm of 1.5 GB reads 3.5 GB."""
     mine = rows(0.1, int(1.5 * GB), model="moe", decode_experts="batched_mm", experts="grouped_mm")
     other, used = trace(GB, 9 * GB), trace(GB, 3 * GB, experts="batched_mm")
-    (arm,) = roofline.arms([ENV, other, used, *mine])
+    (arm,) = bounds.arms([ENV, other, used, *mine])
     assert arm.mbu(realised=False, datasheet=False).value == pytest.approx(0.15)
     assert arm.mbu(realised=True, datasheet=False).value == pytest.approx(0.35)
     # The nearest context is preferred.
     near = trace(GB, 4 * GB, context=128, experts="batched_mm")
-    (arm,) = roofline.arms([ENV, used, near, *mine])
+    (arm,) = bounds.arms([ENV, used, near, *mine])
     assert arm.realised_bytes == 4.5 * GB
 
 
 def test_without_a_trace_of_these_experts_realised_is_missing_with_the_reason():
     mine = rows(0.1, model="moe", decode_experts="batched_mm", experts="grouped_mm")
-    table = roofline.utilisation([ENV, trace(GB, 9 * GB), *mine])
+    table = bounds.utilisation([ENV, trace(GB, 9 * GB), *mine])
     assert "no trace of this model with experts batched_mm" in " ".join(table.notes)
     assert "realised MBU, measured" not in lines(table)[0]
 
@@ -240,12 +240,12 @@ def test_mfu_is_operations_over_time_and_rate():
         "latency", key("m", context=4, new_tokens=1), {"ttft_s": [0.5] * 6}, env_id=H100.env_id
     )
     calls = [card_row(H100), first, *rows(0.02, context=4, env=H100)]
-    (arm,) = roofline.arms([H100, ceilings(flop=4 * operations, env=H100), *calls])
+    (arm,) = bounds.arms([H100, ceilings(flop=4 * operations, env=H100), *calls])
     assert arm.mfu(datasheet=False).value == pytest.approx(0.5)  # half a second where 0.25 will do
     assert arm.mfu(datasheet=True).value == pytest.approx(operations / 0.5 / 989.4e12)
-    (bare,) = roofline.arms([H100, *calls])
+    (bare,) = bounds.arms([H100, *calls])
     assert "no matrix product measured" in bare.mfu(datasheet=False).reason
-    (unknown,) = roofline.arms([H100, first, *rows(0.02, context=4, env=H100)])
+    (unknown,) = bounds.arms([H100, first, *rows(0.02, context=4, env=H100)])
     assert "no full model card" in unknown.mfu(datasheet=True).reason
 
 
@@ -257,7 +257,7 @@ def test_the_datasheets_rate_is_not_that_of_float32():
         env_id=H100.env_id,
     )
     card = Record("card", {"model": "m", "dtype": "float32"}, {}, CARD.as_dict())
-    (arm,) = roofline.arms([H100, card, first, *rows(0.02, context=4, env=H100, dtype="float32")])
+    (arm,) = bounds.arms([H100, card, first, *rows(0.02, context=4, env=H100, dtype="float32")])
     assert "bfloat16, this is float32" in arm.mfu(datasheet=True).reason
 
 
@@ -265,28 +265,28 @@ def test_the_datasheets_rate_is_not_that_of_float32():
 
 
 def test_an_arm_that_beats_its_bound_is_named():
-    found = roofline.violations([ENV, *rows(0.02), *rows(0.005, context=512)])
+    found = bounds.violations([ENV, *rows(0.02), *rows(0.005, context=512)])
     assert found == ["m at 512: 200.0 steps/s beat the bound of 100.0 steps/s (measured copy)"]
-    table = roofline.utilisation([ENV, *rows(0.02), *rows(0.005, context=512)])
+    table = bounds.utilisation([ENV, *rows(0.02), *rows(0.005, context=512)])
     assert [line["remark"] for line in lines(table)] == ["", "impossible: faster than memory"]
 
 
 @pytest.mark.parametrize("step_s, violated", [(0.0100, 0), (0.0095, 0), (0.0089, 1)])
 def test_a_measured_stream_is_not_the_best_so_ten_percent_are_allowed(step_s, violated):
-    assert len(roofline.violations([ENV, *rows(step_s)])) == violated
+    assert len(bounds.violations([ENV, *rows(step_s)])) == violated
 
 
 @pytest.mark.parametrize("step_s, violated", [(0.0101, 0), (0.0099, 1)])
 def test_the_datasheet_allows_nothing_above_it(step_s, violated):
     fast = rows(step_s, decode_bytes=33.5e9, env=H100)  # 10 ms at 3,350 GB/s
-    assert len(roofline.violations([H100, *fast])) == violated
+    assert len(bounds.violations([H100, *fast])) == violated
 
 
 @pytest.mark.parametrize("size, violated", [(4 * 52428800 - 1, 0), (4 * 52428800, 1)])
 def test_several_caches_full_must_come_from_memory(size, violated):
     fast = [H100, *rows(1e-6, decode_bytes=size, env=H100)]
-    assert len(roofline.violations(fast)) == violated
-    (line,) = lines(roofline.utilisation(fast))
+    assert len(bounds.violations(fast)) == violated
+    (line,) = lines(bounds.utilisation(fast))
     assert line["remark"] == (
         "impossible: faster than memory"
         if violated
@@ -297,22 +297,22 @@ def test_several_caches_full_must_come_from_memory(size, violated):
 @pytest.mark.parametrize("size, violated", [(2**28 - 1, 0), (2**28, 1)])
 def test_where_the_cache_is_not_known_a_round_size_is_taken(size, violated):
     fast = [ENV, *rows(1e-5, decode_bytes=size)]
-    assert len(roofline.violations(fast)) == violated
-    assert len(roofline.utilisation(fast).rows) == 1  # shown all the same
+    assert len(bounds.violations(fast)) == violated
+    assert len(bounds.utilisation(fast).rows) == 1  # shown all the same
 
 
 def test_a_trace_that_claims_more_than_memory_can_give_is_a_bug_too():
     mine = rows(0.02, 33.5e9, model="moe", env=H100, experts="loop")  # half of the datasheet
     told = trace(33.5e9, 67.1e9, experts="loop")
-    assert len(roofline.violations([H100, told, *mine])) == 1
+    assert len(bounds.violations([H100, told, *mine])) == 1
 
 
 def test_without_a_bandwidth_a_size_or_a_slope_there_is_no_bound():
     bare = environment_record({"gpu": "G"})
-    assert roofline.violations([bare, *rows(1e-5, env=bare)]) == []
-    assert roofline.violations([ENV, *rows(1e-5, decode_bytes=None)]) == []
-    assert roofline.violations([ENV, *rows(1e-5)[:1]]) == []  # one length gives no slope
+    assert bounds.violations([bare, *rows(1e-5, env=bare)]) == []
+    assert bounds.violations([ENV, *rows(1e-5, decode_bytes=None)]) == []
+    assert bounds.violations([ENV, *rows(1e-5)[:1]]) == []  # one length gives no slope
     failed = [Record("latency", key("m"), error="OutOfMemoryError: x", env_id=ENV.env_id)]
-    assert roofline.violations([ENV, *failed]) == []
-    empty = roofline.utilisation([])
+    assert bounds.violations([ENV, *failed]) == []
+    empty = bounds.utilisation([])
     assert (empty.rows, empty.notes) == ((), ())

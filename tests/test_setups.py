@@ -20,91 +20,89 @@ from sample_records import GPU, key, spread
 from sample_stacks import ENV, ERROR, MODELS, STACKS
 
 from lib import (
-    ape,
-    boundplots,
-    claims,
-    comparisons,
-    crosswalk,
-    energypasses,
-    energyplots,
-    energystats,
-    energytables,
     evidence,
     files,
-    groups,
-    hostbound,
     ladder,
-    ledgertables,
-    memoryplots,
-    predictions,
     provenance,
     published,
     rankings,
     replication,
     report,
-    roofline,
-    stackclaims,
-    stepkernels,
-    tables,
     verdicts,
 )
+from lib.analysis import (
+    ablations,
+    across_models,
+    bounds,
+    efficiency,
+    experts,
+    host_bound,
+    latency,
+    predictions,
+    setups,
+    stacks,
+)
+from lib.analysis.energy import conclusions, figures, quantities
+from lib.analysis.energy import tables as energy_tables
+from lib.analysis.memory import figures as memory_figures
+from lib.analysis.memory import ledger, tables
+from lib.analysis.series import load_published
 from lib.findings import findings
-from lib.paperrules import load_published
 from lib.papertables import paper_tables
 from lib.records.record import Record, environment_record
 from lib.show import figure
 from lib.show.table import Table, frame
 
 FIGURES = {
-    "throughput": figure.throughput,
-    "ttft": figure.ttft,
-    "token times": figure.token_times,
-    "energy": figure.energy,
-    "efficiency": figure.efficiency,
-    "bound": boundplots.bound,
-    "energy of prefill and tokens": energyplots.parts,
-    "blocks": energyplots.blocks,
-    "memory, paper": lambda rows: memoryplots.memory_parts(rows, "memory-paper"),
-    "memory, generate": lambda rows: memoryplots.memory_parts(rows, "memory"),
-    "ledger, paper": memoryplots.memory_ledger,
-    "ledger, generate": lambda rows: memoryplots.memory_ledger(rows, kind="memory"),
-    "ablation": lambda rows: figure.ablation([r for r in rows if r.kind == "ablation-decoding"],
+    "throughput": latency.throughput,
+    "ttft": latency.ttft,
+    "token times": latency.token_times,
+    "energy": figures.figure,
+    "efficiency": efficiency.figure,
+    "bound": bounds.figure,
+    "energy of prefill and tokens": figures.parts,
+    "blocks": figures.blocks,
+    "memory, paper": lambda rows: memory_figures.memory_parts(rows, "memory-paper"),
+    "memory, generate": lambda rows: memory_figures.memory_parts(rows, "memory"),
+    "ledger, paper": memory_figures.memory_ledger,
+    "ledger, generate": lambda rows: memory_figures.memory_ledger(rows, kind="memory"),
+    "ablation": lambda rows: ablations.figure([r for r in rows if r.kind == "ablation-decoding"],
                                             "decoding"),
 }  # fmt: skip
 TABLES = {
-    "latency": tables.latency,
-    "memory": tables.memory,
-    "energy": tables.energy,
-    "decoding": lambda rows: tables.ablations(rows, "decoding"),
-    "experts": lambda rows: tables.ablations(rows, "experts"),
-    "ape": ape.quotients,
-    "ape of experts": ape.experts_table,
-    "crosswalk": crosswalk.table,
-    "hostbound": hostbound.table,
-    "step kernels": stepkernels.table,
-    "ledger": ledgertables.parts,
-    "predicted peaks": ledgertables.predicted,
-    "contribution": ledgertables.contribution,
+    "latency": latency.table,
+    "memory": tables.table,
+    "energy": energy_tables.table,
+    "decoding": lambda rows: ablations.table(rows, "decoding"),
+    "experts": lambda rows: ablations.table(rows, "experts"),
+    "ape": efficiency.quotients,
+    "ape of experts": experts.experts_table,
+    "crosswalk": latency.definitions_table,
+    "hostbound": host_bound.table,
+    "step kernels": host_bound.kernel_table,
+    "ledger": tables.parts,
+    "predicted peaks": tables.predicted,
+    "contribution": tables.contribution,
     "predictions": predictions.table,
-    "bound": roofline.utilisation,
-    "prefill and tokens": energytables.parts,
-    "uncertainty": energytables.uncertainty,
-    "weights": energytables.weights,
-    "peer": energytables.peer,
-    "passes": energypasses.table,
-    "instrument": energytables.instrument,
+    "bound": bounds.utilisation,
+    "prefill and tokens": energy_tables.parts,
+    "uncertainty": energy_tables.uncertainty,
+    "weights": energy_tables.weights,
+    "peer": energy_tables.peer,
+    "passes": quantities.table,
+    "instrument": energy_tables.instrument,
 }  # fmt: skip
 SENTENCES = {
-    "latency": claims.latency,
-    "aa": claims.aa,
-    "memory": claims.memory,
-    "energy": claims.energy,
-    "energy checks": claims.energy_checks,
-    "energy again": claims.energy_again,
-    "ablations": claims.ablations,
-    "efficiency": lambda rows: claims.efficiency(rows, 2048),
-    "stacks": stackclaims.conclusion,
-    "models": comparisons.models,
+    "latency": latency.conclusion,
+    "aa": latency.aa,
+    "memory": ledger.conclusion,
+    "energy": conclusions.conclusion,
+    "energy checks": conclusions.checks,
+    "energy again": conclusions.again,
+    "ablations": ablations.conclusion,
+    "efficiency": lambda rows: efficiency.conclusion(rows, 2048),
+    "stacks": stacks.conclusion,
+    "models": across_models.models,
 }
 OTHERS = {
     "findings": lambda rows: findings(rows, load_published(), paper_tables(rows, load_published())),
@@ -113,11 +111,11 @@ OTHERS = {
     "rankings": lambda rows: rankings.rankings(rows, published.load()),
     "verdicts": lambda rows: verdicts.table(verdicts.ledger(rows, published.load())),
     "replication": lambda rows: figure.describe(replication.ladder_figure(rows)),
-    "gates": stackclaims.gate_table,
-    "energy gates": energytables.gates,
-    "trace": tables.trace_table,
-    "generic tables": tables.generic_tables,
-    "host or device": hostbound.shown,
+    "gates": stacks.gate_table,
+    "energy gates": energy_tables.gates,
+    "trace": experts.trace_table,
+    "generic tables": latency.generic_tables,
+    "host or device": host_bound.shown,
     "provenance": provenance.arm_errors,
     "caption": figure.caption,
 }
@@ -175,7 +173,7 @@ def test_a_label_has_what_tells_a_group_from_the_others():
     rows = [ENV, Record("latency", key("a"), env_id=ENV.env_id)]
 
     def named(*more):
-        return [g.label for g in groups.by_setup([*rows, *more], "latency")]
+        return [g.label for g in setups.by_setup([*rows, *more], "latency")]
 
     assert named() == ["a"]
     assert named(Record("latency", key("a", stack="graph"), env_id=ENV.env_id)) == [
@@ -206,8 +204,8 @@ def test_a_label_has_what_tells_a_group_from_the_others():
 
 def test_failed_rows_make_no_group_and_no_label():
     rows = [Record("latency", key("a")), Record("latency", key("a", stack="graph"), error="x")]
-    assert [g.label for g in groups.by_setup(rows, "latency")] == ["a"]
-    every = groups.by_setup(rows, "latency", failed=True)
+    assert [g.label for g in setups.by_setup(rows, "latency")] == ["a"]
+    every = setups.by_setup(rows, "latency", failed=True)
     assert [g.label for g in every] == ["a (hf-eager)", "a (graph)"]
 
 
@@ -221,7 +219,7 @@ def test_one_stack_has_one_line_style_in_all_models():
             ("b", "graph-compiled"),
         )
     ]
-    found = {g.label: g.place for g in groups.by_setup(rows, "latency")}
+    found = {g.label: g.place for g in setups.by_setup(rows, "latency")}
     assert found == {
         "a (hf-eager)": 0,
         "a (graph-compiled)": 2,
@@ -257,7 +255,7 @@ def test_a_folder_of_one_model_on_two_stacks(draw, model):
 
 
 def test_stacks_of_a_model_keep_its_colour_and_differ_in_style(mixed):
-    lines = {line.get_label(): line for line in figure.ttft(mixed).get_lines()}
+    lines = {line.get_label(): line for line in latency.ttft(mixed).get_lines()}
     for model in MODELS:
         eager, graph = (lines[f"{model} ({stack})"] for stack in STACKS)
         assert eager.get_color() == graph.get_color() == figure.color(model)
@@ -265,12 +263,12 @@ def test_stacks_of_a_model_keep_its_colour_and_differ_in_style(mixed):
 
 
 def test_values_of_both_stacks_by_hand(mixed):
-    found = drawn(figure.throughput(mixed))
+    found = drawn(latency.throughput(mixed))
     # 64 tokens in 0.1 + 64 x 0.01 s; a quarter of that time on the captured step.
     assert found["gpt-oss-20b (hf-eager), output"][1] == [2048, pytest.approx(64 / 0.74)]
     assert found["gpt-oss-20b (graph), output"][1] == [2048, pytest.approx(4 * 64 / 0.74)]
     assert found["qwen3-32b (graph), decode only"][1] == [2048, pytest.approx(100)]
-    peaks = drawn(memoryplots.memory_parts(mixed, "memory"))
+    peaks = drawn(memory_figures.memory_parts(mixed, "memory"))
     assert peaks["gpt-oss-20b (graph), 2048"] == pytest.approx([419.43, 524.288, 104.8576])
 
 
@@ -325,7 +323,7 @@ def test_a_failed_row_is_a_dash_with_its_reason(name, mixed):
 
 
 def test_ape_is_of_one_stack(mixed):
-    made = frame(ape.quotients(mixed)).set_index(["model", "stack", "context", "parameters"])
+    made = frame(efficiency.quotients(mixed)).set_index(["model", "stack", "context", "parameters"])
     eager, graph = (made.loc["gpt-oss-20b", stack, 2048, "nominal"] for stack in STACKS)
     rate = 64 / 0.74 / 4  # for each of 4 billion
     assert eager["APE-TPOT (tok/s per 10^9)"] == pytest.approx(rate, rel=1e-3)
@@ -342,7 +340,7 @@ def test_ape_is_of_one_stack(mixed):
 
 
 def test_only_a_cache_that_grows_has_memory_per_token(mixed):
-    made = frame(ledgertables.per_token(mixed))
+    made = frame(tables.per_token(mixed))
     assert made["model"].tolist() == [*MODELS] and "stack" not in made
 
 
@@ -353,7 +351,7 @@ def test_only_a_cache_that_grows_has_memory_per_token(mixed):
 def test_a_sentence_says_of_a_stack_what_was_measured_on_it(say, mixed):
     told = say(mixed).split("\n")
     assert len(told) == len(set(told))
-    if say in (comparisons.models, stackclaims.conclusion):
+    if say in (across_models.models, stacks.conclusion):
         return  # they compare stacks, see below
     for stack in STACKS:
         own = say(alone(mixed, stack)).split("\n")
@@ -364,7 +362,9 @@ def test_a_sentence_says_of_a_stack_what_was_measured_on_it(say, mixed):
 
 
 def test_models_are_compared_within_a_stack_and_then_stacks_within_a_model(mixed):
-    told = [line for line in comparisons.models(mixed).split("\n") if not line.startswith(CAUTIONS)]
+    told = [
+        line for line in across_models.models(mixed).split("\n") if not line.startswith(CAUTIONS)
+    ]
     throughput = [line for line in told if "output throughput of" in line]
     eager, graph = throughput
     assert eager.startswith(
@@ -399,18 +399,18 @@ def test_a_stack_may_turn_the_order_round():
         call("a", 1.0, stack="graph"),
         call("b", 0.5, stack="graph"),
     ]
-    told = comparisons.models(rows).split("\n")
+    told = across_models.models(rows).split("\n")
     assert told[1].endswith("]: lower; on hf-eager 2.000 times: the order turns round.")
     rows[-1] = call("b", 1.0, stack="graph")
-    assert comparisons.models(rows).split("\n")[1].endswith(
+    assert across_models.models(rows).split("\n")[1].endswith(
         "no difference resolved ([0.97, 1.031]); on hf-eager 2.000 times: resolved on one of the "
         "two stacks only."
-    ) or "resolved on one" in comparisons.models(rows)
+    ) or "resolved on one" in across_models.models(rows)
 
 
 def test_a_model_that_no_other_shares_a_setup_with_is_left_out_with_the_reason():
     rows = [ENV, call("a", 1.0), call("b", 2.0), call("c", 3.0, dtype="float32")]
-    told = comparisons.models(rows).split("\n")
+    told = across_models.models(rows).split("\n")
     assert told[0].startswith("- At 2048 tokens, output throughput of a (bfloat16) is 2.000 times")
     assert told[1].startswith(
         "- Output throughput of c (float32): not compared; rows differ in dtype (bfloat16, float32)"
@@ -418,7 +418,7 @@ def test_a_model_that_no_other_shares_a_setup_with_is_left_out_with_the_reason()
 
 
 def test_the_conclusion_on_stacks_names_each_and_its_factor(mixed):
-    told = stackclaims.conclusion(mixed)
+    told = stacks.conclusion(mixed)
     assert "- gpt-oss-20b (hf-eager): decode at 2,048 tokens of context 100.00 tok/s" in told
     (graph,) = [x for x in told.split("\n") if x.startswith("- gpt-oss-20b (graph): decode at")]
     assert "400.0 tok/s" in graph and "4.000 times hf-eager" in graph
@@ -426,7 +426,7 @@ def test_the_conclusion_on_stacks_names_each_and_its_factor(mixed):
 
 
 def test_weight_values_bound_the_uncertainty_of_their_own_stack(mixed):
-    found = {g.label: energystats.spread_beside(mixed, g) for g in groups.by_setup(mixed, "energy")}
+    found = {g.label: quantities.spread_beside(mixed, g) for g in setups.by_setup(mixed, "energy")}
     assert found["gpt-oss-20b (hf-eager)"] == pytest.approx(0.1)
     assert found["gpt-oss-20b (graph)"] == pytest.approx(0.3)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from sample_records import key
 
-from lib import stackclaims, tables
+from lib.analysis import latency, stacks
 from lib.records.record import Record
 
 FAST = {"stack": "graph", "cache": "static"}
@@ -31,12 +31,12 @@ def test_flatness_is_set_against_the_bytes():
         arm(4096, 10, [3.0], 100),
         arm(4096, 20, [4.25], 100),
     ]
-    text = stackclaims.flatness(arms)
+    text = stacks.flatness(arms)
     assert "loses 20.0%" in text and "would cost 20.0%: the bytes explain it" in text
     slower = [*arms[:2], arm(4096, 10, [3.0], 100), arm(4096, 20, [4.5], 100)]  # 0.15 s: 33.3 %
-    assert "loses 33.3%" in stackclaims.flatness(slower)
-    assert "more than the bytes explain" in stackclaims.flatness(slower)
-    assert stackclaims.flatness(arms[:2]) == ""
+    assert "loses 33.3%" in stacks.flatness(slower)
+    assert "more than the bytes explain" in stacks.flatness(slower)
+    assert stacks.flatness(arms[:2]) == ""
 
 
 def test_a_stack_stands_beside_generate():
@@ -46,7 +46,7 @@ def test_a_stack_stands_beside_generate():
         arm(128, 10, [1.0, 1.01], prepare=3.0, **FAST),
         arm(128, 20, [1.5, 1.51], **FAST),
     ]
-    text = stackclaims.conclusion(rows)
+    text = stacks.conclusion(rows)
     assert "m (hf-eager): decode at 128 tokens of context 5.000 tok/s" in text
     assert "20.00 tok/s" in text and "4.000 times hf-eager" in text
     assert "spread by at most 1.0%" in text and "first capture took 3.000 s, later ones 0 s" in text
@@ -59,18 +59,18 @@ def test_decode_steps_timed_on_the_device_stand_beside_the_slope():
         replace(rows[0], samples=rows[0].samples | {"decode_s": [0.45, 0.4545]}),
         replace(rows[1], samples=rows[1].samples | {"decode_s": [0.95, 0.95]}),
     ]
-    text = stackclaims.conclusion(marked)
+    text = stacks.conclusion(marked)
     assert "by slope, 20.00 tok/s" in text and "by the device's clock" in text
     assert "calls of one length spread by at most 26.1%; their decode steps" in text
     assert "their decode steps spread by at most 1.0%" in text
-    assert "clock" not in stackclaims.conclusion(rows)
-    line = tables.latency_table(marked).iloc[0]
+    assert "clock" not in stacks.conclusion(rows)
+    line = latency.latency_table(marked).iloc[0]
     assert line["decode by device clock (tok/s)"] == pytest.approx(20)
 
 
 def test_a_stack_that_failed_is_named_with_its_error():
     failed = Record("latency", key("m", context=64, new_tokens=8, **FAST), error="GateError: wrong")
-    text = stackclaims.conclusion([arm(128, 10, [2.0]), failed])
+    text = stacks.conclusion([arm(128, 10, [2.0]), failed])
     assert "m (graph) at 64 tokens: GateError: wrong." in text
 
 
@@ -80,13 +80,13 @@ def test_what_the_harness_costs():
         key("m", context=64, new_tokens=8, **FAST),
         {"e2e_s": [1.001] * 6, "bare_s": [1.0] * 6},
     )
-    assert "+0.10%" in stackclaims.harness(row) and "within 0.5%" in stackclaims.harness(row)
+    assert "+0.10%" in stacks.harness(row) and "within 0.5%" in stacks.harness(row)
     dear = Record("harness", row.key, {"e2e_s": [1.02] * 6, "bare_s": [1.0] * 6})
-    assert "more than 0.5%" in stackclaims.harness(dear)
+    assert "more than 0.5%" in stacks.harness(dear)
     noisy = Record("harness", row.key, {"e2e_s": [1.0, 1.1] * 3, "bare_s": [1.1, 1.0] * 3})
-    assert "not resolved from 0.5%" in stackclaims.harness(noisy)
+    assert "not resolved from 0.5%" in stacks.harness(noisy)
     one = Record("harness", row.key, {"e2e_s": [1.001], "bare_s": [1.0]})
-    assert stackclaims.harness(one) == (
+    assert stacks.harness(one) == (
         "m on graph: a call takes +0.10% against a bare loop in the same process; not judged, "
         "n = 1: an interval needs n >= 2."
     )

@@ -3,7 +3,7 @@
 import pytest
 from sample_records import key
 
-from lib import stepkernels
+from lib.analysis import host_bound
 from lib.records.record import Record
 
 US = 1e-6
@@ -17,7 +17,7 @@ def busy(times, context=128, stack="hf-eager", missing=None):
 def lines(*rows):
     return [
         [cell if isinstance(cell, int | str) else pytest.approx(cell.value) for cell in row]
-        for row in stepkernels.table(rows).rows
+        for row in host_bound.kernel_table(rows).rows
     ]
 
 
@@ -28,9 +28,9 @@ def test_launches_times_and_shares():
 
 
 def test_what_is_not_shown_is_one_line_and_shares_add_up():
-    times = [[f"kernel {n}", 1.0, (20 - n) * US] for n in range(stepkernels.SHOWN + 3)]
-    table = stepkernels.table([busy(times)])
-    assert len(table.rows) == stepkernels.SHOWN + 1
+    times = [[f"kernel {n}", 1.0, (20 - n) * US] for n in range(host_bound.KERNELS_SHOWN + 3)]
+    table = host_bound.kernel_table([busy(times)])
+    assert len(table.rows) == host_bound.KERNELS_SHOWN + 1
     assert table.rows[-1][2] == "3 others" and table.rows[-1][3].value == 3
     assert table.rows[-1][5].value == pytest.approx(10 + 9 + 8)
     assert sum(row[-1].value for row in table.rows) == pytest.approx(1)
@@ -43,14 +43,17 @@ def test_the_longest_context_of_each_setup_is_shown():
         busy([["c", 1.0, US]], stack="graph"),
         busy(None, context=2048),
     ]
-    assert [(row[1], row[2]) for row in stepkernels.table(rows).rows] == [(512, "b"), (128, "c")]
+    assert [(row[1], row[2]) for row in host_bound.kernel_table(rows).rows] == [
+        (512, "b"),
+        (128, "c"),
+    ]
 
 
 def test_without_a_profile_the_reason_is_shown():
     reason = "the device is a CPU: host and device are one"
     blind = busy(None, missing={"decode_kernel_times": reason})
-    assert stepkernels.tables([blind]) == []
-    assert stepkernels.shown([blind]).to_dict("list") == {"not measured": [reason]}
-    assert stepkernels.shown([]).to_dict("list") == {"not measured": ["no profiled call"]}
+    assert host_bound.kernel_tables([blind]) == []
+    assert host_bound.kernels_shown([blind]).to_dict("list") == {"not measured": [reason]}
+    assert host_bound.kernels_shown([]).to_dict("list") == {"not measured": ["no profiled call"]}
     older = busy(None)
-    assert "before" in stepkernels.shown([older]).to_dict("list")["not measured"][0]
+    assert "before" in host_bound.kernels_shown([older]).to_dict("list")["not measured"][0]

@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import papertables, stats, tables
+from lib import papertables, stats
+from lib.analysis import ablations, experts, metrics
+from lib.analysis import latency as analysis_latency
+from lib.analysis.energy import tables as energy_tables
+from lib.analysis.memory import tables
+from lib.analysis.series import load_published, paper_name
 from lib.findings import findings
-from lib.paperrules import load_published, paper_name
 from lib.records.record import Record, environment_record, record_id
 from lib.records.store import load_tree
 from lib.show import table as show_table
@@ -214,7 +218,7 @@ def test_no_paper_tables_without_the_papers_models(tmp_path, published):
 
 
 def test_latency_table_in_figures(rows):
-    made = tables.latency_table(rows)
+    made = analysis_latency.latency_table(rows)
     row = made[(made["model"] == "gpt-oss-20b") & (made["context"] == 2048)].iloc[0]
     assert row["TTFT (ms)"] == pytest.approx(100)
     assert row["TTFT 95 %"] == "[96.00, 104.0]"
@@ -272,7 +276,7 @@ def test_memory_table_is_decimal_gb_and_names_the_protocol(rows):
 
 
 def test_energy_table_has_the_mean_power_of_the_window(rows):
-    made = tables.energy_table(rows)
+    made = energy_tables.energy_table(rows)
     row = made[(made["model"] == "yi-34b") & (made["context"] == 128)].iloc[0]
     assert row["mean power (W)"] == pytest.approx(400)  # 4000 J in 10 s
     assert row["J/1K tokens (J)"] == pytest.approx(40000)
@@ -280,18 +284,18 @@ def test_energy_table_has_the_mean_power_of_the_window(rows):
 
 
 def test_energy_table_on_a_cpu_gives_the_reason(tmp_path):
-    made = tables.energy_table(load_tree(sample.write_demo(tmp_path)))
+    made = energy_tables.energy_table(load_tree(sample.write_demo(tmp_path)))
     assert made["J/1K tokens (J)"].isna().all()
     assert made["missing"].str.contains("no NVML energy counter").all()
 
 
 def test_ablation_verdicts(rows):
-    made = tables.ablation_table(rows, "decoding").set_index("decoding")
+    made = ablations.ablation_table(rows, "decoding").set_index("decoding")
     assert made.loc["greedy", "verdict"] == "base arm"
     assert made.loc["top-p 0.9", "verdict"] == "slower"
     assert made.loc["top-p 0.9", "throughput / base arm"] == pytest.approx(0.8)
     assert made.loc["top-k 50", "verdict"] == "no difference resolved"
-    precision = tables.ablation_table(rows, "precision").set_index("dtype")
+    precision = ablations.ablation_table(rows, "precision").set_index("dtype")
     assert "found Half" in precision.loc["float16", "verdict"]
 
 
@@ -482,7 +486,7 @@ def bound_finding(rows):
 def test_a_slope_leads_to_every_row_that_it_joins():
     _, one, eleven = bounded(2.0)
     twenty = replace(eleven, key=eleven.key | {"new_tokens": 20}, samples={"e2e_s": [2.9] * 6})
-    found = tables.decode_tok_per_s([one, eleven, twenty])  # 9 tokens in 0.9 s
+    found = metrics.decode_tok_per_s([one, eleven, twenty])  # 9 tokens in 0.9 s
     assert found.value == pytest.approx(10)
     assert found.records == (record_id(eleven), record_id(twenty))
 
@@ -493,7 +497,7 @@ def test_a_host_that_slows_down_in_long_calls_is_told_from_a_prefill():
     ten = Record("latency", key | {"new_tokens": 10}, {"e2e_s": [1.0] * 6})
     for seconds, said in ((1.9, 0), (2.5, 1)):
         twenty = Record("latency", key | {"new_tokens": 20}, {"e2e_s": [seconds] * 6})
-        notes = tables.latency([ten, twenty]).notes
+        notes = analysis_latency.table([ten, twenty]).notes
         assert sum("in 1 of 1 rows: long calls" in note for note in notes) == said
 
 
@@ -504,7 +508,7 @@ def test_an_energy_row_whose_first_call_was_slow_says_so():
             Record("energy", key, {"e2e_s": [first, 1.0, 1.0, 0.9], "energy_j": [400.0]}),
             Record("energy", key | {"context": 512}, {"e2e_s": [9.0], "energy_j": [400.0]}),
         ]
-        notes = [note for note in tables.energy(rows).notes if "first call" in note]
+        notes = [note for note in energy_tables.table(rows).notes if "first call" in note]
         assert [
             f"over 15% longer than the others in 1 of 1 rows ({name})" in note
             for note, name in zip(notes, said, strict=True)
@@ -553,23 +557,23 @@ def traced(model="oss", nominal=4 * 10**9, **values):
 
 
 def test_the_trace_table_shows_both_counts_of_parameters_and_bytes():
-    (line,) = tables.trace_table([traced()]).to_dict("records")
+    (line,) = experts.trace_table([traced()]).to_dict("records")
     assert (line["active, nominal (10^9)"], line["active, realised (10^9)"]) == (4, 20)
     assert (line["a step must read (GB)"], line["a step reads (GB)"]) == (8, 40)
     assert line["experts touched in a step"] == 32 and line["routing entropy (bits)"] == 4.5
     assert (line["batch"], line["decode runs"]) == (1, "x")
-    assert tables.generic_tables([traced()])[0].name == "trace"
+    assert analysis_latency.generic_tables([traced()])[0].name == "trace"
 
 
 def test_small_models_are_shown_in_millions():
-    (line,) = tables.trace_table([traced(nominal=4 * 10**6)]).to_dict("records")
+    (line,) = experts.trace_table([traced(nominal=4 * 10**6)]).to_dict("records")
     assert (line["active, nominal (10^6)"], line["a step reads (MB)"]) == (4, 40)
 
 
 def test_a_dense_model_has_no_router_and_a_failed_trace_its_error():
     key = sample.key("yi-34b", new_tokens=None)
     values = {"active_params_nominal": 10**9, "active_params_realised": 10**9, "note": "no router"}
-    dense, failed = tables.trace_table(
+    dense, failed = experts.trace_table(
         [
             Record("trace", key, {}, values),
             Record("trace", key | {"batch": 2}, error="Error: x"),
@@ -588,7 +592,7 @@ def test_a_lone_call_that_was_the_first_of_its_length_is_no_point_of_a_slope():
         return Record("latency", sample.key("m", new_tokens=tokens, cache=cache), samples)
 
     base = arm(20, [2.0] * 6, [0.4, 0.4])  # several calls: their median stands
-    found = tables.decode_tok_per_s([base, arm(40, [7.0], [0.4, 0.4])])
+    found = metrics.decode_tok_per_s([base, arm(40, [7.0], [0.4, 0.4])])
     assert found.value is None and "1 arm(s) hold one call, the first of its length" in found.reason
     for other in (arm(40, [4.0], [0.4, 5.0]), arm(40, [4.0], [0.4, 0.4], cache="static")):
-        assert tables.decode_tok_per_s([base, other]).value == pytest.approx(10)
+        assert metrics.decode_tok_per_s([base, other]).value == pytest.approx(10)

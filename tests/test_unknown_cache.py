@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lib import roofline
+from lib.analysis import bounds
+from lib.analysis.memory import tables
 from lib.hardware.device import open_device
 from lib.measure import latency
 from lib.measure.memory import sweep
@@ -64,8 +65,8 @@ def test_memory_is_measured_without_the_cards_cache(model, kind):
 
 
 def test_what_is_expected_is_a_dash_with_the_reason(model):
-    bound = roofline.expected(model.card, [8, 16], 1e9)
-    cache = sweep.expected(model.card, [8, 16], 4)
+    bound = bounds.expected(model.card, [8, 16], 1e9)
+    cache = tables.expected(model.card, [8, 16], 4)
     assert list(bound["decode bound (tok/s)"]) == list(bound["a step reads (GB)"]) == ["-", "-"]
     assert list(cache["KV cache computed (MB)"]) == ["-", "-"]
     for table in (bound, cache):
@@ -75,5 +76,5 @@ def test_what_is_expected_is_a_dash_with_the_reason(model):
 
 def test_where_the_cache_is_known_there_is_no_such_column():
     card = load.card("tiny-yi")
-    assert "missing" not in roofline.expected(card, [8], 1e9)
-    assert list(sweep.expected(card, [8], 4)) == ["KV cache computed (MB)"]
+    assert "missing" not in bounds.expected(card, [8], 1e9)
+    assert list(tables.expected(card, [8], 4)) == ["KV cache computed (MB)"]

@@ -1,6 +1,6 @@
 """The GPU board as NVML tells of it: power readings through a process of their own, and its state.
 
-`lib.device` opens it; nothing else does. Reading needs no special rights, and nothing is set.
+`hardware.device` opens it; nothing else does. Reading needs no special rights, and nothing is set.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ class CudaDevice(Device):
         self, period_s: float = board.PERIOD_S, uuids: Sequence[str] = ()
     ) -> Iterator[list[dict[str, Any]]]:
         """Readings of these GPUs (this one if none are named) taken by another process while the
-        block runs; `lib.board.sample` and `lib.power_sampler` say more. Empty without NVML."""
+        block runs; `board.sample` and `power_sampler` say more. Empty without NVML."""
         if "energy" in self.missing:
             yield []
             return

@@ -20,7 +20,7 @@ import numpy as np
 Trace = Sequence[dict[str, Any]]
 Reading = tuple[float | None, str]
 
-TICK_S = 0.1  # refresh of all three readouts on an H100; `lib.readouts` measures it
+TICK_S = 0.1  # refresh of all three readouts on an H100; `hardware.readouts` measures it
 INSTANT_LAG_S = TICK_S / 2 + 0.025 / 2  # held for a refresh after the mean of 25 ms before it
 AVERAGE_S = 1.0  # of the mean that `power_w` is, on Ampere and later
 AVERAGE_LAG_S = (

@@ -1,6 +1,6 @@
 """Memory in use around a block of work, read from torch's allocator, NVML and the driver.
 
-`lib.device` hands over the seams (torch.cuda, NVML's module and handle); nothing is opened here.
+`device` hands over the seams (torch.cuda, NVML's module and handle); nothing is opened here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads the power of one or more GPUs at a fixed period, as a process of its own.
 
-Run as a script by `lib.board`; stops when its standard input closes. Each line is one reading of
+Run as a script by `board`; stops when its standard input closes. Each line is one reading of
 one GPU: `t_s` (CLOCK_MONOTONIC, the middle of the call that read counter and power), `latency_s`
 (how long that call took), `gpu` (its place on the command line), `energy_j` (counter), `instant_w`,
 `power_w` (the mean of the last second on Ampere and later), `nvml_s` (NVML's own time of the

@@ -1,6 +1,6 @@
 """The model card: what an architecture holds, caches and must read in each decode step.
 
-The counts come from `lib.counting`. The card itself is plain data and needs no torch, so a reader
+The counts come from `models.count`. The card itself is plain data and needs no torch, so a reader
 on a laptop can rebuild it from a record.
 """
 

@@ -20,8 +20,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from lib import stats, tables
-from lib.groups import Group, by_setup
 from lib.records import kinds as records_kinds
 from lib.records.record import Record, environments
 from lib.show.wording import short
@@ -63,123 +61,8 @@ def models_of(rows: Iterable[Record]) -> list[str]:
 
 
 def style(place: int) -> Any:
-    """The line style of a setup by its place, see `lib.groups`."""
+    """The line style of a setup by its place, see `analysis.setups`."""
     return STYLES[place % len(STYLES)]
-
-
-def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
-    """Output throughput (prefill included) and decode throughput (slope) against context."""
-    ax = axes(ax)
-    for group in by_setup(rows, "latency"):
-        lengths = [r.key["new_tokens"] for r in group.rows if r.samples.get("e2e_s")]
-        whole = with_sample(group, "e2e_s", new_tokens=min(lengths, default=0))
-        speeds = [[min(lengths) / t for t in r.samples["e2e_s"]] for r in whole]
-        points_and_line(ax, group, whole, speeds, ", output")
-        contexts = [r.key["context"] for r in whole]
-        slopes = [
-            tables.decode_tok_per_s([r for r in group.rows if r.key["context"] == c]).value
-            for c in contexts
-        ]
-        if contexts and None not in slopes:
-            ax.plot(
-                contexts,
-                slopes,
-                ls=style(group.place),
-                color=color(group.model),
-                label=f"{group.label}, decode only",
-                **HOLLOW,
-            )
-    return labelled(ax, "Throughput against context", "context (tokens)", "tokens per second")
-
-
-def ttft(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
-    """Time to first token against context."""
-    ax = axes(ax)
-    for group in by_setup(rows, "latency"):
-        ones = with_sample(group, "ttft_s", new_tokens=1)
-        points_and_line(ax, group, ones, [[1e3 * t for t in r.samples["ttft_s"]] for r in ones])
-    return labelled(ax, "Time to first token against context", "context (tokens)", "TTFT (ms)")
-
-
-def token_times(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
-    """Inter-token latency along one stamped call per context (the first call of each).
-
-    Of several models or setups, the longest context of each.
-    """
-    ax = axes(ax)
-    groups = [(group, with_sample(group, "token_s")) for group in by_setup(rows, "itl")]
-    for group, stamped in groups:
-        for row in stamped if len(groups) == 1 else stamped[-1:]:
-            gaps = [1e3 * gap for gap in stats.gaps(row.samples["token_s"][0])]
-            label, drawn = f"context {row.key['context']}", {}
-            if len(groups) > 1:
-                label = f"{group.label}, {label}"
-                drawn = {"color": color(group.model), "ls": style(group.place)}
-            ax.plot(range(2, len(gaps) + 2), gaps, lw=1, label=label, **drawn)
-    return labelled(ax, "Inter-token latency along a call", "token of the call", "ITL (ms)")
-
-
-def energy(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
-    """Gross joules per 1,000 generated tokens: the counter, and the paper's estimator beside it."""
-    ax = axes(ax)
-    estimators = (("energy_j", "counter", {}), ("paper_energy_j", "paper's", HOLLOW))
-    for group in by_setup(rows, "energy"):
-        for name, label, drawn in estimators:
-            arms = [r for r in with_sample(group, name) if "energy_j" in r.samples]
-            per_1k = [[1e3 * j / r.key["new_tokens"] for j in r.samples[name]] for r in arms]
-            points_and_line(ax, group, arms, per_1k, f", {label}", **drawn)
-    return labelled(ax, "Energy per 1,000 generated tokens", "context (tokens)", "J (GPU board)")
-
-
-def ablation(rows: Sequence[Record], field: str, ax: Axes | None = None) -> Axes:
-    """Output throughput of each arm; an arm that failed says so in its place."""
-    kinds = list(dict.fromkeys(r.kind for r in rows if r.kind.startswith("ablation")))
-    groups = by_setup(rows, kinds, without=(field,), failed=True)
-    arms = [(group, row) for group in groups for row in group.rows]
-    ax = axes(ax, figsize=(7.2, 1.2 + 0.4 * len(arms)))
-    names = [f"{f'{g.label}, ' if len(groups) > 1 else ''}{r.key.get(field)}" for g, r in arms]
-    for place, (_, row) in enumerate(arms):
-        if row.error:
-            ax.text(
-                0.02,
-                place,
-                f"failed: {row.error[:70]}",
-                va="center",
-                fontsize=8,
-                transform=ax.get_yaxis_transform(),
-            )
-            continue
-        speeds = [row.key["new_tokens"] / t for t in row.samples["e2e_s"]]
-        ax.plot(speeds, [place] * len(speeds), "o", ms=4, alpha=0.35, color=color(row.key["model"]))
-        ax.plot(
-            stats.median(speeds).value,
-            place,
-            "|",
-            ms=18,
-            mew=2,
-            color=color(row.key["model"]),
-            label=names[place],
-        )
-    ax.set_yticks(range(len(names)), names)
-    labelled(ax, f"Ablation: {field}", "output throughput (tokens per second)", "", legend=False)
-    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    ax.set_xlim(left=0)
-    return ax
-
-
-def efficiency(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
-    """APE-TPOT, output tokens per second and billion active parameters, against context."""
-    ax = axes(ax)
-    active = {r.key["model"]: r.values["active_params"] for r in rows if r.kind == "card"}
-    for group in (g for g in by_setup(rows, "latency") if g.model in active):
-        lengths = [r.key["new_tokens"] for r in group.rows if r.samples.get("e2e_s")]
-        tokens = min(lengths, default=0)
-        arms = with_sample(group, "e2e_s", new_tokens=tokens)
-        per_b = 1e9 * tokens / active[group.model]
-        points_and_line(ax, group, arms, [[per_b / t for t in r.samples["e2e_s"]] for r in arms])
-    return labelled(
-        ax, "APE-TPOT against context", "context (tokens)", "tok/s per 10^9 active parameters"
-    )
 
 
 def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
@@ -230,43 +113,6 @@ def curves(
     for label, model, style, at, values in lines:
         ax.plot(at, values, style, marker=".", color=color(model), label=label)
     return labelled(ax, title, x, y)
-
-
-def with_sample(group: Group, name: str, **key: Any) -> list[Record]:
-    """Rows of a group that have this sample and these key fields, by context."""
-    found = [
-        r
-        for r in group.rows
-        if r.samples.get(name) and all(r.key.get(k) == v for k, v in key.items())
-    ]
-    return sorted(found, key=lambda r: r.key["context"])
-
-
-def points_and_line(
-    ax: Axes,
-    group: Group,
-    rows: Sequence[Record],
-    samples: Sequence[Sequence[float]],
-    what: str = "",
-    **drawn: Any,
-) -> None:
-    """Every repetition as a faint point, the medians as a line, over the rows' contexts.
-
-    The line is called what the group is called, and `what` it shows of it.
-    """
-    contexts, shade = [r.key["context"] for r in rows], color(group.model)
-    for context, values in zip(contexts, samples, strict=True):
-        ax.plot([context] * len(values), values, "o", ms=3.5, alpha=0.3, color=shade)
-    medians = [stats.median(values).value for values in samples]
-    if medians:
-        ax.plot(
-            contexts,
-            medians,
-            ls=style(group.place),
-            color=shade,
-            label=f"{group.label}{what}",
-            **({"marker": "."} | drawn),
-        )
 
 
 def logarithmic(ax: Axes) -> None:

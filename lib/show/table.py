@@ -1,29 +1,21 @@
 """A table as data: named columns with units, rows of text, counts and estimates.
 
-It becomes a DataFrame here and HTML in `lib.markup`; statistics come from `lib.stats` only.
+It becomes a DataFrame here and HTML in `show.html`; statistics come from `lib.stats` only.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from lib import stats
-from lib.groups import SETUP, setup_of, setup_order, setup_value
-from lib.records.kinds import model_order
-from lib.records.record import Record, environments, record_id
 from lib.show import wording
 from lib.show.wording import rounded, short
 from lib.stats import Estimate
-
-RANDOM_NOTE = (
-    "random weights: valid for memory and dense latency; router-dependent for "
-    "mixture-of-experts prefill"
-)
 
 
 @dataclass(frozen=True)
@@ -80,20 +72,6 @@ def without_empty(table: Table) -> Table:
     )
 
 
-def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
-    """The percentile of a sample of the last row that has it, or why there is none."""
-    reason = "not measured"
-    for row in reversed(rows):
-        if row.samples.get(name):
-            found = stats.scaled(stats.percentile(row.samples[name], q), factor)
-            return replace(found, records=(record_id(row),))
-        if row.error:
-            reason = f"failed: {row.error}"
-        elif name in row.missing:
-            reason = f"not measured: {row.missing[name]}"
-    return stats.missing(reason)
-
-
 def frame(table: Table, digits: int = 4) -> Shown:
     """The table for reading: each estimate's value, and its 95 % interval as text where it has one.
 
@@ -131,86 +109,6 @@ def _repetitions(counts: dict[str, int]) -> str:
     usual = Counter(counts.values()).most_common(1)[0][0]
     others = [f"{title} {n}" for title, n in counts.items() if n != usual]
     return "; ".join([str(usual), *others])
-
-
-def setups(rows: Iterable[Record], envs: dict[str, dict]) -> tuple[list[str], list[str]]:
-    """The setup fields that differ between rows, and a note about those that do not."""
-    seen: dict[str, set] = {name: set() for name in SETUP}
-    for row in rows:
-        for name in SETUP:
-            seen[name].add(setup_value(row, name, envs))
-    differ = [name for name in SETUP if len(seen[name]) > 1]
-    same = [f"{name} {next(iter(values))}" for name, values in seen.items() if len(values) == 1]
-    notes = ["all rows: " + ", ".join(same)] if same else []
-    if "random" in seen["weights"]:
-        notes.append(RANDOM_NOTE)
-    return differ, notes
-
-
-def grouped(rows: Sequence[Record], kinds: Sequence[str], fields: Sequence[str]) -> dict:
-    """Rows grouped by model, setup and the given key fields, in a readable order."""
-    envs = environments(rows)
-    groups: dict[tuple, list[Record]] = {}
-    for row in rows:
-        if row.kind in kinds:
-            at = (_field(row, name) for name in fields)
-            where = (str(row.key.get("model")), setup_of(row, envs), *at)
-            groups.setdefault(where, []).append(row)
-    return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
-
-
-def _field(row: Record, name: str) -> Any:
-    if name == "protocol":
-        return "paper" if row.kind == "memory-paper" else "generate()"
-    return row.key.get(name)
-
-
-def _order(where: tuple) -> tuple:
-    model, setup, *fields = where
-    numbers = tuple(f if isinstance(f, int | float) else 0 for f in fields)
-    return (model_order(model), setup_order(setup), numbers, tuple(map(str, fields)))
-
-
-def build(
-    name: str,
-    title: str,
-    rows: Sequence[Record],
-    kinds: Sequence[str],
-    fields: Sequence[str],
-    columns: Sequence[Column],
-    cells: Callable[[list[Record]], Sequence[Any]],
-    having: str = "",
-) -> Table:
-    """A row for each group of rows of these kinds, with `cells` of it; with `having`, only for
-    groups in which that kind is. Numbers that do not say which rows they come from get the ids of
-    their group."""
-    groups = grouped(rows, kinds, fields)
-    if having:
-        groups = {at: g for at, g in groups.items() if any(r.kind == having for r in g)}
-    differ, notes = setups((r for g in groups.values() for r in g), environments(rows))
-    at = [SETUP.index(d) for d in differ]
-    leading = [
-        Column("model", numeric=False),
-        *(Column(d, numeric=False) for d in differ),
-        *(Column(f.replace("_", " "), numeric=False) for f in fields),
-    ]
-    built = tuple(
-        (model, *(setup[i] for i in at), *values, *_behind(columns, cells(group), group))
-        for (model, setup, *values), group in groups.items()
-    )
-    return Table(name, title, (*leading, *columns), built, tuple(notes))
-
-
-def _behind(columns: Sequence[Column], cells: Sequence[Any], group: Sequence[Record]) -> list[Any]:
-    if not cells:  # a group without a row
-        return []
-    ids = tuple(dict.fromkeys(record_id(row) for row in group))
-
-    def known(column: Column, cell: Any) -> Any:
-        found = isinstance(cell, Estimate) and cell.value is not None
-        return replace(cell, records=cell.records or ids) if found and column.measured else cell
-
-    return [known(*pair) for pair in zip(columns, cells, strict=True)]
 
 
 def markdown(table: Table) -> str:

@@ -1,7 +1,7 @@
 """Characterises the board's readouts under known loads, once in a session: kind `instrument`.
 
 A constant load switched on and off, then square waves of half a refresh on and half off, whose
-phase against the refresh differs. What it shows is worked out by `lib.readouts`.
+phase against the refresh differs. What it shows is worked out by `hardware.readouts`.
 """
 
 from __future__ import annotations

@@ -313,7 +313,7 @@ def judged(
 
 
 def row_of(session: Session, cell: Cell, found: Sequence[Block]) -> Record:
-    """The row of one cell; what its samples are stands in `lib.blocks.samples_of`."""
+    """The row of one cell; what its samples are stands in `measure.energy.blocks.samples_of`."""
     model, idle_w = session.model, session.values.get("idle_w")
     missing = lib_blocks.missing_of(found, model.device.missing.get("energy"))
     if idle_w is None:

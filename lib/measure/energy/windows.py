@@ -1,7 +1,7 @@
 """The mechanics of an energy window: warm up, idle, keep busy, and calls that fill it.
 
 Nothing here reads power inside a window: the sampler is another process, and what it read is
-judged afterwards by `lib.gates`.
+judged afterwards by `hardware.validity`.
 """
 
 from __future__ import annotations

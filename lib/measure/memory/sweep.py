@@ -8,7 +8,6 @@ last position's logits only. Both subtract a baseline taken after a warm-up of t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,10 @@ from lib.measure.memory.bytes_alive import (
 )
 from lib.measure.session import begin_records, track
 from lib.models import experts
-from lib.models.card import computed
 from lib.models.prompts import prompt_ids
 from lib.records import store
 from lib.records.kinds import PROTOCOLS
 from lib.records.record import Record
-from lib.show.table import Shown
 from lib.stacks import registry
 
 WARMUP_TOKENS = 2
@@ -123,7 +120,7 @@ def predict(
     """Before measuring: the peak above the baseline (bytes) of every arm of `sweep`, or why none.
 
     Keys are (kind, experts, context). Every arm is run on torch's meta device, where nothing is
-    allocated (`lib.forecast`): the prefill, and the last decode step beside the logits held.
+    allocated (`forecast`): the prefill, and the last decode step beside the logits held.
     """
     try:
         twin = forecast.on_meta(model.net)
@@ -157,43 +154,6 @@ def _predicted(
         first = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"its code does not run without values ({first})"
     return peak
-
-
-def prediction_table(predicted: Mapping[tuple, int | str]) -> Shown:
-    """What `predict` returned, for reading, in MB of 10^6 bytes."""
-    made = Shown(
-        [
-            {
-                "experts": name,
-                "protocol": PROTOCOLS[kind],
-                "context (tokens)": context,
-                "peak above baseline, predicted (MB)": size / 1e6
-                if isinstance(size, int)
-                else size,
-            }
-            for (kind, name, context), size in predicted.items()
-        ]
-    )
-    return made.round(3).set_index("context (tokens)")
-
-
-def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> Shown:
-    """Before measuring: the cache that the architecture implies, in MB of 10^6 bytes.
-
-    A dash, and a column with the reason, where the card cannot compute it.
-    """
-    sizes, missing = computed(
-        **{str(context): partial(card.kv_bytes, context + new_tokens) for context in contexts}
-    )
-    shown = [sizes[str(c)] / 1e6 if str(c) in sizes else "-" for c in contexts]
-    made = Shown(
-        {
-            "context (tokens)": contexts,
-            "KV cache computed (MB)": shown,
-            **({"missing": list(missing.values())} if missing else {}),
-        }
-    )
-    return made.round(3).set_index("context (tokens)")
 
 
 def paper_call(net: Any, ids: Any, new_tokens: int) -> dict[str, Any]:
@@ -232,7 +192,7 @@ def arm(
     use during the call; held: in use after it with the cache (and, in the paper's protocol, the
     prompt's logits) alive; kv_tensor: the cache's tensors; kv_card: what the model card computes;
     workspace: peak - baseline - kv_tensor - logits, the rest. What more the device tells is in
-    `lib.occupancy`; what the second, followed call tells is in `where_it_peaks`.
+    `hardware.memory_in_use`; what the second, followed call tells is in `where_it_peaks`.
     """
     device = model.device
     ids = prompt_ids(model, context, seed=seed)
@@ -307,7 +267,7 @@ def where_it_peaks(
 ) -> dict[str, Any]:
     """In which stretch of a call the memory peaks, and what of cache and experts is alive there.
 
-    From a second, shorter call that hooks follow (`lib.stretches`); a decode step at the end of
+    From a second, shorter call that hooks follow (`phases`); a decode step at the end of
     the measured call has a cache that is longer by what grew in between. prefill_peak: baseline
     and the most during the prefill; peak_in: the stretch; kv_peak and kv_peak_behind: the cache's
     tensors there, and what they keep alive beyond their own bytes; expert_workspace: the most that

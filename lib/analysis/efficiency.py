@@ -7,14 +7,22 @@ Each divides a measured quantity by the active parameters in billions (or the pe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 
-from lib.records.record import Record, select
-from lib.show.table import Column, Table, build, frame, sampled
-from lib.stats import Estimate, inverse, missing, scaled
+from lib.analysis import metrics
+from lib.analysis.metrics import Ape
+from lib.analysis.setups import build, by_setup, points_and_line, sampled, setup_of, with_sample
+from lib.records.kinds import model_order
+from lib.records.record import Record, environments, select
+from lib.show import wording
+from lib.show.figure import axes, labelled
+from lib.show.table import Column, Table, frame
+from lib.show.wording import _named
+from lib.stats import Estimate, inverse
 
 KINDS = ("latency", "memory-paper", "energy")
 TIMED = ("latency", "energy")
@@ -23,40 +31,6 @@ COLUMNS = (
     Column("APE-TPOT", "tok/s per 10^9"), Column("APE-1/TTFT", "1/s per 10^9"),
     Column("APE-energy", "tok/J per 10^9"), Column("TPOT/GB", "tok/s per GB"),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Ape:
-    """Each field is an Estimate; units in the name. The paper's names are in the comments."""
-
-    tok_per_s_per_b: Estimate  # APE-TPOT
-    inverse_ttft_per_s_per_b: Estimate  # APE-1/TTFT
-    tok_per_j_per_b: Estimate  # APE-Energy
-    tok_per_s_per_gb: Estimate  # TPOT/GB
-
-
-def ape(
-    *,
-    active_params: int,
-    output_tok_per_s: Estimate,
-    ttft_s: Estimate,
-    tok_per_j: Estimate,
-    peak_bytes: int | None,
-) -> Ape:
-    """The four formulas; a missing input leaves its own formula missing, with the reason."""
-    if active_params <= 0:
-        raise ValueError(f"active parameters must be positive, got {active_params}")
-    per_b = 1e9 / active_params
-    return Ape(
-        tok_per_s_per_b=scaled(output_tok_per_s, per_b),
-        inverse_ttft_per_s_per_b=scaled(inverse(ttft_s), per_b),
-        tok_per_j_per_b=scaled(tok_per_j, per_b),
-        tok_per_s_per_gb=(
-            missing("no peak memory was measured")
-            if peak_bytes is None
-            else scaled(output_tok_per_s, 1e9 / peak_bytes)
-        ),
-    )
 
 
 def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
@@ -81,7 +55,7 @@ def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
         for r in select(rows, "memory-paper", new_tokens=tokens)
         if r.key.get("experts") in timed
     ]
-    return ape(
+    return metrics.ape(
         active_params=active_params,
         output_tok_per_s=inverse(e2e, tokens),
         ttft_s=ttft,
@@ -158,35 +132,48 @@ def _place(row: Record, where: Sequence[str]) -> tuple[Any, ...]:
     return tuple(row.key.get(name) for name in where)
 
 
-def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """Output throughput of the arms of the experts ablation per active 10^9 parameters, nominal
-    and realised in the implementation of each arm."""
-    active = nominal(rows)
-
-    def cells(group: list[Record]) -> Sequence[Estimate]:
-        rate = inverse(sampled(group, "e2e_s"), group[0].key["new_tokens"] or 1)
-        counts = {"counted": active.get(group[0].key["model"]), "traced": realised(rows, group[0])}
-        found = [
-            missing(f"not {method}") if not n else Estimate(n / 1e9, n=1, method=method)
-            for method, n in counts.items()
-        ]
-        return (rate, *found, *(scaled(rate, 1 / a.value) if a.value else a for a in found))
-
-    columns = [
-        Column("output throughput", "tok/s"),
-        Column("active, nominal", "10^9"),
-        Column("active, realised", "10^9"),
-        Column("APE-TPOT, nominal", "tok/s per 10^9"),
-        Column("APE-TPOT, realised", "tok/s per 10^9"),
-    ]
-    return frame(
-        build(
-            "ape-experts",
-            "APE of experts implementations",
-            rows,
-            ("ablation-experts",),
-            ("context",),
-            columns,
-            cells,
+def conclusion(rows: Sequence[Record], context: int) -> str:
+    """The four APE quotients of each model, on each of its stacks, at one context."""
+    active, lines = nominal(rows), []
+    at = [r for r in rows if r.kind == "environment" or r.key.get("context") == context]
+    timed = {(g.model, g.setup) for g in by_setup(at, TIMED)}
+    envs = environments(rows)
+    groups = by_setup(
+        [r for r in at if r.kind not in KINDS or (r.key["model"], setup_of(r, envs)) in timed],
+        KINDS,
+    )
+    for group in (g for g in groups if g.model in active):
+        count = active[group.model]
+        quotients = of_rows(group.rows, count)
+        lines.append(
+            f"{group.label} at {context} tokens, per billion of its {count / 1e9:.3g} billion "
+            f"active parameters: {wording.number(quotients.tok_per_s_per_b, 'tok/s')}; "
+            f"{_named(quotients.inverse_ttft_per_s_per_b, 'first tokens per second')}; "
+            f"{_named(quotients.tok_per_j_per_b, 'tokens per joule')}. Per GB of peak memory: "
+            f"{wording.number(quotients.tok_per_s_per_gb, 'tok/s')}."
         )
+    for model in sorted(active.keys() - {g.model for g in groups}, key=model_order):
+        known = sorted(
+            {
+                r.key["context"]
+                for r in rows
+                if r.key.get("context") and r.key.get("model") == model and not r.error
+            }
+        )
+        lines.append(f"{model}: nothing measured at {context} tokens; measured: {known}.")
+    return wording.bullets([*lines, *wording.cautions(rows)])
+
+
+def figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """APE-TPOT, output tokens per second and billion active parameters, against context."""
+    ax = axes(ax)
+    active = {r.key["model"]: r.values["active_params"] for r in rows if r.kind == "card"}
+    for group in (g for g in by_setup(rows, "latency") if g.model in active):
+        lengths = [r.key["new_tokens"] for r in group.rows if r.samples.get("e2e_s")]
+        tokens = min(lengths, default=0)
+        arms = with_sample(group, "e2e_s", new_tokens=tokens)
+        per_b = 1e9 * tokens / active[group.model]
+        points_and_line(ax, group, arms, [[per_b / t for t in r.samples["e2e_s"]] for r in arms])
+    return labelled(
+        ax, "APE-TPOT against context", "context (tokens)", "tok/s per 10^9 active parameters"
     )

@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from lib import batchclaims, batches
-from lib.batches import Point
+from lib.analysis.batch import points, tables
+from lib.analysis.batch.points import Point
 from lib.records.record import Record
 from lib.show.figure import axes, color, html, labelled, logarithmic, style
 from lib.show.html import grid_html
@@ -27,7 +27,7 @@ another choice for the same model is at least as good in both respects.</p>
 def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Decode throughput of all sequences against the batch, with its interval; knees are ringed."""
     ax, sizes = axes(ax), set()
-    for label, dashes, shade, line in _lines(batches.points(rows)):
+    for label, dashes, shade, line in _lines(points.points(rows)):
         known = [p for p in line if p.total.value is not None]
         sizes |= {p.batch for p in known}
         for p in known:
@@ -43,7 +43,7 @@ def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
                 label=label,
             )
         for p in known:
-            if p.batch == batches.knee(line).batch:
+            if p.batch == points.knee(line).batch:
                 ax.plot(
                     p.batch,
                     p.total.value,
@@ -69,8 +69,8 @@ def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
 
     Both are of decoding. Points that a rival beats in one and equals in the other are faint.
     """
-    ax, found = axes(ax), batches.points(rows)
-    best = {id(p) for p in batches.front(found)}
+    ax, found = axes(ax), points.points(rows)
+    best = {id(p) for p in points.front(found)}
     drawn = False
     for label, dashes, shade, line in _lines(found):
         known = [p for p in line if None not in (p.per_user.value, p.tokens_per_j.value)]
@@ -102,17 +102,17 @@ def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
 
 def section(rows: Sequence[Record]) -> Markup:
     """The report's section with both figures and the table; empty where no batch was tried."""
-    made = batchclaims.tables(rows)
+    made = tables.tables(rows)
     if not made:
         return Markup("")
-    figures = "".join(html(ax, rows, batches.KINDS) for ax in (throughput(rows), pareto(rows)))
+    figures = "".join(html(ax, rows, points.KINDS) for ax in (throughput(rows), pareto(rows)))
     return Markup(SECTION + figures + grid_html(made[0], "grid-batch") + "</section>\n")
 
 
 def _lines(found: Sequence[Point]) -> Iterator[tuple[str, Any, Any, list[Point]]]:
     """Label, style, colour and points of every line."""
-    lines = batches.by_line(found)
-    names = batches.names(lines)
+    lines = points.by_line(found)
+    names = points.names(lines)
     for where, line in lines.items():
         yield names[where].label, style(names[where].place), color(where[0]), line
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lib import stats
-from lib.groups import ARM
+from lib.analysis.ablations import CHANGED
+from lib.analysis.setups import ARM
 from lib.records import jobs
 from lib.records.kinds import model_order
 from lib.records.record import KEY_FIELDS, Record, environments
 from lib.records.store import merge
 from lib.stats import Estimate, gaps
-from lib.tables import CHANGED
 
 # Name of a sample or a reading: what it is called, unit, factor from SI.
 SAMPLED = {

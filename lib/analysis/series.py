@@ -7,19 +7,18 @@ returns an estimate; without the rows it says why.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lib import stats
-from lib.ape import ape
+from lib.files import ROOT
 from lib.records.record import Record, environments, require_comparable, select
 from lib.stats import Estimate
 
-PUBLISHED = Path(__file__).parents[1] / "params" / "published" / "arxiv-2508.16700.yaml"
-MIB = 2**20
+PUBLISHED = ROOT / "params" / "published" / "arxiv-2508.16700.yaml"
 BASE_KINDS = ("latency", "memory-paper", "energy", "card")
 
 
@@ -143,100 +142,6 @@ def estimate(found: tuple[list[float], str], q: float = 50, factor: float = 1.0)
     return stats.scaled(stats.percentile(values, q), factor) if values else stats.missing(reason)
 
 
-def ttft_ms(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Median time of generate() with one new token, prefill included (ms)."""
-    return estimate(samples(series, "latency", "ttft_s", context, 1), factor=1e3)
-
-
-def p50_ms(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Median wall time of the whole call (ms)."""
-    return estimate(samples(series, "latency", "e2e_s", context, new_tokens), factor=1e3)
-
-
-def p95_ms(series: Series, context: int, new_tokens: int) -> Estimate:
-    """95th percentile of the wall time (ms), or the largest of n where n is too small."""
-    return estimate(samples(series, "latency", "e2e_s", context, new_tokens), 95, 1e3)
-
-
-def output_tok_per_s(
-    series: Series, context: int, new_tokens: int, kind: str = "latency"
-) -> Estimate:
-    """Generated tokens / median wall time of the call, prefill included: the paper's TPOT."""
-    found = samples(series, kind, "e2e_s", context, new_tokens)
-    return stats.inverse(estimate(found), new_tokens)
-
-
-def peak_mib(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Allocator peak in the paper's protocol, in MiB (2^20 bytes): one reading, no interval."""
-    row = series.one("memory-paper", context=context, new_tokens=new_tokens)
-    if row is None:
-        return stats.missing(series.reason or f"not measured: no memory-paper row at {context}")
-    value = row.value("peak_bytes")
-    if row.error or value is None:
-        reason = row.missing.get("peak_bytes", "no peak")
-        return stats.missing(f"failed: {row.error}" if row.error else f"not measured: {reason}")
-    return stats.exact(value / MIB)
-
-
-def joules_per_1k(
-    series: Series, context: int, new_tokens: int, name: str = "energy_j"
-) -> Estimate:
-    """Median gross joules of a call / generated tokens x 1000, by the energy counter."""
-    return estimate(samples(series, "energy", name, context, new_tokens), factor=1e3 / new_tokens)
-
-
-def tokens_per_j(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Generated tokens per gross joule: what the paper calls tokens/W."""
-    return stats.inverse(joules_per_1k(series, context, new_tokens), 1e3)
-
-
-def active_billion(series: Series, context: int = 0, new_tokens: int = 0) -> Estimate:
-    """Nominal active parameters by architecture (10^9), counted on the model card."""
-    card = series.one("card")
-    if card is None or card.value("active_params") is None:
-        return stats.missing("not measured: no model card among the rows")
-    return Estimate(card.value("active_params") / 1e9, n=1, method="counted")
-
-
-def _efficiency(series: Series, context: int, new_tokens: int, name: str) -> Estimate:
-    """One quotient of `lib.ape` on nominal active parameters."""
-    active = active_billion(series)
-    if active.value is None:
-        return active
-    arm = (series, context, new_tokens)
-    quotients = ape(
-        active_params=round(active.value * 1e9),
-        output_tok_per_s=output_tok_per_s(*arm),
-        ttft_s=stats.scaled(ttft_ms(*arm), 1e-3),
-        tok_per_j=tokens_per_j(*arm),
-        peak_bytes=None,
-    )
-    return getattr(quotients, name)
-
-
-def ape_tpot(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Output throughput per active 10^9 parameters (tok/s/B)."""
-    return _efficiency(series, context, new_tokens, "tok_per_s_per_b")
-
-
-def ape_ttft(series: Series, context: int, new_tokens: int) -> Estimate:
-    """1 / TTFT per active 10^9 parameters (1/s/B)."""
-    return _efficiency(series, context, new_tokens, "inverse_ttft_per_s_per_b")
-
-
-def ape_energy(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Tokens per joule and active 10^9 parameters (tokens/J/B)."""
-    return _efficiency(series, context, new_tokens, "tok_per_j_per_b")
-
-
-def tok_per_s_per_1000_mib(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Output throughput / (peak MiB / 1000): the paper's TPOT/GB by its own arithmetic."""
-    peak = peak_mib(series, context, new_tokens)
-    if peak.value is None:
-        return peak
-    return stats.scaled(output_tok_per_s(series, context, new_tokens), 1e3 / peak.value)
-
-
 def pair_ratio(
     pair: tuple[Series, Series],
     envs: dict[str, dict[str, Any]],
@@ -259,23 +164,3 @@ def pair_ratio(
     except ValueError as error:
         return stats.missing(str(error))
     return stats.ratio(found[0][0], found[1][0])
-
-
-def percent_change(estimate: Estimate) -> Estimate:
-    """A ratio as a change in percent: 100 (r - 1)."""
-    ends = {
-        k: None if (v := getattr(estimate, k)) is None else 100 * (v - 1)
-        for k in ("value", "low", "high")
-    }
-    return replace(estimate, **ends)
-
-
-def throughput_change_pct(before: tuple[list, str], after: tuple[list, str]) -> Estimate:
-    """Change of output throughput in percent from one arm to another (bootstrap interval).
-
-    Throughput is tokens / time, so its ratio is the inverse ratio of the times.
-    """
-    for values, reason in (before, after):
-        if not values:
-            return stats.missing(reason)
-    return percent_change(stats.ratio(before[0], after[0]))

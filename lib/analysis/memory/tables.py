@@ -1,19 +1,33 @@
 """Tables of the memory ledger: its parts, growth per token, predictions, and what the paper's "KV
-contribution" consists of. The arithmetic is in `lib.ledger`."""
+contribution" consists of. The arithmetic is in `analysis.memory.ledger`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from lib import stats
-from lib.ledger import CLOSED_SHARE, KINDS, OLD, PARTS, above_bytes, card_of, difference, ledger
-from lib.paperrules import MIB, load_published, paper_name
+from lib.analysis.memory.ledger import (
+    CLOSED_SHARE,
+    KINDS,
+    OLD,
+    PARTS,
+    above_bytes,
+    card_of,
+    difference,
+    ledger,
+)
+from lib.analysis.metrics import MIB, _reading
+from lib.analysis.series import load_published, paper_name
+from lib.analysis.setups import build
+from lib.models.card import computed
+from lib.records.kinds import PROTOCOLS
 from lib.records.record import Record
-from lib.show.table import Column, Table, build, frame
+from lib.show.table import Column, Shown, Table, frame
 from lib.stats import Estimate
 
 NOTES = (
@@ -271,3 +285,93 @@ def _slope(points: set[tuple[int, int]]) -> Estimate:
     ordered = sorted(points)
     found = stats.slope([x for x, _ in ordered], [y for _, y in ordered])
     return stats.missing(f"not measured: {found.reason}") if found.value is None else found
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Peak memory and what it consists of, per model, protocol and context.
+
+    In GB (10^9 bytes), or in MB (10^6 bytes) where no peak reaches one GB.
+    """
+    names = {
+        "peak_bytes": "peak",
+        "baseline_bytes": "baseline",
+        "kv_tensor_bytes": "KV, tensors",
+        "kv_card_bytes": "KV, card",
+        "logits_bytes": "logits held",
+        "workspace_bytes": "workspace",
+        "reserved_bytes": "reserved",
+    }
+
+    peaks = [r.value("peak_bytes") or 0 for r in rows if r.kind.startswith("memory")]
+    unit, size = ("GB", 1e9) if max(peaks, default=0) >= 1e9 else ("MB", 1e6)
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row = group[-1]
+        above = _reading(row, "peak_bytes", 1 / size)
+        if above.value is not None and row.value("baseline_bytes") is not None:
+            above = Estimate(
+                (row.value("peak_bytes") - row.value("baseline_bytes")) / size,
+                n=1,
+                method="difference of readings",
+                reason=above.reason,
+            )
+        readings = [_reading(row, name, 1 / size) for name in names]
+        return (readings[0], above, *readings[1:], row.value("memory_source") or "")
+
+    columns = [
+        Column("peak", unit),
+        Column("above baseline", unit),
+        *(Column(title, unit) for title in list(names.values())[1:]),
+        Column("source", numeric=False),
+    ]
+    return build(
+        "memory",
+        "Memory",
+        rows,
+        ("memory-paper", "memory"),
+        ("context", "new_tokens", "protocol"),
+        columns,
+        cells,
+    )
+
+
+def memory_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`memory` as a DataFrame."""
+    return frame(table(rows))
+
+
+def prediction_table(predicted: Mapping[tuple, int | str]) -> Shown:
+    """What `predict` returned, for reading, in MB of 10^6 bytes."""
+    made = Shown(
+        [
+            {
+                "experts": name,
+                "protocol": PROTOCOLS[kind],
+                "context (tokens)": context,
+                "peak above baseline, predicted (MB)": size / 1e6
+                if isinstance(size, int)
+                else size,
+            }
+            for (kind, name, context), size in predicted.items()
+        ]
+    )
+    return made.round(3).set_index("context (tokens)")
+
+
+def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> Shown:
+    """Before measuring: the cache that the architecture implies, in MB of 10^6 bytes.
+
+    A dash, and a column with the reason, where the card cannot compute it.
+    """
+    sizes, missing = computed(
+        **{str(context): partial(card.kv_bytes, context + new_tokens) for context in contexts}
+    )
+    shown = [sizes[str(c)] / 1e6 if str(c) in sizes else "-" for c in contexts]
+    made = Shown(
+        {
+            "context (tokens)": contexts,
+            "KV cache computed (MB)": shown,
+            **({"missing": list(missing.values())} if missing else {}),
+        }
+    )
+    return made.round(3).set_index("context (tokens)")

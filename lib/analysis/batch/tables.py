@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lib import batches, energystats, stats
-from lib.batches import FIELDS, GAIN, KINDS, RULE, Point
+from lib import stats
+from lib.analysis.batch import points
+from lib.analysis.batch.points import FIELDS, GAIN, KINDS, RULE, Point
+from lib.analysis.energy import quantities
+from lib.analysis.setups import build
 from lib.models import card as models_card
 from lib.models.card import computed
 from lib.records.record import Record
-from lib.show.table import Column, Shown, Table, build, without_empty
+from lib.show.table import Column, Shown, Table, without_empty
 from lib.show.wording import bullets, cautions, number, rounded, short
 from lib.stats import Estimate
 
@@ -21,7 +24,7 @@ NOTES = (
     "whole call has it",
     "experts: distinct ones of a layer in one step, traced, means over layers; MBU with the bytes "
     "of the chosen (useful) and of the read ones (realised)",
-    energystats.BOUNDARY,
+    quantities.BOUNDARY,
 )
 COLUMNS = (
     Column("throughput of all", "tok/s"), Column("of each user", "tok/s"), Column("TPOT", "ms"),
@@ -62,10 +65,10 @@ def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) 
 
 def table(rows: Sequence[Record]) -> Table:
     """Per model, setup, context and batch; columns without any value leave a note instead."""
-    pairs = batches.pointed(rows)
+    pairs = points.pointed(rows)
     found = {id(group[0]): point for point, group in pairs}
-    lines = batches.by_line(list(found.values()))
-    knees = {where: batches.knee(line).batch for where, line in lines.items()}
+    lines = points.by_line(list(found.values()))
+    knees = {where: points.knee(line).batch for where, line in lines.items()}
     arms = [r for _, group in pairs for r in group]
     envs = [r for r in rows if r.kind == "environment"]
     made = build(
@@ -107,9 +110,9 @@ def tables(rows: Sequence[Record]) -> list[Table]:
 
 def conclusion(rows: Sequence[Record]) -> str:
     """Each line from one user to the most: throughput, knee, energy, experts, and the front."""
-    found = batches.points(rows)
-    lines = batches.by_line(found)
-    labels = {where: name.label for where, name in batches.names(lines).items()}
+    found = points.points(rows)
+    lines = points.by_line(found)
+    labels = {where: name.label for where, name in points.names(lines).items()}
     said = [sentence for where, mine in lines.items() for sentence in _line(labels[where], mine)]
     return bullets(
         [*said, *_front(found, labels), f"{RULE[:1].upper()}{RULE[1:]}.", *cautions(rows)]
@@ -136,7 +139,7 @@ def _line(name: str, line: Sequence[Point]) -> list[str]:
             f"; the most, at batch {best.batch}, {number(best.total, 'tok/s')} in all and "
             f"{short(best.per_user.value)} for each user"
         )
-    bend = batches.knee(line)
+    bend = points.knee(line)
     told = bend.reason or (
         f"batch {bend.batch}: doubling it raised the throughput {short(bend.gain.value)} times"
         f"{_unresolved(bend.gain)}"
@@ -179,12 +182,12 @@ def _bytes(name: str, known: Sequence[Point]) -> list[str]:
 
 
 def _front(found: Sequence[Point], labels: dict[tuple, str]) -> list[str]:
-    best = batches.front(found)
+    best = points.front(found)
     if not best:
         return []
     said = [
         f"{labels[line]}, batch {', '.join(str(p.batch) for p in mine)}"
-        for line, mine in batches.by_line(best).items()
+        for line, mine in points.by_line(best).items()
     ]
     return [
         f"Not dominated in speed for a user and in energy, among the choices for one model: "

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from lib import ledger
-from lib.groups import by_setup
+from lib.analysis.memory import ledger
+from lib.analysis.setups import by_setup
 from lib.records.record import Record
 from lib.show.figure import PALETTE, axes, labelled
 from lib.show.wording import short

@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from lib import stats, stepkernels
-from lib.groups import SETUP, by_setup, named
+from lib import stats
+from lib.analysis.metrics import decode_tok_per_s
+from lib.analysis.setups import SETUP, build, by_setup, named, sampled
 from lib.records.record import Record
-from lib.show.table import Column, Table, build, sampled
+from lib.show.table import Column, Shown, Table, frame
 from lib.show.wording import interval, short
 from lib.stats import Estimate
-from lib.tables import decode_tok_per_s
 
 # A share of the time in which the device works. Between the two, both matter.
 DEVICE_BOUND, HOST_BOUND = 0.9, 0.7
@@ -65,7 +65,7 @@ def _busy_s(rows: Sequence[Record], name: str) -> Estimate:
     for row in reversed([r for r in rows if r.kind == "busy"]):
         value = row.value(name)
         if value is not None and value > 0:
-            return stepkernels.reading(value)
+            return reading(value)
         reason = "not resolved" if value is not None else row.missing.get(name, "no reading")
         return stats.missing(f"not measured: {reason}")
     return stats.missing("not measured: no profiled call")
@@ -134,10 +134,7 @@ def tables(rows: Sequence[Record]) -> list[Table]:
 
 def shown(rows: Sequence[Record]) -> pd.DataFrame:
     """`table` as a DataFrame; where no arm was profiled, why."""
-    return stepkernels.or_why(table(rows), rows, "decode_busy_s", "no reading")
-
-
-kernels = stepkernels.shown  # what the device does in a step, for the notebooks
+    return or_why(table(rows), rows, "decode_busy_s", "no reading")
 
 
 def sentences(rows: Sequence[Record]) -> list[str]:
@@ -190,3 +187,76 @@ def _name(where: tuple[str, ...], beside: Sequence[tuple[str, ...]]) -> str:
     label = named([less(key) for key in beside])[less(where)].label
     experts = f", experts {where[EXPERTS]}" if where[EXPERTS] not in ("None", "none") else ""
     return f"{label} on {where[STACK]}{experts},"
+
+
+KERNELS_SHOWN = 10  # kernels of an arm; what is left is one line
+
+
+KERNEL_COLUMNS = (Column("of", numeric=False), Column("context", "tokens", numeric=False),
+           Column("kernel", numeric=False), Column("launches of a step"),
+           Column("time of a launch", "µs"), Column("time of a step", "µs"),
+           Column("share of the device's time"))  # fmt: skip
+
+
+KERNEL_NOTE = (
+    "names without template arguments, so that kernels of one name are one line; the share is "
+    "of the sum over all kernels, copies and fills"
+)
+
+
+def kernel_table(rows: Sequence[Record]) -> Table:
+    """Of each model and setup, at its longest profiled context, the kernels that take longest."""
+    lines = []
+    for group in by_setup(rows, ("busy",)):
+        profiled = [r for r in group.rows if r.value("decode_kernel_times")]
+        if profiled:
+            row = max(profiled, key=lambda r: r.key["context"])
+            lines += [
+                (group.label, row.key["context"], *cells)
+                for cells in _kernels(row.values["decode_kernel_times"])
+            ]
+    return Table(
+        "step-kernels", "Kernels of a decode step", KERNEL_COLUMNS, tuple(lines), (KERNEL_NOTE,)
+    )
+
+
+def _kernels(times: Sequence[Sequence]) -> list[tuple]:
+    """(name, launches, µs a launch, µs a step, share) of the longest, and of all others as one."""
+    whole = sum(seconds for *_, seconds in times)
+    lines, rest = [tuple(kernel) for kernel in times[:KERNELS_SHOWN]], times[KERNELS_SHOWN:]
+    if rest:
+        launches = sum(number for _, number, _ in rest)
+        lines.append((f"{len(rest)} others", launches, sum(seconds for *_, seconds in rest)))
+    return [
+        (
+            name,
+            reading(number),
+            reading(seconds / number * 1e6),
+            reading(seconds * 1e6),
+            reading(seconds / whole),
+        )
+        for name, number, seconds in lines
+    ]
+
+
+def reading(value: float) -> Estimate:
+    """A value that was profiled once."""
+    return stats.exact(value, "profiler")
+
+
+def kernel_tables(rows: Sequence[Record]) -> list[Table]:
+    """The table, where any step's kernels were recorded."""
+    return [made] if (made := kernel_table(rows)).rows else []
+
+
+def kernels(rows: Sequence[Record]) -> Shown:
+    """`table` as a DataFrame; where no kernel was recorded, why."""
+    return or_why(kernel_table(rows), rows, "decode_kernel_times", "recorded before kernels were")
+
+
+def or_why(made: Table, rows: Sequence[Record], name: str, otherwise: str) -> Shown:
+    """A table of profiled calls for reading; where it is empty, why no row has the value `name`."""
+    if made.rows:
+        return frame(made)
+    reasons = [row.error or row.missing.get(name, otherwise) for row in rows if row.kind == "busy"]
+    return Shown({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import textwrap
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lib.files import ParamsError, split, unknown
@@ -83,23 +83,24 @@ def plan(
 
 
 def answer(
-    model: str,
+    card_of: Callable[[str], ModelCard],
     *,
     gpu_gb: float,
     forms: Sequence[str] = USUAL,
     bandwidth_gb_s: float | None = None,
     contexts: Sequence[int] = CONTEXTS,
 ) -> dict[str, Any]:
-    """`plan` for each form of the weights, and what it is computed from, as JSON data."""
-    from lib.models import load as models
+    """`plan` for each form of the weights, and what it is computed from, as JSON data.
 
+    `card_of` gives the model's card in a number format, as `models.load.card` does for a name.
+    """
     for name in forms:
         if name not in FORMS:
             raise unknown("dtype", name, FORMS)
     for number in (gpu_gb, 1 if bandwidth_gb_s is None else bandwidth_gb_s, *contexts):
         if not 0 < number < math.inf:
             raise ParamsError(f"{number:g}: give GPU_GB, BANDWIDTH_GB_S and CONTEXT above 0")
-    cards = {d: models.card(model, d) for d in dict.fromkeys(FORMS[name].dtype for name in forms)}
+    cards = {d: card_of(d) for d in dict.fromkeys(FORMS[name].dtype for name in forms)}
     gpu_bytes, rows = round(gpu_gb * 1e9), {}
     rate = None if bandwidth_gb_s is None else bandwidth_gb_s * 1e9
     for name in forms:

@@ -7,49 +7,14 @@ of weights or GPUs, unless the stack is the point.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from lib import stats
-from lib.claims import failures
-from lib.groups import Group, by_setup, setup_order
-from lib.records.kinds import STUDY_STACK
-from lib.records.record import Record, environments, machines_differ, require_comparable, select
+from lib.analysis import stacks
+from lib.analysis.metrics import QUANTITIES, Quantity, Shape, _longest, _lower_first, _shapes
+from lib.analysis.setups import Group, failures, setup_order
+from lib.records.record import Record, environments, machines_differ, require_comparable
 from lib.show.wording import bullets, cautions, ratio_sentence, short
 from lib.stats import Estimate
-
-Shape = tuple[int, int]  # context, new tokens
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What is compared: a sample of a kind of rows; `inverted` where less time is more of it."""
-
-    title: str
-    kind: str
-    sample: str
-    inverted: bool = False
-
-    def groups(self, rows: Sequence[Record]) -> list[Group]:
-        """The rows that have it, by model and setup."""
-        found = [r for r in rows if r.kind == "environment" or r.samples.get(self.sample)]
-        return by_setup(found, self.kind)
-
-    def row(self, group: Group, shape: Shape) -> Record:
-        """The last row of a group of a context and length."""
-        return select(group.rows, context=shape[0], new_tokens=shape[1])[-1]
-
-    def ratio(self, a: Group, b: Group, shape: Shape) -> Estimate:
-        """The quantity of one group over that of another, of the same context and length."""
-        a_s, b_s = (self.row(group, shape).samples[self.sample] for group in (a, b))
-        return stats.ratio(b_s, a_s) if self.inverted else stats.ratio(a_s, b_s)
-
-
-QUANTITIES = (
-    Quantity("Output throughput", "latency", "e2e_s", inverted=True),
-    Quantity("TTFT", "latency", "ttft_s"),
-    Quantity("Energy per token", "energy", "energy_j"),
-)
 
 
 def models(rows: Sequence[Record]) -> str:
@@ -61,7 +26,7 @@ def models(rows: Sequence[Record]) -> str:
     """
     lines = [line for quantity in QUANTITIES for line in _between_models(rows, quantity)]
     failed = failures(rows, [quantity.kind for quantity in QUANTITIES])
-    return bullets([*lines, *between_stacks(rows), *failed, *cautions(rows)])
+    return bullets([*lines, *stacks.between_stacks(rows), *failed, *cautions(rows)])
 
 
 def _between_models(rows: Sequence[Record], quantity: Quantity) -> list[str]:
@@ -142,43 +107,3 @@ def _change(before: Estimate, after: Estimate) -> str:
         same = before.resolved_from() == after.resolved_from()
         return "resolved on neither" if same else "resolved on one of the two stacks only"
     return "the order holds" if (before.value > 1) == (after.value > 1) else "the order turns round"
-
-
-def between_stacks(rows: Sequence[Record]) -> list[str]:
-    """Each model on each further stack against itself on the study's, all else being equal."""
-    found: dict[str, list[str]] = {}
-    for quantity in QUANTITIES:
-        groups = quantity.groups(rows)
-        study = {(g.model, g.but("stack")): g for g in groups if g.of("stack") == STUDY_STACK}
-        for group in groups:
-            base = study.get((group.model, group.but("stack")))
-            common = _shapes(group) & _shapes(base) if base else set()
-            if common and base is not group:
-                shape = _longest(common)
-                times = _times(quantity.ratio(group, base, shape))
-                found.setdefault(group.label, []).append(
-                    f"{_lower_first(quantity.title)} at {shape[0]} tokens {times}"
-                )
-    return [f"{label} against {STUDY_STACK}: {'; '.join(parts)}." for label, parts in found.items()]
-
-
-def _times(ratio: Estimate) -> str:
-    if ratio.low is None or ratio.high is None:
-        return f"{short(ratio.value)} times, without an interval ({ratio.reason})"
-    ends = f"[{short(ratio.low)}, {short(ratio.high)}]"
-    if not ratio.resolved_from():
-        return f"no difference resolved ({ends})"
-    return f"{short(ratio.value)} times {ends}"
-
-
-def _shapes(group: Group) -> set[Shape]:
-    return {(r.key["context"], r.key["new_tokens"]) for r in group.rows}
-
-
-def _longest(shapes: set[Shape]) -> Shape:
-    """The longest context, and there the fewest new tokens."""
-    return max(shapes, key=lambda shape: (shape[0], -shape[1]))
-
-
-def _lower_first(text: str) -> str:
-    return text if text.isupper() else text[0].lower() + text[1:]

@@ -8,12 +8,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lib import energystats, stats
-from lib.groups import Group, by_setup
+from lib import stats
+from lib.analysis.energy import quantities
+from lib.analysis.setups import Group, by_setup, points_and_line, with_sample
 from lib.hardware import readouts
 from lib.records import store
 from lib.records.record import Record
-from lib.show.figure import PALETTE, axes, color, labelled, style
+from lib.show.figure import HOLLOW, PALETTE, axes, color, labelled, style
 
 LENGTHS_S = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 
@@ -43,7 +44,7 @@ def estimator_error(trace: Sequence[dict[str, Any]], ax: Axes | None = None) -> 
     Lines join the largest absolute errors. Errors are against the interpolated counter.
     """
     ax = axes(ax)
-    found = energystats.estimator_errors(trace, LENGTHS_S)
+    found = quantities.estimator_errors(trace, LENGTHS_S)
     for number, (name, by_length) in enumerate(found.items()):
         shift = 1 + 0.05 * (number - 1.5)
         for length_s, errors in by_length.items():
@@ -62,7 +63,7 @@ def estimator_error(trace: Sequence[dict[str, Any]], ax: Axes | None = None) -> 
                 worst,
                 "-",
                 color=PALETTE[number],
-                label=f"{energystats.ERRORS[name][0]}, worst phase",
+                label=f"{quantities.ERRORS[name][0]}, worst phase",
             )
     labelled(
         ax,
@@ -82,7 +83,7 @@ def parts(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     ax = axes(ax)
     found = [
         (group, sorted({r.key["context"] for r in group.rows if r.kind == "energy-slope"}))
-        for group in by_setup(rows, energystats.LENGTHS)
+        for group in by_setup(rows, quantities.LENGTHS)
     ]
     sloped = [(group, context) for group, contexts in found for context in contexts]
     several = sum(bool(contexts) for _, contexts in found) > 1
@@ -99,7 +100,7 @@ def parts(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
                 alpha=0.4,
                 color=drawn["color"],
             )
-        prefill, token = energystats.split(arms)
+        prefill, token = quantities.split(arms)
         if prefill.value is not None:
             ends = [1, max(r.key["new_tokens"] for r in arms)]
             ax.plot(
@@ -137,3 +138,15 @@ def blocks(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
             **drawn,
         )
     return labelled(ax, "Blocks in the order of measurement", "block", "off the mean (%)")
+
+
+def figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Gross joules per 1,000 generated tokens: the counter, and the paper's estimator beside it."""
+    ax = axes(ax)
+    estimators = (("energy_j", "counter", {}), ("paper_energy_j", "paper's", HOLLOW))
+    for group in by_setup(rows, "energy"):
+        for name, label, drawn in estimators:
+            arms = [r for r in with_sample(group, name) if "energy_j" in r.samples]
+            per_1k = [[1e3 * j / r.key["new_tokens"] for j in r.samples[name]] for r in arms]
+            points_and_line(ax, group, arms, per_1k, f", {label}", **drawn)
+    return labelled(ax, "Energy per 1,000 generated tokens", "context (tokens)", "J (GPU board)")

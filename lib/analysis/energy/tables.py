@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from lib import energypasses, energystats, stats
-from lib.groups import Group, by_setup
+from lib import stats
+from lib.analysis.energy import quantities
+from lib.analysis.metrics import _reading
+from lib.analysis.setups import Group, build, by_setup, sampled
 from lib.records.record import Record
-from lib.show.table import Column, Shown, build, frame
+from lib.show.table import Column, Shown, Table, frame
 from lib.stats import Estimate
 
 READOUTS = {"counter": "energy counter", "instant": "instant power", "average": "average power"}
@@ -104,7 +107,7 @@ def parts(rows: Sequence[Record]) -> pd.DataFrame:
     """Energy of the prefill and of each further token, with intervals, per context."""
 
     def cells(group: list[Record]) -> Sequence[Any]:
-        prefill, token = energystats.split(group)
+        prefill, token = quantities.split(group)
         lengths = sorted({r.key["new_tokens"] for r in group})
         return (", ".join(map(str, lengths)), prefill, token)
 
@@ -117,7 +120,7 @@ def parts(rows: Sequence[Record]) -> pd.DataFrame:
         "energy-parts",
         "Prefill and tokens",
         rows,
-        energystats.LENGTHS,
+        quantities.LENGTHS,
         ("context",),
         columns,
         cells,
@@ -132,13 +135,13 @@ def uncertainty(rows: Sequence[Record]) -> pd.DataFrame:
     for of, group, row in of_groups(by_setup(rows, "energy")):
         if not row.samples.get("energy_j"):
             continue
-        found = energystats.uncertainty(row, energystats.spread_beside(rows, group))
+        found = quantities.uncertainty(row, quantities.spread_beside(rows, group))
         made.append(
             {
                 **of,
                 "context": row.key["context"],
                 "blocks": len(row.samples["energy_j"]),
-                "spread of blocks, CV (%)": percent(energystats.variation(row)),
+                "spread of blocks, CV (%)": percent(quantities.variation(row)),
                 "statistical ± (%)": percent(found.statistical),
                 "readouts ± (%)": percent(found.readouts),
                 "idle, of net ± (%)": percent(found.idle),
@@ -152,7 +155,7 @@ def uncertainty(rows: Sequence[Record]) -> pd.DataFrame:
 
 def passes(rows: Sequence[Record]) -> pd.DataFrame:
     """Cells that a second pass measured again, beside the first."""
-    table = energypasses.table(rows)
+    table = quantities.table(rows)
     return frame(table) if table.rows else plain([], "no second pass was measured")
 
 
@@ -164,8 +167,8 @@ def worst(values: Sequence[float] | None) -> float | None:
 def weights(rows: Sequence[Record]) -> pd.DataFrame:
     """Energy with other weight values over that with normal ones."""
     made, found = [], []
-    for group in by_setup(rows, energystats.WEIGHTS, without=("weights",)):
-        effects, real = energystats.weight_effects(group.rows), energystats.real_effect(group.rows)
+    for group in by_setup(rows, quantities.WEIGHTS, without=("weights",)):
+        effects, real = quantities.weight_effects(group.rows), quantities.real_effect(group.rows)
         if real is not None:
             effects["real against random"] = real
         found += [(group.label, effects)] if effects else []
@@ -193,7 +196,7 @@ def peer(rows: Sequence[Record]) -> pd.DataFrame:
     """Zeus against this workbook on the same windows: median and worst difference."""
     made = []
     for of, _, row in of_groups(by_setup(rows, "energy-peer")):
-        for name, off in energystats.peer_differences(row).items():
+        for name, off in quantities.peer_differences(row).items():
             if off:
                 made.append(
                     {
@@ -206,3 +209,46 @@ def peer(rows: Sequence[Record]) -> pd.DataFrame:
                     }
                 )
     return plain(made, reason_of(rows, "energy-peer"))
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Energy of whole calls on the GPU board, per model and context; on a CPU the reasons.
+
+    Gross and net of what the idle board draws, by the counter; beside it what the one-second mean
+    and the paper's estimator give for the same calls.
+    """
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row = group[-1]
+        tokens = row.key.get("new_tokens") or 1
+        scale = 1e3 / tokens
+        per_1k = sampled(group, "energy_j", factor=scale)
+        return (
+            per_1k,
+            quantities.net(row, scale),
+            stats.inverse(per_1k, 1e3),
+            sampled(group, "average_energy_j", factor=scale),
+            sampled(group, "paper_energy_j", factor=scale),
+            quantities.power_w(row),
+            _reading(row, "idle_w", like="energy_j"),
+            stats.inverse(sampled(group, "e2e_s"), tokens),
+        )
+
+    columns = [
+        Column("J/1K tokens", "J"),
+        Column("J/1K, net of idle", "J"),
+        Column("tokens per joule", "1/J"),
+        Column("J/1K, average power", "J"),
+        Column("J/1K, before/after estimator", "J"),
+        Column("mean power", "W"),
+        Column("idle", "W"),
+        Column("output throughput", "tok/s"),
+    ]
+    table = build("energy", "Energy", rows, ("energy",), ("context", "new_tokens"), columns, cells)
+    notes = (quantities.BOUNDARY, *quantities.slow_starts(rows))
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def energy_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`energy` as a DataFrame."""
+    return frame(table(rows))

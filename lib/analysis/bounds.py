@@ -13,16 +13,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from lib import stats
-from lib.groups import named
+from lib.analysis.machine import Limits, bandwidth_notes, limits
+from lib.analysis.metrics import decode_tok_per_s
+from lib.analysis.setups import build, grouped, named, sampled
 from lib.hardware.datasheets import datasheet
-from lib.machine import Limits, bandwidth_notes, limits
 from lib.models.card import ModelCard, bound_tok_per_s, computed, prefill_flop
 from lib.records.record import Record, select
-from lib.show.table import Column, Shown, Table, build, grouped, sampled, without_empty
+from lib.show.figure import axes, color, labelled, logarithmic, style
+from lib.show.table import Column, Shown, Table, without_empty
 from lib.show.wording import rounded
 from lib.stats import Estimate
-from lib.tables import decode_tok_per_s
 
 KINDS = ("latency", "batch")  # calls of one sequence, and those of a sweep over batches
 # A step's bytes come from memory, whatever happened before, if they are several caches full.
@@ -307,3 +310,43 @@ def violations(rows: Sequence[Record]) -> list[str]:
                 f"{bound_tok_per_s(size, rate):.1f} steps/s ({where})"
             )
     return found
+
+
+def figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Decode throughput with its interval at each context, under the bound of its bytes."""
+    ax = axes(ax)
+    groups: dict[tuple, list[Arm]] = {}
+    for arm in arms(rows):
+        groups.setdefault((arm.model, *arm.setup, arm.batch), []).append(arm)
+    names = named(list(groups), ("batch",))
+    for where, members in groups.items():
+        label, shade = names[where].label, color(where[0])
+        known = [a for a in members if a.steps_per_s.value is not None]
+        for a in known:
+            ends = (a.steps_per_s.low, a.steps_per_s.high)
+            if None not in ends:  # noise may leave an end open
+                ax.plot(
+                    [a.context] * 2, [a.batch * end for end in ends], lw=4, alpha=0.3, color=shade
+                )
+        if known:
+            ax.plot(
+                [a.context for a in known],
+                [a.batch * a.steps_per_s.value for a in known],
+                ls=style(names[where].place),
+                marker=".",
+                color=shade,
+                label=label,
+            )
+        limited = [a for a in members if a.bound_per_s]
+        if limited:
+            ax.plot(
+                [a.context for a in limited],
+                [a.batch * a.bound_per_s for a in limited],
+                ":",
+                color=shade,
+                label=f"{label}, bound",
+            )
+    labelled(ax, "Decode throughput under its bound", "context (tokens)", "tokens per second")
+    if groups:  # a share of the bound is the same distance everywhere
+        logarithmic(ax)
+    return ax

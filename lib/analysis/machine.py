@@ -6,9 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from lib import stats
 from lib.hardware.datasheets import Datasheet, datasheet
 from lib.records.record import Record, environments, select
+from lib.show.figure import PALETTE, axes, labelled
 from lib.show.table import Column, Table, without_empty
 from lib.show.wording import bullets, cautions, short
 from lib.stats import Estimate
@@ -234,3 +237,22 @@ def conclusion(rows: Sequence[Record]) -> str:
 
 def _share(value: float, stated: float | None) -> str:
     return f", {value / stated:.0%} of the datasheet's value" if stated else ""
+
+
+def figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
+    """Bandwidth of every shape that moves memory, all repetitions, beside the datasheet's."""
+    found = select(rows, "ceilings")
+    shapes = streams(found[-1]) if found else {}
+    ax = axes(ax, figsize=(7.2, 1.2 + 0.3 * len(shapes)))
+    for place, (name, samples) in enumerate(shapes.items()):
+        rates = [rate / 1e9 for rate in samples]
+        ax.plot(rates, [place] * len(rates), "o", ms=4, alpha=0.35, color=PALETTE[0])
+        ax.plot(max(rates), place, "|", ms=14, mew=2, color=PALETTE[0], label=name)
+    stated = limits(rows)[found[-1].env_id].sheet.memory_bytes_per_s if found else None
+    if stated:
+        ax.axvline(stated / 1e9, ls=":", color="0.3", label="datasheet")
+    ax.set_yticks(range(len(shapes)), list(shapes))
+    labelled(ax, "Bandwidth by shape", "GB/s (10^9 bytes a second)", "", legend=False)
+    ax.set_ylim(max(len(shapes), 1) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    return ax

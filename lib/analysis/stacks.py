@@ -8,14 +8,20 @@ from statistics import fmean
 import pandas as pd
 
 from lib import stats
-from lib.claims import failures
-from lib.groups import by_setup
+from lib.analysis.metrics import (
+    QUANTITIES,
+    _longest,
+    _lower_first,
+    _shapes,
+    decode_tok_per_s,
+    marked_tok_per_s,
+)
+from lib.analysis.setups import build, by_setup, failures
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, select
-from lib.show.table import Column, Table, build, frame
+from lib.show.table import Column, Table, frame
 from lib.show.wording import bullets, cautions, number, short
 from lib.stats import Estimate
-from lib.tables import decode_tok_per_s, marked_tok_per_s
 
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
 HARNESS = 0.005  # what the harness may add to a call
@@ -147,3 +153,30 @@ def flatness(arms: Sequence[Record]) -> str:
         f"from {contexts[0]:,} to {contexts[-1]:,} tokens of context decoding loses "
         f"{lost:.1%}, and what a step reads would cost {explained:.1%}: {verdict}."
     )
+
+
+def between_stacks(rows: Sequence[Record]) -> list[str]:
+    """Each model on each further stack against itself on the study's, all else being equal."""
+    found: dict[str, list[str]] = {}
+    for quantity in QUANTITIES:
+        groups = quantity.groups(rows)
+        study = {(g.model, g.but("stack")): g for g in groups if g.of("stack") == STUDY_STACK}
+        for group in groups:
+            base = study.get((group.model, group.but("stack")))
+            common = _shapes(group) & _shapes(base) if base else set()
+            if common and base is not group:
+                shape = _longest(common)
+                times = _times(quantity.ratio(group, base, shape))
+                found.setdefault(group.label, []).append(
+                    f"{_lower_first(quantity.title)} at {shape[0]} tokens {times}"
+                )
+    return [f"{label} against {STUDY_STACK}: {'; '.join(parts)}." for label, parts in found.items()]
+
+
+def _times(ratio: Estimate) -> str:
+    if ratio.low is None or ratio.high is None:
+        return f"{short(ratio.value)} times, without an interval ({ratio.reason})"
+    ends = f"[{short(ratio.low)}, {short(ratio.high)}]"
+    if not ratio.resolved_from():
+        return f"no difference resolved ({ends})"
+    return f"{short(ratio.value)} times {ends}"

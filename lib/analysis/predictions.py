@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib import roofline, stats
+from lib import stats
+from lib.analysis import bounds
+from lib.analysis.setups import build, grouped
 from lib.files import ROOT
 from lib.models import card as models_card
 from lib.models.card import ModelCard
 from lib.records.record import Record
 from lib.records.store import load_tree
-from lib.show.table import Column, Table, build, grouped
+from lib.show.table import Column, Table
 from lib.show.wording import short
 from lib.stats import Estimate
 
@@ -41,7 +43,7 @@ def table(rows: Sequence[Record]) -> Table:
         for r in rows
         if r.kind == "card" and "kv_layers" in r.values
     }
-    arms = {(a.model, a.setup, a.context): a for a in roofline.arms(rows) if a.batch == 1}
+    arms = {(a.model, a.setup, a.context): a for a in bounds.arms(rows) if a.batch == 1}
     groups = grouped([r for r in rows if not r.error], KINDS, ("context",))
     found = {
         id(group[0]): (setup, group)
@@ -93,7 +95,7 @@ def _cache(card: ModelCard, held: Record | None) -> tuple[Estimate, Estimate]:
     )
 
 
-def _decode(card: ModelCard, context: int, arm: roofline.Arm | None) -> tuple[Estimate, Estimate]:
+def _decode(card: ModelCard, context: int, arm: bounds.Arm | None) -> tuple[Estimate, Estimate]:
     if arm is None or card.kv_layers is None:
         why = stats.missing("not measured: no latency row with the bytes of a step")
         return why, why

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib import energystats, roofline, stats
-from lib.groups import SETUP, Name, named
+from lib import stats
+from lib.analysis import bounds
+from lib.analysis.energy import quantities
+from lib.analysis.metrics import decode_tok_per_s
+from lib.analysis.setups import SETUP, Name, grouped, named
 from lib.records.record import Record
-from lib.show.table import grouped
 from lib.show.wording import short
 from lib.stats import Estimate
-from lib.tables import decode_tok_per_s
 
 KINDS = ("batch", "batch-energy")
 FIELDS = ("context", "batch")
@@ -43,7 +44,7 @@ class Point:
     total: Estimate
     token_j: Estimate
     call_token_j: Estimate
-    arm: roofline.Arm | None
+    arm: bounds.Arm | None
     error: str
 
     @property
@@ -79,14 +80,14 @@ def points(rows: Sequence[Record]) -> list[Point]:
 
 def pointed(rows: Sequence[Record]) -> list[tuple[Point, list[Record]]]:
     """Every point with the rows that it was made from."""
-    arms = {(a.model, a.setup, a.context, a.batch): a for a in roofline.arms(rows, "batch")}
+    arms = {(a.model, a.setup, a.context, a.batch): a for a in bounds.arms(rows, "batch")}
     return [
         (_point(where, group, arms.get(where)), group)
         for where, group in grouped(rows, KINDS, FIELDS).items()
     ]
 
 
-def _point(where: tuple, group: Sequence[Record], arm: roofline.Arm | None) -> Point:
+def _point(where: tuple, group: Sequence[Record], arm: bounds.Arm | None) -> Point:
     batch, calls = where[-1], [r for r in group if r.kind == "batch"]
     error = next((r.error for r in calls if r.error), "")
     if error:
@@ -110,7 +111,7 @@ def _joules(rows: Sequence[Record], batch: int) -> tuple[Estimate, Estimate]:
     whole = stats.scaled(
         stats.mean(longest.samples["energy_j"]), 1 / (batch * longest.key["new_tokens"])
     )
-    _, step = energystats.split(measured, KINDS)
+    _, step = quantities.split(measured, KINDS)
     if step.value is not None and step.value <= 0:
         return stats.missing("not resolved: noise hides the energy of decoding"), whole
     return stats.scaled(step, 1 / batch), whole

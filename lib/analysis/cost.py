@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lib import stats
+from lib.analysis.setups import build, sampled
 from lib.files import ParamsError
 from lib.records.record import Record
-from lib.show.table import Column, Table, build, frame, sampled
+from lib.show.table import Column, Table, frame
 from lib.stats import Estimate
 
 JOULES_PER_KWH = 3.6e6

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.groups import by_setup
+from lib.analysis.setups import by_setup
 from lib.records.record import Record
+from lib.show import wording
 from lib.show.wording import short
 
 CLOSED_SHARE = 0.01
@@ -196,3 +197,35 @@ def sentences(rows: Sequence[Record]) -> list[str]:
             f"what the shapes alone predict ({len(ratios)} arms)."
         )
     return lines
+
+
+def conclusion(rows: Sequence[Record]) -> str:
+    """Peak above baseline and its largest part, at the longest context of each protocol."""
+    lines = []
+    names = {
+        "kv": "KV cache",
+        "logits": "held logits",
+        "experts": "workspace of the experts",
+        "activations": "workspace",
+    }
+    for kind, title in (("memory-paper", "the paper's protocol"), ("memory", "generate()")):
+        for group in by_setup(rows, kind):
+            v = max(group.rows, key=lambda r: r.key["context"])
+            above, parts = above_bytes(v), ledger(v).parts
+            line = f"{group.label} under {title} at {v.key['context']} tokens: peak "
+            if above is None:
+                reason = v.missing.get("peak_bytes", "no reading")
+                lines.append(f"{line}not measured ({reason}).")
+                continue
+            line += (
+                f"{v.values['peak_bytes'] / 1e9:.3f} GB, {above / 1e6:,.1f} MB above the baseline"
+            )
+            if parts["kv"] is None:
+                lines.append(f"{line}; its parts are not told apart.")
+                continue
+            part = max(names, key=lambda name: parts[name] or 0)
+            lines.append(
+                f"{line}; the largest part is the {names[part]} with {parts[part] / above:.0%}, "
+                f"the KV cache is {parts['kv'] / above:.0%}."
+            )
+    return wording.bullets([*lines, *sentences(rows), *wording.cautions(rows)])

@@ -1,0 +1,5 @@
+"""What rows say, a topic a module: each has a `table`, a `figure` and a `conclusion`.
+
+Imports `stats`, `records`, `show`, and the plain data of `hardware`, `models` and `stacks`; never
+torch. Begin with `metrics` (what a number means) and `setups` (which rows belong together).
+"""

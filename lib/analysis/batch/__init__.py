@@ -1,0 +1,1 @@
+"""What the batch rows say: `points` reads them, the others show."""

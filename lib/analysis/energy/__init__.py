@@ -1,0 +1,1 @@
+"""What the energy rows say: `quantities` computes, the others show."""

@@ -1,0 +1,290 @@
+"""Which rows belong together: those of one model in one setup, and what such a group is called.
+
+Every table, figure and sentence that is about one model at a time goes through here, so that rows
+of two stacks, number formats, sources of weights, experts implementations or GPUs never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+
+from lib import stats
+from lib.records.kinds import DTYPES, STACKS, model_order
+from lib.records.record import Record, environments, record_id
+from lib.show.figure import color, style
+from lib.show.table import Column, Table
+from lib.stats import Estimate
+
+SETUP = ("weights", "dtype", "stack", "experts", "gpu")
+ARM = ("context", "new_tokens", "batch", "decoding")  # what tells the arms of one setup apart
+# Where they are listed; a value that is not here comes after them, by name.
+ORDER = {
+    "dtype": DTYPES, "stack": STACKS,
+    "experts": ("none", "grouped_mm", "batched_mm", "loop", "all_experts"),
+}  # fmt: skip
+WORDS = {
+    "weights": "{} weights",
+    "experts": "experts {}",
+    "batch": "batch {}",
+    "context": "{} tokens",
+}
+
+
+def arm_text(key: dict[str, Any]) -> str:
+    """The fields of a key that say which arm it is."""
+    fields = ("weights", "dtype", "stack", "experts", *ARM)
+    return ", ".join(
+        f"{f.replace('_', ' ')} {key[f]}" for f in fields if key.get(f) not in (None, "none")
+    )
+
+
+class Name(NamedTuple):
+    """What a group is called in a figure or sentence, and its place among setups (a line style)."""
+
+    label: str
+    place: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one model in one setup; `setup` holds the values of SETUP.
+
+    `label` is the model, and in brackets what tells this group from the others beside it.
+    """
+
+    model: str
+    setup: tuple[str, ...]
+    label: str
+    place: int
+    rows: tuple[Record, ...]
+
+    def of(self, name: str) -> str:
+        """A value of the setup."""
+        return self.setup[SETUP.index(name)]
+
+    def but(self, *names: str) -> tuple[str, ...]:
+        """The setup less some of its fields."""
+        return tuple(v for n, v in zip(SETUP, self.setup, strict=True) if n not in names)
+
+
+def setup_value(row: Record, name: str, envs: dict[str, dict[str, Any]]) -> str:
+    """A field of SETUP as text; the GPU is that of the row's environment."""
+    if name == "gpu":
+        return str(envs.get(row.env_id or "", {}).get("gpu") or "none (CPU)")
+    return str(row.key.get(name))
+
+
+def setup_of(row: Record, envs: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """The values of SETUP of a row."""
+    return tuple(setup_value(row, name, envs) for name in SETUP)
+
+
+def setup_order(setup: Sequence[Any]) -> tuple[tuple[int, str], ...]:
+    """Sorts setups: the study's stack and number format first, then the others."""
+    names = (*SETUP, *[""] * (len(setup) - len(SETUP)))
+    return tuple(_place(name, value) for name, value in zip(names, setup, strict=True))
+
+
+def _place(name: str, value: Any) -> tuple[int, str]:
+    known = ORDER.get(name, ())
+    number = value if isinstance(value, int) else len(known)
+    return (known.index(value) if value in known else number, str(value))
+
+
+def by_setup(
+    rows: Iterable[Record],
+    kinds: str | Sequence[str],
+    *,
+    without: Sequence[str] = (),
+    failed: bool = False,
+) -> list[Group]:
+    """Rows of these kinds apart by model and setup, the models in the order of params/models.yaml.
+
+    `without` names fields of SETUP that do not set rows apart (what an ablation changes). Rows that
+    failed are left out unless `failed`.
+    """
+    rows, kinds = list(rows), (kinds,) if isinstance(kinds, str) else kinds
+    envs = environments(rows)
+    found: dict[tuple[str, ...], list[Record]] = {}
+    for row in rows:
+        if row.kind in kinds and (failed or not row.error):
+            setup = ("" if n in without else setup_value(row, n, envs) for n in SETUP)
+            found.setdefault((str(row.key.get("model")), *setup), []).append(row)
+    keys = sorted(found, key=lambda key: (model_order(key[0]), setup_order(key[1:])))
+    names = named(keys)
+    return [Group(key[0], key[1:], *names[key], tuple(found[key])) for key in keys]
+
+
+def named(keys: Sequence[tuple], more: Sequence[str] = ()) -> dict[tuple, Name]:
+    """What each group is called; a key is the model, the values of SETUP, and those of `more`.
+
+    Beside the model a label holds the fields in which the groups of this model differ, and those in
+    which any groups differ that must not be compared: where one line is of another stack, every
+    line says its stack. Experts are a model's own affair. Groups of the same place have the same
+    setup, as far as it is said.
+    """
+    fields = dict(enumerate((*SETUP, *more), start=1))
+    shared = [at for at, name in fields.items() if name != "experts"]
+    everywhere = {at for at in shared if len({key[at] for key in keys}) > 1}
+    texts = {}
+    for key in keys:
+        mine = [other for other in keys if other[0] == key[0]]
+        told = {at for at in fields if len({other[at] for other in mine}) > 1} | everywhere
+        words = (WORDS.get(fields[at], "{}").format(key[at]) for at in sorted(told))
+        texts[key] = ", ".join(words)
+    listed = sorted(keys, key=lambda key: setup_order(key[1:]))
+    places = list(dict.fromkeys(texts[key] for key in listed if texts[key]))
+    return {
+        key: Name(f"{key[0]} ({text})", places.index(text)) if text else Name(str(key[0]), 0)
+        for key, text in texts.items()
+    }
+
+
+def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
+    """What failed, by model, setup and context; once where several rows share the reason."""
+    lines = []
+    for group in by_setup(rows, kinds, failed=True):
+        for row in (r for r in group.rows if r.error):
+            lines.append(f"{group.label} at {row.key.get('context')} tokens: {row.error}.")
+    return list(dict.fromkeys(lines))
+
+
+RANDOM_NOTE = (
+    "random weights: valid for memory and dense latency; router-dependent for "
+    "mixture-of-experts prefill"
+)
+
+
+def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
+    """The percentile of a sample of the last row that has it, or why there is none."""
+    reason = "not measured"
+    for row in reversed(rows):
+        if row.samples.get(name):
+            found = stats.scaled(stats.percentile(row.samples[name], q), factor)
+            return replace(found, records=(record_id(row),))
+        if row.error:
+            reason = f"failed: {row.error}"
+        elif name in row.missing:
+            reason = f"not measured: {row.missing[name]}"
+    return stats.missing(reason)
+
+
+def setups(rows: Iterable[Record], envs: dict[str, dict]) -> tuple[list[str], list[str]]:
+    """The setup fields that differ between rows, and a note about those that do not."""
+    seen: dict[str, set] = {name: set() for name in SETUP}
+    for row in rows:
+        for name in SETUP:
+            seen[name].add(setup_value(row, name, envs))
+    differ = [name for name in SETUP if len(seen[name]) > 1]
+    same = [f"{name} {next(iter(values))}" for name, values in seen.items() if len(values) == 1]
+    notes = ["all rows: " + ", ".join(same)] if same else []
+    if "random" in seen["weights"]:
+        notes.append(RANDOM_NOTE)
+    return differ, notes
+
+
+def grouped(rows: Sequence[Record], kinds: Sequence[str], fields: Sequence[str]) -> dict:
+    """Rows grouped by model, setup and the given key fields, in a readable order."""
+    envs = environments(rows)
+    groups: dict[tuple, list[Record]] = {}
+    for row in rows:
+        if row.kind in kinds:
+            at = (_field(row, name) for name in fields)
+            where = (str(row.key.get("model")), setup_of(row, envs), *at)
+            groups.setdefault(where, []).append(row)
+    return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
+
+
+def _field(row: Record, name: str) -> Any:
+    if name == "protocol":
+        return "paper" if row.kind == "memory-paper" else "generate()"
+    return row.key.get(name)
+
+
+def _order(where: tuple) -> tuple:
+    model, setup, *fields = where
+    numbers = tuple(f if isinstance(f, int | float) else 0 for f in fields)
+    return (model_order(model), setup_order(setup), numbers, tuple(map(str, fields)))
+
+
+def build(
+    name: str,
+    title: str,
+    rows: Sequence[Record],
+    kinds: Sequence[str],
+    fields: Sequence[str],
+    columns: Sequence[Column],
+    cells: Callable[[list[Record]], Sequence[Any]],
+    having: str = "",
+) -> Table:
+    """A row for each group of rows of these kinds, with `cells` of it; with `having`, only for
+    groups in which that kind is. Numbers that do not say which rows they come from get the ids of
+    their group."""
+    groups = grouped(rows, kinds, fields)
+    if having:
+        groups = {at: g for at, g in groups.items() if any(r.kind == having for r in g)}
+    differ, notes = setups((r for g in groups.values() for r in g), environments(rows))
+    at = [SETUP.index(d) for d in differ]
+    leading = [
+        Column("model", numeric=False),
+        *(Column(d, numeric=False) for d in differ),
+        *(Column(f.replace("_", " "), numeric=False) for f in fields),
+    ]
+    built = tuple(
+        (model, *(setup[i] for i in at), *values, *_behind(columns, cells(group), group))
+        for (model, setup, *values), group in groups.items()
+    )
+    return Table(name, title, (*leading, *columns), built, tuple(notes))
+
+
+def _behind(columns: Sequence[Column], cells: Sequence[Any], group: Sequence[Record]) -> list[Any]:
+    if not cells:  # a group without a row
+        return []
+    ids = tuple(dict.fromkeys(record_id(row) for row in group))
+
+    def known(column: Column, cell: Any) -> Any:
+        found = isinstance(cell, Estimate) and cell.value is not None
+        return replace(cell, records=cell.records or ids) if found and column.measured else cell
+
+    return [known(*pair) for pair in zip(columns, cells, strict=True)]
+
+
+def with_sample(group: Group, name: str, **key: Any) -> list[Record]:
+    """Rows of a group that have this sample and these key fields, by context."""
+    found = [
+        r
+        for r in group.rows
+        if r.samples.get(name) and all(r.key.get(k) == v for k, v in key.items())
+    ]
+    return sorted(found, key=lambda r: r.key["context"])
+
+
+def points_and_line(
+    ax: Axes,
+    group: Group,
+    rows: Sequence[Record],
+    samples: Sequence[Sequence[float]],
+    what: str = "",
+    **drawn: Any,
+) -> None:
+    """Every repetition as a faint point, the medians as a line, over the rows' contexts.
+
+    The line is called what the group is called, and `what` it shows of it.
+    """
+    contexts, shade = [r.key["context"] for r in rows], color(group.model)
+    for context, values in zip(contexts, samples, strict=True):
+        ax.plot([context] * len(values), values, "o", ms=3.5, alpha=0.3, color=shade)
+    medians = [stats.median(values).value for values in samples]
+    if medians:
+        ax.plot(
+            contexts,
+            medians,
+            ls=style(group.place),
+            color=shade,
+            label=f"{group.label}{what}",
+            **({"marker": "."} | drawn),
+        )
