@@ -35,7 +35,8 @@ REFUSED = (ParamsError, PreflightError, BusyError)
 
 def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
-    from lib import report, run
+    from lib import run
+    from lib.report import document as report
 
     os.environ["JUPYTER_PATH"] = run.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
@@ -59,8 +60,8 @@ def make_report(args: argparse.Namespace) -> int:
 
 def merge_folders(args: argparse.Namespace) -> int:
     """Merge result folders and write the report of what they hold together."""
-    from lib import report
     from lib.records import slices as merge
+    from lib.report import document as report
 
     out_dir = resolve(args.out)
     stale = merge.merge([resolve(source) for source in args.sources], out_dir)
@@ -75,7 +76,7 @@ def merge_folders(args: argparse.Namespace) -> int:
 
 def compare_sets(args: argparse.Namespace) -> int:
     """Compare two result sets; 1 where no arm of them can be compared."""
-    from lib import compare
+    from lib.report import comparison as compare
 
     a, b = resolve(args.a), resolve(args.b)
     out = resolve(args.out or f"outputs/compared/{a.name}--{b.name}")
@@ -88,7 +89,7 @@ def compare_sets(args: argparse.Namespace) -> int:
 
 def write_bundle(args: argparse.Namespace) -> int:
     """Zip a result set; refused where something personal is in it."""
-    from lib import bundle
+    from lib.report import bundle
 
     source = resolve(args.source)
     target = resolve(args.out or f"outputs/bundles/{source.name}.zip")
@@ -122,8 +123,9 @@ def check_fit(args: argparse.Namespace) -> int:
 
 def audit_study(args: argparse.Namespace) -> int:
     """Print the audit of a study; 1 where its facts differ from the files of --csv."""
-    from lib import audit, published
-    from lib.analysis import series as paperrules
+    from lib.studies import audit
+    from lib.studies import study as paperrules
+    from lib.studies import study as published
 
     path = resolve(args.study or paperrules.PUBLISHED)
     if not path.is_file():

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from lib import audit, auditenergy, auditlatency, files, kernels, manifest, params, published, run
+from lib import files, kernels, manifest, params, run
 from lib.__main__ import main
-from lib.published import Published
+from lib.studies import audit
+from lib.studies import study as studies_study
+from lib.studies.arxiv_2508_16700 import audit as arxiv_2508_16700_audit
+from lib.studies.study import Published
 from tests import made_study as made
 
 ROOT = files.ROOT
@@ -338,9 +341,9 @@ def test_what_a_study_lacks_is_said_not_guessed():
 def test_decode_throughput_is_the_slope_of_the_call_times():
     """110, 220, 440 ms for 10, 20, 40 tokens: 11 ms a token, whatever is added to every call."""
     study = Published(made.study())
-    assert auditlatency.decode_tok_per_s(study, "Ours", 100) == pytest.approx(1000 / 11)
+    assert arxiv_2508_16700_audit.decode_tok_per_s(study, "Ours", 100) == pytest.approx(1000 / 11)
     calls(study.data, "Ours", 100, (210, 320, 540))
-    assert auditlatency.decode_tok_per_s(study, "Ours", 100) == pytest.approx(1000 / 11)
+    assert arxiv_2508_16700_audit.decode_tok_per_s(study, "Ours", 100) == pytest.approx(1000 / 11)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +358,7 @@ def test_decode_throughput_is_the_slope_of_the_call_times():
     ],
 )
 def test_agreement_is_one_unit_of_the_last_digit(text, exact, same):
-    assert published.agrees(text, exact) is same
+    assert studies_study.agrees(text, exact) is same
 
 
 def test_findings_as_text_and_as_markdown():
@@ -392,7 +395,7 @@ def test_the_conclusion_counts():
 
 @pytest.fixture(scope="module")
 def paper() -> Published:
-    return published.load()
+    return studies_study.load()
 
 
 REAL = {
@@ -433,7 +436,7 @@ def test_the_findings_on_the_paper(paper):
         assert part in every[name].follows, name
     assert {name for f in every.values() for name in f.claims} <= paper.data["claims"].keys()
     assert [f.severity for f in every.values()] == sorted(
-        (f.severity for f in every.values()), key=published.SEVERITIES.index
+        (f.severity for f in every.values()), key=studies_study.SEVERITIES.index
     )
 
 
@@ -469,7 +472,7 @@ def test_facts_equal_the_released_files(paper):
     if not PAPER_CSVS.is_dir():
         pytest.skip("the paper's released CSVs are not beside the checkout")
     assert len(paper.data["released"]) > 100
-    assert published.differences(paper.data, PAPER_CSVS) == []
+    assert studies_study.differences(paper.data, PAPER_CSVS) == []
 
 
 def test_counts_equal_the_model_card(paper):
@@ -543,11 +546,11 @@ FACTS = {
 def test_facts_are_compared_with_the_files(tmp_path, rows, told):
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "x.csv").write_text(rows)
-    assert published.differences({"released": FACTS}, tmp_path) == told
+    assert studies_study.differences({"released": FACTS}, tmp_path) == told
 
 
 def test_a_missing_file_is_a_difference(tmp_path):
-    said = published.differences({"released": FACTS}, tmp_path)
+    said = studies_study.differences({"released": FACTS}, tmp_path)
     assert said[0] == f"a: no x.csv below {tmp_path}" and len(said) == 3
 
 
@@ -611,4 +614,4 @@ def test_rules_do_not_change_the_study():
     data = made.study()
     before = copy.deepcopy(data)
     found(data)
-    assert data == before and auditenergy.ENERGY
+    assert data == before and arxiv_2508_16700_audit.ENERGY

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import bundle, report
 from lib.__main__ import main
 from lib.files import ROOT, ParamsError
+from lib.report import bundle, document
 from tests import sample_records as sample
 
 ANN = [("user name", "ann"), ("host name", "ann-laptop"), ("home folder", "/srv/people/ann")]
@@ -72,7 +72,7 @@ def test_links_lead_inside_and_a_report_can_be_built_from_it(archive, tmp_path):
     soup = BeautifulSoup((tmp_path / "demo" / "report.html").read_text(), "html.parser")
     links = [a["href"] for a in soup.select("#data ~ ul a") if not a["href"].startswith("data:")]
     assert links and all((tmp_path / "demo" / link).exists() for link in links)
-    again = report.write(tmp_path / "demo", tmp_path / "x" / "demo")
+    again = document.write(tmp_path / "demo", tmp_path / "x" / "demo")
     assert again.with_name("tables").is_dir()
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import compare
 from lib.__main__ import main
 from lib.analysis import result_sets
 from lib.analysis.result_sets import Side
 from lib.files import ROOT
 from lib.records.record import Record, environment_record
+from lib.report import comparison
 from tests import sample_records as sample
 
 A = environment_record(sample.GPU | {"host_score_per_s": 10.0, "power_limit_w": 700.0})
@@ -144,17 +144,17 @@ def test_a_set_of_two_gpus_is_refused():
 
 def test_environments_tell_what_differs_and_warn():
     a, b = sides([], [])
-    table = compare.environment_table(a, b)
+    table = comparison.environment_table(a, b)
     assert {name: (x, y) for name, x, y in table.rows} == {
         "gpu": ("NVIDIA H100 80GB HBM3", "NVIDIA B"),
         "driver": ("580.1", "590"),
         "host score per s": ("10.00", "15.00"),
     }
     assert "power limit w 700.0" in table.notes[0] and "torch 2.11.0" in table.notes[0]
-    said = " ".join(compare.cautions(a, b))
+    said = " ".join(comparison.cautions(a, b))
     assert "Hardware and software differ: a ratio does not tell which" in said
     assert "B's host is 1.50 times as fast" in said
-    same = " ".join(compare.cautions(a, Side("again", a.rows)))
+    same = " ".join(comparison.cautions(a, Side("again", a.rows)))
     assert "differ" not in same and "times as fast" not in same and "run to run" in same
 
 
@@ -173,7 +173,7 @@ def made(tmp_path_factory) -> Path:
             }
             rows.append(replace(r, samples=r.samples | slow))
         sample.write_job(b, f"{model}/random-hf-eager/latency", rows, B.values, model=model)
-    compare.write(a, b, root / "out")
+    comparison.write(a, b, root / "out")
     return root / "out"
 
 
@@ -197,7 +197,7 @@ def test_the_page_and_its_tables(made):
 
 def test_the_same_sets_give_the_same_bytes(made, tmp_path):
     first = {path.name: path.read_bytes() for path in made.iterdir()}
-    compare.write(made.parent / "x", made.parent / "y", tmp_path / "out")
+    comparison.write(made.parent / "x", made.parent / "y", tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
 
 

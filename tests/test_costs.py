@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lib import costs
 from lib.records.jobs import Job
 from lib.records.record import Record
+from lib.report import provenance
 
 KEY = {"model": "m", "stack": "graph"}
 
@@ -38,7 +38,7 @@ def job(tmp_path):
 
 
 def test_the_parts_of_a_job_add_up_to_it(job):
-    found = costs.parts(job)
+    found = provenance.parts(job)
     assert found == pytest.approx(
         {
             "job": 32.5,
@@ -58,11 +58,11 @@ def test_rows_of_an_earlier_run_cost_this_one_nothing(job):
     old = Record("latency", KEY | {"context": 1}, samples={"e2e_s": [100.0]}, env_id="before")
     run = job.run | {"earlier": [{"env_ids": ["before"]}]}
     kept = Job(job.path, job.folder, run, (*job.records, old))
-    assert costs.parts(kept) == costs.parts(job)
+    assert provenance.parts(kept) == provenance.parts(job)
 
 
 def test_the_table_says_what_share_setting_up_took(job):
-    made = costs.table([job])
+    made = provenance.table([job])
     assert len(made.rows) == 1 and made.rows[0][:2] == ("m", "random-graph")
     assert "37%" in made.notes[-1]  # (5.5 + 4 + 2.5) / 32.5
 
@@ -70,4 +70,4 @@ def test_the_table_says_what_share_setting_up_took(job):
 def test_a_job_that_failed_or_measured_nothing_has_no_line(job):
     failed = Job(job.path, job.folder, job.run | {"status": "failed"}, job.records)
     reading = Job(job.path, job.folder, job.run, ())
-    assert not costs.table([failed, reading]).rows
+    assert not provenance.table([failed, reading]).rows

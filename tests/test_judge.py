@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lib import judge, stats
-from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE, Ruling
+from lib import stats
 from lib.stats import Estimate
+from lib.studies import verdict
+from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, Ruling
 
 
 def interval(low: float, high: float, n: int = 10) -> Estimate:
@@ -14,7 +15,7 @@ def interval(low: float, high: float, n: int = 10) -> Estimate:
 
 
 def count(value: float) -> Estimate:
-    return Estimate(value, n=1, method=judge.COUNTED)
+    return Estimate(value, n=1, method=verdict.COUNTED)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def count(value: float) -> Estimate:
     ],
 )
 def test_the_band_of_a_printed_value(printed, unit, quantity, low, high):
-    assert judge.band(printed, unit, quantity) == pytest.approx((low, high), rel=1e-6)
+    assert verdict.band(printed, unit, quantity) == pytest.approx((low, high), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_the_band_of_a_printed_value(printed, unit, quantity, low, high):
     ],
 )
 def test_a_value_without_a_direction(measured, word):
-    assert judge.of_value(measured, judge.band("100.0", "ms", "time")).word == word
+    assert verdict.of_value(measured, verdict.band("100.0", "ms", "time")).word == word
 
 
 @pytest.mark.parametrize(
@@ -70,13 +71,13 @@ def test_a_value_without_a_direction(measured, word):
     ],
 )
 def test_a_change_with_a_direction(measured, word):
-    assert judge.of_value(measured, judge.band("31.8", "%", "time"), 0).word == word
+    assert verdict.of_value(measured, verdict.band("31.8", "%", "time"), 0).word == word
 
 
 def test_the_direction_of_a_negative_change_is_down():
-    allowed = judge.band("-21.4", "%", "time")
-    assert judge.of_value(interval(-14, -9), allowed, 0).word == DIRECTION
-    assert judge.of_value(interval(9, 14), allowed, 0).word == NOT
+    allowed = verdict.band("-21.4", "%", "time")
+    assert verdict.of_value(interval(-14, -9), allowed, 0).word == DIRECTION
+    assert verdict.of_value(interval(9, 14), allowed, 0).word == NOT
 
 
 @pytest.mark.parametrize(
@@ -95,17 +96,17 @@ def test_the_direction_of_a_negative_change_is_down():
     ],
 )
 def test_an_order(ratio, higher, lower):
-    assert judge.of_order(ratio, "higher").word == higher
-    assert judge.of_order(ratio, "lower").word == lower
+    assert verdict.of_order(ratio, "higher").word == higher
+    assert verdict.of_order(ratio, "lower").word == lower
 
 
 def test_reasons_are_said():
-    why = judge.of_value(interval(70, 80), (90, 110)).why
+    why = verdict.of_value(interval(70, 80), (90, 110)).why
     assert why == "[70.00, 80.00] is outside the tolerance [90.00, 110.0]"
-    why = judge.of_value(interval(80, 95), (90, 110)).why
+    why = verdict.of_value(interval(80, 95), (90, 110)).why
     assert why == "[80.00, 95.00] reaches beyond the tolerance [90.00, 110.0]"
-    assert judge.of_value(count(1), judge.band("5", "runs", "whole")).why == "1, not 5"
-    assert judge.of_order(count(0.5), "higher").why == "0.5: the other way round"
+    assert verdict.of_value(count(1), verdict.band("5", "runs", "whole")).why == "1, not 5"
+    assert verdict.of_order(count(0.5), "higher").why == "0.5: the other way round"
     assert str(Ruling(NOT, "why")) == "not reproduced: why"
     assert str(Ruling(REPRODUCED)) == REPRODUCED
 
@@ -113,16 +114,16 @@ def test_reasons_are_said():
 def test_together_the_worst_decides():
     good, turned = Ruling(REPRODUCED), Ruling(NOT, "turned")
     unknown, partly = Ruling(UNTESTABLE, "n = 3"), Ruling(DIRECTION, "far off")
-    assert judge.together({"a": good, "b": good}) == good
-    assert judge.together({"a": good, "b": partly}) == Ruling(DIRECTION, "b: far off")
-    assert judge.together({"a": partly, "b": unknown, "c": unknown}) == Ruling(
+    assert verdict.together({"a": good, "b": good}) == good
+    assert verdict.together({"a": good, "b": partly}) == Ruling(DIRECTION, "b: far off")
+    assert verdict.together({"a": partly, "b": unknown, "c": unknown}) == Ruling(
         UNTESTABLE, "b and c: n = 3"
     )
-    assert judge.together({"a": unknown, "b": turned}) == Ruling(NOT, "b: turned")
-    assert judge.together({"": turned}) == turned
-    assert judge.together({}).word == UNTESTABLE
+    assert verdict.together({"a": unknown, "b": turned}) == Ruling(NOT, "b: turned")
+    assert verdict.together({"": turned}) == turned
+    assert verdict.together({}).word == UNTESTABLE
     many = {str(i): Ruling(NOT, f"reason {i}") for i in range(5)}
-    assert judge.together(many).why.endswith("2: reason 2; and 2 more")
+    assert verdict.together(many).why.endswith("2: reason 2; and 2 more")
 
 
 def test_a_quotient_spans_the_ends_of_both():

@@ -10,6 +10,7 @@ from lib.analysis.memory import figures, ledger, tables
 from lib.records.record import Record, environment_record
 from lib.show import figure
 from lib.show import table as show_table
+from lib.studies.arxiv_2508_16700 import kv_contribution
 
 ENV = environment_record(GPU)
 MIB = 2**20
@@ -225,7 +226,7 @@ def test_the_contribution_of_the_paper_is_taken_apart():
         row(model="other"),
         row(experts="all_experts", peak_bytes=42_100, expert_workspace_bytes=900),
     ]
-    table = tables.contribution(rows, published)
+    table = kv_contribution.contribution(rows, published)
     assert any(GPU["gpu"] in note for note in table.notes)
     assert len(table.rows) == 2  # the paper's protocol, its model, a context that it reports
     found = table_row(table, experts="grouped_mm")
@@ -237,7 +238,7 @@ def test_the_contribution_of_the_paper_is_taken_apart():
 
 
 def test_the_papers_own_numbers_are_found():
-    table = tables.contribution([row(context=c) for c in (128, 512, 1024, 2048)])
+    table = kv_contribution.contribution([row(context=c) for c in (128, 512, 1024, 2048)])
     found = show_table.frame(table)
     assert list(found["published (MiB)"]) == [789.1, 1644, 3554]
     assert any("from 512 on" in note for note in table.notes)

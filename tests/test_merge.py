@@ -8,12 +8,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib import files, kernels, params, portable, provenance, report
+from lib import files, kernels, params, portable
 from lib import run as lib_run
 from lib.__main__ import main
 from lib.files import ParamsError
 from lib.records import jobs, record, slices, store
 from lib.records.record import Record
+from lib.report import document, provenance
 
 
 def at(second: int) -> str:
@@ -389,5 +390,5 @@ def test_the_report_tells_which_run_measured_in_which_environment(tmp_path):
     places = provenance.provenance(jobs.find(tmp_path / "r"))
     facts = {dict(place.facts)["commit"]: dict(place.facts)["dates"] for place in places}
     assert facts == {"1" * 12: "2026-01-01", "2" * 12: "2026-02-02"}
-    text = report.write(tmp_path / "r").read_text()
+    text = document.write(tmp_path / "r").read_text()
     assert "with rows of earlier runs (2026-01-01 10:00)" in text

@@ -6,12 +6,12 @@ import csv
 
 import pytest
 
-from lib import report
 from lib.__main__ import main
 from lib.analysis import cost as analysis_cost
 from lib.analysis.cost import Prices
 from lib.files import ParamsError
 from lib.records.record import Record
+from lib.report import document
 from lib.stats import Estimate
 from tests import sample_records as sample
 
@@ -92,7 +92,7 @@ def test_a_price_is_positive(price):
 
 def test_the_report_shows_costs_where_prices_are_given(tmp_path):
     root = sample.write_paper(tmp_path / "paper")
-    assert "grid-money" not in report.write(root, tmp_path / "out").read_text()
+    assert "grid-money" not in document.write(root, tmp_path / "out").read_text()
     assert not (tmp_path / "out" / "tables" / "money.csv").exists()
     arguments = ["--from", str(root), "--out", str(tmp_path / "out"), "--gpu-hour-usd", "3.6"]
     assert main(["report", *arguments]) == 0

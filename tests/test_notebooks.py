@@ -15,10 +15,11 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import files, kernels, params, portable, report, run
+from lib import files, kernels, params, portable, run
 from lib import manifest as lib_manifest
 from lib.hardware.host import cpu_name
 from lib.records import jobs, record, store
+from lib.report import document
 from lib.show import figure as show_figure
 from lib.signatures import notebook_parameters
 
@@ -249,8 +250,8 @@ class Results:
             self.profile,
             self.out,
             check=lambda arms, env: None,
-            write_page=report.write_notebook_page,
-            write_report=report.write,
+            write_page=document.write_notebook_page,
+            write_report=document.write,
         )
         self.jobs = {job.notebook: job for job in lib_manifest.plan(self.profile, self.out)}
         self.jobs["start"] = self.start()
@@ -268,7 +269,7 @@ class Results:
             "start", None, "", "", SOURCES["start"], self.out / "_all" / "start", values, self.out
         )
         run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
-        report.write_notebook_page(job.folder)
+        document.write_notebook_page(job.folder)
         return job
 
     def notebook(self, name):

@@ -14,16 +14,16 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import compare, report
-from lib.analysis.series import load_published
-from lib.findings import findings
-from lib.papertables import paper_tables
 from lib.records import jobs as records_jobs
 from lib.records.record import Record
 from lib.records.store import load_tree
+from lib.report import comparison, document
+from lib.report.abstract import findings
 from lib.show.notebook_html import clean, demoted, mathml, read_notebook, render_fragment
 from lib.show.wording import compared
 from lib.stats import Estimate
+from lib.studies.paper_tables import paper_tables
+from lib.studies.study import load_published
 from tests import sample_records as sample
 from tests.browser import chromium
 
@@ -47,14 +47,14 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env_id = sample.environment_record(sample.GPU).env_id
     rows = sample.latency(HOSTILE, env_id, (2048,))
     sample.write_job(root, "evil-model/random-hf-eager/latency", rows, sample.GPU, model=HOSTILE)
-    report.write(root)
+    document.write(root)
     return root
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = sample.write_demo(tmp_path_factory.mktemp("demo"))
-    report.write(root)
+    document.write(root)
     return root
 
 
@@ -72,10 +72,10 @@ def text_of(soup: BeautifulSoup, selector: str) -> str:
 
 def test_rebuilt_from_the_same_inputs_it_has_the_same_bytes(paper, tmp_path):
     first = {p.relative_to(paper): p.read_bytes() for p in built(paper)}
-    report.write(paper)
+    document.write(paper)
     assert {p.relative_to(paper): p.read_bytes() for p in built(paper)} == first
-    elsewhere = report.write(paper, tmp_path / "rebuilt").read_text(encoding="utf-8")
-    again = report.write(paper, tmp_path / "other").read_text(encoding="utf-8")
+    elsewhere = document.write(paper, tmp_path / "rebuilt").read_text(encoding="utf-8")
+    again = document.write(paper, tmp_path / "other").read_text(encoding="utf-8")
     assert elsewhere.replace("rebuilt", "other") == again
 
 
@@ -87,7 +87,7 @@ def test_a_rebuild_elsewhere_leaves_the_source_alone(tmp_path):
     source = sample.write_demo(tmp_path / "source")
     before = sorted(source.rglob("*"))
     out = tmp_path / "out"
-    assert report.write(source, out) == out / "report.html"
+    assert document.write(source, out) == out / "report.html"
     assert sorted(source.rglob("*")) == before
     soup = BeautifulSoup((out / "report.html").read_text(), "html.parser")
     links = [a["href"] for a in soup.select("#data ~ ul a") if not a["href"].startswith("data:")]
@@ -112,7 +112,7 @@ def test_counts_and_every_failure_are_shown(soup):
 def test_a_good_manifest_without_its_notebook_is_no_success(tmp_path):
     root = sample.write_demo(tmp_path)
     (root / "demo-moe/random-hf-eager/latency/notebook.ipynb").unlink()
-    made = BeautifulSoup(report.write(root).read_text(), "html.parser")
+    made = BeautifulSoup(document.write(root).read_text(), "html.parser")
     assert "1 failed" in text_of(made, ".counts")
     assert "notebook missing" in text_of(made, ".failure")
 
@@ -121,16 +121,16 @@ def test_a_good_manifest_without_its_notebook_is_no_success(tmp_path):
 def test_a_damaged_file_is_a_failure_of_its_job_alone(tmp_path, name):
     root = sample.write_demo(tmp_path)
     (root / "demo-moe/random-hf-eager/latency" / name).write_text("{half of")
-    made = BeautifulSoup(report.write(root).read_text(), "html.parser")
+    made = BeautifulSoup(document.write(root).read_text(), "html.parser")
     assert "5 ok" in text_of(made, ".counts")
     assert "damaged" in text_of(made, ".failure")
 
 
 def test_empty_or_absent_results_say_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="make report"):
-        report.write(tmp_path)
+        document.write(tmp_path)
     with pytest.raises(FileNotFoundError, match="not a folder"):
-        report.write(tmp_path / "nowhere")
+        document.write(tmp_path / "nowhere")
 
 
 def test_tables_show_what_the_csvs_hold(paper, soup):
@@ -251,7 +251,7 @@ def test_the_bound_has_a_section_and_the_machine_comes_first(tmp_path):
     machine = Record("ceilings", {}, {}, {"read_bytes_per_s": 3.015e12}, env_id=env_id)
     sample.write_job(tmp_path, "_all/machine", [machine], sample.GPU, model="_all")
     sample.write_job(tmp_path, "_all/summary", [], sample.GPU, model="_all")
-    made = BeautifulSoup(report.write(tmp_path).read_text(), "html.parser")
+    made = BeautifulSoup(document.write(tmp_path).read_text(), "html.parser")
     groups = [h["id"] for h in made.select("h2") if h["id"] in ("machine", "summary", "model-one")]
     assert groups == ["machine", "summary", "model-one"]
     table = text_of(made, "#grid-bound")
@@ -409,12 +409,12 @@ def test_page_and_report_link_each_other(paper, soup):
 
 def test_one_page_alone(tmp_path):
     root = sample.write_demo(tmp_path)
-    page = report.write_notebook_page(root / "demo-moe/random-hf-eager/latency")
+    page = document.write_notebook_page(root / "demo-moe/random-hf-eager/latency")
     assert page == root / "demo-moe/random-hf-eager/latency/notebook.html"
     soup = BeautifulSoup(page.read_text(), "html.parser")
     assert soup.h1.text == "Latency · demo-moe" and soup.h2.text == "Result"
     with pytest.raises(FileNotFoundError, match="run.json"):
-        report.write_notebook_page(root / "demo-moe/random-hf-eager/nowhere")
+        document.write_notebook_page(root / "demo-moe/random-hf-eager/nowhere")
 
 
 # --- fragments -----------------------------------------------------------------------------------
@@ -521,7 +521,7 @@ def paths(paper: Path, demo: Path) -> list[Path]:
     """A page of each kind: two reports, a notebook, and a set compared with itself."""
     compared = paper.with_name(f"{paper.name}-compared") / "report.html"
     if not compared.exists():
-        compare.write(paper, paper, compared.parent)
+        comparison.write(paper, paper, compared.parent)
     return [
         paper / "report.html",
         demo / "report.html",
@@ -681,7 +681,7 @@ def test_a_planted_name_is_text_in_an_open_number(browser, paper):
         row = opened.page.locator("#grid-latency tbody tr", has_text="owned").first
         row.locator(".open").first.click()
         assert "<script>" in opened.page.locator(".about").inner_text()
-        assert opened.page.title() == report.TITLE and opened.errors == []
+        assert opened.page.title() == document.TITLE and opened.errors == []
 
 
 @pytest.mark.browser
@@ -748,7 +748,7 @@ def test_planted_scripts_do_not_run_even_without_the_allow_list(browser, paper, 
     path.write_text(page.replace("<footer>", sample.XSS + "<footer>", 1), encoding="utf-8")
     with Page(browser, path) as opened:
         opened.page.wait_for_timeout(100)
-        assert opened.page.title() == report.TITLE
+        assert opened.page.title() == document.TITLE
         assert any("Content Security Policy" in error for error in opened.errors)
 
 

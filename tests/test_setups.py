@@ -19,17 +19,7 @@ from bs4 import BeautifulSoup
 from sample_records import GPU, key, spread
 from sample_stacks import ENV, ERROR, MODELS, STACKS
 
-from lib import (
-    evidence,
-    files,
-    ladder,
-    provenance,
-    published,
-    rankings,
-    replication,
-    report,
-    verdicts,
-)
+from lib import files
 from lib.analysis import (
     ablations,
     across_models,
@@ -46,12 +36,16 @@ from lib.analysis.energy import conclusions, figures, quantities
 from lib.analysis.energy import tables as energy_tables
 from lib.analysis.memory import figures as memory_figures
 from lib.analysis.memory import ledger, tables
-from lib.analysis.series import load_published
-from lib.findings import findings
-from lib.papertables import paper_tables
 from lib.records.record import Record, environment_record
+from lib.report import document, provenance, sections
+from lib.report.abstract import findings
 from lib.show import figure
 from lib.show.table import Table, frame
+from lib.studies import claims, evidence, section
+from lib.studies import study as studies_study
+from lib.studies.arxiv_2508_16700 import kv_contribution, ladder, rankings
+from lib.studies.paper_tables import paper_tables
+from lib.studies.study import load_published
 
 FIGURES = {
     "throughput": latency.throughput,
@@ -82,7 +76,7 @@ TABLES = {
     "step kernels": host_bound.kernel_table,
     "ledger": tables.parts,
     "predicted peaks": tables.predicted,
-    "contribution": tables.contribution,
+    "contribution": kv_contribution.contribution,
     "predictions": predictions.table,
     "bound": bounds.utilisation,
     "prefill and tokens": energy_tables.parts,
@@ -107,14 +101,14 @@ SENTENCES = {
 OTHERS = {
     "findings": lambda rows: findings(rows, load_published(), paper_tables(rows, load_published())),
     "findings without the paper": lambda rows: findings(rows, load_published(), []),
-    "ladder": lambda rows: ladder.rungs(rows, published.load()),
-    "rankings": lambda rows: rankings.rankings(rows, published.load()),
-    "verdicts": lambda rows: verdicts.table(verdicts.ledger(rows, published.load())),
-    "replication": lambda rows: figure.describe(replication.ladder_figure(rows)),
+    "ladder": lambda rows: ladder.rungs(rows, studies_study.load()),
+    "rankings": lambda rows: rankings.rankings(rows, studies_study.load()),
+    "verdicts": lambda rows: claims.table(claims.ledger(rows, studies_study.load())),
+    "replication": lambda rows: figure.describe(section.ladder_figure(rows)),
     "gates": stacks.gate_table,
     "energy gates": energy_tables.gates,
     "trace": experts.trace_table,
-    "generic tables": latency.generic_tables,
+    "generic tables": sections.generic_tables,
     "host or device": host_bound.shown,
     "provenance": provenance.arm_errors,
     "caption": figure.caption,
@@ -514,7 +508,7 @@ def test_everything_else_reads_both_stacks(name, mixed):
 def test_a_stack_that_failed_everywhere_does_not_stand_for_the_device():
     rows = sample.rows(fails=False)
     rows += [r for m in MODELS for r in sample.failed(m, "graph-compiled")]
-    assert evidence.gather(rows, published.load()).bound_stack == "graph"
+    assert evidence.gather(rows, studies_study.load()).bound_stack == "graph"
 
 
 # --- the report and the notebooks that read
@@ -526,7 +520,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_report_of_both_stacks(folder, tmp_path):
-    page = BeautifulSoup(report.write(folder, tmp_path).read_text("utf-8"), "html.parser")
+    page = BeautifulSoup(document.write(folder, tmp_path).read_text("utf-8"), "html.parser")
     abstract = page.select_one(".abstract").get_text(" ")
     assert "on graph" in abstract and "Against hf-eager" in abstract
     alts = [img["alt"] for img in page.select("figure.picture img")]

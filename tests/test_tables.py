@@ -12,18 +12,20 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import papertables, stats
+from lib import stats
 from lib.analysis import ablations, experts, metrics
 from lib.analysis import latency as analysis_latency
 from lib.analysis.energy import tables as energy_tables
 from lib.analysis.memory import tables
-from lib.analysis.series import load_published, paper_name
-from lib.findings import findings
 from lib.records.record import Record, environment_record, record_id
 from lib.records.store import load_tree
+from lib.report import sections
+from lib.report.abstract import findings
 from lib.show import table as show_table
 from lib.show.wording import short
 from lib.stats import Estimate
+from lib.studies import paper_tables
+from lib.studies.study import load_published, paper_name
 from tests import sample_records as sample
 
 PAPER_CSVS = Path(__file__).parents[2] / "shared" / "paper" / "csv"
@@ -41,7 +43,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 @pytest.fixture(scope="module")
 def cells(rows: list[Record], published: dict) -> dict:
-    made = papertables.paper_tables(rows, published)
+    made = paper_tables.paper_tables(rows, published)
     return {(c.table, c.row, c.column): c for t in made for c in t.cells}
 
 
@@ -134,7 +136,7 @@ def test_energy_names_the_papers_estimator(cells):
 
 
 def test_without_energy_rows_the_cells_say_so(rows, published):
-    made = papertables.paper_tables([r for r in rows if r.kind != "energy"], published)
+    made = paper_tables.paper_tables([r for r in rows if r.kind != "energy"], published)
     cell = next(c for t in made if t.number == 7 for c in t.cells)
     assert cell.measured.value is None and "not measured: no energy row" in cell.measured.reason
     assert cell.ratio.value is None
@@ -154,7 +156,7 @@ def test_another_stack_never_fills_a_cell_of_the_paper(rows, published):
         )
         for r in rows
     ]
-    made = papertables.paper_tables(other, published)
+    made = paper_tables.paper_tables(other, published)
     cell = next(c for t in made if t.number == 1 for c in t.cells)
     assert cell.measured.value is None and "hf-eager" in cell.measured.reason
     stacks = next(t for t in made if t.number == 12)
@@ -176,7 +178,7 @@ def test_models_on_different_gpus_are_not_subtracted(rows, published):
         )
         for r in rows
     ]
-    made = papertables.paper_tables([*moved, other], published)
+    made = paper_tables.paper_tables([*moved, other], published)
     found = {(c.row, c.column): c for t in made if t.number == 5 for c in t.cells}
     assert found["Yi-34B", "Peak VRAM (MB)"].measured.value == 86000
     delta = found["Yi-34B", "Δ vs GPT-OSS (MB)"].measured
@@ -191,7 +193,7 @@ def test_names_of_the_papers_models(published):
 
 
 def test_csvs_hold_the_cells(rows, published, tmp_path):
-    paths = papertables.write_csvs(rows, published, tmp_path)
+    paths = paper_tables.write_csvs(rows, published, tmp_path)
     assert [p.name for p in paths] == [f"table-{n:02d}.csv" for n in range(1, 13)]
     with paths[0].open(encoding="utf-8") as file:
         first = next(csv.DictReader(file))
@@ -213,8 +215,8 @@ def test_csvs_hold_the_cells(rows, published, tmp_path):
 
 def test_no_paper_tables_without_the_papers_models(tmp_path, published):
     demo = load_tree(sample.write_demo(tmp_path / "demo"))
-    assert papertables.paper_tables(demo, published) == []
-    assert papertables.write_csvs(demo, published, tmp_path / "out") == []
+    assert paper_tables.paper_tables(demo, published) == []
+    assert paper_tables.write_csvs(demo, published, tmp_path / "out") == []
 
 
 def test_latency_table_in_figures(rows):
@@ -562,7 +564,7 @@ def test_the_trace_table_shows_both_counts_of_parameters_and_bytes():
     assert (line["a step must read (GB)"], line["a step reads (GB)"]) == (8, 40)
     assert line["experts touched in a step"] == 32 and line["routing entropy (bits)"] == 4.5
     assert (line["batch"], line["decode runs"]) == (1, "x")
-    assert analysis_latency.generic_tables([traced()])[0].name == "trace"
+    assert sections.generic_tables([traced()])[0].name == "trace"
 
 
 def test_small_models_are_shown_in_millions():

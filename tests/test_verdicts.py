@@ -9,11 +9,13 @@ from functools import cache
 
 import pytest
 
-from lib import evidence, governance, ladder, published, rankings, verdicts
-from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE
 from lib.models import entries as models_entries
 from lib.records.record import Record, environment_record
 from lib.show import figure
+from lib.studies import claims, evidence
+from lib.studies import study as studies_study
+from lib.studies.arxiv_2508_16700 import governance, ladder, rankings
+from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE
 from tests import sample_records as sample
 
 ENV = environment_record(sample.GPU)
@@ -43,20 +45,20 @@ def all_rows() -> list[Record]:
 
 
 @cache
-def study() -> published.Published:
-    return published.load()
+def study() -> studies_study.Published:
+    return studies_study.load()
 
 
 @cache
-def ledger() -> dict[str, verdicts.Entry]:
-    return {entry.name: entry for entry in verdicts.ledger(all_rows(), study())}
+def ledger() -> dict[str, claims.Entry]:
+    return {entry.name: entry for entry in claims.ledger(all_rows(), study())}
 
 
-def of(rows: list[Record], name: str) -> verdicts.Entry:
+def of(rows: list[Record], name: str) -> claims.Entry:
     """One claim on other rows."""
     only = copy.deepcopy(study().data)
     only["claims"] = {name: only["claims"][name]}
-    (entry,) = verdicts.ledger(rows, replace(study(), data=only))
+    (entry,) = claims.ledger(rows, replace(study(), data=only))
     return entry
 
 
@@ -64,15 +66,15 @@ def of(rows: list[Record], name: str) -> verdicts.Entry:
 
 
 def test_every_claim_has_a_rule_and_every_rule_a_claim():
-    assert verdicts.RULES.keys() == study().data["claims"].keys() == EXPECTED.keys()
-    assert all(rule.__doc__ for rule in verdicts.RULES.values())
+    assert claims.RULES.keys() == study().data["claims"].keys() == EXPECTED.keys()
+    assert all(rule.__doc__ for rule in claims.RULES.values())
 
 
 def test_a_claim_without_a_rule_is_an_error():
     data = copy.deepcopy(study().data)
     data["claims"]["new"] = data["claims"]["total-params"]
     with pytest.raises(LookupError, match="'new' has no rule"):
-        verdicts.ledger(base_rows(), replace(study(), data=data))
+        claims.ledger(base_rows(), replace(study(), data=data))
 
 
 RATE = 64 / 0.74  # tok/s of GPT-OSS at 2,048 tokens and 64 new ones
@@ -162,9 +164,9 @@ def test_the_rule_of_a_claim(name):
 
 
 def test_every_outcome_is_reached_and_counted():
-    counts = verdicts.counts(list(ledger().values()))
+    counts = claims.counts(list(ledger().values()))
     assert sum(counts.values()) == 49 and min(counts.values()) > 0
-    assert verdicts.counts([]) == dict.fromkeys(counts, 0)
+    assert claims.counts([]) == dict.fromkeys(counts, 0)
 
 
 # --- the columns beside the protocol
@@ -245,7 +247,7 @@ def test_a_missing_fact_is_said():
     data = copy.deepcopy(study().data)
     data["claims"] = {"hardware": data["claims"]["hardware"]}
     del data["released"]["gpu"]
-    (entry,) = verdicts.ledger(base_rows(), replace(study(), data=data))
+    (entry,) = claims.ledger(base_rows(), replace(study(), data=data))
     assert str(entry.verdict) == "not testable: released holds no gpu"
 
 
@@ -335,19 +337,19 @@ def test_the_audit_and_the_other_columns_are_among_the_causes():
 
 
 def test_the_sentence_of_the_abstract():
-    (said,) = verdicts.finding(list(ledger().values()))
-    counts = verdicts.counts(list(ledger().values()))
+    (said,) = claims.finding(list(ledger().values()))
+    counts = claims.counts(list(ledger().values()))
     assert f"Of 49 claims {counts[REPRODUCED]} are reproduced" in said.text
     assert "By the corrected definition" in said.text
-    assert verdicts.finding([]) == []
+    assert claims.finding([]) == []
 
 
 def test_the_csv_holds_every_claim_with_numbers_or_reasons(tmp_path):
     entries = list(ledger().values())
-    (path,) = verdicts.write_csv(entries, tmp_path)
+    (path,) = claims.write_csv(entries, tmp_path)
     with path.open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    assert list(lines[0]) == list(verdicts.CSV_COLUMNS)
+    assert list(lines[0]) == list(claims.CSV_COLUMNS)
     assert {line["claim"] for line in lines} == ledger().keys()
     qwen = next(x for x in lines if (x["claim"], x["of"]) == ("throughput-vs-qwen", QWEN))
     assert (qwen["paper"], qwen["unit"], qwen["protocol"]) == ("31.8", "%", "100")
@@ -355,14 +357,14 @@ def test_the_csv_holds_every_claim_with_numbers_or_reasons(tmp_path):
     assert (qwen["protocol_n"], qwen["verdict"]) == ("11", DIRECTION)
     assert all(x["verdict"] for x in lines)
     assert all(x["protocol"] or "protocol: " in x["missing"] for x in lines)
-    assert verdicts.write_csv([], tmp_path) == []
+    assert claims.write_csv([], tmp_path) == []
 
 
 def test_a_table_for_a_notebook():
-    table = verdicts.table(list(ledger().values()))
+    table = claims.table(list(ledger().values()))
     assert len(table.rows) == 49 and not table.notes
-    assert verdicts.table([]).notes == ("none of the paper's models is among the rows",)
-    assert verdicts.ledger([sample.card("another", ENV.env_id)], study()) == []
+    assert claims.table([]).notes == ("none of the paper's models is among the rows",)
+    assert claims.ledger([sample.card("another", ENV.env_id)], study()) == []
 
 
 # --- the ladder
@@ -446,7 +448,7 @@ def test_a_ladder_reads_what_its_caption_is_about_and_nothing_else():
 
 def test_the_figure_shows_every_rung_or_its_reason():
     rungs = ladder.rungs(all_rows(), study())
-    ax = figure.ladder(rungs, "one against another")
+    ax = ladder.ladder(rungs, "one against another")
     alt = figure.describe(ax)
     assert "the paper, as printed: 1.318." in alt and "captured step: 4.000." in alt
     assert "not measured: no row on stack graph-compiled" in alt

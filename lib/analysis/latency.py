@@ -9,19 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from lib import stats
-from lib.analysis import ablations as analysis_ablations
-from lib.analysis import experts, host_bound, metrics
-from lib.analysis.ablations import CHANGED
-from lib.analysis.energy import quantities
-from lib.analysis.energy import tables as energy_tables
-from lib.analysis.memory import tables
+from lib.analysis import host_bound, metrics
 from lib.analysis.metrics import _itl_ms, decode_tok_per_s
 from lib.analysis.setups import Group, build, by_setup, points_and_line, sampled, with_sample
 from lib.records.record import Record, select
@@ -99,32 +93,6 @@ def _slower_when_longer(table: Table) -> list[str]:
 def latency_table(rows: Sequence[Record]) -> pd.DataFrame:
     """`latency` as a DataFrame."""
     return frame(table(rows))
-
-
-def generic_tables(rows: Sequence[Record]) -> list[Table]:
-    """Every generic table that has rows."""
-    made = [
-        table(rows),
-        tables.table(rows),
-        energy_tables.table(rows),
-        quantities.table(rows),
-        experts.table(rows),
-        *(analysis_ablations.table(rows, n) for n in CHANGED),
-    ]
-    return [table for table in made if table.rows]
-
-
-def write_generic_csvs(
-    rows: Sequence[Record], out_dir: str | Path, more: Sequence[Table] = ()
-) -> list[Path]:
-    """tables/latency.csv, memory.csv, energy.csv, trace.csv ..., `more`: those that have rows."""
-    paths = []
-    for table in [*generic_tables(rows), *more]:
-        path = Path(out_dir) / "tables" / f"{table.name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")
-        paths.append(path)
-    return paths
 
 
 def conclusion(rows: Sequence[Record]) -> str:

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lib import stats
-from lib.files import ROOT
-from lib.records.record import Record, environments, require_comparable, select
+from lib.records.record import Record, require_comparable, select
 from lib.stats import Estimate
 
-PUBLISHED = ROOT / "params" / "published" / "arxiv-2508.16700.yaml"
 BASE_KINDS = ("latency", "memory-paper", "energy", "card")
 
 
@@ -41,46 +36,6 @@ class Series:
         experts = row.key.get("experts") or "none"
         parts = [f"{row.key.get('weights')} weights", row.key["stack"], str(row.key.get("dtype"))]
         return ", ".join(parts + ([f"experts {experts}"] if experts != "none" else []))
-
-
-@dataclass(frozen=True)
-class Study:
-    """The published values, and for each of the paper's models the rows to compare with them."""
-
-    published: dict[str, Any]
-    base: dict[str, Series]
-    ablation: dict[str, Series]
-    environments: dict[str, dict[str, Any]]
-
-
-def load_published(path: str | Path = PUBLISHED) -> dict[str, Any]:
-    """The paper's tables as printed, with units as written and as meant."""
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-
-
-def paper_name(model: str | None, published: dict[str, Any]) -> str | None:
-    """The paper's title of a model, or None where the paper does not have it."""
-    for title, names in published["models"].items():
-        if str(model).lower() in {name.lower() for name in names}:
-            return title
-    return None
-
-
-def study(records: Sequence[Record], published: dict[str, Any]) -> Study:
-    """Choose, for each of the paper's models, the configuration that is the paper's."""
-    envs = environments(records)
-
-    def rows_of(title: str) -> list[Record]:
-        return [r for r in records if paper_name(r.key.get("model"), published) == title]
-
-    base = {t: configuration(rows_of(t), envs, published, BASE_KINDS) for t in published["models"]}
-    rows = rows_of(published["ablation_model"])
-    free = {"precision": ("dtype",), "experts": ("experts",), "stack": ("stack",)}
-    ablation = {
-        name: configuration(rows, envs, published, (f"ablation-{name}",), free.get(name, ()))
-        for name in ("decoding", "context", "precision", "stack")
-    }
-    return Study(published, base, ablation, envs)
 
 
 def configuration(

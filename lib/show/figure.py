@@ -65,42 +65,6 @@ def style(place: int) -> Any:
     return STYLES[place % len(STYLES)]
 
 
-def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
-    """Rungs of `lib.ladder`: a ratio with its interval each; one not measured says why."""
-    ax = axes(ax, figsize=(9.5, 1.1 + 0.42 * len(rungs)))
-    colors = {"paper": "0.35", "measured": PALETTE[0], "bytes": PALETTE[2]}
-    said = []
-    for place, rung in enumerate(rungs):
-        ratio, shade = rung.ratio, colors[rung.origin]
-        if ratio.value is None:
-            ax.text(
-                0.02,
-                place,
-                ratio.reason,
-                va="center",
-                fontsize=8,
-                color="0.35",
-                bbox={"fc": "white", "ec": "none", "pad": 1},
-                transform=ax.get_yaxis_transform(),
-            )
-            said.append("")
-            continue
-        if ratio.low is not None and ratio.high is not None:
-            ax.plot([ratio.low, ratio.high], [place, place], color=shade, lw=2, alpha=0.6)
-        ax.plot(ratio.value, place, "o", ms=7, color=shade, label=rung.name)
-        said.append(f"{ratio.value:.2f}×")
-    labelled(ax, title, "ratio of throughputs", "", legend=False)
-    ax.axvline(1, color="0.6", lw=1, ls=":")
-    ax.set_yticks(range(len(rungs)), [rung.name for rung in rungs])
-    ax.set_ylim(max(len(rungs), 1) - 0.5, -0.5)
-    ax.set_xlim(left=0)
-    right = ax.secondary_yaxis("right")
-    right.set_yticks(range(len(rungs)), said)
-    right.tick_params(length=0)
-    right.spines["right"].set_visible(False)
-    return ax
-
-
 def curves(
     lines: Iterable[tuple[str, str, str, Sequence[float], Sequence[float]]],
     title: str,

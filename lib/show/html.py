@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import string
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lib.judge import DIRECTION, NOT, REPRODUCED, UNTESTABLE, Ruling
-from lib.papertables import Cell, PaperTable
 from lib.show.table import Table
 from lib.show.wording import interval, number_text, short
 from lib.stats import Estimate
-
-SIGNS = {
-    REPRODUCED: ("✓", "holds"),
-    DIRECTION: ("≈", "partly"),
-    NOT: ("✗", "fails"),
-    UNTESTABLE: ("?", "open"),
-}
 
 
 class Footnotes:
@@ -137,101 +127,3 @@ def _header(title: str, index: int, unit: str = "", numeric: bool = True, more: 
     css = "num" if numeric else "text"
     shown = escape(title) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
     return f'<th scope="col" class="{css}" data-col="{index}"{more}>{shown}</th>'
-
-
-def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
-    """One of the paper's tables: for each column the paper's value, ours and the ratio.
-
-    `context` are the sentences of the caption that hold for the whole table (GPUs, weights).
-    """
-    notes = Footnotes(table_id)
-    first = "Row" if table.number in (9, 10, 11, 12) else "Model"
-    first = "Context" if table.number in (2, 3, 10) else first
-    top, second, index = [f'<th scope="col" rowspan="2" data-col="0">{first}</th>'], [], 1
-    for i, (name, written, meant) in enumerate(table.columns):
-        parts = _parts(table, i)
-        unit = "" if meant == written or meant.startswith(("output", "ms;")) else f"in {meant}"
-        shown = escape(name) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
-        top.append(f'<th scope="colgroup" class="group" colspan="{len(parts)}">{shown}</th>')
-        for part in parts:
-            edge = ' group"' if part == "paper" else '"'
-            header = _header(part, index).replace('class="num"', f'class="num{edge}')
-            second.append(header)
-            index += 1
-    body = "".join(_paper_row(table, *row, notes) for row in table.rows)
-    caption = (
-        f"<b>Table {table.number}.</b> {escape(table.title)}. "
-        f'<span class="where">{escape(" ".join(context))} '
-        f"Paper: {escape(table.where)}.</span>"
-    )
-    below = _account(table) + (f'<p class="note">{escape(table.note)}</p>' if table.note else "")
-    head = f"<tr>{''.join(top)}</tr><tr>{''.join(second)}</tr>"
-    return figure(table_id, caption, head, body, below + notes.html())
-
-
-def _parts(table: PaperTable, column: int) -> list[str]:
-    """Changes and differences have no ratio column."""
-    change = table.columns[column][1] == "%"
-    return ["paper", "measured"] if change else ["paper", "measured", "ratio"]
-
-
-def _paper_row(
-    table: PaperTable, label: str, note: str, cells: Sequence[Cell], notes: Footnotes
-) -> str:
-    said = f' <span class="ci">{escape(note)}</span>' if note else ""
-    html = [f'<th scope="row">{escape(label)}{said}</th>']
-    for i, cell in enumerate(cells):
-        decimals = len((cell.printed or "0.00").partition(".")[2])
-        if cell.printed is None:
-            html.append('<td class="num group" data-value="">–</td>')
-        else:
-            html.append(
-                f'<td class="num group paper" data-value="{cell.printed}">'
-                f"{float(cell.printed):,.{decimals}f}</td>"
-            )
-        mark = verdict_mark(cell.verdict)
-        ratio = "ratio" in _parts(table, i)
-        html.append(
-            number_cell(
-                cell.measured,
-                notes,
-                decimals=decimals,
-                label=cell.note,
-                css="measured",
-                mark="" if ratio else mark,
-            )
-        )
-        if ratio:
-            html.append(_ratio_cell(cell, notes, mark))
-    return f"<tr>{''.join(html)}</tr>"
-
-
-def _ratio_cell(cell: Cell, notes: Footnotes, mark: str) -> str:
-    if cell.ratio.value is None and cell.measured.value is not None:
-        return f'<td class="num ratio" data-value="" title="{escape(cell.ratio.reason)}">–</td>'
-    if cell.ratio.value is None:
-        return '<td class="num ratio missing" data-value="">–</td>'
-    # Its interval is the measured one divided by the printed value: in the title, not in print.
-    return number_cell(
-        cell.ratio, notes, decimals=3, label=cell.note, css="ratio", show_interval=False, mark=mark
-    )
-
-
-def verdict_mark(verdict: Ruling) -> str:
-    """A verdict as one sign: ✓ reproduced, ≈ direction only, ✗ not reproduced, ? not testable."""
-    if not verdict.word:
-        return ""
-    sign, css = SIGNS[verdict.word]
-    said = escape(str(verdict), quote=True)
-    named = f'title="{said}" aria-label="{said}"'
-    return f'<span class="verdict {css}" role="img" {named}>{sign}</span>'
-
-
-def _account(table: PaperTable) -> str:
-    """How the cells of a table stand: verdicts by count, and the repetitions behind them."""
-    words = Counter(cell.verdict.word for cell in table.cells)
-    said = [f"{words[word]} {word}" for word in SIGNS if words[word]]
-    n = sorted({cell.n for cell in table.cells if cell.measured.value is not None and cell.n > 1})
-    if n:
-        said.append(f"n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else ""))
-    return f'<p class="note">Verdicts: {"; ".join(said)}.</p>' if said else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib import stats
 from lib.analysis.setups import Group, build, by_setup, sampled
-from lib.hardware import joules
+from lib.hardware import joules as hardware_joules
 from lib.records.record import Record, environments, record_id, select
 from lib.show.table import Column, Table
 from lib.stats import Estimate
@@ -26,10 +26,10 @@ WEIGHTS = ("energy-weights", "energy-real")  # kinds whose arms differ in their 
 SENSOR_GAIN = 0.05
 SLOW_START = 1.15  # times the other calls, from which a first call is worth a word
 BOUNDARY = "GPU board only: no CPU, DRAM, network, fans, power supply or cooling"
-ERRORS = {"two_j": ("counter, two readings", joules.two_readings_j),
-          "instant_j": ("integral of instant", joules.instant_j),
-          "average_j": ("integral of average, lag corrected", joules.average_j),
-          "paper_j": ("the paper's before/after mean", joules.paper_j)}  # fmt: skip
+ERRORS = {"two_j": ("counter, two readings", hardware_joules.two_readings_j),
+          "instant_j": ("integral of instant", hardware_joules.instant_j),
+          "average_j": ("integral of average, lag corrected", hardware_joules.average_j),
+          "paper_j": ("the paper's before/after mean", hardware_joules.paper_j)}  # fmt: skip
 
 
 def net(row: Record, factor: float) -> Estimate:
@@ -186,7 +186,7 @@ def carbon(joules_: float, pue: float, g_per_kwh: float | None) -> Carbon | None
 
 
 def estimator_errors(
-    trace: joules.Trace, lengths_s: Sequence[float], starts: int = 40
+    trace: hardware_joules.Trace, lengths_s: Sequence[float], starts: int = 40
 ) -> dict[str, dict[float, list[float]]]:
     """Relative errors of four estimators on windows of one trace: estimator -> length -> errors.
 
@@ -200,8 +200,8 @@ def estimator_errors(
         for number in range(starts if last_s > first_s else 0):
             start_s = first_s + (last_s - first_s) * (number + 0.5) / starts
             span = (start_s, start_s + length_s)
-            near = joules.cut(trace, *span, 2.0)
-            truth, _ = joules.counter_j(near, *span)
+            near = hardware_joules.cut(trace, *span, 2.0)
+            truth, _ = hardware_joules.counter_j(near, *span)
             for name, (_, estimator) in ERRORS.items():
                 value, _ = estimator(near, *span)
                 if truth and value is not None:

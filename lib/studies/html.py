@@ -1,30 +1,32 @@
-"""The report's part on a published study: ladder, rankings, claims ledger and table 13, as HTML."""
+"""The claims and tables of a study as HTML, each cell beside the verdict on it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-
-from lib import governance as lib_governance
-from lib import judge, published, verdicts
-from lib import ladder as lib_ladder
-from lib import rankings as lib_rankings
-from lib.analysis.series import paper_name
-from lib.judge import TIE, TOLERANCES, WORDS, Ruling
-from lib.published import Published
-from lib.records.record import Record
-from lib.show import figure as show_figure
-from lib.show import table as show_table
-from lib.show.html import Footnotes, figure, grid_html, verdict_mark
-from lib.show.table import Table, frame
-from lib.show.wording import Finding, interval
+from lib.show import html as show_html
+from lib.show.html import Footnotes, _header, figure, number_cell
+from lib.show.wording import interval
 from lib.stats import Estimate
-from lib.verdicts import Entry
+from lib.studies import claims
+from lib.studies import verdict as studies_verdict
+from lib.studies.arxiv_2508_16700 import governance as lib_governance
+from lib.studies.claims import Entry
+from lib.studies.paper_tables import Cell, PaperTable
+from lib.studies.study import Published
+from lib.studies.verdict import (
+    DIRECTION,
+    NOT,
+    REPRODUCED,
+    TIE,
+    TOLERANCES,
+    UNTESTABLE,
+    WORDS,
+    Ruling,
+)
 
 HEAD = (
     "Claim",
@@ -35,97 +37,9 @@ HEAD = (
     "Verdict",
     "Cause",
 )
+
+
 SORTED = ("Claim", "Verdict")  # the other columns hold unlike quantities
-
-
-@dataclass(frozen=True)
-class Part:
-    """HTML of each piece, the files that were written, and sentences for the abstract."""
-
-    ladder: str
-    rankings: str
-    ledger: str
-    governance: str
-    files: list[Path]
-    findings: list[Finding]
-
-
-def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Part | None:
-    """Everything of the study beside the rows; None where none of its models was measured."""
-    mine = [
-        r for r in records if r.kind == "environment" or paper_name(r.key.get("model"), study.data)
-    ]
-    entries = verdicts.ledger(mine, study)
-    if not entries:
-        return None
-    rungs, orders = lib_ladder.rungs(mine, study), lib_rankings.rankings(mine, study)
-    tables = [lib_ladder.table(rungs, study), lib_rankings.table(orders)]
-    files = [
-        *verdicts.write_csv(entries, out_dir),
-        *lib_governance.write_csv(study, out_dir),
-        *(_write(table, out_dir) for table in tables),
-    ]
-    picture = show_figure.html(
-        show_figure.ladder(rungs, tables[0].title), lib_ladder.reads(mine, study)
-    )
-    return Part(
-        ladder=picture + grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
-        rankings=rankings_html(tables[1]),
-        ledger=ledger_html(entries),
-        governance=governance_html(study),
-        files=files,
-        findings=[*lib_ladder.finding(rungs, study), *verdicts.finding(entries)],
-    )
-
-
-def ledger_text(records: Sequence[Record]) -> str:
-    """The claims ledger as Markdown, for a notebook."""
-    return show_table.markdown(verdicts.table(verdicts.ledger(records, published.load())))
-
-
-def ladder_figure(records: Sequence[Record]) -> Axes:
-    """The ratio ladder as a figure."""
-    study = published.load()
-    rungs = lib_ladder.rungs(records, study)
-    return show_figure.ladder(rungs, lib_ladder.table(rungs, study).title)
-
-
-def show_ladder(records: Sequence[Record]) -> None:
-    """The ratio ladder with its caption, in a notebook."""
-    show_figure.show(ladder_figure(records), lib_ladder.reads(records, published.load()))
-
-
-def ladder_text(records: Sequence[Record]) -> str:
-    """The rungs of the ladder with their causes as Markdown, for a notebook."""
-    study = published.load()
-    return show_table.markdown(lib_ladder.table(lib_ladder.rungs(records, study), study))
-
-
-def rankings_text(records: Sequence[Record]) -> str:
-    """The rankings as Markdown, for a notebook."""
-    return show_table.markdown(lib_rankings.table(lib_rankings.rankings(records, published.load())))
-
-
-def _write(table: Table, out_dir: str | Path) -> Path:
-    path = Path(out_dir) / "tables" / f"{table.name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")
-    return path
-
-
-def rankings_html(table: Table) -> str:
-    """The rankings, one place a line."""
-    head = "".join(f'<th scope="col" class="text">{escape(c.title)}</th>' for c in table.columns)
-    body = ""
-    for metric, *cells in table.rows:
-        lines = (
-            "".join(f"<div>{escape(part)}</div>" for part in cell.split("; ")) for cell in cells
-        )
-        body += f'<tr><th scope="row">{escape(metric)}</th>'
-        body += "".join(f"<td>{cell}</td>" for cell in lines) + "</tr>"
-    note = f'<p class="note">{escape(table.notes[0].capitalize())}.</p>'
-    caption = f"<b>{escape(table.title)}.</b>{note}"
-    return _prose(figure("rankings", caption, f"<tr>{head}</tr>", body))
 
 
 def ledger_html(entries: Sequence[Entry]) -> str:
@@ -136,7 +50,7 @@ def ledger_html(entries: Sequence[Entry]) -> str:
         for i, t in enumerate(HEAD)
     )
     body = "".join(_entry(entry, notes) for entry in entries)
-    counts = verdicts.counts(entries)
+    counts = claims.counts(entries)
     said = ", ".join(f"{counts[word]} {word}" for word in WORDS)
     caption = (
         f"<b>Claims ledger.</b> {len(entries)} claims: {said}. "
@@ -211,11 +125,11 @@ def _column(
             lines.append(f'–{notes.mark(x.reason)} <span class="ci">{escape(label)}</span>')
             continue
         details = ", ".join(filter(None, (interval(x), f"n = {x.n}" if x.n > 1 else "", label)))
-        value = f"{verdicts.shown(x)} {unit}".strip()
+        value = f"{claims.shown(x)} {unit}".strip()
         lines.append(
             f'<span class="v" title="{escape(x.method)}">{escape(value)}</span>{_small(details)}'
         )
-    if ruling is not None and ruling.word != judge.UNTESTABLE:
+    if ruling is not None and ruling.word != studies_verdict.UNTESTABLE:
         lines[0] = f"{verdict_mark(ruling)} {lines[0]}"
     items = "".join(f"<div>{line}</div>" for line in lines)
     return f"<td>{items}{_small(as_said)}</td>"
@@ -247,3 +161,109 @@ def _governance_row(row: tuple[Any, ...]) -> str:
 
 def _link(url: str, text: str) -> str:
     return f'<a href="{escape(url)}" rel="noreferrer" title="{escape(url)}">{text}</a>'
+
+
+SIGNS = {
+    REPRODUCED: ("✓", "holds"),
+    DIRECTION: ("≈", "partly"),
+    NOT: ("✗", "fails"),
+    UNTESTABLE: ("?", "open"),
+}
+
+
+def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
+    """One of the paper's tables: for each column the paper's value, ours and the ratio.
+
+    `context` are the sentences of the caption that hold for the whole table (GPUs, weights).
+    """
+    notes = Footnotes(table_id)
+    first = "Row" if table.number in (9, 10, 11, 12) else "Model"
+    first = "Context" if table.number in (2, 3, 10) else first
+    top, second, index = [f'<th scope="col" rowspan="2" data-col="0">{first}</th>'], [], 1
+    for i, (name, written, meant) in enumerate(table.columns):
+        parts = _parts(table, i)
+        unit = "" if meant == written or meant.startswith(("output", "ms;")) else f"in {meant}"
+        shown = escape(name) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
+        top.append(f'<th scope="colgroup" class="group" colspan="{len(parts)}">{shown}</th>')
+        for part in parts:
+            edge = ' group"' if part == "paper" else '"'
+            header = _header(part, index).replace('class="num"', f'class="num{edge}')
+            second.append(header)
+            index += 1
+    body = "".join(_paper_row(table, *row, notes) for row in table.rows)
+    caption = (
+        f"<b>Table {table.number}.</b> {escape(table.title)}. "
+        f'<span class="where">{escape(" ".join(context))} '
+        f"Paper: {escape(table.where)}.</span>"
+    )
+    below = _account(table) + (f'<p class="note">{escape(table.note)}</p>' if table.note else "")
+    head = f"<tr>{''.join(top)}</tr><tr>{''.join(second)}</tr>"
+    return show_html.figure(table_id, caption, head, body, below + notes.html())
+
+
+def _parts(table: PaperTable, column: int) -> list[str]:
+    """Changes and differences have no ratio column."""
+    change = table.columns[column][1] == "%"
+    return ["paper", "measured"] if change else ["paper", "measured", "ratio"]
+
+
+def _paper_row(
+    table: PaperTable, label: str, note: str, cells: Sequence[Cell], notes: Footnotes
+) -> str:
+    said = f' <span class="ci">{escape(note)}</span>' if note else ""
+    html = [f'<th scope="row">{escape(label)}{said}</th>']
+    for i, cell in enumerate(cells):
+        decimals = len((cell.printed or "0.00").partition(".")[2])
+        if cell.printed is None:
+            html.append('<td class="num group" data-value="">–</td>')
+        else:
+            html.append(
+                f'<td class="num group paper" data-value="{cell.printed}">'
+                f"{float(cell.printed):,.{decimals}f}</td>"
+            )
+        mark = verdict_mark(cell.verdict)
+        ratio = "ratio" in _parts(table, i)
+        html.append(
+            number_cell(
+                cell.measured,
+                notes,
+                decimals=decimals,
+                label=cell.note,
+                css="measured",
+                mark="" if ratio else mark,
+            )
+        )
+        if ratio:
+            html.append(_ratio_cell(cell, notes, mark))
+    return f"<tr>{''.join(html)}</tr>"
+
+
+def _ratio_cell(cell: Cell, notes: Footnotes, mark: str) -> str:
+    if cell.ratio.value is None and cell.measured.value is not None:
+        return f'<td class="num ratio" data-value="" title="{escape(cell.ratio.reason)}">–</td>'
+    if cell.ratio.value is None:
+        return '<td class="num ratio missing" data-value="">–</td>'
+    # Its interval is the measured one divided by the printed value: in the title, not in print.
+    return number_cell(
+        cell.ratio, notes, decimals=3, label=cell.note, css="ratio", show_interval=False, mark=mark
+    )
+
+
+def verdict_mark(verdict: Ruling) -> str:
+    """A verdict as one sign: ✓ reproduced, ≈ direction only, ✗ not reproduced, ? not testable."""
+    if not verdict.word:
+        return ""
+    sign, css = SIGNS[verdict.word]
+    said = escape(str(verdict), quote=True)
+    named = f'title="{said}" aria-label="{said}"'
+    return f'<span class="verdict {css}" role="img" {named}>{sign}</span>'
+
+
+def _account(table: PaperTable) -> str:
+    """How the cells of a table stand: verdicts by count, and the repetitions behind them."""
+    words = Counter(cell.verdict.word for cell in table.cells)
+    said = [f"{words[word]} {word}" for word in SIGNS if words[word]]
+    n = sorted({cell.n for cell in table.cells if cell.measured.value is not None and cell.n > 1})
+    if n:
+        said.append(f"n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else ""))
+    return f'<p class="note">Verdicts: {"; ".join(said)}.</p>' if said else ""

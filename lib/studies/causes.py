@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lib import audit, judge
-from lib.evidence import Evidence, Measured, decode_share, machines, output_rate, ttft_s
-from lib.judge import Ruling
-from lib.published import Absent, Published, each
 from lib.records.record import select
+from lib.studies import audit, verdict
+from lib.studies.evidence import Evidence, Measured, decode_share, machines, output_rate, ttft_s
+from lib.studies.study import Absent, Published, each
+from lib.studies.verdict import Ruling
 
 HALF = 0.5  # below this share of its bound, something other than the memory sets the pace
 
@@ -64,7 +64,7 @@ def sentences(
     said = []
     methods = [x.method for x in measured.protocol.values() if x.value is not None]
     measured_at_all = bool(methods)
-    if measured_at_all and all(method == judge.FILES for method in methods):
+    if measured_at_all and all(method == verdict.FILES for method in methods):
         said.append("read in the paper's released files; nothing was run")
     elif measured_at_all and measured.quantity in ("count", "whole"):
         said.append("counted; card, host and weights do not matter")
@@ -80,7 +80,7 @@ def sentences(
         ("bound", f"on {e.bound_stack}, which the device bounds"),
     ):
         word = rulings[column].word
-        if word not in (main, judge.UNTESTABLE):
+        if word not in (main, verdict.UNTESTABLE):
             said.append(f"{what}: {word}")
     if audited:
         said.append(f"the paper's own data: {', '.join(audited)}")

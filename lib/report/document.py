@@ -18,26 +18,28 @@ from urllib.parse import quote
 from bs4 import BeautifulSoup
 from markupsafe import Markup
 
-from lib import costs, papertables, provenance, recordlist, replication
-from lib.analysis import bounds, cost, host_bound, latency, machine, predictions
+from lib.analysis import bounds, cost, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory import figures as memory_figures
-from lib.analysis.memory import tables as memory_tables
-from lib.analysis.series import load_published, paper_name
 from lib.analysis.setups import RANDOM_NOTE
-from lib.findings import findings
-from lib.papertables import PaperTable, paper_tables
-from lib.published import load as load_study
 from lib.records import jobs
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
 from lib.records.store import merge
+from lib.report import provenance, record_list, sections
+from lib.report.abstract import findings
 from lib.show import figure
-from lib.show.html import grid_html, paper_html
+from lib.show.html import grid_html
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
 from lib.show.page import data_link, entry, shell, write_text
 from lib.show.table import Table
+from lib.studies import paper_tables as studies_paper_tables
+from lib.studies import section
+from lib.studies.html import paper_html
+from lib.studies.paper_tables import PaperTable, paper_tables
+from lib.studies.study import load as load_study
+from lib.studies.study import load_published, paper_name
 
 MAIN_TABLES = (1, 5, 6, 8)
 TITLE = "What it costs to deploy an open-weight language model"
@@ -133,18 +135,18 @@ def render(
     """The report as text; writes the CSVs that it embeds."""
     rows = merge([r for job in _by_end(found) for r in job.records])
     published = load_published()
-    paper = recordlist.papers(paper_tables(rows, published), rows, published)
+    paper = studies_paper_tables.papers(paper_tables(rows, published), rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
     beside += tables.tables(rows)
     batch = figures.section(rows)
-    ledgers, kernels = memory_tables.tables(rows, published), host_bound.kernel_tables(rows)
+    ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
     csvs = [
-        *papertables.write_csvs(rows, published, out),
-        *latency.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
+        *studies_paper_tables.write_csvs(rows, published, out),
+        *sections.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
     ]
-    replicated = replication.part(rows, load_study(), out)
-    generic = [*latency.generic_tables(rows), *host_bound.tables(rows), *kernels]
+    replicated = section.part(rows, load_study(), out)
+    generic = [*sections.generic_tables(rows), *host_bound.tables(rows), *kernels]
     priced = cost.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
     csvs += [cost.write_csv(priced, out)] if priced else []
@@ -190,12 +192,12 @@ def render(
             failures=failures,
             arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
             warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
-            costs=Markup(_optional(costs.table(found), "grid-costs")),
+            costs=Markup(_optional(provenance.table(found), "grid-costs")),
             methods=Markup(shell().get_template("methods.html").render()),
             downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
             + [(p.name, data_link(p)) for p in csvs],
             files=Markup(_file_links(found, pages, out)),
-            records=Markup(recordlist.html(rows, _by_end(found), out)),
+            records=Markup(record_list.html(rows, _by_end(found), out)),
             toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
             footer=f"Made from {len(found)} jobs; "
             f"the last one ended {jobs.readable(ended) or '?'}.",

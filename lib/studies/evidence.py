@@ -12,15 +12,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from lib import judge, stats
+from lib import stats
 from lib.analysis import bounds, metrics
-from lib.analysis import series as rules
+from lib.analysis import series as analysis_series
 from lib.analysis.metrics import MIB
 from lib.analysis.series import Series
 from lib.models import card as models_card
-from lib.published import Published, each
 from lib.records.record import Record, machines_differ, require_comparable, select
 from lib.stats import Estimate
+from lib.studies import study as rules
+from lib.studies import verdict
+from lib.studies.study import Published, each
 
 Map = dict[str, Series]  # the series of each model, by the study's title
 Arm = tuple[int, int]  # context, new tokens
@@ -108,8 +110,8 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
         ]
         if experts:  # an ablation's arm is the same call, so that it may stand in for a latency row
             rows = [replace(r, kind="latency") if r.kind == "ablation-experts" else r for r in rows]
-        kinds = (*rules.BASE_KINDS, "trace") if experts else rules.BASE_KINDS
-        found = rules.configuration(rows, envs, data | {"stack": stack}, kinds)
+        kinds = (*analysis_series.BASE_KINDS, "trace") if experts else analysis_series.BASE_KINDS
+        found = analysis_series.configuration(rows, envs, data | {"stack": stack}, kinds)
         return _with_more(found, records, envs)
 
     base = {t: _with_more(s, records, envs) for t, s in study.base.items()}
@@ -195,7 +197,7 @@ def reading(e: Evidence, m: Map, model: str, name: str, kind: str = "memory-pape
     values = [row.value(n) for n in names]
     if None in values:
         return stats.missing(f"not measured: {row.missing.get(names[0], f'no {name}')}")
-    return stats.exact(values[0] - sum(values[1:]), judge.READING)
+    return stats.exact(values[0] - sum(values[1:]), verdict.READING)
 
 
 def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
@@ -208,11 +210,11 @@ def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
     if card is None or card.value("active_params") is None:
         return stats.missing("not measured: no model card among the rows")
     if not realised or not card.value("experts"):
-        return stats.exact(card.value("active_params"), judge.COUNTED)
+        return stats.exact(card.value("active_params"), verdict.COUNTED)
     row = traced(e, series)
     if row is None or row.value("active_params_realised") is None:
         return untold(row, "active_params_realised", "no trace of a decode step")
-    return stats.exact(row.value("active_params_realised"), judge.COUNTED)
+    return stats.exact(row.value("active_params_realised"), verdict.COUNTED)
 
 
 def untold(row: Record | None, name: str, otherwise: str) -> Estimate:
@@ -265,13 +267,13 @@ def sample_ratio(
 ) -> Estimate:
     """Median of the study's model over that of another, with a bootstrap interval."""
     pair = (m[e.reference], m[other])
-    return rules.pair_ratio(pair, e.envs, kind, name, arm or e.arm)
+    return analysis_series.pair_ratio(pair, e.envs, kind, name, arm or e.arm)
 
 
 def output_ratio(e: Evidence, m: Map, other: str, arm: Arm | None = None) -> Estimate:
     """Ratio of output throughputs: the inverse ratio of call times."""
     pair = (m[other], m[e.reference])
-    return rules.pair_ratio(pair, e.envs, "latency", "e2e_s", arm or e.arm)
+    return analysis_series.pair_ratio(pair, e.envs, "latency", "e2e_s", arm or e.arm)
 
 
 def decode_ratio(e: Evidence, m: Map, other: str) -> Estimate:
@@ -295,8 +297,8 @@ def compared(e: Evidence, m: Map, other: str, of: Any) -> Estimate:
     except ValueError as error:
         return stats.missing(f"not compared: {error}")
     ratio = stats.quotient(*pair)
-    if all(x.method in judge.EXACT for x in pair):
-        return replace(ratio, method=judge.QUOTIENT)
+    if all(x.method in verdict.EXACT for x in pair):
+        return replace(ratio, method=verdict.QUOTIENT)
     return ratio
 
 
@@ -305,7 +307,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     for side in (a, b):
         if side.value is None:
             return stats.missing(side.reason)
-    return stats.exact(a.value - b.value, judge.DIFFERENCE)
+    return stats.exact(a.value - b.value, verdict.DIFFERENCE)
 
 
 def lower_pct(ratio: Estimate) -> Estimate:

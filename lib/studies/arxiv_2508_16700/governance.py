@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib.judge import NOT, REPRODUCED, UNTESTABLE, Ruling
-from lib.published import Absent, Published, plain
 from lib.show.table import Column, Table
+from lib.studies.study import Absent, Published, plain
+from lib.studies.verdict import NOT, REPRODUCED, UNTESTABLE, Ruling
 
 FIELDS = {
     "licence": "licence",

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from lib import files as lib_files
-from lib import report
 from lib.files import ParamsError
 from lib.records import jobs as records_jobs
 from lib.records import store
 from lib.records.record import environments
+from lib.report import document
 
 COPIED = ("run.json", "notebook.ipynb", "records.jsonl", "*.jsonl.gz")
 SUMS, PROVENANCE = "SHA256SUMS", "provenance.json"
@@ -133,7 +133,7 @@ def stage(source: Path, folder: Path) -> None:
                 shutil.copyfile(file, copy)
     if (source / "plan.json").exists():
         shutil.copyfile(source / "plan.json", folder / "plan.json")
-    report.write(folder)
+    document.write(folder)
     lib_files.write_json(folder / PROVENANCE, provenance(folder))
     lines = [f"{_sha(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")

@@ -13,13 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib import judge, stats
+from lib import stats
 from lib.analysis import metrics as rules
 from lib.analysis import series as analysis_series
-from lib.analysis.series import Series, Study
-from lib.records.record import Record, require_comparable
+from lib.analysis.series import Series
+from lib.records.record import Record, record_id, require_comparable
 from lib.show import wording
 from lib.stats import Estimate
+from lib.studies import study as studies_study
+from lib.studies import verdict as studies_verdict
+from lib.studies.study import Study
 
 CSV_COLUMNS = (
     "row",
@@ -62,7 +65,7 @@ class Cell:
     measured: Estimate
     ratio: Estimate
     note: str
-    verdict: judge.Ruling
+    verdict: studies_verdict.Ruling
 
     @property
     def n(self) -> int:
@@ -200,9 +203,9 @@ def decoding_label(decoding: str) -> str:
 
 def paper_tables(records: Sequence[Record], published: dict[str, Any]) -> list[PaperTable]:
     """Tables 1 to 12, or an empty list where none of the paper's models is among the rows."""
-    if not any(analysis_series.paper_name(r.key.get("model"), published) for r in records):
+    if not any(studies_study.paper_name(r.key.get("model"), published) for r in records):
         return []
-    s = analysis_series.study(records, published)
+    s = studies_study.study(records, published)
     return [_paper_table(s, number, spec) for number, spec in sorted(published["tables"].items())]
 
 
@@ -256,14 +259,16 @@ def _cell(
 
 def verdict(
     number: int, column: str, written: str, printed: str | None, measured: Estimate
-) -> judge.Ruling:
+) -> studies_verdict.Ruling:
     """The verdict on one cell, by the tolerance of what its column holds."""
     if printed is None or float(printed) == 0:
-        return judge.Ruling("", "the paper has no value" if printed is None else "the reference")
+        return studies_verdict.Ruling(
+            "", "the paper has no value" if printed is None else "the reference"
+        )
     quantity = "memory" if number == 5 else "count" if column == "Active (B)" else "time"
     quantity = "effect" if (number, written) == (9, "%") else quantity
-    allowed = judge.band(printed, written, quantity)
-    return judge.of_value(measured, allowed, 0 if written == "%" else None)
+    allowed = studies_verdict.band(printed, written, quantity)
+    return studies_verdict.of_value(measured, allowed, 0 if written == "%" else None)
 
 
 def _ratio(measured: Estimate, paper: float | None, unit: str) -> Estimate:
@@ -312,3 +317,73 @@ def write_csvs(
             writer.writerows(csv_row(cell) for cell in table.cells)
         paths.append(path)
     return paths
+
+
+# What the columns of a table of the paper are computed from, by the number of the table.
+COLUMNS = {
+    1: (("ttft",), ("e2e",), ("e2e",), ("e2e",)), 5: (("peak",), ("peak",), ("peak",)),
+    6: (("energy",), ("energy",), ("energy",)),
+    8: (("card",), ("card", "e2e"), ("card", "ttft"), ("card", "energy"), ("e2e", "peak")),
+}  # fmt: skip
+
+
+SWEEPS = {2: ("e2e",), 3: ("ttft",), 7: ("energy",)}
+
+
+ABLATIONS = {9: "decoding", 10: "context", 11: "precision", 12: "stack"}
+
+
+BASE_ROWS = {9: "Greedy", 10: "512"}
+
+
+def with_records(table: PaperTable, study: Study) -> PaperTable:
+    """The table with the ids of the rows that each measured cell comes from."""
+    built = []
+    for label, note, cells in table.rows:
+        known = tuple(_named(cell, _rows(study, cell, i)) for i, cell in enumerate(cells))
+        built.append((label, note, known))
+    return replace(table, rows=tuple(built))
+
+
+def _named(cell: Cell, rows: Sequence[Record]) -> Cell:
+    ids = tuple(dict.fromkeys(record_id(row) for row in rows))
+    if cell.measured.value is None:
+        return cell
+    ratio = cell.ratio if cell.ratio.value is None else replace(cell.ratio, records=ids)
+    return replace(cell, measured=replace(cell.measured, records=ids), ratio=ratio)
+
+
+def _rows(s: Study, cell: Cell, index: int) -> list[Record]:
+    """The rows of one cell, in the order of COLUMNS."""
+    context, number = s.published["context"], cell.table
+    if number in ABLATIONS:
+        series = s.ablation[ABLATIONS[number]]
+        labels = [cell.row, *([BASE_ROWS[number]] if number in BASE_ROWS and index else [])]
+        found = [arm_row(series, number, label) for label in labels]
+    elif number in SWEEPS:
+        model, at = (cell.row, cell.column) if number == 7 else (cell.column, cell.row)
+        found = [_row(s, s.base[model], what, int(at)) for what in SWEEPS[number]]
+    elif number == 4:
+        contexts = (128, context) if index == 0 else ((128, context)[index - 1],)
+        found = [_row(s, s.base[cell.row], "e2e", at) for at in contexts]
+    else:
+        found = [_row(s, s.base[cell.row], what, context) for what in COLUMNS[number][index]]
+        if number == 5 and index:
+            found.append(_row(s, s.base[s.published["ablation_model"]], "peak", context))
+    return [row for row in found if row is not None]
+
+
+def _row(s: Study, series: Series, what: str, context: int) -> Record | None:
+    if what == "card":
+        return series.one("card")
+    kind = {"ttft": "latency", "e2e": "latency", "energy": "energy", "peak": "memory-paper"}[what]
+    tokens = 1 if what == "ttft" else s.published["new_tokens"]
+    return series.one(kind, context=context, new_tokens=tokens)
+
+
+def papers(
+    tables: Sequence[PaperTable], rows: Sequence[Record], published: dict[str, Any]
+) -> list[PaperTable]:
+    """All tables of the paper with their rows."""
+    mine = studies_study.study(rows, published)
+    return [with_records(table, mine) for table in tables]

@@ -3,21 +3,20 @@ measured and why."""
 
 from __future__ import annotations
 
-import statistics
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from lib import perstack
-from lib.analysis import bounds
-from lib.analysis import metrics as rules
-from lib.analysis import series as analysis_series
-from lib.papertables import PaperTable
-from lib.perstack import Base
+from lib.analysis import bounds, metrics
+from lib.analysis import series as rows_of
+from lib.analysis.setups import ORDER
 from lib.records.record import Record, environments, require_comparable
 from lib.show import wording
 from lib.show.wording import Finding, interval, short
 from lib.stats import Estimate
+from lib.studies import section, study
+from lib.studies.paper_tables import PaperTable
 
 Arm = tuple[int, int]
 
@@ -27,9 +26,9 @@ def findings(
 ) -> list[Finding]:
     """The abstract: throughput, TTFT, memory and energy with their ratios on the study's stack,
     then what other stacks change, then the paper."""
-    on_stack = partial(perstack.on_stack, records, published, bool(tables))
-    stack = perstack.study_stack(records, published, bool(tables))
-    base = on_stack(stack)
+    base_of = partial(on_stack, records, published, bool(tables))
+    stack = study_stack(records, published, bool(tables))
+    base = base_of(stack)
     arm, reference = _arm(base, published), published["ablation_model"]
     envs = environments(records)
     if not base or arm is None:
@@ -51,9 +50,9 @@ def findings(
         ]
         bound, meaning = _bound(base, arm, records)
         found += [Finding("Against the bound", f"{bound}: {meaning}")] if bound else []
-    for other in perstack.others(records, stack):
-        found += _other_stack(on_stack(other), other, base, stack, arm, published, records)
-    return [*found, *against_paper(tables)]
+    for other in others(records, stack):
+        found += _other_stack(base_of(other), other, base, stack, arm, published, records)
+    return [*found, *section.against_paper(tables)]
 
 
 def _arm(base: Base, published: dict[str, Any]) -> Arm | None:
@@ -77,14 +76,14 @@ def _arm(base: Base, published: dict[str, Any]) -> Arm | None:
 
 
 def _fastest(base: Base, arm: Arm) -> str:
-    return max(base, key=lambda m: (rules.output_tok_per_s(base[m], *arm).value or 0, m))
+    return max(base, key=lambda m: (metrics.output_tok_per_s(base[m], *arm).value or 0, m))
 
 
 def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
-    found = {m: rules.output_tok_per_s(s, *arm) for m, s in base.items()}
+    found = {m: metrics.output_tok_per_s(s, *arm) for m, s in base.items()}
     # Throughput is tokens over time: its ratio is the inverse ratio of the times.
     others = {
-        m: analysis_series.pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
+        m: rows_of.pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
         for m in base
         if m != reference
     }
@@ -95,10 +94,10 @@ def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "
 
 
 def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
-    found = {m: rules.ttft_ms(s, *arm) for m, s in base.items()}
+    found = {m: metrics.ttft_ms(s, *arm) for m, s in base.items()}
     one = (arm[0], 1)
     others = {
-        m: analysis_series.pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
+        m: rows_of.pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
         for m in base
         if m != reference
     }
@@ -110,11 +109,11 @@ def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> 
 
 def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     lead = "Peak memory in the paper's protocol"
-    peaks = {m: rules.peak_mib(s, *arm) for m, s in base.items()}
+    peaks = {m: metrics.peak_mib(s, *arm) for m, s in base.items()}
     if all(p.value is None for p in peaks.values()):
         return Finding(lead, f"{_common_reason(peaks)}.")
     parts = [
-        f"{m} {wording.size(p.value * rules.MIB)}" if p.value is not None else f"{m} ({p.reason})"
+        f"{m} {wording.size(p.value * metrics.MIB)}" if p.value is not None else f"{m} ({p.reason})"
         for m, p in peaks.items()
     ]
     least = peaks[reference].value
@@ -139,11 +138,11 @@ def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
 
 def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     lead = "Gross energy per 1,000 generated tokens"
-    found = {m: rules.joules_per_1k(s, *arm) for m, s in base.items()}
+    found = {m: metrics.joules_per_1k(s, *arm) for m, s in base.items()}
     if all(e.value is None for e in found.values()):
         return Finding(lead, f"{_common_reason(found)}.")
     others = {
-        m: analysis_series.pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
+        m: rows_of.pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
         for m in base
         if m != reference
     }
@@ -207,7 +206,7 @@ def _other_stack(
     reference = reference if reference in there else _fastest(there, arm)
     found = [(_throughput(there, arm, reference, envs, f", on {other}"), "latency", "e2e_s")]
     spent = {m: s for m, s in there.items() if any(r.kind == "energy" for r in s.rows)}
-    if any(rules.joules_per_1k(s, *arm).value is not None for s in spent.values()):
+    if any(metrics.joules_per_1k(s, *arm).value is not None for s in spent.values()):
         said = _energy(spent, arm, envs, reference if reference in spent else min(spent))
         found.append((Finding(f"{said.lead}, on {other}", said.text), "energy", "energy_j"))
     texts = [
@@ -226,7 +225,7 @@ def _against(
     known = []
     for model in (m for m in there if m in base):
         pair = (there[model], base[model])
-        ratio = analysis_series.pair_ratio(
+        ratio = rows_of.pair_ratio(
             pair[::-1] if kind == "latency" else pair, envs, kind, sample, arm, ("stack",)
         )
         if ratio.value is not None:
@@ -236,7 +235,7 @@ def _against(
 
 def _has(base: Base, arm: Arm | None) -> bool:
     return arm is not None and any(
-        rules.output_tok_per_s(series, *arm).value is not None for series in base.values()
+        metrics.output_tok_per_s(series, *arm).value is not None for series in base.values()
     )
 
 
@@ -246,32 +245,62 @@ def _common_reason(found: dict[str, Estimate]) -> str:
     return said[:1].upper() + said[1:]
 
 
-def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
-    """How far the measured values lie from the printed ones, by quantity."""
-    if not tables:
-        return []
-    groups = {
-        "peak memory (table 5)": (5,),
-        "times and throughput (tables 1 to 3)": (1, 2, 3),
-        "energy per token (table 7)": (7,),
-    }
-    said = []
-    for name, numbers in groups.items():
-        ratios = [
-            c.ratio.value
-            for t in tables
-            if t.number in numbers
-            for c in t.cells
-            if c.ratio.value is not None and not c.column.startswith("Δ")
-        ]
-        if ratios:
-            low, high = min(ratios), max(ratios)
-            said.append(
-                f"{name} {statistics.median(ratios):.2f}× the paper's in the median of "
-                f"{len(ratios)} cells, from {low:.2f}× to {high:.2f}×"
-            )
-    lead = "Against the paper"
-    if not said:
-        return [Finding(lead, "No cell of the paper's tables was measured.")]
-    text = wording.listed(said)
-    return [Finding(lead, f"{text[:1].upper()}{text[1:]}.")]
+Base = dict[str, rows_of.Series]  # of each model, by its title
+
+
+STATED = ("latency", "memory-paper", "energy")  # kinds of rows that a statement may be about
+
+
+def study_stack(records: Sequence[Record], published: dict[str, Any], paper: bool) -> str:
+    """The study's stack; without its models (`paper`) and without a row on it, the commonest."""
+    counts = Counter(
+        str(r.key.get("stack"))
+        for r in records
+        if r.kind in STATED and r.key.get("model") and not r.error
+    )
+    if paper or not counts or published["stack"] in counts:
+        return published["stack"]
+    return counts.most_common(1)[0][0]
+
+
+def others(records: Sequence[Record], stack: str) -> list[str]:
+    """The further stacks on which calls were timed, or failed."""
+    known = ORDER["stack"]
+    found = {str(r.key.get("stack")) for r in records if r.kind == "latency"} - {stack}
+    return sorted(found, key=lambda s: (known.index(s) if s in known else len(known), s))
+
+
+def on_stack(records: Sequence[Record], published: dict[str, Any], paper: bool, stack: str) -> Base:
+    """The rows of each model on a stack, those that failed included; models without any left out.
+
+    With `paper`, the study's models under its titles and in its number format; otherwise every
+    model in the format in which it has most rows.
+    """
+    envs = environments(records)
+    base = {}
+    for title, rows in _by_title(records, published, paper).items():
+        dtypes = Counter(
+            str(r.key.get("dtype"))
+            for r in rows
+            if r.kind in STATED and r.key.get("stack") == stack
+        )
+        if not dtypes:
+            continue
+        commonest = max(dtypes.items(), key=lambda item: (item[1], item[0]))[0]
+        wanted = {"dtype": published["dtype"] if paper else commonest, "stack": stack}
+        series = rows_of.configuration(rows, envs, wanted, rows_of.BASE_KINDS)
+        if series.rows:
+            base[title] = series
+    return base
+
+
+def _by_title(
+    records: Sequence[Record], published: dict[str, Any], paper: bool
+) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {title: [] for title in published["models"]} if paper else {}
+    for row in records:
+        name = row.key.get("model")
+        title = study.paper_name(name, published) if paper else name
+        if title:
+            found.setdefault(title, []).append(row)
+    return found if paper else dict(sorted(found.items()))

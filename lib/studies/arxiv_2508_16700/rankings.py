@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 
-from lib import judge, stats
+from lib import stats
 from lib.analysis.metrics import MIB
-from lib.evidence import (
+from lib.records.record import Record, require_comparable
+from lib.show.table import Column, Table
+from lib.show.wording import short
+from lib.stats import Estimate
+from lib.studies import verdict
+from lib.studies.evidence import (
     Evidence,
     Map,
     active,
@@ -25,11 +30,7 @@ from lib.evidence import (
     reading,
     ttft_s,
 )
-from lib.published import JOULES, RATE, TTFT, Absent, Published
-from lib.records.record import Record, require_comparable
-from lib.show.table import Column, Table
-from lib.show.wording import short
-from lib.stats import Estimate
+from lib.studies.study import JOULES, RATE, TTFT, Absent, Published
 
 Values = Mapping[str, Estimate]
 Of = Callable[[Evidence, Map, str], Estimate]
@@ -137,7 +138,7 @@ def _ranking(e: Evidence, metric: Metric) -> Ranking:
 
 def as_printed(value: float) -> Estimate:
     """A printed value, which is ranked as it stands."""
-    return Estimate(value, n=1, method=judge.READING)
+    return Estimate(value, n=1, method=verdict.READING)
 
 
 def _comparable(e: Evidence, m: Map, found: dict[str, Estimate]) -> dict[str, Estimate]:
@@ -160,7 +161,7 @@ def by_value(values: Values, metric: Metric) -> str:
 
 def order(values: Values, metric: Metric) -> str:
     """Models best first; neighbours whose intervals overlap share a place, marked "="."""
-    known = _sorted({m: x for m, x in values.items() if judge.ends(x) is not None}, metric)
+    known = _sorted({m: x for m, x in values.items() if verdict.ends(x) is not None}, metric)
     groups: list[list[str]] = []
     for model in known:
         if groups and _tied(values[groups[-1][-1]], values[model]):
@@ -191,7 +192,7 @@ def _unplaced(values: Values, known: Sequence[str]) -> list[str]:
 
 
 def _tied(a: Estimate, b: Estimate) -> bool:
-    (low_a, high_a), (low_b, high_b) = judge.ends(a), judge.ends(b)
+    (low_a, high_a), (low_b, high_b) = verdict.ends(a), verdict.ends(b)
     return low_a <= high_b and low_b <= high_a
 
 
@@ -201,7 +202,7 @@ def changes(printed: Values, ours: Values, metric: Metric) -> str:
     for a, b in combinations(printed, 2):
         pair = f"{a} and {b}"
         if None in (printed[a].value, printed[b].value) or not all(
-            judge.ends(ours[m]) for m in (a, b)
+            verdict.ends(ours[m]) for m in (a, b)
         ):
             open_.append(pair)
         elif _tied(ours[a], ours[b]):

@@ -14,19 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import causes as lib_causes
-from lib import judge, published, stats
-from lib.analysis.series import paper_name
-from lib.evidence import STANDS, Evidence, Measured, gather
-from lib.judge import UNTESTABLE, WORDS, Ruling
-from lib.published import Absent, Published
+from lib import stats
 from lib.records.record import Record
 from lib.show.table import Column, Table
 from lib.show.wording import Finding, interval, number_text, short
 from lib.stats import Estimate
-from lib.verdictenergy import ENERGY
-from lib.verdictsizes import SIZES
-from lib.verdictspeed import SPEED
+from lib.studies import causes as lib_causes
+from lib.studies import study as studies_study
+from lib.studies import verdict as studies_verdict
+from lib.studies.arxiv_2508_16700.claims import ENERGY, SIZES, SPEED
+from lib.studies.evidence import STANDS, Evidence, Measured, gather
+from lib.studies.study import Absent, Published, paper_name
+from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Ruling
 
 Rule = Callable[[Evidence, str], Measured]
 RULES: dict[str, Rule] = {**SPEED, **SIZES, **ENERGY}
@@ -84,7 +83,7 @@ class Entry:
 
 def ledger(records: Sequence[Record], study: Published | None = None) -> list[Entry]:
     """Every claim of the study with its verdict; empty where none of its models was measured."""
-    study = study or published.load()
+    study = study or studies_study.load()
     if not any(paper_name(r.key.get("model"), study.data) for r in records):
         return []
     evidence, audited = gather(records, study), lib_causes.touched(study)
@@ -122,10 +121,12 @@ def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
 def rule_on(claim: dict[str, Any], measured: Measured, found: dict[str, Estimate]) -> Ruling:
     """The verdict on a claim by one column of what was measured."""
     if claim["value"] is None:
-        return judge.together({k: judge.of_order(x, claim["direction"]) for k, x in found.items()})
-    allowed = judge.band(claim["value"], claim["unit"], measured.quantity)
-    return judge.together(
-        {k: judge.of_value(x, allowed, measured.neutral) for k, x in found.items()}
+        return studies_verdict.together(
+            {k: studies_verdict.of_order(x, claim["direction"]) for k, x in found.items()}
+        )
+    allowed = studies_verdict.band(claim["value"], claim["unit"], measured.quantity)
+    return studies_verdict.together(
+        {k: studies_verdict.of_value(x, allowed, measured.neutral) for k, x in found.items()}
     )
 
 
@@ -151,14 +152,13 @@ def finding(entries: Sequence[Entry]) -> list[Finding]:
         return []
     n = counts(entries)
     said = (
-        f"Of {len(entries)} claims {n[judge.REPRODUCED]} are reproduced, {n[judge.DIRECTION]} "
-        f"in direction only, {n[judge.NOT]} not reproduced and {n[UNTESTABLE]} not testable "
-        "with these rows."
+        f"Of {len(entries)} claims {n[REPRODUCED]} are reproduced, {n[DIRECTION]} in direction "
+        f"only, {n[NOT]} not reproduced and {n[UNTESTABLE]} not testable with these rows."
     )
     turned = [
         x.claim["text"]
         for x in entries
-        if x.rulings["corrected"].word == judge.NOT and x.verdict.word != judge.NOT
+        if x.rulings["corrected"].word == NOT and x.verdict.word != NOT
     ]
     if turned:
         said += f" By the corrected definition {len(turned)} more fail: {'; '.join(turned)}."
@@ -179,7 +179,7 @@ def text(found: dict[str, Estimate], unit: str) -> str:
 
 def shown(x: Estimate) -> str:
     """A value for reading; whole numbers that were counted without decimals."""
-    whole = x.method in judge.EXACT and x.value is not None and x.value == round(x.value)
+    whole = x.method in studies_verdict.EXACT and x.value is not None and x.value == round(x.value)
     return f"{x.value:,.0f}" if whole else short(x.value)
 
 

@@ -12,17 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lib import auditchecks, auditenergy, auditlatency, auditsizes
-from lib.published import SEVERITIES, Absent, Published, Verdict
+from lib.studies.arxiv_2508_16700 import audit
+from lib.studies.study import SEVERITIES, Absent, Published, Verdict
 
 RULES: dict[str, tuple[Callable[[Published], Verdict | None], ...]] = {
-    "latency": auditlatency.LATENCY,
-    "memory": auditsizes.MEMORY,
-    "energy": auditenergy.ENERGY,
-    "efficiency": auditsizes.EFFICIENCY,
-    "ablations": auditenergy.ABLATIONS,
-    "governance": auditsizes.GOVERNANCE,
-    "arithmetic": auditchecks.ARITHMETIC,
+    "latency": audit.LATENCY,
+    "memory": audit.MEMORY,
+    "energy": audit.ENERGY,
+    "efficiency": audit.EFFICIENCY,
+    "ablations": audit.ABLATIONS,
+    "governance": audit.GOVERNANCE,
+    "arithmetic": audit.ARITHMETIC,
 }
 Curve = tuple[str, str, str, list[float], list[float]]  # label, model, line style, x, y
 
@@ -144,7 +144,7 @@ def throughput_curves(study: Published) -> list[Curve]:
     for title in study.models:
         at, model = study.contexts, study.entry(title)[0]
         printed = [study.value(2, c, title) for c in at]
-        decode = [auditlatency.decode_tok_per_s(study, title, c) for c in at]
+        decode = [audit.decode_tok_per_s(study, title, c) for c in at]
         curves.append((f"{title}, printed", model, "-", at, printed))
         curves.append((f"{title}, decode only", model, "--", at, decode))
     return curves

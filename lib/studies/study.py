@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lib import files
-from lib.analysis import series
-from lib.models import entries as models_entries
+import yaml
 
+from lib import files
+from lib.analysis.series import BASE_KINDS, Series, configuration
+from lib.files import ROOT
+from lib.models import entries as models_entries
+from lib.records.record import Record, environments
+
+PUBLISHED = ROOT / "params" / "published" / "arxiv-2508.16700.yaml"
 BYTES = {"MB": 10**6, "MiB": 2**20, "GB": 10**9}
 SEVERITIES = ("error", "caution", "note")
 RATE, P50, TTFT, JOULES = "TPOT (tok/s)", "p50 (ms)", "TTFT (ms)", "J/1K (J)"  # columns
@@ -135,9 +141,9 @@ class Published:
         raise Absent(f"params/models.yaml has no entry of {model}")
 
 
-def load(path: str | Path = series.PUBLISHED) -> Published:
+def load(path: str | Path = PUBLISHED) -> Published:
     """The study in a YAML file; a relative path counts from the repository's root."""
-    return Published(series.load_published(files.resolve(path)), models_entries.models())
+    return Published(load_published(files.resolve(path)), models_entries.models())
 
 
 def step(text: str) -> float:
@@ -218,3 +224,43 @@ def _found(fact: dict[str, Any], rows: list[dict[str, str]]) -> Any:
         raise LookupError(f"{len(chosen)} rows of {fact['file']} where {where}, needs one")
     text = chosen[0][column]
     return text if isinstance(fact["value"], str) else float(text)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The published values, and for each of the paper's models the rows to compare with them."""
+
+    published: dict[str, Any]
+    base: dict[str, Series]
+    ablation: dict[str, Series]
+    environments: dict[str, dict[str, Any]]
+
+
+def load_published(path: str | Path = PUBLISHED) -> dict[str, Any]:
+    """The paper's tables as printed, with units as written and as meant."""
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+
+
+def paper_name(model: str | None, published: dict[str, Any]) -> str | None:
+    """The paper's title of a model, or None where the paper does not have it."""
+    for title, names in published["models"].items():
+        if str(model).lower() in {name.lower() for name in names}:
+            return title
+    return None
+
+
+def study(records: Sequence[Record], published: dict[str, Any]) -> Study:
+    """Choose, for each of the paper's models, the configuration that is the paper's."""
+    envs = environments(records)
+
+    def rows_of(title: str) -> list[Record]:
+        return [r for r in records if paper_name(r.key.get("model"), published) == title]
+
+    base = {t: configuration(rows_of(t), envs, published, BASE_KINDS) for t in published["models"]}
+    rows = rows_of(published["ablation_model"])
+    free = {"precision": ("dtype",), "experts": ("experts",), "stack": ("stack",)}
+    ablation = {
+        name: configuration(rows, envs, published, (f"ablation-{name}",), free.get(name, ()))
+        for name in ("decoding", "context", "precision", "stack")
+    }
+    return Study(published, base, ablation, envs)

@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from lib import auditlatency, evidence, judge, stats
+from matplotlib.axes import Axes
+
+from lib import stats
 from lib.analysis import bounds
 from lib.analysis.series import Series
-from lib.evidence import ALL_EXPERTS, Evidence, Map
-from lib.published import RATE, Absent, Published, each
 from lib.records.record import Record, select
+from lib.show.figure import PALETTE, axes, labelled
 from lib.show.table import Column, Table
 from lib.show.wording import Finding, interval, short
 from lib.stats import Estimate
+from lib.studies import evidence, verdict
+from lib.studies.arxiv_2508_16700 import audit
+from lib.studies.evidence import ALL_EXPERTS, Evidence, Map
+from lib.studies.study import RATE, Absent, Published, each
 
 KINDS = ("environment", "card", "latency", "ablation-experts", "trace")  # of rows that are read
 
@@ -62,7 +68,7 @@ def _paper(p: Published, other: str) -> list[Rung]:
         return p.value(1, p.reference, RATE) / p.value(1, other, RATE)
 
     def slopes() -> float:
-        rates = [auditlatency.decode_tok_per_s(p, m, context) for m in (p.reference, other)]
+        rates = [audit.decode_tok_per_s(p, m, context) for m in (p.reference, other)]
         return rates[0] / rates[1]
 
     try:
@@ -196,7 +202,7 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estim
         if row is None or None in (row.value(name), row.value("decode_bytes")):
             return evidence.untold(row, name, "no trace of a decode step")
         size += bounds.read_beyond(row.values)
-    return stats.inverse(stats.exact(size, judge.COUNTED))
+    return stats.inverse(stats.exact(size, verdict.COUNTED))
 
 
 def table(found: Sequence[Rung], study: Published, other: str | None = None) -> Table:
@@ -221,3 +227,39 @@ def finding(found: Sequence[Rung], study: Published, other: str | None = None) -
     more = f" Not measured: {missing} of {len(found)} rungs." if missing else ""
     lead = f"{study.reference} against {other or study.others[0]} in throughput"
     return [Finding(lead, f"{said[:1].upper()}{said[1:]}.{more}")]
+
+
+def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
+    """Rungs of `lib.ladder`: a ratio with its interval each; one not measured says why."""
+    ax = axes(ax, figsize=(9.5, 1.1 + 0.42 * len(rungs)))
+    colors = {"paper": "0.35", "measured": PALETTE[0], "bytes": PALETTE[2]}
+    said = []
+    for place, rung in enumerate(rungs):
+        ratio, shade = rung.ratio, colors[rung.origin]
+        if ratio.value is None:
+            ax.text(
+                0.02,
+                place,
+                ratio.reason,
+                va="center",
+                fontsize=8,
+                color="0.35",
+                bbox={"fc": "white", "ec": "none", "pad": 1},
+                transform=ax.get_yaxis_transform(),
+            )
+            said.append("")
+            continue
+        if ratio.low is not None and ratio.high is not None:
+            ax.plot([ratio.low, ratio.high], [place, place], color=shade, lw=2, alpha=0.6)
+        ax.plot(ratio.value, place, "o", ms=7, color=shade, label=rung.name)
+        said.append(f"{ratio.value:.2f}×")
+    labelled(ax, title, "ratio of throughputs", "", legend=False)
+    ax.axvline(1, color="0.6", lw=1, ls=":")
+    ax.set_yticks(range(len(rungs)), [rung.name for rung in rungs])
+    ax.set_ylim(max(len(rungs), 1) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(range(len(rungs)), said)
+    right.tick_params(length=0)
+    right.spines["right"].set_visible(False)
+    return ax

@@ -1,0 +1,55 @@
+"""The tables of a report that no paper asked for: any models, any rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.analysis import ablations, experts, latency
+from lib.analysis.ablations import CHANGED
+from lib.analysis.energy import quantities
+from lib.analysis.energy import tables as energy_tables
+from lib.analysis.memory import tables as memory_tables
+from lib.records.record import Record
+from lib.show.table import Table, frame
+from lib.studies.arxiv_2508_16700 import kv_contribution
+
+
+def generic_tables(rows: Sequence[Record]) -> list[Table]:
+    """Every generic table that has rows."""
+    made = [
+        latency.table(rows),
+        memory_tables.table(rows),
+        energy_tables.table(rows),
+        quantities.table(rows),
+        experts.table(rows),
+        *(ablations.table(rows, n) for n in CHANGED),
+    ]
+    return [table for table in made if table.rows]
+
+
+def write_generic_csvs(
+    rows: Sequence[Record], out_dir: str | Path, more: Sequence[Table] = ()
+) -> list[Path]:
+    """tables/latency.csv, memory.csv, energy.csv, trace.csv ..., `more`: those that have rows."""
+    paths = []
+    for table in [*generic_tables(rows), *more]:
+        path = Path(out_dir) / "tables" / f"{table.name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def memory_ledgers(
+    rows: Sequence[Record], published: Mapping[str, Any] | None = None
+) -> list[Table]:
+    """The ledger's tables that have rows."""
+    made = (
+        memory_tables.parts(rows),
+        kv_contribution.contribution(rows, published),
+        memory_tables.per_token(rows),
+        memory_tables.predicted(rows),
+    )
+    return [found for found in made if found.rows]

@@ -1,0 +1,73 @@
+"""What the paper's "KV contribution" consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lib.analysis.memory.ledger import OLD, PARTS, above_bytes, card_of, ledger
+from lib.analysis.memory.tables import UNTOLD, _ratio, _with_notes, read
+from lib.analysis.metrics import MIB
+from lib.analysis.setups import build
+from lib.records.record import Record
+from lib.show.table import Column, Table, frame
+from lib.stats import Estimate
+from lib.studies.study import load_published, paper_name
+
+WITHOUT_128 = (
+    "contexts from 512 on: the study's baseline at 128 tokens lacks what libraries "
+    "keep after their first call"
+)
+
+
+def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = None) -> Table:
+    """What the study's files call KV cache (peak less what was allocated before), beside the same
+    difference measured here and what it consists of, in MiB (2^20 bytes)."""
+    data = load_published() if published is None else published
+
+    def reported(row: Record) -> float | None:
+        name = f"kv_reported_mib/{paper_name(row.key.get('model'), data)}/{row.key.get('context')}"
+        return data.get("released", {}).get(name, {}).get("value")
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row, printed = group[-1], reported(group[-1])
+        made = ledger(row, card_of(rows, row))
+        rest = [made.parts[n] for n in ("kv_behind", "activations", "padding")]
+        whole = None if made.parts["activations"] is None else sum(size or 0 for size in rest)
+        above = above_bytes(row)
+        return (
+            Estimate(printed, n=1, method="published", reason="a published number"),
+            read(above, "no peak", 1 / MIB),
+            read(_ratio(above, printed * MIB), "no peak"),
+            read(row.value("predicted_bytes"), row.missing.get("predicted_bytes", OLD), 1 / MIB),
+            *(read(made.parts[n], made.reasons[n], 1 / MIB) for n in shown),
+            read(whole, made.reasons["activations"], 1 / MIB),
+            row.value("peak_in") or "–",
+        )
+
+    shown = ("kv", "logits", "experts")
+    columns = [
+        Column("published", "MiB", measured=False),
+        Column("peak above baseline", "MiB"),
+        Column("measured / published"),
+        Column("predicted", "MiB"),
+        *(Column(PARTS[n], "MiB") for n in shown),
+        Column("rest", "MiB"),
+        Column("peak in", numeric=False),
+    ]
+    mine = [
+        r
+        for r in rows
+        if r.kind == "environment"
+        or (r.kind == "memory-paper" and not r.error and reported(r) is not None)
+    ]
+    title = "What the paper's KV contribution consists of"
+    made = build("kv-contribution", title, mine, ("memory-paper",), ("context",), columns, cells)
+    return _with_notes(made, WITHOUT_128, UNTOLD)
+
+
+def contribution_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`contribution` as a DataFrame; empty for models that the paper does not have."""
+    return frame(contribution(rows))

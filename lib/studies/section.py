@@ -1,0 +1,150 @@
+"""The report's part on a published study: ladder, rankings, claims ledger and table 13, as HTML."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from lib.records.record import Record
+from lib.show import figure as show_figure
+from lib.show import table as show_table
+from lib.show import wording
+from lib.show.html import figure, grid_html
+from lib.show.table import Table, frame
+from lib.show.wording import Finding
+from lib.studies import claims
+from lib.studies import study as studies_study
+from lib.studies.arxiv_2508_16700 import governance as lib_governance
+from lib.studies.arxiv_2508_16700 import ladder as lib_ladder
+from lib.studies.arxiv_2508_16700 import rankings as lib_rankings
+from lib.studies.html import _prose, governance_html, ledger_html
+from lib.studies.paper_tables import PaperTable
+from lib.studies.study import Published, paper_name
+
+
+@dataclass(frozen=True)
+class Part:
+    """HTML of each piece, the files that were written, and sentences for the abstract."""
+
+    ladder: str
+    rankings: str
+    ledger: str
+    governance: str
+    files: list[Path]
+    findings: list[Finding]
+
+
+def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Part | None:
+    """Everything of the study beside the rows; None where none of its models was measured."""
+    mine = [
+        r for r in records if r.kind == "environment" or paper_name(r.key.get("model"), study.data)
+    ]
+    entries = claims.ledger(mine, study)
+    if not entries:
+        return None
+    rungs, orders = lib_ladder.rungs(mine, study), lib_rankings.rankings(mine, study)
+    tables = [lib_ladder.table(rungs, study), lib_rankings.table(orders)]
+    files = [
+        *claims.write_csv(entries, out_dir),
+        *lib_governance.write_csv(study, out_dir),
+        *(_write(table, out_dir) for table in tables),
+    ]
+    picture = show_figure.html(
+        lib_ladder.ladder(rungs, tables[0].title), lib_ladder.reads(mine, study)
+    )
+    return Part(
+        ladder=picture + grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
+        rankings=rankings_html(tables[1]),
+        ledger=ledger_html(entries),
+        governance=governance_html(study),
+        files=files,
+        findings=[*lib_ladder.finding(rungs, study), *claims.finding(entries)],
+    )
+
+
+def ledger_text(records: Sequence[Record]) -> str:
+    """The claims ledger as Markdown, for a notebook."""
+    return show_table.markdown(claims.table(claims.ledger(records, studies_study.load())))
+
+
+def ladder_figure(records: Sequence[Record]) -> Axes:
+    """The ratio ladder as a figure."""
+    study = studies_study.load()
+    rungs = lib_ladder.rungs(records, study)
+    return lib_ladder.ladder(rungs, lib_ladder.table(rungs, study).title)
+
+
+def show_ladder(records: Sequence[Record]) -> None:
+    """The ratio ladder with its caption, in a notebook."""
+    show_figure.show(ladder_figure(records), lib_ladder.reads(records, studies_study.load()))
+
+
+def ladder_text(records: Sequence[Record]) -> str:
+    """The rungs of the ladder with their causes as Markdown, for a notebook."""
+    study = studies_study.load()
+    return show_table.markdown(lib_ladder.table(lib_ladder.rungs(records, study), study))
+
+
+def rankings_text(records: Sequence[Record]) -> str:
+    """The rankings as Markdown, for a notebook."""
+    return show_table.markdown(
+        lib_rankings.table(lib_rankings.rankings(records, studies_study.load()))
+    )
+
+
+def _write(table: Table, out_dir: str | Path) -> Path:
+    path = Path(out_dir) / "tables" / f"{table.name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")
+    return path
+
+
+def rankings_html(table: Table) -> str:
+    """The rankings, one place a line."""
+    head = "".join(f'<th scope="col" class="text">{escape(c.title)}</th>' for c in table.columns)
+    body = ""
+    for metric, *cells in table.rows:
+        lines = (
+            "".join(f"<div>{escape(part)}</div>" for part in cell.split("; ")) for cell in cells
+        )
+        body += f'<tr><th scope="row">{escape(metric)}</th>'
+        body += "".join(f"<td>{cell}</td>" for cell in lines) + "</tr>"
+    note = f'<p class="note">{escape(table.notes[0].capitalize())}.</p>'
+    caption = f"<b>{escape(table.title)}.</b>{note}"
+    return _prose(figure("rankings", caption, f"<tr>{head}</tr>", body))
+
+
+def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
+    """How far the measured values lie from the printed ones, by quantity."""
+    if not tables:
+        return []
+    groups = {
+        "peak memory (table 5)": (5,),
+        "times and throughput (tables 1 to 3)": (1, 2, 3),
+        "energy per token (table 7)": (7,),
+    }
+    said = []
+    for name, numbers in groups.items():
+        ratios = [
+            c.ratio.value
+            for t in tables
+            if t.number in numbers
+            for c in t.cells
+            if c.ratio.value is not None and not c.column.startswith("Δ")
+        ]
+        if ratios:
+            low, high = min(ratios), max(ratios)
+            said.append(
+                f"{name} {statistics.median(ratios):.2f}× the paper's in the median of "
+                f"{len(ratios)} cells, from {low:.2f}× to {high:.2f}×"
+            )
+    lead = "Against the paper"
+    if not said:
+        return [Finding(lead, "No cell of the paper's tables was measured.")]
+    text = wording.listed(said)
+    return [Finding(lead, f"{text[:1].upper()}{text[1:]}.")]
