@@ -21,12 +21,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib import files, params
+from lib import files
 from lib.analysis import cost
 from lib.files import ParamsError, resolve
-from lib.lease import BusyError
-from lib.preflight import PreflightError
-from lib.tally import say
+from lib.run import profiles
+from lib.run.console import say
+from lib.run.lease import BusyError
+from lib.run.preflight import PreflightError
 
 BAD_INPUT = (ValueError, OSError, RuntimeError)
 # A run has more to say: whatever else it raises is a fault of ours, shown whole.
@@ -35,8 +36,8 @@ REFUSED = (ParamsError, PreflightError, BusyError)
 
 def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
-    from lib import run
     from lib.report import document as report
+    from lib.run import loop as run
 
     os.environ["JUPYTER_PATH"] = run.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
@@ -46,7 +47,7 @@ def make_report(args: argparse.Namespace) -> int:
         page = run.rebuild(resolve(args.source), out_dir, write_report)
         say(f"report: {files.short(page)}")
         return 0
-    profile = params.profile(args.profile, {key: getattr(args, key) for key in params.SLICES})
+    profile = profiles.profile(args.profile, {key: getattr(args, key) for key in profiles.SLICES})
     return run.run(
         profile,
         out_dir,
@@ -164,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("report", make_report, errors=REFUSED)
     one.add_argument("--profile", default="demo")
-    for name in params.SLICES:
+    for name in profiles.SLICES:
         one.add_argument(f"--{name}", default="", help="comma or space separated")
     one.add_argument("--out", type=Path, help="default: outputs/<profile>")
     one.add_argument("--from", dest="source", type=Path, help="only rebuild a report")

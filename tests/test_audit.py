@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from lib import files, kernels, manifest, params, run
+from lib import files
 from lib.__main__ import main
+from lib.run import job as run_job
+from lib.run import kernel, plan, profiles
 from lib.studies import audit
 from lib.studies import study as studies_study
 from lib.studies.arxiv_2508_16700 import audit as arxiv_2508_16700_audit
@@ -512,7 +514,9 @@ def test_curves_are_the_printed_values_and_the_slopes(paper):
 
 
 def test_the_audit_starts_without_torch():
-    code = "import sys, lib.audit; sys.exit(bool({'torch', 'transformers'} & {*sys.modules}))"
+    code = (
+        "import sys, lib.studies.audit; sys.exit(bool({'torch', 'transformers'} & {*sys.modules}))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -569,9 +573,9 @@ def test_the_command_line_ends_with_0_unless_facts_differ(tmp_path, capsys, pape
         assert f"{facts} of {facts} equal" in capsys.readouterr().out
 
 
-def job(tmp_path: Path) -> manifest.Task:
-    profile = params.profile("paper", {"notebooks": "audit"})
-    (task,) = manifest.plan(profile, tmp_path)
+def job(tmp_path: Path) -> plan.Task:
+    profile = profiles.profile("paper", {"notebooks": "audit"})
+    (task,) = plan.plan(profile, tmp_path)
     return task
 
 
@@ -579,7 +583,7 @@ def test_the_notebook_runs_once_over_all_models(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     task = job(tmp_path)
     assert task.folder == tmp_path / "_all" / "audit" and task.reads == tmp_path
-    told = run.run_job(task, sha="x", env=kernels.kernel_env(offline=True))
+    told = run_job.run_job(task, sha="x", env=kernel.kernel_env(offline=True))
     assert (told["status"], told["error"]) == ("ok", None)
     cells = json.loads((task.folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = [o for c in cells for o in c.get("outputs", ())]
@@ -596,16 +600,16 @@ def test_a_changed_study_is_another_job(tmp_path):
     study = tmp_path / "study.yaml"
     study.write_text("a: 1\n")
     task.parameters["published"] = str(study)
-    before = manifest.job_sha(task, "cpu", models)
-    assert manifest.job_sha(task, "cpu", models) == before
+    before = plan.job_sha(task, "cpu", models)
+    assert plan.job_sha(task, "cpu", models) == before
     study.write_text("a: 2\n")
-    assert manifest.job_sha(task, "cpu", models) != before
+    assert plan.job_sha(task, "cpu", models) != before
 
 
 def test_only_the_papers_profile_audits():
     have = {
-        name: "audit" in params.profile(name, {"models": "tiny-yi"}).notebooks
-        for name in params.profiles(ROOT / "params")
+        name: "audit" in profiles.profile(name, {"models": "tiny-yi"}).notebooks
+        for name in profiles.profiles(ROOT / "params")
     }
     assert have == {"demo": False, "gpu": False, "paper": True}
 

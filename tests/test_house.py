@@ -50,7 +50,7 @@ PLAIN = {
 }
 READING = ("analysis", "show", "studies", "report", "records")
 CUDA = {"lib.hardware.device", "lib.stacks.graph"}
-NVML = {"lib.hardware.board", "lib.hardware.power_sampler", "lib.lease"}
+NVML = {"lib.hardware.board", "lib.hardware.power_sampler", "lib.run.lease"}
 TRITON = {"lib.stacks.triton_kernels"}
 HEAVY = {"torch", "transformers", "accelerate", "gguf"}
 

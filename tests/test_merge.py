@@ -8,13 +8,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib import files, kernels, params, portable
-from lib import run as lib_run
+from lib import files
 from lib.__main__ import main
 from lib.files import ParamsError
 from lib.records import jobs, record, slices, store
 from lib.records.record import Record
 from lib.report import document, provenance
+from lib.run import kernel, profiles, scrub
+from lib.run import loop as lib_run
 
 
 def at(second: int) -> str:
@@ -182,7 +183,7 @@ class Bench:
             "models": ["m/m"],
         }
         (self.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
-        made = params.profile(
+        made = profiles.profile(
             "tiny", params_dir=self.folder / "params", notebooks_dir=self.folder / "notebooks"
         )
         return lib_run.run(
@@ -204,13 +205,13 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """A counter stands for what differs between two runs: the speed of the host."""
-    made, execute = Bench(tmp_path), kernels.execute
+    made, execute = Bench(tmp_path), kernel.execute
 
     def counting(source, output, values, **options):
         made.take += 1
         return execute(source, output, values | {"take": made.take}, **options)
 
-    monkeypatch.setattr(kernels, "execute", counting)
+    monkeypatch.setattr(kernel, "execute", counting)
     return made
 
 
@@ -268,10 +269,10 @@ def test_a_folder_outside_the_repository_is_not_named(bench):
 
 def test_folders_of_this_machine_get_names(tmp_path):
     home, root = Path("/srv/ann"), Path("/srv/ann/book")
-    known = portable.names(Path("/data/run"), home=home, root=root)
+    known = scrub.names(Path("/data/run"), home=home, root=root)
 
     def told(said: str) -> str:
-        return portable.text(said, known)
+        return scrub.text(said, known)
 
     assert told("/data/run/m/x.jsonl, /data/runner") == "<out>/m/x.jsonl, /data/runner"
     assert told('File "/srv/ann/book/lib/a.py", line 1') == 'File "lib/a.py", line 1'
@@ -279,9 +280,9 @@ def test_folders_of_this_machine_get_names(tmp_path):
     assert told("https://example.org/srv/ann") == "https://example.org/srv/ann"
     coloured = "File \x1b[32m/srv/ann/book/lib/x.py:3\x1b[39m, \x1b[1;34m/srv/ann/y\x1b[0m"
     assert told(coloured) == "File \x1b[32mlib/x.py:3\x1b[39m, \x1b[1;34m~/y\x1b[0m"
-    assert portable.values({"a": ["/srv/ann", 1, None]}, known) == {"a": ["~", 1, None]}
-    inside = portable.names(root / "outputs", home=home, root=root)
-    assert portable.text(f"{root}/outputs/x", inside) == "outputs/x"
+    assert scrub.values({"a": ["/srv/ann", 1, None]}, known) == {"a": ["~", 1, None]}
+    inside = scrub.names(root / "outputs", home=home, root=root)
+    assert scrub.text(f"{root}/outputs/x", inside) == "outputs/x"
 
 
 # --- whole folders

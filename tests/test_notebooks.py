@@ -15,13 +15,15 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import files, kernels, params, portable, run
-from lib import manifest as lib_manifest
+from lib import files
 from lib.hardware.host import cpu_name
 from lib.records import jobs, record, store
 from lib.report import document
+from lib.run import job as run_job
+from lib.run import kernel, loop, profiles, scrub
+from lib.run import plan as lib_manifest
+from lib.run.parameters import notebook_parameters
 from lib.show import figure as show_figure
-from lib.signatures import notebook_parameters
 
 ROOT = files.ROOT
 SOURCES = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -132,18 +134,18 @@ def test_no_measured_number_is_typed(source):
             assert not re.search(r"\d[.,]\d|\d ?%|\d ?[x×]\b|\d{3}", prose(cell)), cell.source
 
 
-@pytest.mark.parametrize("name", params.profiles(ROOT / "params"))
+@pytest.mark.parametrize("name", profiles.profiles(ROOT / "params"))
 def test_every_profile_gives_every_parameter(name):
-    profile = params.profile(name, {"models": MODEL})
+    profile = profiles.profile(name, {"models": MODEL})
     assert {"machine", *STUDY} <= profile.notebooks.keys() <= SOURCES.keys()
     for notebook in profile.notebooks:
         choice = None if notebook in jobs.CROSS_MODEL else profile.choices[0]
-        known = {*profile.parameters(notebook, choice), *params.FILLED_BY_RUNNER}
+        known = {*profile.parameters(notebook, choice), *profiles.FILLED_BY_RUNNER}
         assert known >= notebook_parameters(SOURCES[notebook]).keys()
 
 
 def test_the_papers_profile_is_the_papers_study():
-    profile = params.profile("paper")
+    profile = profiles.profile("paper")
     models = ["gpt-oss-20b", "Qwen3-32B", "Yi-34B"]
     assert [c.model for c in profile.choices if c.stack == "hf-eager"] == models
     # Again for energy where the GPU sets the pace.
@@ -244,9 +246,9 @@ class Results:
         (folder / "params").mkdir()
         shutil.copy(ROOT / "params" / "models.yaml", folder / "params")
         (folder / "params" / "tiny.yaml").write_text(json.dumps(TINY))
-        self.profile = params.profile("tiny", params_dir=folder / "params")
+        self.profile = profiles.profile("tiny", params_dir=folder / "params")
         self.out = folder / "out"
-        self.code = run.run(
+        self.code = loop.run(
             self.profile,
             self.out,
             check=lambda arms, env: None,
@@ -268,7 +270,7 @@ class Results:
         job = lib_manifest.Task(
             "start", None, "", "", SOURCES["start"], self.out / "_all" / "start", values, self.out
         )
-        run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
+        run_job.run_job(job, sha="x", env=kernel.kernel_env(offline=True))
         document.write_notebook_page(job.folder)
         return job
 
@@ -281,14 +283,14 @@ class Results:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    plain = kernels.kernel_env
+    plain = kernel.kernel_env
 
     def outside_pytest(**options):
         """Where this variable is set, a kernel does not record what its libraries write."""
         return {k: v for k, v in plain(**options).items() if k != "PYTEST_CURRENT_TEST"}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "kernel_env", outside_pytest)
+        patch.setattr(kernel, "kernel_env", outside_pytest)
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -314,8 +316,8 @@ def conclusion(nb):
 def test_it_runs_to_its_end(results, name):
     told = results.manifest(name)
     assert (told["status"], told["error"]) == ("ok", None)
-    known = portable.names(results.out)
-    assert told["parameters"] == portable.values(results.jobs[name].parameters, known)
+    known = scrub.names(results.out)
+    assert told["parameters"] == scrub.values(results.jobs[name].parameters, known)
     nb = results.notebook(name)
     assert all(cell.execution_count for cell in code(nb))
     assert {output.output_type for output in outputs(nb)} <= {"display_data", "execute_result"}, [
@@ -434,7 +436,7 @@ def test_the_first_notebook_runs_as_it_is(tmp_path):
     values = notebook_parameters(SOURCES["start"])
     folder = tmp_path / "out" / "_all" / "start"
     job = lib_manifest.Task("start", None, "", "", SOURCES["start"], folder, values)
-    told = run.run_job(job, sha="x", env=kernels.kernel_env(offline=True))
+    told = run_job.run_job(job, sha="x", env=kernel.kernel_env(offline=True))
     assert (told["status"], told["error"]) == ("ok", None)
     name = f"{values['model']} (experts grouped_mm)"
     assert f"- {name} at {values['context']} tokens" in conclusion(read(folder / "notebook.ipynb"))
@@ -445,7 +447,7 @@ def test_a_changed_parameter_changes_the_conclusion(results, tmp_path):
     changed = dataclasses.replace(
         job, parameters={**job.parameters, "context": 16}, folder=tmp_path / "ape"
     )
-    told = run.run_job(changed, sha="x", env=kernels.kernel_env(offline=True))
+    told = run_job.run_job(changed, sha="x", env=kernel.kernel_env(offline=True))
     assert told["status"] == "ok"
     before, after = (
         conclusion(results.notebook("ape")),
@@ -461,7 +463,7 @@ def test_a_parameter_that_finds_no_rows_stops_at_the_sanity_cell(results, tmp_pa
     wrong = dataclasses.replace(
         job, parameters={**job.parameters, "weights": "checkpoint"}, folder=tmp_path / "ape"
     )
-    told = run.run_job(wrong, sha="x", env=kernels.kernel_env(offline=True))
+    told = run_job.run_job(wrong, sha="x", env=kernel.kernel_env(offline=True))
     assert told["status"] == "failed"
     assert told["error"]["name"] == "AssertionError"
     assert "no rows of tiny-gpt-oss with checkpoint weights" in told["error"]["value"]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib import files, params
+from lib import files
 from lib.files import ParamsError, read_yaml
 from lib.records import kinds
-from lib.signatures import notebook_parameters
+from lib.run import profiles
+from lib.run.parameters import notebook_parameters
 
 LATENCY = """
 model = "tiny"  # name of the model
@@ -53,10 +54,10 @@ def notebook(folder: Path, name: str, source: str, tags: tuple[str, ...] = ("par
     return path
 
 
-def load(folder: Path, data: dict | str = GOOD, name: str = "demo", **slices) -> params.Profile:
+def load(folder: Path, data: dict | str = GOOD, name: str = "demo", **slices) -> profiles.Profile:
     text = data if isinstance(data, str) else yaml.safe_dump(data)
     (folder / "params" / "demo.yaml").write_text(text)
-    return params.profile(
+    return profiles.profile(
         name, slices, params_dir=folder / "params", notebooks_dir=folder / "notebooks"
     )
 
@@ -287,8 +288,8 @@ def test_relative_paths_count_from_the_repository(monkeypatch, tmp_path):
 
 def test_the_stacks_and_weights_are_those_that_the_library_has():
     """Read from the source: importing them would load torch."""
-    decode = (files.ROOT / "lib" / "decode.py").read_text()
-    models = (files.ROOT / "lib" / "models.py").read_text()
+    decode = (files.ROOT / "lib" / "stacks" / "registry.py").read_text()
+    models = (files.ROOT / "lib" / "models" / "load.py").read_text()
     for stack in kinds.STACKS:
         assert f'"{stack}": ' in decode.split("STACKS: dict")[1]
     assert f"WEIGHTS = {json.dumps(kinds.WEIGHTS)}".replace("[", "(").replace("]", ")") in models

@@ -17,11 +17,14 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from lib import files, kernels, lease, params, preflight, processes
-from lib import manifest as lib_manifest
-from lib import run as lib_run
+from lib import files
 from lib.__main__ import main
 from lib.records import store
+from lib.run import job as run_job
+from lib.run import kernel as run_kernel
+from lib.run import lease, preflight, processes, profiles
+from lib.run import loop as lib_run
+from lib.run import plan as lib_manifest
 
 ROOT = files.ROOT
 RECORD = (
@@ -94,8 +97,8 @@ class Bench:
     def source(self, name: str) -> Path:
         return self.folder / "notebooks" / f"{name}.ipynb"
 
-    def profile(self, **slices: str) -> params.Profile:
-        return params.profile(
+    def profile(self, **slices: str) -> profiles.Profile:
+        return profiles.profile(
             "tiny",
             slices,
             params_dir=self.folder / "params",
@@ -120,10 +123,10 @@ class Bench:
         code = textwrap.dedent(f"""
             import sys
             from pathlib import Path
-            from lib import params, run
-            profile = params.profile("tiny", params_dir={str(self.folder / "params")!r},
+            from lib.run import loop, profiles
+            profile = profiles.profile("tiny", params_dir={str(self.folder / "params")!r},
                                      notebooks_dir={str(self.folder / "notebooks")!r})
-            sys.exit(run.run(profile, Path({str(self.out)!r}), models_path=Path("none")))
+            sys.exit(loop.run(profile, Path({str(self.out)!r}), models_path=Path("none")))
         """)
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
@@ -316,12 +319,12 @@ def test_parameters_arrive_as_they_are(bench, tmp_path):
     )
     seen = tmp_path / "seen.json"
     make_notebook(bench.source("typed"), f'{head}\nseen = ""', cell)
-    outcome = kernels.execute(
+    outcome = run_kernel.execute(
         bench.source("typed"),
         tmp_path / "{out}.ipynb",
         {**AWKWARD, "seen": str(seen)},
-        env=kernels.kernel_env(offline=True),
-        watch=kernels.Watch(),
+        env=run_kernel.kernel_env(offline=True),
+        watch=run_kernel.Watch(),
     )
     assert outcome.status == "ok"
     assert json.loads(seen.read_text()) == list(AWKWARD.values())
@@ -333,7 +336,7 @@ def test_an_unknown_parameter_stops_before_any_work(bench):
     job = lib_manifest.plan(bench.profile(), bench.out)[0]
     wrong = dataclasses.replace(job, parameters={**job.parameters, "nmber": 2})
     with pytest.raises(files.ParamsError, match="'nmber'; did you mean 'number'"):
-        lib_run.run_job(wrong, sha="x", env={})
+        run_job.run_job(wrong, sha="x", env={})
     assert not bench.out.exists()
 
 
@@ -425,10 +428,10 @@ def test_an_interrupted_repetition_leaves_the_finished_job(bench):
     before = bench.manifest("first")
     bench.write(first="hang")
     job = lib_manifest.plan(bench.profile(), bench.out)[0]
-    stop = lib_run.Stop()
+    stop = run_job.Stop()
     timer = threading.Timer(4, stop, [signal.SIGINT])
     timer.start()
-    told = lib_run.run_job(job, sha="x", env=kernels.kernel_env(offline=True), stop=stop)
+    told = run_job.run_job(job, sha="x", env=run_kernel.kernel_env(offline=True), stop=stop)
     assert told["status"] == "interrupted"
     assert bench.manifest("first") == before
     assert not (bench.job("first") / store.PARTIAL).exists()
@@ -465,7 +468,7 @@ def test_a_reader_never_sees_half_a_file(bench):
 def test_two_runs_cannot_share_a_gpu_or_a_folder(tmp_path):
     two = [lease.Gpu("GPU-1", "A"), lease.Gpu("GPU-2", "B")]
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom lib import lease\n"
+        "import sys, time\nfrom pathlib import Path\nfrom lib.run import lease\n"
         f"with lease.lease([lease.Gpu('GPU-1', 'A')], folder=Path({str(tmp_path)!r})):\n"
         "    print('held', flush=True)\n    time.sleep(600)\n"
     )
@@ -546,7 +549,7 @@ def test_the_preflight_names_every_model_that_cannot_run():
 
 @pytest.mark.parametrize("name", ["paper", "demo"])
 def test_every_arm_of_a_profile_fits_the_positions_of_its_model(name, tmp_path):
-    profile = params.profile(name, {"weights": "random"})
+    profile = profiles.profile(name, {"weights": "random"})
     arms = preflight.arms(lib_manifest.plan(profile, tmp_path))
     assert arms and preflight.check(arms, device=SimpleNamespace(free_bytes=lambda: None)) == []
 

@@ -17,7 +17,7 @@ needs_triton = pytest.mark.skipif(
 
 ATTENDED = """
 import torch
-from lib import tiles
+from lib.stacks import triton_kernels
 torch.manual_seed(0)
 batch, groups, heads, width, length, seen, window = {shape}
 query = torch.randn(batch, groups, heads, width)
@@ -26,10 +26,10 @@ sinks = torch.randn(groups * heads)
 mask = torch.zeros(batch, 1, 1, length)
 mask[..., seen:] = torch.finfo(mask.dtype).min
 scores = (query @ key.transpose(2, 3) * 0.3)[..., :seen]
-found = tiles.attended(query, key, value, mask, sinks=None, scale=0.3, window=window)
+found = triton_kernels.attended(query, key, value, mask, sinks=None, scale=0.3, window=window)
 wanted = scores.softmax(-1) @ value[:, :, :seen]
 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-found = tiles.attended(query, key, value, mask, sinks=sinks, scale=0.3, window=window)
+found = triton_kernels.attended(query, key, value, mask, sinks=sinks, scale=0.3, window=window)
 scores = torch.cat([scores, sinks.view(groups, heads, 1).expand(batch, -1, -1, -1)], -1)
 wanted = scores.softmax(-1)[..., :-1] @ value[:, :, :seen]
 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -37,14 +37,14 @@ torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 PRODUCTS = """
 import torch
-from lib import tiles
+from lib.stacks import triton_kernels
 torch.manual_seed(0)
 size, columns, shared, transposed = {shape}
 index = torch.tensor([3, 1, 5, 0])
 weight = torch.randn(6, size, columns)
 inputs = torch.randn(4 // shared, size)
 given = weight if transposed else weight.transpose(1, 2).contiguous()
-found = tiles.products(inputs, given, index, transposed=transposed).sum(1)
+found = triton_kernels.products(inputs, given, index, transposed=transposed).sum(1)
 wanted = torch.einsum("ki,kio->ko", inputs.repeat_interleave(shared, 0), weight[index])
 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
 """

@@ -1,6 +1,6 @@
 """Generic tables of any models: rows -> a table of estimates -> a DataFrame, a CSV or HTML.
 
-The paper's own tables are in `lib.papertables`. Every number keeps its interval, its n and its
+The paper's own tables are in `studies.paper_tables`. Every number keeps its interval, its n and its
 method; what was not measured is there with its reason.
 """
 

@@ -224,7 +224,7 @@ def active_billion(series: Series, context: int = 0, new_tokens: int = 0) -> Est
 
 
 def _efficiency(series: Series, context: int, new_tokens: int, name: str) -> Estimate:
-    """One quotient of `lib.ape` on nominal active parameters."""
+    """One quotient of `analysis.efficiency` on nominal active parameters."""
     active = active_billion(series)
     if active.value is None:
         return active

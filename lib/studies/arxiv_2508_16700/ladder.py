@@ -230,7 +230,7 @@ def finding(found: Sequence[Rung], study: Published, other: str | None = None) -
 
 
 def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
-    """Rungs of `lib.ladder`: a ratio with its interval each; one not measured says why."""
+    """The rungs as a figure: a ratio with its interval each; one not measured says why."""
     ax = axes(ax, figsize=(9.5, 1.1 + 0.42 * len(rungs)))
     colors = {"paper": "0.35", "measured": PALETTE[0], "bytes": PALETTE[2]}
     said = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import short
-from lib.manifest import Task
+from lib.run.plan import Task
 
 
 @dataclass

@@ -19,10 +19,10 @@ from typing import Any
 
 from lib.files import ROOT, file_sha, resolve, short, write_json
 from lib.models.entries import models
-from lib.params import Choice, Profile
 from lib.records import store
 from lib.records.jobs import BEFORE_MODELS, CROSS_MODEL, SECOND_PASS
 from lib.records.store import ALL, PARTIAL, _sha
+from lib.run.profiles import Choice, Profile
 
 PACKAGES = (
     "torch",

@@ -18,7 +18,7 @@ from lib.files import ParamsError, read_yaml, unknown
 from lib.models.entries import models
 from lib.records.jobs import CROSS_MODEL
 from lib.records.kinds import DTYPES, STACKS, WEIGHTS
-from lib.signatures import check_parameters, notebook_parameters
+from lib.run.parameters import check_parameters, notebook_parameters
 
 __all__ = ["Choice", "ParamsError", "Profile", "models", "profile"]
 

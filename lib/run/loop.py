@@ -1,124 +1,24 @@
-"""One job: lease a GPU, run a notebook by papermill, write run.json. And the loop over jobs."""
+"""The loop over jobs: plan, lease a GPU, check, run what is not finished, say how it went."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib import files, kernels, lease, manifest, portable, preflight, staging
+from lib import files
 from lib.files import ParamsError, short
-from lib.manifest import Task
-from lib.params import Profile
-from lib.records import slices, store
-from lib.signatures import check_parameters, notebook_parameters
-from lib.tally import Tally, say
+from lib.records import store
+from lib.run import kernel, lease, plan, preflight
+from lib.run.console import Tally, say
+from lib.run.job import Stop, run_job
+from lib.run.plan import Task
+from lib.run.profiles import Profile
 
 OFFLINE_PROFILES = ("demo",)
-
-
-@dataclass
-class Stop:
-    """What SIGINT and SIGTERM do: end the kernel of the job in progress, then the loop."""
-
-    watch: kernels.Watch | None = None
-    signum: int = 0
-    asked: int = 0
-
-    def __call__(self, signum: int, frame: object = None) -> None:
-        self.signum, self.asked = self.signum or signum, self.asked + 1
-        if self.watch is None or self.asked > 2:
-            raise SystemExit(128 + signum)
-        self.watch.stop(signal.Signals(signum).name)
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[Stop]:
-        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        old = {name: signal.signal(getattr(signal, name), self) for name in names}
-        try:
-            yield self
-        finally:
-            for name, handler in old.items():
-                signal.signal(getattr(signal, name), handler)
-
-
-def run_job(
-    job: Task,
-    *,
-    sha: str,
-    gpu: str = "cpu",
-    env: dict[str, str],
-    timeout_s: float | None = None,
-    stop: Stop | None = None,
-    force: bool = False,
-) -> dict[str, Any]:
-    """Execute one notebook and record how it ended; returns the manifest.
-
-    Notebook and records appear in the job's folder only when the run ends. Rows of earlier runs
-    that were not measured again are kept, unless `force`. A run that does not end well leaves a
-    finished one of before in `.previous/`; an interrupted one leaves it as is.
-    """
-    signature = notebook_parameters(job.source)
-    values = check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
-    stop, old, start = stop or Stop(), store.read(job.folder), _now()
-    staged = staging.begin(job.folder)
-    known = portable.names(job.out)
-    stop.watch = kernels.Watch()
-    try:
-        outcome = kernels.execute(
-            job.source,
-            staged / "notebook.ipynb",
-            values,
-            env=env,
-            watch=stop.watch,
-            timeout_s=timeout_s,
-            progress=sys.stderr.isatty(),
-        )
-        portable.files(staged.rglob("*"), known)
-        told = {
-            "status": outcome.status,
-            "error": portable.values(outcome.error, known),
-            "parameters": portable.values(values, known),
-            "job_sha": sha,
-            "notebook_sha": manifest.notebook_sha(job.source),
-            "lib_sha": manifest.lib_sha(),
-            "git": manifest.git_state(),
-            "env": manifest.environment(gpu),
-            "attempt": (old or {}).get("attempt", 0) + 1,
-            "start": start,
-            "end": _now(),
-        }
-        added = slices.Added() if force else slices.add_earlier(staged, job.folder, told)
-        told["earlier"] = list(added.earlier)
-        told["artefacts"] = store.artefacts(staged)
-        _settle(job.folder, old, told, added)
-    finally:
-        stop.watch = None
-    return told
-
-
-def _settle(
-    folder: Path, old: dict[str, Any] | None, told: dict[str, Any], added: slices.Added
-) -> None:
-    """Put files and manifest in place, in the order that a crash in between cannot make a lie."""
-    was_ok, is_ok = old is not None and old["status"] == "ok", told["status"] == "ok"
-    if was_ok and told["status"] == "interrupted":
-        staging.discard(folder)
-        return
-    if added.aside:
-        say(f"note: rows of before stay apart, in {short(folder / store.PREVIOUS)}: {added.aside}")
-    if not is_ok:
-        files.write_json(folder / "run.json", told)
-    keep_old = was_ok and (not is_ok or bool(added.aside))
-    staging.promote(folder, old, keep_old=keep_old, spent=is_ok and added.spent)
-    files.write_json(folder / "run.json", told)
 
 
 def run(
@@ -138,7 +38,7 @@ def run(
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
     store.refuse_released(out_dir)
-    jobs, stop = manifest.plan(profile, out_dir), Stop()
+    jobs, stop = plan.plan(profile, out_dir), Stop()
     with contextlib.ExitStack() as held:
         held.enter_context(stop.installed())
         folder = hashlib.sha256(str(out_dir.resolve()).encode()).hexdigest()[:12]
@@ -148,17 +48,17 @@ def run(
 
         def env_of(job: Task) -> dict[str, str]:
             offline = profile.name in OFFLINE_PROFILES or job.weights == "random"
-            return kernels.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+            return kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
 
         todo = [x for x in jobs if force or not _finished(x, name, models_path)]
         offline = profile.name in OFFLINE_PROFILES
-        env = kernels.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+        env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
         check(preflight.arms(todo), env)
-        manifest.record_plan(jobs, out_dir)
+        plan.record_plan(jobs, out_dir)
 
         tally = Tally(jobs)
         for job in jobs:
-            sha = manifest.job_sha(job, name, models_path)
+            sha = plan.job_sha(job, name, models_path)
             if not force and _keep(job, store.read(job.folder), sha, tally):
                 tally.skip(job)
                 continue
@@ -185,7 +85,7 @@ def run(
 
 
 def _finished(job: Task, gpu: str, models_path: Path) -> bool:
-    sha = manifest.job_sha(job, gpu, models_path)
+    sha = plan.job_sha(job, gpu, models_path)
     return store.is_finished(job.folder, store.read(job.folder), sha)
 
 
@@ -193,7 +93,7 @@ def _keep(job: Task, old: dict[str, Any] | None, sha: str, tally: Tally) -> bool
     """Skip this job? A reading notebook is repeated when code changed; a measuring one warns."""
     if not store.is_finished(job.folder, old, sha):
         return False
-    code = (manifest.notebook_sha(job.source), manifest.lib_sha())
+    code = (plan.notebook_sha(job.source), plan.lib_sha())
     runs = (old, *old.get("earlier", ()))
     same = {(told["notebook_sha"], told["lib_sha"]) for told in runs} == {code}
     if not same and job.reads:
@@ -234,10 +134,6 @@ def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, pa
     except Exception as error:  # whatever it is, the measurements are safe and must be listed
         first = (str(error).splitlines() or [""])[0]
         tally.fail(f"{what} of {short(path)}: {type(error).__name__}: {first}")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def rebuild(source: Path, out_dir: Path, write_report: Callable[..., Path]) -> Path:

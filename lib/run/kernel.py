@@ -20,8 +20,8 @@ from typing import IO, Any
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
-from lib import processes
 from lib.files import BATCH_VARIABLE, ROOT
+from lib.run import processes
 
 NOISE = (
     "without encryption",

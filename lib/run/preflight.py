@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lib.files import ROOT
-from lib.manifest import Task
+from lib.run.plan import Task
 
 
 class PreflightError(ValueError):
@@ -60,13 +60,12 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
     `models` and `device` stand in for `models.load.load` and the opened device in tests.
     """
     if models is None:
-        from lib.models import card as models_card
         from lib.models import load as models
     problems = []
     for arm in arms:
         try:
             card = models.card(arm["model"], dtype=arm["dtype"])
-            models_card.require_context(card, arm["context"], arm["new_tokens"])
+            models.require_context(card, arm["context"], arm["new_tokens"])
             where = device or _device(arm["device"])
             models.require_fits(card, where, _tokens(arm))
             if arm["weights"] != "random":
@@ -96,7 +95,7 @@ def check_apart(arms: list[dict[str, Any]], env: dict[str, str]) -> None:
     if not arms:
         return
     done = subprocess.run(
-        [sys.executable, "-m", "lib.preflight"],
+        [sys.executable, "-m", "lib.run.preflight"],
         input=json.dumps(arms),
         stdout=subprocess.PIPE,
         text=True,

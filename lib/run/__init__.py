@@ -1,0 +1,5 @@
+"""From a profile to run.json: what there is to run, one job, the loop over jobs.
+
+Imports `records`, `models`, `hardware`, `stacks` and `files`. Begin with `loop.run`; `job.run_job`
+is one notebook, `plan` is all of them, `kernel` the process in which one runs.
+"""

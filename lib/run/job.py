@@ -1,0 +1,160 @@
+"""One job: execute a notebook, put its results in place, write run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lib import files
+from lib.files import short, write_json
+from lib.records import slices, store
+from lib.records.store import PARTIAL, PREVIOUS
+from lib.run import kernel, plan, scrub
+from lib.run.console import say
+from lib.run.parameters import check_parameters, notebook_parameters
+from lib.run.plan import Task
+
+
+def begin(folder: Path) -> Path:
+    """An empty folder in the job's folder; what a notebook writes into it appears when it ends."""
+    discard(folder)
+    (folder / PARTIAL).mkdir(parents=True)
+    return folder / PARTIAL
+
+
+def discard(folder: Path) -> None:
+    """Drop what an unfinished run has left."""
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+
+
+def promote(folder: Path, old: dict[str, Any] | None, *, keep_old: bool, spent: bool) -> None:
+    """Put the files of the run that just ended in place, each by one atomic replacement.
+
+    `old` is the run.json of the one that they replace. With `keep_old` its files are kept in
+    `.previous/`; what that held before goes then, or where it is `spent`.
+    """
+    if keep_old or spent:
+        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+    staged = folder / PARTIAL
+    new = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+    names = [item["path"] for item in (old or {}).get("artefacts", ())]
+    for name in [name for name in map(Path, [*names, "notebook.html"]) if (folder / name).exists()]:
+        if keep_old:
+            (folder / PREVIOUS / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / name, folder / PREVIOUS / name)
+        if name not in new:
+            (folder / name).unlink()
+    if keep_old:
+        write_json(folder / PREVIOUS / "run.json", old)
+    for name in new:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (staged / name).replace(folder / name)
+    shutil.rmtree(staged)
+
+
+@dataclass
+class Stop:
+    """What SIGINT and SIGTERM do: end the kernel of the job in progress, then the loop."""
+
+    watch: kernel.Watch | None = None
+    signum: int = 0
+    asked: int = 0
+
+    def __call__(self, signum: int, frame: object = None) -> None:
+        self.signum, self.asked = self.signum or signum, self.asked + 1
+        if self.watch is None or self.asked > 2:
+            raise SystemExit(128 + signum)
+        self.watch.stop(signal.Signals(signum).name)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Stop]:
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        old = {name: signal.signal(getattr(signal, name), self) for name in names}
+        try:
+            yield self
+        finally:
+            for name, handler in old.items():
+                signal.signal(getattr(signal, name), handler)
+
+
+def run_job(
+    job: Task,
+    *,
+    sha: str,
+    gpu: str = "cpu",
+    env: dict[str, str],
+    timeout_s: float | None = None,
+    stop: Stop | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Execute one notebook and record how it ended; returns the manifest.
+
+    Notebook and records appear in the job's folder only when the run ends. Rows of earlier runs
+    that were not measured again are kept, unless `force`. A run that does not end well leaves a
+    finished one of before in `.previous/`; an interrupted one leaves it as is.
+    """
+    signature = notebook_parameters(job.source)
+    values = check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
+    stop, old, start = stop or Stop(), store.read(job.folder), _now()
+    staged = begin(job.folder)
+    known = scrub.names(job.out)
+    stop.watch = kernel.Watch()
+    try:
+        outcome = kernel.execute(
+            job.source,
+            staged / "notebook.ipynb",
+            values,
+            env=env,
+            watch=stop.watch,
+            timeout_s=timeout_s,
+            progress=sys.stderr.isatty(),
+        )
+        scrub.files(staged.rglob("*"), known)
+        told = {
+            "status": outcome.status,
+            "error": scrub.values(outcome.error, known),
+            "parameters": scrub.values(values, known),
+            "job_sha": sha,
+            "notebook_sha": plan.notebook_sha(job.source),
+            "lib_sha": plan.lib_sha(),
+            "git": plan.git_state(),
+            "env": plan.environment(gpu),
+            "attempt": (old or {}).get("attempt", 0) + 1,
+            "start": start,
+            "end": _now(),
+        }
+        added = slices.Added() if force else slices.add_earlier(staged, job.folder, told)
+        told["earlier"] = list(added.earlier)
+        told["artefacts"] = store.artefacts(staged)
+        _settle(job.folder, old, told, added)
+    finally:
+        stop.watch = None
+    return told
+
+
+def _settle(
+    folder: Path, old: dict[str, Any] | None, told: dict[str, Any], added: slices.Added
+) -> None:
+    """Put files and manifest in place, in the order that a crash in between cannot make a lie."""
+    was_ok, is_ok = old is not None and old["status"] == "ok", told["status"] == "ok"
+    if was_ok and told["status"] == "interrupted":
+        discard(folder)
+        return
+    if added.aside:
+        say(f"note: rows of before stay apart, in {short(folder / store.PREVIOUS)}: {added.aside}")
+    if not is_ok:
+        files.write_json(folder / "run.json", told)
+    keep_old = was_ok and (not is_ok or bool(added.aside))
+    promote(folder, old, keep_old=keep_old, spent=is_ok and added.spent)
+    files.write_json(folder / "run.json", told)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
