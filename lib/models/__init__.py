@@ -3,3 +3,7 @@
 Begin with `card` (what an architecture implies, nothing allocated) and `load` (a net on a device).
 `card`, `entries` and `formats` are plain data without torch, which the reading side uses too.
 """
+
+from lib import modules_of
+
+__getattr__, __dir__ = modules_of(__name__, __path__)

@@ -3,3 +3,7 @@
 Imports `records`, `models`, `hardware`, `stacks` and `files`. Begin with `loop.run`; `job.run_job`
 is one notebook, `plan` is all of them, `kernel` the process in which one runs.
 """
+
+from lib import modules_of
+
+__getattr__, __dir__ = modules_of(__name__, __path__)

@@ -3,3 +3,7 @@
 Imports `stats`, `records` and `files`; never torch. Begin with `table.Table`; `wording` says a
 number with its interval in a sentence, `page` is the shell of every HTML file.
 """
+
+from lib import modules_of
+
+__getattr__, __dir__ = modules_of(__name__, __path__)

@@ -1,1 +1,5 @@
 """What the energy rows say: `quantities` computes, the others show."""
+
+from lib import modules_of
+
+__getattr__, __dir__ = modules_of(__name__, __path__)

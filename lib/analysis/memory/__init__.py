@@ -1,1 +1,5 @@
 """What the memory rows say: `ledger` adds the bytes up, the others show."""
+
+from lib import modules_of
+
+__getattr__, __dir__ = modules_of(__name__, __path__)

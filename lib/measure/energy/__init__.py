@@ -2,3 +2,7 @@
 
 Begin with `sweep.sweep`; a window is measured in `windows.fill`.
 """
+
+from lib import modules_of
+
+__getattr__, __dir__ = modules_of(__name__, __path__)
