@@ -1,6 +1,7 @@
 """The command line behind the Makefile: python -m lib VERB.
 
 report   run the notebooks of a profile, or rebuild a report from records
+job      run one job of a profile by its name; without a name, list them
 merge    add the slices of several result folders up, job by job
 compare  ratios with intervals between two result sets
 bundle   a zip of a report and all it rests on
@@ -47,9 +48,8 @@ def make_report(args: argparse.Namespace) -> int:
         page = run.rebuild(resolve(args.source), out_dir, write_report)
         say(f"report: {files.short(page)}")
         return 0
-    profile = profiles.profile(args.profile, {key: getattr(args, key) for key in profiles.SLICES})
     return run.run(
-        profile,
+        profile_of(args),
         out_dir,
         force=args.force,
         timeout_s=args.timeout,
@@ -57,6 +57,30 @@ def make_report(args: argparse.Namespace) -> int:
         write_page=report.write_notebook_page,
         write_report=write_report,
     )
+
+
+def run_one(args: argparse.Namespace) -> int:
+    """Run one job, in a process of its own beside others; writes no report."""
+    from lib.run import loop, plan
+
+    out_dir = resolve(args.out or f"outputs/{args.profile}")
+    profile = profile_of(args)
+    if not args.name:
+        sys.stdout.write("".join(f"{job.name}\n" for job in plan.plan(profile, out_dir)))
+        return 0
+    return loop.run(
+        profile,
+        out_dir,
+        only=args.name,
+        force=args.force,
+        timeout_s=args.timeout,
+        wait=args.wait,
+    )
+
+
+def profile_of(args: argparse.Namespace) -> profiles.Profile:
+    """The profile that a command line names, with its slices."""
+    return profiles.profile(args.profile, {key: getattr(args, key) for key in profiles.SLICES})
 
 
 def merge_folders(args: argparse.Namespace) -> int:
@@ -164,16 +188,14 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     one = verb("report", make_report, errors=REFUSED)
-    one.add_argument("--profile", default="demo")
-    for name in profiles.SLICES:
-        one.add_argument(f"--{name}", default="", help="comma or space separated")
-    one.add_argument("--out", type=Path, help="default: outputs/<profile>")
+    add_run_options(one)
     one.add_argument("--from", dest="source", type=Path, help="only rebuild a report")
-    one.add_argument("--force", action="store_true", help="measure finished jobs again")
-    one.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")
     one.add_argument("--gpu-hour-usd", type=float, help="price: shows cost per token")
     one.add_argument("--kwh-usd", type=float, help="price: shows cost of energy per token")
-    one.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
+
+    one = verb("job", run_one, errors=REFUSED)
+    one.add_argument("name", nargs="?", metavar="NAME", help="its folder below the results")
+    add_run_options(one)
 
     one = verb("merge", merge_folders)
     one.add_argument("sources", nargs="+", metavar="FOLDER")
@@ -203,6 +225,17 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--study", type=Path, help="default: the study of this workbook")
     one.add_argument("--csv", type=Path, help="folder of the study's released CSV files")
     return top
+
+
+def add_run_options(verb: argparse.ArgumentParser) -> None:
+    """What to run and how, for all jobs or for one."""
+    verb.add_argument("--profile", default="demo")
+    for name in profiles.SLICES:
+        verb.add_argument(f"--{name}", default="", help="comma or space separated")
+    verb.add_argument("--out", type=Path, help="default: outputs/<profile>")
+    verb.add_argument("--force", action="store_true", help="measure finished jobs again")
+    verb.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")
+    verb.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
 
 
 def token_counts(text: str) -> tuple[int, ...]:

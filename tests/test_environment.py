@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from browser import chromium
 
+from tests.browser import chromium
 from tools import bootstrap, lock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def imports(source: str) -> Iterator[str]:
 
 
 def sources(folder: str) -> Iterator[str]:
-    yield from (path.read_text() for path in sorted((ROOT / folder).glob("*.py")))
+    yield from (path.read_text() for path in sorted((ROOT / folder).rglob("*.py")))
     for path in sorted((ROOT / folder).glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -129,7 +129,7 @@ def brought(names: set[str]) -> set[str]:
 @pytest.mark.parametrize("folder", ["lib", "notebooks", "tests", "tools"])
 def test_every_import_is_declared(folder):
     """Declared itself, or required by what is (tokenizers by transformers)."""
-    own = {"lib", "tests", "tools"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    own = {"lib", "tests", "tools"}
     declared = {bootstrap.parse(item)[0] for item in PROJECT["dependencies"]}
     if folder == "tests":
         declared |= DIRECT.keys()

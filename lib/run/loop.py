@@ -25,6 +25,7 @@ def run(
     profile: Profile,
     out_dir: Path,
     *,
+    only: str | None = None,
     force: bool = False,
     timeout_s: float | None = None,
     wait: bool = False,
@@ -35,14 +36,17 @@ def run(
 ) -> int:
     """Run every job of a profile that is not finished yet, then write the report.
 
+    `only` names one job, by its folder below `out_dir`; other processes may run others there.
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
     store.refuse_released(out_dir)
-    jobs, stop = plan.plan(profile, out_dir), Stop()
+    planned, stop = plan.plan(profile, out_dir), Stop()
+    jobs = planned if only is None else [named(planned, only)]
     with contextlib.ExitStack() as held:
         held.enter_context(stop.installed())
-        folder = hashlib.sha256(str(out_dir.resolve()).encode()).hexdigest()[:12]
-        held.enter_context(lease.lock(f"out-{folder}", what=short(out_dir), wait=wait))
+        own = out_dir if only is None else jobs[0].folder
+        folder = hashlib.sha256(str(own.resolve()).encode()).hexdigest()[:12]
+        held.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
         gpu = _lease_gpu(profile, jobs, held, wait)
         name = gpu.name if gpu else "cpu"
 
@@ -54,7 +58,7 @@ def run(
         offline = profile.name in OFFLINE_PROFILES
         env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
         check(preflight.arms(todo), env)
-        plan.record_plan(jobs, out_dir)
+        plan.record_plan(planned, out_dir)
 
         tally = Tally(jobs)
         for job in jobs:
@@ -82,6 +86,14 @@ def run(
     if stop.signum:
         return 128 + stop.signum
     return 0 if tally.all_good else 1
+
+
+def named(jobs: list[Task], name: str) -> Task:
+    """The job of that name, its folder below the results; an error names those that there are."""
+    by_name = {job.name: job for job in jobs}
+    if name not in by_name:
+        raise files.unknown("job", name, by_name)
+    return by_name[name]
 
 
 def _finished(job: Task, gpu: str, models_path: Path) -> bool:

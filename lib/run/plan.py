@@ -64,6 +64,11 @@ class Task:
         return f"{where} {self.notebook}"
 
     @property
+    def name(self) -> str:
+        """Its folder below all results, in posix form: what one job is called by."""
+        return self.folder.relative_to(self.out).as_posix()
+
+    @property
     def out(self) -> Path:
         """The folder of all results."""
         return self.folder.parents[1 if self.folder.parent.name == ALL else 2]
@@ -130,7 +135,7 @@ def record_plan(tasks: Iterable[Task], out_dir: Path) -> None:
     """Add the jobs to plan.json, so that a report can tell which are missing."""
     path = out_dir / "plan.json"
     known = json.loads(path.read_text(encoding="utf-8"))["jobs"] if path.exists() else []
-    named = [task.folder.relative_to(out_dir).as_posix() for task in tasks]
+    named = [task.name for task in tasks]
     write_json(path, {"jobs": sorted({*known, *named})})
 
 

@@ -1,0 +1,318 @@
+"""The bounds of decode and prefill, by numbers that a reader can check."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from lib.analysis import bounds
+from lib.models import card as models_card
+from lib.models.card import ModelCard
+from lib.records.record import KEY_FIELDS, Record, environment_record
+from lib.show.table import frame
+from tests.samples.records import key
+
+ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
+H100 = environment_record({"gpu": "NVIDIA H100 80GB HBM3", "copy_bytes_per_s": 3e12})
+GB = 10**9  # a step of one GB at 100 GB/s takes 10 ms: at most 100 tok/s
+# 1,100 active parameters, 100 of them the output matrix; one layer sees all, one the last two.
+CARD = ModelCard(
+    name="m",
+    model_type="toy",
+    dtype="bfloat16",
+    total_params=1200,
+    active_params=1100,
+    lookup_params=100,
+    routed_params=0,
+    weight_bytes=2400,
+    routed_bytes=0,
+    lookup_bytes=200,
+    layers=2,
+    hidden_size=10,
+    attention_heads=2,
+    kv_heads=1,
+    head_dim=3,
+    experts=0,
+    experts_per_token=0,
+    context_limit=100,
+    vocab_size=10,
+    kv_layers=((6, None), (6, 2)),
+    kv_element_bytes=2,
+)
+
+
+def rows(step_s, decode_bytes=GB, model="m", context=128, env=ENV, kind="latency", **changes):
+    """Calls of 10 and 20 tokens that take one second and `step_s` for each token."""
+    values = {"decode_bytes": decode_bytes, "decode_experts": changes.pop("decode_experts", None)}
+    return [
+        Record(
+            kind,
+            key(model, context=context, new_tokens=g, **changes),
+            {"e2e_s": [1 + g * step_s] * 3},
+            values,
+            env_id=env.env_id,
+        )
+        for g in (10, 20)
+    ]
+
+
+def ceilings(read=2e11, flop=1e12, env=ENV):
+    values = {"read_bytes_per_s": read, "matmul_flop_per_s": flop}
+    return Record("ceilings", dict.fromkeys(KEY_FIELDS), {}, values, env_id=env.env_id)
+
+
+def trace(useful, realised, context=512, experts="grouped_mm", **changes):
+    where = key("moe", context=context, new_tokens=None, experts=experts, **changes)
+    values = {"decode_bytes": useful, "decode_bytes_realised": realised}
+    return Record("trace", where, {}, values, env_id=ENV.env_id)
+
+
+def card_row(env=ENV):
+    return Record(
+        "card", {"model": "m", "dtype": "bfloat16"}, {}, CARD.as_dict(), env_id=env.env_id
+    )
+
+
+def lines(table):
+    return frame(table).to_dict("records")
+
+
+# --- the bound
+
+
+def test_the_bound_is_bandwidth_over_bytes():
+    assert models_card.bound_tok_per_s(2 * GB, 1e11) == 50
+
+
+def test_what_is_expected_before_measuring():
+    card = SimpleNamespace(decode_bytes=lambda context: GB + context * 10**6)
+    table = bounds.expected(card, [0, 1000], 1e11)
+    assert list(table.index) == [0, 1000]
+    assert list(table["a step reads (GB)"]) == [1, 2]
+    assert list(table["decode bound (tok/s)"]) == [100, 50]
+
+
+def test_without_ceilings_the_copy_stands_in_and_the_table_says_so():
+    table = bounds.utilisation([ENV, *rows(0.02)])
+    (line,) = lines(table)
+    assert line["decode throughput (tok/s)"] == pytest.approx(50)  # prefill is not in the slope
+    assert (line["a step reads (GB)"], line["bound (tok/s)"]) == (1, 100)
+    assert line["useful MBU, measured"] == pytest.approx(0.5)
+    assert any(
+        "copy (no ceilings were measured with these records) 100.0 GB/s" in note
+        for note in table.notes
+    )
+    assert "useful MBU, datasheet: 'G' is not in params/gpus.yaml" in " ".join(table.notes)
+    assert "useful MBU, datasheet" not in line
+
+
+def test_the_read_stream_of_the_same_card_is_the_measured_bandwidth():
+    other = environment_record({"gpu": "another", "copy_bytes_per_s": 1e10})
+    table = bounds.utilisation([ENV, other, ceilings(), ceilings(9e12, env=other), *rows(0.02)])
+    (line,) = lines(table)
+    assert line["bound (tok/s)"] == 200
+    assert line["useful MBU, measured"] == pytest.approx(0.25)
+    assert any("measured read stream 200.0 GB/s" in note for note in table.notes)
+
+
+def test_against_the_datasheet_of_a_known_card():
+    (line,) = lines(bounds.utilisation([H100, *rows(0.02, decode_bytes=33.5e9, env=H100)]))
+    assert line["useful MBU, datasheet"] == pytest.approx(0.5)  # 50/s x 33.5 GB of 3,350 GB/s
+
+
+def test_the_interval_is_that_of_the_throughput():
+    calls = rows(0.02)
+    noisy = [
+        Record(
+            r.kind,
+            r.key,
+            {"e2e_s": [t * f for f in (0.98, 1, 1.01, 1.02) for t in r.samples["e2e_s"]]},
+            r.values,
+            env_id=r.env_id,
+        )
+        for r in calls
+    ]
+    (arm,) = bounds.arms([ENV, *noisy])
+    share = arm.mbu(realised=False, datasheet=False)
+    assert share.low == pytest.approx(arm.steps_per_s.low / 100)
+    assert share.low < share.value < share.high
+    assert (share.n, share.method) == (24, arm.steps_per_s.method)
+
+
+def test_one_length_and_a_first_token_give_a_rate_without_an_interval():
+    first = Record(
+        "latency", key("m", context=128, new_tokens=1), {"ttft_s": [1.0] * 6}, env_id=ENV.env_id
+    )
+    (arm,) = bounds.arms([ENV, first, rows(0.02)[1]])  # 20 tokens in 1.4 s
+    assert arm.steps_per_s.value == pytest.approx(19 / 0.4)
+    assert arm.steps_per_s.low is None and "median TTFT" in arm.steps_per_s.method
+
+
+def test_a_batch_reads_once_and_gives_several_tokens():
+    """Ten steps a second of 2 GB at 100 GB/s: a fifth; four sequences: 40 tok/s of 200."""
+    batch = rows(0.1, decode_bytes=2 * GB, kind="batch", batch=4)
+    (line,) = lines(bounds.utilisation([ENV, *batch], "batch"))
+    assert line["batch"] == 4
+    assert line["decode throughput (tok/s)"] == pytest.approx(40)
+    assert line["bound (tok/s)"] == 200
+    assert line["useful MBU, measured"] == pytest.approx(0.2)
+
+
+def test_a_sweep_over_batches_is_not_pooled_with_single_calls():
+    both = [ENV, *rows(0.02), *rows(0.05, kind="batch")]
+    assert [arm.steps_per_s.value for arm in bounds.arms(both)] == [pytest.approx(50)]
+    assert [arm.steps_per_s.value for arm in bounds.arms(both, "batch")] == [pytest.approx(20)]
+    fast = [ENV, *rows(0.02), *rows(1 / 200, kind="batch", batch=2)]  # 200 GB/s from 100
+    assert len(bounds.violations(fast)) == 1
+
+
+def test_a_batch_must_read_the_experts_that_its_router_was_traced_to_choose():
+    """400 bytes of 4 experts: 100 each. Three were chosen, not the 3.5 of 4 that an even router
+    would choose for three tokens of half of the experts, and all four were read."""
+    card = replace(CARD, experts=4, experts_per_token=2, routed_bytes=400, kv_layers=())
+    assert card.experts_touched(3) == 3.5 and card.decode_bytes(15, 3) == 1800 + 350
+    known = Record(
+        "card", {"model": "moe", "dtype": "bfloat16"}, {}, card.as_dict(), env_id=ENV.env_id
+    )
+    values = {"decode_bytes": 2100, "decode_bytes_realised": 2200, "experts_chosen_decode": 3.0}
+    traced = Record("trace", key("moe", context=128, new_tokens=None, batch=3), {}, values)
+    mine = rows(0.1, 2150, model="moe", kind="batch", batch=3, decode_experts="grouped_mm")
+    (arm,) = bounds.arms([ENV, known, traced, *mine], "batch")
+    assert (arm.step_bytes, arm.realised_bytes) == (2100, 2200)
+    (arm,) = bounds.arms([ENV, known, *mine], "batch")
+    assert (arm.step_bytes, arm.realised_bytes) == (2150, None)
+
+
+def test_models_and_contexts_are_kept_apart():
+    """Pooled, the two models would give a slope that neither has."""
+    long = rows(0.05, model="b", context=512)
+    made = bounds.utilisation([ENV, *rows(0.02, model="a"), *rows(0.04, model="b"), *long])
+    found = [(line["model"], line["decode throughput (tok/s)"]) for line in lines(made)]
+    assert found == [("a", pytest.approx(50)), ("b", pytest.approx(25)), ("b", pytest.approx(20))]
+
+
+def test_stacks_are_kept_apart():
+    fast = rows(0.0125, stack="graph")
+    made = bounds.utilisation([ENV, *rows(0.02), *fast])
+    assert {line["stack"]: line["useful MBU, measured"] for line in lines(made)} == {
+        "graph": pytest.approx(0.8),
+        "hf-eager": pytest.approx(0.5),
+    }
+
+
+# --- what was really read
+
+
+def test_realised_bytes_are_those_of_the_experts_that_decode():
+    """Traced 2 GB more than needed at another context: this arm of 1.5 GB reads 3.5 GB."""
+    mine = rows(0.1, int(1.5 * GB), model="moe", decode_experts="batched_mm", experts="grouped_mm")
+    other, used = trace(GB, 9 * GB), trace(GB, 3 * GB, experts="batched_mm")
+    (arm,) = bounds.arms([ENV, other, used, *mine])
+    assert arm.mbu(realised=False, datasheet=False).value == pytest.approx(0.15)
+    assert arm.mbu(realised=True, datasheet=False).value == pytest.approx(0.35)
+    # The nearest context is preferred.
+    near = trace(GB, 4 * GB, context=128, experts="batched_mm")
+    (arm,) = bounds.arms([ENV, used, near, *mine])
+    assert arm.realised_bytes == 4.5 * GB
+
+
+def test_without_a_trace_of_these_experts_realised_is_missing_with_the_reason():
+    mine = rows(0.1, model="moe", decode_experts="batched_mm", experts="grouped_mm")
+    table = bounds.utilisation([ENV, trace(GB, 9 * GB), *mine])
+    assert "no trace of this model with experts batched_mm" in " ".join(table.notes)
+    assert "realised MBU, measured" not in lines(table)[0]
+
+
+# --- prefill
+
+
+def test_the_operations_of_a_prefill_by_hand():
+    # Of 4 tokens: 1,000 parameters for each and the output matrix once, two operations each.
+    linear = 2 * (1000 * 4 + 100)
+    # Pairs: 1 + 2 + 3 + 4 in the full layer, 1 + 2 + 2 + 2 in the other; 4 x 2 heads x 3.
+    assert models_card.prefill_flop(CARD, 4) == linear + 4 * 2 * 3 * (10 + 7)
+    assert models_card.prefill_flop(CARD, 4, batch=3) == 3 * models_card.prefill_flop(CARD, 4)
+
+
+def test_mfu_is_operations_over_time_and_rate():
+    operations = models_card.prefill_flop(CARD, 4)
+    first = Record(
+        "latency", key("m", context=4, new_tokens=1), {"ttft_s": [0.5] * 6}, env_id=H100.env_id
+    )
+    calls = [card_row(H100), first, *rows(0.02, context=4, env=H100)]
+    (arm,) = bounds.arms([H100, ceilings(flop=4 * operations, env=H100), *calls])
+    assert arm.mfu(datasheet=False).value == pytest.approx(0.5)  # half a second where 0.25 will do
+    assert arm.mfu(datasheet=True).value == pytest.approx(operations / 0.5 / 989.4e12)
+    (bare,) = bounds.arms([H100, *calls])
+    assert "no matrix product measured" in bare.mfu(datasheet=False).reason
+    (unknown,) = bounds.arms([H100, first, *rows(0.02, context=4, env=H100)])
+    assert "no full model card" in unknown.mfu(datasheet=True).reason
+
+
+def test_the_datasheets_rate_is_not_that_of_float32():
+    first = Record(
+        "latency",
+        key("m", context=4, new_tokens=1, dtype="float32"),
+        {"ttft_s": [0.5] * 6},
+        env_id=H100.env_id,
+    )
+    card = Record("card", {"model": "m", "dtype": "float32"}, {}, CARD.as_dict())
+    (arm,) = bounds.arms([H100, card, first, *rows(0.02, context=4, env=H100, dtype="float32")])
+    assert "bfloat16, this is float32" in arm.mfu(datasheet=True).reason
+
+
+# --- what cannot be
+
+
+def test_an_arm_that_beats_its_bound_is_named():
+    found = bounds.violations([ENV, *rows(0.02), *rows(0.005, context=512)])
+    assert found == ["m at 512: 200.0 steps/s beat the bound of 100.0 steps/s (measured copy)"]
+    table = bounds.utilisation([ENV, *rows(0.02), *rows(0.005, context=512)])
+    assert [line["remark"] for line in lines(table)] == ["", "impossible: faster than memory"]
+
+
+@pytest.mark.parametrize("step_s, violated", [(0.0100, 0), (0.0095, 0), (0.0089, 1)])
+def test_a_measured_stream_is_not_the_best_so_ten_percent_are_allowed(step_s, violated):
+    assert len(bounds.violations([ENV, *rows(step_s)])) == violated
+
+
+@pytest.mark.parametrize("step_s, violated", [(0.0101, 0), (0.0099, 1)])
+def test_the_datasheet_allows_nothing_above_it(step_s, violated):
+    fast = rows(step_s, decode_bytes=33.5e9, env=H100)  # 10 ms at 3,350 GB/s
+    assert len(bounds.violations([H100, *fast])) == violated
+
+
+@pytest.mark.parametrize("size, violated", [(4 * 52428800 - 1, 0), (4 * 52428800, 1)])
+def test_several_caches_full_must_come_from_memory(size, violated):
+    fast = [H100, *rows(1e-6, decode_bytes=size, env=H100)]
+    assert len(bounds.violations(fast)) == violated
+    (line,) = lines(bounds.utilisation(fast))
+    assert line["remark"] == (
+        "impossible: faster than memory"
+        if violated
+        else "faster than memory: a cache may hold a step's bytes"
+    )
+
+
+@pytest.mark.parametrize("size, violated", [(2**28 - 1, 0), (2**28, 1)])
+def test_where_the_cache_is_not_known_a_round_size_is_taken(size, violated):
+    fast = [ENV, *rows(1e-5, decode_bytes=size)]
+    assert len(bounds.violations(fast)) == violated
+    assert len(bounds.utilisation(fast).rows) == 1  # shown all the same
+
+
+def test_a_trace_that_claims_more_than_memory_can_give_is_a_bug_too():
+    mine = rows(0.02, 33.5e9, model="moe", env=H100, experts="loop")  # half of the datasheet
+    told = trace(33.5e9, 67.1e9, experts="loop")
+    assert len(bounds.violations([H100, told, *mine])) == 1
+
+
+def test_without_a_bandwidth_a_size_or_a_slope_there_is_no_bound():
+    bare = environment_record({"gpu": "G"})
+    assert bounds.violations([bare, *rows(1e-5, env=bare)]) == []
+    assert bounds.violations([ENV, *rows(1e-5, decode_bytes=None)]) == []
+    assert bounds.violations([ENV, *rows(1e-5)[:1]]) == []  # one length gives no slope
+    failed = [Record("latency", key("m"), error="OutOfMemoryError: x", env_id=ENV.env_id)]
+    assert bounds.violations([ENV, *failed]) == []
+    empty = bounds.utilisation([])
+    assert (empty.rows, empty.notes) == ((), ())

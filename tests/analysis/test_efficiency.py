@@ -1,0 +1,188 @@
+"""Ablations change one thing each and report failures; APE is four divisions with intervals."""
+
+import pytest
+
+from lib.analysis.efficiency import quotients, realised, table
+from lib.analysis.experts import experts_table
+from lib.analysis.metrics import ape
+from lib.measure import ablations
+from lib.records import store
+from lib.records.record import Record
+from lib.stats import Estimate, median, missing
+from tests.samples.records import key
+
+BASE = {"context": 512, "decoding": "greedy"}
+
+
+def run(tmp_path, arms, measure, **changes):
+    arguments = {
+        "base": BASE,
+        "failed_key": lambda **kw: {"model": "m", **kw},
+        "env_id": "e",
+        "records_path": tmp_path / "r.jsonl",
+    }
+    return ablations.run("ablation-x", arms, measure=measure, **{**arguments, **changes})
+
+
+def test_each_arm_changes_one_thing(tmp_path):
+    seen = []
+
+    def measure(kind, env_id, **arguments):
+        seen.append(arguments)
+        return Record(kind, arguments, env_id=env_id)
+
+    run(tmp_path, ablations.one_change("context", [512, 1024]), measure)
+    assert seen == [BASE, {**BASE, "context": 1024}]
+
+
+def test_a_failed_arm_is_a_row_with_its_error_and_the_rest_goes_on(tmp_path):
+    def measure(kind, env_id, context, decoding):
+        if context == 1024:
+            raise RuntimeError("out of memory\nmore lines")
+        return Record(kind, {"context": context}, env_id=env_id)
+
+    rows = run(tmp_path, ablations.one_change("context", [512, 1024, 2048]), measure)
+    assert [r.error for r in rows] == [None, "RuntimeError: out of memory", None]
+    assert rows[1].key["context"] == 1024 and rows[1].env_id == "e"
+    assert store.load(tmp_path / "r.jsonl") == rows
+
+
+def test_an_arm_that_sets_an_unknown_field_is_an_error_before_any_work(tmp_path):
+    with pytest.raises(KeyError, match="ctx"):
+        run(tmp_path, ablations.one_change("ctx", [1]), lambda **kw: pytest.fail("measured"))
+
+
+def test_ape_divides_by_active_billions_and_peak_gb():
+    tpot = Estimate(30.0, 28.0, 32.0, 10)
+    result = ape(
+        active_params=2_000_000_000,
+        output_tok_per_s=tpot,
+        ttft_s=median([0.5] * 6),
+        tok_per_j=Estimate(0.1, 0.09, 0.11, 6),
+        peak_bytes=40 * 10**9,
+    )
+    assert result.tok_per_s_per_b.value == 15 and result.tok_per_s_per_b.high == 16
+    assert result.inverse_ttft_per_s_per_b.value == 1  # 1 / 0.5 s / 2 B
+    assert result.tok_per_j_per_b.low == pytest.approx(0.045)
+    assert result.tok_per_s_per_gb.value == 0.75
+
+
+def test_ape_of_the_papers_own_inputs_gives_its_table_8():
+    result = ape(
+        active_params=3_610_000_000,
+        output_tok_per_s=Estimate(31.27),
+        ttft_s=Estimate(0.45972),
+        tok_per_j=Estimate(0.102),
+        peak_bytes=43_461 * 10**6,
+    )
+    assert result.tok_per_s_per_b.value == pytest.approx(8.664, abs=0.003)
+    assert result.inverse_ttft_per_s_per_b.value == pytest.approx(0.602, abs=0.001)
+    assert result.tok_per_j_per_b.value == pytest.approx(0.0283, abs=0.0001)
+    assert result.tok_per_s_per_gb.value == pytest.approx(0.719, abs=0.001)
+
+
+def test_ape_keeps_the_reason_of_what_is_missing():
+    result = ape(
+        active_params=10**9,
+        output_tok_per_s=Estimate(1.0),
+        ttft_s=Estimate(1.0),
+        tok_per_j=missing("no counter"),
+        peak_bytes=None,
+    )
+    assert result.tok_per_j_per_b.reason == "no counter"
+    assert result.tok_per_s_per_gb.value is None and result.tok_per_s_per_gb.reason
+    with pytest.raises(ValueError, match="positive"):
+        ape(
+            active_params=0,
+            output_tok_per_s=Estimate(1.0),
+            ttft_s=Estimate(1.0),
+            tok_per_j=Estimate(1.0),
+            peak_bytes=None,
+        )
+
+
+# --- on nominal and on realised parameters
+
+B = 10**9
+
+
+def rows(experts="all_experts", traced=8 * B, model="oss", context=64, **changes):
+    """Calls of 10 tokens in one second; 2 B parameters by architecture, `traced` in use."""
+    where = {"experts": experts, "context": context, "new_tokens": 10} | changes
+    made = [
+        Record("card", {"model": model}, values={"active_params": 2 * B}),
+        Record("latency", key(model, **where), {"e2e_s": [1.0] * 6}),
+    ]
+    if traced:
+        trace = key(model, experts=experts, context=8, new_tokens=None, batch=1)
+        made.append(Record("trace", trace, values={"active_params_realised": traced}))
+    return made
+
+
+def test_the_quotients_stand_on_nominal_and_below_on_realised_parameters():
+    nominal, used = table(rows()).to_dict("records")
+    assert (nominal["parameters"], used["parameters"]) == ("nominal", "realised")
+    assert (nominal["active (10^9)"], used["active (10^9)"]) == (2, 8)
+    assert nominal["APE-TPOT (tok/s per 10^9)"] == 5 == 4 * used["APE-TPOT (tok/s per 10^9)"]
+
+
+def test_without_a_trace_of_the_same_experts_there_is_no_realised_row():
+    (line,) = table(rows(traced=None)).to_dict("records")
+    assert line["parameters"] == "nominal"
+    other = [*rows(traced=None), *rows("loop", traced=3 * B)[2:]]
+    assert list(table(other)["parameters"]) == ["nominal"]
+    arm, trace = rows()[1:]
+    assert realised([trace], arm) == 8 * B
+    assert realised([Record("trace", trace.key | {"batch": 4}, {}, trace.values)], arm) is None
+
+
+def test_each_implementation_meets_its_own_trace():
+    both = [*rows("all_experts", 8 * B), *rows("loop", 2 * B)[1:]]
+    found = {
+        (x["experts"], x["parameters"]): x["active (10^9)"] for x in table(both).to_dict("records")
+    }
+    assert found == {
+        ("all_experts", "nominal"): 2,
+        ("all_experts", "realised"): 8,
+        ("loop", "nominal"): 2,
+        ("loop", "realised"): 2,
+    }
+
+
+def test_what_has_only_a_peak_is_no_row():
+    timed = rows("loop", 2 * B)
+    peaks = [
+        Record(
+            "memory-paper",
+            key("oss", experts=e, context=64, new_tokens=10),
+            {},
+            {"peak_bytes": 4 * B},
+        )
+        for e in ("loop", "all_experts")
+    ]
+    made = quotients([*timed, *peaks])
+    assert len(made.rows) == 2 and "experts" not in [c.title for c in made.columns]
+    assert table([*timed, *peaks])["TPOT/GB (tok/s per GB)"].tolist() == [2.5, 2.5]
+
+
+def test_experts_arms_per_parameter_in_use():
+    arms = [
+        Record(
+            "ablation-experts",
+            key("oss", experts=e, context=64, new_tokens=10),
+            {"e2e_s": [1.0] * 6},
+        )
+        for e in ("all_experts", "loop")
+    ]
+    failed = Record(
+        "ablation-experts",
+        key("oss", experts="batched_mm", context=64, new_tokens=10),
+        error="OutOfMemoryError: x",
+    )
+    lines = experts_table([*rows("all_experts", 8 * B), *arms, failed]).to_dict("records")
+    batched, loop, every = lines
+    assert every["APE-TPOT, nominal (tok/s per 10^9)"] == 5
+    assert every["APE-TPOT, realised (tok/s per 10^9)"] == 1.25
+    assert "not traced" in loop["missing"] and loop["APE-TPOT, nominal (tok/s per 10^9)"] == 5
+    assert "failed: OutOfMemoryError" in batched["missing"]
+    assert experts_table([]).empty

@@ -1,0 +1,168 @@
+"""The zip to send: what is inside, that it is the same twice, and what it refuses to carry."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from lib.__main__ import main
+from lib.files import ROOT, ParamsError
+from lib.report import bundle, document
+from tests.samples import records as sample
+
+ANN = [("user name", "ann"), ("host name", "ann-laptop"), ("home folder", "/srv/people/ann")]
+HOME, USERS = "home", "Users"  # no path of a machine is written in these files
+JOB = "demo-moe/random-hf-eager/latency"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A demo, with a compressed trace and what a run leaves beside its results."""
+    root = sample.write_demo(tmp_path_factory.mktemp("bundle") / "demo", models=("demo-moe",))
+    (root / JOB / "trace-64.jsonl.gz").write_bytes(gzip.compress(b'{"t_s": 0}\n', mtime=0))
+    (root / JOB / ".previous").mkdir()
+    (root / JOB / ".previous" / "run.json").write_text("{}")
+    (root / "plan.json").write_text(json.dumps({"jobs": [JOB]}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def archive(source) -> Path:
+    return bundle.write(source, source.parent / "demo.zip", ANN)
+
+
+def test_report_pages_tables_records_and_provenance_are_inside(archive):
+    with zipfile.ZipFile(archive) as file:
+        names = {name.removeprefix("demo/") for name in file.namelist()}
+        told = json.loads(file.read("demo/provenance.json"))
+    assert names >= {
+        "report.html",
+        "plan.json",
+        "provenance.json",
+        "SHA256SUMS",
+        "tables/latency.csv",
+        f"{JOB}/trace-64.jsonl.gz",
+    }
+    kinds = ("run.json", "records.jsonl", "notebook.ipynb", "notebook.html")
+    assert names >= {f"{JOB}/{kind}" for kind in kinds}
+    assert not [name for name in names if "/." in name or name.startswith("/")]
+    assert told["jobs"][JOB]["git"]["commit"] == "0123456789abcdef"
+    (env,) = told["environments"].values()
+    assert env["cpu"] == "Test CPU"
+
+
+def test_the_checksums_cover_every_other_file(archive):
+    with zipfile.ZipFile(archive) as file:
+        lines = file.read("demo/SHA256SUMS").decode().splitlines()
+        sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+        assert {f"demo/{name}" for name in sums} | {"demo/SHA256SUMS"} == {*file.namelist()}
+        for name, digest in sums.items():
+            assert hashlib.sha256(file.read(f"demo/{name}")).hexdigest() == digest
+
+
+def test_links_lead_inside_and_a_report_can_be_built_from_it(archive, tmp_path):
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path)
+    soup = BeautifulSoup((tmp_path / "demo" / "report.html").read_text(), "html.parser")
+    links = [a["href"] for a in soup.select("#data ~ ul a") if not a["href"].startswith("data:")]
+    assert links and all((tmp_path / "demo" / link).exists() for link in links)
+    again = document.write(tmp_path / "demo", tmp_path / "x" / "demo")
+    assert again.with_name("tables").is_dir()
+
+
+def test_the_same_results_give_the_same_bytes(source, archive, tmp_path):
+    again = bundle.write(source, tmp_path / "again.zip", ANN)
+    assert again.read_bytes() == archive.read_bytes()
+    with zipfile.ZipFile(archive) as file:
+        assert {info.date_time for info in file.infolist()} == {bundle.STAMP}
+        assert file.namelist() == sorted(file.namelist())
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("by ann on a laptop", "user name"),
+        ("read from /data/ann/models", "user name"),
+        ("at ann-laptop:8888", "host name"),
+        ("/srv/people/ann/x", "home folder"),
+        ("/" + "home/someone/work", "home folder"),
+        (f"file:///{USERS}/someone", "home folder"),
+        ("C:\\\\Users\\\\someone", "home folder"),
+        ("token hf_" + "a1B2" * 8, "Hugging Face token"),
+        ("ghp_" + "a" * 36, "GitHub token"),
+        ("key=sk-" + "a1" * 80, "API key"),
+        ("AKIA" + "A" * 16, "AWS key"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "private key"),
+        ("https://ann:secret@example.org", "password in an address"),
+    ],
+)
+def test_what_is_personal_is_found_with_file_and_line(tmp_path, text, what):
+    (tmp_path / "a.txt").write_text(f"good\n{text}\n")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(f"{text}\n".encode()))
+    found = bundle.leaks(tmp_path, bundle.secrets(ANN))
+    assert ("a.txt", 2) in {(leak.file, leak.line) for leak in found if leak.what == what}
+    assert ("b.jsonl.gz", 1) in {(leak.file, leak.line) for leak in found if leak.what == what}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "planned by annotation; annex",
+        "the root of the repository, user time",
+        "data:image/png;base64," + "iVBOR/ann/" * 20 + f"/{HOME}/ann",
+        f"https://example.org/{HOME}/page",
+        "outputs/paper/Qwen3-32B/latency",
+        "hf_eager sk-learn <out>/x ~/models/y",
+    ],
+)
+def test_what_is_not_personal_is_let_through(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert bundle.leaks(tmp_path, bundle.secrets([*ANN, ("user name", "root")])) == []
+
+
+def test_a_leak_is_refused_named_and_no_secret_is_printed(source, tmp_path, capsys, monkeypatch):
+    root = tmp_path / "mine"
+    token = "hf_" + "a1B2" * 8
+    sample.write_demo(root, models=("demo-moe",))
+    with (root / JOB / "notebook.ipynb").open("r+") as file:
+        text = file.read().replace("repeats = 11", f"repeats = 11  # {token} of ann")
+        file.seek(0)
+        file.write(text)
+    monkeypatch.setattr(bundle, "here", lambda: ANN)
+    target = tmp_path / "x.zip"
+    assert main(["bundle", str(root), "--out", str(target)]) == 2
+    said = capsys.readouterr().err
+    assert f"{JOB}/notebook.ipynb, line" in said and "user name 'ann'" in said
+    assert "Hugging Face token 'hf_a1B...'" in said and token not in said
+    assert not target.exists()
+    assert main(["bundle", str(source), "--out", str(target)]) == 0 and target.exists()
+
+
+def test_a_word_can_be_allowed(tmp_path, monkeypatch, capsys):
+    root = sample.write_demo(tmp_path / "demo", models=("ann",))
+    monkeypatch.setattr(bundle, "here", lambda: ANN[:1])
+    arguments = [str(root), "--out", str(tmp_path / "x.zip")]
+    assert main(["bundle", *arguments]) == 2
+    assert main(["bundle", *arguments, "--allow", "ann"]) == 0
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ParamsError, match="no results in"):
+        bundle.write(tmp_path, tmp_path / "x.zip", [])
+    with pytest.raises(ParamsError, match="is released"):
+        bundle.write(tmp_path, ROOT / "outputs/released/x.zip", [])
+
+
+def test_this_machine_has_a_name_and_a_user():
+    assert {"host name", "user name"} <= {what for what, _ in bundle.here()}
+
+
+def test_the_released_set_can_be_shared():
+    released = ROOT / "outputs" / "released"
+    assert bundle.leaks(released, bundle.secrets()) == []

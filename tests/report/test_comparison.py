@@ -1,0 +1,216 @@
+"""Two hand-made result sets: what is compared, what is refused and why, and the page."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from lib.__main__ import main
+from lib.analysis import result_sets
+from lib.analysis.result_sets import Side
+from lib.files import ROOT
+from lib.records.record import Record, environment_record
+from lib.report import comparison
+from tests.samples import records as sample
+
+A = environment_record(sample.GPU | {"host_score_per_s": 10.0, "power_limit_w": 700.0})
+B = environment_record(
+    sample.GPU
+    | {"gpu": "NVIDIA B", "host_score_per_s": 15.0, "driver": "590", "power_limit_w": 700.0}
+)
+
+
+def row(env: Record, samples=None, values=None, kind: str = "latency", **more) -> Record:
+    own = {name: more.pop(name) for name in ("error", "missing") if name in more}
+    return Record(
+        kind,
+        sample.key("m", **more),
+        samples or {},
+        sample.source("m") | (values or {}),
+        env_id=env.env_id,
+        **own,
+    )
+
+
+def sides(ours: list[Record], theirs: list[Record]) -> tuple[Side, Side]:
+    return Side("ours", (A, *ours)), Side("theirs", (B, *theirs))
+
+
+def only_pair(ours: Record, theirs: Record) -> result_sets.Pair:
+    made, refused = result_sets.compare(*sides([ours], [theirs]))
+    assert len(made) == 1 and refused == []
+    return made[0]
+
+
+def reason(ours: list[Record], theirs: list[Record]) -> str:
+    made, refused = result_sets.compare(*sides(ours, theirs))
+    assert made == []
+    return next(r.reason for r in refused if r.where != "B")
+
+
+def test_a_ratio_is_b_over_a_with_its_interval():
+    """Medians 2 s and 1 s, samples within 5 %: the ratio is 0.5 and lies far from 1."""
+    pair = only_pair(row(A, {"e2e_s": sample.spread(2.0)}), row(B, {"e2e_s": sample.spread(1.0)}))
+    assert (pair.quantity, pair.unit, pair.a.value, pair.b.value) == (
+        "End-to-end latency",
+        "ms",
+        2000,
+        1000,
+    )
+    assert pair.ratio.value == 0.5 and 0.45 < pair.ratio.low < 0.5 < pair.ratio.high < 0.55
+    assert pair.verdict == "B lower"
+
+
+def test_an_interval_that_contains_one_resolves_nothing():
+    near = row(B, {"e2e_s": sample.spread(2.002)})
+    assert (
+        only_pair(row(A, {"e2e_s": sample.spread(2.0)}), near).verdict == "no difference resolved"
+    )
+    few = only_pair(row(A, {"e2e_s": [2.0] * 3}), row(B, {"e2e_s": [1.0] * 3}))
+    assert few.ratio.value == 0.5 and few.verdict == "n = 3: an interval needs n >= 6"
+
+
+def test_single_readings_have_a_ratio_and_no_interval():
+    ours, theirs = (
+        row(e, values={"peak_bytes": n}, kind="memory")
+        for e, n in ((A, 2_000_000_000), (B, 1_000_000_000))
+    )
+    pair = only_pair(ours, theirs)
+    assert (pair.a.value, pair.b.value, pair.ratio.value) == (2.0, 1.0, 0.5)
+    assert pair.ratio.low is None and "no interval" in pair.verdict
+    assert only_pair(ours, replace(ours, env_id=B.env_id)).verdict == "equal readings"
+
+
+def test_of_stamped_calls_the_call_is_the_repetition():
+    """Gaps of 2 s and of 1 s in each of six calls: six repetitions, not thirty gaps."""
+    calls = [[[i * gap for i in range(6)] for _ in range(6)] for gap in (2.0, 1.0)]
+    ours, theirs = (row(e, {"token_s": c}, kind="itl") for e, c in zip((A, B), calls, strict=True))
+    pair = only_pair(ours, theirs)
+    assert (pair.a.value, pair.ratio.value, pair.ratio.n) == (2000, 0.5, 6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("dtype", "float16"), ("weights", "checkpoint"), ("stack", "graph"), ("experts", "loop")],
+)
+def test_another_setup_is_refused_with_both_names(field, value):
+    ours, theirs = row(A, {"e2e_s": [1.0]}), row(B, {"e2e_s": [1.0]}, **{field: value})
+    said = reason([ours], [theirs])
+    mine = ours.key[field]
+    assert said == f"B has it with {field} {value} instead of {mine}: a ratio would mix causes"
+    _, refused = result_sets.compare(*sides([ours], [theirs]))
+    assert {(r.where, r.key[field]) for r in refused} == {("A", mine), ("B", value)}
+
+
+def test_what_the_other_set_lacks_is_said():
+    ours = row(A, {"e2e_s": [1.0]})
+    assert reason([ours], [row(B, {"e2e_s": [1.0]}, context=128)]) == "B has no such arm"
+    assert reason([ours], []) == "B has no rows of m"
+    assert reason([ours], [row(B, {"e2e_s": [1.0]}, kind="energy")]) == "B has no latency rows of m"
+    arm = row(A, {"e2e_s": [1.0]}, kind="ablation-precision", dtype="float16")
+    base = row(B, {"e2e_s": [1.0]}, kind="ablation-precision")
+    assert reason([arm], [base]) == "B has no such arm"  # here dtype is the arm, not the setup
+
+
+def test_failures_missing_samples_and_other_weights_are_refused():
+    good = {"e2e_s": [1.0]}
+    assert reason([row(A, error="OutOfMemoryError: 3 GB")], [row(B, good)]) == (
+        "failed in A: OutOfMemoryError: 3 GB"
+    )
+    none = row(B, missing={"energy_j": "no counter"}, kind="energy")
+    assert reason([row(A, {"energy_j": [1.0]}, kind="energy")], [none]) == (
+        "Energy of a call is missing in B: no counter"
+    )
+    other = row(B, good, {"model_source": "hub m", "model_revision": "abc"})
+    assert (
+        reason([row(A, good)], [other]) == "weights from random (seed 0) in A and hub m, abc in B"
+    )
+
+
+def test_a_set_of_two_gpus_is_refused():
+    twice = [row(A, {"e2e_s": [1.0]}), row(B, {"e2e_s": [1.0]})]
+    a, b = Side("ours", (A, B, *twice)), Side("theirs", (B, twice[1]))
+    made, (refused,) = result_sets.compare(a, b)
+    assert made == []
+    assert refused.reason == (
+        "A has it on several GPUs (NVIDIA B, NVIDIA H100 80GB HBM3): choose one"
+    )
+
+
+def test_environments_tell_what_differs_and_warn():
+    a, b = sides([], [])
+    table = comparison.environment_table(a, b)
+    assert {name: (x, y) for name, x, y in table.rows} == {
+        "gpu": ("NVIDIA H100 80GB HBM3", "NVIDIA B"),
+        "driver": ("580.1", "590"),
+        "host score per s": ("10.00", "15.00"),
+    }
+    assert "power limit w 700.0" in table.notes[0] and "torch 2.11.0" in table.notes[0]
+    said = " ".join(comparison.cautions(a, b))
+    assert "Hardware and software differ: a ratio does not tell which" in said
+    assert "B's host is 1.50 times as fast" in said
+    same = " ".join(comparison.cautions(a, Side("again", a.rows)))
+    assert "differ" not in same and "times as fast" not in same and "run to run" in same
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A is the study on one GPU; B, on another, takes twice the time and lacks one model."""
+    root = tmp_path_factory.mktemp("compare")
+    a, b = sample.write_paper(root / "x"), root / "y"
+    for model in ("gpt-oss-20b", "qwen3-32b"):
+        rows = [sample.card(model, B.env_id)]
+        for r in sample.latency(model, B.env_id, (128, 512, 1024, 2048)):
+            slow = {
+                name: [2 * t for t in times]
+                for name, times in r.samples.items()
+                if name != "token_s"
+            }
+            rows.append(replace(r, samples=r.samples | slow))
+        sample.write_job(b, f"{model}/random-hf-eager/latency", rows, B.values, model=model)
+    comparison.write(a, b, root / "out")
+    return root / "out"
+
+
+def test_the_page_and_its_tables(made):
+    soup = BeautifulSoup((made / "report.html").read_text(), "html.parser")
+    text = re.sub(r"\s+", " ", soup.get_text(" "))
+    assert "8 arms compared: B higher in 8; B / A 2.000" in text  # TTFT, two models
+    assert "B has no rows of yi-34b" in text and "Not compared" in text
+    with (made / "ratios.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    cells = [td["data-value"] for td in soup.select("#ratio-ttft tbody td[data-n]")]
+    ttft = [x for x in lines if x["quantity"] == "TTFT"]
+    assert cells == [v for x in ttft for v in (x["a"], x["b"], x["ratio"])]
+    with (made / "refused.csv").open() as file:
+        assert {x["model"] for x in csv.DictReader(file)} >= {"yi-34b"}
+    assert not soup.select("script[src], link[href^=http], img")
+    ids = [tag["id"] for tag in soup.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    assert all(soup.find(id=a["href"][1:]) for a in soup.select('a[href^="#"]'))
+
+
+def test_the_same_sets_give_the_same_bytes(made, tmp_path):
+    first = {path.name: path.read_bytes() for path in made.iterdir()}
+    comparison.write(made.parent / "x", made.parent / "y", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+
+
+def test_the_command(made, tmp_path, capsys):
+    x, y, out = str(made.parent / "x"), str(made.parent / "y"), str(tmp_path / "out")
+    assert main(["compare", x, y, "--out", out]) == 0
+    sample.write_demo(tmp_path / "demo")
+    assert main(["compare", x, str(tmp_path / "demo"), "--out", out]) == 1
+    assert "nothing is comparable" in capsys.readouterr().err
+    assert "No arm of A has a partner" in Path(out, "report.html").read_text()
+    for arguments, message in (
+        ([x, str(tmp_path / "none")], "no results in"),
+        ([x, y, "--out", str(ROOT / "outputs/released/z")], "is released"),
+    ):
+        assert main(["compare", *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,662 @@
+"""The runner against tiny notebooks: how each ending is told, and that nothing is lost or left."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from lib import files
+from lib.__main__ import main
+from lib.records import store
+from lib.run import job as run_job
+from lib.run import kernel as run_kernel
+from lib.run import lease, preflight, processes, profiles
+from lib.run import loop as lib_run
+from lib.run import plan as lib_manifest
+
+ROOT = files.ROOT
+RECORD = (
+    "import time\nfrom lib.records import record, store\n"
+    "store.append(records_path, record.Record('latency', {'model': model}, "
+    "samples={'e2e_s': [time.time()]}))"
+)
+ENDINGS = {
+    "ok": "number += 1",
+    "raise": "1 / 0",
+    "exit-3": "import sys\nsys.exit(3)",
+    "exit-0": "import sys\nsys.exit(0)",
+    "kill": "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+    # Holds the interpreter lock, as a stuck call into a driver would.
+    "hang": "import ctypes\nctypes.PyDLL(None).sleep(600)",
+    "wait": (
+        "try:\n    time.sleep(600)\n"
+        "finally:\n    store.append(records_path, record.Record('itl', {'model': model}))"
+    ),
+    "fork": (
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', mark], "
+        "start_new_session=True)"
+    ),
+}
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def make_notebook(path: Path, parameters: str, *cells: str) -> Path:
+    nb = nbformat.v4.new_notebook()
+    nb.metadata.kernelspec = {"name": "a-kernel-that-is-not-installed", "display_name": "x"}
+    nb.cells = [nbformat.v4.new_code_cell(source) for source in (parameters, *cells)]
+    nb.cells[0].metadata.tags = ["parameters"]
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nb, path)
+    return path
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """A folder with notebooks, a profile that runs them, and an output folder."""
+    return Bench(tmp_path)
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out = folder, folder / "out"
+        self.mark = f"mark-{folder.name}-{os.getpid()}"
+        (folder / "params").mkdir()
+
+    def write(self, models=("a/one",), **endings: str) -> None:
+        """One measuring notebook for each name, ending as told; a summary where it is named."""
+        head = 'model = "x"\nrecords_path = "x"\nmark = ""\nnumber = 1'
+        for name, ending in endings.items():
+            if name == "summary":
+                cell = (
+                    "from pathlib import Path\n"
+                    "found = sorted(Path(results_dir).rglob('records.jsonl'))\nlen(found)"
+                )
+                make_notebook(self.source(name), 'results_dir = "x"', cell)
+            else:
+                make_notebook(self.source(name), head, RECORD, ENDINGS[ending], "after = True")
+        profile = {
+            "defaults": {"mark": self.mark, "number": 1} if set(endings) != {"summary"} else {},
+            "notebooks": {name: {} for name in endings},
+            "models": list(models),
+        }
+        (self.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
+
+    def source(self, name: str) -> Path:
+        return self.folder / "notebooks" / f"{name}.ipynb"
+
+    def profile(self, **slices: str) -> profiles.Profile:
+        return profiles.profile(
+            "tiny",
+            slices,
+            params_dir=self.folder / "params",
+            notebooks_dir=self.folder / "notebooks",
+        )
+
+    def run(self, **options) -> int:
+        return lib_run.run(self.profile(), self.out, models_path=self.folder / "none", **options)
+
+    def job(self, notebook: str, model: str = "a--one") -> Path:
+        return self.out / model / "random-hf-eager" / notebook
+
+    def manifest(self, notebook: str, model: str = "a--one") -> dict:
+        return json.loads((self.job(notebook, model) / "run.json").read_text())
+
+    def statuses(self, notebook: str) -> list[str]:
+        nb = nbformat.read(self.job(notebook) / "notebook.ipynb", as_version=4)
+        return [c.metadata.papermill["status"] for c in nb.cells if c.cell_type == "code"]
+
+    def start(self, *more: str) -> subprocess.Popen:
+        """The runner in a process of its own."""
+        code = textwrap.dedent(f"""
+            import sys
+            from pathlib import Path
+            from lib.run import loop, profiles
+            profile = profiles.profile("tiny", params_dir={str(self.folder / "params")!r},
+                                     notebooks_dir={str(self.folder / "notebooks")!r})
+            sys.exit(loop.run(profile, Path({str(self.out)!r}), models_path=Path("none")))
+        """)
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *more], env=env, stderr=subprocess.PIPE, text=True
+        )
+
+    def wait_for_hang(self, notebook: str) -> None:
+        partial = self.job(notebook) / store.PARTIAL / "records.jsonl"
+        deadline = time.monotonic() + 30
+        while not partial.exists():
+            assert time.monotonic() < deadline, "the notebook did not start"
+            time.sleep(0.05)
+
+    def left(self) -> list[str]:
+        """Processes that carry this bench's mark: notebook children and kernels."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            if self.mark in command or ("ipykernel_launcher" in command and parent == os.getpid()):
+                found.append(command)
+        return found
+
+
+@needs_linux
+def test_every_ending_is_told_as_it_happened(bench, capsys):
+    names = {name.replace("-", "_"): name for name in ENDINGS if name not in ("hang", "wait")}
+    bench.write(**names)
+    assert bench.run() == 1
+
+    told = {name: bench.manifest(name) for name in names}
+    assert {name: m["status"] for name, m in told.items()} == {
+        "ok": "ok",
+        "fork": "ok",
+        "raise": "failed",
+        "exit_3": "failed",
+        "exit_0": "failed",
+        "kill": "dead-kernel",
+    }
+    assert told["ok"]["error"] is None
+    assert told["raise"]["error"] == {
+        "name": "ZeroDivisionError",
+        "value": "division by zero",
+        "cell": 4,
+    }
+    assert told["exit_3"]["error"]["name"] == "SystemExit"
+    assert told["exit_0"]["error"] == {"name": "SystemExit", "value": "0", "cell": 4}
+    assert told["kill"]["error"]["cell"] == 4
+    # Parameters, injected parameters, the record: then the cell that ended it.
+    assert bench.statuses("kill") == ["completed"] * 3 + ["failed", "pending"]
+    assert bench.statuses("raise") == ["completed"] * 3 + ["failed", "pending"]
+    for name in names:  # what was measured before the end is kept
+        assert len((bench.job(name) / "records.jsonl").read_text().splitlines()) == 1
+        assert not (bench.job(name) / store.PARTIAL).exists()
+    assert bench.left() == []
+    shown = capsys.readouterr().err
+    assert "6 jobs: 2 ok, 4 failed" in shown
+    assert "failed: a/one random-hf-eager raise: ZeroDivisionError in cell [4]" in shown
+    assert "encryption" not in shown
+
+
+def test_a_manifest_has_exactly_these_fields(bench):
+    bench.write(ok="ok")
+    assert bench.run() == 0
+    told = bench.manifest("ok")
+    assert set(told) == {
+        "status",
+        "error",
+        "parameters",
+        "job_sha",
+        "notebook_sha",
+        "lib_sha",
+        "git",
+        "env",
+        "attempt",
+        "start",
+        "end",
+        "earlier",
+        "artefacts",
+    }
+    for item in told["artefacts"]:
+        assert files.file_sha(bench.job("ok") / item["path"]) == item["sha256"]
+    assert [a["path"] for a in told["artefacts"]] == ["notebook.ipynb", "records.jsonl"]
+    assert told["env"]["gpu"] == "cpu"
+    assert told["git"]["commit"] or told["git"]["reason"]
+    assert told["start"] < told["end"]
+
+
+@needs_linux
+def test_the_limit_is_for_the_whole_notebook(bench):
+    bench.write(hang="hang", ok="ok")
+    started = time.monotonic()
+    assert bench.run(timeout_s=4) == 1
+    assert time.monotonic() - started < 20
+    assert bench.manifest("hang")["status"] == "timeout"
+    assert bench.manifest("hang")["error"]["cell"] == 4
+    assert bench.statuses("hang")[-2:] == ["failed", "pending"]
+    assert bench.manifest("ok")["status"] == "ok"  # the loop went on
+    assert bench.left() == []
+
+
+@needs_linux
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_cell_may_write_what_it_has(bench, signum):
+    """As a measurement does that writes its rows at the end."""
+    bench.write(wait="wait", never="ok")
+    runner = bench.start(bench.mark)
+    bench.wait_for_hang("wait")
+    time.sleep(0.5)
+    runner.send_signal(signum)
+    _, shown = runner.communicate(timeout=20)
+    assert runner.returncode == 128 + signum
+    told = bench.manifest("wait")
+    assert (told["status"], told["error"]["name"]) == ("interrupted", "Interrupted")
+    assert told["error"]["cell"] == 4
+    rows = store.load(bench.job("wait") / "records.jsonl")
+    assert [row.kind for row in rows] == ["latency", "itl"]
+    assert not bench.job("never").exists()
+    assert "Traceback" not in shown and bench.left() == []
+
+
+@needs_linux
+def test_the_limit_lets_a_cell_write_what_it_has(bench):
+    bench.write(wait="wait")
+    assert bench.run(timeout_s=4) == 1
+    assert bench.manifest("wait")["status"] == "timeout"
+    rows = store.load(bench.job("wait") / "records.jsonl")
+    assert [row.kind for row in rows] == ["latency", "itl"]
+
+
+@needs_linux
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_cleanly(bench, signum):
+    bench.write(ok="ok", hang="hang", never="ok")
+    runner = bench.start(bench.mark)
+    bench.wait_for_hang("hang")
+    runner.send_signal(signum)
+    _, shown = runner.communicate(timeout=20)
+    assert runner.returncode == 128 + signum
+    assert bench.manifest("ok")["status"] == "ok"
+    assert bench.manifest("hang")["status"] == "interrupted"
+    assert not bench.job("never").exists()
+    assert "interrupted: finished jobs are kept" in shown
+    assert "Traceback" not in shown
+    assert bench.left() == []
+
+
+@needs_linux
+def test_no_kernel_outlives_a_killed_runner(bench):
+    bench.write(hang="hang")
+    runner = bench.start(bench.mark)
+    bench.wait_for_hang("hang")
+    kernel = processes.descendants(runner.pid)
+    assert kernel
+    runner.kill()
+    runner.communicate(timeout=10)
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in kernel):
+        assert time.monotonic() < deadline, "the kernel is still there"
+        time.sleep(0.05)
+    assert not (bench.job("hang") / "run.json").exists()  # so that it is run again
+
+
+AWKWARD = {
+    "text": "007",
+    "sha": "1234e56",
+    "yes": "yes",
+    "flag": True,
+    "nothing": None,
+    "small": 1e-3,
+    "big": 2**63,
+    "nested": {"a": {"b": [1, 2.5, None, False]}, "ü": "→ \u2028"},
+    "quotes": 'it\'s "quoted" \\ and \n new',
+    "braces": "{model}",
+}
+
+
+def test_parameters_arrive_as_they_are(bench, tmp_path):
+    head = "\n".join(
+        f"{name} = {type(value)() if value is not None else None!r}"
+        for name, value in AWKWARD.items()
+    )
+    cell = (
+        "import json\nfrom pathlib import Path\n"
+        f"values = [globals()[name] for name in {list(AWKWARD)}]\n"
+        "Path(seen).write_text(json.dumps(values))"
+    )
+    seen = tmp_path / "seen.json"
+    make_notebook(bench.source("typed"), f'{head}\nseen = ""', cell)
+    outcome = run_kernel.execute(
+        bench.source("typed"),
+        tmp_path / "{out}.ipynb",
+        {**AWKWARD, "seen": str(seen)},
+        env=run_kernel.kernel_env(offline=True),
+        watch=run_kernel.Watch(),
+    )
+    assert outcome.status == "ok"
+    assert json.loads(seen.read_text()) == list(AWKWARD.values())
+    assert (tmp_path / "{out}.ipynb").exists()
+
+
+def test_an_unknown_parameter_stops_before_any_work(bench):
+    bench.write(ok="ok")
+    job = lib_manifest.plan(bench.profile(), bench.out)[0]
+    wrong = dataclasses.replace(job, parameters={**job.parameters, "nmber": 2})
+    with pytest.raises(files.ParamsError, match="'nmber'; did you mean 'number'"):
+        run_job.run_job(wrong, sha="x", env={})
+    assert not bench.out.exists()
+
+
+def test_finished_jobs_are_skipped_until_something_changes(bench, capsys):
+    bench.write(models=["a/one", "a/two"], first="ok", summary="")
+    everything = [("a--one", "first"), ("a--two", "first"), ("_all", "summary")]
+
+    def attempts() -> list[int]:
+        summary = json.loads((bench.out / "_all" / "summary" / "run.json").read_text())
+        return [*(bench.manifest(n, m)["attempt"] for m, n in everything[:2]), summary["attempt"]]
+
+    assert bench.run() == 0
+    assert attempts() == [1, 1, 1]
+    assert bench.run() == 0
+    assert attempts() == [1, 1, 1]
+    assert "3 jobs: 0 ok, 3 skipped" in capsys.readouterr().err
+
+    (bench.job("first", "a--two") / "run.json").unlink()
+    assert bench.run() == 0
+    # One measuring notebook, and the reading one, whose records were replaced.
+    assert attempts() == [1, 1, 2]
+
+    text = bench.source("first").read_text()
+    bench.source("first").write_text(text.replace("after = True", "after = False"))
+    capsys.readouterr()
+    assert bench.run() == 0
+    assert attempts() == [1, 1, 2]
+    assert "measured with other code than today's: a/one" in capsys.readouterr().err
+    assert bench.run(force=True) == 0
+    assert attempts() == [2, 2, 3]
+
+
+def test_a_second_pass_begins_with_the_last_model_when_all_are_through(bench):
+    bench.write(models=["a/one", "a/two"], energy_again="ok", energy="ok", summary="")
+    titles = [job.title for job in lib_manifest.plan(bench.profile(), bench.out)]
+    assert titles == [
+        "a/one random-hf-eager energy",
+        "a/two random-hf-eager energy",
+        "a/two random-hf-eager energy_again",
+        "a/one random-hf-eager energy_again",
+        "all models summary",
+    ]
+
+
+def test_the_machine_is_measured_once_and_before_the_models(bench, capsys):
+    bench.write(models=["a/one", "a/two"], first="ok", summary="", machine="ok")
+    titles = [job.title for job in lib_manifest.plan(bench.profile(), bench.out)]
+    assert titles == [
+        "this machine",
+        "a/one random-hf-eager first",
+        "a/two random-hf-eager first",
+        "all models summary",
+    ]
+    assert bench.run() == 0
+    told = json.loads((bench.out / "_all/machine/run.json").read_text())
+    assert (told["status"], told["parameters"]["model"]) == ("ok", "_all")
+    assert (bench.out / "_all/machine/records.jsonl").exists()
+    assert told["end"] < bench.manifest("first")["start"]
+    capsys.readouterr()
+    assert bench.run() == 0
+    assert "4 jobs: 0 ok, 4 skipped" in capsys.readouterr().err
+    (alone,) = lib_manifest.plan(bench.profile(notebooks="machine"), bench.out)
+    assert (alone.notebook, alone.reads) == ("machine", None)
+
+
+def test_a_reading_notebook_is_repeated_when_its_code_changed(bench):
+    bench.write(models=["a/one"], summary="")
+    assert bench.run() == 0
+    text = bench.source("summary").read_text()
+    bench.source("summary").write_text(text.replace("len(found)", "print(len(found))"))
+    assert bench.run() == 0
+    assert json.loads((bench.out / "_all/summary/run.json").read_text())["attempt"] == 2
+
+
+def test_what_was_measured_survives_a_failed_repetition(bench):
+    bench.write(first="ok")
+    assert bench.run() == 0
+    before = (bench.job("first") / "records.jsonl").read_text()
+    bench.write(first="raise")
+    assert bench.run(force=True) == 1
+    assert bench.manifest("first")["status"] == "failed"
+    assert (bench.job("first") / store.PREVIOUS / "records.jsonl").read_text() == before
+
+
+@needs_linux
+def test_an_interrupted_repetition_leaves_the_finished_job(bench):
+    bench.write(first="ok")
+    assert bench.run() == 0
+    before = bench.manifest("first")
+    bench.write(first="hang")
+    job = lib_manifest.plan(bench.profile(), bench.out)[0]
+    stop = run_job.Stop()
+    timer = threading.Timer(4, stop, [signal.SIGINT])
+    timer.start()
+    told = run_job.run_job(job, sha="x", env=run_kernel.kernel_env(offline=True), stop=stop)
+    assert told["status"] == "interrupted"
+    assert bench.manifest("first") == before
+    assert not (bench.job("first") / store.PARTIAL).exists()
+
+
+def test_a_reader_never_sees_half_a_file(bench):
+    bench.write(first="ok")
+    torn, reads, done = [], [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            for name in ("run.json", "notebook.ipynb"):
+                try:
+                    json.loads((bench.job("first") / name).read_text())
+                    reads.append(name)
+                except FileNotFoundError:
+                    pass
+                except ValueError as error:
+                    torn.append((name, error))
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        bench.run()
+        bench.run(force=True)
+    finally:
+        done.set()
+        thread.join()
+    assert torn == []
+    assert {"run.json", "notebook.ipynb"} <= set(reads)
+
+
+def test_two_runs_cannot_share_a_gpu_or_a_folder(tmp_path):
+    two = [lease.Gpu("GPU-1", "A"), lease.Gpu("GPU-2", "B")]
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom lib.run import lease\n"
+        f"with lease.lease([lease.Gpu('GPU-1', 'A')], folder=Path({str(tmp_path)!r})):\n"
+        "    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(lease.BusyError, match=f"GPU A .GPU-1. .*process {holder.pid}.*--wait"),
+            lease.lease(two[:1], folder=tmp_path),
+        ):
+            pass
+        with lease.lease(two, folder=tmp_path) as gpu:
+            assert gpu.uuid == "GPU-2"
+    finally:
+        holder.kill()
+        holder.communicate()
+    with lease.lease(two[:1], wait=True, folder=tmp_path) as gpu:  # freed by the death
+        assert gpu.uuid == "GPU-1"
+
+
+def test_cuda_visible_devices_is_obeyed():
+    three = [lease.Gpu(f"GPU-{i}", "A") for i in range(3)]
+    assert lease.visible(three, {}) == three
+    assert lease.visible(three, {"CUDA_VISIBLE_DEVICES": "2,0"}) == [three[2], three[0]]
+    assert lease.visible(three, {"CUDA_VISIBLE_DEVICES": "GPU-1"}) == [three[1]]
+    assert lease.visible(three, {"CUDA_VISIBLE_DEVICES": "0,9,1"}) == [three[0]]
+    assert lease.visible(three, {"CUDA_VISIBLE_DEVICES": ""}) == []
+
+
+def test_slugs_are_different_for_different_models(tmp_path):
+    names = ["a/b", "a--b", "a-/b", "a/-b", "a-b", "_all", "a/b/c", "a.b", str(tmp_path), "ä b"]
+    slugs = [store.slug(name) for name in names]
+    assert slugs[0] == "a--b"
+    assert len(set(slugs)) == len(names)
+    assert all("/" not in slug and not slug.startswith(".") for slug in slugs)
+    assert "_all" not in slugs
+
+
+class NoGpuModels:
+    """Stands in for lib.models: a model of 100 positions that needs 1 byte per token."""
+
+    @staticmethod
+    def card(name, dtype):
+        if name == "missing/model":
+            raise ValueError("the hub has no missing/model")
+        return name
+
+    @staticmethod
+    def require_context(card, context, new_tokens):
+        if context + new_tokens > 100:
+            raise ValueError(f"context {context} + {new_tokens} new tokens exceeds 100")
+
+    @staticmethod
+    def require_fits(card, device, tokens):
+        if tokens > device:
+            raise ValueError(f"needs {tokens} bytes, there are {device}")
+
+
+def test_the_preflight_names_every_model_that_cannot_run():
+    def arm(model, context, new_tokens=8):
+        return {
+            "model": model,
+            "weights": "random",
+            "dtype": "float32",
+            "device": "cpu",
+            "context": context,
+            "new_tokens": new_tokens,
+        }
+
+    arms = [arm("good", 16), arm("long", 96), arm("big", 60), arm("missing/model", 1)]
+    assert preflight.check(arms, models=NoGpuModels, device=50) == [
+        "long: context 96 + 8 new tokens exceeds 100",
+        "big: needs 68 bytes, there are 50",
+        "the hub has no missing/model",
+    ]
+
+
+@pytest.mark.parametrize("name", ["paper", "demo"])
+def test_every_arm_of_a_profile_fits_the_positions_of_its_model(name, tmp_path):
+    profile = profiles.profile(name, {"weights": "random"})
+    arms = preflight.arms(lib_manifest.plan(profile, tmp_path))
+    assert arms and preflight.check(arms, device=SimpleNamespace(free_bytes=lambda: None)) == []
+
+
+def test_the_preflight_asks_for_the_largest_base_arm(bench):
+    head = 'model = ""\nrecords_path = ""\ncontexts = [1]\nnew_tokens = [1]'
+    make_notebook(bench.source("latency"), head)
+    head = 'model = ""\nrecords_path = ""\ncontext = 1\ncontexts = [1]\nnew_tokens = [1]'
+    make_notebook(bench.source("ablations"), head)
+    profile = {
+        "defaults": {"contexts": [16, 64], "new_tokens": [4, 8]},
+        "notebooks": {"latency": {}, "ablations": {"context": 32, "contexts": [4096]}},
+        "models": ["a/one"],
+    }
+    (bench.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
+    (arm,) = preflight.arms(lib_manifest.plan(bench.profile(), bench.out))
+    assert (arm["context"], arm["new_tokens"]) == (64, 8)
+
+
+def test_the_preflight_asks_nothing_for_a_notebook_that_only_reads(bench):
+    head = 'model = ""\nweights = ""\nresults_dir = ""\ncontext = 1'
+    make_notebook(bench.source("ape"), head)
+    profile = {"defaults": {"context": 2048}, "notebooks": {"ape": {}}, "models": ["a/one"]}
+    (bench.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
+    assert preflight.arms(lib_manifest.plan(bench.profile(), bench.out)) == []
+
+
+def test_without_a_gpu_the_error_names_profile_and_fix(bench, monkeypatch):
+    make_notebook(bench.source("latency"), 'model = ""\nrecords_path = ""\ndevice = "auto"')
+    profile = {"defaults": {"device": "cuda"}, "notebooks": {"latency": {}}, "models": ["a/one"]}
+    (bench.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
+    monkeypatch.setattr(lease, "gpus", list)
+    with pytest.raises(preflight.PreflightError, match="'tiny' .* NVIDIA GPU.*`make report`"):
+        bench.run()
+    assert not bench.out.exists()
+
+
+def test_the_gpu_is_part_of_a_jobs_identity(bench):
+    bench.write(ok="ok")
+    (job,) = lib_manifest.plan(bench.profile(), bench.out)
+    shas = {lib_manifest.job_sha(job, gpu, Path("none")) for gpu in ("cpu", "H100", "H100")}
+    assert len(shas) == 2
+    moved = dataclasses.replace(
+        job, parameters={**job.parameters, "records_path": "elsewhere/records.jsonl"}
+    )
+    assert lib_manifest.job_sha(moved, "cpu", Path("none")) in shas
+    more = dataclasses.replace(job, parameters={**job.parameters, "number": 2})
+    assert lib_manifest.job_sha(more, "cpu", Path("none")) not in shas
+
+
+def test_data_of_packages_outside_the_environment_is_found(tmp_path):
+    (tmp_path / "site" / "share" / "jupyter").mkdir(parents=True)
+    found = lib_run.jupyter_path([str(tmp_path / "site"), str(tmp_path)], "/already/there")
+    assert found.split(os.pathsep) == ["/already/there", str(tmp_path / "site/share/jupyter")]
+    assert lib_run.jupyter_path([str(tmp_path)], "") == ""
+
+
+def test_a_broken_report_is_told_and_costs_no_measurement(bench, capsys):
+    bench.write(ok="ok")
+
+    def write(path: Path) -> None:
+        raise OSError("disk full\nsecond line")
+
+    assert bench.run(write_report=write) == 1
+    assert bench.manifest("ok")["status"] == "ok"
+    shown = capsys.readouterr().err
+    assert "error: report of" in shown and "second line" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "dmo"], "unknown profile 'dmo'; did you mean 'demo'"),
+        (["--profile", "models"], "unknown profile 'models'"),
+        (["--from", "outputs/nowhere"], "no folder outputs/nowhere"),
+        (["--from", "tests"], "no run.json below tests"),
+        (["--from", "tests", "--out", "outputs/released/x"], "is released and never written"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, capsys):
+    assert main(["report", *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+def test_the_hash_of_the_library_sees_its_packages(tmp_path):
+    """A change in a sub-folder, or a file that moves, makes finished jobs stale."""
+    (tmp_path / "stats").mkdir()
+    (tmp_path / "a.py").write_text("x = 1\n")
+    (tmp_path / "stats" / "b.py").write_text("y = 1\n")
+    first = lib_manifest.lib_sha(tmp_path)
+    (tmp_path / "stats" / "b.py").write_text("y = 2\n")
+    second = lib_manifest.lib_sha(tmp_path)
+    (tmp_path / "stats" / "b.py").rename(tmp_path / "b.py")
+    assert len({first, second, lib_manifest.lib_sha(tmp_path)}) == 3
+
+
+def test_one_job_runs_beside_others_and_is_named_by_its_folder(bench):
+    """Nothing else is run, the plan names all, and two jobs lock their own folders only."""
+    bench.write(ok="ok", **{"raise": "raise"})
+    name = "a--one/random-hf-eager/ok"
+    whole = hashlib.sha256(str(bench.out.resolve()).encode()).hexdigest()[:12]
+    with lease.lock(f"out-{whole}", what="another job's folder"):
+        assert bench.run(only=name) == 0
+    assert bench.manifest("ok")["status"] == "ok" and not bench.job("raise").exists()
+    assert len(json.loads((bench.out / "plan.json").read_text())["jobs"]) == 2
+    with pytest.raises(files.ParamsError, match="unknown job .*did you mean 'a--one/"):
+        bench.run(only="a--one/random-hf-eager/okk")

@@ -1,0 +1,599 @@
+"""Tables: numbers a reader can check by hand, and the printed values against the paper's CSVs."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from bs4 import BeautifulSoup
+
+from lib import stats
+from lib.analysis import ablations, experts, metrics
+from lib.analysis import latency as analysis_latency
+from lib.analysis.energy import tables as energy_tables
+from lib.analysis.memory import tables
+from lib.files import ROOT
+from lib.records.record import Record, environment_record, record_id
+from lib.records.store import load_tree
+from lib.report import sections
+from lib.report.abstract import findings
+from lib.show import table as show_table
+from lib.show.wording import short
+from lib.stats import Estimate
+from lib.studies import paper_tables
+from lib.studies.study import load_published, paper_name
+from tests.samples import records as sample
+
+PAPER_CSVS = ROOT.parent / "shared" / "paper" / "csv"
+
+
+@pytest.fixture(scope="module")
+def published() -> dict:
+    return load_published()
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    return load_tree(sample.write_paper(tmp_path_factory.mktemp("paper")))
+
+
+@pytest.fixture(scope="module")
+def cells(rows: list[Record], published: dict) -> dict:
+    made = paper_tables.paper_tables(rows, published)
+    return {(c.table, c.row, c.column): c for t in made for c in t.cells}
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "value"),
+    [
+        (1, "GPT-OSS-20B", "TTFT (ms)", 100),  # 1 x 2048 / 20480 s
+        (1, "GPT-OSS-20B", "p50 (ms)", 740),  # 100 ms + 64 x 10 ms
+        (1, "GPT-OSS-20B", "p95 (ms)", 777),  # largest of 11: 740 x 1.05
+        (1, "GPT-OSS-20B", "TPOT (tok/s)", 64 / 0.74),
+        (2, "128", "Yi-34B", 64 / (4 * (128 / 20480 + 0.64))),
+        (3, "512", "Qwen3-32B", 50),
+        (4, "GPT-OSS-20B", "ΔTPOT (%)", 100 * ((128 / 20480 + 0.64) / 0.74 - 1)),
+        (5, "Qwen3-32B", "Peak VRAM (MB)", 64500),
+        (5, "Qwen3-32B", "Δ vs GPT-OSS (MB)", 21500),
+        (5, "Qwen3-32B", "% less vs Qwen/Yi", 100 / 3),
+        (5, "Yi-34B", "% less vs Qwen/Yi", 50),
+        (6, "GPT-OSS-20B", "J/1K (J)", 10000),  # 640 J / 64 x 1000
+        (6, "GPT-OSS-20B", "Tokens/W", 0.1),
+        (7, "Yi-34B", "512", 40000),
+        (8, "GPT-OSS-20B", "Active (B)", 4),
+        (8, "GPT-OSS-20B", "APE-TPOT", 16 / 0.74),  # 64 / 0.74 / 4
+        (8, "GPT-OSS-20B", "APE-1/TTFT", 2.5),  # 1 / 0.1 s / 4
+        (8, "GPT-OSS-20B", "APE-Energy", 0.025),
+        (8, "GPT-OSS-20B", "TPOT/GB", 64 / 0.74 / 43),
+        (9, "Greedy", "p50 time (s)", 0.665),  # 512 / 20480 + 0.64
+        (9, "Greedy", "Δ vs Greedy (%)", 0),
+        (9, "Top-p (0.9)", "Δ vs Greedy (%)", -20),  # 1.25 times the time
+        (10, "512", "Δ vs 512 (%)", 0),
+        (10, "2048", "Δ vs 512 (%)", 100 * (0.665 / 0.74 - 1)),
+        (11, "FP32", "p50 tok/s", 64 / 1.33),
+        (12, "Transformers", "p50 time (s)", 0.665),
+    ],
+)
+def test_measured_by_the_papers_definition(cells, table, row, column, value):
+    assert cells[table, row, column].measured.value == pytest.approx(value)
+
+
+def test_ratio_is_measured_over_printed_and_keeps_the_interval(cells):
+    cell = cells[1, "GPT-OSS-20B", "TTFT (ms)"]
+    assert cell.printed == "459.72"
+    assert cell.ratio.value == pytest.approx(100 / 459.72)
+    assert (cell.measured.low, cell.measured.high) == pytest.approx((96, 104))
+    assert cell.ratio.low == pytest.approx(96 / 459.72)
+    assert cell.n == 11
+
+
+def test_a_change_has_no_ratio_and_says_why(cells):
+    assert cells[4, "GPT-OSS-20B", "ΔTPOT (%)"].ratio.value is None
+    assert "no ratio" in cells[4, "GPT-OSS-20B", "ΔTPOT (%)"].ratio.reason
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "word", "why"),
+    [
+        (1, "GPT-OSS-20B", "TTFT (ms)", "not reproduced", "outside the tolerance"),  # 100, 459.72
+        (1, "GPT-OSS-20B", "p95 (ms)", "not testable", "p95 needs n >= 59"),
+        (4, "GPT-OSS-20B", "ΔTPOT (%)", "direction only", "the tolerance"),  # -12.7, -21.4 %
+        (5, "Qwen3-32B", "Peak VRAM (MB)", "reproduced", ""),  # 64,500, 63,650: 1.3 % more
+        (5, "Qwen3-32B", "% less vs Qwen/Yi", "direction only", "33.33 is outside"),  # 31.71
+        (5, "GPT-OSS-20B", "Δ vs GPT-OSS (MB)", "", "the reference"),
+        (6, "GPT-OSS-20B", "Tokens/W", "reproduced", ""),  # 0.1, 0.102
+        (8, "Qwen3-32B", "Active (B)", "reproduced", ""),
+        (8, "GPT-OSS-20B", "Active (B)", "not reproduced", "outside"),  # 4, 3.61
+        (9, "Top-p (0.9)", "Δ vs Greedy (%)", "direction only", "the tolerance"),  # -20, -1.9
+        (9, "Top-k (50)", "Δ vs Greedy (%)", "not testable", "reaches beyond"),  # 0, -1.2
+        (9, "Greedy", "Δ vs Greedy (%)", "", "the reference"),
+        (11, "FP32", "p50 tok/s", "", "the paper has no value"),
+        (12, "vLLM", "p50 tok/s", "", "the paper has no value"),
+    ],
+)
+def test_the_verdict_on_a_cell(cells, table, row, column, word, why):
+    verdict = cells[table, row, column].verdict
+    assert verdict.word == word and why in verdict.why
+
+
+def test_eleven_samples_have_no_p95(cells):
+    assert cells[1, "GPT-OSS-20B", "p95 (ms)"].measured.method == "max of 11"
+
+
+def test_failed_arm_shows_its_error_and_vllm_its_reason(cells):
+    fp16 = cells[11, "FP16", "p50 tok/s"].measured
+    assert fp16.value is None and "found Half" in fp16.reason
+    assert "needs a vLLM server" in cells[12, "vLLM", "p50 tok/s"].measured.reason
+
+
+def test_energy_names_the_papers_estimator(cells):
+    # 0.9 x 640 J / 64 x 1000
+    assert "estimator 9000 J" in cells[6, "GPT-OSS-20B", "J/1K (J)"].note
+
+
+def test_without_energy_rows_the_cells_say_so(rows, published):
+    made = paper_tables.paper_tables([r for r in rows if r.kind != "energy"], published)
+    cell = next(c for t in made if t.number == 7 for c in t.cells)
+    assert cell.measured.value is None and "not measured: no energy row" in cell.measured.reason
+    assert cell.ratio.value is None
+
+
+def test_another_stack_never_fills_a_cell_of_the_paper(rows, published):
+    other = [
+        Record(
+            r.kind,
+            r.key | {"stack": "graph"} if r.key.get("stack") else r.key,
+            r.samples,
+            r.values,
+            r.missing,
+            r.error,
+            r.warnings,
+            r.env_id,
+        )
+        for r in rows
+    ]
+    made = paper_tables.paper_tables(other, published)
+    cell = next(c for t in made if t.number == 1 for c in t.cells)
+    assert cell.measured.value is None and "hf-eager" in cell.measured.reason
+    stacks = next(t for t in made if t.number == 12)
+    assert "graph" in [label for label, _, _ in stacks.rows]
+
+
+def test_models_on_different_gpus_are_not_subtracted(rows, published):
+    other = environment_record(sample.GPU | {"gpu": "NVIDIA A100"})
+    moved = [
+        Record(
+            r.kind,
+            r.key,
+            r.samples,
+            r.values,
+            r.missing,
+            r.error,
+            r.warnings,
+            other.env_id if r.key.get("model") == "yi-34b" else r.env_id,
+        )
+        for r in rows
+    ]
+    made = paper_tables.paper_tables([*moved, other], published)
+    found = {(c.row, c.column): c for t in made if t.number == 5 for c in t.cells}
+    assert found["Yi-34B", "Peak VRAM (MB)"].measured.value == 86000
+    delta = found["Yi-34B", "Δ vs GPT-OSS (MB)"].measured
+    assert delta.value is None and "A100" in delta.reason
+    assert found["Qwen3-32B", "Δ vs GPT-OSS (MB)"].measured.value == 21500
+
+
+def test_names_of_the_papers_models(published):
+    assert paper_name("openai/gpt-oss-20b", published) == "GPT-OSS-20B"
+    assert paper_name("Qwen/Qwen3-32B", published) == "Qwen3-32B"
+    assert paper_name("demo-moe", published) is None
+
+
+def test_csvs_hold_the_cells(rows, published, tmp_path):
+    paths = paper_tables.write_csvs(rows, published, tmp_path)
+    assert [p.name for p in paths] == [f"table-{n:02d}.csv" for n in range(1, 13)]
+    with paths[0].open(encoding="utf-8") as file:
+        first = next(csv.DictReader(file))
+    wanted = {
+        "row": "GPT-OSS-20B",
+        "column": "TTFT (ms)",
+        "unit": "ms",
+        "paper": "459.72",
+        "measured": "100",
+        "low": "96",
+        "high": "104",
+        "n": "11",
+    }
+    assert {k: first[k] for k in wanted} == wanted
+    assert float(first["ratio"]) == pytest.approx(100 / 459.72)
+    assert first["verdict"] == "not reproduced" and "outside the tolerance" in first["why"]
+    assert "random weights" in first["note"]
+
+
+def test_no_paper_tables_without_the_papers_models(tmp_path, published):
+    demo = load_tree(sample.write_demo(tmp_path / "demo"))
+    assert paper_tables.paper_tables(demo, published) == []
+    assert paper_tables.write_csvs(demo, published, tmp_path / "out") == []
+
+
+def test_latency_table_in_figures(rows):
+    made = analysis_latency.latency_table(rows)
+    row = made[(made["model"] == "gpt-oss-20b") & (made["context"] == 2048)].iloc[0]
+    assert row["TTFT (ms)"] == pytest.approx(100)
+    assert row["TTFT 95 %"] == "[96.00, 104.0]"
+    assert row["p50 (ms)"] == pytest.approx(740)
+    assert row["decode throughput (tok/s)"] == pytest.approx(100, rel=0.02)  # 10 ms a token
+    assert row["ITL (ms)"] == pytest.approx(10)
+
+
+def test_frames_count_repetitions_in_one_column():
+    columns = (
+        show_table.Column("a", "s"),
+        show_table.Column("b", "s"),
+        show_table.Column("c", "s"),
+    )
+    three, six = Estimate(1.23456, n=3, method="median"), Estimate(2.0, 1.0, 3.0, 6)
+    one = Estimate(9.0, n=1, method="single reading")
+    alone = Estimate(9.0, n=1, method="median", reason="n = 1: an interval needs n >= 6")
+    cells = ((six, three, one), (six, six, one), (alone, three, one), (alone, alone, one))
+    made = show_table.frame(show_table.Table("t", "T", columns, cells))
+    assert list(made.columns) == ["a (s)", "a 95 %", "b (s)", "b 95 %", "c (s)", "n"]
+    assert made["n"].tolist() == ["6; b 3", "6", "1; b 3", ""]
+    assert made["b (s)"].tolist() == [1.235, 2.0, 1.235, 9.0]
+
+
+def test_a_frame_keeps_whole_units_as_its_intervals_do():
+    """16,392 [16,332, 16,416] is not 16,390."""
+    cell = Estimate(16392.4, 16332.0, 16416.0, 6)
+    made = show_table.frame(show_table.Table("t", "T", (show_table.Column("a", "J"),), ((cell,),)))
+    assert made["a (J)"].tolist() == [16392.0] and made["a 95 %"].tolist() == ["[16,332, 16,416]"]
+
+
+def test_frames_are_shown_whole_with_short_numbers_and_a_dash_for_what_is_missing():
+    large, small = Estimate(6473.4, n=1, method="median"), Estimate(12.5, n=1, method="median")
+    why = stats.missing("not measured: " + "a long reason " * 20)
+    columns = tuple(show_table.Column(f"c{i}") for i in range(30))
+    made = show_table.frame(
+        show_table.Table("t", "T", columns, ((large, small) * 15, (large, why) * 15))
+    )
+    assert made["c0"].tolist() == [6473.0, 6473.0]
+    for text in (made._repr_html_(), repr(made), made[["c1", "missing"]]._repr_html_()):
+        assert why.reason.strip() in text
+        assert "..." not in text and "NaN" not in text and "None" not in text
+    rows = BeautifulSoup(made._repr_html_(), "html.parser").select("tbody tr")
+    assert [td.get_text() for td in rows[1].select("td")[:2]] == ["6,473", "-"]
+    assert rows[0].select("td")[1].get_text() == "12.50"
+
+
+def test_memory_table_is_decimal_gb_and_names_the_protocol(rows):
+    made = tables.memory_table(rows)
+    row = made[
+        (made["model"] == "qwen3-32b") & (made["context"] == 2048) & (made["protocol"] == "paper")
+    ].iloc[0]
+    assert row["peak (GB)"] == pytest.approx(64500 * 2**20 / 1e9, rel=1e-3)
+    assert row["above baseline (GB)"] == pytest.approx(1000 * 2**20 / 1e9, rel=1e-3)
+
+
+def test_energy_table_has_the_mean_power_of_the_window(rows):
+    made = energy_tables.energy_table(rows)
+    row = made[(made["model"] == "yi-34b") & (made["context"] == 128)].iloc[0]
+    assert row["mean power (W)"] == pytest.approx(400)  # 4000 J in 10 s
+    assert row["J/1K tokens (J)"] == pytest.approx(40000)
+    assert row["J/1K, before/after estimator (J)"] == pytest.approx(36000)
+
+
+def test_energy_table_on_a_cpu_gives_the_reason(tmp_path):
+    made = energy_tables.energy_table(load_tree(sample.write_demo(tmp_path)))
+    assert made["J/1K tokens (J)"].isna().all()
+    assert made["missing"].str.contains("no NVML energy counter").all()
+
+
+def test_ablation_verdicts(rows):
+    made = ablations.ablation_table(rows, "decoding").set_index("decoding")
+    assert made.loc["greedy", "verdict"] == "base arm"
+    assert made.loc["top-p 0.9", "verdict"] == "slower"
+    assert made.loc["top-p 0.9", "throughput / base arm"] == pytest.approx(0.8)
+    assert made.loc["top-k 50", "verdict"] == "no difference resolved"
+    precision = ablations.ablation_table(rows, "precision").set_index("dtype")
+    assert "found Half" in precision.loc["float16", "verdict"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (1234.5, "1,234"),
+        (123.45, "123.5"),
+        (1.23456, "1.235"),
+        (0.00123, "0.00123"),
+        (-20.5, "-20.50"),
+    ],
+)
+def test_short_numbers(value, text):
+    assert short(value) == text
+
+
+def test_reading_side_needs_no_torch():
+    code = "import sys, lib.report.document, lib.analysis.latency; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# --- the printed values against the paper's released CSVs ----------------------------------------
+
+
+def released(name: str) -> list[dict[str, str]]:
+    if not PAPER_CSVS.is_dir():
+        pytest.skip(f"the paper's released CSVs are not at {PAPER_CSVS.name}/ beside the checkout")
+    with (PAPER_CSVS / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def printed(published: dict, table: int) -> dict[tuple[str, str], str | None]:
+    spec = published["tables"][table]
+    return {
+        (row, column): value
+        for row, values in spec["rows"].items()
+        for column, value in zip(spec["columns"], values, strict=True)
+    }
+
+
+def agrees(text: str, exact: str | float) -> bool:
+    """Whether the printed text is the exact number to within one unit of its last digit."""
+    unit = Decimal(1).scaleb(Decimal(text).as_tuple().exponent)
+    return abs(Decimal(text) - Decimal(str(exact))) <= unit
+
+
+def test_agreement_means_one_unit_of_the_last_digit():
+    assert agrees("193.17", "193.178") and not agrees("193.17", "193.19")
+    assert agrees("43461", "43461.9") and not agrees("43461", "43479.9")
+
+
+def test_tables_1_to_3_and_7_hold_values_of_the_released_runs(published):
+    """Each printed value is that of the latency runs or of the energy runs, which differ."""
+    latency = released("unified_latency_comparison.csv")
+    energy = released("unified_energy_comparison_fixed.csv")
+    names = {"GPT-OSS-20B": "gpt-oss-20b", "Qwen3-32B": "qwen3-32b", "Yi-34B": "yi-34b"}
+    fast = {(r["model_short"], r["context_length"]): r for r in latency if r["gen_tokens"] == "64"}
+    warm = {(r["model_short"], r["context_length"]): r for r in energy}
+    for (context, model), text in printed(published, 3).items():
+        at = (names[model], context)
+        assert agrees(text, fast[at]["TTFT_ms"]) or agrees(text, warm[at]["ttft_ms"]), at
+    for (context, model), text in printed(published, 2).items():
+        at = (names[model], context)
+        assert agrees(text, fast[at]["TPOT_tokps"]) or agrees(text, warm[at]["TPOT_tokps"]), at
+    for (model, column), text in printed(published, 1).items():
+        field = {"p50 (ms)": "p50_ms", "p95 (ms)": "p95_ms"}.get(column)
+        if field:
+            assert agrees(text, fast[names[model], "2048"][field]), (model, column)
+    off = []
+    for (model, context), text in printed(published, 7).items():
+        at = (names[model], context)
+        if not agrees(text, warm[at]["energy_per_1k_joules"]):
+            off.append((at, text, round(float(warm[at]["energy_per_1k_joules"]), 1)))
+    assert off == [(("qwen3-32b", "512"), "12295.2", 12294.7)]  # a misprint of half a joule
+
+
+def test_table_5_is_mib_and_its_first_row_differs_from_the_csv(published):
+    rows = {
+        r["model_short"]: r
+        for r in released("unified_memory_comparison_fixed.csv")
+        if r["context_length"] == "2048"
+    }
+    peaks = {row: v for (row, c), v in printed(published, 5).items() if c == "Peak VRAM (MB)"}
+    assert agrees(peaks["Qwen3-32B"], rows["qwen3-32b"]["peak_alloc_mb"])
+    assert agrees(peaks["Yi-34B"], rows["yi-34b"]["peak_alloc_mb"])
+    assert float(rows["gpt-oss-20b"]["peak_alloc_mb"]) - float(peaks["GPT-OSS-20B"]) == (
+        pytest.approx(18.9, abs=0.1)
+    )
+
+
+def test_table_6_holds_the_energy_runs(published):
+    rows = {
+        r["model_short"]: r
+        for r in released("unified_energy_comparison_fixed.csv")
+        if r["context_length"] == "2048"
+    }
+    fields = {
+        "TPOT (tok/s)": "TPOT_tokps",
+        "Tokens/W": "tokens_per_watt",
+        "J/1K (J)": "energy_per_1k_joules",
+    }
+    for (model, column), text in printed(published, 6).items():
+        assert agrees(text, rows[model.lower()][fields[column]]), (model, column)
+
+
+def test_table_8_divides_by_other_active_parameters_than_its_csv(published):
+    """The CSV says 3.6 and uses the latency runs' TPOT; the table says 3.61."""
+    rows = {r["model_id"]: r for r in released("ape_analysis.csv") if r["context_length"] == "2048"}
+    table = printed(published, 8)
+    assert rows["gpt-oss-20b"]["active_params_B"] == "3.6"
+    assert table["GPT-OSS-20B", "Active (B)"] == "3.61"
+    for model in ("Qwen3-32B", "Yi-34B"):
+        exact = rows[model.lower()]
+        assert agrees(table[model, "Active (B)"], exact["active_params_B"])
+        assert agrees(table[model, "APE-Energy"], exact["tokens_per_watt_per_activeB"])
+    for model, peak in (("GPT-OSS-20B", 43.461), ("Qwen3-32B", 63.650), ("Yi-34B", 66.459)):
+        rate = float(printed(published, 1)[model, "TPOT (tok/s)"])
+        assert agrees(table[model, "TPOT/GB"], rate / peak), model  # MiB / 1000, not 10^9 bytes
+
+
+def test_ablation_tables_hold_the_released_medians(published):
+    def medians(name: str, label: str) -> dict[str, dict[str, str]]:
+        return {r[label]: r for r in released(f"ablation_{name}_openai_gpt-oss-20b.csv")}
+
+    sources = {
+        9: medians("decoding_parameters", "decoding_method"),
+        10: medians("context_scaling", "target_context_length"),
+        11: medians("quantization_effects", "precision"),
+        12: medians("server_comparison", "framework"),
+    }
+    fields = {"p50 tok/s": "p50_tokps", "p50 time (s)": "p50_time_s"}
+    for table, rows in sources.items():
+        for (row, column), text in printed(published, table).items():
+            if text is not None and column in fields:
+                assert agrees(text, rows[row][fields[column]]), (table, row, column)
+
+
+def test_every_table_says_where_and_matches_its_columns(published):
+    for number, spec in published["tables"].items():
+        assert f"table {number}" in spec["where"]
+        for values in spec["rows"].values():
+            assert len(values) == len(spec["columns"])
+            assert all(v is None or isinstance(v, str) and float(v) is not None for v in values)
+
+
+def test_missing_estimates_keep_their_reason_in_frames():
+    column = show_table.Column("x", "s")
+    made = show_table.frame(
+        show_table.Table("t", "T", (column,), ((Estimate(None, reason="why"),),))
+    )
+    assert made["missing"].tolist() == ["x: why"]
+
+
+def bounded(seconds, size=10**9):
+    """A call of 11 tokens at 100 of context, 1 s to the first; 100 GB/s of copy bandwidth."""
+    env = environment_record({"gpu": "G", "copy_bytes_per_s": 100e9})
+    key = {
+        "model": "m",
+        "dtype": "bfloat16",
+        "stack": "hf-eager",
+        "weights": "random",
+        "context": 100,
+        "decoding": "greedy",
+        "batch": 1,
+    }
+    return [
+        env,
+        Record("latency", {**key, "new_tokens": 1}, {"ttft_s": [1.0] * 6}, env_id=env.env_id),
+        Record(
+            "latency",
+            {**key, "new_tokens": 11},
+            {"e2e_s": [seconds] * 6},
+            {"decode_bytes": size},
+            env_id=env.env_id,
+        ),
+    ]
+
+
+def bound_finding(rows):
+    found = findings(rows, load_published(), [])
+    return next((f.text for f in found if f.lead == "Against the bound"), None)
+
+
+def test_a_slope_leads_to_every_row_that_it_joins():
+    _, one, eleven = bounded(2.0)
+    twenty = replace(eleven, key=eleven.key | {"new_tokens": 20}, samples={"e2e_s": [2.9] * 6})
+    found = metrics.decode_tok_per_s([one, eleven, twenty])  # 9 tokens in 0.9 s
+    assert found.value == pytest.approx(10)
+    assert found.records == (record_id(eleven), record_id(twenty))
+
+
+def test_a_host_that_slows_down_in_long_calls_is_told_from_a_prefill():
+    """10 tokens in 1 s and 20 in 1.9 s: a prefill. 20 in 2.5 s: each of them took longer."""
+    key = {"model": "m", "context": 512, "decoding": "greedy", "stack": "hf-eager"}
+    ten = Record("latency", key | {"new_tokens": 10}, {"e2e_s": [1.0] * 6})
+    for seconds, said in ((1.9, 0), (2.5, 1)):
+        twenty = Record("latency", key | {"new_tokens": 20}, {"e2e_s": [seconds] * 6})
+        notes = analysis_latency.table([ten, twenty]).notes
+        assert sum("in 1 of 1 rows: long calls" in note for note in notes) == said
+
+
+def test_an_energy_row_whose_first_call_was_slow_says_so():
+    for first, said in ((1.3, ["m at 128"]), (1.1, [])):
+        key = sample.key("m", context=128)
+        rows = [
+            Record("energy", key, {"e2e_s": [first, 1.0, 1.0, 0.9], "energy_j": [400.0]}),
+            Record("energy", key | {"context": 512}, {"e2e_s": [9.0], "energy_j": [400.0]}),
+        ]
+        notes = [note for note in energy_tables.table(rows).notes if "first call" in note]
+        assert [
+            f"over 15% longer than the others in 1 of 1 rows ({name})" in note
+            for note, name in zip(notes, said, strict=True)
+        ] == [True] * len(said)
+
+
+def test_decoding_far_below_its_bound_is_said_in_the_abstract():
+    text = bound_finding(bounded(2.0))  # 10 tokens in 1 s; 1 GB a step allows 100 tok/s
+    assert text.startswith("m decodes 10.00 of 100.0 tok/s (10%): what reading a step's bytes")
+    assert "None reaches half of it" in text
+
+
+def test_decoding_near_its_bound_is_not_blamed_on_the_host():
+    text = bound_finding(bounded(1.125))  # 10 tokens in 0.125 s: 80 tok/s
+    assert text.startswith("m decodes 80.00 of 100.0 tok/s (80%)") and "None" not in text
+
+
+def test_what_another_stack_reaches_of_the_bound_stands_with_its_throughput():
+    rows = bounded(2.0)
+    fast = [replace(r, key=r.key | {"stack": "graph"}) for r in bounded(1.125)[1:]]
+    (said,) = [f for f in findings([*rows, *fast], load_published(), []) if "on graph" in f.lead]
+    assert said.lead.startswith("Output throughput") and "Against hf-eager" in said.text
+    assert said.text.endswith("Without the prefill, m decodes 80.00 of 100.0 tok/s (80%).")
+
+
+def test_a_step_that_a_cache_holds_has_no_bound():
+    assert bound_finding(bounded(2.0, size=10**6)) is None
+
+
+# --- what a step really reads
+
+
+def traced(model="oss", nominal=4 * 10**9, **values):
+    full = {
+        "active_params_nominal": nominal,
+        "active_params_realised": 5 * nominal,
+        "experts_chosen_decode": 4.0,
+        "experts_touched_decode": 32.0,
+        "decode_experts": "x",
+        "experts_touched_prefill": 32.0,
+        "routing_entropy_bits": 4.5,
+        "decode_bytes": 2 * nominal,
+        "decode_bytes_realised": 10 * nominal,
+    }
+    return Record("trace", sample.key(model, new_tokens=None), {}, full | values)
+
+
+def test_the_trace_table_shows_both_counts_of_parameters_and_bytes():
+    (line,) = experts.trace_table([traced()]).to_dict("records")
+    assert (line["active, nominal (10^9)"], line["active, realised (10^9)"]) == (4, 20)
+    assert (line["a step must read (GB)"], line["a step reads (GB)"]) == (8, 40)
+    assert line["experts touched in a step"] == 32 and line["routing entropy (bits)"] == 4.5
+    assert (line["batch"], line["decode runs"]) == (1, "x")
+    assert sections.generic_tables([traced()])[0].name == "trace"
+
+
+def test_small_models_are_shown_in_millions():
+    (line,) = experts.trace_table([traced(nominal=4 * 10**6)]).to_dict("records")
+    assert (line["active, nominal (10^6)"], line["a step reads (MB)"]) == (4, 40)
+
+
+def test_a_dense_model_has_no_router_and_a_failed_trace_its_error():
+    key = sample.key("yi-34b", new_tokens=None)
+    values = {"active_params_nominal": 10**9, "active_params_realised": 10**9, "note": "no router"}
+    dense, failed = experts.trace_table(
+        [
+            Record("trace", key, {}, values),
+            Record("trace", key | {"batch": 2}, error="Error: x"),
+        ]
+    ).to_dict("records")
+    assert dense["active, realised (10^9)"] == 1
+    assert "experts touched in a step: no router" in dense["missing"]
+    assert "active, nominal: failed: Error: x" in failed["missing"]
+
+
+def test_a_lone_call_that_was_the_first_of_its_length_is_no_point_of_a_slope():
+    """Its warm-up was short, and the cache that grew asked for memory: 7 s instead of 4."""
+
+    def arm(tokens, calls, warmup, cache="dynamic"):
+        samples = {"e2e_s": calls, "warmup_s": warmup}
+        return Record("latency", sample.key("m", new_tokens=tokens, cache=cache), samples)
+
+    base = arm(20, [2.0] * 6, [0.4, 0.4])  # several calls: their median stands
+    found = metrics.decode_tok_per_s([base, arm(40, [7.0], [0.4, 0.4])])
+    assert found.value is None and "1 arm(s) hold one call, the first of its length" in found.reason
+    for other in (arm(40, [4.0], [0.4, 5.0]), arm(40, [4.0], [0.4, 0.4], cache="static")):
+        assert metrics.decode_tok_per_s([base, other]).value == pytest.approx(10)
