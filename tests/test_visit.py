@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from fakes import FakeDevice, FakeModel
 
-from lib import bundle, decode, gate, models, records, visit
+import lib
+from lib import bundle, decode, experts, gate, models, records, visit
 from lib.records import Record
 
 RELEASED = Path(__file__).resolve().parents[1] / "outputs" / "released"
@@ -249,6 +251,20 @@ def test_an_arm_that_fails_is_a_row_and_the_others_go_on(machine, tmp_path, monk
     ] * 2
 
 
+def test_an_arm_that_compiles_inside_a_timed_call_has_no_times(machine, tmp_path, monkeypatch):
+    timed, calls = visit.latency.timed, []
+
+    def compiling(*arguments):
+        calls.append(1)  # the seventh is the control's first timed call: 4 warm up, 2 come before
+        return timed(*arguments)._replace(prepare_s=0.5 if len(calls) == 7 else 0.0)
+
+    monkeypatch.setattr(visit.latency, "timed", compiling)
+    rows, _ = measured(machine, tmp_path, names=["A"])
+    found = [r.error for r in records.select(rows, "latency")[:4]]
+    text = "the stack 'graph' captured or compiled inside a timed call"
+    assert found == [None, None, text, None] and machine.built[0].calls.count(16) == 2
+
+
 def test_errors_name_no_folder_of_the_machine(machine, tmp_path, monkeypatch):
     def fail(name, **arguments):
         raise OSError(f"{Path.home()}/weights is not there")
@@ -259,8 +275,15 @@ def test_errors_name_no_folder_of_the_machine(machine, tmp_path, monkeypatch):
     assert bundle.leaks(tmp_path, bundle.secrets(bundle.here())) == []
 
 
-def test_a_mixture_is_timed_with_every_expert_computed_too(tmp_path):
+def test_a_mixture_is_timed_with_every_expert_computed_too(tmp_path, monkeypatch):
     """Miniatures on a CPU, by the command line."""
+    timed, in_use = visit.latency.timed, []
+
+    def noted(generate, ids, new_tokens, device):
+        in_use.append((experts.in_use(generate.net), new_tokens))
+        return timed(generate, ids, new_tokens, device)
+
+    monkeypatch.setattr(visit.latency, "timed", noted)
     names = ["tiny-gpt-oss", "tiny-qwen3"]
     told = ["--device", "cpu", "--dtype", "float32", "--contexts", "24", "--new-tokens", "8"]
     assert visit.main(["--out", str(tmp_path), "--models", *names, *told]) == 0
@@ -283,8 +306,26 @@ def test_a_mixture_is_timed_with_every_expert_computed_too(tmp_path):
         (4, names[0], "back"): mixture,
     }
     assert [r.key["model"] for r in records.select(rows, "gate")] == names
+    turn = [(e, n) for e in ("grouped_mm", "all_experts") for n in (1, 8)]
+    turn += [("grouped_mm", 2), ("grouped_mm", 8)]
+    assert in_use[:24] == turn * 4 == in_use[-24:]
     summary = summary_of(folder)
     assert summary["gpu_uuid"] is None and folder.name.endswith("-cpu")
+
+
+def test_the_board_is_read_before_and_after_each_timed_call(machine, tmp_path, monkeypatch):
+    """One degree a reading: 4 arms x 2 readings warm up, then a round lies between two calls."""
+    degrees = iter(range(1000))
+    sampler = SimpleNamespace(state=lambda handle: {f"{handle}_c": next(degrees)})
+    monkeypatch.setattr(lib, "power_sampler", sampler, raising=False)
+    monkeypatch.setitem(sys.modules, "lib.power_sampler", sampler)
+    monkeypatch.setattr(visit.board, "open_board", lambda uuid: (None, f"of_{uuid}"))
+    machine.device.missing, machine.device.uuid = {}, "board"
+    rows, _ = measured(machine, tmp_path, names=["A"])
+    first, second = records.select(rows, "latency")[:2]
+    assert first.values["board"] == {"of_board_c": [[8, 9], [16, 17], [24, 25]]}
+    assert second.values["board"] == {"of_board_c": [[10, 11], [18, 19], [26, 27]]}
+    assert "board" not in first.missing
 
 
 def test_readings_of_the_board_stand_before_and_after_each_call():
