@@ -1,4 +1,4 @@
-"""The facts of a second study: that its file is whole, and that its numbers agree with arithmetic."""
+"""A second study as data: its file is whole, and its numbers agree with arithmetic."""
 
 from __future__ import annotations
 
