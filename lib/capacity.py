@@ -358,6 +358,8 @@ def page(data: Mapping[str, Any]) -> str:
         "## Widths",
         _widths(data["summary"]),
         "## Cells",
+        "TTFT is that of the library's prefill, which hf-eager, graph and graph-compiled share: it "
+        "stands with each of them, and is one number. Decode throughput is of all sequences.",
         *_cell_tables(data["cells"]),
         "## Known beforehand, outside the coverage",
         _known(data["known_before"]),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy import stats as scipy_stats
 
 from lib import records, stats
 from lib.capacity_fit import (
@@ -915,6 +916,11 @@ class _Case:
         """Draws around 1 of what another card may change."""
         return self.draws(name, Guess(0.0, log_sd, 1e6, {}))
 
+    def between(self, name: str) -> np.ndarray:
+        """Draws between 0 and 1, all alike likely."""
+        levels = scipy_stats.norm.cdf(np.log(self.factor(name, 1.0)))
+        return np.clip(levels, 0.0, 1.0)
+
     def once(self, name: str, make: Any) -> np.ndarray:
         """A part that is made at its first use."""
         if name not in self._made:
@@ -943,6 +949,27 @@ class _Case:
     def _step_s(self) -> np.ndarray:
         if self.stack == EAGER:
             return self._eager_s()
+        free_s = self._free_s()
+        if self.other and self.stack in CAPTURED and self.sheet.tdp_w:
+            return self._slowed(free_s)
+        return free_s
+
+    def _slowed(self, free_s: np.ndarray) -> np.ndarray:
+        """A step on another card whose joules would exceed its power limit.
+
+        The board then lowers its clocks and with them the joules, so that the step takes something
+        between the time without a limit and joules / limit; no row says where between.
+        """
+        try:
+            joules = self.idle_w() * free_s + self.above_j()
+        except NotResolved:  # without a law of energy nothing is known about the limit
+            return free_s
+        over = np.maximum(joules / (self.sheet.tdp_w * free_s) - 1, 0.0)
+        if np.mean(over > 0) > 0.25:
+            self.notes.append(f"a step near the power limit of {self.sheet.tdp_w:g} W")
+        return free_s * (1 + self.between("slowed") * over)
+
+    def _free_s(self) -> np.ndarray:
         tokens, assumed = self.context + self.new_tokens / 2, self.capacity.assumed
         if self.stack == "vllm":
             law, group = self.capacity.law("vllm step"), "vllm"
@@ -978,7 +1005,7 @@ class _Case:
         for name, value in (("context", self.context), ("batch", self.batch)):
             most = max((getattr(c, name) for c in own), default=value)
             if value > most:
-                self.notes.append(f"{name} beyond the rows' {most:,}")
+                self.notes.append(f"{law.law}: {name} beyond the rows' {most:,}")
 
     def amounts(self, tokens: float) -> dict[str, float]:
         """Amounts of a captured step on the card that is asked for."""
@@ -1058,7 +1085,14 @@ class _Case:
         return self.once("step J", self._step_j)
 
     def _step_j(self) -> np.ndarray:
-        tokens, step_s = self.context + self.new_tokens / 2, self.step_s()
+        return self.limited(self.idle_w() * self.step_s() + self.above_j(), self.step_s())
+
+    def above_j(self) -> np.ndarray:
+        """Joules of a step beyond idle power: what it moves, and its operations."""
+        return self.once("above J", self._above_j)
+
+    def _above_j(self) -> np.ndarray:
+        tokens = self.context + self.new_tokens / 2
         if self.stack == EAGER:
             law, group = self.capacity.law("eager step energy"), EAGER
             x = {"eager_bytes": eager_bytes(self.card, tokens, self.batch)}
@@ -1067,23 +1101,18 @@ class _Case:
             x = step_joules(
                 self.amounts(tokens), self.capacity.law("step"), self.sheet.memory_bytes_per_s
             )
-        above_j = self.draws("joules", law.guess(self.cell(law.law, group, x))) * self.joules()
-        done_j = operations_joules(self.card, self.batch, self.capacity.flop_j)
-        found = self.idle_w() * step_s + done_j + above_j
-        return self.limited(found, step_s)
+        moved_j = self.draws("joules", law.guess(self.cell(law.law, group, x))) * self.joules()
+        return moved_j + operations_joules(self.card, self.batch, self.capacity.flop_j)
 
     def joules(self) -> np.ndarray:
         """What another card may change in joules for an amount, as draws around 1."""
         return self.factor("joules of a card", self.capacity.assumed.joules_log_sd * self.other)
 
     def limited(self, joules: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-        """Joules no more than the power limit allows; a note where that takes something off."""
+        """Joules no more than the board's power limit allows in their time."""
         if self.sheet.tdp_w is None:
             return joules
-        most = self.sheet.tdp_w * seconds
-        if np.mean(joules > most) > 0.25:
-            self.notes.append(f"near the power limit of {self.sheet.tdp_w:g} W, which may slow it")
-        return np.minimum(joules, most)
+        return np.minimum(joules, self.sheet.tdp_w * seconds)
 
     def first_j(self) -> np.ndarray:
         """Joules of the first token: power by what the prefill does, times its time."""
