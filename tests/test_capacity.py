@@ -359,6 +359,24 @@ def test_a_faster_memory_helps_no_more_than_its_ratio(learned, cards):
     assert ratio == pytest.approx(1, abs=0.02)
 
 
+def test_a_step_near_the_power_limit_is_slower_and_not_by_more_than_its_joules(
+    learned, cards, monkeypatch
+):
+    """Between the time without a limit and joules / limit; without a limit nothing is slowed."""
+    where = (cards["Qwen3-32B bfloat16"], H200, "graph-compiled", 2048)
+    told = capacity.predict(learned, *where)
+    sheets = capacity.datasheet
+    monkeypatch.setattr(capacity, "datasheet", lambda gpu: replace(sheets(gpu), tdp_w=None))
+    free = capacity.predict(learned, *where)
+    rate, free_rate = (x["decode_tok_per_s"].value for x in (told, free))
+    power_w = free_rate * free["decode_j_per_1k"].value / 1e3
+    assert power_w > 700
+    assert free_rate * 700 / power_w < rate < free_rate
+    assert "near the power limit of 700 W" in " ".join(told["decode_tok_per_s"].notes)
+    assert not free["decode_tok_per_s"].notes
+    assert rate * told["decode_j_per_1k"].value / 1e3 < 1.01 * 700
+
+
 def test_what_cannot_be_predicted_says_why(learned, cards):
     def reason(card: str, gpu: str, stack: str, context: int, batch: int = 1, **more) -> str:
         told = capacity.predict(learned, cards[card], gpu, stack, context, batch, **more)
