@@ -2,6 +2,7 @@
 
 report   run the notebooks of a profile, or rebuild a report from records
 job      run one job of a profile by its name; without a name, list them
+visit    measure a visit: the arms that wait for the host, in one stretch of time
 merge    add the slices of several result folders up, job by job
 compare  ratios with intervals between two result sets
 bundle   a zip of a report and all it rests on
@@ -18,6 +19,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +27,13 @@ from pathlib import Path
 from lib import files
 from lib.analysis import cost
 from lib.files import ParamsError, resolve
+from lib.records.kinds import DTYPES
 from lib.run import profiles
 from lib.run.console import say
 from lib.run.lease import BusyError
 from lib.run.preflight import PreflightError
 
+VISIT_MODELS = ("gpt-oss-20b", "Qwen3-32B", "Yi-34B")
 BAD_INPUT = (ValueError, OSError, RuntimeError)
 # A run has more to say: whatever else it raises is a fault of ours, shown whole.
 REFUSED = (ParamsError, PreflightError, BusyError)
@@ -76,6 +80,34 @@ def run_one(args: argparse.Namespace) -> int:
         timeout_s=args.timeout,
         wait=args.wait,
     )
+
+
+def make_visit(args: argparse.Namespace) -> int:
+    """Measure one visit; 2 where it ended before its last round."""
+    from lib.measure import visit
+    from lib.run import plan, scrub
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)  # `timeout` sends it
+    try:
+        folder = visit.visit(
+            args.out,
+            names=args.models,
+            contexts=args.contexts,
+            new_tokens=args.new_tokens,
+            dtype=args.dtype,
+            device=args.device,
+            code={"lib_sha": plan.lib_sha(), "git": plan.git_state()},
+            clean=lambda text: scrub.text(text, scrub.names(resolve(args.out))),
+        )
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    summary = json.loads((folder / visit.SUMMARY).read_text(encoding="utf-8"))
+    return 0 if summary["status"] == "ok" else 2
 
 
 def profile_of(args: argparse.Namespace) -> profiles.Profile:
@@ -196,6 +228,14 @@ def parser() -> argparse.ArgumentParser:
     one = verb("job", run_one, errors=REFUSED)
     one.add_argument("name", nargs="?", metavar="NAME", help="its folder below the results")
     add_run_options(one)
+
+    one = verb("visit", make_visit, errors=REFUSED)
+    one.add_argument("--out", required=True, help="the folder that gets the visit's own folder")
+    one.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    one.add_argument("--models", nargs="+", default=list(VISIT_MODELS), metavar="NAME")
+    one.add_argument("--contexts", nargs="+", type=int, default=[2048], metavar="TOKENS")
+    one.add_argument("--new-tokens", type=int, default=64, metavar="TOKENS")
+    one.add_argument("--dtype", default="bfloat16", choices=DTYPES)
 
     one = verb("merge", merge_folders)
     one.add_argument("sources", nargs="+", metavar="FOLDER")

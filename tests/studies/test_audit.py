@@ -478,7 +478,7 @@ def test_facts_equal_the_released_files(paper):
 
 
 def test_counts_equal_the_model_card(paper):
-    models = pytest.importorskip("lib.models")
+    models = pytest.importorskip("lib.models.load")
     for title, counted in paper.data["counted"].items():
         card = models.card(paper.entry(title)[0]).as_dict()
         assert {name: card[name] for name in counted} == counted, title

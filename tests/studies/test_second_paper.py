@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lib import datasheets, judge, published
-from lib.params import resolve
-from lib.strict_yaml import read_yaml
+from lib.files import read_yaml, resolve
+from lib.hardware import datasheets
+from lib.studies import study as studies_study
+from lib.studies import verdict
 
 FILE = "params/published/arxiv-2605.30571.yaml"
 FORMS = {"value", "ratio", "at_most", "falls_with", "order", "count"}
@@ -15,7 +16,7 @@ FORMS = {"value", "ratio", "at_most", "falls_with", "order", "count"}
 @pytest.fixture(scope="module")
 def study():
     read_yaml(resolve(FILE))  # refuses repeated keys, and values that YAML misreads
-    return published.load(FILE)
+    return studies_study.load(FILE)
 
 
 def test_every_claim_is_an_entry_with_a_form_and_an_untestable_one_has_its_reason(study):
@@ -24,7 +25,7 @@ def test_every_claim_is_an_entry_with_a_form_and_an_untestable_one_has_its_reaso
         assert claim["form"] in FORMS, name
         assert {"where", "text", "metric", "subjects", "value", "unit", "testable"} <= set(claim)
         assert claim["testable"] or claim["reason"], name
-        assert claim.get("tolerance", "time") in judge.TOLERANCES, name
+        assert claim.get("tolerance", "time") in verdict.TOLERANCES, name
         assert (claim["form"] in {"ratio", "falls_with"}) <= ("over" in claim), name
 
 
@@ -40,7 +41,7 @@ def test_cards_are_those_of_the_datasheets_and_models_have_entries(study):
         assert datasheets.datasheet(card["name"]).memory_bytes_per_s, card
     assert study.entry("Qwen2.5-7B")[0] == "Qwen2.5-7B"
     assert study.entry("Llama-3.1-8B")[0] == "Llama-3.1-8B"
-    with pytest.raises(published.Absent, match="no entry of Mistral-7B"):
+    with pytest.raises(studies_study.Absent, match="no entry of Mistral-7B"):
         study.entry("Mistral-7B")  # its version is not known
 
 
@@ -69,7 +70,7 @@ def test_the_floor_of_the_headline_cell_by_hand(study):
 
 @pytest.mark.parametrize("model", ["Qwen2.5-7B", "Llama-3.1-8B"])
 def test_counts_are_those_of_the_model_card(study, model):
-    models = pytest.importorskip("lib.models")
+    models = pytest.importorskip("lib.models.load")
     card = models.card(model, "bfloat16")
     held = study.data["counted"][model]
     for name in ("total_params", "active_params", "lookup_params", "weight_bytes", "vocab_size"):

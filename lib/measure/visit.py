@@ -9,30 +9,31 @@ each a round. The captured step (`graph`) is the control, which does not wait fo
 
 The protocol is frozen: rows of different visits are compared, so a change of what is called, how
 often or in which order needs another name.
-
-python -m lib.visit --out FOLDER
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import signal
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib import board, decode, gate, latency, manifest, models, portable, records
-from lib import experts as implementations
-from lib.card import computed
-from lib.device import open_device
-from lib.host import host_score_per_s
-from lib.records import Record
-from lib.session import prompt_ids
+from lib import files
+from lib.hardware import board as hardware_board
+from lib.hardware.device import open_device
+from lib.hardware.host import host_score_per_s
+from lib.measure import latency
+from lib.models import card as models_card
+from lib.models import experts as implementations
+from lib.models import load
+from lib.models.card import computed
+from lib.models.prompts import prompt_ids
+from lib.records import record, store
+from lib.records.record import Record
+from lib.stacks import logits_check, registry
 
 MODELS = ("gpt-oss-20b", "Qwen3-32B", "Yi-34B")
 CONTEXTS = (2048,)
@@ -44,7 +45,6 @@ BUDGET_S = 240.0  # what a visit may take on a usual host
 STOP_S = 420.0  # no round begins later than this: a slow host then gives fewer rows, not none
 FORWARD, BACK = "forward", "back"
 ROWS, SUMMARY = "records.jsonl", "visit.json"
-DTYPES = ("bfloat16", "float16", "float32")
 
 
 class OutOfTime(RuntimeError):
@@ -100,7 +100,9 @@ def arms_of(card: Any, contexts: Sequence[int], new_tokens: int) -> list[Arm]:
     choices = (None, implementations.ALL_EXPERTS) if card.experts else (None,)
     arms = []
     for context in contexts:
-        arms += [Arm(gate.REFERENCE, e, context, n) for e in choices for n in (1, new_tokens)]
+        arms += [
+            Arm(logits_check.REFERENCE, e, context, n) for e in choices for n in (1, new_tokens)
+        ]
         arms += [Arm(CONTROL, None, context, n) for n in (new_tokens // SHORTER, new_tokens)]
     return arms
 
@@ -136,21 +138,24 @@ def visit(
     dtype: str = "bfloat16",
     device: Any = "cuda",
     seed: int = 0,
+    code: Mapping[str, Any] | None = None,
+    clean: Callable[[str], str] = str,
 ) -> Path:
     """Measure one visit with random weights; returns its folder below `out`.
 
     The folder gets records.jsonl, a block's rows as soon as it ends, and visit.json, written after
     each block: identity, status (running, ok, timeout, interrupted or failed), the machine,
     the code, each block's phases (s since the start), and medians by arm and direction. A visit
-    is one stretch of time, so none is taken up again: another call is another visit.
+    is one stretch of time, so none is taken up again: another call is another visit. `code` says
+    which code measures (its hash and commit); `clean` takes names of this machine out of a text.
     """
     device = open_device(device) if isinstance(device, str) else device
     zero_s, start = device.clock_s(), _utc()
     environment = device.environment()
     who = identity(environment, start)
     folder = new_folder(Path(out), who)
-    env = records.environment_record({**environment, "visit": who["id"]})
-    records.append(folder / ROWS, env)
+    env = record.environment_record({**environment, "visit": who["id"]})
+    store.append(folder / ROWS, env)
     read_board, no_board = board_of(device)
     run = Run(
         device=device,
@@ -164,18 +169,19 @@ def visit(
         seed=seed,
         read_board=read_board,
         no_board=no_board,
+        clean=clean,
     )
-    summary = _summary(who, environment, run)
+    summary = {**_summary(who, environment, run), **(code or {})}
     run.say(f"visit {who['id']}")
-    manifest.write_json(folder / SUMMARY, summary)
+    files.write_json(folder / SUMMARY, summary)
     places = order(names)
     try:
         for place in places:
             run.require_time()
             title = f"{place.position}/{len(places)} {place.model} {place.direction}"
             summary["blocks"].append(block_of(run, place, title))
-            summary["medians"] = medians(records.load(folder / ROWS))
-            manifest.write_json(folder / SUMMARY, summary)
+            summary["medians"] = medians(store.load(folder / ROWS))
+            files.write_json(folder / SUMMARY, summary)
         summary["status"] = "ok"
     except OutOfTime as error:
         summary |= {"status": "timeout", "error": str(error)}
@@ -186,10 +192,10 @@ def visit(
         summary |= {"status": "failed", "error": run.shared(error)}
         raise
     finally:
-        rows = records.load(folder / ROWS)
+        rows = store.load(folder / ROWS)
         summary |= {"end": _utc(), "seconds": run.elapsed_s(), "medians": medians(rows)}
         summary["within_budget"] = summary["status"] == "ok" and summary["seconds"] <= BUDGET_S
-        manifest.write_json(folder / SUMMARY, summary)
+        files.write_json(folder / SUMMARY, summary)
         run.say(f"{summary['status']}: {len(rows)} rows")
     return folder
 
@@ -209,6 +215,7 @@ class Run:
     seed: int
     read_board: Callable[[], dict[str, Any]]
     no_board: str | None
+    clean: Callable[[str], str]
     refused: dict[tuple[str, int], str] = field(default_factory=dict)  # by model and context
 
     def elapsed_s(self) -> float:
@@ -227,13 +234,13 @@ class Run:
 
     def shared(self, error: BaseException) -> str:
         """The first line of an error, without folders of this machine."""
-        return portable.text(records.first_line(error), portable.names(self.folder.resolve()))
+        return self.clean(record.first_line(error))
 
     def write(self, row: Record, place: Place, **values: Any) -> Record:
         """Write a row of this visit: its values say which visit, direction and position."""
         told = {"visit": self.visit, "direction": place.direction, "position": place.position}
         row = replace(row, values={**row.values, **told, **values}, env_id=self.env_id)
-        return records.append(self.folder / ROWS, row)
+        return store.append(self.folder / ROWS, row)
 
 
 def block_of(run: Run, place: Place, title: str) -> dict[str, Any]:
@@ -248,7 +255,7 @@ def block_of(run: Run, place: Place, title: str) -> dict[str, Any]:
         host["launch_s"] = launch_s
     block = {**place._asdict(), **host, "start_s": run.elapsed_s()}
     try:
-        model = models.load(
+        model = load.load(
             place.model, weights="random", dtype=run.dtype, device=run.device, seed=run.seed
         )
     except Exception as error:
@@ -283,7 +290,7 @@ def gated(run: Run, model: Any, place: Place) -> None:
     common = {"stack": CONTROL, "seed": run.seed, "env_id": run.env_id}
     for context in run.contexts:
         try:
-            run.write(gate.row(model, context=context, **common), place)
+            run.write(logits_check.row(model, context=context, **common), place)
         except Exception as error:
             run.refused[model.name, context] = run.shared(error)
 
@@ -297,10 +304,10 @@ def opened(run: Run, model: Any) -> list[Calls]:
         if arm.stack == CONTROL:
             calls.error = run.refused.get((model.name, arm.context))
         try:
-            models.require_context(model.card, arm.context, arm.new_tokens)
+            models_card.require_context(model.card, arm.context, arm.new_tokens)
             if place not in stacks:
                 capacity = arm.context + run.new_tokens
-                stacks[place] = decode.open_stack(arm.stack, model.net, capacity=capacity)
+                stacks[place] = registry.open_stack(arm.stack, model.net, capacity=capacity)
             calls.generate = stacks[place]
             calls.ids = prompt_ids(model, arm.context, seed=run.seed)
         except Exception as error:
@@ -339,13 +346,13 @@ def row_of(run: Run, model: Any, calls: Calls) -> Record:
     """
     arm, timed = calls.arm, calls.timed
     with implementations.using(model.net, arm.experts):
-        decode_experts = decode.experts_in_decode(model.net, arm.stack)
+        decode_experts = registry.experts_in_decode(model.net, arm.stack)
         key = model.key(
             stack=arm.stack,
             context=arm.context,
             new_tokens=arm.new_tokens,
             decoding="greedy",
-            cache=decode.cache_kind(arm.stack),
+            cache=registry.cache_kind(arm.stack),
         )
     if calls.error is not None:
         return Record("latency", key, error=calls.error)
@@ -359,7 +366,7 @@ def row_of(run: Run, model: Any, calls: Calls) -> Record:
     warnings = latency.warnings_of(seconds) if timed else []
     if len(timed) < ROUNDS:
         warnings.append(
-            records.warning(
+            record.warning(
                 "cut_off",
                 f"the visit ended after {len(timed)} of {ROUNDS} timed calls of this arm: leave it "
                 "out of estimates over visits",
@@ -390,9 +397,9 @@ def board_of(device: Any) -> tuple[Callable[[], dict[str, Any]], str | None]:
     why it reads nothing."""
     if reason := device.missing.get("energy"):
         return dict, reason
-    from lib import power_sampler  # needs NVML
+    from lib.hardware import power_sampler  # needs NVML
 
-    _, handle = board.open_board(device.uuid)
+    _, handle = hardware_board.open_board(device.uuid)
     return lambda: power_sampler.state(handle), None
 
 
@@ -422,8 +429,6 @@ def _summary(who: dict[str, Any], environment: dict[str, Any], run: Run) -> dict
         "driver": environment.get("driver"),
         **{name: packages.get(name) for name in ("torch", "transformers")},
         **{name: environment.get(name) for name in ("host_score_per_s", "launch_s")},
-        "lib_sha": manifest.lib_sha(),
-        "git": manifest.git_state(),
         "protocol": {
             "contexts": list(run.contexts),
             "new_tokens": run.new_tokens,
@@ -450,39 +455,3 @@ def _times(turns: Sequence[Calls]) -> str:
 
 def _utc() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0 where every round was run, 2 where the visit ended before."""
-    parser = argparse.ArgumentParser(prog="python -m lib.visit", description=__doc__)
-    parser.add_argument("--out", required=True, help="the folder that gets the visit's own folder")
-    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
-    parser.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS), metavar="TOKENS")
-    parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS, metavar="TOKENS")
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
-    args = parser.parse_args(argv)
-    before = signal.signal(signal.SIGTERM, _interrupt)  # `timeout` sends it
-    try:
-        folder = visit(
-            args.out,
-            names=args.models,
-            contexts=args.contexts,
-            new_tokens=args.new_tokens,
-            dtype=args.dtype,
-            device=args.device,
-        )
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    return 0 if summary["status"] == "ok" else 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

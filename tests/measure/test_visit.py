@@ -8,13 +8,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fakes import FakeDevice, FakeModel
 
-import lib
-from lib import bundle, decode, experts, gate, models, records, visit
-from lib.records import Record
+import lib.hardware
+from lib.__main__ import main
+from lib.files import ROOT
+from lib.measure import visit
+from lib.models import card as models_card
+from lib.models import experts as models_experts
+from lib.models import load as models_load
+from lib.records import record, store
+from lib.records.record import Record
+from lib.report import bundle
+from lib.run import plan, scrub
+from lib.stacks import logits_check, registry
+from tests.fakes.device import FakeDevice, FakeModel
 
-RELEASED = Path(__file__).resolve().parents[1] / "outputs" / "released"
+RELEASED = ROOT / "outputs" / "released"
 UUID = "GPU-0123abcd-1111-2222-3333-444455556666"
 
 
@@ -47,7 +56,7 @@ def machine(monkeypatch):
 
     def load(name, **arguments):
         if name == "too-large":
-            raise models.ModelError("too-large needs 99.0 GB")
+            raise models_card.ModelError("too-large needs 99.0 GB")
         built.append(Named(name, device, **times))
         return built[-1]
 
@@ -55,17 +64,23 @@ def machine(monkeypatch):
         return Record("gate", model.key(stack=stack, context=context), env_id=env_id)
 
     for stack in ("hf-eager", "graph"):
-        monkeypatch.setitem(decode.STACKS, stack, lambda net, **options: net.open_stack(net))
-    monkeypatch.setattr(models, "load", load)
-    monkeypatch.setattr(gate, "row", row)
+        monkeypatch.setitem(registry.STACKS, stack, lambda net, **options: net.open_stack(net))
+    monkeypatch.setattr(models_load, "load", load)
+    monkeypatch.setattr(logits_check, "row", row)
     monkeypatch.setattr(visit, "host_score_per_s", lambda: 25.0)
     return SimpleNamespace(device=device, built=built, times=times)
 
 
 def measured(machine, out, **changes):
-    arguments = {"names": ["A", "B", "C"], "contexts": [16], "new_tokens": 64}
+    arguments = {
+        "names": ["A", "B", "C"],
+        "contexts": [16],
+        "new_tokens": 64,
+        "code": {"lib_sha": plan.lib_sha()},
+        "clean": lambda text: scrub.text(text, scrub.names(out)),
+    }
     folder = visit.visit(out, device=machine.device, **{**arguments, **changes})
-    return records.load(folder / visit.ROWS), summary_of(folder)
+    return store.load(folder / visit.ROWS), summary_of(folder)
 
 
 def summary_of(folder):
@@ -97,7 +112,7 @@ def test_arms_take_turns_after_one_call_of_each_length(machine, tmp_path):
     rows, _ = measured(machine, tmp_path, names=["A"])
     turn = [1, 64, 16, 64]
     assert [m.calls for m in machine.built] == [turn * 4] * 2
-    latency = records.select(rows, "latency")
+    latency = record.select(rows, "latency")
     arms = [(r.key["stack"], r.key["new_tokens"]) for r in latency]
     assert arms == [("hf-eager", 1), ("hf-eager", 64), ("graph", 16), ("graph", 64)] * 2
     assert {r.key["context"] for r in latency} == {16}
@@ -106,7 +121,7 @@ def test_arms_take_turns_after_one_call_of_each_length(machine, tmp_path):
 def test_three_samples_an_arm_and_none_is_the_first_of_its_length(machine, tmp_path):
     """0.1 s and 10 ms a token; a token of a length not called before takes 5 ms more."""
     rows, _ = measured(machine, tmp_path, names=["A"])
-    first = records.select(rows, "latency")[:4]
+    first = record.select(rows, "latency")[:4]
     assert first[0].samples == {
         "ttft_s": pytest.approx([0.11] * 3),
         "warmup_s": pytest.approx([0.115]),
@@ -127,9 +142,9 @@ def test_every_row_says_its_visit_and_has_an_ordinary_key(machine, tmp_path):
     assert {r.env_id for r in rows} == {rows[0].env_id} and rows[0].kind == "environment"
     kinds = Counter(r.kind for r in rows)
     assert kinds == {"environment": 1, "card": 3, "gate": 3, "latency": 24}
-    row = records.select(rows, "latency")[0]
+    row = record.select(rows, "latency")[0]
     assert row.values["launch_s"] == 5e-6 and row.values["host_score_per_s"] == 25.0
-    assert set(row.key) <= set(records.KEY_FIELDS)
+    assert set(row.key) <= set(record.KEY_FIELDS)
     assert row.missing["board"] == "no counter on the fake"
 
 
@@ -168,7 +183,7 @@ def test_no_round_begins_after_the_last_minute_and_its_rows_are_kept(machine, tm
     rows, summary = measured(machine, tmp_path)
     assert summary["status"] == "timeout" and summary["within_budget"] is False
     assert summary["error"].endswith("no round begins after 420 s")
-    latency = records.select(rows, "latency")
+    latency = record.select(rows, "latency")
     counts = [len(r.samples.get("ttft_s") or r.samples["e2e_s"]) for r in latency]
     assert counts == [3] * 4 and len(machine.built) == 1  # after 486 s no second block begins
 
@@ -193,7 +208,7 @@ def test_a_killed_visit_keeps_what_it_measured(machine, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         measured(machine, tmp_path)
     (folder,) = tmp_path.iterdir()
-    latency = records.select(records.load(folder / visit.ROWS), "latency")
+    latency = record.select(store.load(folder / visit.ROWS), "latency")
     counts = [len(r.samples.get("ttft_s") or r.samples["e2e_s"]) for r in latency]
     assert counts == [3, 3, 3, 3, 2, 2, 1, 1]
     assert [[w["code"] for w in r.warnings] for r in latency] == [[]] * 4 + [["cut_off"]] * 4
@@ -207,9 +222,9 @@ def test_a_killed_visit_keeps_what_it_measured(machine, tmp_path, monkeypatch):
 def test_summary_is_there_while_it_runs(machine, tmp_path, monkeypatch):
     """A process that is killed outright leaves the blocks before: its summary says running."""
     found = []
-    write = visit.manifest.write_json
+    write = visit.files.write_json
     monkeypatch.setattr(
-        visit.manifest,
+        visit.files,
         "write_json",
         lambda path, data: (write(path, data), found.append((data["status"], len(data["blocks"])))),
     )
@@ -234,9 +249,9 @@ def test_another_call_is_another_visit_and_touches_no_row_of_the_first(
 
 def test_an_arm_that_fails_is_a_row_and_the_others_go_on(machine, tmp_path, monkeypatch):
     def refuse(model, *, stack, **place):
-        raise gate.GateError(f"stack {stack!r} computes something else")
+        raise logits_check.GateError(f"stack {stack!r} computes something else")
 
-    monkeypatch.setattr(gate, "row", refuse)
+    monkeypatch.setattr(logits_check, "row", refuse)
     rows, summary = measured(machine, tmp_path, names=["A", "too-large"])
     assert summary["status"] == "ok"
     by_stack = {(r.key.get("stack"), r.error, bool(r.samples)) for r in rows if r.kind != "card"}
@@ -260,7 +275,7 @@ def test_an_arm_that_compiles_inside_a_timed_call_has_no_times(machine, tmp_path
 
     monkeypatch.setattr(visit.latency, "timed", compiling)
     rows, _ = measured(machine, tmp_path, names=["A"])
-    found = [r.error for r in records.select(rows, "latency")[:4]]
+    found = [r.error for r in record.select(rows, "latency")[:4]]
     text = "the stack 'graph' captured or compiled inside a timed call"
     assert found == [None, None, text, None] and machine.built[0].calls.count(16) == 2
 
@@ -269,7 +284,7 @@ def test_errors_name_no_folder_of_the_machine(machine, tmp_path, monkeypatch):
     def fail(name, **arguments):
         raise OSError(f"{Path.home()}/weights is not there")
 
-    monkeypatch.setattr(models, "load", fail)
+    monkeypatch.setattr(models_load, "load", fail)
     rows, _ = measured(machine, tmp_path, names=["A"])
     assert {r.error for r in rows[1:]} == {"OSError: ~/weights is not there"}
     assert bundle.leaks(tmp_path, bundle.secrets(bundle.here())) == []
@@ -280,17 +295,17 @@ def test_a_mixture_is_timed_with_every_expert_computed_too(tmp_path, monkeypatch
     timed, in_use = visit.latency.timed, []
 
     def noted(generate, ids, new_tokens, device):
-        in_use.append((experts.in_use(generate.net), new_tokens))
+        in_use.append((models_experts.in_use(generate.net), new_tokens))
         return timed(generate, ids, new_tokens, device)
 
     monkeypatch.setattr(visit.latency, "timed", noted)
     names = ["tiny-gpt-oss", "tiny-qwen3"]
     told = ["--device", "cpu", "--dtype", "float32", "--contexts", "24", "--new-tokens", "8"]
-    assert visit.main(["--out", str(tmp_path), "--models", *names, *told]) == 0
+    assert main(["visit", "--out", str(tmp_path), "--models", *names, *told]) == 0
     (folder,) = tmp_path.iterdir()
-    rows = records.load(folder / visit.ROWS)
+    rows = store.load(folder / visit.ROWS)
     found = defaultdict(list)
-    for r in records.select(rows, "latency"):
+    for r in record.select(rows, "latency"):
         assert r.error is None and len(r.samples.get("ttft_s") or r.samples["e2e_s"]) == 3
         assert len(r.samples["warmup_s"]) == 1
         assert ("decode_s" in r.samples) == (r.key["stack"] == "graph")
@@ -305,7 +320,7 @@ def test_a_mixture_is_timed_with_every_expert_computed_too(tmp_path, monkeypatch
         (3, names[1], "back"): dense,
         (4, names[0], "back"): mixture,
     }
-    assert [r.key["model"] for r in records.select(rows, "gate")] == names
+    assert [r.key["model"] for r in record.select(rows, "gate")] == names
     turn = [(e, n) for e in ("grouped_mm", "all_experts") for n in (1, 8)]
     turn += [("grouped_mm", 2), ("grouped_mm", 8)]
     assert in_use[:24] == turn * 4 == in_use[-24:]
@@ -317,12 +332,12 @@ def test_the_board_is_read_before_and_after_each_timed_call(machine, tmp_path, m
     """One degree a reading: 4 arms x 2 readings warm up, then a round lies between two calls."""
     degrees = iter(range(1000))
     sampler = SimpleNamespace(state=lambda handle: {f"{handle}_c": next(degrees)})
-    monkeypatch.setattr(lib, "power_sampler", sampler, raising=False)
-    monkeypatch.setitem(sys.modules, "lib.power_sampler", sampler)
-    monkeypatch.setattr(visit.board, "open_board", lambda uuid: (None, f"of_{uuid}"))
+    monkeypatch.setattr(lib.hardware, "power_sampler", sampler, raising=False)
+    monkeypatch.setitem(sys.modules, "lib.hardware.power_sampler", sampler)
+    monkeypatch.setattr(visit.hardware_board, "open_board", lambda uuid: (None, f"of_{uuid}"))
     machine.device.missing, machine.device.uuid = {}, "board"
     rows, _ = measured(machine, tmp_path, names=["A"])
-    first, second = records.select(rows, "latency")[:2]
+    first, second = record.select(rows, "latency")[:2]
     assert first.values["board"] == {"of_board_c": [[8, 9], [16, 17], [24, 25]]}
     assert second.values["board"] == {"of_board_c": [[10, 11], [18, 19], [26, 27]]}
     assert "board" not in first.missing
@@ -347,7 +362,7 @@ def test_the_plan_fits_the_budget_at_the_released_times():
     seconds = {}
     for path in sorted(RELEASED.glob("h100-sxm/*/random-hf-eager/*/records.jsonl")):
         if path.parent.name in ("latency", "stacks"):
-            for row in records.select(records.load(path), "latency", context=2048, batch=1):
+            for row in record.select(store.load(path), "latency", context=2048, batch=1):
                 times = row.samples.get("ttft_s") or row.samples.get("e2e_s")
                 place = (row.key["model"], row.key["stack"], row.key["experts"])
                 if times:

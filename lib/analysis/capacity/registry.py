@@ -1,13 +1,13 @@
 """Predictions that are written down before anybody measures: one JSON file, once, and its reader.
 
-    python -m lib.capacity errors --date YYYY-MM-DD     coefficients and leave-one-out errors
-    python -m lib.capacity register --date YYYY-MM-DD   predictions, written once
-    python -m lib.capacity check outputs/predictions/YYYY-MM-DD-capacity.json
+    python -m lib.analysis.capacity.registry errors --date DAY     coefficients, errors
+    python -m lib.analysis.capacity.registry register --date DAY   predictions, written once
+    python -m lib.analysis.capacity.registry check outputs/predictions/FILE
 
 The file holds all that a reader needs to judge it: date, commit, hashes of the rows and of the
 question, coefficients with intervals, leave-one-out errors, the target, and every cell. It is never
 written twice; `sealed` says whether it is still what was registered. The model itself is in
-`lib.capacity_model`; `learn` and `predict` are its two doors.
+`model`; `learn` and `predict` are its two doors.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lib import records
-from lib.capacity_fit import LEVEL, Miss, NotResolved
-from lib.capacity_model import (
+from lib.analysis.capacity.fit import LEVEL, Miss, NotResolved
+from lib.analysis.capacity.model import (
     EAGER,
     LAWS,
     RELEASED,
@@ -38,18 +37,18 @@ from lib.capacity_model import (
     memory,
     predict,
 )
-from lib.card import ModelCard
-from lib.datasheets import VALUES, datasheet
-from lib.strict_yaml import read_yaml
+from lib.files import ROOT, read_yaml
+from lib.hardware.datasheets import VALUES, datasheet
+from lib.models.card import ModelCard
+from lib.records import store
 
 __all__ = ["RELEASED", "learn", "predict", "register", "sealed"]
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "outputs/predictions"
 QUESTIONS = "params/predictions"
 CODE = (
-    "lib/capacity.py", "lib/capacity_fit.py", "lib/capacity_model.py", "lib/card.py",
-    "lib/stats.py", "params/gpus.yaml",
+    "lib/analysis/capacity/registry.py", "lib/analysis/capacity/fit.py",
+    "lib/analysis/capacity/model.py", "lib/models/card.py", "lib/stats.py", "params/gpus.yaml",
 )  # fmt: skip
 DIGITS = 5
 METRIC_NAMES = {
@@ -96,7 +95,7 @@ def cells_of(question: Mapping[str, Any]) -> list[dict[str, Any]]:
 def learned(question: Mapping[str, Any], root: Path = ROOT) -> Capacity:
     """The laws fitted to the question's rows and leads."""
     cards = {name: card_of(data) for name, data in question["cards"].items()}
-    rows = records.load_tree(root / question["rows"])
+    rows = store.load_tree(root / question["rows"])
     return learn(
         rows, question["gpu"], earlier=question["earlier"], leads=question["leads"], cards=cards,
         assumed=Assumed(**question["assumed"]),
@@ -540,7 +539,7 @@ def _left_out(lines: Sequence[Mapping[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0, or 2 for a question without an answer."""
     parser = argparse.ArgumentParser(
-        prog="python -m lib.capacity",
+        prog="python -m lib.analysis.capacity.registry",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

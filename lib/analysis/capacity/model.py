@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
-from lib import records, stats
-from lib.capacity_fit import (
+from lib import stats
+from lib.analysis.capacity.fit import (
     LEVEL,
     Cell,
     Fit,
@@ -31,9 +31,10 @@ from lib.capacity_fit import (
     left_out,
     widened,
 )
-from lib.card import ModelCard
-from lib.datasheets import Datasheet, datasheet
-from lib.records import Record, select
+from lib.hardware.datasheets import Datasheet, datasheet
+from lib.models.card import ModelCard
+from lib.records import record
+from lib.records.record import Record, select
 
 RELEASED = "outputs/released/h100-sxm"
 CAPTURED = ("graph", "graph-compiled")
@@ -404,7 +405,7 @@ def learn(
     (model, form, context, batch, decode_tok_per_s); their cards are those in `cards`, by model and
     form.
     """
-    envs = records.environments(rows)
+    envs = record.environments(rows)
     sheet = datasheet(gpu)
     if sheet.memory_bytes_per_s is None:
         raise NotResolved(f"{gpu}: {sheet.missing['memory_bytes_per_s']}")

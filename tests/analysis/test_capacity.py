@@ -7,15 +7,13 @@ import json
 import math
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lib import capacity as files
-from lib import capacity_model as capacity
-from lib import records
-from lib.capacity_fit import (
+from lib.analysis.capacity import model as capacity
+from lib.analysis.capacity import registry as files
+from lib.analysis.capacity.fit import (
     LEVEL,
     Cell,
     Guess,
@@ -27,11 +25,11 @@ from lib.capacity_fit import (
     left_out,
     widened,
 )
-from lib.card import ModelCard
-from lib.records import Record
-from lib.strict_yaml import read_yaml
+from lib.files import ROOT, read_yaml
+from lib.models.card import ModelCard
+from lib.records import record, store
+from lib.records.record import Record
 
-ROOT = Path(__file__).parents[1]
 H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
 REGISTERED = sorted((ROOT / "outputs" / "predictions").glob("*.json"))
 QUESTION = ROOT / "params" / "predictions" / "2026-11-27-capacity.yaml"
@@ -216,7 +214,7 @@ def test_draws_are_the_quantiles_of_the_interval():
 
 def made_rows(share: float, kernel_s: float) -> list[Record]:
     """Captured steps of three dense models: weights at a share of 3.35 TB/s, kernels beside it."""
-    env = records.environment_record({"gpu": H100, "gpu_total_bytes": 85_000_000_000})
+    env = record.environment_record({"gpu": H100, "gpu_total_bytes": 85_000_000_000})
     rows = [env]
     for number, scale in enumerate((1, 4, 10)):
         layers = 20 * (number + 1)
@@ -330,7 +328,7 @@ def test_measured_calls_that_the_fit_did_not_see_are_predicted(learned, cards):
     for job, name in (("gpt-oss-20b", "gpt-oss-20b"), ("Qwen3-32B", "Qwen3-32B"),
                       ("Yi-34B", "Yi-34B")):  # fmt: skip
         path = ROOT / capacity.RELEASED / job / "random-graph-compiled" / "energy"
-        (row,) = [r for r in records.load(path / "records.jsonl") if r.kind == "energy"]
+        (row,) = [r for r in store.load(path / "records.jsonl") if r.kind == "energy"]
         measured = 1e3 / 64 * np.median(row.samples["energy_j"])
         card = cards[f"{name} bfloat16"]
         told = capacity.predict(learned, card, H100, "graph-compiled", 2048)["call_j_per_1k"]
@@ -433,8 +431,8 @@ def test_the_question_asks_for_what_the_target_is_about(question):
 
 
 def test_cards_of_the_question_are_counted(cards):
-    models = pytest.importorskip("lib.models")
-    from lib.forms import FORMS, held_as
+    models = pytest.importorskip("lib.models.load")
+    from lib.models.formats import FORMS, held_as
 
     for name, card in cards.items():
         model, _, form = name.partition(" ")
