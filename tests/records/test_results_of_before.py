@@ -1,0 +1,55 @@
+"""A result folder written before lib was packages still loads, merges, renders and is finished."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+
+from lib.files import ROOT
+from lib.records import jobs, slices, store
+from lib.records.record import select
+from lib.report import document
+
+LATENCY = "tiny-yi/random-hf-eager/latency"
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The folder as commit fd305ae wrote it, less its summary and pages that can be made again."""
+    with zipfile.ZipFile(ROOT / "tests" / "data" / "results-fd305ae.zip") as archive:
+        archive.extractall(tmp_path / "before")
+    return tmp_path / "before"
+
+
+def test_its_rows_load_with_samples_and_key(results):
+    rows = store.load_tree(results)
+    calls = select(rows, "latency", context=256, new_tokens=16)
+    assert [len(row.samples["e2e_s"]) for row in calls] == [6]
+    assert calls[0].samples["e2e_s"][0] == 0.096349944999929
+    assert calls[0].key["stack"] == "hf-eager" and calls[0].key["model"] == "tiny-yi"
+    assert {row.kind for row in rows} >= {"environment", "card", "latency", "memory-paper"}
+
+
+def test_its_jobs_are_finished_by_their_own_hashes(results):
+    manifest = store.read(results / LATENCY)
+    assert store.is_finished(results / LATENCY, manifest, manifest["job_sha"])
+    assert [job.status for job in jobs.find(results)] == ["ok", "ok", "missing"]
+
+
+def test_it_merges_into_what_it_was(results, tmp_path):
+    assert slices.merge([results], tmp_path / "merged") == []
+    rows = (tmp_path / "merged" / LATENCY / "records.jsonl").read_text()
+    assert rows == (results / LATENCY / "records.jsonl").read_text()
+
+
+def test_its_report_shows_the_numbers_it_showed(results, tmp_path):
+    page = document.write(results, tmp_path / "out").read_text()
+    assert "tiny-yi" in page and "ended" in page
+    lines = (tmp_path / "out" / "tables" / "latency.csv").read_text().splitlines()
+    manifest = json.loads((results / LATENCY / "run.json").read_text())
+    assert len(lines) == 1 + len(manifest["parameters"]["contexts"]) == 3
+    # TTFT, output and decode throughput of the shorter context, as fd305ae printed them
+    assert lines[1].startswith('tiny-yi,64,11.875387,"[7.787, 17.85]",16,62.655575')
+    assert ',255.36435,"[160.2, 342.2]",142.32527,"[88.45, 364.1]",' in lines[1]
