@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import operator
 import re
 import shutil
 
@@ -15,7 +16,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from lib import files
+from lib import analysis, files
 from lib.hardware.host import cpu_name
 from lib.records import jobs, record, store
 from lib.report import document
@@ -23,7 +24,6 @@ from lib.run import job as run_job
 from lib.run import kernel, loop, profiles, scrub
 from lib.run import plan as lib_manifest
 from lib.run.parameters import notebook_parameters
-from lib.show import figure as show_figure
 
 ROOT = files.ROOT
 SOURCES = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -97,7 +97,7 @@ def test_one_cell_of_literals_one_of_assertions_one_conclusion(source):
         ast.literal_eval(node.value)  # raises unless it is a literal
     asserts = [n for n in ast.parse(sanity.source).body if isinstance(n, ast.Assert)]
     assert asserts
-    assert re.fullmatch(r"Markdown\(\w+\.\w+\(\w+.*\)\)", conclusion.source)
+    assert re.fullmatch(r"Markdown\(\w+(\.\w+)+\(\w+.*\)\)", conclusion.source)
 
 
 def test_a_code_cell_holds_one_short_idea(source):
@@ -423,7 +423,9 @@ def test_the_parameters_given_show_in_the_results(results):
 def test_the_first_notebook_can_draw_each_metric_it_names(metric):
     (parameters,) = tagged(read(SOURCES["start"]), "parameters")
     assert re.search(rf"metric = .*\b{metric}\b", parameters.source)
-    assert callable(getattr(show_figure, metric))
+    drawn = "".join(cell.source for cell in code(read(SOURCES["start"])))
+    (name,) = re.findall(rf'"{metric}": ([\w.]+),', drawn)
+    assert callable(operator.attrgetter(name.removeprefix("analysis."))(analysis))
 
 
 def test_jupyterlab_opens_on_the_first_notebook():
