@@ -8,12 +8,14 @@ anything does. Standard library only.
 """
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,31 +58,37 @@ def first_difference(old: Path, new: Path) -> str:
     return "\n".join(f"    {line[:200]}" for line in lines[:6])
 
 
+@contextlib.contextmanager
+def both_reports(commit: str, results: Path, python: str) -> Iterator[tuple[Path, Path]]:
+    """Folders with the report of a result set as a commit writes it and as this code does.
+
+    What a commit writes does not change, so that it is built once and kept with temporary files.
+    """
+    results = (ROOT / results).resolve()
+    full = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{commit}^{{commit}}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    name = hashlib.sha256(f"{full} {results}".encode()).hexdigest()[:12]
+    old = Path(tempfile.gettempdir()) / f"same-report-{name}"
+    with tempfile.TemporaryDirectory() as folder:
+        if not old.exists():
+            checkout(full, Path(folder) / "code")
+            build(Path(folder) / "code", results, Path(folder) / "old", python)
+            shutil.move(Path(folder) / "old", old)
+        build(ROOT, results, Path(folder) / "new", python)
+        yield old, Path(folder) / "new"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit")
     parser.add_argument("--set", type=Path, default=Path("outputs/released/h100-sxm"))
     parser.add_argument("--python", default=sys.executable)
     args = parser.parse_args()
-    results = (ROOT / args.set).resolve()
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{args.commit}^{{commit}}"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    # What a commit writes does not change: it is built once.
-    old = (
-        Path(tempfile.gettempdir())
-        / f"same-report-{hashlib.sha256(f'{commit} {results}'.encode()).hexdigest()[:12]}"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        if not old.exists():
-            checkout(commit, Path(folder) / "code")
-            build(Path(folder) / "code", results, Path(folder) / "old", args.python)
-            shutil.move(Path(folder) / "old", old)
-        new = Path(folder) / "new"
-        build(ROOT, results, new, args.python)
+    with both_reports(args.commit, args.set, args.python) as (old, new):
         before, after = files(old), files(new)
         different = [
             name
@@ -92,7 +100,7 @@ def main() -> int:
         for name in sorted(different):
             print(f"differs: {name}\n{first_difference(before[name], after[name])}")
     count = len(before.keys() ^ after.keys()) + len(different)
-    print(f"{len(after)} files, {count} of them not as at {commit[:9]}")
+    print(f"{len(after)} files, {count} of them not as at {args.commit}")
     return 1 if count else 0
 
 

@@ -1,0 +1,106 @@
+"""Do two reports hold the same numbers, whatever they look like?
+
+    python tools/same_numbers.py COMMIT [--set outputs/released/h100-sxm] [--python PATH]
+
+builds the report of a result set with the code of COMMIT and with that of this folder, and compares
+every (table, row, column): value, low, high, n, the reason where it is missing, and the verdict.
+Prints what is only in one of them and what differs; exits with 1 if anything does. A difference
+that is wanted is named in the message of the commit that makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from bs4 import BeautifulSoup, Tag
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.same_report import both_reports
+
+FIELDS = ("value", "low", "high", "n")
+Cells = dict[tuple[str, ...], tuple[str, ...]]
+
+
+def numbers(report: Path) -> Cells:
+    """Every cell of a report's own tables, those of executed notebooks apart.
+
+    A cell is known by table, what its row says in words, and its column; it holds what FIELDS name,
+    and the reason or the words where it has no number.
+    """
+    page = BeautifulSoup(report.read_text(encoding="utf-8"), "html.parser")
+    cells: Cells = {}
+    for figure in page.select("figure.table"):
+        reasons = {item["id"]: _text(item) for item in figure.select("ul.footnotes li[id]")}
+        titles = _titles(figure)
+        seen: dict[tuple[str, ...], int] = {}
+        for line in figure.select("tbody tr"):
+            row = [cell for cell in line.find_all(("th", "td"), recursive=False)]
+            words = tuple(_text(cell) for cell in row if "num" not in cell.get("class", ()))
+            seen[words] = seen.get(words, 0) + 1
+            for title, cell in zip(titles, row, strict=True):
+                place = (figure["id"], *words, str(seen[words]), title)
+                cells[place] = _content(cell, reasons)
+    return cells
+
+
+def _titles(figure: Tag) -> list[str]:
+    """One title a column; below a group of columns, the group's and the column's own."""
+    top, *below = figure.select("thead tr")
+    own = iter([_text(head) for line in below for head in line.find_all("th")])
+    titles = []
+    for head in top.find_all(("th", "td")):
+        width = int(head.get("colspan", 1))
+        grouped = bool(below) and not head.get("rowspan")
+        titles += [f"{_text(head)}, {next(own)}" if grouped else _text(head) for _ in range(width)]
+    return titles
+
+
+def _content(cell: Tag, reasons: dict[str, str]) -> tuple[str, ...]:
+    values = tuple(str(cell.get(f"data-{field}", "")) for field in FIELDS)
+    links = [a["href"].removeprefix("#") for a in cell.select("a.mark")]
+    why = "; ".join(reasons.get(link, link).partition(" ")[2] for link in links)
+    return (*values, why) if any(values) or why else ("", "", "", "", _text(cell))
+
+
+def _text(tag: Tag) -> str:
+    return " ".join(tag.get_text(" ", strip=True).split())
+
+
+def verdicts(folder: Path) -> Cells:
+    """Every line of claims.csv, field by field."""
+    path = folder / "claims.csv"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        ("claims.csv", *list(row.values())[:2], name): (value,)
+        for row in rows
+        for name, value in row.items()
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("commit")
+    parser.add_argument("--set", type=Path, default=Path("outputs/released/h100-sxm"))
+    parser.add_argument("--python", default=sys.executable)
+    args = parser.parse_args()
+    with both_reports(args.commit, args.set, args.python) as (old, new):
+        before, after = (numbers(x / "report.html") | verdicts(x) for x in (old, new))
+    for place in sorted(before.keys() ^ after.keys()):
+        print(f"only {'before' if place in before else 'after'}: {' | '.join(place)}")
+    different = [p for p in sorted(before.keys() & after.keys()) if before[p] != after[p]]
+    for place in different:
+        print(f"differs: {' | '.join(place)}\n  {before[place]}\n  {after[place]}")
+    count = len(before.keys() ^ after.keys()) + len(different)
+    print(f"{len(after):,} numbers, {count:,} of them not as at {args.commit}")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
