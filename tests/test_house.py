@@ -46,6 +46,7 @@ PLAIN = {
     "lib.models.card",
     "lib.models.entries",
     "lib.models.formats",
+    "lib.stacks.registry",
     "lib.stacks.stack",
 }
 READING = ("analysis", "show", "studies", "report", "records")

@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 
 from lib import stats
 from lib.analysis.setups import SETUP, by_setup, sampled, setups
+from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, environments, record_id
 from lib.show import wording
 from lib.show.figure import axes, color, labelled
 from lib.show.table import Column, Table, frame
 from lib.stats import Estimate
 
-BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": "hf-eager"}
+BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": STUDY_STACK}
 
 
 CHANGED = {

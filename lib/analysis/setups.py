@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 
 from lib import stats
-from lib.records.kinds import DTYPES, STACKS, model_order
+from lib.records.kinds import DTYPES, model_order
 from lib.records.record import Record, environments, record_id
 from lib.show.figure import color, style
 from lib.show.table import Column, Table
+from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 
 SETUP = ("weights", "dtype", "stack", "experts", "gpu")
 ARM = ("context", "new_tokens", "batch", "decoding")  # what tells the arms of one setup apart
 # Where they are listed; a value that is not here comes after them, by name.
 ORDER = {
-    "dtype": DTYPES, "stack": STACKS,
+    "dtype": DTYPES, "stack": tuple(STACKS),
     "experts": ("none", "grouped_mm", "batched_mm", "loop", "all_experts"),
 }  # fmt: skip
 WORDS = {

@@ -18,7 +18,8 @@ from lib.measure.session import track
 from lib.models import load
 from lib.records import record, store
 from lib.records.record import Record
-from lib.stacks import logits_check, registry
+from lib.stacks import logits_check
+from lib.stacks.registry import STACKS
 
 GATE_STEPS = 4
 
@@ -135,7 +136,7 @@ def _failed(
     untimed = [tokens for tokens in new_tokens if tokens not in timed]
     shape = {name: place[name] for name in ("stack", "context", "batch")}
     key = model.key(
-        **shape, new_tokens=(untimed or new_tokens)[0], cache=registry.cache_kind(place["stack"])
+        **shape, new_tokens=(untimed or new_tokens)[0], cache=STACKS[place["stack"]].cache
     )
     return Record(
         "batch" if untimed else "batch-energy",

@@ -26,8 +26,11 @@ from lib.models import experts as lib_experts
 from lib.models.card import ModelError, computed, require_context
 from lib.models.prompts import prompt_ids
 from lib.records import record, store
+from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
 from lib.stacks import registry
+from lib.stacks.registry import STACKS
+from lib.stacks.stack import Generate
 
 PROBES = 64  # experts that are tried one by one in a layer, where not all are left alone
 TOLERANCE = 0.01  # realised active parameters this near the nominal ones need no warning
@@ -114,7 +117,7 @@ def touched(call: Call, *, token: int | None = None, seed: int = 0) -> float:
 
 
 def captured(
-    net: torch.nn.Module, generate: registry.Generate, ids: torch.Tensor
+    net: torch.nn.Module, generate: Generate, ids: torch.Tensor
 ) -> tuple[list[Call], list[Call]]:
     """The call of every layer's experts in the prefill of `ids`, and in the decode step after it.
 
@@ -166,7 +169,7 @@ def rows(
     context: int,
     batches: Sequence[int],
     experts: Sequence[str] = (),
-    stack: str = "hf-eager",
+    stack: str = STUDY_STACK,
     seed: int,
     env_id: str | None,
     records_path: str | Path,
@@ -202,7 +205,7 @@ def row(
 
 
 def arm(
-    model: Any, *, context: int, batch: int, seed: int, env_id: str | None, stack: str = "hf-eager"
+    model: Any, *, context: int, batch: int, seed: int, env_id: str | None, stack: str = STUDY_STACK
 ) -> Record:
     """What the experts implementation in use touches in a prefill of `batch` different prompts of
     `context` tokens, and what that of the stack's decode steps touches in the one after it.
@@ -265,15 +268,15 @@ def _routing(
 
 
 def _key(model: Any, context: int, batch: int, stack: str) -> dict[str, Any]:
-    cache = registry.cache_kind(stack)
+    cache = STACKS[stack].cache
     return model.key(context=context, batch=batch, stack=stack, cache=cache)
 
 
-def _uncaptured(net: torch.nn.Module, stack: str, ids: torch.Tensor) -> registry.Generate:
+def _uncaptured(net: torch.nn.Module, stack: str, ids: torch.Tensor) -> Generate:
     """The calls of a stack where hooks see them: no step is captured, and where the stack does not
     exchange the experts after the prefill, neither is it done here."""
-    reference = registry.open_stack("hf-eager", net)
-    if not stack.startswith("graph"):
+    reference = registry.open_stack(STUDY_STACK, net)
+    if not STACKS[stack].captured:
         return reference
     first = reference(ids, 1).tokens
     return lambda ids, new_tokens: reference.forced_logits(ids, first)

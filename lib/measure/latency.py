@@ -22,8 +22,10 @@ from lib.models.card import computed, require_context
 from lib.models.load import card, load
 from lib.models.prompts import prompt_ids
 from lib.records import record, store
+from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
 from lib.stacks import logits_check, registry
+from lib.stacks.registry import STACKS
 
 WARMUP_CALLS = 2
 WARMUP_TOKENS = 8  # of a call that loads the kernels
@@ -34,7 +36,7 @@ DRIFT_LIMIT = 0.05
 def sweep(
     model: Any,
     *,
-    stack: str = "hf-eager",
+    stack: str = STUDY_STACK,
     contexts: Sequence[int],
     new_tokens: Sequence[int],
     repeats: int,
@@ -165,7 +167,7 @@ def arm(
             new_tokens=new_tokens,
             decoding=decoding,
             batch=batch,
-            cache=registry.cache_kind(stack),
+            cache=STACKS[stack].cache,
         ),
         samples=samples,
         values={
@@ -268,7 +270,7 @@ def stamped(
             context=context,
             new_tokens=new_tokens,
             decoding="greedy",
-            cache=registry.cache_kind(stack),
+            cache=STACKS[stack].cache,
         ),
         samples={"token_s": token_s, "e2e_s": e2e_s},
         values=dict(model.source),
@@ -311,7 +313,7 @@ def busy_row(
             context=context,
             new_tokens=tokens + 1,
             decoding="greedy",
-            cache=registry.cache_kind(stack),
+            cache=STACKS[stack].cache,
         ),
         values=values,
         missing=dict.fromkeys(names, reason) if reason else {},
@@ -364,7 +366,7 @@ def harness_row(
         context=context,
         new_tokens=new_tokens,
         decoding="greedy",
-        cache=registry.cache_kind(stack),
+        cache=STACKS[stack].cache,
     )
     return Record("harness", key, samples, dict(model.source), env_id=env_id)
 

@@ -14,7 +14,8 @@ from lib.measure import latency
 from lib.measure.session import track
 from lib.records import record, store
 from lib.records.record import Record
-from lib.stacks import logits_check, registry
+from lib.stacks import logits_check
+from lib.stacks.registry import STACKS
 
 
 def sweep(
@@ -54,7 +55,7 @@ def sweep(
                 stack=stack,
                 context=context,
                 new_tokens=new_tokens[0],
-                cache=registry.cache_kind(stack),
+                cache=STACKS[stack].cache,
                 decoding="greedy",
             )
             failed = Record("latency", key, error=record.first_line(error), env_id=env_id)

@@ -34,6 +34,7 @@ from lib.models.prompts import prompt_ids
 from lib.records import record, store
 from lib.records.record import Record
 from lib.stacks import logits_check, registry
+from lib.stacks.registry import STACKS
 
 MODELS = ("gpt-oss-20b", "Qwen3-32B", "Yi-34B")
 CONTEXTS = (2048,)
@@ -352,7 +353,7 @@ def row_of(run: Run, model: Any, calls: Calls) -> Record:
             context=arm.context,
             new_tokens=arm.new_tokens,
             decoding="greedy",
-            cache=registry.cache_kind(arm.stack),
+            cache=STACKS[arm.stack].cache,
         )
     if calls.error is not None:
         return Record("latency", key, error=calls.error)

@@ -19,6 +19,7 @@ from lib.models import experts as implementations
 from lib.models.card import ModelCard, ModelError, require_context
 from lib.models.fetch import quiet
 from lib.models.origin import config_of, files, find, plain, require_checkpoint
+from lib.records.kinds import STUDY_STACK
 from lib.records.record import KEY_FIELDS
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Model:
             "model": self.name,
             "weights": self.weights,
             "dtype": self.dtype,
-            "stack": "hf-eager",
+            "stack": STUDY_STACK,
             "experts": self.experts,
             "attention": self.attention,
             "cache": "dynamic",

@@ -183,7 +183,7 @@ def _order(path: str) -> tuple:
     at = ORDER.index(parts[-1]) if parts[-1] in ORDER else len(ORDER)
     place = 0 if parts[-1] in BEFORE_MODELS else 1 + (parts[0] == ACROSS)
     setup = parts[1] if len(parts) == 3 else ""
-    stack = next((i for i, name in enumerate(kinds.STACKS) if setup.endswith(name)), -1)
+    stack = bool(setup) and not setup.endswith(f"-{STUDY_STACK}")
     return (place, kinds.model_order(parts[0]), stack, setup, at, parts[-1])
 
 

@@ -11,9 +11,6 @@ from lib.files import read_yaml
 WEIGHTS = ("random", "checkpoint", "gguf")
 
 
-STACKS = ("hf-eager", "hf-static", "graph", "graph-compiled")
-
-
 DTYPES = ("bfloat16", "float16", "float32")
 
 

@@ -17,8 +17,9 @@ from lib import files
 from lib.files import ParamsError, read_yaml, unknown
 from lib.models.entries import models
 from lib.records.jobs import CROSS_MODEL
-from lib.records.kinds import DTYPES, STACKS, WEIGHTS
+from lib.records.kinds import DTYPES, STUDY_STACK, WEIGHTS
 from lib.run.parameters import check_parameters, notebook_parameters
+from lib.stacks.registry import STACKS
 
 __all__ = ["Choice", "ParamsError", "Profile", "models", "profile"]
 
@@ -209,7 +210,7 @@ def _choices_of(
     gguf = model.endswith(".gguf") or wheel
     own = {"weights": "gguf", **own} if model.endswith(".gguf") else own
     own |= sliced
-    base = {"weights": "random", "stack": "hf-eager", **defaults, **own}
+    base = {"weights": "random", "stack": STUDY_STACK, **defaults, **own}
     found = []
     for source in (chosen["weights"] or (base["weights"],)) if asked else ():
         weights = "gguf" if gguf and source == "checkpoint" else source

@@ -21,10 +21,12 @@ from typing import Any
 
 from lib.models import experts
 from lib.models.prompts import prompt_ids
+from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
 from lib.stacks import registry
+from lib.stacks.registry import STACKS
 
-REFERENCE = "hf-eager"
+REFERENCE = STUDY_STACK
 STEPS = 8
 AGAIN_STEPS = 16  # of the look that checks an alarm
 UNIT = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}  # relative error of one rounding
@@ -133,7 +135,7 @@ def row(
         context=context,
         new_tokens=steps,
         batch=batch,
-        cache=registry.cache_kind(stack),
+        cache=STACKS[stack].cache,
         decoding="greedy",
     )
     return Record(

@@ -1,66 +1,99 @@
-"""Decode stacks behind one signature.
+"""One entry a stack, and how one is opened by its name.
 
-A stack is made for a net and called as `stack(ids, new_tokens, on_token=None) -> Decoded`. It
-produces exactly `new_tokens` tokens: the end-of-sequence token never stops it. `on_token` is called
-after each token has reached the host, which costs a synchronisation, so that timed runs leave it
-out. `stack.forced_logits(ids, continuation)` gives the logits that the same path computes along a
-given continuation, for the correctness gate.
+A new stack is a module of this package and an entry here. Nothing here needs torch until a stack
+is opened, so that the reading side knows stacks by the same entries.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
-from lib.models import experts
-from lib.stacks import fused
-from lib.stacks.generate import DECODING, GenerateStack
-from lib.stacks.graph import GraphStack
-from lib.stacks.stack import Decoded
-
-__all__ = [
-    "DECODING",
-    "STACKS",
-    "Decoded",
-    "Generate",
-    "as_in_decode",
-    "experts_in_decode",
-    "open_stack",
-]
-
-Generate = Callable[..., Decoded]
+from lib.records.kinds import STUDY_STACK
+from lib.stacks.stack import Generate, Stack
 
 
-def hf_eager(net: Any, *, decoding: str = "greedy", capacity: int | None = None) -> GenerateStack:
-    """`generate()` of transformers with its dynamic cache, as the paper used it."""
-    return GenerateStack(net, decoding=decoding)
+def _generate(net: Any, **options: Any) -> Generate:
+    from lib.stacks.generate import GenerateStack
+
+    return GenerateStack(net, **options)
 
 
-def hf_static(net: Any, *, decoding: str = "greedy", capacity: int | None = None) -> GenerateStack:
-    """`generate()` with a static cache and, on a GPU, the compilation that the library offers."""
-    return GenerateStack(net, decoding=decoding, static=True, capacity=capacity)
+def _static(net: Any, **options: Any) -> Generate:
+    from lib.stacks.generate import GenerateStack
+
+    return GenerateStack(net, static=True, **options)
 
 
-def graph(net: Any, *, decoding: str = "greedy", capacity: int | None = None) -> GraphStack:
-    """The library's decode step captured as a CUDA graph; nothing is compiled."""
-    _require_greedy("graph", decoding)
+def _graph(net: Any, *, decoding: str, capacity: int | None) -> Generate:
+    from lib.stacks.graph import GraphStack
+
     return GraphStack(net, capacity=capacity)
 
 
-def graph_compiled(
-    net: Any, *, decoding: str = "greedy", capacity: int | None = None
-) -> GraphStack:
-    """The captured step with each decoder layer fused by torch.compile."""
-    _require_greedy("graph-compiled", decoding)
-    return GraphStack(net, capacity=capacity, around=fused.Layers(net))
+def _compiled(net: Any, *, decoding: str, capacity: int | None) -> Generate:
+    from lib.stacks import fused, graph
+
+    return graph.GraphStack(net, capacity=capacity, around=fused.Layers(net))
 
 
-STACKS: dict[str, Callable[..., Any]] = {
-    "hf-eager": hf_eager,
-    "hf-static": hf_static,
-    "graph": graph,
-    "graph-compiled": graph_compiled,
+def _library(net: Any) -> str | None:
+    """On a GPU `generate()` replaces grouped_mm by batched_mm after the prefill."""
+    from lib.models import experts
+
+    with net._optimize_model_for_decode():
+        return experts.in_use(net)
+
+
+def _configured(net: Any) -> str | None:
+    from lib.models import experts
+
+    return experts.in_use(net)
+
+
+def _fused(net: Any) -> str:
+    from lib.stacks import fused
+
+    return fused.EXPERTS
+
+
+# In the order in which they are shown.
+STACKS = {
+    entry.name: entry
+    for entry in (
+        Stack(
+            STUDY_STACK,
+            "generate() of transformers with its growing cache",
+            "dynamic",
+            _generate,
+            _library,
+            samples=True,
+        ),
+        Stack(
+            "hf-static",
+            "generate() with a cache of fixed size and the library's own compilation",
+            "static",
+            _static,
+            _library,
+            samples=True,
+        ),
+        Stack(
+            "graph",
+            "the library's decode step, recorded once as a CUDA graph",
+            "static",
+            _graph,
+            _configured,
+            captured=True,
+        ),
+        Stack(
+            "graph-compiled",
+            "the recorded step with each decoder layer fused by the compiler",
+            "static",
+            _compiled,
+            _fused,
+            captured=True,
+        ),
+    )
 }
 
 
@@ -72,42 +105,32 @@ def open_stack(
     `capacity` is the longest sequence (tokens, prompt included) of the calls to come: a stack with
     fixed buffers then prepares once, in the first call.
     """
+    from lib.stacks.generate import DECODING
+
     if name not in STACKS:
         raise ValueError(f"unknown stack {name!r}; known: {sorted(STACKS)}")
     if decoding not in DECODING:
         raise ValueError(f"unknown decoding {decoding!r}; known: {list(DECODING)}")
-    return STACKS[name](net, decoding=decoding, capacity=capacity)
-
-
-def _require_greedy(stack: str, decoding: str) -> None:
-    if decoding != "greedy":
+    if decoding != "greedy" and not STACKS[name].samples:
+        sampling = ", ".join(stack for stack, entry in STACKS.items() if entry.samples)
         raise ValueError(
-            f"the stack {stack!r} decodes greedily only, not {decoding!r}; "
-            "use hf-eager for sampling"
+            f"the stack {name!r} decodes greedily only, not {decoding!r}; use {sampling}"
         )
+    return STACKS[name].open(net, decoding=decoding, capacity=capacity)
 
 
-def cache_kind(stack: str) -> str:
-    """Whether the cache grows (dynamic) or has a fixed size (static)."""
-    return "dynamic" if stack == "hf-eager" else "static"
-
-
-def experts_in_decode(net: Any, stack: str = "hf-eager") -> str | None:
+def experts_in_decode(net: Any, stack: str) -> str | None:
     """The experts implementation that the decode steps of a stack really use.
 
-    On a GPU `generate()` replaces grouped_mm by batched_mm after the prefill; a captured step runs
-    what is configured, and a compiled one `fused.EXPERTS`. None for a model without a choice.
+    None for a model without a choice.
     """
     if not getattr(net, "_can_set_experts_implementation", lambda: False)():
         return None
-    if stack == "graph-compiled":
-        return fused.EXPERTS
-    if stack == "graph":
-        return experts.in_use(net)
-    with net._optimize_model_for_decode():
-        return experts.in_use(net)
+    return STACKS[stack].decode_experts(net)
 
 
 def as_in_decode(net: Any, stack: str) -> contextlib.AbstractContextManager[None]:
     """The net with the experts implementation of a stack's decode steps, inside the block."""
+    from lib.models import experts
+
     return experts.using(net, experts_in_decode(net, stack))

@@ -19,6 +19,7 @@ from lib.analysis.metrics import MIB
 from lib.analysis.series import Series
 from lib.models import card as models_card
 from lib.records.record import Record, machines_differ, require_comparable, select
+from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 from lib.studies import study as rules
 from lib.studies import verdict
@@ -27,7 +28,8 @@ from lib.studies.study import Published, each
 Map = dict[str, Series]  # the series of each model, by the study's title
 Arm = tuple[int, int]  # context, new tokens
 
-DEVICE_BOUND = ("graph-compiled", "graph")
+# Stacks whose steps the device paces, the fastest first.
+DEVICE_BOUND = tuple(name for name, stack in reversed(STACKS.items()) if stack.captured)
 ALL_EXPERTS = "all_experts"
 SETUP = ("model", "weights", "dtype", "stack", "experts")
 MORE_KINDS = ("memory", "trace", "busy")  # of the same setup as the rows beside the paper's

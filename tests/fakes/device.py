@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from lib.hardware.profiler import Work
 from lib.records.record import KEY_FIELDS
-from lib.stacks.stack import Decoded
+from lib.stacks.registry import STACKS
+from lib.stacks.stack import Decoded, Stack
 
 
 class FakeDevice:
@@ -172,3 +174,8 @@ class FakeModel:
             return Decoded(torch.zeros(ids.shape[0], new_tokens), FakeCache())
 
         return generate
+
+
+def opened(name: str, open_stack: Any) -> Stack:
+    """The entry of a stack, opened by a fake."""
+    return replace(STACKS[name], open=open_stack)

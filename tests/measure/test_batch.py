@@ -13,10 +13,11 @@ from lib.measure import energy
 from lib.measure.energy import windows
 from lib.models import load
 from lib.records import record, store
-from lib.stacks import logits_check, registry
+from lib.stacks import logits_check
+from lib.stacks.registry import STACKS
 from lib.stacks.stack import Decoded
 from tests.fakes.board import Board, BoardDevice, BoardModel
-from tests.fakes.device import FakeCache, FakeDevice
+from tests.fakes.device import FakeCache, FakeDevice, opened
 
 SWEEP = {
     "stacks": ["hf-eager"], "batches": [4, 1, 2], "context": 16, "new_tokens": [11, 31],
@@ -68,7 +69,7 @@ class BatchModel(BoardModel):
 def sweep(monkeypatch, folder, *, board=True, most=64, **changes):
     model = BatchModel(BoardDevice(Board()) if board else FakeDevice(), most)
     for stack in ("hf-eager", "graph"):
-        monkeypatch.setitem(registry.STACKS, stack, model.open_stack)
+        monkeypatch.setitem(STACKS, stack, opened(stack, model.open_stack))
     path = folder / "records.jsonl"
     rows = measure_batch.sweep(model, **(SWEEP | changes), records_path=path)
     assert store.load(path) == rows

@@ -8,13 +8,15 @@ from lib.measure import latency
 from lib.models import load
 from lib.records import record, store
 from lib.stacks import registry
-from tests.fakes.device import FakeDevice, FakeModel
+from lib.stacks.generate import GenerateStack
+from lib.stacks.registry import STACKS
+from tests.fakes.device import FakeDevice, FakeModel, opened
 
 
 @pytest.fixture
 def model(monkeypatch):
     fake = FakeModel(FakeDevice(), prefill_s=1.0, token_s=0.1)
-    monkeypatch.setitem(registry.STACKS, "hf-eager", fake.open_stack)
+    monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", fake.open_stack))
     return fake
 
 
@@ -50,7 +52,7 @@ def test_no_timed_call_is_the_first_of_its_length(monkeypatch):
     """As on an H100: the first call of a length took up to twice as long as the next, since each
     step of it asked the driver for memory that later calls find in the pool."""
     fake = FakeModel(FakeDevice(), prefill_s=1.0, token_s=0.1, cold_s=0.05)
-    monkeypatch.setitem(registry.STACKS, "hf-eager", fake.open_stack)
+    monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", fake.open_stack))
     for tokens, cold in ((10, [1.8 + 8 * 0.05, 2.0 + 2 * 0.05]), (30, [1.8, 4.0 + 20 * 0.05])):
         row = latency.arm(
             fake, stack="hf-eager", context=16, new_tokens=tokens, repeats=2, seed=0, env_id="e"
@@ -202,7 +204,7 @@ def test_a_stack_that_stops_early_is_refused(model, monkeypatch):
             return SimpleNamespace(sequences=torch.cat([ids, ids[:, :2]], 1), past_key_values=None)
 
     with pytest.raises(RuntimeError, match="asked for 3 new tokens, got 2"):
-        registry.hf_eager(Net())(torch.zeros(1, 4, dtype=torch.long), 3)
+        GenerateStack(Net(), decoding="greedy")(torch.zeros(1, 4, dtype=torch.long), 3)
 
 
 def test_unknown_names_are_errors():

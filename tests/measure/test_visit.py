@@ -20,8 +20,9 @@ from lib.records import record, store
 from lib.records.record import Record
 from lib.report import bundle
 from lib.run import plan, scrub
-from lib.stacks import logits_check, registry
-from tests.fakes.device import FakeDevice, FakeModel
+from lib.stacks import logits_check
+from lib.stacks.registry import STACKS
+from tests.fakes.device import FakeDevice, FakeModel, opened
 
 RELEASED = ROOT / "outputs" / "released"
 UUID = "GPU-0123abcd-1111-2222-3333-444455556666"
@@ -64,7 +65,9 @@ def machine(monkeypatch):
         return Record("gate", model.key(stack=stack, context=context), env_id=env_id)
 
     for stack in ("hf-eager", "graph"):
-        monkeypatch.setitem(registry.STACKS, stack, lambda net, **options: net.open_stack(net))
+        monkeypatch.setitem(
+            STACKS, stack, opened(stack, lambda net, **options: net.open_stack(net))
+        )
     monkeypatch.setattr(models_load, "load", load)
     monkeypatch.setattr(logits_check, "row", row)
     monkeypatch.setattr(visit, "host_score_per_s", lambda: 25.0)

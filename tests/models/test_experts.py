@@ -38,7 +38,7 @@ def test_every_implementation_gives_the_same_logits(model, name):
 def test_the_key_names_what_is_in_use(model):
     experts.use(model.net, "all_experts")
     assert model.key()["experts"] == "all_experts"
-    assert registry.experts_in_decode(model.net) == "all_experts"
+    assert registry.experts_in_decode(model.net, "hf-eager") == "all_experts"
     experts.use(model.net, "loop")
     assert model.key()["experts"] == "loop"
 

@@ -21,9 +21,9 @@ from typing import Any
 import nbformat
 from nbformat import v4
 
-from lib.records.kinds import STACKS
 from lib.records.record import KEY_FIELDS, Record, environment_record, warning
 from lib.records.store import append
+from lib.stacks.registry import STACKS
 
 MIB = 2**20
 FACTORS = {"gpt-oss-20b": 1, "qwen3-32b": 2, "yi-34b": 4}

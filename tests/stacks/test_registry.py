@@ -161,6 +161,6 @@ def test_on_token_is_called_once_for_each_token(model, ids, new_tokens):
 
 
 def test_which_experts_the_decode_steps_use(model):
-    found = registry.experts_in_decode(model.net)
+    found = registry.experts_in_decode(model.net, "hf-eager")
     assert (found is None) == (model.card.experts == 0)
     assert found in (None, "grouped_mm", "batched_mm", "loop")

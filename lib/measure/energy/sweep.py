@@ -26,6 +26,7 @@ from lib.measure.energy.windows import Span
 from lib.measure.session import track
 from lib.models.prompts import prompt_ids
 from lib.records import store
+from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
 from lib.stacks import registry
 
@@ -66,7 +67,7 @@ class Session:
 def sweep(
     model: Any,
     *,
-    stack: str = "hf-eager",
+    stack: str = STUDY_STACK,
     contexts: Sequence[int],
     new_tokens: int,
     block_contexts: Sequence[int],
@@ -156,7 +157,7 @@ def open_session(
         session.generate[context] = registry.open_stack(
             stack, model.net, capacity=context + max(new_tokens, longest)
         )
-        if stack == "hf-eager":
+        if stack == STUDY_STACK:
             session.lead_tokens[context] = windows.tokens_for(
                 session.generate[context], session.ids[context], model.device, new_tokens
             )

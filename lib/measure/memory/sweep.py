@@ -25,7 +25,7 @@ from lib.measure.session import begin_records, track
 from lib.models import experts
 from lib.models.prompts import prompt_ids
 from lib.records import store
-from lib.records.kinds import PROTOCOLS
+from lib.records.kinds import PROTOCOLS, STUDY_STACK
 from lib.records.record import Record
 from lib.stacks import registry
 
@@ -40,13 +40,13 @@ READINGS = (
     "predicted_bytes",
     "peak_in",
 )
-STEPPED = "hf-eager"  # the stack whose passes are plain calls of the net, which hooks can follow
+STEPPED = STUDY_STACK  # the stack whose passes are plain calls of the net, which hooks can follow
 
 
 def sweep(
     model: Any,
     *,
-    stack: str = "hf-eager",
+    stack: str = STUDY_STACK,
     contexts: Sequence[int],
     new_tokens: int,
     seed: int,
@@ -126,7 +126,7 @@ def predict(
         twin = forecast.on_meta(model.net)
     except Exception as error:  # whatever building an architecture raises
         twin = error
-    decoding = registry.experts_in_decode(model.net)
+    decoding = registry.experts_in_decode(model.net, STEPPED)
     named = {model.experts: {"memory-paper": model.experts, "memory": decoding}}
     named |= {name: dict.fromkeys(PROTOCOLS, name) for name in also_experts if model.card.experts}
     found: dict[tuple, int | str] = {}

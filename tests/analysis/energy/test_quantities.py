@@ -10,8 +10,9 @@ from lib.measure.energy import instrument, sweep
 from lib.records import store
 from lib.records.record import Record, environment_record
 from lib.show import figure
-from lib.stacks import registry
+from lib.stacks.registry import STACKS
 from tests.fakes.board import Board, BoardDevice, BoardModel
+from tests.fakes.device import opened
 from tests.samples.records import key
 
 ENV = environment_record({"gpu": "Fake GPU"})
@@ -26,7 +27,7 @@ def study(tmp_path_factory):
     model = BoardModel(device, jitter=lambda: 1 + 0.02 * rng.standard_normal())
     path = folder / "records.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.STACKS, "hf-eager", model.open_stack)
+        patch.setitem(STACKS, "hf-eager", opened("hf-eager", model.open_stack))
         rows = [
             ENV,
             *instrument.characterise(

@@ -13,8 +13,9 @@ from lib.measure.energy import checks
 from lib.models import card
 from lib.models import load as models_load
 from lib.records import store
-from lib.stacks import registry
+from lib.stacks.registry import STACKS
 from tests.fakes.board import Board, BoardDevice, BoardModel
+from tests.fakes.device import opened
 
 CELL = {"stack": "hf-eager", "context": 8, "new_tokens": 21, "seed": 0, "env_id": "e"}
 
@@ -44,7 +45,7 @@ class Values(BoardModel):
 @pytest.fixture
 def model(monkeypatch):
     made = Values(BoardDevice(Board()))
-    monkeypatch.setitem(registry.STACKS, "hf-eager", made.open_stack)
+    monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", made.open_stack))
     fresh = SimpleNamespace(net=torch.nn.Linear(8, 8))
     monkeypatch.setattr(models_load, "load", lambda name, **options: fresh)
     made.fresh = fresh
@@ -147,7 +148,9 @@ def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tm
         return made
 
     monkeypatch.setattr(models_load, "load", load)
-    monkeypatch.setitem(registry.STACKS, "hf-eager", lambda net, **options: net.open_stack(net))
+    monkeypatch.setitem(
+        STACKS, "hf-eager", opened("hf-eager", lambda net, **options: net.open_stack(net))
+    )
     rows = real(tmp_path, device)
     assert [(r.kind, r.key["weights"]) for r in rows] == [
         ("energy-real", "checkpoint"),

@@ -17,9 +17,9 @@ from lib.hardware import validity
 from lib.measure.energy import blocks, windows
 from lib.measure.energy import sweep as energy_sweep
 from lib.records import record, store
-from lib.stacks import registry
+from lib.stacks.registry import STACKS
 from tests.fakes.board import Board, BoardDevice, BoardModel
-from tests.fakes.device import FakeDevice, FakeModel
+from tests.fakes.device import FakeDevice, FakeModel, opened
 
 SWEEP = {
     "contexts": [128, 512], "new_tokens": 21, "block_contexts": [512], "repeats": 4,
@@ -32,7 +32,7 @@ CALL_J = 100 + 15 * 20
 def sweep(monkeypatch, folder, *, device=None, model=None, **changes):
     device = device or BoardDevice(Board(idle_w=110.0, phase_s=0.041))
     model = model or BoardModel(device)
-    monkeypatch.setitem(registry.STACKS, "hf-eager", model.open_stack)
+    monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", model.open_stack))
     rows = energy_sweep.sweep(model, **(SWEEP | changes), records_path=folder / "records.jsonl")
     assert store.load(folder / "records.jsonl") == rows
     return rows
@@ -344,7 +344,7 @@ def test_no_window_holds_the_first_call_of_a_length(monkeypatch, tmp_path):
 def test_where_a_length_is_a_program_of_its_own_the_lead_in_has_that_length(monkeypatch, tmp_path):
     device = BoardDevice(Board())
     model = BoardModel(device)
-    monkeypatch.setitem(registry.STACKS, "graph", model.open_stack)
+    monkeypatch.setitem(STACKS, "graph", opened("graph", model.open_stack))
     short = {
         "contexts": [512],
         "slope_tokens": [41],

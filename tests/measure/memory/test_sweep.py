@@ -19,13 +19,14 @@ from lib.models import experts, load
 from lib.models.card import ModelError
 from lib.records import store
 from lib.stacks import registry
-from tests.fakes.device import FakeCache, FakeDevice, FakeModel
+from lib.stacks.registry import STACKS
+from tests.fakes.device import FakeCache, FakeDevice, FakeModel, opened
 
 
 @pytest.fixture
 def model(monkeypatch):
     fake = FakeModel(FakeDevice())
-    monkeypatch.setitem(registry.STACKS, "hf-eager", fake.open_stack)
+    monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", fake.open_stack))
     fake.net = FakeNet(fake.device)
     return fake
 
