@@ -1,4 +1,4 @@
-"""Which experts a decode token used, and how many parameters that makes."""
+"""Which experts a decode token used, how many parameters that makes, and throughput by them."""
 
 from __future__ import annotations
 

@@ -19,15 +19,15 @@ import numpy as np
 
 Trace = Sequence[dict[str, Any]]
 Reading = tuple[float | None, str]
-
 TICK_S = 0.1  # refresh of all three readouts on an H100; `hardware.readouts` measures it
 INSTANT_LAG_S = TICK_S / 2 + 0.025 / 2  # held for a refresh after the mean of 25 ms before it
 AVERAGE_S = 1.0  # of the mean that `power_w` is, on Ampere and later
-AVERAGE_LAG_S = (
-    TICK_S / 2 + AVERAGE_S / 2
-)  # held for a refresh after the mean of one second before it
+AVERAGE_LAG_S = TICK_S / 2 + AVERAGE_S / 2  # held for a refresh after the mean of one second
 GRID_TOLERANCE_S = 0.002  # how far ticks may lie off an even grid and still be called even
 STALL_TICKS = 3
+# What is published as the energy: the counter, else the reading that covers all of the time, else
+# the one that covers a part of it.
+LADDER = ("counter_j", "average_j", "instant_j")
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,6 @@ ESTIMATORS = {
     "average_j": average_j,
     "paper_j": paper_j,
 }
-# What is published as the energy: the counter, else the reading that covers all of the time, else
-# the one that covers a part of it.
-LADDER = ("counter_j", "average_j", "instant_j")
 
 
 def estimates(

@@ -1,7 +1,4 @@
-"""Conclusions computed from rows: they can say "no difference resolved" or "not measured".
-
-Every function returns Markdown, a list with one sentence a finding.
-"""
+"""What energy rows say in sentences: joules, uncertainty, a second pass, and the two checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of how energy was measured: what the readouts show, and what each estimator would say."""
+"""Figures of energy: joules against context and length, and how they were measured."""
 
 from __future__ import annotations
 
