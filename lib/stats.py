@@ -105,9 +105,9 @@ def exact(value: float, method: str = "single reading") -> Estimate:
     return Estimate(value, n=1, method=method, reason="one reading, no interval")
 
 
-def as_exact(found: Estimate, method: str) -> Estimate:
+def as_exact(estimate: Estimate, method: str) -> Estimate:
     """What was computed from exact values, which is exact again; a missing one stays as it is."""
-    return found if found.value is None else exact(found.value, method)
+    return estimate if estimate.value is None else exact(estimate.value, method)
 
 
 def of_few(value: float, n: int, method: str, least: int) -> Estimate:
@@ -151,15 +151,13 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[Estimate, Estimate]:
         return missing(reason), missing(reason)
     at, weight = np.asarray(x, dtype=float), 1 / np.asarray(y, dtype=float)
     design = np.stack([weight, at * weight], axis=1)
-    inverse_of = np.linalg.inv(design.T @ design)
-    fit = inverse_of @ design.T @ np.ones(len(at))
+    inverted = np.linalg.inv(design.T @ design)
+    fit = inverted @ design.T @ np.ones(len(at))
     method, free = "least squares of relative errors", len(at) - 2
     if free < 1:
         return tuple(of_few(float(v), len(at), method, 3) for v in fit)
-    spread_of = float(np.sum((1 - design @ fit) ** 2)) / free
-    half = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, free) * np.sqrt(
-        spread_of * inverse_of.diagonal()
-    )
+    variance = float(np.sum((1 - design @ fit) ** 2)) / free
+    half = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, free) * np.sqrt(variance * inverted.diagonal())
     return tuple(
         Estimate(float(v), float(v - h), float(v + h), len(at), method)
         for v, h in zip(fit, half, strict=True)
@@ -191,8 +189,7 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
     if len(a) != len(b) or not a:
         return missing(f"pairs are needed, got {len(a)} and {len(b)}")
     logs = mean([math.log(x / y) for x, y in zip(a, b, strict=True)])
-    found = _mapped(logs, math.exp)
-    return replace(found, method="geometric mean of paired ratios")
+    return replace(_mapped(logs, math.exp), method="geometric mean of paired ratios")
 
 
 def _boot_medians(samples: Sequence[float], rng: np.random.Generator) -> np.ndarray:

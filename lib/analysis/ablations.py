@@ -19,15 +19,12 @@ from lib.show.table import Column, Table, frame
 from lib.stats import Estimate
 
 BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": STUDY_STACK}
-
-
+# The field of the key that an ablation changes, in the order of the tables.
 CHANGED = {
-    "decoding": "decoding",
-    "context": "context",
-    "precision": "dtype",
-    "experts": "experts",
+    "decoding": "decoding", "context": "context", "precision": "dtype", "experts": "experts",
     "stack": "stack",
-}
+}  # fmt: skip
+SENTENCE_ORDER = ("decoding", "context", "stack", "experts", "precision")
 
 
 def table(rows: Sequence[Record], name: str) -> Table:
@@ -62,10 +59,9 @@ def table(rows: Sequence[Record], name: str) -> Table:
     return Table(kind, f"Ablation: {name}", columns, tuple(built), (*fixed, *notes))
 
 
-def _fixed(rows: Sequence[Record], fields: Sequence[str]) -> list[str]:
-    shared = {f: {r.key.get(f) for r in rows} for f in fields}
-    text = [f"{f.replace('_', ' ')} {next(iter(v))}" for f, v in shared.items() if len(v) == 1]
-    return [", ".join(text)] if text else []
+def ablation_table(rows: Sequence[Record], name: str) -> pd.DataFrame:
+    """`table` as a DataFrame; `name` is decoding, context, precision, experts or stack."""
+    return frame(table(rows, name))
 
 
 def _ablation_row(row: Record, base: Record, changed: str, setup: Sequence[str]) -> tuple[Any, ...]:
@@ -90,24 +86,17 @@ def _ablation_row(row: Record, base: Record, changed: str, setup: Sequence[str])
     return (*start, ratio, verdict)
 
 
-def ablation_table(rows: Sequence[Record], name: str) -> pd.DataFrame:
-    """`ablations` as a DataFrame; `name` is decoding, context, precision, experts or stack."""
-    return frame(table(rows, name))
-
-
-ABLATIONS = {
-    "decoding": "decoding",
-    "context": "context",
-    "stack": "stack",
-    "experts": "experts",
-    "precision": "dtype",
-}
+def _fixed(rows: Sequence[Record], fields: Sequence[str]) -> list[str]:
+    shared = {f: {r.key.get(f) for r in rows} for f in fields}
+    text = [f"{f.replace('_', ' ')} {next(iter(v))}" for f, v in shared.items() if len(v) == 1]
+    return [", ".join(text)] if text else []
 
 
 def conclusion(rows: Sequence[Record]) -> str:
     """Each arm against the first of its ablation that worked: throughput ratio, or its error."""
     lines = []
-    for name, field in ABLATIONS.items():
+    for name in SENTENCE_ORDER:
+        field = CHANGED[name]
         groups = by_setup(rows, f"ablation-{name}", without=(field,), failed=True)
         for group in groups:
             of = f" of {group.label}" if len(groups) > 1 else ""

@@ -43,11 +43,11 @@ def _between_models(rows: Sequence[Record], quantity: Quantity) -> list[str]:
     ]
     envs = environments(rows)
     lines: list[str] = []
-    said: dict[tuple, tuple[str, Shape, Estimate]] = {}
+    earlier: dict[tuple, tuple[str, Shape, Estimate]] = {}
     for mine in shared:
         firsts = [g for g in mine if g.model == mine[0].model]
         lines += [
-            _pair(quantity, a, b, said, envs) for a in firsts for b in mine if b.model != a.model
+            _pair(quantity, a, b, earlier, envs) for a in firsts for b in mine if b.model != a.model
         ]
     compared = {g.model for mine in shared for g in mine}
     return lines + _left_out(rows, quantity, groups, compared)
@@ -79,7 +79,7 @@ def _pair(
     quantity: Quantity,
     a: Group,
     b: Group,
-    said: dict[tuple, tuple[str, Shape, Estimate]],
+    earlier: dict[tuple, tuple[str, Shape, Estimate]],
     envs: dict[str, dict[str, Any]],
 ) -> str:
     """One model against another; on a further stack, whether that changes the order."""
@@ -87,7 +87,7 @@ def _pair(
     if not common:
         return f"{quantity.title}: {a.label} and {b.label} share no context and length."
     pair = (a.model, a.but("stack"), b.model, b.but("stack"))
-    stack, shape, before = said.get(pair, ("", None, None))
+    stack, shape, before = earlier.get(pair, ("", None, None))
     shape = shape if shape in common else _longest(common)
     ratio = quantity.ratio(a, b, shape)
     what = f"At {shape[0]} tokens, {_lower_first(quantity.title)}"
@@ -95,9 +95,9 @@ def _pair(
     if machines_differ([quantity.row(group, shape) for group in (a, b)], envs):
         sentence = f"{sentence[:-1]}; measured on different machines."
     if not before:
-        said[pair] = (a.of("stack"), shape, ratio)
+        earlier[pair] = (a.of("stack"), shape, ratio)
         return sentence
-    if said[pair][1] != shape or None in (ratio.resolved_from(), before.resolved_from()):
+    if earlier[pair][1] != shape or None in (ratio.resolved_from(), before.resolved_from()):
         return sentence
     return f"{sentence[:-1]}; on {stack} {short(before.value)} times: {_change(before, ratio)}."
 

@@ -54,8 +54,8 @@ def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> Shown:
 
     A dash, and a column with the reason, where the card cannot compute it.
     """
-    found, missing = computed(**{str(c): partial(card.decode_bytes, c) for c in contexts})
-    sizes = [found.get(str(context)) for context in contexts]
+    values, missing = computed(**{str(c): partial(card.decode_bytes, c) for c in contexts})
+    sizes = [values.get(str(context)) for context in contexts]
     return Shown(
         {
             "context (tokens)": contexts,
@@ -72,7 +72,7 @@ def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> Shown:
 class Arm:
     """One model in one setup, at one context and batch: how fast it is, and what bounds it.
 
-    `setup` holds the values of `groups.SETUP`. `step_bytes` are those that any implementation must
+    `setup` holds the values of `setups.SETUP`. `step_bytes` are those that any implementation must
     read, `realised_bytes` those that this one was traced to read; `traced` is all that was found.
     """
 
@@ -151,13 +151,13 @@ def arms(rows: Sequence[Record], kind: str = "latency") -> list[Arm]:
 
 
 def _arms(rows: Sequence[Record], kind: str) -> list[tuple[Arm, list[Record]]]:
-    known = _Known(rows)
+    lookups = _Lookups(rows)
     groups = grouped([r for r in rows if not r.error], (kind,), ("context", "batch"))
-    found = [(known.arm(setup, group), group) for (_, setup, *_), group in groups.items()]
-    return [(arm, group) for arm, group in found if arm.step_bytes]
+    pairs = [(lookups.arm(setup, group), group) for (_, setup, *_), group in groups.items()]
+    return [(arm, group) for arm, group in pairs if arm.step_bytes]
 
 
-class _Known:
+class _Lookups:
     """What is looked up for every arm: cards, traces and limits."""
 
     def __init__(self, rows: Sequence[Record]) -> None:
@@ -205,12 +205,19 @@ class _Known:
         How many experts a step uses does not depend on the context, so a trace at another context
         serves, its own preferred.
         """
-        same = ("model", "weights", "dtype", "batch")
-        wanted, experts = {name: row.key.get(name) for name in same}, _decode_experts(row)
-        found = [t for t in select(self.traces, **wanted) if _decode_experts(t) == experts]
-        found = [t for t in found if t.value("decode_bytes_realised") and t.value("decode_bytes")]
-        nearest = sorted(found, key=lambda t: abs((t.key.get("context") or 0) - row.key["context"]))
-        return nearest[0].values if nearest else {}
+        same = {name: row.key.get(name) for name in ("model", "weights", "dtype", "batch")}
+        traces = [
+            t
+            for t in select(self.traces, **same)
+            if _decode_experts(t) == _decode_experts(row)
+            and t.value("decode_bytes_realised")
+            and t.value("decode_bytes")
+        ]
+
+        def distance(trace: Record) -> int:
+            return abs((trace.key.get("context") or 0) - row.key["context"])
+
+        return min(traces, key=distance).values if traces else {}
 
     def _realised(
         self, row: Record, size: float | None, traced: dict[str, Any]
@@ -253,20 +260,20 @@ def utilisation(rows: Sequence[Record], kind: str = "latency") -> Table:
     Columns without any value are left out, and a note gives their reason.
     """
     pairs = _arms(rows, kind)
-    found = {id(group[0]): arm for arm, group in pairs}
+    by_group = {id(group[0]): arm for arm, group in pairs}
     bounded = [r for _, group in pairs for r in group]
     envs = [r for r in rows if r.kind == "environment"]
-    made = build(
+    grid = build(
         "bound",
         "Decode and prefill against their bounds",
         [*envs, *bounded],
         (kind,),
         ("context", "batch"),
         COLUMNS,
-        lambda group: _cells(found[id(group[0])]),
+        lambda group: _cells(by_group[id(group[0])]),
     )
-    notes = (*made.notes, *bandwidth_notes(arm.limits for arm in found.values()), FORMULAS)
-    return without_empty(replace(made, notes=notes if made.rows else ()))
+    notes = (*grid.notes, *bandwidth_notes(arm.limits for arm in by_group.values()), FORMULAS)
+    return without_empty(replace(grid, notes=notes if grid.rows else ()))
 
 
 def _cells(arm: Arm) -> Sequence[Any]:
@@ -293,7 +300,7 @@ def violations(rows: Sequence[Record]) -> list[str]:
     """Arms that beat the memory although a step reads far more than a cache holds: a bug."""
     every = [arm for kind in KINDS for arm in arms(rows, kind)]
     names = named([(arm.model, *arm.setup) for arm in every])
-    found = []
+    sentences = []
     for arm in every:
         if arm.remark == IMPOSSIBLE:
             sheet = arm.limits.sheet.memory_bytes_per_s
@@ -304,12 +311,12 @@ def violations(rows: Sequence[Record]) -> list[str]:
             )
             size = max(arm.step_bytes, arm.realised_bytes or 0)
             together = f", batch {arm.batch}" if arm.batch > 1 else ""
-            found.append(
+            sentences.append(
                 f"{names[arm.model, *arm.setup].label} at {arm.context}{together}: "
                 f"{arm.steps_per_s.value:.1f} steps/s beat the bound of "
                 f"{bound_tok_per_s(size, rate):.1f} steps/s ({where})"
             )
-    return found
+    return sentences
 
 
 def figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
@@ -321,17 +328,17 @@ def figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     names = named(list(groups), ("batch",))
     for where, members in groups.items():
         label, shade = names[where].label, color(where[0])
-        known = [a for a in members if a.steps_per_s.value is not None]
-        for a in known:
+        dots = [a for a in members if a.steps_per_s.value is not None]
+        for a in dots:
             ends = (a.steps_per_s.low, a.steps_per_s.high)
             if None not in ends:  # noise may leave an end open
                 ax.plot(
                     [a.context] * 2, [a.batch * end for end in ends], lw=4, alpha=0.3, color=shade
                 )
-        if known:
+        if dots:
             ax.plot(
-                [a.context for a in known],
-                [a.batch * a.steps_per_s.value for a in known],
+                [a.context for a in dots],
+                [a.batch * a.steps_per_s.value for a in dots],
                 ls=style(names[where].place),
                 marker=".",
                 color=shade,

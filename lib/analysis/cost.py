@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,6 @@ class Prices:
         return self.gpu_hour_usd is not None or self.kwh_usd is not None
 
 
-def usd_per_million_tokens(call_s: Estimate, tokens: int, gpu_hour_usd: float) -> Estimate:
-    """USD of GPU time for 10^6 output tokens; a call takes `call_s` for `tokens` of them in all."""
-    return stats.scaled(call_s, gpu_hour_usd / 3600 / tokens * 1e6)
-
-
-def usd_per_thousand_requests(call_s: Estimate, requests: int, gpu_hour_usd: float) -> Estimate:
-    """USD of GPU time for 1,000 requests; a call serves `requests` at once."""
-    return stats.scaled(call_s, gpu_hour_usd / 3600 / requests * 1e3)
-
-
-def energy_usd_per_million_tokens(call_j: Estimate, tokens: int, kwh_usd: float) -> Estimate:
-    """USD of energy for 10^6 output tokens; a call takes `call_j` for `tokens` of them in all."""
-    return stats.scaled(call_j, kwh_usd / JOULES_PER_KWH / tokens * 1e6)
-
-
 def table(rows: Sequence[Record], prices: Prices) -> Table:
     """Costs per model, set-up, context, length and batch; the formulas are its notes."""
     calls = [
@@ -76,13 +61,13 @@ def table(rows: Sequence[Record], prices: Prices) -> Table:
         timed = [r for r in group if r.kind != "energy"] or group
         call_s = sampled(timed, "e2e_s")
         call_j = sampled([r for r in group if r.kind == "energy"], "energy_j")
-        found = []
+        costs = []
         if prices.gpu_hour_usd is not None:
-            found.append(usd_per_million_tokens(call_s, tokens, prices.gpu_hour_usd))
-            found.append(usd_per_thousand_requests(call_s, requests, prices.gpu_hour_usd))
+            costs.append(usd_per_million_tokens(call_s, tokens, prices.gpu_hour_usd))
+            costs.append(usd_per_thousand_requests(call_s, requests, prices.gpu_hour_usd))
         if prices.kwh_usd is not None:
-            found.append(energy_usd_per_million_tokens(call_j, tokens, prices.kwh_usd))
-        return found
+            costs.append(energy_usd_per_million_tokens(call_j, tokens, prices.kwh_usd))
+        return costs
 
     columns, notes = [], []
     if prices.gpu_hour_usd is not None:
@@ -105,13 +90,28 @@ def table(rows: Sequence[Record], prices: Prices) -> Table:
             "10^6 / 3.6 x 10^6 J per kWh; E is the gross energy (J) of the GPU board in a "
             "call, without host and cooling; the price of a rented hour includes it"
         )
-    made = build("money", "Cost", calls, KINDS, fields, columns, cells)
-    return Table(made.name, made.title, made.columns, made.rows, (*made.notes, *notes))
+    grid = build("money", "Cost", calls, KINDS, fields, columns, cells)
+    return replace(grid, notes=(*grid.notes, *notes))
 
 
-def write_csv(made: Table, out_dir: str | Path) -> Path:
+def write_csv(grid: Table, out_dir: str | Path) -> Path:
     """tables/money.csv below `out_dir`."""
     path = Path(out_dir) / "tables" / "money.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(frame(made, digits=8).to_csv(index=False), encoding="utf-8")
+    path.write_text(frame(grid, digits=8).to_csv(index=False), encoding="utf-8")
     return path
+
+
+def usd_per_million_tokens(call_s: Estimate, tokens: int, gpu_hour_usd: float) -> Estimate:
+    """USD of GPU time for 10^6 output tokens; a call takes `call_s` for `tokens` of them in all."""
+    return stats.scaled(call_s, gpu_hour_usd / 3600 / tokens * 1e6)
+
+
+def usd_per_thousand_requests(call_s: Estimate, requests: int, gpu_hour_usd: float) -> Estimate:
+    """USD of GPU time for 1,000 requests; a call serves `requests` at once."""
+    return stats.scaled(call_s, gpu_hour_usd / 3600 / requests * 1e3)
+
+
+def energy_usd_per_million_tokens(call_j: Estimate, tokens: int, kwh_usd: float) -> Estimate:
+    """USD of energy for 10^6 output tokens; a call takes `call_j` for `tokens` of them in all."""
+    return stats.scaled(call_j, kwh_usd / JOULES_PER_KWH / tokens * 1e6)

@@ -1,4 +1,4 @@
-"""Active Parameter Efficiency: the four formulas of section 3.6 of arXiv 2508.16700.
+"""Active Parameter Efficiency: the four quotients of section 3.6 of arXiv 2508.16700, per model.
 
 Each divides a measured quantity by the active parameters in billions (or the peak memory in GB of
 10^9 bytes). The interval is that of the measured quantity, scaled: a parameter count has no error.
@@ -33,6 +33,47 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def table(rows: Sequence[Record]) -> pd.DataFrame:
+    """The four quotients per model and context, with intervals: on nominal active parameters, and
+    below them on realised ones where the experts of the model were traced."""
+    return frame(quotients(rows))
+
+
+def quotients(rows: Sequence[Record]) -> Table:
+    """`table` as data. What was measured for its memory only has no quotient, and no row."""
+    active = nominal(rows)
+    where = (*SAME, "experts", "stack", "context")
+    timed = {_place(r, where) for r in rows if r.kind in TIMED}
+    usable = [r for r in rows if r.kind != "memory-paper" or _place(r, where) in timed]
+    columns = [Column("parameters", numeric=False), Column("active", "10^9"), *COLUMNS]
+
+    def grid(name: str, count: Any, method: str) -> Table:
+        def cells(group: list[Record]) -> Sequence[Any]:
+            params = count(group)
+            if not params:
+                return ()
+            per_b = of_rows(group, params)
+            billions = Estimate(params / 1e9, n=1, method=method)
+            return (name, billions, *(getattr(per_b, f) for f in Ape.__dataclass_fields__))
+
+        return build(
+            "ape", "Active Parameter Efficiency", usable, KINDS, ("context",), columns, cells
+        )
+
+    def traced(group: list[Record]) -> int | None:
+        return next((realised(rows, r) for r in group if r.kind == "latency" and not r.error), None)
+
+    first = grid("nominal", lambda group: active.get(group[0].key["model"]), "counted")
+    second = grid("realised", traced, "traced")
+    pairs = zip(first.rows, second.rows, strict=True)
+    both = [row for pair in pairs for row in pair if len(row) == len(first.columns)]
+    return replace(first, rows=tuple(both))
+
+
+def _place(row: Record, where: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(row.key.get(name) for name in where)
+
+
 def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
     """The four quotients of one model in one setup at one context, from its headline length.
 
@@ -46,7 +87,7 @@ def of_rows(rows: Sequence[Record], active_params: int) -> Ape:
         kind: [r.key["new_tokens"] for r in select(rows, kind) if r.key["new_tokens"] > 1]
         for kind in KINDS
     }
-    tokens = next((min(found) for found in lengths.values() if found), 1)
+    tokens = next((min(counts) for counts in lengths.values() if counts), 1)
     whole = select(rows, "latency", new_tokens=tokens)
     e2e, timed = sampled(whole, "e2e_s"), {r.key.get("experts") for r in whole}
     joules = sampled(select(rows, "energy", new_tokens=tokens), "energy_j")
@@ -75,61 +116,20 @@ def realised(rows: Sequence[Record], arm: Record) -> int | None:
     A stack may decode with another implementation of the experts than it prefills with, so that
     the trace must be of the one that decodes.
     """
-    wanted = {name: arm.key.get(name) for name in SAME}
+    same = {name: arm.key.get(name) for name in SAME}
     traced = [
         r.value("active_params_realised")
-        for r in select(rows, "trace", batch=1, **wanted)
+        for r in select(rows, "trace", batch=1, **same)
         if _same_experts(r, arm)
     ]
     return next((count for count in reversed(traced) if count), None)
 
 
 def _same_experts(trace: Record, arm: Record) -> bool:
-    told = [row.value("decode_experts") for row in (trace, arm)]
-    if None in told:
+    implementations = [row.value("decode_experts") for row in (trace, arm)]
+    if None in implementations:
         return trace.key.get("experts") == arm.key.get("experts")
-    return told[0] == told[1]
-
-
-def table(rows: Sequence[Record]) -> pd.DataFrame:
-    """The four quotients per model and context, with intervals: on nominal active parameters, and
-    below them on realised ones where the experts of the model were traced."""
-    return frame(quotients(rows))
-
-
-def quotients(rows: Sequence[Record]) -> Table:
-    """`table` as data. What was measured for its memory only has no quotient, and no row."""
-    active = nominal(rows)
-    where = (*SAME, "experts", "stack", "context")
-    timed = {_place(r, where) for r in rows if r.kind in TIMED}
-    kept = [r for r in rows if r.kind != "memory-paper" or _place(r, where) in timed]
-    columns = [Column("parameters", numeric=False), Column("active", "10^9"), *COLUMNS]
-
-    def made(name: str, count: Any, method: str) -> Table:
-        def cells(group: list[Record]) -> Sequence[Any]:
-            found = count(group)
-            if not found:
-                return ()
-            per_b = of_rows(group, found)
-            counted = Estimate(found / 1e9, n=1, method=method)
-            return (name, counted, *(getattr(per_b, f) for f in Ape.__dataclass_fields__))
-
-        return build(
-            "ape", "Active Parameter Efficiency", kept, KINDS, ("context",), columns, cells
-        )
-
-    def traced(group: list[Record]) -> int | None:
-        return next((realised(rows, r) for r in group if r.kind == "latency" and not r.error), None)
-
-    first = made("nominal", lambda group: active.get(group[0].key["model"]), "counted")
-    second = made("realised", traced, "traced")
-    pairs = zip(first.rows, second.rows, strict=True)
-    both = [row for pair in pairs for row in pair if len(row) == len(first.columns)]
-    return replace(first, rows=tuple(both))
-
-
-def _place(row: Record, where: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(row.key.get(name) for name in where)
+    return implementations[0] == implementations[1]
 
 
 def conclusion(rows: Sequence[Record], context: int) -> str:
@@ -153,14 +153,14 @@ def conclusion(rows: Sequence[Record], context: int) -> str:
             f"{wording.number(quotients.tok_per_s_per_gb, 'tok/s')}."
         )
     for model in sorted(active.keys() - {g.model for g in groups}, key=model_order):
-        known = sorted(
+        contexts = sorted(
             {
                 r.key["context"]
                 for r in rows
                 if r.key.get("context") and r.key.get("model") == model and not r.error
             }
         )
-        lines.append(f"{model}: nothing measured at {context} tokens; measured: {known}.")
+        lines.append(f"{model}: nothing measured at {context} tokens; measured: {contexts}.")
     return wording.bullets([*lines, *wording.cautions(rows)])
 
 

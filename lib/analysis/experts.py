@@ -1,4 +1,4 @@
-"""Which experts a decode token used, and how many parameters that makes."""
+"""Which experts a decode token used, how many parameters that makes, and throughput by them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,53 @@ from lib.show.table import Column, Table, frame
 from lib.stats import Estimate, inverse, missing, scaled
 
 
+def table(rows: Sequence[Record]) -> Table:
+    """What a decode step really uses: active parameters, experts and bytes, per arm and batch.
+
+    In 10^9 parameters and GB, or 10^6 and MB where no model has 10^8 active parameters.
+    """
+    largest = max(
+        (r.value("active_params_nominal") or 0 for r in rows if r.kind == "trace"), default=0
+    )
+    count, size, scale = ("10^9", "GB", 1e-9) if largest >= 1e8 else ("10^6", "MB", 1e-6)
+    fields = {
+        "active_params_nominal": ("active, nominal", count, scale),
+        "active_params_realised": ("active, realised", count, scale),
+        "experts_chosen_decode": ("experts chosen in a step", "", 1),
+        "experts_touched_decode": ("experts touched in a step", "", 1),
+        "experts_touched_prefill": ("experts touched in the prefill", "", 1),
+        "routing_entropy_bits": ("routing entropy", "bits", 1),
+        "decode_bytes": ("a step must read", size, scale),
+        "decode_bytes_realised": ("a step reads", size, scale),
+    }
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row = group[-1]
+        note = row.value("note")
+        values = [_reading(row, name, factor) for name, (_, _, factor) in fields.items()]
+        if note:
+            values = [e if e.value is not None else stats.missing(note) for e in values]
+        return (row.value("decode_experts") or "-", *values)
+
+    columns = [
+        Column("decode runs", numeric=False),
+        *(Column(title, unit) for title, unit, _ in fields.values()),
+    ]
+    grid = build(
+        "trace", "What a step really reads", rows, ("trace",), ("context", "batch"), columns, cells
+    )
+    note = (
+        "touched: set to NaN, the expert's weights make the output NaN; parameters are those "
+        "of one decode token, experts are means over layers"
+    )
+    return replace(grid, notes=(*grid.notes, note))
+
+
+def trace_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`table` as a DataFrame."""
+    return frame(table(rows))
+
+
 def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
     """Output throughput of the arms of the experts ablation per active 10^9 parameters, nominal
     and realised in the implementation of each arm."""
@@ -28,11 +75,11 @@ def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
             "counted": active.get(group[0].key["model"]),
             "traced": efficiency.realised(rows, group[0]),
         }
-        found = [
+        params = [
             missing(f"not {method}") if not n else Estimate(n / 1e9, n=1, method=method)
             for method, n in counts.items()
         ]
-        return (rate, *found, *(scaled(rate, 1 / a.value) if a.value else a for a in found))
+        return (rate, *params, *(scaled(rate, 1 / a.value) if a.value else a for a in params))
 
     columns = [
         Column("output throughput", "tok/s"),
@@ -52,50 +99,3 @@ def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
             cells,
         )
     )
-
-
-def table(rows: Sequence[Record]) -> Table:
-    """What a decode step really uses: active parameters, experts and bytes, per arm and batch.
-
-    In 10^9 parameters and GB, or 10^6 and MB where no model has 10^8 active parameters.
-    """
-    largest = max(
-        (r.value("active_params_nominal") or 0 for r in rows if r.kind == "trace"), default=0
-    )
-    count, size, scale = ("10^9", "GB", 1e-9) if largest >= 1e8 else ("10^6", "MB", 1e-6)
-    shown = {
-        "active_params_nominal": ("active, nominal", count, scale),
-        "active_params_realised": ("active, realised", count, scale),
-        "experts_chosen_decode": ("experts chosen in a step", "", 1),
-        "experts_touched_decode": ("experts touched in a step", "", 1),
-        "experts_touched_prefill": ("experts touched in the prefill", "", 1),
-        "routing_entropy_bits": ("routing entropy", "bits", 1),
-        "decode_bytes": ("a step must read", size, scale),
-        "decode_bytes_realised": ("a step reads", size, scale),
-    }
-
-    def cells(group: list[Record]) -> Sequence[Any]:
-        row = group[-1]
-        note = row.value("note")
-        found = [_reading(row, name, factor) for name, (_, _, factor) in shown.items()]
-        if note:
-            found = [e if e.value is not None else stats.missing(note) for e in found]
-        return (row.value("decode_experts") or "-", *found)
-
-    columns = [
-        Column("decode runs", numeric=False),
-        *(Column(title, unit) for title, unit, _ in shown.values()),
-    ]
-    made = build(
-        "trace", "What a step really reads", rows, ("trace",), ("context", "batch"), columns, cells
-    )
-    note = (
-        "touched: set to NaN, the expert's weights make the output NaN; parameters are those "
-        "of one decode token, experts are means over layers"
-    )
-    return replace(made, notes=(*made.notes, note))
-
-
-def trace_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`trace` as a DataFrame."""
-    return frame(table(rows))

@@ -119,13 +119,13 @@ def answer(
     }
 
 
-def text(told: dict[str, Any]) -> str:
+def text(result: dict[str, Any]) -> str:
     """`answer` for reading: a column for each form, then reasons and assumptions."""
-    card, rows = ModelCard.from_dict(told["card"]), told["weights"]
-    contexts, rate = told["contexts"], told["bandwidth_bytes_per_s"]
+    card, rows = ModelCard.from_dict(result["card"]), result["weights"]
+    contexts, rate = result["contexts"], result["bandwidth_bytes_per_s"]
     limit = f"{card.context_limit:,} tokens" if card.context_limit else "not stated"
     beyond = ("  beyond the window (kB)", "token_beyond_window_bytes", 1e3, 2)
-    shown = [
+    lines = [
         ("weights (GB)", "weight_bytes", 1e9, 2),
         ("reserve (GB)", "reserve_bytes", 1e9, 2),
         ("left for the cache (GB)", "left_bytes", 1e9, 2),
@@ -140,10 +140,10 @@ def text(told: dict[str, Any]) -> str:
         ),
     ]
     table = [" " * 36 + "".join(f"{name:>11}" for name in rows)]
-    for title, key, scale, digits in shown:
+    for title, key, scale, digits in lines:
         cells = (row.get(key) for row in rows.values())
-        shown_as = ("-" if x is None else format(x / scale, f",.{digits}f") for x in cells)
-        table.append(f"{title:36}" + "".join(f"{cell:>11}" for cell in shown_as))
+        texts = ("-" if x is None else format(x / scale, f",.{digits}f") for x in cells)
+        table.append(f"{title:36}" + "".join(f"{cell:>11}" for cell in texts))
     reasons: dict[str, dict[str, None]] = {}
     for name, row in rows.items():
         for reason in row["missing"].values():
@@ -167,9 +167,9 @@ def text(told: dict[str, Any]) -> str:
         f"{card.name} ({card.model_type}): {card.total_params / 1e9:.3f} B parameters, "
         f"{card.active_params / 1e9:.3f} B active; the model's own context limit: {limit}"
     )
-    notes += told.get("measured", ())
+    notes += result.get("measured", ())
     folded = [textwrap.fill(f"- {n}", 96, subsequent_indent="  ") for n in notes]
-    gpu = f"GPU of {told['gpu_bytes'] / 1e9:g} GB{speed}"
+    gpu = f"GPU of {result['gpu_bytes'] / 1e9:g} GB{speed}"
     return "\n".join([head, gpu, "", *table, "", *folded])
 
 

@@ -1,4 +1,5 @@
-"""Does a decode step wait for the device or for the host? Device-busy time over wall time.
+"""Does a decode step wait for the device or for the host? Device-busy time over wall time, and the
+kernels that take it.
 
 The busy time is a profiler's (rows of kind `busy`); the wall time that of calls without one (rows
 of kind `latency`). Kernels take the same time under the profiler, calls do not.
@@ -23,24 +24,135 @@ from lib.stats import Estimate
 DEVICE_BOUND, HOST_BOUND = 0.9, 0.7
 STACK = 1 + SETUP.index("stack")
 EXPERTS = 1 + SETUP.index("experts")
+KERNELS_SHOWN = 10  # kernels of an arm; what is left is one line
+KERNEL_COLUMNS = (
+    Column("of", numeric=False), Column("context", "tokens", numeric=False),
+    Column("kernel", numeric=False), Column("launches of a step"),
+    Column("time of a launch", "µs"), Column("time of a step", "µs"),
+    Column("share of the device's time"),
+)  # fmt: skip
+KERNEL_NOTE = (
+    "names without template arguments, so that kernels of one name are one line; the share is "
+    "of the sum over all kernels, copies and fills"
+)
 
 
-def verdict(share: Estimate) -> str:
-    """device-bound, host-bound or mixed; empty without a share.
+def table(rows: Sequence[Record]) -> Table:
+    """Busy time, wall time, share and verdict of decoding and of the prefill, for each arm."""
+    profiled = [row for group in arms(rows).values() for row in group]
+    profiled += [row for row in rows if row.kind == "environment"]
 
-    Where the ends of the interval do not agree with the value, it is not resolved.
-    """
-    if share.value is None:
-        return ""
-    ends = [_bound(x) for x in (share.low, share.high) if x is not None]
-    found = _bound(share.value)
-    return found if {*ends} <= {found} else f"{found}, not resolved"
+    def cells(group: list[Record]) -> Sequence[Any]:
+        decode, prefill = decode_share(group), prefill_share(group)
+        tpot = stats.inverse(decode_tok_per_s(group), 1e3)
+        ttft = sampled([r for r in group if r.kind == "latency"], "ttft_s", factor=1e3)
+        return (
+            _ms(group, "decode_busy_s"),
+            _busy_s(group, "decode_kernels"),
+            tpot,
+            decode,
+            verdict(decode) or "-",
+            _ms(group, "prefill_busy_s"),
+            ttft,
+            prefill,
+            verdict(prefill) or "-",
+        )
+
+    columns = [
+        Column("device time of a step", "ms"),
+        Column("kernels of a step"),
+        Column("TPOT", "ms"),
+        Column("share of TPOT"),
+        Column("decode", numeric=False),
+        Column("device time of the first token", "ms"),
+        Column("TTFT", "ms"),
+        Column("share of TTFT"),
+        Column("prefill", numeric=False),
+    ]
+    return build(
+        "hostbound", "Host or device", profiled, ("busy", "latency"), ("context",), columns, cells
+    )
 
 
-def _bound(share: float) -> str:
-    if share >= DEVICE_BOUND:
-        return "device-bound"
-    return "host-bound" if share <= HOST_BOUND else "mixed"
+def _ms(rows: Sequence[Record], name: str) -> Estimate:
+    busy_s = _busy_s(rows, name)
+    return stats.scaled(busy_s, 1e3) if busy_s.value is not None else busy_s
+
+
+def tables(rows: Sequence[Record]) -> list[Table]:
+    """The table, where any arm was profiled."""
+    return [grid] if (grid := table(rows)).rows else []
+
+
+def shown(rows: Sequence[Record]) -> pd.DataFrame:
+    """`table` as a DataFrame; where no arm was profiled, why."""
+    return or_why(table(rows), rows, "decode_busy_s", "no reading")
+
+
+def sentences(rows: Sequence[Record]) -> list[str]:
+    """For each model and setup at its longest context: who waits for whom."""
+    lines, longest = [], _longest(rows)
+    for where, group in longest.items():
+        share, busy_s = decode_share(group), _busy_s(group, "decode_busy_s")
+        if share.value is None:
+            continue
+        prefill = verdict(prefill_share(group)) or "not measured"
+        lines.append(
+            f"{_name(where, list(longest))} at {group[0].key['context']} tokens: the device works "
+            f"{short(busy_s.value * 1e3)} ms of a decode step, {short(share.value)} of its time "
+            f"{interval(share)}".rstrip()
+            + f": {verdict(share)} (from {DEVICE_BOUND:g} on "
+            f"device-bound, to {HOST_BOUND:g} host-bound); prefill: {prefill}."
+        )
+    return [*lines, *comparison(rows)]
+
+
+def _name(where: tuple[str, ...], beside: Sequence[tuple[str, ...]]) -> str:
+    """The model, stack and experts, and what else tells it from the arms beside it."""
+
+    def less(key: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple("" if at in (STACK, EXPERTS) else value for at, value in enumerate(key))
+
+    label = named([less(key) for key in beside])[less(where)].label
+    experts = f", experts {where[EXPERTS]}" if where[EXPERTS] not in ("None", "none") else ""
+    return f"{label} on {where[STACK]}{experts},"
+
+
+def comparison(rows: Sequence[Record]) -> list[str]:
+    """What a comparison of models means of which two or more wait for the host."""
+    waiting: dict[tuple[Any, ...], dict[str, None]] = {}
+    for where, group in _longest(rows).items():
+        if verdict(decode_share(group)) == "host-bound":
+            context = group[0].key["context"]
+            waiting.setdefault((where[STACK], context), {})[where[0]] = None
+    return [
+        f"Decoding of {' and of '.join(names)} on {stack} at {context} tokens is host-bound: "
+        "comparing their decode throughput compares what the host does for a step, not the models."
+        for (stack, context), names in waiting.items()
+        if len(names) > 1
+    ]
+
+
+def _longest(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """Of each model and setup the arm with the longest context."""
+    longest: dict[tuple[Any, ...], list[Record]] = {}
+    for where, group in sorted(arms(rows).items(), key=lambda item: item[0][-1]):
+        longest[where[:-1]] = group
+    return longest
+
+
+def arms(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """Profiled rows and the greedy latency rows of the same arm: model, setup, context."""
+    greedy = [
+        r for r in rows if r.kind in ("environment", "busy") or r.key.get("decoding") == "greedy"
+    ]
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for group in by_setup(greedy, ("busy", "latency")):
+        for row in group.rows:
+            if row.kind == "latency" or row.value("decode_busy_s") is not None:
+                where = (group.model, *group.setup, row.key.get("context"))
+                groups.setdefault(where, []).append(row)
+    return {where: arm for where, arm in groups.items() if any(r.kind == "busy" for r in arm)}
 
 
 def decode_share(rows: Sequence[Record]) -> Estimate:
@@ -71,137 +183,22 @@ def _busy_s(rows: Sequence[Record], name: str) -> Estimate:
     return stats.missing("not measured: no profiled call")
 
 
-def arms(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """Profiled rows and the greedy latency rows of the same arm: model, setup, context."""
-    kept = [
-        r for r in rows if r.kind in ("environment", "busy") or r.key.get("decoding") == "greedy"
-    ]
-    groups: dict[tuple[Any, ...], list[Record]] = {}
-    for group in by_setup(kept, ("busy", "latency")):
-        for row in group.rows:
-            if row.kind == "latency" or row.value("decode_busy_s") is not None:
-                where = (group.model, *group.setup, row.key.get("context"))
-                groups.setdefault(where, []).append(row)
-    return {w: found for w, found in groups.items() if any(r.kind == "busy" for r in found)}
+def verdict(share: Estimate) -> str:
+    """device-bound, host-bound or mixed; empty without a share.
+
+    Where the ends of the interval do not agree with the value, it is not resolved.
+    """
+    if share.value is None:
+        return ""
+    ends = [_bound(x) for x in (share.low, share.high) if x is not None]
+    bound = _bound(share.value)
+    return bound if {*ends} <= {bound} else f"{bound}, not resolved"
 
 
-def table(rows: Sequence[Record]) -> Table:
-    """Busy time, wall time, share and verdict of decoding and of the prefill, for each arm."""
-    kept = [row for group in arms(rows).values() for row in group]
-    kept += [row for row in rows if row.kind == "environment"]
-
-    def cells(group: list[Record]) -> Sequence[Any]:
-        decode, prefill = decode_share(group), prefill_share(group)
-        tpot = stats.inverse(decode_tok_per_s(group), 1e3)
-        ttft = sampled([r for r in group if r.kind == "latency"], "ttft_s", factor=1e3)
-        return (
-            _ms(group, "decode_busy_s"),
-            _busy_s(group, "decode_kernels"),
-            tpot,
-            decode,
-            verdict(decode) or "-",
-            _ms(group, "prefill_busy_s"),
-            ttft,
-            prefill,
-            verdict(prefill) or "-",
-        )
-
-    columns = [
-        Column("device time of a step", "ms"),
-        Column("kernels of a step"),
-        Column("TPOT", "ms"),
-        Column("share of TPOT"),
-        Column("decode", numeric=False),
-        Column("device time of the first token", "ms"),
-        Column("TTFT", "ms"),
-        Column("share of TTFT"),
-        Column("prefill", numeric=False),
-    ]
-    return build(
-        "hostbound", "Host or device", kept, ("busy", "latency"), ("context",), columns, cells
-    )
-
-
-def _ms(rows: Sequence[Record], name: str) -> Estimate:
-    busy_s = _busy_s(rows, name)
-    return stats.scaled(busy_s, 1e3) if busy_s.value is not None else busy_s
-
-
-def tables(rows: Sequence[Record]) -> list[Table]:
-    """The table, where any arm was profiled."""
-    return [made] if (made := table(rows)).rows else []
-
-
-def shown(rows: Sequence[Record]) -> pd.DataFrame:
-    """`table` as a DataFrame; where no arm was profiled, why."""
-    return or_why(table(rows), rows, "decode_busy_s", "no reading")
-
-
-def sentences(rows: Sequence[Record]) -> list[str]:
-    """For each model and setup at its longest context: who waits for whom."""
-    lines, longest = [], _longest(rows)
-    for where, group in longest.items():
-        share, busy_s = decode_share(group), _busy_s(group, "decode_busy_s")
-        if share.value is None:
-            continue
-        prefill = verdict(prefill_share(group)) or "not measured"
-        lines.append(
-            f"{_name(where, list(longest))} at {group[0].key['context']} tokens: the device works "
-            f"{short(busy_s.value * 1e3)} ms of a decode step, {short(share.value)} of its time "
-            f"{interval(share)}".rstrip()
-            + f": {verdict(share)} (from {DEVICE_BOUND:g} on "
-            f"device-bound, to {HOST_BOUND:g} host-bound); prefill: {prefill}."
-        )
-    return [*lines, *comparison(rows)]
-
-
-def comparison(rows: Sequence[Record]) -> list[str]:
-    """What a comparison of models means of which two or more wait for the host."""
-    waiting: dict[tuple[Any, ...], dict[str, None]] = {}
-    for where, group in _longest(rows).items():
-        if verdict(decode_share(group)) == "host-bound":
-            context = group[0].key["context"]
-            waiting.setdefault((where[STACK], context), {})[where[0]] = None
-    return [
-        f"Decoding of {' and of '.join(names)} on {stack} at {context} tokens is host-bound: "
-        "comparing their decode throughput compares what the host does for a step, not the models."
-        for (stack, context), names in waiting.items()
-        if len(names) > 1
-    ]
-
-
-def _longest(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """Of each model and setup the arm with the longest context."""
-    longest: dict[tuple[Any, ...], list[Record]] = {}
-    for where, group in sorted(arms(rows).items(), key=lambda item: item[0][-1]):
-        longest[where[:-1]] = group
-    return longest
-
-
-def _name(where: tuple[str, ...], beside: Sequence[tuple[str, ...]]) -> str:
-    """The model, stack and experts, and what else tells it from the arms beside it."""
-
-    def less(key: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple("" if at in (STACK, EXPERTS) else value for at, value in enumerate(key))
-
-    label = named([less(key) for key in beside])[less(where)].label
-    experts = f", experts {where[EXPERTS]}" if where[EXPERTS] not in ("None", "none") else ""
-    return f"{label} on {where[STACK]}{experts},"
-
-
-KERNELS_SHOWN = 10  # kernels of an arm; what is left is one line
-
-
-KERNEL_COLUMNS = (Column("of", numeric=False), Column("context", "tokens", numeric=False),
-           Column("kernel", numeric=False), Column("launches of a step"),
-           Column("time of a launch", "µs"), Column("time of a step", "µs"),
-           Column("share of the device's time"))  # fmt: skip
-
-
-KERNEL_NOTE = (
-    "names without template arguments, so that kernels of one name are one line; the share is "
-    "of the sum over all kernels, copies and fills"
-)
+def _bound(share: float) -> str:
+    if share >= DEVICE_BOUND:
+        return "device-bound"
+    return "host-bound" if share <= HOST_BOUND else "mixed"
 
 
 def kernel_table(rows: Sequence[Record]) -> Table:
@@ -239,24 +236,24 @@ def _kernels(times: Sequence[Sequence]) -> list[tuple]:
     ]
 
 
-def reading(value: float) -> Estimate:
-    """A value that was profiled once."""
-    return stats.exact(value, "profiler")
-
-
 def kernel_tables(rows: Sequence[Record]) -> list[Table]:
     """The table, where any step's kernels were recorded."""
-    return [made] if (made := kernel_table(rows)).rows else []
+    return [grid] if (grid := kernel_table(rows)).rows else []
 
 
 def kernels(rows: Sequence[Record]) -> Shown:
-    """`table` as a DataFrame; where no kernel was recorded, why."""
+    """`kernel_table` as a DataFrame; where no kernel was recorded, why."""
     return or_why(kernel_table(rows), rows, "decode_kernel_times", "recorded before kernels were")
 
 
-def or_why(made: Table, rows: Sequence[Record], name: str, otherwise: str) -> Shown:
+def or_why(grid: Table, rows: Sequence[Record], name: str, otherwise: str) -> Shown:
     """A table of profiled calls for reading; where it is empty, why no row has the value `name`."""
-    if made.rows:
-        return frame(made)
+    if grid.rows:
+        return frame(grid)
     reasons = [row.error or row.missing.get(name, otherwise) for row in rows if row.kind == "busy"]
     return Shown({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})
+
+
+def reading(value: float) -> Estimate:
+    """A value that was profiled once."""
+    return stats.exact(value, "profiler")

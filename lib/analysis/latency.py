@@ -1,8 +1,5 @@
-"""Generic tables of any models: rows -> a table of estimates -> a DataFrame, a CSV or HTML.
-
-The paper's own tables are in `studies.paper_tables`. Every number keeps its interval, its n and its
-method; what was not measured is there with its reason.
-"""
+"""How fast calls are: TTFT, throughput and ITL as table, figures and sentences, the A/A check, and
+what the definitions of other tools make of the same token stamps."""
 
 from __future__ import annotations
 
@@ -65,7 +62,7 @@ def table(rows: Sequence[Record]) -> Table:
         *([Column("decode by device clock", "tok/s")] if marked else []),
         Column("ITL", "ms"),
     ]
-    made = build(
+    grid = build(
         "latency",
         "Latency and throughput",
         greedy,
@@ -74,7 +71,7 @@ def table(rows: Sequence[Record]) -> Table:
         columns,
         cells,
     )
-    return replace(made, notes=(*made.notes, *_slower_when_longer(made)))
+    return replace(grid, notes=(*grid.notes, *_slower_when_longer(grid)))
 
 
 def _slower_when_longer(table: Table) -> list[str]:
@@ -83,15 +80,15 @@ def _slower_when_longer(table: Table) -> list[str]:
     whole, decode = (titles.index(f"{what} throughput") for what in ("output", "decode"))
     rates = [(row[whole].value, row[decode].value) for row in table.rows]
     slower = sum(None not in pair and pair[1] < pair[0] for pair in rates)
-    said = (
+    note = (
         f"decode throughput below output throughput in {slower} of {len(rates)} rows: long "
         "calls took more for a token, which no prefill causes; the host did not keep its speed"
     )
-    return [said] if slower else []
+    return [note] if slower else []
 
 
 def latency_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`latency` as a DataFrame."""
+    """`table` as a DataFrame."""
     return frame(table(rows))
 
 

@@ -71,8 +71,8 @@ def _limits(env: dict[str, Any], ceilings: Record | None) -> Limits:
     if ceilings is None:
         return Limits(_device(env), sheet, env.get("copy_bytes_per_s"), "copy", cache_bytes=cache)
     names = ("read_bytes_per_s", "matmul_flop_per_s", "matmul_float32_flop_per_s")
-    found = {name: ceilings.value(name) for name in names}
-    return Limits(_device(env), sheet, **found, cache_bytes=cache)
+    rates = {name: ceilings.value(name) for name in names}
+    return Limits(_device(env), sheet, **rates, cache_bytes=cache)
 
 
 def bandwidth_notes(used: Iterable[Limits]) -> list[str]:
@@ -81,14 +81,14 @@ def bandwidth_notes(used: Iterable[Limits]) -> list[str]:
     for one in used:
         by_device.setdefault(one.device, []).append(one)
     notes = []
-    for device, found in by_device.items():
-        stated = found[0].sheet.memory_bytes_per_s
-        why = found[0].sheet.missing.get("memory_bytes_per_s", "")
-        rates = sorted({x.read_bytes_per_s for x in found if x.read_bytes_per_s})
+    for device, entries in by_device.items():
+        stated = entries[0].sheet.memory_bytes_per_s
+        why = entries[0].sheet.missing.get("memory_bytes_per_s", "")
+        rates = sorted({x.read_bytes_per_s for x in entries if x.read_bytes_per_s})
         ends = " to ".join(
             dict.fromkeys(short(x / 1e9) for x in (rates[0], rates[-1])) if rates else ["unknown"]
         )
-        copied = any(x.read_from == "copy" for x in found)
+        copied = any(x.read_from == "copy" for x in entries)
         what = "copy (no ceilings were measured with these records)" if copied else "read stream"
         notes.append(
             f"{device}: datasheet "
@@ -123,28 +123,29 @@ def table(rows: Sequence[Record]) -> Table:
         Column("datasheet"),
         Column("measured / datasheet"),
     )
-    made = Table("machine", "Ceilings of the machine", columns, tuple(built), tuple(notes))
-    return without_empty(made)
+    return without_empty(
+        Table("machine", "Ceilings of the machine", columns, tuple(built), tuple(notes))
+    )
 
 
 def _rows_of(row: Record, sheet: Datasheet) -> list[tuple[Any, ...]]:
-    made = []
+    lines = []
     for name, (title, unit, scale) in COLUMNS.items():
         best = row.value(name)
         stated = _stated(sheet, name, scale)
         if best is None:
             why = stats.missing(f"not measured: {row.missing.get(name, 'no reading')}")
-            made.append((title, unit, why, why, stated, why))
+            lines.append((title, unit, why, why, stated, why))
             continue
         samples = _samples(row, name, best)
         worst = max(samples) if name == "launch_s" else min(samples)
         ratio = stats.missing("no value in a datasheet")
         if stated.value is not None:
             ratio = _single(best / scale / stated.value, "quotient")
-        made.append(
+        lines.append(
             (title, unit, _best(best / scale, len(samples)), _best(worst / scale), stated, ratio)
         )
-    return made
+    return lines
 
 
 def _samples(row: Record, name: str, best: float) -> list[float]:
@@ -181,30 +182,30 @@ def _read_note(row: Record) -> str:
 
 
 def _source_note(sheet: Datasheet) -> str:
-    said = f"; datasheet: {'; '.join(sheet.source)}; looked up {sheet.date}"
-    return said if sheet.source else f"; no datasheet: {sheet.missing['memory_bytes_per_s']}"
+    source = f"; datasheet: {'; '.join(sheet.source)}; looked up {sheet.date}"
+    return source if sheet.source else f"; no datasheet: {sheet.missing['memory_bytes_per_s']}"
 
 
 def streams(row: Record) -> dict[str, list[float]]:
     """Bytes per second of each shape that moves memory, every repetition, by its name."""
-    found = {}
+    rates = {}
     for key, samples in row.samples.items():
         name, _, shape = key.partition(", ")
         if name in ("copy_bytes_per_s", "read_bytes_per_s", "matvec_bytes_per_s"):
-            found[f"{name.partition('_')[0]}: {shape}"] = samples
-    return found
+            rates[f"{name.partition('_')[0]}: {shape}"] = samples
+    return rates
 
 
 def violations(rows: Sequence[Record]) -> list[str]:
     """Ceilings above the datasheet: a stream that a cache served, or a wrong entry."""
-    envs, found = environments(rows), []
+    envs, sentences = environments(rows), []
     for row in select(rows, "ceilings"):
         sheet = datasheet(envs.get(row.env_id or "", {}).get("gpu"))
         for name, stated_as in DATASHEET.items():
             best, stated = row.value(name), getattr(sheet, stated_as)
             if best and stated and best > ROUNDING * stated:
-                found.append(f"{name} {best:.4g} is above the datasheet's {stated:.4g}")
-    return found
+                sentences.append(f"{name} {best:.4g} is above the datasheet's {stated:.4g}")
+    return sentences
 
 
 def conclusion(rows: Sequence[Record]) -> str:
@@ -213,10 +214,10 @@ def conclusion(rows: Sequence[Record]) -> str:
     for row in select(rows, "ceilings"):
         env = envs.get(row.env_id or "", {})
         sheet, device = datasheet(env.get("gpu")), _device(env)
-        read = row.value("read_bytes_per_s")
+        read_per_s = row.value("read_bytes_per_s")
         lines.append(
-            f"{device}: memory is read at {short(read / 1e9)} GB/s at best"
-            f"{_share(read, sheet.memory_bytes_per_s)} ({row.value('read_shape')})."
+            f"{device}: memory is read at {short(read_per_s / 1e9)} GB/s at best"
+            f"{_share(read_per_s, sheet.memory_bytes_per_s)} ({row.value('read_shape')})."
         )
         flops = row.value("matmul_flop_per_s")
         lines.append(
@@ -241,14 +242,14 @@ def _share(value: float, stated: float | None) -> str:
 
 def figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Bandwidth of every shape that moves memory, all repetitions, beside the datasheet's."""
-    found = select(rows, "ceilings")
-    shapes = streams(found[-1]) if found else {}
+    ceilings = select(rows, "ceilings")
+    shapes = streams(ceilings[-1]) if ceilings else {}
     ax = axes(ax, figsize=(7.2, 1.2 + 0.3 * len(shapes)))
     for place, (name, samples) in enumerate(shapes.items()):
         rates = [rate / 1e9 for rate in samples]
         ax.plot(rates, [place] * len(rates), "o", ms=4, alpha=0.35, color=PALETTE[0])
         ax.plot(max(rates), place, "|", ms=14, mew=2, color=PALETTE[0], label=name)
-    stated = limits(rows)[found[-1].env_id].sheet.memory_bytes_per_s if found else None
+    stated = limits(rows)[ceilings[-1].env_id].sheet.memory_bytes_per_s if ceilings else None
     if stated:
         ax.axvline(stated / 1e9, ls=":", color="0.3", label="datasheet")
     ax.set_yticks(range(len(shapes)), list(shapes))

@@ -1,4 +1,8 @@
-"""What a number means and how it comes from rows: one function a quantity."""
+"""What a number means and how it comes from rows: one function a quantity.
+
+Of the arms of a `Series`, of any rows (decode throughput), or of two groups (`QUANTITIES`). A
+missing input is a reason.
+"""
 
 from __future__ import annotations
 
@@ -11,41 +15,7 @@ from lib.analysis.setups import Group, by_setup, sampled
 from lib.records.record import Record, record_id, select
 from lib.stats import Estimate, inverse, missing, scaled
 
-
-@dataclass(frozen=True)
-class Ape:
-    """Each field is an Estimate; units in the name. The paper's names are in the comments."""
-
-    tok_per_s_per_b: Estimate  # APE-TPOT
-    inverse_ttft_per_s_per_b: Estimate  # APE-1/TTFT
-    tok_per_j_per_b: Estimate  # APE-Energy
-    tok_per_s_per_gb: Estimate  # TPOT/GB
-
-
-def ape(
-    *,
-    active_params: int,
-    output_tok_per_s: Estimate,
-    ttft_s: Estimate,
-    tok_per_j: Estimate,
-    peak_bytes: int | None,
-) -> Ape:
-    """The four formulas; a missing input leaves its own formula missing, with the reason."""
-    if active_params <= 0:
-        raise ValueError(f"active parameters must be positive, got {active_params}")
-    per_b = 1e9 / active_params
-    return Ape(
-        tok_per_s_per_b=scaled(output_tok_per_s, per_b),
-        inverse_ttft_per_s_per_b=scaled(inverse(ttft_s), per_b),
-        tok_per_j_per_b=scaled(tok_per_j, per_b),
-        tok_per_s_per_gb=(
-            missing("no peak memory was measured")
-            if peak_bytes is None
-            else scaled(output_tok_per_s, 1e9 / peak_bytes)
-        ),
-    )
-
-
+MIB = 2**20
 Shape = tuple[int, int]  # context, new tokens
 
 
@@ -60,8 +30,9 @@ class Quantity:
 
     def groups(self, rows: Sequence[Record]) -> list[Group]:
         """The rows that have it, by model and setup."""
-        found = [r for r in rows if r.kind == "environment" or r.samples.get(self.sample)]
-        return by_setup(found, self.kind)
+        return by_setup(
+            [r for r in rows if r.kind == "environment" or r.samples.get(self.sample)], self.kind
+        )
 
     def row(self, group: Group, shape: Shape) -> Record:
         """The last row of a group of a context and length."""
@@ -78,29 +49,6 @@ QUANTITIES = (
     Quantity("TTFT", "latency", "ttft_s"),
     Quantity("Energy per token", "energy", "energy_j"),
 )
-
-
-def _shapes(group: Group) -> set[Shape]:
-    return {(r.key["context"], r.key["new_tokens"]) for r in group.rows}
-
-
-def _longest(shapes: set[Shape]) -> Shape:
-    """The longest context, and there the fewest new tokens."""
-    return max(shapes, key=lambda shape: (shape[0], -shape[1]))
-
-
-def _lower_first(text: str) -> str:
-    return text if text.isupper() else text[0].lower() + text[1:]
-
-
-def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Estimate:
-    """A single reading, or why there is none: the reason of `like` where it has none of its own."""
-    if row.value(name) is not None:
-        return replace(stats.exact(row.values[name] * factor), records=(record_id(row),))
-    if row.error:
-        return stats.missing(f"failed: {row.error}")
-    reason = row.missing.get(name) or row.missing.get(like) or "no reading"
-    return stats.missing(f"not measured: {reason}")
 
 
 def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
@@ -152,22 +100,6 @@ def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
     return replace(stats.inverse(stats.median(steps)), records=tuple(map(record_id, calls)))
 
 
-def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:
-    """Median gap between tokens (ms). Steps of one call are correlated: no interval is given."""
-    if not gaps:
-        return sampled([r for r in rows if r.kind == "itl"], "token_s")
-    middle = stats.median(gaps)
-    return Estimate(
-        middle.value * 1e3,
-        n=middle.n,
-        method="median of all gaps",
-        reason="steps of one call are correlated: no interval",
-    )
-
-
-MIB = 2**20
-
-
 def ttft_ms(series: Series, context: int, new_tokens: int) -> Estimate:
     """Median time of generate() with one new token, prefill included (ms)."""
     return estimate(samples(series, "latency", "ttft_s", context, 1), factor=1e3)
@@ -187,20 +119,7 @@ def output_tok_per_s(
     series: Series, context: int, new_tokens: int, kind: str = "latency"
 ) -> Estimate:
     """Generated tokens / median wall time of the call, prefill included: the paper's TPOT."""
-    found = samples(series, kind, "e2e_s", context, new_tokens)
-    return stats.inverse(estimate(found), new_tokens)
-
-
-def peak_mib(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Allocator peak in the paper's protocol, in MiB (2^20 bytes): one reading, no interval."""
-    row = series.one("memory-paper", context=context, new_tokens=new_tokens)
-    if row is None:
-        return stats.missing(series.reason or f"not measured: no memory-paper row at {context}")
-    value = row.value("peak_bytes")
-    if row.error or value is None:
-        reason = row.missing.get("peak_bytes", "no peak")
-        return stats.missing(f"failed: {row.error}" if row.error else f"not measured: {reason}")
-    return stats.exact(value / MIB)
+    return stats.inverse(estimate(samples(series, kind, "e2e_s", context, new_tokens)), new_tokens)
 
 
 def joules_per_1k(
@@ -215,12 +134,81 @@ def tokens_per_j(series: Series, context: int, new_tokens: int) -> Estimate:
     return stats.inverse(joules_per_1k(series, context, new_tokens), 1e3)
 
 
+def peak_mib(series: Series, context: int, new_tokens: int) -> Estimate:
+    """Allocator peak in the paper's protocol, in MiB (2^20 bytes): one reading, no interval."""
+    row = series.one("memory-paper", context=context, new_tokens=new_tokens)
+    if row is None:
+        return stats.missing(series.reason or f"not measured: no memory-paper row at {context}")
+    value = row.value("peak_bytes")
+    if row.error or value is None:
+        reason = row.missing.get("peak_bytes", "no peak")
+        return stats.missing(f"failed: {row.error}" if row.error else f"not measured: {reason}")
+    return stats.exact(value / MIB)
+
+
+def tok_per_s_per_1000_mib(series: Series, context: int, new_tokens: int) -> Estimate:
+    """Output throughput / (peak MiB / 1000): the paper's TPOT/GB by its own arithmetic."""
+    peak = peak_mib(series, context, new_tokens)
+    if peak.value is None:
+        return peak
+    return stats.scaled(output_tok_per_s(series, context, new_tokens), 1e3 / peak.value)
+
+
+@dataclass(frozen=True)
+class Ape:
+    """Each field is an Estimate; units in the name. The paper's names are in the comments."""
+
+    tok_per_s_per_b: Estimate  # APE-TPOT
+    inverse_ttft_per_s_per_b: Estimate  # APE-1/TTFT
+    tok_per_j_per_b: Estimate  # APE-Energy
+    tok_per_s_per_gb: Estimate  # TPOT/GB
+
+
+def ape(
+    *,
+    active_params: int,
+    output_tok_per_s: Estimate,
+    ttft_s: Estimate,
+    tok_per_j: Estimate,
+    peak_bytes: int | None,
+) -> Ape:
+    """The four formulas; a missing input leaves its own formula missing, with the reason."""
+    if active_params <= 0:
+        raise ValueError(f"active parameters must be positive, got {active_params}")
+    per_b = 1e9 / active_params
+    return Ape(
+        tok_per_s_per_b=scaled(output_tok_per_s, per_b),
+        inverse_ttft_per_s_per_b=scaled(inverse(ttft_s), per_b),
+        tok_per_j_per_b=scaled(tok_per_j, per_b),
+        tok_per_s_per_gb=(
+            missing("no peak memory was measured")
+            if peak_bytes is None
+            else scaled(output_tok_per_s, 1e9 / peak_bytes)
+        ),
+    )
+
+
 def active_billion(series: Series, context: int = 0, new_tokens: int = 0) -> Estimate:
     """Nominal active parameters by architecture (10^9), counted on the model card."""
     card = series.one("card")
     if card is None or card.value("active_params") is None:
         return stats.missing("not measured: no model card among the rows")
     return Estimate(card.value("active_params") / 1e9, n=1, method="counted")
+
+
+def ape_tpot(series: Series, context: int, new_tokens: int) -> Estimate:
+    """Output throughput per active 10^9 parameters (tok/s/B)."""
+    return _efficiency(series, context, new_tokens, "tok_per_s_per_b")
+
+
+def ape_ttft(series: Series, context: int, new_tokens: int) -> Estimate:
+    """1 / TTFT per active 10^9 parameters (1/s/B)."""
+    return _efficiency(series, context, new_tokens, "inverse_ttft_per_s_per_b")
+
+
+def ape_energy(series: Series, context: int, new_tokens: int) -> Estimate:
+    """Tokens per joule and active 10^9 parameters (tokens/J/B)."""
+    return _efficiency(series, context, new_tokens, "tok_per_j_per_b")
 
 
 def _efficiency(series: Series, context: int, new_tokens: int, name: str) -> Estimate:
@@ -239,27 +227,15 @@ def _efficiency(series: Series, context: int, new_tokens: int, name: str) -> Est
     return getattr(quotients, name)
 
 
-def ape_tpot(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Output throughput per active 10^9 parameters (tok/s/B)."""
-    return _efficiency(series, context, new_tokens, "tok_per_s_per_b")
+def throughput_change_pct(before: tuple[list, str], after: tuple[list, str]) -> Estimate:
+    """Change of output throughput in percent from one arm to another (bootstrap interval).
 
-
-def ape_ttft(series: Series, context: int, new_tokens: int) -> Estimate:
-    """1 / TTFT per active 10^9 parameters (1/s/B)."""
-    return _efficiency(series, context, new_tokens, "inverse_ttft_per_s_per_b")
-
-
-def ape_energy(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Tokens per joule and active 10^9 parameters (tokens/J/B)."""
-    return _efficiency(series, context, new_tokens, "tok_per_j_per_b")
-
-
-def tok_per_s_per_1000_mib(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Output throughput / (peak MiB / 1000): the paper's TPOT/GB by its own arithmetic."""
-    peak = peak_mib(series, context, new_tokens)
-    if peak.value is None:
-        return peak
-    return stats.scaled(output_tok_per_s(series, context, new_tokens), 1e3 / peak.value)
+    Throughput is tokens / time, so its ratio is the inverse ratio of the times.
+    """
+    for values, reason in (before, after):
+        if not values:
+            return stats.missing(reason)
+    return percent_change(stats.ratio(before[0], after[0]))
 
 
 def percent_change(estimate: Estimate) -> Estimate:
@@ -271,12 +247,37 @@ def percent_change(estimate: Estimate) -> Estimate:
     return replace(estimate, **ends)
 
 
-def throughput_change_pct(before: tuple[list, str], after: tuple[list, str]) -> Estimate:
-    """Change of output throughput in percent from one arm to another (bootstrap interval).
+def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:
+    """Median gap between tokens (ms). Steps of one call are correlated: no interval is given."""
+    if not gaps:
+        return sampled([r for r in rows if r.kind == "itl"], "token_s")
+    middle = stats.median(gaps)
+    return Estimate(
+        middle.value * 1e3,
+        n=middle.n,
+        method="median of all gaps",
+        reason="steps of one call are correlated: no interval",
+    )
 
-    Throughput is tokens / time, so its ratio is the inverse ratio of the times.
-    """
-    for values, reason in (before, after):
-        if not values:
-            return stats.missing(reason)
-    return percent_change(stats.ratio(before[0], after[0]))
+
+def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Estimate:
+    """A single reading, or why there is none: the reason of `like` where it has none of its own."""
+    if row.value(name) is not None:
+        return replace(stats.exact(row.values[name] * factor), records=(record_id(row),))
+    if row.error:
+        return stats.missing(f"failed: {row.error}")
+    reason = row.missing.get(name) or row.missing.get(like) or "no reading"
+    return stats.missing(f"not measured: {reason}")
+
+
+def _shapes(group: Group) -> set[Shape]:
+    return {(r.key["context"], r.key["new_tokens"]) for r in group.rows}
+
+
+def _longest(shapes: set[Shape]) -> Shape:
+    """The longest context, and there the fewest new tokens."""
+    return max(shapes, key=lambda shape: (shape[0], -shape[1]))
+
+
+def _lower_first(text: str) -> str:
+    return text if text.isupper() else text[0].lower() + text[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ from lib import stats
 from lib.analysis import bounds
 from lib.analysis.setups import build, grouped
 from lib.files import ROOT
-from lib.models import card as models_card
-from lib.models.card import ModelCard
+from lib.models.card import ModelCard, bound_tok_per_s
 from lib.records.record import Record
 from lib.records.store import load_tree
 from lib.show.table import Column, Table
@@ -45,15 +45,15 @@ def table(rows: Sequence[Record]) -> Table:
     }
     arms = {(a.model, a.setup, a.context): a for a in bounds.arms(rows) if a.batch == 1}
     groups = grouped([r for r in rows if not r.error], KINDS, ("context",))
-    found = {
+    by_group = {
         id(group[0]): (setup, group)
         for (_, setup, _), group in groups.items()
         if (group[0].key["model"], group[0].key.get("dtype")) in cards
     }
-    kept = [r for _, group in found.values() for r in group]
+    covered = [r for _, group in by_group.values() for r in group]
 
     def cells(group: list[Record]) -> Sequence[Any]:
-        key, setup = group[0].key, found[id(group[0])][0]
+        key, setup = group[0].key, by_group[id(group[0])][0]
         card = cards[key["model"], key.get("dtype")]
         memory = [r for r in group if r.kind == "memory"]
         held = max(memory, key=lambda r: r.key["new_tokens"]) if memory else None
@@ -61,18 +61,16 @@ def table(rows: Sequence[Record]) -> Table:
         return (*_weights(card, held), *_cache(card, held), *_decode(card, key["context"], arm))
 
     envs = [r for r in rows if r.kind == "environment"]
-    made = build(
+    grid = build(
         "predictions",
         "Predicted from the model card, and measured",
-        [*envs, *kept],
+        [*envs, *covered],
         KINDS,
         ("context",),
         COLUMNS,
         cells,
     )
-    return Table(
-        made.name, made.title, made.columns, made.rows, (*made.notes, *NOTES) if made.rows else ()
-    )
+    return replace(grid, notes=(*grid.notes, *NOTES) if grid.rows else ())
 
 
 def _weights(card: ModelCard, held: Record | None) -> tuple[Estimate, Estimate]:
@@ -103,7 +101,7 @@ def _decode(card: ModelCard, context: int, arm: bounds.Arm | None) -> tuple[Esti
     bound = (
         stats.missing("no bandwidth is known")
         if rate is None
-        else _predicted(models_card.bound_tok_per_s(card.decode_bytes(context), rate))
+        else _predicted(bound_tok_per_s(card.decode_bytes(context), rate))
     )
     return bound, arm.steps_per_s
 
@@ -126,11 +124,11 @@ def released_lines(model: str, folder: str | Path = RELEASED) -> list[str]:
     """
     lines = []
     for root in sorted(p for p in Path(folder).glob("*") if p.is_dir()):
-        made = table([r for r in load_tree(root) if r.key.get("model") in (model, None)])
-        last = {row[1 : -len(COLUMNS) - 1]: row for row in made.rows}  # contexts are in order
+        grid = table([r for r in load_tree(root) if r.key.get("model") in (model, None)])
+        last = {row[1 : -len(COLUMNS) - 1]: row for row in grid.rows}  # contexts are in order
         for setup, row in last.items():
             start = "all rows: "
-            shared = [n.removeprefix(start) for n in made.notes if n.startswith(start)]
+            shared = [n.removeprefix(start) for n in grid.notes if n.startswith(start)]
             where = ", ".join([*map(str, setup), *shared, f"{row[-len(COLUMNS) - 1]:,} tokens"])
             cells = [short(cell.value) for cell in row[-len(COLUMNS) :]]
             lines.append(

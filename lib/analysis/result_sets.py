@@ -91,12 +91,12 @@ class Refused:
 
 def load(source: str | Path) -> Side:
     """The result set of a folder. A job that cannot be read is an error."""
-    found = jobs.find(source)
-    if broken := [f"{job.path}: {job.damage}" for job in found if job.damage]:
+    entries = jobs.find(source)
+    if broken := [f"{job.path}: {job.damage}" for job in entries if job.damage]:
         raise ValueError(f"{source} has damaged jobs: {'; '.join(broken)}")
-    ordered = sorted(found, key=lambda job: (job.status == "ok", str(job.run.get("end") or "")))
+    ordered = sorted(entries, key=lambda job: (job.status == "ok", str(job.run.get("end") or "")))
     rows = merge([row for job in ordered for row in job.records])
-    runs = [run for job in found if job.records for run in (job.run, *job.earlier)]
+    runs = [run for job in entries if job.records for run in (job.run, *job.earlier)]
     return Side(Path(source).name, tuple(rows), tuple(runs))
 
 
@@ -106,27 +106,27 @@ def compare(a: Side, b: Side) -> tuple[list[Pair], list[Refused]]:
     names = sorted({*arms[0], *arms[1]}, key=_order)
     pairs, refused = [], []
     for name in names:
-        ours, theirs = (found.get(name, []) for found in arms)
+        ours, theirs = (by_key.get(name, []) for by_key in arms)
         kind, key = (ours or theirs)[0].kind, (ours or theirs)[0].key
         reason = _reason(ours, theirs, (a, b), arms)
         if reason:
             where = "both" if ours and theirs else "A" if ours else "B"
             refused.append(Refused(kind, key, where, reason))
             continue
-        made = _pairs(ours[0], theirs[0])
-        pairs += [pair for pair in made if isinstance(pair, Pair)]
-        refused += [item for item in made if isinstance(item, Refused)]
+        results = _pairs(ours[0], theirs[0])
+        pairs += [pair for pair in results if isinstance(pair, Pair)]
+        refused += [item for item in results if isinstance(item, Refused)]
     return pairs, refused
 
 
 def _arms(rows: Iterable[Record]) -> dict[tuple, list[Record]]:
     """Rows that hold something to compare by kind and key; several where GPUs differ."""
-    found: dict[tuple, list[Record]] = {}
+    arms: dict[tuple, list[Record]] = {}
     for row in rows:
-        known = {*SAMPLED, *READ} & {*row.samples, *row.values, *row.missing}
-        if row.kind not in ("environment", "card") and (known or row.error):
-            found.setdefault((row.kind, *(row.key.get(f) for f in KEY_FIELDS)), []).append(row)
-    return found
+        quantities = {*SAMPLED, *READ} & {*row.samples, *row.values, *row.missing}
+        if row.kind not in ("environment", "card") and (quantities or row.error):
+            arms.setdefault((row.kind, *(row.key.get(f) for f in KEY_FIELDS)), []).append(row)
+    return arms
 
 
 def _order(name: tuple) -> tuple:
@@ -169,40 +169,40 @@ def _only(row: Record, other: str, rows: Sequence[Record]) -> str:
         if all(near.key.get(f) == row.key.get(f) for f in ARM):
             differ = [f for f in SETUP if near.key.get(f) != row.key.get(f)]
             if changed not in differ:
-                said = (f"{f} {near.key.get(f)} instead of {row.key.get(f)}" for f in differ)
-                return f"{other} has it with {' and '.join(said)}: a ratio would mix causes"
+                changes = (f"{f} {near.key.get(f)} instead of {row.key.get(f)}" for f in differ)
+                return f"{other} has it with {' and '.join(changes)}: a ratio would mix causes"
     if alike:
         return f"{other} has no such arm"
-    known = any(r.key.get("model") == model for r in rows)
-    what = f"no {row.kind} rows of {model}" if known else f"no rows of {model}"
+    has_model = any(r.key.get("model") == model for r in rows)
+    what = f"no {row.kind} rows of {model}" if has_model else f"no rows of {model}"
     return f"{other} has {what if model else f'no {row.kind} rows'}"
 
 
 def _pairs(a: Record, b: Record) -> list[Pair | Refused]:
     """Every quantity that both rows have; what one of them lacks is refused with its reason."""
-    made: list[Pair | Refused] = []
+    pairs: list[Pair | Refused] = []
     for name, (title, unit, factor) in (SAMPLED | READ).items():
         if not any(name in {*row.samples, *row.values, *row.missing} for row in (a, b)):
             continue
         estimates = [_estimate(row, name, factor) for row in (a, b)]
         without = [
-            f"{title} is missing in {letter}: {found.reason}"
-            for letter, found in zip(SIDES, estimates, strict=True)
-            if found.value is None
+            f"{title} is missing in {letter}: {estimate.reason}"
+            for letter, estimate in zip(SIDES, estimates, strict=True)
+            if estimate.value is None
         ]
         if without:
-            made.append(Refused(a.kind, a.key, "both", "; ".join(without)))
+            pairs.append(Refused(a.kind, a.key, "both", "; ".join(without)))
             continue
-        made.append(Pair(title, unit, a.kind, a.key, *estimates, _ratio(a, b, name)))
-    return made
+        pairs.append(Pair(title, unit, a.kind, a.key, *estimates, _ratio(a, b, name)))
+    return pairs
 
 
 def _samples(row: Record, name: str) -> list[float]:
     """One number for each repetition: of stamped calls the median gap of each."""
-    found = row.samples.get(name) or []
+    repetitions = row.samples.get(name) or []
     if name != "token_s":
-        return found
-    return [stats.median(gaps(call)).value for call in found if len(call) > 1]
+        return repetitions
+    return [stats.median(gaps(call)).value for call in repetitions if len(call) > 1]
 
 
 def _estimate(row: Record, name: str, factor: float) -> Estimate:

@@ -1,8 +1,5 @@
-"""What the paper's columns mean, computed from rows: which rows are the paper's, and one rule each.
-
-A rule takes the rows of one model in one configuration, a context and a number of new tokens, and
-returns an estimate; without the rows it says why.
-"""
+"""The rows that stand for a published model: those of one configuration, and samples and ratios of
+its arms; where there are none, the reason."""
 
 from __future__ import annotations
 
@@ -51,14 +48,14 @@ def configuration(
     then checkpoint weights before random ones; `free` names what the arms are meant to change.
     """
     fields = [f for f in ("weights", "dtype", "stack", "experts") if f not in free]
-    wanted = {f: published[f] for f in ("dtype", "stack") if f not in free}
+    setup = {f: published[f] for f in ("dtype", "stack") if f not in free}
     groups: dict[tuple, list[Record]] = {}
     cards = [r for r in rows if r.kind == "card"]
     for row in rows:
         key = row.key
         if row.kind not in kinds or row.kind == "card" or key.get("batch", 1) not in (1, None):
             continue
-        if any(key.get(name) != value for name, value in wanted.items()):
+        if any(key.get(name) != value for name, value in setup.items()):
             continue
         if row.kind in BASE_KINDS and key.get("decoding") not in ("greedy", None):
             continue
@@ -66,7 +63,7 @@ def configuration(
         groups.setdefault((str(gpu), *(str(key.get(f)) for f in fields)), []).append(row)
     if not groups:
         names = " or ".join(kind for kind in kinds if kind != "card")
-        what = " in ".join(str(wanted[f]) for f in ("stack", "dtype") if f in wanted)
+        what = " in ".join(str(setup[f]) for f in ("stack", "dtype") if f in setup)
         return Series((), f"not measured: no {names} row" + (f" with {what}" if what else ""))
 
     def rank(item: tuple[tuple, list[Record]]) -> tuple:
@@ -91,9 +88,9 @@ def samples(
     return values, "" if values else f"not measured: {reason}"
 
 
-def estimate(found: tuple[list[float], str], q: float = 50, factor: float = 1.0) -> Estimate:
-    """The q-th percentile of what `samples` found, in another unit, or its reason."""
-    values, reason = found
+def estimate(repetitions: tuple[list[float], str], q: float = 50, factor: float = 1.0) -> Estimate:
+    """The q-th percentile of what `samples` returned, in another unit, or its reason."""
+    values, reason = repetitions
     return stats.scaled(stats.percentile(values, q), factor) if values else stats.missing(reason)
 
 
@@ -110,12 +107,12 @@ def pair_ratio(
     `differ` names what may differ because it is the point, such as the stack of one model.
     """
     rows = [s.one(kind, context=arm[0], new_tokens=arm[1]) for s in pair]
-    found = [samples(s, kind, name, *arm) for s in pair]
-    for values, reason in found:
+    repetitions = [samples(s, kind, name, *arm) for s in pair]
+    for values, reason in repetitions:
         if not values:
             return stats.missing(reason)
     try:
         require_comparable(rows, envs, differ=differ)
     except ValueError as error:
         return stats.missing(str(error))
-    return stats.ratio(found[0][0], found[1][0])
+    return stats.ratio(repetitions[0][0], repetitions[1][0])

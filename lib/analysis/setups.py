@@ -1,4 +1,5 @@
-"""Which rows belong together: those of one model in one setup, and what such a group is called.
+"""Which rows belong together: those of one model in one setup, what such a group is called, and how
+tables and lines are built group by group.
 
 Every table, figure and sentence that is about one model at a time goes through here, so that rows
 of two stacks, number formats, sources of weights, experts implementations or GPUs never meet.
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 
 from lib import stats
 from lib.records.kinds import DTYPES, model_order
-from lib.records.record import Record, environments, record_id
+from lib.records.record import Record, environments, record_id, select
 from lib.show.figure import color, style
 from lib.show.table import Column, Table
 from lib.stacks.registry import STACKS
@@ -33,14 +34,10 @@ WORDS = {
     "batch": "batch {}",
     "context": "{} tokens",
 }
-
-
-def arm_text(key: dict[str, Any]) -> str:
-    """The fields of a key that say which arm it is."""
-    fields = ("weights", "dtype", "stack", "experts", *ARM)
-    return ", ".join(
-        f"{f.replace('_', ' ')} {key[f]}" for f in fields if key.get(f) not in (None, "none")
-    )
+RANDOM_NOTE = (
+    "random weights: valid for memory and dense latency; router-dependent for "
+    "mixture-of-experts prefill"
+)
 
 
 class Name(NamedTuple):
@@ -72,30 +69,6 @@ class Group:
         return tuple(v for n, v in zip(SETUP, self.setup, strict=True) if n not in names)
 
 
-def setup_value(row: Record, name: str, envs: dict[str, dict[str, Any]]) -> str:
-    """A field of SETUP as text; the GPU is that of the row's environment."""
-    if name == "gpu":
-        return str(envs.get(row.env_id or "", {}).get("gpu") or "none (CPU)")
-    return str(row.key.get(name))
-
-
-def setup_of(row: Record, envs: dict[str, dict[str, Any]]) -> tuple[str, ...]:
-    """The values of SETUP of a row."""
-    return tuple(setup_value(row, name, envs) for name in SETUP)
-
-
-def setup_order(setup: Sequence[Any]) -> tuple[tuple[int, str], ...]:
-    """Sorts setups: the study's stack and number format first, then the others."""
-    names = (*SETUP, *[""] * (len(setup) - len(SETUP)))
-    return tuple(_place(name, value) for name, value in zip(names, setup, strict=True))
-
-
-def _place(name: str, value: Any) -> tuple[int, str]:
-    known = ORDER.get(name, ())
-    number = value if isinstance(value, int) else len(known)
-    return (known.index(value) if value in known else number, str(value))
-
-
 def by_setup(
     rows: Iterable[Record],
     kinds: str | Sequence[str],
@@ -110,14 +83,14 @@ def by_setup(
     """
     rows, kinds = list(rows), (kinds,) if isinstance(kinds, str) else kinds
     envs = environments(rows)
-    found: dict[tuple[str, ...], list[Record]] = {}
+    groups: dict[tuple[str, ...], list[Record]] = {}
     for row in rows:
         if row.kind in kinds and (failed or not row.error):
             setup = ("" if n in without else setup_value(row, n, envs) for n in SETUP)
-            found.setdefault((str(row.key.get("model")), *setup), []).append(row)
-    keys = sorted(found, key=lambda key: (model_order(key[0]), setup_order(key[1:])))
+            groups.setdefault((str(row.key.get("model")), *setup), []).append(row)
+    keys = sorted(groups, key=lambda key: (model_order(key[0]), setup_order(key[1:])))
     names = named(keys)
-    return [Group(key[0], key[1:], *names[key], tuple(found[key])) for key in keys]
+    return [Group(key[0], key[1:], *names[key], tuple(groups[key])) for key in keys]
 
 
 def named(keys: Sequence[tuple], more: Sequence[str] = ()) -> dict[tuple, Name]:
@@ -134,8 +107,8 @@ def named(keys: Sequence[tuple], more: Sequence[str] = ()) -> dict[tuple, Name]:
     texts = {}
     for key in keys:
         mine = [other for other in keys if other[0] == key[0]]
-        told = {at for at in fields if len({other[at] for other in mine}) > 1} | everywhere
-        words = (WORDS.get(fields[at], "{}").format(key[at]) for at in sorted(told))
+        differing = {at for at in fields if len({other[at] for other in mine}) > 1} | everywhere
+        words = (WORDS.get(fields[at], "{}").format(key[at]) for at in sorted(differing))
         texts[key] = ", ".join(words)
     listed = sorted(keys, key=lambda key: setup_order(key[1:]))
     places = list(dict.fromkeys(texts[key] for key in listed if texts[key]))
@@ -143,6 +116,50 @@ def named(keys: Sequence[tuple], more: Sequence[str] = ()) -> dict[tuple, Name]:
         key: Name(f"{key[0]} ({text})", places.index(text)) if text else Name(str(key[0]), 0)
         for key, text in texts.items()
     }
+
+
+def setup_of(row: Record, envs: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """The values of SETUP of a row."""
+    return tuple(setup_value(row, name, envs) for name in SETUP)
+
+
+def setup_value(row: Record, name: str, envs: dict[str, dict[str, Any]]) -> str:
+    """A field of SETUP as text; the GPU is that of the row's environment."""
+    if name == "gpu":
+        return str(envs.get(row.env_id or "", {}).get("gpu") or "none (CPU)")
+    return str(row.key.get(name))
+
+
+def setup_order(setup: Sequence[Any]) -> tuple[tuple[int, str], ...]:
+    """Sorts setups: the study's stack and number format first, then the others."""
+    names = (*SETUP, *[""] * (len(setup) - len(SETUP)))
+    return tuple(_place(name, value) for name, value in zip(names, setup, strict=True))
+
+
+def _place(name: str, value: Any) -> tuple[int, str]:
+    listed = ORDER.get(name, ())
+    number = value if isinstance(value, int) else len(listed)
+    return (listed.index(value) if value in listed else number, str(value))
+
+
+def with_sample(group: Group, name: str, **key: Any) -> list[Record]:
+    """Rows of a group that have this sample and these key fields, by context."""
+    rows = [r for r in select(group.rows, **key) if r.samples.get(name)]
+    return sorted(rows, key=lambda r: r.key["context"])
+
+
+def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
+    """The percentile of a sample of the last row that has it, or why there is none."""
+    reason = "not measured"
+    for row in reversed(rows):
+        if row.samples.get(name):
+            estimate = stats.scaled(stats.percentile(row.samples[name], q), factor)
+            return replace(estimate, records=(record_id(row),))
+        if row.error:
+            reason = f"failed: {row.error}"
+        elif name in row.missing:
+            reason = f"not measured: {row.missing[name]}"
+    return stats.missing(reason)
 
 
 def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
@@ -154,62 +171,12 @@ def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-RANDOM_NOTE = (
-    "random weights: valid for memory and dense latency; router-dependent for "
-    "mixture-of-experts prefill"
-)
-
-
-def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
-    """The percentile of a sample of the last row that has it, or why there is none."""
-    reason = "not measured"
-    for row in reversed(rows):
-        if row.samples.get(name):
-            found = stats.scaled(stats.percentile(row.samples[name], q), factor)
-            return replace(found, records=(record_id(row),))
-        if row.error:
-            reason = f"failed: {row.error}"
-        elif name in row.missing:
-            reason = f"not measured: {row.missing[name]}"
-    return stats.missing(reason)
-
-
-def setups(rows: Iterable[Record], envs: dict[str, dict]) -> tuple[list[str], list[str]]:
-    """The setup fields that differ between rows, and a note about those that do not."""
-    seen: dict[str, set] = {name: set() for name in SETUP}
-    for row in rows:
-        for name in SETUP:
-            seen[name].add(setup_value(row, name, envs))
-    differ = [name for name in SETUP if len(seen[name]) > 1]
-    same = [f"{name} {next(iter(values))}" for name, values in seen.items() if len(values) == 1]
-    notes = ["all rows: " + ", ".join(same)] if same else []
-    if "random" in seen["weights"]:
-        notes.append(RANDOM_NOTE)
-    return differ, notes
-
-
-def grouped(rows: Sequence[Record], kinds: Sequence[str], fields: Sequence[str]) -> dict:
-    """Rows grouped by model, setup and the given key fields, in a readable order."""
-    envs = environments(rows)
-    groups: dict[tuple, list[Record]] = {}
-    for row in rows:
-        if row.kind in kinds:
-            at = (_field(row, name) for name in fields)
-            where = (str(row.key.get("model")), setup_of(row, envs), *at)
-            groups.setdefault(where, []).append(row)
-    return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
-
-
-def _field(row: Record, name: str) -> Any:
-    if name == "protocol":
-        return "paper" if row.kind == "memory-paper" else "generate()"
-    return row.key.get(name)
-
-
-def _order(where: tuple) -> tuple:
-    model, setup, *fields = where
-    numbers = tuple(f if isinstance(f, int | float) else 0 for f in fields)
-    return (model_order(model), setup_order(setup), numbers, tuple(map(str, fields)))
+def arm_text(key: dict[str, Any]) -> str:
+    """The fields of a key that say which arm it is."""
+    fields = ("weights", "dtype", "stack", "experts", *ARM)
+    return ", ".join(
+        f"{f.replace('_', ' ')} {key[f]}" for f in fields if key.get(f) not in (None, "none")
+    )
 
 
 def build(
@@ -247,21 +214,49 @@ def _behind(columns: Sequence[Column], cells: Sequence[Any], group: Sequence[Rec
         return []
     ids = tuple(dict.fromkeys(record_id(row) for row in group))
 
-    def known(column: Column, cell: Any) -> Any:
-        found = isinstance(cell, Estimate) and cell.value is not None
-        return replace(cell, records=cell.records or ids) if found and column.measured else cell
+    def with_ids(column: Column, cell: Any) -> Any:
+        is_number = isinstance(cell, Estimate) and cell.value is not None
+        return replace(cell, records=cell.records or ids) if is_number and column.measured else cell
 
-    return [known(*pair) for pair in zip(columns, cells, strict=True)]
+    return [with_ids(*pair) for pair in zip(columns, cells, strict=True)]
 
 
-def with_sample(group: Group, name: str, **key: Any) -> list[Record]:
-    """Rows of a group that have this sample and these key fields, by context."""
-    found = [
-        r
-        for r in group.rows
-        if r.samples.get(name) and all(r.key.get(k) == v for k, v in key.items())
-    ]
-    return sorted(found, key=lambda r: r.key["context"])
+def grouped(rows: Sequence[Record], kinds: Sequence[str], fields: Sequence[str]) -> dict:
+    """Rows grouped by model, setup and the given key fields, in a readable order."""
+    envs = environments(rows)
+    groups: dict[tuple, list[Record]] = {}
+    for row in rows:
+        if row.kind in kinds:
+            at = (_field(row, name) for name in fields)
+            where = (str(row.key.get("model")), setup_of(row, envs), *at)
+            groups.setdefault(where, []).append(row)
+    return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
+
+
+def _field(row: Record, name: str) -> Any:
+    if name == "protocol":
+        return "paper" if row.kind == "memory-paper" else "generate()"
+    return row.key.get(name)
+
+
+def _order(where: tuple) -> tuple:
+    model, setup, *fields = where
+    numbers = tuple(f if isinstance(f, int | float) else 0 for f in fields)
+    return (model_order(model), setup_order(setup), numbers, tuple(map(str, fields)))
+
+
+def setups(rows: Iterable[Record], envs: dict[str, dict]) -> tuple[list[str], list[str]]:
+    """The setup fields that differ between rows, and a note about those that do not."""
+    seen: dict[str, set] = {name: set() for name in SETUP}
+    for row in rows:
+        for name in SETUP:
+            seen[name].add(setup_value(row, name, envs))
+    differ = [name for name in SETUP if len(seen[name]) > 1]
+    same = [f"{name} {next(iter(values))}" for name, values in seen.items() if len(values) == 1]
+    notes = ["all rows: " + ", ".join(same)] if same else []
+    if "random" in seen["weights"]:
+        notes.append(RANDOM_NOTE)
+    return differ, notes
 
 
 def points_and_line(

@@ -45,13 +45,13 @@ def gates(rows: Sequence[Record]) -> Table:
         row = group[-1]
         why = f"failed: {row.error}" if row.error else "not measured: no reading"
         errors = row.samples.get("relative_error")
-        told = {**row.values, "mean_error": errors and fmean(errors)}  # older rows hold no mean
-        lone = not row.error and told.get("pinned_experts") == 0
+        values = {**row.values, "mean_error": errors and fmean(errors)}  # older rows hold no mean
+        lone = not row.error and values.get("pinned_experts") == 0
         once = "no router is pinned, so that one look is all"
         return [
             stats.missing(once if lone and name in FREE else why)
-            if told.get(name) is None
-            else Estimate(told[name], n=1, method="one continuation", reason="no interval")
+            if values.get(name) is None
+            else Estimate(values[name], n=1, method="one continuation", reason="no interval")
             for name in ("mean_error", *GATE)
         ]
 
@@ -104,11 +104,11 @@ def _rate(arms: Sequence[Record], context: int, base: Estimate | None) -> str:
 
 
 def _spread(arms: Sequence[Record]) -> str:
-    said = ""
+    text = ""
     for name, what in (("e2e_s", "calls of one length"), ("decode_s", "their decode steps")):
-        found = [stats.spread(r.samples[name]) for r in arms if len(r.samples.get(name, ())) > 1]
-        said += f"; {what} spread by at most {max(found):.1%}" if found else ""
-    return said
+        spreads = [stats.spread(r.samples[name]) for r in arms if len(r.samples.get(name, ())) > 1]
+        text += f"; {what} spread by at most {max(spreads):.1%}" if spreads else ""
+    return text
 
 
 def _prepared(arms: Sequence[Record]) -> str:
@@ -157,7 +157,7 @@ def flatness(arms: Sequence[Record]) -> str:
 
 def between_stacks(rows: Sequence[Record]) -> list[str]:
     """Each model on each further stack against itself on the study's, all else being equal."""
-    found: dict[str, list[str]] = {}
+    by_group: dict[str, list[str]] = {}
     for quantity in QUANTITIES:
         groups = quantity.groups(rows)
         study = {(g.model, g.but("stack")): g for g in groups if g.of("stack") == STUDY_STACK}
@@ -167,10 +167,12 @@ def between_stacks(rows: Sequence[Record]) -> list[str]:
             if common and base is not group:
                 shape = _longest(common)
                 times = _times(quantity.ratio(group, base, shape))
-                found.setdefault(group.label, []).append(
+                by_group.setdefault(group.label, []).append(
                     f"{_lower_first(quantity.title)} at {shape[0]} tokens {times}"
                 )
-    return [f"{label} against {STUDY_STACK}: {'; '.join(parts)}." for label, parts in found.items()]
+    return [
+        f"{name} against {STUDY_STACK}: {'; '.join(parts)}." for name, parts in by_group.items()
+    ]
 
 
 def _times(ratio: Estimate) -> str:

@@ -91,8 +91,8 @@ def state(nvml: Any, handle: Any) -> dict[str, Any]:
         ),
         "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, 0),
     }
-    told: dict[str, Any] = dict.fromkeys(questions)
+    answers: dict[str, Any] = dict.fromkeys(questions)
     for name, question in questions.items():
         with contextlib.suppress(nvml.NVMLError):
-            told[name] = question()
-    return told
+            answers[name] = question()
+    return answers

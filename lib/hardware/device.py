@@ -194,8 +194,8 @@ class CudaDevice(Device):
         """What NVML says is in use on the whole GPU, without what the driver sets aside."""
         return self._from_nvml("gpu_used_bytes", memory_in_use.gpu_used_bytes)
 
-    def _from_nvml(self, name: str, read: Callable[..., tuple[int | None, str]]) -> int | None:
-        value, reason = (None, "no NVML") if self._nvml is None else read(self._nvml, self._handle)
+    def _from_nvml(self, name: str, query: Callable[..., tuple[int | None, str]]) -> int | None:
+        value, reason = (None, "no NVML") if self._nvml is None else query(self._nvml, self._handle)
         if value is None:
             self.missing[name] = reason
         return value

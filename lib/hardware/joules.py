@@ -19,15 +19,15 @@ import numpy as np
 
 Trace = Sequence[dict[str, Any]]
 Reading = tuple[float | None, str]
-
 TICK_S = 0.1  # refresh of all three readouts on an H100; `hardware.readouts` measures it
 INSTANT_LAG_S = TICK_S / 2 + 0.025 / 2  # held for a refresh after the mean of 25 ms before it
 AVERAGE_S = 1.0  # of the mean that `power_w` is, on Ampere and later
-AVERAGE_LAG_S = (
-    TICK_S / 2 + AVERAGE_S / 2
-)  # held for a refresh after the mean of one second before it
+AVERAGE_LAG_S = TICK_S / 2 + AVERAGE_S / 2  # held for a refresh after the mean of one second
 GRID_TOLERANCE_S = 0.002  # how far ticks may lie off an even grid and still be called even
 STALL_TICKS = 3
+# What is published as the energy: the counter, else the reading that covers all of the time, else
+# the one that covers a part of it.
+LADDER = ("counter_j", "average_j", "instant_j")
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ def counter_j(trace: Trace, start_s: float, stop_s: float) -> Reading:
     """Joules between two times by the counter, interpolated linearly between its ticks."""
     if not readings(trace, "energy_j"):
         return None, "not_supported: no energy_j in the trace"
-    found = ticks(trace)
-    if reason := reset(trace) or stalled(found, start_s, stop_s):
+    counter = ticks(trace)
+    if reason := reset(trace) or stalled(counter, start_s, stop_s):
         return None, reason
-    return found.at(stop_s) - found.at(start_s), ""
+    return counter.at(stop_s) - counter.at(start_s), ""
 
 
 def reset(trace: Trace) -> str:
@@ -118,16 +118,16 @@ def reset(trace: Trace) -> str:
     return ""
 
 
-def stalled(found: Ticks, start_s: float, stop_s: float) -> str:
+def stalled(counter: Ticks, start_s: float, stop_s: float) -> str:
     """Why a counter without ticks around or inside the window cannot be used."""
-    times = found.times_s
+    times = counter.times_s
     if len(times) < 2:
         return "counter_stalled: the energy counter did not change"
     if times[0] > start_s or times[-1] < stop_s:
         return "not_covered: the energy counter did not tick before and after the window"
     first, last = bisect.bisect_right(times, start_s) - 1, bisect.bisect_left(times, stop_s)
     pause_s = float(np.max(np.diff(times[first : last + 1])))
-    if pause_s > (STALL_TICKS + 0.5) * (found.period_s or float(np.median(np.diff(times)))):
+    if pause_s > (STALL_TICKS + 0.5) * (counter.period_s or float(np.median(np.diff(times)))):
         return f"counter_stalled: the energy counter did not change for {pause_s:.2f} s"
     return ""
 
@@ -170,12 +170,12 @@ def average_off(trace: Trace, start_s: float, stop_s: float) -> Reading:
     integrated over the same readings: power that changes at the edges of the window, which the
     mean smears, cancels. Needs ticks from one second before the window.
     """
-    points, found = readings(trace, "power_w"), ticks(trace)
-    if not points or len(found.times_s) < 2 or found.times_s[0] + AVERAGE_S > start_s:
+    points, counter = readings(trace, "power_w"), ticks(trace)
+    if not points or len(counter.times_s) < 2 or counter.times_s[0] + AVERAGE_S > start_s:
         return None, "not_covered: no power_w, or no ticks from one second before the window"
-    seen = np.searchsorted(found.times_s, [t for t, _ in points], side="right") - 1
-    before = np.interp(found.times_s - AVERAGE_S, found.times_s, found.joules)
-    means = ((found.joules - before) / AVERAGE_S)[seen]
+    seen = np.searchsorted(counter.times_s, [t for t, _ in points], side="right") - 1
+    before = np.interp(counter.times_s - AVERAGE_S, counter.times_s, counter.joules)
+    means = ((counter.joules - before) / AVERAGE_S)[seen]
     rows = [
         {"t_s": t, "power_w": watts, "counter_w": mean}
         for (t, watts), mean in zip(points, means, strict=True)
@@ -219,18 +219,15 @@ ESTIMATORS = {
     "average_j": average_j,
     "paper_j": paper_j,
 }
-# What is published as the energy: the counter, else the reading that covers all of the time, else
-# the one that covers a part of it.
-LADDER = ("counter_j", "average_j", "instant_j")
 
 
 def estimates(
     trace: Trace, start_s: float, stop_s: float
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Joules by each estimator that has them, and the reasons of those that do not."""
-    found = {name: estimator(trace, start_s, stop_s) for name, estimator in ESTIMATORS.items()}
-    joules = {name: value for name, (value, _) in found.items() if value is not None}
-    return joules, {name: reason for name, (value, reason) in found.items() if value is None}
+    results = {name: estimator(trace, start_s, stop_s) for name, estimator in ESTIMATORS.items()}
+    joules = {name: value for name, (value, _) in results.items() if value is not None}
+    return joules, {name: reason for name, (value, reason) in results.items() if value is None}
 
 
 def primary(joules: dict[str, float], reasons: dict[str, str]) -> tuple[str | None, str]:
@@ -261,10 +258,12 @@ def over_boards(
     estimator: Callable[[Trace, float, float], Reading], trace: Trace, start_s: float, stop_s: float
 ) -> Reading:
     """The sum of an estimator over the boards of a trace; what one of them lacks, the sum lacks."""
-    found = [estimator(rows, start_s, stop_s) for rows in boards(trace)]
-    if reasons := [reason for joules, reason in found if joules is None]:
+    results = [estimator(rows, start_s, stop_s) for rows in boards(trace)]
+    if not results:
+        return None, "not_covered: no readings"
+    if reasons := [reason for joules, reason in results if joules is None]:
         return None, reasons[0]
-    return (sum(joules for joules, _ in found), "") if found else (None, "not_covered: no readings")
+    return sum(joules for joules, _ in results), ""
 
 
 def additivity(trace: Trace, start_s: float, stop_s: float, guard_s: float = 1.5) -> Reading:
@@ -275,8 +274,8 @@ def additivity(trace: Trace, start_s: float, stop_s: float, guard_s: float = 1.5
     """
     middle_s = (start_s + stop_s) / 2
     spans = ((start_s, stop_s), (start_s, middle_s), (middle_s, stop_s))
-    found = [over_boards(counter_j, cut(trace, *span, guard_s), *span) for span in spans]
-    if reasons := [reason for joules, reason in found if joules is None]:
+    results = [over_boards(counter_j, cut(trace, *span, guard_s), *span) for span in spans]
+    if reasons := [reason for joules, reason in results if joules is None]:
         return None, reasons[0]
-    (whole, _), (first, _), (second, _) = found
+    (whole, _), (first, _), (second, _) = results
     return (first + second) / whole - 1, ""

@@ -26,16 +26,16 @@ class Live(TorchDispatchMode):
         super().__init__()
         self.bytes = self.peak_bytes = 0
         self._block = block
-        self._known: dict[int, weakref.ref] = {}
+        self._storages: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         for tensor in _tensors((args, kwargs)):
-            self._meet(tensor, made=False)
+            self._meet(tensor, counts=False)
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
-            self._meet(tensor, made=True)
+            self._meet(tensor, counts=True)
         return out
 
     def step(self) -> tuple[int, int]:
@@ -43,18 +43,18 @@ class Live(TorchDispatchMode):
         most, self.peak_bytes = self.peak_bytes, self.bytes
         return self.bytes, most
 
-    def _meet(self, tensor: torch.Tensor, *, made: bool) -> None:
+    def _meet(self, tensor: torch.Tensor, *, counts: bool) -> None:
         storage = tensor.untyped_storage()
         name = storage._cdata
-        if name in self._known:
+        if name in self._storages:
             return
-        size = -(-storage.nbytes() // self._block) * self._block if made else 0
+        size = -(-storage.nbytes() // self._block) * self._block if counts else 0
 
         def gone(_: Any) -> None:
             self.bytes -= size
-            del self._known[name]
+            del self._storages[name]
 
-        self._known[name] = weakref.ref(storage, gone)
+        self._storages[name] = weakref.ref(storage, gone)
         self.bytes += size
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 

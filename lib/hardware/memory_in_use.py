@@ -124,9 +124,9 @@ def count_cuda(cuda: Any) -> Iterator[Callable[[], tuple[int, int]]]:
     """
 
     def step() -> tuple[int, int]:
-        told = cuda.memory_allocated(), cuda.max_memory_allocated()
+        now_and_most = cuda.memory_allocated(), cuda.max_memory_allocated()
         cuda.reset_peak_memory_stats()
-        return told
+        return now_and_most
 
     step()
     yield step

@@ -35,15 +35,15 @@ PROCESSES_EVERY = 40
 BACK_OFF_S = 0.1  # the period after a reading that failed: some drivers fail when asked too fast
 
 
-def fields(handle: Any, wanted: dict[str, tuple[int, float]]) -> tuple[dict[str, float], float]:
+def fields(handle: Any, names: dict[str, tuple[int, float]]) -> tuple[dict[str, float], float]:
     """The fields that could be read, and NVML's own time of them (s since 1970)."""
-    values = pynvml.nvmlDeviceGetFieldValues(handle, [(number, 0) for number, _ in wanted.values()])
-    read = {
-        name: getattr(value.value, UNION[value.valueType]) * unit
-        for (name, (_, unit)), value in zip(wanted.items(), values, strict=True)
+    values = pynvml.nvmlDeviceGetFieldValues(handle, [(number, 0) for number, _ in names.values()])
+    numbers = {
+        name: round(getattr(value.value, UNION[value.valueType]) * unit, 6)
+        for (name, (_, unit)), value in zip(names.items(), values, strict=True)
         if value.nvmlReturn == 0
     }
-    return {name: round(number, 6) for name, number in read.items()}, values[0].timestamp * 1e-6
+    return numbers, values[0].timestamp * 1e-6
 
 
 def reading(handle: Any) -> dict[str, Any]:

@@ -53,10 +53,9 @@ def counted(events: Iterable[Any]) -> Work:
 
 def short_name(kernel: str) -> str:
     """A kernel's name without return type, template arguments and parameters."""
-    named = kernel.removeprefix("void ")
     space = "(anonymous namespace)"
-    found = named.replace(space, "\0").split("<")[0].split("(")[0].replace("\0", space)
-    return found.strip() or kernel
+    text = kernel.removeprefix("void ").replace(space, "\0")
+    return text.split("<")[0].split("(")[0].replace("\0", space).strip() or kernel
 
 
 def union_ns(spans: Iterable[tuple[int, int]]) -> int:

@@ -60,17 +60,17 @@ def refresh_s(trace: Trace, field: str) -> float | None:
 
     A readout whose value stays the same at a refresh shows no change there.
     """
-    found = joules.ticks(trace, field)
-    if len(found.times_s) < CHANGES:
+    changes = joules.ticks(trace, field)
+    if len(changes.times_s) < CHANGES:
         return None
-    return found.period_s or float(np.median(np.diff(found.times_s)))
+    return changes.period_s or float(np.median(np.diff(changes.times_s)))
 
 
 def power(trace: Trace, field: str) -> tuple[np.ndarray, np.ndarray]:
     """Times and watts of a readout as it appears; the counter's from tick to tick."""
     if field == "energy_j":
-        found = joules.ticks(trace)
-        return found.times_s[1:], np.diff(found.joules) / np.diff(found.times_s)
+        counter = joules.ticks(trace)
+        return counter.times_s[1:], np.diff(counter.joules) / np.diff(counter.times_s)
     points = joules.readings(trace, field)
     return np.array([t for t, _ in points]), np.array([w for _, w in points])
 
@@ -100,12 +100,12 @@ def averaging(trace: Trace) -> tuple[float, float] | None:
     for length in np.round(np.arange(0.1, 2.01, 0.1), 2):
         for lag in np.round(np.arange(-0.1, 0.301, 0.01), 2):
             ends = seen.times_s - lag
-            known = (ends - length > counter.times_s[0]) & (ends < counter.times_s[-1])
-            if known.sum() < 10:
+            covered = (ends - length > counter.times_s[0]) & (ends < counter.times_s[-1])
+            if covered.sum() < 10:
                 continue
-            upper = np.interp(ends[known], counter.times_s, counter.joules)
-            lower = np.interp(ends[known] - length, counter.times_s, counter.joules)
-            off = (upper - lower) / length / seen.joules[known] - 1
+            upper = np.interp(ends[covered], counter.times_s, counter.joules)
+            lower = np.interp(ends[covered] - length, counter.times_s, counter.joules)
+            off = (upper - lower) / length / seen.joules[covered] - 1
             score = float(np.sqrt(np.mean(off**2)))
             if best is None or score < best[0]:
                 best = (score, float(length), float(lag))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lib import stats
-from lib.hardware import joules as lib_joules
+from lib.hardware import joules
 from lib.hardware.joules import Trace
 from lib.stats import Estimate
 
@@ -100,23 +100,23 @@ def judge(
     """
     parts = [
         _board(rows, start_s, stop_s, idle_w=idle_w, own_pid=own_pid, calls_s=calls_s)
-        for rows in lib_joules.boards(lib_joules.cut(trace, start_s, stop_s, guard_s))
+        for rows in joules.boards(joules.cut(trace, start_s, stop_s, guard_s))
     ]
     if not parts:
         reason = "not_covered: no readings around the window"
         return Window(
             stop_s - start_s,
             {},
-            dict.fromkeys(lib_joules.ESTIMATORS, reason),
+            dict.fromkeys(joules.ESTIMATORS, reason),
             tuple(session),
             reason=reason,
         )
     whole = add(parts)
-    found = (
+    gates = (
         replace(g, level="warn") if g.level == "invalid" and g.code in lenient else g
         for g in (*whole.gates, *session)
     )
-    return settle(replace(whole, gates=tuple(found)))
+    return settle(replace(whole, gates=tuple(gates)))
 
 
 def _board(
@@ -128,12 +128,12 @@ def _board(
     own_pid: int | None,
     calls_s: Sequence[tuple[float, float]],
 ) -> Window:
-    found, reasons = lib_joules.estimates(trace, start_s, stop_s)
+    by_estimator, reasons = joules.estimates(trace, start_s, stop_s)
     inside = [row for row in trace if start_s <= row["t_s"] <= stop_s]
-    counter, seconds = found.get("counter_j"), stop_s - start_s
+    counter, seconds = by_estimator.get("counter_j"), stop_s - start_s
     checks = (
-        agreement(*lib_joules.average_off(trace, start_s, stop_s)),
-        instant_agreement(counter, found.get("instant_j")),
+        agreement(*joules.average_off(trace, start_s, stop_s)),
+        instant_agreement(counter, by_estimator.get("instant_j")),
         sampler_gap(inside, start_s, stop_s),
         slowed("power_cap", inside, seconds, ("power_cap_s",)),
         slowed("throttled", inside, seconds, THROTTLES),
@@ -142,8 +142,8 @@ def _board(
         foreign_process(inside, own_pid),
         power_range(inside, counter, seconds, idle_w),
     )
-    estimator, reason = lib_joules.primary(found, reasons)
-    return Window(seconds, found, reasons, checks, estimator, reason)
+    estimator, reason = joules.primary(by_estimator, reasons)
+    return Window(seconds, by_estimator, reasons, checks, estimator, reason)
 
 
 def settle(window: Window) -> Window:
@@ -223,18 +223,18 @@ def _ends(
 ) -> tuple[float, float] | str:
     """Means of a reading over the first and the last third of the calls (of the time where no calls
     are given), or why there are none."""
-    read = lib_joules.readings(inside, name)
-    if not read:
+    points = joules.readings(inside, name)
+    if not points:
         return "not read"
     if len(calls_s) == 1:
         return "the window is one call, which has no like part to compare"
     if calls_s:
         third = max(1, len(calls_s) // 3)
         first_s, last_s = calls_s[third - 1][1], calls_s[-third][0]
-        ends = [v for t, v in read if t <= first_s], [v for t, v in read if t >= last_s]
+        ends = [v for t, v in points if t <= first_s], [v for t, v in points if t >= last_s]
     else:
-        third = len(read) // 3
-        ends = [v for _, v in read[:third]], [v for _, v in read[len(read) - third :]]
+        third = len(points) // 3
+        ends = [v for _, v in points[:third]], [v for _, v in points[len(points) - third :]]
     if not all(ends):
         return "too few readings"
     return statistics.mean(ends[0]), statistics.mean(ends[1])
@@ -279,7 +279,7 @@ def power_range(
     inside: Trace, counter_j: float | None, seconds: float, idle_w: float | None
 ) -> Gate:
     """Mean power between half of idle and a tenth above the limit."""
-    limits = [value for _, value in lib_joules.readings(inside, "power_limit_w")]
+    limits = [value for _, value in joules.readings(inside, "power_limit_w")]
     if counter_j is None or not limits:
         return Gate("power_range", "unknown", None, "the counter or the limit was not read")
     watts, low, high = counter_j / seconds, 0.5 * (idle_w or 0.0), 1.1 * limits[-1]
@@ -313,11 +313,11 @@ def repeated(alarm: Gate, fresh: Gate) -> Gate:
     It is invalid where the fresh pairs say the same. On a noisy host a few pairs raise an alarm
     once in some twenty sessions by chance, and twice in the same direction hardly ever.
     """
-    found = fresh.level == "invalid"
-    same = found and (fresh.value > 0) == (alarm.value > 0)
-    level = "unknown" if found and not same else fresh.level
-    said = "the same" if same else "not the same"
-    text = f"{fresh.text}; {said} as {alarm.value:+.1%} found before, which these pairs check"
+    invalid = fresh.level == "invalid"
+    same = invalid and (fresh.value > 0) == (alarm.value > 0)
+    level = "unknown" if invalid and not same else fresh.level
+    relation = "the same" if same else "not the same"
+    text = f"{fresh.text}; {relation} as {alarm.value:+.1%} found before, which these pairs check"
     return Gate(alarm.code, level, fresh.value, text)
 
 

@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.measure import experts, latency
-from lib.measure.energy import blocks
-from lib.measure.energy import sweep as energy_sweep
+from lib.measure import energy, experts, latency
 from lib.measure.session import track
 from lib.models import load
 from lib.records import record, store
@@ -47,9 +45,9 @@ def sweep(
     `trace` row. Idle power is measured once, before all.
     """
     path, rows = Path(records_path), []
-    session = energy_sweep.open_session(model, stacks[0], path, seed, env_id, (), 0)
-    idle = energy_sweep.idle_power(session, idle_s, "before")
-    idle |= energy_sweep.idle_both(idle)
+    session = energy.sweep.open_session(model, stacks[0], path, seed, env_id, (), 0)
+    idle = energy.sweep.idle_power(session, idle_s, "before")
+    idle |= energy.sweep.idle_both(idle)
     arguments = {
         "new_tokens": new_tokens,
         "repeats": repeats,
@@ -114,14 +112,14 @@ def _energy(
 ) -> list[Record]:
     """Windows of calls of each length in turns, then the same reversed, one after another."""
     stack, context, batch, seed = (place[n] for n in ("stack", "context", "batch", "seed"))
-    cells = [blocks.Cell(context, tokens, windows, "batch-energy") for tokens in new_tokens]
-    session = energy_sweep.open_session(
+    cells = [energy.blocks.Cell(context, tokens, windows, "batch-energy") for tokens in new_tokens]
+    session = energy.sweep.open_session(
         model, stack, path, seed, place["env_id"], [context], max(new_tokens), batch=batch
     )
     session.values |= idle
-    order = [cell for cells_in_turn in blocks.plan(cells, seed) for cell in cells_in_turn]
-    energy_sweep.measure_together(session, order, f"trace-{stack}-{batch}", window_s)
-    return [energy_sweep.row_of(session, cell, found) for cell, found in session.blocks.items()]
+    order = [cell for cells_in_turn in energy.blocks.plan(cells, seed) for cell in cells_in_turn]
+    energy.sweep.measure_together(session, order, f"trace-{stack}-{batch}", window_s)
+    return [energy.sweep.row_of(session, cell) for cell in session.blocks]
 
 
 def _failed(

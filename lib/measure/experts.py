@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from lib.measure.session import track
-from lib.models import count
-from lib.models import experts as lib_experts
+from lib.models import count, experts
 from lib.models.card import ModelError, computed, require_context
 from lib.models.prompts import prompt_ids
 from lib.records import record, store
@@ -54,9 +53,9 @@ class Call:
     @property
     def choice(self) -> torch.Tensor | None:
         """The router's choice (tokens, k); None where the experts are not told."""
-        given = [x for x in (*self.inputs, *self.named_inputs.values()) if torch.is_tensor(x)]
-        found = [x for x in given if x.dtype in (torch.int32, torch.int64) and x.ndim > 1]
-        return found[0].reshape(-1, found[0].shape[-1]) if found else None
+        tensors = [x for x in (*self.inputs, *self.named_inputs.values()) if torch.is_tensor(x)]
+        choices = [x for x in tensors if x.dtype in (torch.int32, torch.int64) and x.ndim > 1]
+        return choices[0].reshape(-1, choices[0].shape[-1]) if choices else None
 
     def chosen(self, token: int | None = None) -> list[int]:
         """Distinct experts that the router chose, for one token or for all of them."""
@@ -81,13 +80,13 @@ def poisoned(module: torch.nn.Module, numbers: Sequence[int]) -> Iterator[None]:
     """
     weights = list(module.parameters())
     index = torch.tensor(list(numbers), device=weights[0].device)
-    kept = [weight[index] for weight in weights]  # indexing with a tensor copies
+    copies = [weight[index] for weight in weights]  # indexing with a tensor copies
     try:
         for weight in weights:
             weight[index] = float("nan")
         yield
     finally:
-        for weight, before in zip(weights, kept, strict=True):
+        for weight, before in zip(weights, copies, strict=True):
             weight[index] = before
 
 
@@ -179,15 +178,13 @@ def rows(
     Written at once; an implementation that fails is a row with its error. In those of a dense
     model the realised active parameters are the nominal ones.
     """
-    made = []
+    records = []
+    common = {"context": context, "stack": stack, "seed": seed, "env_id": env_id}
     names = (experts if model.card.experts else ()) or [model.experts]
     for name, batch in track([*product(names, batches)], f"experts of {model.name}"):
-        found = row(
-            model, name, context=context, batch=batch, stack=stack, seed=seed, env_id=env_id
-        )
-        made.append(store.append(records_path, found))
+        records.append(store.append(records_path, row(model, name, batch=batch, **common)))
         model.device.empty_cache()
-    return made
+    return records
 
 
 def row(
@@ -197,7 +194,7 @@ def row(
     if not model.card.experts:
         return _dense(model, context=context, batch=batch, stack=stack, env_id=env_id)
     try:
-        with lib_experts.using(model.net, name):
+        with experts.using(model.net, name):
             return arm(model, context=context, batch=batch, stack=stack, seed=seed, env_id=env_id)
     except Exception as error:  # out of memory, or experts that cannot be probed
         key = _key(model, context, batch, stack) | {"experts": name}

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from lib import stats
 from lib.hardware.device import time_call
 from lib.measure.session import begin_records, track
-from lib.models import experts as implementations
-from lib.models import formats
+from lib.models import experts, formats
 from lib.models.card import computed, require_context
 from lib.models.load import card, load
 from lib.models.prompts import prompt_ids
@@ -91,7 +90,7 @@ def sweep(
         rows.append(store.append(records_path, row))
     more = also_experts if model.card.experts else ()
     for name, tokens in track(list(product(more, (1, new_tokens[0]))), f"experts of {model.name}"):
-        with implementations.using(model.net, name):
+        with experts.using(model.net, name):
             row = arm(
                 model,
                 stack=stack,
@@ -323,12 +322,12 @@ def busy_row(
 
 def _kernel_times(one: Any, more: Any, tokens: int) -> list[list[Any]]:
     """[name, launches a step, seconds a step] of what differs between two calls, longest first."""
-    found = []
+    kernels = []
     for name, (times, seconds) in more.by_name.items():
         before, before_s = one.by_name.get(name, (0, 0.0))
         if times > before:
-            found.append([name, (times - before) / tokens, (seconds - before_s) / tokens])
-    return sorted(found, key=lambda kernel: -kernel[-1])
+            kernels.append([name, (times - before) / tokens, (seconds - before_s) / tokens])
+    return sorted(kernels, key=lambda kernel: -kernel[-1])
 
 
 def harness_row(
@@ -373,10 +372,10 @@ def harness_row(
 
 def warnings_of(samples_s: Sequence[float]) -> list[dict[str, str]]:
     """What a reader of these repetitions should know, each with advice."""
-    found = []
+    warnings = []
     spread = stats.spread(samples_s)
     if spread is not None and spread > SPREAD_LIMIT:
-        found.append(
+        warnings.append(
             record.warning(
                 "spread",
                 f"repetitions spread over {spread:.0%} of their median: the host is noisy; "
@@ -387,11 +386,11 @@ def warnings_of(samples_s: Sequence[float]) -> list[dict[str, str]]:
     if third >= 2:
         early, late = (statistics.median(s) for s in (samples_s[:third], samples_s[-third:]))
         if abs(late / early - 1) > DRIFT_LIMIT:
-            found.append(
+            warnings.append(
                 record.warning(
                     "drift",
                     f"the last third of the repetitions differs from the first by "
                     f"{late / early - 1:+.0%}: raise the warm-up, or look at clocks and heat",
                 )
             )
-    return found
+    return warnings

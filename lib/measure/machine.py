@@ -116,8 +116,8 @@ def _streams(sizes: Sizes, filled: Callable[..., Any]) -> Iterator[Work]:
     pairs = list(zip(buffers, buffers[1:] + buffers[:1], strict=True))
     copy = _chain(lambda pair: pair[1].copy_(pair[0]), pairs, sizes.sweeps)
     yield "copy_bytes_per_s", f"{sizes.buffer_bytes} bytes", 2 * amount, copy
-    for shape, read in _reads(sizes, filled):
-        yield "read_bytes_per_s", shape, amount, _chain(read, buffers, sizes.sweeps)
+    for shape, call in _reads(sizes, filled):
+        yield "read_bytes_per_s", shape, amount, _chain(call, buffers, sizes.sweeps)
 
 
 def _matrix_vectors(sizes: Sizes, filled: Callable[..., Any]) -> Iterator[Work]:
@@ -149,7 +149,7 @@ def _reads(sizes: Sizes, filled: Callable[..., Any]) -> list[tuple[str, Callable
 
     elements = sizes.buffer_bytes // 2
     square = 2 ** (int(math.log2(elements)) // 2)
-    found: list[tuple[str, Callable[[Any], Any]]] = [
+    calls: list[tuple[str, Callable[[Any], Any]]] = [
         ("sum, bfloat16", lambda x: x.sum()),
         ("sum, float32", lambda x: x.view(torch.float32).sum()),
         ("sum of rows, bfloat16", lambda x: x.view(-1, ROW).sum(1)),
@@ -159,13 +159,13 @@ def _reads(sizes: Sizes, filled: Callable[..., Any]) -> list[tuple[str, Callable
     ]
     for rows in (elements // sizes.narrow, sizes.narrow, square):
         columns = elements // rows
-        found.append(
+        calls.append(
             (
                 f"{rows} x {columns} matrix and a vector, bfloat16",
                 _matrix_vector(rows, columns, filled(columns)),
             )
         )
-    return found
+    return calls
 
 
 def _matrix_vector(rows: int, columns: int, vector: Any) -> Callable[[Any], Any]:

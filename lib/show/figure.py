@@ -20,7 +20,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from lib.records import kinds as records_kinds
+from lib.records.kinds import listed_models, model_order
 from lib.records.record import Record, environments
 from lib.show.wording import short
 
@@ -47,17 +47,15 @@ def axes(ax: Axes | None = None, **size: Any) -> Axes:
 
 def color(model: str) -> tuple[float, float, float]:
     """The model's colour: its place in params/models.yaml, or a hash of an unlisted name."""
-    place, name = records_kinds.model_order(model)
-    if model not in records_kinds.listed_models():
+    place, name = model_order(model)
+    if model not in listed_models():
         place = int(hashlib.sha256(name.encode()).hexdigest(), 16)
     return PALETTE[place % len(PALETTE)]
 
 
 def models_of(rows: Iterable[Record]) -> list[str]:
     """Model names in the order of params/models.yaml."""
-    return sorted(
-        {r.key["model"] for r in rows if r.key.get("model")}, key=records_kinds.model_order
-    )
+    return sorted({r.key["model"] for r in rows if r.key.get("model")}, key=model_order)
 
 
 def style(place: int) -> Any:

@@ -97,10 +97,10 @@ def grid_html(table: Table, table_id: str, title: str = "") -> str:
     notes = Footnotes(table_id)
     head = "".join(_header(c.title, i, c.unit, c.numeric) for i, c in enumerate(table.columns))
     body = "".join(_grid_row(row, notes) for row in table.rows)
-    said = "".join(f'<p class="note">{escape(_sentence(n))}</p>' for n in table.notes)
+    remarks = "".join(f'<p class="note">{escape(_sentence(n))}</p>' for n in table.notes)
     estimates = any(isinstance(cell, Estimate) for row in table.rows for cell in row)
     what = " Value and 95 % interval." if estimates else ""
-    caption = f"<b>{escape(title or table.title)}.</b>{what}{said}"
+    caption = f"<b>{escape(title or table.title)}.</b>{what}{remarks}"
     return figure(table_id, caption, f"<tr>{head}</tr>", body, notes.html())
 
 
@@ -125,5 +125,5 @@ def _grid_row(row: Sequence[Any], notes: Footnotes) -> str:
 
 def _header(title: str, index: int, unit: str = "", numeric: bool = True, more: str = "") -> str:
     css = "num" if numeric else "text"
-    shown = escape(title) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
-    return f'<th scope="col" class="{css}" data-col="{index}"{more}>{shown}</th>'
+    text = escape(title) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
+    return f'<th scope="col" class="{css}" data-col="{index}"{more}>{text}</th>'

@@ -6,7 +6,6 @@ security policy are independent of each other; either alone keeps a planted scri
 
 from __future__ import annotations
 
-import copy
 import re
 from functools import cache
 from pathlib import Path
@@ -17,19 +16,20 @@ import nh3
 from bs4 import BeautifulSoup, NavigableString, Tag
 from latex2mathml.converter import convert as latex_to_mathml
 from nbconvert import HTMLExporter
+from traitlets.config import Config
 
-
-def _words(text: str) -> set[str]:
-    return set(text.split())
-
-
+# nbconvert's own, with the code of each cell folded.
+TEMPLATE = """{% extends "basic/index.html.j2" %}
+{% block input_group %}{% if cell.source.strip() %}
+<details class="code"><summary>Code</summary>{{ super() | trim }}</details>
+{% endif %}{% endblock %}"""
+DROPPED_TAGS = {"papermill-error-cell-tag", "remove-cell"}
 NOISE = re.compile(
     r"Kernel is running over TCP without encryption|Frozen modules are being used|"
     r"PYDEVD_DISABLE_FILE_VALIDATION|frozen_modules=off|IProgress not found|notebook_tqdm|"
     r"ProfilerHandler\.cpp|"
     r"\d+%\|.*\| *\d+/\d+"
 )
-DROPPED_TAGS = {"papermill-error-cell-tag", "remove-cell"}
 SHOWN_OUTPUTS = (
     "text/html",
     "text/markdown",
@@ -45,14 +45,14 @@ MATH = re.compile(
     r"|(?<![\\$\w])\$(?=\S)([^$]+?)(?<=\S)\$(?![\d$])",
     re.DOTALL,
 )
-MATHML_TAGS = _words(
+MATHML_TAGS = (
     "math menclose mfrac mi mn mo mover mpadded mphantom mroot mrow ms mspace msqrt mstyle msub "
     "msubsup msup mtable mtd mtext mtr munder munderover"
 )
-TEXT_TAGS = _words(
-    "a abbr b blockquote br caption code col colgroup dd del div dl dt em figcaption figure h1 h2 "
-    "h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q s samp small span strong sub sup table tbody "
-    "td tfoot th thead tr u ul var"
+TEXT_TAGS = (
+    "a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption "
+    "figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q s samp small span strong sub "
+    "summary sup table tbody td tfoot th thead tr u ul var"
 )
 ATTRIBUTES = {
     "*": {"class", "id", "title"},
@@ -79,10 +79,12 @@ def render_fragment(notebook: nbformat.NotebookNode, prefix: str, *, title: bool
     Code is folded, tables stand in regions that scroll by themselves, formulas are MathML.
     `title=False` leaves out the notebook's first heading, for a page that has its own.
     """
-    body, _ = _exporter().from_notebook_node(_prepared(notebook))
+    body, _ = _exporter().from_notebook_node(notebook)
     soup = BeautifulSoup(clean(body), "html.parser")
-    _drop_prompts(soup)
-    _fold_code(soup)
+    for prompt in soup.select("div.prompt"):
+        prompt.decompose()
+    for pre in soup.find_all("pre"):
+        pre["tabindex"] = "0"
     if not title and (first := soup.find(re.compile(r"^h[1-6]$"))) and first.name == "h1":
         first.decompose()
     _name_headings(soup)
@@ -95,14 +97,20 @@ def render_fragment(notebook: nbformat.NotebookNode, prefix: str, *, title: bool
 
 @cache
 def _exporter() -> HTMLExporter:
-    return HTMLExporter(template_name="basic", exclude_anchor_links=True)
+    return HTMLExporter(
+        template_name="basic",
+        raw_template=TEMPLATE,
+        exclude_anchor_links=True,
+        preprocessors=[_without_noise],
+        config=Config(TagRemovePreprocessor={"remove_cell_tags": DROPPED_TAGS}),
+    )
 
 
 def clean(html: str) -> str:
     """HTML reduced to text, tables and embedded images: no script, style, form or foreign image."""
     return nh3.clean(
         html,
-        tags=TEXT_TAGS,
+        tags=set(TEXT_TAGS.split()),
         attributes=ATTRIBUTES,
         clean_content_tags={"script", "style", "iframe", "object", "template", "svg", "math"},
         attribute_filter=_attribute,
@@ -119,14 +127,12 @@ def _attribute(tag: str, name: str, value: str) -> str | None:
     return value
 
 
-def _prepared(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A copy without error banners, progress bars, widget data and cells tagged for removal."""
-    nb = copy.deepcopy(notebook)
-    nb.cells = [c for c in nb.cells if not DROPPED_TAGS & set(c.metadata.get("tags", ()))]
-    for cell in nb.cells:
+def _without_noise(notebook: nbformat.NotebookNode, resources: Any) -> tuple[Any, Any]:
+    """For nbconvert's copy of a notebook: no progress bars, widget data and remarks of kernels."""
+    for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [out for out in map(_output, cell.outputs) if out is not None]
-    return nb
+    return notebook, resources
 
 
 def _output(output: dict[str, Any]) -> dict[str, Any] | None:
@@ -142,27 +148,6 @@ def _output(output: dict[str, Any]) -> dict[str, Any] | None:
         output["data"] = data
         return output if data else None
     return output
-
-
-def _drop_prompts(soup: BeautifulSoup) -> None:
-    for prompt in soup.select("div.prompt"):
-        prompt.decompose()
-    for link in soup.select("a.anchor-link"):
-        link.decompose()
-
-
-def _fold_code(soup: BeautifulSoup) -> None:
-    for block in soup.select("div.code_cell > div.input"):
-        if not block.get_text(strip=True):
-            block.decompose()
-            continue
-        details = soup.new_tag("details", attrs={"class": "code"})
-        summary = soup.new_tag("summary")
-        summary.string = "Code"
-        block.wrap(details)
-        details.insert(0, summary)
-    for pre in soup.find_all("pre"):
-        pre["tabindex"] = "0"
 
 
 def demoted(fragment: str, levels: int) -> str:
@@ -191,10 +176,10 @@ def _with_math(text: str) -> list[Any]:
         parts.append(NavigableString(text[end : match.start()]))
         display = match.group(1) or match.group(2)
         formula = display or match.group(3) or match.group(4)
-        made = BeautifulSoup(mathml(formula, display=bool(display)), "html.parser")
-        if display and made.math:
-            made.math["tabindex"] = "0"  # a wide formula scrolls by keyboard too
-        parts.append(made)
+        element = BeautifulSoup(mathml(formula, display=bool(display)), "html.parser")
+        if display and element.math:
+            element.math["tabindex"] = "0"  # a wide formula scrolls by keyboard too
+        parts.append(element)
         end = match.end()
     return [*parts, NavigableString(text[end:])]
 
@@ -202,15 +187,15 @@ def _with_math(text: str) -> list[Any]:
 def mathml(formula: str, *, display: bool = False) -> str:
     """LaTeX as MathML, or as code where it cannot be converted."""
     try:
-        made = latex_to_mathml(formula.strip(), display="block" if display else "inline")
+        markup = latex_to_mathml(formula.strip(), display="block" if display else "inline")
     except Exception:  # the converter raises whatever its parser meets
-        made = ""
-    tags = set(re.findall(r"</?([^\s/>]+)", made))
-    if not tags or tags - MATHML_TAGS or re.search(r"\s(on\w+|href|style)=", made):
+        markup = ""
+    tags = set(re.findall(r"</?([^\s/>]+)", markup))
+    if not tags or tags - set(MATHML_TAGS.split()) or re.search(r"\s(on\w+|href|style)=", markup):
         code = BeautifulSoup("", "html.parser").new_tag("code")
         code.string = formula
         return str(code)
-    return made
+    return markup
 
 
 def _images(soup: BeautifulSoup) -> None:

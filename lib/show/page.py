@@ -18,7 +18,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def shell() -> Environment:
     """Templates with the style, the script and the policy that allows these two alone."""
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -26,11 +26,11 @@ def shell() -> Environment:
         keep_trailing_newline=True,
     )
     css, js = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    made.filters["math"] = lambda formula: Markup(
+    environment.filters["math"] = lambda formula: Markup(
         mathml(formula).replace("<math ", '<math displaystyle="true" ', 1)
     )
-    made.globals |= {"css": Markup(css), "js": Markup(js), "csp": _policy(css, js)}
-    return made
+    environment.globals |= {"css": Markup(css), "js": Markup(js), "csp": _policy(css, js)}
+    return environment
 
 
 def _policy(css: str, js: str) -> str:

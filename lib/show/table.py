@@ -1,6 +1,6 @@
 """A table as data: named columns with units, rows of text, counts and estimates.
 
-It becomes a DataFrame here and HTML in `show.html`; statistics come from `lib.stats` only.
+It becomes a DataFrame or Markdown here, and HTML in `show.html`.
 """
 
 from __future__ import annotations
@@ -46,29 +46,46 @@ class Table:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """What a notebook shows: the table as a DataFrame."""
-        shown = frame(self)
-        return {"text/html": shown._repr_html_(), "text/plain": repr(shown)}
+        data = frame(self)
+        return {"text/html": data._repr_html_(), "text/plain": repr(data)}
+
+
+class Shown(pd.DataFrame):
+    """A DataFrame that shows all of itself: no reason cut off, no column hidden, a dash for what is
+    missing. It computes as any other."""
+
+    @property
+    def _constructor(self) -> type[Shown]:
+        return Shown
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return pd.DataFrame(self).map(wording.cell).to_html()
+
+    def __repr__(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            return pd.DataFrame(self).map(wording.cell).to_string()
 
 
 def without_empty(table: Table) -> Table:
     """The table less columns that are empty in every row; notes give the reasons of numbers."""
-    kept, reasons = [], {}
+    places, reasons = [], {}
     for at, column in enumerate(table.columns):
         cells = [row[at] for row in table.rows]
         estimates = [cell for cell in cells if isinstance(cell, Estimate)]
         if not cells or any(cell.value is not None for cell in estimates):
-            kept.append(at)
+            places.append(at)
         elif len(estimates) < len(cells):
-            kept += [at] * any(cell not in ("", None) for cell in cells)
+            places += [at] * any(cell not in ("", None) for cell in cells)
         else:
             why = "; ".join(dict.fromkeys(cell.reason for cell in estimates))
             reasons.setdefault(why, []).append(column.title)
-    said = [f"{', '.join(titles)}: {why}" for why, titles in reasons.items()]
+    remarks = [f"{', '.join(titles)}: {why}" for why, titles in reasons.items()]
     return replace(
         table,
-        columns=tuple(table.columns[at] for at in kept),
-        rows=tuple(tuple(row[at] for at in kept) for row in table.rows),
-        notes=(*table.notes, *said),
+        columns=tuple(table.columns[at] for at in places),
+        rows=tuple(tuple(row[at] for at in places) for row in table.rows),
+        notes=(*table.notes, *remarks),
     )
 
 
@@ -79,10 +96,10 @@ def frame(table: Table, digits: int = 4) -> Shown:
     A column `n` counts repetitions, and a last column `missing` gives reasons, each only where
     there are any.
     """
-    made = Shown([_line(table.columns, row, digits) for row in table.rows])
-    made.index = pd.Index([""] * len(made))  # a row number says nothing
-    optional = [c for c in made.columns if c.endswith(" 95 %") or c in ("n", "missing")]
-    return made.drop(columns=[c for c in optional if not made[c].astype(bool).any()])
+    data = Shown([_line(table.columns, row, digits) for row in table.rows])
+    data.index = pd.Index([""] * len(data))  # a row number says nothing
+    optional = [c for c in data.columns if c.endswith(" 95 %") or c in ("n", "missing")]
+    return data.drop(columns=[c for c in optional if not data[c].astype(bool).any()])
 
 
 def _line(columns: Sequence[Column], row: Sequence[Any], digits: int) -> dict[str, Any]:
@@ -126,20 +143,3 @@ def _words(cell: Any) -> str:
         return f"– ({cell.reason})"
     n = f"n = {cell.n}" if cell.n > 1 else ""
     return ", ".join(filter(None, (f"{short(cell.value)} {wording.interval(cell)}".strip(), n)))
-
-
-class Shown(pd.DataFrame):
-    """A DataFrame that shows all of itself: no reason cut off, no column hidden, a dash for what is
-    missing. It computes as any other."""
-
-    @property
-    def _constructor(self) -> type[Shown]:
-        return Shown
-
-    def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None):
-            return pd.DataFrame(self).map(wording.cell).to_html()
-
-    def __repr__(self) -> str:
-        with pd.option_context("display.max_colwidth", None):
-            return pd.DataFrame(self).map(wording.cell).to_string()

@@ -1,4 +1,4 @@
-"""How a table looks in a notebook: numbers short, everything there, a dash for what is missing."""
+"""How a number, its interval, a comparison and a list read, in a sentence and in a cell."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ def number_text(value: float | None) -> str:
     return "" if value is None else f"{value:.8g}"
 
 
+def size(value_bytes: float) -> str:
+    """Bytes in GB (10^9), or in MB (10^6) below one GB."""
+    big = value_bytes >= 1e9
+    return f"{short(value_bytes / (1e9 if big else 1e6))} {'GB' if big else 'MB'}"
+
+
 def interval(estimate: Estimate) -> str:
     """The 95 % interval as text; an open end is "…"; empty without an interval."""
     if estimate.low is None and estimate.high is None:
@@ -61,53 +67,6 @@ def number(est: Estimate, unit: str) -> str:
     return f"{short(est.value)} {unit}{ends}, n = {est.n}"
 
 
-def _named(est: Estimate, unit: str) -> str:
-    """A value that its unit names, also where it is missing."""
-    return number(est, unit) if est.value is not None else f"{unit} {number(est, unit)}"
-
-
-def ratio_sentence(name: str, reference: str, what: str, ratio: Estimate) -> str:
-    """Higher, lower, or no difference resolved, chosen by the interval."""
-    if ratio.value is None:
-        return f"{what} of {name} against {reference}: not compared ({ratio.reason})."
-    text = f"{what} of {name} is {short(ratio.value)} times that of {reference}"
-    if ratio.resolved_from(1.0) is None:
-        return f"{text}; without an interval ({ratio.reason}) nothing is concluded."
-    ends = f"[{short(ratio.low)}, {short(ratio.high)}]"
-    if not ratio.resolved_from(1.0):
-        return f"{what} of {name} against {reference}: no difference resolved ({ends})."
-    return f"{text} {ends}: {'higher' if ratio.value > 1 else 'lower'}."
-
-
-def cautions(rows: Iterable[Record]) -> list[str]:
-    """Active warnings with counts, random weights, and what is missing with its reason."""
-    rows = list(rows)
-    lines = []
-    texts = {w["code"]: w["text"] for r in rows for w in r.warnings}
-    for code, count in Counter(w["code"] for r in rows for w in r.warnings).items():
-        lines.append(f"Warning on {count} arm(s), {code}: for example, {texts[code]}.")
-    if any(r.key.get("weights") == "random" for r in rows):
-        lines.append(
-            "Random weights: valid for memory and dense latency; prefill of a mixture of "
-            "experts depends on its router."
-        )
-    missing = Counter(f"{name}: {why}" for r in rows for name, why in r.missing.items())
-    lines += [f"Not measured on {count} arm(s), {text}." for text, count in missing.items()]
-    return lines
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """A Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
-
-
-class Finding(NamedTuple):
-    """A sentence or two of the abstract under a short lead."""
-
-    lead: str
-    text: str
-
-
 def text(estimate: Estimate, unit: str = "") -> str:
     """A value with its unit and interval, or the reason why there is none."""
     if estimate.value is None:
@@ -116,20 +75,20 @@ def text(estimate: Estimate, unit: str = "") -> str:
     return f"{number} {interval(estimate)}".strip()
 
 
-def levels(found: dict[str, Estimate], unit: str) -> str:
+def _named(est: Estimate, unit: str) -> str:
+    """A value that its unit names, also where it is missing."""
+    return number(est, unit) if est.value is not None else f"{unit} {number(est, unit)}"
+
+
+def levels(estimates: dict[str, Estimate], unit: str) -> str:
     """Each model's value with its interval; n once where all have the same."""
-    counts = {e.n for e in found.values() if e.value is not None}
+    counts = {e.n for e in estimates.values() if e.value is not None}
     parts = []
-    for model, estimate in found.items():
+    for model, estimate in estimates.items():
         n = f" (n = {estimate.n})" if estimate.n and len(counts) > 1 else ""
         parts.append(f"{model} {text(estimate, unit)}{n}")
     n = f" (n = {counts.pop()})" if len(counts) == 1 else ""
     return f"{listed(parts)}{n}."
-
-
-def listed(parts: Sequence[str]) -> str:
-    """Parts as a list in a sentence."""
-    return "; ".join(parts)
 
 
 def compared(name: str, others: dict[str, Estimate]) -> str:
@@ -155,7 +114,48 @@ def compared(name: str, others: dict[str, Estimate]) -> str:
     return f"{name}: {listed(parts)}."
 
 
-def size(value_bytes: float) -> str:
-    """Bytes in GB (10^9), or in MB (10^6) below one GB."""
-    big = value_bytes >= 1e9
-    return f"{short(value_bytes / (1e9 if big else 1e6))} {'GB' if big else 'MB'}"
+def listed(parts: Sequence[str]) -> str:
+    """Parts as a list in a sentence."""
+    return "; ".join(parts)
+
+
+def ratio_sentence(name: str, reference: str, what: str, ratio: Estimate) -> str:
+    """Higher, lower, or no difference resolved, chosen by the interval."""
+    if ratio.value is None:
+        return f"{what} of {name} against {reference}: not compared ({ratio.reason})."
+    text = f"{what} of {name} is {short(ratio.value)} times that of {reference}"
+    if ratio.resolved_from(1.0) is None:
+        return f"{text}; without an interval ({ratio.reason}) nothing is concluded."
+    ends = f"[{short(ratio.low)}, {short(ratio.high)}]"
+    if not ratio.resolved_from(1.0):
+        return f"{what} of {name} against {reference}: no difference resolved ({ends})."
+    return f"{text} {ends}: {'higher' if ratio.value > 1 else 'lower'}."
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def cautions(rows: Iterable[Record]) -> list[str]:
+    """Active warnings with counts, random weights, and what is missing with its reason."""
+    rows = list(rows)
+    lines = []
+    texts = {w["code"]: w["text"] for r in rows for w in r.warnings}
+    for code, count in Counter(w["code"] for r in rows for w in r.warnings).items():
+        lines.append(f"Warning on {count} arm(s), {code}: for example, {texts[code]}.")
+    if any(r.key.get("weights") == "random" for r in rows):
+        lines.append(
+            "Random weights: valid for memory and dense latency; prefill of a mixture of "
+            "experts depends on its router."
+        )
+    missing = Counter(f"{name}: {why}" for r in rows for name, why in r.missing.items())
+    lines += [f"Not measured on {count} arm(s), {text}." for text, count in missing.items()]
+    return lines
+
+
+class Finding(NamedTuple):
+    """A sentence or two of the abstract under a short lead."""
+
+    lead: str
+    text: str

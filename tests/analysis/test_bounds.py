@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib.analysis import bounds
-from lib.models import card as models_card
-from lib.models.card import ModelCard
+from lib.models.card import ModelCard, bound_tok_per_s, prefill_flop
 from lib.records.record import KEY_FIELDS, Record, environment_record
 from lib.show.table import frame
 from tests.samples.records import key
@@ -56,8 +55,8 @@ def rows(step_s, decode_bytes=GB, model="m", context=128, env=ENV, kind="latency
     ]
 
 
-def ceilings(read=2e11, flop=1e12, env=ENV):
-    values = {"read_bytes_per_s": read, "matmul_flop_per_s": flop}
+def ceilings(bytes_per_s=2e11, flop=1e12, env=ENV):
+    values = {"read_bytes_per_s": bytes_per_s, "matmul_flop_per_s": flop}
     return Record("ceilings", dict.fromkeys(KEY_FIELDS), {}, values, env_id=env.env_id)
 
 
@@ -81,7 +80,7 @@ def lines(table):
 
 
 def test_the_bound_is_bandwidth_over_bytes():
-    assert models_card.bound_tok_per_s(2 * GB, 1e11) == 50
+    assert bound_tok_per_s(2 * GB, 1e11) == 50
 
 
 def test_what_is_expected_before_measuring():
@@ -171,30 +170,30 @@ def test_a_batch_must_read_the_experts_that_its_router_was_traced_to_choose():
     would choose for three tokens of half of the experts, and all four were read."""
     card = replace(CARD, experts=4, experts_per_token=2, routed_bytes=400, kv_layers=())
     assert card.experts_touched(3) == 3.5 and card.decode_bytes(15, 3) == 1800 + 350
-    known = Record(
+    moe = Record(
         "card", {"model": "moe", "dtype": "bfloat16"}, {}, card.as_dict(), env_id=ENV.env_id
     )
     values = {"decode_bytes": 2100, "decode_bytes_realised": 2200, "experts_chosen_decode": 3.0}
     traced = Record("trace", key("moe", context=128, new_tokens=None, batch=3), {}, values)
     mine = rows(0.1, 2150, model="moe", kind="batch", batch=3, decode_experts="grouped_mm")
-    (arm,) = bounds.arms([ENV, known, traced, *mine], "batch")
+    (arm,) = bounds.arms([ENV, moe, traced, *mine], "batch")
     assert (arm.step_bytes, arm.realised_bytes) == (2100, 2200)
-    (arm,) = bounds.arms([ENV, known, *mine], "batch")
+    (arm,) = bounds.arms([ENV, moe, *mine], "batch")
     assert (arm.step_bytes, arm.realised_bytes) == (2150, None)
 
 
 def test_models_and_contexts_are_kept_apart():
     """Pooled, the two models would give a slope that neither has."""
     long = rows(0.05, model="b", context=512)
-    made = bounds.utilisation([ENV, *rows(0.02, model="a"), *rows(0.04, model="b"), *long])
-    found = [(line["model"], line["decode throughput (tok/s)"]) for line in lines(made)]
-    assert found == [("a", pytest.approx(50)), ("b", pytest.approx(25)), ("b", pytest.approx(20))]
+    table = bounds.utilisation([ENV, *rows(0.02, model="a"), *rows(0.04, model="b"), *long])
+    rates = [(line["model"], line["decode throughput (tok/s)"]) for line in lines(table)]
+    assert rates == [("a", pytest.approx(50)), ("b", pytest.approx(25)), ("b", pytest.approx(20))]
 
 
 def test_stacks_are_kept_apart():
     fast = rows(0.0125, stack="graph")
-    made = bounds.utilisation([ENV, *rows(0.02), *fast])
-    assert {line["stack"]: line["useful MBU, measured"] for line in lines(made)} == {
+    table = bounds.utilisation([ENV, *rows(0.02), *fast])
+    assert {line["stack"]: line["useful MBU, measured"] for line in lines(table)} == {
         "graph": pytest.approx(0.8),
         "hf-eager": pytest.approx(0.5),
     }
@@ -230,12 +229,12 @@ def test_the_operations_of_a_prefill_by_hand():
     # Of 4 tokens: 1,000 parameters for each and the output matrix once, two operations each.
     linear = 2 * (1000 * 4 + 100)
     # Pairs: 1 + 2 + 3 + 4 in the full layer, 1 + 2 + 2 + 2 in the other; 4 x 2 heads x 3.
-    assert models_card.prefill_flop(CARD, 4) == linear + 4 * 2 * 3 * (10 + 7)
-    assert models_card.prefill_flop(CARD, 4, batch=3) == 3 * models_card.prefill_flop(CARD, 4)
+    assert prefill_flop(CARD, 4) == linear + 4 * 2 * 3 * (10 + 7)
+    assert prefill_flop(CARD, 4, batch=3) == 3 * prefill_flop(CARD, 4)
 
 
 def test_mfu_is_operations_over_time_and_rate():
-    operations = models_card.prefill_flop(CARD, 4)
+    operations = prefill_flop(CARD, 4)
     first = Record(
         "latency", key("m", context=4, new_tokens=1), {"ttft_s": [0.5] * 6}, env_id=H100.env_id
     )
@@ -265,8 +264,8 @@ def test_the_datasheets_rate_is_not_that_of_float32():
 
 
 def test_an_arm_that_beats_its_bound_is_named():
-    found = bounds.violations([ENV, *rows(0.02), *rows(0.005, context=512)])
-    assert found == ["m at 512: 200.0 steps/s beat the bound of 100.0 steps/s (measured copy)"]
+    sentences = bounds.violations([ENV, *rows(0.02), *rows(0.005, context=512)])
+    assert sentences == ["m at 512: 200.0 steps/s beat the bound of 100.0 steps/s (measured copy)"]
     table = bounds.utilisation([ENV, *rows(0.02), *rows(0.005, context=512)])
     assert [line["remark"] for line in lines(table)] == ["", "impossible: faster than memory"]
 
@@ -303,8 +302,8 @@ def test_where_the_cache_is_not_known_a_round_size_is_taken(size, violated):
 
 def test_a_trace_that_claims_more_than_memory_can_give_is_a_bug_too():
     mine = rows(0.02, 33.5e9, model="moe", env=H100, experts="loop")  # half of the datasheet
-    told = trace(33.5e9, 67.1e9, experts="loop")
-    assert len(bounds.violations([H100, told, *mine])) == 1
+    claim = trace(33.5e9, 67.1e9, experts="loop")
+    assert len(bounds.violations([H100, claim, *mine])) == 1
 
 
 def test_without_a_bandwidth_a_size_or_a_slope_there_is_no_bound():

@@ -139,9 +139,9 @@ def aa_line(samples):
 
 
 def test_an_arm_against_itself():
-    said = aa_line(steady())
-    assert said.startswith("- A/A check, TTFT of m at 100 tokens against itself, n = 12: the ")
-    assert "random halvings, as it should be; second half against first: no difference" in said
+    sentence = aa_line(steady())
+    assert sentence.startswith("- A/A check, TTFT of m at 100 tokens against itself, n = 12: the ")
+    assert "random halvings, as it should be; second half against first: no difference" in sentence
     changed = aa_line(steady(later=1.5))
     assert "second half against first: 1.5" in changed and "prove nothing" in changed
     assert aa_line(steady(n=8)) == (
@@ -176,8 +176,8 @@ def test_memory_tells_implementations_of_experts_apart():
         row("memory-paper", values=values, context=200, experts=name)
         for name in ("grouped_mm", "all_experts")
     ]
-    found = lines(ledger.conclusion(rows))
-    assert [line.split(" under")[0] for line in found] == [
+    sentences = lines(ledger.conclusion(rows))
+    assert [line.split(" under")[0] for line in sentences] == [
         "- m (experts grouped_mm)",
         "- m (experts all_experts)",
     ]
@@ -272,23 +272,22 @@ def test_ablations_compare_with_the_first_arm_that_worked():
         arm("precision", 0.5, dtype="float8"),
         arm("precision", 1.001, dtype="int8"),
     ]
-    found = lines(ablations.conclusion(rows))
-    found = [line for line in found if "dtype" in line]
-    assert found[0] == "- dtype float16 failed: RuntimeError: boom."
+    sentences = [line for line in lines(ablations.conclusion(rows)) if "dtype" in line]
+    assert sentences[0] == "- dtype float16 failed: RuntimeError: boom."
     slower = "- Output throughput of dtype float32 is 0.5 times that of bfloat16 ["
     faster = "- Output throughput of dtype float8 is 2.000 times that of bfloat16 ["
-    assert found[1].startswith(slower) and found[1].endswith("]: lower.")
-    assert found[2].startswith(faster) and found[2].endswith("]: higher.")
+    assert sentences[1].startswith(slower) and sentences[1].endswith("]: lower.")
+    assert sentences[2].startswith(faster) and sentences[2].endswith("]: higher.")
     same = "- Output throughput of dtype int8 against bfloat16: no difference resolved (["
-    assert found[3].startswith(same)
+    assert sentences[3].startswith(same)
 
 
 def test_ablations_in_which_nothing_can_be_compared():
     rows = [arm("decoding", 1.0), arm("context", error="ModelError: too long", context=4096)]
-    found = lines(ablations.conclusion(rows))
-    assert "- decoding: 1 arm(s) ran, so nothing is compared." in found
-    assert "- context 4096 failed: ModelError: too long." in found
-    assert "- context: 0 arm(s) ran, so nothing is compared." in found
+    sentences = lines(ablations.conclusion(rows))
+    assert "- decoding: 1 arm(s) ran, so nothing is compared." in sentences
+    assert "- context 4096 failed: ModelError: too long." in sentences
+    assert "- context: 0 arm(s) ran, so nothing is compared." in sentences
 
 
 # --- efficiency
@@ -374,10 +373,12 @@ def test_a_longer_ttft_is_a_higher_one():
         row("latency", {"ttft_s": spread(t)}, model=m, context=200, new_tokens=1)
         for m, t in (("a", 3.0), ("b", 1.0))
     ]
-    found = lines(across_models.models([ENV, *rows]))
-    assert found[0] == "- Output throughput: fewer than two models measured, so none are compared."
-    assert found[1].startswith("- At 200 tokens, TTFT of a is 3.000 times that of b [")
-    assert found[1].endswith("]: higher.")
+    sentences = lines(across_models.models([ENV, *rows]))
+    assert (
+        sentences[0] == "- Output throughput: fewer than two models measured, so none are compared."
+    )
+    assert sentences[1].startswith("- At 200 tokens, TTFT of a is 3.000 times that of b [")
+    assert sentences[1].endswith("]: higher.")
 
 
 @pytest.mark.parametrize(
@@ -396,8 +397,8 @@ def test_models_that_differ_in_more_than_the_model_are_not_compared(changes, nam
 
 
 def test_models_without_a_common_context_are_not_compared():
-    found = across_models.models([ENV, *pair(1.0, 2.0, context=100)])
-    assert "- Output throughput: a and b share no context and length." in lines(found)
+    text = across_models.models([ENV, *pair(1.0, 2.0, context=100)])
+    assert "- Output throughput: a and b share no context and length." in lines(text)
 
 
 def test_models_are_compared_at_a_length_that_both_have():

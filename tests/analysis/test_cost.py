@@ -7,7 +7,7 @@ import csv
 import pytest
 
 from lib.__main__ import main
-from lib.analysis import cost as analysis_cost
+from lib.analysis import cost
 from lib.analysis.cost import Prices
 from lib.files import ParamsError
 from lib.records.record import Record
@@ -30,17 +30,17 @@ def rows(*more: Record) -> list[Record]:
 
 def line(table, new_tokens: int = 64) -> dict[str, Estimate]:
     names = [c.title for c in table.columns]
-    (found,) = (r for r in table.rows if r[names.index("new tokens")] == new_tokens)
-    return dict(zip(names, found, strict=True))
+    (cells,) = (r for r in table.rows if r[names.index("new tokens")] == new_tokens)
+    return dict(zip(names, cells, strict=True))
 
 
 def test_the_three_formulas_by_hand():
     """An hour at 3.60 USD is 0.001 USD a second; a kWh at 0.36 USD is 10^-7 USD a joule."""
-    found = line(analysis_cost.table(rows(), Prices(3.6, 0.36)))
-    tokens, requests = found["GPU time, 10^6 output tokens"], found["GPU time, 1,000 requests"]
+    costs = line(cost.table(rows(), Prices(3.6, 0.36)))
+    tokens, requests = costs["GPU time, 10^6 output tokens"], costs["GPU time, 1,000 requests"]
     assert tokens.value == pytest.approx(0.001 * 0.74 / 64 * 1e6)  # 11.5625
     assert requests.value == pytest.approx(0.001 * 0.74 * 1000)  # 0.74
-    assert found["energy, 10^6 output tokens"].value == pytest.approx(1e-7 * 640 / 64 * 1e6)  # 1
+    assert costs["energy, 10^6 output tokens"].value == pytest.approx(1e-7 * 640 / 64 * 1e6)  # 1
     assert tokens.low == pytest.approx(tokens.value * 0.96)  # the interval of the latency
     assert tokens.n == 11
 
@@ -53,7 +53,7 @@ def test_a_batch_shares_the_call():
         sample.source("gpt-oss-20b"),
         env_id=ENV.env_id,
     )
-    table = analysis_cost.table(rows(batch), Prices(3.6))
+    table = cost.table(rows(batch), Prices(3.6))
     at = [c.title for c in table.columns].index("batch")
     (four,) = (r for r in table.rows if r[at] == 4)
     tokens, requests = four[-2:]
@@ -62,26 +62,26 @@ def test_a_batch_shares_the_call():
 
 
 @pytest.mark.parametrize(
-    ("prices", "shown"), [(Prices(1.0), ["GPU", "GPU"]), (Prices(None, 1.0), ["energy"])]
+    ("prices", "kinds"), [(Prices(1.0), ["GPU", "GPU"]), (Prices(None, 1.0), ["energy"])]
 )
-def test_columns_appear_only_with_their_price(prices, shown):
-    table = analysis_cost.table(rows(), prices)
+def test_columns_appear_only_with_their_price(prices, kinds):
+    table = cost.table(rows(), prices)
     titles = [c.title for c in table.columns if c.numeric]
-    assert [title.split()[0].strip(",") for title in titles] == shown
-    said = " ".join(table.notes)
-    assert ("/ 3600 x t / (b g)" in said) == ("GPU" in shown)
-    assert ("per kWh" in said) == ("energy" in shown)
+    assert [title.split()[0].strip(",") for title in titles] == kinds
+    notes = " ".join(table.notes)
+    assert ("/ 3600 x t / (b g)" in notes) == ("GPU" in kinds)
+    assert ("per kWh" in notes) == ("energy" in kinds)
 
 
 def test_a_call_of_one_token_and_missing_energy():
-    table = analysis_cost.table(rows(), Prices(1.0, 1.0))
+    table = cost.table(rows(), Prices(1.0, 1.0))
     assert [r[2] for r in table.rows] == [64, 128]
     assert "not measured" in line(table, 128)["energy, 10^6 output tokens"].reason
     cpu = [sample.environment_record(sample.CPU)]
     cpu += sample.energy("demo-moe", cpu[0].env_id, (64,), gpu=False)
-    made = line(analysis_cost.table(cpu, Prices(1.0, 1.0)))
-    assert "no NVML energy counter" in made["energy, 10^6 output tokens"].reason
-    assert made["GPU time, 10^6 output tokens"].value > 0
+    costs = line(cost.table(cpu, Prices(1.0, 1.0)))
+    assert "no NVML energy counter" in costs["energy, 10^6 output tokens"].reason
+    assert costs["GPU time, 10^6 output tokens"].value > 0
 
 
 @pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])

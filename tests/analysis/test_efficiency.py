@@ -109,14 +109,14 @@ B = 10**9
 def rows(experts="all_experts", traced=8 * B, model="oss", context=64, **changes):
     """Calls of 10 tokens in one second; 2 B parameters by architecture, `traced` in use."""
     where = {"experts": experts, "context": context, "new_tokens": 10} | changes
-    made = [
+    records = [
         Record("card", {"model": model}, values={"active_params": 2 * B}),
         Record("latency", key(model, **where), {"e2e_s": [1.0] * 6}),
     ]
     if traced:
         trace = key(model, experts=experts, context=8, new_tokens=None, batch=1)
-        made.append(Record("trace", trace, values={"active_params_realised": traced}))
-    return made
+        records.append(Record("trace", trace, values={"active_params_realised": traced}))
+    return records
 
 
 def test_the_quotients_stand_on_nominal_and_below_on_realised_parameters():
@@ -138,10 +138,10 @@ def test_without_a_trace_of_the_same_experts_there_is_no_realised_row():
 
 def test_each_implementation_meets_its_own_trace():
     both = [*rows("all_experts", 8 * B), *rows("loop", 2 * B)[1:]]
-    found = {
+    active = {
         (x["experts"], x["parameters"]): x["active (10^9)"] for x in table(both).to_dict("records")
     }
-    assert found == {
+    assert active == {
         ("all_experts", "nominal"): 2,
         ("all_experts", "realised"): 8,
         ("loop", "nominal"): 2,
@@ -160,8 +160,8 @@ def test_what_has_only_a_peak_is_no_row():
         )
         for e in ("loop", "all_experts")
     ]
-    made = quotients([*timed, *peaks])
-    assert len(made.rows) == 2 and "experts" not in [c.title for c in made.columns]
+    grid = quotients([*timed, *peaks])
+    assert len(grid.rows) == 2 and "experts" not in [c.title for c in grid.columns]
     assert table([*timed, *peaks])["TPOT/GB (tok/s per GB)"].tolist() == [2.5, 2.5]
 
 

@@ -48,7 +48,7 @@ def arm(
 
 
 @pytest.mark.parametrize(
-    "share, said",
+    "share, verdict",
     [
         (Estimate(0.95, 0.92, 0.97), "device-bound"),
         (Estimate(0.9), "device-bound"),
@@ -60,8 +60,8 @@ def arm(
         (Estimate(None), ""),
     ],
 )
-def test_the_verdict_follows_from_the_share_and_its_interval(share, said):
-    assert host_bound.verdict(share) == said
+def test_the_verdict_follows_from_the_share_and_its_interval(share, verdict):
+    assert host_bound.verdict(share) == verdict
 
 
 def test_shares_are_device_time_over_time_without_a_profiler():
@@ -88,8 +88,8 @@ def test_an_arm_meets_only_its_own_times():
         *arm(stack="graph", step_s=0.0042),
         *[r for r in arm(context=1024) if r.kind == "latency"],
     ]
-    shown = host_bound.shown(rows)
-    assert list(zip(shown["stack"], shown["context"], shown["decode"], strict=True)) == [
+    frame = host_bound.shown(rows)
+    assert list(zip(frame["stack"], frame["context"], frame["decode"], strict=True)) == [
         ("hf-eager", 128, "host-bound"),
         ("hf-eager", 512, "device-bound"),
         ("graph", 128, "device-bound"),
@@ -109,8 +109,8 @@ def test_without_a_slope_or_a_profiler_there_is_no_share():
 
 
 def test_a_sentence_for_the_longest_context():
-    (said,) = host_bound.sentences([*arm(), *arm(context=512, busy_s=0.0095)])
-    assert said == (
+    (sentence,) = host_bound.sentences([*arm(), *arm(context=512, busy_s=0.0095)])
+    assert sentence == (
         "m on hf-eager, at 512 tokens: the device works 9.500 ms of a decode step, 0.95 of its "
         "time [0.95, 0.95]: device-bound (from 0.9 on device-bound, to 0.7 host-bound); prefill: "
         "device-bound."
@@ -119,9 +119,9 @@ def test_a_sentence_for_the_longest_context():
 
 def test_comparing_two_models_that_wait_for_the_host_compares_the_host():
     waiting = [*arm("a"), *arm("b", step_s=0.02)]
-    (said,) = host_bound.comparison(waiting)
-    assert said.startswith("Decoding of a and of b on hf-eager at 128 tokens is host-bound:")
-    assert "compares what the host does for a step, not the models" in said
+    (sentence,) = host_bound.comparison(waiting)
+    assert sentence.startswith("Decoding of a and of b on hf-eager at 128 tokens is host-bound:")
+    assert "compares what the host does for a step, not the models" in sentence
     assert host_bound.comparison([*arm("a"), *arm("b", busy_s=0.0095)]) == []
     assert host_bound.comparison([*arm("a"), *arm("b", stack="graph")]) == []
 

@@ -36,9 +36,9 @@ def test_the_table_takes_the_median_over_calls_and_skips_what_has_no_gaps():
     single = Record(
         "itl", {**key, "context": 16}, {"token_s": [[1.0]], "e2e_s": [1.0]}, env_id=env.env_id
     )
-    made = latency.definitions_table([env, row, single])
-    assert list(made["context"]) == [8]
-    assert made["GuideLLM TPOT (ms)"].tolist() == [350]
+    table = latency.definitions_table([env, row, single])
+    assert list(table["context"]) == [8]
+    assert table["GuideLLM TPOT (ms)"].tolist() == [350]
     assert len(latency.formulas()) == len(latency.DEFINITIONS)
 
 

@@ -45,14 +45,18 @@ def by_ceiling(table):
 
 def test_each_ceiling_stands_beside_the_datasheet_with_the_ratio():
     table = machine.table([H100, row()])
-    found = by_ceiling(table)
-    read = found["read, best shape"]
-    assert (read["best measured"], read["worst of them"], read["datasheet"]) == (3015, 2500, 3350)
-    assert read["measured / datasheet"] == pytest.approx(0.9)  # 3,015 of 3,350 GB/s
-    assert found["matrix product, bfloat16"]["measured / datasheet"] == pytest.approx(0.5)
-    launch = found["launch of one kernel"]
+    lines = by_ceiling(table)
+    stream = lines["read, best shape"]
+    assert (stream["best measured"], stream["worst of them"], stream["datasheet"]) == (
+        3015,
+        2500,
+        3350,
+    )
+    assert stream["measured / datasheet"] == pytest.approx(0.9)  # 3,015 of 3,350 GB/s
+    assert lines["matrix product, bfloat16"]["measured / datasheet"] == pytest.approx(0.5)
+    launch = lines["launch of one kernel"]
     assert (launch["best measured"], launch["worst of them"]) == (5, 6)  # microseconds
-    assert "no reading" in found["single thread of the host"]["missing"]
+    assert "no reading" in lines["single thread of the host"]["missing"]
     assert "the best reading shape is sum; datasheet: NVIDIA H100 product page" in table.notes[0]
 
 
@@ -65,20 +69,20 @@ def test_without_a_datasheet_its_columns_are_left_out_with_the_reason():
 
 def test_a_ceiling_above_the_datasheet_is_named():
     assert machine.violations([H100, row()]) == []
-    (found,) = machine.violations([H100, row(values={**VALUES_OF, "read_bytes_per_s": 3.4e12})])
-    assert found == "read_bytes_per_s 3.4e+12 is above the datasheet's 3.35e+12"
+    (sentence,) = machine.violations([H100, row(values={**VALUES_OF, "read_bytes_per_s": 3.4e12})])
+    assert sentence == "read_bytes_per_s 3.4e+12 is above the datasheet's 3.35e+12"
     assert machine.violations([CPU, row(CPU)]) == []
 
 
 def test_limits_are_the_cards_own_and_otherwise_the_copy():
     old = environment_record({**GPU, "driver": "another", "copy_bytes_per_s": 2e12})
-    found = machine.limits([H100, old, CPU, row()])
+    limits = machine.limits([H100, old, CPU, row()])
     for env in (H100, old):  # two environments of one card
-        one = found[env.env_id]
+        one = limits[env.env_id]
         assert (one.read_bytes_per_s, one.read_from) == (3.015e12, "best read stream")
         assert (one.matmul("bfloat16"), one.matmul("float32")) == (4.947e14, None)
         assert one.cache_bytes == 50 * 2**20  # the datasheet's, as these rows have none
-    cpu = found[CPU.env_id]
+    cpu = limits[CPU.env_id]
     assert (cpu.read_bytes_per_s, cpu.read_from, cpu.cache_bytes) == (1e10, "copy", None)
 
 
@@ -87,15 +91,15 @@ def test_the_conclusion_is_computed():
     assert "memory is read at 3,015 GB/s at best, 90% of the datasheet's value (sum)." in text
     assert "runs at 494.7 TFLOP/s, 50% of the datasheet's value." in text
     assert "1,000 tiny kernels takes 5.000 ms" in text
-    told = machine.conclusion(
+    bare = machine.conclusion(
         [CPU, row(CPU, {**VALUES_OF, "launch_s": None}, {"launch_s": "nothing is queued on a CPU"})]
     )
-    assert "No datasheet beside it" in told and "tiny kernels" not in told
+    assert "No datasheet beside it" in bare and "tiny kernels" not in bare
 
 
 def test_the_figure_shows_every_shape_and_the_datasheet():
-    said = figure.describe(machine.figure([H100, row()]))
-    assert said == (
+    text = figure.describe(machine.figure([H100, row()]))
+    assert text == (
         "Bandwidth by shape; arms against GB/s (10^9 bytes a second). copy: 64 bytes: 2,680. "
         "read: sum: 3,015. read: rows: 2,100. datasheet: 3,350."
     )

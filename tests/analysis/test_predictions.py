@@ -16,13 +16,13 @@ def memory(source="cuda allocator", context=4):
     return Record("memory", key("m", context=context, new_tokens=3), {}, values, env_id=H100.env_id)
 
 
-def made(*more):
+def study(*more):
     calls = rows(0.02, decode_bytes=33.5e9, context=4, env=H100)
     return [H100, card_row(H100), *calls, *more]
 
 
 def test_weights_cache_and_decode_beside_their_predictions():
-    (line,) = lines(predictions.table(made(memory())))
+    (line,) = lines(predictions.table(study(memory())))
     assert line["weights, predicted (GB)"] == 2400 / 1e9
     assert line["weights, measured (GB)"] == 3000 / 1e9
     # Six tokens are cached: six in the full layer, two in the other, six numbers of two bytes each.
@@ -34,26 +34,26 @@ def test_weights_cache_and_decode_beside_their_predictions():
 
 
 def test_on_a_cpu_the_weights_are_not_measured():
-    (line,) = lines(predictions.table(made(memory("torch CPU allocator"))))
+    (line,) = lines(predictions.table(study(memory("torch CPU allocator"))))
     assert "on a CPU the baseline is the card's own count" in line["missing"]
 
 
 def test_what_was_not_measured_says_so_and_no_card_means_no_row():
-    (line,) = lines(predictions.table(made()))
+    (line,) = lines(predictions.table(study()))
     assert "no memory row" in line["missing"] and line["decode, measured (tok/s)"]
     assert predictions.table([H100, memory()]).rows == ()
     assert predictions.table([]).notes == ()
 
 
 def test_what_a_released_set_measured_is_told_in_a_line(tmp_path):
-    found = [
+    records = [
         card_row(H100),
         *rows(0.02, context=4, env=H100),
         memory(),
         *rows(0.02, context=8, env=H100),
         memory(context=8),
     ]
-    write_job(tmp_path / "a-set", "m/random-hf-eager/latency", found, GPU, model="m")
+    write_job(tmp_path / "a-set", "m/random-hf-eager/latency", records, GPU, model="m")
     (line,) = predictions.released_lines("m", tmp_path)
     assert line.startswith("measured in the released set a-set (weights random, dtype bfloat16")
     assert "8 tokens), and predicted: weights 3e-06 and 2.4e-06 GB" in line
@@ -67,10 +67,10 @@ def test_the_figure_draws_throughput_under_its_bound():
     slow = rows(0.04, decode_bytes=33.5e9, context=8, env=env)
     fast = rows(0.02, decode_bytes=33.5e9, context=4, env=env)
     ax = bounds.figure([env, *fast, *slow, *rows(0.02, 33.5e9, context=4, env=env, stack="graph")])
-    said = figure.describe(ax)
-    assert "m (hf-eager): 50.00 at 4 to 25.00 at 8." in said
-    assert "m (hf-eager), bound: 100.0 at 4 to 100.0 at 8." in said
-    assert "m (graph): 50.00 at 4." in said
+    text = figure.describe(ax)
+    assert "m (hf-eager): 50.00 at 4 to 25.00 at 8." in text
+    assert "m (hf-eager), bound: 100.0 at 4 to 100.0 at 8." in text
+    assert "m (graph): 50.00 at 4." in text
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("context (tokens)", "tokens per second")
     assert figure.describe(bounds.figure([])).endswith("not measured")
 
@@ -94,7 +94,7 @@ def test_an_interval_without_an_end_is_not_drawn():
 
 
 def test_a_figure_as_html_carries_its_text_and_is_the_same_each_time():
-    first, again = (figure.html(bounds.figure(made()), made()) for _ in range(2))
+    first, again = (figure.html(bounds.figure(study()), study()) for _ in range(2))
     assert first == again and 'src="data:image/png;base64,' in first
     assert 'alt="Decode throughput under its bound; tokens per second against' in first
     assert "NVIDIA H100 80GB HBM3; random weights, bfloat16, hf-eager" in first

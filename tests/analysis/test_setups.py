@@ -22,24 +22,21 @@ from lib.analysis import (
     across_models,
     bounds,
     efficiency,
+    energy,
     experts,
     host_bound,
     latency,
+    memory,
     predictions,
     setups,
     stacks,
 )
-from lib.analysis.energy import conclusions, figures, quantities
-from lib.analysis.energy import tables as energy_tables
-from lib.analysis.memory import figures as memory_figures
-from lib.analysis.memory import ledger, tables
 from lib.records.record import Record, environment_record
 from lib.report import document, provenance, sections
 from lib.report.abstract import findings
 from lib.show import figure
 from lib.show.table import Table, frame
-from lib.studies import claims, evidence, section
-from lib.studies import study as studies_study
+from lib.studies import claims, evidence, section, study
 from lib.studies.arxiv_2508_16700 import kv_contribution, ladder, rankings
 from lib.studies.paper_tables import paper_tables
 from lib.studies.study import load_published
@@ -51,22 +48,22 @@ FIGURES = {
     "throughput": latency.throughput,
     "ttft": latency.ttft,
     "token times": latency.token_times,
-    "energy": figures.figure,
+    "energy": energy.figures.figure,
     "efficiency": efficiency.figure,
     "bound": bounds.figure,
-    "energy of prefill and tokens": figures.parts,
-    "blocks": figures.blocks,
-    "memory, paper": lambda rows: memory_figures.memory_parts(rows, "memory-paper"),
-    "memory, generate": lambda rows: memory_figures.memory_parts(rows, "memory"),
-    "ledger, paper": memory_figures.memory_ledger,
-    "ledger, generate": lambda rows: memory_figures.memory_ledger(rows, kind="memory"),
+    "energy of prefill and tokens": energy.figures.parts,
+    "blocks": energy.figures.blocks,
+    "memory, paper": lambda rows: memory.figures.memory_parts(rows, "memory-paper"),
+    "memory, generate": lambda rows: memory.figures.memory_parts(rows, "memory"),
+    "ledger, paper": memory.figures.memory_ledger,
+    "ledger, generate": lambda rows: memory.figures.memory_ledger(rows, kind="memory"),
     "ablation": lambda rows: ablations.figure([r for r in rows if r.kind == "ablation-decoding"],
                                             "decoding"),
 }  # fmt: skip
 TABLES = {
     "latency": latency.table,
-    "memory": tables.table,
-    "energy": energy_tables.table,
+    "memory": memory.tables.table,
+    "energy": energy.tables.table,
     "decoding": lambda rows: ablations.table(rows, "decoding"),
     "experts": lambda rows: ablations.table(rows, "experts"),
     "ape": efficiency.quotients,
@@ -74,25 +71,25 @@ TABLES = {
     "crosswalk": latency.definitions_table,
     "hostbound": host_bound.table,
     "step kernels": host_bound.kernel_table,
-    "ledger": tables.parts,
-    "predicted peaks": tables.predicted,
+    "ledger": memory.tables.parts,
+    "predicted peaks": memory.tables.predicted,
     "contribution": kv_contribution.contribution,
     "predictions": predictions.table,
     "bound": bounds.utilisation,
-    "prefill and tokens": energy_tables.parts,
-    "uncertainty": energy_tables.uncertainty,
-    "weights": energy_tables.weights,
-    "peer": energy_tables.peer,
-    "passes": quantities.table,
-    "instrument": energy_tables.instrument,
+    "prefill and tokens": energy.tables.parts,
+    "uncertainty": energy.tables.uncertainty,
+    "weights": energy.tables.weights,
+    "peer": energy.tables.peer,
+    "passes": energy.quantities.table,
+    "instrument": energy.tables.instrument,
 }  # fmt: skip
 SENTENCES = {
     "latency": latency.conclusion,
     "aa": latency.aa,
-    "memory": ledger.conclusion,
-    "energy": conclusions.conclusion,
-    "energy checks": conclusions.checks,
-    "energy again": conclusions.again,
+    "memory": memory.ledger.conclusion,
+    "energy": energy.conclusions.conclusion,
+    "energy checks": energy.conclusions.checks,
+    "energy again": energy.conclusions.again,
     "ablations": ablations.conclusion,
     "efficiency": lambda rows: efficiency.conclusion(rows, 2048),
     "stacks": stacks.conclusion,
@@ -101,12 +98,12 @@ SENTENCES = {
 OTHERS = {
     "findings": lambda rows: findings(rows, load_published(), paper_tables(rows, load_published())),
     "findings without the paper": lambda rows: findings(rows, load_published(), []),
-    "ladder": lambda rows: ladder.rungs(rows, studies_study.load()),
-    "rankings": lambda rows: rankings.rankings(rows, studies_study.load()),
-    "verdicts": lambda rows: claims.table(claims.ledger(rows, studies_study.load())),
+    "ladder": lambda rows: ladder.rungs(rows, study.load()),
+    "rankings": lambda rows: rankings.rankings(rows, study.load()),
+    "verdicts": lambda rows: claims.table(claims.ledger(rows, study.load())),
     "replication": lambda rows: figure.describe(section.ladder_figure(rows)),
     "gates": stacks.gate_table,
-    "energy gates": energy_tables.gates,
+    "energy gates": energy.tables.gates,
     "trace": experts.trace_table,
     "generic tables": sections.generic_tables,
     "host or device": host_bound.shown,
@@ -143,15 +140,15 @@ def renamed(text, stack):
 
 def drawn(ax):
     """Labelled lines and bars: label -> points, or values where the other axis lists arms."""
-    found = {
+    series = {
         line.get_label(): (line.get_xydata() if ax.get_ylabel() else line.get_xdata())
         for line in ax.get_lines()
         if not line.get_label().startswith("_")
     }
-    found = {label: np.asarray(points).tolist() for label, points in found.items()}
+    series = {label: np.asarray(points).tolist() for label, points in series.items()}
     for place, tick in enumerate(ax.get_yticklabels() if ax.containers else ()):
-        found[tick.get_text()] = [box[place].get_width() for box in ax.containers]
-    return found
+        series[tick.get_text()] = [box[place].get_width() for box in ax.containers]
+    return series
 
 
 def labels(ax):
@@ -213,8 +210,8 @@ def test_one_stack_has_one_line_style_in_all_models():
             ("b", "graph-compiled"),
         )
     ]
-    found = {g.label: g.place for g in setups.by_setup(rows, "latency")}
-    assert found == {
+    places = {g.label: g.place for g in setups.by_setup(rows, "latency")}
+    assert places == {
         "a (hf-eager)": 0,
         "a (graph-compiled)": 2,
         "b (graph)": 1,
@@ -228,13 +225,13 @@ def test_one_stack_has_one_line_style_in_all_models():
 @pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES.keys())
 def test_a_figure_shows_of_a_stack_what_was_measured_on_it(draw, mixed):
     ax = draw(mixed)
-    found, told = drawn(ax), labels(ax)
-    assert len(told) == len(set(told)) and found
+    series, names = drawn(ax), labels(ax)
+    assert len(names) == len(set(names)) and series
     expected = {}
     for stack in STACKS:
         one = drawn(draw(alone(mixed, stack)))
         expected |= {renamed(label, stack): points for label, points in one.items()}
-    assert found == expected
+    assert series == expected
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -242,10 +239,10 @@ def test_a_figure_shows_of_a_stack_what_was_measured_on_it(draw, mixed):
 def test_a_folder_of_one_model_on_two_stacks(draw, model):
     """`make report STACK=graph` into the folder of the study."""
     ax = draw(sample.rows([model]))
-    told = [label for label in labels(ax) if label != "not measured"]
-    assert len(told) == len(set(told)) > 0
+    names = [label for label in labels(ax) if label != "not measured"]
+    assert len(names) == len(set(names)) > 0
     for stack in STACKS:
-        assert sum(f"({stack})" in label for label in told) == len(told) / 2
+        assert sum(f"({stack})" in label for label in names) == len(names) / 2
 
 
 def test_stacks_of_a_model_keep_its_colour_and_differ_in_style(mixed):
@@ -257,20 +254,20 @@ def test_stacks_of_a_model_keep_its_colour_and_differ_in_style(mixed):
 
 
 def test_values_of_both_stacks_by_hand(mixed):
-    found = drawn(latency.throughput(mixed))
+    series = drawn(latency.throughput(mixed))
     # 64 tokens in 0.1 + 64 x 0.01 s; a quarter of that time on the captured step.
-    assert found["gpt-oss-20b (hf-eager), output"][1] == [2048, pytest.approx(64 / 0.74)]
-    assert found["gpt-oss-20b (graph), output"][1] == [2048, pytest.approx(4 * 64 / 0.74)]
-    assert found["qwen3-32b (graph), decode only"][1] == [2048, pytest.approx(100)]
-    peaks = drawn(memory_figures.memory_parts(mixed, "memory"))
+    assert series["gpt-oss-20b (hf-eager), output"][1] == [2048, pytest.approx(64 / 0.74)]
+    assert series["gpt-oss-20b (graph), output"][1] == [2048, pytest.approx(4 * 64 / 0.74)]
+    assert series["qwen3-32b (graph), decode only"][1] == [2048, pytest.approx(100)]
+    peaks = drawn(memory.figures.memory_parts(mixed, "memory"))
     assert peaks["gpt-oss-20b (graph), 2048"] == pytest.approx([419.43, 524.288, 104.8576])
 
 
 # --- tables
 
 
-def plain(made):
-    return (frame(made) if isinstance(made, Table) else made).reset_index(drop=True)
+def plain(table):
+    return (frame(table) if isinstance(table, Table) else table).reset_index(drop=True)
 
 
 @pytest.mark.parametrize("make", TABLES.values(), ids=TABLES.keys())
@@ -309,16 +306,18 @@ NEEDLESS = {
 
 @pytest.mark.parametrize("name", sorted(TABLES.keys() - NEEDLESS))
 def test_a_failed_row_is_a_dash_with_its_reason(name, mixed):
-    made = plain(TABLES[name](mixed))
-    last = made[made["context"] == 4096] if "context" in made else made[made["p50 (s)"].isna()]
+    table = plain(TABLES[name](mixed))
+    last = table[table["context"] == 4096] if "context" in table else table[table["p50 (s)"].isna()]
     assert set(last["stack"]) == set(STACKS)
     for _, line in last.iterrows():
         assert ERROR in line["missing"]
 
 
 def test_ape_is_of_one_stack(mixed):
-    made = frame(efficiency.quotients(mixed)).set_index(["model", "stack", "context", "parameters"])
-    eager, graph = (made.loc["gpt-oss-20b", stack, 2048, "nominal"] for stack in STACKS)
+    table = frame(efficiency.quotients(mixed)).set_index(
+        ["model", "stack", "context", "parameters"]
+    )
+    eager, graph = (table.loc["gpt-oss-20b", stack, 2048, "nominal"] for stack in STACKS)
     rate = 64 / 0.74 / 4  # for each of 4 billion
     assert eager["APE-TPOT (tok/s per 10^9)"] == pytest.approx(rate, rel=1e-3)
     assert graph["APE-TPOT (tok/s per 10^9)"] == pytest.approx(4 * rate, rel=1e-3)
@@ -326,16 +325,16 @@ def test_ape_is_of_one_stack(mixed):
     assert graph["APE-energy (tok/J per 10^9)"] == pytest.approx(64 / 160 / 4)
     peak = (43_000 + 100) * 2**20 / 1e9
     assert graph["TPOT/GB (tok/s per GB)"] == pytest.approx(4 * 64 / 0.74 / peak, rel=1e-3)
-    traced = made.loc["gpt-oss-20b", "hf-eager", 2048, "realised"]
+    traced = table.loc["gpt-oss-20b", "hf-eager", 2048, "realised"]
     assert traced["active (10^9)"] == 16
     # The captured step decodes with other experts than were traced: no realised quotient of it.
-    assert ("gpt-oss-20b", "graph", 2048, "realised") not in made.index
-    assert ("qwen3-32b", "graph", 2048, "realised") in made.index
+    assert ("gpt-oss-20b", "graph", 2048, "realised") not in table.index
+    assert ("qwen3-32b", "graph", 2048, "realised") in table.index
 
 
 def test_only_a_cache_that_grows_has_memory_per_token(mixed):
-    made = frame(tables.per_token(mixed))
-    assert made["model"].tolist() == [*MODELS] and "stack" not in made
+    table = frame(memory.tables.per_token(mixed))
+    assert table["model"].tolist() == [*MODELS] and "stack" not in table
 
 
 # --- sentences
@@ -343,23 +342,23 @@ def test_only_a_cache_that_grows_has_memory_per_token(mixed):
 
 @pytest.mark.parametrize("say", SENTENCES.values(), ids=SENTENCES.keys())
 def test_a_sentence_says_of_a_stack_what_was_measured_on_it(say, mixed):
-    told = say(mixed).split("\n")
-    assert len(told) == len(set(told))
+    lines = say(mixed).split("\n")
+    assert len(lines) == len(set(lines))
     if say in (across_models.models, stacks.conclusion):
         return  # they compare stacks, see below
     for stack in STACKS:
         own = say(alone(mixed, stack)).split("\n")
         own = [renamed(line, stack) for line in own if not line.startswith((*CAUTIONS, *ACROSS))]
-        assert own and {*own} <= {*told}
+        assert own and {*own} <= {*lines}
     one = say(sample.rows(MODELS[:1]))
     assert all(f"({stack})" in one or f" on {stack}" in one for stack in STACKS)
 
 
 def test_models_are_compared_within_a_stack_and_then_stacks_within_a_model(mixed):
-    told = [
+    lines = [
         line for line in across_models.models(mixed).split("\n") if not line.startswith(CAUTIONS)
     ]
-    throughput = [line for line in told if "output throughput of" in line]
+    throughput = [line for line in lines if "output throughput of" in line]
     eager, graph = throughput
     assert eager.startswith(
         "- At 2048 tokens, output throughput of gpt-oss-20b (hf-eager) is "
@@ -371,12 +370,14 @@ def test_models_are_compared_within_a_stack_and_then_stacks_within_a_model(mixed
         "times that of qwen3-32b (graph) ["
     )
     assert graph.endswith("]: higher; on hf-eager 2.000 times: the order holds.")
-    (change,) = [line for line in told if line.startswith("- gpt-oss-20b (graph) against hf-eager")]
+    (change,) = [
+        line for line in lines if line.startswith("- gpt-oss-20b (graph) against hf-eager")
+    ]
     assert "output throughput at 2048 tokens 4.000 times [" in change
     assert "; TTFT at 2048 tokens 0.25 times [" in change
     assert "; energy per token at 2048 tokens 0.25 times [" in change
-    assert f"- qwen3-32b (graph) at 4096 tokens: {ERROR}." in told
-    for line in told:
+    assert f"- qwen3-32b (graph) at 4096 tokens: {ERROR}." in lines
+    for line in lines:
         pairs = re.findall(r"\((hf-eager|graph)\)", line)
         assert len({*pairs}) <= 1, line
 
@@ -393,8 +394,8 @@ def test_a_stack_may_turn_the_order_round():
         call("a", 1.0, stack="graph"),
         call("b", 0.5, stack="graph"),
     ]
-    told = across_models.models(rows).split("\n")
-    assert told[1].endswith("]: lower; on hf-eager 2.000 times: the order turns round.")
+    lines = across_models.models(rows).split("\n")
+    assert lines[1].endswith("]: lower; on hf-eager 2.000 times: the order turns round.")
     rows[-1] = call("b", 1.0, stack="graph")
     assert across_models.models(rows).split("\n")[1].endswith(
         "no difference resolved ([0.97, 1.031]); on hf-eager 2.000 times: resolved on one of the "
@@ -404,25 +405,27 @@ def test_a_stack_may_turn_the_order_round():
 
 def test_a_model_that_no_other_shares_a_setup_with_is_left_out_with_the_reason():
     rows = [ENV, call("a", 1.0), call("b", 2.0), call("c", 3.0, dtype="float32")]
-    told = across_models.models(rows).split("\n")
-    assert told[0].startswith("- At 2048 tokens, output throughput of a (bfloat16) is 2.000 times")
-    assert told[1].startswith(
+    lines = across_models.models(rows).split("\n")
+    assert lines[0].startswith("- At 2048 tokens, output throughput of a (bfloat16) is 2.000 times")
+    assert lines[1].startswith(
         "- Output throughput of c (float32): not compared; rows differ in dtype (bfloat16, float32)"
     )
 
 
 def test_the_conclusion_on_stacks_names_each_and_its_factor(mixed):
-    told = stacks.conclusion(mixed)
-    assert "- gpt-oss-20b (hf-eager): decode at 2,048 tokens of context 100.00 tok/s" in told
-    (graph,) = [x for x in told.split("\n") if x.startswith("- gpt-oss-20b (graph): decode at")]
+    text = stacks.conclusion(mixed)
+    assert "- gpt-oss-20b (hf-eager): decode at 2,048 tokens of context 100.00 tok/s" in text
+    (graph,) = [x for x in text.split("\n") if x.startswith("- gpt-oss-20b (graph): decode at")]
     assert "400.0 tok/s" in graph and "4.000 times hf-eager" in graph
-    assert f"- gpt-oss-20b (graph) at 4096 tokens: {ERROR}." in told
+    assert f"- gpt-oss-20b (graph) at 4096 tokens: {ERROR}." in text
 
 
 def test_weight_values_bound_the_uncertainty_of_their_own_stack(mixed):
-    found = {g.label: quantities.spread_beside(mixed, g) for g in setups.by_setup(mixed, "energy")}
-    assert found["gpt-oss-20b (hf-eager)"] == pytest.approx(0.1)
-    assert found["gpt-oss-20b (graph)"] == pytest.approx(0.3)
+    spreads = {
+        g.label: energy.quantities.spread_beside(mixed, g) for g in setups.by_setup(mixed, "energy")
+    }
+    assert spreads["gpt-oss-20b (hf-eager)"] == pytest.approx(0.1)
+    assert spreads["gpt-oss-20b (graph)"] == pytest.approx(0.3)
 
 
 # --- the abstract
@@ -430,17 +433,17 @@ def test_weight_values_bound_the_uncertainty_of_their_own_stack(mixed):
 
 @pytest.mark.parametrize("paper", [True, False], ids=["the paper's models", "any models"])
 def test_the_abstract_is_about_the_studys_stack_and_says_what_others_change(mixed, paper):
-    study = load_published()
-    found = findings(mixed, study, paper_tables(mixed, study) if paper else [])
-    said = {finding.lead: finding.text for finding in found}
+    published = load_published()
+    sentences = findings(mixed, published, paper_tables(mixed, published) if paper else [])
+    texts = {finding.lead: finding.text for finding in sentences}
     ours, other = ("GPT-OSS-20B", "Qwen3-32B") if paper else MODELS
-    first = said["Output throughput at 2,048 tokens of context and 64 new tokens"]
+    first = texts["Output throughput at 2,048 tokens of context and 64 new tokens"]
     assert f"{ours} 86.49 tok/s" in first and "2.00×" in first
-    graph = said["Output throughput at 2,048 tokens of context and 64 new tokens, on graph"]
+    graph = texts["Output throughput at 2,048 tokens of context and 64 new tokens, on graph"]
     assert f"{ours} 345.9 tok/s" in graph and f"{ours}: 4.00× [" in graph
     assert f"Against hf-eager: {ours} 4.00× [" in graph and f"; {other} 2.00× [" in graph
-    energy = said["Gross energy per 1,000 generated tokens, on graph"]
-    assert f"{ours} 2,500 J" in energy and f"Against hf-eager: {ours} 0.25× [" in energy
+    per_1k = texts["Gross energy per 1,000 generated tokens, on graph"]
+    assert f"{ours} 2,500 J" in per_1k and f"Against hf-eager: {ours} 0.25× [" in per_1k
 
 
 def test_the_abstract_names_on_another_stack_only_models_whose_energy_was_measured_there(mixed):
@@ -449,32 +452,32 @@ def test_the_abstract_names_on_another_stack_only_models_whose_energy_was_measur
         for r in mixed
         if not (r.kind == "energy" and r.key["model"] == MODELS[0] and r.key["stack"] == "graph")
     ]
-    said = {finding.lead: finding.text for finding in findings(rows, load_published(), [])}
-    energy = said["Gross energy per 1,000 generated tokens, on graph"]
-    assert energy.startswith(MODELS[1]) and MODELS[0] not in energy
-    assert f"Against hf-eager: {MODELS[1]} " in energy
+    texts = {finding.lead: finding.text for finding in findings(rows, load_published(), [])}
+    per_1k = texts["Gross energy per 1,000 generated tokens, on graph"]
+    assert per_1k.startswith(MODELS[1]) and MODELS[0] not in per_1k
+    assert f"Against hf-eager: {MODELS[1]} " in per_1k
 
 
 def test_the_abstract_speaks_of_the_studys_stack_where_another_has_more_rows():
     rows = [ENV, *sample.one("qwen3-32b", "hf-eager", (2048,)), *sample.one("qwen3-32b", "graph")]
-    found = findings(rows, load_published(), [])
-    assert found[0].text.startswith("qwen3-32b 43.24 tok/s")  # 64 / 1.48, not twice that
+    abstract = findings(rows, load_published(), [])
+    assert abstract[0].text.startswith("qwen3-32b 43.24 tok/s")  # 64 / 1.48, not twice that
 
 
 def test_the_abstract_of_another_stack_alone_names_it():
     rows = sample.rows(stacks=["graph"])
-    study = load_published()
-    found = findings(rows, study, [])
-    assert found[0].lead.endswith("64 new tokens, on graph")
-    of_paper = findings(rows, study, paper_tables(rows, study))
+    published = load_published()
+    abstract = findings(rows, published, [])
+    assert abstract[0].lead.endswith("64 new tokens, on graph")
+    of_paper = findings(rows, published, paper_tables(rows, published))
     assert of_paper[0].text.startswith("Not measured on hf-eager")
     assert of_paper[1].lead.endswith(", on graph") and "345.9 tok/s" in of_paper[1].text
 
 
 def test_the_abstract_of_a_stack_that_failed_gives_the_reason():
     rows = [ENV, *sample.one("qwen3-32b", "hf-eager"), *sample.failed("qwen3-32b", "graph")]
-    said = {f.lead: f.text for f in findings(rows, load_published(), [])}
-    assert said["On graph"] == f"Nothing was timed: qwen3-32b ({ERROR})."
+    texts = {f.lead: f.text for f in findings(rows, load_published(), [])}
+    assert texts["On graph"] == f"Nothing was timed: qwen3-32b ({ERROR})."
 
 
 # --- nothing breaks
@@ -490,14 +493,14 @@ EVERY = {
 @pytest.mark.parametrize("name", EVERY)
 def test_rows_that_failed_break_nothing(name):
     """Nothing but failures; a stack that failed beside one that did not."""
-    read, study = EVERY[name], sample.rows(MODELS[:1], ["hf-eager"], fails=False)
+    reader, good = EVERY[name], sample.rows(MODELS[:1], ["hf-eager"], fails=False)
     fails = [r for model in MODELS for stack in STACKS for r in sample.failed(model, stack)]
-    read([])
-    read([ENV, *fails])
-    beside = read([*study, *sample.failed(MODELS[0], "graph")])
+    reader([])
+    reader([ENV, *fails])
+    beside = reader([*good, *sample.failed(MODELS[0], "graph")])
     if name in FIGURES and name != "ablation":
-        told = [label for label in labels(beside) if label != "not measured"]
-        assert told and not any("graph" in label for label in told)
+        names = [label for label in labels(beside) if label != "not measured"]
+        assert names and not any("graph" in label for label in names)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -508,7 +511,7 @@ def test_everything_else_reads_both_stacks(name, mixed):
 def test_a_stack_that_failed_everywhere_does_not_stand_for_the_device():
     rows = sample.rows(fails=False)
     rows += [r for m in MODELS for r in sample.failed(m, "graph-compiled")]
-    assert evidence.gather(rows, studies_study.load()).bound_stack == "graph"
+    assert evidence.gather(rows, study.load()).bound_stack == "graph"
 
 
 # --- the report and the notebooks that read
@@ -530,38 +533,43 @@ def test_the_report_of_both_stacks(folder, tmp_path):
     assert ERROR in page.select_one("#grid-latency").get_text()
 
 
-def executed(name, **given):
+def executed(name, **parameters):
     """What each code cell of a notebook ends with; the last is the conclusion's text."""
     cells = nbformat.read(files.ROOT / "notebooks" / f"{name}.ipynb", 4).cells
-    space, shown = {}, []
+    space, results = {}, []
     for cell in (c for c in cells if c.cell_type == "code"):
         body = ast.parse(cell.source).body
         ends = isinstance(body[-1], ast.Expr)
         exec(compile(ast.Module(body[: len(body) - ends], []), name, "exec"), space)
         if ends:
-            shown.append(eval(compile(ast.Expression(body[-1].value), name, "eval"), space))
+            results.append(eval(compile(ast.Expression(body[-1].value), name, "eval"), space))
         if "parameters" in cell.metadata.get("tags", ()):
-            assert given.keys() <= space.keys()
-            space |= given
-    return shown
+            assert parameters.keys() <= space.keys()
+            space |= parameters
+    return results
 
 
 def test_the_summary_of_both_stacks(folder):
-    told = executed("summary", results_dir=str(folder))[-1].data
-    assert "output throughput of gpt-oss-20b (graph) is 4.000 times that of qwen3-32b" in told
-    assert "gpt-oss-20b (graph) against hf-eager: output throughput at 2048 tokens 4.000" in told
+    text = executed("summary", results_dir=str(folder))[-1].data
+    assert "output throughput of gpt-oss-20b (graph) is 4.000 times that of qwen3-32b" in text
+    assert "gpt-oss-20b (graph) against hf-eager: output throughput at 2048 tokens 4.000" in text
 
 
 @pytest.mark.parametrize("stack, rate", [("hf-eager", "21.62"), ("graph", "86.49")])
 def test_ape_of_each_stack(folder, stack, rate):
     """64 tokens in 0.74 s, or in a quarter of that, for each of 4 billion parameters."""
-    given = {"model": "gpt-oss-20b", "stack": stack, "context": 2048, "results_dir": str(folder)}
-    made = executed("ape", **given)
-    assert f"billion active parameters: {rate} tok/s" in made[-1].data
-    assert "hf-eager" not in made[-1].data.replace(stack, "")
+    parameters = {
+        "model": "gpt-oss-20b",
+        "stack": stack,
+        "context": 2048,
+        "results_dir": str(folder),
+    }
+    results = executed("ape", **parameters)
+    assert f"billion active parameters: {rate} tok/s" in results[-1].data
+    assert "hf-eager" not in results[-1].data.replace(stack, "")
 
 
 def test_ape_of_a_stack_that_was_not_measured_stops(folder):
-    given = {"model": "gpt-oss-20b", "stack": "hf-static", "results_dir": str(folder)}
+    parameters = {"model": "gpt-oss-20b", "stack": "hf-static", "results_dir": str(folder)}
     with pytest.raises(AssertionError, match="no rows of gpt-oss-20b with random weights on hf-st"):
-        executed("ape", **given)
+        executed("ape", **parameters)

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from lib.files import ROOT
-from lib.hardware import board as lib_board
-from lib.hardware import device, host, joules, memory_in_use, validity
+from lib.hardware import board, device, host, joules, memory_in_use, validity
 
 FAKE_NVML = ROOT / "tests" / "fakes" / "nvml"
 SHARED = {
@@ -149,13 +148,13 @@ def test_an_absent_package_has_no_version():
 
 def fake_torch_cuda(monkeypatch, log):
     """What CudaDevice asks of torch.cuda, for one board of 80 GB."""
-    board = SimpleNamespace(
+    gpu = SimpleNamespace(
         uuid="fake", name="Fake GPU", total_memory=80 * 10**9, L2_cache_size=50 * 2**20
     )
     answers = {
         "is_available": lambda: True,
         "current_device": lambda: 0,
-        "get_device_properties": lambda index: board,
+        "get_device_properties": lambda index: gpu,
         "synchronize": lambda: log.append("synchronize"),
         "empty_cache": lambda: log.append("empty_cache"),
         "reset_peak_memory_stats": lambda: log.append("reset"),
@@ -367,7 +366,7 @@ def test_a_sampler_that_dies_leaves_what_it_had_read(open_gpu):
 
 
 def test_a_line_that_was_cut_off_is_left_out():
-    assert list(lib_board.rows('{"t_s": 1}\n{"t_s": 2}\n{"t_s": 3, "ene')) == [
+    assert list(board.rows('{"t_s": 1}\n{"t_s": 2}\n{"t_s": 3, "ene')) == [
         {"t_s": 1},
         {"t_s": 2},
     ]
@@ -375,13 +374,13 @@ def test_a_line_that_was_cut_off_is_left_out():
 
 def sampler_started(monkeypatch):
     """Popen that remembers the processes it started."""
-    started, popen = [], lib_board.subprocess.Popen
+    started, popen = [], board.subprocess.Popen
 
     def remember(*args, **options):
         started.append(popen(*args, **options))
         return started[-1]
 
-    monkeypatch.setattr(lib_board.subprocess, "Popen", remember)
+    monkeypatch.setattr(board.subprocess, "Popen", remember)
     return started
 
 
@@ -462,7 +461,7 @@ def test_a_gpu_without_nvml_gives_missing_with_the_reason(open_gpu, monkeypatch)
 def test_a_sampler_that_cannot_start_is_an_error_not_an_empty_trace(open_gpu, capfd):
     gpu = open_gpu()
     gpu.uuid = "GPU-another"
-    told = r"the power sampler gave no reading \(exit 1\)"
-    with pytest.raises(RuntimeError, match=told), gpu.power_trace():
+    message = r"the power sampler gave no reading \(exit 1\)"
+    with pytest.raises(RuntimeError, match=message), gpu.power_trace():
         pytest.fail("the block must not run")
     assert "Not Found" in capfd.readouterr().err

@@ -26,9 +26,9 @@ def decode(seconds, rng, token_s=0.0302, jitter=0.02):
 
 def error(name, board, start_s, stop_s, guard_s=2.0):
     trace = joules.cut(board.trace(0.0, board.end_s), start_s, stop_s, guard_s)
-    found, reasons = joules.estimates(trace, start_s, stop_s)
+    by_estimator, reasons = joules.estimates(trace, start_s, stop_s)
     assert reasons == {}
-    return found[name] / board.true_j(start_s, stop_s) - 1
+    return by_estimator[name] / board.true_j(start_s, stop_s) - 1
 
 
 # --- constant and stepped power, in any phase
@@ -75,9 +75,9 @@ def test_decoding_through_a_counter_that_sees_all_or_a_quarter_of_the_time(cover
 
 def test_ticks_are_placed_more_finely_than_they_are_sampled():
     board = steady(phase_s=0.0617)
-    found = joules.ticks(board.trace(0.0, 6.0))
-    assert found.period_s == pytest.approx(0.1, abs=1e-4)
-    off = (found.times_s - 0.0617 + 0.05) % 0.1 - 0.05
+    ticks = joules.ticks(board.trace(0.0, 6.0))
+    assert ticks.period_s == pytest.approx(0.1, abs=1e-4)
+    off = (ticks.times_s - 0.0617 + 0.05) % 0.1 - 0.05
     assert np.abs(off).max() < 0.002  # of readings 23 ms apart
 
 
@@ -243,8 +243,8 @@ def slow(**values):
     """What the sampler reads less often, as functions of time where they are functions."""
 
     def change(row):
-        given = {k: v(row["t_s"]) if callable(v) else v for k, v in values.items()}
-        return row | (given if "sm_hz" in row else {})
+        now = {k: v(row["t_s"]) if callable(v) else v for k, v in values.items()}
+        return row | (now if "sm_hz" in row else {})
 
     return change
 
@@ -296,10 +296,8 @@ def test_a_drift_over_calls_is_still_seen():
 
 
 def test_one_call_has_no_drift_of_its_own():
-    found = validity.judge(
-        broken(slow(sm_hz=lambda t: 1.9e9)), 4.0, 9.0, calls_s=[(4.0, 9.0)]
-    ).gates
-    levels = {g.code: (g.level, g.text) for g in found}
+    window = validity.judge(broken(slow(sm_hz=lambda t: 1.9e9)), 4.0, 9.0, calls_s=[(4.0, 9.0)])
+    levels = {g.code: (g.level, g.text) for g in window.gates}
     assert levels["clock_drift"][0] == levels["temperature_drift"][0] == "unknown"
     assert "one call" in levels["clock_drift"][1]
 
@@ -440,8 +438,8 @@ def test_intervals_of_means_of_blocks_cover_what_they_say():
     covered = 0
     for _ in range(500):
         blocks = 1000 * (1 + 0.01 * rng.standard_normal(5) + 0.001 * np.arange(-2, 3))
-        found = stats.mean(blocks)
-        covered += found.low <= 1000 <= found.high
+        estimate = stats.mean(blocks)
+        covered += estimate.low <= 1000 <= estimate.high
     assert 0.93 <= covered / 500 <= 0.97
 
 
@@ -452,9 +450,9 @@ def test_prefill_and_token_energy_come_from_a_line_with_intervals_that_cover():
     for _ in range(400):
         steps = np.repeat([0, 63, 127], 4)
         energy = (80 + 6 * steps) * (1 + 0.01 * rng.standard_normal(12))
-        for n, (found, true) in enumerate(zip(stats.line(steps, energy), (80, 6), strict=True)):
-            assert found.value == pytest.approx(true, rel=0.05)
-            hits[n] += found.low <= true <= found.high
+        for n, (estimate, true) in enumerate(zip(stats.line(steps, energy), (80, 6), strict=True)):
+            assert estimate.value == pytest.approx(true, rel=0.05)
+            hits[n] += estimate.low <= true <= estimate.high
     assert (hits / 400 >= 0.93).all() and (hits / 400 <= 0.97).all()
 
 
@@ -464,8 +462,8 @@ def test_a_line_by_hand():
     assert prefill.low is None and "n >= 3" in prefill.reason
     assert stats.line([3, 3], [1.0, 2.0])[1].value is None
     assert stats.mean([1.0, 3.0]).value == 2 and stats.mean([1.0]).low is None
-    found = stats.mean([9.0, 10.0, 11.0])
-    assert found.high == pytest.approx(10 + 4.303 / 3**0.5, rel=1e-3)  # t of 2 degrees, 97.5 %
+    mean = stats.mean([9.0, 10.0, 11.0])
+    assert mean.high == pytest.approx(10 + 4.303 / 3**0.5, rel=1e-3)  # t of 2 degrees, 97.5 %
 
 
 def test_counting_up_is_not_the_same_as_being_sampled():

@@ -65,7 +65,7 @@ def test_time_by_kernel_is_summed_over_its_launches_and_template_arguments():
 
 
 def test_the_device_is_idle_at_both_edges_of_the_profiled_call(monkeypatch):
-    told = []
+    calls = []
 
     class Profile:
         def __init__(self, activities):
@@ -74,17 +74,17 @@ def test_the_device_is_idle_at_both_edges_of_the_profiled_call(monkeypatch):
             self.profiler = SimpleNamespace(kineto_results=events)
 
         def __enter__(self):
-            told.append("start")
+            calls.append("start")
             return self
 
         def __exit__(self, *error):
-            told.append("stop")
+            calls.append("stop")
 
     monkeypatch.setattr(torch.profiler, "profile", Profile)
-    fake = SimpleNamespace(synchronize=lambda: told.append("synchronize"))
-    work = profiler.gpu_work(lambda: told.append("call"), fake)
+    fake = SimpleNamespace(synchronize=lambda: calls.append("synchronize"))
+    work = profiler.gpu_work(lambda: calls.append("call"), fake)
     assert work == (7e-9, 1, {"gemm": (1, 7e-9)})
-    assert told == ["synchronize", "start", "call", "synchronize", "stop"]
+    assert calls == ["synchronize", "start", "call", "synchronize", "stop"]
 
 
 def test_the_events_of_the_real_profiler_can_be_read():

@@ -8,7 +8,6 @@ import torch
 from lib import measure, stats
 from lib.analysis import metrics
 from lib.hardware.device import CpuDevice
-from lib.measure import batch as measure_batch
 from lib.measure import energy
 from lib.measure.energy import windows
 from lib.models import load
@@ -71,7 +70,7 @@ def sweep(monkeypatch, folder, *, board=True, most=64, **changes):
     for stack in ("hf-eager", "graph"):
         monkeypatch.setitem(STACKS, stack, opened(stack, model.open_stack))
     path = folder / "records.jsonl"
-    rows = measure_batch.sweep(model, **(SWEEP | changes), records_path=path)
+    rows = measure.batch.sweep(model, **(SWEEP | changes), records_path=path)
     assert store.load(path) == rows
     return model, rows
 
@@ -115,16 +114,16 @@ def test_the_windows_of_a_batch_follow_each_other_between_one_lead_in_and_one_le
 ):
     """Each window ends where the next one starts: short, long, long, short, or the reverse."""
     _, rows = sweep(monkeypatch, tmp_path, batches=[2])
-    found = record.select(rows, "batch-energy", batch=2)
+    cells = record.select(rows, "batch-energy", batch=2)
     edges = sorted(
         edge
-        for row in found
+        for row in cells
         for edge in zip(row.samples["start_s"], row.samples["stop_s"], strict=True)
     )
     assert len(edges) == 4
     for (_, stop_s), (start_s, _) in zip(edges, edges[1:], strict=False):
         assert start_s == pytest.approx(stop_s, abs=1e-3)
-    first = min(found, key=lambda row: min(row.samples["start_s"]))
+    first = min(cells, key=lambda row: min(row.samples["start_s"]))
     assert max(first.samples["stop_s"]) == edges[-1][1]  # mirrored: a drift falls on both alike
     assert edges[0][0] >= windows.LEAD_S
 
@@ -190,7 +189,7 @@ def test_a_failed_gate_is_about_one_batch_only(monkeypatch, tmp_path):
 
 
 def test_an_error_replaces_no_row_that_was_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(energy.sweep, "measure_together", lambda *given: 1 / 0)
+    monkeypatch.setattr(energy.sweep, "measure_together", lambda *arguments: 1 / 0)
     _, rows = sweep(monkeypatch, tmp_path)
     assert [(row.kind, row.key["new_tokens"]) for row in rows] == [
         ("batch", 11),
@@ -205,8 +204,8 @@ def test_an_error_at_the_second_length_leaves_the_first(monkeypatch, tmp_path):
     monkeypatch.setattr(
         measure.latency,
         "arm",
-        lambda model, new_tokens, **given: (
-            1 / 0 if new_tokens == 31 else arm(model, new_tokens=new_tokens, **given)
+        lambda model, new_tokens, **arguments: (
+            1 / 0 if new_tokens == 31 else arm(model, new_tokens=new_tokens, **arguments)
         ),
     )
     _, rows = sweep(monkeypatch, tmp_path)
@@ -245,7 +244,7 @@ def test_a_real_model_on_two_stacks(tmp_path, monkeypatch):
         "trace_stacks": ["graph-compiled"],
     }
     path = tmp_path / "records.jsonl"
-    rows = measure_batch.sweep(model, **(SWEEP | changes), records_path=path)
+    rows = measure.batch.sweep(model, **(SWEEP | changes), records_path=path)
     assert not [row.error for row in rows if row.error]
     assert [row.key["batch"] for row in rows if row.kind == "gate"] == [1, 3]
     one, three = record.select(rows, "trace", stack="graph-compiled")

@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lib import models
 from lib.hardware.device import open_device
 from lib.measure import experts
 from lib.measure.experts import Call
-from lib.models import experts as models_experts
-from lib.models import load as models_load
 from lib.models.card import ModelError
 from lib.models.prompts import prompt_ids
 from lib.records import store
@@ -63,12 +62,12 @@ LLAMA4 = SMALL | {
 
 @pytest.fixture(scope="module")
 def model():
-    return models_load.load("tiny-gpt-oss", dtype="float32", device=open_device("cpu"))
+    return models.load.load("tiny-gpt-oss", dtype="float32", device=open_device("cpu"))
 
 
 def load(folder, model_type, config):
     (folder / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
-    return models_load.load(str(folder), dtype="float32", device=open_device("cpu"))
+    return models.load.load(str(folder), dtype="float32", device=open_device("cpu"))
 
 
 def traced(model, path, **changes):
@@ -185,14 +184,14 @@ def test_all_experts_uses_everything_but_the_lookup_table(model, tmp_path):
     assert values["experts_touched_decode"] == values["experts_touched_prefill"] == 8
     assert values["experts_chosen_decode"] == 2
     assert values["active_params_realised"] == card.total_params - card.lookup_params
-    read = card.weight_bytes - card.lookup_bytes + card.kv_bytes(16)
-    assert values["decode_bytes_realised"] == read
+    step_bytes = card.weight_bytes - card.lookup_bytes + card.kv_bytes(16)
+    assert values["decode_bytes_realised"] == step_bytes
     (warning,) = row.warnings
     assert warning["code"] == "active-params" and "choose an implementation" in warning["text"]
 
 
 def test_gpt_oss_20b_would_use_20_billion_parameters():
-    card = models_load.card("gpt-oss-20b")
+    card = models.load.card("gpt-oss-20b")
     assert round(card.params_used(32) / 1e9, 2) == 20.34
     assert card.params_used(32) == card.total_params - card.lookup_params
     assert card.params_used(4) == card.active_params
@@ -212,10 +211,10 @@ def test_several_prompts_share_a_step(model, tmp_path):
 
 
 def test_weights_and_implementation_are_as_before(model, tmp_path):
-    before, kept = model.experts, {n: p.clone() for n, p in model.net.named_parameters()}
+    before, copies = model.experts, {n: p.clone() for n, p in model.net.named_parameters()}
     traced(model, tmp_path, experts=["all_experts", "loop"])
     assert model.experts == before
-    assert all(torch.equal(kept[n], p) for n, p in model.net.named_parameters())
+    assert all(torch.equal(copies[n], p) for n, p in model.net.named_parameters())
     assert not any(m._forward_pre_hooks for m in model.net.modules())
 
 
@@ -225,9 +224,9 @@ def exchange_in_decode(model, monkeypatch):
     @contextlib.contextmanager
     def switched():
         before = model.experts
-        models_experts.use(model.net, "all_experts")
+        models.experts.use(model.net, "all_experts")
         yield
-        models_experts.use(model.net, before)
+        models.experts.use(model.net, before)
 
     monkeypatch.setattr(model.net, "_optimize_model_for_decode", switched)
 
@@ -329,7 +328,7 @@ def test_experts_that_are_called_one_by_one_are_refused():
 
 
 def test_a_dense_model_has_rows_without_a_router(tmp_path):
-    model = models_load.load("tiny-yi", dtype="float32", device=open_device("cpu"))
+    model = models.load.load("tiny-yi", dtype="float32", device=open_device("cpu"))
     row, four = traced(model, tmp_path, batches=[1, 4], experts=["loop"])
     assert four.key["batch"] == 4 and four.values["decode_bytes"] == model.card.decode_bytes(16, 4)
     values = row.values

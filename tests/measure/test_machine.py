@@ -41,16 +41,16 @@ def tiny(monkeypatch):
 
 def test_each_rate_is_what_a_repetition_moves_over_its_time(tiny, tmp_path):
     env, row = machine.measure(FakeDevice(tick_s=0.5), seed=0, records_path=tmp_path / "r.jsonl")
-    read = 2 * 3 * BUFFER / 0.5  # two buffers, three sweeps, half a second
-    assert row.values["read_bytes_per_s"] == read
-    assert row.values["copy_bytes_per_s"] == 2 * read  # read and written
+    bytes_per_s = 2 * 3 * BUFFER / 0.5  # two buffers, three sweeps, half a second
+    assert row.values["read_bytes_per_s"] == bytes_per_s
+    assert row.values["copy_bytes_per_s"] == 2 * bytes_per_s  # read and written
     # Four matrices of 32 numbers of two bytes, five times.
     assert row.values["matvec_bytes_per_s"] == 4 * 32 * 2 * 5 / 0.5
     # 2 x 4^3 operations, three times in bfloat16 and once in float32.
     assert row.values["matmul_flop_per_s"] == 2 * 64 * 3 / 0.5
     assert row.values["matmul_float32_flop_per_s"] == 2 * 64 / 0.5
     reads = [name for name in row.samples if name.startswith("read_bytes_per_s, ")]
-    assert len(reads) == 9 and all(row.samples[name] == [read] * 2 for name in reads)
+    assert len(reads) == 9 and all(row.samples[name] == [bytes_per_s] * 2 for name in reads)
     assert f"read_bytes_per_s, {row.values['read_shape']}" in reads
     assert len(row.samples["host_score_per_s"]) == 5
     assert row.values["host_score_per_s"] == max(row.samples["host_score_per_s"])
@@ -75,11 +75,11 @@ def test_the_best_launch_is_the_shortest(tiny, tmp_path):
 @pytest.mark.parametrize("end", [0, -1])
 def test_every_shape_reads_the_whole_buffer(end):
     """A number at either end shows in the result of each."""
-    for shape, read in machine._reads(TINY, lambda *s: torch.ones(s, dtype=torch.bfloat16)):
+    for shape, call in machine._reads(TINY, lambda *s: torch.ones(s, dtype=torch.bfloat16)):
         buffer = torch.zeros(BUFFER // 2, dtype=torch.bfloat16)
-        assert not read(buffer).any(), shape
+        assert not call(buffer).any(), shape
         buffer[end] = 5
-        assert read(buffer).any(), shape
+        assert call(buffer).any(), shape
 
 
 def test_the_shapes_are_those_of_a_gibibyte_on_a_gpu():

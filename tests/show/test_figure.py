@@ -6,14 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from lib.analysis import ablations, efficiency
-from lib.analysis import latency as analysis_latency
-from lib.analysis.energy import figures as energy_figures
-from lib.analysis.memory import figures as memory_figures
+from lib.analysis import ablations, efficiency, energy, latency, memory
 from lib.models import entries
 from lib.records.record import Record, environment_record
-from lib.show import figure as show_figure
-from tests.samples.records import GPU, card, energy, key, latency, memory, spread
+from lib.show import figure
+from tests.samples import records as sample
+from tests.samples.records import GPU, key, spread
 
 ENV = environment_record(GPU)
 
@@ -59,41 +57,37 @@ def faint(ax):
 
 def test_a_model_has_one_colour_in_every_figure_and_every_run():
     names = list(entries.models())
-    assert (
-        len({show_figure.color(name) for name in names}) == len(names) <= len(show_figure.PALETTE)
-    )
+    assert len({figure.color(name) for name in names}) == len(names) <= len(figure.PALETTE)
     # A hash that changes from one Python process to the next would not always give these places.
-    unlisted = [
-        show_figure.PALETTE.index(show_figure.color(name)) for name in ("a/b", "x/y", "org/small")
-    ]
+    unlisted = [figure.PALETTE.index(figure.color(name)) for name in ("a/b", "x/y", "org/small")]
     assert unlisted == [7, 5, 4]
-    rows = latency("qwen3-32b", ENV.env_id, (128, 512))
-    drawn = {line.get_color() for line in analysis_latency.ttft(rows).get_lines()}
-    assert drawn == {show_figure.color("qwen3-32b")}
+    rows = sample.latency("qwen3-32b", ENV.env_id, (128, 512))
+    drawn = {line.get_color() for line in latency.ttft(rows).get_lines()}
+    assert drawn == {figure.color("qwen3-32b")}
 
 
 # --- one figure per kind
 
 
 def test_throughput_shows_output_that_falls_and_decode_that_does_not():
-    ax = analysis_latency.throughput(calls())
-    found = series(ax)
-    assert found["m, output"] == near((100, 5.0), (200, 10 / 3))  # 10 / 2 s, 10 / 3 s
-    assert found["m, decode only"] == near((100, 10.0), (200, 10.0))
+    ax = latency.throughput(calls())
+    lines = series(ax)
+    assert lines["m, output"] == near((100, 5.0), (200, 10 / 3))  # 10 / 2 s, 10 / 3 s
+    assert lines["m, decode only"] == near((100, 10.0), (200, 10.0))
     assert len(faint(ax)) == 6
-    assert show_figure.describe(ax) == (
+    assert figure.describe(ax) == (
         "Throughput against context; tokens per second against context (tokens). "
         "m, output: 5.000 at 100 to 3.333 at 200. m, decode only: 10.00 at 100 to 10.00 at 200."
     )
 
 
 def test_decode_alone_is_left_out_where_one_context_has_no_slope():
-    assert list(series(analysis_latency.throughput(calls(lengths=(10,))))) == ["m, output"]
+    assert list(series(latency.throughput(calls(lengths=(10,))))) == ["m, output"]
 
 
 def test_one_context_is_described_by_its_value():
-    ax = analysis_latency.throughput(calls(contexts=(100,)))
-    assert "m, output: 5.000 at 100. m, decode only: 10.00 at 100." in show_figure.describe(ax)
+    ax = latency.throughput(calls(contexts=(100,)))
+    assert "m, output: 5.000 at 100. m, decode only: 10.00 at 100." in figure.describe(ax)
 
 
 def test_ttft_is_in_milliseconds_and_sorted_by_context():
@@ -101,34 +95,34 @@ def test_ttft_is_in_milliseconds_and_sorted_by_context():
         Record("latency", key("m", context=c, new_tokens=1), {"ttft_s": [c / 1e3] * 2})
         for c in (200, 100)
     ]
-    ax = analysis_latency.ttft(rows)
+    ax = latency.ttft(rows)
     assert series(ax) == {"m": [(100, 100.0), (200, 200.0)]}
     assert ax.get_ylabel() == "TTFT (ms)" and ax.get_xlabel() == "context (tokens)"
 
 
 def test_token_times_are_the_gaps_of_the_first_call():
     stamps = [[1.0, 1.1, 1.3], [9.0, 9.9, 9.99]]
-    ax = analysis_latency.token_times([Record("itl", key("m", context=64), {"token_s": stamps})])
+    ax = latency.token_times([Record("itl", key("m", context=64), {"token_s": stamps})])
     assert series(ax)["context 64"] == near((2, 100.0), (3, 200.0))
 
 
 def test_memory_parts_lie_end_to_end():
     values = {"kv_tensor_bytes": 10**6, "logits_bytes": 2 * 10**6, "workspace_bytes": 3 * 10**6}
-    ax = memory_figures.memory_parts([Record("memory", key("m", context=64), {}, values)], "memory")
+    ax = memory.figures.memory_parts([Record("memory", key("m", context=64), {}, values)], "memory")
     bars = [(bar.get_x(), bar.get_width()) for box in ax.containers for bar in box]
     assert bars == [(0, 1), (1, 2), (3, 3)]  # MB
     assert [t.get_text() for t in ax.get_yticklabels()] == ["m, 64"]
-    assert show_figure.describe(ax) == (
+    assert figure.describe(ax) == (
         "Peak above baseline, generate(); arms against MB (10^6 bytes). KV cache: 1.000. logits "
         "held: 2.000. workspace: 3.000."
     )
 
 
 def test_energy_shows_the_counter_and_the_papers_estimator():
-    ax = energy_figures.figure(energy("gpt-oss-20b", ENV.env_id, (128, 512)))
-    found = series(ax)
-    assert found["gpt-oss-20b, counter"] == near((128, 10_000), (512, 10_000))
-    assert found["gpt-oss-20b, paper's"] == near((128, 9_000), (512, 9_000))
+    ax = energy.figures.figure(sample.energy("gpt-oss-20b", ENV.env_id, (128, 512)))
+    lines = series(ax)
+    assert lines["gpt-oss-20b, counter"] == near((128, 10_000), (512, 10_000))
+    assert lines["gpt-oss-20b, paper's"] == near((128, 9_000), (512, 9_000))
     face = {line.get_label(): line.get_markerfacecolor() for line in ax.get_lines()}
     assert face["gpt-oss-20b, paper's"] == "white" != face["gpt-oss-20b, counter"]
 
@@ -144,27 +138,29 @@ def test_an_ablation_keeps_its_order_and_names_the_arm_that_failed():
     assert series(ax) == {"bfloat16": [(32.0, 0)], "float32": [(16.0, 2)]}  # 64 tokens
     (failed,) = ax.texts
     assert (failed.get_text(), failed.get_position()[1]) == ("failed: RuntimeError: boom", 1)
-    assert show_figure.describe(ax) == (
+    assert figure.describe(ax) == (
         "Ablation: dtype; arms against output throughput (tokens per second). bfloat16: 32.00. "
         "float32: 16.00. failed: RuntimeError: boom"
     )
 
 
 def test_efficiency_is_throughput_per_billion_active_parameters():
-    rows = [card("gpt-oss-20b", ENV.env_id), *calls("gpt-oss-20b")]
+    rows = [sample.card("gpt-oss-20b", ENV.env_id), *calls("gpt-oss-20b")]
     assert series(efficiency.figure(rows)) == {
         "gpt-oss-20b": near((100, 5 / 4), (200, 10 / 3 / 4))  # 4 billion are active
     }
 
 
 NOTHING = {
-    "throughput": lambda: analysis_latency.throughput([]),
-    "ttft": lambda: analysis_latency.ttft([]),
-    "token times": lambda: analysis_latency.token_times([]),
-    "memory": lambda: memory_figures.memory_parts([], "memory"),
-    "energy on a CPU": lambda: energy_figures.figure(energy("m", ENV.env_id, (128,), gpu=False)),
+    "throughput": lambda: latency.throughput([]),
+    "ttft": lambda: latency.ttft([]),
+    "token times": lambda: latency.token_times([]),
+    "memory": lambda: memory.figures.memory_parts([], "memory"),
+    "energy on a CPU": lambda: energy.figures.figure(
+        sample.energy("m", ENV.env_id, (128,), gpu=False)
+    ),
     "ablation": lambda: ablations.figure([], "dtype"),
-    "efficiency": lambda: efficiency.figure([card("m", ENV.env_id)]),
+    "efficiency": lambda: efficiency.figure([sample.card("m", ENV.env_id)]),
 }
 
 
@@ -173,39 +169,42 @@ NOTHING = {
 def test_a_figure_without_data_says_so(draw):
     ax = draw()
     assert [text.get_text() for text in ax.texts] == ["not measured"]
-    assert show_figure.describe(ax).endswith("not measured")
+    assert figure.describe(ax).endswith("not measured")
 
 
 def test_every_figure_has_a_title_and_units():
-    rows = [card("gpt-oss-20b", ENV.env_id), *latency("gpt-oss-20b", ENV.env_id, (128, 512))]
-    rows += memory("gpt-oss-20b", ENV.env_id, (128, 512))
-    rows += energy("gpt-oss-20b", ENV.env_id, (128, 512))
+    rows = [
+        sample.card("gpt-oss-20b", ENV.env_id),
+        *sample.latency("gpt-oss-20b", ENV.env_id, (128, 512)),
+    ]
+    rows += sample.memory("gpt-oss-20b", ENV.env_id, (128, 512))
+    rows += sample.energy("gpt-oss-20b", ENV.env_id, (128, 512))
     figures = [
-        analysis_latency.throughput(rows),
-        analysis_latency.ttft(rows),
-        analysis_latency.token_times(rows),
-        energy_figures.figure(rows),
+        latency.throughput(rows),
+        latency.ttft(rows),
+        latency.token_times(rows),
+        energy.figures.figure(rows),
         efficiency.figure(rows),
-        memory_figures.memory_parts(rows, "memory"),
+        memory.figures.memory_parts(rows, "memory"),
     ]
     for ax in figures:
-        assert ax.get_title() and ax.get_xlabel() and "not measured" not in show_figure.describe(ax)
+        assert ax.get_title() and ax.get_xlabel() and "not measured" not in figure.describe(ax)
         assert ax.get_legend() is not None
 
 
 def test_a_figure_can_be_drawn_into_given_axes():
     mine = plt.subplots()[1]
-    assert analysis_latency.ttft(latency("m", ENV.env_id, (128,)), ax=mine) is mine
+    assert latency.ttft(sample.latency("m", ENV.env_id, (128,)), ax=mine) is mine
 
 
 # --- caption and display
 
 
 def test_the_caption_names_hardware_setup_and_repetitions():
-    rows = [ENV, card("m", ENV.env_id), *calls()]
+    rows = [ENV, sample.card("m", ENV.env_id), *calls()]
     setup = "NVIDIA H100 80GB HBM3; random weights, bfloat16, hf-eager"
-    assert show_figure.caption(rows) == f"{setup}; n = 3"
-    assert show_figure.caption(rows, ["itl"]) == "not measured"
+    assert figure.caption(rows) == f"{setup}; n = 3"
+    assert figure.caption(rows, ["itl"]) == "not measured"
     more = Record(
         "latency",
         key("m", dtype="float32"),
@@ -213,31 +212,30 @@ def test_the_caption_names_hardware_setup_and_repetitions():
         env_id=ENV.env_id,
     )
     assert (
-        show_figure.caption([*rows, more])
-        == f"{setup}; random weights, float32, hf-eager; n = 3 to 7"
+        figure.caption([*rows, more]) == f"{setup}; random weights, float32, hf-eager; n = 3 to 7"
     )
     dated = environment_record({"gpu": "G", "date": "2026-11-24"})
-    assert show_figure.caption([dated, Record("memory", key("m"), env_id=dated.env_id)]).endswith(
+    assert figure.caption([dated, Record("memory", key("m"), env_id=dated.env_id)]).endswith(
         "hf-eager; 2026-11-24"
     )
     cpu = environment_record({"gpu": None, "cpu": "Some CPU"})
-    assert show_figure.caption([cpu, Record("memory", key("m"), env_id=cpu.env_id)]) == (
+    assert figure.caption([cpu, Record("memory", key("m"), env_id=cpu.env_id)]) == (
         "Some CPU; random weights, bfloat16, hf-eager"
     )
     of_the_machine = Record("ceilings", {}, {"launch_s": [1.0] * 3}, env_id=cpu.env_id)
-    assert show_figure.caption([cpu, of_the_machine]) == "Some CPU; n = 3"
-    assert show_figure.caption([]) == ""
+    assert figure.caption([cpu, of_the_machine]) == "Some CPU; n = 3"
+    assert figure.caption([]) == ""
     # A figure of one kind of rows says nothing about others.
     other = Record("energy", key("m") | {"stack": "graph"}, samples={"energy_j": [1.0] * 9})
-    assert "graph" in show_figure.caption([*rows, other])
-    assert show_figure.caption([*rows, other], [rows[-1].kind]) == f"{setup}; n = 3"
+    assert "graph" in figure.caption([*rows, other])
+    assert figure.caption([*rows, other], [rows[-1].kind]) == f"{setup}; n = 3"
 
 
 def test_show_gives_the_picture_its_alternative_text_and_a_caption(monkeypatch):
-    shown = []
+    displays = []
     display = sys.modules.get("IPython.display") or __import__("IPython.display").display
-    monkeypatch.setattr(display, "display", lambda *a, **k: shown.append((a, k)))
-    ax = analysis_latency.ttft(
+    monkeypatch.setattr(display, "display", lambda *a, **k: displays.append((a, k)))
+    ax = latency.ttft(
         [
             Record(
                 "latency",
@@ -248,9 +246,9 @@ def test_show_gives_the_picture_its_alternative_text_and_a_caption(monkeypatch):
             for c in (100, 200)
         ]
     )
-    show_figure.show(ax, [ENV, *calls()])
-    (figure, options), (text, _) = shown
-    assert figure == (ax.figure,)
+    figure.show(ax, [ENV, *calls()])
+    (picture, options), (text, _) = displays
+    assert picture == (ax.figure,)
     assert options["metadata"]["image/png"]["alt"] == (
         "Time to first token against context; TTFT (ms) against context (tokens). "
         "m: 100.0 at 100 to 200.0 at 200."

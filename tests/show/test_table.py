@@ -12,16 +12,13 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib import stats
-from lib.analysis import ablations, experts, metrics
-from lib.analysis import latency as analysis_latency
-from lib.analysis.energy import tables as energy_tables
-from lib.analysis.memory import tables
+from lib.analysis import ablations, energy, experts, latency, memory, metrics
 from lib.files import ROOT
 from lib.records.record import Record, environment_record, record_id
 from lib.records.store import load_tree
 from lib.report import sections
 from lib.report.abstract import findings
-from lib.show import table as show_table
+from lib.show.table import Column, Table, frame
 from lib.show.wording import short
 from lib.stats import Estimate
 from lib.studies import paper_tables
@@ -43,8 +40,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 @pytest.fixture(scope="module")
 def cells(rows: list[Record], published: dict) -> dict:
-    made = paper_tables.paper_tables(rows, published)
-    return {(c.table, c.row, c.column): c for t in made for c in t.cells}
+    tables_of_paper = paper_tables.paper_tables(rows, published)
+    return {(c.table, c.row, c.column): c for t in tables_of_paper for c in t.cells}
 
 
 @pytest.mark.parametrize(
@@ -136,8 +133,8 @@ def test_energy_names_the_papers_estimator(cells):
 
 
 def test_without_energy_rows_the_cells_say_so(rows, published):
-    made = paper_tables.paper_tables([r for r in rows if r.kind != "energy"], published)
-    cell = next(c for t in made if t.number == 7 for c in t.cells)
+    without_energy = paper_tables.paper_tables([r for r in rows if r.kind != "energy"], published)
+    cell = next(c for t in without_energy if t.number == 7 for c in t.cells)
     assert cell.measured.value is None and "not measured: no energy row" in cell.measured.reason
     assert cell.ratio.value is None
 
@@ -156,10 +153,10 @@ def test_another_stack_never_fills_a_cell_of_the_paper(rows, published):
         )
         for r in rows
     ]
-    made = paper_tables.paper_tables(other, published)
-    cell = next(c for t in made if t.number == 1 for c in t.cells)
+    tables_of_paper = paper_tables.paper_tables(other, published)
+    cell = next(c for t in tables_of_paper if t.number == 1 for c in t.cells)
     assert cell.measured.value is None and "hf-eager" in cell.measured.reason
-    stacks = next(t for t in made if t.number == 12)
+    stacks = next(t for t in tables_of_paper if t.number == 12)
     assert "graph" in [label for label, _, _ in stacks.rows]
 
 
@@ -178,12 +175,12 @@ def test_models_on_different_gpus_are_not_subtracted(rows, published):
         )
         for r in rows
     ]
-    made = paper_tables.paper_tables([*moved, other], published)
-    found = {(c.row, c.column): c for t in made if t.number == 5 for c in t.cells}
-    assert found["Yi-34B", "Peak VRAM (MB)"].measured.value == 86000
-    delta = found["Yi-34B", "Δ vs GPT-OSS (MB)"].measured
+    tables_of_paper = paper_tables.paper_tables([*moved, other], published)
+    table_5 = {(c.row, c.column): c for t in tables_of_paper if t.number == 5 for c in t.cells}
+    assert table_5["Yi-34B", "Peak VRAM (MB)"].measured.value == 86000
+    delta = table_5["Yi-34B", "Δ vs GPT-OSS (MB)"].measured
     assert delta.value is None and "A100" in delta.reason
-    assert found["Qwen3-32B", "Δ vs GPT-OSS (MB)"].measured.value == 21500
+    assert table_5["Qwen3-32B", "Δ vs GPT-OSS (MB)"].measured.value == 21500
 
 
 def test_names_of_the_papers_models(published):
@@ -197,7 +194,7 @@ def test_csvs_hold_the_cells(rows, published, tmp_path):
     assert [p.name for p in paths] == [f"table-{n:02d}.csv" for n in range(1, 13)]
     with paths[0].open(encoding="utf-8") as file:
         first = next(csv.DictReader(file))
-    wanted = {
+    expected = {
         "row": "GPT-OSS-20B",
         "column": "TTFT (ms)",
         "unit": "ms",
@@ -207,7 +204,7 @@ def test_csvs_hold_the_cells(rows, published, tmp_path):
         "high": "104",
         "n": "11",
     }
-    assert {k: first[k] for k in wanted} == wanted
+    assert {k: first[k] for k in expected} == expected
     assert float(first["ratio"]) == pytest.approx(100 / 459.72)
     assert first["verdict"] == "not reproduced" and "outside the tolerance" in first["why"]
     assert "random weights" in first["note"]
@@ -220,8 +217,8 @@ def test_no_paper_tables_without_the_papers_models(tmp_path, published):
 
 
 def test_latency_table_in_figures(rows):
-    made = analysis_latency.latency_table(rows)
-    row = made[(made["model"] == "gpt-oss-20b") & (made["context"] == 2048)].iloc[0]
+    data = latency.latency_table(rows)
+    row = data[(data["model"] == "gpt-oss-20b") & (data["context"] == 2048)].iloc[0]
     assert row["TTFT (ms)"] == pytest.approx(100)
     assert row["TTFT 95 %"] == "[96.00, 104.0]"
     assert row["p50 (ms)"] == pytest.approx(740)
@@ -231,72 +228,70 @@ def test_latency_table_in_figures(rows):
 
 def test_frames_count_repetitions_in_one_column():
     columns = (
-        show_table.Column("a", "s"),
-        show_table.Column("b", "s"),
-        show_table.Column("c", "s"),
+        Column("a", "s"),
+        Column("b", "s"),
+        Column("c", "s"),
     )
     three, six = Estimate(1.23456, n=3, method="median"), Estimate(2.0, 1.0, 3.0, 6)
     one = Estimate(9.0, n=1, method="single reading")
     alone = Estimate(9.0, n=1, method="median", reason="n = 1: an interval needs n >= 6")
     cells = ((six, three, one), (six, six, one), (alone, three, one), (alone, alone, one))
-    made = show_table.frame(show_table.Table("t", "T", columns, cells))
-    assert list(made.columns) == ["a (s)", "a 95 %", "b (s)", "b 95 %", "c (s)", "n"]
-    assert made["n"].tolist() == ["6; b 3", "6", "1; b 3", ""]
-    assert made["b (s)"].tolist() == [1.235, 2.0, 1.235, 9.0]
+    data = frame(Table("t", "T", columns, cells))
+    assert list(data.columns) == ["a (s)", "a 95 %", "b (s)", "b 95 %", "c (s)", "n"]
+    assert data["n"].tolist() == ["6; b 3", "6", "1; b 3", ""]
+    assert data["b (s)"].tolist() == [1.235, 2.0, 1.235, 9.0]
 
 
 def test_a_frame_keeps_whole_units_as_its_intervals_do():
     """16,392 [16,332, 16,416] is not 16,390."""
     cell = Estimate(16392.4, 16332.0, 16416.0, 6)
-    made = show_table.frame(show_table.Table("t", "T", (show_table.Column("a", "J"),), ((cell,),)))
-    assert made["a (J)"].tolist() == [16392.0] and made["a 95 %"].tolist() == ["[16,332, 16,416]"]
+    data = frame(Table("t", "T", (Column("a", "J"),), ((cell,),)))
+    assert data["a (J)"].tolist() == [16392.0] and data["a 95 %"].tolist() == ["[16,332, 16,416]"]
 
 
 def test_frames_are_shown_whole_with_short_numbers_and_a_dash_for_what_is_missing():
     large, small = Estimate(6473.4, n=1, method="median"), Estimate(12.5, n=1, method="median")
     why = stats.missing("not measured: " + "a long reason " * 20)
-    columns = tuple(show_table.Column(f"c{i}") for i in range(30))
-    made = show_table.frame(
-        show_table.Table("t", "T", columns, ((large, small) * 15, (large, why) * 15))
-    )
-    assert made["c0"].tolist() == [6473.0, 6473.0]
-    for text in (made._repr_html_(), repr(made), made[["c1", "missing"]]._repr_html_()):
+    columns = tuple(Column(f"c{i}") for i in range(30))
+    data = frame(Table("t", "T", columns, ((large, small) * 15, (large, why) * 15)))
+    assert data["c0"].tolist() == [6473.0, 6473.0]
+    for text in (data._repr_html_(), repr(data), data[["c1", "missing"]]._repr_html_()):
         assert why.reason.strip() in text
         assert "..." not in text and "NaN" not in text and "None" not in text
-    rows = BeautifulSoup(made._repr_html_(), "html.parser").select("tbody tr")
+    rows = BeautifulSoup(data._repr_html_(), "html.parser").select("tbody tr")
     assert [td.get_text() for td in rows[1].select("td")[:2]] == ["6,473", "-"]
     assert rows[0].select("td")[1].get_text() == "12.50"
 
 
 def test_memory_table_is_decimal_gb_and_names_the_protocol(rows):
-    made = tables.memory_table(rows)
-    row = made[
-        (made["model"] == "qwen3-32b") & (made["context"] == 2048) & (made["protocol"] == "paper")
+    data = memory.tables.memory_table(rows)
+    row = data[
+        (data["model"] == "qwen3-32b") & (data["context"] == 2048) & (data["protocol"] == "paper")
     ].iloc[0]
     assert row["peak (GB)"] == pytest.approx(64500 * 2**20 / 1e9, rel=1e-3)
     assert row["above baseline (GB)"] == pytest.approx(1000 * 2**20 / 1e9, rel=1e-3)
 
 
 def test_energy_table_has_the_mean_power_of_the_window(rows):
-    made = energy_tables.energy_table(rows)
-    row = made[(made["model"] == "yi-34b") & (made["context"] == 128)].iloc[0]
+    data = energy.tables.energy_table(rows)
+    row = data[(data["model"] == "yi-34b") & (data["context"] == 128)].iloc[0]
     assert row["mean power (W)"] == pytest.approx(400)  # 4000 J in 10 s
     assert row["J/1K tokens (J)"] == pytest.approx(40000)
     assert row["J/1K, before/after estimator (J)"] == pytest.approx(36000)
 
 
 def test_energy_table_on_a_cpu_gives_the_reason(tmp_path):
-    made = energy_tables.energy_table(load_tree(sample.write_demo(tmp_path)))
-    assert made["J/1K tokens (J)"].isna().all()
-    assert made["missing"].str.contains("no NVML energy counter").all()
+    data = energy.tables.energy_table(load_tree(sample.write_demo(tmp_path)))
+    assert data["J/1K tokens (J)"].isna().all()
+    assert data["missing"].str.contains("no NVML energy counter").all()
 
 
 def test_ablation_verdicts(rows):
-    made = ablations.ablation_table(rows, "decoding").set_index("decoding")
-    assert made.loc["greedy", "verdict"] == "base arm"
-    assert made.loc["top-p 0.9", "verdict"] == "slower"
-    assert made.loc["top-p 0.9", "throughput / base arm"] == pytest.approx(0.8)
-    assert made.loc["top-k 50", "verdict"] == "no difference resolved"
+    data = ablations.ablation_table(rows, "decoding").set_index("decoding")
+    assert data.loc["greedy", "verdict"] == "base arm"
+    assert data.loc["top-p 0.9", "verdict"] == "slower"
+    assert data.loc["top-p 0.9", "throughput / base arm"] == pytest.approx(0.8)
+    assert data.loc["top-k 50", "verdict"] == "no difference resolved"
     precision = ablations.ablation_table(rows, "precision").set_index("dtype")
     assert "found Half" in precision.loc["float16", "verdict"]
 
@@ -354,11 +349,13 @@ def test_agreement_means_one_unit_of_the_last_digit():
 
 def test_tables_1_to_3_and_7_hold_values_of_the_released_runs(published):
     """Each printed value is that of the latency runs or of the energy runs, which differ."""
-    latency = released("unified_latency_comparison.csv")
-    energy = released("unified_energy_comparison_fixed.csv")
+    latency_runs = released("unified_latency_comparison.csv")
+    energy_runs = released("unified_energy_comparison_fixed.csv")
     names = {"GPT-OSS-20B": "gpt-oss-20b", "Qwen3-32B": "qwen3-32b", "Yi-34B": "yi-34b"}
-    fast = {(r["model_short"], r["context_length"]): r for r in latency if r["gen_tokens"] == "64"}
-    warm = {(r["model_short"], r["context_length"]): r for r in energy}
+    fast = {
+        (r["model_short"], r["context_length"]): r for r in latency_runs if r["gen_tokens"] == "64"
+    }
+    warm = {(r["model_short"], r["context_length"]): r for r in energy_runs}
     for (context, model), text in printed(published, 3).items():
         at = (names[model], context)
         assert agrees(text, fast[at]["TTFT_ms"]) or agrees(text, warm[at]["ttft_ms"]), at
@@ -447,11 +444,9 @@ def test_every_table_says_where_and_matches_its_columns(published):
 
 
 def test_missing_estimates_keep_their_reason_in_frames():
-    column = show_table.Column("x", "s")
-    made = show_table.frame(
-        show_table.Table("t", "T", (column,), ((Estimate(None, reason="why"),),))
-    )
-    assert made["missing"].tolist() == ["x: why"]
+    column = Column("x", "s")
+    data = frame(Table("t", "T", (column,), ((Estimate(None, reason="why"),),)))
+    assert data["missing"].tolist() == ["x: why"]
 
 
 def bounded(seconds, size=10**9):
@@ -480,40 +475,40 @@ def bounded(seconds, size=10**9):
 
 
 def bound_finding(rows):
-    found = findings(rows, load_published(), [])
-    return next((f.text for f in found if f.lead == "Against the bound"), None)
+    abstract = findings(rows, load_published(), [])
+    return next((f.text for f in abstract if f.lead == "Against the bound"), None)
 
 
 def test_a_slope_leads_to_every_row_that_it_joins():
     _, one, eleven = bounded(2.0)
     twenty = replace(eleven, key=eleven.key | {"new_tokens": 20}, samples={"e2e_s": [2.9] * 6})
-    found = metrics.decode_tok_per_s([one, eleven, twenty])  # 9 tokens in 0.9 s
-    assert found.value == pytest.approx(10)
-    assert found.records == (record_id(eleven), record_id(twenty))
+    rate = metrics.decode_tok_per_s([one, eleven, twenty])  # 9 tokens in 0.9 s
+    assert rate.value == pytest.approx(10)
+    assert rate.records == (record_id(eleven), record_id(twenty))
 
 
 def test_a_host_that_slows_down_in_long_calls_is_told_from_a_prefill():
     """10 tokens in 1 s and 20 in 1.9 s: a prefill. 20 in 2.5 s: each of them took longer."""
     key = {"model": "m", "context": 512, "decoding": "greedy", "stack": "hf-eager"}
     ten = Record("latency", key | {"new_tokens": 10}, {"e2e_s": [1.0] * 6})
-    for seconds, said in ((1.9, 0), (2.5, 1)):
+    for seconds, count in ((1.9, 0), (2.5, 1)):
         twenty = Record("latency", key | {"new_tokens": 20}, {"e2e_s": [seconds] * 6})
-        notes = analysis_latency.table([ten, twenty]).notes
-        assert sum("in 1 of 1 rows: long calls" in note for note in notes) == said
+        notes = latency.table([ten, twenty]).notes
+        assert sum("in 1 of 1 rows: long calls" in note for note in notes) == count
 
 
 def test_an_energy_row_whose_first_call_was_slow_says_so():
-    for first, said in ((1.3, ["m at 128"]), (1.1, [])):
+    for first, names in ((1.3, ["m at 128"]), (1.1, [])):
         key = sample.key("m", context=128)
         rows = [
             Record("energy", key, {"e2e_s": [first, 1.0, 1.0, 0.9], "energy_j": [400.0]}),
             Record("energy", key | {"context": 512}, {"e2e_s": [9.0], "energy_j": [400.0]}),
         ]
-        notes = [note for note in energy_tables.table(rows).notes if "first call" in note]
+        notes = [note for note in energy.tables.table(rows).notes if "first call" in note]
         assert [
             f"over 15% longer than the others in 1 of 1 rows ({name})" in note
-            for note, name in zip(notes, said, strict=True)
-        ] == [True] * len(said)
+            for note, name in zip(notes, names, strict=True)
+        ] == [True] * len(names)
 
 
 def test_decoding_far_below_its_bound_is_said_in_the_abstract():
@@ -530,9 +525,9 @@ def test_decoding_near_its_bound_is_not_blamed_on_the_host():
 def test_what_another_stack_reaches_of_the_bound_stands_with_its_throughput():
     rows = bounded(2.0)
     fast = [replace(r, key=r.key | {"stack": "graph"}) for r in bounded(1.125)[1:]]
-    (said,) = [f for f in findings([*rows, *fast], load_published(), []) if "on graph" in f.lead]
-    assert said.lead.startswith("Output throughput") and "Against hf-eager" in said.text
-    assert said.text.endswith("Without the prefill, m decodes 80.00 of 100.0 tok/s (80%).")
+    (finding,) = [f for f in findings([*rows, *fast], load_published(), []) if "on graph" in f.lead]
+    assert finding.lead.startswith("Output throughput") and "Against hf-eager" in finding.text
+    assert finding.text.endswith("Without the prefill, m decodes 80.00 of 100.0 tok/s (80%).")
 
 
 def test_a_step_that_a_cache_holds_has_no_bound():
@@ -593,7 +588,7 @@ def test_a_lone_call_that_was_the_first_of_its_length_is_no_point_of_a_slope():
         return Record("latency", sample.key("m", new_tokens=tokens, cache=cache), samples)
 
     base = arm(20, [2.0] * 6, [0.4, 0.4])  # several calls: their median stands
-    found = metrics.decode_tok_per_s([base, arm(40, [7.0], [0.4, 0.4])])
-    assert found.value is None and "1 arm(s) hold one call, the first of its length" in found.reason
+    rate = metrics.decode_tok_per_s([base, arm(40, [7.0], [0.4, 0.4])])
+    assert rate.value is None and "1 arm(s) hold one call, the first of its length" in rate.reason
     for other in (arm(40, [4.0], [0.4, 5.0]), arm(40, [4.0], [0.4, 0.4], cache="static")):
         assert metrics.decode_tok_per_s([base, other]).value == pytest.approx(10)

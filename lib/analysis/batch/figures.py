@@ -28,21 +28,21 @@ def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Decode throughput of all sequences against the batch, with its interval; knees are ringed."""
     ax, sizes = axes(ax), set()
     for label, dashes, shade, line in _lines(points.points(rows)):
-        known = [p for p in line if p.total.value is not None]
-        sizes |= {p.batch for p in known}
-        for p in known:
+        dots = [p for p in line if p.total.value is not None]
+        sizes |= {p.batch for p in dots}
+        for p in dots:
             if None not in (p.total.low, p.total.high):
                 ax.plot([p.batch] * 2, [p.total.low, p.total.high], lw=4, alpha=0.3, color=shade)
-        if known:
+        if dots:
             ax.plot(
-                [p.batch for p in known],
-                [p.total.value for p in known],
+                [p.batch for p in dots],
+                [p.total.value for p in dots],
                 ls=dashes,
                 marker=".",
                 color=shade,
                 label=label,
             )
-        for p in known:
+        for p in dots:
             if p.batch == points.knee(line).batch:
                 ax.plot(
                     p.batch,
@@ -69,16 +69,16 @@ def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
 
     Both are of decoding. Points that a rival beats in one and equals in the other are faint.
     """
-    ax, found = axes(ax), points.points(rows)
-    best = {id(p) for p in points.front(found)}
+    ax, batches = axes(ax), points.points(rows)
+    best = {id(p) for p in points.front(batches)}
     drawn = False
-    for label, dashes, shade, line in _lines(found):
-        known = [p for p in line if None not in (p.per_user.value, p.tokens_per_j.value)]
-        if not known:
+    for label, dashes, shade, line in _lines(batches):
+        dots = [p for p in line if None not in (p.per_user.value, p.tokens_per_j.value)]
+        if not dots:
             continue
         drawn = True
-        ax.plot(*_both(known), ls=dashes, lw=1, alpha=0.5, color=shade, label=label)
-        for p in known:
+        ax.plot(*_both(dots), ls=dashes, lw=1, alpha=0.5, color=shade, label=label)
+        for p in dots:
             ax.plot(
                 *_both([p]),
                 ls="",
@@ -102,16 +102,16 @@ def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
 
 def section(rows: Sequence[Record]) -> Markup:
     """The report's section with both figures and the table; empty where no batch was tried."""
-    made = tables.tables(rows)
-    if not made:
+    grids = tables.tables(rows)
+    if not grids:
         return Markup("")
     figures = "".join(html(ax, rows, points.KINDS) for ax in (throughput(rows), pareto(rows)))
-    return Markup(SECTION + figures + grid_html(made[0], "grid-batch") + "</section>\n")
+    return Markup(SECTION + figures + grid_html(grids[0], "grid-batch") + "</section>\n")
 
 
-def _lines(found: Sequence[Point]) -> Iterator[tuple[str, Any, Any, list[Point]]]:
+def _lines(batches: Sequence[Point]) -> Iterator[tuple[str, Any, Any, list[Point]]]:
     """Label, style, colour and points of every line."""
-    lines = points.by_line(found)
+    lines = points.by_line(batches)
     names = points.names(lines)
     for where, line in lines.items():
         yield names[where].label, style(names[where].place), color(where[0]), line

@@ -157,12 +157,12 @@ def knee(line: Sequence[Point]) -> Knee:
     return Knee(None, gain, f"not reached: {last}{failed}")
 
 
-def by_line(found: Sequence[Point]) -> dict[tuple, list[Point]]:
+def by_line(batches: Sequence[Point]) -> dict[tuple, list[Point]]:
     """Points of one model, setup and context, with ascending batches."""
     lines: dict[tuple, list[Point]] = {}
-    for point in sorted(found, key=lambda p: p.batch):
+    for point in sorted(batches, key=lambda p: p.batch):
         lines.setdefault(point.line, []).append(point)
-    order = list(dict.fromkeys(point.line for point in found))
+    order = list(dict.fromkeys(point.line for point in batches))
     return {line: lines[line] for line in order}
 
 
@@ -177,17 +177,17 @@ def rivals(point: Point) -> tuple[Any, ...]:
     return (point.model, *fixed, point.context)
 
 
-def front(found: Sequence[Point]) -> list[Point]:
+def front(batches: Sequence[Point]) -> list[Point]:
     """The Pareto front: no rival is as good in speed for a user and in energy, and better in one.
 
     Points that lack one of the two numbers are left out.
     """
-    known = [p for p in found if None not in (p.per_user.value, p.tokens_per_j.value)]
-    at = {id(p): (p.per_user.value, p.tokens_per_j.value) for p in known}
+    contenders = [p for p in batches if None not in (p.per_user.value, p.tokens_per_j.value)]
+    at = {id(p): (p.per_user.value, p.tokens_per_j.value) for p in contenders}
 
     def beaten(point: Point) -> bool:
         mine = at[id(point)]
-        others = (at[id(p)] for p in known if rivals(p) == rivals(point))
+        others = (at[id(p)] for p in contenders if rivals(p) == rivals(point))
         return any(o != mine and o[0] >= mine[0] and o[1] >= mine[1] for o in others)
 
-    return [point for point in known if not beaten(point)]
+    return [point for point in contenders if not beaten(point)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,7 @@ from lib.analysis.batch import points
 from lib.analysis.batch.points import FIELDS, GAIN, KINDS, RULE, Point
 from lib.analysis.energy import quantities
 from lib.analysis.setups import build
-from lib.models import card as models_card
-from lib.models.card import computed
+from lib.models.card import bound_tok_per_s, computed
 from lib.records.record import Record
 from lib.show.table import Column, Shown, Table, without_empty
 from lib.show.wording import bullets, cautions, number, rounded, short
@@ -42,12 +42,12 @@ def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) 
 
     Experts are those to expect of a router that chooses evenly.
     """
-    made = []
+    lines = []
     for batch in sizes:
-        found, missing = computed(step=partial(card.decode_bytes, context, batch))
-        step = found.get("step")
-        bound = step and batch * models_card.bound_tok_per_s(step, bytes_per_s)
-        made.append(
+        values, missing = computed(step=partial(card.decode_bytes, context, batch))
+        step = values.get("step")
+        bound = step and batch * bound_tok_per_s(step, bytes_per_s)
+        lines.append(
             {
                 "batch": batch,
                 **(
@@ -60,28 +60,28 @@ def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) 
             }
             | missing
         )
-    return Shown(made).set_index("batch")
+    return Shown(lines).set_index("batch")
 
 
 def table(rows: Sequence[Record]) -> Table:
     """Per model, setup, context and batch; columns without any value leave a note instead."""
     pairs = points.pointed(rows)
-    found = {id(group[0]): point for point, group in pairs}
-    lines = points.by_line(list(found.values()))
+    by_group = {id(group[0]): point for point, group in pairs}
+    lines = points.by_line(list(by_group.values()))
     knees = {where: points.knee(line).batch for where, line in lines.items()}
     arms = [r for _, group in pairs for r in group]
     envs = [r for r in rows if r.kind == "environment"]
-    made = build(
+    grid = build(
         "batch",
         "Batch",
         [*envs, *arms],
         KINDS,
         FIELDS,
         COLUMNS,
-        lambda group: _cells(found[id(group[0])], knees),
+        lambda group: _cells(by_group[id(group[0])], knees),
     )
-    notes = (*made.notes, *NOTES) if made.rows else ()
-    return without_empty(Table(made.name, made.title, made.columns, made.rows, notes))
+    notes = (*grid.notes, *NOTES) if grid.rows else ()
+    return without_empty(replace(grid, notes=notes))
 
 
 def _cells(point: Point, knees: dict[tuple, int | None]) -> Sequence[Any]:
@@ -105,31 +105,30 @@ def _cells(point: Point, knees: dict[tuple, int | None]) -> Sequence[Any]:
 
 def tables(rows: Sequence[Record]) -> list[Table]:
     """The table, where any batch was tried."""
-    return [made] if (made := table(rows)).rows else []
+    return [grid] if (grid := table(rows)).rows else []
 
 
 def conclusion(rows: Sequence[Record]) -> str:
     """Each line from one user to the most: throughput, knee, energy, experts, and the front."""
-    found = points.points(rows)
-    lines = points.by_line(found)
+    batches = points.points(rows)
+    lines = points.by_line(batches)
     labels = {where: name.label for where, name in points.names(lines).items()}
-    said = [sentence for where, mine in lines.items() for sentence in _line(labels[where], mine)]
-    return bullets(
-        [*said, *_front(found, labels), f"{RULE[:1].upper()}{RULE[1:]}.", *cautions(rows)]
-    )
+    sentences = [text for where, line in lines.items() for text in _line(labels[where], line)]
+    sentences += [*_front(batches, labels), f"{RULE[:1].upper()}{RULE[1:]}."]
+    return bullets([*sentences, *cautions(rows)])
 
 
 def _line(name: str, line: Sequence[Point]) -> list[str]:
-    known = [p for p in line if p.total.value is not None]
-    said = [f"{name}, batch {p.batch}: {p.error}." for p in line if p.error]
-    said += [
+    successes = [p for p in line if p.total.value is not None]
+    failures = [f"{name}, batch {p.batch}: {p.error}." for p in line if p.error]
+    failures += [
         f"{name}, batch {p.batch}: {p.total.reason}."
         for p in line
         if not p.error and p.total.value is None
     ]
-    if not known:
-        return said
-    first, best = known[0], max(known, key=lambda p: p.total.value)
+    if not successes:
+        return failures
+    first, best = successes[0], max(successes, key=lambda p: p.total.value)
     speed = (
         f"{name} at {first.context:,} tokens of context: at batch {first.batch} "
         f"{number(first.total, 'tok/s')}"
@@ -140,16 +139,16 @@ def _line(name: str, line: Sequence[Point]) -> list[str]:
             f"{short(best.per_user.value)} for each user"
         )
     bend = points.knee(line)
-    told = bend.reason or (
+    verdict = bend.reason or (
         f"batch {bend.batch}: doubling it raised the throughput {short(bend.gain.value)} times"
         f"{_unresolved(bend.gain)}"
     )
     return [
         f"{speed}.",
-        f"{name}, knee: {told}.",
-        *_energy(name, known),
-        *_bytes(name, known),
-        *said,
+        f"{name}, knee: {verdict}.",
+        *_energy(name, successes),
+        *_bytes(name, successes),
+        *failures,
     ]
 
 
@@ -159,37 +158,37 @@ def _unresolved(gain: Estimate) -> str:
     return f", which is not resolved from {GAIN:g} ([{short(gain.low)}, {short(gain.high)}])"
 
 
-def _energy(name: str, known: Sequence[Point]) -> list[str]:
-    metered = [p for p in known if p.token_j.value is not None]
+def _energy(name: str, successes: Sequence[Point]) -> list[str]:
+    metered = [p for p in successes if p.token_j.value is not None]
     ends = dict.fromkeys((metered[0].batch, metered[-1].batch)) if metered else ()
-    said = [f"at batch {p.batch} {number(p.token_j, 'J')}" for p in metered if p.batch in ends]
-    return [f"{name}, a decoded token: {'; '.join(said)} (GPU board, gross)."] if said else []
+    values = [f"at batch {p.batch} {number(p.token_j, 'J')}" for p in metered if p.batch in ends]
+    return [f"{name}, a decoded token: {'; '.join(values)} (GPU board, gross)."] if values else []
 
 
-def _bytes(name: str, known: Sequence[Point]) -> list[str]:
-    said = []
-    for point in (*known[:1], *known[1:][-1:]):
+def _bytes(name: str, successes: Sequence[Point]) -> list[str]:
+    parts = []
+    for point in (*successes[:1], *successes[1:][-1:]):
         useful, real = (point.mbu(realised=which).value for which in (False, True))
-        read = point.experts("touched").value
-        told = [
-            f"a step reads {short(read)} experts of a layer" if read else "",
+        count = point.experts("touched").value
+        facts = [
+            f"a step reads {short(count)} experts of a layer" if count else "",
             f"useful MBU {useful:.0%}" if useful else "",
             f"realised {real:.0%}" if real else "",
         ]
-        if any(told):
-            said.append(f"at batch {point.batch} {', '.join(filter(None, told))}")
-    return [f"{name}: {'; '.join(said)} (MBU of the measured bandwidth)."] if said else []
+        if any(facts):
+            parts.append(f"at batch {point.batch} {', '.join(filter(None, facts))}")
+    return [f"{name}: {'; '.join(parts)} (MBU of the measured bandwidth)."] if parts else []
 
 
-def _front(found: Sequence[Point], labels: dict[tuple, str]) -> list[str]:
-    best = points.front(found)
+def _front(batches: Sequence[Point], labels: dict[tuple, str]) -> list[str]:
+    best = points.front(batches)
     if not best:
         return []
-    said = [
+    choices = [
         f"{labels[line]}, batch {', '.join(str(p.batch) for p in mine)}"
         for line, mine in points.by_line(best).items()
     ]
     return [
         f"Not dominated in speed for a user and in energy, among the choices for one model: "
-        f"{'; '.join(said)}."
+        f"{'; '.join(choices)}."
     ]

@@ -1,7 +1,4 @@
-"""Conclusions computed from rows: they can say "no difference resolved" or "not measured".
-
-Every function returns Markdown, a list with one sentence a finding.
-"""
+"""What energy rows say in sentences: joules, uncertainty, a second pass, and the two checks."""
 
 from __future__ import annotations
 
@@ -41,10 +38,10 @@ def conclusion(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None
             )
         )
         lines += details(group, row, rows)
-        if told := quantities.carbon(1e3 * per_1k.value, pue, g_per_kwh):
+        if footprint := quantities.carbon(1e3 * per_1k.value, pue, g_per_kwh):
             lines.append(
-                f"{model}, one million tokens: {told.kwh:.3g} kWh x PUE {pue:g} x "
-                f"{g_per_kwh:g} g/kWh = {told.grams:.3g} gCO2e."
+                f"{model}, one million tokens: {footprint.kwh:.3g} kWh x PUE {pue:g} x "
+                f"{g_per_kwh:g} g/kWh = {footprint.grams:.3g} gCO2e."
             )
     # What the instrument does not show stands in its own table.
     return wording.bullets([*lines, *wording.cautions(r for r in rows if r.kind != "instrument")])
@@ -64,19 +61,20 @@ def details(group: Group, row: Record, rows: Sequence[Record]) -> list[str]:
     arms = select(lengths, context=context)
     if any(r.kind == "energy-slope" for r in arms):
         prefill, token = quantities.split(arms)
-        said = f"prefill and first token {wording.number(prefill, 'J')}; each further token "
-        lines.append(f"{model} at {context} tokens: {said}{wording.number(token, 'J')}.")
-    found = quantities.uncertainty(row, quantities.spread_beside(rows, group))
+        lines.append(
+            f"{model} at {context} tokens: prefill and first token {wording.number(prefill, 'J')}; "
+            f"each further token {wording.number(token, 'J')}."
+        )
+    half_widths = quantities.uncertainty(row, quantities.spread_beside(rows, group))
     parts = {
-        "95 % over blocks": found.statistical,
-        "readouts": found.readouts,
-        "weight values": found.weights,
+        "95 % over blocks": half_widths.statistical,
+        "readouts": half_widths.readouts,
+        "weight values": half_widths.weights,
     }
-    said = [f"{name} ±{value:.1%}" for name, value in parts.items() if value is not None]
-    gain = f"gain of the sensor, assumed and not measured, ±{found.gain:.0%}"
+    terms = [f"{name} ±{value:.1%}" for name, value in parts.items() if value is not None]
+    terms.append(f"gain of the sensor, assumed and not measured, ±{half_widths.gain:.0%}")
     lines.append(
-        f"{model}, uncertainty: {', '.join([*said, gain])} (the gain cancels in "
-        "ratios on one card)."
+        f"{model}, uncertainty: {', '.join(terms)} (the gain cancels in ratios on one card)."
     )
     if bad := row.value("invalid_blocks"):
         lines.append(

@@ -1,4 +1,4 @@
-"""What the rows of an energy measurement say: net of idle, prefill and token, uncertainty, carbon.
+"""Quantities of energy rows: net of idle, prefill and token, uncertainty, carbon, a second pass.
 
 Statistical and systematic uncertainty stay apart; what a row lacks is missing with its reason.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from lib import stats
 from lib.analysis.setups import Group, build, by_setup, sampled
-from lib.hardware import joules as hardware_joules
+from lib.hardware import joules
 from lib.records.record import Record, environments, record_id, select
 from lib.show.table import Column, Table
 from lib.stats import Estimate
@@ -21,15 +21,17 @@ from lib.stats import Estimate
 J_PER_KWH = 3.6e6
 LENGTHS = ("energy", "energy-slope")  # kinds of rows that share a line over new tokens
 WEIGHTS = ("energy-weights", "energy-real")  # kinds whose arms differ in their weights alone
+AGAIN = "energy-again"  # kind of the rows of the second pass
+PASSES = ("energy", AGAIN)
 # No comparison of an H100's sensor with a meter was found; +-5 % is what NVIDIA once stated for
 # much older cards. It is an assumption, and cancels in ratios on one card.
 SENSOR_GAIN = 0.05
 SLOW_START = 1.15  # times the other calls, from which a first call is worth a word
 BOUNDARY = "GPU board only: no CPU, DRAM, network, fans, power supply or cooling"
-ERRORS = {"two_j": ("counter, two readings", hardware_joules.two_readings_j),
-          "instant_j": ("integral of instant", hardware_joules.instant_j),
-          "average_j": ("integral of average, lag corrected", hardware_joules.average_j),
-          "paper_j": ("the paper's before/after mean", hardware_joules.paper_j)}  # fmt: skip
+ERRORS = {"two_j": ("counter, two readings", joules.two_readings_j),
+          "instant_j": ("integral of instant", joules.instant_j),
+          "average_j": ("integral of average, lag corrected", joules.average_j),
+          "paper_j": ("the paper's before/after mean", joules.paper_j)}  # fmt: skip
 
 
 def net(row: Record, factor: float) -> Estimate:
@@ -45,12 +47,12 @@ def net(row: Record, factor: float) -> Estimate:
 
 def power_w(row: Record) -> Estimate:
     """Mean power over all blocks: their energy over their time."""
-    joules_, seconds = row.value("window_energy_j"), row.value("window_s")
-    if joules_ is None or not seconds:
+    window_j, seconds = row.value("window_energy_j"), row.value("window_s")
+    if window_j is None or not seconds:
         return stats.missing(sampled([row], "energy_j").reason or "not measured: no window")
     n = len(row.samples.get("energy_j") or ()) or 1
     return Estimate(
-        joules_ / seconds,
+        window_j / seconds,
         n=n,
         method="energy of all calls / their time",
         reason="a total, no interval",
@@ -64,16 +66,16 @@ def split(rows: Sequence[Record], kinds: Sequence[str] = LENGTHS) -> tuple[Estim
     context, not the difference of two totals.
     """
     points = [
-        (row.key["new_tokens"] - 1, joules_)
+        (row.key["new_tokens"] - 1, call_j)
         for row in rows
         if row.kind in kinds
-        for joules_ in row.samples.get("energy_j") or ()
+        for call_j in row.samples.get("energy_j") or ()
     ]
     if len({x for x, _ in points}) < 2:
         reasons = ["blocks of one length only"] if points else []
         reasons += [row.missing["energy_j"] for row in rows if "energy_j" in row.missing][:1]
-        said = f": {'; '.join(reasons)}" if reasons else ""
-        none = stats.missing(f"not measured{said}")
+        why = f": {'; '.join(reasons)}" if reasons else ""
+        none = stats.missing(f"not measured{why}")
         return none, none
     return stats.line([x for x, _ in points], [y for _, y in points])
 
@@ -82,11 +84,6 @@ def variation(row: Record) -> float | None:
     """Standard deviation over blocks / mean: how well one window repeats another."""
     values = row.samples.get("energy_j") or []
     return statistics.stdev(values) / statistics.fmean(values) if len(values) > 1 else None
-
-
-def gate(row: Record, code: str) -> dict[str, Any]:
-    """The worst of a gate over the blocks of a row; empty where it has none."""
-    return (row.value("gates") or {}).get(code) or {}
 
 
 @dataclass(frozen=True)
@@ -108,13 +105,18 @@ def uncertainty(row: Record, weights: float | None = None) -> Uncertainty:
     mean = stats.mean(row.samples.get("energy_j") or [])
     half = None if mean.low is None else (mean.high - mean.low) / 2 / mean.value
     off = [gate(row, code).get("value") for code in ("agreement", "instant_agreement")]
-    known = [abs(value) for value in off if value is not None]
+    disagreements = [abs(value) for value in off if value is not None]
     idle_w, seconds = row.value("idle_error_w"), row.value("window_s")
     net = None
     if idle_w is not None and seconds:
         base = row.values["window_energy_j"] - row.values["idle_w"] * seconds
         net = idle_w * seconds / base if base > 0 else None
-    return Uncertainty(half, max(known) / 3**0.5 if known else None, net, weights)
+    return Uncertainty(half, max(disagreements) / 3**0.5 if disagreements else None, net, weights)
+
+
+def gate(row: Record, code: str) -> dict[str, Any]:
+    """The worst of a gate over the blocks of a row; empty where it has none."""
+    return (row.value("gates") or {}).get(code) or {}
 
 
 def weight_effects(rows: Sequence[Record]) -> dict[str, Estimate]:
@@ -180,33 +182,83 @@ class Carbon:
         return self.kwh * self.pue * self.g_per_kwh
 
 
-def carbon(joules_: float, pue: float, g_per_kwh: float | None) -> Carbon | None:
+def carbon(energy_j: float, pue: float, g_per_kwh: float | None) -> Carbon | None:
     """The conversion of an energy; None unless the user gives the grid's intensity."""
-    return None if g_per_kwh is None else Carbon(joules_ / J_PER_KWH, pue, g_per_kwh)
+    return None if g_per_kwh is None else Carbon(energy_j / J_PER_KWH, pue, g_per_kwh)
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """Each cell of the second pass beside the first; no rows where there was no second."""
+    columns = [
+        Column("J/1K tokens, first pass", "J"),
+        Column("J/1K tokens, second pass", "J"),
+        Column("second / first"),
+        Column("board", numeric=False),
+    ]
+    envs = environments(rows)
+    return build(
+        "energy-passes",
+        "Energy, two passes",
+        rows,
+        PASSES,
+        ("context", "new_tokens"),
+        columns,
+        lambda group: (*compared(group), boards(group, envs)),
+        having=AGAIN,
+    )
+
+
+def compared(rows: Sequence[Record]) -> tuple[Estimate, Estimate, Estimate]:
+    """The first pass, the second, and the second over the first, of the rows of one cell."""
+    first, second = (per_1k(rows, kind) for kind in PASSES)
+    return first, second, stats.quotient(second, first)
+
+
+def per_1k(rows: Sequence[Record], kind: str) -> Estimate:
+    """Joules per 1,000 generated tokens in one pass: mean over blocks."""
+    row = next(reversed(select(rows, kind)), None)
+    if row is None:
+        return stats.missing(f"not measured: no {'second' if kind == AGAIN else 'first'} pass")
+    if not row.samples.get("energy_j"):
+        return stats.missing(sampled([row], "energy_j").reason)
+    scale = 1e3 / row.key["new_tokens"]
+    mean = stats.mean([call_j * scale for call_j in row.samples["energy_j"]])
+    return replace(mean, records=(record_id(row),))
+
+
+def boards(rows: Sequence[Record], envs: dict[str, dict[str, Any]]) -> str:
+    """Whether both passes of one cell were on the same GPU, as far as its number is known."""
+    passes = [select(rows, kind) for kind in PASSES]
+    if not all(passes):
+        return ""
+    numbers = [envs.get(mine[-1].env_id or "", {}).get("gpu_uuid") for mine in passes]
+    if None in numbers:
+        return "unknown"
+    return "the same" if numbers[0] == numbers[1] else "another"
 
 
 def estimator_errors(
-    trace: hardware_joules.Trace, lengths_s: Sequence[float], starts: int = 40
+    trace: joules.Trace, lengths_s: Sequence[float], starts: int = 40
 ) -> dict[str, dict[float, list[float]]]:
     """Relative errors of four estimators on windows of one trace: estimator -> length -> errors.
 
     The windows of a length begin at `starts` times spread evenly over the trace, so at as many
     phases of the refresh. The reference is the counter interpolated between its ticks.
     """
-    found: dict[str, dict[float, list[float]]] = {name: {} for name in ERRORS}
+    errors: dict[str, dict[float, list[float]]] = {name: {} for name in ERRORS}
     good = [row["t_s"] for row in trace if "error" not in row]
     for length_s in lengths_s if good else ():
         first_s, last_s = good[0] + 1.5, good[-1] - length_s - 1.0
         for number in range(starts if last_s > first_s else 0):
             start_s = first_s + (last_s - first_s) * (number + 0.5) / starts
             span = (start_s, start_s + length_s)
-            near = hardware_joules.cut(trace, *span, 2.0)
-            truth, _ = hardware_joules.counter_j(near, *span)
+            near = joules.cut(trace, *span, 2.0)
+            truth, _ = joules.counter_j(near, *span)
             for name, (_, estimator) in ERRORS.items():
                 value, _ = estimator(near, *span)
                 if truth and value is not None:
-                    found[name].setdefault(length_s, []).append(value / truth - 1)
-    return found
+                    errors[name].setdefault(length_s, []).append(value / truth - 1)
+    return errors
 
 
 def peer_differences(row: Record) -> dict[str, list[float]]:
@@ -233,69 +285,12 @@ def slow_starts(rows: Sequence[Record]) -> list[str]:
         if r.samples["e2e_s"][0] > SLOW_START * statistics.median(r.samples["e2e_s"][1:])
     )
     where = "; ".join(
-        f"{model} at " + ", ".join(f"{c:,}" for _, c in found)
-        for model, found in itertools.groupby(slow, lambda pair: pair[0])
+        f"{model} at " + ", ".join(f"{c:,}" for _, c in cells)
+        for model, cells in itertools.groupby(slow, lambda pair: pair[0])
     )
-    said = (
+    note = (
         f"the first call took over {SLOW_START - 1:.0%} longer than the others in {len(slow)} "
         f"of {len(several)} rows ({where}): it waited for the allocator or the host; "
         "a row of one block holds it in its joules, a median of six does not"
     )
-    return [said] if slow else []
-
-
-AGAIN = "energy-again"  # kind of the rows of the second pass
-
-
-PASSES = ("energy", AGAIN)
-
-
-def per_1k(rows: Sequence[Record], kind: str) -> Estimate:
-    """Joules per 1,000 generated tokens in one pass: mean over blocks."""
-    found = select(rows, kind)
-    if not found:
-        return stats.missing(f"not measured: no {'second' if kind == AGAIN else 'first'} pass")
-    row = found[-1]
-    if not row.samples.get("energy_j"):
-        return stats.missing(sampled([row], "energy_j").reason)
-    scale = 1e3 / row.key["new_tokens"]
-    mean = stats.mean([joules * scale for joules in row.samples["energy_j"]])
-    return replace(mean, records=(record_id(row),))
-
-
-def compared(rows: Sequence[Record]) -> tuple[Estimate, Estimate, Estimate]:
-    """The first pass, the second, and the second over the first, of the rows of one cell."""
-    first, second = (per_1k(rows, kind) for kind in PASSES)
-    return first, second, stats.quotient(second, first)
-
-
-def boards(rows: Sequence[Record], envs: dict[str, dict[str, Any]]) -> str:
-    """Whether both passes of one cell were on the same GPU, as far as its number is known."""
-    found = [select(rows, kind) for kind in PASSES]
-    if not all(found):
-        return ""
-    numbers = [envs.get(of[-1].env_id or "", {}).get("gpu_uuid") for of in found]
-    if None in numbers:
-        return "unknown"
-    return "the same" if numbers[0] == numbers[1] else "another"
-
-
-def table(rows: Sequence[Record]) -> Table:
-    """Each cell of the second pass beside the first; no rows where there was no second."""
-    columns = [
-        Column("J/1K tokens, first pass", "J"),
-        Column("J/1K tokens, second pass", "J"),
-        Column("second / first"),
-        Column("board", numeric=False),
-    ]
-    envs = environments(rows)
-    return build(
-        "energy-passes",
-        "Energy, two passes",
-        rows,
-        PASSES,
-        ("context", "new_tokens"),
-        columns,
-        lambda group: (*compared(group), boards(group, envs)),
-        having=AGAIN,
-    )
+    return [note] if slow else []

@@ -41,23 +41,23 @@ def memory_ledger(
 
     The weights (named with their size at each bar) would hide the rest. GB are 10^9 bytes.
     """
-    made = [
+    ledgers = [
         (name, ledger.ledger(row, ledger.card_of(rows, row))) for name, row in _arms(rows, kind)
     ]
-    ax = axes(ax, figsize=(9.6, 1.6 + 0.3 * len(made)))
-    left = [0.0] * len(made)
-    shown = {n: title for n, title in ledger.PARTS.items() if n != "weights"}
-    for number, (name, label) in enumerate(shown.items() if made else ()):
-        sizes = [max(book.parts[name] or 0, 0) / 1e9 for _, book in made]
+    ax = axes(ax, figsize=(9.6, 1.6 + 0.3 * len(ledgers)))
+    left = [0.0] * len(ledgers)
+    parts = {n: title for n, title in ledger.PARTS.items() if n != "weights"}
+    for number, (name, label) in enumerate(parts.items() if ledgers else ()):
+        sizes = [max(book.parts[name] or 0, 0) / 1e9 for _, book in ledgers]
         if any(sizes):
-            ax.barh(range(len(made)), sizes, left=left, color=PALETTE[number], label=label)
+            ax.barh(range(len(ledgers)), sizes, left=left, color=PALETTE[number], label=label)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    for place, (_, book) in enumerate(made):
+    for place, (_, book) in enumerate(ledgers):
         ax.text(left[place], place, _closing(book), va="center", fontsize=7)
-    ax.set_yticks(range(len(made)), [f"{name} ({_weights(book)})" for name, book in made])
+    ax.set_yticks(range(len(ledgers)), [f"{name} ({_weights(book)})" for name, book in ledgers])
     ax.invert_yaxis()
     ax.set_xlim(0, 1.5 * max([*left, 1e-9]))
-    reasons = dict.fromkeys(book.open_reason for _, book in made if book.closed is None)
+    reasons = dict.fromkeys(book.open_reason for _, book in ledgers if book.closed is None)
     below = "".join(f"\nnot closed: {reason}" for reason in reasons)
     return labelled(
         ax, f"Memory beside the weights, {PROTOCOLS[kind]}", f"GB (10^9 bytes){below}", ""

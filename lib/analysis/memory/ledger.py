@@ -133,8 +133,8 @@ def _at_the_peak(row: Record) -> dict[str, int | None]:
 def _reasons(row: Record, parts: Mapping[str, int | None]) -> dict[str, str]:
     if row.error:
         return dict.fromkeys([*parts, "used_bytes"], f"failed: {row.error}")
-    told, unread = row.missing, row.missing.get("used_bytes", OLD)
-    cache = told.get("kv_tensor_bytes", "no cache was read")
+    missing, unread = row.missing, row.missing.get("used_bytes", OLD)
+    cache = missing.get("kv_tensor_bytes", "no cache was read")
     return {
         **dict.fromkeys(WITHIN, "not told apart from the activations"),
         "weights": "no model card among the rows",
@@ -142,7 +142,7 @@ def _reasons(row: Record, parts: Mapping[str, int | None]) -> dict[str, str]:
         "kv": cache,
         "logits": "no logits were read",
         "activations": cache,
-        "slack": f"reserved memory: {told.get('reserved_bytes', OLD)}",
+        "slack": f"reserved memory: {missing.get('reserved_bytes', OLD)}",
         "context": unread,
         "used_bytes": unread,
     }
@@ -150,12 +150,12 @@ def _reasons(row: Record, parts: Mapping[str, int | None]) -> dict[str, str]:
 
 def of_rows(rows: Sequence[Record]) -> list[tuple[Record, Ledger]]:
     """Every memory row that did not fail with its ledger, by model, setup and context."""
-    found = [
+    ordered = [
         r
         for group in by_setup(rows, KINDS)
         for r in sorted(group.rows, key=lambda r: r.key.get("context") or 0)
     ]
-    return [(row, ledger(row, card_of(rows, row))) for row in found]
+    return [(row, ledger(row, card_of(rows, row))) for row in ordered]
 
 
 def card_of(rows: Sequence[Record], row: Record) -> Mapping[str, Any] | None:
@@ -168,35 +168,6 @@ def card_of(rows: Sequence[Record], row: Record) -> Mapping[str, Any] | None:
         and r.key.get("dtype", row.key.get("dtype")) == row.key.get("dtype")
     ]
     return mine[-1].values if mine else None
-
-
-def sentences(rows: Sequence[Record]) -> list[str]:
-    """Whether the ledgers close, and how far the predicted peaks are from the measured ones."""
-    found = of_rows([r for r in rows if r.kind == "card" or "weight_bytes" in r.values])
-    if not found:
-        return []
-    lines = []
-    checked = [made for _, made in found if made.closed is not None]
-    if checked:
-        closed = sum(made.closed for made in checked)
-        worst = max(checked, key=lambda made: abs(made.residual_bytes))
-        lines.append(
-            f"The memory ledger closes to {CLOSED_SHARE:.0%} of what NVML says on "
-            f"{closed} of {len(checked)} arms; the largest residual is "
-            f"{short(worst.residual_bytes / 1e6)} MB of {short(worst.used_bytes / 1e9)} "
-            f"GB ({worst.source})."
-        )
-    else:
-        lines.append(f"The memory ledger is not closed: {found[0][1].open_reason}.")
-    ratios = [
-        above_bytes(r) / r.values["predicted_bytes"] for r, _ in found if r.value("predicted_bytes")
-    ]
-    if ratios:
-        lines.append(
-            f"Peaks above the baseline are {min(ratios):.3f} to {max(ratios):.3f} times "
-            f"what the shapes alone predict ({len(ratios)} arms)."
-        )
-    return lines
 
 
 def conclusion(rows: Sequence[Record]) -> str:
@@ -229,3 +200,32 @@ def conclusion(rows: Sequence[Record]) -> str:
                 f"the KV cache is {parts['kv'] / above:.0%}."
             )
     return wording.bullets([*lines, *sentences(rows), *wording.cautions(rows)])
+
+
+def sentences(rows: Sequence[Record]) -> list[str]:
+    """Whether the ledgers close, and how far the predicted peaks are from the measured ones."""
+    pairs = of_rows([r for r in rows if r.kind == "card" or "weight_bytes" in r.values])
+    if not pairs:
+        return []
+    lines = []
+    checked = [book for _, book in pairs if book.closed is not None]
+    if checked:
+        closed = sum(book.closed for book in checked)
+        worst = max(checked, key=lambda book: abs(book.residual_bytes))
+        lines.append(
+            f"The memory ledger closes to {CLOSED_SHARE:.0%} of what NVML says on "
+            f"{closed} of {len(checked)} arms; the largest residual is "
+            f"{short(worst.residual_bytes / 1e6)} MB of {short(worst.used_bytes / 1e9)} "
+            f"GB ({worst.source})."
+        )
+    else:
+        lines.append(f"The memory ledger is not closed: {pairs[0][1].open_reason}.")
+    ratios = [
+        above_bytes(r) / r.values["predicted_bytes"] for r, _ in pairs if r.value("predicted_bytes")
+    ]
+    if ratios:
+        lines.append(
+            f"Peaks above the baseline are {min(ratios):.3f} to {max(ratios):.3f} times "
+            f"what the shapes alone predict ({len(ratios)} arms)."
+        )
+    return lines

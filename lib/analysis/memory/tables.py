@@ -1,5 +1,7 @@
-"""Tables of the memory ledger: its parts, growth per token, predictions, and what the paper's "KV
-contribution" consists of. The arithmetic is in `analysis.memory.ledger`."""
+"""Tables of memory: peaks, the ledger's parts, growth per token, and predictions beside them.
+
+The arithmetic is in `analysis.memory.ledger`.
+"""
 
 from __future__ import annotations
 
@@ -43,16 +45,92 @@ UNTOLD = (
 )
 
 
-def read(size: float | None, reason: str, factor: float = 1.0) -> Estimate:
-    """One reading in another unit, or why there is none."""
-    if size is None:
-        return stats.missing(f"not measured: {reason}")
-    return stats.exact(size * factor)
+def table(rows: Sequence[Record]) -> Table:
+    """Peak memory and what it consists of, per model, protocol and context.
+
+    In GB (10^9 bytes), or in MB (10^6 bytes) where no peak reaches one GB.
+    """
+    names = {
+        "peak_bytes": "peak",
+        "baseline_bytes": "baseline",
+        "kv_tensor_bytes": "KV, tensors",
+        "kv_card_bytes": "KV, card",
+        "logits_bytes": "logits held",
+        "workspace_bytes": "workspace",
+        "reserved_bytes": "reserved",
+    }
+    unit, size = _unit(rows)
+
+    def cells(group: list[Record]) -> Sequence[Any]:
+        row = group[-1]
+        above = _reading(row, "peak_bytes", 1 / size)
+        if above.value is not None and row.value("baseline_bytes") is not None:
+            above = Estimate(
+                (row.value("peak_bytes") - row.value("baseline_bytes")) / size,
+                n=1,
+                method="difference of readings",
+                reason=above.reason,
+            )
+        readings = [_reading(row, name, 1 / size) for name in names]
+        return (readings[0], above, *readings[1:], row.value("memory_source") or "")
+
+    columns = [
+        Column("peak", unit),
+        Column("above baseline", unit),
+        *(Column(title, unit) for title in list(names.values())[1:]),
+        Column("source", numeric=False),
+    ]
+    return build(
+        "memory",
+        "Memory",
+        rows,
+        KINDS,
+        ("context", "new_tokens", "protocol"),
+        columns,
+        cells,
+    )
 
 
-def _unit(rows: Sequence[Record]) -> tuple[str, float]:
-    peaks = [r.value("peak_bytes") or 0 for r in rows if r.kind in KINDS]
-    return ("GB", 1e9) if max(peaks, default=0) >= 1e9 else ("MB", 1e6)
+def memory_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`table` as a DataFrame."""
+    return frame(table(rows))
+
+
+def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> Shown:
+    """Before measuring: the cache that the architecture implies, in MB of 10^6 bytes.
+
+    A dash, and a column with the reason, where the card cannot compute it.
+    """
+    sizes, missing = computed(
+        **{str(context): partial(card.kv_bytes, context + new_tokens) for context in contexts}
+    )
+    cells = [sizes[str(c)] / 1e6 if str(c) in sizes else "-" for c in contexts]
+    grid = Shown(
+        {
+            "context (tokens)": contexts,
+            "KV cache computed (MB)": cells,
+            **({"missing": list(missing.values())} if missing else {}),
+        }
+    )
+    return grid.round(3).set_index("context (tokens)")
+
+
+def prediction_table(predicted: Mapping[tuple, int | str]) -> Shown:
+    """What `predict` returned, for reading, in MB of 10^6 bytes."""
+    grid = Shown(
+        [
+            {
+                "experts": name,
+                "protocol": PROTOCOLS[kind],
+                "context (tokens)": context,
+                "peak above baseline, predicted (MB)": size / 1e6
+                if isinstance(size, int)
+                else size,
+            }
+            for (kind, name, context), size in predicted.items()
+        ]
+    )
+    return grid.round(3).set_index("context (tokens)")
 
 
 def parts(rows: Sequence[Record]) -> Table:
@@ -63,18 +141,18 @@ def parts(rows: Sequence[Record]) -> Table:
     unit, size = _unit(rows)
 
     def cells(group: list[Record]) -> Sequence[Any]:
-        made = ledger(group[-1], card_of(rows, group[-1]))
-        why, left = made.open_reason, made.residual_bytes
-        share = None if left is None else 100 * left / made.used_bytes
-        verdict = {None: "–", True: "yes", False: "no"}[made.closed]
+        book = ledger(group[-1], card_of(rows, group[-1]))
+        why, left = book.open_reason, book.residual_bytes
+        share = None if left is None else 100 * left / book.used_bytes
+        verdict = {None: "–", True: "yes", False: "no"}[book.closed]
         return (
-            *(read(made.parts[n], made.reasons[n], 1 / size) for n in PARTS),
-            read(made.sum_bytes, why, 1 / size),
-            read(made.used_bytes, made.reasons["used_bytes"], 1 / size),
+            *(read(book.parts[n], book.reasons[n], 1 / size) for n in PARTS),
+            read(book.sum_bytes, why, 1 / size),
+            read(book.used_bytes, book.reasons["used_bytes"], 1 / size),
             read(left, why, 1e-6),
             read(share, why),
             verdict,
-            made.source or "–",
+            book.source or "–",
             group[-1].value("peak_in") or "–",
         )
 
@@ -88,8 +166,17 @@ def parts(rows: Sequence[Record]) -> Table:
         Column("source", numeric=False),
         Column("peak in", numeric=False),
     ]
-    made = _built("memory-ledger", "Memory ledger", rows, columns, cells)
-    return _with_notes(made, *NOTES, UNTOLD)
+    book = _built("memory-ledger", "Memory ledger", rows, columns, cells)
+    return _with_notes(book, *NOTES, UNTOLD)
+
+
+def ledger_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`parts` as a DataFrame."""
+    return frame(parts(rows))
+
+
+def _with_notes(table: Table, *notes: str) -> Table:
+    return replace(table, notes=(*table.notes, *notes))
 
 
 def predicted(rows: Sequence[Record]) -> Table:
@@ -101,16 +188,16 @@ def predicted(rows: Sequence[Record]) -> Table:
 
     def cells(group: list[Record]) -> Sequence[Any]:
         row = group[-1]
-        told, above = row.value("predicted_bytes"), above_bytes(row)
+        forecast, above = row.value("predicted_bytes"), above_bytes(row)
         asked = difference(row.value("requested_peak_bytes"), row.value("requested_baseline_bytes"))
         why = row.missing.get("predicted_bytes", OLD)
         unasked = row.missing.get("reserved_bytes", OLD)
         return (
-            read(told, why, 1 / size),
+            read(forecast, why, 1 / size),
             read(above, "no peak", 1 / size),
             read(asked, unasked, 1 / size),
-            read(_ratio(above, told), why),
-            read(_ratio(asked, told), unasked if told else why),
+            read(_ratio(above, forecast), why),
+            read(_ratio(asked, forecast), unasked if forecast else why),
         )
 
     columns = [
@@ -131,6 +218,25 @@ def predicted(rows: Sequence[Record]) -> Table:
         columns,
         cells,
     )
+
+
+def predicted_table(rows: Sequence[Record]) -> pd.DataFrame:
+    """`predicted` as a DataFrame."""
+    return frame(predicted(rows))
+
+
+def _built(
+    name: str,
+    title: str,
+    rows: Sequence[Record],
+    columns: Sequence[Column],
+    cells: Callable[[list[Record]], Sequence[Any]],
+) -> Table:
+    return build(name, title, rows, KINDS, ("context", "protocol"), columns, cells)
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return None if above is None or not below else above / below
 
 
 def per_token(rows: Sequence[Record]) -> Table:
@@ -169,37 +275,9 @@ def per_token(rows: Sequence[Record]) -> Table:
     )
 
 
-def ledger_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`parts` as a DataFrame."""
-    return frame(parts(rows))
-
-
-def predicted_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`predicted` as a DataFrame."""
-    return frame(predicted(rows))
-
-
 def per_token_table(rows: Sequence[Record]) -> pd.DataFrame:
     """`per_token` as a DataFrame, with enough digits to count bytes."""
     return frame(per_token(rows), digits=9)
-
-
-def _built(
-    name: str,
-    title: str,
-    rows: Sequence[Record],
-    columns: Sequence[Column],
-    cells: Callable[[list[Record]], Sequence[Any]],
-) -> Table:
-    return build(name, title, rows, KINDS, ("context", "protocol"), columns, cells)
-
-
-def _with_notes(table: Table, *notes: str) -> Table:
-    return replace(table, notes=(*table.notes, *notes))
-
-
-def _ratio(above: float | None, below: float | None) -> float | None:
-    return None if above is None or not below else above / below
 
 
 def _points(group: Sequence[Record], name: str) -> set[tuple[int, int]]:
@@ -221,95 +299,17 @@ def _above(group: Sequence[Record], kind: str) -> set[tuple[int, int]]:
 
 def _slope(points: set[tuple[int, int]]) -> Estimate:
     ordered = sorted(points)
-    found = stats.slope([x for x, _ in ordered], [y for _, y in ordered])
-    return stats.missing(f"not measured: {found.reason}") if found.value is None else found
+    slope = stats.slope([x for x, _ in ordered], [y for _, y in ordered])
+    return stats.missing(f"not measured: {slope.reason}") if slope.value is None else slope
 
 
-def table(rows: Sequence[Record]) -> Table:
-    """Peak memory and what it consists of, per model, protocol and context.
-
-    In GB (10^9 bytes), or in MB (10^6 bytes) where no peak reaches one GB.
-    """
-    names = {
-        "peak_bytes": "peak",
-        "baseline_bytes": "baseline",
-        "kv_tensor_bytes": "KV, tensors",
-        "kv_card_bytes": "KV, card",
-        "logits_bytes": "logits held",
-        "workspace_bytes": "workspace",
-        "reserved_bytes": "reserved",
-    }
-
-    peaks = [r.value("peak_bytes") or 0 for r in rows if r.kind.startswith("memory")]
-    unit, size = ("GB", 1e9) if max(peaks, default=0) >= 1e9 else ("MB", 1e6)
-
-    def cells(group: list[Record]) -> Sequence[Any]:
-        row = group[-1]
-        above = _reading(row, "peak_bytes", 1 / size)
-        if above.value is not None and row.value("baseline_bytes") is not None:
-            above = Estimate(
-                (row.value("peak_bytes") - row.value("baseline_bytes")) / size,
-                n=1,
-                method="difference of readings",
-                reason=above.reason,
-            )
-        readings = [_reading(row, name, 1 / size) for name in names]
-        return (readings[0], above, *readings[1:], row.value("memory_source") or "")
-
-    columns = [
-        Column("peak", unit),
-        Column("above baseline", unit),
-        *(Column(title, unit) for title in list(names.values())[1:]),
-        Column("source", numeric=False),
-    ]
-    return build(
-        "memory",
-        "Memory",
-        rows,
-        ("memory-paper", "memory"),
-        ("context", "new_tokens", "protocol"),
-        columns,
-        cells,
-    )
+def read(size: float | None, reason: str, factor: float = 1.0) -> Estimate:
+    """One reading in another unit, or why there is none."""
+    if size is None:
+        return stats.missing(f"not measured: {reason}")
+    return stats.exact(size * factor)
 
 
-def memory_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`memory` as a DataFrame."""
-    return frame(table(rows))
-
-
-def prediction_table(predicted: Mapping[tuple, int | str]) -> Shown:
-    """What `predict` returned, for reading, in MB of 10^6 bytes."""
-    made = Shown(
-        [
-            {
-                "experts": name,
-                "protocol": PROTOCOLS[kind],
-                "context (tokens)": context,
-                "peak above baseline, predicted (MB)": size / 1e6
-                if isinstance(size, int)
-                else size,
-            }
-            for (kind, name, context), size in predicted.items()
-        ]
-    )
-    return made.round(3).set_index("context (tokens)")
-
-
-def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> Shown:
-    """Before measuring: the cache that the architecture implies, in MB of 10^6 bytes.
-
-    A dash, and a column with the reason, where the card cannot compute it.
-    """
-    sizes, missing = computed(
-        **{str(context): partial(card.kv_bytes, context + new_tokens) for context in contexts}
-    )
-    shown = [sizes[str(c)] / 1e6 if str(c) in sizes else "-" for c in contexts]
-    made = Shown(
-        {
-            "context (tokens)": contexts,
-            "KV cache computed (MB)": shown,
-            **({"missing": list(missing.values())} if missing else {}),
-        }
-    )
-    return made.round(3).set_index("context (tokens)")
+def _unit(rows: Sequence[Record]) -> tuple[str, float]:
+    peaks = [r.value("peak_bytes") or 0 for r in rows if r.kind in KINDS]
+    return ("GB", 1e9) if max(peaks, default=0) >= 1e9 else ("MB", 1e6)

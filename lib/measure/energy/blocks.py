@@ -95,15 +95,15 @@ def _due(blocks: int, number: int, count: int) -> bool:
     return (number + 1) * blocks // count > number * blocks // count
 
 
-def samples_of(found: Sequence[Block], idle_w: float | None) -> dict[str, list[float]]:
+def samples_of(blocks: Sequence[Block], idle_w: float | None) -> dict[str, list[float]]:
     """Seconds of every call, and joules of a call for each block that can be believed.
 
     `energy_j` is by the estimator that is published, `average_energy_j` and `instant_energy_j` by
     the power readings, `paper_energy_j` by the paper's estimator, `net_energy_j` is energy less
     what the idle board draws in that time. `start_s` and `stop_s` are the edges on the traces.
     """
-    samples = {"e2e_s": [stop - start for b in found for start, stop in b.span.calls_s]}
-    good = believed(found)
+    samples = {"e2e_s": [stop - start for b in blocks for start, stop in b.span.calls_s]}
+    good = believed(blocks)
     if not good:
         return samples
     calls = [len(b.span.calls_s) for b in good]
@@ -124,15 +124,15 @@ def samples_of(found: Sequence[Block], idle_w: float | None) -> dict[str, list[f
     return samples | {name: list(c) for name, c in columns.items() if None not in c}
 
 
-def values_of(found: Sequence[Block]) -> dict[str, Any]:
+def values_of(blocks: Sequence[Block]) -> dict[str, Any]:
     """Sums over the blocks that can be believed, and what each gate found at its worst."""
-    good = believed(found)
+    good = believed(blocks)
     values: dict[str, Any] = {
-        "blocks": len(found),
-        "invalid_blocks": [b.window.reason for b in found if b.window.energy_j is None],
+        "blocks": len(blocks),
+        "invalid_blocks": [b.window.reason for b in blocks if b.window.energy_j is None],
         "gates": {
             g.code: {"level": g.level, "value": g.value, "text": g.text}
-            for g in worst([g for b in found for g in b.window.gates])
+            for g in worst([g for b in blocks for g in b.window.gates])
         },
     }
     if good:
@@ -147,30 +147,30 @@ def values_of(found: Sequence[Block]) -> dict[str, Any]:
     return values
 
 
-def believed(found: Sequence[Block]) -> list[Block]:
+def believed(blocks: Sequence[Block]) -> list[Block]:
     """Blocks that have an energy."""
-    return [block for block in found if block.window.energy_j is not None]
+    return [block for block in blocks if block.window.energy_j is not None]
 
 
-def worst(found: Sequence[Gate]) -> list[Gate]:
+def worst(gates: Sequence[Gate]) -> list[Gate]:
     """For each code the gate of the worst level, among these the one of the largest value."""
-    ordered = sorted(found, key=lambda g: (LEVELS.index(g.level), abs(g.value or 0.0)))
+    ordered = sorted(gates, key=lambda g: (LEVELS.index(g.level), abs(g.value or 0.0)))
     return list({gate.code: gate for gate in ordered}.values())
 
 
-def warnings_of(found: Sequence[Block]) -> tuple[dict[str, str], ...]:
+def warnings_of(blocks: Sequence[Block]) -> tuple[dict[str, str], ...]:
     """One warning for each gate that warned or failed, with the number of blocks."""
-    raised = [g for b in found for g in b.window.gates if g.level in ("warn", "invalid")]
+    raised = [g for b in blocks for g in b.window.gates if g.level in ("warn", "invalid")]
     counts = Counter(gate.code for gate in raised)
     return tuple(
-        record.warning(g.code, f"{counts[g.code]} of {len(found)} blocks: {g.text}")
+        record.warning(g.code, f"{counts[g.code]} of {len(blocks)} blocks: {g.text}")
         for g in worst(raised)
     )
 
 
-def missing_of(found: Sequence[Block], device_reason: str | None) -> dict[str, str]:
+def missing_of(blocks: Sequence[Block], device_reason: str | None) -> dict[str, str]:
     """Why there is no energy: the device's reason, or that of the blocks."""
-    if believed(found):
+    if believed(blocks):
         return {}
-    reason = device_reason or found[0].window.reason
+    reason = device_reason or blocks[0].window.reason
     return dict.fromkeys(("energy_j", "paper_energy_j"), reason)

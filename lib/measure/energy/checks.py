@@ -22,11 +22,12 @@ from typing import Any
 from lib.hardware import validity
 from lib.hardware.host import version
 from lib.measure.energy import blocks, windows
-from lib.measure.energy import sweep as energy_sweep
+from lib.measure.energy.sweep import Session, measure_round, open_session, row_of
 from lib.models import card, load
 from lib.records import record, store
 from lib.records.record import Record
 
+SHORT_S = 1.6  # as long as the runs that the paper took readings around
 # What each parameter of two or more dimensions is filled with, drawn from a seeded generator.
 FILLS: dict[str, Callable[[Any, Any], Any]] = {
     "normal": lambda tensor, generator: tensor.normal_(std=0.02, generator=generator),
@@ -72,12 +73,10 @@ def sweep(
             env_id=env_id,
         )
         return [store.append(records_path, row)]
-    session = energy_sweep.open_session(
-        model, stack, Path(records_path), seed, env_id, [context], new_tokens
-    )
+    session = open_session(model, stack, Path(records_path), seed, env_id, [context], new_tokens)
     try:
         for number, order in enumerate(blocks.plan(cells, seed), start=1):
-            energy_sweep.measure_round(
+            measure_round(
                 session,
                 order,
                 f"trace-weights-{number}",
@@ -86,70 +85,7 @@ def sweep(
             )
     finally:
         restore(model, name, seed)
-    return [
-        store.append(records_path, energy_sweep.row_of(session, cell, found))
-        for cell, found in session.blocks.items()
-    ]
-
-
-def against_real(
-    real_model: str,
-    *,
-    dtype: str,
-    device: Any,
-    stack: str,
-    context: int,
-    new_tokens: int,
-    repeats: int,
-    window_s: float,
-    seed: int,
-    env_id: str | None,
-    records_path: str | Path,
-) -> list[Record]:
-    """A small dense model with its real weights and with random ones, in turns: kind `energy-real`.
-
-    Both are loaded, and both are given the same prompt. None for "".
-    """
-    if not real_model:
-        return []
-    reason, twins = device.missing.get("energy") or "", []
-    if not reason:
-        reason, twins = load_twins(real_model, dtype, device, seed)
-    if reason:
-        row = Record(
-            "energy-real",
-            dict.fromkeys(record.KEY_FIELDS) | {"model": real_model},
-            missing={"energy_j": reason},
-            env_id=env_id,
-        )
-        return [store.append(records_path, row)]
-    cell = blocks.Cell(context, new_tokens, repeats, "energy-real")
-    sessions = [
-        energy_sweep.open_session(
-            model, stack, Path(records_path), seed, env_id, [context], new_tokens
-        )
-        for model in twins
-    ]
-    for session in sessions:
-        session.ids |= sessions[0].ids
-    for number in range(repeats):
-        for session in sessions if number % 2 else sessions[::-1]:
-            name = f"trace-real-{number + 1}-{session.model.weights}"
-            energy_sweep.measure_round(session, [cell], name, window_s)
-    return [
-        store.append(records_path, energy_sweep.row_of(s, cell, s.blocks[cell])) for s in sessions
-    ]
-
-
-def load_twins(name: str, dtype: str, device: Any, seed: int) -> tuple[str, list[Any]]:
-    """The model with real and with random weights, or the reason why it is not at hand."""
-    try:
-        return "", [
-            load.load(name, weights=weights, dtype=dtype, device=device, seed=seed)
-            for weights in ("checkpoint", "random")
-        ]
-    except (card.ModelError, OSError) as error:
-        return f"{name} could not be loaded: {error}", []
+    return [store.append(records_path, row_of(session, cell)) for cell in session.blocks]
 
 
 def refusal(model: Any) -> str:
@@ -188,7 +124,60 @@ def restore(model: Any, name: str, seed: int) -> None:
     model.net = fresh.net
 
 
-SHORT_S = 1.6  # as long as the runs that the paper took readings around
+def against_real(
+    real_model: str,
+    *,
+    dtype: str,
+    device: Any,
+    stack: str,
+    context: int,
+    new_tokens: int,
+    repeats: int,
+    window_s: float,
+    seed: int,
+    env_id: str | None,
+    records_path: str | Path,
+) -> list[Record]:
+    """A small dense model with its real weights and with random ones, in turns: kind `energy-real`.
+
+    Both are loaded, and both are given the same prompt. None for "".
+    """
+    if not real_model:
+        return []
+    reason, twins = device.missing.get("energy") or "", []
+    if not reason:
+        reason, twins = load_twins(real_model, dtype, device, seed)
+    if reason:
+        row = Record(
+            "energy-real",
+            dict.fromkeys(record.KEY_FIELDS) | {"model": real_model},
+            missing={"energy_j": reason},
+            env_id=env_id,
+        )
+        return [store.append(records_path, row)]
+    cell = blocks.Cell(context, new_tokens, repeats, "energy-real")
+    sessions = [
+        open_session(model, stack, Path(records_path), seed, env_id, [context], new_tokens)
+        for model in twins
+    ]
+    for session in sessions:
+        session.ids |= sessions[0].ids
+    for number in range(repeats):
+        for session in sessions if number % 2 else sessions[::-1]:
+            name = f"trace-real-{number + 1}-{session.model.weights}"
+            measure_round(session, [cell], name, window_s)
+    return [store.append(records_path, row_of(session, cell)) for session in sessions]
+
+
+def load_twins(name: str, dtype: str, device: Any, seed: int) -> tuple[str, list[Any]]:
+    """The model with real and with random weights, or the reason why it is not at hand."""
+    try:
+        return "", [
+            load.load(name, weights=weights, dtype=dtype, device=device, seed=seed)
+            for weights in ("checkpoint", "random")
+        ]
+    except (card.ModelError, OSError) as error:
+        return f"{name} could not be loaded: {error}", []
 
 
 def compare(
@@ -222,9 +211,7 @@ def compare(
             env_id=env_id,
         )
         return [store.append(records_path, row)]
-    session = energy_sweep.open_session(
-        model, stack, Path(records_path), seed, env_id, [context], new_tokens
-    )
+    session = open_session(model, stack, Path(records_path), seed, env_id, [context], new_tokens)
     lead = session.lead(context, new_tokens)
     lengths = {
         "long": (session.call(context, new_tokens), window_s),
@@ -268,7 +255,7 @@ def open_monitor(device: Any) -> tuple[Any, str]:
 
 
 def both(
-    session: energy_sweep.Session,
+    session: Session,
     monitor: Any,
     lead: windows.Call,
     call: windows.Call,
@@ -282,8 +269,7 @@ def both(
             windows.keep_busy(lead, windows.LEAD_S, device)
             monitor.begin_window(f"{number}", sync_execution=False)  # `keep_busy` has waited
             spans.append(windows.fill(call, device, seconds))
-            told = monitor.end_window(f"{number}", sync_execution=False)
-            theirs.append(told.total_energy)
+            theirs.append(monitor.end_window(f"{number}", sync_execution=False).total_energy)
         windows.keep_busy(lead, windows.LEAD_S, device)
     ours = [
         validity.judge(

@@ -53,7 +53,7 @@ def characterise(
     zero_s = trace[0]["t_s"]
     path = Path(records_path).with_name("trace-instrument.jsonl.gz")
     store.write_trace(path, ({**r, "t_s": round(r["t_s"] - zero_s, 6)} for r in trace))
-    found = readouts.describe(trace, step, phases)
+    description = readouts.describe(trace, step, phases)
     edges = {
         "step_start_s": [step[0] - zero_s],
         "step_stop_s": [step[1] - zero_s],
@@ -69,9 +69,9 @@ def characterise(
             **model.source,
             "trace": path.name,
             **device.board_state(),
-            **{name: value for name, value in found.items() if value is not None},
+            **{name: value for name, value in description.items() if value is not None},
         },
-        missing={name: absent for name, value in found.items() if value is None},
+        missing={name: absent for name, value in description.items() if value is None},
         env_id=env_id,
     )
     return [store.append(records_path, row)]

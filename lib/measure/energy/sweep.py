@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lib import stats
-from lib.hardware import device as lib_device
-from lib.hardware import joules
-from lib.hardware import validity as lib_gates
+from lib.hardware import joules, validity
+from lib.hardware.device import time_call
 from lib.hardware.validity import Gate
-from lib.measure.energy import blocks as lib_blocks
-from lib.measure.energy import windows
+from lib.measure.energy import blocks, windows
 from lib.measure.energy.blocks import Block, Cell
 from lib.measure.energy.windows import Span
 from lib.measure.session import track
@@ -89,7 +87,7 @@ def sweep(
     `block_contexts` get `repeats` blocks and the lengths of the slope; the others get
     `other_repeats` blocks. `kind` tells the rows of a second pass from those of the first.
     """
-    cells = lib_blocks.cells_of(
+    cells = blocks.cells_of(
         contexts,
         new_tokens,
         block_contexts,
@@ -117,16 +115,13 @@ def sweep(
             session.lead(first.context, new_tokens), model.device, WARMUP_LIMIT_S
         )
         rows += sampler_check(session, first, sampler_pairs, records_path)
-        rounds = lib_blocks.plan(cells, seed)
+        rounds = blocks.plan(cells, seed)
         for number, order in enumerate(track(rounds, f"energy of {model.name}"), start=1):
             measure_round(session, order, f"trace-{number}", window_s)
         session.values |= idle_power(session, idle_s, "after")
     finally:
         session.values |= idle_both(session.values)
-        rows += [
-            store.append(records_path, row_of(session, cell, found))
-            for cell, found in session.blocks.items()
-        ]
+        rows += [store.append(records_path, row_of(session, cell)) for cell in session.blocks]
     return rows
 
 
@@ -162,7 +157,7 @@ def open_session(
                 session.generate[context], session.ids[context], model.device, new_tokens
             )
         if "energy" not in model.device.missing:
-            lib_device.time_call(session.call(context, max(new_tokens, longest)), model.device)
+            time_call(session.call(context, max(new_tokens, longest)), model.device)
     return session
 
 
@@ -174,7 +169,7 @@ def idle_power(session: Session, idle_s: float, when: str) -> dict[str, Any]:
     with device.power_trace(uuids=session.gpus) as trace:
         span = windows.idle(device, idle_s)
     save(session, f"trace-idle-{when}", trace)
-    window = lib_gates.judge(
+    window = validity.judge(
         trace,
         span.start_s,
         span.stop_s,
@@ -187,11 +182,11 @@ def idle_power(session: Session, idle_s: float, when: str) -> dict[str, Any]:
 def idle_both(values: dict[str, Any]) -> dict[str, Any]:
     """The mean of idling before and after, and half of their difference as its uncertainty."""
     both = [values.get(f"idle_{when}_w") for when in ("before", "after")]
-    known = [watts for watts in both if watts is not None]
-    if not known:
+    readings = [watts for watts in both if watts is not None]
+    if not readings:
         return {}
-    spread = {"idle_error_w": abs(known[1] - known[0]) / 2} if len(known) == 2 else {}
-    return {"idle_w": sum(known) / len(known), **spread}
+    spread = {"idle_error_w": abs(readings[1] - readings[0]) / 2} if len(readings) == 2 else {}
+    return {"idle_w": sum(readings) / len(readings), **spread}
 
 
 def sampler_check(
@@ -205,17 +200,17 @@ def sampler_check(
     device = session.model.device
     if not pairs or "energy" in device.missing:
         session.gates.append(
-            lib_gates.sampler_disturbs(stats.missing("no pairs of calls were asked"))
+            validity.sampler_disturbs(stats.missing("no pairs of calls were asked"))
         )
         return []
     tokens = session.lead_tokens.get(cell.context, cell.new_tokens)
     call = session.call(cell.context, tokens)
     times = timed_pairs(session, call, pairs)
-    gate = lib_gates.sampler_disturbs(stats.paired_ratio(*times.values()))
+    gate = validity.sampler_disturbs(stats.paired_ratio(*times.values()))
     if gate.level == "invalid":
         fresh = timed_pairs(session, call, pairs)
-        gate = lib_gates.repeated(
-            gate, lib_gates.sampler_disturbs(stats.paired_ratio(*fresh.values()))
+        gate = validity.repeated(
+            gate, validity.sampler_disturbs(stats.paired_ratio(*fresh.values()))
         )
         times |= {f"again_{name}": values for name, values in fresh.items()}
     session.gates.append(gate)
@@ -243,9 +238,9 @@ def one_call(session: Session, call: windows.Call, *, sampled: bool) -> float:
     """Seconds of one call with the sampler running, or without it."""
     device = session.model.device
     if not sampled:
-        return lib_device.time_call(call, device)[0]
+        return time_call(call, device)[0]
     with device.power_trace(uuids=session.gpus):
-        return lib_device.time_call(call, device)[0]
+        return time_call(call, device)[0]
 
 
 def measure_round(
@@ -298,7 +293,7 @@ def judged(
     """What the trace says about one window."""
     trace = joules.cut(trace, span.start_s, span.stop_s, 2.0)
     idle_w = session.values.get("idle_before_w")
-    window = lib_gates.judge(
+    window = validity.judge(
         trace,
         span.start_s,
         span.stop_s,
@@ -313,14 +308,14 @@ def judged(
     return Block(span.less(zero_s), window, name, place, mean, halves)
 
 
-def row_of(session: Session, cell: Cell, found: Sequence[Block]) -> Record:
+def row_of(session: Session, cell: Cell) -> Record:
     """The row of one cell; what its samples are stands in `measure.energy.blocks.samples_of`."""
-    model, idle_w = session.model, session.values.get("idle_w")
-    missing = lib_blocks.missing_of(found, model.device.missing.get("energy"))
+    model, idle_w, of_cell = session.model, session.values.get("idle_w"), session.blocks[cell]
+    missing = blocks.missing_of(of_cell, model.device.missing.get("energy"))
     if idle_w is None:
         reason = session.values.get("idle_reason") or model.device.missing.get("energy")
         missing |= dict.fromkeys(("idle_w", "net_energy_j"), reason or "idling was not measured")
-    told = {name: value for name, value in session.values.items() if value not in (None, "")}
+    shared = {name: value for name, value in session.values.items() if value not in (None, "")}
     return Record(
         kind=cell.kind,
         key=model.key(
@@ -330,10 +325,10 @@ def row_of(session: Session, cell: Cell, found: Sequence[Block]) -> Record:
             batch=session.batch,
             **({"weights": f"random-{cell.weights}"} if cell.weights else {}),
         ),
-        samples=lib_blocks.samples_of(found, idle_w),
-        values={**model.source, **told, **lib_blocks.values_of(found)},
+        samples=blocks.samples_of(of_cell, idle_w),
+        values={**model.source, **shared, **blocks.values_of(of_cell)},
         missing=missing,
-        warnings=lib_blocks.warnings_of(found),
+        warnings=blocks.warnings_of(of_cell),
         env_id=session.env_id,
     )
 

@@ -28,17 +28,17 @@ def cache_tensors(cache: Any) -> list[Any]:
     that keeps these."""
     if not getattr(cache, "layers", ()):
         raise ValueError(f"a {type(cache).__name__} has no layers of keys and values")
-    found = []
+    tensors = []
     for index, layer in enumerate(cache.layers):
         states = (getattr(layer, name, {}).values() for name in ("conv_states", "recurrent_states"))
-        kept = [getattr(layer, "keys", None), getattr(layer, "values", None), *chain(*states)]
-        if all(tensor is None for tensor in kept):
+        parts = [getattr(layer, "keys", None), getattr(layer, "values", None), *chain(*states)]
+        if all(tensor is None for tensor in parts):
             raise ValueError(
                 f"layer {index} of the cache is a {type(layer).__name__}, which does "
                 "not keep keys and values"
             )
-        found += [tensor for tensor in kept if tensor is not None]
-    return found
+        tensors += [tensor for tensor in parts if tensor is not None]
+    return tensors
 
 
 def cache_bytes(cache: Any) -> int:
@@ -69,10 +69,10 @@ def card_bytes(card: Any, cache: Any, tokens: int) -> int:
 
 def card_warnings(values: Mapping[str, Any], card_weight_bytes: int) -> list[dict[str, str]]:
     """A cache, or weights, not as large as the card computes are worth a look."""
-    found = []
+    warnings = []
     cached, computed = values.get("kv_tensor_bytes"), values.get("kv_card_bytes")
     if None not in (cached, computed) and cached != computed:
-        found.append(
+        warnings.append(
             record.warning(
                 "kv-card",
                 f"the cache holds {cached} bytes, the card computes {computed}: check "
@@ -80,11 +80,11 @@ def card_warnings(values: Mapping[str, Any], card_weight_bytes: int) -> list[dic
             )
         )
     if values["weight_bytes"] != card_weight_bytes:
-        found.append(
+        warnings.append(
             record.warning(
                 "weights-card",
                 f"the weights take {values['weight_bytes']} bytes, the card computes "
                 f"{card_weight_bytes}: check the dtype of each parameter",
             )
         )
-    return found
+    return warnings

@@ -29,8 +29,8 @@ class _FusedAttention(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         query, _, value = args[:3]
         batch, heads, tokens, _ = query.shape
-        made = query.new_empty(batch, tokens, heads, value.shape[-1])
-        return made.transpose(1, 2)
+        out = query.new_empty(batch, tokens, heads, value.shape[-1])
+        return out.transpose(1, 2)
 
 
 def on_meta(net: Any) -> Any:
@@ -56,8 +56,7 @@ def prefill_bytes(
     _use(twin, implementation)
     ids = _tokens(context)  # made before the count, as the prompt is there before a call
     with torch.no_grad(), _FusedAttention(), Live(BLOCK_BYTES) as live:
-        made = twin(ids, use_cache=True, **options)
-    del made
+        twin(ids, use_cache=True, **options)
     return live.peak_bytes
 
 

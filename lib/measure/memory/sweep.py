@@ -98,14 +98,16 @@ def _protocols(
     rows = []
     for context in track(contexts, f"memory of {model.name}"):
         for kind, call in calls.items():
-            told = predicted.get((kind, model.key()["experts"], context), "nothing was predicted")
+            prediction = predicted.get(
+                (kind, model.key()["experts"], context), "nothing was predicted"
+            )
             row = arm(
                 model,
                 kind=kind,
                 call=call,
                 stack=stack,
                 context=context,
-                predicted=told,
+                predicted=prediction,
                 new_tokens=new_tokens,
                 seed=seed,
                 env_id=env_id,
@@ -127,16 +129,18 @@ def predict(
     except Exception as error:  # whatever building an architecture raises
         twin = error
     decoding = registry.experts_in_decode(model.net, STEPPED)
-    named = {model.experts: {"memory-paper": model.experts, "memory": decoding}}
-    named |= {name: dict.fromkeys(PROTOCOLS, name) for name in also_experts if model.card.experts}
-    found: dict[tuple, int | str] = {}
-    for name, in_decode in named.items():
+    implementations = {model.experts: {"memory-paper": model.experts, "memory": decoding}}
+    implementations |= {
+        name: dict.fromkeys(PROTOCOLS, name) for name in also_experts if model.card.experts
+    }
+    peaks: dict[tuple, int | str] = {}
+    for name, in_decode in implementations.items():
         for context in track(contexts, f"predicted memory of {model.name}"):
             for kind in PROTOCOLS:
-                found[kind, name, context] = _predicted(
+                peaks[kind, name, context] = _predicted(
                     twin, kind, context, new_tokens, name, in_decode[kind]
                 )
-    return found
+    return peaks
 
 
 def _predicted(
@@ -205,13 +209,13 @@ def arm(
     values["weight_bytes"] = weight_bytes(model.net)
     values["logits_bytes"] = tensor_bytes(alive["logits"]) if "logits" in alive else 0
     cached = cached_tokens(kind, context, new_tokens)
-    found, missing = cache_readings(alive["cache"], model.card, cached)
+    cache_values, missing = cache_readings(alive["cache"], model.card, cached)
     cache_kind = "static" if is_static(alive["cache"]) else "dynamic"
     del alive
-    values |= found
-    if found["kv_tensor_bytes"] is not None:
-        known = ("baseline_bytes", "kv_tensor_bytes", "logits_bytes")
-        values["workspace_bytes"] = values["peak_bytes"] - sum(values[name] for name in known)
+    values |= cache_values
+    if cache_values["kv_tensor_bytes"] is not None:
+        parts = ("baseline_bytes", "kv_tensor_bytes", "logits_bytes")
+        values["workspace_bytes"] = values["peak_bytes"] - sum(values[name] for name in parts)
         if stack == STEPPED:
             values |= where_it_peaks(model, call, ids, few, values)
     missing |= {

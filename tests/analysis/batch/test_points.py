@@ -136,9 +136,9 @@ def test_experts_and_bandwidth_are_those_of_the_trace():
 
 def test_the_knee_is_where_doubling_pays_less():
     """190/100 and 350/190 are more than 1.5, 500/350 = 1.43 is less."""
-    found = points.knee(points.points(line(RATES)))
-    assert found.batch == 4
-    assert found.gain.value == pytest.approx(500 / 350, rel=2e-2)
+    knee = points.knee(points.points(line(RATES)))
+    assert knee.batch == 4
+    assert knee.gain.value == pytest.approx(500 / 350, rel=2e-2)
 
 
 def test_a_later_doubling_does_not_move_the_knee():
@@ -162,15 +162,15 @@ def test_no_doubling_paid():
 
 def test_a_knee_that_is_not_reached_says_what_was_seen_last():
     rows = line({1: 100.0, 2: 190.0, 4: 350.0})
-    found = points.knee(points.points(rows))
-    assert found.batch is None
-    assert found.reason.startswith("not reached: doubling to 4 still raised it 1.8")
+    knee = points.knee(points.points(rows))
+    assert knee.batch is None
+    assert knee.reason.startswith("not reached: doubling to 4 still raised it 1.8")
     assert points.knee(points.points([*rows, failed(8)])).reason.endswith("; batch 8 failed")
 
 
 def test_batches_that_are_no_doublings_have_no_knee():
-    found = points.knee(points.points(line({1: 100.0, 3: 120.0})))
-    assert found.reason == "not reached: no batch and its double were measured"
+    knee = points.knee(points.points(line({1: 100.0, 3: 120.0})))
+    assert knee.reason == "not reached: no batch and its double were measured"
 
 
 # --- the front
@@ -203,15 +203,15 @@ def test_a_slower_and_thirstier_stack_is_dominated_throughout():
 
 
 def test_the_table_has_a_row_for_each_batch_and_marks_the_knee():
-    made = frame(tables.table(line(RATES))).to_dict("records")
-    assert [(row["batch"], row["remark"]) for row in made] == [
+    lines = frame(tables.table(line(RATES))).to_dict("records")
+    assert [(row["batch"], row["remark"]) for row in lines] == [
         (1, ""),
         (2, ""),
         (4, "knee"),
         (8, ""),
         (16, ""),
     ]
-    row = made[2]
+    row = lines[2]
     assert row["throughput of all (tok/s)"] == pytest.approx(350, rel=1e-2)
     assert row["TPOT (ms)"] == pytest.approx(1000 / 87.5, rel=1e-2)
     assert row["J/1K tokens, decode (J)"] == pytest.approx(400e3 / 350, rel=5e-3)

@@ -65,8 +65,8 @@ def weights_row(value, samples):
 
 
 def test_the_energy_table_has_gross_net_and_the_other_estimators(study):
-    made = tables.energy_table(study[0])
-    row = made[made["context"] == 512].iloc[0]
+    table = tables.energy_table(study[0])
+    row = table[table["context"] == 512].iloc[0]
     per_1k = 1e3 * (100 + 15 * 20) / 21
     assert row["J/1K tokens (J)"] == pytest.approx(per_1k, rel=0.01)
     assert row["J/1K, net of idle (J)"] == pytest.approx(per_1k - 110 * 1.2 / 21 * 1e3, rel=0.02)
@@ -74,20 +74,20 @@ def test_the_energy_table_has_gross_net_and_the_other_estimators(study):
     assert row["tokens per joule (1/J)"] * row["J/1K tokens (J)"] == pytest.approx(1e3, rel=1e-3)
     assert row["mean power (W)"] == pytest.approx(400 / 1.2, rel=0.01)
     assert row["J/1K tokens 95 %"] and row["n"].startswith("6")
-    assert not any("watt" in column.lower() for column in made.columns)
+    assert not any("watt" in column.lower() for column in table.columns)
 
 
 def test_prefill_and_token_are_apart(study):
-    made = tables.parts(study[0]).iloc[0]
-    assert made["new tokens"] == "1, 21, 41"
-    assert made["prefill and first token (J)"] == pytest.approx(100, rel=0.01)
-    assert made["each further token (J)"] == pytest.approx(15, rel=0.01)
-    assert made["prefill and first token 95 %"] and made["each further token 95 %"]
+    line = tables.parts(study[0]).iloc[0]
+    assert line["new tokens"] == "1, 21, 41"
+    assert line["prefill and first token (J)"] == pytest.approx(100, rel=0.01)
+    assert line["each further token (J)"] == pytest.approx(15, rel=0.01)
+    assert line["prefill and first token 95 %"] and line["each further token 95 %"]
 
 
 def test_uncertainty_keeps_statistical_and_systematic_apart(study):
-    made = tables.uncertainty(study[0]).set_index("context")
-    many, one = made.loc[512], made.loc[128]
+    table = tables.uncertainty(study[0]).set_index("context")
+    many, one = table.loc[512], table.loc[128]
     assert many["blocks"] == 6 and one["blocks"] == 1
     assert 0 < many["spread of blocks, CV (%)"] < 1 and 0 < many["statistical ± (%)"] < 1
     assert np.isnan(one["statistical ± (%)"])  # one block tells no spread
@@ -97,7 +97,7 @@ def test_uncertainty_keeps_statistical_and_systematic_apart(study):
 
 
 def test_every_gate_is_listed_at_its_worst(study):
-    made = tables.gates(study[0]).set_index("gate")
+    table = tables.gates(study[0]).set_index("gate")
     assert {
         "agreement",
         "sampler_gap",
@@ -105,18 +105,18 @@ def test_every_gate_is_listed_at_its_worst(study):
         "clock_drift",
         "foreign_process",
         "sampler_disturbs",
-    } <= {*made.index}
-    assert set(made["worst"]) <= {"ok", "warn", "unknown"}
-    assert made.loc["agreement", "worst"] == "ok" and "%" in made.loc["agreement", "worst value"]
+    } <= {*table.index}
+    assert set(table["worst"]) <= {"ok", "warn", "unknown"}
+    assert table.loc["agreement", "worst"] == "ok" and "%" in table.loc["agreement", "worst value"]
 
 
 def test_the_instrument_table_has_a_row_for_each_readout(study):
-    made = tables.instrument(study[0]).set_index("readout")
-    assert [*made.index] == ["energy counter", "instant power", "average power"]
-    assert made["refresh (ms)"].tolist() == pytest.approx([100] * 3, rel=0.01)
-    assert made.loc["average power", "mean of (s)"] == 1.0
+    table = tables.instrument(study[0]).set_index("readout")
+    assert [*table.index] == ["energy counter", "instant power", "average power"]
+    assert table["refresh (ms)"].tolist() == pytest.approx([100] * 3, rel=0.01)
+    assert table.loc["average power", "mean of (s)"] == 1.0
     spread = "spread over phases (%)"
-    assert made.loc["energy counter", spread] < 10 < made.loc["instant power", spread]
+    assert table.loc["energy counter", spread] < 10 < table.loc["instant power", spread]
 
 
 @pytest.mark.parametrize(
@@ -136,14 +136,16 @@ def test_a_table_without_rows_gives_a_reason(table):
 
 def test_weight_values_are_paired_by_block_and_bound_the_systematic_term():
     rows = [weights_row("normal", [100.0, 102.0, 104.0]), weights_row("zero", [95.0, 96.9, 98.8])]
-    made = tables.weights(rows).set_index("weights")
-    assert made.loc["normal", "energy / normal"] == 1
-    assert made.loc["zero", "energy / normal"] == pytest.approx(0.95)
+    table = tables.weights(rows).set_index("weights")
+    assert table.loc["normal", "energy / normal"] == 1
+    assert table.loc["zero", "energy / normal"] == pytest.approx(0.95)
     assert quantities.weight_spread(rows) == pytest.approx(0.05)
     assert quantities.weight_spread(rows[:1]) is None
     assert quantities.uncertainty(Record("energy"), 0.05).weights == 0.05
-    said = "Energy of m with zero weights is 0.95 times that of normal ones [0.95, 0.95]: lower."
-    assert said in conclusions.checks(rows)
+    sentence = (
+        "Energy of m with zero weights is 0.95 times that of normal ones [0.95, 0.95]: lower."
+    )
+    assert sentence in conclusions.checks(rows)
 
 
 def test_a_peer_is_compared_window_by_window():
@@ -156,34 +158,34 @@ def test_a_peer_is_compared_window_by_window():
         "short_s": [1.6],
     }
     row = Record("energy-peer", key("m"), samples)
-    made = tables.peer([row]).set_index("windows")
-    assert made.loc["long", "worst difference (%)"] == pytest.approx(1)
-    assert made.loc["short", "median difference (%)"] == pytest.approx(-10)
-    said = conclusions.checks([row])
-    assert "Zeus on 1 windows of 1.600 s: median -10.00%, at most -10.00%" in said
+    table = tables.peer([row]).set_index("windows")
+    assert table.loc["long", "worst difference (%)"] == pytest.approx(1)
+    assert table.loc["short", "median difference (%)"] == pytest.approx(-10)
+    text = conclusions.checks([row])
+    assert "Zeus on 1 windows of 1.600 s: median -10.00%, at most -10.00%" in text
 
 
 # --- conclusions
 
 
 def test_the_conclusion_has_parts_and_uncertainty(study):
-    said = conclusions.conclusion(study[0])
-    assert "fake at 512 tokens: 19," in said and "n = 6 (GPU board, gross), of which 33%" in said
-    assert "512 tokens: prefill and first token 99." in said.replace("token 100.", "token 99.")
-    assert "each further token 15.0" in said.replace("token 14.9", "token 15.0")
-    assert "95 % over blocks ±" in said and "assumed and not measured, ±5%" in said
-    assert "gCO2e" not in said
+    text = conclusions.conclusion(study[0])
+    assert "fake at 512 tokens: 19," in text and "n = 6 (GPU board, gross), of which 33%" in text
+    assert "512 tokens: prefill and first token 99." in text.replace("token 100.", "token 99.")
+    assert "each further token 15.0" in text.replace("token 14.9", "token 15.0")
+    assert "95 % over blocks ±" in text and "assumed and not measured, ±5%" in text
+    assert "gCO2e" not in text
 
 
 def test_carbon_only_where_an_intensity_is_given_and_with_all_three_factors():
     """3.6 MJ are one kWh: 1 kWh x 1.5 x 400 g/kWh = 600 g."""
-    told = quantities.carbon(3.6e6, 1.5, 400.0)
-    assert (told.kwh, told.grams) == (1.0, 600.0)
+    footprint = quantities.carbon(3.6e6, 1.5, 400.0)
+    assert (footprint.kwh, footprint.grams) == (1.0, 600.0)
     assert quantities.carbon(3.6e6, 1.5, None) is None
     row = Record("energy", key("m", new_tokens=10), {"energy_j": [36.0] * 6})
-    said = conclusions.conclusion([row], 1.5, 400.0)
+    text = conclusions.conclusion([row], 1.5, 400.0)
     # 3.6 J a token: one million tokens are 3.6 MJ
-    assert "m, one million tokens: 1 kWh x PUE 1.5 x 400 g/kWh = 600 gCO2e." in said
+    assert "m, one million tokens: 1 kWh x PUE 1.5 x 400 g/kWh = 600 gCO2e." in text
     assert "gCO2e" not in conclusions.conclusion([row], 1.5)
 
 
@@ -210,8 +212,8 @@ def test_effects_of_weight_values_need_no_idle_power():
         for value, joules in arms.items()
     ]
     lost = Record("energy-weights", key("m", weights="random-tiny"), missing={"energy_j": "stall"})
-    found = quantities.weight_effects([*rows, lost])
-    assert {value: ratio.value for value, ratio in found.items()} == {
+    effects = quantities.weight_effects([*rows, lost])
+    assert {value: ratio.value for value, ratio in effects.items()} == {
         "normal": 1.0,
         "zero": pytest.approx(0.8),
     }
@@ -221,8 +223,8 @@ def test_effects_of_weight_values_need_no_idle_power():
 def test_blocks_of_one_length_draw_no_line_and_the_reason_is_told():
     good = Record("energy", key("m", new_tokens=64), {"energy_j": [90.0] * 3})
     bad = Record("energy-slope", key("m", new_tokens=128), missing={"energy_j": "sampler_gap: 2 s"})
-    for found in quantities.split([good, bad]):
-        assert found.reason == "not measured: blocks of one length only; sampler_gap: 2 s"
+    for estimate in quantities.split([good, bad]):
+        assert estimate.reason == "not measured: blocks of one length only; sampler_gap: 2 s"
 
 
 def test_blocks_that_are_not_believed_are_said():
@@ -272,8 +274,8 @@ def test_without_a_trace_figures_say_not_measured(tmp_path):
 def test_errors_shrink_with_the_window_except_that_of_the_papers_estimator():
     """A real trace, with a prefill every few seconds."""
     trace = store.read_trace(ROOT / "tests" / "data" / "h100-gpt-oss-20b-2048.jsonl.gz")
-    found = quantities.estimator_errors(trace, (0.4, 3.2), starts=20)
-    worst = {name: {s: max(map(abs, e)) for s, e in by.items()} for name, by in found.items()}
+    errors = quantities.estimator_errors(trace, (0.4, 3.2), starts=20)
+    worst = {name: {s: max(map(abs, e)) for s, e in by.items()} for name, by in errors.items()}
     assert worst["two_j"][3.2] < 0.06 < worst["two_j"][0.4]  # one tick of 32, and of 4
     assert worst["instant_j"][3.2] < worst["instant_j"][0.4]
     assert worst["paper_j"][3.2] > 0.05  # still

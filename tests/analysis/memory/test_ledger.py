@@ -8,7 +8,7 @@ import pytest
 from lib.analysis.memory import figures, ledger, tables
 from lib.records.record import Record, environment_record
 from lib.show import figure
-from lib.show import table as show_table
+from lib.show.table import frame
 from lib.studies.arxiv_2508_16700 import kv_contribution
 from tests.samples.records import CPU, GPU, card, key, memory
 
@@ -52,8 +52,8 @@ def row(
 
 
 def test_the_parts_add_up_to_context_and_reserved():
-    made = ledger.ledger(row())
-    assert made.parts == {
+    book = ledger.ledger(row())
+    assert book.parts == {
         "weights": 40_000,
         "first_use": 100,
         "kv": 500,
@@ -65,8 +65,8 @@ def test_the_parts_add_up_to_context_and_reserved():
         "slack": 700,
         "context": 450,
     }
-    assert made.sum_bytes == 43_800 + 450  # whatever the split, what is reserved and the context
-    assert (made.residual_bytes, made.closed, made.open_reason) == (10, True, "")
+    assert book.sum_bytes == 43_800 + 450  # whatever the split, what is reserved and the context
+    assert (book.residual_bytes, book.closed, book.open_reason) == (10, True, "")
 
 
 @pytest.mark.parametrize(
@@ -88,59 +88,62 @@ def test_it_closes_to_one_percent_of_what_nvml_says(used, closed):
     ],
 )
 def test_logits_and_experts_count_where_they_are_alive(where, logits, experts):
-    made = ledger.ledger(row(peak_in=where))
-    assert (made.parts["logits"], made.parts["experts"]) == (logits, experts)
-    assert made.parts["activations"] == 3_000 - 500 - 40 - 60 - logits - experts
-    assert made.sum_bytes == 44_250
+    book = ledger.ledger(row(peak_in=where))
+    assert (book.parts["logits"], book.parts["experts"]) == (logits, experts)
+    assert book.parts["activations"] == 3_000 - 500 - 40 - 60 - logits - experts
+    assert book.sum_bytes == 44_250
 
 
 def test_a_figure_that_nvml_does_not_give_leaves_it_open_with_the_reason():
     reason = "2 processes share this GPU, and none is told apart"
-    made = ledger.ledger(row(used_bytes=None, context_bytes=None, missing={"used_bytes": reason}))
-    assert (made.sum_bytes, made.residual_bytes, made.closed) == (None, None, None)
-    assert made.open_reason == reason
-    assert made.parts["slack"] == 700  # what is known is kept
+    book = ledger.ledger(row(used_bytes=None, context_bytes=None, missing={"used_bytes": reason}))
+    assert (book.sum_bytes, book.residual_bytes, book.closed) == (None, None, None)
+    assert book.open_reason == reason
+    assert book.parts["slack"] == 700  # what is known is kept
 
 
 def test_rows_of_before_have_the_parts_that_they_tell_and_a_reason_for_the_rest():
     rows = [card("gpt-oss-20b", ENV.env_id), *memory("gpt-oss-20b", ENV.env_id, [2048])]
-    old, made = ledger.of_rows(rows)[0]
-    assert made.parts["weights"] == 40_000 * MIB  # from the card
-    assert made.parts["first_use"] == old.values["baseline_bytes"] - 40_000 * MIB
-    assert (made.parts["kv"], made.parts["logits"]) == (400 * MIB, 500 * MIB)
-    assert made.parts["activations"] == 100 * MIB and made.parts["slack"] == 200 * MIB
+    old, book = ledger.of_rows(rows)[0]
+    assert book.parts["weights"] == 40_000 * MIB  # from the card
+    assert book.parts["first_use"] == old.values["baseline_bytes"] - 40_000 * MIB
+    assert (book.parts["kv"], book.parts["logits"]) == (400 * MIB, 500 * MIB)
+    assert book.parts["activations"] == 100 * MIB and book.parts["slack"] == 200 * MIB
     for name in ("experts", "kv_behind", "padding"):
-        assert made.parts[name] is None
-        assert made.reasons[name] == "not told apart from the activations"
-    assert (made.parts["context"], made.closed) == (None, None)
-    assert made.open_reason == ledger.OLD
+        assert book.parts[name] is None
+        assert book.reasons[name] == "not told apart from the activations"
+    assert (book.parts["context"], book.closed) == (None, None)
+    assert book.open_reason == ledger.OLD
     assert ledger.sentences(rows) == []
 
 
 def test_a_dense_model_of_before_has_no_experts():
     rows = memory("yi-34b", ENV.env_id, [2048])
-    (_, made), _ = ledger.of_rows(rows)
-    assert made.parts["experts"] == 0
-    assert made.parts["weights"] is None and made.open_reason == "no model card among the rows"
+    (_, book), _ = ledger.of_rows(rows)
+    assert book.parts["experts"] == 0
+    assert book.parts["weights"] is None and book.open_reason == "no model card among the rows"
 
 
 def test_a_cpu_says_what_it_does_not_report():
     cpu = environment_record(CPU)
-    told = {"reserved_bytes": "not reported", "used_bytes": "no NVML figure: the device is a CPU"}
+    missing = {
+        "reserved_bytes": "not reported",
+        "used_bytes": "no NVML figure: the device is a CPU",
+    }
     values = {n: v for n, v in VALUES.items() if n[:4] not in ("rese", "used", "cont", "requ")}
-    made = ledger.ledger(Record("memory", key("m"), {}, values, told, env_id=cpu.env_id))
-    assert made.open_reason == "reserved memory: not reported"
-    assert made.parts["activations"] == 3_000 - 500 - 40 - 1_900  # with what the allocator added
-    assert made.reasons["context"] == "no NVML figure: the device is a CPU"
+    book = ledger.ledger(Record("memory", key("m"), {}, values, missing, env_id=cpu.env_id))
+    assert book.open_reason == "reserved memory: not reported"
+    assert book.parts["activations"] == 3_000 - 500 - 40 - 1_900  # with what the allocator added
+    assert book.reasons["context"] == "no NVML figure: the device is a CPU"
 
 
 def test_a_cache_that_is_unknown_leaves_the_ledger_open():
-    told = {"kv_tensor_bytes": "layer 0 of the cache is a state"}
-    made = ledger.ledger(
-        row(peak_in=None, kv_tensor_bytes=None, workspace_bytes=None, missing=told)
+    missing = {"kv_tensor_bytes": "layer 0 of the cache is a state"}
+    book = ledger.ledger(
+        row(peak_in=None, kv_tensor_bytes=None, workspace_bytes=None, missing=missing)
     )
-    assert made.parts["activations"] is None
-    assert made.open_reason == "layer 0 of the cache is a state"
+    assert book.parts["activations"] is None
+    assert book.open_reason == "layer 0 of the cache is a state"
 
 
 def test_a_failed_arm_has_no_ledger_and_its_table_says_why():
@@ -154,32 +157,32 @@ def test_a_failed_arm_has_no_ledger_and_its_table_says_why():
 
 
 def table_row(table, **where):
-    frame = show_table.frame(table, digits=9)
+    lines = frame(table, digits=9)
     for name, value in where.items():
-        frame = frame[frame[name] == value]
-    assert len(frame) == 1
-    return frame.iloc[0].to_dict()
+        lines = lines[lines[name] == value]
+    assert len(lines) == 1
+    return lines.iloc[0].to_dict()
 
 
 def test_the_table_shows_parts_sum_figure_and_residual():
-    found = table_row(tables.parts([row()]))
-    assert found["KV cache (MB)"] == 0.0005 and found["weights (MB)"] == 0.04
-    assert found["sum (MB)"] == 0.04425 and found["in use by NVML (MB)"] == 0.04426
-    assert found["residual (MB)"] == pytest.approx(10 / 1e6)
-    assert found["residual (%)"] == pytest.approx(100 * 10 / 44_260)
-    assert (found["closed"], found["source"]) == ("yes", "NVML, this process")
-    assert (found["peak in"], found["protocol"]) == ("prefill experts", "paper")
+    line = table_row(tables.parts([row()]))
+    assert line["KV cache (MB)"] == 0.0005 and line["weights (MB)"] == 0.04
+    assert line["sum (MB)"] == 0.04425 and line["in use by NVML (MB)"] == 0.04426
+    assert line["residual (MB)"] == pytest.approx(10 / 1e6)
+    assert line["residual (%)"] == pytest.approx(100 * 10 / 44_260)
+    assert (line["closed"], line["source"]) == ("yes", "NVML, this process")
+    assert (line["peak in"], line["protocol"]) == ("prefill experts", "paper")
 
 
 def test_predicted_beside_measured_and_asked_for():
-    found = table_row(tables.predicted([row()]))
-    assert found["measured / predicted"] == pytest.approx(3_000 / 2_940)
-    assert found["asked for / predicted"] == pytest.approx(2_940 / 2_940)
-    found = table_row(
+    line = table_row(tables.predicted([row()]))
+    assert line["measured / predicted"] == pytest.approx(3_000 / 2_940)
+    assert line["asked for / predicted"] == pytest.approx(2_940 / 2_940)
+    line = table_row(
         tables.predicted([row(predicted_bytes=None, missing={"predicted_bytes": "no shapes"})])
     )
-    assert found["predicted (MB)"] is None
-    assert "measured / predicted: not measured: no shapes" in found["missing"]
+    assert line["predicted (MB)"] is None
+    assert "measured / predicted: not measured: no shapes" in line["missing"]
 
 
 def sweep(window=None):
@@ -198,12 +201,12 @@ def sweep(window=None):
 
 
 def test_the_cache_grows_by_what_the_card_says_and_the_peak_by_more():
-    found = table_row(tables.per_token(sweep()))
-    assert found["KV held (B/token)"] == found["KV by the card (B/token)"] == 100
-    assert found["KV held 95 %"] == "[100.0, 100.0]"  # six cached lengths
-    assert found["held = card to the byte"] == "6 of 6"
-    assert found["peak, generate() (B/token)"] == 7
-    assert found["n"].startswith("6;")
+    line = table_row(tables.per_token(sweep()))
+    assert line["KV held (B/token)"] == line["KV by the card (B/token)"] == 100
+    assert line["KV held 95 %"] == "[100.0, 100.0]"  # six cached lengths
+    assert line["held = card to the byte"] == "6 of 6"
+    assert line["peak, generate() (B/token)"] == 7
+    assert line["n"].startswith("6;")
 
 
 def test_a_window_bends_the_growth_and_one_byte_more_is_seen():
@@ -229,18 +232,18 @@ def test_the_contribution_of_the_paper_is_taken_apart():
     table = kv_contribution.contribution(rows, published)
     assert any(GPU["gpu"] in note for note in table.notes)
     assert len(table.rows) == 2  # the paper's protocol, its model, a context that it reports
-    found = table_row(table, experts="grouped_mm")
-    assert found["measured / published"] == pytest.approx(3_000 / 2_000)
-    parts = [found[f"{n} (MiB)"] for n in ("KV cache", "logits", "experts", "rest")]
+    line = table_row(table, experts="grouped_mm")
+    assert line["measured / published"] == pytest.approx(3_000 / 2_000)
+    parts = [line[f"{n} (MiB)"] for n in ("KV cache", "logits", "experts", "rest")]
     assert parts == pytest.approx([500 / MIB, 0, 1_900 / MIB, 600 / MIB])
-    assert sum(parts) == pytest.approx(found["peak above baseline (MiB)"])
+    assert sum(parts) == pytest.approx(line["peak above baseline (MiB)"])
     assert table_row(table, experts="all_experts")["measured / published"] == pytest.approx(1)
 
 
 def test_the_papers_own_numbers_are_found():
     table = kv_contribution.contribution([row(context=c) for c in (128, 512, 1024, 2048)])
-    found = show_table.frame(table)
-    assert list(found["published (MiB)"]) == [789.1, 1644, 3554]
+    lines = frame(table)
+    assert list(lines["published (MiB)"]) == [789.1, 1644, 3554]
     assert any("from 512 on" in note for note in table.notes)
 
 
@@ -270,8 +273,8 @@ def test_the_figure_stacks_everything_beside_the_weights():
     assert "weights" not in drawn and "logits" not in drawn  # none was alive at the peak
     ends = [bar.get_x() + bar.get_width() for bar in ax.containers[-1]]
     assert [end * 1e9 for end in ends] == pytest.approx([44_250 - 40_000] * 2)
-    said = figure.describe(ax)
-    assert "not closed: no NVML" in said and "+0.0 MB to NVML (+0.02%)" in said
+    description = figure.describe(ax)
+    assert "not closed: no NVML" in description and "+0.0 MB to NVML (+0.02%)" in description
     labels = [text.get_text() for text in ax.get_yticklabels()]
     assert labels[1] == "gpt-oss-20b, 2048 (weights 4e-05 GB)"
 

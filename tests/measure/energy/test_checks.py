@@ -7,11 +7,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from lib import models
 from lib.analysis.energy import conclusions, quantities, tables
 from lib.hardware.device import open_device
 from lib.measure.energy import checks
-from lib.models import card
-from lib.models import load as models_load
 from lib.records import store
 from lib.stacks.registry import STACKS
 from tests.fakes.board import Board, BoardDevice, BoardModel
@@ -44,21 +43,21 @@ class Values(BoardModel):
 
 @pytest.fixture
 def model(monkeypatch):
-    made = Values(BoardDevice(Board()))
-    monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", made.open_stack))
+    fake = Values(BoardDevice(Board()))
+    monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", fake.open_stack))
     fresh = SimpleNamespace(net=torch.nn.Linear(8, 8))
-    monkeypatch.setattr(models_load, "load", lambda name, **options: fresh)
-    made.fresh = fresh
-    return made
+    monkeypatch.setattr(models.load, "load", lambda name, **options: fresh)
+    fake.fresh = fresh
+    return fake
 
 
 def weights_sweep(model, folder, **changes):
-    given = (
+    arguments = (
         CELL
         | {"name": "fake", "weight_values": ["normal", "zero"], "repeats": 3, "window_s": 5.0}
         | changes
     )
-    return checks.sweep(model, **given, records_path=folder / "records.jsonl")
+    return checks.sweep(model, **arguments, records_path=folder / "records.jsonl")
 
 
 def test_each_value_has_a_row_in_balanced_blocks(model, tmp_path):
@@ -98,7 +97,7 @@ def test_the_same_seed_fills_the_same_and_scales_stay():
 
 
 def test_a_real_model_is_restored_to_the_bit():
-    model = models_load.load(
+    model = models.load.load(
         "tiny-qwen3", weights="random", dtype="float32", device=open_device("cpu"), seed=0
     )
     before = {name: p.clone() for name, p in model.net.named_parameters()}
@@ -142,12 +141,12 @@ def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tm
 
     def load(name, *, weights, **options):
         watts = 303.0 if weights == "checkpoint" else 300.0
-        made = BoardModel(device, token=(0.05, watts))
-        made.net, made.weights, made.net.parameters = made, weights, lambda: ()
-        made.key = lambda **changes: BoardModel.key(made, **{"weights": weights} | changes)
-        return made
+        model = BoardModel(device, token=(0.05, watts))
+        model.net, model.weights, model.net.parameters = model, weights, lambda: ()
+        model.key = lambda **changes: BoardModel.key(model, **{"weights": weights} | changes)
+        return model
 
-    monkeypatch.setattr(models_load, "load", load)
+    monkeypatch.setattr(models.load, "load", load)
     monkeypatch.setitem(
         STACKS, "hf-eager", opened("hf-eager", lambda net, **options: net.open_stack(net))
     )
@@ -159,16 +158,16 @@ def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tm
     ratio = quantities.real_effect(rows)
     assert ratio.n == 4
     assert ratio.value == pytest.approx(403 / 400, abs=1e-3)
-    said = conclusions.checks(rows)
-    assert "Energy of fake with real weights is 1.008 times that of random ones" in said
+    text = conclusions.checks(rows)
+    assert "Energy of fake with real weights is 1.008 times that of random ones" in text
     assert "real against random" in tables.weights(rows)["weights"].tolist()
 
 
 def test_a_real_model_that_is_not_at_hand_is_a_reason(monkeypatch, tmp_path):
     def refuse(name, **options):
-        raise card.ModelError("no network")
+        raise models.card.ModelError("no network")
 
-    monkeypatch.setattr(models_load, "load", refuse)
+    monkeypatch.setattr(models.load, "load", refuse)
     (row,) = real(tmp_path, BoardDevice(Board()))
     assert row.missing == {"energy_j": "small could not be loaded: no network"}
     assert real(tmp_path, BoardDevice(Board()), name="") == []
@@ -199,22 +198,22 @@ def installed(monkeypatch, make):
 
 
 def peer(model, folder, **changes):
-    given = CELL | {"peer_windows": 5, "window_s": 6.0} | changes
-    return checks.compare(model, **given, records_path=folder / "records.jsonl")
+    arguments = CELL | {"peer_windows": 5, "window_s": 6.0} | changes
+    return checks.compare(model, **arguments, records_path=folder / "records.jsonl")
 
 
 def test_zeus_and_ours_measure_the_same_windows(model, tmp_path, monkeypatch):
-    made = []
+    monitors = []
 
     def monitor(gpu_indices, cpu_indices):
-        made.append((gpu_indices, cpu_indices, os.environ["CUDA_VISIBLE_DEVICES"]))
+        monitors.append((gpu_indices, cpu_indices, os.environ["CUDA_VISIBLE_DEVICES"]))
         return Zeus(model.device)
 
     installed(monkeypatch, monitor)
     monkeypatch.setattr(model.device, "board_state", lambda: {"nvml_index": 3})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-fake")
     (row,) = peer(model, tmp_path)
-    assert made == [([0], [], "3")] and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-fake"
+    assert monitors == [([0], [], "3")] and os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-fake"
     assert store.load(tmp_path / "records.jsonl") == [row]
     s = row.samples
     assert {len(values) for values in s.values()} == {5}

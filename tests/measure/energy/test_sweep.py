@@ -14,8 +14,8 @@ import torch
 from lib import stats
 from lib.analysis.energy import conclusions, quantities
 from lib.hardware import validity
+from lib.measure import energy
 from lib.measure.energy import blocks, windows
-from lib.measure.energy import sweep as energy_sweep
 from lib.records import record, store
 from lib.stacks.registry import STACKS
 from tests.fakes.board import Board, BoardDevice, BoardModel
@@ -33,7 +33,7 @@ def sweep(monkeypatch, folder, *, device=None, model=None, **changes):
     device = device or BoardDevice(Board(idle_w=110.0, phase_s=0.041))
     model = model or BoardModel(device)
     monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", model.open_stack))
-    rows = energy_sweep.sweep(model, **(SWEEP | changes), records_path=folder / "records.jsonl")
+    rows = energy.sweep.sweep(model, **(SWEEP | changes), records_path=folder / "records.jsonl")
     assert store.load(folder / "records.jsonl") == rows
     return rows
 
@@ -78,19 +78,19 @@ def test_a_second_pass_stands_beside_the_first_and_replaces_nothing(rows, monkey
     assert quantities.table(rows).rows == ()
     alone = quantities.table(again).rows[0]
     assert alone[-2].value is None and "no first pass" in alone[-2].reason
-    said = conclusions.again([*rows, *again])
-    assert "512 tokens, second pass: " in said and "over the first pass 1.1" in said
+    text = conclusions.again([*rows, *again])
+    assert "512 tokens, second pass: " in text and "over the first pass 1.1" in text
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "said"),
+    ("first", "second", "board"),
     [
         ("GPU-a", "GPU-a", "the same"),
         ("GPU-a", "GPU-b", "another"),
         (None, "GPU-b", "unknown"),
     ],
 )
-def test_the_two_passes_say_whether_their_board_is_the_same(rows, first, second, said):
+def test_the_two_passes_say_whether_their_board_is_the_same(rows, first, second, board):
     (row,) = record.select(rows, "energy", context=512)
     envs = [
         record.environment_record({"gpu": "H100", "gpu_uuid": uuid, "date": day})
@@ -101,7 +101,7 @@ def test_the_two_passes_say_whether_their_board_is_the_same(rows, first, second,
         for kind, env in zip(quantities.PASSES, envs, strict=True)
     ]
     (line,) = quantities.table([*envs, *passes]).rows
-    assert line[-1] == said
+    assert line[-1] == board
 
 
 def test_a_cell_reports_joules_of_a_call_for_each_block(rows, tmp_path):
@@ -175,18 +175,18 @@ def test_a_call_that_stops_early_is_an_error(monkeypatch, tmp_path):
 def test_what_was_measured_before_an_interrupt_is_kept(monkeypatch, tmp_path):
     device = BoardDevice(Board())
     model = BoardModel(device)
-    measured = energy_sweep.measure_round
+    measured = energy.sweep.measure_round
 
     def stop_at_3(session, order, name, window_s):
         if name == "trace-3":
             raise KeyboardInterrupt
         measured(session, order, name, window_s)
 
-    monkeypatch.setattr(energy_sweep, "measure_round", stop_at_3)
+    monkeypatch.setattr(energy.sweep, "measure_round", stop_at_3)
     with pytest.raises(KeyboardInterrupt):
         sweep(monkeypatch, tmp_path, device=device, model=model)
-    kept = store.load(tmp_path / "records.jsonl")
-    (row,) = record.select(kept, "energy", context=512)
+    rows = store.load(tmp_path / "records.jsonl")
+    (row,) = record.select(rows, "energy", context=512)
     assert row.samples["energy_j"] == pytest.approx([CALL_J] * 2, rel=3e-3)
     assert row.values["idle_w"] == pytest.approx(110, rel=1e-3)  # before; there was no after
     assert "idle_error_w" not in row.values
@@ -210,7 +210,7 @@ def test_a_block_that_cannot_be_believed_is_left_out_with_its_reason(monkeypatch
     board = Board()
     device = BoardDevice(board)
     model = BoardModel(device)
-    measured = energy_sweep.measure_round
+    measured = energy.sweep.measure_round
 
     def reset_in_2(session, order, name, window_s):
         start_s = device.now_s
@@ -222,7 +222,7 @@ def test_a_block_that_cannot_be_believed_is_left_out_with_its_reason(monkeypatch
         )
         measured(session, order, name, window_s)
 
-    monkeypatch.setattr(energy_sweep, "measure_round", reset_in_2)
+    monkeypatch.setattr(energy.sweep, "measure_round", reset_in_2)
     rows = sweep(monkeypatch, tmp_path, device=device, model=model)
     cells = [r for r in rows if r.values.get("invalid_blocks")]
     reasons = [reason for r in cells for reason in r.values["invalid_blocks"]]
@@ -271,7 +271,7 @@ def test_an_alarm_about_the_sampler_must_repeat_with_fresh_pairs(
     """Six pairs of a host that was slow whenever the sampler happened to rest; seen on an H100."""
     first = [0.882, 0.959, 0.963, 0.984, 0.859, 0.910]
     ratios = {True: iter([*first, *[later] * 6]), False: iter([1.0] * 12)}
-    monkeypatch.setattr(energy_sweep, "one_call", lambda *_, sampled: next(ratios[sampled]))
+    monkeypatch.setattr(energy.sweep, "one_call", lambda *_, sampled: next(ratios[sampled]))
     rows = sweep(monkeypatch, tmp_path)
     (row,) = record.select(rows, "energy", context=512)
     gate = row.values["gates"]["sampler_disturbs"]
@@ -353,7 +353,7 @@ def test_where_a_length_is_a_program_of_its_own_the_lead_in_has_that_length(monk
         "sampler_pairs": 0,
     }
     path = tmp_path / "records.jsonl"
-    (row, *_) = energy_sweep.sweep(model, stack="graph", **(SWEEP | short), records_path=path)
+    (row, *_) = energy.sweep.sweep(model, stack="graph", **(SWEEP | short), records_path=path)
     assert set(model.calls) == {21, 41}
     assert row.key["stack"] == "graph" and row.samples["energy_j"]
 

@@ -34,15 +34,15 @@ def test_what_lived_before_counts_as_nothing():
     weight = torch.ones(50)
     with Live() as live:
         part = weight[3:]
-        made = part * 2
-        assert live.bytes == made.nbytes
+        double = part * 2
+        assert live.bytes == double.nbytes
     assert part.numel() == 47
 
 
 def test_storages_are_rounded_up_to_blocks():
     with Live(block=512) as live:
-        kept = [torch.zeros(1), torch.zeros(128), torch.zeros(129)]
-    assert live.bytes == 512 + 512 + 1024 and len(kept) == 3
+        tensors = [torch.zeros(1), torch.zeros(128), torch.zeros(129)]
+    assert live.bytes == 512 + 512 + 1024 and len(tensors) == 3
 
 
 def test_the_meta_device_counts_what_would_not_fit():

@@ -34,14 +34,14 @@ def model(monkeypatch):
 class Takes(torch.nn.Module):
     """Takes so many bytes a token while it runs, and keeps a share of them."""
 
-    def __init__(self, device, taken, kept):
+    def __init__(self, device, bytes_taken, bytes_kept):
         super().__init__()
-        self.device, self.taken, self.kept = device, taken, kept
+        self.device, self.bytes_taken, self.bytes_kept = device, bytes_taken, bytes_kept
 
     def forward(self, tokens):
-        self.device.allocate(self.taken * tokens)
-        self.device.allocated -= (self.taken - self.kept) * tokens
-        return self.kept * tokens
+        self.device.allocate(self.bytes_taken * tokens)
+        self.device.allocated -= (self.bytes_taken - self.bytes_kept) * tokens
+        return self.bytes_kept * tokens
 
 
 class FakeNet(torch.nn.Module):
@@ -111,8 +111,8 @@ def test_what_is_unlike_the_card_is_a_warning():
     same = {"kv_tensor_bytes": 400, "kv_card_bytes": 400, "weight_bytes": 20}
     assert bytes_alive.card_warnings(same, 20) == []
     assert bytes_alive.card_warnings(same | {"kv_card_bytes": None}, 20) == []
-    found = bytes_alive.card_warnings(same | {"kv_card_bytes": 500}, 30)
-    assert [warning["code"] for warning in found] == ["kv-card", "weights-card"]
+    warnings = bytes_alive.card_warnings(same | {"kv_card_bytes": 500}, 30)
+    assert [warning["code"] for warning in warnings] == ["kv-card", "weights-card"]
 
 
 def test_what_the_allocator_does_not_report_is_missing_with_a_reason(model):
@@ -137,10 +137,10 @@ def test_what_the_allocator_does_not_report_is_missing_with_a_reason(model):
 
 def test_on_a_cpu_every_byte_that_torch_allocates_is_seen():
     with CpuDevice().watch_memory(resident_bytes=1000) as usage:
-        kept = torch.zeros(250)  # 1,000 bytes
+        tensor = torch.zeros(250)  # 1,000 bytes
         torch.zeros(500)  # 2,000 bytes, dropped at once
     assert usage["baseline_bytes"] == 1000
-    assert usage["held_bytes"] == 1000 + kept.nbytes == 2000
+    assert usage["held_bytes"] == 1000 + tensor.nbytes == 2000
     assert usage["peak_bytes"] == 4000
 
 
@@ -206,9 +206,9 @@ def test_a_peak_in_the_experts_of_the_prefill(model):
 
 
 def test_a_peak_where_the_logits_are_made_or_while_decoding(model):
-    model.net.experts.taken = model.net.experts.kept = 10
+    model.net.experts.bytes_taken = model.net.experts.bytes_kept = 10
     assert paper_arm(model).values["peak_in"] == "decode logits"  # those of the prompt stay alive
-    model.net.head.kept = 0
+    model.net.head.bytes_kept = 0
     v = paper_arm(model).values
     assert v["peak_in"] == "prefill logits"
     assert v["prefill_peak_bytes"] == 1000 + 2000
@@ -222,11 +222,11 @@ def test_a_longer_cache_at_the_end_can_move_the_peak_to_decoding(model):
     def call(ids, tokens):
         return sweep.paper_call(model.net, ids, tokens)
 
-    found = sweep.where_it_peaks(model, call, ids, 2, measured)
-    assert (found["peak_in"], found["kv_peak_bytes"]) == ("decode experts", 9400)
-    assert found["kv_peak_behind_bytes"] == 5
-    found = sweep.where_it_peaks(model, call, ids, 2, measured | {"kv_tensor_bytes": 400})
-    assert (found["peak_in"], found["kv_peak_bytes"]) == ("prefill experts", 400)
+    values = sweep.where_it_peaks(model, call, ids, 2, measured)
+    assert (values["peak_in"], values["kv_peak_bytes"]) == ("decode experts", 9400)
+    assert values["kv_peak_behind_bytes"] == 5
+    values = sweep.where_it_peaks(model, call, ids, 2, measured | {"kv_tensor_bytes": 400})
+    assert (values["peak_in"], values["kv_peak_bytes"]) == ("prefill experts", 400)
 
 
 def test_other_stacks_are_not_followed(model):
@@ -340,9 +340,9 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
         "memory-paper": lambda ids, g: sweep.paper_call(loaded.net, ids, g),
         "memory": lambda ids, g: {"cache": generate(ids, g).cache},
     }
-    told = sweep.predict(loaded, [context], 4, also)
-    assert len(told) == 2 * (1 + len(also))
-    for (kind, implementation, _), predicted in told.items():
+    predictions = sweep.predict(loaded, [context], 4, also)
+    assert len(predictions) == 2 * (1 + len(also))
+    for (kind, implementation, _), predicted in predictions.items():
         if implementation != "none":
             experts.use(loaded.net, implementation)
         row = paper_arm(loaded, context, kind=kind, predicted=predicted, call=calls[kind])
@@ -354,13 +354,13 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
 
 
 def test_the_sweep_passes_predictions_on(model, tmp_path):
-    told = {("memory-paper", "none", 8): 77, ("memory", "none", 8): "no shapes"}
+    predictions = {("memory-paper", "none", 8): 77, ("memory", "none", 8): "no shapes"}
     rows = sweep.sweep(
         model,
         contexts=[8],
         new_tokens=4,
         seed=0,
-        predicted=told,
+        predicted=predictions,
         records_path=tmp_path / "records.jsonl",
     )[2:]
     assert rows[0].values["predicted_bytes"] == 77
@@ -369,10 +369,9 @@ def test_the_sweep_passes_predictions_on(model, tmp_path):
 
 def test_what_cannot_be_predicted_says_why():
     loaded = load.load("tiny-gpt-oss", device=open_device("cpu"), experts="loop")
-    told = sweep.predict(loaded, [8], 2)
-    assert set(told) == {("memory-paper", "loop", 8), ("memory", "loop", 8)}
-    assert all(
-        reason.startswith("its code does not run without values (") for reason in told.values()
-    )
-    table = tables.prediction_table(told)
+    predictions = sweep.predict(loaded, [8], 2)
+    assert set(predictions) == {("memory-paper", "loop", 8), ("memory", "loop", 8)}
+    reasons = predictions.values()
+    assert all(r.startswith("its code does not run without values (") for r in reasons)
+    table = tables.prediction_table(predictions)
     assert list(table["protocol"]) == ["paper", "generate()"]
