@@ -152,11 +152,11 @@ def test_a_damaged_file_of_before_costs_no_new_row(tmp_path):
 
 
 CELLS = """\
-from lib import records
-gpu = records.environment_record({"gpu": None, "host_score_per_s": float(take)})
-records.append(records_path, gpu)
+from lib.records import record, store
+gpu = record.environment_record({"gpu": None, "host_score_per_s": float(take)})
+store.append(records_path, gpu)
 for context in contexts:
-    records.append(records_path, records.Record(
+    store.append(records_path, record.Record(
         "energy", {"model": model, "context": context, "dtype": dtype},
         {"e2e_s": [float(take)]}, env_id=gpu.env_id))
 assert not fail
