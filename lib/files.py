@@ -77,14 +77,14 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def unknown(kind: str, value: str, known: Iterable[str], *, hint: str = "") -> ParamsError:
-    """An error that names the value, near matches, what is known, and a hint."""
-    known = [str(name) for name in known]
-    folded = {name.casefold(): name for name in known}
+def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") -> ParamsError:
+    """An error that names the value, near matches, what there is to choose from, and a hint."""
+    names = [str(name) for name in choices]
+    folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(value.casefold(), folded, n=2, cutoff=0.5)
     meant = f"; did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near else "."
-    names = ", ".join(known) or "none"
-    return ParamsError(f"unknown {kind} {value!r}{meant} Known: {names}.{hint and ' ' + hint}")
+    every = ", ".join(names) or "none"
+    return ParamsError(f"unknown {kind} {value!r}{meant} Known: {every}.{hint and ' ' + hint}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -110,11 +110,11 @@ def _refuse_traps(node: yaml.Node, name: str) -> None:
             if re.fullmatch(pattern, node.value):
                 raise ParamsError(f"{line}: {node.value} is ambiguous: {advice}")
     elif isinstance(node, yaml.MappingNode):
-        seen = set()
+        keys = set()
         for key, value in node.value:
-            if key.value in seen:
+            if key.value in keys:
                 raise ParamsError(f"{line}: the key {key.value} appears twice")
-            seen.add(key.value)
+            keys.add(key.value)
             _refuse_traps(key, name)
             _refuse_traps(value, name)
     elif isinstance(node, yaml.SequenceNode):

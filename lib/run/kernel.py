@@ -23,9 +23,10 @@ import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from papermill import engines
 from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from papermill.log import logger
 
 from lib.files import BATCH_VARIABLE, ROOT, write_text
 from lib.run import processes
@@ -38,8 +39,6 @@ NOISE = (
     "PYDEVD_DISABLE",
     "Debugger",
 )
-
-
 GRACE_S = 8.0  # schedulers and Docker kill ten seconds after their first signal or later
 
 
@@ -93,14 +92,14 @@ def execute(
     `timeout_s` limits the whole notebook. Every process that the notebook started is gone when
     this returns.
     """
-    papermill_engines.register(ENGINE, Engine)
+    engines.papermill_engines.register(ENGINE, Engine)
     account, mark = Account(source, output, watch, timeout_s), uuid.uuid4().hex
     timer = threading.Timer(timeout_s or 0, watch.stop, ["timeout"])
     timer.daemon = True
-    if timeout_s:
-        timer.start()
     with tempfile.TemporaryFile() as log, processes.guard(mark), processes.adopt_orphans():
         children = {*processes.descendants(os.getpid())}
+        if timeout_s:
+            timer.start()
         try:
             papermill.execute_notebook(
                 str(source).replace("{", "{{").replace("}", "}}"),  # it takes a format string
@@ -133,8 +132,8 @@ def execute(
     return outcome
 
 
-class Account(NotebookExecutionManager):
-    """papermill's account of a run, kept when the run does not end in the way of a cell."""
+class Account(engines.NotebookExecutionManager):
+    """papermill's account of a run, with what ended it; its file is never half of one."""
 
     nb = None  # until papermill has read the notebook and filled in the parameters
 
@@ -144,13 +143,14 @@ class Account(NotebookExecutionManager):
         self.outcome = Outcome("ok")
 
     def begin(self, nb: nbformat.NotebookNode, progress_bar: bool) -> None:
-        """Notebooks are shared: papermill's metadata name no folder of this machine."""
+        """The run begins: no cell has."""
         super().__init__(nb, self.output, progress_bar=progress_bar)
+        # Notebooks are shared: they name no folder of this machine.
         nb.metadata.papermill.update(input_path=self.source.name, output_path=self.output.name)
         self.notebook_start()
 
     def save(self, **_: Any) -> None:
-        """Write the notebook as it is now; a reader never sees half of it."""
+        """Write the notebook as it is now."""
         write_text(self.output, nbformat.writes(self.nb) + "\n")
         self.last_save_time = self.now()
 
@@ -158,25 +158,24 @@ class Account(NotebookExecutionManager):
         """The run ends by this error, in the cell that began last. The first error counts."""
         if self.outcome.status != "ok":
             return
-        cells = self.nb.cells if self.nb is not None else []
-        begun = [cell for cell in cells if cell.metadata.papermill["start_time"]]
-        number = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in begun)
+        every = self.nb.cells if self.nb is not None else []
+        cells = [cell for cell in every if cell.metadata.papermill["start_time"]]
+        number = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells)
         self.outcome = _outcome(error, number or None, self.watch, self.timeout_s)
-        if begun:
-            self.cell_exception(begun[-1])
-        elif self.nb is not None:
+        if cells:
+            self.cell_exception(cells[-1])
+        elif every:
             self.nb.metadata.papermill["exception"] = True
-        if begun and begun[-1].cell_type == "code" and self.outcome.status != "failed":
+        if cells and cells[-1].cell_type == "code" and self.outcome.status != "failed":
             name, value = self.outcome.error["name"], self.outcome.error["value"]
-            shown = {"ename": name, "evalue": value, "traceback": [f"{name}: {value}"]}
-            begun[-1].outputs.append(nbformat.v4.new_output("error", **shown))
+            output = {"ename": name, "evalue": value, "traceback": [f"{name}: {value}"]}
+            cells[-1].outputs.append(nbformat.v4.new_output("error", **output))
 
     def notebook_complete(self, **_: Any) -> None:
-        """The end; unlike papermill's, a cell that has not begun stays pending."""
+        """The run has ended; a cell that has not begun stays pending, as papermill has it not."""
         self.end_time = self.now()
-        self.nb.metadata.papermill["end_time"] = self.end_time.isoformat()
-        duration = self.end_time - self.start_time
-        self.nb.metadata.papermill["duration"] = duration.total_seconds()
+        duration_s = (self.end_time - self.start_time).total_seconds()
+        self.nb.metadata.papermill.update(end_time=self.end_time.isoformat(), duration=duration_s)
         self.cleanup_pbar()
         self.save()
 
@@ -194,7 +193,7 @@ class Client(PapermillNotebookClient):
             raise
 
 
-class Engine(NBClientEngine):
+class Engine(engines.Engine):
     """papermill's engine with the account and the kernel that it is handed."""
 
     @classmethod
@@ -209,7 +208,7 @@ class Engine(NBClientEngine):
         **_: Any,
     ) -> nbformat.NotebookNode:
         client = functools.partial(
-            Client, account, kernel_name=kernel_name, kernel_manager_class=kernel
+            Client, account, kernel_name=kernel_name, kernel_manager_class=kernel, log=logger
         )
         account.begin(nb, progress_bar)
         try:
@@ -234,8 +233,8 @@ def _outcome(error: Exception, cell: int | None, watch: Watch, timeout_s: float 
         value = f"not finished after {timeout_s:g} s (limit for the whole notebook)"
         return Outcome("timeout", {"name": "Timeout", "value": value, "cell": cell})
     if watch.reason:
-        stopped = {"name": "Interrupted", "value": watch.reason, "cell": cell}
-        return Outcome("interrupted", stopped)
+        entry = {"name": "Interrupted", "value": watch.reason, "cell": cell}
+        return Outcome("interrupted", entry)
     if isinstance(error, CellExecutionError):
         return Outcome("failed", _raised(error, cell))
     status, name, value = "failed", type(error).__name__, str(error)
