@@ -42,17 +42,17 @@ REFUSED = (ParamsError, PreflightError, BusyError)
 def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
     from lib.report import document as report
-    from lib.run import loop as run
+    from lib.run import loop
 
-    os.environ["JUPYTER_PATH"] = run.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
+    os.environ["JUPYTER_PATH"] = loop.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
     prices = cost.Prices(args.gpu_hour_usd, args.kwh_usd)
     write_report = functools.partial(report.write, prices=prices)
     if args.source:
-        page = run.rebuild(resolve(args.source), out_dir, write_report)
+        page = loop.rebuild(resolve(args.source), out_dir, write_report)
         say(f"report: {files.short(page)}")
         return 0
-    return run.run(
+    return loop.run(
         profile_of(args),
         out_dir,
         force=args.force,
@@ -117,11 +117,11 @@ def profile_of(args: argparse.Namespace) -> profiles.Profile:
 
 def merge_folders(args: argparse.Namespace) -> int:
     """Merge result folders and write the report of what they hold together."""
-    from lib.records import slices as merge
+    from lib.records import slices
     from lib.report import document as report
 
     out_dir = resolve(args.out)
-    stale = merge.merge([resolve(source) for source in args.sources], out_dir)
+    stale = slices.merge([resolve(source) for source in args.sources], out_dir)
     page = report.write(out_dir)
     for name in stale:
         say(f"left out, since it has read other rows: {name}")
@@ -133,11 +133,11 @@ def merge_folders(args: argparse.Namespace) -> int:
 
 def compare_sets(args: argparse.Namespace) -> int:
     """Compare two result sets; 1 where no arm of them can be compared."""
-    from lib.report import comparison as compare
+    from lib.report import comparison
 
     a, b = resolve(args.a), resolve(args.b)
     out = resolve(args.out or f"outputs/compared/{a.name}--{b.name}")
-    page, count = compare.write(a, b, out)
+    page, count = comparison.write(a, b, out)
     if not count:
         say("nothing is comparable; the report says why")
     say(f"report: {files.short(page)}")
@@ -181,23 +181,22 @@ def check_fit(args: argparse.Namespace) -> int:
 def audit_study(args: argparse.Namespace) -> int:
     """Print the audit of a study; 1 where its facts differ from the files of --csv."""
     from lib.studies import audit
-    from lib.studies import study as paperrules
-    from lib.studies import study as published
+    from lib.studies import study as studies
 
-    path = resolve(args.study or paperrules.PUBLISHED)
+    path = resolve(args.study or studies.PUBLISHED)
     if not path.is_file():
         raise ParamsError(f"no study {args.study}; --study takes a file of params/published/")
-    study = published.load(path)
-    found = audit.findings(study)
+    study = studies.load(path)
+    findings = audit.findings(study)
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     title = f"{study.data['title']} ({study.data['source']})"
-    sys.stdout.write(f"{title}\n\n{audit.text(found, width)}\n\n")
-    sys.stdout.write(f"{audit.conclusion(study, found)}\n\n")
+    sys.stdout.write(f"{title}\n\n{audit.text(findings, width)}\n\n")
+    sys.stdout.write(f"{audit.conclusion(study, findings)}\n\n")
     if args.csv is None:
         return 0
     if not args.csv.is_dir():
         raise ParamsError(f"no folder {args.csv}; CSV takes the folder of the released files")
-    differences = published.differences(study.data, args.csv)
+    differences = studies.differences(study.data, args.csv)
     facts = len(study.data["released"])
     equal = f"released facts: {facts - len(differences)} of {facts} equal the files in {args.csv}"
     sys.stdout.write("\n".join([*differences, equal]) + "\n")
@@ -215,9 +214,9 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name, function, errors=BAD_INPUT) -> argparse.ArgumentParser:
         text = function.__doc__
-        added = verbs.add_parser(name, help=text, description=text)
-        added.set_defaults(run=function, errors=errors)
-        return added
+        own = verbs.add_parser(name, help=text, description=text)
+        own.set_defaults(run=function, errors=errors)
+        return own
 
     one = verb("report", make_report, errors=REFUSED)
     add_run_options(one)

@@ -58,26 +58,33 @@ def file_sha(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write so that a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def unknown(kind: str, value: str, known: Iterable[str], *, hint: str = "") -> ParamsError:
-    """An error that names the value, near matches, what is known, and a hint."""
-    known = [str(name) for name in known]
-    folded = {name.casefold(): name for name in known}
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """`data` as a JSON file, never half of one."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") -> ParamsError:
+    """An error that names the value, near matches, what there is to choose from, and a hint."""
+    names = [str(name) for name in choices]
+    folded = {name.casefold(): name for name in names}
     near = difflib.get_close_matches(value.casefold(), folded, n=2, cutoff=0.5)
     meant = f"; did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near else "."
-    names = ", ".join(known) or "none"
-    return ParamsError(f"unknown {kind} {value!r}{meant} Known: {names}.{hint and ' ' + hint}")
+    every = ", ".join(names) or "none"
+    return ParamsError(f"unknown {kind} {value!r}{meant} Known: {every}.{hint and ' ' + hint}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -103,11 +110,11 @@ def _refuse_traps(node: yaml.Node, name: str) -> None:
             if re.fullmatch(pattern, node.value):
                 raise ParamsError(f"{line}: {node.value} is ambiguous: {advice}")
     elif isinstance(node, yaml.MappingNode):
-        seen = set()
+        keys = set()
         for key, value in node.value:
-            if key.value in seen:
+            if key.value in keys:
                 raise ParamsError(f"{line}: the key {key.value} appears twice")
-            seen.add(key.value)
+            keys.add(key.value)
             _refuse_traps(key, name)
             _refuse_traps(value, name)
     elif isinstance(node, yaml.SequenceNode):

@@ -1,5 +1,4 @@
-"""Jobs below a results folder, as their run.json files tell: what ran, what failed, what is
-missing."""
+"""Jobs below a results folder, by their run.json files: what ran, what failed, what is missing."""
 
 from __future__ import annotations
 
@@ -16,9 +15,12 @@ from lib import files
 from lib.records import kinds
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
-from lib.records.store import load, manifests
+from lib.records.store import ACROSS, load, manifests, planned
 
-ACROSS = "_all"
+ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits for its repetition
+BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
+CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
+SECOND_PASS = ("energy_again",)  # run when all models are through, the last model first
 ORDER = (
     "machine",
     "latency",
@@ -37,7 +39,10 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook for one model: `path` is its folder below the results, in posix form."""
+    """One notebook for one model, and the run of it that its folder holds.
+
+    `path` is that folder below the results, in posix form; `run` is its run.json.
+    """
 
     path: str
     folder: Path
@@ -57,9 +62,9 @@ class Job:
         """The model by name where the manifest has it, else its folder."""
         if self.parts[0] == ACROSS:
             return "all models"
-        return str(self._given("model") or self.parts[0])
+        return str(self._parameter("model") or self.parts[0])
 
-    def _given(self, name: str) -> Any:
+    def _parameter(self, name: str) -> Any:
         return (self.run.get("parameters") or {}).get(name)
 
     @property
@@ -75,7 +80,7 @@ class Job:
     def title(self) -> str:
         """The notebook, and the stack if it is not the one that a study is about."""
         name = "APE" if self.notebook == "ape" else self.notebook.replace("_", " ").capitalize()
-        stack = self._given("stack")
+        stack = self._parameter("stack")
         return name if stack in (None, STUDY_STACK) else f"{name} ({stack})"
 
     @property
@@ -97,8 +102,13 @@ class Job:
 
     @property
     def earlier(self) -> list[dict[str, Any]]:
-        """Earlier runs of which the job still holds rows, as the manifest tells them."""
+        """Earlier runs of which the job still holds rows, as the manifest lists them."""
         return self.run.get("earlier") or []
+
+    @property
+    def adds_up(self) -> bool:
+        """Its rows may stand beside those of a later run."""
+        return bool(self.records) and self.run.get("status") in ADDS_UP
 
     def run_of(self, env_id: str | None) -> dict[str, Any]:
         """The run that has measured in this environment."""
@@ -131,12 +141,12 @@ class Job:
     @property
     def rerun(self) -> str:
         """The command that runs this job again."""
-        known = (files.ROOT / "params" / f"{self.profile}.yaml").exists()
-        values = {"PROFILE": self.profile if known else "paper"}
+        exists = (files.ROOT / "params" / f"{self.profile}.yaml").exists()
+        values = {"PROFILE": self.profile if exists else "paper"}
         if self.parts[0] != ACROSS:
-            values["MODELS"] = self._given("model") or self.parts[0]
+            values["MODELS"] = self._parameter("model") or self.parts[0]
         values["NOTEBOOKS"] = self.notebook
-        values |= {n.upper(): v for n in ("weights", "stack") if (v := self._given(n))}
+        values |= {n.upper(): v for n in ("weights", "stack") if (v := self._parameter(n))}
         return "make report " + " ".join(f"{k}={shlex.quote(str(v))}" for k, v in values.items())
 
 
@@ -151,15 +161,11 @@ def slug(text: str) -> str:
 
 
 def find(source: str | Path) -> list[Job]:
-    """Every job below the folder: those with a run.json, and those of plan.json that have none.
-
-    plan.json, where it exists, is {"jobs": ["<model>/<weights>-<stack>/<notebook>", ...]}.
-    """
+    """Every job below the folder: those with a run.json, and those of plan.json that have none."""
     source = Path(source)
-    found = {p.parent.relative_to(source).as_posix() for p in manifests(source)}
-    plan = source / "plan.json"
-    planned = json.loads(plan.read_text(encoding="utf-8"))["jobs"] if plan.exists() else []
-    return _with_ids([_read(source, path) for path in sorted({*found, *planned}, key=_order)])
+    paths = {p.parent.relative_to(source).as_posix() for p in manifests(source)}
+    paths |= {*planned(source)}
+    return _with_ids([_read(source, path) for path in sorted(paths, key=_order)])
 
 
 def _read(source: Path, path: str) -> Job:
@@ -190,17 +196,17 @@ def _order(path: str) -> tuple:
 def _with_ids(jobs: Sequence[Job]) -> list[Job]:
     """Ids `model--notebook`; where a model has several setups, the setup stands between."""
     short = Counter((job.parts[0], job.notebook) for job in jobs)
-    made, seen = [], Counter()
+    copies, uses = [], Counter()
     for job in jobs:
         model = "all" if job.parts[0] == ACROSS else slug(job.parts[0])
         names = [model, slug(job.notebook)]
         if short[job.parts[0], job.notebook] > 1:
             names.insert(1, slug(job.setup))
         name = "--".join(names)
-        seen[name] += 1
-        name += f"-{seen[name]}" if seen[name] > 1 else ""
-        made.append(replace(job, id=name))
-    return made
+        uses[name] += 1
+        name += f"-{uses[name]}" if uses[name] > 1 else ""
+        copies.append(replace(job, id=name))
+    return copies
 
 
 def _notebook_error(path: Path | None) -> str:
@@ -208,24 +214,11 @@ def _notebook_error(path: Path | None) -> str:
     if path is None:
         return ""
     cells = json.loads(path.read_text(encoding="utf-8")).get("cells", [])
-    found = [
-        out
-        for cell in cells
-        for out in cell.get("outputs", ())
-        if out.get("output_type") == "error"
-    ]
-    return f"{found[-1]['ename']}: {found[-1]['evalue']}" if found else ""
+    outputs = [out for cell in cells for out in cell.get("outputs", ())]
+    errors = [out for out in outputs if out.get("output_type") == "error"]
+    return f"{errors[-1]['ename']}: {errors[-1]['evalue']}" if errors else ""
 
 
 def _last_lines(text: str, count: int = 20) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     return "\n".join(plain.strip().splitlines()[-count:])
-
-
-BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
-
-
-CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
-
-
-SECOND_PASS = ("energy_again",)  # run when all models are through, the last model first

@@ -9,9 +9,9 @@ from lib import files
 from lib.files import read_yaml
 
 WEIGHTS = ("random", "checkpoint", "gguf")
-
-
 DTYPES = ("bfloat16", "float16", "float32")
+STUDY_STACK = "hf-eager"  # statements are about this stack first, then what others change
+PROTOCOLS = {"memory-paper": "paper", "memory": "generate()"}
 
 
 def listed_models() -> tuple[str, ...]:
@@ -27,11 +27,5 @@ def _names(file: Path, changed_ns: int) -> tuple[str, ...]:
 
 def model_order(name: str) -> tuple[int, str]:
     """Sorts models as params/models.yaml lists them, unlisted ones after them by name."""
-    known = listed_models()
-    return (known.index(name) if name in known else len(known), name)
-
-
-STUDY_STACK = "hf-eager"  # statements are about this stack first; what others change is said after
-
-
-PROTOCOLS = {"memory-paper": "paper", "memory": "generate()"}
+    names = listed_models()
+    return (names.index(name) if name in names else len(names), name)

@@ -37,8 +37,8 @@ class Record:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if unknown := self.key.keys() - set(KEY_FIELDS):
-            raise ValueError(f"unknown key fields {sorted(unknown)}; known: {list(KEY_FIELDS)}")
+        if odd := self.key.keys() - set(KEY_FIELDS):
+            raise ValueError(f"unknown key fields {sorted(odd)}; known: {list(KEY_FIELDS)}")
 
     def value(self, name: str) -> Any:
         """A single reading, or None where it is missing (the reason is in `missing`)."""
@@ -109,12 +109,12 @@ def require_comparable(
 
     `differ` names the fields whose difference is the point of the comparison.
     """
-    seen: dict[str, set] = {name: set() for name in COMPARABLE if name not in differ}
+    fields: dict[str, set] = {name: set() for name in COMPARABLE if name not in differ}
     for row in records:
-        for name, values in seen.items():
+        for name, values in fields.items():
             env = environments.get(row.env_id or "", {})
             values.add(env.get("gpu") if name == "gpu" else row.key.get(name))
-    mixed = {name: sorted(map(str, values)) for name, values in seen.items() if len(values) > 1}
+    mixed = {name: sorted(map(str, values)) for name, values in fields.items() if len(values) > 1}
     if mixed:
-        named = ", ".join(f"{name} ({', '.join(values)})" for name, values in mixed.items())
-        raise ValueError(f"rows differ in {named}: select one, a ratio would mix causes")
+        names = ", ".join(f"{name} ({', '.join(values)})" for name, values in mixed.items())
+        raise ValueError(f"rows differ in {names}: select one, a ratio would mix causes")

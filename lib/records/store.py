@@ -15,6 +15,9 @@ from typing import Any
 from lib.files import ROOT, ParamsError, file_sha, resolve, short
 from lib.records.record import SCHEMA, Record, environments, identity
 
+PARTIAL, PREVIOUS, ACROSS = ".partial", ".previous", "_all"
+RELEASED = ROOT / "outputs" / "released"
+
 
 def append(path: str | Path, record: Record) -> Record:
     """Write one line at once, so that a later failure cannot lose it; returns the record."""
@@ -56,8 +59,22 @@ def load(path: str | Path) -> list[Record]:
 def manifests(root: str | Path) -> list[Path]:
     """Every run.json below `root`, less those in hidden folders: what a job keeps for itself."""
     root = Path(root)
-    found = sorted(root.rglob("run.json"))
-    return [p for p in found if not any(x[0] == "." for x in p.relative_to(root).parts)]
+    paths = sorted(root.rglob("run.json"))
+    return [p for p in paths if not any(x[0] == "." for x in p.relative_to(root).parts)]
+
+
+def planned(root: Path) -> list[str]:
+    """The folders below `root` of the jobs that plan.json lists; none where there is no plan.
+
+    plan.json is {"jobs": ["<model>/<weights>-<stack>/<notebook>", ...]}.
+    """
+    path = root / "plan.json"
+    return json.loads(path.read_text(encoding="utf-8"))["jobs"] if path.exists() else []
+
+
+def precedence(manifest: dict[str, Any]) -> tuple[bool, str]:
+    """Sorts runs in the order in which their rows replace each other: finished wins, then later."""
+    return manifest.get("status") == "ok", str(manifest.get("end") or "")
 
 
 def load_tree(root: str | Path) -> list[Record]:
@@ -66,14 +83,11 @@ def load_tree(root: str | Path) -> list[Record]:
     Jobs that did not end well give what they measured before they ended; a finished job of the
     same key replaces it.
     """
-    jobs = []
-    for manifest in manifests(root):
-        path = manifest.with_name("records.jsonl")
-        if path.exists():
-            run = json.loads(manifest.read_text(encoding="utf-8"))
-            jobs.append((run.get("status") == "ok", run.get("end") or "", path))
-    rows = [row for _, _, path in sorted(jobs, key=lambda job: job[:2]) for row in load(path)]
-    return merge(rows)
+    runs = []
+    for path in manifests(root):
+        if (records := path.with_name("records.jsonl")).exists():
+            runs.append((precedence(json.loads(path.read_text(encoding="utf-8"))), records))
+    return merge([row for _, records in sorted(runs) for row in load(records)])
 
 
 def merge(records: Sequence[Record]) -> list[Record]:
@@ -85,13 +99,7 @@ def merge(records: Sequence[Record]) -> list[Record]:
     return list(merged.values())
 
 
-PARTIAL, PREVIOUS, ALL = ".partial", ".previous", "_all"
-
-
-RELEASED = ROOT / "outputs" / "released"
-
-
-def slug(model: str) -> str:
+def model_folder(model: str) -> str:
     """A folder name for a model, different for different models.
 
     "/" becomes "--" where that can be undone; other names, and paths, get a hash appended.
@@ -109,15 +117,16 @@ def slug(model: str) -> str:
 
 def records_sha(root: Path, without: Path) -> str:
     """Hash of every job's records below `root`, less the job's own."""
-    found = []
+    shas = []
     for path in manifests(root):
         records = path.with_name("records.jsonl")
         if path.parent != without and records.exists():
-            found.append([path.parent.relative_to(root).as_posix(), file_sha(records)])
-    return _sha(found)
+            shas.append([path.parent.relative_to(root).as_posix(), file_sha(records)])
+    return sha(shas)
 
 
-def _sha(data: Any) -> str:
+def sha(data: Any) -> str:
+    """Hash of what JSON can hold, whatever the order of its keys."""
     text = json.dumps(data, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -130,16 +139,16 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def is_finished(folder: Path, run: dict[str, Any] | None, sha: str) -> bool:
+def is_finished(folder: Path, manifest: dict[str, Any] | None, sha: str) -> bool:
     """The folder holds this very job, ended well, with all its files and rows.
 
     It may be an earlier slice: a later one has added its rows and replaced none.
     """
-    return (
-        run is not None
-        and run["status"] == "ok"
-        and sha in {r["job_sha"] for r in (run, *run.get("earlier", ())) if r.get("complete", True)}
-        and all((folder / item["path"]).exists() for item in run["artefacts"])
+    if manifest is None or manifest["status"] != "ok":
+        return False
+    runs = (manifest, *manifest.get("earlier", ()))
+    return sha in {run["job_sha"] for run in runs if run.get("complete", True)} and all(
+        (folder / item["path"]).exists() for item in manifest["artefacts"]
     )
 
 

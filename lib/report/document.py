@@ -26,7 +26,7 @@ from lib.records import jobs
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
-from lib.records.store import merge
+from lib.records.store import merge, precedence
 from lib.report import provenance, record_list, sections
 from lib.report.abstract import findings
 from lib.show import figure
@@ -216,7 +216,7 @@ def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
 
 def _by_end(found: Iterable[Job]) -> list[Job]:
     """Jobs in the order in which their rows replace each other: finished ones win, then later."""
-    return sorted(found, key=lambda j: (j.run.get("status") == "ok", str(j.run.get("end") or "")))
+    return sorted(found, key=lambda job: precedence(job.run))
 
 
 def _paper(table: PaperTable, context: Sequence[str]) -> str:

@@ -30,10 +30,10 @@ class Tally:
 
     def left_s(self) -> float | None:
         """Seconds until the end, from the mean of ended jobs of the same notebook; or unknown."""
-        known = [s for times in self.spent_s.values() for s in times]
-        if not known:
+        every = [s for times in self.spent_s.values() for s in times]
+        if not every:
             return None
-        times = [self.spent_s.get(job.notebook, known) for job in self.jobs[len(self.ended) :]]
+        times = [self.spent_s.get(job.notebook, every) for job in self.jobs[len(self.ended) :]]
         return sum(sum(t) / len(t) for t in times)
 
     def skip(self, job: Task) -> None:
@@ -48,10 +48,10 @@ class Tally:
         say(f"{self._place()} {job.title}: started{about}")
         self.started_s = time.monotonic()
 
-    def end(self, job: Task, told: dict[str, Any]) -> None:
+    def end(self, job: Task, manifest: dict[str, Any]) -> None:
         """A job that has ended, well or not."""
         spent_s = time.monotonic() - self.started_s
-        status, why = told["status"], reason(told["error"])
+        status, why = manifest["status"], reason(manifest["error"])
         say(f"{self._place()} {job.title}: {status} after {span(spent_s)}{why and ': ' + why}")
         self.ended.append((job, status, why))
         self.spent_s.setdefault(job.notebook, []).append(spent_s)
@@ -70,8 +70,8 @@ class Tally:
             "failed": len(bad),
             "not run": total - len(self.ended),
         }
-        shown = ", ".join(f"{n} {name}" for name, n in counts.items() if n or name == "ok")
-        say(f"\n{total} jobs: {shown}")
+        parts = (f"{n} {name}" for name, n in counts.items() if n or name == "ok")
+        say(f"\n{total} jobs: {', '.join(parts)}")
         for job, status, why in bad:
             say(f"  {status}: {job.title}: {why}\n    see {short(job.folder / 'notebook.ipynb')}")
         for text in self.broken:

@@ -65,11 +65,11 @@ class Stop:
 
     watch: kernel.Watch | None = None
     signum: int = 0
-    asked: int = 0
+    count: int = 0
 
     def __call__(self, signum: int, frame: object = None) -> None:
-        self.signum, self.asked = self.signum or signum, self.asked + 1
-        if self.watch is None or self.asked > 2:
+        self.signum, self.count = self.signum or signum, self.count + 1
+        if self.watch is None or self.count > 2:
             raise SystemExit(128 + signum)
         self.watch.stop(signal.Signals(signum).name)
 
@@ -104,7 +104,7 @@ def run_job(
     values = check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
     stop, old, start = stop or Stop(), store.read(job.folder), _now()
     staged = begin(job.folder)
-    known = scrub.names(job.out)
+    folders = scrub.names(job.out)
     stop.watch = kernel.Watch()
     try:
         outcome = kernel.execute(
@@ -116,11 +116,11 @@ def run_job(
             timeout_s=timeout_s,
             progress=sys.stderr.isatty(),
         )
-        scrub.files(staged.rglob("*"), known)
-        told = {
+        scrub.files(staged.rglob("*"), folders)
+        manifest = {
             "status": outcome.status,
-            "error": scrub.values(outcome.error, known),
-            "parameters": scrub.values(values, known),
+            "error": scrub.values(outcome.error, folders),
+            "parameters": scrub.values(values, folders),
             "job_sha": sha,
             "notebook_sha": plan.notebook_sha(job.source),
             "lib_sha": plan.lib_sha(),
@@ -130,30 +130,30 @@ def run_job(
             "start": start,
             "end": _now(),
         }
-        added = slices.Added() if force else slices.add_earlier(staged, job.folder, told)
-        told["earlier"] = list(added.earlier)
-        told["artefacts"] = store.artefacts(staged)
-        _settle(job.folder, old, told, added)
+        added = slices.Added() if force else slices.add_earlier(staged, job.folder, manifest)
+        manifest["earlier"] = list(added.earlier)
+        manifest["artefacts"] = store.artefacts(staged)
+        _settle(job.folder, old, manifest, added)
     finally:
         stop.watch = None
-    return told
+    return manifest
 
 
 def _settle(
-    folder: Path, old: dict[str, Any] | None, told: dict[str, Any], added: slices.Added
+    folder: Path, old: dict[str, Any] | None, manifest: dict[str, Any], added: slices.Added
 ) -> None:
     """Put files and manifest in place, in the order that a crash in between cannot make a lie."""
-    was_ok, is_ok = old is not None and old["status"] == "ok", told["status"] == "ok"
-    if was_ok and told["status"] == "interrupted":
+    was_ok, is_ok = old is not None and old["status"] == "ok", manifest["status"] == "ok"
+    if was_ok and manifest["status"] == "interrupted":
         discard(folder)
         return
     if added.aside:
         say(f"note: rows of before stay apart, in {short(folder / store.PREVIOUS)}: {added.aside}")
     if not is_ok:
-        files.write_json(folder / "run.json", told)
+        files.write_json(folder / "run.json", manifest)
     keep_old = was_ok and (not is_ok or bool(added.aside))
     promote(folder, old, keep_old=keep_old, spent=is_ok and added.spent)
-    files.write_json(folder / "run.json", told)
+    files.write_json(folder / "run.json", manifest)
 
 
 def _now() -> str:

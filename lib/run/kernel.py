@@ -1,28 +1,37 @@
-"""Kernels that cannot outlive their runner, and an account of how a notebook really ended.
+"""One notebook by papermill: a kernel that cannot outlive its runner, and how the run ended.
 
-papermill marks every cell "completed" after its kernel died, timed out or was interrupted, so
-that the status here comes from what happened, and the written notebook is corrected to match.
+papermill's own engine marks every cell "completed" after its kernel died, timed out or was
+interrupted, and writes over the file that it wrote before. The engine here tells what happened.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import os
 import signal
 import sys
 import tempfile
 import threading
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import nbformat
+import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from papermill import engines
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.exceptions import PapermillExecutionError
+from papermill.log import logger
 
-from lib.files import BATCH_VARIABLE, ROOT
+from lib.files import BATCH_VARIABLE, ROOT, write_text
 from lib.run import processes
 
+ENGINE = "workbook"
 NOISE = (
     "without encryption",
     "TransportEncryption",
@@ -30,8 +39,6 @@ NOISE = (
     "PYDEVD_DISABLE",
     "Debugger",
 )
-
-
 GRACE_S = 8.0  # schedulers and Docker kill ten seconds after their first signal or later
 
 
@@ -85,150 +92,160 @@ def execute(
     `timeout_s` limits the whole notebook. Every process that the notebook started is gone when
     this returns.
     """
-    children = set(processes.descendants(os.getpid()))
+    engines.papermill_engines.register(ENGINE, Engine)
+    account, mark = Account(source, output, watch, timeout_s), uuid.uuid4().hex
     timer = threading.Timer(timeout_s or 0, watch.stop, ["timeout"])
     timer.daemon = True
-    if timeout_s:
-        timer.start()
-    with tempfile.TemporaryFile() as log, processes.adopt_orphans():
+    with tempfile.TemporaryFile() as log, processes.guard(mark), processes.adopt_orphans():
+        children = {*processes.descendants(os.getpid())}
+        if timeout_s:
+            timer.start()
         try:
-            error = _papermill(source, output, parameters, _owned_kernel(env, log, watch), progress)
-            if _never_started(error) and not watch.reason:
-                # Ports are chosen before the kernel takes them; another process may be faster.
-                error = _papermill(
-                    source, output, parameters, _owned_kernel(env, log, watch), progress
-                )
+            papermill.execute_notebook(
+                str(source).replace("{", "{{").replace("}", "}}"),  # it takes a format string
+                None,  # the account writes
+                parameters=parameters,
+                engine_name=ENGINE,
+                kernel_name="python3",
+                language="python",
+                cwd=str(ROOT),
+                progress_bar=progress,
+                account=account,
+                kernel=_owned_kernel(env | {BATCH_VARIABLE: mark}, log, watch),
+            )
+        except PapermillExecutionError as error:
+            if account.outcome.status == "ok":  # a cell that went on shows an error
+                account.outcome = Outcome("failed", _raised(error, error.exec_count))
+        except Exception as error:  # classes of papermill, nbclient and jupyter_client
+            account.fail(error)
         finally:
             timer.cancel()
             watch.kill()
             watch.pid = None
-            processes.reap(set(processes.descendants(os.getpid())) - children)
-        outcome = _outcome(output, error, watch, timeout_s, _tail(log))
-    _shorten_paths(output, source)
+            processes.reap({*processes.descendants(os.getpid())} - children)
+        outcome = account.outcome
+        if outcome.error and "log" in outcome.error:
+            outcome.error["log"] = _tail(log)
+    if account.nb is not None:
+        with contextlib.suppress(OSError):
+            account.save()  # with the marks that papermill puts before a failed cell
     return outcome
 
 
-def _papermill(
-    source: Path,
-    output: Path,
-    parameters: dict[str, Any],
-    kernel: type[AsyncKernelManager],
-    progress: bool,
-) -> Exception | None:
-    import papermill
+class Account(engines.NotebookExecutionManager):
+    """papermill's account of a run, with what ended it; its file is never half of one."""
 
-    try:
-        papermill.execute_notebook(
-            # papermill takes a path for a format string
-            str(source).replace("{", "{{").replace("}", "}}"),
-            str(output).replace("{", "{{").replace("}", "}}"),
-            parameters=parameters,
-            kernel_name="python3",
-            language="python",
-            cwd=str(ROOT),
-            progress_bar=progress,
-            kernel_manager_class=kernel,
+    nb = None  # until papermill has read the notebook and filled in the parameters
+
+    def __init__(self, source: Path, output: Path, watch: Watch, timeout_s: float | None) -> None:
+        self.source, self.output = source, output.absolute()
+        self.watch, self.timeout_s = watch, timeout_s
+        self.outcome = Outcome("ok")
+
+    def begin(self, nb: nbformat.NotebookNode, progress_bar: bool) -> None:
+        """The run begins: no cell has."""
+        super().__init__(nb, self.output, progress_bar=progress_bar)
+        # Notebooks are shared: they name no folder of this machine.
+        nb.metadata.papermill.update(input_path=self.source.name, output_path=self.output.name)
+        self.notebook_start()
+
+    def save(self, **_: Any) -> None:
+        """Write the notebook as it is now."""
+        write_text(self.output, nbformat.writes(self.nb) + "\n")
+        self.last_save_time = self.now()
+
+    def fail(self, error: Exception) -> None:
+        """The run ends by this error, in the cell that began last. The first error counts."""
+        if self.outcome.status != "ok":
+            return
+        every = self.nb.cells if self.nb is not None else []
+        cells = [cell for cell in every if cell.metadata.papermill["start_time"]]
+        number = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells)
+        self.outcome = _outcome(error, number or None, self.watch, self.timeout_s)
+        if cells:
+            self.cell_exception(cells[-1])
+        elif every:
+            self.nb.metadata.papermill["exception"] = True
+        if cells and cells[-1].cell_type == "code" and self.outcome.status != "failed":
+            name, value = self.outcome.error["name"], self.outcome.error["value"]
+            output = {"ename": name, "evalue": value, "traceback": [f"{name}: {value}"]}
+            cells[-1].outputs.append(nbformat.v4.new_output("error", **output))
+
+    def notebook_complete(self, **_: Any) -> None:
+        """The run has ended; a cell that has not begun stays pending, as papermill has it not."""
+        self.end_time = self.now()
+        duration_s = (self.end_time - self.start_time).total_seconds()
+        self.nb.metadata.papermill.update(end_time=self.end_time.isoformat(), duration=duration_s)
+        self.cleanup_pbar()
+        self.save()
+
+
+class Client(PapermillNotebookClient):
+    """Tells the account of all that ends a cell, of which papermill knows exceptions alone."""
+
+    def execute_cell(
+        self, cell: nbformat.NotebookNode, cell_index: int, **options: Any
+    ) -> nbformat.NotebookNode:
+        try:
+            return super().execute_cell(cell, cell_index, **options)
+        except Exception as error:
+            self.nb_man.fail(error)
+            raise
+
+
+class Engine(engines.Engine):
+    """papermill's engine with the account and the kernel that it is handed."""
+
+    @classmethod
+    def execute_notebook(
+        cls,
+        nb: nbformat.NotebookNode,
+        kernel_name: str,
+        *,
+        account: Account,
+        kernel: type[AsyncKernelManager],
+        progress_bar: bool,
+        **_: Any,
+    ) -> nbformat.NotebookNode:
+        client = functools.partial(
+            Client, account, kernel_name=kernel_name, kernel_manager_class=kernel, log=logger
         )
-    except Exception as error:  # classes of papermill, nbclient and jupyter_client
-        return error
-    return None
+        account.begin(nb, progress_bar)
+        try:
+            try:
+                client().execute()
+            except RuntimeError as error:
+                # Ports are chosen before the kernel takes them; another process may be faster.
+                if account.watch.reason or "before replying to kernel_info" not in str(error):
+                    raise
+                client().execute()
+        except Exception as error:
+            account.fail(error)
+            raise
+        finally:
+            account.notebook_complete()
+        return nb
 
 
-def _never_started(error: Exception | None) -> bool:
-    return isinstance(error, RuntimeError) and "before replying to kernel_info" in str(error)
-
-
-def _outcome(
-    output: Path, error: BaseException | None, watch: Watch, timeout_s: float | None, log: list[str]
-) -> Outcome:
-    """Decide the status, and write it into the notebook's own metadata."""
-    from papermill.exceptions import PapermillExecutionError
-
-    try:
-        nb = json.loads(output.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # it ended before the first write
-        nb = None
-    last, number = _last_started(nb)
-    if error is None:
-        if not (stopped := _error_output(nb)):
-            return Outcome("ok")
-        # papermill takes sys.exit(0) for success, though the cells after it never ran.
-        status, found = "failed", {**stopped, "cell": number}
-    elif watch.reason == "timeout":
-        status = "timeout"
+def _outcome(error: Exception, cell: int | None, watch: Watch, timeout_s: float | None) -> Outcome:
+    """The status of a run that ended by this error; `log` is filled in when the kernel is gone."""
+    if watch.reason == "timeout":
         value = f"not finished after {timeout_s:g} s (limit for the whole notebook)"
-        found = {"name": "Timeout", "value": value, "cell": number}
-    elif watch.reason:
-        status = "interrupted"
-        found = {"name": "Interrupted", "value": watch.reason, "cell": number}
-    elif isinstance(error, PapermillExecutionError):
-        status = "failed"
-        found = {"name": error.ename, "value": error.evalue, "cell": error.exec_count}
-    elif "died" in str(error).lower() or type(error).__name__ == "DeadKernelError":
-        status = "dead-kernel"
+        return Outcome("timeout", {"name": "Timeout", "value": value, "cell": cell})
+    if watch.reason:
+        entry = {"name": "Interrupted", "value": watch.reason, "cell": cell}
+        return Outcome("interrupted", entry)
+    if isinstance(error, CellExecutionError):
+        return Outcome("failed", _raised(error, cell))
+    status, name, value = "failed", type(error).__name__, str(error)
+    if isinstance(error, DeadKernelError) or "died" in value.lower():
+        status, name = "dead-kernel", "DeadKernel"
         value = "the kernel died; where memory ran out the system kills it without a message"
-        found = {"name": "DeadKernel", "value": value, "cell": number, "log": log}
-    else:
-        status = "failed"
-        found = {"name": type(error).__name__, "value": str(error), "cell": number, "log": log}
-    if nb is not None and status != "failed":
-        _mend(nb, last, found)
-        _write(output, nb)
-    return Outcome(status, found)
+    return Outcome(status, {"name": name, "value": value, "cell": cell, "log": []})
 
 
-def _shorten_paths(output: Path, source: Path) -> None:
-    """Notebooks are shared: keep this machine's folders out of papermill's metadata."""
-    with contextlib.suppress(OSError, ValueError):
-        nb = json.loads(output.read_text(encoding="utf-8"))
-        paths = {"input_path": source.name, "output_path": output.name}
-        nb["metadata"].get("papermill", {}).update(paths)
-        _write(output, nb)
-
-
-def _write(path: Path, nb: dict) -> None:
-    text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _last_started(nb: dict | None) -> tuple[int, int | None]:
-    """Index of the last cell that began, and its number as in `In [n]`."""
-    started = -1
-    for index, cell in enumerate(nb["cells"] if nb else ()):
-        if cell["metadata"].get("papermill", {}).get("start_time"):
-            started = index
-    cells = nb["cells"][: started + 1] if nb else []
-    number = sum(c["cell_type"] == "code" and bool("".join(c["source"]).strip()) for c in cells)
-    return started, number or None
-
-
-def _error_output(nb: dict | None) -> dict[str, str] | None:
-    for cell in nb["cells"] if nb else ():
-        for output in cell.get("outputs", ()):
-            if output["output_type"] == "error":
-                return {"name": output["ename"], "value": output["evalue"]}
-    return None
-
-
-def _mend(nb: dict, last: int, error: dict[str, Any]) -> None:
-    """Correct what papermill wrote: the last cell that began failed, those after it never ran."""
-    nb["metadata"].setdefault("papermill", {})["exception"] = True
-    for index, cell in enumerate(nb["cells"]):
-        state = cell["metadata"].get("papermill", {})
-        if index > last:
-            state["status"] = "pending"
-        elif index == last:
-            state.update(status="failed", exception=True)
-            if cell["cell_type"] == "code":
-                text = f"{error['name']}: {error['value']}"
-                cell["outputs"].append(
-                    {
-                        "output_type": "error",
-                        "ename": error["name"],
-                        "evalue": error["value"],
-                        "traceback": [text],
-                    }
-                )
+def _raised(error: CellExecutionError | PapermillExecutionError, cell: int | None) -> dict:
+    return {"name": error.ename, "value": error.evalue, "cell": cell}
 
 
 def _owned_kernel(env: dict[str, str], log: IO[bytes], watch: Watch) -> type[AsyncKernelManager]:
@@ -242,7 +259,6 @@ def _owned_kernel(env: dict[str, str], log: IO[bytes], watch: Watch) -> type[Asy
             return spec
 
         async def _async_start_kernel(self, **options: Any) -> None:
-            options |= processes.die_with_parent()
             with watch.lock:
                 if watch.reason:
                     raise RuntimeError("stopped before the kernel started")
@@ -263,7 +279,6 @@ def kernel_env(*, offline: bool, gpu_uuid: str | None = None) -> dict[str, str]:
     env = dict(os.environ)
     paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
     env["PYTHONPATH"] = os.pathsep.join(paths)
-    env[BATCH_VARIABLE] = "1"
     env.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     env.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")

@@ -36,7 +36,7 @@ def gpus() -> list[Gpu]:
         pynvml.nvmlInit()
     except Exception:  # no package, no driver, no permission: each has a class of its own
         return []
-    found = []
+    cards = []
     for index in range(pynvml.nvmlDeviceGetCount()):
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         try:
@@ -44,15 +44,15 @@ def gpus() -> list[Gpu]:
         except pynvml.NVMLError:
             processes = 0
         uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-        found.append(Gpu(uuid, name, processes))
-    return found
+        cards.append(Gpu(uuid, name, processes))
+    return cards
 
 
 def visible(all_gpus: list[Gpu], env: Mapping[str, str] = os.environ) -> list[Gpu]:
     """The GPUs that CUDA_VISIBLE_DEVICES allows, in its order; all where it is not set."""
     if "CUDA_VISIBLE_DEVICES" not in env:
         return all_gpus
-    chosen = []
+    cards = []
     for item in env["CUDA_VISIBLE_DEVICES"].split(","):
         text = item.strip()
         if text.isdigit():
@@ -61,8 +61,8 @@ def visible(all_gpus: list[Gpu], env: Mapping[str, str] = os.environ) -> list[Gp
             match = [gpu for gpu in all_gpus if text and gpu.uuid.startswith(text)]
         if not match:
             break  # CUDA, too, stops at the first entry that names no GPU
-        chosen += match
-    return chosen
+        cards += match
+    return cards
 
 
 @contextlib.contextmanager
@@ -107,8 +107,7 @@ def lease(
             last = gpu is candidates[-1]
             what = f"GPU {gpu.name} ({gpu.uuid})" if len(candidates) == 1 else "every visible GPU"
             try:
-                held = lock(gpu.uuid, what=what, wait=wait and last, folder=folder)
-                stack.enter_context(held)
+                stack.enter_context(lock(gpu.uuid, what=what, wait=wait and last, folder=folder))
             except BusyError:
                 if last:
                     raise

@@ -40,14 +40,14 @@ def run(
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
     store.refuse_released(out_dir)
-    planned, stop = plan.plan(profile, out_dir), Stop()
-    jobs = planned if only is None else [named(planned, only)]
-    with contextlib.ExitStack() as held:
-        held.enter_context(stop.installed())
+    every, stop = plan.plan(profile, out_dir), Stop()
+    jobs = every if only is None else [named(every, only)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop.installed())
         own = out_dir if only is None else jobs[0].folder
         folder = hashlib.sha256(str(own.resolve()).encode()).hexdigest()[:12]
-        held.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
-        gpu = _lease_gpu(profile, jobs, held, wait)
+        stack.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
+        gpu = _lease_gpu(profile, jobs, stack, wait)
         name = gpu.name if gpu else "cpu"
 
         def env_of(job: Task) -> dict[str, str]:
@@ -58,7 +58,7 @@ def run(
         offline = profile.name in OFFLINE_PROFILES
         env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
         check(preflight.arms(todo), env)
-        plan.record_plan(planned, out_dir)
+        plan.record_plan(every, out_dir)
 
         tally = Tally(jobs)
         for job in jobs:
@@ -67,7 +67,7 @@ def run(
                 tally.skip(job)
                 continue
             tally.start(job)
-            told = run_job(
+            manifest = run_job(
                 job,
                 sha=sha,
                 gpu=name,
@@ -76,7 +76,7 @@ def run(
                 stop=stop,
                 force=force,
             )
-            tally.end(job, told)
+            tally.end(job, manifest)
             if stop.signum:
                 break
             _guarded(tally, "notebook page", write_page, job.folder)
@@ -107,31 +107,30 @@ def _keep(job: Task, old: dict[str, Any] | None, sha: str, tally: Tally) -> bool
         return False
     code = (plan.notebook_sha(job.source), plan.lib_sha())
     runs = (old, *old.get("earlier", ()))
-    same = {(told["notebook_sha"], told["lib_sha"]) for told in runs} == {code}
-    if not same and job.reads:
-        return False
-    if not same:
+    if {(run["notebook_sha"], run["lib_sha"]) for run in runs} != {code}:
+        if job.reads:
+            return False
         tally.stale.append(job.title)
     return True
 
 
 def _lease_gpu(
-    profile: Profile, jobs: list[Task], held: contextlib.ExitStack, wait: bool
+    profile: Profile, jobs: list[Task], stack: contextlib.ExitStack, wait: bool
 ) -> lease.Gpu | None:
     """The GPU that this run holds; None where it measures on the CPU."""
     devices = {job.parameters.get("device", "cpu") for job in jobs}
     if devices <= {"cpu"}:
         return None
-    seen = lease.visible(lease.gpus())
-    if not seen and "cuda" in devices:
+    gpus = lease.visible(lease.gpus())
+    if not gpus and "cuda" in devices:
         raise preflight.PreflightError(
             f"profile {profile.name!r} measures on an NVIDIA GPU, and the driver shows none here; "
             "run `make report` for the demo profile on the CPU, or check that nvidia-smi lists "
             "the GPU and that CUDA_VISIBLE_DEVICES does not hide it"
         )
-    if not seen:
+    if not gpus:
         return None
-    gpu = held.enter_context(lease.lease(seen, wait=wait))
+    gpu = stack.enter_context(lease.lease(gpus, wait=wait))
     if gpu.processes:
         say(f"warning: {gpu.processes} other process(es) use {gpu.name}; they disturb the numbers")
     return gpu
@@ -158,8 +157,8 @@ def rebuild(source: Path, out_dir: Path, write_report: Callable[..., Path]) -> P
     return write_report(source, out_dir)
 
 
-def jupyter_path(folders: list[str], known: str) -> str:
+def jupyter_path(folders: list[str], before: str) -> str:
     """JUPYTER_PATH with the data of packages that PYTHONPATH brings (nbconvert's templates)."""
     shared = [Path(folder) / "share" / "jupyter" for folder in folders if folder]
-    found = [known, *(str(path) for path in shared if path.is_dir())]
-    return os.pathsep.join(dict.fromkeys(filter(None, found)))
+    paths = [before, *(str(path) for path in shared if path.is_dir())]
+    return os.pathsep.join(dict.fromkeys(filter(None, paths)))

@@ -26,17 +26,17 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
         raise ParamsError(f"{path.name}: {len(tagged)} cells are tagged 'parameters'; needs one")
-    found = {}
+    defaults = {}
     for line in ast.parse("".join(tagged[0]["source"])).body:
         target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
         try:
-            found[target.id] = ast.literal_eval(line.value)
+            defaults[target.id] = ast.literal_eval(line.value)
         except (AttributeError, ValueError):
             raise ParamsError(
                 f"{path.name}: the parameters cell may only assign literals, not "
                 f"{ast.unparse(line)!r}"
             ) from None
-    return found
+    return defaults
 
 
 def check_parameters(
@@ -61,8 +61,8 @@ def _typed(value: Any, default: Any, where: str) -> Any:
             hint = "; YAML 1.1 reads it as text: write it without quotes, and 1e-3 as 1.0e-3"
         elif isinstance(default, str):
             hint = "; write it in quotes"
-        expected, got = type(default).__name__, type(value).__name__
-        raise ParamsError(f"{where} is {value!r} ({got}), needs {expected} like {default!r}{hint}")
+        own, needed = type(value).__name__, type(default).__name__
+        raise ParamsError(f"{where} is {value!r} ({own}), needs {needed} like {default!r}{hint}")
     if isinstance(value, list):
         kinds = {type(item) for item in default or []}
         pattern = default[0] if len(kinds) == 1 else None
@@ -70,8 +70,8 @@ def _typed(value: Any, default: Any, where: str) -> Any:
     if isinstance(value, dict):
         if odd := [key for key in value if not isinstance(key, str)]:
             raise ParamsError(f"{where}: the key {odd[0]!r} is no text; write it in quotes")
-        known = default or {}
-        return {key: _typed(x, known.get(key), f"{where}.{key}") for key, x in value.items()}
+        defaults = default or {}
+        return {key: _typed(x, defaults.get(key), f"{where}.{key}") for key, x in value.items()}
     if value is not None and not isinstance(value, (str, bool, int, float)):
         raise ParamsError(f"{where} is {value!r} ({type(value).__name__}); write it in quotes")
     return value

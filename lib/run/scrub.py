@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lib.files import ROOT
+from lib.files import ROOT, write_text
 
 TEXTS = (".ipynb", ".json", ".jsonl")
 Names = list[tuple[re.Pattern[str], str]]
@@ -41,34 +41,34 @@ def names(out_dir: Path | None = None, *, home: Path | None = None, root: Path =
 
 def _pattern(path: Path, *, below: bool) -> re.Pattern[str]:
     """The folder as a whole, as it is or as JSON writes it; with its slash where `below`."""
-    written = {re.escape(str(path)), re.escape(json.dumps(str(path))[1:-1])}
+    forms = {re.escape(str(path)), re.escape(json.dumps(str(path))[1:-1])}
     end = r"[/\\]+" if below else r"(?![\w.-])"
     start = r"(?:(?<![\w.~>-])|(?<=[\[;]\dm)|(?<=[\[;]\d\dm))"  # or after the colour of a traceback
-    return re.compile(rf"{start}(?:{'|'.join(sorted(written))}){end}")
+    return re.compile(rf"{start}(?:{'|'.join(sorted(forms))}){end}")
 
 
-def text(said: str, known: Names) -> str:
+def text(content: str, folders: Names) -> str:
     """The text with each folder by its name."""
-    for pattern, name in known:
-        said = pattern.sub(lambda _, name=name: name, said)
-    return said
+    for pattern, name in folders:
+        content = pattern.sub(lambda _, name=name: name, content)
+    return content
 
 
-def values(data: Any, known: Names) -> Any:
+def values(data: Any, folders: Names) -> Any:
     """The same for every text in lists and mappings."""
     if isinstance(data, str):
-        return text(data, known)
+        return text(data, folders)
     if isinstance(data, dict):
-        return {key: values(item, known) for key, item in data.items()}
+        return {key: values(item, folders) for key, item in data.items()}
     if isinstance(data, list):
-        return [values(item, known) for item in data]
+        return [values(item, folders) for item in data]
     return data
 
 
-def files(paths: Iterable[Path], known: Names) -> None:
+def files(paths: Iterable[Path], folders: Names) -> None:
     """Rewrite the text files among the paths that name such a folder."""
     for path in paths:
         if path.suffix in TEXTS and path.is_file():
-            said = path.read_text(encoding="utf-8")
-            if (shared := text(said, known)) != said:
-                path.write_text(shared, encoding="utf-8", newline="\n")
+            content = path.read_text(encoding="utf-8")
+            if (shared := text(content, folders)) != content:
+                write_text(path, shared)

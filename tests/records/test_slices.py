@@ -39,7 +39,7 @@ def card(env: Record, dtype: str = "bfloat16") -> Record:
     return Record("card", {"model": "m", "dtype": dtype}, values={"n": 1}, env_id=env.env_id)
 
 
-def job(folder: Path, rows: list[Record], traces: dict[str, str] | None = None, **told) -> Path:
+def job(folder: Path, rows: list[Record], traces: dict[str, str] | None = None, **fields) -> Path:
     """An ended run in `folder`."""
     for line in rows:
         store.append(folder / "records.jsonl", line)
@@ -59,8 +59,8 @@ def job(folder: Path, rows: list[Record], traces: dict[str, str] | None = None, 
         "lib_sha": "l",
         "notebook_sha": "n",
     }
-    told = defaults | told | {"artefacts": store.artefacts(folder)}
-    files.write_json(folder / "run.json", told)
+    manifest = defaults | fields | {"artefacts": store.artefacts(folder)}
+    files.write_json(folder / "run.json", manifest)
     return folder
 
 
@@ -81,14 +81,14 @@ def test_what_is_not_measured_again_stays_with_its_environment(tmp_path):
     a, b = environment(host=1), environment(host=2)
     old = [a, card(a), row(a, 128, 1.0), row(a, 512, 2.0)]
     new = [b, card(b), row(b, 512, 3.0), row(b, 1024, 4.0)]
-    found = added(tmp_path, old, new)
+    result = added(tmp_path, old, new)
     rows = store.load(tmp_path / "new" / "records.jsonl")
     assert rows == [a, row(a, 128, 1.0), *new]
-    (entry,) = found.earlier
+    (entry,) = result.earlier
     assert {"start", "end", "git", "parameters", "lib_sha", "job_sha", "attempt"} <= entry.keys()
     assert (entry["job_sha"], entry["env_ids"]) == ((tmp_path / "old").as_posix(), [a.env_id])
     assert entry["complete"] is False  # its 512 was measured again
-    assert (found.aside, found.spent) == ("", True)
+    assert (result.aside, result.spent) == ("", True)
 
 
 def test_two_dtypes_stand_side_by_side_each_with_its_card_and_trace(tmp_path):
@@ -97,9 +97,9 @@ def test_two_dtypes_stand_side_by_side_each_with_its_card_and_trace(tmp_path):
     job(tmp_path / "old", [a, card(a), row(a, 128, 1.0, trace=name)], {name: "bf16"})
     new = [b, card(b, "float16"), row(b, 128, 2.0, "float16", trace=name)]
     job(tmp_path / "new", new, {name: "fp16"})
-    found = slices.add_earlier(tmp_path / "new", tmp_path / "old", store.read(tmp_path / "new"))
+    result = slices.add_earlier(tmp_path / "new", tmp_path / "old", store.read(tmp_path / "new"))
     assert seconds(tmp_path / "new") == {(128, "bfloat16"): 1.0, (128, "float16"): 2.0}
-    assert found.earlier[0]["complete"] is True
+    assert result.earlier[0]["complete"] is True
     rows = store.load(tmp_path / "new" / "records.jsonl")
     assert [r.key["dtype"] for r in record.select(rows, "card")] == ["bfloat16", "float16"]
     named = {r.key["dtype"]: r.value("trace") for r in record.select(rows, "energy")}
@@ -110,8 +110,8 @@ def test_two_dtypes_stand_side_by_side_each_with_its_card_and_trace(tmp_path):
 
 def test_nothing_stays_where_everything_was_measured_again(tmp_path):
     a, b = environment(host=1), environment(host=2)
-    found = added(tmp_path, [a, card(a), row(a, 128, 1.0)], [b, card(b), row(b, 128, 2.0)])
-    assert found.earlier == () and seconds(tmp_path / "new") == {(128, "bfloat16"): 2.0}
+    result = added(tmp_path, [a, card(a), row(a, 128, 1.0)], [b, card(b), row(b, 128, 2.0)])
+    assert result.earlier == () and seconds(tmp_path / "new") == {(128, "bfloat16"): 2.0}
     assert a not in store.load(tmp_path / "new" / "records.jsonl")
 
 
@@ -125,17 +125,17 @@ def test_nothing_stays_where_everything_was_measured_again(tmp_path):
 def test_another_gpu_or_revision_stays_apart(tmp_path, change, why):
     a, b = environment(host=1), environment(host=2)
     old = row(a, 128, 1.0, model_revision=change.pop("revision", "r1"))
-    found = added(tmp_path, [a, old], [b, row(b, 512, 2.0)], **change)
-    assert (found.earlier, found.aside) == ((), why)
+    result = added(tmp_path, [a, old], [b, row(b, 512, 2.0)], **change)
+    assert (result.earlier, result.aside) == ((), why)
     assert seconds(tmp_path / "new") == {(512, "bfloat16"): 2.0}
 
 
-@pytest.mark.parametrize(("status", "kept"), [("interrupted", True), ("failed", False)])
-def test_an_interrupted_run_adds_up_and_a_failed_one_does_not(tmp_path, status, kept):
+@pytest.mark.parametrize(("status", "stays"), [("interrupted", True), ("failed", False)])
+def test_an_interrupted_run_adds_up_and_a_failed_one_does_not(tmp_path, status, stays):
     a, b = environment(host=1), environment(host=2)
-    found = added(tmp_path, [a, row(a, 128, 1.0)], [b, row(b, 512, 2.0)], status=status)
-    assert ((128, "bfloat16") in seconds(tmp_path / "new")) is kept
-    assert [e["complete"] for e in found.earlier] == ([False] if kept else [])
+    result = added(tmp_path, [a, row(a, 128, 1.0)], [b, row(b, 512, 2.0)], status=status)
+    assert ((128, "bfloat16") in seconds(tmp_path / "new")) is stays
+    assert [e["complete"] for e in result.earlier] == ([False] if stays else [])
 
 
 def test_a_damaged_file_of_before_costs_no_new_row(tmp_path):
@@ -143,8 +143,8 @@ def test_a_damaged_file_of_before_costs_no_new_row(tmp_path):
     job(tmp_path / "old", [a, row(a, 128, 1.0)])
     (tmp_path / "old" / "records.jsonl").write_text("{")
     job(tmp_path / "new", [a, row(a, 512, 2.0)])
-    found = slices.add_earlier(tmp_path / "new", tmp_path / "old", store.read(tmp_path / "new"))
-    assert "line 1: not a record" in found.aside
+    result = slices.add_earlier(tmp_path / "new", tmp_path / "old", store.read(tmp_path / "new"))
+    assert "line 1: not a record" in result.aside
     assert seconds(tmp_path / "new") == {(512, "bfloat16"): 2.0}
 
 
@@ -177,17 +177,17 @@ class Bench:
         nbformat.write(nb, folder / "notebooks" / "energy.ipynb")
 
     def run(self, *contexts: int, dtype: str = "bfloat16", fail: bool = False, **options) -> int:
-        profile = {
+        content = {
             "defaults": {"contexts": [*contexts], "dtype": dtype, "take": 1, "fail": fail},
             "notebooks": {"energy": {}},
             "models": ["m/m"],
         }
-        (self.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
-        made = profiles.profile(
+        (self.folder / "params" / "tiny.yaml").write_text(json.dumps(content))
+        profile = profiles.profile(
             "tiny", params_dir=self.folder / "params", notebooks_dir=self.folder / "notebooks"
         )
         return lib_run.run(
-            made,
+            profile,
             self.out,
             models_path=self.folder / "none",
             check=lambda arms, env: None,
@@ -205,24 +205,24 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """A counter stands for what differs between two runs: the speed of the host."""
-    made, execute = Bench(tmp_path), kernel.execute
+    bench, execute = Bench(tmp_path), kernel.execute
 
     def counting(source, output, values, **options):
-        made.take += 1
-        return execute(source, output, values | {"take": made.take}, **options)
+        bench.take += 1
+        return execute(source, output, values | {"take": bench.take}, **options)
 
     monkeypatch.setattr(kernel, "execute", counting)
-    return made
+    return bench
 
 
 def test_the_runner_adds_slices_and_skips_what_it_has(bench):
     assert bench.run(128, 2048) == 0
     assert bench.run(512) == 0
-    told = store.read(bench.job)
+    manifest = store.read(bench.job)
     assert bench.arms() == [(c, "bfloat16") for c in (128, 512, 2048)]
-    assert [e["parameters"]["contexts"] for e in told["earlier"]] == [[128, 2048]]
-    assert [files.file_sha(bench.job / a["path"]) for a in told["artefacts"]] == [
-        a["sha256"] for a in told["artefacts"]
+    assert [e["parameters"]["contexts"] for e in manifest["earlier"]] == [[128, 2048]]
+    assert [files.file_sha(bench.job / a["path"]) for a in manifest["artefacts"]] == [
+        a["sha256"] for a in manifest["artefacts"]
     ]
     for contexts in ((512,), (128, 2048)):
         assert bench.run(*contexts) == 0
@@ -250,8 +250,8 @@ def test_two_failures_in_a_row_lose_nothing(bench):
             (128, "bfloat16"),
             (2048, "bfloat16"),
         ]
-    read = store.load_tree(bench.out)  # .previous is the runner's own, not a result
-    assert [r.key["context"] for r in record.select(read, "energy")] == [512]
+    rows = store.load_tree(bench.out)  # .previous is the runner's own, not a result
+    assert [r.key["context"] for r in record.select(rows, "energy")] == [512]
     assert bench.run(512) == 0
     assert bench.arms() == [(c, "bfloat16") for c in (128, 512, 2048)]
     assert not (bench.job / store.PREVIOUS).exists()
@@ -259,9 +259,9 @@ def test_two_failures_in_a_row_lose_nothing(bench):
 
 def test_a_folder_outside_the_repository_is_not_named(bench):
     assert bench.run(128) == 0
-    told = store.read(bench.job)
+    manifest = store.read(bench.job)
     where = "<out>/m--m/random-hf-eager/energy/.partial/records.jsonl"
-    assert told["parameters"]["records_path"] == where
+    assert manifest["parameters"]["records_path"] == where
     written = [path.read_text() for path in bench.job.rglob("*") if path.is_file()]
     assert len(written) == 3 and not [text for text in written if str(bench.out) in text]
     assert where in (bench.job / "notebook.ipynb").read_text()
@@ -269,18 +269,18 @@ def test_a_folder_outside_the_repository_is_not_named(bench):
 
 def test_folders_of_this_machine_get_names(tmp_path):
     home, root = Path("/srv/ann"), Path("/srv/ann/book")
-    known = scrub.names(Path("/data/run"), home=home, root=root)
+    folders = scrub.names(Path("/data/run"), home=home, root=root)
 
-    def told(said: str) -> str:
-        return scrub.text(said, known)
+    def shared(text: str) -> str:
+        return scrub.text(text, folders)
 
-    assert told("/data/run/m/x.jsonl, /data/runner") == "<out>/m/x.jsonl, /data/runner"
-    assert told('File "/srv/ann/book/lib/a.py", line 1') == 'File "lib/a.py", line 1'
-    assert told("file:///srv/ann/.cache/x") == "file://~/.cache/x"
-    assert told("https://example.org/srv/ann") == "https://example.org/srv/ann"
+    assert shared("/data/run/m/x.jsonl, /data/runner") == "<out>/m/x.jsonl, /data/runner"
+    assert shared('File "/srv/ann/book/lib/a.py", line 1') == 'File "lib/a.py", line 1'
+    assert shared("file:///srv/ann/.cache/x") == "file://~/.cache/x"
+    assert shared("https://example.org/srv/ann") == "https://example.org/srv/ann"
     coloured = "File \x1b[32m/srv/ann/book/lib/x.py:3\x1b[39m, \x1b[1;34m/srv/ann/y\x1b[0m"
-    assert told(coloured) == "File \x1b[32mlib/x.py:3\x1b[39m, \x1b[1;34m~/y\x1b[0m"
-    assert scrub.values({"a": ["/srv/ann", 1, None]}, known) == {"a": ["~", 1, None]}
+    assert shared(coloured) == "File \x1b[32mlib/x.py:3\x1b[39m, \x1b[1;34m~/y\x1b[0m"
+    assert scrub.values({"a": ["/srv/ann", 1, None]}, folders) == {"a": ["~", 1, None]}
     inside = scrub.names(root / "outputs", home=home, root=root)
     assert scrub.text(f"{root}/outputs/x", inside) == "outputs/x"
 
@@ -300,14 +300,14 @@ def test_folders_are_merged_job_by_job(tmp_path):
     assert seconds(out / JOB) == {(128, "bfloat16"): 1.0, (512, "bfloat16"): 3.0}
     assert (out / JOB / name).read_text() == "t"
     assert seconds(out / "n/random-hf-eager/energy") == {(64, "bfloat16"): 5.0}
-    told = store.read(out / JOB)
-    assert [e["env_ids"] for e in told["earlier"]] == [[a.env_id]] and told["end"] == at(9)
-    assert {x["path"] for x in told["artefacts"]} == {"notebook.ipynb", "records.jsonl", name}
+    manifest = store.read(out / JOB)
+    assert [e["env_ids"] for e in manifest["earlier"]] == [[a.env_id]] and manifest["end"] == at(9)
+    assert {x["path"] for x in manifest["artefacts"]} == {"notebook.ipynb", "records.jsonl", name}
     plan = json.loads((out / "plan.json").read_text())["jobs"]
     assert plan == [JOB, "n/random-hf-eager/energy", "x/y/ape"]
     again = tmp_path / "d"
     slices.merge([out, tmp_path / "a"], again)  # what it holds already changes nothing
-    assert store.read(again / JOB)["earlier"] == told["earlier"]
+    assert store.read(again / JOB)["earlier"] == manifest["earlier"]
 
 
 def test_a_row_measured_later_counts_though_its_run_was_interrupted(tmp_path):
@@ -317,12 +317,14 @@ def test_a_row_measured_later_counts_though_its_run_was_interrupted(tmp_path):
     later = [b, card(b), row(b, 512, 3.0), row(b, 1024, 4.0)]
     job(tmp_path / "b" / JOB, later, status="interrupted", start=at(3), end=at(4))
     slices.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
-    kept = tmp_path / "out" / JOB
-    assert seconds(kept) == {(c, "bfloat16"): float(s) for c, s in ((128, 1), (512, 3), (1024, 4))}
-    assert len(store.load(kept / "records.jsonl")) == 6  # two environments, a card, three arms
-    told = store.read(kept)
-    assert told["status"] == "ok"
-    assert [entry["env_ids"] for entry in told["earlier"]] == [[b.env_id]]
+    folder = tmp_path / "out" / JOB
+    assert seconds(folder) == {
+        (c, "bfloat16"): float(s) for c, s in ((128, 1), (512, 3), (1024, 4))
+    }
+    assert len(store.load(folder / "records.jsonl")) == 6  # two environments, a card, three arms
+    manifest = store.read(folder)
+    assert manifest["status"] == "ok"
+    assert [entry["env_ids"] for entry in manifest["earlier"]] == [[b.env_id]]
 
 
 def test_a_notebook_that_read_other_rows_is_left_out(tmp_path):
@@ -382,12 +384,12 @@ def test_the_report_tells_which_run_measured_in_which_environment(tmp_path):
         start="2026-02-02T09:00:00",
         end="2026-02-02T10:00:00",
     )
-    told = store.read(new)
-    told["earlier"] = list(slices.add_earlier(new, folder, told).earlier)
+    manifest = store.read(new)
+    manifest["earlier"] = list(slices.add_earlier(new, folder, manifest).earlier)
     for name in ("records.jsonl", "notebook.ipynb"):
         (new / name).replace(folder / name)
     nbformat.write(nbformat.v4.new_notebook(), folder / "notebook.ipynb")
-    files.write_json(folder / "run.json", told)
+    files.write_json(folder / "run.json", manifest)
     places = provenance.provenance(jobs.find(tmp_path / "r"))
     facts = {dict(place.facts)["commit"]: dict(place.facts)["dates"] for place in places}
     assert facts == {"1" * 12: "2026-01-01", "2" * 12: "2026-02-02"}
