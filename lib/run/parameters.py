@@ -26,17 +26,17 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
         raise ParamsError(f"{path.name}: {len(tagged)} cells are tagged 'parameters'; needs one")
-    found = {}
+    parameters = {}
     for line in ast.parse("".join(tagged[0]["source"])).body:
         target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
         try:
-            found[target.id] = ast.literal_eval(line.value)
+            parameters[target.id] = ast.literal_eval(line.value)
         except (AttributeError, ValueError):
             raise ParamsError(
                 f"{path.name}: the parameters cell may only assign literals, not "
                 f"{ast.unparse(line)!r}"
             ) from None
-    return found
+    return parameters
 
 
 def check_parameters(
@@ -70,8 +70,8 @@ def _typed(value: Any, default: Any, where: str) -> Any:
     if isinstance(value, dict):
         if odd := [key for key in value if not isinstance(key, str)]:
             raise ParamsError(f"{where}: the key {odd[0]!r} is no text; write it in quotes")
-        known = default or {}
-        return {key: _typed(x, known.get(key), f"{where}.{key}") for key, x in value.items()}
+        defaults = default or {}
+        return {key: _typed(x, defaults.get(key), f"{where}.{key}") for key, x in value.items()}
     if value is not None and not isinstance(value, (str, bool, int, float)):
         raise ParamsError(f"{where} is {value!r} ({type(value).__name__}); write it in quotes")
     return value
