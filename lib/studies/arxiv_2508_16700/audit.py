@@ -26,6 +26,8 @@ from lib.studies.study import (
 )
 
 POINTS = 5.0  # percentage points by which a change must differ before it is called another one
+PEAK, GAP, LESS = "Peak VRAM (MB)", "Δ vs GPT-OSS (MB)", "% less vs Qwen/Yi"
+MIB = BYTES["MiB"]
 
 
 def decode_tok_per_s(p: Published, model: str, context: int) -> float:
@@ -198,17 +200,6 @@ def gpu_is_not_named(p: Published) -> Verdict | None:
     return Verdict(
         "note", "section 3.1", text, f"{follows}bandwidth and power limit", ("hardware",)
     )
-
-
-LATENCY = (
-    rate_is_not_tokens_over_p50,
-    ttft_is_one_sample,
-    change_mixes_runs,
-    prefill_in_throughput,
-    decode_gain,
-    p95_is_the_maximum,
-    gpu_is_not_named,
-)
 
 
 def parameter_counts(p: Published) -> Verdict | None:
@@ -384,18 +375,6 @@ def last_digits(p: Published) -> Verdict | None:
     printed = ", ".join(f"{t} ({at})" for at, (t, _) in off.items())
     follows = f"{', '.join(x for _, x in off.values())} by the released values"
     return Verdict("note", "tables 3, 4 and 7", printed, f"{follows}; {len(exact)} cells checked")
-
-
-ARITHMETIC = (
-    parameter_counts,
-    percentages,
-    quotients,
-    ranges,
-    headline_order,
-    throughput_falls,
-    within_bandwidth,
-    last_digits,
-)
 
 
 def tokens_per_joule_unit(p: Published) -> Verdict | None:
@@ -574,25 +553,6 @@ def same_arm_twice(p: Published) -> Verdict | None:
     printed = ", ".join(f"{a:.2f} and {b:.2f} tok/s at {c}" for c, (a, b) in pairs.items())
     follows = f"{each(off, '+.1f', '%')}: more than the {low:g} to {high:g} % of sampling"
     return Verdict("caution", "tables 2 and 10", printed, follows, ("sampling-cost",))
-
-
-ENERGY = (
-    tokens_per_joule_unit,
-    tokens_per_joule_gain,
-    energy_is_time,
-    energy_trend,
-    prefill_share,
-    first_row_is_partly_idle,
-)
-
-
-ABLATIONS = (greedy_baselines_differ, same_arm_twice)
-
-
-PEAK, GAP, LESS = "Peak VRAM (MB)", "Δ vs GPT-OSS (MB)", "% less vs Qwen/Yi"
-
-
-MIB = BYTES["MiB"]
 
 
 def mib_as_mb(p: Published) -> Verdict | None:
@@ -806,6 +766,34 @@ def governance_source(p: Published) -> Verdict | None:
     return Verdict("caution", "table 13", printed, follows)
 
 
+LATENCY = (
+    rate_is_not_tokens_over_p50,
+    ttft_is_one_sample,
+    change_mixes_runs,
+    prefill_in_throughput,
+    decode_gain,
+    p95_is_the_maximum,
+    gpu_is_not_named,
+)
+ARITHMETIC = (
+    parameter_counts,
+    percentages,
+    quotients,
+    ranges,
+    headline_order,
+    throughput_falls,
+    within_bandwidth,
+    last_digits,
+)
+ENERGY = (
+    tokens_per_joule_unit,
+    tokens_per_joule_gain,
+    energy_is_time,
+    energy_trend,
+    prefill_share,
+    first_row_is_partly_idle,
+)
+ABLATIONS = (greedy_baselines_differ, same_arm_twice)
 MEMORY = (
     mib_as_mb,
     baseline_units,
@@ -815,9 +803,5 @@ MEMORY = (
     held_logits,
     saving_is_size,
 )
-
-
 EFFICIENCY = (throughput_per_gb, realised_parameters)
-
-
 GOVERNANCE = (licences, governance_source)

@@ -45,6 +45,14 @@ DECODE = "decode throughput: the inverse slope of call time over new tokens, pre
 MEDIAN = "median of 6 repetitions or more with its interval; the paper prints single readings"
 OWN_RUNS = {"": stats.missing("about the paper's own runs")}
 HOST_WORK = {"": stats.missing("not measured: no such arm on a stack that the device bounds")}
+ACTIVE_TRACED = "parameters that a decode step was traced to use"
+PEAK = "peak of generate(), which holds no logits of the prompt"
+KV = "bytes of the key and value tensors"
+DECIMAL = "GB of 10^9 bytes"
+COUNTER = "energy by the board's counter over the call"
+ESTIMATOR = "paper_energy_j"  # the study's: mean of power readings before and after, times time
+TRACED = "per parameter that a decode step was traced to use"
+Rate = Callable[[Evidence, Map, str], Estimate]
 
 
 def throughput_higher(e: Evidence, name: str) -> Measured:
@@ -253,38 +261,6 @@ def drop_at_4k(e: Evidence, name: str) -> Measured:
     return Measured("time", {"": found}, decode(e.base), DECODE, decode(e.bound), neutral=0)
 
 
-SPEED = {
-    "throughput-higher": throughput_higher,
-    "ahead-at-2k": throughput_higher,
-    "throughput-vs-qwen": throughput_gain,
-    "throughput-vs-yi": throughput_gain,
-    "ttft-higher": ttft_higher,
-    "slows-with-context": slows_with_context,
-    "drop-gpt-oss": drop,
-    "drop-qwen": drop,
-    "drop-yi": drop,
-    "prefill-dominates": prefill_dominates,
-    "ttft-trials": ttft_trials,
-    "decode-runs": decode_runs,
-    "sampling-cost": sampling_cost,
-    "decoding-spread": decoding_spread,
-    "decode-degrades": decode_degrades,
-    "drop-at-4k": drop_at_4k,
-}
-
-
-ACTIVE_TRACED = "parameters that a decode step was traced to use"
-
-
-PEAK = "peak of generate(), which holds no logits of the prompt"
-
-
-KV = "bytes of the key and value tensors"
-
-
-DECIMAL = "GB of 10^9 bytes"
-
-
 def parameters(e: Evidence, name: str) -> Measured:
     """Total parameters on the model card (10^9)."""
     model = e.published.claim(name).get("model", e.reference)
@@ -433,41 +409,6 @@ def bf16_only(e: Evidence, name: str) -> Measured:
     else:
         found = stats.exact(float(sum(bool(arm.error) for arm in arms)), verdict.COUNTED)
     return Measured("whole", {"": found}, STANDS, "", NO_STACK)
-
-
-SIZES = {
-    "total-params": parameters,
-    "active-params": active_params,
-    "active-share": active_share,
-    "qwen-params": parameters,
-    "yi-params": parameters,
-    "peak-lower": peak_lower,
-    "peak-vs-qwen": peak_saving,
-    "peak-saving-qwen": peak_saving,
-    "peak-saving-yi": peak_saving,
-    "peak-gap-qwen": peak_gap,
-    "peak-gap-yi": peak_gap,
-    "baseline-gpt-oss": baseline,
-    "baseline-qwen": baseline,
-    "baseline-yi": baseline,
-    "saving-from-moe": saving_from_moe,
-    "kv-larger": kv_larger,
-    "decimal-units": decimal_units,
-    "hardware": hardware,
-    "bf16-only": bf16_only,
-}
-
-
-COUNTER = "energy by the board's counter over the call"
-
-
-ESTIMATOR = "paper_energy_j"  # the study's: mean of power readings before and after, times time
-
-
-TRACED = "per parameter that a decode step was traced to use"
-
-
-Rate = Callable[[Evidence, Map, str], Estimate]
 
 
 def tokens_per_joule_higher(e: Evidence, name: str) -> Measured:
@@ -638,6 +579,45 @@ def _scaled(ratio: Estimate, factor: Estimate) -> Estimate:
     return stats.scaled(ratio, factor.value)
 
 
+SPEED = {
+    "throughput-higher": throughput_higher,
+    "ahead-at-2k": throughput_higher,
+    "throughput-vs-qwen": throughput_gain,
+    "throughput-vs-yi": throughput_gain,
+    "ttft-higher": ttft_higher,
+    "slows-with-context": slows_with_context,
+    "drop-gpt-oss": drop,
+    "drop-qwen": drop,
+    "drop-yi": drop,
+    "prefill-dominates": prefill_dominates,
+    "ttft-trials": ttft_trials,
+    "decode-runs": decode_runs,
+    "sampling-cost": sampling_cost,
+    "decoding-spread": decoding_spread,
+    "decode-degrades": decode_degrades,
+    "drop-at-4k": drop_at_4k,
+}
+SIZES = {
+    "total-params": parameters,
+    "active-params": active_params,
+    "active-share": active_share,
+    "qwen-params": parameters,
+    "yi-params": parameters,
+    "peak-lower": peak_lower,
+    "peak-vs-qwen": peak_saving,
+    "peak-saving-qwen": peak_saving,
+    "peak-saving-yi": peak_saving,
+    "peak-gap-qwen": peak_gap,
+    "peak-gap-yi": peak_gap,
+    "baseline-gpt-oss": baseline,
+    "baseline-qwen": baseline,
+    "baseline-yi": baseline,
+    "saving-from-moe": saving_from_moe,
+    "kv-larger": kv_larger,
+    "decimal-units": decimal_units,
+    "hardware": hardware,
+    "bf16-only": bf16_only,
+}
 ENERGY = {
     "tokens-per-joule-higher": tokens_per_joule_higher,
     "energy-lower": energy_lower,
