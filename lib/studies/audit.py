@@ -48,7 +48,7 @@ class Finding:
 
 def findings(study: Published) -> list[Finding]:
     """Every rule that the study breaks, the gravest first; a rule that holds is left out."""
-    found = []
+    every = []
     for topic, rules in RULES.items():
         for rule in rules:
             try:
@@ -56,9 +56,9 @@ def findings(study: Published) -> list[Finding]:
             except Absent as reason:
                 verdict = Verdict("unchecked", "", "", f"not checked: {reason.args[0]}")
             if verdict is not None:
-                found.append(_finding(topic, rule, verdict))
+                every.append(_finding(topic, rule, verdict))
     order = (*SEVERITIES, "unchecked")
-    return sorted(found, key=lambda f: order.index(f.severity))
+    return sorted(every, key=lambda f: order.index(f.severity))
 
 
 def _finding(topic: str, rule: Callable, verdict: Verdict) -> Finding:
@@ -80,15 +80,15 @@ def name_of(rule: Callable) -> str:
     return rule.__name__.replace("_", "-")
 
 
-def holding(found: Sequence[Finding]) -> list[str]:
+def holding(findings: Sequence[Finding]) -> list[str]:
     """Ids of the rules that the study keeps."""
-    broken = {f.id for f in found}
+    broken = {f.id for f in findings}
     return [name for rules in RULES.values() for name in map(name_of, rules) if name not in broken]
 
 
-def markdown(found: Sequence[Finding], topic: str | None = None) -> str:
+def markdown(findings: Sequence[Finding], topic: str | None = None) -> str:
     """Findings, of one topic or all, as a Markdown table."""
-    rows = [f for f in found if topic in (None, f.topic)]
+    rows = [f for f in findings if topic in (None, f.topic)]
     if not rows:
         return "No finding: every rule of this section holds."
     lines = [
@@ -103,25 +103,24 @@ def markdown(found: Sequence[Finding], topic: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def conclusion(study: Published, found: Sequence[Finding]) -> str:
+def conclusion(study: Published, findings: Sequence[Finding]) -> str:
     """What the audit shows, in sentences: counts, what holds, and the claims that are touched."""
-    counts = Counter(f.severity for f in found)
-    total = sum(map(len, RULES.values()))
+    counts, holds = Counter(f.severity for f in findings), holding(findings)
     parts = [
         f"{counts[s]} {_plural(s, counts[s])}" for s in (*SEVERITIES, "unchecked") if counts[s]
     ]
-    said = f"Rules checked: {total}, of which {len(holding(found))} hold"
-    lines = [f"{said}; the others gave {', '.join(parts)}." if parts else f"{said}."]
+    more = f"; the others gave {', '.join(parts)}" if parts else ""
+    total = sum(map(len, RULES.values()))
+    lines = [f"Rules checked: {total}, of which {len(holds)} hold{more}."]
     for severity in ("error", "caution"):
-        names = dict.fromkeys(c for f in found if f.severity == severity for c in f.claims)
+        names = dict.fromkeys(c for f in findings if f.severity == severity for c in f.claims)
         if names:
-            known = len(study.data.get("claims", {}))
             lines.append(
-                f"{len(names)} of {known} claims are touched by "
+                f"{len(names)} of {len(study.data.get('claims', {}))} claims are touched by "
                 f"{_plural(severity, 2)}: {', '.join(names)}."
             )
-    if holding(found):
-        lines.append(f"Rules that hold: {', '.join(holding(found))}.")
+    if holds:
+        lines.append(f"Rules that hold: {', '.join(holds)}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -162,10 +161,10 @@ def ttft_curves(study: Published) -> list[Curve]:
     return curves
 
 
-def text(found: Sequence[Finding], width: int = 100) -> str:
+def text(findings: Sequence[Finding], width: int = 100) -> str:
     """Findings for a terminal."""
     blocks = []
-    for f in found:
+    for f in findings:
         lines = [f"{f.severity:<9} {f.id}" + (f"  ({f.where})" if f.where else "")]
         parts = [("printed", f.printed), ("follows", f.follows), ("rule", f.rule)]
         parts += [("source", url) for url in f.sources]

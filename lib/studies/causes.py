@@ -15,11 +15,11 @@ HALF = 0.5  # below this share of its bound, something other than the memory set
 
 def touched(study: Published) -> dict[str, list[str]]:
     """For each claim, what the audit of the study's own data says: "rule (severity)"."""
-    found: dict[str, list[str]] = {}
+    rules: dict[str, list[str]] = {}
     for finding in audit.findings(study):
         for claim in finding.claims:
-            found.setdefault(claim, []).append(f"{finding.id} ({finding.severity})")
-    return found
+            rules.setdefault(claim, []).append(f"{finding.id} ({finding.severity})")
+    return rules
 
 
 def conditions(e: Evidence, measured: Measured, models: list[str]) -> dict[str, str]:
@@ -32,22 +32,22 @@ def conditions(e: Evidence, measured: Measured, models: list[str]) -> dict[str, 
         return {}
     rows = [r for m in models for r in e.base[m].rows if r.kind != "card" and not r.error]
     envs = [e.envs.get(r.env_id or "", {}) for r in rows]
-    found = {}
+    differences = {}
     cards = _listed({str(env.get("gpu") or "a CPU") for env in envs})
     if cards != e.published.data["gpu"]:
-        found["card"] = f"{cards} (paper: {e.published.data['gpu']})"
+        differences["card"] = f"{cards} (paper: {e.published.data['gpu']})"
     if measured.quantity != "memory":
         hosts = _listed({str(env["cpu"]) for env in envs if env.get("cpu")})
-        found["host"] = f"{hosts or 'not recorded'} (paper: not stated)"
+        differences["host"] = f"{hosts or 'not recorded'} (paper: not stated)"
     versions = {str((env.get("packages") or {}).get("transformers")) for env in envs} - {"None"}
     if versions:
-        found["software"] = f"transformers {_listed(versions)} (paper: not stated)"
+        differences["software"] = f"transformers {_listed(versions)} (paper: not stated)"
     weights = _listed({str(r.key.get("weights")) for r in rows})
     if weights != "checkpoint":
         note = ", valid for memory" if measured.quantity == "memory" else ""
         note = ", which route unlike trained ones" if not measured.decodes else note
-        found["weights"] = f"{weights}{note} (paper: checkpoint)"
-    return found
+        differences["weights"] = f"{weights}{note} (paper: checkpoint)"
+    return differences
 
 
 def sentences(
@@ -61,19 +61,18 @@ def sentences(
 
     `rulings` are the verdicts by column (verdict, corrected, bound, like_paper).
     """
-    said = []
+    lines = []
     methods = [x.method for x in measured.protocol.values() if x.value is not None]
-    measured_at_all = bool(methods)
-    if measured_at_all and all(method == verdict.FILES for method in methods):
-        said.append("read in the paper's released files; nothing was run")
-    elif measured_at_all and measured.quantity in ("count", "whole"):
-        said.append("counted; card, host and weights do not matter")
-    if measured_at_all and measured.quantity in ("time", "effect") and measured.decodes:
-        said += _host(e, models)
+    if methods and all(method == verdict.FILES for method in methods):
+        lines.append("read in the paper's released files; nothing was run")
+    elif methods and measured.quantity in ("count", "whole"):
+        lines.append("counted; card, host and weights do not matter")
+    if methods and measured.quantity in ("time", "effect") and measured.decodes:
+        lines += _host(e, models)
         if not measured.alone:
-            said += filter(None, [machines(e, [(e.base, m) for m in models], kind=measured.kind)])
-    if measured_at_all and e.reference in models and measured.like_paper:
-        said += _experts(e, measured, rulings["like_paper"])
+            lines += filter(None, [machines(e, [(e.base, m) for m in models], kind=measured.kind)])
+    if methods and e.reference in models and measured.like_paper:
+        lines += _experts(e, measured, rulings["like_paper"])
     main = rulings["verdict"].word
     for column, what in (
         ("corrected", "by the corrected definition"),
@@ -81,10 +80,10 @@ def sentences(
     ):
         word = rulings[column].word
         if word not in (main, verdict.UNTESTABLE):
-            said.append(f"{what}: {word}")
+            lines.append(f"{what}: {word}")
     if audited:
-        said.append(f"the paper's own data: {', '.join(audited)}")
-    return said
+        lines.append(f"the paper's own data: {', '.join(audited)}")
+    return lines
 
 
 def _host(e: Evidence, models: list[str]) -> list[str]:

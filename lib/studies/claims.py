@@ -19,12 +19,11 @@ from lib.records.record import Record
 from lib.show.table import Column, Table
 from lib.show.wording import Finding, interval, number_text, short
 from lib.stats import Estimate
-from lib.studies import causes as lib_causes
-from lib.studies import study as studies_study
-from lib.studies import verdict as studies_verdict
+from lib.studies import causes, verdict
 from lib.studies.arxiv_2508_16700.claims import ENERGY, SIZES, SPEED
 from lib.studies.evidence import STANDS, Evidence, Measured, gather
-from lib.studies.study import Absent, Published, paper_name
+from lib.studies.schema import Claim
+from lib.studies.study import Absent, Published, load, paper_name
 from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Ruling
 
 Rule = Callable[[Evidence, str], Measured]
@@ -46,7 +45,7 @@ class Entry:
     """
 
     name: str
-    claim: dict[str, Any]
+    claim: Claim
     rule: str
     measured: Measured
     rulings: dict[str, Ruling]
@@ -83,17 +82,17 @@ class Entry:
 
 def ledger(records: Sequence[Record], study: Published | None = None) -> list[Entry]:
     """Every claim of the study with its verdict; empty where none of its models was measured."""
-    study = study or studies_study.load()
+    study = study or load()
     if not any(paper_name(r.key.get("model"), study.data) for r in records):
         return []
-    evidence, audited = gather(records, study), lib_causes.touched(study)
+    evidence, audited = gather(records, study), causes.touched(study)
     return [_entry(evidence, name, audited.get(name, [])) for name in study.data["claims"]]
 
 
 def rule_of(name: str) -> Rule:
     """The rule of a claim; a claim without one is an error."""
     if name not in RULES:
-        raise LookupError(f"claim {name!r} has no rule; add one to lib/verdict*.py")
+        raise LookupError(f"claim {name!r} has no rule; add one to the claims.py of its study")
     return RULES[name]
 
 
@@ -113,20 +112,20 @@ def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
     if measured.corrected is STANDS:
         rulings["corrected"] = rulings["verdict"]
     models = _models(e, measured)
-    said = lib_causes.sentences(e, measured, models, rulings, audited)
-    differs = lib_causes.conditions(e, measured, models)
-    return Entry(name, claim, rule.__name__, measured, rulings, tuple(said), differs)
+    sentences = causes.sentences(e, measured, models, rulings, audited)
+    differs = causes.conditions(e, measured, models)
+    return Entry(name, claim, rule.__name__, measured, rulings, tuple(sentences), differs)
 
 
-def rule_on(claim: dict[str, Any], measured: Measured, found: dict[str, Estimate]) -> Ruling:
+def rule_on(claim: Claim, measured: Measured, column: dict[str, Estimate]) -> Ruling:
     """The verdict on a claim by one column of what was measured."""
     if claim["value"] is None:
-        return studies_verdict.together(
-            {k: studies_verdict.of_order(x, claim["direction"]) for k, x in found.items()}
+        return verdict.together(
+            {k: verdict.of_order(x, claim["direction"]) for k, x in column.items()}
         )
-    allowed = studies_verdict.band(claim["value"], claim["unit"], measured.quantity)
-    return studies_verdict.together(
-        {k: studies_verdict.of_value(x, allowed, measured.neutral) for k, x in found.items()}
+    allowed = verdict.band(claim["value"], claim["unit"], measured.quantity)
+    return verdict.together(
+        {k: verdict.of_value(x, allowed, measured.neutral) for k, x in column.items()}
     )
 
 
@@ -142,8 +141,8 @@ def _models(e: Evidence, measured: Measured) -> list[str]:
 
 def counts(entries: Sequence[Entry]) -> dict[str, int]:
     """How many claims have each verdict."""
-    found = Counter(entry.verdict.word for entry in entries)
-    return {word: found[word] for word in WORDS}
+    words = Counter(entry.verdict.word for entry in entries)
+    return {word: words[word] for word in WORDS}
 
 
 def finding(entries: Sequence[Entry]) -> list[Finding]:
@@ -151,7 +150,7 @@ def finding(entries: Sequence[Entry]) -> list[Finding]:
     if not entries:
         return []
     n = counts(entries)
-    said = (
+    sentence = (
         f"Of {len(entries)} claims {n[REPRODUCED]} are reproduced, {n[DIRECTION]} in direction "
         f"only, {n[NOT]} not reproduced and {n[UNTESTABLE]} not testable with these rows."
     )
@@ -161,25 +160,25 @@ def finding(entries: Sequence[Entry]) -> list[Finding]:
         if x.rulings["corrected"].word == NOT and x.verdict.word != NOT
     ]
     if turned:
-        said += f" By the corrected definition {len(turned)} more fail: {'; '.join(turned)}."
-    return [Finding("The paper's claims", said)]
+        sentence += f" By the corrected definition {len(turned)} more fail: {'; '.join(turned)}."
+    return [Finding("The paper's claims", sentence)]
 
 
-def text(found: dict[str, Estimate], unit: str) -> str:
+def text(column: dict[str, Estimate], unit: str) -> str:
     """A column in words: each value with interval and n, or once the reason for its absence."""
-    if all(x.value is None for x in found.values()):
-        return "; ".join(dict.fromkeys(x.reason for x in found.values()))
+    if all(x.value is None for x in column.values()):
+        return "; ".join(dict.fromkeys(x.reason for x in column.values()))
     parts = []
-    for label, x in found.items():
-        value = f"{shown(x)} {unit} {interval(x)}".strip() if x.value is not None else "–"
+    for label, x in column.items():
+        value = f"{value_text(x)} {unit} {interval(x)}".strip() if x.value is not None else "–"
         n = f", n = {x.n}" if x.n > 1 else ""
         parts.append(f"{value}{n}" + (f" ({label})" if label else ""))
     return "; ".join(parts)
 
 
-def shown(x: Estimate) -> str:
+def value_text(x: Estimate) -> str:
     """A value for reading; whole numbers that were counted without decimals."""
-    whole = x.method in studies_verdict.EXACT and x.value is not None and x.value == round(x.value)
+    whole = x.method in verdict.EXACT and x.value is not None and x.value == round(x.value)
     return f"{x.value:,.0f}" if whole else short(x.value)
 
 
@@ -215,11 +214,10 @@ def table(entries: Sequence[Entry]) -> Table:
 def csv_rows(entry: Entry) -> list[dict[str, Any]]:
     """Lines of claims.csv: one for each model or step that the claim is compared on."""
     columns = {c: getattr(entry.measured, c) for c in COLUMNS}
-    labels = list(dict.fromkeys(label for found in columns.values() for label in found))
-    several = [label for label in labels if label] or [""]
+    labels = dict.fromkeys(label for column in columns.values() for label in column)
     value = entry.claim["value"]
     lines = []
-    for label in several:
+    for label in [label for label in labels if label] or [""]:
         line = {
             "claim": entry.name,
             "where": entry.claim["where"],
@@ -238,16 +236,16 @@ def csv_rows(entry: Entry) -> list[dict[str, Any]]:
             "differs": "; ".join(f"{what}: {how}" for what, how in entry.differs.items()),
         }
         missing = []
-        for column, found in columns.items():
-            x = found.get(label, found.get("", stats.missing("not compared")))
+        for name, column in columns.items():
+            x = column.get(label, column.get("", stats.missing("not compared")))
             line |= {
-                column: number_text(x.value),
-                f"{column}_low": number_text(x.low),
-                f"{column}_high": number_text(x.high),
-                f"{column}_n": x.n or "",
+                name: number_text(x.value),
+                f"{name}_low": number_text(x.low),
+                f"{name}_high": number_text(x.high),
+                f"{name}_n": x.n or "",
             }
             if x.value is None:
-                missing.append(f"{column}: {x.reason}")
+                missing.append(f"{name}: {x.reason}")
         lines.append(line | {"missing": "; ".join(missing)})
     return lines
 

@@ -14,16 +14,14 @@ from typing import Any
 
 from lib import stats
 from lib.analysis import bounds, metrics
-from lib.analysis import series as analysis_series
 from lib.analysis.metrics import MIB
-from lib.analysis.series import Series
-from lib.models import card as models_card
+from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
+from lib.models.card import bound_tok_per_s
 from lib.records.record import Record, machines_differ, require_comparable, select
 from lib.stacks.registry import STACKS
 from lib.stats import Estimate
-from lib.studies import study as rules
 from lib.studies import verdict
-from lib.studies.study import Published, each
+from lib.studies.study import Published, each, paper_name, study
 
 Map = dict[str, Series]  # the series of each model, by the study's title
 Arm = tuple[int, int]  # context, new tokens
@@ -76,7 +74,7 @@ class Measured:
     `protocol` is by the study's protocol and stack, `corrected` by the definition that
     `corrected_as` states, `bound` the corrected one on a stack that the device bounds, and
     `like_paper` the protocol's with every expert computed. `quantity` is a key of
-    judge.TOLERANCES; `neutral` the value of no effect, where the claim has a direction. `alone`:
+    verdict.TOLERANCES; `neutral` the value of no effect, where the claim has a direction. `alone`:
     each estimate is of the model that it is named after, not of it and the study's own. `decodes`:
     decoding is part of what is timed. `kind` is that of the rows of the protocol.
     """
@@ -100,24 +98,23 @@ NO_STACK = {"": stats.missing("does not depend on the stack")}
 def gather(records: Sequence[Record], published: Published) -> Evidence:
     """Sort the rows of the study's models into the three setups."""
     data = published.data
-    study = rules.study(records, data)
-    envs = study.environments
+    groups = study(records, data)
+    envs = groups.environments
 
-    def chosen(title: str, stack: str, experts: str | None = None) -> Series:
+    def on_stack(title: str, stack: str, experts: str | None = None) -> Series:
         rows = [
             r
             for r in records
-            if rules.paper_name(r.key.get("model"), data) == title
+            if paper_name(r.key.get("model"), data) == title
             and experts in (None, r.key.get("experts"))
         ]
         if experts:  # an ablation's arm is the same call, so that it may stand in for a latency row
             rows = [replace(r, kind="latency") if r.kind == "ablation-experts" else r for r in rows]
-        kinds = (*analysis_series.BASE_KINDS, "trace") if experts else analysis_series.BASE_KINDS
-        found = analysis_series.configuration(rows, envs, data | {"stack": stack}, kinds)
-        return _with_more(found, records, envs)
+        kinds = (*BASE_KINDS, "trace") if experts else BASE_KINDS
+        return _with_more(configuration(rows, envs, data | {"stack": stack}, kinds), records, envs)
 
-    base = {t: _with_more(s, records, envs) for t, s in study.base.items()}
-    stacks = {stack: {t: chosen(t, stack) for t in published.models} for stack in DEVICE_BOUND}
+    base = {t: _with_more(s, records, envs) for t, s in groups.base.items()}
+    stacks = {stack: {t: on_stack(t, stack) for t in published.models} for stack in DEVICE_BOUND}
     stacks = {
         stack: {
             t: s if s.rows else Series((), f"not measured: no row on stack {stack}")
@@ -130,11 +127,11 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
     if not any(s.rows for s in bound.values()):
         reason = f"not measured: no row on a stack that the device bounds ({' or '.join(stacks)})"
         bound, stack = dict.fromkeys(bound, Series((), reason)), ""
-    own = chosen(published.reference, data["stack"], ALL_EXPERTS)
+    own = on_stack(published.reference, data["stack"], ALL_EXPERTS)
     if not own.rows:
         own = Series((), f"not measured: no row with experts {ALL_EXPERTS}")
     like_paper = base | {published.reference: own}
-    return Evidence(published, base, stacks, bound, stack, like_paper, study.ablation, envs)
+    return Evidence(published, base, stacks, bound, stack, like_paper, groups.ablation, envs)
 
 
 def _with_more(series: Series, records: Sequence[Record], envs: dict) -> Series:
@@ -243,21 +240,21 @@ def decode_share(e: Evidence, m: Map, model: str) -> float | None:
     if None in (size, speed, first.value, whole.value) or size < bounds.CACHE_BYTES:
         return None
     rate = (e.arm[1] - 1) / (whole.value - first.value)
-    return rate / models_card.bound_tok_per_s(size, speed)
+    return rate / bound_tok_per_s(size, speed)
 
 
 def machines(
-    e: Evidence, chosen: Sequence[tuple[Map, str]], arm: Arm | None = None, kind: str = "latency"
+    e: Evidence, subjects: Sequence[tuple[Map, str]], arm: Arm | None = None, kind: str = "latency"
 ) -> str:
     """Where models were measured on different machines: how fast the hosts of their arms are."""
     context, tokens = arm or e.arm
-    rows = {model: m[model].one(kind, context=context, new_tokens=tokens) for m, model in chosen}
+    rows = {model: m[model].one(kind, context=context, new_tokens=tokens) for m, model in subjects}
     rows = {model: row for model, row in rows.items() if row}
     if not machines_differ(rows.values(), e.envs):
         return ""
     speeds = {m: e.envs[r.env_id].get("host_score_per_s") for m, r in rows.items()}
-    known = {m: f"{speed:.1f}" for m, speed in speeds.items() if speed}
-    hosts = f", whose hosts do {each(known)} million loops a second" if known else ""
+    texts = {m: f"{speed:.1f}" for m, speed in speeds.items() if speed}
+    hosts = f", whose hosts do {each(texts)} million loops a second" if texts else ""
     return f"the models were measured on different machines{hosts}"
 
 
@@ -269,13 +266,13 @@ def sample_ratio(
 ) -> Estimate:
     """Median of the study's model over that of another, with a bootstrap interval."""
     pair = (m[e.reference], m[other])
-    return analysis_series.pair_ratio(pair, e.envs, kind, name, arm or e.arm)
+    return pair_ratio(pair, e.envs, kind, name, arm or e.arm)
 
 
 def output_ratio(e: Evidence, m: Map, other: str, arm: Arm | None = None) -> Estimate:
     """Ratio of output throughputs: the inverse ratio of call times."""
     pair = (m[other], m[e.reference])
-    return analysis_series.pair_ratio(pair, e.envs, "latency", "e2e_s", arm or e.arm)
+    return pair_ratio(pair, e.envs, "latency", "e2e_s", arm or e.arm)
 
 
 def decode_ratio(e: Evidence, m: Map, other: str) -> Estimate:

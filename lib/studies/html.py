@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lib.show import html as show_html
 from lib.show.html import Footnotes, _header, figure, number_cell
 from lib.show.wording import interval
 from lib.stats import Estimate
 from lib.studies import claims
-from lib.studies import verdict as studies_verdict
-from lib.studies.arxiv_2508_16700 import governance as lib_governance
+from lib.studies.arxiv_2508_16700 import governance
 from lib.studies.claims import Entry
 from lib.studies.paper_tables import Cell, PaperTable
 from lib.studies.study import Published
@@ -37,8 +35,6 @@ HEAD = (
     "Verdict",
     "Cause",
 )
-
-
 SORTED = ("Claim", "Verdict")  # the other columns hold unlike quantities
 
 
@@ -51,9 +47,9 @@ def ledger_html(entries: Sequence[Entry]) -> str:
     )
     body = "".join(_entry(entry, notes) for entry in entries)
     counts = claims.counts(entries)
-    said = ", ".join(f"{counts[word]} {word}" for word in WORDS)
+    verdicts = ", ".join(f"{counts[word]} {word}" for word in WORDS)
     caption = (
-        f"<b>Claims ledger.</b> {len(entries)} claims: {said}. "
+        f"<b>Claims ledger.</b> {len(entries)} claims: {verdicts}. "
         f'<span class="where">{escape(tolerances())}</span>'
     )
     return _prose(figure("ledger", caption, f"<tr>{head}</tr>", body, notes.html()))
@@ -85,7 +81,7 @@ def tolerances() -> str:
 def _entry(entry: Entry, notes: Footnotes) -> str:
     claim, m = entry.claim, entry.measured
     meant = f"meant: {claim['meant']}" if claim.get("meant") else ""
-    as_said = m.corrected_as if any(x.value is not None for x in m.corrected.values()) else ""
+    corrected_as = m.corrected_as if any(x.value is not None for x in m.corrected.values()) else ""
     causes = "".join(f"<li>{escape(cause)}</li>" for cause in entry.causes)
     if entry.differs:
         full = "; ".join(f"{what}: {how}" for what, how in entry.differs.items())
@@ -95,7 +91,7 @@ def _entry(entry: Entry, notes: Footnotes) -> str:
         f'<span class="ci">{escape(claim["where"])}</span></th>'
         f"<td>{escape(entry.printed).replace(' %', '&nbsp;%')}{_small(meant)}</td>"
         f"{_column(m.protocol, entry.unit, notes)}"
-        f"{_column(m.corrected, entry.unit, notes, entry.rulings['corrected'], as_said)}"
+        f"{_column(m.corrected, entry.unit, notes, entry.rulings['corrected'], corrected_as)}"
         f"{_column(m.bound, entry.unit, notes, entry.rulings['bound'])}"
         f'<td data-value="{WORDS.index(entry.verdict.word)}">{verdict_mark(entry.verdict)} '
         f"<b>{entry.verdict.word}</b>{_small(entry.verdict.why)}</td>"
@@ -108,36 +104,35 @@ def _small(text: str) -> str:
 
 
 def _column(
-    found: dict[str, Estimate],
+    estimates: dict[str, Estimate],
     unit: str,
     notes: Footnotes,
     ruling: Ruling | None = None,
-    as_said: str = "",
+    corrected_as: str = "",
 ) -> str:
     """Each value with interval, n and what it is of; or the reasons, each once under the table."""
-    first = next((x.value for x in found.values() if x.value is not None), None)
-    if first is None:
-        marks = "".join(notes.mark(why) for why in dict.fromkeys(x.reason for x in found.values()))
-        return f'<td class="missing">–{marks}</td>'
+    if all(x.value is None for x in estimates.values()):
+        reasons = dict.fromkeys(x.reason for x in estimates.values())
+        return f'<td class="missing">–{"".join(map(notes.mark, reasons))}</td>'
     lines = []
-    for label, x in found.items():
+    for label, x in estimates.items():
         if x.value is None:
             lines.append(f'–{notes.mark(x.reason)} <span class="ci">{escape(label)}</span>')
             continue
         details = ", ".join(filter(None, (interval(x), f"n = {x.n}" if x.n > 1 else "", label)))
-        value = f"{claims.shown(x)} {unit}".strip()
+        value = f"{claims.value_text(x)} {unit}".strip()
         lines.append(
             f'<span class="v" title="{escape(x.method)}">{escape(value)}</span>{_small(details)}'
         )
-    if ruling is not None and ruling.word != studies_verdict.UNTESTABLE:
+    if ruling is not None and ruling.word != UNTESTABLE:
         lines[0] = f"{verdict_mark(ruling)} {lines[0]}"
     items = "".join(f"<div>{line}</div>" for line in lines)
-    return f"<td>{items}{_small(as_said)}</td>"
+    return f"<td>{items}{_small(corrected_as)}</td>"
 
 
 def governance_html(study: Published) -> str:
     """Table 13 with its sources as links."""
-    table = lib_governance.table(study)
+    table = governance.table(study)
     head = "".join(
         f'<th scope="col" class="text" data-col="{i}">{escape(c.title)}</th>'
         for i, c in enumerate(table.columns)
@@ -151,8 +146,8 @@ def governance_html(study: Published) -> str:
 def _governance_row(row: tuple[Any, ...]) -> str:
     model, field, paper, publisher, verdict, sources, date = row
     links = " ".join(_link(url, f"[{n}]") for n, url in enumerate(sources.split(), start=1))
-    shown = _link(publisher, "link") if publisher.startswith("https://") else escape(publisher)
-    cells = (escape(field), escape(paper), shown, escape(verdict), links, escape(date))
+    stated = _link(publisher, "link") if publisher.startswith("https://") else escape(publisher)
+    cells = (escape(field), escape(paper), stated, escape(verdict), links, escape(date))
     return (
         f'<tr><th scope="row">{escape(model)}</th>'
         f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
@@ -183,8 +178,8 @@ def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
     for i, (name, written, meant) in enumerate(table.columns):
         parts = _parts(table, i)
         unit = "" if meant == written or meant.startswith(("output", "ms;")) else f"in {meant}"
-        shown = escape(name) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
-        top.append(f'<th scope="colgroup" class="group" colspan="{len(parts)}">{shown}</th>')
+        title = escape(name) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
+        top.append(f'<th scope="colgroup" class="group" colspan="{len(parts)}">{title}</th>')
         for part in parts:
             edge = ' group"' if part == "paper" else '"'
             header = _header(part, index).replace('class="num"', f'class="num{edge}')
@@ -198,7 +193,7 @@ def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
     )
     below = _account(table) + (f'<p class="note">{escape(table.note)}</p>' if table.note else "")
     head = f"<tr>{''.join(top)}</tr><tr>{''.join(second)}</tr>"
-    return show_html.figure(table_id, caption, head, body, below + notes.html())
+    return figure(table_id, caption, head, body, below + notes.html())
 
 
 def _parts(table: PaperTable, column: int) -> list[str]:
@@ -210,8 +205,7 @@ def _parts(table: PaperTable, column: int) -> list[str]:
 def _paper_row(
     table: PaperTable, label: str, note: str, cells: Sequence[Cell], notes: Footnotes
 ) -> str:
-    said = f' <span class="ci">{escape(note)}</span>' if note else ""
-    html = [f'<th scope="row">{escape(label)}{said}</th>']
+    html = [f'<th scope="row">{escape(label)}{f" {_small(note)}" if note else ""}</th>']
     for i, cell in enumerate(cells):
         decimals = len((cell.printed or "0.00").partition(".")[2])
         if cell.printed is None:
@@ -254,16 +248,16 @@ def verdict_mark(verdict: Ruling) -> str:
     if not verdict.word:
         return ""
     sign, css = SIGNS[verdict.word]
-    said = escape(str(verdict), quote=True)
-    named = f'title="{said}" aria-label="{said}"'
-    return f'<span class="verdict {css}" role="img" {named}>{sign}</span>'
+    text = escape(str(verdict), quote=True)
+    names = f'title="{text}" aria-label="{text}"'
+    return f'<span class="verdict {css}" role="img" {names}>{sign}</span>'
 
 
 def _account(table: PaperTable) -> str:
     """How the cells of a table stand: verdicts by count, and the repetitions behind them."""
     words = Counter(cell.verdict.word for cell in table.cells)
-    said = [f"{words[word]} {word}" for word in SIGNS if words[word]]
+    parts = [f"{words[word]} {word}" for word in SIGNS if words[word]]
     n = sorted({cell.n for cell in table.cells if cell.measured.value is not None and cell.n > 1})
     if n:
-        said.append(f"n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else ""))
-    return f'<p class="note">Verdicts: {"; ".join(said)}.</p>' if said else ""
+        parts.append(f"n = {n[0]}" + (f" to {n[-1]}" if len(n) > 1 else ""))
+    return f'<p class="note">Verdicts: {"; ".join(parts)}.</p>' if parts else ""

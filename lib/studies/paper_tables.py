@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lib import stats
-from lib.analysis import metrics as rules
-from lib.analysis import series as analysis_series
-from lib.analysis.series import Series
+from lib.analysis import metrics
+from lib.analysis.series import Series, estimate, samples
 from lib.records.record import Record, record_id, require_comparable
-from lib.show import wording
+from lib.show.wording import number_text
 from lib.stats import Estimate
-from lib.studies import study as studies_study
-from lib.studies import verdict as studies_verdict
-from lib.studies.study import Study
+from lib.studies.schema import PrintedTable, StudyFile
+from lib.studies.study import Study, paper_name, study
+from lib.studies.verdict import Ruling, band, of_value
 
 CSV_COLUMNS = (
     "row",
@@ -45,6 +44,15 @@ SERVER = (
     "not measured: it needs a vLLM server in an environment of its own, and a client that "
     "sends it requests; serving is not part of this workbook yet"
 )
+# What the columns of a table of the paper are computed from, by the number of the table.
+COLUMNS = {
+    1: (("ttft",), ("e2e",), ("e2e",), ("e2e",)), 5: (("peak",), ("peak",), ("peak",)),
+    6: (("energy",), ("energy",), ("energy",)),
+    8: (("card",), ("card", "e2e"), ("card", "ttft"), ("card", "energy"), ("e2e", "peak")),
+}  # fmt: skip
+SWEEPS = {2: ("e2e",), 3: ("ttft",), 7: ("energy",)}
+ABLATIONS = {9: "decoding", 10: "context", 11: "precision", 12: "stack"}
+BASE_ROWS = {9: "Greedy", 10: "512"}
 PRECISIONS = {"BF16": "bfloat16", "FP16": "float16", "FP32": "float32"}
 
 
@@ -65,7 +73,7 @@ class Cell:
     measured: Estimate
     ratio: Estimate
     note: str
-    verdict: studies_verdict.Ruling
+    verdict: Ruling
 
     @property
     def n(self) -> int:
@@ -91,20 +99,24 @@ class PaperTable:
 
 
 COLUMN_RULES: dict[int, tuple[Callable[..., Estimate], ...]] = {
-    1: (rules.ttft_ms, rules.p50_ms, rules.p95_ms, rules.output_tok_per_s),
-    6: (partial(rules.output_tok_per_s, kind="energy"), rules.tokens_per_j, rules.joules_per_1k),
+    1: (metrics.ttft_ms, metrics.p50_ms, metrics.p95_ms, metrics.output_tok_per_s),
+    6: (
+        partial(metrics.output_tok_per_s, kind="energy"),
+        metrics.tokens_per_j,
+        metrics.joules_per_1k,
+    ),
     8: (
-        rules.active_billion,
-        rules.ape_tpot,
-        rules.ape_ttft,
-        rules.ape_energy,
-        rules.tok_per_s_per_1000_mib,
+        metrics.active_billion,
+        metrics.ape_tpot,
+        metrics.ape_ttft,
+        metrics.ape_energy,
+        metrics.tok_per_s_per_1000_mib,
     ),
 }
 SWEEP_RULES: dict[int, Callable[..., Estimate]] = {
-    2: rules.output_tok_per_s,
-    3: rules.ttft_ms,
-    7: rules.joules_per_1k,
+    2: metrics.output_tok_per_s,
+    3: metrics.ttft_ms,
+    7: metrics.joules_per_1k,
 }
 
 
@@ -119,12 +131,10 @@ def measure(s: Study, table: int, row: str, column: str, index: int) -> tuple[Es
         return SWEEP_RULES[table](s.base[model], int(at), tokens), s.base[model]
     if table == 4:
         series = s.base[row]
-        arms = [
-            analysis_series.samples(series, "latency", "e2e_s", c, tokens) for c in (128, context)
-        ]
+        arms = [samples(series, "latency", "e2e_s", c, tokens) for c in (128, context)]
         if index == 0:
-            return rules.throughput_change_pct(*arms), series
-        return rules.output_tok_per_s(series, (128, context)[index - 1], tokens), series
+            return metrics.throughput_change_pct(*arms), series
+        return metrics.output_tok_per_s(series, (128, context)[index - 1], tokens), series
     if table == 5:
         return _peak_cell(s, row, index), s.base[row]
     return _ablation_cell(s, table, row, index)
@@ -134,7 +144,7 @@ def _peak_cell(s: Study, row: str, index: int) -> Estimate:
     """Table 5: the peak, its distance to GPT-OSS, and how much less GPT-OSS needs."""
     arm = (s.published["context"], s.published["new_tokens"])
     mine, reference = s.base[row], s.base[s.published["ablation_model"]]
-    peak, least = rules.peak_mib(mine, *arm), rules.peak_mib(reference, *arm)
+    peak, least = metrics.peak_mib(mine, *arm), metrics.peak_mib(reference, *arm)
     if index == 0 or peak.value is None:
         return peak
     if least.value is None:
@@ -150,23 +160,22 @@ def _peak_cell(s: Study, row: str, index: int) -> Estimate:
 
 def _ablation_cell(s: Study, table: int, row: str, index: int) -> tuple[Estimate, Series]:
     tokens = s.published["new_tokens"]
-    name = {9: "decoding", 10: "context", 11: "precision", 12: "stack"}[table]
-    series, kind = s.ablation[name], f"ablation-{name}"
+    series, kind = s.ablation[ABLATIONS[table]], f"ablation-{ABLATIONS[table]}"
     arm = arm_row(series, table, row)
     if arm is None:
         return stats.missing(series.reason or f"not measured: no {kind} row for {row}"), series
-    found = _arm_samples(arm)
-    time_s = analysis_series.estimate(found)
+    times_s = _arm_samples(arm)
+    time_s = estimate(times_s)
     if index == 0:
         return stats.inverse(time_s, arm.key.get("new_tokens") or tokens), series
     if index == 1 and table in (9, 12):
         return time_s, series
-    reference = arm_row(series, table, {9: "Greedy", 10: "512"}[table])
+    reference = arm_row(series, table, BASE_ROWS[table])
     if reference is None:
         return stats.missing("not measured: no reference arm"), series
-    if reference is arm and found[0]:
-        return Estimate(0.0, n=len(found[0]), method="the reference arm"), series
-    return rules.throughput_change_pct(_arm_samples(reference), found), series
+    if reference is arm and times_s[0]:
+        return Estimate(0.0, n=len(times_s[0]), method="the reference arm"), series
+    return metrics.throughput_change_pct(_arm_samples(reference), times_s), series
 
 
 def _arm_samples(arm: Record) -> tuple[list[float], str]:
@@ -201,29 +210,29 @@ def decoding_label(decoding: str) -> str:
     return f"{name.capitalize()} ({value})" if value else name.capitalize()
 
 
-def paper_tables(records: Sequence[Record], published: dict[str, Any]) -> list[PaperTable]:
+def paper_tables(records: Sequence[Record], published: StudyFile) -> list[PaperTable]:
     """Tables 1 to 12, or an empty list where none of the paper's models is among the rows."""
-    if not any(studies_study.paper_name(r.key.get("model"), published) for r in records):
+    if not any(paper_name(r.key.get("model"), published) for r in records):
         return []
-    s = studies_study.study(records, published)
+    s = study(records, published)
     return [_paper_table(s, number, spec) for number, spec in sorted(published["tables"].items())]
 
 
-def _paper_table(s: Study, number: int, spec: dict[str, Any]) -> PaperTable:
+def _paper_table(s: Study, number: int, spec: PrintedTable) -> PaperTable:
     columns = tuple((n, c["unit"], c.get("meant", c["unit"])) for n, c in spec["columns"].items())
     rows = dict(spec["rows"])
     if number == 12:  # stacks that the paper does not have
         ours = {str(r.key.get("stack")) for r in s.ablation["stack"].rows if r.kind != "card"}
         rows |= {stack: [None] * len(columns) for stack in sorted(ours - {s.published["stack"]})}
-    built = []
+    lines = []
     for label, values in rows.items():
         cells = tuple(
             _cell(s, number, label, column, printed, i)
             for i, (column, printed) in enumerate(zip(columns, values, strict=True))
         )
-        built.append((label, spec.get("row_notes", {}).get(label, ""), cells))
+        lines.append((label, spec.get("row_notes", {}).get(label, ""), cells))
     note = spec.get("note", "")
-    return PaperTable(number, spec["title"], spec["where"], note, columns, tuple(built))
+    return PaperTable(number, spec["title"], spec["where"], note, columns, tuple(lines))
 
 
 def _cell(
@@ -237,11 +246,9 @@ def _cell(
     notes = [series.label()] if measured.value is not None else [measured.reason]
     if measured.value is not None and number in (6, 7) and name not in ("TPOT (tok/s)", "Tokens/W"):
         context = int(name) if number == 7 else s.published["context"]
-        own = rules.joules_per_1k(series, context, s.published["new_tokens"], "paper_energy_j")
+        own = metrics.joules_per_1k(series, context, s.published["new_tokens"], "paper_energy_j")
         if own.value is not None:
-            notes.append(
-                f"by the paper's before/after estimator {wording.number_text(own.value)} J"
-            )
+            notes.append(f"by the paper's before/after estimator {number_text(own.value)} J")
     unit = written if meant.startswith("output") or ";" in meant else meant
     return Cell(
         number,
@@ -259,16 +266,14 @@ def _cell(
 
 def verdict(
     number: int, column: str, written: str, printed: str | None, measured: Estimate
-) -> studies_verdict.Ruling:
+) -> Ruling:
     """The verdict on one cell, by the tolerance of what its column holds."""
     if printed is None or float(printed) == 0:
-        return studies_verdict.Ruling(
-            "", "the paper has no value" if printed is None else "the reference"
-        )
+        return Ruling("", "the paper has no value" if printed is None else "the reference")
     quantity = "memory" if number == 5 else "count" if column == "Active (B)" else "time"
     quantity = "effect" if (number, written) == (9, "%") else quantity
-    allowed = studies_verdict.band(printed, written, quantity)
-    return studies_verdict.of_value(measured, allowed, 0 if written == "%" else None)
+    allowed = band(printed, written, quantity)
+    return of_value(measured, allowed, 0 if written == "%" else None)
 
 
 def _ratio(measured: Estimate, paper: float | None, unit: str) -> Estimate:
@@ -289,12 +294,12 @@ def csv_row(cell: Cell) -> dict[str, Any]:
         "column": cell.column,
         "unit": cell.unit,
         "paper": cell.printed or "",
-        "measured": wording.number_text(m.value),
-        "low": wording.number_text(m.low),
-        "high": wording.number_text(m.high),
-        "ratio": wording.number_text(r.value),
-        "ratio_low": wording.number_text(r.low),
-        "ratio_high": wording.number_text(r.high),
+        "measured": number_text(m.value),
+        "low": number_text(m.low),
+        "high": number_text(m.high),
+        "ratio": number_text(r.value),
+        "ratio_low": number_text(r.low),
+        "ratio_high": number_text(r.high),
         "verdict": cell.verdict.word,
         "why": cell.verdict.why,
         "n": m.n or "",
@@ -303,9 +308,7 @@ def csv_row(cell: Cell) -> dict[str, Any]:
     }
 
 
-def write_csvs(
-    records: Sequence[Record], published: dict[str, Any], out_dir: str | Path
-) -> list[Path]:
+def write_csvs(records: Sequence[Record], published: StudyFile, out_dir: str | Path) -> list[Path]:
     """tables/table-01.csv to table-12.csv below `out_dir`; the paths, none without paper models."""
     paths = []
     for table in paper_tables(records, published):
@@ -319,30 +322,13 @@ def write_csvs(
     return paths
 
 
-# What the columns of a table of the paper are computed from, by the number of the table.
-COLUMNS = {
-    1: (("ttft",), ("e2e",), ("e2e",), ("e2e",)), 5: (("peak",), ("peak",), ("peak",)),
-    6: (("energy",), ("energy",), ("energy",)),
-    8: (("card",), ("card", "e2e"), ("card", "ttft"), ("card", "energy"), ("e2e", "peak")),
-}  # fmt: skip
-
-
-SWEEPS = {2: ("e2e",), 3: ("ttft",), 7: ("energy",)}
-
-
-ABLATIONS = {9: "decoding", 10: "context", 11: "precision", 12: "stack"}
-
-
-BASE_ROWS = {9: "Greedy", 10: "512"}
-
-
-def with_records(table: PaperTable, study: Study) -> PaperTable:
+def with_records(table: PaperTable, s: Study) -> PaperTable:
     """The table with the ids of the rows that each measured cell comes from."""
-    built = []
-    for label, note, cells in table.rows:
-        known = tuple(_named(cell, _rows(study, cell, i)) for i, cell in enumerate(cells))
-        built.append((label, note, known))
-    return replace(table, rows=tuple(built))
+    rows = tuple(
+        (label, note, tuple(_named(cell, _rows(s, cell, i)) for i, cell in enumerate(cells)))
+        for label, note, cells in table.rows
+    )
+    return replace(table, rows=rows)
 
 
 def _named(cell: Cell, rows: Sequence[Record]) -> Cell:
@@ -359,18 +345,18 @@ def _rows(s: Study, cell: Cell, index: int) -> list[Record]:
     if number in ABLATIONS:
         series = s.ablation[ABLATIONS[number]]
         labels = [cell.row, *([BASE_ROWS[number]] if number in BASE_ROWS and index else [])]
-        found = [arm_row(series, number, label) for label in labels]
+        rows = [arm_row(series, number, label) for label in labels]
     elif number in SWEEPS:
         model, at = (cell.row, cell.column) if number == 7 else (cell.column, cell.row)
-        found = [_row(s, s.base[model], what, int(at)) for what in SWEEPS[number]]
+        rows = [_row(s, s.base[model], what, int(at)) for what in SWEEPS[number]]
     elif number == 4:
         contexts = (128, context) if index == 0 else ((128, context)[index - 1],)
-        found = [_row(s, s.base[cell.row], "e2e", at) for at in contexts]
+        rows = [_row(s, s.base[cell.row], "e2e", at) for at in contexts]
     else:
-        found = [_row(s, s.base[cell.row], what, context) for what in COLUMNS[number][index]]
+        rows = [_row(s, s.base[cell.row], what, context) for what in COLUMNS[number][index]]
         if number == 5 and index:
-            found.append(_row(s, s.base[s.published["ablation_model"]], "peak", context))
-    return [row for row in found if row is not None]
+            rows.append(_row(s, s.base[s.published["ablation_model"]], "peak", context))
+    return [row for row in rows if row is not None]
 
 
 def _row(s: Study, series: Series, what: str, context: int) -> Record | None:
@@ -382,8 +368,8 @@ def _row(s: Study, series: Series, what: str, context: int) -> Record | None:
 
 
 def papers(
-    tables: Sequence[PaperTable], rows: Sequence[Record], published: dict[str, Any]
+    tables: Sequence[PaperTable], rows: Sequence[Record], published: StudyFile
 ) -> list[PaperTable]:
     """All tables of the paper with their rows."""
-    mine = studies_study.study(rows, published)
-    return [with_records(table, mine) for table in tables]
+    s = study(rows, published)
+    return [with_records(table, s) for table in tables]

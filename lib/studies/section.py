@@ -11,20 +11,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from lib.records.record import Record
-from lib.show import figure as show_figure
-from lib.show import table as show_table
-from lib.show import wording
-from lib.show.html import figure, grid_html
-from lib.show.table import Table, frame
-from lib.show.wording import Finding
+from lib.show import figure, html
+from lib.show.table import Table, frame, markdown
+from lib.show.wording import Finding, listed
 from lib.studies import claims
-from lib.studies import study as studies_study
-from lib.studies.arxiv_2508_16700 import governance as lib_governance
-from lib.studies.arxiv_2508_16700 import ladder as lib_ladder
-from lib.studies.arxiv_2508_16700 import rankings as lib_rankings
+from lib.studies.arxiv_2508_16700 import governance, ladder, rankings
 from lib.studies.html import _prose, governance_html, ledger_html
 from lib.studies.paper_tables import PaperTable
-from lib.studies.study import Published, paper_name
+from lib.studies.study import Published, load, paper_name
 
 
 @dataclass(frozen=True)
@@ -47,54 +41,50 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
     entries = claims.ledger(mine, study)
     if not entries:
         return None
-    rungs, orders = lib_ladder.rungs(mine, study), lib_rankings.rankings(mine, study)
-    tables = [lib_ladder.table(rungs, study), lib_rankings.table(orders)]
+    rungs, orders = ladder.rungs(mine, study), rankings.rankings(mine, study)
+    tables = [ladder.table(rungs, study), rankings.table(orders)]
     files = [
         *claims.write_csv(entries, out_dir),
-        *lib_governance.write_csv(study, out_dir),
+        *governance.write_csv(study, out_dir),
         *(_write(table, out_dir) for table in tables),
     ]
-    picture = show_figure.html(
-        lib_ladder.ladder(rungs, tables[0].title), lib_ladder.reads(mine, study)
-    )
+    picture = figure.html(ladder.ladder(rungs, tables[0].title), ladder.reads(mine, study))
     return Part(
-        ladder=picture + grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
+        ladder=picture + html.grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
         rankings=rankings_html(tables[1]),
         ledger=ledger_html(entries),
         governance=governance_html(study),
         files=files,
-        findings=[*lib_ladder.finding(rungs, study), *claims.finding(entries)],
+        findings=[*ladder.finding(rungs, study), *claims.finding(entries)],
     )
 
 
 def ledger_text(records: Sequence[Record]) -> str:
     """The claims ledger as Markdown, for a notebook."""
-    return show_table.markdown(claims.table(claims.ledger(records, studies_study.load())))
+    return markdown(claims.table(claims.ledger(records, load())))
 
 
 def ladder_figure(records: Sequence[Record]) -> Axes:
     """The ratio ladder as a figure."""
-    study = studies_study.load()
-    rungs = lib_ladder.rungs(records, study)
-    return lib_ladder.ladder(rungs, lib_ladder.table(rungs, study).title)
+    study = load()
+    rungs = ladder.rungs(records, study)
+    return ladder.ladder(rungs, ladder.table(rungs, study).title)
 
 
 def show_ladder(records: Sequence[Record]) -> None:
     """The ratio ladder with its caption, in a notebook."""
-    show_figure.show(ladder_figure(records), lib_ladder.reads(records, studies_study.load()))
+    figure.show(ladder_figure(records), ladder.reads(records, load()))
 
 
 def ladder_text(records: Sequence[Record]) -> str:
     """The rungs of the ladder with their causes as Markdown, for a notebook."""
-    study = studies_study.load()
-    return show_table.markdown(lib_ladder.table(lib_ladder.rungs(records, study), study))
+    study = load()
+    return markdown(ladder.table(ladder.rungs(records, study), study))
 
 
 def rankings_text(records: Sequence[Record]) -> str:
     """The rankings as Markdown, for a notebook."""
-    return show_table.markdown(
-        lib_rankings.table(lib_rankings.rankings(records, studies_study.load()))
-    )
+    return markdown(rankings.table(rankings.rankings(records, load())))
 
 
 def _write(table: Table, out_dir: str | Path) -> Path:
@@ -116,7 +106,7 @@ def rankings_html(table: Table) -> str:
         body += "".join(f"<td>{cell}</td>" for cell in lines) + "</tr>"
     note = f'<p class="note">{escape(table.notes[0].capitalize())}.</p>'
     caption = f"<b>{escape(table.title)}.</b>{note}"
-    return _prose(figure("rankings", caption, f"<tr>{head}</tr>", body))
+    return _prose(html.figure("rankings", caption, f"<tr>{head}</tr>", body))
 
 
 def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
@@ -128,7 +118,7 @@ def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
         "times and throughput (tables 1 to 3)": (1, 2, 3),
         "energy per token (table 7)": (7,),
     }
-    said = []
+    texts = []
     for name, numbers in groups.items():
         ratios = [
             c.ratio.value
@@ -139,12 +129,12 @@ def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
         ]
         if ratios:
             low, high = min(ratios), max(ratios)
-            said.append(
+            texts.append(
                 f"{name} {statistics.median(ratios):.2f}× the paper's in the median of "
                 f"{len(ratios)} cells, from {low:.2f}× to {high:.2f}×"
             )
     lead = "Against the paper"
-    if not said:
+    if not texts:
         return [Finding(lead, "No cell of the paper's tables was measured.")]
-    text = wording.listed(said)
+    text = listed(texts)
     return [Finding(lead, f"{text[:1].upper()}{text[1:]}.")]

@@ -13,13 +13,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lib import files
 from lib.analysis.series import BASE_KINDS, Series, configuration
-from lib.files import ROOT
-from lib.models import entries as models_entries
+from lib.files import ROOT, check, read_yaml, resolve
+from lib.models.entries import Entry, checked_models
 from lib.records.record import Record, environments
+from lib.studies.schema import Claim, Fact, Source, StudyFile
 
 PUBLISHED = ROOT / "params" / "published" / "arxiv-2508.16700.yaml"
 BYTES = {"MB": 10**6, "MiB": 2**20, "GB": 10**9}
@@ -52,8 +50,8 @@ class Verdict:
 class Published:
     """The study's data (params/published/*.yaml), and what params/models.yaml says today."""
 
-    data: dict[str, Any]
-    entries: dict[str, Any] = field(default_factory=dict)
+    data: StudyFile
+    entries: dict[str, Entry] = field(default_factory=dict)
 
     @property
     def models(self) -> list[str]:
@@ -101,7 +99,7 @@ class Published:
         spec = self._of("tables", table)["columns"][column]
         return spec.get("meant", spec["unit"])
 
-    def claim(self, name: str) -> dict[str, Any]:
+    def claim(self, name: str) -> Claim:
         """A claim of the text."""
         return self._of("claims", name)
 
@@ -111,14 +109,14 @@ class Published:
 
     def about(self, stem: str) -> dict[str, str]:
         """Names of the claims `stem`-..., each by the model it is about."""
-        found = {
+        names = {
             c["model"]: name
             for name, c in self.data.get("claims", {}).items()
             if name.startswith(f"{stem}-") and "model" in c
         }
-        if not found:
+        if not names:
             raise Absent(f"claims hold no {stem} of a model")
-        return found
+        return names
 
     def fact(self, *name: Any) -> Any:
         """A fact of the released files; the parts of its name, joined by a slash."""
@@ -128,11 +126,11 @@ class Published:
         """What the model card counts for an architecture."""
         return self._of("counted", model)[what]
 
-    def source(self, name: str) -> dict[str, str]:
+    def source(self, name: str) -> Source:
         """Something the audit takes from elsewhere: text, url and date."""
         return self._of("sources", name)
 
-    def entry(self, model: str) -> tuple[str, dict[str, Any]]:
+    def entry(self, model: str) -> tuple[str, Entry]:
         """Name and entry of a model in params/models.yaml."""
         names = {name.lower() for name in self.data["models"][model]}
         for name, entry in self.entries.items():
@@ -143,7 +141,7 @@ class Published:
 
 def load(path: str | Path = PUBLISHED) -> Published:
     """The study in a YAML file; a relative path counts from the repository's root."""
-    return Published(load_published(files.resolve(path)), models_entries.models())
+    return Published(load_published(resolve(path)), checked_models())
 
 
 def step(text: str) -> float:
@@ -180,24 +178,24 @@ def each(values: dict[str, Any], form: str = "", unit: str = "") -> str:
     return ", ".join(f"{value:{form}}{unit} ({name})" for name, value in values.items())
 
 
-def differences(data: dict[str, Any], folder: str | Path) -> list[str]:
+def differences(data: StudyFile, folder: str | Path) -> list[str]:
     """Where the facts under `released` differ from the CSV files below a folder."""
-    folder, tables, told = Path(folder), {}, []
+    folder, tables, lines = Path(folder), {}, []
     for name, fact in data["released"].items():
         file = fact["file"]
         if file not in tables:
             tables[file] = _rows(folder, file)
         if tables[file] is None:
-            told.append(f"{name}: no {file} below {folder}")
+            lines.append(f"{name}: no {file} below {folder}")
             continue
         try:
-            wanted, found = _expected(fact), _found(fact, tables[file])
+            here, there = _value_here(fact), _value_there(fact, tables[file])
         except (LookupError, ValueError) as error:
-            told.append(f"{name}: {error.args[0]}")
+            lines.append(f"{name}: {error.args[0]}")
             continue
-        if wanted != found:
-            told.append(f"{name}: {wanted} here, {found} in {file}, column {fact['column']}")
-    return told
+        if here != there:
+            lines.append(f"{name}: {here} here, {there} in {file}, column {fact['column']}")
+    return lines
 
 
 def _rows(folder: Path, file: str) -> list[dict[str, str]] | None:
@@ -208,21 +206,21 @@ def _rows(folder: Path, file: str) -> list[dict[str, str]] | None:
         return list(csv.DictReader(stream))
 
 
-def _expected(fact: dict[str, Any]) -> Any:
+def _value_here(fact: Fact) -> Any:
     return f"{fact['value']} of {fact['of']}" if "same_as" in fact else fact["value"]
 
 
-def _found(fact: dict[str, Any], rows: list[dict[str, str]]) -> Any:
+def _value_there(fact: Fact, rows: list[dict[str, str]]) -> Any:
     column, where = fact["column"], fact.get("where", {})
     for name in (column, fact.get("same_as", column), *where):
         if rows and name not in rows[0]:
             raise LookupError(f"{fact['file']} has no column {name}")
-    chosen = [row for row in rows if all(row[k] == str(v) for k, v in where.items())]
+    matches = [row for row in rows if all(row[k] == str(v) for k, v in where.items())]
     if "same_as" in fact:
-        return f"{sum(r[column] == r[fact['same_as']] for r in chosen)} of {len(chosen)}"
-    if len(chosen) != 1:
-        raise LookupError(f"{len(chosen)} rows of {fact['file']} where {where}, needs one")
-    text = chosen[0][column]
+        return f"{sum(r[column] == r[fact['same_as']] for r in matches)} of {len(matches)}"
+    if len(matches) != 1:
+        raise LookupError(f"{len(matches)} rows of {fact['file']} where {where}, needs one")
+    text = matches[0][column]
     return text if isinstance(fact["value"], str) else float(text)
 
 
@@ -230,18 +228,20 @@ def _found(fact: dict[str, Any], rows: list[dict[str, str]]) -> Any:
 class Study:
     """The published values, and for each of the paper's models the rows to compare with them."""
 
-    published: dict[str, Any]
+    published: StudyFile
     base: dict[str, Series]
     ablation: dict[str, Series]
     environments: dict[str, dict[str, Any]]
 
 
-def load_published(path: str | Path = PUBLISHED) -> dict[str, Any]:
+def load_published(path: str | Path = PUBLISHED) -> StudyFile:
     """The paper's tables as printed, with units as written and as meant."""
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    data = read_yaml(path)
+    check(data, StudyFile, Path(path).name)
+    return data
 
 
-def paper_name(model: str | None, published: dict[str, Any]) -> str | None:
+def paper_name(model: str | None, published: StudyFile) -> str | None:
     """The paper's title of a model, or None where the paper does not have it."""
     for title, names in published["models"].items():
         if str(model).lower() in {name.lower() for name in names}:
@@ -249,7 +249,7 @@ def paper_name(model: str | None, published: dict[str, Any]) -> str | None:
     return None
 
 
-def study(records: Sequence[Record], published: dict[str, Any]) -> Study:
+def study(records: Sequence[Record], published: StudyFile) -> Study:
     """Choose, for each of the paper's models, the configuration that is the paper's."""
     envs = environments(records)
 

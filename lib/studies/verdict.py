@@ -90,10 +90,10 @@ def of_value(
     `neutral` is the value of no effect (0 for a change, 1 for a ratio); without it the claim has
     no direction.
     """
-    found = ends(estimate)
-    if found is None:
+    interval = ends(estimate)
+    if interval is None:
         return Ruling(UNTESTABLE, estimate.reason or "no interval")
-    low, high = found
+    low, high = interval
     if allowed[0] <= low and high <= allowed[1]:
         return Ruling(REPRODUCED)
     reaches = low <= allowed[1] and high >= allowed[0]
@@ -109,10 +109,10 @@ def of_value(
 
 def of_order(ratio: Estimate, direction: str) -> Ruling:
     """One ratio against the claim that it is higher, or lower, than 1."""
-    found = ends(ratio)
-    if found is None:
+    interval = ends(ratio)
+    if interval is None:
         return Ruling(UNTESTABLE, ratio.reason or "no interval")
-    low, high = found
+    low, high = interval
     if low >= 1 - TIE and high <= 1 + TIE:
         return Ruling(NOT, f"{_span(low, high)}: equal within {TIE:.0%}")
     if low <= 1 <= high:
@@ -130,12 +130,12 @@ def together(rulings: Mapping[str, Ruling]) -> Ruling:
             if ruling.word == word:
                 reasons.setdefault(ruling.why, []).append(label)
         if reasons:
-            said = [
+            texts = [
                 f"{' and '.join(filter(None, who))}: {why}" if any(who) else why
                 for why, who in reasons.items()
             ]
-            more = [f"and {len(said) - MOST} more"] if len(said) > MOST else []
-            return Ruling(word, "; ".join(said[:MOST] + more))
+            more = [f"and {len(texts) - MOST} more"] if len(texts) > MOST else []
+            return Ruling(word, "; ".join(texts[:MOST] + more))
     return Ruling(REPRODUCED) if rulings else Ruling(UNTESTABLE, "nothing to compare")
 
 

@@ -153,7 +153,7 @@ X:
         ("  tdp_w: 100\n", "", "lacks tdp_w"),
         ("tdp_w: 100", "tdp_w: null", "a null needs its reason"),
         ("cache_bytes: null", "cache_bytes: 5", "a number must have none"),
-        ("memory_bytes: 1000", "memory_bytes: about", "needs a number or null"),
+        ("memory_bytes: 1000", "memory_bytes: about", "needs a whole number or null"),
         ("1.0e+14", "1e14", "ambiguous"),
         ("[a document]", "[]", "name a source"),
     ],

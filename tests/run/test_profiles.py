@@ -10,6 +10,7 @@ import yaml
 
 from lib import files
 from lib.files import ParamsError, read_yaml
+from lib.models.entries import checked_models, models
 from lib.records import kinds
 from lib.run import profiles
 from lib.run.parameters import notebook_parameters
@@ -185,6 +186,13 @@ def test_a_wrong_slice_is_named_with_its_fix(folder, slices, message):
     [
         ({**GOOD, "model": []}, "unknown key of profile 'demo': 'model'; did you mean 'models'"),
         ({"defaults": {}, "models": []}, "profile 'demo' lacks notebooks"),
+        ({**GOOD, "defaults": 3}, "profile 'demo', defaults is 3, needs a mapping or null"),
+        ({**GOOD, "models": [3]}, r"models, 0 is 3, needs text \(in quotes\) or a mapping"),
+        ({**GOOD, "models": [{"repeats": 2}]}, "model None in profile 'demo' lacks name"),
+        (
+            {**GOOD, "models": [{"name": "tiny", "notebooks": "latency"}]},
+            "model 'tiny' in profile 'demo', notebooks is 'latency', needs a list or a mapping or",
+        ),
         ({**GOOD, "models": []}, "add MODELS=<hub id.*entries: other, tiny"),
         ({**GOOD, "models": ["huge"]}, "unknown model 'huge'"),
         ({**GOOD, "models": [{"name": "tiny", "dtpe": 1}]}, "unknown key of model 'tiny'"),
@@ -206,6 +214,27 @@ def test_a_wrong_slice_is_named_with_its_fix(folder, slices, message):
 def test_a_wrong_profile_is_named_with_its_fix(folder, data, message):
     with pytest.raises(ParamsError, match=message):
         load(folder, data)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"hubb": None}, "unknown key of models.yaml, new: 'hubb'; did you mean 'hub'"),
+        ({"kind_of_model": "sparse"}, "new, kind_of_model is 'sparse', needs 'moe' or 'dense'"),
+        ({"hub": 3}, r"new, hub is 3, needs text \(in quotes\) or null"),
+        ({"tiny": "true"}, "new, tiny is 'true', needs true or false"),
+        ({"wheel": {"file": "x.gguf"}}, "models.yaml, new, wheel lacks project, version, sha256"),
+        (None, "models.yaml, new is None, needs a mapping"),
+    ],
+)
+def test_a_wrong_entry_is_named_with_its_fix(folder, entry, message):
+    (folder / "params" / "models.yaml").write_text(yaml.safe_dump({"new": entry}))
+    with pytest.raises(ParamsError, match=message):
+        load(folder)
+
+
+def test_the_entries_are_what_the_schema_says():
+    assert checked_models().keys() == models().keys() > {"tiny-gpt-oss"}
 
 
 def test_only_notebooks_of_a_model_need_one(folder):

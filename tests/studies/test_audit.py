@@ -460,14 +460,41 @@ def test_claims_are_complete(paper):
     claims = paper.data["claims"]
     assert 40 <= len(claims) <= 55
     for name, claim in claims.items():
-        assert {"where", "text", "value", "unit"} <= claim.keys(), name
-        assert claim.keys() <= {"where", "text", "value", "unit", "meant", "direction", "model"}
-        assert claim.get("direction") in (None, "higher", "lower")
         assert claim.get("model") in (None, *paper.models)
         values = claim["value"] if isinstance(claim["value"], list) else [claim["value"]]
         for value in values:
             assert value is None or isinstance(value, str) and float(value) is not None
         assert claim["value"] is not None or claim.get("direction"), name
+
+
+@pytest.mark.parametrize("path", sorted(studies_study.PUBLISHED.parent.glob("*.yaml")))
+def test_every_study_is_what_the_schema_says(path):
+    assert studies_study.load(path).data["tables"]
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "message"),
+    [
+        ("context: 2048", "contxt: 2048", "key of study.yaml: 'contxt'; did you mean 'context'"),
+        ("dtype: bfloat16\n", "", "study.yaml lacks dtype"),
+        ("  1:\n", '  "1":\n', "study.yaml, tables, 1 is '1', needs a whole number"),
+        ("{unit: ms}", "{unt: ms}", "study.yaml, tables, 1, columns, TTFT .ms.: 'unt'; did you"),
+        ('["459.72"', "[459.72", "rows, GPT-OSS-20B, 0 is 459.72, needs text .in quotes. or null"),
+        (
+            'value: "20.9"',
+            "value: 20.9",
+            "total-params, value is 20.9, needs text .* a list or null",
+        ),
+        ("direction: higher", "direction: up", "is 'up', needs 'higher' or 'lower'"),
+        ("context: 2048", "context: 2048\ncontext: 512", "the key context appears twice"),
+    ],
+)
+def test_a_wrong_study_is_named_with_its_fix(tmp_path, line, wrong, message):
+    text = studies_study.PUBLISHED.read_text(encoding="utf-8")
+    assert line in text
+    (tmp_path / "study.yaml").write_text(text.replace(line, wrong, 1), encoding="utf-8")
+    with pytest.raises(files.ParamsError, match=message):
+        studies_study.load(tmp_path / "study.yaml")
 
 
 def test_facts_equal_the_released_files(paper):
@@ -487,16 +514,7 @@ def test_counts_equal_the_model_card(paper):
 def test_governance_of_the_papers_models_is_sourced(paper):
     for title in paper.models:
         stated = paper.entry(title)[1]["governance"]
-        assert stated.keys() >= {
-            "licence",
-            "class",
-            "policy_link",
-            "card_link",
-            "safety_features",
-            "source",
-            "date",
-        }
-        assert stated["class"] in ("permissive", "restricted") and stated["source"]
+        assert stated["source"]
         assert all(url.startswith("https://") for url in stated["source"])
         assert stated["licence"] == paper.entry(title)[1]["license"]
 

@@ -1,13 +1,13 @@
 """One rule a kind of inconsistency: latency, energy, ablations, sizes, governance, arithmetic.
 
-A rule takes a study and returns what it found, or None where the study holds. Its docstring is
+A rule takes a study and returns a verdict, or None where the study holds. Its docstring is
 the rule as the reader sees it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lib import stats
 from lib.studies.study import (
@@ -26,6 +26,8 @@ from lib.studies.study import (
 )
 
 POINTS = 5.0  # percentage points by which a change must differ before it is called another one
+PEAK, GAP, LESS = "Peak VRAM (MB)", "Δ vs GPT-OSS (MB)", "% less vs Qwen/Yi"
+MIB = BYTES["MiB"]
 
 
 def decode_tok_per_s(p: Published, model: str, context: int) -> float:
@@ -113,13 +115,13 @@ def single_readings(p: Published) -> set[tuple[int, str]]:
 def change_mixes_runs(p: Published) -> Verdict | None:
     """Find for both ends of a change the campaign whose released value the cell holds. A change
     between two campaigns is none of context alone."""
-    ends, said, follows, claims = (p.contexts[0], p.contexts[-1]), [], [], []
+    ends, printed, follows, claims = (p.contexts[0], p.contexts[-1]), [], [], []
     for m in p.models:
         runs = [campaigns(p, m, c) for c in ends]
         if not all(runs) or set.intersection(*runs):
             continue
-        change = p.printed(4, m, "ΔTPOT (%)")
-        said.append(f"{change} % ({m}: {p.printed(2, ends[0], m)} to {p.printed(2, ends[1], m)})")
+        change, rates = p.printed(4, m, "ΔTPOT (%)"), [p.printed(2, c, m) for c in ends]
+        printed.append(f"{change} % ({m}: {' to '.join(rates)})")
         energy = [p.fact("energy_tok_per_s", m, c) for c in ends]
         follows.append(
             f"{m}: {' and '.join(sorted(runs[0]))} runs at {ends[0]}, "
@@ -128,9 +130,10 @@ def change_mixes_runs(p: Published) -> Verdict | None:
             f"{percent(energy[1], energy[0]):.1f} %"
         )
         claims.append(p.about("drop")[m])
-    if not said:
+    if not printed:
         return None
-    return Verdict("error", "tables 2 and 4", "; ".join(said), "; ".join(follows), tuple(claims))
+    where = "tables 2 and 4"
+    return Verdict("error", where, "; ".join(printed), "; ".join(follows), tuple(claims))
 
 
 def campaigns(p: Published, model: str, context: int) -> set[str]:
@@ -147,16 +150,16 @@ def prefill_in_throughput(p: Published) -> Verdict | None:
     """Decode alone: (longest - shortest generated length) / (difference of their p50), from the
     latency runs at the first and the last context, against the printed change."""
     ends = (p.contexts[-1], p.contexts[0])
-    printed = {m: p.value(4, m, "ΔTPOT (%)") for m in p.models}
+    change = {m: p.value(4, m, "ΔTPOT (%)") for m in p.models}
     decode = {m: percent(*(decode_tok_per_s(p, m, c) for c in ends)) for m in p.models}
-    if all(abs(decode[m] - printed[m]) < POINTS for m in p.models):
+    if all(abs(decode[m] - change[m]) < POINTS for m in p.models):
         return None
     follows = f"decode alone changes by {each(decode, '+.1f', '%')}: what grows with context is "
     follows += "the prefill inside the call"
     text = p.claim("decode-degrades")["text"]
-    said = f"{each(printed, '+.1f', '%')} from {ends[1]} to {ends[0]} tokens; {text}"
+    printed = f"{each(change, '+.1f', '%')} from {ends[1]} to {ends[0]} tokens; {text}"
     claims = ("decode-degrades", *p.about("drop").values())
-    return Verdict("caution", "tables 4 and 10", said, follows, claims)
+    return Verdict("caution", "tables 4 and 10", printed, follows, claims)
 
 
 def decode_gain(p: Published) -> Verdict | None:
@@ -200,17 +203,6 @@ def gpu_is_not_named(p: Published) -> Verdict | None:
     )
 
 
-LATENCY = (
-    rate_is_not_tokens_over_p50,
-    ttft_is_one_sample,
-    change_mixes_runs,
-    prefill_in_throughput,
-    decode_gain,
-    p95_is_the_maximum,
-    gpu_is_not_named,
-)
-
-
 def parameter_counts(p: Published) -> Verdict | None:
     """The stated parameters against those counted on the model card, in 10^9: total and active of
     the model under study, total of the others."""
@@ -224,8 +216,12 @@ def parameter_counts(p: Published) -> Verdict | None:
     off = {name: n / 1e9 for name, n in counted.items() if not agrees(p.claimed(name), n / 1e9)}
     if not off:
         return None
-    said = "; ".join(p.claim(name)["text"] for name in off)
-    return Verdict("error", "section 3.1", said, each(off, ".3f", "x 10^9"), tuple(off))
+    follows = each(off, ".3f", "x 10^9")
+    return Verdict("error", "section 3.1", _texts(p, off), follows, tuple(off))
+
+
+def _texts(p: Published, claims: Iterable[str]) -> str:
+    return "; ".join(p.claim(name)["text"] for name in claims)
 
 
 def percentages(p: Published) -> Verdict | None:
@@ -234,8 +230,8 @@ def percentages(p: Published) -> Verdict | None:
     for stem, table, column, invert in (
         ("throughput-vs", 1, RATE, False),
         ("energy-vs", 6, JOULES, True),
-        ("peak-saving", 5, "Peak VRAM (MB)", True),
-        ("peak-vs", 5, "Peak VRAM (MB)", True),
+        ("peak-saving", 5, PEAK, True),
+        ("peak-vs", 5, PEAK, True),
     ):
         for m, claim in p.about(stem).items():
             change = percent(p.value(table, ref, column), p.value(table, m, column))
@@ -247,14 +243,8 @@ def percentages(p: Published) -> Verdict | None:
     off += _wrong(p, "active-share", share)
     if not off:
         return None
-    said = "; ".join(p.claim(c)["text"] for c, _ in off)
-    return Verdict(
-        "error",
-        "abstract; section 4",
-        said,
-        "; ".join(f"{x:.2f} %" for _, x in off),
-        tuple(c for c, _ in off),
-    )
+    claims, follows = tuple(c for c, _ in off), "; ".join(f"{x:.2f} %" for _, x in off)
+    return Verdict("error", "abstract; section 4", _texts(p, claims), follows, claims)
 
 
 def _wrong(p: Published, claim: str, exact: float) -> Sequence[tuple[str, float]]:
@@ -298,15 +288,14 @@ def ranges(p: Published) -> Verdict | None:
             f"{stem}-ratio": sorted(own / x for x in others),
         }
         for name, values in exact.items():
-            said = p.claim(name)["value"]
-            said = said if isinstance(said, list) else [said]
-            ends = [values[0], values[-1]][: len(said)]
-            if not all(agrees(text, x) for text, x in zip(said, ends, strict=True)):
+            value = p.claim(name)["value"]
+            texts = value if isinstance(value, list) else [value]
+            ends = [values[0], values[-1]][: len(texts)]
+            if not all(agrees(text, x) for text, x in zip(texts, ends, strict=True)):
                 off[name] = " to ".join(f"{x:.4g}" for x in ends)
     if not off:
         return None
-    said = "; ".join(p.claim(name)["text"] for name in off)
-    return Verdict("error", "section 4.3, takeaways", said, each(off), tuple(off))
+    return Verdict("error", "section 4.3, takeaways", _texts(p, off), each(off), tuple(off))
 
 
 def headline_order(p: Published) -> Verdict | None:
@@ -329,13 +318,13 @@ def headline_order(p: Published) -> Verdict | None:
             off[name] = f"{own:g} against {each(others)}"
     if not off:
         return None
-    said = "; ".join(p.claim(name)["text"] for name in off)
-    return Verdict("error", "abstract; conclusion", said, "; ".join(off.values()), tuple(off))
+    follows = "; ".join(off.values())
+    return Verdict("error", "abstract; conclusion", _texts(p, off), follows, tuple(off))
 
 
 def throughput_falls(p: Published) -> Verdict | None:
     """Table 2 column by column: the text says that every model slows as context grows."""
-    said = p.claim("slows-with-context")["text"]
+    printed = p.claim("slows-with-context")["text"]
     rising = {}
     for m in p.models:
         row = [p.value(2, c, m) for c in p.contexts]
@@ -343,7 +332,7 @@ def throughput_falls(p: Published) -> Verdict | None:
             rising[m] = ", ".join(p.printed(2, c, m) for c in p.contexts)
     if not rising:
         return None
-    return Verdict("error", "section 4.1, table 2", said, each(rising), ("slows-with-context",))
+    return Verdict("error", "section 4.1, table 2", printed, each(rising), ("slows-with-context",))
 
 
 def within_bandwidth(p: Published) -> Verdict | None:
@@ -356,9 +345,9 @@ def within_bandwidth(p: Published) -> Verdict | None:
     beyond = {m: x / 1e12 for m, x in used.items() if x > source["bytes_per_s"]}
     if not beyond:
         return None
-    said = each({m: p.printed(2, context, m) for m in beyond}, unit="tok/s")
+    printed = each({m: p.printed(2, context, m) for m in beyond}, unit="tok/s")
     follows = f"{each(beyond, '.2f', 'TB/s')}, above {source['bytes_per_s'] / 1e12:.2f} TB/s"
-    return Verdict("error", "table 2", said, follows, (), (source["url"],))
+    return Verdict("error", "table 2", printed, follows, (), (source["url"],))
 
 
 def last_digits(p: Published) -> Verdict | None:
@@ -384,18 +373,6 @@ def last_digits(p: Published) -> Verdict | None:
     printed = ", ".join(f"{t} ({at})" for at, (t, _) in off.items())
     follows = f"{', '.join(x for _, x in off.values())} by the released values"
     return Verdict("note", "tables 3, 4 and 7", printed, f"{follows}; {len(exact)} cells checked")
-
-
-ARITHMETIC = (
-    parameter_counts,
-    percentages,
-    quotients,
-    ranges,
-    headline_order,
-    throughput_falls,
-    within_bandwidth,
-    last_digits,
-)
 
 
 def tokens_per_joule_unit(p: Published) -> Verdict | None:
@@ -437,7 +414,7 @@ def energy_is_time(p: Published) -> Verdict | None:
     ref, context = p.reference, p.data["context"]
     watts = {m: p.fact("power_w", m, context) for m in p.models}
     rows = [(m, c) for m in p.models for c in p.contexts]
-    kept = sum(
+    equal = sum(
         abs(
             1e3 * p.fact("power_w", m, c) / p.fact("energy_tok_per_s", m, c) / p.value(7, m, str(c))
             - 1
@@ -458,7 +435,7 @@ def energy_is_time(p: Published) -> Verdict | None:
         for m, c in p.about("energy-vs").items()
         if m in mostly
     )
-    follows = f"J/1K = W / throughput in {kept} of {len(rows)} rows; " + "; ".join(
+    follows = f"J/1K = W / throughput in {equal} of {len(rows)} rows; " + "; ".join(
         f"power is {watts[ref]:.1f} against {watts[m]:.1f} W "
         f"({percent(watts[ref], watts[m]):+.1f} %), so {100 * share[m]:.0f} % of the gain over {m} "
         "is the throughput ratio again"
@@ -472,20 +449,20 @@ def energy_trend(p: Published) -> Verdict | None:
     """Table 7 row by row: the steps from one context to the next, which the text says all rise,
     the last one most."""
     p.claim("energy-rises")
-    said, follows = [], []
+    joules, follows = [], []
     for m in p.models:
         row = [p.value(7, m, str(c)) for c in p.contexts]
         steps = [b - a for a, b in zip(row, row[1:], strict=False)]
         if min(steps) < 0 or max(steps) > steps[-1]:
-            said.append(f"{m}: " + ", ".join(p.printed(7, m, str(c)) for c in p.contexts))
+            joules.append(f"{m}: " + ", ".join(p.printed(7, m, str(c)) for c in p.contexts))
             follows.append(
                 f"{m}: steps " + ", ".join(f"{s:+,.1f}" for s in steps) + " J; the "
                 f"largest ends at {p.contexts[steps.index(max(steps)) + 1]}"
                 + (", and one falls" if min(steps) < 0 else "")
             )
-    if not said:
+    if not joules:
         return None
-    printed = f"{p.claim('energy-rises')['text']}; {'; '.join(said)}"
+    printed = f"{p.claim('energy-rises')['text']}; {'; '.join(joules)}"
     return Verdict("error", "section 4.2, table 7", printed, "; ".join(follows), ("energy-rises",))
 
 
@@ -576,32 +553,13 @@ def same_arm_twice(p: Published) -> Verdict | None:
     return Verdict("caution", "tables 2 and 10", printed, follows, ("sampling-cost",))
 
 
-ENERGY = (
-    tokens_per_joule_unit,
-    tokens_per_joule_gain,
-    energy_is_time,
-    energy_trend,
-    prefill_share,
-    first_row_is_partly_idle,
-)
-
-
-ABLATIONS = (greedy_baselines_differ, same_arm_twice)
-
-
-PEAK, GAP, LESS = "Peak VRAM (MB)", "Δ vs GPT-OSS (MB)", "% less vs Qwen/Yi"
-
-
-MIB = BYTES["MiB"]
-
-
 def mib_as_mb(p: Published) -> Verdict | None:
     """A peak holds at least the weights: parameters x 2 bytes in bfloat16. A printed peak below
     that is not in the unit that is printed."""
     low = [m for m in p.models if p.value(5, m, PEAK) * BYTES["MB"] < p.counted(m, "weight_bytes")]
     if not low:
         return None
-    said = "; ".join(
+    follows = "; ".join(
         f"{m} would peak at {p.value(5, m, PEAK) / 1e3:.2f} GB, below its weights "
         f"({p.counted(m, 'total_params') / 1e9:.2f} x 10^9 parameters, "
         f"{p.counted(m, 'weight_bytes') / 1e9:.2f} GB); read as MiB it is "
@@ -611,7 +569,7 @@ def mib_as_mb(p: Published) -> Verdict | None:
     printed = "peaks in MB, decimal by section 3.1: " + ", ".join(
         f"{p.value(5, m, PEAK):,.0f} ({m})" for m in p.models
     )
-    return Verdict("error", "table 5; section 3.1", printed, said, ("decimal-units",))
+    return Verdict("error", "table 5; section 3.1", printed, follows, ("decimal-units",))
 
 
 def baseline_units(p: Published) -> Verdict | None:
@@ -670,8 +628,8 @@ def saving_is_size(p: Published) -> Verdict | None:
     def less(model: str, what: str) -> float:
         return 100 * (1 - p.counted(ref, what) / p.counted(model, what))
 
-    found = [m for m in p.others if abs(less(m, "weight_bytes") - less(m, "total_params")) < 0.5]
-    if not found:
+    models = [m for m in p.others if abs(less(m, "weight_bytes") - less(m, "total_params")) < 0.5]
+    if not models:
         return None
     above = {m: p.fact("peak_mib", m, p.data["context"]) for m in p.models}
     above = {m: v - p.fact("baseline_mib", m, p.data["context"]) for m, v in above.items()}
@@ -679,7 +637,7 @@ def saving_is_size(p: Published) -> Verdict | None:
         f"against {m} the weights save {less(m, 'weight_bytes'):.1f} %, as total parameters do "
         f"({less(m, 'total_params'):.1f} %; active ones would save "
         f"{less(m, 'active_params'):.1f} %), and the peak {p.value(5, m, LESS):.1f} %"
-        for m in found
+        for m in models
     )
     follows += "; all experts are resident, and above the baseline the peak needs " + ", ".join(
         f"{v:,.0f} MiB ({m})" for m, v in above.items()
@@ -696,19 +654,19 @@ def kv_contribution(p: Published) -> Verdict | None:
     peak less what was allocated before, so it counts workspace and logits as cache."""
     p.claim("kv-larger")
     context, tokens = p.data["context"], p.data["context"] + p.data["new_tokens"]
-    said = {m: p.fact("kv_reported_mib", m, context) for m in p.models}
+    reported = {m: p.fact("kv_reported_mib", m, context) for m in p.models}
     held = {m: p.fact("held_mib", m, context) for m in p.models}
     cache = {m: tokens * p.counted(m, "kv_bytes_per_token") / MIB for m in p.models}
-    if said[p.reference] <= 1.5 * cache[p.reference]:
+    if reported[p.reference] <= 1.5 * cache[p.reference]:
         return None
     printed = (
         p.claim("kv-larger")["text"]
         + "; the released files: "
-        + ", ".join(f"{v:,.0f} MiB ({m})" for m, v in said.items())
+        + ", ".join(f"{v:,.0f} MiB ({m})" for m, v in reported.items())
     )
     follows = f"{tokens:,} tokens: " + ", ".join(
         f"{p.counted(m, 'kv_bytes_per_token'):,} B a token = {cache[m]:,.1f} MiB, held "
-        f"{held[m]:,.1f}, reported {said[m] / held[m]:.1f} times that ({m})"
+        f"{held[m]:,.1f}, reported {reported[m] / held[m]:.1f} times that ({m})"
         for m in p.models
     )
     if cache[p.reference] < min(cache[m] for m in p.others):
@@ -731,13 +689,13 @@ def held_logits(p: Published) -> Verdict | None:
         for m in p.models
     }
     row = {m: 2 * p.counted(m, "vocab_size") for m in p.models}
-    found = [m for m in p.models if abs(rest[m] / row[m] - 1) < 0.02]
-    if not found:
+    models = [m for m in p.models if abs(rest[m] / row[m] - 1) < 0.02]
+    if not models:
         return None
     follows = "; ".join(
         f"{m}: beside the cache the peak grows by {rest[m]:,.0f} B a prompt token, a row of logits "
-        f"is {row[m]:,} B" + ("" if m in found else " (something else is larger there)")
-        for m in [*found, *(m for m in p.models if m not in found)]
+        f"is {row[m]:,} B" + ("" if m in models else " (something else is larger there)")
+        for m in sorted(p.models, key=lambda m: m not in models)
     )
     printed = "peak less pre-decode allocation is an estimate of the KV contribution"
     return Verdict("caution", "section 3.4", printed, follows, ("kv-larger",))
@@ -765,7 +723,7 @@ def realised_parameters(p: Published) -> Verdict | None:
 def throughput_per_gb(p: Published) -> Verdict | None:
     """TPOT / peak in decimal GB, as section 3.6 defines it; the peak of table 5 x 2^20 / 10^9."""
     scale = BYTES[p.unit(5, PEAK)] / 1e9
-    exact = {m: p.value(1, m, "TPOT (tok/s)") / (p.value(5, m, PEAK) * scale) for m in p.models}
+    exact = {m: p.value(1, m, RATE) / (p.value(5, m, PEAK) * scale) for m in p.models}
     if all(agrees(p.printed(8, m, "TPOT/GB"), exact[m]) for m in p.models):
         return None
     printed = ", ".join(f"{p.printed(8, m, 'TPOT/GB')} ({m})" for m in p.models)
@@ -776,17 +734,17 @@ def throughput_per_gb(p: Published) -> Verdict | None:
 def licences(p: Published) -> Verdict | None:
     """The licence of table 13 against the one that the publisher's model card states."""
     stated = {m: p.entry(m)[1].get("governance") or {} for m in p.models}
-    printed = {m: p.data["governance"]["rows"][m][0] for m in p.models}
-    off = [m for m in p.models if stated[m] and plain(stated[m]["licence"]) != plain(printed[m])]
+    rows = p.data["governance"]["rows"]
+    off = [m for m in p.models if stated[m] and plain(stated[m]["licence"]) != plain(rows[m][0])]
     if not off:
         return None
-    said = ", ".join(f"{printed[m]}, {p.data['governance']['rows'][m][1]} ({m})" for m in off)
+    printed = ", ".join(f"{rows[m][0]}, {rows[m][1]} ({m})" for m in off)
     follows = "; ".join(
         f"{stated[m]['licence']}, {stated[m]['class']} ({m}, looked up {stated[m]['date']})"
         for m in off
     )
     sources = tuple(x for m in off for x in stated[m]["source"])
-    return Verdict("error", "table 13", said, follows, (), sources)
+    return Verdict("error", "table 13", printed, follows, (), sources)
 
 
 def governance_source(p: Published) -> Verdict | None:
@@ -806,6 +764,34 @@ def governance_source(p: Published) -> Verdict | None:
     return Verdict("caution", "table 13", printed, follows)
 
 
+LATENCY = (
+    rate_is_not_tokens_over_p50,
+    ttft_is_one_sample,
+    change_mixes_runs,
+    prefill_in_throughput,
+    decode_gain,
+    p95_is_the_maximum,
+    gpu_is_not_named,
+)
+ARITHMETIC = (
+    parameter_counts,
+    percentages,
+    quotients,
+    ranges,
+    headline_order,
+    throughput_falls,
+    within_bandwidth,
+    last_digits,
+)
+ENERGY = (
+    tokens_per_joule_unit,
+    tokens_per_joule_gain,
+    energy_is_time,
+    energy_trend,
+    prefill_share,
+    first_row_is_partly_idle,
+)
+ABLATIONS = (greedy_baselines_differ, same_arm_twice)
 MEMORY = (
     mib_as_mb,
     baseline_units,
@@ -815,9 +801,5 @@ MEMORY = (
     held_logits,
     saving_is_size,
 )
-
-
 EFFICIENCY = (throughput_per_gb, realised_parameters)
-
-
 GOVERNANCE = (licences, governance_source)

@@ -13,8 +13,7 @@ from itertools import pairwise
 
 from lib import stats
 from lib.analysis import metrics
-from lib.analysis import series as rows_of
-from lib.analysis.series import Series
+from lib.analysis.series import Series, samples
 from lib.stats import Estimate
 from lib.studies import paper_tables, verdict
 from lib.studies.arxiv_2508_16700 import audit
@@ -45,6 +44,15 @@ DECODE = "decode throughput: the inverse slope of call time over new tokens, pre
 MEDIAN = "median of 6 repetitions or more with its interval; the paper prints single readings"
 OWN_RUNS = {"": stats.missing("about the paper's own runs")}
 HOST_WORK = {"": stats.missing("not measured: no such arm on a stack that the device bounds")}
+ACTIVE_TRACED = "parameters that a decode step was traced to use"
+PEAK = "peak of generate(), which holds no logits of the prompt"
+KV = "bytes of the key and value tensors"
+DECIMAL = "GB of 10^9 bytes"
+COUNTER = "energy by the board's counter over the call"
+ESTIMATOR = "paper_energy_j"  # the study's: mean of power readings before and after, times time
+TRACED = "per parameter that a decode step was traced to use"
+Rate = Callable[[Evidence, Map, str], Estimate]
+Form = Callable[[Estimate], Estimate]  # of a ratio: itself, its inverse, a change in percent
 
 
 def throughput_higher(e: Evidence, name: str) -> Measured:
@@ -105,15 +113,15 @@ def drop(e: Evidence, name: str) -> Measured:
     return replace(measured, neutral=0)
 
 
-def _over_contexts(e: Evidence, models: list[str], shown) -> Measured:
+def _over_contexts(e: Evidence, models: list[str], form: Form) -> Measured:
     first, last = e.published.contexts[0], e.published.contexts[-1]
 
     def output(m: Map) -> dict[str, Estimate]:
-        return {x: shown(_output_over(m, x, (first, last), e.arm[1])) for x in models}
+        return {x: form(_output_over(m, x, (first, last), e.arm[1])) for x in models}
 
     def decode(m: Map) -> dict[str, Estimate]:
         rates = {x: [decode_rate(e, m, x, c) for c in (last, first)] for x in models}
-        return {x: shown(stats.quotient(*pair)) for x, pair in rates.items()}
+        return {x: form(stats.quotient(*pair)) for x, pair in rates.items()}
 
     own = output(e.like_paper) if e.reference in models else {}
     return Measured(
@@ -123,7 +131,7 @@ def _over_contexts(e: Evidence, models: list[str], shown) -> Measured:
 
 def _output_over(m: Map, model: str, contexts: tuple[int, int], tokens: int) -> Estimate:
     """Output throughput at the second context over that at the first: inverse ratio of times."""
-    pair = [rows_of.samples(m[model], "latency", "e2e_s", c, tokens) for c in contexts]
+    pair = [samples(m[model], "latency", "e2e_s", c, tokens) for c in contexts]
     if reason := next((why for values, why in pair if not values), ""):
         return stats.missing(reason)
     return stats.ratio(pair[0][0], pair[1][0])
@@ -132,27 +140,20 @@ def _output_over(m: Map, model: str, contexts: tuple[int, int], tokens: int) -> 
 def prefill_dominates(e: Evidence, name: str) -> Measured:
     """Prefill over decode in one call: TTFT / (call - TTFT), for each model."""
 
+    def over_seconds(m: Map, model: str, rate: Rate) -> Estimate:
+        return stats.quotient(ttft_s(e, m, model), stats.inverse(rate(e, m, model), e.arm[1]))
+
     def shares(m: Map) -> dict[str, Estimate]:
-        found = {}
-        for model in e.published.models:
-            whole_s = stats.inverse(output_rate(e, m, model), e.arm[1])
-            share = stats.quotient(ttft_s(e, m, model), whole_s)
-            found[model] = _odds(share)
-        return found
+        return {x: _odds(over_seconds(m, x, output_rate)) for x in e.published.models}
 
     def against_slope(m: Map) -> dict[str, Estimate]:
-        found = {}
-        for model in e.published.models:
-            decode_s = stats.inverse(decode_rate(e, m, model), e.arm[1])
-            found[model] = stats.quotient(ttft_s(e, m, model), decode_s)
-        return found
+        return {x: over_seconds(m, x, decode_rate) for x in e.published.models}
 
-    as_said = "TTFT over new tokens / decode throughput"
     return Measured(
         "time",
         shares(e.base),
         against_slope(e.base),
-        as_said,
+        "TTFT over new tokens / decode throughput",
         against_slope(e.bound),
         shares(e.like_paper),
         alone=True,
@@ -172,33 +173,32 @@ def ttft_trials(e: Evidence, name: str) -> Measured:
     single = audit.single_readings(e.published)
     cells = len(e.published.contexts) * len(e.published.models)
     trials = 1 if 2 * len(single) > cells else float(e.published.claimed(name))
-    found = {"": stats.exact(trials, verdict.FILES)}
-    return Measured("whole", found, STANDS, "", OWN_RUNS, alone=True)
+    runs = {"": stats.exact(trials, verdict.FILES)}
+    return Measured("whole", runs, STANDS, "", OWN_RUNS, alone=True)
 
 
 def decode_runs(e: Evidence, name: str) -> Measured:
     """Runs of each model, by the study's released files."""
     first = e.published.contexts[0]
-    found = {
+    runs = {
         model: stats.exact(e.published.fact("runs", model, first), verdict.FILES)
         for model in e.published.models
     }
-    return Measured("whole", found, STANDS, "", OWN_RUNS, alone=True)
+    return Measured("whole", runs, STANDS, "", OWN_RUNS, alone=True)
 
 
 def sampling_cost(e: Evidence, name: str) -> Measured:
     """Loss of output throughput by each sampling method against greedy decoding (%)."""
-    found = _sampling(e)
-    return Measured("effect", found, STANDS, "", HOST_WORK, neutral=0)
+    return Measured("effect", _sampling(e), STANDS, "", HOST_WORK, neutral=0)
 
 
 def decoding_spread(e: Evidence, name: str) -> Measured:
     """The largest change that a sampling method makes to output throughput (%)."""
-    found = _sampling(e)
-    if reason := next((x.reason for x in found.values() if x.value is None), ""):
+    losses = _sampling(e)
+    if reason := next((x.reason for x in losses.values() if x.value is None), ""):
         return Measured("effect", {"": stats.missing(reason)}, STANDS, "", HOST_WORK)
-    largest = max(found, key=lambda label: abs(found[label].value))
-    most = found[largest]
+    largest = max(losses, key=lambda label: abs(losses[label].value))
+    most = losses[largest]
     if most.value < 0:  # a gain is as much a variation as a loss
         ends = (most.high, most.low)
         most = replace(
@@ -230,59 +230,27 @@ def _table_ratio(series: Series, table: int, before: str, after: str) -> Estimat
 def decode_degrades(e: Evidence, name: str) -> Measured:
     """Output throughput of each context of table 10 over that of the one before."""
     series, labels = e.ablation["context"], list(e.published.data["tables"][10]["rows"])
-    found = {f"{b} after {a}": _table_ratio(series, 10, a, b) for a, b in pairwise(labels)}
+    steps = {f"{b} after {a}": _table_ratio(series, 10, a, b) for a, b in pairwise(labels)}
     ends = (e.published.contexts[-1], e.published.contexts[0])
     label = f"{ends[0]} after {ends[1]}"
 
     def decode(m: Map) -> dict[str, Estimate]:
         return {label: stats.quotient(*(decode_rate(e, m, e.reference, c) for c in ends))}
 
-    return Measured("time", found, decode(e.base), DECODE, decode(e.bound))
+    return Measured("time", steps, decode(e.base), DECODE, decode(e.bound))
 
 
 def drop_at_4k(e: Evidence, name: str) -> Measured:
     """Drop of output throughput from the first to the last context of table 10 (%)."""
     labels = list(e.published.data["tables"][10]["rows"])
     first, last = labels[0], labels[-1]
-    found = lower_pct(_table_ratio(e.ablation["context"], 10, first, last))
+    output = lower_pct(_table_ratio(e.ablation["context"], 10, first, last))
 
     def decode(m: Map) -> dict[str, Estimate]:
         rates = [decode_rate(e, m, e.reference, int(c)) for c in (last, first)]
         return {"": lower_pct(stats.quotient(*rates))}
 
-    return Measured("time", {"": found}, decode(e.base), DECODE, decode(e.bound), neutral=0)
-
-
-SPEED = {
-    "throughput-higher": throughput_higher,
-    "ahead-at-2k": throughput_higher,
-    "throughput-vs-qwen": throughput_gain,
-    "throughput-vs-yi": throughput_gain,
-    "ttft-higher": ttft_higher,
-    "slows-with-context": slows_with_context,
-    "drop-gpt-oss": drop,
-    "drop-qwen": drop,
-    "drop-yi": drop,
-    "prefill-dominates": prefill_dominates,
-    "ttft-trials": ttft_trials,
-    "decode-runs": decode_runs,
-    "sampling-cost": sampling_cost,
-    "decoding-spread": decoding_spread,
-    "decode-degrades": decode_degrades,
-    "drop-at-4k": drop_at_4k,
-}
-
-
-ACTIVE_TRACED = "parameters that a decode step was traced to use"
-
-
-PEAK = "peak of generate(), which holds no logits of the prompt"
-
-
-KV = "bytes of the key and value tensors"
-
-
-DECIMAL = "GB of 10^9 bytes"
+    return Measured("time", {"": output}, decode(e.base), DECODE, decode(e.bound), neutral=0)
 
 
 def parameters(e: Evidence, name: str) -> Measured:
@@ -360,37 +328,37 @@ def peak_gap(e: Evidence, name: str) -> Measured:
     def gap(m: Map) -> Estimate:
         return difference(*(reading(e, m, x, "peak_bytes") for x in (other, e.reference)))
 
-    shown = partial(gb, mib_over_1000=True)
+    as_printed = partial(gb, mib_over_1000=True)
     return Measured(
         "memory",
-        {other: shown(gap(e.base))},
+        {other: as_printed(gap(e.base))},
         {other: gb(gap(e.base))},
         DECIMAL,
         NO_STACK,
-        {other: shown(gap(e.like_paper))},
+        {other: as_printed(gap(e.like_paper))},
     )
 
 
 def baseline(e: Evidence, name: str) -> Measured:
     """Allocation before the prompt, in the unit that the paper's number is in."""
-    model = e.published.claim(name)["model"]
-    found = reading(e, e.base, model, "baseline_bytes")
-    as_meant = gb(found, mib_over_1000=e.published.claim(name)["meant"] == "MiB / 1000")
-    return Measured("memory", {model: as_meant}, {model: gb(found)}, DECIMAL, NO_STACK, alone=True)
+    claim = e.published.claim(name)
+    model = claim["model"]
+    size = reading(e, e.base, model, "baseline_bytes")
+    as_meant = gb(size, mib_over_1000=claim["meant"] == "MiB / 1000")
+    return Measured("memory", {model: as_meant}, {model: gb(size)}, DECIMAL, NO_STACK, alone=True)
 
 
 def saving_from_moe(e: Evidence, name: str) -> Measured:
     """Baseline memory over that of each other model; corrected: per parameter that is stored, so
     that 1 says that the saving is the smaller model's and not the routing's."""
-    found, per_parameter = {}, {}
+    ratios, per_parameter = {}, {}
     for other in e.others:
-        ratio = reading_ratio(e, e.base, other, "baseline_bytes", "memory-paper")
+        ratios[other] = reading_ratio(e, e.base, other, "baseline_bytes", "memory-paper")
         sizes = compared(e, e.base, other, partial(_total, e))
-        found[other] = ratio
-        both = stats.quotient(ratio, sizes)
+        both = stats.quotient(ratios[other], sizes)
         per_parameter[other] = stats.as_exact(both, verdict.QUOTIENT)
-    as_said = "baseline per parameter, all experts resident"
-    return Measured("memory", found, per_parameter, as_said, NO_STACK)
+    corrected_as = "baseline per parameter, all experts resident"
+    return Measured("memory", ratios, per_parameter, corrected_as, NO_STACK)
 
 
 def kv_larger(e: Evidence, name: str) -> Measured:
@@ -405,22 +373,19 @@ def kv_larger(e: Evidence, name: str) -> Measured:
 
 def decimal_units(e: Evidence, name: str) -> Measured:
     """Bytes of the measured peak per unit of the printed one, for the dense models."""
-    column = "Peak VRAM (MB)"
-    found = {}
+    units = {}
     for other in e.others:
         peak = reading(e, e.base, other, "peak_bytes")
-        found[other] = stats.scaled(peak, 1 / e.published.value(5, other, column))
-    as_said = f"MiB of {BYTES['MiB']:,} bytes"
-    return Measured("memory", found, STANDS, as_said, NO_STACK, alone=True)
+        units[other] = stats.scaled(peak, 1 / e.published.value(5, other, audit.PEAK))
+    corrected_as = f"MiB of {BYTES['MiB']:,} bytes"
+    return Measured("memory", units, STANDS, corrected_as, NO_STACK, alone=True)
 
 
 def hardware(e: Evidence, name: str) -> Measured:
     """GPUs of the stated family in the study's files: the device's name begins with it."""
     family = e.published.claim(name)["text"].removeprefix("a single ").removesuffix(" GPU")
-    found = stats.exact(float(str(e.published.fact("gpu")).startswith(family)), verdict.FILES)
-    return Measured(
-        "whole", {"": found}, STANDS, "", {"": stats.missing("about the paper's own runs")}
-    )
+    gpus = stats.exact(float(str(e.published.fact("gpu")).startswith(family)), verdict.FILES)
+    return Measured("whole", {"": gpus}, STANDS, "", OWN_RUNS)
 
 
 def bf16_only(e: Evidence, name: str) -> Measured:
@@ -429,45 +394,10 @@ def bf16_only(e: Evidence, name: str) -> Measured:
     arms = [paper_tables.arm_row(series, 11, label) for label in labels[1:]]
     if None in arms:
         absent = labels[1 + arms.index(None)]
-        found = stats.missing(series.reason or f"not measured: no {absent} arm")
+        failures = stats.missing(series.reason or f"not measured: no {absent} arm")
     else:
-        found = stats.exact(float(sum(bool(arm.error) for arm in arms)), verdict.COUNTED)
-    return Measured("whole", {"": found}, STANDS, "", NO_STACK)
-
-
-SIZES = {
-    "total-params": parameters,
-    "active-params": active_params,
-    "active-share": active_share,
-    "qwen-params": parameters,
-    "yi-params": parameters,
-    "peak-lower": peak_lower,
-    "peak-vs-qwen": peak_saving,
-    "peak-saving-qwen": peak_saving,
-    "peak-saving-yi": peak_saving,
-    "peak-gap-qwen": peak_gap,
-    "peak-gap-yi": peak_gap,
-    "baseline-gpt-oss": baseline,
-    "baseline-qwen": baseline,
-    "baseline-yi": baseline,
-    "saving-from-moe": saving_from_moe,
-    "kv-larger": kv_larger,
-    "decimal-units": decimal_units,
-    "hardware": hardware,
-    "bf16-only": bf16_only,
-}
-
-
-COUNTER = "energy by the board's counter over the call"
-
-
-ESTIMATOR = "paper_energy_j"  # the study's: mean of power readings before and after, times time
-
-
-TRACED = "per parameter that a decode step was traced to use"
-
-
-Rate = Callable[[Evidence, Map, str], Estimate]
+        failures = stats.exact(float(sum(bool(arm.error) for arm in arms)), verdict.COUNTED)
+    return Measured("whole", {"": failures}, STANDS, "", NO_STACK)
 
 
 def tokens_per_joule_higher(e: Evidence, name: str) -> Measured:
@@ -494,9 +424,9 @@ def tokens_per_joule_gain(e: Evidence, name: str) -> Measured:
     return replace(_energy(e, [e.published.claim(name)["model"]], gain), neutral=0)
 
 
-def _energy(e: Evidence, others: list[str], shown: Callable[[Estimate], Estimate]) -> Measured:
+def _energy(e: Evidence, others: list[str], form: Form) -> Measured:
     def by(m: Map, sample: str) -> dict[str, Estimate]:
-        return {o: shown(sample_ratio(e, m, o, "energy", sample)) for o in others}
+        return {o: form(sample_ratio(e, m, o, "energy", sample)) for o in others}
 
     return Measured(
         "time",
@@ -513,18 +443,15 @@ def energy_rises(e: Evidence, name: str) -> Measured:
     """Energy of a call at each context over that at the one before, for each model."""
 
     def steps(m: Map, sample: str) -> dict[str, Estimate]:
-        found = {}
+        ratios = {}
         for model in e.published.models:
             for before, after in pairwise(e.published.contexts):
-                pair = [
-                    rows_of.samples(m[model], "energy", sample, c, e.arm[1])
-                    for c in (after, before)
-                ]
+                pair = [samples(m[model], "energy", sample, c, e.arm[1]) for c in (after, before)]
                 reason = next((why for values, why in pair if not values), "")
-                found[f"{model}, {after} after {before}"] = (
+                ratios[f"{model}, {after} after {before}"] = (
                     stats.missing(reason) if reason else stats.ratio(pair[0][0], pair[1][0])
                 )
-        return found
+        return ratios
 
     return Measured(
         "time",
@@ -602,8 +529,8 @@ def ape_energy_ratio(e: Evidence, name: str) -> Measured:
     def gain(e: Evidence, m: Map, other: str) -> Estimate:
         return stats.inverse(sample_ratio(e, m, other, "energy", ESTIMATOR))
 
-    found = _ape_ratio(e, gain, partial(tok_per_j, sample="energy_j"))
-    return replace(found, neutral=1, kind="energy")
+    measured = _ape_ratio(e, gain, partial(tok_per_j, sample="energy_j"))
+    return replace(measured, neutral=1, kind="energy")
 
 
 def _ape_ratio(e: Evidence, ratio: Rate, bound_rate: Rate) -> Measured:
@@ -611,8 +538,8 @@ def _ape_ratio(e: Evidence, ratio: Rate, bound_rate: Rate) -> Measured:
         return {o: _scaled(ratio(e, m, o), _fewer(e, o, realised)) for o in e.others}
 
     def bound(other: str) -> Estimate:
-        found = compared(e, e.bound, other, partial(bound_rate, e, e.bound))
-        return _scaled(found, _fewer(e, other, True))
+        rates = compared(e, e.bound, other, partial(bound_rate, e, e.bound))
+        return _scaled(rates, _fewer(e, other, True))
 
     return Measured(
         "time",
@@ -627,8 +554,7 @@ def _ape_ratio(e: Evidence, ratio: Rate, bound_rate: Rate) -> Measured:
 def _fewer(e: Evidence, other: str, realised: bool) -> Estimate:
     """Active parameters of another model over those of the study's."""
     pair = [active(e, x, realised=realised) for x in (other, e.reference)]
-    found = stats.quotient(*pair)
-    return stats.as_exact(found, verdict.COUNTED)
+    return stats.as_exact(stats.quotient(*pair), verdict.COUNTED)
 
 
 def _scaled(ratio: Estimate, factor: Estimate) -> Estimate:
@@ -638,6 +564,45 @@ def _scaled(ratio: Estimate, factor: Estimate) -> Estimate:
     return stats.scaled(ratio, factor.value)
 
 
+SPEED = {
+    "throughput-higher": throughput_higher,
+    "ahead-at-2k": throughput_higher,
+    "throughput-vs-qwen": throughput_gain,
+    "throughput-vs-yi": throughput_gain,
+    "ttft-higher": ttft_higher,
+    "slows-with-context": slows_with_context,
+    "drop-gpt-oss": drop,
+    "drop-qwen": drop,
+    "drop-yi": drop,
+    "prefill-dominates": prefill_dominates,
+    "ttft-trials": ttft_trials,
+    "decode-runs": decode_runs,
+    "sampling-cost": sampling_cost,
+    "decoding-spread": decoding_spread,
+    "decode-degrades": decode_degrades,
+    "drop-at-4k": drop_at_4k,
+}
+SIZES = {
+    "total-params": parameters,
+    "active-params": active_params,
+    "active-share": active_share,
+    "qwen-params": parameters,
+    "yi-params": parameters,
+    "peak-lower": peak_lower,
+    "peak-vs-qwen": peak_saving,
+    "peak-saving-qwen": peak_saving,
+    "peak-saving-yi": peak_saving,
+    "peak-gap-qwen": peak_gap,
+    "peak-gap-yi": peak_gap,
+    "baseline-gpt-oss": baseline,
+    "baseline-qwen": baseline,
+    "baseline-yi": baseline,
+    "saving-from-moe": saving_from_moe,
+    "kv-larger": kv_larger,
+    "decimal-units": decimal_units,
+    "hardware": hardware,
+    "bf16-only": bf16_only,
+}
 ENERGY = {
     "tokens-per-joule-higher": tokens_per_joule_higher,
     "energy-lower": energy_lower,

@@ -29,26 +29,17 @@ Fetch = Callable[[str], dict[str, Any]]
 
 def rows(study: Published) -> list[tuple[str, ...]]:
     """Table 13, one line for each model and field, under COLUMNS."""
-    printed = study.data["governance"]
-    made = []
+    spec = study.data["governance"]
+    lines = []
     for model in study.models:
-        said = dict(zip(printed["columns"], printed["rows"][model], strict=True))
+        printed = dict(zip(spec["columns"], spec["rows"][model], strict=True))
         stated = _stated(study, model)
+        sources, date = " ".join(stated.get("source", ())), stated.get("date", "")
         for field, title in FIELDS.items():
-            ruling = verdict(field, said[field], stated)
-            sources = " ".join(stated.get("source", ()))
-            made.append(
-                (
-                    model,
-                    title,
-                    said[field],
-                    _shown(stated, field),
-                    str(ruling),
-                    sources,
-                    stated.get("date", ""),
-                )
-            )
-    return made
+            ruling = str(verdict(field, printed[field], stated))
+            text = _text(stated, field)
+            lines.append((model, title, printed[field], text, ruling, sources, date))
+    return lines
 
 
 def _stated(study: Published, model: str) -> dict[str, Any]:
@@ -58,7 +49,7 @@ def _stated(study: Published, model: str) -> dict[str, Any]:
         return {}
 
 
-def _shown(stated: dict[str, Any], field: str) -> str:
+def _text(stated: dict[str, Any], field: str) -> str:
     if not stated:
         return "not looked up"
     value = stated.get(field)
@@ -75,7 +66,7 @@ def verdict(field: str, printed: str, stated: dict[str, Any]) -> Ruling:
         return Ruling(UNTESTABLE, "free text, to be read side by side")
     if field.endswith("_link"):
         same = (printed == "Yes") == bool(stated.get(field))
-        return Ruling(REPRODUCED) if same else Ruling(NOT, _shown(stated, field))
+        return Ruling(REPRODUCED) if same else Ruling(NOT, _text(stated, field))
     same = plain(printed) == plain(str(stated.get(field)))
     return Ruling(REPRODUCED) if same else Ruling(NOT, f"the publisher states {stated.get(field)}")
 
@@ -133,30 +124,29 @@ def refreshed(study: Published, fetch: Fetch = hub_metadata) -> Table:
         "newer than the pinned commit",
         "difference",
     )
-    built = []
+    lines = []
     for model in study.models:
         name, entry = study.entry(model)
         licence = (entry.get("governance") or {}).get("licence", entry.get("license"))
         try:
-            found = fetch(entry["hub"])
+            hub = fetch(entry["hub"])
         except Exception as error:  # offline, gated, gone: each is the answer for this model
-            why = str(error).strip().splitlines()
-            said = f"not refreshed: {type(error).__name__}" + (f": {why[0]}" if why else "")
-            built.append((name, licence, None, None, None, None, said))
+            reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+            lines.append((name, licence, None, None, None, None, f"not refreshed: {reason}"))
             continue
-        same = found["licence"] and plain(found["licence"]) == plain(str(licence))
+        same = hub["licence"] and plain(hub["licence"]) == plain(str(licence))
         pinned = entry.get("revision")
-        newer = "not pinned" if not pinned else "yes" if found["revision"] != pinned else "no"
-        built.append(
+        newer = "not pinned" if not pinned else "yes" if hub["revision"] != pinned else "no"
+        lines.append(
             (
                 name,
                 licence,
-                found["licence"],
-                "yes" if found["gated"] else "no",
-                found["last_modified"],
+                hub["licence"],
+                "yes" if hub["gated"] else "no",
+                hub["last_modified"],
                 newer,
                 "none" if same else "licence",
             )
         )
     columns = tuple(Column(title, numeric=False) for title in titles)
-    return Table("hub", "The hub's metadata today", columns, tuple(built))
+    return Table("hub", "The hub's metadata today", columns, tuple(lines))

@@ -32,28 +32,27 @@ def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = N
         return data.get("released", {}).get(name, {}).get("value")
 
     def cells(group: list[Record]) -> Sequence[Any]:
-        row, printed = group[-1], reported(group[-1])
-        made = ledger(row, card_of(rows, row))
-        rest = [made.parts[n] for n in ("kv_behind", "activations", "padding")]
-        whole = None if made.parts["activations"] is None else sum(size or 0 for size in rest)
-        above = above_bytes(row)
+        row, printed, above = group[-1], reported(group[-1]), above_bytes(group[-1])
+        peak = ledger(row, card_of(rows, row))
+        sizes = [peak.parts[n] for n in ("kv_behind", "activations", "padding")]
+        rest = None if peak.parts["activations"] is None else sum(size or 0 for size in sizes)
         return (
             Estimate(printed, n=1, method="published", reason="a published number"),
             read(above, "no peak", 1 / MIB),
             read(_ratio(above, printed * MIB), "no peak"),
             read(row.value("predicted_bytes"), row.missing.get("predicted_bytes", OLD), 1 / MIB),
-            *(read(made.parts[n], made.reasons[n], 1 / MIB) for n in shown),
-            read(whole, made.reasons["activations"], 1 / MIB),
+            *(read(peak.parts[n], peak.reasons[n], 1 / MIB) for n in names),
+            read(rest, peak.reasons["activations"], 1 / MIB),
             row.value("peak_in") or "–",
         )
 
-    shown = ("kv", "logits", "experts")
+    names = ("kv", "logits", "experts")
     columns = [
         Column("published", "MiB", measured=False),
         Column("peak above baseline", "MiB"),
         Column("measured / published"),
         Column("predicted", "MiB"),
-        *(Column(PARTS[n], "MiB") for n in shown),
+        *(Column(PARTS[n], "MiB") for n in names),
         Column("rest", "MiB"),
         Column("peak in", numeric=False),
     ]
@@ -64,8 +63,8 @@ def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = N
         or (r.kind == "memory-paper" and not r.error and reported(r) is not None)
     ]
     title = "What the paper's KV contribution consists of"
-    made = build("kv-contribution", title, mine, ("memory-paper",), ("context",), columns, cells)
-    return _with_notes(made, WITHOUT_128, UNTOLD)
+    table = build("kv-contribution", title, mine, ("memory-paper",), ("context",), columns, cells)
+    return _with_notes(table, WITHOUT_128, UNTOLD)
 
 
 def contribution_table(rows: Sequence[Record]) -> pd.DataFrame:

@@ -49,15 +49,15 @@ def rungs(records: Sequence[Record], study: Published, other: str | None = None)
     """The ladder of the study's model against `other`, by default the first of the others."""
     e = evidence.gather(records, study)
     other = other or study.others[0]
-    found = [*_paper(study, other), *_measured(e, other)]
+    steps = [*_paper(study, other), *_measured(e, other)]
     for stack, cause in (
         ("graph", "the decode step is captured and replayed, so that the host launches nothing"),
         ("graph-compiled", "and the step's kernels are fused by the compiler"),
     ):
         m = e.stacks[stack]
         name = f"decode only, {'captured' if stack == 'graph' else 'captured and compiled'} step"
-        found.append(Rung(name, evidence.decode_ratio(e, m, other), cause, "measured"))
-    return [*found, *_bytes(e, other)]
+        steps.append(Rung(name, evidence.decode_ratio(e, m, other), cause, "measured"))
+    return [*steps, *_bytes(e, other)]
 
 
 def _paper(p: Published, other: str) -> list[Rung]:
@@ -113,8 +113,8 @@ def _measured(e: Evidence, other: str) -> list[Rung]:
     reach = f"; decoding reaches {each(shares, '.0%')} of what its bytes allow" if shares else ""
 
     def apart(m: Map, arm: evidence.Arm) -> str:
-        found = evidence.machines(e, [(m, e.reference), (e.base, other)], arm)
-        return f"; {found}" if found else ""
+        text = evidence.machines(e, [(m, e.reference), (e.base, other)], arm)
+        return f"; {text}" if text else ""
 
     return [
         Rung(
@@ -205,35 +205,35 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estim
     return stats.inverse(stats.exact(size, verdict.COUNTED))
 
 
-def table(found: Sequence[Rung], study: Published, other: str | None = None) -> Table:
+def table(rungs: Sequence[Rung], study: Published, other: str | None = None) -> Table:
     """The ladder as a table."""
     columns = (
         Column("rung", numeric=False),
         Column("throughput ratio"),
         Column("what it shows", numeric=False),
     )
-    rows = tuple((r.name, r.ratio, r.cause) for r in found)
+    rows = tuple((r.name, r.ratio, r.cause) for r in rungs)
     title = f"{study.reference} against {other or study.others[0]} in throughput"
     return Table("ladder", title, columns, rows)
 
 
-def finding(found: Sequence[Rung], study: Published, other: str | None = None) -> list[Finding]:
+def finding(rungs: Sequence[Rung], study: Published, other: str | None = None) -> list[Finding]:
     """The ladder in a sentence: the rungs that have a value."""
-    known = [r for r in found if r.ratio.value is not None]
-    if not any(r.origin == "measured" for r in known):
+    values = [r for r in rungs if r.ratio.value is not None]
+    if not any(r.origin == "measured" for r in values):
         return []
-    said = "; ".join(f"{r.name} {short(r.ratio.value)}× {interval(r.ratio)}".strip() for r in known)
-    missing = len(found) - len(known)
-    more = f" Not measured: {missing} of {len(found)} rungs." if missing else ""
+    texts = (f"{r.name} {short(r.ratio.value)}× {interval(r.ratio)}".strip() for r in values)
+    text, missing = "; ".join(texts), len(rungs) - len(values)
+    more = f" Not measured: {missing} of {len(rungs)} rungs." if missing else ""
     lead = f"{study.reference} against {other or study.others[0]} in throughput"
-    return [Finding(lead, f"{said[:1].upper()}{said[1:]}.{more}")]
+    return [Finding(lead, f"{text[:1].upper()}{text[1:]}.{more}")]
 
 
 def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
     """The rungs as a figure: a ratio with its interval each; one not measured says why."""
     ax = axes(ax, figsize=(9.5, 1.1 + 0.42 * len(rungs)))
     colors = {"paper": "0.35", "measured": PALETTE[0], "bytes": PALETTE[2]}
-    said = []
+    values = []
     for place, rung in enumerate(rungs):
         ratio, shade = rung.ratio, colors[rung.origin]
         if ratio.value is None:
@@ -247,19 +247,19 @@ def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:
                 bbox={"fc": "white", "ec": "none", "pad": 1},
                 transform=ax.get_yaxis_transform(),
             )
-            said.append("")
+            values.append("")
             continue
         if ratio.low is not None and ratio.high is not None:
             ax.plot([ratio.low, ratio.high], [place, place], color=shade, lw=2, alpha=0.6)
         ax.plot(ratio.value, place, "o", ms=7, color=shade, label=rung.name)
-        said.append(f"{ratio.value:.2f}×")
+        values.append(f"{ratio.value:.2f}×")
     labelled(ax, title, "ratio of throughputs", "", legend=False)
     ax.axvline(1, color="0.6", lw=1, ls=":")
     ax.set_yticks(range(len(rungs)), [rung.name for rung in rungs])
     ax.set_ylim(max(len(rungs), 1) - 0.5, -0.5)
     ax.set_xlim(left=0)
     right = ax.secondary_yaxis("right")
-    right.set_yticks(range(len(rungs)), said)
+    right.set_yticks(range(len(rungs)), values)
     right.tick_params(length=0)
     right.spines["right"].set_visible(False)
     return ax

@@ -123,8 +123,8 @@ def _ranking(e: Evidence, metric: Metric) -> Ranking:
     }
     bound = "does not depend on the stack"
     if metric.bound is not None:
-        found = {m: metric.bound(e, e.bound, m) for m in models}
-        bound = order(_comparable(e, e.bound, found), metric)
+        values = {m: metric.bound(e, e.bound, m) for m in models}
+        bound = order(_comparable(e, e.bound, values), metric)
     return Ranking(
         f"{metric.name} ({metric.unit})",
         by_value(printed, metric),
@@ -141,52 +141,52 @@ def as_printed(value: float) -> Estimate:
     return Estimate(value, n=1, method=verdict.READING)
 
 
-def _comparable(e: Evidence, m: Map, found: dict[str, Estimate]) -> dict[str, Estimate]:
+def _comparable(e: Evidence, m: Map, values: Values) -> Values:
     """The values, or why their models must not be compared."""
-    have = [x for x in found if found[x].value is not None]
-    rows = [next(r for r in m[x].rows if r.kind != "card") for x in have if m[x].rows]
+    models = [x for x in values if values[x].value is not None and m[x].rows]
+    rows = [next(r for r in m[x].rows if r.kind != "card") for x in models]
     try:
         require_comparable(rows, e.envs)
     except ValueError as error:
-        return {x: stats.missing(f"not compared: {error}") for x in found}
-    return found
+        return {x: stats.missing(f"not compared: {error}") for x in values}
+    return values
 
 
 def by_value(values: Values, metric: Metric) -> str:
     """Models by value alone, best first; a model without one is named at the end."""
-    known = _sorted(values, metric)
-    placed = [f"{i}. {m} {short(values[m].value)}" for i, m in enumerate(known, start=1)]
-    return "; ".join(placed + _unplaced(values, known))
+    models = _sorted(values, metric)
+    places = [f"{i}. {m} {short(values[m].value)}" for i, m in enumerate(models, start=1)]
+    return "; ".join(places + _unplaced(values, models))
 
 
 def order(values: Values, metric: Metric) -> str:
     """Models best first; neighbours whose intervals overlap share a place, marked "="."""
-    known = _sorted({m: x for m, x in values.items() if verdict.ends(x) is not None}, metric)
+    models = _sorted({m: x for m, x in values.items() if verdict.ends(x) is not None}, metric)
     groups: list[list[str]] = []
-    for model in known:
+    for model in models:
         if groups and _tied(values[groups[-1][-1]], values[model]):
             groups[-1].append(model)
         else:
             groups.append([model])
-    placed, place = [], 1
+    places, place = [], 1
     for group in groups:
         sign = f"{place}." if len(group) == 1 else f"{place}=."
-        placed += [f"{sign} {m} {short(values[m].value)}" for m in group]
+        places += [f"{sign} {m} {short(values[m].value)}" for m in group]
         place += len(group)
-    return "; ".join(placed + _unplaced(values, known))
+    return "; ".join(places + _unplaced(values, models))
 
 
 def _sorted(values: Values, metric: Metric) -> list[str]:
-    known = [m for m in values if values[m].value is not None]
-    return sorted(known, key=lambda m: values[m].value, reverse=metric.higher)
+    models = [m for m in values if values[m].value is not None]
+    return sorted(models, key=lambda m: values[m].value, reverse=metric.higher)
 
 
-def _unplaced(values: Values, known: Sequence[str]) -> list[str]:
+def _unplaced(values: Values, ranks: Sequence[str]) -> list[str]:
     """The models without a place, by reason; the reason alone where it is that of all."""
     reasons: dict[str, list[str]] = {}
-    for model in (m for m in values if m not in known):
+    for model in (m for m in values if m not in ranks):
         reasons.setdefault(values[model].reason or "no interval", []).append(model)
-    if not known and len(reasons) == 1:
+    if not ranks and len(reasons) == 1:
         return list(reasons)
     return [f"{' and '.join(names)}: {why}" for why, names in reasons.items()]
 
@@ -198,7 +198,7 @@ def _tied(a: Estimate, b: Estimate) -> bool:
 
 def changes(printed: Values, ours: Values, metric: Metric) -> str:
     """Pair by pair: which orders of the study turn round, and which are not resolved."""
-    turned, tied, open_, kept = [], [], [], 0
+    turned, tied, open_, same = [], [], [], 0
     for a, b in combinations(printed, 2):
         pair = f"{a} and {b}"
         if None in (printed[a].value, printed[b].value) or not all(
@@ -210,8 +210,8 @@ def changes(printed: Values, ours: Values, metric: Metric) -> str:
         elif (printed[a].value > printed[b].value) != (ours[a].value > ours[b].value):
             turned.append(pair)
         else:
-            kept += 1
-    said = [
+            same += 1
+    texts = [
         f"{', '.join(pairs)} {what}"
         for pairs, what in (
             (turned, "change places"),
@@ -222,13 +222,13 @@ def changes(printed: Values, ours: Values, metric: Metric) -> str:
     ]
     if len(open_) == len(list(combinations(printed, 2))):
         return "no pair can be compared"
-    if kept and not said:
+    if same and not texts:
         return "the order holds"
-    held = [f"{kept} of {kept + len(turned) + len(tied) + len(open_)} pairs hold"] if kept else []
-    return "; ".join(said + held)
+    total = same + len(turned) + len(tied) + len(open_)
+    return "; ".join(texts + ([f"{same} of {total} pairs hold"] if same else []))
 
 
-def table(found: Sequence[Ranking]) -> Table:
+def table(rankings: Sequence[Ranking]) -> Table:
     """The rankings as a table."""
     titles = (
         "metric",
@@ -240,7 +240,7 @@ def table(found: Sequence[Ranking]) -> Table:
     )
     rows = tuple(
         (r.metric, r.printed, r.protocol, f"{r.ours}; by {r.ours_as}", r.bound, r.change)
-        for r in found
+        for r in rankings
     )
     notes = ("best first; models that share a place, marked =, have intervals that overlap",)
     columns = tuple(Column(title, numeric=False) for title in titles)

@@ -1,0 +1,98 @@
+"""What the file of a study in params/published/ holds. Printed values are text, as printed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+
+class Column(TypedDict):
+    """`unit` as written; `meant` is the unit of the numbers where the two differ."""
+
+    unit: str
+    meant: NotRequired[str]
+
+
+class PrintedTable(TypedDict):
+    """A table of numbers; null is a cell, or a context, that the study leaves out."""
+
+    title: str
+    where: str
+    note: NotRequired[str]
+    context: NotRequired[int | None]
+    columns: dict[str, Column]
+    rows: dict[str, list[str | None]]
+    row_notes: NotRequired[dict[str, str]]
+
+
+class GovernanceTable(TypedDict):
+    """A table of words about licences and policies, a row a model."""
+
+    where: str
+    columns: list[str]
+    rows: dict[str, list[str]]
+
+
+class Claim(TypedDict):
+    """A number, a range of two or, where `value` is null, an order that the text claims."""
+
+    where: str
+    text: str
+    value: str | list[str] | None
+    unit: str
+    meant: NotRequired[str]
+    direction: NotRequired[Literal["higher", "lower"]]
+    model: NotRequired[str]
+
+
+class Counts(TypedDict):
+    """What the model card counts for an architecture."""
+
+    total_params: int
+    active_params: int
+    lookup_params: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    vocab_size: int
+
+
+class Source(TypedDict):
+    """Something that the audit takes from elsewhere."""
+
+    text: str
+    url: str
+    dated: str
+    bytes_per_s: NotRequired[float]
+
+
+class Fact(TypedDict):
+    """A number or word of a released CSV, or how many of `of` rows agree in two columns."""
+
+    value: float | str
+    file: str
+    column: str
+    where: NotRequired[dict[str, Any]]
+    same_as: NotRequired[str]
+    of: NotRequired[int]
+
+
+class StudyFile(TypedDict):
+    """A study: its setup, what it prints and claims, and what is needed to check it."""
+
+    source: str
+    title: str
+    url: str
+    gpu: str
+    stack: str
+    dtype: str
+    context: int
+    new_tokens: int
+    ablation_model: str
+    models: dict[str, list[str]]
+    tables: dict[int, PrintedTable]
+    governance: NotRequired[GovernanceTable]
+    claims: NotRequired[dict[str, Claim]]
+    counted: NotRequired[dict[str, Counts]]
+    sources: NotRequired[dict[str, Source]]
+    released: NotRequired[dict[str, Fact]]
