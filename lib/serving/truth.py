@@ -1,0 +1,231 @@
+"""Score what a client says against what the null server stamped.
+
+A claim is what one client says of one request: a dict with `id` and, where the client tells them,
+`ttft_s`, `visible_s`, `itl_s` (mean gap), `output_tokens`, `cached_tokens`, `failed`, `started_s`
+(its own stamp, for clients that name no id). The truth of a request is the server's row: when it
+had read the request, and when it wrote which tokens.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from lib.serving import timing
+from lib.serving.arrivals import Load, check_law
+from lib.serving.nullserver import TEXT
+
+Row = dict[str, Any]
+TTFT_LIMIT_S = 0.001  # median, at 20 requests a second; tests allow 5 ms on a busy machine
+ITL_LIMIT = 0.01  # median, relative: stamps are read some 0.2 ms after they are written
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of a client beside the truth; `ok` is None where it was not judged, and why."""
+
+    name: str
+    ok: bool | None
+    value: float | None = None
+    unit: str = ""
+    text: str = ""
+
+
+def truth(row: Row) -> Row:
+    """What really happened to one request, from the server's row."""
+    writes = [
+        (t, [(size, channel) for _, size, channel in group])
+        for t, group in groupby(row["writes"], key=lambda write: write[0])
+    ]
+    tokens = [sum(size for size, _ in parts) for _, parts in writes]
+    seen = [t for t, parts in writes if any(channel == TEXT for _, channel in parts)]
+    after = sum(tokens[1:])
+    return {
+        "id": row["request_id"],
+        "received_s": row["received_s"],
+        "first_s": writes[0][0] if writes else None,
+        "visible_s": seen[0] if seen else None,
+        "itl_s": (writes[-1][0] - writes[0][0]) / after if after else None,
+        "output_tokens": sum(tokens),
+        "cached_tokens": row.get("cached_tokens"),
+        "failed": row["outcome"] != "ok",
+    }
+
+
+def truths(stamps: Sequence[Row]) -> list[Row]:
+    """The truth of every request, in the order in which the server had read them."""
+    rows = [truth(row) for row in stamps if row["row"] == "request"]
+    return sorted(rows, key=lambda row: row["received_s"])
+
+
+def claims_of(rows: Sequence[Row]) -> list[Row]:
+    """What our client says, derived from its rows as everywhere else."""
+    return [claim_of(row) for row in rows if row["row"] == "request"]
+
+
+def claim_of(row: Row) -> Row:
+    """What our client says of one request.
+
+    Zero tokens where some were asked are a failure of ours; they count as such only if the server
+    ended the answer badly, which an answer of zero tokens is not.
+    """
+    bad = row["failure"] is not None and row["failure"]["class"] != "wrong_length"
+    return {
+        "id": str(row["id"]),
+        "ttft_s": timing.ttft_s(row),
+        "visible_s": timing.visible_s(row),
+        "itl_s": timing.mean_itl_s(row)[0],
+        "output_tokens": timing.output_tokens(row),
+        "cached_tokens": row["usage"]["cached_tokens"],
+        "failed": bad,
+    }
+
+
+def pair(claims: Sequence[Row], real: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Each claim with its truth: by id, or in the order of `started_s` where claims have none.
+
+    In order only where the counts agree; otherwise nothing is paired.
+    """
+    if all(claim.get("id") is not None for claim in claims):
+        by_id = {row["id"]: row for row in real}
+        return [(claim, by_id[claim["id"]]) for claim in claims if claim["id"] in by_id]
+    if len(claims) != len(real):
+        return []
+    ordered = sorted(claims, key=lambda claim: claim["started_s"])
+    return list(zip(ordered, real, strict=True))
+
+
+def score(
+    claims: Sequence[Row],
+    stamps: Sequence[Row],
+    *,
+    load: Load | None = None,
+    scheduled_s: dict[str, float] | None = None,
+    ttft_limit_s: float = TTFT_LIMIT_S,
+) -> list[Check]:
+    """Every check of a client. `scheduled_s` are the plan's instants by request id, on the server's
+    clock: latency then counts from them, else from when the server had read the request."""
+    real = truths(stamps)
+    pairs = pair(claims, real)
+    good = [(claim, row) for claim, row in pairs if not row["failed"]]
+    checks = [_counted(claims, real), _failures(claims, real)]
+
+    def begin_s(row: Row) -> float:
+        return row["received_s"] if scheduled_s is None else scheduled_s[row["id"]]
+
+    def real_ttft(row: Row) -> float | None:
+        return None if row["first_s"] is None else row["first_s"] - begin_s(row)
+
+    def real_visible(row: Row) -> float | None:
+        return None if row["visible_s"] is None else row["visible_s"] - begin_s(row)
+
+    checks += [
+        _times("ttft_s", good, real_ttft, ttft_limit_s),
+        _times("visible_s", good, real_visible, ttft_limit_s),
+        _shares("itl_s", good, lambda row: row["itl_s"]),
+        _equal("output_tokens", good),
+        _equal("cached_tokens", good),
+        _no_token(good),
+    ]
+    if load is not None:
+        checks.append(_arrivals(real, load))
+    if scheduled_s is not None:
+        checks.append(_schedule(real, scheduled_s))
+    return checks
+
+
+def _counted(claims: Sequence[Row], real: Sequence[Row]) -> Check:
+    text = f"{len(claims)} told of, {len(real)} seen by the server"
+    return Check("requests", len(claims) == len(real), len(claims) - len(real), "requests", text)
+
+
+def _failures(claims: Sequence[Row], real: Sequence[Row]) -> Check:
+    told, true = sum(bool(c.get("failed")) for c in claims), sum(r["failed"] for r in real)
+    text = f"{told} told of, {true} true"
+    return Check("failures", told == true, told - true, "requests", text)
+
+
+def _both(
+    name: str, pairs: Sequence[tuple[Row, Row]], real: Callable[[Row], float | None]
+) -> tuple[list[tuple[float, float]], str]:
+    """(claimed, true) where both exist, or why there are none."""
+    told = [(claim.get(name), real(row)) for claim, row in pairs]
+    if not pairs:
+        return [], "claims and requests cannot be paired"
+    if all(value is None for value, _ in told):
+        return [], "not told by this client"
+    return [(a, b) for a, b in told if a is not None and b is not None], "no true value"
+
+
+def _times(
+    name: str,
+    pairs: Sequence[tuple[Row, Row]],
+    real: Callable[[Row], float | None],
+    limit_s: float,
+) -> Check:
+    """Median absolute error against a limit, in seconds."""
+    both, reason = _both(name, pairs, real)
+    if not both:
+        return Check(name, None, text=reason)
+    errors = [told - true for told, true in both]
+    off = statistics.median(abs(error) for error in errors)
+    text = f"median error {statistics.median(errors) * 1e3:+.2f} ms of {len(both)}"
+    return Check(name, off <= limit_s, off, "s", text)
+
+
+def _shares(
+    name: str, pairs: Sequence[tuple[Row, Row]], real: Callable[[Row], float | None]
+) -> Check:
+    """Median absolute relative error against ITL_LIMIT."""
+    both, reason = _both(name, pairs, real)
+    if not both:
+        return Check(name, None, text=reason)
+    errors = [told / true - 1 for told, true in both]
+    off = statistics.median(abs(error) for error in errors)
+    text = f"median error {statistics.median(errors):+.2%} of {len(both)}"
+    return Check(name, off <= ITL_LIMIT, off, "", text)
+
+
+def _equal(name: str, pairs: Sequence[tuple[Row, Row]]) -> Check:
+    """Requests whose count is not the true one."""
+    both, reason = _both(name, pairs, lambda row: row[name])
+    if not both:
+        return Check(name, None, text=reason)
+    wrong = sum(told != true for told, true in both)
+    return Check(name, wrong == 0, wrong, "requests", f"{wrong} of {len(both)} wrong")
+
+
+def _no_token(pairs: Sequence[tuple[Row, Row]]) -> Check:
+    """An answer without tokens has no TTFT: a number there, also 0, would enter the percentiles."""
+    empty = [claim for claim, row in pairs if row["output_tokens"] == 0]
+    if not empty:
+        return Check("no_token", None, text="no answer was empty")
+    told = sum(claim.get("ttft_s") is not None for claim in empty)
+    text = f"{told} of {len(empty)} empty answers have a TTFT"
+    return Check("no_token", told == 0, told, "requests", text)
+
+
+def _arrivals(real: Sequence[Row], load: Load) -> Check:
+    """The law of the arrivals as the server saw them."""
+    found = check_law([row["received_s"] for row in real], load)
+    p = ", ".join(f"{name} p = {value:.2g}" for name, value in found.p.items())
+    text = f"{found.rate_per_s:.2f}/s for {found.asked_per_s:g}/s; {p}"
+    return Check("arrivals", found.ok, found.rate_per_s, "1/s", text)
+
+
+def _schedule(real: Sequence[Row], scheduled_s: dict[str, float]) -> Check:
+    """Whether the first request that arrived on time did so when the plan said.
+
+    A client's zero is its own word; requests that came before it, or all late, belie it.
+    """
+    off = min(row["received_s"] - scheduled_s[row["id"]] for row in real)
+    text = f"the promptest request was read {off * 1e3:+.2f} ms after its instant"
+    return Check("schedule", 0 <= off <= 0.02, off, "s", text)
+
+
+def failing(checks: Sequence[Check]) -> list[str]:
+    """Names of the checks that a client does not pass."""
+    return [check.name for check in checks if check.ok is False]
