@@ -1,4 +1,4 @@
-"""A thin load generator in a process of its own: `python -m lib.serving.client plan.json out.jsonl`.
+"""A thin load generator in its own process: `python -m lib.serving.client plan.json out.jsonl`.
 
 The plan holds every request with its body and its instant (see `lib.serving.plan`); the client
 sends, stamps and writes, and derives nothing. Rows (JSON lines, times in s from the run's zero):

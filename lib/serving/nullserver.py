@@ -34,9 +34,9 @@ class Behaviour:
     None gives as many as were asked for. `role_event` sends the empty first chunk of chat servers.
     `usage`: "asked" as the request wants it, "final" always at the end, "none" never.
     After so many tokens `reset_after` ends the connection with a reset, `close_after` without one,
-    and `hang_after` sends nothing more. `malformed`: "http", "json" or "line". A `status` other than
-    200 answers with an error; `model` answers in another model's name; `dialect` "transformers"
-    refuses token ids and forced lengths as that server does.
+    and `hang_after` sends nothing more. `malformed`: "http", "json" or "line". A `status` other
+    than 200 answers with an error; `model` answers in another model's name; `dialect`
+    "transformers" refuses token ids and forced lengths as that server does.
     """
 
     ttft_s: float = 0.05
@@ -183,7 +183,9 @@ def page(server: Server, path: str) -> tuple[int, str, str]:
     if path == "/health":
         return 200, "application/json", json.dumps({"status": "ok"})
     if path == "/v1/models":
-        models = [{"id": server.model, "object": "model", "owned_by": "null", "max_model_len": 8192}]
+        models = [
+            {"id": server.model, "object": "model", "owned_by": "null", "max_model_len": 8192}
+        ]
         return 200, "application/json", json.dumps({"object": "list", "data": models})
     if path == "/metrics":
         lines = []

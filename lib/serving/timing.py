@@ -128,3 +128,34 @@ def computed_prompt_tokens(row: Row) -> int | None:
     """Prompt tokens that the server had to compute: all, less those from its prefix cache."""
     prompt = row["usage"]["prompt_tokens"]
     return None if prompt is None else prompt - (row["usage"]["cached_tokens"] or 0)
+
+
+FACTS = (
+    "scheduled_s", "sent_s", "first_s", "visible_s", "last_s", "end_s", "first_tokens",
+    "prompt_tokens", "cached_tokens", "output_tokens", "asked_tokens", "chunks", "failure",
+)  # fmt: skip
+
+
+def fact(row: Row) -> Row:
+    """The instants and counts of a request that a record keeps; every latency follows from them.
+
+    `first_s` and `last_s` are when the first and the last tokens came, `first_tokens` how many came
+    at `first_s` (None where that is not known), `failure` a class or "". Instants are of the run.
+    """
+    found, _ = arrivals_of_tokens(row)
+    place = row["event_channels"].find(VISIBLE)
+    return {
+        "scheduled_s": row["scheduled_s"],
+        "sent_s": row["sent_s"],
+        "first_s": row["event_s"][0] if row["event_s"] else None,
+        "visible_s": row["event_s"][place] if place >= 0 else None,
+        "last_s": row["event_s"][-1] if row["event_s"] else None,
+        "end_s": row["end_s"],
+        "first_tokens": found[0][1] if found else None,
+        "prompt_tokens": row["usage"]["prompt_tokens"],
+        "cached_tokens": row["usage"]["cached_tokens"],
+        "output_tokens": row["usage"]["output_tokens"],
+        "asked_tokens": row["asked"]["output_tokens"],
+        "chunks": row["chunks"],
+        "failure": row["failure"]["class"] if row["failure"] else "",
+    }
