@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpcore
 import httpx
 
 from lib.serving.stream import Stream, StreamError, error_text, usage_of
@@ -33,6 +34,50 @@ CLASSES = (
 )  # fmt: skip
 clock: Callable[[], float] = time.perf_counter
 Row = dict[str, Any]
+
+
+class StampedStream(httpcore.AsyncNetworkStream):
+    """A connection that stamps its reads: bytes wait in the HTTP parser, and events of one read
+    must have one instant."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self.stream, self.read_s = stream, 0.0
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data = await self.stream.read(max_bytes, timeout)
+        self.read_s = clock()
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self.stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+    async def start_tls(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        return StampedStream(await self.stream.start_tls(*args, **options))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.stream.get_extra_info(info)
+
+
+class StampedBackend(httpcore.AnyIOBackend):
+    """Opens stamped connections."""
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        return StampedStream(await super().connect_tcp(*args, **options))
+
+
+def transport(connections: int | None) -> httpx.AsyncHTTPTransport:
+    """A transport of httpx over stamped connections; at most so many, None for any number."""
+    found = httpx.AsyncHTTPTransport(trust_env=False)
+    found._pool = httpcore.AsyncConnectionPool(
+        ssl_context=httpx.create_ssl_context(trust_env=False),
+        max_connections=connections,
+        max_keepalive_connections=None,
+        network_backend=StampedBackend(),
+    )
+    return found
 
 
 class Run:
@@ -106,7 +151,7 @@ async def one(run: Run, number: int, scheduled_s: float, user: int | None = None
         raise
     except Exception as error:  # every failure is a row with its class, and the run goes on
         failure = _named(error, run.plan, stream)
-    row |= {"end_s": row["read_s"][-1] if not failure else run.now(), "failure": failure}
+    row |= {"end_s": run.now() if failure else row["read_s"][-1], "failure": failure}
     run.write(_finished(row, stream))
     return row
 
@@ -122,11 +167,14 @@ async def _exchange(run: Run, request: httpx.Request, stream: Stream, row: Row) 
         row["status"] = response.status_code
         _check_kind(response, (await _body(response)) if response.status_code != 200 else b"")
         read_s, read_bytes = row["read_s"], row["read_bytes"]
+        connection = response.extensions["network_stream"]
         async for data in response.aiter_raw():
-            now_s = run.now()
-            read_s.append(now_s)
-            read_bytes.append(len(data))
-            stream.feed(data, now_s)
+            at_s = connection.read_s - run.zero_s
+            if not read_s or read_s[-1] != at_s:
+                read_s.append(at_s)
+                read_bytes.append(0)
+            read_bytes[-1] += len(data)
+            stream.feed(data, at_s)
         stream.end()
     finally:
         await response.aclose()
@@ -234,15 +282,12 @@ async def run_plan(plan: Row, write: Callable[[Row], None]) -> None:
     """Run a plan; `write` gets each row. Ends at the plan's `limit_s` at the latest."""
     if plan.get("schema") != SCHEMA:
         raise ValueError(f"the plan has schema {plan.get('schema')}, this client reads {SCHEMA}")
-    limits = httpx.Limits(max_connections=plan.get("connections"), max_keepalive_connections=None)
     timeout = httpx.Timeout(None, connect=plan["connect_timeout_s"])
+    over = transport(plan.get("connections"))
     # No proxy and no .netrc of the machine: the endpoint is spoken to directly.
-    async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as http:
+    async with httpx.AsyncClient(transport=over, timeout=timeout, trust_env=False) as http:
         run, stopped = Run(plan, http, write), None
         await warm(http)
-        gc.collect()
-        gc.freeze()
-        gc.disable()  # a collection would stop the clock for milliseconds
         busy_s = time.process_time()
         run.zero_s = clock() + LEAD_S
         header = {"row": "header", "schema": SCHEMA, "zero_s": run.zero_s}
@@ -274,6 +319,8 @@ def main(argv: list[str]) -> int:
             file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()
 
+        gc.freeze()
+        gc.disable()  # a collection would stop the clock for milliseconds
         asyncio.run(run_plan(plan, write))
     return 0
 

@@ -9,16 +9,19 @@ of the stamps has the wall clock beside it. Standard library only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 clock: Callable[[], float] = time.perf_counter
 TEXT, REASON, TOOL = "text", "reasoning", "tool"
 MOST_BODY = 64 * 2**20
@@ -450,6 +453,42 @@ async def run(script_path: Path, stamps_path: Path) -> None:
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def start(
+    folder: Path,
+    behaviours: list[Behaviour],
+    *,
+    model: str = "null",
+    accept_delay_s: float = 0.0,
+) -> Iterator[tuple[str, Path]]:
+    """A null server in a process of its own until the block ends: its url, and its stamps' file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "script.json", folder / "stamps.jsonl"
+    data = script(behaviours, model=model, accept_delay_s=accept_delay_s)
+    paths[0].write_text(json.dumps(data), encoding="utf-8")
+    command = [sys.executable, "-m", "lib.serving.nullserver", *map(str, paths)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    try:
+        port = process.stdout.readline().strip()
+        if not port:
+            raise RuntimeError(f"the null server did not start (exit {process.wait(10)})")
+        yield f"http://127.0.0.1:{port}", paths[1]
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def read_stamps(path: Path) -> list[dict[str, Any]]:
+    """The rows that a null server wrote."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main(argv: list[str]) -> int:

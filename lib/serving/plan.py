@@ -62,7 +62,7 @@ class Cell:
     prompt: Lengths
     output: Lengths
     warmup_s: float = 5.0
-    window_s: float = 20.0
+    window_s: float = 22.0
 
     @property
     def label(self) -> str:

@@ -13,7 +13,7 @@ import re
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def curve(
     most_users: int = 256,
     rate_shares: Sequence[float] = (0.5, 0.8),
     warmup_s: float = 5.0,
-    window_s: float = 20.0,
+    window_s: float = 22.0,
     idle_s: float = 10.0,
 ) -> list[Record]:
     """From one user to saturation, the users doubled each time, then Poisson arrivals below it.
@@ -261,7 +261,7 @@ def _failed(session: Session, cell: Cell, error: str) -> Record:
 def _record(session: Session, cell: Cell, found: _Found, sha: str) -> Record:
     facts = [timing.fact(row) for row in found.requests]
     stop_s = cell.warmup_s + cell.window_s
-    at = steady.whole_seconds(steady.steady(facts, cell.load, cell.warmup_s, stop_s))
+    at = steady.cut_to_seconds(steady.steady(facts, cell.load, cell.warmup_s, stop_s))
     by_second = steady.tokens_by_second(found.requests, at)
     gaps = _gaps(found.requests, at)
     slug = re.sub(r"[^a-z0-9.]+", "-", cell.label.lower()).strip("-")
@@ -325,7 +325,7 @@ def _energy(
     """Energy values of the window, what is missing and why, and the judged window."""
     if reason := session.device.missing.get("energy"):
         return {}, {"energy_j": reason}, None
-    if at.seconds < session.least_energy_s:
+    if at.whole_seconds < session.least_energy_s:
         text = f"the window has {at.seconds:g} s; the counter needs {session.least_energy_s:g}"
         return {}, {"energy_j": text}, None
     edges = found.zero_s + at.start_s, found.zero_s + at.stop_s
@@ -372,10 +372,10 @@ def _warnings(
         text = f"the client sent its requests {late * 1e3:.1f} ms late (median); free its host"
         said.append(warning("client_late", text))
     cached = sum(fact["cached_tokens"] or 0 for fact in inside)
-    if prompts := sum(fact["prompt_tokens"] or 0 for fact in inside):
-        if cached > 0.01 * prompts:
-            text = f"{cached / prompts:.0%} of the prompt tokens came from a prefix cache"
-            said.append(warning("cached", f"{text}; turn it off, or send new prompts"))
+    prompts = sum(fact["prompt_tokens"] or 0 for fact in inside)
+    if cached > 0.01 * prompts:
+        text = f"{cached / prompts:.0%} of the prompt tokens came from a prefix cache"
+        said.append(warning("cached", f"{text}; turn it off, or send new prompts"))
     if any(fact["first_tokens"] is None and fact["output_tokens"] for fact in inside):
         text = "chunks of unknown size: tokens are spread evenly over them, and TPOT is missing"
         said.append(warning("chunks_unknown", text))

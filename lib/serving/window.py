@@ -37,6 +37,11 @@ class Window:
     def seconds(self) -> float:
         return self.stop_s - self.start_s
 
+    @property
+    def whole_seconds(self) -> int:
+        """Seconds that lie inside as a whole."""
+        return int(self.seconds + 1e-6)
+
     def holds(self, t_s: float) -> bool:
         """Whether an instant lies inside; the start does, the stop does not."""
         return self.start_s <= t_s < self.stop_s
@@ -231,7 +236,7 @@ def tokens_by_second(rows: Iterable[dict[str, Any]], window: Window) -> dict[str
     the prefix cache) count when the first token came, which is when the prompt had been read.
     Failed requests count for what they brought: the server has worked for it.
     """
-    seconds = int(window.seconds)
+    seconds = window.whole_seconds
     output, prompt = [0.0] * seconds, [0.0] * seconds
     for row in rows:
         for t, count in timing.credits(row):
@@ -245,6 +250,6 @@ def tokens_by_second(rows: Iterable[dict[str, Any]], window: Window) -> dict[str
     return {"output_tokens_by_s": output, "prompt_tokens_by_s": prompt}
 
 
-def whole_seconds(window: Window) -> Window:
+def cut_to_seconds(window: Window) -> Window:
     """The window cut to whole seconds, so that its tokens and its joules are of the same time."""
     return Window(window.start_s, window.start_s + int(window.seconds), window.rule, window.reason)
