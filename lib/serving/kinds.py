@@ -53,6 +53,11 @@ def _generation_config(tokens: int) -> dict[str, Any]:
     return {"generation_config": json.dumps(config)}
 
 
+# Left to itself, its cache takes nearly all the memory of a CPU host; 16,384 tokens are bounded.
+CONTINUOUS_BATCHING = (
+    "--continuous-batching",
+    *("--cb-block-size", "32", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "2048"),
+)
 USAGE = {"stream_options": {"include_usage": True}}
 KINDS: dict[str, Kind] = {
     "openai": Kind(fields=USAGE),
@@ -78,7 +83,7 @@ KINDS: dict[str, Kind] = {
         python="SERVE_PYTHON",
         needs=("transformers", "fastapi", "uvicorn", "openai", "multipart"),
         environment={"HF_HUB_OFFLINE": "1"},
-        batching_options=("--continuous-batching",),
+        batching_options=CONTINUOUS_BATCHING,
         version_of="transformers",
     ),
 }
