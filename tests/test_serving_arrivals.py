@@ -47,8 +47,8 @@ def test_the_asked_law_is_not_rejected(seed):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_uniform_gaps_are_no_poisson_arrivals(seed):
-    found = check_law(uniform(20, 100, seed), Load("poisson", 20))
-    assert "spread" in found.failing
+    result = check_law(uniform(20, 100, seed), Load("poisson", 20))
+    assert "spread" in result.failing
 
 
 def test_another_rate_is_found():
@@ -60,8 +60,8 @@ def test_workers_that_repeat_each_others_gaps_are_found():
     """Eight workers with one seed draw the same gaps: each gap comes eight times in a row."""
     rng = np.random.default_rng(1)
     gaps = np.repeat(rng.exponential(0.05, 50), 8)
-    found = check_law(np.cumsum(gaps).tolist(), Load("poisson", 20))
-    assert "counts" in found.failing
+    result = check_law(np.cumsum(gaps).tolist(), Load("poisson", 20))
+    assert "counts" in result.failing
 
 
 def test_a_fixed_rate_is_told_from_a_drifting_one():

@@ -17,44 +17,44 @@ SHAPES = [
 
 
 def mixes(noise: float = 0.0, extra=lambda mix: 0.0) -> list[dict]:
-    rng, found = np.random.default_rng(3), []
+    rng, result = np.random.default_rng(3), []
     for seconds, prompt, output in SHAPES:
         mix = {"seconds": seconds, "prompt_tokens": prompt, "output_tokens": output}
         joules = IDLE_W * seconds + PROMPT_J * prompt + OUTPUT_J * output + extra(mix)
-        found.append({**mix, "energy_j": joules * (1 + rng.normal(0, noise) if noise else 1)})
-    return found
+        result.append({**mix, "energy_j": joules * (1 + rng.normal(0, noise) if noise else 1)})
+    return result
 
 
 def test_true_costs_are_found_and_held_out_mixes_predicted():
-    found = fit(mixes(), seed=1)
-    assert found.costs["idle_w"].value == pytest.approx(IDLE_W, rel=1e-6)
-    assert found.costs["prompt_token_j"].value == pytest.approx(PROMPT_J, rel=1e-6)
-    assert found.costs["output_token_j"].value == pytest.approx(OUTPUT_J, rel=1e-6)
-    assert found.ok and found.worst_error < 1e-6
-    assert len(found.errors) == 4 and len(found.fitted) == 8
-    assert not set(found.errors) & set(found.fitted)
+    result = fit(mixes(), seed=1)
+    assert result.costs["idle_w"].value == pytest.approx(IDLE_W, rel=1e-6)
+    assert result.costs["prompt_token_j"].value == pytest.approx(PROMPT_J, rel=1e-6)
+    assert result.costs["output_token_j"].value == pytest.approx(OUTPUT_J, rel=1e-6)
+    assert result.ok and result.worst_error < 1e-6
+    assert len(result.errors) == 4 and len(result.fitted) == 8
+    assert not set(result.errors) & set(result.fitted)
 
 
 def test_costs_under_noise_lie_in_their_intervals():
     """Two percent of noise: each true cost within its interval, the held-out mixes within 5 %."""
-    found = fit(mixes(noise=0.02), seed=1)
+    result = fit(mixes(noise=0.02), seed=1)
     truth = {"idle_w": IDLE_W, "prompt_token_j": PROMPT_J, "output_token_j": OUTPUT_J}
     for name, value in truth.items():
-        estimate = found.costs[name]
+        estimate = result.costs[name]
         assert estimate.low <= value <= estimate.high, name
         assert estimate.low < estimate.value < estimate.high
-    assert found.ok and 0 < found.median_error <= 0.05
+    assert result.ok and 0 < result.median_error <= 0.05
 
 
 def test_a_cost_that_is_not_in_the_model_spoils_the_prediction():
     """Energy that goes with the square of the output, which no linear cost can follow."""
-    found = fit(mixes(extra=lambda mix: 2e-5 * mix["output_tokens"] ** 2), seed=1)
-    assert not found.ok
+    result = fit(mixes(extra=lambda mix: 2e-5 * mix["output_tokens"] ** 2), seed=1)
+    assert not result.ok
 
 
 def test_the_shares_of_a_mix_add_up_to_its_prediction():
-    found, mix = fit(mixes(), seed=1), mixes()[0]
-    parts = shares(found, mix)
+    result, mix = fit(mixes(), seed=1), mixes()[0]
+    parts = shares(result, mix)
     assert parts == pytest.approx(
         {"idle_w": IDLE_W * 20, "prompt_token_j": PROMPT_J * 40_000, "output_token_j": 250.0}
     )
@@ -66,11 +66,11 @@ def test_a_cost_is_never_negative_and_one_at_zero_is_missing_with_a_reason():
     rows = mixes()
     for mix in rows:
         mix["energy_j"] -= (PROMPT_J + 1e-4) * mix["prompt_tokens"]
-    found = fit(rows, seed=1)
-    assert found.costs["prompt_token_j"].value is None
-    assert "do not show this cost" in found.costs["prompt_token_j"].reason
-    assert found.costs["output_token_j"].value == pytest.approx(OUTPUT_J, rel=0.05)
-    assert shares(found, rows[0])["prompt_token_j"] == 0.0
+    result = fit(rows, seed=1)
+    assert result.costs["prompt_token_j"].value is None
+    assert "do not show this cost" in result.costs["prompt_token_j"].reason
+    assert result.costs["output_token_j"].value == pytest.approx(OUTPUT_J, rel=0.05)
+    assert shares(result, rows[0])["prompt_token_j"] == 0.0
 
 
 def test_what_is_held_out_is_drawn_by_the_seed_before_anything_is_measured():

@@ -213,11 +213,11 @@ def test_transformers_serve_is_measured_like_any_server(transformers_serve):
     served, folder = transformers_serve
     device = type("Cpu", (), {"missing": {"energy": "the device is a CPU"}})()
     device.power_trace = lambda uuids=(): __import__("contextlib").nullcontext([])
-    found = sweep.Session(
+    result = sweep.Session(
         served.endpoint, folder / "records.jsonl", device, 1, None, values=served.values
     )
     cell = Cell(Load("fixed", 4), Lengths(32), Lengths(8), warmup_s=0.5, window_s=2.0)
-    row = sweep.sweep(found, [cell])[0]
+    row = sweep.sweep(result, [cell])[0]
     assert row.error is None and row.values["server"] == "transformers"
     tail = reading.tail(row, "ttft_s", 50)
     assert tail.failed == 0 and tail.of == 8 and tail.estimate.value > 0

@@ -87,9 +87,9 @@ def measured(tmp_path_factory, in_process):
     folder, openai = tmp_path_factory.mktemp("measured"), kinds.KINDS["openai"]
     in_process.setitem(kinds.KINDS, "counting", replace(openai, metrics="/metrics"))
     with nullserver.start(folder / "server", [Behaviour()]) as (url, _):
-        found = session(url, folder / "out", RealTimeBoard(), least_energy_s=1.0)
-        found.endpoint = replace(found.endpoint, kind="counting")
-        rows = sweep.sweep(found, [cell(Load("closed", 2)), cell(Load("poisson", 10))], idle_s=2.0)
+        result = session(url, folder / "out", RealTimeBoard(), least_energy_s=1.0)
+        result.endpoint = replace(result.endpoint, kind="counting")
+        rows = sweep.sweep(result, [cell(Load("closed", 2)), cell(Load("poisson", 10))], idle_s=2.0)
     return rows, folder / "out"
 
 
@@ -154,10 +154,10 @@ def test_the_servers_counters_agree_with_the_usage(measured):
 def test_failures_caches_and_missing_joules_are_told(tmp_path):
     behaviours = [Behaviour(), Behaviour(cached_tokens=8), Behaviour(reset_after=2)]
     with nullserver.start(tmp_path / "server", behaviours) as (url, _):
-        found = session(url, tmp_path / "out", RealTimeBoard())
-        row = sweep.one(found, cell(Load("fixed", 20), window_s=1.2))
-    said = {w["code"]: w["text"] for w in row.warnings}
-    assert "closed" in said["failures"] and "prefix cache" in said["cached"]
+        result = session(url, tmp_path / "out", RealTimeBoard())
+        row = sweep.one(result, cell(Load("fixed", 20), window_s=1.2))
+    texts = {w["code"]: w["text"] for w in row.warnings}
+    assert "closed" in texts["failures"] and "prefix cache" in texts["cached"]
     short = "the window has 1 s; the counter needs 20"
     assert row.missing["energy_j"] == short == reading.joules_per_1k(row).reason
     assert row.missing["metrics"] == "this kind of server has no page of counters"
@@ -167,19 +167,19 @@ def test_failures_caches_and_missing_joules_are_told(tmp_path):
 
 
 def test_without_a_board_joules_are_missing_with_its_reason(tmp_path):
-    found = session("http://x", tmp_path, NoBoard())
-    sweep._idle(found, 10.0)
+    result = session("http://x", tmp_path, NoBoard())
+    sweep._idle(result, 10.0)
     reason = NoBoard().missing["energy"]
-    assert found.missing == {"idle_w": reason} and "idle_w" not in found.values
-    assert sweep._energy(found, None, windows.Window(0, 30, "typed"))[1] == {"energy_j": reason}
+    assert result.missing == {"idle_w": reason} and "idle_w" not in result.values
+    assert sweep._energy(result, None, windows.Window(0, 30, "typed"))[1] == {"energy_j": reason}
 
 
 def test_a_server_that_dies_leaves_rows_with_its_reason(tmp_path, monkeypatch):
     """The check finds the server; the first cell finds nobody, and the second is not tried."""
-    found = session(f"http://127.0.0.1:{server.free_port()}", tmp_path, NoBoard())
+    result = session(f"http://127.0.0.1:{server.free_port()}", tmp_path, NoBoard())
     monkeypatch.setattr(sweep.server, "check", _checked_once(server.check))
-    rows = sweep.sweep(found, [cell(Load("fixed", rate), window_s=0.5) for rate in (20, 21)])
-    assert records.load(found.records_path) == rows
+    rows = sweep.sweep(result, [cell(Load("fixed", rate), window_s=0.5) for rate in (20, 21)])
+    assert records.load(result.records_path) == rows
     assert rows[0].error.startswith("EndpointError: All connection attempts failed; is the server")
     assert rows[1].error.startswith("the server did not answer after the cell before: http://")
 
@@ -196,10 +196,10 @@ def _checked_once(check):
 
 
 def test_a_sweep_of_a_bad_endpoint_does_not_begin(tmp_path):
-    found = session("http://127.0.0.1:1", tmp_path, NoBoard())
+    result = session("http://127.0.0.1:1", tmp_path, NoBoard())
     with pytest.raises(EndpointError, match="is the server started"):
-        sweep.sweep(found, [cell(Load("fixed", 20))])
-    assert not found.records_path.exists()
+        sweep.sweep(result, [cell(Load("fixed", 20))])
+    assert not result.records_path.exists()
 
 
 def row_of(tokens: list[float], error: str | None = None) -> records.Record:
@@ -232,15 +232,15 @@ def test_a_curve_doubles_its_users_and_then_sets_rates(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sweep, "one", one)
     monkeypatch.setattr(sweep.server, "check", lambda *a, **k: {})
-    found = session("http://x", tmp_path, NoBoard())
-    rows = sweep.curve(found, Lengths(16), Lengths(8), rate_shares=(0.5,))
+    result = session("http://x", tmp_path, NoBoard())
+    rows = sweep.curve(result, Lengths(16), Lengths(8), rate_shares=(0.5,))
     # 200 requests end in 100 s at most: half of two a second.
     assert loads == ["closed 1", "closed 2", "closed 4", "poisson 1/s"] and len(rows) == 4
 
 
 def test_throughput_has_an_interval_over_blocks_of_five_seconds():
-    found = reading.tokens_per_s(row_of([100.0] * 5 + [110.0] * 5))
-    assert (found.value, found.n) == (105.0, 2) and found.low < 105 < found.high
+    result = reading.tokens_per_s(row_of([100.0] * 5 + [110.0] * 5))
+    assert (result.value, result.n) == (105.0, 2) and result.low < 105 < result.high
     assert reading.tokens_per_s(row_of([100.0, 50.0])).value == 75.0
     assert reading.tokens_per_s(row_of([])).reason == "the window has no whole second"
 

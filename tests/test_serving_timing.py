@@ -59,15 +59,15 @@ def test_a_role_is_no_token_and_reasoning_is_one():
         (4.0, delta(content="yes")),
         (5.0, total(3)),
     )
-    found = row(stream, scheduled_s=0.5)
-    assert found["event_channels"] == "rtc"
-    assert timing.ttft_s(found) == 1.5 and timing.visible_s(found) == 3.5
+    result = row(stream, scheduled_s=0.5)
+    assert result["event_channels"] == "rtc"
+    assert timing.ttft_s(result) == 1.5 and timing.visible_s(result) == 3.5
 
 
 def test_latency_counts_from_the_scheduled_instant_and_the_delay_stands_beside_it():
-    found = row(fed((3.0, text("a")), (3.0, total(1))), scheduled_s=1.0, sent_s=2.5)
-    assert timing.ttft_s(found) == 2.0 and timing.delay_s(found) == 1.5
-    assert timing.latency_s(found) == 8.0
+    result = row(fed((3.0, text("a")), (3.0, total(1))), scheduled_s=1.0, sent_s=2.5)
+    assert timing.ttft_s(result) == 2.0 and timing.delay_s(result) == 1.5
+    assert timing.latency_s(result) == 8.0
 
 
 def test_a_chunk_is_not_a_token():
@@ -77,10 +77,10 @@ def test_a_chunk_is_not_a_token():
         (1.02, text("c d", usage=4)),
         (1.02, total(4)),
     )
-    found = row(stream)
-    assert timing.tokens_of_events(found) == [2, 2]
-    assert timing.mean_itl_s(found)[0] == pytest.approx(0.010)
-    assert timing.gaps_s(found) == []  # those inside a chunk were not seen
+    result = row(stream)
+    assert timing.tokens_of_events(result) == [2, 2]
+    assert timing.mean_itl_s(result)[0] == pytest.approx(0.010)
+    assert timing.gaps_s(result) == []  # those inside a chunk were not seen
 
 
 def test_gaps_before_single_tokens_are_seen_and_those_inside_a_chunk_are_missing():
@@ -91,9 +91,9 @@ def test_gaps_before_single_tokens_are_seen_and_those_inside_a_chunk_are_missing
         (1.06, text("f", usage=6)),
         (1.06, total(6)),
     )
-    found = row(stream)
-    assert timing.gaps_s(found) == pytest.approx([0.01, 0.02])
-    assert timing.mean_itl_s(found)[0] == pytest.approx(0.06 / 5)
+    result = row(stream)
+    assert timing.gaps_s(result) == pytest.approx([0.01, 0.02])
+    assert timing.mean_itl_s(result)[0] == pytest.approx(0.06 / 5)
 
 
 def test_events_of_one_read_have_one_instant():
@@ -128,10 +128,10 @@ def test_token_ids_count_without_any_text():
         (1.2, text("", token_ids=[8, 9])),
         (1.2, total(3)),
     )
-    found = row(stream)
-    assert found["event_channels"] == "ii" and found["event_tokens"] == [1, 2]
-    assert timing.ttft_s(found) == 1.0 and timing.visible_s(found) is None
-    assert timing.mean_itl_s(found)[0] == pytest.approx(0.1)
+    result = row(stream)
+    assert result["event_channels"] == "ii" and result["event_tokens"] == [1, 2]
+    assert timing.ttft_s(result) == 1.0 and timing.visible_s(result) is None
+    assert timing.mean_itl_s(result)[0] == pytest.approx(0.1)
 
 
 def test_a_count_that_rises_without_text_is_a_token_held_back():
@@ -142,9 +142,9 @@ def test_a_count_that_rises_without_text_is_a_token_held_back():
 
 def test_no_token_has_no_ttft():
     stream = fed((1.0, text("", "stop")), (1.0, total(0)))
-    found = row(stream)
-    assert timing.ttft_s(found) is None and timing.mean_itl_s(found) == (None, timing.NO_TOKEN)
-    assert stream.complete and timing.output_tokens(found) == 0
+    result = row(stream)
+    assert timing.ttft_s(result) is None and timing.mean_itl_s(result) == (None, timing.NO_TOKEN)
+    assert stream.complete and timing.output_tokens(result) == 0
 
 
 def test_one_token_has_no_gap():
@@ -186,9 +186,9 @@ def test_cached_and_reasoning_tokens_are_kept_and_absent_ones_are_none():
     assert usage_of(usage)["cached_tokens"] is None
     usage["prompt_tokens_details"] = {"cached_tokens": 6}
     usage["completion_tokens_details"] = {"reasoning_tokens": 3}
-    found = usage_of(usage)
-    assert (found["cached_tokens"], found["reasoning_tokens"]) == (6, 3)
-    assert timing.computed_prompt_tokens({"usage": found}) == 3
+    result = usage_of(usage)
+    assert (result["cached_tokens"], result["reasoning_tokens"]) == (6, 3)
+    assert timing.computed_prompt_tokens({"usage": result}) == 3
 
 
 def test_each_kind_of_server_is_asked_in_its_own_way():

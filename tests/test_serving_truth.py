@@ -91,8 +91,8 @@ def changed(name, value):
 
 
 def itl_by_chunk(row):
-    found = [b - a for a, b in zip(row["event_s"], row["event_s"][1:], strict=False)]
-    return sum(found) / len(found) if found else None
+    result = [b - a for a, b in zip(row["event_s"], row["event_s"][1:], strict=False)]
+    return sum(result) / len(result) if result else None
 
 
 def since_sent(row):
@@ -160,8 +160,10 @@ def test_claims_without_ids_are_paired_in_order_or_not_at_all():
     claims = [{"started_s": 5.0}, {"started_s": 4.0}]
     assert truth.pair(claims, real) == [(claims[1], real[0]), (claims[0], real[1])]
     assert truth.pair(claims[:1], real) == []
-    found = truth.score([{"started_s": 5.0}], [])
-    assert [c.text for c in found if c.name == "ttft_s"] == ["claims and requests cannot be paired"]
+    result = truth.score([{"started_s": 5.0}], [])
+    assert [c.text for c in result if c.name == "ttft_s"] == [
+        "claims and requests cannot be paired"
+    ]
 
 
 def test_the_truth_is_what_the_server_wrote():
@@ -173,6 +175,6 @@ def test_the_truth_is_what_the_server_wrote():
         "outcome": "ok",
         "cached_tokens": 5,
     }
-    found = truth.truth(row)
-    assert (found["first_s"], found["visible_s"], found["output_tokens"]) == (1.5, 1.5, 7)
-    assert found["itl_s"] == pytest.approx(0.2 / 4)  # four tokens came after the first write
+    result = truth.truth(row)
+    assert (result["first_s"], result["visible_s"], result["output_tokens"]) == (1.5, 1.5, 7)
+    assert result["itl_s"] == pytest.approx(0.2 / 4)  # four tokens came after the first write

@@ -26,7 +26,7 @@ WINDOW = Window(10.0, 20.0, "typed")
 
 def fact(start: float, end: float, first: float | None = None, **changes) -> dict:
     """A request of five tokens, the first alone, the last when it ends."""
-    found = {
+    result = {
         "scheduled_s": start,
         "sent_s": start,
         "first_s": start + 0.1 if first is None else first,
@@ -41,7 +41,7 @@ def fact(start: float, end: float, first: float | None = None, **changes) -> dic
         "chunks": 5,
         "failure": "",
     }
-    return {**found, **changes}
+    return {**result, **changes}
 
 
 def user(*ends: float) -> list[dict]:
@@ -57,25 +57,25 @@ def test_requests_in_flight_are_counted_from_the_scheduled_instant():
 
 def test_a_closed_loop_has_its_window_where_all_users_are_busy():
     facts = user(4.0, 8.0, 12.0) + user(3.0, 6.0, 9.0, 13.0)
-    found = steady(facts, USERS, warmup_s=2.0, stop_s=11.0)
-    assert (found.start_s, found.stop_s, found.reason) == (2.0, 11.0, "")
-    assert "90%" in found.rule
+    result = steady(facts, USERS, warmup_s=2.0, stop_s=11.0)
+    assert (result.start_s, result.stop_s, result.reason) == (2.0, 11.0, "")
+    assert "90%" in result.rule
 
 
 def test_the_warm_up_is_not_drained():
     """A request of the warm-up is still answered in the window: its tokens count there, its
     latency does not."""
     facts = user(4.0, 8.0, 12.0)
-    found = steady(facts, Load("closed", 1), warmup_s=2.0, stop_s=11.0)
-    assert found.start_s == 2.0 and in_flight(facts)[0] == (0.0, 1)
-    assert [f["scheduled_s"] for f in scheduled_in(facts, found)] == [4.0, 8.0]
+    result = steady(facts, Load("closed", 1), warmup_s=2.0, stop_s=11.0)
+    assert result.start_s == 2.0 and in_flight(facts)[0] == (0.0, 1)
+    assert [f["scheduled_s"] for f in scheduled_in(facts, result)] == [4.0, 8.0]
 
 
 def test_the_longest_stretch_is_taken_and_a_load_that_did_not_hold_is_told():
     facts = user(6.0, 12.0) + [fact(0.0, 4.0), fact(5.0, 12.0)]
-    found = steady(facts, USERS, warmup_s=0.0, stop_s=10.0)
-    assert (found.start_s, found.stop_s) == (5.0, 10.0)
-    assert "held for 50% of the time only" in found.reason
+    result = steady(facts, USERS, warmup_s=0.0, stop_s=10.0)
+    assert (result.start_s, result.stop_s) == (5.0, 10.0)
+    assert "held for 50% of the time only" in result.reason
 
 
 def test_an_open_loop_is_steady_unless_its_queue_grows():
@@ -87,8 +87,8 @@ def test_an_open_loop_is_steady_unless_its_queue_grows():
 
 
 def test_a_window_is_cut_to_whole_seconds():
-    found = cut_to_seconds(Window(0.3, 4.1, "typed"))
-    assert (found.start_s, found.stop_s) == (0.3, 3.3)
+    result = cut_to_seconds(Window(0.3, 4.1, "typed"))
+    assert (result.start_s, result.stop_s) == (0.3, 3.3)
     assert Window(0.1, 20.1 - 1e-12, "typed").whole_seconds == 20
 
 
@@ -107,9 +107,9 @@ def client_row(*events: tuple[float, int], prompt: int = 100, cached: int = 40) 
 def test_tokens_are_credited_by_their_own_time():
     """A request that starts before the window and ends after it leaves there what came there."""
     row = client_row((9.5, 3), (10.2, 1), (11.9, 4), (12.1, 2))
-    found = tokens_by_second([row], Window(10.0, 12.0, "typed"))
-    assert found["output_tokens_by_s"] == [1.0, 4.0]
-    assert found["prompt_tokens_by_s"] == [0.0, 0.0]  # its prompt was read before
+    result = tokens_by_second([row], Window(10.0, 12.0, "typed"))
+    assert result["output_tokens_by_s"] == [1.0, 4.0]
+    assert result["prompt_tokens_by_s"] == [0.0, 0.0]  # its prompt was read before
     later = client_row((11.5, 1))
     assert tokens_by_second([later], Window(10.0, 12.0, "t"))["prompt_tokens_by_s"] == [0.0, 60.0]
 
@@ -123,9 +123,9 @@ def test_goodput_counts_failures_as_misses_and_leaves_out_what_the_client_cancel
         fact(15.0, 16.0, failure="cancelled"),
         fact(25.0, 26.0),  # another window
     ]
-    found = goodput(facts, WINDOW, Limits(ttft_s=0.5, tpot_s=0.5))
-    assert (found.good, found.of, found.failed) == (1, 4, 1)
-    assert found.share == 0.25 and found.per_s == 0.1
+    result = goodput(facts, WINDOW, Limits(ttft_s=0.5, tpot_s=0.5))
+    assert (result.good, result.of, result.failed) == (1, 4, 1)
+    assert result.share == 0.25 and result.per_s == 0.1
     assert goodput(facts, WINDOW, Limits()).good == 3
     assert goodput(facts, WINDOW, Limits(latency_s=2.0)).good == 2
 
@@ -145,14 +145,14 @@ def test_tpot_leaves_out_the_tokens_that_came_first():
 
 def test_a_percentile_stands_beside_its_failures_and_keeps_the_sample_rule():
     many = [fact(10.0 + n / 100, 19.0 + n / 1000) for n in range(59)]
-    found = tail(many, WINDOW, "ttft_s", 95)
-    assert found.estimate.method.startswith("p95") and found.estimate.value == pytest.approx(0.1)
+    result = tail(many, WINDOW, "ttft_s", 95)
+    assert result.estimate.method.startswith("p95") and result.estimate.value == pytest.approx(0.1)
     failed = fact(11.0, 12.0, failure="timeout")
-    found = tail([*many[:58], failed], WINDOW, "ttft_s", 95)
-    assert found.estimate.method == "max of 58" and found.estimate.reason == "p95 needs n >= 59"
-    assert (found.failed, found.of) == (1, 59)
-    found = tail([failed], WINDOW, "ttft_s", 50)
-    assert found.estimate.value is None and "none of 1 requests" in found.estimate.reason
+    result = tail([*many[:58], failed], WINDOW, "ttft_s", 95)
+    assert result.estimate.method == "max of 58" and result.estimate.reason == "p95 needs n >= 59"
+    assert (result.failed, result.of) == (1, 59)
+    result = tail([failed], WINDOW, "ttft_s", 50)
+    assert result.estimate.value is None and "none of 1 requests" in result.estimate.reason
 
 
 PAGE = """# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
@@ -170,14 +170,14 @@ vllm:e2e_request_latency_seconds_sum{model_name="a,b"} 0.5
 
 
 def test_counters_are_read_and_gauges_and_buckets_are_not():
-    found = metrics.parse(PAGE)
-    assert found == {
+    result = metrics.parse(PAGE)
+    assert result == {
         "vllm:prompt_tokens_total{engine=0,model_name=m}": 100.0,
         "vllm:generation_tokens_total{engine=0,model_name=m}": 7.0,
         "vllm:e2e_request_latency_seconds_count{model_name=a,b}": 2.0,
         "vllm:e2e_request_latency_seconds_sum{model_name=a,b}": 0.5,
     }
-    assert metrics.totals(found) == {"prompt_tokens": 100.0, "output_tokens": 7.0}
+    assert metrics.totals(result) == {"prompt_tokens": 100.0, "output_tokens": 7.0}
 
 
 def test_counters_are_differences_and_a_restart_is_told():
@@ -200,5 +200,5 @@ def test_a_server_without_counters_gives_a_reason():
         None,
         "this kind of server has no page of counters",
     )
-    found, reason = metrics.read("http://127.0.0.1:1", "/metrics", 1.0)
-    assert found is None and "could not be read" in reason
+    result, reason = metrics.read("http://127.0.0.1:1", "/metrics", 1.0)
+    assert result is None and "could not be read" in reason

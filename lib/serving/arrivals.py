@@ -163,18 +163,18 @@ def check_law(times_s: Sequence[float], load: Load) -> LawCheck:
     if n < 30:
         raise ValueError(f"a test of an arrival law needs 30 arrivals, got {n}")
     gaps = np.diff(times)
-    seen = float((n - 1) / (times[-1] - times[0]))
+    rate_seen = float((n - 1) / (times[-1] - times[0]))
     if load.law == "fixed":
         off = times - np.arange(n) / rate
         worst = float(np.max(np.abs(off - np.median(off))))
-        return LawCheck(load.law, n, rate, seen, {}, worst)
+        return LawCheck(load.law, n, rate, rate_seen, {}, worst)
     p = {
         "rate": _two_sided(float(scipy_stats.gamma.cdf(gaps.sum() * rate, n - 1))),
         "gaps": float(scipy_stats.kstest(gaps, "expon", args=(0, 1 / rate)).pvalue),
         "spread": _spread_p(gaps),
         "counts": _counts_p(times),
     }
-    return LawCheck(load.law, n, rate, seen, p)
+    return LawCheck(load.law, n, rate, rate_seen, p)
 
 
 def _two_sided(cdf: float) -> float:
@@ -184,10 +184,10 @@ def _two_sided(cdf: float) -> float:
 def _spread_p(gaps: np.ndarray) -> float:
     """Where the gaps' coefficient of variation lies among seeded exponential samples."""
     rng, below, drawn = np.random.default_rng(0), 0, 0
-    seen = gaps.std() / gaps.mean()
+    spread = gaps.std() / gaps.mean()
     while drawn < CV_DRAWS:
         samples = rng.exponential(size=(2000, len(gaps)))
-        below += int(np.sum(samples.std(axis=1) / samples.mean(axis=1) <= seen))
+        below += int(np.sum(samples.std(axis=1) / samples.mean(axis=1) <= spread))
         drawn += 2000
     return _two_sided((below + 0.5) / (drawn + 1))
 

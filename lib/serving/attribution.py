@@ -116,16 +116,16 @@ def _estimates(matrix: np.ndarray, cost: np.ndarray, amounts: Sequence[str]) -> 
     variance = float(np.sum((1 - matrix @ cost) ** 2)) / free
     spread = np.sqrt(variance * np.linalg.inv(matrix.T @ matrix).diagonal())
     half = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, free) * spread
-    found = {}
+    estimates = {}
     for value, width, amount in zip(cost, half, amounts, strict=True):
         name = COSTS.get(amount, f"per_{amount}")
         low = max(0.0, float(value - width))
-        found[name] = Estimate(
+        estimates[name] = Estimate(
             float(value), low, float(value + width), n, "least squares of relative errors, >= 0"
         )
         if value == 0:
-            found[name] = missing("the fit gives zero: these mixes do not show this cost")
-    return found
+            estimates[name] = missing("the fit gives zero: these mixes do not show this cost")
+    return estimates
 
 
 def shares(fitted: Fit, mix: Mix, amounts: Sequence[str] = tuple(COSTS)) -> dict[str, float]:

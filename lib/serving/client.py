@@ -70,14 +70,14 @@ class StampedBackend(httpcore.AnyIOBackend):
 
 def transport(connections: int | None) -> httpx.AsyncHTTPTransport:
     """A transport of httpx over stamped connections; at most so many, None for any number."""
-    found = httpx.AsyncHTTPTransport(trust_env=False)
-    found._pool = httpcore.AsyncConnectionPool(
+    over = httpx.AsyncHTTPTransport(trust_env=False)
+    over._pool = httpcore.AsyncConnectionPool(
         ssl_context=httpx.create_ssl_context(trust_env=False),
         max_connections=connections,
         max_keepalive_connections=None,
         network_backend=StampedBackend(),
     )
-    return found
+    return over
 
 
 class Run:
@@ -192,10 +192,10 @@ async def _body(response: httpx.Response) -> bytes:
 def _check_kind(response: httpx.Response, body: bytes) -> None:
     if response.status_code != 200:
         try:
-            said = error_text(json.loads(body))
+            reason = error_text(json.loads(body))
         except ValueError:
-            said = " ".join(body.decode("utf-8", "replace").split())[:300]
-        raise StreamError("status", f"HTTP {response.status_code}: {said or 'no text'}")
+            reason = " ".join(body.decode("utf-8", "replace").split())[:300]
+        raise StreamError("status", f"HTTP {response.status_code}: {reason or 'no text'}")
     content = response.headers.get("content-type", "no content type")
     if "text/event-stream" not in content:
         raise StreamError("not_streaming", f"the answer is {content}, no event stream")

@@ -32,7 +32,7 @@ def parse(text: str) -> Counters:
     instant. Buckets are left out: they are many, and what they tell the client measures itself.
     """
     kinds: dict[str, str] = {}
-    found: Counters = {}
+    counters: Counters = {}
     for line in text.splitlines():
         if line.startswith("# TYPE "):
             _, _, name, kind = line.split(None, 3)
@@ -41,8 +41,8 @@ def parse(text: str) -> Counters:
             name, labels, value = match.groups()
             if _counts(name, kinds) and math.isfinite(number := float(value)):
                 inside = ",".join(f"{k}={v}" for k, v in sorted(LABEL.findall(labels or "")))
-                found[f"{name}{{{inside}}}" if inside else name] = number
-    return found
+                counters[f"{name}{{{inside}}}" if inside else name] = number
+    return counters
 
 
 def _counts(name: str, kinds: dict[str, str]) -> bool:
@@ -82,12 +82,12 @@ def difference(before: Counters, after: Counters) -> tuple[Counters | None, str]
 def totals(counted: Counters) -> dict[str, float]:
     """The counters that have a common name, summed over their labels; those that did not move are
     absent."""
-    found = {}
+    sums = {}
     for name, aliases in NAMES.items():
         values = [v for key, v in counted.items() if key.partition("{")[0] in aliases]
         if values:
-            found[name] = sum(values)
-    return found
+            sums[name] = sum(values)
+    return sums
 
 
 def compare(counted: Counters, rows: list[dict[str, Any]]) -> list[str]:
@@ -97,12 +97,12 @@ def compare(counted: Counters, rows: list[dict[str, Any]]) -> list[str]:
     """
     if not rows or any(row["failure"] for row in rows):
         return []
-    found, said = totals(counted), []
+    sums, sentences = totals(counted), []
     for name in ("prompt_tokens", "output_tokens"):
         usage = sum(row["usage"][name] or 0 for row in rows)
-        if name in found and found[name] != usage:
-            said.append(
-                f"the server counted {found[name]:g} {name}, the answers' usage says {usage}; "
+        if name in sums and sums[name] != usage:
+            sentences.append(
+                f"the server counted {sums[name]:g} {name}, the answers' usage says {usage}; "
                 "look for another client"
             )
-    return said
+    return sentences

@@ -424,10 +424,10 @@ def script(
 
 def load(data: dict[str, Any]) -> tuple[list[Behaviour], str, float]:
     """Behaviours, model and accept delay of a script; raises on what it does not know."""
-    known = {f.name for f in fields(Behaviour)}
+    names = {f.name for f in fields(Behaviour)}
     for row in data["behaviours"]:
-        if unknown := row.keys() - known:
-            raise ValueError(f"unknown behaviour {sorted(unknown)}; known: {sorted(known)}")
+        if unknown := row.keys() - names:
+            raise ValueError(f"unknown behaviour {sorted(unknown)}; known: {sorted(names)}")
     behaviours = [Behaviour(**row) for row in data["behaviours"]]
     if not behaviours:
         raise ValueError("the script has no behaviours; give at least one")

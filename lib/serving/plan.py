@@ -96,18 +96,18 @@ def prompt(endpoint: Endpoint, tokens: int, seed: str) -> tuple[str | tuple[int,
     """A prompt of exactly `tokens` tokens and that length; None where it cannot be counted here."""
     number = seed_number(seed)
     if endpoint.uses_ids:
-        found = exact_prompt(
+        drawn = exact_prompt(
             None,
             tokens,
             seed=number,
             vocab_size=endpoint.vocab_size,
             special_ids=endpoint.special_ids,
         )
-        return found.ids, tokens
+        return drawn.ids, tokens
     if endpoint.tokenizer is None:
         return " ".join(f"{seed_number(f'{seed} {n}') % 1000}" for n in range(tokens)), None
-    found = exact_prompt(_WithoutTemplate(endpoint.tokenizer), tokens, seed=number)
-    return found.text, (tokens if endpoint.api == "completions" else None)
+    drawn = exact_prompt(_WithoutTemplate(endpoint.tokenizer), tokens, seed=number)
+    return drawn.text, (tokens if endpoint.api == "completions" else None)
 
 
 def build(
@@ -197,8 +197,8 @@ def run(data: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
             process.wait()
     rows = read(out) if out.exists() else []
     if not rows:
-        said = (folder / "client.log").read_text(encoding="utf-8").strip()[-500:]
-        raise RuntimeError(f"the client wrote nothing (exit {process.returncode}): {said}")
+        message = (folder / "client.log").read_text(encoding="utf-8").strip()[-500:]
+        raise RuntimeError(f"the client wrote nothing (exit {process.returncode}): {message}")
     return rows
 
 
@@ -210,5 +210,5 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def requests_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that are requests, in the order in which they were scheduled."""
-    found = [row for row in rows if row["row"] == "request"]
-    return sorted(found, key=lambda row: (row["scheduled_s"], row["id"]))
+    requests = [row for row in rows if row["row"] == "request"]
+    return sorted(requests, key=lambda row: (row["scheduled_s"], row["id"]))

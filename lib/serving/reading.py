@@ -67,9 +67,9 @@ def tokens_per_s(record: Record, which: str = "output_tokens") -> Estimate:
     ]
     if len(blocks) < 2:
         return exact(sum(seconds) / len(seconds), f"mean over {len(seconds)} s")
-    found = stats.mean(blocks)
+    mean = stats.mean(blocks)
     value = sum(seconds) / len(seconds)
-    return Estimate(value, found.low, found.high, found.n, f"mean of blocks of {BLOCK_S} s")
+    return Estimate(value, mean.low, mean.high, mean.n, f"mean of blocks of {BLOCK_S} s")
 
 
 def requests_finished(record: Record) -> int:

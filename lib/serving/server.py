@@ -135,8 +135,8 @@ def start(
             "continuous_batching": bool(continuous_batching) if entry.batching_options else True,
             "ready_s": time.monotonic() - begin_s,
         }
-        found = Endpoint(url, model, kind, **endpoint)
-        yield Served(found, log, values["ready_s"], values)
+        target = Endpoint(url, model, kind, **endpoint)
+        yield Served(target, log, values["ready_s"], values)
     finally:
         stop(guard, grace_s)
 

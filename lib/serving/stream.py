@@ -149,11 +149,11 @@ def usage_of(usage: dict[str, Any] | None) -> dict[str, int | None]:
 
 def error_text(answer: Any) -> str:
     """The message of an error object, on one line of at most 300 characters."""
-    found = answer
+    text = answer
     for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and found.get(name):
-            found = found[name]
-    return " ".join(str(found).split())[:300]
+        if isinstance(text, dict) and text.get(name):
+            text = text[name]
+    return " ".join(str(text).split())[:300]
 
 
 def _shown(data: bytes) -> str:

@@ -152,12 +152,12 @@ def measure(session: Session, cell: Cell) -> Record:
     if not any(timing.is_ok(row) for row in requests):
         server.idle_request_s(requests)  # raises with the first failure
     counted, fell = metrics.difference(before, after) if before and after else (None, "")
-    found = _Found(rows, requests, trace, counted, fell or metrics_reason)
-    return _record(session, cell, found, _sha(data))
+    outcome = _Outcome(rows, requests, trace, counted, fell or metrics_reason)
+    return _record(session, cell, outcome, _sha(data))
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Outcome:
     """What one run gave."""
 
     rows: list[dict[str, Any]]
@@ -258,19 +258,21 @@ def _failed(session: Session, cell: Cell, error: str) -> Record:
     )
 
 
-def _record(session: Session, cell: Cell, found: _Found, sha: str) -> Record:
-    facts = [timing.fact(row) for row in found.requests]
+def _record(session: Session, cell: Cell, outcome: _Outcome, sha: str) -> Record:
+    facts = [timing.fact(row) for row in outcome.requests]
     stop_s = cell.warmup_s + cell.window_s
     at = steady.cut_to_seconds(steady.steady(facts, cell.load, cell.warmup_s, stop_s))
-    by_second = steady.tokens_by_second(found.requests, at)
-    gaps = _gaps(found.requests, at)
+    by_second = steady.tokens_by_second(outcome.requests, at)
+    gaps = _gaps(outcome.requests, at)
     slug = re.sub(r"[^a-z0-9.]+", "-", cell.label.lower()).strip("-")
-    energy, missing, judged = _energy(session, found, at)
+    energy, missing, judged = _energy(session, outcome, at)
     missing |= {name: text for name, text in session.missing.items() if text}
-    if found.counted is None:
-        missing["metrics"] = found.metrics_reason or "the page of counters could not be read again"
-    _save(session, found, slug)
-    cpu_s, wall_s = found.footer["cpu_s"], found.footer["wall_s"]
+    if outcome.counted is None:
+        missing["metrics"] = (
+            outcome.metrics_reason or "the page of counters could not be read again"
+        )
+    _save(session, outcome, slug)
+    cpu_s, wall_s = outcome.footer["cpu_s"], outcome.footer["wall_s"]
     values = {
         **session.values,
         "law": cell.load.law,
@@ -289,8 +291,8 @@ def _record(session: Session, cell: Cell, found: _Found, sha: str) -> Record:
         "itl_count": len(gaps),
         "client_cpu_share": cpu_s / wall_s if cpu_s is not None else None,
         "requests_trace": f"requests-{slug}.jsonl.gz",
-        **({"power_trace": f"power-{slug}.jsonl.gz"} if found.trace else {}),
-        **({"metrics": found.counted} if found.counted is not None else {}),
+        **({"power_trace": f"power-{slug}.jsonl.gz"} if outcome.trace else {}),
+        **({"metrics": outcome.counted} if outcome.counted is not None else {}),
         **energy,
     }
     return Record(
@@ -299,7 +301,7 @@ def _record(session: Session, cell: Cell, found: _Found, sha: str) -> Record:
         samples={**reading.columns(facts), **by_second, "itl_s": _thinned(gaps)},
         values={name: value for name, value in values.items() if value is not None},
         missing=missing,
-        warnings=(*_warnings(cell, found, facts, at, values), *_gate_warnings(judged)),
+        warnings=(*_warnings(cell, outcome, facts, at, values), *_gate_warnings(judged)),
         env_id=session.env_id,
     )
 
@@ -320,7 +322,7 @@ def _thinned(gaps: Sequence[float]) -> list[float]:
 
 
 def _energy(
-    session: Session, found: _Found, at: steady.Window
+    session: Session, outcome: _Outcome, at: steady.Window
 ) -> tuple[dict[str, Any], dict[str, str], gates.Window | None]:
     """Energy values of the window, what is missing and why, and the judged window."""
     if reason := session.device.missing.get("energy"):
@@ -328,8 +330,8 @@ def _energy(
     if at.whole_seconds < session.least_energy_s:
         text = f"the window has {at.seconds:g} s; the counter needs {session.least_energy_s:g}"
         return {}, {"energy_j": text}, None
-    edges = found.zero_s + at.start_s, found.zero_s + at.stop_s
-    judged = gates.judge(found.trace, *edges, idle_w=session.values.get("idle_w"))
+    edges = outcome.zero_s + at.start_s, outcome.zero_s + at.stop_s
+    judged = gates.judge(outcome.trace, *edges, idle_w=session.values.get("idle_w"))
     values = {"gates": gates.as_dicts(judged.gates), "joules": judged.joules}
     if judged.energy_j is None:
         return values, {"energy_j": judged.reason}, judged
@@ -337,58 +339,60 @@ def _energy(
     return {**values, **mean}, {}, judged
 
 
-def _save(session: Session, found: _Found, slug: str) -> None:
+def _save(session: Session, outcome: _Outcome, slug: str) -> None:
     """The client's rows and the board's readings, both on the clock of the run."""
     session.folder.mkdir(parents=True, exist_ok=True)
-    records.write_trace(session.folder / f"requests-{slug}.jsonl.gz", found.rows)
-    if found.trace:
-        power = ({**row, "t_s": round(row["t_s"] - found.zero_s, 6)} for row in found.trace)
+    records.write_trace(session.folder / f"requests-{slug}.jsonl.gz", outcome.rows)
+    if outcome.trace:
+        power = ({**row, "t_s": round(row["t_s"] - outcome.zero_s, 6)} for row in outcome.trace)
         records.write_trace(session.folder / f"power-{slug}.jsonl.gz", power)
 
 
 def _warnings(
     cell: Cell,
-    found: _Found,
+    outcome: _Outcome,
     facts: Sequence[dict[str, Any]],
     at: steady.Window,
     values: dict[str, Any],
 ) -> list[dict[str, str]]:
     """What a reader should beware of; each says what to do."""
-    said: list[dict[str, str]] = []
+    warnings: list[dict[str, str]] = []
     inside = steady.scheduled_in(facts, at)
     if at.reason:
         text = f"no steady window: {at.reason}; percentiles depend on how long the run was"
-        said.append(warning("unsteady", text))
+        warnings.append(warning("unsteady", text))
     if failed := [fact["failure"] for fact in inside if fact["failure"]]:
         classes = ", ".join(f"{failed.count(name)} {name}" for name in sorted(set(failed)))
         text = f"{len(failed)} of {len(inside)} requests failed ({classes}); they are no samples"
-        said.append(warning("failures", text))
+        warnings.append(warning("failures", text))
     share = values["client_cpu_share"]
     if share is not None and share > BUSY_CLIENT:
         text = f"the client used {share:.0%} of a processor; lower the load or use a faster host"
-        said.append(warning("client_busy", text))
+        warnings.append(warning("client_busy", text))
     delays = [delay for fact in inside if (delay := steady.delay_s(fact)) is not None]
     if delays and (late := statistics.median(delays)) > LATE_CLIENT_S:
         text = f"the client sent its requests {late * 1e3:.1f} ms late (median); free its host"
-        said.append(warning("client_late", text))
+        warnings.append(warning("client_late", text))
     cached = sum(fact["cached_tokens"] or 0 for fact in inside)
     prompts = sum(fact["prompt_tokens"] or 0 for fact in inside)
     if cached > 0.01 * prompts:
         text = f"{cached / prompts:.0%} of the prompt tokens came from a prefix cache"
-        said.append(warning("cached", f"{text}; turn it off, or send new prompts"))
+        warnings.append(warning("cached", f"{text}; turn it off, or send new prompts"))
     if any(fact["first_tokens"] is None and fact["output_tokens"] for fact in inside):
         text = "chunks of unknown size: tokens are spread evenly over them, and TPOT is missing"
-        said.append(warning("chunks_unknown", text))
-    if found.footer["stopped"]:
-        said.append(warning("stopped", f"the run was cut short: {found.footer['stopped']}"))
-    if found.counted is not None:
-        for text in metrics.compare(found.counted, found.requests):
-            said.append(warning("metrics_differ", text))
-    if cell.load.users and found.requests:
+        warnings.append(warning("chunks_unknown", text))
+    if outcome.footer["stopped"]:
+        warnings.append(warning("stopped", f"the run was cut short: {outcome.footer['stopped']}"))
+    if outcome.counted is not None:
+        for text in metrics.compare(outcome.counted, outcome.requests):
+            warnings.append(warning("metrics_differ", text))
+    if cell.load.users and outcome.requests:
         last_s = max(fact["scheduled_s"] for fact in facts)
         if last_s < cell.warmup_s + cell.window_s - 2 * max(map(steady.latency_s, facts)):
-            said.append(warning("ran_out", "the plan ran out of requests before its time was up"))
-    return said
+            warnings.append(
+                warning("ran_out", "the plan ran out of requests before its time was up")
+            )
+    return warnings
 
 
 def _gate_warnings(judged: gates.Window | None) -> list[dict[str, str]]:

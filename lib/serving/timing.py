@@ -75,13 +75,13 @@ def arrivals_of_tokens(row: Row) -> tuple[list[tuple[float, int]] | None, str]:
     counts = tokens_of_events(row)
     if counts is None:
         return None, CHUNKS_UNKNOWN
-    found: list[tuple[float, int]] = []
+    reads: list[tuple[float, int]] = []
     for t, count in zip(row["event_s"], counts, strict=True):
-        if found and found[-1][0] == t:
-            found[-1] = (t, found[-1][1] + count)
+        if reads and reads[-1][0] == t:
+            reads[-1] = (t, reads[-1][1] + count)
         else:
-            found.append((t, count))
-    return found, ""
+            reads.append((t, count))
+    return reads, ""
 
 
 def mean_itl_s(row: Row) -> tuple[float | None, str]:
@@ -90,13 +90,13 @@ def mean_itl_s(row: Row) -> tuple[float | None, str]:
     From the first instant that brought tokens to the last, over the tokens that came after the
     first: those inside the first chunk span no time that was seen.
     """
-    found, reason = arrivals_of_tokens(row)
-    if found is None:
+    reads, reason = arrivals_of_tokens(row)
+    if reads is None:
         return None, reason
-    after = sum(count for _, count in found[1:])
+    after = sum(count for _, count in reads[1:])
     if not after:
-        return None, ONE_TIME if found else NO_TOKEN
-    return (found[-1][0] - found[0][0]) / after, ""
+        return None, ONE_TIME if reads else NO_TOKEN
+    return (reads[-1][0] - reads[0][0]) / after, ""
 
 
 def gaps_s(row: Row) -> list[float]:
@@ -104,8 +104,8 @@ def gaps_s(row: Row) -> list[float]:
 
     Empty where the tokens of the chunks are not known.
     """
-    found, _ = arrivals_of_tokens(row)
-    return [b - a for (a, _), (b, count) in pairwise(found or []) if count == 1]
+    reads, _ = arrivals_of_tokens(row)
+    return [b - a for (a, _), (b, count) in pairwise(reads or []) if count == 1]
 
 
 def credits(row: Row) -> list[tuple[float, float]]:
@@ -113,9 +113,9 @@ def credits(row: Row) -> list[tuple[float, float]]:
 
     Where the tokens of the chunks are not known, the total is spread evenly over them.
     """
-    found, _ = arrivals_of_tokens(row)
-    if found is not None:
-        return [(t, float(count)) for t, count in found]
+    reads, _ = arrivals_of_tokens(row)
+    if reads is not None:
+        return [(t, float(count)) for t, count in reads]
     total = output_tokens(row)
     if total is None:  # it failed before its usage came: what was counted, or one an event
         counts = [1 if count is None else count for count in row["event_tokens"]]
@@ -142,7 +142,7 @@ def fact(row: Row) -> Row:
     `first_s` and `last_s` are when the first and the last tokens came, `first_tokens` how many came
     at `first_s` (None where that is not known), `failure` a class or "". Instants are of the run.
     """
-    found, _ = arrivals_of_tokens(row)
+    reads, _ = arrivals_of_tokens(row)
     place = row["event_channels"].find(VISIBLE)
     return {
         "scheduled_s": row["scheduled_s"],
@@ -151,7 +151,7 @@ def fact(row: Row) -> Row:
         "visible_s": row["event_s"][place] if place >= 0 else None,
         "last_s": row["event_s"][-1] if row["event_s"] else None,
         "end_s": row["end_s"],
-        "first_tokens": found[0][1] if found else None,
+        "first_tokens": reads[0][1] if reads else None,
         "prompt_tokens": row["usage"]["prompt_tokens"],
         "cached_tokens": row["usage"]["cached_tokens"],
         "output_tokens": row["usage"]["output_tokens"],

@@ -200,10 +200,10 @@ def tail(facts: Iterable[Fact], window: Window, figure: str, q: float) -> Tail:
     asked = scheduled_in(facts, window)
     good = [fact for fact in asked if not fact["failure"]]
     values = [value for fact in good if (value := FIGURES[figure](fact)) is not None]
-    found = stats.percentile(values, q)
+    estimate = stats.percentile(values, q)
     if not values:
-        found = stats.missing(f"none of {len(asked)} requests of the window has {figure}")
-    return Tail(found, len(asked) - len(good), len(asked))
+        estimate = stats.missing(f"none of {len(asked)} requests of the window has {figure}")
+    return Tail(estimate, len(asked) - len(good), len(asked))
 
 
 def goodput(facts: Iterable[Fact], window: Window, limits: Limits) -> Goodput:
