@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lib.serving.attribution import COSTS, fit, held_out, shares
+from lib.serving.attribution import AMOUNTS, fit, held_out, shares
 
 IDLE_W, PROMPT_J, OUTPUT_J = 110.0, 0.02, 0.25
 # Seconds, prompt tokens, output tokens: long and short prompts, answers and pauses.
@@ -50,6 +50,19 @@ def test_a_cost_that_is_not_in_the_model_spoils_the_prediction():
     """Energy that goes with the square of the output, which no linear cost can follow."""
     result = fit(mixes(extra=lambda mix: 2e-5 * mix["output_tokens"] ** 2), seed=1)
     assert not result.ok
+
+
+def test_a_step_that_users_share_is_a_cost_of_the_busy_time():
+    """A busy board draws 200 W more, however many tokens it makes: only busy time explains it."""
+    rows = mixes()
+    for n, mix in enumerate(rows):
+        mix["busy_seconds"] = mix["seconds"] * (0.2 + 0.1 * (n % 8))
+        mix["energy_j"] += 200.0 * mix["busy_seconds"]
+    assert fit(rows, seed=1).worst_error > 0.01
+    result = fit(rows, seed=1, amounts=(*AMOUNTS, "busy_seconds"))
+    assert result.costs["busy_w"].value == pytest.approx(200.0) and result.worst_error < 1e-6
+    with pytest.raises(ValueError, match=r"unknown amounts \['watts'\]; known: seconds"):
+        fit(rows, seed=1, amounts=("watts",))
 
 
 def test_the_shares_of_a_mix_add_up_to_its_prediction():
@@ -101,4 +114,3 @@ def test_mixes_without_energy_or_without_an_amount_are_named():
         fit(rows, seed=1)
     with pytest.raises(ValueError, match="no mix has any prompt_tokens"):
         fit([dict(mix, prompt_tokens=0) for mix in mixes()], seed=1)
-    assert list(COSTS) == ["seconds", "prompt_tokens", "output_tokens"]

@@ -238,6 +238,15 @@ def test_a_curve_doubles_its_users_and_then_sets_rates(tmp_path, monkeypatch):
     assert loads == ["closed 1", "closed 2", "closed 4", "poisson 1/s"] and len(rows) == 4
 
 
+def test_the_mixes_of_a_fit_are_twelve_in_seeded_order():
+    loads = [Load("closed", 8), Load("closed", 2), Load("poisson", 0.5)]
+    cells = sweep.mixes(loads, seed=1)
+    assert len(cells) == 12 and cells == sweep.mixes(loads, seed=1) != sweep.mixes(loads, seed=2)
+    assert len({cell.label for cell in cells}) == 12
+    with pytest.raises(ValueError, match="needs 12, got 8"):
+        sweep.mixes(loads[:2], seed=1)
+
+
 def test_throughput_has_an_interval_over_blocks_of_five_seconds():
     result = reading.tokens_per_s(row_of([100.0] * 5 + [110.0] * 5))
     assert (result.value, result.n) == (105.0, 2) and result.low < 105 < result.high

@@ -9,6 +9,7 @@ from lib.serving.arrivals import Load
 from lib.serving.window import (
     Limits,
     Window,
+    busy_s,
     cut_to_seconds,
     goodput,
     in_flight,
@@ -53,6 +54,7 @@ def test_requests_in_flight_are_counted_from_the_scheduled_instant():
     steps = in_flight([fact(0.0, 2.0), fact(1.0, 3.0)])
     assert steps == [(0.0, 1), (1.0, 2), (2.0, 1), (3.0, 0)]
     assert mean_in_flight(steps, 0.0, 4.0) == (1 + 2 + 1 + 0) / 4
+    assert busy_s(steps, 0.5, 4.0) == 2.5  # until the last one ended at 3
 
 
 def test_a_closed_loop_has_its_window_where_all_users_are_busy():

@@ -18,12 +18,15 @@ from scipy import stats as scipy_stats
 
 from lib.stats import CONFIDENCE, Estimate, missing
 
-# amount of a mix: name of its cost
+# amount of a mix: name of its cost. `busy_seconds` are those with a request in flight: with it, the
+# cost of a step that all users share is told apart from that of their tokens.
 COSTS = {
     "seconds": "idle_w",
     "prompt_tokens": "prompt_token_j",
     "output_tokens": "output_token_j",
+    "busy_seconds": "busy_w",
 }
+AMOUNTS = ("seconds", "prompt_tokens", "output_tokens")
 LEAST_FITTED, HELD_OUT = 8, 4
 MEDIAN_LIMIT, WORST_LIMIT = 0.05, 0.10
 # Condition of the scaled design above which the mixes do not tell the costs apart.
@@ -77,12 +80,14 @@ def design(mixes: Sequence[Mix], places: Sequence[int], amounts: Sequence[str]) 
     return np.array(rows, dtype=float) / joules[:, None]
 
 
-def fit(mixes: Sequence[Mix], *, seed: int, amounts: Sequence[str] = tuple(COSTS)) -> Fit:
+def fit(mixes: Sequence[Mix], *, seed: int, amounts: Sequence[str] = AMOUNTS) -> Fit:
     """Fit the costs to all mixes but those held out by `seed`, and predict these.
 
     Each mix needs `energy_j` and the amounts. Raises ValueError where a mix has no energy, or where
     the mixes are too alike to tell one cost from another.
     """
+    if unknown := set(amounts) - COSTS.keys():
+        raise ValueError(f"unknown amounts {sorted(unknown)}; known: {', '.join(COSTS)}")
     lacking = [n for n, mix in enumerate(mixes) if not mix.get("energy_j")]
     if lacking:
         raise ValueError(f"mixes {lacking} have no energy; measure them again or leave them out")
@@ -118,7 +123,7 @@ def _estimates(matrix: np.ndarray, cost: np.ndarray, amounts: Sequence[str]) -> 
     half = scipy_stats.t.ppf((1 + CONFIDENCE) / 2, free) * spread
     estimates = {}
     for value, width, amount in zip(cost, half, amounts, strict=True):
-        name = COSTS.get(amount, f"per_{amount}")
+        name = COSTS[amount]
         low = max(0.0, float(value - width))
         estimates[name] = Estimate(
             float(value), low, float(value + width), n, "least squares of relative errors, >= 0"
@@ -128,10 +133,10 @@ def _estimates(matrix: np.ndarray, cost: np.ndarray, amounts: Sequence[str]) -> 
     return estimates
 
 
-def shares(fitted: Fit, mix: Mix, amounts: Sequence[str] = tuple(COSTS)) -> dict[str, float]:
+def shares(fitted: Fit, mix: Mix, amounts: Sequence[str] = AMOUNTS) -> dict[str, float]:
     """Joules of a mix by cost: what its idle time, its prompts and its outputs took.
 
     They add up to the prediction, not to the measured energy; the difference is the fit's error.
     """
-    names = {amount: COSTS.get(amount, f"per_{amount}") for amount in amounts}
+    names = {amount: COSTS[amount] for amount in amounts}
     return {name: (fitted.costs[name].value or 0.0) * mix[amount] for amount, name in names.items()}

@@ -112,9 +112,11 @@ def idle_share(record: Record) -> Estimate:
 
 def mix(record: Record) -> dict[str, Any]:
     """The amounts and the energy of a record's window, for `lib.serving.attribution.fit`."""
+    at = window(record)
     return {
         "energy_j": record.value("energy_j"),
-        "seconds": window(record).seconds,
+        "seconds": at.seconds,
+        "busy_seconds": windows.busy_s(windows.in_flight(facts(record)), at.start_s, at.stop_s),
         "prompt_tokens": sum(record.samples.get("prompt_tokens_by_s", [])),
         "output_tokens": sum(record.samples.get("output_tokens_by_s", [])),
     }

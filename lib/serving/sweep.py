@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import shutil
 import statistics
@@ -20,7 +21,7 @@ from typing import Any
 
 from lib import gates, records, windows
 from lib.records import Record, warning
-from lib.serving import kinds, metrics, plan, reading, server, timing
+from lib.serving import attribution, kinds, metrics, plan, reading, server, timing
 from lib.serving import window as steady
 from lib.serving.arrivals import Lengths, Load
 from lib.serving.plan import Cell, Endpoint
@@ -31,6 +32,8 @@ BUSY_CLIENT = 0.7  # of one processor, above which the client itself may be late
 LATE_CLIENT_S = 0.005
 SATURATED = 1.10  # twice the users must give this much more throughput
 PROBES = 3
+# Prompt and output tokens of the mixes that a fit of energy needs, from prompts to outputs only.
+SHAPES = ((2048, 16), (1024, 128), (256, 256), (64, 512))
 
 
 @dataclass
@@ -110,6 +113,24 @@ def curve(
         rate = float(f"{share * max(rates):.3g}")
         rows.append(one(session, replace(cell, load=Load("poisson", rate))))
     return rows
+
+
+def mixes(
+    loads: Sequence[Load], *, seed: int, warmup_s: float = 5.0, window_s: float = 22.0
+) -> list[Cell]:
+    """Each load with each of SHAPES, in seeded order: the mixes of `lib.serving.attribution.fit`.
+
+    Three loads make twelve: eight for the fit, four held out. Loads that leave the server idle for
+    a part of the time tell what idling costs.
+    """
+    cells = [
+        Cell(load, Lengths(prompt), Lengths(output), warmup_s, window_s)
+        for load in loads
+        for prompt, output in SHAPES
+    ]
+    attribution.held_out(len(cells), seed)  # raises where they are too few for a fit
+    random.Random(seed).shuffle(cells)
+    return cells
 
 
 def saturated(rows: Sequence[Record]) -> bool:

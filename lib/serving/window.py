@@ -106,6 +106,12 @@ def mean_in_flight(steps: Sequence[tuple[float, int]], start_s: float, stop_s: f
     return total / (stop_s - start_s)
 
 
+def busy_s(steps: Sequence[tuple[float, int]], start_s: float, stop_s: float) -> float:
+    """Seconds between two instants with at least one request in flight."""
+    ones = [(t, min(count, 1)) for t, count in steps]
+    return mean_in_flight(ones, start_s, stop_s) * (stop_s - start_s)
+
+
 def steady(facts: Sequence[Fact], load: Load, warmup_s: float, stop_s: float) -> Window:
     """The steady window between the end of the warm-up and `stop_s`, while requests still start.
 
