@@ -11,11 +11,15 @@ from tokenizers import Tokenizer
 
 from lib.serving import clients
 from lib.serving.clients import CLIENTS, Client, Scenario
-from lib.serving.nullserver import Behaviour
+from lib.serving.nullserver import Behaviour, prompt_key
 
 AIPERF = [
     {
-        "metadata": {"x_request_id": "a-1", "request_start_ns": 1},
+        "metadata": {
+            "x_request_id": "a-1",
+            "credit_issued_ns": 10**18,
+            "request_start_ns": 10**18 + 900_000,
+        },
         "metrics": {
             "time_to_first_token": {"value": 58.0, "unit": "ms"},
             "time_to_first_output_token": {"value": 60.0, "unit": "ms"},
@@ -32,8 +36,9 @@ AIPERF = [
 ]
 
 
-def guidellm_row(start_s: float, **values) -> dict:
-    return {"info": {"timings": {"request_start": start_s}}, "input_metrics": {}, **values}
+def guidellm_row(start_s: float, targeted_s: float, **values) -> dict:
+    times = {"request_start": start_s, "targeted_start": targeted_s}
+    return {"info": {"timings": times}, "input_metrics": {}, **values}
 
 
 def test_aiperfs_records_are_read_as_claims():
@@ -45,18 +50,30 @@ def test_aiperfs_records_are_read_as_claims():
         "itl_s": pytest.approx(0.00998),
         "output_tokens": 24,
         "cached_tokens": 16,
+        "delay_s": 0.0009,
         "failed": False,
     }
     assert bad["failed"] and bad["ttft_s"] is None and bad["id"] == "a-2"
 
 
 def test_guidellms_report_is_read_as_claims_with_its_errors():
-    good = guidellm_row(7.5, time_to_first_token_ms=51.0, inter_token_latency_ms=9.1)
-    requests = {"successful": [good], "errored": [guidellm_row(8.0)], "incomplete": None}
+    body = {"prompt": "w0 w7"}
+    good = guidellm_row(
+        7e9 + 0.25,
+        7e9,
+        time_to_first_token_ms=51.0,
+        inter_token_latency_ms=9.1,
+        request_args=json.dumps({"body": body}),
+    )
+    requests = {"successful": [good], "errored": [guidellm_row(8e9, -1.0)], "incomplete": None}
     result = clients.guidellm_claims({"benchmarks": [{"requests": requests}]})
     assert [claim["failed"] for claim in result] == [False, True]
     assert result[0]["ttft_s"] == 0.051 and result[0]["itl_s"] == pytest.approx(0.0091)
-    assert result[0]["id"] is None and [claim["started_s"] for claim in result] == [7.5, 8.0]
+    # The same prompt as parts of a chat has the same name only where it is the same text.
+    parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": "w0 w7"}]}]}
+    assert result[0]["prompt_key"] == prompt_key(body) == prompt_key(parts)
+    assert result[1]["prompt_key"] is None
+    assert [claim["delay_s"] for claim in result] == [0.25, None]  # -1 is no instant
 
 
 def test_our_client_passes_in_the_table(tmp_path):

@@ -33,6 +33,7 @@ VOCABULARY = 1000
 RUN_LIMIT_S = 240.0
 PLAIN_REQUESTS, OTHER_REQUESTS = 400, 100
 Row = dict[str, Any]
+Claims = tuple[list[Row], dict[str, float] | None]
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,12 @@ SCENARIOS: dict[str, Scenario] = {
 
 @dataclass(frozen=True)
 class Client:
-    """A load generator. `run(python, url, scenario, folder, log)` gives its claims; `title` says
-    how it was set up; `package` and `version` are what its environment gets, None for ours."""
+    """A load generator. `run(python, url, scenario, folder, log)` gives its claims, and the planned
+    instants by request id where it has a plan, else None; `title` says how it was set up; `package`
+    and `version` are what its environment gets, None for ours."""
 
     title: str
-    run: Callable[[Path, str, Scenario, Path, Any], list[Row]]
+    run: Callable[[Path, str, Scenario, Path, Any], Claims]
     package: str | None = None
     version: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
@@ -82,14 +84,16 @@ def _call(command: Sequence[str], folder: Path, log: Any, environment: dict[str,
         raise RuntimeError(f"it ended with status {status}")
 
 
-def ours(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> list[Row]:
+def ours(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> Claims:
     """This package's client, asking as it asks vLLM's server."""
     endpoint = Endpoint(url, MODEL, "vllm", api=scenario.api, vocab_size=VOCABULARY)
     seconds = 2 * scenario.requests / RATE.value
     cell = Cell(RATE, Lengths(PROMPT_TOKENS), Lengths(OUTPUT_TOKENS), 0.0, seconds)
     data = plan.build(endpoint, cell, seed=1)
     data["requests"] = data["requests"][: scenario.requests]
-    return truth.claims_of(plan.run(data, folder))
+    rows = plan.run(data, folder)
+    planned = {str(r["id"]): rows[0]["zero_s"] + r["at_s"] for r in data["requests"]}
+    return truth.claims_of(rows), planned
 
 
 def tokenizer_folder(folder: Path) -> Path:
@@ -112,7 +116,7 @@ def words_of(number: int) -> str:
     return " ".join(f"w{(31 * number + 7 * k) % (VOCABULARY - 1)}" for k in range(PROMPT_TOKENS))
 
 
-def aiperf(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> list[Row]:
+def aiperf(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> Claims:
     """AIPerf on bodies of our own, with the server's token counts."""
     common = {"model": MODEL, "max_tokens": OUTPUT_TOKENS, "stream": True}
     common |= {"min_tokens": OUTPUT_TOKENS, "ignore_eos": True}
@@ -144,7 +148,7 @@ def aiperf(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -
     flags = ["--streaming", "--use-server-token-count"]
     flat = [part for pair in options.items() for part in pair]
     _call([str(python.with_name("aiperf")), "profile", *flags, *flat], folder, log, {})
-    return aiperf_claims((out / "profile_export.jsonl").read_text(encoding="utf-8"))
+    return aiperf_claims((out / "profile_export.jsonl").read_text(encoding="utf-8")), None
 
 
 def aiperf_claims(text: str) -> list[Row]:
@@ -161,22 +165,29 @@ def aiperf_claims(text: str) -> list[Row]:
                 "itl_s": _seconds(metrics.get("inter_token_latency")),
                 "output_tokens": metrics.get("output_sequence_length"),
                 "cached_tokens": metrics.get("usage_prompt_cache_read_tokens"),
+                "delay_s": _delay_s(row["metadata"]),
                 "failed": bool(row.get("error")),
             }
         )
     return claims
 
 
+def _delay_s(metadata: Row) -> float | None:
+    """From the instant at which AIPerf's timer let a request go until it was sent."""
+    ends = metadata.get("credit_issued_ns"), metadata.get("request_start_ns")
+    return None if None in ends else (ends[1] - ends[0]) / 1e9
+
+
 def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-def guidellm(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> list[Row]:
+def guidellm(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> Claims:
     """GuideLLM on prompts of our own."""
     return _guidellm(python, url, scenario, folder, log, {})
 
 
-def guidellm_one(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> list[Row]:
+def guidellm_one(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> Claims:
     """GuideLLM with one worker process, whose arrivals come from one stream of numbers."""
     one = {"GUIDELLM__MAX_WORKER_PROCESSES": "1"}
     return _guidellm(python, url, scenario, folder, log, one)
@@ -189,7 +200,7 @@ def _guidellm(
     folder: Path,
     log: Any,
     environment: dict[str, str],
-) -> list[Row]:
+) -> Claims:
     data, out = folder / "data.jsonl", folder / "out.json"
     rows = [
         {"prompt": words_of(number), "output_tokens_count": OUTPUT_TOKENS}
@@ -209,19 +220,22 @@ def _guidellm(
     command = [str(python.with_name("guidellm")), "run", *flat, "--disable-console-interactive"]
     quiet = {"HF_HUB_OFFLINE": "1", "GUIDELLM__LOGGING__LOG_FILE": str(folder / "guidellm.log")}
     _call(command, folder, log, {**quiet, **environment})
-    return guidellm_claims(json.loads(out.read_text(encoding="utf-8")))
+    return guidellm_claims(json.loads(out.read_text(encoding="utf-8"))), None
 
 
 def guidellm_claims(report: Row) -> list[Row]:
-    """Claims from GuideLLM's report (times in ms; requests have no id that the server sees)."""
+    """Claims from GuideLLM's report (times in ms). Its requests have no id that the server sees; its
+    failed ones have no prompt either, and are counted only."""
     claims = []
     groups = report["benchmarks"][0]["requests"]
     for group in ("successful", "errored", "incomplete"):
         for row in groups.get(group) or []:
+            body = (json.loads(row.get("request_args") or "{}") or {}).get("body")
+            times = row["info"]["timings"]
             claims.append(
                 {
-                    "id": None,
-                    "started_s": row["info"]["timings"]["request_start"],
+                    "prompt_key": nullserver.prompt_key(body) if body else None,
+                    "delay_s": _late_s(times.get("targeted_start"), times.get("request_start")),
                     "ttft_s": _seconds(row.get("time_to_first_token_ms")),
                     "visible_s": _seconds(row.get("time_to_first_output_token_ms")),
                     "itl_s": _seconds(row.get("inter_token_latency_ms")),
@@ -231,6 +245,13 @@ def guidellm_claims(report: Row) -> list[Row]:
                 }
             )
     return claims
+
+
+def _late_s(targeted_s: float | None, start_s: float | None) -> float | None:
+    """From GuideLLM's target to its start; None where the target is no instant (it may be -1)."""
+    if not targeted_s or not start_s or targeted_s < start_s - 3600:
+        return None
+    return start_s - targeted_s
 
 
 CLIENTS: dict[str, Client] = {
@@ -277,12 +298,13 @@ def measure(client: Client, python: Path, scenario: Scenario, folder: Path) -> R
     ):
         url, stamps = server
         try:
-            claims = client.run(python, url, scenario, folder, log)
+            claims, planned = client.run(python, url, scenario, folder, log)
         except (RuntimeError, OSError, KeyError, ValueError) as error:
             return {"error": f"{type(error).__name__}: {error}", "checks": []}
-    checks = truth.score(claims, nullserver.read_stamps(stamps), load=load)
-    seconds = round(time.monotonic() - begin_s, 1)
-    return {"checks": [asdict(check) for check in checks], "seconds": seconds}
+    rows = nullserver.read_stamps(stamps)
+    checks = truth.score(claims, rows, load=load, scheduled_s=planned)
+    figures = {"seconds": round(time.monotonic() - begin_s, 1), "load_average": os.getloadavg()[0]}
+    return {"checks": [asdict(check) for check in checks], **figures}
 
 
 def table(names: Sequence[str], venvs: Path, folder: Path) -> Row:
@@ -300,7 +322,6 @@ def table(names: Sequence[str], venvs: Path, folder: Path) -> Row:
     return {
         "date": today(),
         "machine": {"cpu": cpu_name(), "processors": os.cpu_count()},
-        "load_average": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
         "arrivals": RATE.label,
         "lengths": {"prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import socket
 import struct
@@ -220,6 +221,14 @@ def prompt_tokens(body: dict[str, Any]) -> int:
     return len(prompt) if isinstance(prompt, list) else len(prompt.split())
 
 
+def prompt_key(body: dict[str, Any]) -> str:
+    """A name of a request by its prompt, for clients that send no request id."""
+    prompt = body.get("prompt")
+    if "messages" in body:
+        prompt = " ".join(w for m in body["messages"] for w in _words(m.get("content")))
+    return hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16]
+
+
 def _words(content: Any) -> list[str]:
     if isinstance(content, list):
         return [w for part in content for w in _words(part.get("text"))]
@@ -248,7 +257,7 @@ async def reply(exchange: Exchange) -> bool:
     tokens = asked if behaviour.output_tokens is None else behaviour.output_tokens
     count = prompt_tokens(body)
     row |= {"prompt_tokens": count, "asked_tokens": asked, "tokens": tokens}
-    row["cached_tokens"] = behaviour.cached_tokens
+    row |= {"cached_tokens": behaviour.cached_tokens, "prompt_key": prompt_key(body)}
     if refused := refusal(exchange.server, behaviour, body):
         row |= {"outcome": f"refused {refused[0]}", "tokens": 0}
         writer.write(plain(refused[0], error(refused[1])))

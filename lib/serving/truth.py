@@ -1,9 +1,9 @@
 """Score what a client says against what the null server stamped.
 
-A claim is what one client says of one request: a dict with `id` and, where the client tells them,
-`ttft_s`, `visible_s`, `itl_s` (mean gap), `output_tokens`, `cached_tokens`, `failed`, `started_s`
-(its own stamp, for clients that name no id). The truth of a request is the server's row: when it
-had read the request, and when it wrote which tokens.
+A claim is what one client says of one request: a dict with `id` (or `prompt_key` for clients that
+send none) and, where the client tells them, `ttft_s`, `visible_s`, `itl_s` (mean gap),
+`output_tokens`, `cached_tokens`, `delay_s` (its own delay) and `failed`. The truth of a request is
+the server's row: when it had read the request, and when it wrote which tokens.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def truth(row: Row) -> Row:
     after = sum(tokens[1:])
     return {
         "id": row["request_id"],
+        "prompt_key": row.get("prompt_key"),
         "behaviour": row["behaviour"],
         "received_s": row["received_s"],
         "first_s": writes[0][0] if writes else None,
@@ -77,22 +78,21 @@ def claim_of(row: Row) -> Row:
         "itl_s": timing.mean_itl_s(row)[0],
         "output_tokens": timing.output_tokens(row),
         "cached_tokens": row["usage"]["cached_tokens"],
+        "delay_s": timing.delay_s(row),
         "failed": not timing.is_ok(row),
     }
 
 
 def pair(claims: Sequence[Row], real: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Each claim with its truth: by id, or in the order of `started_s` where claims have none.
-
-    In order only where the counts agree; otherwise nothing is paired.
-    """
-    if all(claim.get("id") is not None for claim in claims):
-        by_id = {row["id"]: row for row in real}
-        return [(claim, by_id[claim["id"]]) for claim in claims if claim["id"] in by_id]
-    if len(claims) != len(real):
-        return []
-    ordered = sorted(claims, key=lambda claim: claim["started_s"])
-    return list(zip(ordered, real, strict=True))
+    """Each claim with its truth, by request id or by prompt; a claim with neither has none."""
+    pairs = []
+    by_name = {name: {row[name]: row for row in real} for name in ("id", "prompt_key")}
+    for claim in claims:
+        name = "id" if claim.get("id") is not None else "prompt_key"
+        row = by_name[name].get(claim.get(name)) if claim.get(name) is not None else None
+        if row is not None:
+            pairs.append((claim, row))
+    return pairs
 
 
 def score(
@@ -126,6 +126,7 @@ def score(
         _equal("output_tokens", good),
         _equal("cached_tokens", good),
         _no_token(good),
+        _delay(claims),
     ]
     if load is not None:
         checks.append(_arrivals(real, load))
@@ -218,6 +219,16 @@ def _no_token(pairs: Sequence[tuple[Row, Row]]) -> Check:
     count = sum(claim.get("ttft_s") is not None for claim in empty)
     text = f"{count} of {len(empty)} empty answers have a TTFT"
     return Check("no_token", count == 0, count, "requests", text)
+
+
+def _delay(claims: Sequence[Row]) -> Check:
+    """The client's own delay as it tells it, for the reader; it is not judged."""
+    delays = [claim["delay_s"] for claim in claims if claim.get("delay_s") is not None]
+    if not delays:
+        return Check("delay_s", None, text="not told by this client")
+    middle = statistics.median(delays)
+    text = f"median {middle * 1e3:.2f} ms, most {max(delays) * 1e3:.2f} ms, by its own word"
+    return Check("delay_s", None, middle, "s", text)
 
 
 def _arrivals(real: Sequence[Row], load: Load) -> Check:
