@@ -224,8 +224,10 @@ def _guidellm(
 
 
 def guidellm_claims(report: Row) -> list[Row]:
-    """Claims from GuideLLM's report (times in ms). Its requests have no id that the server sees; its
-    failed ones have no prompt either, and are counted only."""
+    """Claims from GuideLLM's report (times in ms).
+
+    Its requests have no id that the server sees; failed ones have no prompt either, and only count.
+    """
     claims = []
     groups = report["benchmarks"][0]["requests"]
     for group in ("successful", "errored", "incomplete"):
