@@ -20,7 +20,9 @@ from lib.serving.arrivals import Lengths, Load
 from lib.serving.plan import Cell
 from lib.serving.server import EndpointError
 
-LOADS = (Load("closed", 1), Load("closed", 2), Load("poisson", 0.5))
+# Slow enough for a small model on two processors.
+LOADS = (Load("closed", 1), Load("closed", 2), Load("fixed", 0.25))
+PROMPT_TOKENS, OUTPUT_TOKENS = 32, 8
 
 
 def run(model: str, out: Path, *, continuous_batching: bool, window_s: float) -> list[Record]:
@@ -34,15 +36,14 @@ def run(model: str, out: Path, *, continuous_batching: bool, window_s: float) ->
     with server.start(
         "transformers",
         str(folder),
-        options=("--device", "cpu"),
+        options=("--device", "cpu", "--dtype", "float32"),
         log=out / "server.log",
         continuous_batching=continuous_batching,
         tokenizer=tokenizer,
     ) as served:
         row = server.check(served.endpoint, prompt_tokens=48, output_tokens=16, timeout_s=120.0)
-        values = {**served.values, "chunks_of_16_tokens": row["chunks"]}
-        values["reads_of_16_tokens"] = len(row["read_s"])
-        values["itl_of_one_s"], _ = timing.mean_itl_s(row)
+        values = {**served.values, "check_chunks": row["chunks"], "check_reads": len(row["read_s"])}
+        values["check_itl_s"], _ = timing.mean_itl_s(row)
         session = sweep.Session(
             served.endpoint,
             out / "records.jsonl",
@@ -53,7 +54,7 @@ def run(model: str, out: Path, *, continuous_batching: bool, window_s: float) ->
             values,
             timeout_s=120.0,
         )
-        shape = Lengths(48), Lengths(16)
+        shape = Lengths(PROMPT_TOKENS), Lengths(OUTPUT_TOKENS)
         cells = [Cell(load, *shape, warmup_s=3.0, window_s=window_s) for load in LOADS]
         return sweep.sweep(session, cells)
 
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.serving.serve_check", description=__doc__)
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--window-s", type=float, default=10.0)
+    parser.add_argument("--window-s", type=float, default=30.0)
     parser.add_argument("--continuous-batching", action="store_true")
     args = parser.parse_args(argv)
     try:
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     batching = "on" if values["continuous_batching"] else "off"
     sys.stderr.write(
         f"transformers {values['server_version']}, continuous batching {batching}; 16 tokens came "
-        f"in {values['reads_of_16_tokens']} reads\n"
+        f"in {values['check_chunks']} chunks and {values['check_reads']} reads\n"
     )
     for line in lines(rows):
         sys.stderr.write(line + "\n")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lib import gates, records, windows
+from lib import gates, records, stats, windows
 from lib.records import Record, warning
 from lib.serving import attribution, kinds, metrics, plan, reading, server, timing
 from lib.serving import window as steady
@@ -382,6 +382,9 @@ def _warnings(
     if at.reason:
         text = f"no steady window: {at.reason}; percentiles depend on how long the run was"
         warnings.append(warning("unsteady", text))
+    if len(inside) < stats.MIN_N_MEDIAN:
+        text = f"{len(inside)} requests were scheduled in the window; lengthen it, or load more"
+        warnings.append(warning("few_requests", text))
     if failed := [fact["failure"] for fact in inside if fact["failure"]]:
         classes = ", ".join(f"{failed.count(name)} {name}" for name in sorted(set(failed)))
         text = f"{len(failed)} of {len(inside)} requests failed ({classes}); they are no samples"
