@@ -156,16 +156,17 @@ def tiny_checkpoint(folder: Path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = {"<unk>": 0, "</s>": 1, **{f"w{n}": n + 2 for n in range(254)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    # No special tokens: a server shows none of those, so that they come without a chunk.
+    words = {f"w{n}": n for n in range(256)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     fast.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
-    config = LlamaConfig(vocab_size=256, eos_token_id=1, bos_token_id=None, **sizes, **heads)
+    config = LlamaConfig(vocab_size=256, eos_token_id=None, bos_token_id=None, **sizes, **heads)
     LlamaForCausalLM(config).save_pretrained(folder)
     return fast
 
