@@ -23,9 +23,10 @@ BEHAVIOURS = [
 ]
 
 
-def run(folder, behaviours, cell, **changes):
+def run(folder, behaviours, cell, accept_delay_s=0.0, **changes):
     """Rows of our client, the server's stamps, and the planned instants on the server's clock."""
-    with nullserver.start(folder / "server", behaviours) as (url, stamps):
+    server = nullserver.start(folder / "server", behaviours, accept_delay_s=accept_delay_s)
+    with server as (url, stamps):
         endpoint = Endpoint(url, "null", "vllm", api="chat")
         data = {**plan.build(endpoint, cell, seed=1, timeout_s=10.0), **changes}
         rows = plan.run(data, folder)
@@ -47,10 +48,11 @@ def mixed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stalled(tmp_path_factory):
-    """A client with two connections only, so that it sends most of its requests late."""
+    """A client with two connections only, so that it sends most of its requests late, and a server
+    that is slow to take new ones."""
     cell = Cell(Load("poisson", 40), Lengths(32), Lengths(8), warmup_s=0.1, window_s=0.1)
     folder = tmp_path_factory.mktemp("stalled")
-    return run(folder, [Behaviour(close_connection=True)], cell, connections=2)
+    return run(folder, [Behaviour(close_connection=True)], cell, 0.01, connections=2)
 
 
 def score(claims, stamps, planned, load=RATE):

@@ -305,22 +305,32 @@ def measure(client: Client, python: Path, scenario: Scenario, folder: Path) -> R
             return {"error": f"{type(error).__name__}: {error}", "checks": []}
     rows = nullserver.read_stamps(stamps)
     checks = truth.score(claims, rows, load=load, scheduled_s=planned)
-    figures = {"seconds": round(time.monotonic() - begin_s, 1), "load_average": os.getloadavg()[0]}
+    figures = {"seconds": round(time.monotonic() - begin_s, 1)}
+    figures["load_average"] = round(os.getloadavg()[0], 2)
     return {"checks": [asdict(check) for check in checks], **figures}
 
 
 def table(names: Sequence[str], venvs: Path, folder: Path) -> Row:
-    """The truth table: every client in every scenario, with versions, date and machine."""
-    rows = []
-    for name in names:
-        client = CLIENTS[name]
-        python = environment(client, venvs)
-        outcomes = {
-            title: measure(client, python, scenario, folder / name / title.replace(" ", "-"))
-            for title, scenario in SCENARIOS.items()
+    """The truth table: every client in every scenario, with versions, date and machine.
+
+    The clients of a scenario run one after another, so that what the machine does besides is about
+    the same for them.
+    """
+    pythons = {name: environment(CLIENTS[name], venvs) for name in names}
+    outcomes: dict[str, Row] = {name: {} for name in names}
+    for title, scenario in SCENARIOS.items():
+        for name in names:
+            place = folder / name / title.replace(" ", "-")
+            outcomes[name][title] = measure(CLIENTS[name], pythons[name], scenario, place)
+    rows = [
+        {
+            "client": name,
+            "title": CLIENTS[name].title,
+            "version": installed(CLIENTS[name], pythons[name]),
+            "scenarios": outcomes[name],
         }
-        head = {"client": name, "title": client.title, "version": installed(client, python)}
-        rows.append({**head, "scenarios": outcomes})
+        for name in names
+    ]
     return {
         "date": today(),
         "machine": {"cpu": cpu_name(), "processors": os.cpu_count()},
