@@ -140,6 +140,12 @@ def test_a_count_that_rises_without_text_is_a_token_held_back():
     assert row(stream)["event_channels"] == "hc" and timing.ttft_s(row(stream)) == 1.0
 
 
+def test_a_single_token_that_is_not_shown_came_with_the_end():
+    """An answer of one token without text, as a server without a tokenizer sends it."""
+    stream = fed((1.0, text("", "length", usage=1)), (1.0, total(1)))
+    assert row(stream)["event_channels"] == "h" and timing.ttft_s(row(stream)) == 1.0
+
+
 def test_no_token_has_no_ttft():
     stream = fed((1.0, text("", "stop")), (1.0, total(0)))
     result = row(stream)

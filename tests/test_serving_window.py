@@ -78,6 +78,8 @@ def test_the_longest_stretch_is_taken_and_a_load_that_did_not_hold_is_told():
     result = steady(facts, USERS, warmup_s=0.0, stop_s=10.0)
     assert (result.start_s, result.stop_s) == (5.0, 10.0)
     assert "held for 50% of the time only" in result.reason
+    many = steady(facts, Load("closed", 8), warmup_s=0.0, stop_s=10.0)
+    assert many.seconds == 0 and "never in flight" in many.reason
 
 
 def test_an_open_loop_is_steady_unless_its_queue_grows():

@@ -63,10 +63,8 @@ KINDS: dict[str, Kind] = {
     "openai": Kind(fields=USAGE),
     "vllm": Kind(
         token_ids=True,
-        fields={
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-            "return_token_ids": True,
-        },
+        # Counts come with every chunk, also where it has no text (--skip-tokenizer-init).
+        fields={"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
         forced=lambda tokens: {"ignore_eos": True, "min_tokens": tokens},
         metrics="/metrics",
         health="/health",

@@ -6,8 +6,10 @@ the sweep has sent them, so that a prefix cache has nothing to reuse.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -92,18 +94,23 @@ def seed_number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
+def token_ids(endpoint: Endpoint, tokens: int, number: int) -> tuple[int, ...]:
+    """Ids drawn evenly from the vocabulary, special ones left out."""
+    rng, special = random.Random(number), set(endpoint.special_ids)
+    if len(special & set(range(endpoint.vocab_size))) >= endpoint.vocab_size:
+        raise ValueError(f"all {endpoint.vocab_size} ids of the vocabulary are special")
+    ids: list[int] = []
+    while len(ids) < tokens:
+        if (drawn := rng.randrange(endpoint.vocab_size)) not in special:
+            ids.append(drawn)
+    return tuple(ids)
+
+
 def prompt(endpoint: Endpoint, tokens: int, seed: str) -> tuple[str | tuple[int, ...], int | None]:
     """A prompt of exactly `tokens` tokens and that length; None where it cannot be counted here."""
     number = seed_number(seed)
     if endpoint.uses_ids:
-        drawn = exact_prompt(
-            None,
-            tokens,
-            seed=number,
-            vocab_size=endpoint.vocab_size,
-            special_ids=endpoint.special_ids,
-        )
-        return drawn.ids, tokens
+        return token_ids(endpoint, tokens, number), tokens
     if endpoint.tokenizer is None:
         return " ".join(f"{seed_number(f'{seed} {n}') % 1000}" for n in range(tokens)), None
     drawn = exact_prompt(_WithoutTemplate(endpoint.tokenizer), tokens, seed=number)
@@ -191,7 +198,8 @@ def run(data: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     with (folder / "client.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
-            process.wait(limit_s)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # what it wrote is read below
+                process.wait(limit_s)
         finally:
             process.kill()
             process.wait()

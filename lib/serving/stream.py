@@ -99,6 +99,8 @@ class Stream:
             self.usage = usage
         if ids:
             count = len(ids)
+        if finish and not channel and not self.event_s and not count:
+            count = (usage or {}).get("completion_tokens")  # all came by now, none was shown
         if not channel and (ids or (count and choice)):
             channel = IDS if ids else HIDDEN
         if channel:

@@ -205,13 +205,13 @@ def _sha(data: dict[str, Any]) -> str:
 
 
 def _shortest_s(session: Session, cell: Cell) -> float:
-    """Least latency of a few requests of the cell's shortest lengths on the idle server.
+    """Least latency of a few requests of the cell's lengths on the idle server; of half of that
+    where lengths are drawn.
 
     The last thing before a closed loop is a burst of as many requests as it has users: a size of
     batch that the server meets for the first time may be compiled first.
     """
-    prompt = cell.prompt.low if cell.prompt.sigma else cell.prompt.median
-    output = cell.output.low if cell.output.sigma else cell.output.median
+    prompt, output = cell.prompt.median, cell.output.median
     name = f"{prompt} {output}"
     lengths = {"prompt_tokens": max(prompt, 16), "output_tokens": output}
     if name not in session.shortest_s:
@@ -231,7 +231,8 @@ def _shortest_s(session: Session, cell: Cell) -> float:
         at_once=True,
         **{**lengths, "output_tokens": min(output, 8)},
     )
-    return session.shortest_s[name]
+    drawn = cell.prompt.sigma or cell.output.sigma
+    return session.shortest_s[name] / (2 if drawn else 1)
 
 
 def _idle(session: Session, idle_s: float) -> None:

@@ -18,7 +18,7 @@ from lib.serving.arrivals import Load
 from lib.stats import Estimate
 
 Fact = dict[str, Any]
-SHARE = 0.9  # of the peak: the least concurrency of a closed loop's window
+SHARE = 0.9  # of the users: the least concurrency of a closed loop's window
 GROWTH = 1.5  # of the requests in flight, last quarter over first, above which a queue grows
 GROWTH_SLACK = 2.0
 LEAST_ENERGY_S = 20.0  # the board's counter ticks every 0.1 s, so that 20 s are known to 0.5 %
@@ -115,7 +115,7 @@ def busy_s(steps: Sequence[tuple[float, int]], start_s: float, stop_s: float) ->
 def steady(facts: Sequence[Fact], load: Load, warmup_s: float, stop_s: float) -> Window:
     """The steady window between the end of the warm-up and `stop_s`, while requests still start.
 
-    Closed loop: the longest stretch with at least SHARE of the most requests in flight. Open loop:
+    Closed loop: the longest stretch with at least SHARE of the users in flight. Open loop:
     all of it, and steady unless the requests in flight grow by more than GROWTH from its first to
     its last quarter (and GROWTH_SLACK more): then the server does not keep up with the rate.
     """
@@ -129,28 +129,29 @@ def steady(facts: Sequence[Fact], load: Load, warmup_s: float, stop_s: float) ->
         grows = last > GROWTH * first + GROWTH_SLACK
         text = f"the queue grows: {first:.1f} requests in flight at first, {last:.1f} at last"
         return Window(warmup_s, stop_s, rule, text if grows else "")
-    rule = f"longest stretch from {warmup_s:g} s on with {SHARE:.0%} of the most in flight"
-    start_s, end_s = longest(in_flight(facts), warmup_s, stop_s)
+    rule = (
+        f"longest stretch from {warmup_s:g} s on with {SHARE:.0%} of {load.users} users in flight"
+    )
+    start_s, end_s = longest(in_flight(facts), warmup_s, stop_s, SHARE * load.users)
     if end_s <= start_s:
-        return Window(warmup_s, warmup_s, rule, "no request was in flight after the warm-up")
+        return Window(warmup_s, warmup_s, rule, "so many were never in flight after the warm-up")
     share = (end_s - start_s) / (stop_s - warmup_s)
     text = f"the load held for {share:.0%} of the time only: requests failed, or were too few"
     return Window(start_s, end_s, rule, text if share < SHARE else "")
 
 
 def longest(
-    steps: Sequence[tuple[float, int]], start_s: float, stop_s: float
+    steps: Sequence[tuple[float, int]], start_s: float, stop_s: float, least: float
 ) -> tuple[float, float]:
-    """The longest stretch between two instants with at least SHARE of the peak in flight."""
+    """The longest stretch between two instants with at least `least` requests in flight."""
     spans = [
         (max(t, start_s), min(after, stop_s), count)
         for (t, count), (after, _) in pairwise([*steps, (float("inf"), 0)])
         if min(after, stop_s) > max(t, start_s)
     ]
-    least = SHARE * max((count for *_, count in spans), default=0)
     best, current = (start_s, start_s), None
     for begin, end, count in spans:
-        if not count or count < least:
+        if count < least:
             current = None
             continue
         current = (current[0] if current else begin, end)
