@@ -247,6 +247,15 @@ def test_the_mixes_of_a_fit_are_twelve_in_seeded_order():
         sweep.mixes(loads[:2], seed=1)
 
 
+def test_requests_that_were_not_sent_by_the_law_are_told():
+    """One request a second was asked for, and forty were sent in pairs."""
+    pairs = [{"sent_s": 2.0 * (n // 2)} for n in range(40)]
+    asked = cell(Load("poisson", 1))
+    assert "gaps" in sweep._law(asked, pairs).failing
+    assert sweep._law(cell(Load("closed", 2)), pairs) is None
+    assert sweep._law(asked, pairs[:5]) is None
+
+
 def test_throughput_has_an_interval_over_blocks_of_five_seconds():
     result = reading.tokens_per_s(row_of([100.0] * 5 + [110.0] * 5))
     assert (result.value, result.n) == (105.0, 2) and result.low < 105 < result.high

@@ -23,7 +23,7 @@ from lib import gates, records, stats, windows
 from lib.records import Record, warning
 from lib.serving import attribution, kinds, metrics, plan, reading, server, timing
 from lib.serving import window as steady
-from lib.serving.arrivals import Lengths, Load
+from lib.serving.arrivals import LEAST_ARRIVALS, LawCheck, Lengths, Load, check_law
 from lib.serving.plan import Cell, Endpoint
 from lib.serving.server import EndpointError
 
@@ -189,6 +189,7 @@ class _Outcome:
 
     @property
     def zero_s(self) -> float:
+        """The run's zero on the clock that processes share."""
         return self.rows[0]["zero_s"]
 
     @property
@@ -294,6 +295,7 @@ def _record(session: Session, cell: Cell, outcome: _Outcome, sha: str) -> Record
             outcome.metrics_reason or "the page of counters could not be read again"
         )
     _save(session, outcome, slug)
+    law = _law(cell, facts)
     cpu_s, wall_s = outcome.footer["cpu_s"], outcome.footer["wall_s"]
     values = {
         **session.values,
@@ -311,6 +313,7 @@ def _record(session: Session, cell: Cell, outcome: _Outcome, sha: str) -> Record
         if at.seconds
         else None,
         "itl_count": len(gaps),
+        "arrivals_p": law.p if law else None,
         "client_cpu_share": cpu_s / wall_s if cpu_s is not None else None,
         "requests_trace": f"requests-{slug}.jsonl.gz",
         **({"power_trace": f"power-{slug}.jsonl.gz"} if outcome.trace else {}),
@@ -323,9 +326,17 @@ def _record(session: Session, cell: Cell, outcome: _Outcome, sha: str) -> Record
         samples={**reading.columns(facts), **by_second, "itl_s": _thinned(gaps)},
         values={name: value for name, value in values.items() if value is not None},
         missing=missing,
-        warnings=(*_warnings(cell, outcome, facts, at, values), *_gate_warnings(judged)),
+        warnings=(*_warnings(cell, outcome, facts, at, values, law), *_gate_warnings(judged)),
         env_id=session.env_id,
     )
+
+
+def _law(cell: Cell, facts: Sequence[dict[str, Any]]) -> LawCheck | None:
+    """The test of the law by which requests were really sent; None for users and for a handful."""
+    sent_s = [fact["sent_s"] for fact in facts if fact["sent_s"] is not None]
+    if cell.load.users is not None or len(sent_s) < LEAST_ARRIVALS:
+        return None
+    return check_law(sent_s, cell.load)
 
 
 def _gaps(requests: Sequence[dict[str, Any]], at: steady.Window) -> list[float]:
@@ -376,6 +387,7 @@ def _warnings(
     facts: Sequence[dict[str, Any]],
     at: steady.Window,
     values: dict[str, Any],
+    law: LawCheck | None,
 ) -> list[dict[str, str]]:
     """What a reader should beware of; each says what to do."""
     warnings: list[dict[str, str]] = []
@@ -411,6 +423,9 @@ def _warnings(
     if outcome.counted is not None:
         for text in metrics.compare(outcome.counted, outcome.requests):
             warnings.append(warning("metrics_differ", text))
+    if law is not None and not law.ok:
+        text = f"the requests were not sent as {cell.load.label}: {', '.join(law.failing)} rejected"
+        warnings.append(warning("arrivals", f"{text}; free the client's host"))
     if cell.load.users and outcome.requests:
         last_s = max(fact["scheduled_s"] for fact in facts)
         if last_s < cell.warmup_s + cell.window_s - 2 * max(map(steady.latency_s, facts)):

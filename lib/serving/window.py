@@ -35,6 +35,7 @@ class Window:
 
     @property
     def seconds(self) -> float:
+        """How long it is."""
         return self.stop_s - self.start_s
 
     @property
