@@ -1,0 +1,5 @@
+"""Servers under load: what is sent and when, a thin client, the steady window, and its joules.
+
+`client` runs in a process of its own and keeps raw stamps; everything else that is said of a
+request is derived when its row is read. Nothing here imports torch.
+"""

@@ -1,0 +1,261 @@
+"""Start a server, wait until it answers, and end it whatever happens; ask one that runs.
+
+A started server logs to a file and runs under `lib.serving.guard`: its whole process group ends
+when the block ends, and also when this process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.serving import kinds, plan, timing
+from lib.serving.client import SCHEMA
+from lib.serving.plan import Endpoint
+
+GUARD = Path(__file__).with_name("guard.py")
+GRACE_S = 10.0
+CHECK_TOKENS = 4
+# What to do about each class of failure (lib.serving.client.CLASSES).
+FIXES = {
+    "unreachable": "is the server started, and are host and port right?",
+    "timeout": "the server is too slow or hangs; look at its log, or raise timeout_s",
+    "closed": "the server ended the answer; look at its log",
+    "malformed": "does this address speak the OpenAI protocol?",
+    "status": "the server refuses the request; is its kind right, and does it serve this model?",
+    "not_streaming": "the server must stream server-sent events; turn streaming on",
+    "error_event": "the server failed while it answered; look at its log",
+    "wrong_model": "name the model that the server serves",
+    "no_usage": "the server must send usage, which stream_options.include_usage asks for",
+    "wrong_length": "the server does not keep the length; is its kind right? (Lengths are counted "
+    "by its usage; a chat template or a start token adds to them.)",
+}
+
+
+class EndpointError(RuntimeError):
+    """An endpoint that cannot be measured. `failure_class` says which way, the message why."""
+
+    def __init__(self, failure_class: str, text: str) -> None:
+        super().__init__(text)
+        self.failure_class = failure_class
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that was started: its endpoint, its log, and what a row should say of it."""
+
+    endpoint: Endpoint
+    log: Path
+    ready_s: float
+    values: dict[str, Any]
+
+
+def interpreter(kind: str) -> str:
+    """The Python that runs a kind of server: from its variable, or this one."""
+    entry = kinds.kind(kind)
+    return (os.environ.get(entry.python, "") if entry.python else "") or sys.executable
+
+
+def lacking(kind: str) -> str:
+    """Why this kind of server cannot be started here, or ""."""
+    entry = kinds.kind(kind)
+    if entry.command is None:
+        return f"a server of kind {kind!r} cannot be started from here; start it and give its url"
+    python = interpreter(kind)
+    code = (
+        "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if not u.find_spec(n)])"
+    )
+    try:
+        asked = [python, "-c", code, *entry.needs]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{python} does not run: {error}; set {entry.python} to the server's Python"
+    if names := done.stdout.split():
+        return f"{python} has no {', '.join(names)}; install them, or set {entry.python}"
+    return ""
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def start(
+    kind: str,
+    model: str,
+    *,
+    options: Sequence[str] = (),
+    log: Path | None = None,
+    ready_limit_s: float = 600.0,
+    grace_s: float = GRACE_S,
+    continuous_batching: bool | None = None,
+    **endpoint: Any,
+) -> Iterator[Served]:
+    """A server of this kind on a free port of 127.0.0.1, until the block ends.
+
+    `options` are added to its command; `endpoint` are fields of the Endpoint, such as tokenizer.
+    Raises EndpointError with the log's last lines where it does not come up.
+    """
+    entry = kinds.kind(kind)
+    if reason := lacking(kind):
+        raise EndpointError("unreachable", reason)
+    if continuous_batching and entry.batching_options:
+        options = (*options, *entry.batching_options)
+    python, port = interpreter(kind), free_port()
+    command = [*entry.command(python, model, port), *options]
+    log = log or Path(tempfile.mkdtemp()) / "server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    guard = subprocess.Popen(
+        [sys.executable, str(GUARD), str(log), str(grace_s), *command],
+        stdin=subprocess.PIPE,
+        env={**os.environ, **(entry.environment or {})},
+        start_new_session=True,
+    )
+    begin_s = time.monotonic()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url + (entry.health or "/v1/models"), guard, log, ready_limit_s)
+        values = {
+            "server": kind,
+            "server_version": version(python, entry.version_of),
+            "server_options": list(options),
+            "continuous_batching": bool(continuous_batching) if entry.batching_options else True,
+            "ready_s": time.monotonic() - begin_s,
+        }
+        target = Endpoint(url, model, kind, **endpoint)
+        yield Served(target, log, values["ready_s"], values)
+    finally:
+        stop(guard, grace_s)
+
+
+def stop(guard: subprocess.Popen, grace_s: float) -> None:
+    """Tell the guard to end the server's group, and wait until it has."""
+    with contextlib.suppress(OSError):
+        guard.stdin.close()
+    try:
+        guard.wait(grace_s + 10)
+    except subprocess.TimeoutExpired:
+        guard.kill()
+        guard.wait()
+
+
+def version(python: str, package: str | None) -> str | None:
+    """Version of a package in another interpreter, or None."""
+    if package is None:
+        return None
+    code = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
+    asked = [python, "-c", code, package]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.strip() or None
+
+
+def wait_until_ready(url: str, process: subprocess.Popen, log: Path, limit_s: float) -> None:
+    """Ask until the server answers 200; raises where it ends before, or after `limit_s`."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            text = f"the server ended with status {process.returncode} before it was ready"
+            raise EndpointError("unreachable", f"{text}; its log ends: {log_end(log)}")
+        with contextlib.suppress(OSError), opener.open(url, timeout=2.0) as page:
+            if page.status == 200:
+                return
+        time.sleep(0.2)
+    text = f"the server did not answer {url} within {limit_s:g} s"
+    raise EndpointError("timeout", f"{text}; its log ends: {log_end(log)}")
+
+
+def log_end(log: Path, lines: int = 5) -> str:
+    """The last lines of a log on one line."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return " | ".join(text.strip().splitlines()[-lines:]) or "it is empty"
+
+
+def check(
+    endpoint: Endpoint,
+    *,
+    prompt_tokens: int = 16,
+    output_tokens: int = CHECK_TOKENS,
+    timeout_s: float = 30.0,
+    connect_timeout_s: float = 5.0,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Ask for one short streamed answer of forced length; returns its row.
+
+    Raises EndpointError, whose message says what is wrong and what to do, within `timeout_s` of
+    the request. Lengths are checked as in any run.
+    """
+    rows = ask(
+        endpoint,
+        1,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        timeout_s=timeout_s,
+        connect_timeout_s=connect_timeout_s,
+        seed=f"check {seed}",
+        folder=folder,
+    )
+    failure = rows[0]["failure"]
+    if failure is None:
+        return rows[0]
+    fix = FIXES.get(failure["class"], "look at the server's log")
+    raise EndpointError(failure["class"], f"{endpoint.url}: {failure['text']}; {fix}")
+
+
+def ask(
+    endpoint: Endpoint,
+    count: int,
+    *,
+    prompt_tokens: int,
+    output_tokens: int,
+    seed: str,
+    timeout_s: float = 60.0,
+    connect_timeout_s: float = 5.0,
+    folder: Path | None = None,
+    at_once: bool = False,
+) -> list[dict[str, Any]]:
+    """Rows of `count` requests of these lengths, one after another or all at one time."""
+    requests = []
+    for number in range(count):
+        text, checked = plan.prompt(endpoint, prompt_tokens, f"{seed} {number}")
+        body = kinds.body(endpoint.kind, endpoint.api, endpoint.model, text, output_tokens)
+        lengths = {"prompt_tokens": checked, "output_tokens": output_tokens}
+        requests.append({"id": number, "at_s": 0.0, **lengths, "body": body})
+    data = {
+        "schema": SCHEMA,
+        "url": endpoint.address,
+        "model": endpoint.model,
+        "timeout_s": timeout_s,
+        "connect_timeout_s": connect_timeout_s,
+        "limit_s": (1 if at_once else count) * timeout_s + connect_timeout_s,
+        "requests": requests,
+        **({} if at_once else {"user_starts_s": [0.0], "duration_s": count * timeout_s}),
+    }
+    if folder is not None:
+        return plan.requests_of(plan.run(data, folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        return plan.requests_of(plan.run(data, Path(temporary)))
+
+
+def idle_request_s(rows: Sequence[dict[str, Any]]) -> float:
+    """The least latency of rows that were answered; raises where none was."""
+    good = [timing.latency_s(row) for row in rows if timing.is_ok(row)]
+    if not good:
+        failure = rows[0]["failure"] if rows else {"class": "unreachable", "text": "no rows"}
+        fix = FIXES.get(failure["class"], "look at the server's log")
+        raise EndpointError(failure["class"], f"{failure['text']}; {fix}")
+    return min(good)

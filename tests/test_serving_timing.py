@@ -1,0 +1,218 @@
+"""Events, tokens and gaps of one answer, on bytes and stamps that a reader can follow."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lib.serving import kinds, timing
+from lib.serving.stream import Stream, StreamError, usage_of
+
+
+def event(**fields) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def text(content: str, finish: str | None = None, usage: int | None = None, **choice) -> bytes:
+    fields = {"choices": [{"text": content, "finish_reason": finish, **choice}]}
+    if usage is not None:
+        fields["usage"] = {"prompt_tokens": 5, "completion_tokens": usage}
+    return event(**fields)
+
+
+def delta(**content) -> bytes:
+    return event(choices=[{"delta": content, "finish_reason": None}])
+
+
+def total(tokens: int) -> bytes:
+    return event(choices=[], usage={"prompt_tokens": 5, "completion_tokens": tokens})
+
+
+def fed(*reads: tuple[float, bytes]) -> Stream:
+    stream = Stream()
+    for read_s, data in reads:
+        stream.feed(data, read_s)
+    stream.end()
+    return stream
+
+
+def row(stream: Stream, scheduled_s: float = 0.0, sent_s: float = 0.0) -> dict:
+    return {
+        "scheduled_s": scheduled_s,
+        "sent_s": sent_s,
+        "end_s": 9.0,
+        "event_s": stream.event_s,
+        "event_channels": "".join(stream.channels),
+        "event_tokens": stream.tokens,
+        "usage": usage_of(stream.usage),
+        "failure": None,
+    }
+
+
+def test_a_role_is_no_token_and_reasoning_is_one():
+    """TTFT is to the first token of any channel, the visible one comes after the reasoning."""
+    stream = fed(
+        (1.0, delta(role="assistant", content="")),
+        (2.0, delta(reasoning_content="hm")),
+        (3.0, delta(tool_calls=[{"index": 0}])),
+        (4.0, delta(content="yes")),
+        (5.0, total(3)),
+    )
+    result = row(stream, scheduled_s=0.5)
+    assert result["event_channels"] == "rtc"
+    assert timing.ttft_s(result) == 1.5 and timing.visible_s(result) == 3.5
+
+
+def test_latency_counts_from_the_scheduled_instant_and_the_delay_stands_beside_it():
+    result = row(fed((3.0, text("a")), (3.0, total(1))), scheduled_s=1.0, sent_s=2.5)
+    assert timing.ttft_s(result) == 2.0 and timing.delay_s(result) == 1.5
+    assert timing.latency_s(result) == 8.0
+
+
+def test_a_chunk_is_not_a_token():
+    """Two chunks of two tokens, 20 ms apart: one gap of 10 ms a token, as the tokens were made."""
+    stream = fed(
+        (1.00, text("a b", usage=2)),
+        (1.02, text("c d", usage=4)),
+        (1.02, total(4)),
+    )
+    result = row(stream)
+    assert timing.tokens_of_events(result) == [2, 2]
+    assert timing.mean_itl_s(result)[0] == pytest.approx(0.010)
+    assert timing.gaps_s(result) == []  # those inside a chunk were not seen
+
+
+def test_gaps_before_single_tokens_are_seen_and_those_inside_a_chunk_are_missing():
+    stream = fed(
+        (1.00, text("a", usage=1)),
+        (1.01, text("b", usage=2)),
+        (1.04, text("c d e", usage=5)),
+        (1.06, text("f", usage=6)),
+        (1.06, total(6)),
+    )
+    result = row(stream)
+    assert timing.gaps_s(result) == pytest.approx([0.01, 0.02])
+    assert timing.mean_itl_s(result)[0] == pytest.approx(0.06 / 5)
+
+
+def test_events_of_one_read_have_one_instant():
+    """Two events joined in one write: the first read brought two tokens."""
+    stream = fed((1.0, text("a", usage=1) + text("b", usage=2)), (1.3, text("c", usage=3)))
+    stream.usage = {"prompt_tokens": 5, "completion_tokens": 3}
+    assert timing.arrivals_of_tokens(row(stream)) == ([(1.0, 2), (1.3, 1)], "")
+    assert timing.mean_itl_s(row(stream))[0] == pytest.approx(0.3)
+
+
+def test_without_counts_as_many_events_as_tokens_are_one_each():
+    stream = fed((1.0, text("a")), (1.5, text("b")), (2.5, text("c", "length", usage=3)))
+    assert stream.tokens == [None, None, None]  # a total at the end tells of no chunk
+    assert timing.tokens_of_events(row(stream)) == [1, 1, 1]
+    assert timing.mean_itl_s(row(stream))[0] == 0.75
+
+
+def test_chunks_of_unknown_size_have_no_itl_and_a_reason():
+    stream = fed((1.0, text("a")), (1.5, text("b")), (1.6, total(6)))
+    assert timing.mean_itl_s(row(stream)) == (None, timing.CHUNKS_UNKNOWN)
+    assert timing.credits(row(stream)) == [(1.0, 3.0), (1.5, 3.0)]  # spread evenly
+
+
+def test_counts_that_do_not_add_up_to_the_usage_are_not_believed():
+    stream = fed((1.0, text("a", usage=1)), (1.5, text("b", usage=2)), (1.6, total(5)))
+    assert timing.tokens_of_events(row(stream)) is None
+
+
+def test_token_ids_count_without_any_text():
+    stream = fed(
+        (1.0, text("", token_ids=[7])),
+        (1.2, text("", token_ids=[8, 9])),
+        (1.2, total(3)),
+    )
+    result = row(stream)
+    assert result["event_channels"] == "ii" and result["event_tokens"] == [1, 2]
+    assert timing.ttft_s(result) == 1.0 and timing.visible_s(result) is None
+    assert timing.mean_itl_s(result)[0] == pytest.approx(0.1)
+
+
+def test_a_count_that_rises_without_text_is_a_token_held_back():
+    """Half a character: the server counts it and shows nothing yet."""
+    stream = fed((1.0, text("", usage=1)), (1.2, text("é", usage=2)), (1.3, total(2)))
+    assert row(stream)["event_channels"] == "hc" and timing.ttft_s(row(stream)) == 1.0
+
+
+def test_a_single_token_that_is_not_shown_came_with_the_end():
+    """An answer of one token without text, as a server without a tokenizer sends it."""
+    stream = fed((1.0, text("", "length", usage=1)), (1.0, total(1)))
+    assert row(stream)["event_channels"] == "h" and timing.ttft_s(row(stream)) == 1.0
+
+
+def test_no_token_has_no_ttft():
+    stream = fed((1.0, text("", "stop")), (1.0, total(0)))
+    result = row(stream)
+    assert timing.ttft_s(result) is None and timing.mean_itl_s(result) == (None, timing.NO_TOKEN)
+    assert stream.complete and timing.output_tokens(result) == 0
+
+
+def test_one_token_has_no_gap():
+    assert timing.mean_itl_s(row(fed((1.0, text("a", usage=1)), (1.0, total(1)))))[1] == (
+        timing.ONE_TIME
+    )
+
+
+def test_an_event_counts_from_the_read_that_ends_it():
+    data = text("a", usage=1)
+    stream = fed((1.0, data[:10]), (2.0, data[10:-1]), (3.0, data[-1:]), (3.0, total(1)))
+    assert stream.event_s == [2.0]  # its line ended in the second read
+
+
+@pytest.mark.parametrize(
+    "data, failure_class, words",
+    [
+        (b"data: {no json\n\n", "malformed", "no JSON"),
+        (b"hello\n", "malformed", "no server-sent event"),
+        (b"data: [1]\n", "malformed", "no object"),
+        (b'data: {"choices": [3]}\n', "malformed", "another form"),
+        (b'data: {"error": {"message": "out of memory"}}\n', "error_event", "out of memory"),
+        (b"data: {", "malformed", "stops inside a line"),
+    ],
+)
+def test_a_stream_that_is_none_says_so(data, failure_class, words):
+    with pytest.raises(StreamError, match=words) as caught:
+        fed((1.0, data))
+    assert caught.value.failure_class == failure_class
+
+
+def test_comments_and_other_fields_of_a_stream_are_passed_over():
+    stream = fed((1.0, b": ping\nevent: message\r\nid: 3\r\n\r\n" + b"data: [DONE]\r\n\r\n"))
+    assert stream.done and not stream.event_s
+
+
+def test_cached_and_reasoning_tokens_are_kept_and_absent_ones_are_none():
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": None}
+    assert usage_of(usage)["cached_tokens"] is None
+    usage["prompt_tokens_details"] = {"cached_tokens": 6}
+    usage["completion_tokens_details"] = {"reasoning_tokens": 3}
+    result = usage_of(usage)
+    assert (result["cached_tokens"], result["reasoning_tokens"]) == (6, 3)
+    assert timing.computed_prompt_tokens({"usage": result}) == 3
+
+
+def test_each_kind_of_server_is_asked_in_its_own_way():
+    vllm = kinds.body("vllm", "completions", "m", (1, 2), 8)
+    assert vllm["prompt"] == [1, 2] and vllm["ignore_eos"] and vllm["min_tokens"] == 8
+    assert vllm["stream_options"]["continuous_usage_stats"]
+    other = kinds.body("transformers", "completions", "m", "a b", 8)
+    assert not {"ignore_eos", "min_tokens", "stream_options"} & other.keys()
+    config = json.loads(other["generation_config"])
+    assert config["max_new_tokens"] == config["min_new_tokens"] == 8
+    chat = kinds.body("openai", "chat", "m", "a b", 8)
+    assert chat["messages"] == [{"role": "user", "content": "a b"}]
+    for body in (vllm, other, chat):
+        assert body["stream"] and body["temperature"] == 0 and body["max_tokens"] == 8
+
+
+def test_what_a_kind_cannot_do_is_refused_in_words():
+    with pytest.raises(ValueError, match="takes no token ids"):
+        kinds.body("transformers", "completions", "m", (1, 2), 8)
+    with pytest.raises(ValueError, match="unknown kind of server 'triton'.*vllm"):
+        kinds.kind("triton")
