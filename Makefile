@@ -27,7 +27,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle fit audit test lab lint lock clean
+.PHONY: help setup clients serve-check report merge compare bundle fit audit test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -90,6 +90,14 @@ fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; n
 
 audit:  ## check a published study against its own data; CSV=folder compares its released files
 	@$(call find,report) exec "$$py" -m lib audit $(if $(CSV),--csv "$(CSV)") $(ARGS)
+
+clients:  ## score load generators against a server that knows the truth (their own environments)
+	@$(call find,report) exec "$$py" -m lib.measure.serving.clients \
+	    --out "$(or $(OUT),outputs/clients/truth-table.json)" $(ARGS)
+
+serve-check:  ## load a small trained model behind transformers serve (pip install -e .[serve])
+	@$(call find,report) exec "$$py" -m lib.measure.serving.serve_check \
+	    --out "$(or $(OUT),outputs/serve-check)" $(ARGS)
 
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \

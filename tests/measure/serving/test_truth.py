@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lib.serving import nullserver, plan, timing, truth
-from lib.serving.arrivals import Lengths, Load, offsets_s
-from lib.serving.nullserver import Behaviour
-from lib.serving.plan import Cell, Endpoint
+from lib.measure.serving import nullserver, plan, timing, truth
+from lib.measure.serving.arrivals import Lengths, Load, offsets_s
+from lib.measure.serving.nullserver import Behaviour
+from lib.measure.serving.plan import Cell, Endpoint
 
 # The limit of the truth table is 1 ms; a machine that runs tests beside this may be busy.
 TTFT_LIMIT_S = 0.005

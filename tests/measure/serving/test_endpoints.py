@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from lib.serving import client, nullserver, plan, server
-from lib.serving.arrivals import Lengths, Load
-from lib.serving.nullserver import Behaviour
-from lib.serving.plan import Cell, Endpoint
-from lib.serving.server import EndpointError
+from lib.measure.serving import client, nullserver, plan, server
+from lib.measure.serving.arrivals import Lengths, Load
+from lib.measure.serving.nullserver import Behaviour
+from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.server import EndpointError
 
 # How the server misbehaves, the class of the failure, and words of its reason.
 BAD = [
@@ -112,7 +112,7 @@ def test_a_client_that_is_killed_leaves_what_was_finished(tmp_path):
     with nullserver.start(tmp_path / "server", [Behaviour()]) as (url, _):
         path = plan.write(tmp_path / "plan.json", slow_plan(url, 100, 60.0))
         out = tmp_path / "out.jsonl"
-        command = [sys.executable, "-m", "lib.serving.client", str(path), str(out)]
+        command = [sys.executable, "-m", "lib.measure.serving.client", str(path), str(out)]
         process = subprocess.Popen(command, cwd=plan.ROOT)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:

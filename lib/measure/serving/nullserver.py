@@ -1,9 +1,9 @@
 """A server that follows a script and stamps what it writes: the truth that clients are scored by.
 
-`python -m lib.serving.nullserver script.json stamps.jsonl` prints its port on the first line and
-serves 127.0.0.1 until its input closes. The script holds `behaviours`; request number n (those of
-the warm-up too) gets number n modulo their count. Instants are CLOCK_MONOTONIC in s; the first row
-of the stamps has the wall clock beside it. Standard library only.
+`python -m lib.measure.serving.nullserver script.json stamps.jsonl` prints its port on the first
+line and serves 127.0.0.1 until its input closes. The script holds `behaviours`; request number n
+(those of the warm-up too) gets number n modulo their count. Instants are CLOCK_MONOTONIC in s; the
+first row of the stamps has the wall clock beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from lib.files import ROOT
+
 clock: Callable[[], float] = time.perf_counter
 TEXT, REASON, TOOL = "text", "reasoning", "tool"
 MOST_BODY = 64 * 2**20
@@ -477,7 +478,7 @@ def start(
     paths = folder / "script.json", folder / "stamps.jsonl"
     data = script(behaviours, model=model, accept_delay_s=accept_delay_s)
     paths[0].write_text(json.dumps(data), encoding="utf-8")
-    command = [sys.executable, "-m", "lib.serving.nullserver", *map(str, paths)]
+    command = [sys.executable, "-m", "lib.measure.serving.nullserver", *map(str, paths)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
     try:
@@ -503,7 +504,9 @@ def read_stamps(path: Path) -> list[dict[str, Any]]:
 def main(argv: list[str]) -> int:
     """The command line; 2 where the script cannot be read."""
     if len(argv) != 2:
-        sys.stderr.write("usage: python -m lib.serving.nullserver script.json stamps.jsonl\n")
+        sys.stderr.write(
+            "usage: python -m lib.measure.serving.nullserver script.json stamps.jsonl\n"
+        )
         return 2
     try:
         asyncio.run(run(Path(argv[0]), Path(argv[1])))

@@ -1,6 +1,6 @@
-"""A thin load generator in its own process: `python -m lib.serving.client plan.json out.jsonl`.
+"""A thin load generator: `python -m lib.measure.serving.client plan.json out.jsonl`, a process.
 
-The plan holds every request with its body and its instant (see `lib.serving.plan`); the client
+The plan holds every request with its body and its instant (see `plan`); the client
 sends, stamps and writes, and derives nothing. Rows (JSON lines, times in s from the run's zero):
 first a `header` (`zero_s` on CLOCK_MONOTONIC, which processes of a host share), then a `request`
 at each end, so that what is finished stays, then a `footer`.
@@ -23,7 +23,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from lib.serving.stream import Stream, StreamError, error_text, usage_of
+from lib.measure.serving.stream import Stream, StreamError, error_text, usage_of
 
 SCHEMA = 1
 LEAD_S = 0.3  # between the client's start and the run's zero
@@ -306,7 +306,7 @@ async def run_plan(plan: Row, write: Callable[[Row], None]) -> None:
 def main(argv: list[str]) -> int:
     """The command line; 2 where the plan cannot be read."""
     if len(argv) != 2:
-        sys.stderr.write("usage: python -m lib.serving.client plan.json out.jsonl\n")
+        sys.stderr.write("usage: python -m lib.measure.serving.client plan.json out.jsonl\n")
         return 2
     try:
         plan = json.loads(Path(argv[0]).read_text(encoding="utf-8"))

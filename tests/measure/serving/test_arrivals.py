@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 import pytest
 
-from lib.serving.arrivals import Lengths, Load, check_law, offsets_s, ramp_s
+from lib.measure.serving.arrivals import Lengths, Load, check_law, offsets_s, ramp_s
 
 
 def uniform(rate: float, count: int, seed: int = 0) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from lib.serving.stream import VISIBLE
+from lib.measure.serving.stream import VISIBLE
 
 Row = dict[str, Any]
 NO_TOKEN = "no token came"

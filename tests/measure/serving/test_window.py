@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lib.serving import metrics
-from lib.serving.arrivals import Load
-from lib.serving.window import (
+from lib.measure.serving import metrics
+from lib.measure.serving.arrivals import Load
+from lib.measure.serving.window import (
     Limits,
     Window,
     busy_s,

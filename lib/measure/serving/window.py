@@ -1,6 +1,6 @@
 """The steady window of a run by a stated rule, and what requests and tokens in it say.
 
-Requests are facts (`lib.serving.timing.fact`), times are seconds of the run. A latency belongs to
+Requests are facts (`timing.fact`), times are seconds of the run. A latency belongs to
 the window in which its request was scheduled, a token to the one in which it came. What was
 scheduled during the warm-up is still being answered when the window starts: nothing is drained.
 """
@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from lib import stats
-from lib.serving import timing
-from lib.serving.arrivals import Load
+from lib.measure.serving import timing
+from lib.measure.serving.arrivals import Load
 from lib.stats import Estimate
 
 Fact = dict[str, Any]

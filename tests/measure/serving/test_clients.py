@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from lib.serving import clients
-from lib.serving.clients import CLIENTS, Client, Scenario
-from lib.serving.nullserver import Behaviour, prompt_key
+from lib.measure.serving import clients
+from lib.measure.serving.clients import CLIENTS, Client, Scenario
+from lib.measure.serving.nullserver import Behaviour, prompt_key
 
 AIPERF = [
     {

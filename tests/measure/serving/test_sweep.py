@@ -10,16 +10,16 @@ import time
 from dataclasses import replace
 
 import pytest
-from fake_board import Board
 
-from lib import records
-from lib.serving import client, kinds, nullserver, plan, reading, server, sweep
-from lib.serving import window as windows
-from lib.serving.arrivals import Lengths, Load
-from lib.serving.nullserver import Behaviour
-from lib.serving.plan import Cell, Endpoint
-from lib.serving.server import EndpointError
-from lib.serving.window import Limits
+from lib.measure.serving import client, kinds, nullserver, plan, reading, server, sweep
+from lib.measure.serving import window as windows
+from lib.measure.serving.arrivals import Lengths, Load
+from lib.measure.serving.nullserver import Behaviour
+from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.server import EndpointError
+from lib.measure.serving.window import Limits
+from lib.records import record, store
+from tests.fakes.board import Board
 
 WATTS, IDLE_W = 300.0, 110.0
 
@@ -95,7 +95,7 @@ def measured(tmp_path_factory, in_process):
 
 def test_a_cell_is_a_record_whose_values_are_derived_when_read(measured):
     rows, folder = measured
-    assert records.load(folder / "records.jsonl") == rows
+    assert store.load(folder / "records.jsonl") == rows
     closed = rows[0]
     assert [row.kind for row in rows] == ["serving"]
     assert (closed.key["stack"], closed.key["batch"]) == ("server", 2)
@@ -112,7 +112,8 @@ def test_a_cell_is_a_record_whose_values_are_derived_when_read(measured):
     assert good.good == good.of and good.per_s == good.of / 2.0
     gaps = closed.samples["itl_s"]
     assert statistics.median(gaps) == pytest.approx(0.01, rel=0.2)
-    assert len(gaps) == closed.values["itl_count"] == 7 * first.of  # eight tokens have seven gaps
+    # Eight tokens have seven gaps, less those between tokens that came in one read.
+    assert 0.9 * 7 * first.of <= len(gaps) == closed.values["itl_count"] <= 7 * first.of
     assert closed.values["in_flight"] == pytest.approx(2.0, abs=0.05)
 
 
@@ -135,7 +136,7 @@ def test_joules_are_of_the_same_window_and_the_idle_share_stands_apart(measured)
 
 def test_the_trace_has_every_request_and_read(measured):
     rows, folder = measured
-    trace = records.read_trace(folder / rows[0].values["requests_trace"])
+    trace = store.read_trace(folder / rows[0].values["requests_trace"])
     assert [trace[0]["row"], trace[-1]["row"]] == ["header", "footer"]
     requests = plan.requests_of(trace)
     assert len(requests) == len(rows[0].samples["scheduled_s"])
@@ -179,7 +180,7 @@ def test_a_server_that_dies_leaves_rows_with_its_reason(tmp_path, monkeypatch):
     result = session(f"http://127.0.0.1:{server.free_port()}", tmp_path, NoBoard())
     monkeypatch.setattr(sweep.server, "check", _checked_once(server.check))
     rows = sweep.sweep(result, [cell(Load("fixed", rate), window_s=0.5) for rate in (20, 21)])
-    assert records.load(result.records_path) == rows
+    assert store.load(result.records_path) == rows
     assert rows[0].error.startswith("EndpointError: All connection attempts failed; is the server")
     assert rows[1].error.startswith("the server did not answer after the cell before: http://")
 
@@ -202,9 +203,9 @@ def test_a_sweep_of_a_bad_endpoint_does_not_begin(tmp_path):
     assert not result.records_path.exists()
 
 
-def row_of(tokens: list[float], error: str | None = None) -> records.Record:
+def row_of(tokens: list[float], error: str | None = None) -> record.Record:
     samples = {"output_tokens_by_s": tokens}
-    return records.Record("serving", samples=samples, error=error)
+    return record.Record("serving", samples=samples, error=error)
 
 
 def test_a_curve_ends_where_twice_the_users_give_hardly_more():
@@ -228,7 +229,7 @@ def test_a_curve_doubles_its_users_and_then_sets_rates(tmp_path, monkeypatch):
         values = {"window_start_s": 0.0, "window_stop_s": 100.0, "window_rule": "typed"}
         samples = {"output_tokens_by_s": [rate] * 10, **reading.columns(facts)}
         values |= {"window_reason": "", "law": cell.load.law, "load": cell.load.value}
-        return records.Record("serving", samples=samples, values=values)
+        return record.Record("serving", samples=samples, values=values)
 
     monkeypatch.setattr(sweep, "one", one)
     monkeypatch.setattr(sweep.server, "check", lambda *a, **k: {})

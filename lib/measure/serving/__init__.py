@@ -3,3 +3,7 @@
 `client` runs in a process of its own and keeps raw stamps; everything else that is said of a
 request is derived when its row is read. Nothing here imports torch.
 """
+
+from lib import modules_of
+
+__getattr__, __dir__ = modules_of(__name__, __path__)

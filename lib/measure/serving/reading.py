@@ -1,7 +1,7 @@
 """What a serving record says: every value is derived here from its samples, when it is read.
 
 A record (kind "serving") is one load of one server. Its samples hold a column for each fact of its
-requests (`lib.serving.timing.FACTS`), and the tokens that came in each second of its window.
+requests (`timing.FACTS`), and the tokens that came in each second of its window.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lib import stats
-from lib.records import Record
-from lib.serving import window as windows
-from lib.serving.arrivals import Load
-from lib.serving.timing import FACTS
-from lib.serving.window import Goodput, Limits, Tail, Window
+from lib.measure.serving import window as windows
+from lib.measure.serving.arrivals import Load
+from lib.measure.serving.timing import FACTS
+from lib.measure.serving.window import Goodput, Limits, Tail, Window
+from lib.records.record import Record
 from lib.stats import Estimate, exact, missing
 
 KIND = "serving"
@@ -44,7 +44,7 @@ def window(record: Record) -> Window:
 
 
 def tail(record: Record, figure: str, q: float) -> Tail:
-    """A percentile of a figure (`lib.serving.window.FIGURES`), failures beside it."""
+    """A percentile of a figure (`window.FIGURES`), failures beside it."""
     return windows.tail(facts(record), window(record), figure, q)
 
 
@@ -111,7 +111,7 @@ def idle_share(record: Record) -> Estimate:
 
 
 def mix(record: Record) -> dict[str, Any]:
-    """The amounts and the energy of a record's window, for `lib.serving.attribution.fit`."""
+    """The amounts and the energy of a record's window, for `attribution.fit`."""
     at = window(record)
     return {
         "energy_j": record.value("energy_j"),

@@ -1,4 +1,4 @@
-"""`python -m lib.serving.serve_check`: a trained model behind `transformers serve`, over loopback.
+"""A trained model behind `transformers serve`, over loopback: `make serve-check`.
 
 Starts the server, checks that it keeps lengths, loads it with one user, two users and a slow rate,
 and says what came of it. A smoke test of everything that a GPU would use, on a CPU.
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lib import records
-from lib.device import CpuDevice
-from lib.origins import files, find
-from lib.records import Record
-from lib.serving import reading, server, sweep, timing
-from lib.serving.arrivals import Lengths, Load
-from lib.serving.plan import Cell
-from lib.serving.server import EndpointError
+from lib.hardware.device import CpuDevice
+from lib.measure.serving import reading, server, sweep, timing
+from lib.measure.serving.arrivals import Lengths, Load
+from lib.measure.serving.plan import Cell
+from lib.measure.serving.server import EndpointError
+from lib.models.origin import files, find
+from lib.records import record
+from lib.records.record import Record
 
 # Slow enough for a small model on two processors.
 LOADS = (Load("closed", 1), Load("closed", 2), Load("fixed", 0.25))
@@ -81,7 +81,9 @@ def lines(rows: Sequence[Record]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 2 where the server cannot be started, 1 where a load failed."""
-    parser = argparse.ArgumentParser(prog="python -m lib.serving.serve_check", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.measure.serving.serve_check", description=__doc__
+    )
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--window-s", type=float, default=30.0)
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for line in lines(rows):
         sys.stderr.write(line + "\n")
-    return 1 if any(row.error for row in records.select(rows, reading.KIND)) else 0
+    return 1 if any(row.error for row in record.select(rows, reading.KIND)) else 0
 
 
 if __name__ == "__main__":

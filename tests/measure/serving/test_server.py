@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lib.serving import guard, kinds, plan, reading, server, sweep, timing
-from lib.serving.arrivals import Lengths, Load
-from lib.serving.kinds import Kind
-from lib.serving.plan import Cell
-from lib.serving.server import EndpointError
+from lib.measure.serving import guard, kinds, plan, reading, server, sweep, timing
+from lib.measure.serving.arrivals import Lengths, Load
+from lib.measure.serving.kinds import Kind
+from lib.measure.serving.plan import Cell
+from lib.measure.serving.server import EndpointError
 
 # A process with a child that does not listen to SIGTERM, as an engine's worker may not.
 STUBBORN = """

@@ -19,13 +19,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lib import gates, records, stats, windows
-from lib.records import Record, warning
-from lib.serving import attribution, kinds, metrics, plan, reading, server, timing
-from lib.serving import window as steady
-from lib.serving.arrivals import LEAST_ARRIVALS, LawCheck, Lengths, Load, check_law
-from lib.serving.plan import Cell, Endpoint
-from lib.serving.server import EndpointError
+from lib import stats
+from lib.hardware import validity
+from lib.measure.energy import windows
+from lib.measure.serving import attribution, kinds, metrics, plan, reading, server, timing
+from lib.measure.serving import window as steady
+from lib.measure.serving.arrivals import LEAST_ARRIVALS, LawCheck, Lengths, Load, check_law
+from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.server import EndpointError
+from lib.records import record, store
+from lib.records.record import Record, warning
 
 MOST_GAPS = 4000  # of a record, evenly over time; the trace has all
 BUSY_CLIENT = 0.7  # of one processor, above which the client itself may be late
@@ -72,7 +75,7 @@ def sweep(session: Session, cells: Iterable[Cell], *, idle_s: float = 10.0) -> l
     gone = ""
     for cell in cells:
         if gone:
-            rows.append(records.append(session.records_path, _failed(session, cell, gone)))
+            rows.append(store.append(session.records_path, _failed(session, cell, gone)))
             continue
         rows.append(one(session, cell))
         if rows[-1].error:
@@ -118,7 +121,7 @@ def curve(
 def mixes(
     loads: Sequence[Load], *, seed: int, warmup_s: float = 5.0, window_s: float = 22.0
 ) -> list[Cell]:
-    """Each load with each of SHAPES, in seeded order: the mixes of `lib.serving.attribution.fit`.
+    """Each load with each of SHAPES, in seeded order: the mixes of `attribution.fit`.
 
     Three loads make twelve: eight for the fit, four held out. Loads that leave the server idle for
     a part of the time tell what idling costs.
@@ -146,8 +149,8 @@ def one(session: Session, cell: Cell) -> Record:
     try:
         row = measure(session, cell)
     except (EndpointError, RuntimeError, OSError, ValueError) as error:
-        row = _failed(session, cell, records.first_line(error))
-    return records.append(session.records_path, row)
+        row = _failed(session, cell, record.first_line(error))
+    return store.append(session.records_path, row)
 
 
 def measure(session: Session, cell: Cell) -> Record:
@@ -245,7 +248,7 @@ def _idle(session: Session, idle_s: float) -> None:
     with device.power_trace(uuids=session.gpus) as trace:
         span = windows.idle(device, idle_s)
     lenient = ("temperature_drift", "clock_drift")
-    judged = gates.judge(trace, span.start_s, span.stop_s, lenient=lenient)
+    judged = validity.judge(trace, span.start_s, span.stop_s, lenient=lenient)
     if judged.mean_w is None:
         session.missing["idle_w"] = judged.reason
     else:
@@ -356,7 +359,7 @@ def _thinned(gaps: Sequence[float]) -> list[float]:
 
 def _energy(
     session: Session, outcome: _Outcome, at: steady.Window
-) -> tuple[dict[str, Any], dict[str, str], gates.Window | None]:
+) -> tuple[dict[str, Any], dict[str, str], validity.Window | None]:
     """Energy values of the window, what is missing and why, and the judged window."""
     if reason := session.device.missing.get("energy"):
         return {}, {"energy_j": reason}, None
@@ -364,8 +367,8 @@ def _energy(
         text = f"the window has {at.seconds:g} s; the counter needs {session.least_energy_s:g}"
         return {}, {"energy_j": text}, None
     edges = outcome.zero_s + at.start_s, outcome.zero_s + at.stop_s
-    judged = gates.judge(outcome.trace, *edges, idle_w=session.values.get("idle_w"))
-    values = {"gates": gates.as_dicts(judged.gates), "joules": judged.joules}
+    judged = validity.judge(outcome.trace, *edges, idle_w=session.values.get("idle_w"))
+    values = {"gates": validity.as_dicts(judged.gates), "joules": judged.joules}
     if judged.energy_j is None:
         return values, {"energy_j": judged.reason}, judged
     mean = {"energy_j": judged.energy_j, "mean_w": judged.mean_w, "estimator": judged.estimator}
@@ -375,10 +378,10 @@ def _energy(
 def _save(session: Session, outcome: _Outcome, slug: str) -> None:
     """The client's rows and the board's readings, both on the clock of the run."""
     session.folder.mkdir(parents=True, exist_ok=True)
-    records.write_trace(session.folder / f"requests-{slug}.jsonl.gz", outcome.rows)
+    store.write_trace(session.folder / f"requests-{slug}.jsonl.gz", outcome.rows)
     if outcome.trace:
         power = ({**row, "t_s": round(row["t_s"] - outcome.zero_s, 6)} for row in outcome.trace)
-        records.write_trace(session.folder / f"power-{slug}.jsonl.gz", power)
+        store.write_trace(session.folder / f"power-{slug}.jsonl.gz", power)
 
 
 def _warnings(
@@ -435,5 +438,5 @@ def _warnings(
     return warnings
 
 
-def _gate_warnings(judged: gates.Window | None) -> list[dict[str, str]]:
+def _gate_warnings(judged: validity.Window | None) -> list[dict[str, str]]:
     return [] if judged is None else [warning(g.code, g.text) for g in judged.failing("warn")]

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lib.serving import kinds, timing
-from lib.serving.stream import Stream, StreamError, usage_of
+from lib.measure.serving import kinds, timing
+from lib.measure.serving.stream import Stream, StreamError, usage_of
 
 
 def event(**fields) -> bytes:

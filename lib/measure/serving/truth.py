@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from lib.serving import timing
-from lib.serving.arrivals import Load, check_law
-from lib.serving.nullserver import TEXT
+from lib.measure.serving import timing
+from lib.measure.serving.arrivals import Load, check_law
+from lib.measure.serving.nullserver import TEXT
 
 Row = dict[str, Any]
 TTFT_LIMIT_S = 0.001  # median, at 20 requests a second; tests allow 5 ms on a busy machine

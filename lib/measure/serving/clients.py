@@ -1,7 +1,7 @@
 """A truth table of load generators: each is run against the null server and scored by its stamps.
 
-`python -m lib.serving.clients --venvs FOLDER --out TABLE.json` makes an environment for each client
-(they do not fit ours), runs every scenario, one after another, and writes the table. Loopback only.
+`make clients` makes an environment for each client, since they do not fit ours, runs every scenario
+one after another over loopback, and writes the table.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.host import cpu_name, today
-from lib.serving import nullserver, plan, truth
-from lib.serving.arrivals import Lengths, Load
-from lib.serving.nullserver import Behaviour
-from lib.serving.plan import Cell, Endpoint
+from lib.hardware.host import cpu_name, today
+from lib.measure.serving import nullserver, plan, truth
+from lib.measure.serving.arrivals import Lengths, Load
+from lib.measure.serving.nullserver import Behaviour
+from lib.measure.serving.plan import Cell, Endpoint
 
 MODEL = "null-model"  # a bare "null" is read as JSON's null by GuideLLM
 RATE = Load("poisson", 20)
@@ -358,7 +358,9 @@ def _changes(behaviour: Behaviour) -> Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m lib.serving.clients", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.measure.serving.clients", description=__doc__
+    )
     parser.add_argument("--venvs", type=Path, default=plan.ROOT / ".venv-clients")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=sorted(CLIENTS), default=list(CLIENTS))

@@ -1,6 +1,6 @@
 """Start a server, wait until it answers, and end it whatever happens; ask one that runs.
 
-A started server logs to a file and runs under `lib.serving.guard`: its whole process group ends
+A started server logs to a file and runs under `guard`: its whole process group ends
 when the block ends, and also when this process is killed.
 """
 
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.serving import kinds, plan, timing
-from lib.serving.client import SCHEMA
-from lib.serving.plan import Endpoint
+from lib.measure.serving import kinds, plan, timing
+from lib.measure.serving.client import SCHEMA
+from lib.measure.serving.plan import Endpoint
 
 GUARD = Path(__file__).with_name("guard.py")
 GRACE_S = 10.0
 CHECK_TOKENS = 4
-# What to do about each class of failure (lib.serving.client.CLASSES).
+# What to do about each class of failure (lib.measure.serving.client.CLASSES).
 FIXES = {
     "unreachable": "is the server started, and are host and port right?",
     "timeout": "the server is too slow or hangs; look at its log, or raise timeout_s",

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.prompts import exact_prompt
-from lib.serving import kinds
-from lib.serving.arrivals import Lengths, Load, offsets_s, ramp_s
-from lib.serving.client import LEAD_S, SCHEMA
+from lib.files import ROOT
+from lib.measure.serving import kinds
+from lib.measure.serving.arrivals import Lengths, Load, offsets_s, ramp_s
+from lib.measure.serving.client import LEAD_S, SCHEMA
+from lib.models.prompts import exact_prompt
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST_REQUESTS = 20_000
 TAIL_S = 1.0  # of arrivals after the window, so that its end is as loaded as the rest
 
@@ -126,7 +126,7 @@ def build(
     timeout_s: float = 60.0,
     connect_timeout_s: float = 5.0,
 ) -> dict[str, Any]:
-    """The plan of a cell (see `lib.serving.client`).
+    """The plan of a cell (see `client`).
 
     A closed loop gets as many requests as its users could finish if each took `shortest_s`, the
     time of a request on an idle server: it cannot run out.
@@ -193,7 +193,7 @@ def run(data: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     the client's message where it did not start; a client that dies leaves the rows up to then.
     """
     path, out = write(folder / "plan.json", data), folder / "client.jsonl"
-    command = [sys.executable, "-m", "lib.serving.client", str(path), str(out)]
+    command = [sys.executable, "-m", "lib.measure.serving.client", str(path), str(out)]
     limit_s = LEAD_S + data["limit_s"] + 60.0
     with (folder / "client.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
