@@ -27,7 +27,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve-check report merge compare bundle fit audit test lab lint lock clean
+.PHONY: help setup report merge compare bundle fit audit clients serve-check test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -40,7 +40,7 @@ py=$$(for p in python3 python3.13 python3.12 python3.11 python3.14 python "$(PYT
 endef
 
 help:  ## list the targets and variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PROFILE=demo|gpu|paper   what to measure (demo needs no GPU and no network)"
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
