@@ -343,8 +343,10 @@ def versions() -> dict[str, str | None]:
     """Versions of what computes; None where a package is not installed."""
     from importlib import metadata
 
-    found: dict[str, str | None] = {"python": sys.version.split()[0]}
-    for name in ("vllm", "torch", "transformers", "triton", "flashinfer-python"):
+    import vllm
+
+    found: dict[str, str | None] = {"python": sys.version.split()[0], "vllm": vllm.__version__}
+    for name in ("torch", "transformers", "triton", "flashinfer-python"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -547,6 +549,8 @@ def quant_methods(model: Any, *, experts: bool) -> Iterator[str]:
                 words.append(str(getattr(value, "value", value)))
             elif name == "experts_cls" and value is not None:
                 words.append(value.__name__)
+            elif name == "fp8_linear" and value is not None:
+                words.append(type(value).__name__)
         yield " ".join(words)
 
 

@@ -22,6 +22,7 @@ import subprocess
 import tempfile
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -296,12 +297,15 @@ def _how(code: int) -> str:
 
 
 def tail(path: Path, lines: int = LOG_LINES) -> str:
-    """The last lines of a log; what ended a process is usually there."""
+    """The last lines of a log, after the last errors above them: a core that dies takes others with
+    it, and the cause is what was said first."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         return f"(no log: {error})"
-    return "\n".join(text.splitlines()[-lines:]) or "(empty)"
+    raised = [re.search(r"\w*(?:Error|Exception): .*", line) for line in text[:-lines]]
+    causes = dict.fromkeys(found.group() for found in raised if found)
+    return "\n".join([*list(causes)[-3:], *text[-lines:]]) or "(empty)"
 
 
 # --- the stack ---------------------------------------------------------------------------------
@@ -360,7 +364,7 @@ class VllmEngine:
         self._prompts: dict[int, tuple[int, Any]] = {}
         self._count, self._compiled = 0, None
         try:
-            self.form = form_in_use(self.started["worker"]["parameter_bytes"], self.plan)
+            self.form = form_in_use(self.started["worker"], self.plan)
             require(self.started, settings, self.form)
             self._something_compiled()
             self._memory = self.process.ask("memory", CALL_LIMIT_S)
@@ -641,22 +645,28 @@ def logged_s(log: Path) -> dict[str, float | None]:
 # --- what an engine must be --------------------------------------------------------------------
 
 
-def form_in_use(parts: Mapping[str, Mapping[str, int]], tensors: Sequence[draws.Draw]) -> str:
-    """What the weights are held in, by bytes counted in the worker: never by what was asked.
+def form_in_use(worker: Mapping[str, Any], tensors: Sequence[draws.Draw]) -> str:
+    """What the weights are held in, as the worker shows it: never by what was asked.
 
     A mixture is named by its experts, which hold nearly all of it; a dense model by what lies
-    between embeddings and output matrix.
+    between embeddings and output matrix. Where no layer is quantised, the dtype of most bytes;
+    elsewhere bits a value, counted in the worker's memory (padding and biases included).
     """
     experts = [draw for draw in tensors if ".experts." in draw.name]
-    part = "experts" if experts else "rest"
+    methods = worker["experts"] if experts else worker["linear"]
+    parts = worker["parameter_bytes"]
+    if all(name.startswith("Unquantized") for name in methods):
+        sizes = Counter()
+        for part in parts.values():
+            sizes.update(part)
+        return sizes.most_common(1)[0][0]
     named = experts or [d for d in tensors if not re.search("embed|lm_head", d.name)]
     values = sum(math.prod(draw.shape) for draw in named)
-    bits = 8 * sum(parts.get(part, {}).values()) / values
+    held = parts.get("experts" if experts else "rest", {})
+    bits = 8 * sum(held.values()) / values
     if bits < 6:
         return "mxfp4"
-    if bits < 10:
-        return "fp8"
-    return max(parts[part], key=parts[part].get)
+    return "fp8" if bits < 10 else max(held, key=held.get)
 
 
 def require(started: Mapping[str, Any], settings: Settings, form: str) -> None:
@@ -781,18 +791,23 @@ def distinct_experts(routed: Sequence, context: int) -> list[float]:
     """Distinct experts a decode step, the mean over layers: one number for each step.
 
     `routed` holds for each sequence the choices (tokens, layers, k) of prompt and new tokens. A
-    decode step reads the experts that any sequence of the batch chose for its token.
+    decode step reads the experts that any sequence of the batch chose for its token. Raises where
+    a token has one expert twice: then nothing was captured.
     """
     steps = min(len(choices) for choices in routed) - context
-    layers = range(len(routed[0][0]))
-    return [
-        sum(
-            len({e for choices in routed for e in choices[context + step][layer]})
-            for layer in layers
-        )
-        / len(layers)
-        for step in range(steps)
-    ]
+    means = []
+    for place in range(context, context + steps):
+        layers = zip(*(choices[place] for choices in routed), strict=True)
+        counts = []
+        for chosen in layers:
+            if any(len(set(one)) != len(one) for one in chosen):
+                raise EngineError(
+                    "vLLM does not capture the experts' choice with these kernels: an expert came "
+                    "twice for one token; trace with others (moe_backend)"
+                )
+            counts.append(len({expert for one in chosen for expert in one}))
+        means.append(sum(counts) / len(counts))
+    return means
 
 
 # --- the gate ----------------------------------------------------------------------------------
