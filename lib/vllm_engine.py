@@ -400,7 +400,7 @@ class Inspect:
         weights = sys.modules.get("vllm_weights")
         compilation = self.vllm_config.compilation_config
         return {
-            "parameter_bytes": bytes_by_part(model.named_parameters()),
+            "parameter_bytes": bytes_by_part(model),
             "attention": sorted(set(attention_backends(model))),
             "linear": dict(Counter(quant_methods(model, experts=False))),
             "experts": dict(Counter(quant_methods(model, experts=True))),
@@ -414,10 +414,10 @@ class Inspect:
         """Bytes of weights and of the cache that is reserved, each storage once."""
         import torch
 
-        model = self.model_runner.get_model()
+        parts = bytes_by_part(self.model_runner.get_model())
         caches = tensors_in(getattr(self.model_runner, "kv_caches", []))
         found: dict[str, Any] = {
-            "weights_bytes": storage_bytes([*model.parameters(), *model.buffers()]),
+            "weights_bytes": sum(sum(part.values()) for part in parts.values()),
             "cache_reserved_bytes": storage_bytes(caches),
             "allocated_bytes": None,
             "reserved_bytes": None,
@@ -498,16 +498,23 @@ class Inspect:
         return before
 
 
-def tensors_in(value: Any) -> Iterator[Any]:
-    """Tensors in nested lists, tuples and dicts."""
+def tensors_in(value: Any, depth: int = 6, seen: set[int] | None = None) -> Iterator[Any]:
+    """Tensors in nested containers, and in plain objects that wrap them; not in modules."""
+    seen = set() if seen is None else seen
+    if depth < 0 or id(value) in seen or isinstance(value, type) or callable(value):
+        return
+    seen.add(id(value))
     if hasattr(value, "untyped_storage"):
         yield value
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from tensors_in(one)
+        return
+    if isinstance(value, dict):
+        inner: Any = value.values()
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from tensors_in(one)
+        inner = value
+    else:
+        inner = vars(value).values() if hasattr(value, "__dict__") else ()
+    for one in inner:
+        yield from tensors_in(one, depth - 1, seen)
 
 
 def storage_bytes(tensors: Any) -> int:
@@ -516,17 +523,36 @@ def storage_bytes(tensors: Any) -> int:
     return sum(storages.values())
 
 
-def bytes_by_part(named: Any) -> dict[str, dict[str, int]]:
-    """Bytes by dtype of the experts' weights, of embeddings and output matrix, and of the rest."""
+def bytes_by_part(model: Any) -> dict[str, dict[str, int]]:
+    """Bytes by dtype of the experts' weights, of embeddings and output matrix, and of the rest.
+
+    Parameters and buffers, and what a layer of experts holds elsewhere: some kernels take the
+    weights out of the parameters into wrappers of their own. Each storage is counted once.
+    """
     parts: dict[str, Counter[str]] = {}
-    for name, parameter in named:
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        method = getattr(module, "quant_method", None)
+        if is_of_experts(method):
+            held += tensors_in([vars(module), vars(method)])
         part = "rest"
-        if ".experts." in name:
+        if "experts" in path.split("."):
             part = "experts"
-        elif any(word in name for word in ("embed", "lm_head")):
+        elif any(word in path for word in ("embed", "lm_head")):
             part = "embeddings"
-        parts.setdefault(part, Counter())[plain(parameter.dtype)] += parameter.nbytes
+        for tensor in held:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                counted = parts.setdefault(part, Counter())
+                counted[plain(tensor.dtype)] += storage.nbytes()
     return {part: dict(counted) for part, counted in parts.items()}
+
+
+def is_of_experts(method: Any) -> bool:
+    """Whether a way to hold weights, by vLLM's class, is one of a mixture's experts."""
+    return "MoE" in type(method).__name__
 
 
 def attention_backends(model: Any) -> Iterator[str]:
@@ -541,7 +567,7 @@ def quant_methods(model: Any, *, experts: bool) -> Iterator[str]:
     """How each linear layer, or each layer's experts, holds its weights, and by which kernels."""
     for module in model.modules():
         method = getattr(module, "quant_method", None)
-        if method is None or ("MoE" in type(method).__name__) != experts:
+        if method is None or is_of_experts(method) != experts:
             continue
         words = [type(method).__name__]
         for name, value in sorted(vars(method).items()):

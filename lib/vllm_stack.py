@@ -36,22 +36,25 @@ from lib.records import KEY_FIELDS, Record
 
 STACK = "vllm"
 DUMMY = "dummy"  # vLLM's own placeholder weights: they collapse the routing of a mixture
+WEIGHTS = ("random", "checkpoint", DUMMY)
 FORMS = ("bfloat16", "mxfp4", "fp8")
 START_LIMIT_S, CALL_LIMIT_S, STOP_LIMIT_S = 900.0, 600.0, 20.0
 LOG_LINES = 15
 KEPT_PROMPTS = 8
+MOST_WARMUP_CALLS = 12
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 SAMPLED_IDS = 128  # as many as vLLM gives log-probabilities of in one request
 _OURS = ("vllm_engine.py", "vllm_weights.py", "draws.py")
-# What vLLM tells of its start in its log alone: seconds.
+# What vLLM tells of its start in its log alone: seconds, and the bytes of the model.
 _LOGGED = {
+    "model_gib": r"Model loading took ([\d.]+) GiB",
     "load_s": r"Model loading took .*? and ([\d.]+) seconds",
     "compile_s": r"torch\.compile (?:took|takes) ([\d.]+) s in total",
     "capture_s": r"Graph capturing finished in ([\d.]+) secs",
     "init_s": r"init engine \(.*?\) took ([\d.]+) (?:s\b|seconds)",
 }
 # A process that was started for this interpreter must not lend its paths to another one.
-_DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP")
+_DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP", "VLLM_PYTHON")
 
 
 class EngineError(RuntimeError):
@@ -90,14 +93,16 @@ class Settings:
     """What an engine is started with; None is vLLM's own choice, which the rows then name.
 
     `form` is what the weights are asked to be held in: bfloat16, mxfp4 (a mixture's experts, as
-    gpt-oss is published) or fp8 (vLLM's online quantisation). `weights` is random (drawn by name)
-    or dummy. `max_model_len` counts prompt and new tokens of the longest sequence.
+    gpt-oss is published) or fp8 (vLLM's online quantisation). `weights` is random (drawn by name),
+    dummy, or checkpoint, of the folder named so. `max_model_len` counts prompt and new tokens of
+    the longest sequence.
     """
 
     max_model_len: int
     max_num_seqs: int
     form: str = "bfloat16"
     weights: str = "random"
+    checkpoint: str | None = None
     seed: int = 0
     max_num_batched_tokens: int | None = None
     gpu_memory_utilization: float = 0.9
@@ -109,8 +114,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise EngineError(f"unknown form {self.form!r} of weights; use one of {list(FORMS)}")
-        if self.weights not in ("random", DUMMY):
-            raise EngineError(f"unknown weights {self.weights!r}; use random or {DUMMY}")
+        if self.weights not in WEIGHTS:
+            raise EngineError(f"unknown weights {self.weights!r}; use one of {list(WEIGHTS)}")
+        if (self.weights == "checkpoint") != bool(self.checkpoint):
+            raise EngineError("weights of a checkpoint need its folder, and no others do")
 
 
 @dataclass
@@ -170,7 +177,7 @@ def lay_out(folder: Path) -> Path:
 def environment(folder: Path) -> dict[str, str]:
     """The environment of vLLM's interpreter: no telemetry, no hub, our folder on its path."""
     kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
-    path = [str(folder), *filter(None, [os.environ.get("VLLM_PYTHONPATH")])]
+    path = [str(folder), *filter(None, [kept.pop("VLLM_PYTHONPATH", None)])]
     return kept | {
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
@@ -355,12 +362,10 @@ class VllmEngine:
         after = _used_bytes(device)
         self.used_bytes = None if None in (before, after) else after - before
         self.vocab_size = config.get_text_config(decoder=True).vocab_size
-        self.source = {
-            **(source or {}),
-            "loaded_dtype": settings.form,
-            "draws": draws.digest(self.plan, settings.seed),
-            "draws_generator": draws.GENERATOR,
-        }
+        self.source = {**(source or {}), "loaded_dtype": settings.form}
+        if settings.weights == "random":
+            self.source["draws"] = draws.digest(self.plan, settings.seed)
+            self.source["draws_generator"] = draws.GENERATOR
         self._prompts: dict[int, tuple[int, Any]] = {}
         self._count, self._compiled = 0, None
         try:
@@ -379,7 +384,7 @@ class VllmEngine:
         worker = self.started["worker"]
         base = dict.fromkeys(KEY_FIELDS) | {
             "model": self.name,
-            "weights": "random" if self.settings.weights == "random" else "random-dummy",
+            "weights": "random-dummy" if self.settings.weights == DUMMY else self.settings.weights,
             "dtype": self.form,
             "stack": STACK,
             "experts": ", ".join(worker["experts"]) or "none",
@@ -505,14 +510,14 @@ class VllmEngine:
         Bytes: weights, cache reserved, cache used (by the fullest call so far), and what the board
         has in use more than before the start.
         """
-        seconds = logged_s(self.folder / "vllm.log")
+        told = logged(self.folder / "vllm.log")
         stamps = dict(self.started["stamps"])
         memory = self._memory
         values = {
             "start_s": self.start_s,
             "import_s": stamps["imported"] - stamps["start"],
             "engine_start_s": stamps["ready"] - stamps["imported"],
-            **{name: value for name, value in seconds.items() if value is not None},
+            **told,
             **{n: memory[n] for n in ("weights_bytes", "cache_reserved_bytes") if n in memory},
             "cache_used_bytes": self.cache_bytes(self._share),
             "used_bytes": self.used_bytes,
@@ -527,6 +532,7 @@ class VllmEngine:
             "compile_s": "vLLM's log does not say: nothing was compiled, or it came from its cache",
             "capture_s": "vLLM's log does not say: nothing was captured",
             "init_s": "vLLM's log does not say",
+            "model_bytes": "vLLM's log does not say",
         }
         return Record(
             "engine",
@@ -584,9 +590,10 @@ def arguments_of(
     config: Mapping[str, Any], tensors: Sequence[draws.Draw], settings: Settings, folder: Path
 ) -> dict[str, Any]:
     """The arguments of vLLM's EngineArgs; writes the model's folder and the plan of its weights."""
-    model = folder / f"model-{settings.form}"
-    model.mkdir(parents=True, exist_ok=True)
-    (model / "config.json").write_text(json.dumps(config))
+    model = Path(settings.checkpoint or folder / f"model-{settings.form}")
+    if not settings.checkpoint:
+        model.mkdir(parents=True, exist_ok=True)
+        (model / "config.json").write_text(json.dumps(config))
     arguments: dict[str, Any] = {
         "model": str(model),
         "skip_tokenizer_init": True,
@@ -600,7 +607,9 @@ def arguments_of(
         "enforce_eager": settings.enforce_eager,
         "worker_extension_cls": "vllm_engine.Inspect",
     }
-    if settings.weights == DUMMY:
+    if settings.weights == "checkpoint":
+        arguments["load_format"] = "safetensors"
+    elif settings.weights == DUMMY:
         arguments["load_format"] = DUMMY
     else:
         path = folder / "draws.json"
@@ -635,11 +644,14 @@ def config_of(config: Any, architecture: str, settings: Settings) -> dict[str, A
     return data
 
 
-def logged_s(log: Path) -> dict[str, float | None]:
-    """Seconds of loading, compiling, capturing and all of vLLM's set-up, as its log tells them."""
+def logged(log: Path) -> dict[str, float | None]:
+    """Seconds of loading, compiling, capturing and all of vLLM's set-up, and `model_bytes` that the
+    loading took, as its log tells them."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     found = {name: re.findall(pattern, text) for name, pattern in _LOGGED.items()}
-    return {name: float(values[-1]) if values else None for name, values in found.items()}
+    last = {name: float(values[-1]) if values else None for name, values in found.items()}
+    gib = last.pop("model_gib")
+    return last | {"model_bytes": None if gib is None else round(gib * 2**30)}
 
 
 # --- what an engine must be --------------------------------------------------------------------
@@ -664,6 +676,8 @@ def form_in_use(worker: Mapping[str, Any], tensors: Sequence[draws.Draw]) -> str
     values = sum(math.prod(draw.shape) for draw in named)
     held = parts.get("experts" if experts else "rest", {})
     bits = 8 * sum(held.values()) / values
+    if bits < 4:
+        return f"an unknown form ({bits:.1f} bits a value found)"
     if bits < 6:
         return "mxfp4"
     return "fp8" if bits < 10 else max(held, key=held.get)
@@ -726,26 +740,25 @@ def arm(
     repeats: int,
     env_id: str | None,
     kind: str = "latency",
-    warmup_calls: int = 2,
+    most_warmup_calls: int = MOST_WARMUP_CALLS,
     warnings_of: Callable[[Sequence[float]], list] = lambda samples: [],
 ) -> Record:
     """One arm: warm up its shape, then `repeats` timed calls of exactly `new_tokens` tokens each.
 
     samples: `ttft_s` for one new token, `e2e_s` otherwise; `engine_s`, the same by the engine's own
-    clock; `warmup_s`. A call in which something was compiled or captured fails the row.
+    clock; `warmup_s`. A timed call in which something was compiled or captured fails the row.
     """
     batch, context = len(ids), len(ids[0])
     shape = {"batch": batch, "context": context, "new_tokens": new_tokens}
     try:
-        warmup = [time_call(engine, ids, new_tokens) for _ in range(warmup_calls)]
-        prepare_s = [out.prepare_s for _, out in warmup]
+        warmup = warm_up(engine, ids, new_tokens, most_warmup_calls)
         calls = []
         for _ in range(repeats):
             seconds, out = time_call(engine, ids, new_tokens)
             if out.prepare_s:
                 raise EngineError(
-                    "vLLM compiled or captured inside a timed call: warm this shape up with more "
-                    f"calls (now {warmup_calls})"
+                    "vLLM compiled or captured inside a timed call, after "
+                    f"{len(warmup)} calls that warmed this shape up; measure it again"
                 )
             calls.append((seconds, out))
     except EngineError as error:
@@ -760,17 +773,22 @@ def arm(
     sizes, missing = computed(
         decode_bytes=lambda: engine.card.decode_bytes(context + new_tokens // 2, batch)
     )
+    share = max(t["cache_share"] for t in told)
+    if not share:
+        missing["cache_used_bytes"] = (
+            "sequences that end with their first token were gone when asked"
+        )
     values = {
         **engine.values,
         **sizes,
-        "prepare_s": sum(prepare_s),
+        "prepare_s": sum(prepare_s for _, prepare_s in warmup),
         "steps": max(t["steps"] for t in told),
         "waiting_peak": max(t["waiting"] for t in told),
         "running_peak": max(t["running"] for t in told),
         "preempted": 0,
         "prefix_queries": sum(t["prefix_queries"] for t in told),
         "prefix_hits": 0,
-        "cache_used_bytes": engine.cache_bytes(max(t["cache_share"] for t in told)),
+        "cache_used_bytes": engine.cache_bytes(share),
     }
     return Record(
         kind,
@@ -785,6 +803,21 @@ def arm(
         warnings=tuple(warnings_of(samples_s)),
         env_id=env_id,
     )
+
+
+def warm_up(engine: VllmEngine, ids: Any, new_tokens: int, most: int) -> list[tuple[float, float]]:
+    """Calls until nothing was compiled or captured in two of them in a row: (seconds, those of them
+    in a call that compiled). Sequences of a batch arrive in other groups each time, and some
+    kernels are compiled for each size of a group."""
+    calls: list[tuple[float, float]] = []
+    while len(calls) < 2 or any(prepare_s for _, prepare_s in calls[-2:]):
+        if len(calls) == most:
+            raise EngineError(
+                f"vLLM still compiles after {most} calls of this shape; it is never warm"
+            )
+        seconds, out = time_call(engine, ids, new_tokens)
+        calls.append((seconds, out.prepare_s))
+    return calls
 
 
 def distinct_experts(routed: Sequence, context: int) -> list[float]:

@@ -85,6 +85,8 @@ class Engine:
             answer({"op": "memory"})
         if self.how == "compiles" and self.calls > 2:
             self.compiled += 1
+        if self.how == "compiles-at-first" and self.calls in (1, 3):
+            self.compiled += 1
         if stream:
             for place in range(new_tokens):
                 answer({"token": place + 1})

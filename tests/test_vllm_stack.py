@@ -241,9 +241,13 @@ def test_fp8_and_dummy_and_vllms_own_choices(tmp_path):
     assert "compilation_config" not in dummy and "max_num_batched_tokens" not in dummy
     assert made(max_num_batched_tokens=8192)["max_num_batched_tokens"] == 8192
     assert made(more={"kv_cache_dtype": "fp8"})["kv_cache_dtype"] == "fp8"
+    real = made(weights="checkpoint", checkpoint="some/folder")
+    assert real["model"] == "some/folder" and real["load_format"] == "safetensors"
     for wrong in ({"form": "int3"}, {"weights": "trained"}):
         with pytest.raises(EngineError, match="unknown"):
             made(**wrong)
+    with pytest.raises(EngineError, match="need its folder"):
+        made(weights="checkpoint")
 
 
 EXPERTS = [
@@ -262,6 +266,7 @@ DENSE = [
         ({"bfloat16": 8000}, "UnquantizedFusedMoEMethod TRITON", "bfloat16"),
         ({"bfloat16": 8000}, "Mxfp4MoEMethod", "bfloat16"),  # named so, and holding 16 bits
         ({"uint8": 2125, "bfloat16": 100}, "Mxfp4MoEMethod MARLIN", "mxfp4"),
+        ({"float32": 20}, "Mxfp4MoEMethod", "an unknown form (0.0 bits a value found)"),
         ({"float8_e4m3fn": 4000, "float32": 16}, "Fp8MoEMethod", "fp8"),
     ],
 )
@@ -305,7 +310,20 @@ def test_a_compilation_in_a_timed_call_fails_the_row(tmp_path):
     with start(tmp_path, "compiles") as engine:
         row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.samples == {} and "compiled or captured inside a timed call" in row.error
-    assert "(now 2)" in row.error
+    assert "after 2 calls" in row.error
+
+
+def test_a_shape_is_warmed_up_until_two_calls_compile_nothing(tmp_path):
+    """The first and the third call compile, so that the fifth is the last to warm up."""
+    with start(tmp_path, "compiles-at-first") as engine:
+        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        assert len(row.samples["warmup_s"]) == 5 and len(row.samples["e2e_s"]) == 2
+        assert row.values["prepare_s"] == pytest.approx(0.002)
+    with start(tmp_path, "compiles") as engine:
+        for _ in range(3):
+            engine(IDS, 3)
+        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e", most_warmup_calls=4)
+    assert "still compiles after 4 calls" in row.error
 
 
 def test_a_queued_sequence_fails_the_row(tmp_path):
@@ -343,9 +361,10 @@ def test_seconds_are_read_from_the_log(tmp_path):
         "INFO [core.py] init engine (profile, create kv cache, warmup model) took 40.25 s "
         "(compilation: 21.50 s)\n"
     )
-    found = vllm_stack.logged_s(log)
-    assert found == {"load_s": 6.25, "compile_s": 21.5, "capture_s": 4.0, "init_s": 40.25}
-    assert set(vllm_stack.logged_s(tmp_path / "none").values()) == {None}
+    found = vllm_stack.logged(log)
+    seconds = {"load_s": 6.25, "compile_s": 21.5, "capture_s": 4.0, "init_s": 40.25}
+    assert found == seconds | {"model_bytes": 39 * 2**30}
+    assert set(vllm_stack.logged(tmp_path / "none").values()) == {None}
 
 
 def test_the_end_of_a_log_leads_with_the_cause(tmp_path):
