@@ -492,7 +492,7 @@ class VllmEngine:
     def _speed(self) -> dict[str, Any]:
         worker = self.started["worker"]
         return {
-            **{f"engine_{n}": v for n, v in self.started["versions"].items()},
+            **{f"engine_{n}": v or "none" for n, v in self.started["versions"].items()},
             **{f"engine_{n}": v for n, v in self.started["settings"].items()},
             "engine_linear": ", ".join(worker["linear"]),
             "engine_experts": ", ".join(worker["experts"]) or None,

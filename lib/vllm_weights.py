@@ -29,11 +29,16 @@ def register() -> None:
 
     vLLM's own core and workers outlive a parent that is killed, and hold the GPU's memory.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     from vllm.model_executor.model_loader import register_model_loader
 
     register_model_loader(LOAD_FORMAT)(loader_class())
+
+
+def end_with_parent() -> None:
+    """Have the system kill this process when the one above it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def loader_class() -> type:

@@ -1,11 +1,14 @@
 """A process that answers as the engine does, or misbehaves as it might: `fake_vllm.py HOW`.
 
-It has the real guard and the real lines; only what vLLM would do is made up.
+It has the real guard and the real lines; only what vLLM would do is made up, or, where HOW is a
+file, what a real engine answered.
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -98,6 +101,30 @@ class Engine:
         return {"tokens": tokens, "start_s": 5.0, "stop_s": 5.001, "scheduler": scheduler}
 
 
+class Replay:
+    """Answers of a recorded exchange, each op in its own order; another request is an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.left: dict[str, list] = {}
+        for line in gzip.decompress(path.read_bytes()).splitlines():
+            entry = json.loads(line)
+            self.left.setdefault(entry["ask"].pop("op"), []).append(entry)
+
+    def __getattr__(self, op: str):
+        def answered(answer, **request):
+            entry = self.left[op].pop(0)
+            asked = entry["ask"]
+            for one in (request, asked):  # numbers and folders may differ
+                one.pop("number", None)
+                for name in ("model", "model_loader_extra_config"):
+                    one.get("arguments", {}).pop(name, None)
+            if request != asked:
+                raise ValueError(f"recorded {str(asked)[:300]}, asked {str(request)[:300]}")
+            return entry["answer"]
+
+        return answered
+
+
 def main(how: str) -> None:
     """Serve under the guard, or start a child that would stay behind and then serve."""
     answers, lifeline = int(sys.argv[2]), int(sys.argv[3])
@@ -114,7 +141,8 @@ def main(how: str) -> None:
             print("child", child.pid, flush=True)
     if how == "prints":
         print('{"op": "start"}\nnot an answer', flush=True)
-    vllm_engine.serve(vllm_engine.answering(answers), Engine(how))
+    made = Replay(Path(how)) if how.endswith(".gz") else Engine(how)
+    vllm_engine.serve(vllm_engine.answering(answers), made)
 
 
 if __name__ == "__main__":

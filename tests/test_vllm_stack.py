@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import vllm_stack
+from lib import draws, vllm_stack
 from lib.draws import Draw, Law
 from lib.models import card
 from lib.origins import config_of, find
@@ -343,6 +344,45 @@ def test_the_start_is_told_by_its_parts_and_memory_in_columns(engine):
     }  # fmt: skip
     vllm_stack.arm(engine, IDS, new_tokens=3, repeats=1, env_id="e")
     assert engine.start_row("e").values["cache_used_bytes"] == 250
+
+
+RECORDED = (121943, 58445, 91410, 129349, 162728, 101262, 48600, 121560)
+EXCHANGE = Path(__file__).with_name("data") / "vllm-exchange.jsonl.gz"
+
+
+def test_what_a_real_engine_answered_is_read_as_it_was_meant(tmp_path):
+    """vLLM 0.25.1 with gpt-oss-20b on an H100: its start, a prefill that was compared with our net,
+    one token and 64 tokens at 2,048. The requests are what they were, prompts included."""
+    engine = VllmEngine(
+        "gpt-oss-20b",
+        config_of(find("gpt-oss-20b")),
+        card("gpt-oss-20b"),
+        Settings(2304, 64, max_num_batched_tokens=8192, gpu_memory_utilization=0.94),
+        folder=tmp_path,
+        python=sys.executable,
+        command=[sys.executable, str(FAKE), str(EXCHANGE)],
+        start_limit_s=30,
+    )
+    with engine:
+        assert engine.form == "bfloat16"
+        assert engine.key()["attention"] == "FLASH_ATTN"
+        assert engine.key()["experts"] == "UnquantizedFusedMoEMethod TritonExperts TRITON"
+        worker = engine.started["worker"]
+        assert worker["loaded"]["values"] == sum(math.prod(d.shape) for d in engine.plan)
+        assert worker["loaded"]["digest"] == draws.digest(engine.plan, 0)
+        short = vllm_stack.prompt_ids(engine, 128, seed=0)
+        found = engine.logprobs(short, [list(RECORDED)])
+        assert len(found) == 8 and all(-20 < value < -5 for value in found)
+        ids = vllm_stack.prompt_ids(engine, 2048, seed=0)
+        first = vllm_stack.arm(engine, ids, new_tokens=1, repeats=6, env_id="e")
+        # The first call compiled a kernel, so that a third one warmed up.
+        assert len(first.samples["warmup_s"]) == 3 and first.values["prepare_s"] > 0.01
+        assert all(0.040 < seconds < 0.050 for seconds in first.samples["engine_s"])
+        assert "cache_used_bytes" in first.missing
+        whole = vllm_stack.arm(engine, ids, new_tokens=64, repeats=7, env_id="e")
+        assert whole.error is None and len(whole.samples["engine_s"]) == 7
+        assert whole.values["steps"] == 64 and whole.values["prefix_queries"] == 0
+        assert 5e7 < whole.values["cache_used_bytes"] < 6e7
 
 
 def test_engines_that_differ_in_speed_have_other_names(tmp_path):
