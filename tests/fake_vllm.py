@@ -80,7 +80,7 @@ class Engine:
         if self.how == "dies":
             print("ERROR CUDA error: out of memory", flush=True)
             os._exit(7)
-        if self.how == "hangs":
+        if self.how in ("hangs", "children"):
             time.sleep(3600)
         if self.how == "babbles":
             os.write(int(sys.argv[2]), b"INFO warming up\n")

@@ -126,6 +126,16 @@ def test_norms_stay_at_one_and_nothing_else_stays_at_zero():
     assert laws["model.layers.0.mlp.router.bias"] == NORMAL
 
 
+def test_a_norm_that_stores_its_scale_minus_one_stays_at_zero():
+    config = AutoConfig.for_model(
+        "gemma", num_hidden_layers=1, hidden_size=32, intermediate_size=16, vocab_size=64,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+    )  # fmt: skip
+    net, laws = draws.build(config, "float32", "cpu")
+    assert "model.norm.weight" in draws.fill_net(net, laws, 0)
+    assert not net.model.norm.weight.any() and net.model.layers[0].mlp.up_proj.weight.any()
+
+
 def test_a_net_and_a_plan_give_the_same_weights():
     net, laws = draws.build(tiny(), "bfloat16", "cpu")
     draws.fill_net(net, laws, 3)

@@ -152,12 +152,17 @@ def test_nothing_is_left_behind(tmp_path):
 
 
 def test_everything_ends_with_a_parent_that_is_killed(tmp_path):
+    """In the middle of a call, so that the engine does not see its input end."""
     code = f"""if True:
-        import sys, time
+        import sys, threading, time
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
         from pathlib import Path
         from test_vllm_stack import start
         engine = start(Path({str(tmp_path)!r}), "children")
+        threading.Thread(target=engine, args=([[1, 2]], 2), daemon=True).start()
+        while len(engine._prompts) == 0:
+            time.sleep(0.01)
+        time.sleep(0.2)
         print(engine.process.popen.pid, flush=True)
         time.sleep(60)
     """
