@@ -28,9 +28,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lib import draws, vllm_weights
+from lib import draws, gate, vllm_weights
 from lib.card import computed
-from lib.gate import MOST, NOISE, GateError, relative_errors, tolerance
 from lib.prompts import exact_prompt
 from lib.records import KEY_FIELDS, Record
 
@@ -846,56 +845,80 @@ def distinct_experts(routed: Sequence, context: int) -> list[float]:
 # --- the gate ----------------------------------------------------------------------------------
 
 
-def routers_biases(net: Any) -> list[str]:
-    """Names of the biases of routers (one value an expert), in the order of the layers."""
+def barred(net: Any, chosen: int, *, seed: int) -> dict[str, list[float]]:
+    """Biases with which every router of a net chooses the same `chosen` experts, by name.
+
+    The values that `lib.experts.pinned` gives the net itself, for `VllmEngine.pinned`.
+    """
     from lib import experts
 
-    wanted = {id(bias): None for bias in experts.biases(net)}
-    return [name for name, parameter in net.named_parameters() if id(parameter) in wanted]
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    biases = experts.biases(net)
+    with experts.pinned(net, chosen, seed=seed):
+        return {names[id(bias)]: bias.float().tolist() for bias in biases}
+
+
+def look(
+    found: Any, expected: Any, again: Any, *, dtype: str, layers: int, how: str = ""
+) -> gate.Look:
+    """How far logits (batch, steps, vocabulary) of the engine are from those of our own net.
+
+    `expected` are the net's along the same continuation, `again` the net's in another batch, which
+    only changes the order of sums. Measures and tolerance are those of `lib.gate`.
+    """
+    errors = gate.relative_errors(found, expected).mean(0).tolist()
+    floor = gate.relative_errors(again, expected).mean().item()
+    allowed = min(gate.MOST, max(gate.tolerance(dtype, layers), gate.NOISE * floor))
+    same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
+    return gate.Look(errors, floor, allowed, same, how)
 
 
 def gate_row(
     engine_key: Mapping[str, Any],
-    found: Any,
-    expected: Any,
-    again: Any,
+    seen: gate.Look,
     *,
-    dtype: str,
-    layers: int,
+    free: gate.Look | None = None,
+    pinned_experts: int = 0,
     values: Mapping[str, Any],
     env_id: str | None,
-    how: str = "",
 ) -> Record:
-    """Compare logits (batch, steps, vocabulary) of the engine with those of our own net.
+    """The `gate` row of looks that passed, as `lib.gate.row` writes it; raises GateError if not.
 
-    `expected` are the net's along the same continuation, `again` the same of the net in another
-    batch, which only changes the order of sums. Raises GateError beyond what rounding explains; the
-    measures and the tolerance are those of `lib.gate`.
+    `seen` is the look with pinned routers where there are any to pin, `free` the one with routers
+    that choose as they like.
     """
-    errors = relative_errors(found, expected).mean(0).tolist()
-    itself = relative_errors(again, expected).mean(0).tolist()
-    floor, mean = sum(itself) / len(itself), sum(errors) / len(errors)
-    allowed = min(MOST, max(tolerance(dtype, layers), NOISE * floor))
-    same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
-    if not mean <= allowed:  # not a number fails too
-        raise GateError(
-            f"vLLM's logits differ from those of our net on the same weights by {mean:.2%} of "
-            f"their norm{how} where rounding explains {allowed:.2%}: its times are not shown"
-        )
+    for one in filter(None, (seen, free)):
+        if not one.passed:
+            raise gate.GateError(
+                f"vLLM's logits differ from those of our net on the same weights by {one.text}: "
+                "its times are not shown"
+            )
+    told, samples = {**seen.values, "pinned_experts": pinned_experts}, {}
+    if free:
+        told |= {f"free_{name}": value for name, value in free.values.items()}
+        samples["free_error"] = free.errors
     return Record(
         "gate",
-        dict(engine_key) | {"new_tokens": len(errors)},
-        samples={"relative_error": errors},
-        values={
-            **values,
-            "mean_error": mean,
-            "max_error": max(errors),
-            "floor_error": floor,
-            "allowed_error": allowed,
-            "same_choice": same,
-        },
+        dict(engine_key) | {"new_tokens": len(seen.errors)},
+        samples={"relative_error": seen.errors, **samples},
+        values={**values, **told},
         env_id=env_id,
     )
+
+
+def sampled_errors(sampled: Mapping[str, Any], logits: Any) -> Any:
+    """Errors (batch, steps) of a batch that the engine decoded by itself, from `sampled`.
+
+    `logits` (batch, steps, vocabulary) are our net's, before each of the engine's tokens. The root
+    of the mean square by which log-probabilities of the sampled ids differ, over the spread of the
+    net's logits: the share of their norm that `look` tells, from some ids instead of all.
+    """
+    import torch
+
+    logits = logits.float()
+    ours = torch.log_softmax(logits, -1)[..., sampled["ids"]].cpu()
+    differ = torch.tensor(sampled["logprobs"]) - ours
+    return differ.pow(2).mean(-1).sqrt() / logits.std(-1).cpu()
 
 
 def settings_of(data: Mapping[str, Any]) -> Settings:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import draws, vllm_stack
+from lib import draws, experts, gate, vllm_stack
 from lib.draws import Draw, Law
 from lib.models import card
 from lib.origins import config_of, find
@@ -433,20 +433,61 @@ def logits(*rows):
     return torch.tensor([rows])
 
 
-def test_the_gate_passes_rounding_and_stops_other_work():
-    expected = logits([1.0, 2.0, 2.0], [2.0, 1.0, 2.0])  # of norm 3
-    near = logits([1.0, 2.0, 2.03], [2.0, 1.03, 2.0])  # 1 % off
-    again = logits([1.0, 2.0, 2.015], [2.0, 1.015, 2.0])
-    told = {"dtype": "bfloat16", "layers": 4, "values": {}, "env_id": "e"}
-    row = vllm_stack.gate_row({"stack": "vllm"}, near, expected, again, **told)
+EXPECTED = logits([1.0, 2.0, 2.0], [2.0, 1.0, 2.0])  # of norm 3
+AGAIN = logits([1.0, 2.0, 2.015], [2.0, 1.015, 2.0])  # half a percent off
+
+
+def seen(found, how=""):
+    return vllm_stack.look(found, EXPECTED, AGAIN, dtype="bfloat16", layers=4, how=how)
+
+
+def test_the_gate_passes_rounding_and_tells_both_looks():
+    near, free = (seen(logits([1.0, 2.0, 2 + x], [2.0, 1 + x, 2.0])) for x in (0.03, 0.06))
+    row = vllm_stack.gate_row(
+        {"stack": "vllm"}, near, free=free, pinned_experts=4, values={"a": 1}, env_id="e"
+    )
+    assert row.kind == "gate" and row.key == {"stack": "vllm", "new_tokens": 2}
     assert row.values["mean_error"] == pytest.approx(0.01, rel=1e-3)
     assert row.values["floor_error"] == pytest.approx(0.005, rel=1e-3)
-    assert row.key == {"stack": "vllm", "new_tokens": 2}
-    other = logits([2.0, 2.0, 1.0], [1.0, 2.0, 2.0])
-    with pytest.raises(vllm_stack.GateError, match="where rounding explains"):
-        vllm_stack.gate_row({}, other, expected, again, **told)
-    with pytest.raises(vllm_stack.GateError):
-        vllm_stack.gate_row({}, near * float("nan"), expected, again, **told)
+    assert row.values["allowed_error"] == 2**-8 * 8 and row.values["same_choice"] == 0.5
+    assert row.values["free_mean_error"] == pytest.approx(0.02, rel=1e-3)
+    assert row.values["pinned_experts"] == 4 and row.values["a"] == 1
+    assert row.samples["free_error"] == pytest.approx([0.02, 0.02], rel=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_the_gate_stops_other_work_in_either_look(wrong):
+    near = seen(logits([1.0, 2.0, 2.03], [2.0, 1.03, 2.0]))
+    other = seen(logits([2.0, 2.0, 1.0], [1.0, 2.0, 2.0]), ", the routers choosing freely")
+    looks = [near, near]
+    looks[wrong] = other
+    with pytest.raises(gate.GateError, match="steps, the routers .*where rounding explains 3.12%"):
+        vllm_stack.gate_row({}, looks[0], free=looks[1], values={}, env_id="e")
+    with pytest.raises(gate.GateError, match="nan%"):
+        vllm_stack.gate_row({}, seen(EXPECTED * float("nan")), values={}, env_id="e")
+
+
+def test_routers_are_barred_as_the_net_itself_is_pinned():
+    net, laws = draws.build(config_of(find("tiny-gpt-oss")), "float32", "cpu")
+    draws.fill_net(net, laws, 0)
+    before = [bias.clone() for bias in experts.biases(net)]
+    found = vllm_stack.barred(net, 2, seed=0)
+    assert list(found) == [f"model.layers.{n}.mlp.router.bias" for n in range(4)]
+    assert all(sum(value == experts.BARRED for value in row) == 6 for row in found.values())
+    for bias, kept, row in zip(experts.biases(net), before, found.values(), strict=True):
+        assert torch.equal(bias, kept)  # put back
+        assert [v for v in row if v != experts.BARRED] == [
+            v for v, w in zip(bias.tolist(), row, strict=True) if w != experts.BARRED
+        ]
+
+
+def test_a_batch_is_judged_by_some_ids():
+    """The engine's log-probabilities are 0.1 off at one of two ids, our logits spread by 1."""
+    ours = torch.tensor([[[0.0, 1.0, 2.0]]])
+    exact = torch.log_softmax(ours, -1)[0, 0]
+    sampled = {"ids": [0, 2], "logprobs": [[[exact[0].item() + 0.1, exact[2].item()]]]}
+    errors = vllm_stack.sampled_errors(sampled, ours)
+    assert errors.shape == (1, 1) and errors.item() == pytest.approx(0.1 / 2**0.5, rel=1e-4)
 
 
 def test_settings_from_a_profile():
