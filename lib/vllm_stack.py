@@ -23,7 +23,7 @@ import tempfile
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -472,7 +472,7 @@ class VllmEngine:
         return {"tokens": answer["tokens"], "logprobs": answer["logprobs"], "ids": wanted}
 
     @contextlib.contextmanager
-    def pinned(self, barred: Mapping[str, Sequence[float]]):
+    def pinned(self, barred: Mapping[str, Sequence[float]]) -> Iterator[None]:
         """Other values for small parameters inside the block, by vLLM's name (routers' biases)."""
         before = self.process.ask("overwrite", CALL_LIMIT_S, values=dict(barred))["before"]
         try:
