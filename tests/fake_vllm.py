@@ -1,0 +1,149 @@
+"""A process that answers as the engine does, or misbehaves as it might: `fake_vllm.py HOW`.
+
+It has the real guard and the real lines; only what vLLM would do is made up, or, where HOW is a
+file, what a real engine answered.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location(
+    "vllm_engine", Path(__file__).resolve().parents[1] / "lib" / "vllm_engine.py"
+)
+vllm_engine = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(vllm_engine)
+
+STARTED = {
+    "stamps": [["start", 1.0], ["imported", 3.0], ["ready", 10.0]],
+    "versions": {"python": "3.12.3", "vllm": "0.0.1", "torch": "2.11.0"},
+    "settings": {"max_num_seqs": 4, "prefix_caching": False, "cudagraph_sizes": [1, 2, 4]},
+    "worker": {
+        "parameter_bytes": {"embeddings": {"bfloat16": 64}, "rest": {"bfloat16": 128}},
+        "attention": ["FAKE_ATTN"],
+        "linear": {"UnquantizedLinearMethod": 8},
+        "experts": {},
+        "loaded": {"tensors": 12, "seconds": 0.5},
+        "compile_s": 2.0,
+    },
+}
+SCHEDULER = {
+    "steps": 4,
+    "running": 2,
+    "waiting": 0,
+    "queued": 0,
+    "preempted": 0,
+    "cache_share": 0.25,
+    "prefix_queries": 0,
+    "prefix_hits": 0,
+}
+
+
+class Engine:
+    """Token n of a sequence is its prompt's first id plus n; each call takes a millisecond."""
+
+    def __init__(self, how: str) -> None:
+        self.how, self.kept, self.compiled, self.calls = how, {}, 0, 0
+
+    def start(self, arguments, answer):
+        print("INFO loading\nModel loading took 3 GiB and 1.5 seconds")
+        if self.how == "refuses":
+            raise RuntimeError("no kernel image is available")
+        if self.how == "falls-back":
+            quantised = {"GptOssMxfp4MoEMethod": 1}
+            return STARTED | {"worker": STARTED["worker"] | {"experts": quantised}}
+        if self.how == "no-plugin":
+            return STARTED | {"worker": STARTED["worker"] | {"loaded": {}}}
+        if self.how == "caches":
+            return STARTED | {"settings": STARTED["settings"] | {"prefix_caching": True}}
+        return STARTED
+
+    def prompts(self, number, ids, answer):
+        self.kept[number] = ids
+        return {}
+
+    def counters(self, answer):
+        return {"compiled": {"late_kernels": self.compiled}}
+
+    def memory(self, answer):
+        return {"weights_bytes": 192, "cache_reserved_bytes": 1000}
+
+    def generate(self, number, new_tokens, stream, answer):
+        self.calls += 1
+        if self.how == "dies":
+            print("ERROR CUDA error: out of memory", flush=True)
+            os._exit(7)
+        if self.how in ("hangs", "children"):
+            time.sleep(3600)
+        if self.how == "babbles":
+            os.write(int(sys.argv[2]), b"INFO warming up\n")
+        if self.how == "wrong-op":
+            answer({"op": "memory"})
+        if self.how == "compiles" and self.calls > 2:
+            self.compiled += 1
+        if self.how == "compiles-at-first" and self.calls in (1, 3):
+            self.compiled += 1
+        if stream:
+            for place in range(new_tokens):
+                answer({"token": place + 1})
+        count = new_tokens - (self.how == "short")
+        tokens = [[ids[0] + n for n in range(count)] for ids in self.kept[number]]
+        scheduler = dict(SCHEDULER)
+        if self.how in ("queued", "preempted", "prefix_hits"):
+            scheduler[self.how] = 3
+        return {"tokens": tokens, "start_s": 5.0, "stop_s": 5.001, "scheduler": scheduler}
+
+
+class Replay:
+    """Answers of a recorded exchange, each op in its own order; another request is an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.left: dict[str, list] = {}
+        for line in gzip.decompress(path.read_bytes()).splitlines():
+            entry = json.loads(line)
+            self.left.setdefault(entry["ask"].pop("op"), []).append(entry)
+
+    def __getattr__(self, op: str):
+        def answered(answer, **request):
+            entry = self.left[op].pop(0)
+            asked = entry["ask"]
+            for one in (request, asked):  # numbers and folders may differ
+                one.pop("number", None)
+                for name in ("model", "model_loader_extra_config"):
+                    one.get("arguments", {}).pop(name, None)
+            if request != asked:
+                raise ValueError(f"recorded {str(asked)[:300]}, asked {str(request)[:300]}")
+            return entry["answer"]
+
+        return answered
+
+
+def main(how: str) -> None:
+    """Serve under the guard, or start a child that would stay behind and then serve."""
+    answers, lifeline = int(sys.argv[2]), int(sys.argv[3])
+    parent = os.getppid()
+    vllm_engine.adopt_orphans()
+    engine = os.fork()
+    if engine:
+        os.close(0)
+        vllm_engine.guard(engine, lifeline, parent, answers)
+    os.close(lifeline)
+    if how == "children":  # one in the group, one that left it
+        for apart in (False, True):
+            child = subprocess.Popen(["sleep", "3600"], start_new_session=apart)
+            print("child", child.pid, flush=True)
+    if how == "prints":
+        print('{"op": "start"}\nnot an answer', flush=True)
+    made = Replay(Path(how)) if how.endswith(".gz") else Engine(how)
+    vllm_engine.serve(vllm_engine.answering(answers), made)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,497 @@
+"""The engine's parent side against a process that behaves and one that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import draws, experts, gate, vllm_stack
+from lib.draws import Draw, Law
+from lib.models import card
+from lib.origins import config_of, find
+from lib.vllm_stack import EngineError, Settings, VllmEngine
+
+FAKE = Path(__file__).with_name("fake_vllm.py")
+ROOT = Path(__file__).resolve().parents[1]
+IDS = [[10, 11, 12], [20, 21, 22]]
+
+
+def start(tmp_path, how="behaves", **settings):
+    return VllmEngine(
+        "tiny-qwen3",
+        config_of(find("tiny-qwen3")),
+        card("tiny-qwen3"),
+        Settings(max_model_len=64, max_num_seqs=4, **settings),
+        folder=tmp_path,
+        python=sys.executable,
+        command=[sys.executable, str(FAKE), how],
+        start_limit_s=30,
+    )
+
+
+@pytest.fixture
+def engine(tmp_path):
+    with start(tmp_path) as engine:
+        yield engine
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(*pids: int, within_s: float = 10.0) -> bool:
+    end_s = time.monotonic() + within_s
+    while any(alive(pid) for pid in pids) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    return not any(alive(pid) for pid in pids)
+
+
+def test_a_call_gives_the_tokens_and_what_the_scheduler_said(engine):
+    out = engine(IDS, 3)
+    assert out.tokens.tolist() == [[10, 11, 12], [20, 21, 22]]
+    assert out.engine_s == pytest.approx(0.001) and out.scheduler["running"] == 2
+    assert out.prepare_s == 0.0 and out.cache is None and out.decode_s is None
+    assert engine(torch.tensor(IDS), 3).tokens.shape == (2, 3)
+
+
+def test_tokens_are_told_one_by_one(engine):
+    told = []
+    out = engine(IDS, 4, on_token=lambda: told.append(1))
+    assert len(told) == 4 and out.tokens.shape == (2, 4)
+
+
+def test_prompts_are_sent_once(engine, monkeypatch):
+    asked, ask = [], engine.process.ask
+    monkeypatch.setattr(
+        engine.process, "ask", lambda op, *a, **k: asked.append(op) or ask(op, *a, **k)
+    )
+    for _ in range(3):
+        engine(IDS, 2)
+    engine([[5, 6, 7]], 2)
+    assert asked == ["prompts", "generate", "generate", "generate", "prompts", "generate"]
+
+
+def test_old_prompts_make_room_and_are_sent_again(engine):
+    many = [[[number, 1]] for number in range(vllm_stack.KEPT_PROMPTS + 3)]
+    for _ in range(2):
+        for ids in many:
+            assert engine(ids, 2).tokens.tolist() == [[ids[0][0], ids[0][0] + 1]]
+    assert len(engine._prompts) <= vllm_stack.KEPT_PROMPTS
+
+
+def test_what_is_printed_is_no_answer(tmp_path):
+    with start(tmp_path, "prints") as engine:
+        assert engine(IDS, 2).tokens.shape == (2, 2)
+    assert "not an answer" in (tmp_path / "vllm.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("dies", r"ended during 'generate' \(exit code 7\)[\s\S]*CUDA error: out of memory"),
+        ("short", r"3 new tokens in each of 2 sequences, got \[2, 2\]"),
+        ("babbles", r"b'INFO warming up', which is no JSON object"),
+        ("wrong-op", r"answered .*'memory'.* when asked 'generate'"),
+        ("queued", r"2 sequences were not held at once: 0 preempted, 3 steps .*25% full"),
+        ("preempted", r"3 preempted"),
+        ("prefix_hits", r"3 prompt tokens came from a prefix cache"),
+    ],
+)
+def test_an_engine_that_misbehaves_is_a_clear_error(tmp_path, how, text):
+    with start(tmp_path, how) as engine, pytest.raises(EngineError, match=text):
+        engine(IDS, 3)
+
+
+def test_an_engine_that_hangs_is_given_up_and_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_stack, "CALL_LIMIT_S", 0.3)
+    engine = start(tmp_path, "hangs")
+    pid = engine.process.popen.pid
+    with pytest.raises(EngineError, match="no answer to 'generate' within 0.3 s"):
+        engine(IDS, 3)
+    assert gone(pid)
+    with pytest.raises(EngineError, match="was ended before 'generate': start another"):
+        engine(IDS, 3)
+
+
+@pytest.mark.parametrize(
+    ("how", "settings", "text"),
+    [
+        ("refuses", {}, "refused 'start': RuntimeError: no kernel image"),
+        ("no-plugin", {}, "did not draw its weights by name: .*VLLM_PLUGINS"),
+        ("caches", {}, "caches prefixes"),
+        ("behaves", {"form": "fp8"}, "asked in fp8, but the engine holds them in bfloat16"),
+    ],
+)
+def test_an_engine_that_is_not_what_was_asked_never_starts(tmp_path, how, settings, text):
+    with pytest.raises(EngineError, match=text):
+        start(tmp_path, how, **settings)
+
+
+def test_nothing_is_left_behind(tmp_path):
+    """Neither a child in the group nor one that left it."""
+    engine = start(tmp_path, "children")
+    log = (tmp_path / "vllm.log").read_text().splitlines()
+    children = [int(line.split()[1]) for line in log if line.startswith("child")]
+    assert len(children) == 2 and all(map(alive, children))
+    engine.close()
+    assert gone(*children, engine.process.popen.pid)
+    engine.close()  # again does no harm
+
+
+def test_everything_ends_with_a_parent_that_is_killed(tmp_path):
+    """In the middle of a call, so that the engine does not see its input end."""
+    code = f"""if True:
+        import sys, threading, time
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        from pathlib import Path
+        from test_vllm_stack import start
+        engine = start(Path({str(tmp_path)!r}), "children")
+        threading.Thread(target=engine, args=([[1, 2]], 2), daemon=True).start()
+        while len(engine._prompts) == 0:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        print(engine.process.popen.pid, flush=True)
+        time.sleep(60)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    guard = int(parent.stdout.readline())
+    log = (tmp_path / "vllm.log").read_text().splitlines()
+    children = [int(line.split()[1]) for line in log if line.startswith("child")]
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert gone(*children, guard)
+
+
+def test_an_engine_that_is_let_go_ends(tmp_path):
+    engine = start(tmp_path)
+    pid = engine.process.popen.pid
+    assert alive(pid)
+    del engine
+    assert gone(pid)
+
+
+def test_the_environment_has_our_folder_and_no_telemetry(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "for/this/interpreter")
+    monkeypatch.setenv("VLLM_PYTHONPATH", "unpacked")
+    folder = vllm_stack.lay_out(tmp_path)
+    env = vllm_stack.environment(folder)
+    assert env["PYTHONPATH"] == f"{tmp_path}{os.pathsep}unpacked"
+    assert env["VLLM_NO_USAGE_STATS"] == env["DO_NOT_TRACK"] == env["HF_HUB_OFFLINE"] == "1"
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        *("vllm_engine.py", "vllm_weights.py", "draws.py"), *("METADATA", "entry_points.txt"),
+    }  # fmt: skip
+
+
+def test_an_entry_point_in_that_folder_is_seen_by_an_interpreter(tmp_path):
+    """As vLLM looks for plugins; no package is installed."""
+    env = vllm_stack.environment(vllm_stack.lay_out(tmp_path))
+    code = (
+        "from importlib.metadata import entry_points; "
+        "[e] = entry_points(group='vllm.general_plugins', name='drawn_weights'); "
+        "print(e.load().__module__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert run.stdout.strip() == "vllm_weights", run.stderr
+
+
+def test_the_interpreter_is_named_or_built(tmp_path, monkeypatch):
+    monkeypatch.delenv("VLLM_PYTHON", raising=False)
+    with pytest.raises(EngineError, match="make vllm.*VLLM_PYTHON=path"):
+        vllm_stack.interpreter(tmp_path)
+    python = tmp_path / ".venv-vllm" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert vllm_stack.interpreter(tmp_path) == str(python)
+    monkeypatch.setenv("VLLM_PYTHON", "elsewhere/python")
+    assert vllm_stack.interpreter(tmp_path) == "elsewhere/python"
+
+
+def test_the_model_is_stated_to_vllm_without_a_checkpoint(tmp_path):
+    config = config_of(find("tiny-gpt-oss"))
+    settings = Settings(max_model_len=64, max_num_seqs=4, form="mxfp4", seed=3)
+    data = vllm_stack.config_of(config, "GptOssForCausalLM", settings)
+    plan = [Draw("model.norm.weight", (64,), "bfloat16", Law("constant", 1.0))]
+    arguments = vllm_stack.arguments_of(data, plan, settings, tmp_path)
+    written = json.loads((Path(arguments["model"]) / "config.json").read_text())
+    assert written["architectures"] == ["GptOssForCausalLM"] and written["num_local_experts"] == 8
+    assert written["quantization_config"]["quant_method"] == "mxfp4"
+    assert arguments["load_format"] == "drawn" and arguments["enable_prefix_caching"] is False
+    extra = arguments["model_loader_extra_config"]
+    assert extra["form"] == "mxfp4" and json.loads(Path(extra["plan"]).read_text())["seed"] == 3
+    assert arguments["compilation_config"]["cudagraph_capture_sizes"][-1] == 64
+
+
+def test_fp8_and_dummy_and_vllms_own_choices(tmp_path):
+    def made(**settings):
+        settings = Settings(max_model_len=64, max_num_seqs=4, **settings)
+        return vllm_stack.arguments_of({}, [], settings, tmp_path)
+
+    assert made(form="fp8")["quantization"] == "fp8" and "quantization" not in made()
+    dummy = made(weights="dummy", enforce_eager=True)
+    assert dummy["load_format"] == "dummy" and "model_loader_extra_config" not in dummy
+    assert "compilation_config" not in dummy and "max_num_batched_tokens" not in dummy
+    assert made(max_num_batched_tokens=8192)["max_num_batched_tokens"] == 8192
+    assert made(more={"kv_cache_dtype": "fp8"})["kv_cache_dtype"] == "fp8"
+    real = made(weights="checkpoint", checkpoint="some/folder")
+    assert real["model"] == "some/folder" and real["load_format"] == "safetensors"
+    for wrong in ({"form": "int3"}, {"weights": "trained"}):
+        with pytest.raises(EngineError, match="unknown"):
+            made(**wrong)
+    with pytest.raises(EngineError, match="need its folder"):
+        made(weights="checkpoint")
+
+
+EXPERTS = [
+    Draw("model.layers.0.mlp.experts.down_proj", (4, 10, 100), "bfloat16", Law("normal", 0, 1)),
+    Draw("model.embed_tokens.weight", (100, 10), "bfloat16", Law("normal", 0, 1)),
+]
+DENSE = [
+    Draw("model.layers.0.mlp.down_proj.weight", (40, 100), "bfloat16", Law("normal", 0, 1)),
+    Draw("lm_head.weight", (100, 10), "bfloat16", Law("normal", 0, 1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("experts", "method", "form"),
+    [
+        ({"bfloat16": 8000}, "UnquantizedFusedMoEMethod TRITON", "bfloat16"),
+        ({"bfloat16": 8000}, "Mxfp4MoEMethod", "bfloat16"),  # named so, and holding 16 bits
+        ({"uint8": 2125, "bfloat16": 100}, "Mxfp4MoEMethod MARLIN", "mxfp4"),
+        ({"float32": 20}, "Mxfp4MoEMethod", "an unknown form (0.0 bits a value found)"),
+        ({"float8_e4m3fn": 4000, "float32": 16}, "Fp8MoEMethod", "fp8"),
+    ],
+)
+def test_a_form_is_what_memory_holds(experts, method, form):
+    """4,000 values: 8,000 bytes are 16 bits each, 2,225 are 4.45, 4,016 are 8.03."""
+    worker = {
+        "experts": {method: 24},
+        "linear": {"UnquantizedLinearMethod": 96},
+        "parameter_bytes": {"experts": experts, "embeddings": {"bfloat16": 2000}},
+    }
+    assert vllm_stack.form_in_use(worker, EXPERTS) == form
+
+
+def test_the_form_of_a_dense_model_is_that_of_its_linear_layers():
+    worker = {
+        "experts": {},
+        "linear": {"Fp8PerTensorOnlineLinearMethod": 4, "UnquantizedEmbeddingMethod": 2},
+        "parameter_bytes": {"rest": {"float8_e4m3fn": 4000}, "embeddings": {"bfloat16": 2000}},
+    }
+    assert vllm_stack.form_in_use(worker, DENSE) == "fp8"
+
+
+def test_a_row_says_what_changes_speed(engine):
+    row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+    assert row.error is None and row.kind == "latency" and row.env_id == "e"
+    assert row.key["stack"] == "vllm" and row.key["dtype"] == "bfloat16"
+    assert (row.key["batch"], row.key["context"], row.key["new_tokens"]) == (2, 3, 3)
+    assert row.key["attention"] == "FAKE_ATTN" and row.key["weights"] == "random"
+    assert len(row.samples["e2e_s"]) == len(row.samples["warmup_s"]) == 2
+    assert row.samples["engine_s"] == pytest.approx([0.001, 0.001])
+    assert row.values["engine_vllm"] == "0.0.1" and row.values["engine_max_num_seqs"] == 4
+    assert row.values["engine_cudagraph_sizes"] == [1, 2, 4]
+    assert row.values["cache_used_bytes"] == 250  # a quarter of 1,000
+    assert row.values["prefix_hits"] == 0 and row.values["draws_generator"] == "splitmix64-q16"
+    first = vllm_stack.arm(engine, IDS, new_tokens=1, repeats=2, env_id="e")
+    assert "ttft_s" in first.samples and "e2e_s" not in first.samples
+
+
+def test_a_compilation_in_a_timed_call_fails_the_row(tmp_path):
+    """Two calls warm the shape up; the third one compiles."""
+    with start(tmp_path, "compiles") as engine:
+        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+    assert row.samples == {} and "compiled or captured inside a timed call" in row.error
+    assert "after 2 calls" in row.error
+
+
+def test_a_shape_is_warmed_up_until_two_calls_compile_nothing(tmp_path):
+    """The first and the third call compile, so that the fifth is the last to warm up."""
+    with start(tmp_path, "compiles-at-first") as engine:
+        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        assert len(row.samples["warmup_s"]) == 5 and len(row.samples["e2e_s"]) == 2
+        assert row.values["prepare_s"] == pytest.approx(0.002)
+    with start(tmp_path, "compiles") as engine:
+        for _ in range(3):
+            engine(IDS, 3)
+        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e", most_warmup_calls=4)
+    assert "still compiles after 4 calls" in row.error
+
+
+def test_a_queued_sequence_fails_the_row(tmp_path):
+    with start(tmp_path, "queued") as engine:
+        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+    assert row.samples == {} and row.error.startswith("EngineError: 2 sequences were not held")
+
+
+def test_the_start_is_told_by_its_parts_and_memory_in_columns(engine):
+    engine(IDS, 2)
+    before = engine.start_row("e")
+    assert before.values["import_s"] == 2.0 and before.values["engine_start_s"] == 7.0
+    assert before.values["load_s"] == 1.5 and before.values["drawn_s"] == 0.5
+    assert before.values["weights_bytes"] == 192 and before.values["cache_reserved_bytes"] == 1000
+    assert set(before.missing) == {
+        *("used_bytes", "cache_used_bytes"), *("compile_s", "capture_s", "init_s"),
+    }  # fmt: skip
+    vllm_stack.arm(engine, IDS, new_tokens=3, repeats=1, env_id="e")
+    assert engine.start_row("e").values["cache_used_bytes"] == 250
+
+
+RECORDED = (121943, 58445, 91410, 129349, 162728, 101262, 48600, 121560)
+EXCHANGE = Path(__file__).with_name("data") / "vllm-exchange.jsonl.gz"
+
+
+def test_what_a_real_engine_answered_is_read_as_it_was_meant(tmp_path):
+    """vLLM 0.25.1 with gpt-oss-20b on an H100: its start, a prefill that was compared with our net,
+    one token and 64 tokens at 2,048. The requests are what they were, prompts included."""
+    engine = VllmEngine(
+        "gpt-oss-20b",
+        config_of(find("gpt-oss-20b")),
+        card("gpt-oss-20b"),
+        Settings(2304, 64, max_num_batched_tokens=8192, gpu_memory_utilization=0.94),
+        folder=tmp_path,
+        python=sys.executable,
+        command=[sys.executable, str(FAKE), str(EXCHANGE)],
+        start_limit_s=30,
+    )
+    with engine:
+        assert engine.form == "bfloat16"
+        assert engine.key()["attention"] == "FLASH_ATTN"
+        assert engine.key()["experts"] == "UnquantizedFusedMoEMethod TritonExperts TRITON"
+        worker = engine.started["worker"]
+        assert worker["loaded"]["values"] == sum(math.prod(d.shape) for d in engine.plan)
+        assert worker["loaded"]["digest"] == draws.digest(engine.plan, 0)
+        short = vllm_stack.prompt_ids(engine, 128, seed=0)
+        found = engine.logprobs(short, [list(RECORDED)])
+        assert len(found) == 8 and all(-20 < value < -5 for value in found)
+        ids = vllm_stack.prompt_ids(engine, 2048, seed=0)
+        first = vllm_stack.arm(engine, ids, new_tokens=1, repeats=6, env_id="e")
+        # The first call compiled a kernel, so that a third one warmed up.
+        assert len(first.samples["warmup_s"]) == 3 and first.values["prepare_s"] > 0.01
+        assert all(0.040 < seconds < 0.050 for seconds in first.samples["engine_s"])
+        assert "cache_used_bytes" in first.missing
+        whole = vllm_stack.arm(engine, ids, new_tokens=64, repeats=7, env_id="e")
+        assert whole.error is None and len(whole.samples["engine_s"]) == 7
+        assert whole.values["steps"] == 64 and whole.values["prefix_queries"] == 0
+        assert 5e7 < whole.values["cache_used_bytes"] < 6e7
+
+
+def test_engines_that_differ_in_speed_have_other_names(tmp_path):
+    with start(tmp_path / "a") as first, start(tmp_path / "b") as second:
+        assert first.engine_id == second.engine_id
+        second.started["settings"]["max_num_batched_tokens"] = 2048
+        assert first.engine_id != second.engine_id
+
+
+def test_seconds_are_read_from_the_log(tmp_path):
+    log = tmp_path / "vllm.log"
+    log.write_text(
+        "INFO [gpu_model_runner.py] Model loading took 39.0 GiB memory and 6.250000 seconds\n"
+        "INFO [monitor.py] torch.compile took 21.50 s in total\n"
+        "INFO [gpu_model_runner.py] Graph capturing finished in 4 secs, took 0.30 GiB\n"
+        "INFO [core.py] init engine (profile, create kv cache, warmup model) took 40.25 s "
+        "(compilation: 21.50 s)\n"
+    )
+    found = vllm_stack.logged(log)
+    seconds = {"load_s": 6.25, "compile_s": 21.5, "capture_s": 4.0, "init_s": 40.25}
+    assert found == seconds | {"model_bytes": 39 * 2**30}
+    assert set(vllm_stack.logged(tmp_path / "none").values()) == {None}
+
+
+def test_the_end_of_a_log_leads_with_the_cause(tmp_path):
+    log = tmp_path / "vllm.log"
+    log.write_text("\n".join(["ValueError: no room for 3 blocks", *["noise"] * 40]))
+    assert vllm_stack.tail(log).splitlines()[:2] == ["ValueError: no room for 3 blocks", "noise"]
+    log.write_text("")
+    assert vllm_stack.tail(log) == "(empty)"
+
+
+def test_distinct_experts_of_a_step_are_counted_over_the_batch():
+    """Two sequences, a prompt of one token, two steps, two layers, two experts a token."""
+    first = [[[9, 8], [9, 8]], [[0, 1], [2, 3]], [[0, 1], [0, 1]]]
+    second = [[[7, 6], [7, 6]], [[1, 2], [2, 3]], [[2, 3], [4, 5]]]
+    assert vllm_stack.distinct_experts([first, second], context=1) == [2.5, 4.0]
+    with pytest.raises(EngineError, match="does not capture"):
+        vllm_stack.distinct_experts([[[[0, 0]], [[0, 0]]]], context=1)
+
+
+def logits(*rows):
+    return torch.tensor([rows])
+
+
+EXPECTED = logits([1.0, 2.0, 2.0], [2.0, 1.0, 2.0])  # of norm 3
+AGAIN = logits([1.0, 2.0, 2.015], [2.0, 1.015, 2.0])  # half a percent off
+
+
+def seen(found, how=""):
+    return vllm_stack.look(found, EXPECTED, AGAIN, dtype="bfloat16", layers=4, how=how)
+
+
+def test_the_gate_passes_rounding_and_tells_both_looks():
+    near, free = (seen(logits([1.0, 2.0, 2 + x], [2.0, 1 + x, 2.0])) for x in (0.03, 0.06))
+    row = vllm_stack.gate_row(
+        {"stack": "vllm"}, near, free=free, pinned_experts=4, values={"a": 1}, env_id="e"
+    )
+    assert row.kind == "gate" and row.key == {"stack": "vllm", "new_tokens": 2}
+    assert row.values["mean_error"] == pytest.approx(0.01, rel=1e-3)
+    assert row.values["floor_error"] == pytest.approx(0.005, rel=1e-3)
+    assert row.values["allowed_error"] == 2**-8 * 8 and row.values["same_choice"] == 0.5
+    assert row.values["free_mean_error"] == pytest.approx(0.02, rel=1e-3)
+    assert row.values["pinned_experts"] == 4 and row.values["a"] == 1
+    assert row.samples["free_error"] == pytest.approx([0.02, 0.02], rel=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_the_gate_stops_other_work_in_either_look(wrong):
+    near = seen(logits([1.0, 2.0, 2.03], [2.0, 1.03, 2.0]))
+    other = seen(logits([2.0, 2.0, 1.0], [1.0, 2.0, 2.0]), ", the routers choosing freely")
+    looks = [near, near]
+    looks[wrong] = other
+    with pytest.raises(gate.GateError, match="steps, the routers .*where rounding explains 3.12%"):
+        vllm_stack.gate_row({}, looks[0], free=looks[1], values={}, env_id="e")
+    with pytest.raises(gate.GateError, match="nan%"):
+        vllm_stack.gate_row({}, seen(EXPECTED * float("nan")), values={}, env_id="e")
+
+
+def test_routers_are_barred_as_the_net_itself_is_pinned():
+    net, laws = draws.build(config_of(find("tiny-gpt-oss")), "float32", "cpu")
+    draws.fill_net(net, laws, 0)
+    before = [bias.clone() for bias in experts.biases(net)]
+    found = vllm_stack.barred(net, 2, seed=0)
+    assert list(found) == [f"model.layers.{n}.mlp.router.bias" for n in range(4)]
+    assert all(sum(value == experts.BARRED for value in row) == 6 for row in found.values())
+    for bias, kept, row in zip(experts.biases(net), before, found.values(), strict=True):
+        assert torch.equal(bias, kept)  # put back
+        assert [v for v in row if v != experts.BARRED] == [
+            v for v, w in zip(bias.tolist(), row, strict=True) if w != experts.BARRED
+        ]
+
+
+def test_a_batch_is_judged_by_some_ids():
+    """The engine's log-probabilities are 0.1 off at one of two ids, our logits spread by 1."""
+    ours = torch.tensor([[[0.0, 1.0, 2.0]]])
+    exact = torch.log_softmax(ours, -1)[0, 0]
+    sampled = {"ids": [0, 2], "logprobs": [[[exact[0].item() + 0.1, exact[2].item()]]]}
+    errors = vllm_stack.sampled_errors(sampled, ours)
+    assert errors.shape == (1, 1) and errors.item() == pytest.approx(0.1 / 2**0.5, rel=1e-4)
+
+
+def test_settings_from_a_profile():
+    made = vllm_stack.settings_of({"max_model_len": 64, "max_num_seqs": 4})
+    assert made == Settings(64, 4)
+    with pytest.raises(EngineError, match="unknown settings of vLLM \\['batch'\\]"):
+        vllm_stack.settings_of({"max_model_len": 64, "max_num_seqs": 4, "batch": 1})
