@@ -27,7 +27,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle fit audit clients serve-check test lab lint lock clean
+.PHONY: help setup report merge compare bundle fit audit clients serve-check vllm test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -98,6 +98,11 @@ clients:  ## score load generators against a server that knows the truth (their 
 serve-check:  ## load a small trained model behind transformers serve (pip install -e .[serve])
 	@$(call find,report) exec "$$py" -m lib.measure.serving.serve_check \
 	    --out "$(or $(OUT),outputs/serve-check)" $(ARGS)
+
+vllm: .venv-vllm/.done  ## vLLM in an environment of its own (several GB; Linux, NVIDIA, Python 3.12)
+
+.venv-vllm/.done: requirements-vllm.lock
+	@python3.12 -m venv .venv-vllm && .venv-vllm/bin/python -m pip install -q -r $< && touch $@
 
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \

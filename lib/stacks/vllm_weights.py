@@ -91,10 +91,12 @@ def drawn(plan: str, form: str = "", device: Any = "cpu") -> Iterator[tuple[str,
 
 
 def sibling(name: str) -> Any:
-    """The module of this name beside this file, whatever package either belongs to."""
+    """The module of this name beside this file, or in the package of models that it came from."""
     known = f"beside_vllm_{name}"
     if known not in sys.modules:
-        spec = importlib.util.spec_from_file_location(known, Path(__file__).with_name(f"{name}.py"))
+        beside = Path(__file__).with_name(f"{name}.py")
+        path = beside if beside.exists() else beside.parents[1] / "models" / beside.name
+        spec = importlib.util.spec_from_file_location(known, path)
         sys.modules[known] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return sys.modules[known]

@@ -9,8 +9,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from lib import draws, vllm_weights
-from lib.origins import config_of, find
+from lib.models import draws
+from lib.models.origin import config_of, find
+from lib.stacks import vllm_weights
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_process_of_vllm_ends_with_the_one_above_it():
     if sys.platform != "linux":
         pytest.skip("only Linux ends a process with its parent")
     code = (
-        "import ctypes; from lib.vllm_weights import end_with_parent; end_with_parent(); "
+        "import ctypes; from lib.stacks.vllm_weights import end_with_parent; end_with_parent(); "
         "n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); print(n.value)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

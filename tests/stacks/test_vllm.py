@@ -14,14 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import draws, experts, gate, vllm_stack
-from lib.draws import Draw, Law
-from lib.models import card
-from lib.origins import config_of, find
-from lib.vllm_stack import EngineError, Settings, VllmEngine
+from lib.files import ROOT
+from lib.models import draws
+from lib.models import experts as models_experts
+from lib.models.draws import Draw, Law
+from lib.models.load import card
+from lib.models.origin import config_of, find
+from lib.stacks import logits_check
+from lib.stacks import vllm as vllm_stack
+from lib.stacks.vllm import EngineError, Settings, VllmEngine
 
-FAKE = Path(__file__).with_name("fake_vllm.py")
-ROOT = Path(__file__).resolve().parents[1]
+FAKE = ROOT / "tests" / "fakes" / "vllm.py"
 IDS = [[10, 11, 12], [20, 21, 22]]
 
 
@@ -155,9 +158,9 @@ def test_everything_ends_with_a_parent_that_is_killed(tmp_path):
     """In the middle of a call, so that the engine does not see its input end."""
     code = f"""if True:
         import sys, threading, time
-        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        sys.path.insert(0, {str(ROOT)!r})
         from pathlib import Path
-        from test_vllm_stack import start
+        from tests.stacks.test_vllm import start
         engine = start(Path({str(tmp_path)!r}), "children")
         threading.Thread(target=engine, args=([[1, 2]], 2), daemon=True).start()
         while len(engine._prompts) == 0:
@@ -352,7 +355,7 @@ def test_the_start_is_told_by_its_parts_and_memory_in_columns(engine):
 
 
 RECORDED = (121943, 58445, 91410, 129349, 162728, 101262, 48600, 121560)
-EXCHANGE = Path(__file__).with_name("data") / "vllm-exchange.jsonl.gz"
+EXCHANGE = ROOT / "tests" / "data" / "vllm-exchange.jsonl.gz"
 
 
 def test_what_a_real_engine_answered_is_read_as_it_was_meant(tmp_path):
@@ -461,23 +464,25 @@ def test_the_gate_stops_other_work_in_either_look(wrong):
     other = seen(logits([2.0, 2.0, 1.0], [1.0, 2.0, 2.0]), ", the routers choosing freely")
     looks = [near, near]
     looks[wrong] = other
-    with pytest.raises(gate.GateError, match="steps, the routers .*where rounding explains 3.12%"):
+    with pytest.raises(
+        logits_check.GateError, match="steps, the routers .*where rounding explains 3.12%"
+    ):
         vllm_stack.gate_row({}, looks[0], free=looks[1], values={}, env_id="e")
-    with pytest.raises(gate.GateError, match="nan%"):
+    with pytest.raises(logits_check.GateError, match="nan%"):
         vllm_stack.gate_row({}, seen(EXPECTED * float("nan")), values={}, env_id="e")
 
 
 def test_routers_are_barred_as_the_net_itself_is_pinned():
     net, laws = draws.build(config_of(find("tiny-gpt-oss")), "float32", "cpu")
     draws.fill_net(net, laws, 0)
-    before = [bias.clone() for bias in experts.biases(net)]
+    before = [bias.clone() for bias in models_experts.biases(net)]
     found = vllm_stack.barred(net, 2, seed=0)
     assert list(found) == [f"model.layers.{n}.mlp.router.bias" for n in range(4)]
-    assert all(sum(value == experts.BARRED for value in row) == 6 for row in found.values())
-    for bias, kept, row in zip(experts.biases(net), before, found.values(), strict=True):
+    assert all(sum(value == models_experts.BARRED for value in row) == 6 for row in found.values())
+    for bias, kept, row in zip(models_experts.biases(net), before, found.values(), strict=True):
         assert torch.equal(bias, kept)  # put back
-        assert [v for v in row if v != experts.BARRED] == [
-            v for v, w in zip(bias.tolist(), row, strict=True) if w != experts.BARRED
+        assert [v for v in row if v != models_experts.BARRED] == [
+            v for v, w in zip(bias.tolist(), row, strict=True) if w != models_experts.BARRED
         ]
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import vllm_engine
-from lib.vllm_engine import Inspect, Recorder, Streamed
+from lib.stacks import vllm_engine
+from lib.stacks.vllm_engine import Inspect, Recorder, Streamed
 
 
 def step(running, waiting=0, share=0.1, hits=0, preempted=0):

@@ -9,9 +9,10 @@ import torch
 from transformers import AutoConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from lib import draws, models
-from lib.draws import Draw, Law
-from lib.origins import config_of, find
+from lib.hardware.device import open_device
+from lib.models import draws, load
+from lib.models.draws import Draw, Law
+from lib.models.origin import config_of, find
 
 NORMAL = Law("normal", 0.0, 0.02)
 MATRIX = Draw("model.layers.3.self_attn.q_proj.weight", (50, 33), "float32", NORMAL)
@@ -220,7 +221,7 @@ def test_experts_in_mxfp4_are_what_the_library_reads():
 
 def test_weights_of_today_have_the_same_law():
     """What `models.load` draws now, tensor for tensor, spreads as the drawn ones do."""
-    model = models.load("tiny-gpt-oss", dtype="float32", device="cpu")
+    model = load.load("tiny-gpt-oss", dtype="float32", device=open_device("cpu"))
     net, laws = draws.build(tiny(), "float32", "cpu")
     draws.fill_net(net, laws, 0)
     for (name, old), (_, new) in zip(

@@ -4,7 +4,7 @@ The engine has its own torch, so that it cannot share the workbook's process. It
 process group of its own, logs to a file, and answers through a pipe. It is called as any stack is,
 `engine(ids, new_tokens, on_token=None)`, and a call is over when its tokens are back here: times,
 batches and energy are taken around it by the workbook's own definitions. Weights are drawn by name
-(`lib.draws`), so that the workbook's nets have the same.
+(`models.draws`), so that the workbook's nets have the same.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lib import draws, gate, vllm_weights
-from lib.card import computed
-from lib.prompts import exact_prompt
-from lib.records import KEY_FIELDS, Record
+from lib.models import draws
+from lib.models.card import computed
+from lib.models.prompts import exact_prompt
+from lib.records.record import KEY_FIELDS, Record
+from lib.stacks import logits_check, vllm_engine, vllm_weights
 
 STACK = "vllm"
 DUMMY = "dummy"  # vLLM's own placeholder weights: they collapse the routing of a mixture
@@ -43,7 +44,7 @@ KEPT_PROMPTS = 8
 MOST_WARMUP_CALLS = 12
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 SAMPLED_IDS = 128  # as many as vLLM gives log-probabilities of in one request
-_OURS = ("vllm_engine.py", "vllm_weights.py", "draws.py")
+_OURS = (vllm_engine, vllm_weights, draws)  # what the engine is given, in one folder
 # What vLLM tells of its start in its log alone: seconds, and the bytes of the model.
 _LOGGED = {
     "model_gib": r"Model loading took ([\d.]+) GiB",
@@ -163,8 +164,8 @@ def lay_out(folder: Path) -> Path:
     vLLM finds plugins by the metadata of installed packages, which may lie in any folder of the
     path; nothing is installed.
     """
-    for name in _OURS:
-        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+    for module in _OURS:
+        shutil.copy(module.__file__, folder)
     info = folder / "drawn_weights-0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: drawn-weights\nVersion: 0\n")
@@ -850,7 +851,7 @@ def barred(net: Any, chosen: int, *, seed: int) -> dict[str, list[float]]:
 
     The values that `lib.experts.pinned` gives the net itself, for `VllmEngine.pinned`.
     """
-    from lib import experts
+    from lib.models import experts
 
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     biases = experts.biases(net)
@@ -860,24 +861,26 @@ def barred(net: Any, chosen: int, *, seed: int) -> dict[str, list[float]]:
 
 def look(
     found: Any, expected: Any, again: Any, *, dtype: str, layers: int, how: str = ""
-) -> gate.Look:
+) -> logits_check.Look:
     """How far logits (batch, steps, vocabulary) of the engine are from those of our own net.
 
     `expected` are the net's along the same continuation, `again` the net's in another batch, which
     only changes the order of sums. Measures and tolerance are those of `lib.gate`.
     """
-    errors = gate.relative_errors(found, expected).mean(0).tolist()
-    floor = gate.relative_errors(again, expected).mean().item()
-    allowed = min(gate.MOST, max(gate.tolerance(dtype, layers), gate.NOISE * floor))
+    errors = logits_check.relative_errors(found, expected).mean(0).tolist()
+    floor = logits_check.relative_errors(again, expected).mean().item()
+    allowed = min(
+        logits_check.MOST, max(logits_check.tolerance(dtype, layers), logits_check.NOISE * floor)
+    )
     same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
-    return gate.Look(errors, floor, allowed, same, how)
+    return logits_check.Look(errors, floor, allowed, same, how)
 
 
 def gate_row(
     engine_key: Mapping[str, Any],
-    seen: gate.Look,
+    seen: logits_check.Look,
     *,
-    free: gate.Look | None = None,
+    free: logits_check.Look | None = None,
     pinned_experts: int = 0,
     values: Mapping[str, Any],
     env_id: str | None,
@@ -889,7 +892,7 @@ def gate_row(
     """
     for one in filter(None, (seen, free)):
         if not one.passed:
-            raise gate.GateError(
+            raise logits_check.GateError(
                 f"vLLM's logits differ from those of our net on the same weights by {one.text}: "
                 "its times are not shown"
             )

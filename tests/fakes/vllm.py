@@ -1,4 +1,4 @@
-"""A process that answers as the engine does, or misbehaves as it might: `fake_vllm.py HOW`.
+"""A process that answers as the engine does, or misbehaves as it might: `tests/fakes/vllm.py HOW`.
 
 It has the real guard and the real lines; only what vLLM would do is made up, or, where HOW is a
 file, what a real engine answered.
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 spec = importlib.util.spec_from_file_location(
-    "vllm_engine", Path(__file__).resolve().parents[1] / "lib" / "vllm_engine.py"
+    "vllm_engine", Path(__file__).resolve().parents[2] / "lib" / "stacks" / "vllm_engine.py"
 )
 vllm_engine = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(vllm_engine)
