@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from lib import files
 from lib.analysis.result_sets import READ, SAMPLED, Pair, Refused, Side, compare, load
 from lib.analysis.setups import arm_text
 from lib.files import ParamsError
-from lib.files import short as short_path
 from lib.records import jobs, store
 from lib.records.record import KEY_FIELDS
 from lib.show.html import grid_html
@@ -149,11 +149,8 @@ def environment_table(a: Side, b: Side) -> Table:
 def cautions(a: Side, b: Side) -> list[str]:
     """What a reader of the ratios must know about the environments."""
     ours, theirs = facts(a), facts(b)
-    differ = {
-        n
-        for n in {*ours, *theirs}
-        if values_text(ours.get(n, [])) != values_text(theirs.get(n, []))
-    }
+    sides = [{n: values_text(values) for n, values in side.items()} for side in (ours, theirs)]
+    differ = {n for n in {*ours, *theirs} if sides[0].get(n, "–") != sides[1].get(n, "–")}
     groups = {"hardware": {*HARDWARE} & differ, "host CPU": {"cpu", "cpu_count"} & differ}
     software = differ - {*HARDWARE, *HOST, "copy_bytes_per_s"}
     groups["software"] = {
@@ -194,7 +191,7 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
     for source in (source_a, source_b):
         if not source.is_dir() or not jobs.find(source):
             raise ParamsError(
-                f"no results in {short_path(source)}; A and B take folders of run.json files"
+                f"no results in {files.short(source)}; A and B take folders of run.json files"
             )
     a, b = load(source_a), load(source_b)
     pairs, refused = compare(a, b)
