@@ -124,8 +124,8 @@ def test_a_model_may_be_listed_again_with_another_stack(folder):
     assert profile.parameters("latency", profile.choices[1])["stack"] == "graph"
     # STACK= asks for all of the model on a stack, with the values that are listed for that stack.
     profile = load(folder, data, stack="graph hf-static", notebooks="latency")
-    told = [(c.stack, profile.parameters("latency", c)["repeats"]) for c in profile.choices]
-    assert told == [("graph", 5), ("hf-static", 2)]
+    repeats = [(c.stack, profile.parameters("latency", c)["repeats"]) for c in profile.choices]
+    assert repeats == [("graph", 5), ("hf-static", 2)]
     assert profile.parameters("latency", profile.choices[0])["stack"] == "graph"
     # NOTEBOOKS= may ask the model for what it does not list, but not its further entries.
     notebook(folder, "memory", "repeats = 1")
