@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from lib.analysis import bounds, metrics
-from lib.analysis import series as rows_of
+from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
 from lib.analysis.setups import ORDER
 from lib.records.record import Record, environments, require_comparable
 from lib.show import wording
@@ -17,12 +16,15 @@ from lib.show.wording import Finding, interval, short
 from lib.stats import Estimate
 from lib.studies import section, study
 from lib.studies.paper_tables import PaperTable
+from lib.studies.schema import StudyFile
 
 Arm = tuple[int, int]
+Base = dict[str, Series]  # of each model, by its title
+STATED = ("latency", "memory-paper", "energy")  # kinds of rows that a statement may be about
 
 
 def findings(
-    records: Sequence[Record], published: dict[str, Any], tables: Sequence[PaperTable]
+    records: Sequence[Record], published: StudyFile, tables: Sequence[PaperTable]
 ) -> list[Finding]:
     """The abstract: throughput, TTFT, memory and energy with their ratios on the study's stack,
     then what other stacks change, then the paper."""
@@ -32,7 +34,7 @@ def findings(
     arm, reference = _arm(base, published), published["ablation_model"]
     envs = environments(records)
     if not base or arm is None:
-        found = [
+        sentences = [
             Finding(
                 "Nothing to conclude",
                 f"Not measured on {stack}: there is no latency row with more than one new token.",
@@ -42,20 +44,20 @@ def findings(
         if reference not in base:
             reference = _fastest(base, arm)
         where = "" if stack == published["stack"] else f", on {stack}"
-        found = [
+        sentences = [
             _throughput(base, arm, reference, envs, where),
             _ttft(base, arm, reference, envs, where),
             _memory(base, arm, envs, reference),
             _energy(base, arm, envs, reference),
         ]
         bound, meaning = _bound(base, arm, records)
-        found += [Finding("Against the bound", f"{bound}: {meaning}")] if bound else []
+        sentences += [Finding("Against the bound", f"{bound}: {meaning}")] if bound else []
     for other in others(records, stack):
-        found += _other_stack(base_of(other), other, base, stack, arm, published, records)
-    return [*found, *section.against_paper(tables)]
+        sentences += _other_stack(base_of(other), other, base, stack, arm, published, records)
+    return [*sentences, *section.against_paper(tables)]
 
 
-def _arm(base: Base, published: dict[str, Any]) -> Arm | None:
+def _arm(base: Base, published: StudyFile) -> Arm | None:
     """The paper's context and tokens where any model has them, else the longest common context."""
     arms = [
         {
@@ -65,11 +67,11 @@ def _arm(base: Base, published: dict[str, Any]) -> Arm | None:
         }
         for s in base.values()
     ]
-    arms = [found for found in arms if found]
+    arms = list(filter(None, arms))
     if not arms:
         return None
     paper = (published["context"], published["new_tokens"])
-    if any(paper in found for found in arms):
+    if paper in set.union(*arms):
         return paper
     common = set.intersection(*arms) or set.union(*arms)
     return max(common, key=lambda arm: (arm[0], -arm[1]))
@@ -80,30 +82,30 @@ def _fastest(base: Base, arm: Arm) -> str:
 
 
 def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
-    found = {m: metrics.output_tok_per_s(s, *arm) for m, s in base.items()}
+    rates = {m: metrics.output_tok_per_s(s, *arm) for m, s in base.items()}
     # Throughput is tokens over time: its ratio is the inverse ratio of the times.
     others = {
-        m: rows_of.pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
+        m: pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
         for m in base
         if m != reference
     }
     lead = f"Output throughput at {arm[0]:,} tokens of context and {arm[1]} new tokens{where}"
     return Finding(
-        lead, f"{wording.levels(found, 'tok/s')} {wording.compared(reference, others)}".strip()
+        lead, f"{wording.levels(rates, 'tok/s')} {wording.compared(reference, others)}".strip()
     )
 
 
 def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
-    found = {m: metrics.ttft_ms(s, *arm) for m, s in base.items()}
+    times = {m: metrics.ttft_ms(s, *arm) for m, s in base.items()}
     one = (arm[0], 1)
     others = {
-        m: rows_of.pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
+        m: pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
         for m in base
         if m != reference
     }
     lead = f"Time to first token at {arm[0]:,} tokens of context{where}"
     return Finding(
-        lead, f"{wording.levels(found, 'ms')} {wording.compared(reference, others)}".strip()
+        lead, f"{wording.levels(times, 'ms')} {wording.compared(reference, others)}".strip()
     )
 
 
@@ -132,22 +134,22 @@ def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
             less.append(f"as much as {model}")
         else:
             less.append(f"{abs(change):.1f} % {'less' if change > 0 else 'more'} than {model}")
-    said = f" {reference}: {wording.listed(less)}." if less else ""
-    return Finding(lead, f"{wording.listed(parts)} (single readings).{said}")
+    more = f" {reference}: {wording.listed(less)}." if less else ""
+    return Finding(lead, f"{wording.listed(parts)} (single readings).{more}")
 
 
 def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
     lead = "Gross energy per 1,000 generated tokens"
-    found = {m: metrics.joules_per_1k(s, *arm) for m, s in base.items()}
-    if all(e.value is None for e in found.values()):
-        return Finding(lead, f"{_common_reason(found)}.")
+    joules = {m: metrics.joules_per_1k(s, *arm) for m, s in base.items()}
+    if all(e.value is None for e in joules.values()):
+        return Finding(lead, f"{_common_reason(joules)}.")
     others = {
-        m: rows_of.pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
+        m: pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
         for m in base
         if m != reference
     }
     return Finding(
-        lead, f"{wording.levels(found, 'J')} {wording.compared(reference, others)}".strip()
+        lead, f"{wording.levels(joules, 'J')} {wording.compared(reference, others)}".strip()
     )
 
 
@@ -157,17 +159,17 @@ def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> tuple[str, str]:
     around = [r for r in records if r.kind in ("environment", "ceilings", "trace")]
     parts, shares, sources = [], [], set()
     for model, series in base.items():
-        for found in bounds.arms([*around, *series.rows]):
-            share = found.mbu(realised=False, datasheet=False).value
-            if (found.context, found.batch) != (arm[0], 1) or not found.from_memory or not share:
+        for point in bounds.arms([*around, *series.rows]):
+            share = point.mbu(realised=False, datasheet=False).value
+            if (point.context, point.batch) != (arm[0], 1) or not point.from_memory or not share:
                 continue
             shares.append(share)
-            sources.add(found.limits.read_from)
-            stated = found.mbu(realised=False, datasheet=True).value
+            sources.add(point.limits.read_from)
+            stated = point.mbu(realised=False, datasheet=True).value
             more = f", {stated:.0%} by the datasheet" if stated else ""
-            rate = f"{short(found.steps_per_s.value)} {interval(found.steps_per_s)}".strip()
+            rate = f"{short(point.steps_per_s.value)} {interval(point.steps_per_s)}".strip()
             parts.append(
-                f"{model} decodes {rate} of {short(found.bound_per_s)} tok/s ({share:.0%}{more})"
+                f"{model} decodes {rate} of {short(point.bound_per_s)} tok/s ({share:.0%}{more})"
             )
     if not parts:
         return "", ""
@@ -188,7 +190,7 @@ def _other_stack(
     base: Base,
     stack: str,
     arm: Arm | None,
-    published: dict[str, Any],
+    published: StudyFile,
     records: Sequence[Record],
 ) -> list[Finding]:
     """What a further stack changes: throughput and energy there, against the study's stack, and
@@ -204,33 +206,33 @@ def _other_stack(
         )
     reference = published["ablation_model"]
     reference = reference if reference in there else _fastest(there, arm)
-    found = [(_throughput(there, arm, reference, envs, f", on {other}"), "latency", "e2e_s")]
+    parts = [(_throughput(there, arm, reference, envs, f", on {other}"), "latency", "e2e_s")]
     spent = {m: s for m, s in there.items() if any(r.kind == "energy" for r in s.rows)}
     if any(metrics.joules_per_1k(s, *arm).value is not None for s in spent.values()):
-        said = _energy(spent, arm, envs, reference if reference in spent else min(spent))
-        found.append((Finding(f"{said.lead}, on {other}", said.text), "energy", "energy_j"))
+        energy = _energy(spent, arm, envs, reference if reference in spent else min(spent))
+        parts.append((Finding(f"{energy.lead}, on {other}", energy.text), "energy", "energy_j"))
     texts = [
-        said.text + _against(there, base, stack, arm, envs, kind, sample)
-        for said, kind, sample in found
+        finding.text + _against(there, base, stack, arm, envs, kind, sample)
+        for finding, kind, sample in parts
     ]
     if bound := _bound(there, arm, records)[0]:
         texts[0] += f" Without the prefill, {bound}."
-    return [Finding(said.lead, text) for (said, *_), text in zip(found, texts, strict=True)]
+    return [Finding(finding.lead, text) for (finding, *_), text in zip(parts, texts, strict=True)]
 
 
 def _against(
     there: Base, base: Base, stack: str, arm: Arm, envs: dict, kind: str, sample: str
 ) -> str:
     """Each model's quantity on a stack over that on the study's; throughput is inverse time."""
-    known = []
+    ratios = []
     for model in (m for m in there if m in base):
         pair = (there[model], base[model])
-        ratio = rows_of.pair_ratio(
+        ratio = pair_ratio(
             pair[::-1] if kind == "latency" else pair, envs, kind, sample, arm, ("stack",)
         )
         if ratio.value is not None:
-            known.append(f"{model} {ratio.value:.2f}× {interval(ratio)}".strip())
-    return f" Against {stack}: {wording.listed(known)}." if known else ""
+            ratios.append(f"{model} {ratio.value:.2f}× {interval(ratio)}".strip())
+    return f" Against {stack}: {wording.listed(ratios)}." if ratios else ""
 
 
 def _has(base: Base, arm: Arm | None) -> bool:
@@ -239,19 +241,12 @@ def _has(base: Base, arm: Arm | None) -> bool:
     )
 
 
-def _common_reason(found: dict[str, Estimate]) -> str:
-    reasons = sorted({e.reason for e in found.values()})
-    said = wording.listed(reasons)
-    return said[:1].upper() + said[1:]
+def _common_reason(estimates: dict[str, Estimate]) -> str:
+    text = wording.listed(sorted({e.reason for e in estimates.values()}))
+    return text[:1].upper() + text[1:]
 
 
-Base = dict[str, rows_of.Series]  # of each model, by its title
-
-
-STATED = ("latency", "memory-paper", "energy")  # kinds of rows that a statement may be about
-
-
-def study_stack(records: Sequence[Record], published: dict[str, Any], paper: bool) -> str:
+def study_stack(records: Sequence[Record], published: StudyFile, paper: bool) -> str:
     """The study's stack; without its models (`paper`) and without a row on it, the commonest."""
     counts = Counter(
         str(r.key.get("stack"))
@@ -265,12 +260,12 @@ def study_stack(records: Sequence[Record], published: dict[str, Any], paper: boo
 
 def others(records: Sequence[Record], stack: str) -> list[str]:
     """The further stacks on which calls were timed, or failed."""
-    known = ORDER["stack"]
-    found = {str(r.key.get("stack")) for r in records if r.kind == "latency"} - {stack}
-    return sorted(found, key=lambda s: (known.index(s) if s in known else len(known), s))
+    order = ORDER["stack"]
+    stacks = {str(r.key.get("stack")) for r in records if r.kind == "latency"} - {stack}
+    return sorted(stacks, key=lambda s: (order.index(s) if s in order else len(order), s))
 
 
-def on_stack(records: Sequence[Record], published: dict[str, Any], paper: bool, stack: str) -> Base:
+def on_stack(records: Sequence[Record], published: StudyFile, paper: bool, stack: str) -> Base:
     """The rows of each model on a stack, those that failed included; models without any left out.
 
     With `paper`, the study's models under its titles and in its number format; otherwise every
@@ -287,20 +282,20 @@ def on_stack(records: Sequence[Record], published: dict[str, Any], paper: bool, 
         if not dtypes:
             continue
         commonest = max(dtypes.items(), key=lambda item: (item[1], item[0]))[0]
-        wanted = {"dtype": published["dtype"] if paper else commonest, "stack": stack}
-        series = rows_of.configuration(rows, envs, wanted, rows_of.BASE_KINDS)
+        setup = {"dtype": published["dtype"] if paper else commonest, "stack": stack}
+        series = configuration(rows, envs, setup, BASE_KINDS)
         if series.rows:
             base[title] = series
     return base
 
 
 def _by_title(
-    records: Sequence[Record], published: dict[str, Any], paper: bool
+    records: Sequence[Record], published: StudyFile, paper: bool
 ) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {title: [] for title in published["models"]} if paper else {}
+    rows: dict[str, list[Record]] = {title: [] for title in published["models"]} if paper else {}
     for row in records:
         name = row.key.get("model")
         title = study.paper_name(name, published) if paper else name
         if title:
-            found.setdefault(title, []).append(row)
-    return found if paper else dict(sorted(found.items()))
+            rows.setdefault(title, []).append(row)
+    return rows if paper else dict(sorted(rows.items()))

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import files as lib_files
-from lib.files import ParamsError
-from lib.records import jobs as records_jobs
+from lib.files import ParamsError, short, write_json
 from lib.records import store
+from lib.records.jobs import find
 from lib.records.record import environments
 from lib.report import document
 
@@ -79,41 +78,41 @@ class Leak:
     file: str
     line: int
     what: str
-    found: str
+    text: str
 
 
 def secrets(names: Iterable[tuple[str, str]] = ()) -> list[tuple[str, re.Pattern[str]]]:
     """What must not be inside: a pattern, and what it finds; `names` are words such as a user's."""
-    found = [(what, re.compile(f"{ALONE}(?:{pattern})")) for what, pattern in TOKENS.items()]
-    found.append(("home folder", re.compile(rf"(?:file://|{ALONE})(?:{HOMES})")))
+    patterns = [(what, re.compile(f"{ALONE}(?:{pattern})")) for what, pattern in TOKENS.items()]
+    patterns.append(("home folder", re.compile(rf"(?:file://|{ALONE})(?:{HOMES})")))
     for what, name in names:
         if len(name) > 2 and name.lower() not in COMMON:
-            found.append((what, re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")))
-    return found
+            patterns.append((what, re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")))
+    return patterns
 
 
 def here() -> list[tuple[str, str]]:
     """Names of this machine and its user; a host counts with and without its domain."""
     host, home = socket.gethostname(), Path.home()
-    named = [("host name", host), ("host name", host.split(".")[0])]
+    names = [("host name", host), ("host name", host.split(".")[0])]
     with contextlib.suppress(KeyError, OSError):  # a user id may have no account
-        named.append(("user name", getpass.getuser()))
+        names.append(("user name", getpass.getuser()))
     if len(home.parts) > 2:
-        named += [("user name", home.name), ("home folder", str(home))]
-    return list(dict.fromkeys(named))
+        names += [("user name", home.name), ("home folder", str(home))]
+    return list(dict.fromkeys(names))
 
 
-def leaks(folder: Path, patterns: Iterable[tuple[str, re.Pattern[str]]]) -> list[Leak]:
+def leaks(folder: Path, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> list[Leak]:
     """Every match in the names and the texts of a folder's files, compressed ones too."""
-    found, known = [], list(patterns)
+    matches = []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         for number, line in enumerate([name, *_text(path).splitlines()]):
-            for what, pattern in known:
+            for what, pattern in patterns:
                 text = line if what in TOKENS else BASE64.sub("", line)
                 if match := pattern.search(text):
-                    found.append(Leak(name, number, what, match.group()))
-    return found
+                    matches.append(Leak(name, number, what, match.group()))
+    return matches
 
 
 def _text(path: Path) -> str:
@@ -124,9 +123,9 @@ def _text(path: Path) -> str:
 
 def stage(source: Path, folder: Path) -> None:
     """Copy what is shared into an empty folder, and write report, tables and pages beside it."""
-    for job in records_jobs.find(source):
-        named = [str(item["path"]) for item in job.run.get("artefacts") or ()]
-        for name in {p.name for pattern in COPIED for p in job.folder.glob(pattern)} | {*named}:
+    for job in find(source):
+        listed = [str(item["path"]) for item in job.run.get("artefacts") or ()]
+        for name in {p.name for pattern in COPIED for p in job.folder.glob(pattern)} | {*listed}:
             file, copy = job.folder / name, folder / job.path / name
             if file.is_file() and file.resolve().is_relative_to(source.resolve()):
                 copy.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +133,7 @@ def stage(source: Path, folder: Path) -> None:
     if (source / "plan.json").exists():
         shutil.copyfile(source / "plan.json", folder / "plan.json")
     document.write(folder)
-    lib_files.write_json(folder / PROVENANCE, provenance(folder))
+    write_json(folder / PROVENANCE, provenance(folder))
     lines = [f"{_sha(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
@@ -153,10 +152,10 @@ def provenance(folder: Path) -> dict[str, Any]:
         "earlier",
         "env",
     )
-    found = records_jobs.find(folder)
-    envs = environments(row for job in found for row in job.records)
-    jobs = {job.path: {n: job.run[n] for n in fields if n in job.run} for job in found}
-    return {"jobs": jobs, "environments": dict(sorted(envs.items()))}
+    jobs = find(folder)
+    envs = environments(row for job in jobs for row in job.records)
+    runs = {job.path: {n: job.run[n] for n in fields if n in job.run} for job in jobs}
+    return {"jobs": runs, "environments": dict(sorted(envs.items()))}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -188,28 +187,26 @@ def write(source: Path, target: Path, names: Iterable[tuple[str, str]]) -> Path:
     `names` are words that must not be inside, each with what it is: see `here`.
     """
     store.refuse_released(target)
-    if not source.is_dir() or not records_jobs.find(source):
-        raise ParamsError(
-            f"no results in {lib_files.short(source)}; FROM takes a folder of run.json files"
-        )
+    if not source.is_dir() or not find(source):
+        raise ParamsError(f"no results in {short(source)}; FROM takes a folder of run.json files")
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / source.name
         folder.mkdir()
         stage(source, folder)
-        if found := leaks(folder, secrets(names)):
-            raise ParamsError(_told(found, source))
+        if matches := leaks(folder, secrets(names)):
+            raise ParamsError(_refusal(matches, source))
         pack(folder, target)
     return target
 
 
-def _told(found: Sequence[Leak], source: Path, limit: int = 20) -> str:
+def _refusal(matches: Sequence[Leak], source: Path, limit: int = 20) -> str:
     """The leaks for people, without showing a secret whole."""
-    lines = [f"not bundled, {len(found)} personal texts in {lib_files.short(source)}:"]
-    for leak in found[:limit]:
-        shown = f"{leak.found[:6]}..." if leak.what in TOKENS else leak.found
+    lines = [f"not bundled, {len(matches)} personal texts in {short(source)}:"]
+    for leak in matches[:limit]:
+        text = f"{leak.text[:6]}..." if leak.what in TOKENS else leak.text
         where = f"{leak.file}, line {leak.line}" if leak.line else f"the name of {leak.file}"
-        lines.append(f"  {where}: {leak.what} {shown!r}")
-    more = len(found) - limit
+        lines.append(f"  {where}: {leak.what} {text!r}")
+    more = len(matches) - limit
     lines += [f"  and {more} more"] if more > 0 else []
     lines.append(
         "Remove them from notebooks and records, or measure again with FORCE=1; a word "

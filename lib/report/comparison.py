@@ -29,22 +29,22 @@ HOST_LIMIT = 0.1  # a host faster by more than this share changes every number t
 
 def tables(pairs: Sequence[Pair]) -> list[Table]:
     """One table for each quantity, with the key fields that differ between its rows."""
-    made = []
+    ratios = []
     for title, unit, _ in (SAMPLED | READ).values():
         mine = [pair for pair in pairs if pair.quantity == title]
         if not mine:
             continue
         fields = ("kind", *(f for f in KEY_FIELDS if f != "model"))
         values = {f: [p.kind if f == "kind" else p.key.get(f) for p in mine] for f in fields}
-        shown = [f for f in fields if len({*map(str, values[f])}) > 1]
+        differing = [f for f in fields if len({*map(str, values[f])}) > 1]
         same = [
             f"{f.replace('_', ' ')} {values[f][0]}"
             for f in fields
-            if f not in shown and values[f][0] not in (None, "none")
+            if f not in differing and values[f][0] not in (None, "none")
         ]
         columns = (
             Column("model", numeric=False),
-            *(Column(f.replace("_", " "), numeric=False) for f in shown),
+            *(Column(f.replace("_", " "), numeric=False) for f in differing),
             Column("A", unit),
             Column("B", unit),
             Column("B / A"),
@@ -53,7 +53,7 @@ def tables(pairs: Sequence[Pair]) -> list[Table]:
         rows = tuple(
             (
                 pair.key.get("model") or "–",
-                *(values[f][i] for f in shown),
+                *(values[f][i] for f in differing),
                 pair.a,
                 pair.b,
                 pair.ratio,
@@ -62,8 +62,8 @@ def tables(pairs: Sequence[Pair]) -> list[Table]:
             for i, pair in enumerate(mine)
         )
         name = "ratio-" + jobs.slug(title)
-        made.append(Table(name, title, columns, rows, ("all rows: " + ", ".join(same),)))
-    return made
+        ratios.append(Table(name, title, columns, rows, ("all rows: " + ", ".join(same),)))
+    return ratios
 
 
 def refused_table(refused: Sequence[Refused]) -> Table:
@@ -78,7 +78,7 @@ def refused_table(refused: Sequence[Refused]) -> Table:
 
 def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[str, str]]:
     """For each quantity how many arms are higher, lower or not told apart, and the ratios."""
-    said = []
+    sentences = []
     for title, _, _ in (SAMPLED | READ).values():
         mine = [pair for pair in pairs if pair.quantity == title]
         if not mine:
@@ -97,43 +97,44 @@ def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[st
         if len(mine) == 1 and one.value is not None:
             span = " ".join(filter(None, (f"B / A {short(one.value)}", interval(one))))
         arms = f"{len(mine)} arm" + ("s" if len(mine) > 1 else "")
-        said.append((title, f"{arms} compared: {', '.join(counts)}; {span}."))
+        sentences.append((title, f"{arms} compared: {', '.join(counts)}; {span}."))
     if refused:
-        said.append(("Not compared", f"{len(refused)} arms or quantities, each with its reason."))
+        text = f"{len(refused)} arms or quantities, each with its reason."
+        sentences.append(("Not compared", text))
     if not pairs:
-        said.insert(0, ("Nothing is comparable", "No arm of A has a partner in B."))
-    return said
+        sentences.insert(0, ("Nothing is comparable", "No arm of A has a partner in B."))
+    return sentences
 
 
 def facts(side: Side) -> dict[str, list[Any]]:
     """What each environment of a set says, by name, each value once; and the code of its runs."""
-    found: dict[str, list[Any]] = {}
+    values: dict[str, list[Any]] = {}
     for env in side.environments.values():
         flat = {k: v for k, v in env.items() if k not in (*OF_ONE_RUN, "packages")}
         flat |= env.get("packages") or {}
         for name, value in flat.items():
             if not isinstance(value, dict | list):
-                found.setdefault(name, []).append(value)
+                values.setdefault(name, []).append(value)
     for run in side.runs:
         commit = (run.get("git") or {}).get("commit")
-        found.setdefault("commit", []).append(commit and str(commit)[:12])
-    return {name: list(dict.fromkeys(values)) for name, values in found.items()}
+        values.setdefault("commit", []).append(commit and str(commit)[:12])
+    return {name: list(dict.fromkeys(several)) for name, several in values.items()}
 
 
-def shown(values: Sequence[Any]) -> str:
+def values_text(values: Sequence[Any]) -> str:
     """Values as text; several numbers as their range."""
-    known = [v for v in values if v is not None]
-    numbers = [v for v in known if isinstance(v, float)]
-    if len(numbers) > 1 and len(numbers) == len(known):
+    values = [v for v in values if v is not None]
+    numbers = [v for v in values if isinstance(v, float)]
+    if len(numbers) > 1 and len(numbers) == len(values):
         return f"{short(min(numbers))} to {short(max(numbers))}"
-    return ", ".join(short(v) if isinstance(v, float) else str(v) for v in known) or "–"
+    return ", ".join(short(v) if isinstance(v, float) else str(v) for v in values) or "–"
 
 
 def environment_table(a: Side, b: Side) -> Table:
     """What the two sets were measured on and with, where it differs; the rest is a note."""
     ours, theirs = facts(a), facts(b)
     names = [*HARDWARE, *HOST, *(n for n in (*ours, *theirs) if n not in (*HARDWARE, *HOST))]
-    texts = {n: (shown(ours.get(n, [])), shown(theirs.get(n, []))) for n in dict.fromkeys(names)}
+    texts = {n: tuple(values_text(s.get(n, [])) for s in (ours, theirs)) for n in names}
     rows = [(n.replace("_", " "), *text) for n, text in texts.items() if text[0] != text[1]]
     same = [f"{n.replace('_', ' ')} {x}" for n, (x, y) in texts.items() if x == y != "–"]
     columns = (
@@ -148,7 +149,8 @@ def environment_table(a: Side, b: Side) -> Table:
 def cautions(a: Side, b: Side) -> list[str]:
     """What a reader of the ratios must know about the environments."""
     ours, theirs = facts(a), facts(b)
-    differ = {n for n in {*ours, *theirs} if shown(ours.get(n, [])) != shown(theirs.get(n, []))}
+    sides = [{n: values_text(values) for n, values in side.items()} for side in (ours, theirs)]
+    differ = {n for n in {*ours, *theirs} if sides[0].get(n, "–") != sides[1].get(n, "–")}
     groups = {"hardware": {*HARDWARE} & differ, "host CPU": {"cpu", "cpu_count"} & differ}
     software = differ - {*HARDWARE, *HOST, "copy_bytes_per_s"}
     groups["software"] = {
@@ -162,25 +164,25 @@ def cautions(a: Side, b: Side) -> list[str]:
         )
     }
     causes = [name for name, members in groups.items() if members]
-    said = []
+    sentences = []
     if len(causes) > 1:
-        said.append(
+        sentences.append(
             f"{', '.join(causes[:-1]).capitalize()} and {causes[-1]} differ: a ratio "
             "does not tell which of them it is due to."
         )
-    scores = [[v for v in found.get("host_score_per_s", []) if v] for found in (ours, theirs)]
+    scores = [[v for v in side.get("host_score_per_s", []) if v] for side in (ours, theirs)]
     if all(scores):
         times = max(scores[1]) / max(scores[0])
         if abs(times - 1) > HOST_LIMIT:
-            said.append(
+            sentences.append(
                 f"One thread of B's host is {times:.2f} times as fast as one of A's; what "
                 "the host limits follows it, whatever the GPU."
             )
-    said.append(
+    sentences.append(
         "An interval covers the repetitions of one run on each side. What changes from run "
         "to run on one machine is not in it: repeat both before a small ratio is believed."
     )
-    return said
+    return sentences
 
 
 def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
@@ -210,8 +212,8 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
         .render(
             title=f"B against A: {b.name} against {a.name}",
             kicker="Deployment workbook · comparison",
-            subtitle=f"A is {a.name} ({shown(facts(a).get('gpu', []))}), "
-            f"B is {b.name} ({shown(facts(b).get('gpu', []))})",
+            subtitle=f"A is {a.name} ({values_text(facts(a).get('gpu', []))}), "
+            f"B is {b.name} ({values_text(facts(b).get('gpu', []))})",
             findings=findings(pairs, refused),
             cautions=cautions(a, b),
             places=Markup(grid_html(places, places.name)) if places.rows else "",
@@ -260,10 +262,10 @@ def _fields(key: dict[str, Any]) -> dict[str, Any]:
     return {name: key.get(name) for name in KEY_FIELDS}
 
 
-def _columns(name: str, found: Estimate) -> dict[str, Any]:
+def _columns(name: str, x: Estimate) -> dict[str, Any]:
     return {
-        name: number_text(found.value),
-        f"{name}_low": number_text(found.low),
-        f"{name}_high": number_text(found.high),
-        f"{name}_n": found.n or "",
+        name: number_text(x.value),
+        f"{name}_low": number_text(x.low),
+        f"{name}_high": number_text(x.high),
+        f"{name}_n": x.n or "",
     }

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from urllib.parse import quote
 
 from bs4 import BeautifulSoup
@@ -20,10 +19,9 @@ from markupsafe import Markup
 
 from lib.analysis import bounds, cost, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
-from lib.analysis.memory import figures as memory_figures
+from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.setups import RANDOM_NOTE
-from lib.records import jobs
-from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, slug
+from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
 from lib.records.store import merge, precedence
@@ -34,12 +32,10 @@ from lib.show.html import grid_html
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
 from lib.show.page import data_link, entry, shell, write_text
 from lib.show.table import Table
-from lib.studies import paper_tables as studies_paper_tables
-from lib.studies import section
+from lib.studies import paper_tables, section, study
 from lib.studies.html import paper_html
-from lib.studies.paper_tables import PaperTable, paper_tables
-from lib.studies.study import load as load_study
-from lib.studies.study import load_published, paper_name
+from lib.studies.paper_tables import PaperTable
+from lib.studies.schema import StudyFile
 
 MAIN_TABLES = (1, 5, 6, 8)
 TITLE = "What it costs to deploy an open-weight language model"
@@ -59,15 +55,14 @@ def write(
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not a folder of results; run `make report` first")
     out = Path(out_dir) if out_dir is not None else source
-    found = jobs.find(source)
-    if not found:
+    jobs = find(source)
+    if not jobs:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
-    fragments = {job.id: _fragment(job) for job in found if job.notebook_path}
-    pages = {job.id: _page(job, out, fragments[job.id]) for job in found if job.notebook_path}
-    text = render(found, source, out, pages, fragments, prices)
+    fragments = {job.id: _fragment(job) for job in jobs if job.notebook_path}
+    pages = {job.id: _page(job, out, fragments[job.id]) for job in jobs if job.notebook_path}
     path = out / "report.html"
-    write_text(path, text)
+    write_text(path, render(jobs, source, out, pages, fragments, prices))
     return path
 
 
@@ -79,7 +74,7 @@ def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) 
     """
     folder = Path(job_dir).resolve()
     root = _results_root(folder)
-    job = next((j for j in jobs.find(root) if j.folder.resolve() == folder), None)
+    job = next((j for j in find(root) if j.folder.resolve() == folder), None)
     if job is None or job.notebook_path is None:
         raise FileNotFoundError(f"{folder} holds no run.json with an executed notebook")
     return _page(job, Path(out_dir) if out_dir is not None else root, _fragment(job))
@@ -120,12 +115,12 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
 
 def _headings(fragment: str) -> list[SimpleNamespace]:
     """The contents of a notebook's page: its second-level headings."""
-    found = BeautifulSoup(fragment, "html.parser").find_all("h2", id=True)
-    return [entry(h["id"], h.get_text(strip=True)) for h in found]
+    headings = BeautifulSoup(fragment, "html.parser").find_all("h2", id=True)
+    return [entry(h["id"], h.get_text(strip=True)) for h in headings]
 
 
 def render(
-    found: Sequence[Job],
+    jobs: Sequence[Job],
     source: Path,
     out: Path,
     pages: dict[str, Path],
@@ -133,19 +128,19 @@ def render(
     prices: cost.Prices | None,
 ) -> str:
     """The report as text; writes the CSVs that it embeds."""
-    rows = merge([r for job in _by_end(found) for r in job.records])
-    published = load_published()
-    paper = studies_paper_tables.papers(paper_tables(rows, published), rows, published)
+    rows = merge([r for job in _by_end(jobs) for r in job.records])
+    published = study.load_published()
+    paper = paper_tables.papers(paper_tables.paper_tables(rows, published), rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
     beside += tables.tables(rows)
     batch = figures.section(rows)
     ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
     csvs = [
-        *studies_paper_tables.write_csvs(rows, published, out),
+        *paper_tables.write_csvs(rows, published, out),
         *sections.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
     ]
-    replicated = section.part(rows, load_study(), out)
+    replicated = section.part(rows, study.load(), out)
     generic = [*sections.generic_tables(rows), *host_bound.tables(rows), *kernels]
     priced = cost.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
@@ -158,10 +153,10 @@ def render(
         if t.number not in MAIN_TABLES
     ]
     grids = [(t.title, Markup(grid_html(t, f"grid-{t.name}"))) for t in generic]
-    failures = [job for job in found if job.status != "ok"]
+    failures = [job for job in jobs if job.status != "ok"]
     demo = provenance.is_demo(rows)
-    groups = _groups(found, pages, fragments, out)
-    ended = max((str(job.run.get("end") or "") for job in found), default="")
+    groups = _groups(jobs, pages, fragments, out)
+    ended = max((str(job.run.get("end") or "") for job in jobs), default="")
     return (
         shell()
         .get_template("report.html")
@@ -176,8 +171,8 @@ def render(
                 *(replicated.findings if replicated else ()),
             ],
             replicated=replicated,
-            counts=provenance.counts(found, rows),
-            provenance=provenance.provenance(found),
+            counts=provenance.counts(jobs, rows),
+            provenance=provenance.provenance(jobs),
             paper=published,
             paper_main=main,
             paper_more=more,
@@ -192,56 +187,50 @@ def render(
             failures=failures,
             arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
             warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
-            costs=Markup(_optional(provenance.table(found), "grid-costs")),
+            costs=Markup(_optional(provenance.table(jobs), "grid-costs")),
             methods=Markup(shell().get_template("methods.html").render()),
             downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
             + [(p.name, data_link(p)) for p in csvs],
-            files=Markup(_file_links(found, pages, out)),
-            records=Markup(record_list.html(rows, _by_end(found), out)),
+            files=Markup(_file_links(jobs, pages, out)),
+            records=Markup(record_list.html(rows, _by_end(jobs), out)),
             toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
-            footer=f"Made from {len(found)} jobs; "
-            f"the last one ended {jobs.readable(ended) or '?'}.",
+            footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
         )
     )
 
 
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
-    kinds = [k for k in memory_figures.PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
-    return [
-        Markup(figure.html(memory_figures.memory_ledger(rows, kind=kind), rows, [kind]))
-        for kind in kinds
-    ]
+    kinds = [k for k in PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
+    return [Markup(figure.html(memory_ledger(rows, kind=kind), rows, [kind])) for kind in kinds]
 
 
-def _by_end(found: Iterable[Job]) -> list[Job]:
+def _by_end(jobs: Iterable[Job]) -> list[Job]:
     """Jobs in the order in which their rows replace each other: finished ones win, then later."""
-    return sorted(found, key=lambda job: precedence(job.run))
+    return sorted(jobs, key=lambda job: precedence(job.run))
 
 
 def _paper(table: PaperTable, context: Sequence[str]) -> str:
     return paper_html(table, f"table-{table.number}", context)
 
 
-def _paper_caption(rows: Sequence[Record], published: dict[str, Any]) -> list[str]:
+def _paper_caption(rows: Sequence[Record], published: StudyFile) -> list[str]:
     """What holds for every number beside the paper's: the card and the weights."""
-    mine = [r for r in rows if paper_name(r.key.get("model"), published)]
+    mine = [r for r in rows if study.paper_name(r.key.get("model"), published)]
     envs = environments(rows)
     gpus = sorted({str(envs.get(r.env_id or "", {}).get("gpu") or "a CPU") for r in mine})
     where = " and ".join(gpus)
-    said = [f"Measured on {where}."]
+    text = f"Measured on {where}."
     if gpus != [published["gpu"]]:
-        said = [
+        text = (
             f"Measured on {where}; the paper used {published['gpu']}, so times and energy "
             "differ by hardware, memory need not."
-        ]
-    if "random" in {r.key.get("weights") for r in mine}:
-        said.append(RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + ".")
-    return said
+        )
+    return [text, *_cautions(mine)]
 
 
 def _cautions(rows: Sequence[Record]) -> list[str]:
-    """What holds for the abstract's numbers where the paper's models are not among them."""
+    """What holds for the rows' numbers, whatever they are compared with."""
     random = any(r.key.get("weights") == "random" for r in rows)
     return [RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + "."] if random else []
 
@@ -250,7 +239,7 @@ def _subtitle(rows: Sequence[Record], ended: str) -> str:
     studied = {str(r.key["model"]) for r in rows if r.key.get("model") and r.kind != "energy-real"}
     models = sorted(studied, key=model_order)  # without the small one that checks weight values
     gpus = sorted({str(env.get("gpu") or "CPU") for env in environments(rows).values()})
-    parts = [", ".join(models), " and ".join(gpus), jobs.readable(ended)[:10]]
+    parts = [", ".join(models), " and ".join(gpus), readable(ended)[:10]]
     return " · ".join(filter(None, parts))
 
 
@@ -266,27 +255,27 @@ def _optional(table: Table, table_id: str) -> str:
 
 
 def _groups(
-    found: Sequence[Job], pages: dict[str, Path], fragments: dict[str, str], out: Path
+    jobs: Sequence[Job], pages: dict[str, Path], fragments: dict[str, str], out: Path
 ) -> list[SimpleNamespace]:
     """Sections: the machine first, then the notebooks across models, then each model's."""
     by_folder: dict[str, list[Job]] = {}
-    for job in sorted(found, key=lambda j: (j.notebook not in BEFORE_MODELS, j.parts[0] != ACROSS)):
+    for job in sorted(jobs, key=lambda j: (j.notebook not in BEFORE_MODELS, j.parts[0] != ACROSS)):
         folder = job.path if job.notebook in BEFORE_MODELS else job.parts[0]
         by_folder.setdefault(folder, []).append(job)
-    groups, taken = [], Counter()
+    groups, names = [], Counter()
     for folder, members in by_folder.items():
         across = {
             ACROSS: ("summary", "Summary across models"),
             f"{ACROSS}/machine": ("machine", "The machine"),
         }
         name, title = across.get(folder, (f"model-{slug(folder)}", members[0].model))
-        taken[name] += 1
-        name += f"-{taken[name]}" if taken[name] > 1 else ""
-        shown = [
+        names[name] += 1
+        name += f"-{names[name]}" if names[name] > 1 else ""
+        parts = [
             _section(job, pages.get(job.id), demoted(fragments.get(job.id, ""), 2), out)
             for job in members
         ]
-        groups.append(SimpleNamespace(id=name, title=title, jobs=shown))
+        groups.append(SimpleNamespace(id=name, title=title, jobs=parts))
     return groups
 
 
@@ -299,7 +288,7 @@ def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNam
         end=job.end,
         rerun=job.rerun,
         fragment=Markup(fragment),
-        earlier=", ".join(jobs.readable(told["end"]) for told in job.earlier),
+        earlier=", ".join(readable(run["end"]) for run in job.earlier),
         page=_href(page, out) if page else "",
     )
 
@@ -308,9 +297,9 @@ def _href(path: Path, out: Path) -> str:
     return quote(Path(os.path.relpath(path, out)).as_posix())
 
 
-def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
+def _file_links(jobs: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
     items = []
-    for job in found:
+    for job in jobs:
         paths = [
             pages.get(job.id),
             job.notebook_path,

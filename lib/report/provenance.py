@@ -16,6 +16,19 @@ from lib.show.table import Column, Table
 from lib.show.wording import short
 from lib.stats import Estimate
 
+TIMED = ("ttft_s", "e2e_s")
+COLUMNS = (
+    Column("model", numeric=False), Column("setup", numeric=False),
+    Column("notebook", numeric=False), Column("whole job", "s"), Column("start-up", "s"),
+    Column("imports", "s"), Column("model build", "s"), Column("captures and compilations", "s"),
+    Column("warm-up", "s"), Column("timed calls", "s"), Column("everything else", "s"),
+)  # fmt: skip
+NOTES = (
+    "start-up: the job less its cells, which is the kernel's start and the writing of files; "
+    "imports: the first cell; model build: from files or a seed to a model on the device; "
+    "everything else: untimed measurements, models that arms load for themselves, figures",
+)
+
 
 def is_demo(rows: Sequence[Record]) -> bool:
     """Whether everything was measured on a CPU."""
@@ -23,26 +36,26 @@ def is_demo(rows: Sequence[Record]) -> bool:
     return bool(envs) and not any(env.get("gpu") for env in envs)
 
 
-def counts(found: Sequence[Job], rows: Sequence[Record]) -> dict[str, int]:
+def counts(jobs: Sequence[Job], rows: Sequence[Record]) -> dict[str, int]:
     """How many jobs are planned and how they ended; how many arms were measured."""
-    status = Counter(job.status for job in found)
+    status = Counter(job.status for job in jobs)
     arms = [r for r in rows if r.kind not in ("environment", "card")]
     return {
         "ok": status["ok"],
         "missing": status["missing"],
-        "planned": len(found),
-        "failed": len(found) - status["ok"] - status["missing"],
+        "planned": len(jobs),
+        "failed": len(jobs) - status["ok"] - status["missing"],
         "arms": len(arms),
         "arm_errors": sum(bool(r.error) for r in arms),
     }
 
 
-def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
+def provenance(jobs: Sequence[Job]) -> list[SimpleNamespace]:
     """Which models ran where: one entry for each GPU, driver, set of versions, host and commit."""
     groups: dict[tuple, dict[str, set]] = defaultdict(lambda: defaultdict(set))
-    for job in found:
+    for job in jobs:
         for env_id, env in environments(job.records).items():
-            told = job.run_of(env_id)
+            run = job.run_of(env_id)
             packages = env.get("packages") or {}
             where = {
                 "GPU": env.get("gpu") or "CPU, no GPU",
@@ -51,11 +64,11 @@ def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
                 "torch": env.get("torch") or packages.get("torch"),
                 "transformers": env.get("transformers") or packages.get("transformers"),
                 "host CPU": env.get("cpu"),
-                "commit": _commit(told),
+                "commit": _commit(run),
             }
-            seen = groups[tuple((k, str(v)) for k, v in where.items() if v)]
-            keyed = [r for r in job.records if r.key.get("model") and r.env_id == env_id]
-            base = [r for r in keyed if not r.kind.startswith("ablation")]
+            facts = groups[tuple((k, str(v)) for k, v in where.items() if v)]
+            rows = [r for r in job.records if r.key.get("model") and r.env_id == env_id]
+            base = [r for r in rows if not r.kind.startswith("ablation")]
             for title, name in (
                 ("models", "model"),
                 ("weights", "weights"),
@@ -64,60 +77,60 @@ def provenance(found: Sequence[Job]) -> list[SimpleNamespace]:
                 ("experts", "experts"),
             ):
                 values = {str(r.key.get(name)) for r in base if r.key.get(name) and not r.error}
-                seen[title] |= values - {"none"}
-            for r in keyed:
+                facts[title] |= values - {"none"}
+            for r in rows:
                 source, revision = r.value("model_source"), r.value("model_revision")
                 if source:
-                    seen["source"].add(f"{source}, {revision}" if revision else str(source))
-            if told.get("end"):
-                seen["dates"].add(readable(told["end"])[:10])
-            for name, text in _machine(env, told).items():
-                seen[name].add(text)
-    return [_place(dict(where), seen) for where, seen in sorted(groups.items())]
+                    facts["source"].add(f"{source}, {revision}" if revision else str(source))
+            if run.get("end"):
+                facts["dates"].add(readable(run["end"])[:10])
+            for name, text in _machine(env, run).items():
+                facts[name].add(text)
+    return [_place(dict(where), facts) for where, facts in sorted(groups.items())]
 
 
-def _machine(env: dict[str, Any], told: dict[str, Any]) -> dict[str, str]:
+def _machine(env: dict[str, Any], run: dict[str, Any]) -> dict[str, str]:
     """Limits and speeds of the machine, and the lock, as far as they were recorded."""
     clocks = [(name, env.get(f"{name.lower()}_clock_max_hz")) for name in ("SM", "memory")]
-    found = {
+    texts = {
         "power limit": f"{env['power_limit_w']:g} W" if env.get("power_limit_w") else "",
         "clocks": ", ".join(f"{n} up to {hz / 1e6:,.0f} MHz" for n, hz in clocks if hz),
         "host speed": f"{env['host_score_per_s']:.1f} M loops/s"
         if env.get("host_score_per_s")
         else "",
         "launch": f"{env['launch_s'] * 1e6:.1f} µs a kernel" if env.get("launch_s") else "",
-        "Python": (told.get("env") or {}).get("python") or "",
-        "lock": ((told.get("env") or {}).get("lock_sha") or "")[:12],
+        "Python": (run.get("env") or {}).get("python") or "",
+        "lock": ((run.get("env") or {}).get("lock_sha") or "")[:12],
     }
-    return {name: text for name, text in found.items() if text}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _range(values: set[str]) -> str:
     """Few values as they are, many as the first and the last."""
-    shown = sorted(values, key=lambda text: (len(text), text))
-    return ", ".join(shown) if len(shown) <= 2 else f"{shown[0]} to {shown[-1]}"
+    texts = sorted(values, key=lambda text: (len(text), text))
+    return ", ".join(texts) if len(texts) <= 2 else f"{texts[0]} to {texts[-1]}"
 
 
-def _place(where: dict[str, str], seen: dict[str, set]) -> SimpleNamespace:
-    shown = {name: ", ".join(sorted(values)) for name, values in seen.items() if values}
+def _place(where: dict[str, str], values: dict[str, set]) -> SimpleNamespace:
+    texts = {name: ", ".join(sorted(several)) for name, several in values.items() if several}
     software = ", ".join(
         f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers") if n in where
     )
-    facts = {n: shown.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
-    facts |= {n: shown.get(n) for n in ("power limit", "clocks")}
+    facts = {n: texts.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
+    facts |= {n: texts.get(n) for n in ("power limit", "clocks")}
     facts |= {"software": software, "host CPU": where.get("host CPU")}
-    facts |= {n: _range(seen[n]) for n in ("host speed", "launch") if seen.get(n)}
+    facts |= {n: _range(values[n]) for n in ("host speed", "launch") if values.get(n)}
     facts |= {
-        "Python": shown.get("Python"),
-        "dates": shown.get("dates"),
+        "Python": texts.get("Python"),
+        "dates": texts.get("dates"),
         "commit": where.get("commit"),
-        "lock": shown.get("lock"),
+        "lock": texts.get("lock"),
     }
     return SimpleNamespace(title=where["GPU"], facts=[(k, v) for k, v in facts.items() if v])
 
 
-def _commit(told: dict[str, Any]) -> str | None:
-    git = told.get("git") or {}
+def _commit(run: dict[str, Any]) -> str | None:
+    git = run.get("git") or {}
     if not isinstance(git, dict) or not git.get("commit"):
         return None
     return str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")
@@ -126,8 +139,8 @@ def _commit(told: dict[str, Any]) -> str | None:
 def arm_errors(rows: Sequence[Record]) -> Table:
     """Arms that failed, with their error."""
     columns = tuple(Column(n, numeric=False) for n in ("model", "kind", "arm", "error"))
-    made = [(r.key.get("model"), r.kind, arm_text(r.key), r.error) for r in rows if r.error]
-    return Table("arm-errors", "Arms that failed", columns, tuple(made))
+    lines = [(r.key.get("model"), r.kind, arm_text(r.key), r.error) for r in rows if r.error]
+    return Table("arm-errors", "Arms that failed", columns, tuple(lines))
 
 
 def warnings_table(rows: Sequence[Record]) -> Table:
@@ -139,26 +152,8 @@ def warnings_table(rows: Sequence[Record]) -> Table:
             texts.setdefault(where, []).append(warning["text"])
     names = ("model", "warning", "for example")
     columns = (*(Column(name, numeric=False) for name in names), Column("rows"))
-    built = tuple((*where, said[0], len(said)) for where, said in sorted(texts.items()))
-    return Table("warnings", "Warnings", columns, built)
-
-
-TIMED = ("ttft_s", "e2e_s")
-
-
-COLUMNS = (
-    Column("model", numeric=False), Column("setup", numeric=False),
-    Column("notebook", numeric=False), Column("whole job", "s"), Column("start-up", "s"),
-    Column("imports", "s"), Column("model build", "s"), Column("captures and compilations", "s"),
-    Column("warm-up", "s"), Column("timed calls", "s"), Column("everything else", "s"),
-)  # fmt: skip
-
-
-NOTES = (
-    "start-up: the job less its cells, which is the kernel's start and the writing of files; "
-    "imports: the first cell; model build: from files or a seed to a model on the device; "
-    "everything else: untimed measurements, models that arms load for themselves, figures",
-)
+    lines = tuple((*where, several[0], len(several)) for where, several in sorted(texts.items()))
+    return Table("warnings", "Warnings", columns, lines)
 
 
 def table(jobs: Sequence[Job]) -> Table:
@@ -174,7 +169,7 @@ def parts(job: Job) -> dict[str, float]:
     """Seconds of a job by what they went into; `other` is what is left."""
     cells = cell_seconds(job)
     prepare = sum(row.values.get("prepare_s") or 0.0 for row in job.own)
-    found = {
+    seconds = {
         "job": span_s(job.run),
         "startup": span_s(job.run) - sum(cells),
         "imports": cells[0] if cells else 0.0,
@@ -183,8 +178,8 @@ def parts(job: Job) -> dict[str, float]:
         "warmup": max(0.0, summed(job.own, ("warmup_s",)) - prepare),
         "timed": summed(job.own, TIMED),
     }
-    spent = sum(seconds for name, seconds in found.items() if name != "job")
-    return found | {"other": found["job"] - spent}
+    spent_s = sum(s for name, s in seconds.items() if name != "job")
+    return seconds | {"other": seconds["job"] - spent_s}
 
 
 def span_s(run: dict[str, Any]) -> float:
@@ -214,11 +209,11 @@ def _seconds(value: float) -> Estimate:
 def _notes(jobs: Sequence[Job]) -> tuple[str, ...]:
     if not jobs:
         return ()
-    found = [parts(job) for job in jobs]
-    whole = sum(part["job"] for part in found)
-    setting_up = sum(part["startup"] + part["imports"] + part["build"] for part in found)
+    seconds = [parts(job) for job in jobs]
+    whole_s = sum(part["job"] for part in seconds)
+    setup_s = sum(part["startup"] + part["imports"] + part["build"] for part in seconds)
     return (
         *NOTES,
-        f"all jobs: {short(whole / 60)} min, of which starting, importing and building "
-        f"models {setting_up / whole:.0%}",
+        f"all jobs: {short(whole_s / 60)} min, of which starting, importing and building "
+        f"models {setup_s / whole_s:.0%}",
     )

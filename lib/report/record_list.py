@@ -61,35 +61,34 @@ def _line(row: Record, job: Job | None, out: Path) -> str:
         ("long", _arm(row)),
         ("long", _content(row)),
     )
-    shown = "".join(f'<td class="{css}">{escape(str(text))}</td>' for css, text in cells)
-    return f'<tr id="record-{name}"><th scope="row">{name}</th>{shown}<td>{link}</td></tr>'
+    html = "".join(f'<td class="{css}">{escape(str(text))}</td>' for css, text in cells)
+    return f'<tr id="record-{name}"><th scope="row">{name}</th>{html}<td>{link}</td></tr>'
 
 
 def _arm(row: Record) -> str:
-    fields = sorted(row.key, key=FIELDS.index)
-    said = [
+    texts = [
         f"{name.replace('_', ' ')} {row.key[name]}"
-        for name in fields
+        for name in sorted(row.key, key=FIELDS.index)
         if name != "model" and row.key[name] not in (None, "none")
     ]
-    return ", ".join([*said, f"environment {row.env_id}"])
+    return ", ".join([*texts, f"environment {row.env_id}"])
 
 
 def _content(row: Record) -> str:
     """Samples as they are, to four digits; of a row without samples its readings."""
     if row.error:
         return f"failed: {row.error}"
-    said = []
+    texts = []
     for name, values in row.samples.items():
         if name in BEHIND_A_TRACE or not all(isinstance(v, int | float) for v in values):
-            said.append(f"{name}: {len(values)} in the file")
+            texts.append(f"{name}: {len(values)} in the file")
             continue
         more = f" and {len(values) - LONGEST} more" if len(values) > LONGEST else ""
-        said.append(f"{name}: {', '.join(f'{v:.4g}' for v in values[:LONGEST])}{more}")
+        texts.append(f"{name}: {', '.join(f'{v:.4g}' for v in values[:LONGEST])}{more}")
     readings = {
         k: v
         for k, v in row.values.items()
         if isinstance(v, int | float) and not isinstance(v, bool)
     }
-    said += [f"{name} {short(value)}" for name, value in readings.items()] if not said else []
-    return "; ".join(said) or "–"
+    texts = texts or [f"{name} {short(value)}" for name, value in readings.items()]
+    return "; ".join(texts) or "–"

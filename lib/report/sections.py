@@ -6,11 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.analysis import ablations, experts, latency
-from lib.analysis.ablations import CHANGED
-from lib.analysis.energy import quantities
-from lib.analysis.energy import tables as energy_tables
-from lib.analysis.memory import tables as memory_tables
+from lib.analysis import ablations, energy, experts, latency, memory
 from lib.records.record import Record
 from lib.show.table import Table, frame
 from lib.studies.arxiv_2508_16700 import kv_contribution
@@ -18,15 +14,15 @@ from lib.studies.arxiv_2508_16700 import kv_contribution
 
 def generic_tables(rows: Sequence[Record]) -> list[Table]:
     """Every generic table that has rows."""
-    made = [
+    tables = [
         latency.table(rows),
-        memory_tables.table(rows),
-        energy_tables.table(rows),
-        quantities.table(rows),
+        memory.tables.table(rows),
+        energy.tables.table(rows),
+        energy.quantities.table(rows),
         experts.table(rows),
-        *(ablations.table(rows, n) for n in CHANGED),
+        *(ablations.table(rows, n) for n in ablations.CHANGED),
     ]
-    return [table for table in made if table.rows]
+    return [table for table in tables if table.rows]
 
 
 def write_generic_csvs(
@@ -46,10 +42,10 @@ def memory_ledgers(
     rows: Sequence[Record], published: Mapping[str, Any] | None = None
 ) -> list[Table]:
     """The ledger's tables that have rows."""
-    made = (
-        memory_tables.parts(rows),
+    tables = (
+        memory.tables.parts(rows),
         kv_contribution.contribution(rows, published),
-        memory_tables.per_token(rows),
-        memory_tables.predicted(rows),
+        memory.tables.per_token(rows),
+        memory.tables.predicted(rows),
     )
-    return [found for found in made if found.rows]
+    return [table for table in tables if table.rows]

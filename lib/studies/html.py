@@ -36,6 +36,12 @@ HEAD = (
     "Cause",
 )
 SORTED = ("Claim", "Verdict")  # the other columns hold unlike quantities
+SIGNS = {
+    REPRODUCED: ("✓", "holds"),
+    DIRECTION: ("≈", "partly"),
+    NOT: ("✗", "fails"),
+    UNTESTABLE: ("?", "open"),
+}
 
 
 def ledger_html(entries: Sequence[Entry]) -> str:
@@ -156,14 +162,6 @@ def _governance_row(row: tuple[Any, ...]) -> str:
 
 def _link(url: str, text: str) -> str:
     return f'<a href="{escape(url)}" rel="noreferrer" title="{escape(url)}">{text}</a>'
-
-
-SIGNS = {
-    REPRODUCED: ("✓", "holds"),
-    DIRECTION: ("≈", "partly"),
-    NOT: ("✗", "fails"),
-    UNTESTABLE: ("?", "open"),
-}
 
 
 def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:

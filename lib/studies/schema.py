@@ -19,6 +19,7 @@ class PrintedTable(TypedDict):
 
     title: str
     where: str
+    read: NotRequired[str]
     note: NotRequired[str]
     context: NotRequired[int | None]
     columns: dict[str, Column]
@@ -44,6 +45,26 @@ class Claim(TypedDict):
     meant: NotRequired[str]
     direction: NotRequired[Literal["higher", "lower"]]
     model: NotRequired[str]
+    metric: NotRequired[str]
+    subjects: NotRequired[dict[str, str | int]]
+    form: NotRequired[Literal["value", "ratio", "at_most", "falls_with", "order", "count"]]
+    over: NotRequired[dict[str, list[str | int]]]
+    reference: NotRequired[str]
+    low: NotRequired[str]
+    high: NotRequired[str]
+    n: NotRequired[int]
+    interval: NotRequired[str]
+    tolerance: NotRequired[str]
+    testable: NotRequired[bool]
+    reason: NotRequired[str]
+
+
+class Gpu(TypedDict):
+    """A card of the study, by its name in params/gpus.yaml, and why it cannot be measured."""
+
+    name: str
+    testable: bool
+    reason: NotRequired[str]
 
 
 class Counts(TypedDict):
@@ -82,14 +103,22 @@ class StudyFile(TypedDict):
 
     source: str
     title: str
+    html_title: NotRequired[str]
+    authors: NotRequired[list[str]]
+    submitted: NotRequired[str]
     url: str
     gpu: str
     stack: str
     dtype: str
+    attention: NotRequired[str]
+    batch: NotRequired[int]
     context: int
     new_tokens: int
+    contexts_measured: NotRequired[list[int]]
     ablation_model: str
     models: dict[str, list[str]]
+    gpus: NotRequired[dict[str, Gpu]]
+    protocol: NotRequired[dict[str, str]]
     tables: dict[int, PrintedTable]
     governance: NotRequired[GovernanceTable]
     claims: NotRequired[dict[str, Claim]]

@@ -40,7 +40,7 @@ def archive(source) -> Path:
 def test_report_pages_tables_records_and_provenance_are_inside(archive):
     with zipfile.ZipFile(archive) as file:
         names = {name.removeprefix("demo/") for name in file.namelist()}
-        told = json.loads(file.read("demo/provenance.json"))
+        provenance = json.loads(file.read("demo/provenance.json"))
     assert names >= {
         "report.html",
         "plan.json",
@@ -52,8 +52,8 @@ def test_report_pages_tables_records_and_provenance_are_inside(archive):
     kinds = ("run.json", "records.jsonl", "notebook.ipynb", "notebook.html")
     assert names >= {f"{JOB}/{kind}" for kind in kinds}
     assert not [name for name in names if "/." in name or name.startswith("/")]
-    assert told["jobs"][JOB]["git"]["commit"] == "0123456789abcdef"
-    (env,) = told["environments"].values()
+    assert provenance["jobs"][JOB]["git"]["commit"] == "0123456789abcdef"
+    (env,) = provenance["environments"].values()
     assert env["cpu"] == "Test CPU"
 
 
@@ -105,9 +105,9 @@ def test_the_same_results_give_the_same_bytes(source, archive, tmp_path):
 def test_what_is_personal_is_found_with_file_and_line(tmp_path, text, what):
     (tmp_path / "a.txt").write_text(f"good\n{text}\n")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(f"{text}\n".encode()))
-    found = bundle.leaks(tmp_path, bundle.secrets(ANN))
-    assert ("a.txt", 2) in {(leak.file, leak.line) for leak in found if leak.what == what}
-    assert ("b.jsonl.gz", 1) in {(leak.file, leak.line) for leak in found if leak.what == what}
+    matches = bundle.leaks(tmp_path, bundle.secrets(ANN))
+    assert ("a.txt", 2) in {(leak.file, leak.line) for leak in matches if leak.what == what}
+    assert ("b.jsonl.gz", 1) in {(leak.file, leak.line) for leak in matches if leak.what == what}
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_a_leak_is_refused_named_and_no_secret_is_printed(source, tmp_path, caps
     monkeypatch.setattr(bundle, "here", lambda: ANN)
     target = tmp_path / "x.zip"
     assert main(["bundle", str(root), "--out", str(target)]) == 2
-    said = capsys.readouterr().err
-    assert f"{JOB}/notebook.ipynb, line" in said and "user name 'ann'" in said
-    assert "Hugging Face token 'hf_a1B...'" in said and token not in said
+    message = capsys.readouterr().err
+    assert f"{JOB}/notebook.ipynb, line" in message and "user name 'ann'" in message
+    assert "Hugging Face token 'hf_a1B...'" in message and token not in message
     assert not target.exists()
     assert main(["bundle", str(source), "--out", str(target)]) == 0 and target.exists()
 

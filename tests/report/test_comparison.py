@@ -42,14 +42,14 @@ def sides(ours: list[Record], theirs: list[Record]) -> tuple[Side, Side]:
 
 
 def only_pair(ours: Record, theirs: Record) -> result_sets.Pair:
-    made, refused = result_sets.compare(*sides([ours], [theirs]))
-    assert len(made) == 1 and refused == []
-    return made[0]
+    pairs, refused = result_sets.compare(*sides([ours], [theirs]))
+    assert len(pairs) == 1 and refused == []
+    return pairs[0]
 
 
 def reason(ours: list[Record], theirs: list[Record]) -> str:
-    made, refused = result_sets.compare(*sides(ours, theirs))
-    assert made == []
+    pairs, refused = result_sets.compare(*sides(ours, theirs))
+    assert pairs == []
     return next(r.reason for r in refused if r.where != "B")
 
 
@@ -100,9 +100,9 @@ def test_of_stamped_calls_the_call_is_the_repetition():
 )
 def test_another_setup_is_refused_with_both_names(field, value):
     ours, theirs = row(A, {"e2e_s": [1.0]}), row(B, {"e2e_s": [1.0]}, **{field: value})
-    said = reason([ours], [theirs])
+    text = reason([ours], [theirs])
     mine = ours.key[field]
-    assert said == f"B has it with {field} {value} instead of {mine}: a ratio would mix causes"
+    assert text == f"B has it with {field} {value} instead of {mine}: a ratio would mix causes"
     _, refused = result_sets.compare(*sides([ours], [theirs]))
     assert {(r.where, r.key[field]) for r in refused} == {("A", mine), ("B", value)}
 
@@ -135,8 +135,8 @@ def test_failures_missing_samples_and_other_weights_are_refused():
 def test_a_set_of_two_gpus_is_refused():
     twice = [row(A, {"e2e_s": [1.0]}), row(B, {"e2e_s": [1.0]})]
     a, b = Side("ours", (A, B, *twice)), Side("theirs", (B, twice[1]))
-    made, (refused,) = result_sets.compare(a, b)
-    assert made == []
+    pairs, (refused,) = result_sets.compare(a, b)
+    assert pairs == []
     assert refused.reason == (
         "A has it on several GPUs (NVIDIA B, NVIDIA H100 80GB HBM3): choose one"
     )
@@ -151,15 +151,15 @@ def test_environments_tell_what_differs_and_warn():
         "host score per s": ("10.00", "15.00"),
     }
     assert "power limit w 700.0" in table.notes[0] and "torch 2.11.0" in table.notes[0]
-    said = " ".join(comparison.cautions(a, b))
-    assert "Hardware and software differ: a ratio does not tell which" in said
-    assert "B's host is 1.50 times as fast" in said
+    text = " ".join(comparison.cautions(a, b))
+    assert "Hardware and software differ: a ratio does not tell which" in text
+    assert "B's host is 1.50 times as fast" in text
     same = " ".join(comparison.cautions(a, Side("again", a.rows)))
     assert "differ" not in same and "times as fast" not in same and "run to run" in same
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def report(tmp_path_factory) -> Path:
     """A is the study on one GPU; B, on another, takes twice the time and lacks one model."""
     root = tmp_path_factory.mktemp("compare")
     a, b = sample.write_paper(root / "x"), root / "y"
@@ -177,17 +177,17 @@ def made(tmp_path_factory) -> Path:
     return root / "out"
 
 
-def test_the_page_and_its_tables(made):
-    soup = BeautifulSoup((made / "report.html").read_text(), "html.parser")
+def test_the_page_and_its_tables(report):
+    soup = BeautifulSoup((report / "report.html").read_text(), "html.parser")
     text = re.sub(r"\s+", " ", soup.get_text(" "))
     assert "8 arms compared: B higher in 8; B / A 2.000" in text  # TTFT, two models
     assert "B has no rows of yi-34b" in text and "Not compared" in text
-    with (made / "ratios.csv").open() as file:
+    with (report / "ratios.csv").open() as file:
         lines = list(csv.DictReader(file))
     cells = [td["data-value"] for td in soup.select("#ratio-ttft tbody td[data-n]")]
     ttft = [x for x in lines if x["quantity"] == "TTFT"]
     assert cells == [v for x in ttft for v in (x["a"], x["b"], x["ratio"])]
-    with (made / "refused.csv").open() as file:
+    with (report / "refused.csv").open() as file:
         assert {x["model"] for x in csv.DictReader(file)} >= {"yi-34b"}
     assert not soup.select("script[src], link[href^=http], img")
     ids = [tag["id"] for tag in soup.find_all(id=True)]
@@ -195,14 +195,14 @@ def test_the_page_and_its_tables(made):
     assert all(soup.find(id=a["href"][1:]) for a in soup.select('a[href^="#"]'))
 
 
-def test_the_same_sets_give_the_same_bytes(made, tmp_path):
-    first = {path.name: path.read_bytes() for path in made.iterdir()}
-    comparison.write(made.parent / "x", made.parent / "y", tmp_path / "out")
+def test_the_same_sets_give_the_same_bytes(report, tmp_path):
+    first = {path.name: path.read_bytes() for path in report.iterdir()}
+    comparison.write(report.parent / "x", report.parent / "y", tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
 
 
-def test_the_command(made, tmp_path, capsys):
-    x, y, out = str(made.parent / "x"), str(made.parent / "y"), str(tmp_path / "out")
+def test_the_command(report, tmp_path, capsys):
+    x, y, out = str(report.parent / "x"), str(report.parent / "y"), str(tmp_path / "out")
     assert main(["compare", x, y, "--out", out]) == 0
     sample.write_demo(tmp_path / "demo")
     assert main(["compare", x, str(tmp_path / "demo"), "--out", out]) == 1

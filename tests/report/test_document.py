@@ -14,7 +14,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from bs4 import BeautifulSoup
 
-from lib.records import jobs as records_jobs
+from lib.records.jobs import find
 from lib.records.record import Record
 from lib.records.store import load_tree
 from lib.report import comparison, document
@@ -112,18 +112,18 @@ def test_counts_and_every_failure_are_shown(soup):
 def test_a_good_manifest_without_its_notebook_is_no_success(tmp_path):
     root = sample.write_demo(tmp_path)
     (root / "demo-moe/random-hf-eager/latency/notebook.ipynb").unlink()
-    made = BeautifulSoup(document.write(root).read_text(), "html.parser")
-    assert "1 failed" in text_of(made, ".counts")
-    assert "notebook missing" in text_of(made, ".failure")
+    page = BeautifulSoup(document.write(root).read_text(), "html.parser")
+    assert "1 failed" in text_of(page, ".counts")
+    assert "notebook missing" in text_of(page, ".failure")
 
 
 @pytest.mark.parametrize("name", ["records.jsonl", "notebook.ipynb", "run.json"])
 def test_a_damaged_file_is_a_failure_of_its_job_alone(tmp_path, name):
     root = sample.write_demo(tmp_path)
     (root / "demo-moe/random-hf-eager/latency" / name).write_text("{half of")
-    made = BeautifulSoup(document.write(root).read_text(), "html.parser")
-    assert "5 ok" in text_of(made, ".counts")
-    assert "damaged" in text_of(made, ".failure")
+    page = BeautifulSoup(document.write(root).read_text(), "html.parser")
+    assert "5 ok" in text_of(page, ".counts")
+    assert "damaged" in text_of(page, ".failure")
 
 
 def test_empty_or_absent_results_say_what_to_do(tmp_path):
@@ -140,8 +140,8 @@ def test_tables_show_what_the_csvs_hold(paper, soup):
         with path.open(encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
         table = soup.select_one(f"#table-{number}")
-        shown = [td["data-value"] for td in table.select("td.measured")]
-        assert shown == [line["measured"] for line in lines], number
+        values = [td["data-value"] for td in table.select("td.measured")]
+        assert values == [line["measured"] for line in lines], number
         assert all(line["measured"] or line["note"] for line in lines), number
         link = soup.find("a", download=path.name)["href"]
         assert base64.b64decode(link.partition(",")[2]) == path.read_bytes()
@@ -168,16 +168,16 @@ def test_each_number_of_the_papers_tables_names_its_records(paper, soup):
             ids = cell["data-records"].split()
             assert ids and all(f"record-{name}" in listed for name in ids), number
 
-    def said(selector: str) -> list[str]:
+    def records_of(selector: str) -> list[str]:
         ids = soup.select_one(selector)["data-records"].split()
         return [listed[f"record-{name}"] for name in ids]
 
-    (ttft,) = said("#table-1 td.measured")
+    (ttft,) = records_of("#table-1 td.measured")
     assert "latency gpt-oss-20b context 2048, new tokens 1," in ttft
     assert "ttft_s: 0.095, 0.097, 0.099" in ttft and "latency" in ttft.split()[-1]
-    first, second = said("#table-4 td.measured")
+    first, second = records_of("#table-4 td.measured")
     assert "context 128, new tokens 64" in first and "context 2048, new tokens 64" in second
-    (peak,) = said("#grid-memory td[data-n]")
+    (peak,) = records_of("#grid-memory td[data-n]")
     assert "memory" in peak and "peak_bytes" in peak
 
 
@@ -223,12 +223,12 @@ def test_first_tables_are_open_and_the_rest_folded(soup):
 
 
 def test_abstract_is_computed(soup):
-    said = text_of(soup, ".abstract")
-    assert "GPT-OSS-20B 86.49 tok/s [83.16, 90.09]" in said  # 64 / 0.74
-    assert "2.00× [1.92, 2.08] that of Qwen3-32B, higher" in said
-    assert "33.3 % less than Qwen3-32B" in said
-    assert "Qwen3-32B 20,000 J" in said
-    assert "Random weights: valid for memory and dense latency" in said
+    text = text_of(soup, ".abstract")
+    assert "GPT-OSS-20B 86.49 tok/s [83.16, 90.09]" in text  # 64 / 0.74
+    assert "2.00× [1.92, 2.08] that of Qwen3-32B, higher" in text
+    assert "33.3 % less than Qwen3-32B" in text
+    assert "Qwen3-32B 20,000 J" in text
+    assert "Random weights: valid for memory and dense latency" in text
 
 
 def test_sentences_can_say_no():
@@ -251,20 +251,20 @@ def test_the_bound_has_a_section_and_the_machine_comes_first(tmp_path):
     machine = Record("ceilings", {}, {}, {"read_bytes_per_s": 3.015e12}, env_id=env_id)
     sample.write_job(tmp_path, "_all/machine", [machine], sample.GPU, model="_all")
     sample.write_job(tmp_path, "_all/summary", [], sample.GPU, model="_all")
-    made = BeautifulSoup(document.write(tmp_path).read_text(), "html.parser")
-    groups = [h["id"] for h in made.select("h2") if h["id"] in ("machine", "summary", "model-one")]
+    page = BeautifulSoup(document.write(tmp_path).read_text(), "html.parser")
+    groups = [h["id"] for h in page.select("h2") if h["id"] in ("machine", "summary", "model-one")]
     assert groups == ["machine", "summary", "model-one"]
-    table = text_of(made, "#grid-bound")
+    table = text_of(page, "#grid-bound")
     assert "900.0" in table and "1.00" not in table  # 3,015 GB/s over 3.35 GB
     assert "measured read stream 3,015 GB/s" in table
-    assert "one, bound: 900.0 at 512 to 900.0 at 2048." in made.select_one(".picture img")["alt"]
-    assert made.find("a", href="#bound") and made.find("a", download="bound.csv")
+    assert "one, bound: 900.0 at 512 to 900.0 at 2048." in page.select_one(".picture img")["alt"]
+    assert page.find("a", href="#bound") and page.find("a", download="bound.csv")
     with (tmp_path / "tables/bound.csv").open(encoding="utf-8") as file:
         line = next(csv.DictReader(file))
     assert float(line["useful MBU, datasheet"]) == pytest.approx(0.1)  # 100 of 1,000 steps/s
-    said = text_of(made, ".abstract")
-    assert "one decodes 100.00 [94.53, 106.1] of 900.0 tok/s (11%, 10% by the datasheet)" in said
-    assert "best read stream allows" in said
+    text = text_of(page, ".abstract")
+    assert "one decodes 100.00 [94.53, 106.1] of 900.0 tok/s (11%, 10% by the datasheet)" in text
+    assert "best read stream allows" in text
 
 
 def test_without_bytes_of_a_step_there_is_no_such_section(soup):
@@ -276,9 +276,9 @@ def test_abstract_refuses_to_compare_gpus(tmp_path):
     for model, where in (("one", sample.GPU), ("two", env)):
         rows = sample.latency(model, sample.environment_record(where).env_id, (512,))
         sample.write_job(tmp_path, f"{model}/random-hf-eager/latency", rows, where, model=model)
-    found = findings(load_tree(tmp_path), load_published(), [])
-    assert "not compared with" in found[0].text and "A100" in found[0].text
-    assert "not measured" in found[3].text.lower()
+    sentences = findings(load_tree(tmp_path), load_published(), [])
+    assert "not compared with" in sentences[0].text and "A100" in sentences[0].text
+    assert "not measured" in sentences[3].text.lower()
 
 
 def test_the_memory_ledger_has_its_section_figures_and_tables(paper, soup):
@@ -342,8 +342,8 @@ def test_a_cell_of_a_table_carries_its_verdict(soup):
 
 
 def test_without_the_papers_models_there_is_no_ledger(demo):
-    made = BeautifulSoup((demo / "report.html").read_text(), "html.parser")
-    assert made.find(id="ledger") is None and made.find(id="ladder") is None
+    page = BeautifulSoup((demo / "report.html").read_text(), "html.parser")
+    assert page.find(id="ledger") is None and page.find(id="ladder") is None
     assert not (demo / "claims.csv").exists()
 
 
@@ -390,8 +390,8 @@ def test_two_setups_of_a_model_have_two_sections(tmp_path):
     for setup in ("random-hf-eager", "checkpoint-graph"):
         rows = sample.latency("m", env_id, (512,))
         sample.write_job(tmp_path, f"m/{setup}/latency", rows, sample.GPU, model="m")
-    found = records_jobs.find(tmp_path)
-    assert [(j.id, j.title) for j in found] == [  # the study's stack first
+    jobs = find(tmp_path)
+    assert [(j.id, j.title) for j in jobs] == [  # the study's stack first
         ("m--random-hf-eager--latency", "Latency"),
         ("m--checkpoint-graph--latency", "Latency (graph)"),
     ]
@@ -421,53 +421,53 @@ def test_one_page_alone(tmp_path):
 
 
 def fragment(prefix: str = "m--latency", **arguments) -> BeautifulSoup:
-    made = render_fragment(sample.notebook("T", **arguments), prefix)
-    return BeautifulSoup(demoted(made, 3), "html.parser")
+    html = render_fragment(sample.notebook("T", **arguments), prefix)
+    return BeautifulSoup(demoted(html, 3), "html.parser")
 
 
 def test_fragment_folds_code_demotes_headings_and_prefixes_ids():
-    made = fragment()
-    assert made.find("h4").text == "T" and made.find("h5").text == "Result"
-    assert not made.find(["h1", "h2", "h3"])
-    code = made.select("details.code")
+    html = fragment()
+    assert html.find("h4").text == "T" and html.find("h5").text == "Result"
+    assert not html.find(["h1", "h2", "h3"])
+    code = html.select("details.code")
     assert len(code) == 2 and code[0].summary.text == "Code"
-    assert all(tag["id"].startswith("m--latency--") for tag in made.find_all(id=True))
-    assert "In [" not in made.text and "Kernel is running" not in made.text
+    assert all(tag["id"].startswith("m--latency--") for tag in html.find_all(id=True))
+    assert "In [" not in html.text and "Kernel is running" not in html.text
 
 
 def test_a_page_with_a_title_of_its_own_leaves_out_the_notebooks():
-    made = BeautifulSoup(render_fragment(sample.notebook("T"), "x", title=False), "html.parser")
-    assert [h.text for h in made.find_all(re.compile("^h[1-6]$"))] == ["Result"]
+    html = BeautifulSoup(render_fragment(sample.notebook("T"), "x", title=False), "html.parser")
+    assert [h.text for h in html.find_all(re.compile("^h[1-6]$"))] == ["Result"]
 
 
 def test_fragment_math_is_mathml_and_money_is_money():
-    made = fragment()
-    assert [m["display"] for m in made.find_all("math")] == ["inline", "block"]
-    assert "costs $5." in made.text
+    html = fragment()
+    assert [m["display"] for m in html.find_all("math")] == ["inline", "block"]
+    assert "costs $5." in html.text
     assert mathml(r"\notacommand{<script>}").count("<script") == 0
 
 
 def test_fragment_tables_and_figures():
-    made = fragment()
-    region = made.select_one("div.scroll")
+    html = fragment()
+    region = html.select_one("div.scroll")
     assert region["tabindex"] == "0" and region["aria-label"] == "m--latency, table 1"
-    assert {th["scope"] for th in made.select("th")} == {"col", "row"}
-    assert not [th for th in made.find_all("th") if not th.text.strip()]
-    assert made.img["alt"] == "Diagonal band: time grows with context"
+    assert {th["scope"] for th in html.select("th")} == {"col", "row"}
+    assert not [th for th in html.find_all("th") if not th.text.strip()]
+    assert html.img["alt"] == "Diagonal band: time grows with context"
 
 
 def test_a_figure_without_description_does_not_keep_the_placeholder():
     nb = sample.notebook("T")
     nb.cells[-1].outputs[2].metadata = {}
-    made = BeautifulSoup(render_fragment(nb, "x"), "html.parser")
-    assert "Result" in made.img["alt"] and "No description" not in made.img["alt"]
+    html = BeautifulSoup(render_fragment(nb, "x"), "html.parser")
+    assert "Result" in html.img["alt"] and "No description" not in html.img["alt"]
 
 
 def test_hostile_output_is_inert_and_cannot_leave_its_place():
-    made = fragment(hostile=True)
-    assert not made.find(["script", "iframe", "style"])
-    assert not [t for t in made.find_all(True) if any(a.startswith("on") for a in t.attrs)]
-    assert not [a for a in made.find_all("a") if a.get("href", "").startswith("javascript")]
+    html = fragment(hostile=True)
+    assert not html.find(["script", "iframe", "style"])
+    assert not [t for t in html.find_all(True) if any(a.startswith("on") for a in t.attrs)]
+    assert not [a for a in html.find_all("a") if a.get("href", "").startswith("javascript")]
     assert clean("<a href='data:text/html,x'>a</a>").count("data:") == 0
     assert clean("<img src='https://example.org/x.png'>").count("example") == 0
 
@@ -480,8 +480,8 @@ def test_a_notebook_read_from_disk_renders(paper):
 def test_links_inside_a_notebook_follow_their_prefix():
     nb = sample.notebook("T")
     nb.cells[0].source += "\n\n[there](#Result) [nowhere](#None)"
-    made = BeautifulSoup(render_fragment(nb, "x"), "html.parser")
-    assert [a["href"] for a in made.find_all("a")] == ["#x--Result"]
+    html = BeautifulSoup(render_fragment(nb, "x"), "html.parser")
+    assert [a["href"] for a in html.find_all("a")] == ["#x--Result"]
 
 
 # --- the page in a browser -----------------------------------------------------------------------
@@ -492,9 +492,9 @@ def browser() -> Iterator:
     path = chromium()
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-        yield made
-        made.close()
+        program = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield program
+        program.close()
 
 
 class Page:
@@ -551,8 +551,8 @@ def test_axe_finds_nothing(browser, paper, demo, scheme):
         # axe is put in by the test, past the page's policy.
         with Page(browser, path, color_scheme=scheme, bypass_csp=True) as opened:
             opened.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-            found = axe.run(opened.page).response["violations"]
-            assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
+            violations = axe.run(opened.page).response["violations"]
+            assert [(v["id"], v["nodes"][0]["html"][:200]) for v in violations] == []
 
 
 @pytest.mark.browser
@@ -566,8 +566,8 @@ def test_ids_are_unique_and_links_resolve(browser, paper, demo):
     }"""
     for path in paths(paper, demo):
         with Page(browser, path) as opened:
-            found = opened.page.evaluate(script)
-            assert found["twice"] == [] and found["dead"] == [] and found["toc"] > 0
+            ids = opened.page.evaluate(script)
+            assert ids["twice"] == [] and ids["dead"] == [] and ids["toc"] > 0
 
 
 @pytest.mark.browser
@@ -614,7 +614,7 @@ def test_a_number_opens_by_mouse_and_leads_to_its_record(browser, paper):
         panel, numbers = opened.page.locator(".about"), opened.page.locator("#table-1 .open")
         assert not panel.is_visible()
         numbers.first.click()
-        said = re.sub(r"\s+", " ", panel.inner_text())
+        content = re.sub(r"\s+", " ", panel.inner_text())
         for text in (
             "GPT-OSS-20B: TTFT (ms), measured",
             "95 % interval 96 to 104",
@@ -622,7 +622,7 @@ def test_a_number_opens_by_mouse_and_leads_to_its_record(browser, paper):
             "method median, order statistics",
             "random weights, hf-eager",
         ):
-            assert text in said
+            assert text in content
         panel.locator("a").click()
         assert not panel.is_visible() and "#record-" in opened.page.url
         row = opened.page.locator("#records tr:target")
@@ -711,8 +711,8 @@ def test_axe_finds_nothing_beside_an_open_number(browser, paper, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     with Page(browser, paper / "report.html", color_scheme=scheme, bypass_csp=True) as opened:
         opened.page.locator("#table-1 .open").first.click()
-        found = axe.run(opened.page).response["violations"]
-        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
+        violations = axe.run(opened.page).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in violations] == []
 
 
 @pytest.mark.browser
@@ -786,7 +786,7 @@ def test_prints(browser, paper):
 def test_plan_json_tells_what_is_missing(tmp_path):
     root = sample.write_demo(tmp_path)
     (root / "plan.json").write_text(json.dumps({"jobs": ["new/random-hf-eager/latency"]}))
-    jobs = {job.path: job.status for job in records_jobs.find(root)}
+    jobs = {job.path: job.status for job in find(root)}
     assert jobs["new/random-hf-eager/latency"] == "missing"
     assert len(jobs) == 7
 

@@ -38,8 +38,8 @@ def job(tmp_path):
 
 
 def test_the_parts_of_a_job_add_up_to_it(job):
-    found = provenance.parts(job)
-    assert found == pytest.approx(
+    seconds = provenance.parts(job)
+    assert seconds == pytest.approx(
         {
             "job": 32.5,
             "startup": 5.5,
@@ -51,20 +51,20 @@ def test_the_parts_of_a_job_add_up_to_it(job):
             "other": 5.0,
         }
     )
-    assert sum(found.values()) == pytest.approx(2 * found["job"])
+    assert sum(seconds.values()) == pytest.approx(2 * seconds["job"])
 
 
 def test_rows_of_an_earlier_run_cost_this_one_nothing(job):
     old = Record("latency", KEY | {"context": 1}, samples={"e2e_s": [100.0]}, env_id="before")
     run = job.run | {"earlier": [{"env_ids": ["before"]}]}
-    kept = Job(job.path, job.folder, run, (*job.records, old))
-    assert provenance.parts(kept) == provenance.parts(job)
+    again = Job(job.path, job.folder, run, (*job.records, old))
+    assert provenance.parts(again) == provenance.parts(job)
 
 
 def test_the_table_says_what_share_setting_up_took(job):
-    made = provenance.table([job])
-    assert len(made.rows) == 1 and made.rows[0][:2] == ("m", "random-graph")
-    assert "37%" in made.notes[-1]  # (5.5 + 4 + 2.5) / 32.5
+    table = provenance.table([job])
+    assert len(table.rows) == 1 and table.rows[0][:2] == ("m", "random-graph")
+    assert "37%" in table.notes[-1]  # (5.5 + 4 + 2.5) / 32.5
 
 
 def test_a_job_that_failed_or_measured_nothing_has_no_line(job):

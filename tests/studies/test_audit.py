@@ -15,13 +15,12 @@ import pytest
 
 from lib import files
 from lib.__main__ import main
-from lib.run import job as run_job
 from lib.run import kernel, plan, profiles
+from lib.run.job import run_job
 from lib.studies import audit
-from lib.studies import study as studies_study
-from lib.studies.arxiv_2508_16700 import audit as arxiv_2508_16700_audit
-from lib.studies.study import Published
-from tests.samples import study as made
+from lib.studies.arxiv_2508_16700.audit import decode_tok_per_s
+from lib.studies.study import PUBLISHED, SEVERITIES, Published, agrees, differences, load
+from tests.samples import study as sample
 
 ROOT = files.ROOT
 PAPER_CSVS = ROOT.parent / "shared" / "paper" / "csv"
@@ -31,9 +30,11 @@ PEAK, GAP = "Peak VRAM (MB)", "Δ vs GPT-OSS (MB)"
 TIME, SUM = "TPOT (tok/s)", "p50 (ms)"
 
 
-def found(data: dict[str, Any], entries: dict[str, Any] | None = None) -> dict[str, audit.Finding]:
+def findings_of(
+    data: dict[str, Any], entries: dict[str, Any] | None = None
+) -> dict[str, audit.Finding]:
     """Findings by id, less those about what the study does not say."""
-    study = Published(data, entries or made.entries())
+    study = Published(data, entries or sample.entries())
     every = audit.findings(study)
     return {f.id: f for f in every if f.severity != "unchecked" or f.id not in UNSAID}
 
@@ -85,7 +86,7 @@ def peak_row(d):
 
 def kv_contribution(d):
     """410 tokens x 300,000 B = 123 MB = 117.3 MiB; 352 MiB are three times that."""
-    fact(d, "kv_reported_mib/Ours/400", 3 * 410 * 300_000 / made.MIB)
+    fact(d, "kv_reported_mib/Ours/400", 3 * 410 * 300_000 / sample.MIB)
 
 
 def held_logits(d):
@@ -247,17 +248,17 @@ SAID: dict[Callable[[dict], None], tuple[str, ...]] = {
 
 
 def test_a_study_that_holds_has_no_finding():
-    assert found(made.study()) == {}
-    every = audit.findings(Published(made.study(), made.entries()))
+    assert findings_of(sample.study()) == {}
+    every = audit.findings(Published(sample.study(), sample.entries()))
     assert {f.id for f in every} == UNSAID and {f.severity for f in every} == {"unchecked"}
     assert all(f.follows.startswith("not checked: ") for f in every)
 
 
 @pytest.mark.parametrize("plant", SAID, ids=lambda plant: plant.__name__)
 def test_a_planted_defect_gives_its_finding_and_no_other(plant):
-    data = made.study()
+    data = sample.study()
     plant(data)
-    every = found(data)
+    every = findings_of(data)
     assert every.keys() == {plant.__name__.replace("_", "-")}
     (finding,) = every.values()
     severity, *parts = SAID[plant]
@@ -270,50 +271,50 @@ def test_a_planted_defect_gives_its_finding_and_no_other(plant):
 
 def test_energy_at_one_power_is_the_throughput_again():
     """105 against 100 W: ln 2 / ln 2.1 = 93 % of the gain is time. At 150 W it is 63 %."""
-    every = found(made.study(wide_w=105))
+    every = findings_of(sample.study(wide_w=105))
     assert every.keys() == {"energy-is-time"}
-    said = every["energy-is-time"].follows
-    assert "9 of 9 rows" in said and "100.0 against 105.0 W (-4.8 %)" in said
-    assert "93 % of the gain over Wide" in said and "Long" not in said
+    follows = every["energy-is-time"].follows
+    assert "9 of 9 rows" in follows and "100.0 against 105.0 W (-4.8 %)" in follows
+    assert "93 % of the gain over Wide" in follows and "Long" not in follows
 
 
 @pytest.mark.parametrize(
-    ("joules", "said"),
+    ("joules", "follows"),
     [
         (3200, "steps -100.0, +1,000.0 J; the largest ends at 400, and one falls"),
         (4000, "steps +700.0, +200.0 J; the largest ends at 200"),
         (3700, None),
     ],
 )
-def test_energy_must_rise_and_rise_most_at_the_end(joules, said):
+def test_energy_must_rise_and_rise_most_at_the_end(joules, follows):
     """3300 and 4200 J at the ends; 3700 J between them rises by 400, then by 500."""
-    data = made.study()
+    data = sample.study()
     cell(data, 7, "Wide", "200", f"{joules}.0")
     fact(data, "power_w/Wide/200", joules / 24)
-    every = found(data)
-    assert every.keys() == ({"energy-trend"} if said else set())
-    assert said is None or every["energy-trend"].follows == f"Wide: {said}"
+    every = findings_of(data)
+    assert every.keys() == ({"energy-trend"} if follows else set())
+    assert follows is None or every["energy-trend"].follows == f"Wide: {follows}"
 
 
 def test_one_idle_reading_in_the_first_row_is_found():
     """(9 x 100 + 50) / 10 = 95 W; without the reading it is 100 W again, 5 % more."""
-    every = found(made.study(first_idle=True))
+    every = findings_of(sample.study(first_idle=True))
     assert every.keys() == {"first-row-is-partly-idle"}
-    said = every["first-row-is-partly-idle"].follows
-    assert "95.0 W (Ours)" in said and "without one idle reading 100.0 W (Ours)" in said
-    assert "too low by 5.0 % (Ours), 6.7 % (Wide)" in said  # Wide: 140 for 150 W
-    assert "9 of 9 means" in said
+    follows = every["first-row-is-partly-idle"].follows
+    assert "95.0 W (Ours)" in follows and "without one idle reading 100.0 W (Ours)" in follows
+    assert "too low by 5.0 % (Ours), 6.7 % (Wide)" in follows  # Wide: 140 for 150 W
+    assert "9 of 9 means" in follows
 
 
 def test_a_licence_that_the_publisher_does_not_state():
-    entries = made.entries()
+    entries = sample.entries()
     entries["wide"]["governance"]["licence"] = "MIT"
-    every = found(made.study(), entries)
+    every = findings_of(sample.study(), entries)
     assert every.keys() == {"licences"}
     assert "MIT, permissive (Wide, looked up 2026-01-01)" in every["licences"].follows
     assert every["licences"].sources == ("https://example.org",)
     entries["wide"]["governance"]["licence"] = "apache 2.0"  # another spelling is no difference
-    assert found(made.study(), entries) == {}
+    assert findings_of(sample.study(), entries) == {}
 
 
 def test_every_rule_has_a_planted_defect():
@@ -323,29 +324,29 @@ def test_every_rule_has_a_planted_defect():
 
 
 def test_baselines_at_other_contexts_are_other_arms():
-    data = made.study()
+    data = sample.study()
     greedy_baselines_differ(data)
     data["tables"][12]["context"] = 400
-    assert found(data) == {}
+    assert findings_of(data) == {}
     for table in (9, 11, 12):
         data["tables"][table]["context"] = None
-    assert "no context is stated" in found(data)["greedy-baselines-differ"].follows
+    assert "no context is stated" in findings_of(data)["greedy-baselines-differ"].follows
 
 
 def test_what_a_study_lacks_is_said_not_guessed():
-    data = made.study()
+    data = sample.study()
     del data["released"]["kv_reported_mib/Ours/400"]
-    missing = found(data)["kv-contribution"]
+    missing = findings_of(data)["kv-contribution"]
     assert missing.severity == "unchecked"
     assert missing.follows == "not checked: released holds no kv_reported_mib/Ours/400"
 
 
 def test_decode_throughput_is_the_slope_of_the_call_times():
     """110, 220, 440 ms for 10, 20, 40 tokens: 11 ms a token, whatever is added to every call."""
-    study = Published(made.study())
-    assert arxiv_2508_16700_audit.decode_tok_per_s(study, "Ours", 100) == pytest.approx(1000 / 11)
+    study = Published(sample.study())
+    assert decode_tok_per_s(study, "Ours", 100) == pytest.approx(1000 / 11)
     calls(study.data, "Ours", 100, (210, 320, 540))
-    assert arxiv_2508_16700_audit.decode_tok_per_s(study, "Ours", 100) == pytest.approx(1000 / 11)
+    assert decode_tok_per_s(study, "Ours", 100) == pytest.approx(1000 / 11)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +361,7 @@ def test_decode_throughput_is_the_slope_of_the_call_times():
     ],
 )
 def test_agreement_is_one_unit_of_the_last_digit(text, exact, same):
-    assert studies_study.agrees(text, exact) is same
+    assert agrees(text, exact) is same
 
 
 def test_findings_as_text_and_as_markdown():
@@ -381,15 +382,15 @@ def test_findings_as_text_and_as_markdown():
 
 
 def test_the_conclusion_counts():
-    study = Published(made.study(), made.entries())
+    study = Published(sample.study(), sample.entries())
     every = audit.findings(study)
     total = sum(map(len, audit.RULES.values()))
-    said = audit.conclusion(study, every)
-    assert f"Rules checked: {total}, of which {total - 3} hold; the others gave 3 unch" in said
+    text = audit.conclusion(study, every)
+    assert f"Rules checked: {total}, of which {total - 3} hold; the others gave 3 unch" in text
     gaps_in_gb(study.data)
-    said = audit.conclusion(study, audit.findings(study))
-    assert f"of which {total - 4} hold; the others gave 1 error, 3 unchecked." in said
-    assert "touched by errors: peak-gap-Wide, peak-gap-Long." in said
+    text = audit.conclusion(study, audit.findings(study))
+    assert f"of which {total - 4} hold; the others gave 1 error, 3 unchecked." in text
+    assert "touched by errors: peak-gap-Wide, peak-gap-Long." in text
 
 
 # --- the real study
@@ -397,7 +398,7 @@ def test_the_conclusion_counts():
 
 @pytest.fixture(scope="module")
 def paper() -> Published:
-    return studies_study.load()
+    return load()
 
 
 REAL = {
@@ -438,22 +439,22 @@ def test_the_findings_on_the_paper(paper):
         assert part in every[name].follows, name
     assert {name for f in every.values() for name in f.claims} <= paper.data["claims"].keys()
     assert [f.severity for f in every.values()] == sorted(
-        (f.severity for f in every.values()), key=studies_study.SEVERITIES.index
+        (f.severity for f in every.values()), key=SEVERITIES.index
     )
 
 
 def test_held_logits_are_shown_for_one_model_only(paper):
-    said = next(f.follows for f in audit.findings(paper) if f.id == "held-logits")
-    assert said.count("(something else is larger there)") == 2
-    assert "Qwen3-32B" in said.split(";")[0]
+    follows = next(f.follows for f in audit.findings(paper) if f.id == "held-logits")
+    assert follows.count("(something else is larger there)") == 2
+    assert "Qwen3-32B" in follows.split(";")[0]
 
 
 def test_medians_reverse_the_order_of_ttft_at_128_and_512_only(paper):
-    said = next(f.follows for f in audit.findings(paper) if f.id == "ttft-is-one-sample")
-    assert said.count("answers first, not last") == 2
-    assert "at 128 the medians are 35.9 ms (GPT-OSS-20B), 46.1 ms (Qwen3-32B)" in said
-    assert "at 512 the medians are 101.2 ms" in said and "at 1024" not in said
-    assert "at 2048 GPT-OSS-20B is last by the medians too" in said
+    follows = next(f.follows for f in audit.findings(paper) if f.id == "ttft-is-one-sample")
+    assert follows.count("answers first, not last") == 2
+    assert "at 128 the medians are 35.9 ms (GPT-OSS-20B), 46.1 ms (Qwen3-32B)" in follows
+    assert "at 512 the medians are 101.2 ms" in follows and "at 1024" not in follows
+    assert "at 2048 GPT-OSS-20B is last by the medians too" in follows
 
 
 def test_claims_are_complete(paper):
@@ -467,9 +468,9 @@ def test_claims_are_complete(paper):
         assert claim["value"] is not None or claim.get("direction"), name
 
 
-@pytest.mark.parametrize("path", sorted(studies_study.PUBLISHED.parent.glob("*.yaml")))
+@pytest.mark.parametrize("path", sorted(PUBLISHED.parent.glob("*.yaml")))
 def test_every_study_is_what_the_schema_says(path):
-    assert studies_study.load(path).data["tables"]
+    assert load(path).data["tables"]
 
 
 @pytest.mark.parametrize(
@@ -490,18 +491,18 @@ def test_every_study_is_what_the_schema_says(path):
     ],
 )
 def test_a_wrong_study_is_named_with_its_fix(tmp_path, line, wrong, message):
-    text = studies_study.PUBLISHED.read_text(encoding="utf-8")
+    text = PUBLISHED.read_text(encoding="utf-8")
     assert line in text
     (tmp_path / "study.yaml").write_text(text.replace(line, wrong, 1), encoding="utf-8")
     with pytest.raises(files.ParamsError, match=message):
-        studies_study.load(tmp_path / "study.yaml")
+        load(tmp_path / "study.yaml")
 
 
 def test_facts_equal_the_released_files(paper):
     if not PAPER_CSVS.is_dir():
         pytest.skip("the paper's released CSVs are not beside the checkout")
     assert len(paper.data["released"]) > 100
-    assert studies_study.differences(paper.data, PAPER_CSVS) == []
+    assert differences(paper.data, PAPER_CSVS) == []
 
 
 def test_counts_equal_the_model_card(paper):
@@ -548,7 +549,7 @@ FACTS = {
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "lines"),
     [
         ("n,v,u,w\n1,1.50,1.50,yes\n2,3,4,no\n", []),
         ("n,v,u,w\n1,1.6,1.6,yes\n2,3,4,no\n", ["a: 1.5 here, 1.6 in x.csv, column v"]),
@@ -565,21 +566,21 @@ FACTS = {
         ("n,v,u,w\n1,,1.5,yes\n2,3,3,no\n", ["a: could not convert string to float: ''"]),
     ],
 )
-def test_facts_are_compared_with_the_files(tmp_path, rows, told):
+def test_facts_are_compared_with_the_files(tmp_path, rows, lines):
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "x.csv").write_text(rows)
-    assert studies_study.differences({"released": FACTS}, tmp_path) == told
+    assert differences({"released": FACTS}, tmp_path) == lines
 
 
 def test_a_missing_file_is_a_difference(tmp_path):
-    said = studies_study.differences({"released": FACTS}, tmp_path)
-    assert said[0] == f"a: no x.csv below {tmp_path}" and len(said) == 3
+    lines = differences({"released": FACTS}, tmp_path)
+    assert lines[0] == f"a: no x.csv below {tmp_path}" and len(lines) == 3
 
 
 def test_the_command_line_ends_with_0_unless_facts_differ(tmp_path, capsys, paper):
     assert main(["audit"]) == 0
-    said = capsys.readouterr().out
-    assert "error     mib-as-mb  (table 5; section 3.1)" in said and "  rule     " in said
+    text = capsys.readouterr().out
+    assert "error     mib-as-mb  (table 5; section 3.1)" in text and "  rule     " in text
     assert main(["audit", "--csv", str(tmp_path)]) == 1
     facts = len(paper.data["released"])
     assert f"released facts: 0 of {facts} equal the files" in capsys.readouterr().out
@@ -601,15 +602,15 @@ def test_the_notebook_runs_once_over_all_models(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     task = job(tmp_path)
     assert task.folder == tmp_path / "_all" / "audit" and task.reads == tmp_path
-    told = run_job.run_job(task, sha="x", env=kernel.kernel_env(offline=True))
-    assert (told["status"], told["error"]) == ("ok", None)
+    run = run_job(task, sha="x", env=kernel.kernel_env(offline=True))
+    assert (run["status"], run["error"]) == ("ok", None)
     cells = json.loads((task.folder / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = [o for c in cells for o in c.get("outputs", ())]
     alts = [o["metadata"]["image/png"]["alt"] for o in outputs if "image/png" in o.get("data", {})]
     assert len(alts) == 2 and all("GPT-OSS-20B, printed: " in alt for alt in alts)
-    shown = "".join("".join(o["data"].get("text/markdown", "")) for o in outputs)
+    text = "".join("".join(o["data"].get("text/markdown", "")) for o in outputs)
     for name in REAL:
-        assert f"**{name}** (" in shown, name
+        assert f"**{name}** (" in text, name
     assert "- Rules checked: " in "".join(cells[-1]["outputs"][0]["data"]["text/markdown"])
 
 
@@ -633,7 +634,7 @@ def test_only_the_papers_profile_audits():
 
 
 def test_rules_do_not_change_the_study():
-    data = made.study()
+    data = sample.study()
     before = copy.deepcopy(data)
-    found(data)
-    assert data == before and arxiv_2508_16700_audit.ENERGY
+    findings_of(data)
+    assert data == before

@@ -1,4 +1,4 @@
-"""The claims ledger on rows whose numbers can be checked with a pencil (tests/sample_records)."""
+"""The claims ledger on rows whose numbers can be checked with a pencil (tests/samples)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from functools import cache
 
 import pytest
 
-from lib.models import entries as models_entries
+from lib.models.entries import models
 from lib.records.record import Record, environment_record
 from lib.show import figure
 from lib.studies import claims, evidence
-from lib.studies import study as studies_study
 from lib.studies.arxiv_2508_16700 import governance, ladder, rankings
+from lib.studies.study import Published, load
 from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE
 from tests.samples import records as sample
 
@@ -45,8 +45,8 @@ def all_rows() -> list[Record]:
 
 
 @cache
-def study() -> studies_study.Published:
-    return studies_study.load()
+def study() -> Published:
+    return load()
 
 
 @cache
@@ -144,8 +144,8 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def values(found: dict) -> dict[str, float | None]:
-    return {label: x.value for label, x in found.items()}
+def values(estimates: dict) -> dict[str, float | None]:
+    return {label: x.value for label, x in estimates.items()}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -173,9 +173,9 @@ def test_every_outcome_is_reached_and_counted():
 
 
 def test_a_captured_step_gives_the_device_bound_column():
-    found = ledger()["throughput-higher"]  # 500, 125 and 31.25 tok/s
-    assert values(found.measured.bound) == pytest.approx({QWEN: 4, YI: 16})
-    assert found.rulings["bound"].word == REPRODUCED
+    entry = ledger()["throughput-higher"]  # 500, 125 and 31.25 tok/s
+    assert values(entry.measured.bound) == pytest.approx({QWEN: 4, YI: 16})
+    assert entry.rulings["bound"].word == REPRODUCED
     # 500 tok/s on 16 x 10^9, against 125 on 32 and 31.25 on 34
     assert values(ledger()["ape-higher"].measured.bound) == pytest.approx({QWEN: 8, YI: 34})
     assert values(ledger()["peak-lower"].measured.bound) == {"": None}
@@ -184,11 +184,11 @@ def test_a_captured_step_gives_the_device_bound_column():
 def test_a_trace_of_a_batch_is_not_that_of_one_token():
     batch = sample.trace("gpt-oss-20b", ENV.env_id)
     batch = replace(batch, key=batch.key | {"batch": 4}, values={"active_params_realised": 20e9})
-    found = of([*all_rows(), batch], "active-params").measured.corrected
-    assert values(found) == {GPT: 16}
+    corrected = of([*all_rows(), batch], "active-params").measured.corrected
+    assert values(corrected) == {GPT: 16}
     failed = replace(batch, key=batch.key | {"batch": 1}, values={}, error="OutOfMemory: 4 GB")
-    found = of([*base_rows(), failed], "active-params").measured.corrected
-    assert found[GPT].reason == "not measured: OutOfMemory: 4 GB"
+    corrected = of([*base_rows(), failed], "active-params").measured.corrected
+    assert corrected[GPT].reason == "not measured: OutOfMemory: 4 GB"
 
 
 def test_the_compiled_stack_is_taken_where_more_models_have_it():
@@ -266,20 +266,20 @@ def test_models_of_different_machines_are_said_to_be_so_with_their_hosts():
         for r in all_rows()
     ]
     rows = [*envs.values(), *rows]
-    said = f"different machines, whose hosts do 30.0 ({GPT}), 15.0 ({QWEN}) million loops a second"
-    assert said in of(rows, "throughput-vs-qwen").cause
+    text = f"different machines, whose hosts do 30.0 ({GPT}), 15.0 ({QWEN}) million loops a second"
+    assert text in of(rows, "throughput-vs-qwen").cause
     for silent in ("peak-vs-qwen", "ape-throughput", "slows-with-context"):  # each model alone
         assert "machines" not in of(rows, silent).cause
-    assert said in of(rows, "energy-vs-qwen").cause
+    assert text in of(rows, "energy-vs-qwen").cause
     energy_together = [
         replace(r, env_id=envs["yi-34b"].env_id) if r.kind == "energy" else r for r in rows
     ]
     assert "machines" not in of(energy_together, "energy-vs-qwen").cause
     rungs = ladder.rungs(rows, study())
-    assert [said in rung.cause for rung in rungs].count(True) == 2
+    assert [text in rung.cause for rung in rungs].count(True) == 2
     assert not any("machines" in rung.cause for rung in ladder.rungs(all_rows(), study()))
-    found = evidence.gather(rows, study())
-    assert evidence.machines(found, [(found.base, QWEN), (found.base, YI)]) == ""
+    groups = evidence.gather(rows, study())
+    assert evidence.machines(groups, [(groups.base, QWEN), (groups.base, YI)]) == ""
 
 
 def test_what_differs_is_part_of_every_verdict_that_was_measured():
@@ -337,10 +337,10 @@ def test_the_audit_and_the_other_columns_are_among_the_causes():
 
 
 def test_the_sentence_of_the_abstract():
-    (said,) = claims.finding(list(ledger().values()))
+    (sentence,) = claims.finding(list(ledger().values()))
     counts = claims.counts(list(ledger().values()))
-    assert f"Of 49 claims {counts[REPRODUCED]} are reproduced" in said.text
-    assert "By the corrected definition" in said.text
+    assert f"Of 49 claims {counts[REPRODUCED]} are reproduced" in sentence.text
+    assert "By the corrected definition" in sentence.text
     assert claims.finding([]) == []
 
 
@@ -383,19 +383,21 @@ def with_bytes(rows, more=0):
 
 def test_the_rungs_of_the_ladder():
     rungs = ladder.rungs(with_bytes(all_rows()), study())
-    found = [r.ratio.value for r in rungs]
-    assert found[0] == pytest.approx(31.27 / 23.73)
-    assert found[1] == pytest.approx(1.4829, abs=1e-4)  # 39.70 / 26.77 tok/s
-    assert found[2:6] == pytest.approx([2 / 1.5, 2, 2, 4])
-    assert found[6] is None
+    ratios = [r.ratio.value for r in rungs]
+    assert ratios[0] == pytest.approx(31.27 / 23.73)
+    assert ratios[1] == pytest.approx(1.4829, abs=1e-4)  # 39.70 / 26.77 tok/s
+    assert ratios[2:6] == pytest.approx([2 / 1.5, 2, 2, 4])
+    assert ratios[6] is None
     assert rungs[6].ratio.reason == "not measured: no row on stack graph-compiled"
-    assert found[7] is None and "no trace" in rungs[7].ratio.reason
-    assert found[8:] == pytest.approx([2, 8])
+    assert ratios[7] is None and "no trace" in rungs[7].ratio.reason
+    assert ratios[8:] == pytest.approx([2, 8])
     assert [r.origin for r in rungs] == ["paper"] * 2 + ["measured"] * 5 + ["bytes"] * 3
     assert rungs[3].ratio.n == 11 and rungs[3].ratio.low < 2 < rungs[3].ratio.high
     assert all(r.cause for r in rungs)
-    (said,) = ladder.finding(rungs, study())
-    assert "captured step 4.000×" in said.text and "Not measured: 2 of 10 rungs" in said.text
+    (sentence,) = ladder.finding(rungs, study())
+    assert (
+        "captured step 4.000×" in sentence.text and "Not measured: 2 of 10 rungs" in sentence.text
+    )
 
 
 def test_bytes_with_every_expert_need_only_its_trace():
@@ -460,17 +462,17 @@ def test_the_figure_shows_every_rung_or_its_reason():
 
 
 def test_rankings_by_print_protocol_and_definition():
-    found = {r.metric: r for r in rankings.rankings(all_rows(), study())}
-    rate = found["throughput (tok/s)"]
+    by_metric = {r.metric: r for r in rankings.rankings(all_rows(), study())}
+    rate = by_metric["throughput (tok/s)"]
     assert rate.printed == "1. GPT-OSS-20B 31.27; 2. Yi-34B 26.30; 3. Qwen3-32B 23.73"
     assert rate.ours == "1. GPT-OSS-20B 100.00; 2. Qwen3-32B 50.00; 3. Yi-34B 25.00"
     assert rate.bound.startswith("1. GPT-OSS-20B 500.0")
     assert rate.change == "Qwen3-32B and Yi-34B change places; 2 of 3 pairs hold"
-    kv = found["KV cache (MiB)"]  # 400 MiB each
+    kv = by_metric["KV cache (MiB)"]  # 400 MiB each
     assert kv.ours == "1=. GPT-OSS-20B 400.0; 1=. Qwen3-32B 400.0; 1=. Yi-34B 400.0"
     assert "tie: no difference resolved" in kv.change
-    assert found["peak memory (MiB)"].change == "the order holds"
-    assert len(found) == len(rankings.METRICS)
+    assert by_metric["peak memory (MiB)"].change == "the order holds"
+    assert len(by_metric) == len(rankings.METRICS)
 
 
 def test_a_model_without_an_interval_has_no_place():
@@ -494,25 +496,25 @@ def test_a_model_without_an_interval_has_no_place():
 
 
 def test_governance_beside_the_publishers():
-    found = {(row[0], row[1]): row for row in governance.rows(study())}
-    assert len(found) == 15 and all(row[6] and row[5] for row in found.values())
-    qwen = found[QWEN, "licence"]
+    rows = {(row[0], row[1]): row for row in governance.rows(study())}
+    assert len(rows) == 15 and all(row[6] and row[5] for row in rows.values())
+    qwen = rows[QWEN, "licence"]
     assert qwen[2:5] == (
         "Qwen License",
         "Apache-2.0",
         "not reproduced: the publisher states Apache-2.0",
     )
-    assert found[GPT, "licence"][4] == found[GPT, "class"][4] == REPRODUCED
-    assert found[QWEN, "usage policy"][3:5] == ("none found", REPRODUCED)  # the paper says no
-    assert found[YI, "usage policy"][4] == "not reproduced: none found"
-    assert found[GPT, "documented safety features"][4].startswith(UNTESTABLE)
+    assert rows[GPT, "licence"][4] == rows[GPT, "class"][4] == REPRODUCED
+    assert rows[QWEN, "usage policy"][3:5] == ("none found", REPRODUCED)  # the paper says no
+    assert rows[YI, "usage policy"][4] == "not reproduced: none found"
+    assert rows[GPT, "documented safety features"][4].startswith(UNTESTABLE)
     assert any("not verified" in note for note in governance.table(study()).notes)
 
 
 def test_what_was_not_looked_up_is_not_judged():
     entries = {
         name: {k: v for k, v in entry.items() if k != "governance"}
-        for name, entry in models_entries.models().items()
+        for name, entry in models().items()
     }
     rows = governance.rows(replace(study(), entries=entries))
     assert {row[4] for row in rows} == {"not testable: not looked up"}

@@ -127,9 +127,9 @@ def test_together_the_worst_decides():
 
 
 def test_a_quotient_spans_the_ends_of_both():
-    made = stats.quotient(interval(8, 12), interval(4, 5))
-    assert (made.low, made.high, made.n) == (8 / 5, 12 / 4, 10)
-    assert made.value == pytest.approx(10 / 4.5)
+    ratio = stats.quotient(interval(8, 12), interval(4, 5))
+    assert (ratio.low, ratio.high, ratio.n) == (8 / 5, 12 / 4, 10)
+    assert ratio.value == pytest.approx(10 / 4.5)
     few = Estimate(9, n=3, method="median", reason="n = 3: an interval needs n >= 6")
     assert stats.quotient(interval(8, 12), few).low is None
     assert stats.quotient(interval(8, 12), few).reason == few.reason
