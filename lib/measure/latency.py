@@ -25,6 +25,7 @@ from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
 from lib.stacks import logits_check, registry
 from lib.stacks.registry import STACKS
+from lib.stacks.stack import Subject
 
 WARMUP_CALLS = 2
 WARMUP_TOKENS = 8  # of a call that loads the kernels
@@ -134,6 +135,32 @@ def arm(
     kind: str = "latency",
     batch: int = 1,
 ) -> Record:
+    """`measured` on a stack of a loaded model, opened for this length."""
+    require_context(model.card, context, new_tokens)
+    subject = registry.OnStack(model, stack, decoding, capacity=context + new_tokens)
+    return measured(
+        subject,
+        context=context,
+        new_tokens=new_tokens,
+        repeats=repeats,
+        seed=seed,
+        env_id=env_id,
+        kind=kind,
+        batch=batch,
+    )
+
+
+def measured(
+    subject: Subject,
+    *,
+    context: int,
+    new_tokens: int,
+    repeats: int,
+    seed: int,
+    env_id: str | None,
+    kind: str = "latency",
+    batch: int = 1,
+) -> Record:
     """One arm: warm up its shape, then `repeats` timed calls of exactly `new_tokens` tokens each.
 
     samples: `ttft_s` for one new token, `e2e_s` otherwise; `decode_s` of a captured stack, its
@@ -141,37 +168,28 @@ def arm(
     WARMUP_TOKENS tokens, the cold start of the shape, and one of full length. A cache that grows
     asks the driver for memory in the first call of a length, up to half of its time.
     """
-    require_context(model.card, context, new_tokens)
-    generate = registry.open_stack(
-        stack, model.net, decoding=decoding, capacity=context + new_tokens
-    )
-    ids = prompt_ids(model, context, seed=seed, batch=batch, distinct=batch > 1)
+    ids = subject.prompt(context, seed=seed, batch=batch)
     lengths = (min(new_tokens, WARMUP_TOKENS), new_tokens)
-    warmup = [timed(generate, ids, length, model.device) for length in lengths]
-    calls = [timed(generate, ids, new_tokens, model.device) for _ in range(repeats)]
+    warmup = [timed(subject.generate, ids, length, subject) for length in lengths]
+    calls = [timed(subject.generate, ids, new_tokens, subject) for _ in range(repeats)]
+    key = subject.key(context=context, new_tokens=new_tokens, batch=batch)
     if any(call.prepare_s for call in calls):
-        raise RuntimeError(f"the stack {stack!r} captured or compiled inside a timed call")
+        raise RuntimeError(f"the stack {key['stack']!r} captured or compiled inside a timed call")
     warmup_s, samples_s = ([call.seconds for call in part] for part in (warmup, calls))
     samples = {"ttft_s" if new_tokens == 1 else "e2e_s": samples_s, "warmup_s": warmup_s}
     if all(call.decode_s is not None for call in calls):
         samples["decode_s"] = [call.decode_s for call in calls]
-    sizes, missing = computed(
-        decode_bytes=lambda: model.card.decode_bytes(context + new_tokens // 2, batch)
-    )
+    sizes, missing = {}, {"decode_bytes": "the architecture is not known"}
+    if subject.card is not None:
+        sizes, missing = computed(
+            decode_bytes=lambda: subject.card.decode_bytes(context + new_tokens // 2, batch)
+        )
     return Record(
         kind=kind,
-        key=model.key(
-            stack=stack,
-            context=context,
-            new_tokens=new_tokens,
-            decoding=decoding,
-            batch=batch,
-            cache=STACKS[stack].cache,
-        ),
+        key=key,
         samples=samples,
         values={
-            **model.source,
-            "decode_experts": registry.experts_in_decode(model.net, stack),
+            **subject.values,
             "prepare_s": sum(call.prepare_s for call in warmup),
             **sizes,
         },

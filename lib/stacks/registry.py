@@ -7,6 +7,7 @@ is opened, so that the reading side knows stacks by the same entries.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, field
 from typing import Any
 
 from lib.records.kinds import STUDY_STACK
@@ -134,3 +135,38 @@ def as_in_decode(net: Any, stack: str) -> contextlib.AbstractContextManager[None
     from lib.models import experts
 
     return experts.using(net, experts_in_decode(net, stack))
+
+
+@dataclass
+class OnStack:
+    """A loaded model on one of its stacks: a `Subject`."""
+
+    model: Any
+    stack: str
+    decoding: str = "greedy"
+    capacity: int | None = None
+    generate: Generate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name, self.card = self.model.name, self.model.card
+        self.synchronize, self.clock_s = self.model.device.synchronize, self.model.device.clock_s
+        self.generate = open_stack(
+            self.stack, self.model.net, decoding=self.decoding, capacity=self.capacity
+        )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Where the model came from, and which experts its decode steps use."""
+        used = experts_in_decode(self.model.net, self.stack)
+        return {**self.model.source, "decode_experts": used}
+
+    def key(self, **changes: Any) -> dict[str, Any]:
+        """The model's key on this stack."""
+        own = {"stack": self.stack, "cache": STACKS[self.stack].cache, "decoding": self.decoding}
+        return self.model.key(**{**own, **changes})
+
+    def prompt(self, context: int, *, seed: int, batch: int = 1) -> Any:
+        """Token ids on the model's device, one prompt for each sequence."""
+        from lib.models.prompts import prompt_ids
+
+        return prompt_ids(self.model, context, seed=seed, batch=batch, distinct=batch > 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -52,3 +52,31 @@ class Stack:
     decode_experts: Callable[[Any], str | None]
     captured: bool = False
     samples: bool = False
+
+
+class Subject(Protocol):
+    """What can be measured: a loaded model on a stack, an engine in a process of its own, a server.
+
+    `card` is None where the architecture is not known. `key` gives the key fields of a record, with
+    what differs as `changes`; `values` what every row says of the subject. `prompt` gives token ids
+    (batch, context) as `generate` takes them, each row its own. `generate` makes exactly the tokens
+    asked for. `clock_s` are monotonic seconds; `synchronize` returns when all of it is done.
+    """
+
+    name: str
+    card: Any
+
+    @property
+    def values(self) -> dict[str, Any]: ...
+
+    def key(self, **changes: Any) -> dict[str, Any]: ...
+
+    def prompt(self, context: int, *, seed: int, batch: int = 1) -> Any: ...
+
+    def generate(
+        self, ids: Any, new_tokens: int, on_token: Callable[[], None] | None = None
+    ) -> Any: ...
+
+    def synchronize(self) -> None: ...
+
+    def clock_s(self) -> float: ...

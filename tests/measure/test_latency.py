@@ -1,5 +1,7 @@
 """Latency: exact times on a fake clock, token counts forced and asserted."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -199,8 +201,6 @@ def test_a_stack_that_stops_early_is_refused(model, monkeypatch):
         generation_config = None
 
         def generate(self, ids, **kwargs):
-            from types import SimpleNamespace
-
             return SimpleNamespace(sequences=torch.cat([ids, ids[:, :2]], 1), past_key_values=None)
 
     with pytest.raises(RuntimeError, match="asked for 3 new tokens, got 2"):
@@ -212,3 +212,40 @@ def test_unknown_names_are_errors():
         registry.open_stack("vllm", None)
     with pytest.raises(ValueError, match="unknown decoding 'beam'"):
         registry.open_stack("hf-eager", None, decoding="beam")
+
+
+class Remote:
+    """A subject without net, card, device or tensors: 0.2 s to a first token, 0.05 s for each."""
+
+    name, card, values = "remote", None, {"model_source": "somewhere else"}
+
+    def __init__(self):
+        self.now_s, self.waits = 0.0, 0
+
+    def key(self, **changes):
+        return {"model": self.name, "stack": "elsewhere", "decoding": "greedy", **changes}
+
+    def prompt(self, context, *, seed, batch=1):
+        return [[seed + place] * context for place in range(batch)]
+
+    def generate(self, ids, new_tokens, on_token=None):
+        self.now_s += 0.2 + 0.05 * (new_tokens - 1)
+        return SimpleNamespace(tokens=[[7] * new_tokens for _ in ids], prepare_s=0.0, decode_s=None)
+
+    def synchronize(self):
+        self.waits += 1
+
+    def clock_s(self):
+        return self.now_s
+
+
+def test_what_has_no_net_is_measured_by_the_same_definitions():
+    subject = Remote()
+    row = latency.measured(subject, context=32, new_tokens=5, repeats=3, seed=0, env_id="e")
+    assert row.samples["e2e_s"] == pytest.approx([0.4] * 3)  # 0.2 + 4 x 0.05
+    assert row.samples["warmup_s"] == pytest.approx([0.4] * 2)
+    assert subject.waits == 2 * 5  # idle at both edges of every call
+    first = latency.measured(subject, context=32, new_tokens=1, repeats=6, seed=0, env_id="e")
+    assert first.samples["ttft_s"] == pytest.approx([0.2] * 6)
+    assert row.key["stack"] == "elsewhere" and row.values["model_source"] == "somewhere else"
+    assert row.missing["decode_bytes"] == "the architecture is not known"

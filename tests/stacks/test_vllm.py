@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lib.files import ROOT
+from lib.measure import vllm as rows
 from lib.models import draws
 from lib.models import experts as models_experts
 from lib.models.draws import Draw, Law
@@ -299,7 +300,7 @@ def test_the_form_of_a_dense_model_is_that_of_its_linear_layers():
 
 
 def test_a_row_says_what_changes_speed(engine):
-    row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+    row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.error is None and row.kind == "latency" and row.env_id == "e"
     assert row.key["stack"] == "vllm" and row.key["dtype"] == "bfloat16"
     assert (row.key["batch"], row.key["context"], row.key["new_tokens"]) == (2, 3, 3)
@@ -310,14 +311,14 @@ def test_a_row_says_what_changes_speed(engine):
     assert row.values["engine_cudagraph_sizes"] == [1, 2, 4]
     assert row.values["cache_used_bytes"] == 250  # a quarter of 1,000
     assert row.values["prefix_hits"] == 0 and row.values["draws_generator"] == "splitmix64-q16"
-    first = vllm_stack.arm(engine, IDS, new_tokens=1, repeats=2, env_id="e")
+    first = rows.arm(engine, IDS, new_tokens=1, repeats=2, env_id="e")
     assert "ttft_s" in first.samples and "e2e_s" not in first.samples
 
 
 def test_a_compilation_in_a_timed_call_fails_the_row(tmp_path):
     """Two calls warm the shape up; the third one compiles."""
     with start(tmp_path, "compiles") as engine:
-        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.samples == {} and "compiled or captured inside a timed call" in row.error
     assert "after 2 calls" in row.error
 
@@ -325,19 +326,19 @@ def test_a_compilation_in_a_timed_call_fails_the_row(tmp_path):
 def test_a_shape_is_warmed_up_until_two_calls_compile_nothing(tmp_path):
     """The first and the third call compile, so that the fifth is the last to warm up."""
     with start(tmp_path, "compiles-at-first") as engine:
-        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
         assert len(row.samples["warmup_s"]) == 5 and len(row.samples["e2e_s"]) == 2
         assert row.values["prepare_s"] == pytest.approx(0.002)
     with start(tmp_path, "compiles") as engine:
         for _ in range(3):
             engine(IDS, 3)
-        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e", most_warmup_calls=4)
+        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e", most_warmup_calls=4)
     assert "still compiles after 4 calls" in row.error
 
 
 def test_a_queued_sequence_fails_the_row(tmp_path):
     with start(tmp_path, "queued") as engine:
-        row = vllm_stack.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.samples == {} and row.error.startswith("EngineError: 2 sequences were not held")
 
 
@@ -350,7 +351,7 @@ def test_the_start_is_told_by_its_parts_and_memory_in_columns(engine):
     assert set(before.missing) == {
         *("used_bytes", "cache_used_bytes"), *("compile_s", "capture_s", "init_s"),
     }  # fmt: skip
-    vllm_stack.arm(engine, IDS, new_tokens=3, repeats=1, env_id="e")
+    rows.arm(engine, IDS, new_tokens=3, repeats=1, env_id="e")
     assert engine.start_row("e").values["cache_used_bytes"] == 250
 
 
@@ -378,16 +379,16 @@ def test_what_a_real_engine_answered_is_read_as_it_was_meant(tmp_path):
         worker = engine.started["worker"]
         assert worker["loaded"]["values"] == sum(math.prod(d.shape) for d in engine.plan)
         assert worker["loaded"]["digest"] == draws.digest(engine.plan, 0)
-        short = vllm_stack.prompt_ids(engine, 128, seed=0)
+        short = engine.prompt(128, seed=0)
         found = engine.logprobs(short, [list(RECORDED)])
         assert len(found) == 8 and all(-20 < value < -5 for value in found)
-        ids = vllm_stack.prompt_ids(engine, 2048, seed=0)
-        first = vllm_stack.arm(engine, ids, new_tokens=1, repeats=6, env_id="e")
+        ids = engine.prompt(2048, seed=0)
+        first = rows.arm(engine, ids, new_tokens=1, repeats=6, env_id="e")
         # The first call compiled a kernel, so that a third one warmed up.
         assert len(first.samples["warmup_s"]) == 3 and first.values["prepare_s"] > 0.01
         assert all(0.040 < seconds < 0.050 for seconds in first.samples["engine_s"])
         assert "cache_used_bytes" in first.missing
-        whole = vllm_stack.arm(engine, ids, new_tokens=64, repeats=7, env_id="e")
+        whole = rows.arm(engine, ids, new_tokens=64, repeats=7, env_id="e")
         assert whole.error is None and len(whole.samples["engine_s"]) == 7
         assert whole.values["steps"] == 64 and whole.values["prefix_queries"] == 0
         assert 5e7 < whole.values["cache_used_bytes"] < 6e7
@@ -427,9 +428,9 @@ def test_distinct_experts_of_a_step_are_counted_over_the_batch():
     """Two sequences, a prompt of one token, two steps, two layers, two experts a token."""
     first = [[[9, 8], [9, 8]], [[0, 1], [2, 3]], [[0, 1], [0, 1]]]
     second = [[[7, 6], [7, 6]], [[1, 2], [2, 3]], [[2, 3], [4, 5]]]
-    assert vllm_stack.distinct_experts([first, second], context=1) == [2.5, 4.0]
+    assert rows.distinct_experts([first, second], context=1) == [2.5, 4.0]
     with pytest.raises(EngineError, match="does not capture"):
-        vllm_stack.distinct_experts([[[[0, 0]], [[0, 0]]]], context=1)
+        rows.distinct_experts([[[[0, 0]], [[0, 0]]]], context=1)
 
 
 def logits(*rows):
@@ -441,12 +442,12 @@ AGAIN = logits([1.0, 2.0, 2.015], [2.0, 1.015, 2.0])  # half a percent off
 
 
 def seen(found, how=""):
-    return vllm_stack.look(found, EXPECTED, AGAIN, dtype="bfloat16", layers=4, how=how)
+    return rows.look(found, EXPECTED, AGAIN, dtype="bfloat16", layers=4, how=how)
 
 
 def test_the_gate_passes_rounding_and_tells_both_looks():
     near, free = (seen(logits([1.0, 2.0, 2 + x], [2.0, 1 + x, 2.0])) for x in (0.03, 0.06))
-    row = vllm_stack.gate_row(
+    row = rows.gate_row(
         {"stack": "vllm"}, near, free=free, pinned_experts=4, values={"a": 1}, env_id="e"
     )
     assert row.kind == "gate" and row.key == {"stack": "vllm", "new_tokens": 2}
@@ -467,16 +468,16 @@ def test_the_gate_stops_other_work_in_either_look(wrong):
     with pytest.raises(
         logits_check.GateError, match="steps, the routers .*where rounding explains 3.12%"
     ):
-        vllm_stack.gate_row({}, looks[0], free=looks[1], values={}, env_id="e")
+        rows.gate_row({}, looks[0], free=looks[1], values={}, env_id="e")
     with pytest.raises(logits_check.GateError, match="nan%"):
-        vllm_stack.gate_row({}, seen(EXPECTED * float("nan")), values={}, env_id="e")
+        rows.gate_row({}, seen(EXPECTED * float("nan")), values={}, env_id="e")
 
 
 def test_routers_are_barred_as_the_net_itself_is_pinned():
     net, laws = draws.build(config_of(find("tiny-gpt-oss")), "float32", "cpu")
     draws.fill_net(net, laws, 0)
     before = [bias.clone() for bias in models_experts.biases(net)]
-    found = vllm_stack.barred(net, 2, seed=0)
+    found = rows.barred(net, 2, seed=0)
     assert list(found) == [f"model.layers.{n}.mlp.router.bias" for n in range(4)]
     assert all(sum(value == models_experts.BARRED for value in row) == 6 for row in found.values())
     for bias, kept, row in zip(models_experts.biases(net), before, found.values(), strict=True):
@@ -491,7 +492,7 @@ def test_a_batch_is_judged_by_some_ids():
     ours = torch.tensor([[[0.0, 1.0, 2.0]]])
     exact = torch.log_softmax(ours, -1)[0, 0]
     sampled = {"ids": [0, 2], "logprobs": [[[exact[0].item() + 0.1, exact[2].item()]]]}
-    errors = vllm_stack.sampled_errors(sampled, ours)
+    errors = rows.sampled_errors(sampled, ours)
     assert errors.shape == (1, 1) and errors.item() == pytest.approx(0.1 / 2**0.5, rel=1e-4)
 
 
