@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from lib.files import ROOT
 from lib.records import record, store
+from lib.records.kinds import KINDS
 from lib.records.record import Record
 
 ENV_A = record.environment_record({"gpu": "A"})
@@ -85,3 +87,10 @@ def test_rows_of_two_gpus_or_dtypes_are_not_compared():
     with pytest.raises(ValueError, match="dtype"):
         record.require_comparable(mixed, envs)
     record.require_comparable(mixed, envs, differ=("dtype",))
+
+
+def test_every_kind_that_was_released_is_listed():
+    """Whoever reads a row can look up what it holds."""
+    paths = sorted((ROOT / "outputs" / "released").rglob("records.jsonl"))
+    kinds = {json.loads(line)["kind"] for path in paths for line in path.open(encoding="utf-8")}
+    assert len(paths) > 20 and kinds <= KINDS.keys()
