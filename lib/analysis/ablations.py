@@ -10,9 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lib import stats
-from lib.analysis.setups import SETUP, by_setup, sampled, setups
+from lib.analysis.rows import SETUP, Rows
+from lib.analysis.setups import by_setup, sampled, setups
 from lib.records.kinds import STUDY_STACK
-from lib.records.record import Record, environments, record_id
+from lib.records.record import Record, record_id
 from lib.show import wording
 from lib.show.figure import axes, color, labelled
 from lib.show.table import Column, Table, frame
@@ -54,7 +55,7 @@ def table(rows: Sequence[Record], name: str) -> Table:
         Column("verdict", numeric=False),
     )
     arms = [r for r in rows if r.kind == kind]
-    _, notes = setups(arms, environments(rows))
+    _, notes = setups(arms, Rows.of(rows))
     fixed = _fixed(arms, [f for f in ("context", "new_tokens", "decoding") if f != changed])
     return Table(kind, f"Ablation: {name}", columns, tuple(built), (*fixed, *notes))
 

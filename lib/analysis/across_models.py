@@ -7,12 +7,12 @@ of weights or GPUs, unless the stack is the point.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from lib.analysis import stacks
-from lib.analysis.metrics import QUANTITIES, Quantity, Shape, _longest, _lower_first, _shapes
+from lib.analysis.metrics import BETWEEN_MODELS, Metric, Shape, longest
+from lib.analysis.rows import Rows
 from lib.analysis.setups import Group, failures, setup_order
-from lib.records.record import Record, environments, machines_differ, require_comparable
+from lib.records.record import Record, machines_differ, require_comparable
 from lib.show.wording import bullets, cautions, ratio_sentence, short
 from lib.stats import Estimate
 
@@ -24,15 +24,16 @@ def models(rows: Sequence[Record]) -> str:
     Models may differ in their weights' source only where all are labelled; GPU, dtype and stack
     must agree, otherwise the sentence says why nothing is compared.
     """
-    lines = [line for quantity in QUANTITIES for line in _between_models(rows, quantity)]
-    failed = failures(rows, [quantity.kind for quantity in QUANTITIES])
+    rows = Rows.of(rows)
+    lines = [line for metric in BETWEEN_MODELS for line in _between_models(rows, metric)]
+    failed = failures(rows, list(dict.fromkeys(metric.kinds[0] for metric in BETWEEN_MODELS)))
     return bullets([*lines, *stacks.between_stacks(rows), *failed, *cautions(rows)])
 
 
-def _between_models(rows: Sequence[Record], quantity: Quantity) -> list[str]:
-    groups = quantity.groups(rows)
+def _between_models(rows: Rows, metric: Metric) -> list[str]:
+    groups = metric.groups(rows)
     if len({g.model for g in groups}) < 2:
-        return [f"{quantity.title}: fewer than two models measured, so none are compared."]
+        return [f"{metric.lead}: fewer than two models measured, so none are compared."]
     alike: dict[tuple[str, ...], list[Group]] = {}
     for group in sorted(groups, key=lambda g: setup_order(g.setup)):
         alike.setdefault(group.but("experts"), []).append(group)
@@ -41,58 +42,56 @@ def _between_models(rows: Sequence[Record], quantity: Quantity) -> list[str]:
         for mine in alike.values()
         if len({g.model for g in mine}) > 1
     ]
-    envs = environments(rows)
     lines: list[str] = []
     earlier: dict[tuple, tuple[str, Shape, Estimate]] = {}
     for mine in shared:
         firsts = [g for g in mine if g.model == mine[0].model]
         lines += [
-            _pair(quantity, a, b, earlier, envs) for a in firsts for b in mine if b.model != a.model
+            _pair(metric, a, b, earlier, rows) for a in firsts for b in mine if b.model != a.model
         ]
     compared = {g.model for mine in shared for g in mine}
-    return lines + _left_out(rows, quantity, groups, compared)
+    return lines + _left_out(rows, metric, groups, compared)
 
 
-def _left_out(
-    rows: Sequence[Record], quantity: Quantity, groups: Sequence[Group], compared: set[str]
-) -> list[str]:
+def _left_out(rows: Rows, metric: Metric, groups: Sequence[Group], compared: set[str]) -> list[str]:
     """Why models are compared with none: all of them, or each that is left over."""
     if not compared:
-        return [f"{quantity.title}: not compared; {_difference(rows, groups)}."]
+        return [f"{metric.lead}: not compared; {_difference(rows, groups)}."]
     others = [g for g in groups if g.model in compared]
     return [
-        f"{quantity.title} of {g.label}: not compared; {_difference(rows, [*others, g])}."
+        f"{metric.lead} of {g.label}: not compared; {_difference(rows, [*others, g])}."
         for g in groups
         if g.model not in compared
     ]
 
 
-def _difference(rows: Sequence[Record], groups: Sequence[Group]) -> str:
+def _difference(rows: Rows, groups: Sequence[Group]) -> str:
     try:
-        require_comparable([g.rows[-1] for g in groups], environments(rows))
+        require_comparable([g.rows[-1] for g in groups], rows.environments)
     except ValueError as error:
         return str(error)
     return "they share no setup"
 
 
 def _pair(
-    quantity: Quantity,
+    metric: Metric,
     a: Group,
     b: Group,
     earlier: dict[tuple, tuple[str, Shape, Estimate]],
-    envs: dict[str, dict[str, Any]],
+    rows: Rows,
 ) -> str:
     """One model against another; on a further stack, whether that changes the order."""
-    common = _shapes(a) & _shapes(b)
+    common = metric.shapes(a) & metric.shapes(b)
     if not common:
-        return f"{quantity.title}: {a.label} and {b.label} share no context and length."
+        return f"{metric.lead}: {a.label} and {b.label} share no context and length."
     pair = (a.model, a.but("stack"), b.model, b.but("stack"))
     stack, shape, before = earlier.get(pair, ("", None, None))
-    shape = shape if shape in common else _longest(common)
-    ratio = quantity.ratio(a, b, shape)
-    what = f"At {shape[0]} tokens, {_lower_first(quantity.title)}"
+    shape = shape if shape in common else longest(common)
+    arms = [metric.arm(group, shape) for group in (a, b)]
+    ratio = metric.ratio(*arms)
+    what = f"At {shape[0]} tokens, {metric.title}"
     sentence = ratio_sentence(a.label, b.label, what, ratio)
-    if machines_differ([quantity.row(group, shape) for group in (a, b)], envs):
+    if machines_differ([arm[-1] for arm in arms], rows.environments):
         sentence = f"{sentence[:-1]}; measured on different machines."
     if not before:
         earlier[pair] = (a.of("stack"), shape, ratio)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
-from lib import stats
-from lib.analysis import efficiency
-from lib.analysis.metrics import _reading
-from lib.analysis.setups import build, sampled
+from lib.analysis.efficiency import ACTIVE, of_active, with_card
+from lib.analysis.metrics import METRICS, Reading
+from lib.analysis.rows import Rows
+from lib.analysis.setups import build
 from lib.records.record import Record
 from lib.show.table import Column, Table, frame
-from lib.stats import Estimate, inverse, missing, scaled
+from lib.stats import Estimate
 
 
 def table(rows: Sequence[Record]) -> Table:
@@ -37,20 +36,15 @@ def table(rows: Sequence[Record]) -> Table:
         "decode_bytes_realised": ("a step reads", size, scale),
     }
 
-    def cells(group: list[Record]) -> Sequence[Any]:
-        row = group[-1]
-        note = row.value("note")
-        values = [_reading(row, name, factor) for name, (_, _, factor) in fields.items()]
-        if note:
-            values = [e if e.value is not None else stats.missing(note) for e in values]
-        return (row.value("decode_experts") or "-", *values)
-
     columns = [
-        Column("decode runs", numeric=False),
-        *(Column(title, unit) for title, unit, _ in fields.values()),
+        (Column("decode runs", numeric=False), lambda g: g[-1].value("decode_experts") or "-"),
+        *(
+            (Column(title, unit), Reading(name, ("trace",), factor, note=True))
+            for name, (title, unit, factor) in fields.items()
+        ),
     ]
     grid = build(
-        "trace", "What a step really reads", rows, ("trace",), ("context", "batch"), columns, cells
+        "trace", "What a step really reads", rows, ("trace",), ("context", "batch"), columns
     )
     note = (
         "touched: set to NaN, the expert's weights make the output NaN; parameters are those "
@@ -67,35 +61,18 @@ def trace_table(rows: Sequence[Record]) -> pd.DataFrame:
 def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
     """Output throughput of the arms of the experts ablation per active 10^9 parameters, nominal
     and realised in the implementation of each arm."""
-    active = efficiency.nominal(rows)
+    rows, output, quotient = Rows.of(rows), METRICS["output"], METRICS["ape_tpot"]
 
-    def cells(group: list[Record]) -> Sequence[Estimate]:
-        rate = inverse(sampled(group, "e2e_s"), group[0].key["new_tokens"] or 1)
-        counts = {
-            "counted": active.get(group[0].key["model"]),
-            "traced": efficiency.realised(rows, group[0]),
-        }
-        params = [
-            missing(f"not {method}") if not n else Estimate(n / 1e9, n=1, method=method)
-            for method, n in counts.items()
+    def cells(group: list[Record]) -> list[Estimate]:
+        known = with_card(rows, group)
+        counts = [metric.of(known) for metric in ACTIVE.values()]
+        return [
+            output.of(group),
+            *counts,
+            *(of_active(quotient, metric, known) for metric in ACTIVE.values()),
         ]
-        return (rate, *params, *(scaled(rate, 1 / a.value) if a.value else a for a in params))
 
-    columns = [
-        Column("output throughput", "tok/s"),
-        Column("active, nominal", "10^9"),
-        Column("active, realised", "10^9"),
-        Column("APE-TPOT, nominal", "tok/s per 10^9"),
-        Column("APE-TPOT, realised", "tok/s per 10^9"),
-    ]
-    return frame(
-        build(
-            "ape-experts",
-            "APE of experts implementations",
-            rows,
-            ("ablation-experts",),
-            ("context",),
-            columns,
-            cells,
-        )
-    )
+    columns = [output.column, *(metric.column for metric in ACTIVE.values())]
+    columns += [Column(f"{quotient.title}, {name}", quotient.unit) for name in ACTIVE]
+    title, kinds = "APE of experts implementations", ("ablation-experts",)
+    return frame(build("ape-experts", title, rows, kinds, ("context",), columns, cells))

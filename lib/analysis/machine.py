@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from lib import stats
+from lib.analysis.metrics import shown_in
 from lib.hardware.datasheets import Datasheet, datasheet
 from lib.records.record import Record, environments, select
 from lib.show.figure import PALETTE, axes, labelled
@@ -18,15 +19,6 @@ from lib.stats import Estimate
 
 KERNELS = 1000  # for a sentence on what launching so many costs
 ROUNDING = 1.01  # datasheets give two to four digits
-COLUMNS = {
-    "read_bytes_per_s": ("read, best shape", "GB/s", 1e9),
-    "copy_bytes_per_s": ("copy, read and written", "GB/s", 1e9),
-    "matvec_bytes_per_s": ("matrices of a chain of matrix-vector products", "GB/s", 1e9),
-    "matmul_flop_per_s": ("matrix product, bfloat16", "TFLOP/s", 1e12),
-    "matmul_float32_flop_per_s": ("matrix product, float32", "TFLOP/s", 1e12),
-    "launch_s": ("launch of one kernel", "µs", 1e-6),
-    "host_score_per_s": ("single thread of the host", "million loops/s", 1),
-}
 DATASHEET = {
     "read_bytes_per_s": "memory_bytes_per_s", "copy_bytes_per_s": "memory_bytes_per_s",
     "matvec_bytes_per_s": "memory_bytes_per_s", "matmul_flop_per_s": "bf16_flop_per_s",
@@ -130,7 +122,8 @@ def table(rows: Sequence[Record]) -> Table:
 
 def _rows_of(row: Record, sheet: Datasheet) -> list[tuple[Any, ...]]:
     lines = []
-    for name, (title, unit, scale) in COLUMNS.items():
+    for metric in shown_in("machine"):
+        title, unit, name, scale = metric.title, metric.unit, metric.of.name, 1 / metric.of.factor
         best = row.value(name)
         stated = _stated(sheet, name, scale)
         if best is None:

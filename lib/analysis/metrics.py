@@ -1,54 +1,212 @@
-"""What a number means and how it comes from rows: one function a quantity.
+"""Every metric once: METRICS says what a number is called, its unit and formula, which rows it
+comes from, how it is estimated, which way is better, and what the study calls it.
 
-Of the arms of a `Series`, of any rows (decode throughput), or of two groups (`QUANTITIES`). A
-missing input is a reason.
+`of` estimates a metric from the rows of one model in one setup at one context, with its card and
+traces where the metric needs them; other rows among them do not matter. A missing value has a
+reason. Tables, axes, comparisons and `analysis.frame` read the catalogue; a metric is added here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lib import stats
+from lib.analysis.rows import Rows
 from lib.analysis.series import Series, estimate, samples
 from lib.analysis.setups import Group, by_setup, sampled
 from lib.records.record import Record, record_id, select
+from lib.show.table import Column
 from lib.stats import Estimate, inverse, missing, scaled
 
 MIB = 2**20
+MORE, LESS = True, False  # which is better
+ABLATIONS = tuple(f"ablation-{n}" for n in ("decoding", "context", "precision", "experts", "stack"))
+CALLS = ("latency", "batch", "energy", *ABLATIONS)  # kinds of timed calls, best first
+HEADLINE = ("latency", "memory-paper", "energy")  # whose shortest calls of several tokens are meant
+MEMORY = ("memory-paper", "memory")
+JOULES = ("energy",)
+SAME = ("model", "weights", "dtype")  # what a trace and the arm that it explains share
 Shape = tuple[int, int]  # context, new tokens
+Of = Callable[[Sequence[Record]], Estimate]
+
+
+def tokens(row: Record) -> int:
+    """Tokens that a call generates, of all its sequences."""
+    return (row.key.get("new_tokens") or 1) * (row.key.get("batch") or 1)
+
+
+def headline(rows: Iterable[Record], kinds: Sequence[str] = ()) -> int:
+    """New tokens of the shortest calls of more than one, of the first kind that has any; or 1."""
+    lengths = {(r.kind, n) for r in rows if (n := r.key.get("new_tokens") or 1) > 1}
+    by_kind = ([n for k, n in lengths if k == kind] for kind in (*HEADLINE, *kinds))
+    return next((min(counts) for counts in by_kind if counts), 1)
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """What is compared: a sample of a kind of rows; `inverted` where less time is more of it."""
+class Sample:
+    """The `q`-th percentile of a sample (SI) times `scale`, or `scale` over it where `inverse`.
 
-    title: str
-    kind: str
-    sample: str
-    inverted: bool = False
+    Of the calls of the headline's length, or of one token; of the first of `kinds` that is there.
+    """
 
-    def groups(self, rows: Sequence[Record]) -> list[Group]:
-        """The rows that have it, by model and setup."""
-        return by_setup(
-            [r for r in rows if r.kind == "environment" or r.samples.get(self.sample)], self.kind
-        )
+    name: str
+    scale: Callable[[Record], float]
+    kinds: tuple[str, ...] = CALLS
+    inverse: bool = False
+    q: float = 50
+    one_token: bool = False
 
-    def row(self, group: Group, shape: Shape) -> Record:
-        """The last row of a group of a context and length."""
-        return select(group.rows, context=shape[0], new_tokens=shape[1])[-1]
+    def rows(self, rows: Sequence[Record]) -> list[Record]:
+        """The calls that are meant; where there are none, those that failed."""
+        return calls(rows, self.kinds, 1 if self.one_token else None)
 
-    def ratio(self, a: Group, b: Group, shape: Shape) -> Estimate:
-        """The quantity of one group over that of another, of the same context and length."""
-        a_s, b_s = (self.row(group, shape).samples[self.sample] for group in (a, b))
-        return stats.ratio(b_s, a_s) if self.inverted else stats.ratio(a_s, b_s)
+    def raw(self, row: Record) -> list[float]:
+        """One number for each repetition, in SI units."""
+        return [x for x in row.samples.get(self.name) or () if x is not None]
+
+    def each(self, row: Record) -> list[float]:
+        """One number for each repetition, in the unit of the metric."""
+        scale = self.scale(row)
+        return [scale / x if self.inverse else scale * x for x in self.raw(row)]
+
+    def __call__(self, rows: Sequence[Record]) -> Estimate:
+        mine = self.rows(rows)
+        plain = sampled(mine, self.name, self.q)
+        if plain.value is None:
+            return plain
+        scaling = stats.inverse if self.inverse else stats.scaled
+        return scaling(plain, self.scale(mine[-1]))
 
 
-QUANTITIES = (
-    Quantity("Output throughput", "latency", "e2e_s", inverted=True),
-    Quantity("TTFT", "latency", "ttft_s"),
-    Quantity("Energy per token", "energy", "energy_j"),
-)
+class Gaps(Sample):
+    """Times between the tokens of stamped calls. Steps of one call are correlated: no interval."""
+
+    def raw(self, row: Record) -> list[float]:
+        """The median gap of each call."""
+        stamped = (call for call in row.samples.get(self.name) or () if len(call) > 1)
+        return [stats.median(stats.gaps(call)).value for call in stamped]
+
+    def __call__(self, rows: Sequence[Record]) -> Estimate:
+        mine = [r for r in rows if r.kind in self.kinds]
+        stamped = [call for r in mine for call in r.samples.get(self.name) or ()]
+        gaps = [gap for call in stamped for gap in stats.gaps(call)]
+        if not gaps:
+            return sampled(mine, self.name)
+        why = "steps of one call are correlated: no interval"
+        middle = stats.median(gaps)
+        return Estimate(middle.value * 1e3, n=middle.n, method="median of all gaps", reason=why)
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """The median over stamped calls of what a tool makes of the token stamps (s since the call's
+    start) and the duration of one."""
+
+    define: Callable[[Sequence[float], float], float]
+
+    def __call__(self, rows: Sequence[Record]) -> Estimate:
+        row = next(reversed(select(rows, "itl")), None)
+        stamps, ends_s = (row.samples.get(n) or [] if row else [] for n in ("token_s", "e2e_s"))
+        if row and not row.error and stamps and len(stamps) == len(ends_s):
+            pairs = zip(stamps, ends_s, strict=True)
+            return stats.median([self.define(*pair) for pair in pairs])
+        failed = row and row.error
+        return stats.missing(f"failed: {failed}" if failed else "not measured: no time of the call")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A single reading (SI) times `factor`, less another where `less` names one; or the reason,
+    that of `like` where the reading has none of its own."""
+
+    name: str
+    kinds: tuple[str, ...]
+    factor: float = 1
+    like: str = ""
+    less: str = ""
+    note: bool = False  # whether the row's note says why it is absent
+
+    def __call__(self, rows: Sequence[Record]) -> Estimate:
+        mine = calls(rows, self.kinds)
+        if not mine:
+            return stats.missing("not measured")
+        row, names = mine[-1], [self.name, *filter(None, (self.less,))]
+        values = [row.value(name) for name in names]
+        if None not in values:
+            method = "difference of readings" if self.less else "single reading"
+            value = (values[0] - sum(values[1:])) * self.factor
+            return replace(stats.exact(value, method), records=(record_id(row),))
+        if row.error:
+            return stats.missing(f"failed: {row.error}")
+        if self.note and row.value("note"):
+            return stats.missing(row.value("note"))
+        absent = row.missing.get(names[values.index(None)]) or row.missing.get(self.like)
+        return stats.missing(f"not measured: {absent or 'no reading'}")
+
+
+@dataclass(frozen=True)
+class Per:
+    """One metric for each unit of another that has no sampling error."""
+
+    numerator: Of
+    by: Of
+
+    def __call__(self, rows: Sequence[Record]) -> Estimate:
+        divisor = self.by(rows)
+        if divisor.value is None:
+            return divisor
+        return stats.scaled(self.numerator(rows), 1 / divisor.value)
+
+
+def calls(
+    rows: Sequence[Record], kinds: Sequence[str], new_tokens: int | None = None
+) -> list[Record]:
+    """Rows of the first of these kinds that is there, of one length (that of `headline` unless it
+    is given); where there are none, those that failed."""
+    kind = next((k for k in kinds if any(r.kind == k for r in rows)), None)
+    length = headline(rows, kinds) if new_tokens is None else new_tokens
+    mine = [r for r in rows if r.kind == kind]
+    return [r for r in mine if (r.key.get("new_tokens") or 1) == length] or [
+        r for r in mine if r.error
+    ]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model card counts, in 10^9."""
+
+    name: str
+
+    def __call__(self, rows: Sequence[Record]) -> Estimate:
+        counts = [r.value(self.name) for r in rows if r.kind == "card"]
+        if not counts or counts[-1] is None:
+            return stats.missing("not measured: no model card among the rows")
+        return Estimate(counts[-1] / 1e9, n=1, method="counted")
+
+
+def active_realised(rows: Sequence[Record]) -> Estimate:
+    """Active parameters as traced for the model and experts of the calls among the rows (10^9).
+
+    A stack may decode with another implementation of the experts than it prefills with, so that
+    the trace must be of the one that decodes. At another context it serves as well.
+    """
+    arm = next((r for kind in CALLS for r in rows if r.kind == kind and not r.error), None)
+    same = {name: arm.key.get(name) for name in SAME} if arm else {}
+    traces = select(rows, "trace", batch=1, **same) if arm else []
+    counts = [r.value("active_params_realised") for r in traces if _same_experts(r, arm)]
+    count = next((n for n in reversed(counts) if n), None)
+    if count is None:
+        return stats.missing("not traced")
+    return Estimate(count / 1e9, n=1, method="traced")
+
+
+def _same_experts(trace: Record, arm: Record) -> bool:
+    implementations = [row.value("decode_experts") for row in (trace, arm)]
+    if None in implementations:
+        return trace.key.get("experts") == arm.key.get("experts")
+    return implementations[0] == implementations[1]
 
 
 def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
@@ -57,34 +215,30 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     Prefill is the intercept and so is left out. Needs calls of two different lengths; a lone call
     that was the first of its length is none.
     """
-    timed = [
-        r
-        for r in rows
-        if r.kind in ("latency", "batch")
-        and (r.key.get("new_tokens") or 1) > 1
-        and r.samples.get("e2e_s")
-    ]
-    calls = [r for r in timed if not _lone_and_cold(r)]
-    pairs = [(r.key["new_tokens"], t) for r in calls for t in r.samples["e2e_s"]]
+    several = [r for r in rows if r.kind in ("latency", "batch") and r.samples.get("e2e_s")]
+    timed = [r for r in several if (r.key.get("new_tokens") or 1) > 1]
+    warm = [r for r in timed if not _lone_and_cold(r)]
+    pairs = [(r.key["new_tokens"], t) for r in warm for t in r.samples["e2e_s"]]
     if len({g for g, _ in pairs}) < 2:
-        cold = len(timed) - len(calls)
-        why = (
-            f"; {cold} arm(s) hold one call, the first of its length, which waits for the allocator"
-            if cold
-            else ""
-        )
+        cold = f"; {len(timed) - len(warm)} arm(s) hold one call, the first of its length, which "
+        why = f"{cold}waits for the allocator" if len(timed) > len(warm) else ""
         return stats.missing(f"not measured: a slope needs calls of two lengths{why}")
     slope = stats.slope([g for g, _ in pairs], [t for _, t in pairs])
     if slope.value is not None and slope.value <= 0:
         return stats.missing("not resolved: noise hides how time grows with the number of tokens")
-    return replace(stats.inverse(slope), records=tuple(map(record_id, calls)))
+    return replace(stats.inverse(slope), records=tuple(map(record_id, warm)))
 
 
 def _lone_and_cold(row: Record) -> bool:
     """Whether the one call of an arm with a growing cache had only short calls before it."""
-    before, calls = row.samples.get("warmup_s") or [], row.samples["e2e_s"]
+    before, seconds = row.samples.get("warmup_s") or [], row.samples["e2e_s"]
     grows = row.key.get("cache") == "dynamic"
-    return bool(grows and before and len(calls) == 1 and max(before) < calls[0] / 2)
+    return bool(grows and before and len(seconds) == 1 and max(before) < seconds[0] / 2)
+
+
+def tpot_ms(rows: Sequence[Record]) -> Estimate:
+    """Time of a decode step (ms): 1 / decode throughput."""
+    return stats.inverse(decode_tok_per_s(rows), 1e3)
 
 
 def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
@@ -93,11 +247,299 @@ def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
     No slope and no prefill in it, so that noise of the host's does not reach it; what the host
     adds between steps it does see.
     """
-    calls = [r for r in rows if r.samples.get("decode_s")]
-    if not calls:
+    marked = [r for r in rows if r.samples.get("decode_s")]
+    if not marked:
         return stats.missing("not measured: only captured steps are marked on the device")
-    steps = [t / (r.key["new_tokens"] - 1) for r in calls for t in r.samples["decode_s"]]
-    return replace(stats.inverse(stats.median(steps)), records=tuple(map(record_id, calls)))
+    steps = [t / (r.key["new_tokens"] - 1) for r in marked for t in r.samples["decode_s"]]
+    return replace(stats.inverse(stats.median(steps)), records=tuple(map(record_id, marked)))
+
+
+def net_j_per_1k(rows: Sequence[Record]) -> Estimate:
+    """J/1K tokens less what the idle board draws in that time; may be negative, never cut off."""
+    row = calls(rows, JOULES)[-1]
+    if values := row.samples.get("net_energy_j"):
+        return stats.median([per_1k(row) * v for v in values])
+    reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
+    return stats.missing(f"not measured: {reason}")
+
+
+def power_w(rows: Sequence[Record]) -> Estimate:
+    """Mean power over all blocks: their energy over their time (W)."""
+    row = calls(rows, JOULES)[-1]
+    window_j, seconds = row.value("window_energy_j"), row.value("window_s")
+    if window_j is None or not seconds:
+        return stats.missing(sampled([row], "energy_j").reason or "not measured: no window")
+    n, method = len(row.samples.get("energy_j") or ()) or 1, "energy of all calls / their time"
+    return Estimate(window_j / seconds, n=n, method=method, reason="a total, no interval")
+
+
+def busy(rows: Sequence[Record], name: str) -> Estimate:
+    """A reading of the profiled call (s, or a count), or why there is none."""
+    for row in reversed([r for r in rows if r.kind == "busy"]):
+        value = row.value(name)
+        if value is not None and value > 0:
+            return stats.exact(value, "profiler")
+        reason = "not resolved" if value is not None else row.missing.get(name, "no reading")
+        return stats.missing(f"not measured: {reason}")
+    return stats.missing("not measured: no profiled call")
+
+
+def decode_share(rows: Sequence[Record]) -> Estimate:
+    """Device-busy time of a decode step over TPOT, of one arm's busy and latency rows."""
+    return _share(decode_tok_per_s(rows), busy(rows, "decode_busy_s"))
+
+
+def prefill_share(rows: Sequence[Record]) -> Estimate:
+    """Device-busy time of a call of one token over TTFT."""
+    ttft = sampled([r for r in rows if r.kind == "latency"], "ttft_s")
+    return _share(stats.inverse(ttft), busy(rows, "prefill_busy_s"))
+
+
+def _share(per_s: Estimate, busy_s: Estimate) -> Estimate:
+    if busy_s.value is None:
+        return busy_s
+    return stats.scaled(per_s, busy_s.value) if per_s.value is not None else per_s
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that rows tell. `formula` is in the terms of `symbol`s and of samples' names.
+
+    `kinds` are the kinds of rows that it reads; `higher_is_better` is None where neither way is;
+    `shown_in` names the tables that have it as a column, and "models" the comparison of models.
+    """
+
+    name: str
+    title: str
+    symbol: str
+    unit: str
+    formula: str
+    kinds: tuple[str, ...]
+    of: Of
+    higher_is_better: bool | None = None
+    paper_name: str = ""
+    shown_in: tuple[str, ...] = ()
+    optional: bool = False  # no column where no row has it
+
+    @property
+    def header(self) -> str:
+        """Title with the unit, as an axis shows it."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    @property
+    def column(self) -> Column:
+        """The column of a table that holds it."""
+        return Column(self.title, self.unit)
+
+    @property
+    def lead(self) -> str:
+        """The title at the start of a sentence."""
+        return self.title[:1].upper() + self.title[1:]
+
+    def ratio(self, a: Sequence[Record], b: Sequence[Record]) -> Estimate:
+        """Of some rows over that of others: by bootstrap where it has repetitions."""
+        if not isinstance(self.of, Sample):
+            return stats.quotient(self.of(a), self.of(b))
+        pair = [self.of.raw(mine[-1]) if (mine := self.of.rows(x)) else [] for x in (a, b)]
+        return stats.ratio(*(pair[::-1] if self.of.inverse else pair))
+
+    def groups(self, rows: Sequence[Record]) -> list[Group]:
+        """The rows that have it, by model and setup."""
+        name = self.of.name if isinstance(self.of, Sample) else "e2e_s"
+        return by_setup(Rows.of(rows).where(lambda r: r.samples.get(name)), self.kinds[0])
+
+    def shapes(self, group: Group) -> set[Shape]:
+        """Contexts and lengths at which a group has it; length 0 where it is of all lengths."""
+        sampled = isinstance(self.of, Sample)
+        return {(r.key["context"], r.key["new_tokens"] if sampled else 0) for r in group.rows}
+
+    def arm(self, group: Group, shape: Shape) -> list[Record]:
+        """The rows of a group at a context and length."""
+        context, length = shape
+        return select(group.rows, context=context, **({"new_tokens": length} if length else {}))
+
+
+def longest(shapes: set[Shape]) -> Shape:
+    """The longest context, and there the fewest new tokens."""
+    return max(shapes, key=lambda shape: (shape[0], -shape[1]))
+
+
+def ms(row: Record) -> float:
+    """Milliseconds of a second."""
+    return 1e3
+
+
+def one(row: Record) -> float:
+    """In SI units."""
+    return 1.0
+
+
+def per_1k(row: Record) -> float:
+    """For each 1,000 tokens of a call."""
+    return 1e3 / tokens(row)
+
+
+OUTPUT = Sample("e2e_s", tokens, inverse=True)
+TTFT = Sample("ttft_s", ms, one_token=True)
+TOKENS_PER_J = Sample("energy_j", tokens, ("energy",), inverse=True)
+NOMINAL, PEAK = Card("active_params"), Reading("peak_bytes", MEMORY, 1e-9)
+TRACED = ("trace",)
+
+LATENCY, ENERGY, BUSY, CEILINGS = ("latency",), ("energy",), ("busy",), ("ceilings",)
+STAMPED, CROSSWALK, COMPARISON = ("itl",), ("crosswalk",), ("comparison",)
+EFFICIENCY, HOST = ("card", "latency"), ("busy", "latency")
+# fmt: off
+METRICS = {metric.name: metric for metric in (
+    Metric("ttft", "TTFT", "t1", "ms",
+           "median of ttft_s: a call of one new token, prefill included", CALLS, TTFT, LESS, "TTFT",
+           ("latency", "models", "comparison")),
+    Metric("p50", "p50", "T", "ms", "median of e2e_s: the whole call", CALLS, Sample("e2e_s", ms),
+           LESS, "p50", ("latency", "comparison")),
+    Metric("p95", "p95 or max of n", "T95", "ms",
+           "95th percentile of e2e_s, the largest where n < 59", CALLS, Sample("e2e_s", ms, q=95),
+           LESS, "p95", ("latency",)),
+    Metric("output", "output throughput", "r", "tok/s", "g / T: all tokens of a call over its time",
+           CALLS, OUTPUT, MORE, "TPOT", ("latency", "energy", "models")),
+    Metric("decode", "decode throughput", "d", "tok/s",
+           "1 / slope of e2e_s over g: the prefill is not in it", ("latency", "batch"),
+           decode_tok_per_s, MORE, "", ("latency", "comparison")),
+    Metric("decode_marked", "decode by device clock", "d'", "tok/s", "(g - 1) / median of decode_s",
+           LATENCY, marked_tok_per_s, MORE, "", ("latency",), optional=True),
+    Metric("itl", "ITL", "t[i+1] - t[i]", "ms", "median of all gaps between tokens", ("itl",),
+           Gaps("token_s", ms, ("itl",)), LESS, "", ("latency", "comparison")),
+    Metric("tpot", "TPOT", "1 / d", "ms", "1 / decode throughput", LATENCY, tpot_ms, LESS),
+    Metric("paper_tpot", "paper TPOT", "", "tok/s", "g / T", STAMPED,
+           Stamped(lambda stamps, end_s: len(stamps) / end_s), MORE, "", CROSSWALK),
+    Metric("guidellm_tpot", "GuideLLM TPOT", "", "ms", "T / g", STAMPED,
+           Stamped(lambda stamps, end_s: 1e3 * end_s / len(stamps)), LESS, "", CROSSWALK),
+    Metric("vllm_tpot", "vLLM TPOT, AIPerf ITL", "", "ms", "(T - t1) / (g - 1)", STAMPED,
+           Stamped(lambda stamps, end_s: 1e3 * (end_s - stamps[0]) / (len(stamps) - 1)), LESS, "",
+           CROSSWALK),
+    Metric("vllm_itl", "vLLM ITL", "", "ms", "median of t[i+1] - t[i]", STAMPED,
+           Stamped(lambda stamps, end_s: 1e3 * statistics.median(stats.gaps(stamps))), LESS, "",
+           CROSSWALK),
+    Metric("llama_bench_tg", "nearest to llama-bench tg", "", "tok/s", "(g - 1) / (T - t1)",
+           STAMPED, Stamped(lambda stamps, end_s: (len(stamps) - 1) / (end_s - stamps[0])), MORE,
+           "", CROSSWALK),
+    Metric("call_j", "energy of a call", "E", "J", "median of energy_j: GPU board, gross", ENERGY,
+           Sample("energy_j", one, ENERGY), LESS, "", COMPARISON),
+    Metric("j_per_1k", "J/1K tokens", "1000 E / g", "J", "median of energy_j / g x 1,000", ENERGY,
+           Sample("energy_j", per_1k, ENERGY), LESS, "J/1K", ("energy", "models")),
+    Metric("j_per_1k_net", "J/1K, net of idle", "", "J", "(E - idle power x T) / g x 1,000", ENERGY,
+           net_j_per_1k, LESS, "", ("energy",)),
+    Metric("tok_per_j", "tokens per joule", "g / E", "1/J", "g / median of energy_j", ENERGY,
+           TOKENS_PER_J, MORE, "Tokens/W", ("energy",)),
+    Metric("j_per_1k_average", "J/1K, average power", "", "J",
+           "integral of the one-second mean / g x 1,000", ENERGY,
+           Sample("average_energy_j", per_1k, ENERGY), LESS, "", ("energy",)),
+    Metric("j_per_1k_paper", "J/1K, before/after estimator", "", "J",
+           "mean of two readings x T / g x 1,000", ENERGY, Sample("paper_energy_j", per_1k, ENERGY),
+           LESS, "J/1K", ("energy",)),
+    Metric("power", "mean power", "P", "W", "energy of all calls / their time", ENERGY, power_w,
+           LESS, "", ("energy",)),
+    Metric("idle", "idle", "P0", "W", "power of the board before the calls", ENERGY,
+           Reading("idle_w", ENERGY, like="energy_j"), LESS, "", ("energy",)),
+    Metric("peak", "peak", "M", "GB", "allocator peak of a call", MEMORY, PEAK, LESS, "Peak memory",
+           ("memory", "comparison")),
+    Metric("above", "above baseline", "", "GB", "peak - baseline", MEMORY,
+           Reading("peak_bytes", MEMORY, 1e-9, less="baseline_bytes"), LESS, "", ("memory",)),
+    Metric("baseline", "baseline", "M0", "GB", "allocated before the call: the weights", MEMORY,
+           Reading("baseline_bytes", MEMORY, 1e-9), LESS, "", ("memory",)),
+    Metric("kv", "KV, tensors", "", "GB", "bytes of the cache's tensors", MEMORY,
+           Reading("kv_tensor_bytes", MEMORY, 1e-9), LESS, "", ("memory",)),
+    Metric("kv_card", "KV, card", "", "GB", "bytes of the cache by architecture", MEMORY,
+           Reading("kv_card_bytes", MEMORY, 1e-9), LESS, "", ("memory",)),
+    Metric("logits", "logits held", "", "GB", "logits alive after the call", MEMORY,
+           Reading("logits_bytes", MEMORY, 1e-9), LESS, "", ("memory",)),
+    Metric("workspace", "workspace", "", "GB", "peak - baseline - cache - logits", MEMORY,
+           Reading("workspace_bytes", MEMORY, 1e-9), LESS, "", ("memory",)),
+    Metric("reserved", "reserved", "", "GB", "held by the allocator at the peak", MEMORY,
+           Reading("reserved_bytes", MEMORY, 1e-9), LESS, "", ("memory",)),
+    Metric("active", "active, nominal", "A", "10^9", "active parameters by architecture", ("card",),
+           NOMINAL, None, "Active (B)"),
+    Metric("active_realised", "active, realised", "A'", "10^9", "active parameters as traced",
+           ("latency", "trace"), active_realised),
+    Metric("ape_tpot", "APE-TPOT", "r / A", "tok/s per 10^9",
+           "output throughput / active parameters", EFFICIENCY, Per(OUTPUT, NOMINAL), MORE,
+           "APE-TPOT", ("ape",)),
+    Metric("ape_ttft", "APE-1/TTFT", "1 / (t1 A)", "1/s per 10^9", "1 / TTFT / active parameters",
+           EFFICIENCY, Per(replace(TTFT, scale=one, inverse=True), NOMINAL), MORE, "APE-1/TTFT",
+           ("ape",)),
+    Metric("ape_energy", "APE-energy", "g / (E A)", "tok/J per 10^9",
+           "tokens per joule / active parameters", ("card", "energy"), Per(TOKENS_PER_J, NOMINAL),
+           MORE, "APE-Energy", ("ape",)),
+    Metric("tok_per_s_per_gb", "TPOT/GB", "r / M", "tok/s per GB",
+           "output throughput / peak in 10^9 B", ("latency", "memory-paper"),
+           Per(OUTPUT, replace(PEAK, kinds=("memory-paper",))), MORE, "", ("ape",)),
+    Metric("tok_per_s_per_1000_mib", "tok/s per 1,000 MiB", "", "tok/s",
+           "output throughput / (peak in MiB / 1,000)", ("latency", "memory-paper"),
+           Per(OUTPUT, replace(PEAK, kinds=("memory-paper",), factor=1e-3 / MIB)), MORE, "TPOT/GB"),
+    Metric("chosen", "experts chosen in a step", "", "",
+           "distinct experts of a layer by the router", TRACED,
+           Reading("experts_chosen_decode", TRACED)),
+    Metric("touched", "experts touched in a step", "", "", "distinct experts of a layer read",
+           TRACED, Reading("experts_touched_decode", TRACED)),
+    Metric("decode_share", "share of TPOT", "", "", "device time of a step x d", HOST,
+           decode_share),
+    Metric("prefill_share", "share of TTFT", "", "", "device time of the prefill / t1", HOST,
+           prefill_share),
+    Metric("prefill_busy", "device time of the first token", "", "ms", "by the profiler", BUSY,
+           Reading("prefill_busy_s", BUSY, 1e3), LESS, "", COMPARISON),
+    Metric("decode_busy", "device time of a step", "", "ms", "by the profiler", BUSY,
+           Reading("decode_busy_s", BUSY, 1e3), LESS, "", COMPARISON),
+    Metric("decode_kernels", "kernels of a step", "", "", "launches, by the profiler", BUSY,
+           Reading("decode_kernels", BUSY), LESS, "", COMPARISON),
+    Metric("read_rate", "read, best shape", "", "GB/s", "best read stream", CEILINGS,
+           Reading("read_bytes_per_s", CEILINGS, 1e-9), MORE, "", ("machine", "comparison")),
+    Metric("copy_rate", "copy, read and written", "", "GB/s", "best copy", CEILINGS,
+           Reading("copy_bytes_per_s", CEILINGS, 1e-9), MORE, "", ("machine", "comparison")),
+    Metric("matvec_rate", "matrices of a chain of matrix-vector products", "", "GB/s", "best chain",
+           CEILINGS, Reading("matvec_bytes_per_s", CEILINGS, 1e-9), MORE, "",
+           ("machine", "comparison")),
+    Metric("matmul_rate", "matrix product, bfloat16", "", "TFLOP/s", "best shape", CEILINGS,
+           Reading("matmul_flop_per_s", CEILINGS, 1e-12), MORE, "", ("machine", "comparison")),
+    Metric("matmul_float32_rate", "matrix product, float32", "", "TFLOP/s", "best shape", CEILINGS,
+           Reading("matmul_float32_flop_per_s", CEILINGS, 1e-12), MORE, "", ("machine",)),
+    Metric("launch", "launch of one kernel", "", "µs", "shortest of several", CEILINGS,
+           Reading("launch_s", CEILINGS, 1e6), LESS, "", ("machine", "comparison")),
+    Metric("host_score", "single thread of the host", "", "million loops/s", "loops in a second",
+           CEILINGS, Reading("host_score_per_s", CEILINGS), MORE, "", ("machine", "comparison")),
+)}
+# fmt: on
+
+
+def shown_in(table: str) -> list[Metric]:
+    """The metrics that a table has as columns, in the order of the catalogue."""
+    return [metric for metric in METRICS.values() if table in metric.shown_in]
+
+
+# Those by which models are compared: what is better when it is more comes first.
+BETWEEN_MODELS = sorted(shown_in("models"), key=lambda metric: not metric.higher_is_better)
+
+
+def at(
+    name: str,
+    series: Series,
+    context: int,
+    new_tokens: int | None = None,
+    kinds: Sequence[str] = (),
+) -> Estimate:
+    """A metric of a series at one context, of calls of one length; of all lengths without one."""
+    metric = METRICS[name]
+    kinds, lengths = kinds or metric.kinds, (1, None, new_tokens)
+    rows = [
+        r
+        for r in series.rows
+        if r.kind == "card"
+        or r.kind in kinds
+        and r.key.get("context") == context
+        and (new_tokens is None or r.key.get("new_tokens") in lengths)
+    ]
+    if not any(r.kind in kinds for r in rows):
+        length = f" and {new_tokens} new tokens" if new_tokens else ""
+        what = f"no {kinds[0]} row at {context} context{length}"
+        return stats.missing(series.reason or f"not measured: {what}")
+    return metric.of(rows)
 
 
 def ttft_ms(series: Series, context: int, new_tokens: int) -> Estimate:
@@ -245,39 +687,3 @@ def percent_change(estimate: Estimate) -> Estimate:
         for k in ("value", "low", "high")
     }
     return replace(estimate, **ends)
-
-
-def _itl_ms(rows: Sequence[Record], gaps: Sequence[float]) -> Estimate:
-    """Median gap between tokens (ms). Steps of one call are correlated: no interval is given."""
-    if not gaps:
-        return sampled([r for r in rows if r.kind == "itl"], "token_s")
-    middle = stats.median(gaps)
-    return Estimate(
-        middle.value * 1e3,
-        n=middle.n,
-        method="median of all gaps",
-        reason="steps of one call are correlated: no interval",
-    )
-
-
-def _reading(row: Record, name: str, factor: float = 1, *, like: str = "") -> Estimate:
-    """A single reading, or why there is none: the reason of `like` where it has none of its own."""
-    if row.value(name) is not None:
-        return replace(stats.exact(row.values[name] * factor), records=(record_id(row),))
-    if row.error:
-        return stats.missing(f"failed: {row.error}")
-    reason = row.missing.get(name) or row.missing.get(like) or "no reading"
-    return stats.missing(f"not measured: {reason}")
-
-
-def _shapes(group: Group) -> set[Shape]:
-    return {(r.key["context"], r.key["new_tokens"]) for r in group.rows}
-
-
-def _longest(shapes: set[Shape]) -> Shape:
-    """The longest context, and there the fewest new tokens."""
-    return max(shapes, key=lambda shape: (shape[0], -shape[1]))
-
-
-def _lower_first(text: str) -> str:
-    return text if text.isupper() else text[0].lower() + text[1:]

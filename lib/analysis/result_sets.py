@@ -13,30 +13,19 @@ from typing import Any
 
 from lib import stats
 from lib.analysis.ablations import CHANGED
+from lib.analysis.metrics import Metric, Reading, Sample, shown_in
+from lib.analysis.rows import Rows
+from lib.analysis.rows import load as load_rows
 from lib.analysis.setups import ARM
 from lib.records import jobs
 from lib.records.kinds import model_order
-from lib.records.record import KEY_FIELDS, Record, environments
-from lib.records.store import merge
-from lib.stats import Estimate, gaps
+from lib.records.record import KEY_FIELDS, Record
+from lib.stats import Estimate
 
-# Name of a sample or a reading: what it is called, unit, factor from SI.
-SAMPLED = {
-    "ttft_s": ("TTFT", "ms", 1e3), "e2e_s": ("End-to-end latency", "ms", 1e3),
-    "token_s": ("ITL, median of a call", "ms", 1e3), "energy_j": ("Energy of a call", "J", 1.0),
-}  # fmt: skip
-READ = {
-    "peak_bytes": ("Peak memory", "GB", 1e-9),
-    "prefill_busy_s": ("Device busy, prefill", "ms", 1e3),
-    "decode_busy_s": ("Device busy, decode step", "ms", 1e3),
-    "decode_kernels": ("Kernels of a decode step", "", 1.0),
-    "copy_bytes_per_s": ("Bandwidth, copy", "GB/s", 1e-9),
-    "read_bytes_per_s": ("Bandwidth, read", "GB/s", 1e-9),
-    "matvec_bytes_per_s": ("Bandwidth, matrix times vector", "GB/s", 1e-9),
-    "matmul_flop_per_s": ("Arithmetic, matrix product", "TFLOP/s", 1e-12),
-    "launch_s": ("Launch of a kernel", "µs", 1e6),
-    "host_score_per_s": ("Host score, one thread", "1/s", 1.0),
-}
+COMPARED = shown_in("comparison")
+# Those of one row: repetitions, and readings; the others are of all lengths of an arm.
+SAMPLED = {m.of.name: m for m in COMPARED if isinstance(m.of, Sample)}
+READ = {m.of.name: m for m in COMPARED if isinstance(m.of, Reading)}
 SETUP = ("weights", "dtype", "stack", "experts", "attention", "cache")
 SIDES = ("A", "B")
 
@@ -46,20 +35,19 @@ class Side:
     """One result set: its name, merged rows, environments, and the runs that made them."""
 
     name: str
-    rows: tuple[Record, ...]
+    rows: Sequence[Record]
     runs: tuple[dict[str, Any], ...] = ()
 
     @property
     def environments(self) -> dict[str, dict[str, Any]]:
-        return environments(self.rows)
+        return Rows.of(self.rows).environments
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One quantity of one arm on both sides; `ratio` is B / A, estimates are in `unit`."""
+    """One metric of one arm on both sides; `ratio` is B / A."""
 
-    quantity: str
-    unit: str
+    metric: Metric
     kind: str
     key: dict[str, Any]
     a: Estimate
@@ -91,13 +79,8 @@ class Refused:
 
 def load(source: str | Path) -> Side:
     """The result set of a folder. A job that cannot be read is an error."""
-    entries = jobs.find(source)
-    if broken := [f"{job.path}: {job.damage}" for job in entries if job.damage]:
-        raise ValueError(f"{source} has damaged jobs: {'; '.join(broken)}")
-    ordered = sorted(entries, key=lambda job: (job.status == "ok", str(job.run.get("end") or "")))
-    rows = merge([row for job in ordered for row in job.records])
-    runs = [run for job in entries if job.records for run in (job.run, *job.earlier)]
-    return Side(Path(source).name, tuple(rows), tuple(runs))
+    runs = [run for job in jobs.find(source) if job.records for run in (job.run, *job.earlier)]
+    return Side(Path(source).name, load_rows(source), tuple(runs))
 
 
 def compare(a: Side, b: Side) -> tuple[list[Pair], list[Refused]]:
@@ -116,7 +99,27 @@ def compare(a: Side, b: Side) -> tuple[list[Pair], list[Refused]]:
         results = _pairs(ours[0], theirs[0])
         pairs += [pair for pair in results if isinstance(pair, Pair)]
         refused += [item for item in results if isinstance(item, Refused)]
-    return pairs, refused
+    return pairs + _of_lengths(a, b), refused
+
+
+def _of_lengths(a: Side, b: Side) -> list[Pair]:
+    """Metrics of all lengths of an arm, such as slopes, where both sides have them."""
+    pairs = []
+    for metric in (m for m in COMPARED if not isinstance(m.of, Sample | Reading)):
+        sides = []
+        for side in (a, b):
+            arms: dict[tuple, list[Record]] = {}
+            for row in Rows.of(side.rows).of_kinds(metric.kinds):
+                fields = (row.key.get(f) for f in KEY_FIELDS if f != "new_tokens")
+                arms.setdefault((row.kind, *fields), []).append(row)
+            sides.append(arms)
+        for name in sorted(sides[0].keys() & sides[1].keys(), key=str):
+            arms = [arms[name] for arms in sides]
+            ours, theirs = (metric.of(rows) for rows in arms)
+            if None not in (ours.value, theirs.value):
+                key = arms[0][0].key | {"new_tokens": None}
+                pairs.append(Pair(metric, name[0], key, ours, theirs, metric.ratio(*arms[::-1])))
+    return pairs
 
 
 def _arms(rows: Iterable[Record]) -> dict[tuple, list[Record]]:
@@ -179,49 +182,38 @@ def _only(row: Record, other: str, rows: Sequence[Record]) -> str:
 
 
 def _pairs(a: Record, b: Record) -> list[Pair | Refused]:
-    """Every quantity that both rows have; what one of them lacks is refused with its reason."""
+    """Every metric that both rows have; what one of them lacks is refused with its reason."""
     pairs: list[Pair | Refused] = []
-    for name, (title, unit, factor) in (SAMPLED | READ).items():
+    for name, metric in (SAMPLED | READ).items():
         if not any(name in {*row.samples, *row.values, *row.missing} for row in (a, b)):
             continue
-        estimates = [_estimate(row, name, factor) for row in (a, b)]
+        estimates = [_estimate(row, metric) for row in (a, b)]
         without = [
-            f"{title} is missing in {letter}: {estimate.reason}"
+            f"{metric.title} is missing in {letter}: {estimate.reason}"
             for letter, estimate in zip(SIDES, estimates, strict=True)
             if estimate.value is None
         ]
         if without:
             pairs.append(Refused(a.kind, a.key, "both", "; ".join(without)))
-            continue
-        pairs.append(Pair(title, unit, a.kind, a.key, *estimates, _ratio(a, b, name)))
+        else:
+            pairs.append(Pair(metric, a.kind, a.key, *estimates, _ratio(*estimates, a, b, metric)))
     return pairs
 
 
-def _samples(row: Record, name: str) -> list[float]:
-    """One number for each repetition: of stamped calls the median gap of each."""
-    repetitions = row.samples.get(name) or []
-    if name != "token_s":
-        return repetitions
-    return [stats.median(gaps(call)).value for call in repetitions if len(call) > 1]
-
-
-def _estimate(row: Record, name: str, factor: float) -> Estimate:
-    if name in SAMPLED and _samples(row, name):
-        return stats.scaled(stats.median(_samples(row, name)), factor)
+def _estimate(row: Record, metric: Metric) -> Estimate:
+    name = metric.of.name
+    if name in SAMPLED and (values := metric.of.each(row)):
+        return stats.median(values)
     if name in READ and row.value(name) is not None:
-        return stats.exact(row.values[name] * factor)
+        return stats.exact(row.values[name] * metric.of.factor)
     return stats.missing(row.missing.get(name) or "not measured")
 
 
-def _ratio(a: Record, b: Record, name: str) -> Estimate:
+def _ratio(ours: Estimate, theirs: Estimate, a: Record, b: Record, metric: Metric) -> Estimate:
     """B / A."""
-    if name in SAMPLED:
-        return stats.ratio(_samples(b, name), _samples(a, name))
-    if not a.values[name]:
+    if metric.of.name in SAMPLED:
+        return stats.ratio(metric.of.raw(b), metric.of.raw(a))
+    if not ours.value:
         return stats.missing("the reading of A is zero")
-    return Estimate(
-        b.values[name] / a.values[name],
-        n=1,
-        method="ratio of single readings",
-        reason="one reading on each side, no interval",
-    )
+    why = "one reading on each side, no interval"
+    return Estimate(theirs.value / ours.value, n=1, method="ratio of single readings", reason=why)

@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 
 from lib import stats
+from lib.analysis.rows import SETUP, Rows
 from lib.records.kinds import DTYPES, model_order
-from lib.records.record import Record, environments, record_id, select
+from lib.records.record import Record, record_id, select
 from lib.show.figure import color, style
 from lib.show.table import Column, Table
 from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 
-SETUP = ("weights", "dtype", "stack", "experts", "gpu")
+CONTEXT = "context (tokens)"  # of an axis
 ARM = ("context", "new_tokens", "batch", "decoding")  # what tells the arms of one setup apart
 # Where they are listed; a value that is not here comes after them, by name.
 ORDER = {
@@ -81,12 +82,14 @@ def by_setup(
     `without` names fields of SETUP that do not set rows apart (what an ablation changes). Rows that
     failed are left out unless `failed`.
     """
-    rows, kinds = list(rows), (kinds,) if isinstance(kinds, str) else kinds
-    envs = environments(rows)
+    rows = Rows.of(rows)
+    blank = [SETUP.index(name) for name in without if name in SETUP]
     groups: dict[tuple[str, ...], list[Record]] = {}
-    for row in rows:
-        if row.kind in kinds and (failed or not row.error):
-            setup = ("" if n in without else setup_value(row, n, envs) for n in SETUP)
+    for row in rows.of_kinds(kinds):
+        if failed or not row.error:
+            setup = list(rows.setup(row))
+            for place in blank:
+                setup[place] = ""
             groups.setdefault((str(row.key.get("model")), *setup), []).append(row)
     keys = sorted(groups, key=lambda key: (model_order(key[0]), setup_order(key[1:])))
     names = named(keys)
@@ -118,18 +121,6 @@ def named(keys: Sequence[tuple], more: Sequence[str] = ()) -> dict[tuple, Name]:
     }
 
 
-def setup_of(row: Record, envs: dict[str, dict[str, Any]]) -> tuple[str, ...]:
-    """The values of SETUP of a row."""
-    return tuple(setup_value(row, name, envs) for name in SETUP)
-
-
-def setup_value(row: Record, name: str, envs: dict[str, dict[str, Any]]) -> str:
-    """A field of SETUP as text; the GPU is that of the row's environment."""
-    if name == "gpu":
-        return str(envs.get(row.env_id or "", {}).get("gpu") or "none (CPU)")
-    return str(row.key.get(name))
-
-
 def setup_order(setup: Sequence[Any]) -> tuple[tuple[int, str], ...]:
     """Sorts setups: the study's stack and number format first, then the others."""
     names = (*SETUP, *[""] * (len(setup) - len(SETUP)))
@@ -148,12 +139,18 @@ def with_sample(group: Group, name: str, **key: Any) -> list[Record]:
     return sorted(rows, key=lambda r: r.key["context"])
 
 
+def whole_calls(group: Group) -> list[Record]:
+    """The timed calls of the shortest length in a group, by context."""
+    lengths = [r.key["new_tokens"] for r in group.rows if r.samples.get("e2e_s")]
+    return with_sample(group, "e2e_s", new_tokens=min(lengths, default=0))
+
+
 def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
     """The percentile of a sample of the last row that has it, or why there is none."""
     reason = "not measured"
     for row in reversed(rows):
-        if row.samples.get(name):
-            estimate = stats.scaled(stats.percentile(row.samples[name], q), factor)
+        if values := [x for x in row.samples.get(name) or () if x is not None]:
+            estimate = stats.scaled(stats.percentile(values, q), factor)
             return replace(estimate, records=(record_id(row),))
         if row.error:
             reason = f"failed: {row.error}"
@@ -185,17 +182,34 @@ def build(
     rows: Sequence[Record],
     kinds: Sequence[str],
     fields: Sequence[str],
-    columns: Sequence[Column],
-    cells: Callable[[list[Record]], Sequence[Any]],
+    columns: Sequence[Any],
+    cells: Callable[[list[Record]], Sequence[Any]] | None = None,
     having: str = "",
 ) -> Table:
-    """A row for each group of rows of these kinds, with `cells` of it; with `having`, only for
-    groups in which that kind is. Numbers that do not say which rows they come from get the ids of
-    their group."""
+    """A row for each group of rows of these kinds; with `having`, only where that kind is in it.
+
+    `columns` are metrics and pairs of a Column with a function of the group, or Columns whose
+    `cells` are computed together. Numbers that do not say which rows they come from get the ids of
+    their group. An optional metric that no group has is left out.
+    """
+    rows = Rows.of(rows)
     groups = grouped(rows, kinds, fields)
     if having:
         groups = {at: g for at, g in groups.items() if any(r.kind == having for r in g)}
-    differ, notes = setups((r for g in groups.values() for r in g), environments(rows))
+    if cells is None:
+        pairs = [c if isinstance(c, tuple) else (c.column, c.of) for c in columns]
+        values = {at: [of(group) for _, of in pairs] for at, group in groups.items()}
+        places = [
+            place
+            for place, column in enumerate(columns)
+            if not getattr(column, "optional", False)
+            or any(line[place].value is not None for line in values.values())
+        ]
+        columns = [pairs[place][0] for place in places]
+        lines = {at: [line[place] for place in places] for at, line in values.items()}
+    else:
+        lines = {at: cells(group) for at, group in groups.items()}
+    differ, notes = setups([r for g in groups.values() for r in g], rows)
     at = [SETUP.index(d) for d in differ]
     leading = [
         Column("model", numeric=False),
@@ -203,8 +217,8 @@ def build(
         *(Column(f.replace("_", " "), numeric=False) for f in fields),
     ]
     built = tuple(
-        (model, *(setup[i] for i in at), *values, *_behind(columns, cells(group), group))
-        for (model, setup, *values), group in groups.items()
+        (where[0], *(where[1][i] for i in at), *where[2:], *_behind(columns, lines[where], group))
+        for where, group in groups.items()
     )
     return Table(name, title, (*leading, *columns), built, tuple(notes))
 
@@ -223,13 +237,11 @@ def _behind(columns: Sequence[Column], cells: Sequence[Any], group: Sequence[Rec
 
 def grouped(rows: Sequence[Record], kinds: Sequence[str], fields: Sequence[str]) -> dict:
     """Rows grouped by model, setup and the given key fields, in a readable order."""
-    envs = environments(rows)
+    rows = Rows.of(rows)
     groups: dict[tuple, list[Record]] = {}
-    for row in rows:
-        if row.kind in kinds:
-            at = (_field(row, name) for name in fields)
-            where = (str(row.key.get("model")), setup_of(row, envs), *at)
-            groups.setdefault(where, []).append(row)
+    for row in rows.of_kinds(kinds):
+        at = (_field(row, name) for name in fields)
+        groups.setdefault((str(row.key.get("model")), rows.setup(row), *at), []).append(row)
     return dict(sorted(groups.items(), key=lambda item: _order(item[0])))
 
 
@@ -245,12 +257,10 @@ def _order(where: tuple) -> tuple:
     return (model_order(model), setup_order(setup), numbers, tuple(map(str, fields)))
 
 
-def setups(rows: Iterable[Record], envs: dict[str, dict]) -> tuple[list[str], list[str]]:
+def setups(members: Sequence[Record], rows: Rows) -> tuple[list[str], list[str]]:
     """The setup fields that differ between rows, and a note about those that do not."""
-    seen: dict[str, set] = {name: set() for name in SETUP}
-    for row in rows:
-        for name in SETUP:
-            seen[name].add(setup_value(row, name, envs))
+    seen = dict(zip(SETUP, map(set, zip(*map(rows.setup, members), strict=True)), strict=False))
+    seen = seen or {name: set() for name in SETUP}
     differ = [name for name in SETUP if len(seen[name]) > 1]
     same = [f"{name} {next(iter(values))}" for name, values in seen.items() if len(values) == 1]
     notes = ["all rows: " + ", ".join(same)] if same else []

@@ -8,14 +8,7 @@ from statistics import fmean
 import pandas as pd
 
 from lib import stats
-from lib.analysis.metrics import (
-    QUANTITIES,
-    _longest,
-    _lower_first,
-    _shapes,
-    decode_tok_per_s,
-    marked_tok_per_s,
-)
+from lib.analysis.metrics import BETWEEN_MODELS, METRICS, decode_tok_per_s, longest
 from lib.analysis.setups import build, by_setup, failures
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, select
@@ -94,7 +87,7 @@ def conclusion(rows: Sequence[Record]) -> str:
 
 def _rate(arms: Sequence[Record], context: int, base: Estimate | None) -> str:
     here = select(arms, context=context)
-    rate, marked = decode_tok_per_s(here), marked_tok_per_s(here)
+    rate, marked = (METRICS[name].of(here) for name in ("decode", "decode_marked"))
     text = f"decode at {context:,} tokens of context {number(rate, 'tok/s')}"
     if marked.value is not None:
         text += f" by slope, {number(marked, 'tok/s')} by the device's clock"
@@ -158,18 +151,17 @@ def flatness(arms: Sequence[Record]) -> str:
 def between_stacks(rows: Sequence[Record]) -> list[str]:
     """Each model on each further stack against itself on the study's, all else being equal."""
     by_group: dict[str, list[str]] = {}
-    for quantity in QUANTITIES:
-        groups = quantity.groups(rows)
+    for metric in BETWEEN_MODELS:
+        groups = metric.groups(rows)
         study = {(g.model, g.but("stack")): g for g in groups if g.of("stack") == STUDY_STACK}
         for group in groups:
             base = study.get((group.model, group.but("stack")))
-            common = _shapes(group) & _shapes(base) if base else set()
+            common = metric.shapes(group) & metric.shapes(base) if base else set()
             if common and base is not group:
-                shape = _longest(common)
-                times = _times(quantity.ratio(group, base, shape))
-                by_group.setdefault(group.label, []).append(
-                    f"{_lower_first(quantity.title)} at {shape[0]} tokens {times}"
-                )
+                shape = longest(common)
+                times = _times(metric.ratio(*(metric.arm(g, shape) for g in (group, base))))
+                sentence = f"{metric.title} at {shape[0]} tokens {times}"
+                by_group.setdefault(group.label, []).append(sentence)
     return [
         f"{name} against {STUDY_STACK}: {'; '.join(parts)}." for name, parts in by_group.items()
     ]

@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from lib import files
-from lib.analysis.result_sets import READ, SAMPLED, Pair, Refused, Side, compare, load
+from lib.analysis.result_sets import COMPARED, Pair, Refused, Side, compare, load
 from lib.analysis.setups import arm_text
 from lib.files import ParamsError
 from lib.records import jobs, store
@@ -30,8 +30,8 @@ HOST_LIMIT = 0.1  # a host faster by more than this share changes every number t
 def tables(pairs: Sequence[Pair]) -> list[Table]:
     """One table for each quantity, with the key fields that differ between its rows."""
     ratios = []
-    for title, unit, _ in (SAMPLED | READ).values():
-        mine = [pair for pair in pairs if pair.quantity == title]
+    for metric in COMPARED:
+        mine = [pair for pair in pairs if pair.metric is metric]
         if not mine:
             continue
         fields = ("kind", *(f for f in KEY_FIELDS if f != "model"))
@@ -45,8 +45,8 @@ def tables(pairs: Sequence[Pair]) -> list[Table]:
         columns = (
             Column("model", numeric=False),
             *(Column(f.replace("_", " "), numeric=False) for f in differing),
-            Column("A", unit),
-            Column("B", unit),
+            Column("A", metric.unit),
+            Column("B", metric.unit),
             Column("B / A"),
             Column("verdict", numeric=False),
         )
@@ -61,8 +61,8 @@ def tables(pairs: Sequence[Pair]) -> list[Table]:
             )
             for i, pair in enumerate(mine)
         )
-        name = "ratio-" + jobs.slug(title)
-        ratios.append(Table(name, title, columns, rows, ("all rows: " + ", ".join(same),)))
+        name = "ratio-" + jobs.slug(metric.title)
+        ratios.append(Table(name, metric.title, columns, rows, ("all rows: " + ", ".join(same),)))
     return ratios
 
 
@@ -79,8 +79,8 @@ def refused_table(refused: Sequence[Refused]) -> Table:
 def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[str, str]]:
     """For each quantity how many arms are higher, lower or not told apart, and the ratios."""
     sentences = []
-    for title, _, _ in (SAMPLED | READ).values():
-        mine = [pair for pair in pairs if pair.quantity == title]
+    for metric in COMPARED:
+        mine = [pair for pair in pairs if pair.metric is metric]
         if not mine:
             continue
         count = {
@@ -97,7 +97,7 @@ def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[st
         if len(mine) == 1 and one.value is not None:
             span = " ".join(filter(None, (f"B / A {short(one.value)}", interval(one))))
         arms = f"{len(mine)} arm" + ("s" if len(mine) > 1 else "")
-        sentences.append((title, f"{arms} compared: {', '.join(counts)}; {span}."))
+        sentences.append((metric.title, f"{arms} compared: {', '.join(counts)}; {span}."))
     if refused:
         text = f"{len(refused)} arms or quantities, each with its reason."
         sentences.append(("Not compared", text))
@@ -235,8 +235,8 @@ def _csvs(
     """ratios.csv, refused.csv and environments.csv in full precision."""
     ratios = [
         {
-            "quantity": p.quantity,
-            "unit": p.unit,
+            "quantity": p.metric.title,
+            "unit": p.metric.unit,
             "kind": p.kind,
             **_fields(p.key),
             **_columns("a", p.a),

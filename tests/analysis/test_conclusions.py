@@ -115,7 +115,7 @@ def test_latency_without_a_difference_or_an_interval():
 def test_latency_says_what_was_not_measured():
     rows = [r for r in latency_rows() if r.key["new_tokens"] == 10 and r.key["context"] == 200]
     assert lines(latency.conclusion(rows)) == [
-        "- m at 200 tokens of context and 10 new tokens: TTFT not measured (no arm); output "
+        "- m at 200 tokens of context and 10 new tokens: TTFT not measured; output "
         "throughput 14.29 tok/s [14.29, 14.29], n = 11; decode alone not measured (a slope needs "
         "calls of two lengths)."
     ]

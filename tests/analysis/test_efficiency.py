@@ -2,13 +2,12 @@
 
 import pytest
 
-from lib.analysis.efficiency import quotients, realised, table
+from lib.analysis.efficiency import quotients, table
 from lib.analysis.experts import experts_table
-from lib.analysis.metrics import ape
+from lib.analysis.metrics import METRICS, active_realised, shown_in
 from lib.measure import ablations
 from lib.records import store
 from lib.records.record import Record
-from lib.stats import Estimate, median, missing
 from tests.samples.records import key
 
 BASE = {"context": 512, "decoding": "greedy"}
@@ -52,53 +51,45 @@ def test_an_arm_that_sets_an_unknown_field_is_an_error_before_any_work(tmp_path)
         run(tmp_path, ablations.one_change("ctx", [1]), lambda **kw: pytest.fail("measured"))
 
 
+def measured(tokens, call_s, ttft_s, call_j, active, peak_bytes):
+    """The rows of one model at one context: calls of `tokens`, their joules, a card and a peak."""
+    whole, one = key("m", new_tokens=tokens), key("m", new_tokens=1)
+    joules = {"energy_j": [call_j] * 6} if call_j else {}
+    missing = {} if call_j else {"energy_j": "no counter"}
+    values = {"peak_bytes": peak_bytes}
+    return [
+        Record("card", {"model": "m"}, values={"active_params": active}),
+        Record("latency", one, {"ttft_s": [ttft_s] * 6}),
+        Record("latency", whole, {"e2e_s": [call_s] * 6}),
+        Record("energy", whole, joules, missing=missing),
+        *([Record("memory-paper", whole, values=values)] if peak_bytes else []),
+    ]
+
+
+def ape(*arguments):
+    return [metric.of(measured(*arguments)) for metric in shown_in("ape")]
+
+
 def test_ape_divides_by_active_billions_and_peak_gb():
-    tpot = Estimate(30.0, 28.0, 32.0, 10)
-    result = ape(
-        active_params=2_000_000_000,
-        output_tok_per_s=tpot,
-        ttft_s=median([0.5] * 6),
-        tok_per_j=Estimate(0.1, 0.09, 0.11, 6),
-        peak_bytes=40 * 10**9,
-    )
-    assert result.tok_per_s_per_b.value == 15 and result.tok_per_s_per_b.high == 16
-    assert result.inverse_ttft_per_s_per_b.value == 1  # 1 / 0.5 s / 2 B
-    assert result.tok_per_j_per_b.low == pytest.approx(0.045)
-    assert result.tok_per_s_per_gb.value == 0.75
+    """30 tok/s, 0.5 s, 0.1 tokens per joule, 2 x 10^9 parameters and 40 GB."""
+    result = ape(60, 2.0, 0.5, 600.0, 2 * 10**9, 40 * 10**9)
+    assert [x.value for x in result] == pytest.approx([15, 1, 0.05, 0.75])
+    assert (result[0].low, result[0].high, result[0].n) == (15, 15, 6)
 
 
 def test_ape_of_the_papers_own_inputs_gives_its_table_8():
-    result = ape(
-        active_params=3_610_000_000,
-        output_tok_per_s=Estimate(31.27),
-        ttft_s=Estimate(0.45972),
-        tok_per_j=Estimate(0.102),
-        peak_bytes=43_461 * 10**6,
+    arguments = (64, 64 / 31.27, 0.45972, 64 / 0.102, 3_610_000_000, 43_461 * 10**6)
+    assert [x.value for x in ape(*arguments)] == pytest.approx(
+        [8.664, 0.602, 0.0283, 0.719], abs=0.003
     )
-    assert result.tok_per_s_per_b.value == pytest.approx(8.664, abs=0.003)
-    assert result.inverse_ttft_per_s_per_b.value == pytest.approx(0.602, abs=0.001)
-    assert result.tok_per_j_per_b.value == pytest.approx(0.0283, abs=0.0001)
-    assert result.tok_per_s_per_gb.value == pytest.approx(0.719, abs=0.001)
 
 
 def test_ape_keeps_the_reason_of_what_is_missing():
-    result = ape(
-        active_params=10**9,
-        output_tok_per_s=Estimate(1.0),
-        ttft_s=Estimate(1.0),
-        tok_per_j=missing("no counter"),
-        peak_bytes=None,
-    )
-    assert result.tok_per_j_per_b.reason == "no counter"
-    assert result.tok_per_s_per_gb.value is None and result.tok_per_s_per_gb.reason
-    with pytest.raises(ValueError, match="positive"):
-        ape(
-            active_params=0,
-            output_tok_per_s=Estimate(1.0),
-            ttft_s=Estimate(1.0),
-            tok_per_j=Estimate(1.0),
-            peak_bytes=None,
-        )
+    *_, energy, memory = ape(10, 1.0, 1.0, None, 10**9, None)
+    assert energy.reason == "not measured: no counter"
+    assert memory.value is None and memory.reason == "not measured"
+    without = [r for r in measured(10, 1.0, 1.0, 1.0, 10**9, 1) if r.kind != "card"]
+    assert "no model card" in METRICS["ape_tpot"].of(without).reason
 
 
 # --- on nominal and on realised parameters
@@ -132,8 +123,9 @@ def test_without_a_trace_of_the_same_experts_there_is_no_realised_row():
     other = [*rows(traced=None), *rows("loop", traced=3 * B)[2:]]
     assert list(table(other)["parameters"]) == ["nominal"]
     arm, trace = rows()[1:]
-    assert realised([trace], arm) == 8 * B
-    assert realised([Record("trace", trace.key | {"batch": 4}, {}, trace.values)], arm) is None
+    assert active_realised([trace, arm]).value == 8
+    batched = Record("trace", trace.key | {"batch": 4}, {}, trace.values)
+    assert active_realised([batched, arm]).reason == "not traced"
 
 
 def test_each_implementation_meets_its_own_trace():

@@ -3,6 +3,7 @@
 import pytest
 
 from lib.analysis import latency
+from lib.analysis.metrics import shown_in
 from lib.records import record
 from lib.records.record import Record
 
@@ -10,7 +11,8 @@ STAMPS, END_S = [1.0, 1.1, 1.2, 1.4], 1.4
 
 
 def of(name):
-    return next(d for d in latency.DEFINITIONS if d.name.startswith(name)).of(STAMPS, END_S)
+    (metric,) = [m for m in shown_in("crosswalk") if m.title.startswith(name)]
+    return metric.of([Record("itl", {}, {"token_s": [STAMPS], "e2e_s": [END_S]})]).value
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_the_table_takes_the_median_over_calls_and_skips_what_has_no_gaps():
     table = latency.definitions_table([env, row, single])
     assert list(table["context"]) == [8]
     assert table["GuideLLM TPOT (ms)"].tolist() == [350]
-    assert len(latency.formulas()) == len(latency.DEFINITIONS)
+    assert len(latency.formulas()) == len(shown_in("crosswalk"))
 
 
 def test_without_stamped_calls_the_table_is_empty():

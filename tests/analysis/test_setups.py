@@ -375,7 +375,7 @@ def test_models_are_compared_within_a_stack_and_then_stacks_within_a_model(mixed
     ]
     assert "output throughput at 2048 tokens 4.000 times [" in change
     assert "; TTFT at 2048 tokens 0.25 times [" in change
-    assert "; energy per token at 2048 tokens 0.25 times [" in change
+    assert "; J/1K tokens at 2048 tokens 0.25 times [" in change
     assert f"- qwen3-32b (graph) at 4096 tokens: {ERROR}." in lines
     for line in lines:
         pairs = re.findall(r"\((hf-eager|graph)\)", line)

@@ -56,12 +56,8 @@ def reason(ours: list[Record], theirs: list[Record]) -> str:
 def test_a_ratio_is_b_over_a_with_its_interval():
     """Medians 2 s and 1 s, samples within 5 %: the ratio is 0.5 and lies far from 1."""
     pair = only_pair(row(A, {"e2e_s": sample.spread(2.0)}), row(B, {"e2e_s": sample.spread(1.0)}))
-    assert (pair.quantity, pair.unit, pair.a.value, pair.b.value) == (
-        "End-to-end latency",
-        "ms",
-        2000,
-        1000,
-    )
+    named = (pair.metric.title, pair.metric.unit, pair.a.value, pair.b.value)
+    assert named == ("p50", "ms", 2000, 1000)
     assert pair.ratio.value == 0.5 and 0.45 < pair.ratio.low < 0.5 < pair.ratio.high < 0.55
     assert pair.verdict == "B lower"
 
@@ -124,7 +120,7 @@ def test_failures_missing_samples_and_other_weights_are_refused():
     )
     none = row(B, missing={"energy_j": "no counter"}, kind="energy")
     assert reason([row(A, {"energy_j": [1.0]}, kind="energy")], [none]) == (
-        "Energy of a call is missing in B: no counter"
+        "energy of a call is missing in B: no counter"
     )
     other = row(B, good, {"model_source": "hub m", "model_revision": "abc"})
     assert (

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lib import stats
 from lib.analysis.energy import quantities
+from lib.analysis.metrics import METRICS
 from lib.analysis.setups import Group, by_setup
 from lib.records.record import Record, select
 from lib.show import wording
@@ -22,8 +23,7 @@ def conclusion(rows: Sequence[Record], pue: float = 1.0, g_per_kwh: float | None
             reason = row.missing.get("energy_j", "no reading")
             lines.append(f"{model}: energy not measured ({reason}).")
             continue
-        scale = 1e3 / row.key["new_tokens"]
-        per_1k = stats.scaled(stats.median(row.samples["energy_j"]), scale)
+        per_1k = METRICS["j_per_1k"].of([row])
         against = stats.ratio(row.samples.get("paper_energy_j") or (), row.samples["energy_j"])
         idle = row.value("idle_w")
         share = idle * row.values["window_s"] / row.values["window_energy_j"] if idle else None

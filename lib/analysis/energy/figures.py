@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 
 from lib import stats
 from lib.analysis.energy import quantities
-from lib.analysis.setups import Group, by_setup, points_and_line, with_sample
+from lib.analysis.metrics import METRICS
+from lib.analysis.setups import CONTEXT, Group, by_setup, points_and_line, with_sample
 from lib.hardware import readouts
 from lib.records import store
 from lib.records.record import Record
@@ -22,13 +23,14 @@ LENGTHS_S = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 def figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Gross joules per 1,000 generated tokens: the counter, and the paper's estimator beside it."""
     ax = axes(ax)
-    estimators = (("energy_j", "counter", {}), ("paper_energy_j", "paper's", HOLLOW))
+    estimators = (("j_per_1k", "counter", {}), ("j_per_1k_paper", "paper's", HOLLOW))
     for group in by_setup(rows, "energy"):
         for name, label, drawn in estimators:
-            arms = [r for r in with_sample(group, name) if "energy_j" in r.samples]
-            per_1k = [[1e3 * j / r.key["new_tokens"] for j in r.samples[name]] for r in arms]
+            metric = METRICS[name]
+            arms = [r for r in with_sample(group, metric.of.name) if "energy_j" in r.samples]
+            per_1k = [metric.of.each(r) for r in arms]
             points_and_line(ax, group, arms, per_1k, f", {label}", **drawn)
-    return labelled(ax, "Energy per 1,000 generated tokens", "context (tokens)", "J (GPU board)")
+    return labelled(ax, "Energy per 1,000 generated tokens", CONTEXT, "J (GPU board)")
 
 
 def parts(rows: Sequence[Record], ax: Axes | None = None) -> Axes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lib import stats
+from lib.analysis.metrics import METRICS
 from lib.analysis.setups import Group, build, by_setup, sampled
 from lib.hardware import joules
 from lib.records.record import Record, environments, record_id, select
@@ -32,31 +33,6 @@ ERRORS = {"two_j": ("counter, two readings", joules.two_readings_j),
           "instant_j": ("integral of instant", joules.instant_j),
           "average_j": ("integral of average, lag corrected", joules.average_j),
           "paper_j": ("the paper's before/after mean", joules.paper_j)}  # fmt: skip
-
-
-def net(row: Record, factor: float) -> Estimate:
-    """Joules of a call less what the idle board draws in that time, scaled, or why there are none.
-
-    It may be negative (an Estimate may not be scaled then); it is never cut off at zero.
-    """
-    if values := row.samples.get("net_energy_j"):
-        return stats.median([factor * v for v in values])
-    reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
-    return stats.missing(f"not measured: {reason}")
-
-
-def power_w(row: Record) -> Estimate:
-    """Mean power over all blocks: their energy over their time."""
-    window_j, seconds = row.value("window_energy_j"), row.value("window_s")
-    if window_j is None or not seconds:
-        return stats.missing(sampled([row], "energy_j").reason or "not measured: no window")
-    n = len(row.samples.get("energy_j") or ()) or 1
-    return Estimate(
-        window_j / seconds,
-        n=n,
-        method="energy of all calls / their time",
-        reason="a total, no interval",
-    )
 
 
 def split(rows: Sequence[Record], kinds: Sequence[str] = LENGTHS) -> tuple[Estimate, Estimate]:
@@ -190,8 +166,7 @@ def carbon(energy_j: float, pue: float, g_per_kwh: float | None) -> Carbon | Non
 def table(rows: Sequence[Record]) -> Table:
     """Each cell of the second pass beside the first; no rows where there was no second."""
     columns = [
-        Column("J/1K tokens, first pass", "J"),
-        Column("J/1K tokens, second pass", "J"),
+        *(Column(f"{METRICS['j_per_1k'].title}, {name} pass", "J") for name in ("first", "second")),
         Column("second / first"),
         Column("board", numeric=False),
     ]
@@ -221,8 +196,7 @@ def per_1k(rows: Sequence[Record], kind: str) -> Estimate:
         return stats.missing(f"not measured: no {'second' if kind == AGAIN else 'first'} pass")
     if not row.samples.get("energy_j"):
         return stats.missing(sampled([row], "energy_j").reason)
-    scale = 1e3 / row.key["new_tokens"]
-    mean = stats.mean([call_j * scale for call_j in row.samples["energy_j"]])
+    mean = stats.mean(METRICS["j_per_1k"].of.each(row))
     return replace(mean, records=(record_id(row),))
 
 

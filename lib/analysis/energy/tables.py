@@ -10,8 +10,8 @@ import pandas as pd
 
 from lib import stats
 from lib.analysis.energy import quantities
-from lib.analysis.metrics import _reading
-from lib.analysis.setups import Group, build, by_setup, sampled
+from lib.analysis.metrics import shown_in
+from lib.analysis.setups import Group, build, by_setup
 from lib.records.record import Record
 from lib.show.table import Column, Shown, Table, frame
 from lib.stats import Estimate
@@ -27,33 +27,8 @@ def table(rows: Sequence[Record]) -> Table:
     and the paper's estimator give for the same calls.
     """
 
-    def cells(group: list[Record]) -> Sequence[Any]:
-        row = group[-1]
-        tokens = row.key.get("new_tokens") or 1
-        scale = 1e3 / tokens
-        per_1k = sampled(group, "energy_j", factor=scale)
-        return (
-            per_1k,
-            quantities.net(row, scale),
-            stats.inverse(per_1k, 1e3),
-            sampled(group, "average_energy_j", factor=scale),
-            sampled(group, "paper_energy_j", factor=scale),
-            quantities.power_w(row),
-            _reading(row, "idle_w", like="energy_j"),
-            stats.inverse(sampled(group, "e2e_s"), tokens),
-        )
-
-    columns = [
-        Column("J/1K tokens", "J"),
-        Column("J/1K, net of idle", "J"),
-        Column("tokens per joule", "1/J"),
-        Column("J/1K, average power", "J"),
-        Column("J/1K, before/after estimator", "J"),
-        Column("mean power", "W"),
-        Column("idle", "W"),
-        Column("output throughput", "tok/s"),
-    ]
-    table = build("energy", "Energy", rows, ("energy",), ("context", "new_tokens"), columns, cells)
+    fields = ("context", "new_tokens")
+    table = build("energy", "Energy", rows, ("energy",), fields, shown_in("energy"))
     notes = (quantities.BOUNDARY, *quantities.slow_starts(rows))
     return replace(table, notes=(*table.notes, *notes))
 

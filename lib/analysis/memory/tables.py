@@ -23,7 +23,7 @@ from lib.analysis.memory.ledger import (
     difference,
     ledger,
 )
-from lib.analysis.metrics import _reading
+from lib.analysis.metrics import shown_in
 from lib.analysis.setups import build
 from lib.models.card import computed
 from lib.records.kinds import PROTOCOLS
@@ -50,45 +50,11 @@ def table(rows: Sequence[Record]) -> Table:
 
     In GB (10^9 bytes), or in MB (10^6 bytes) where no peak reaches one GB.
     """
-    names = {
-        "peak_bytes": "peak",
-        "baseline_bytes": "baseline",
-        "kv_tensor_bytes": "KV, tensors",
-        "kv_card_bytes": "KV, card",
-        "logits_bytes": "logits held",
-        "workspace_bytes": "workspace",
-        "reserved_bytes": "reserved",
-    }
     unit, size = _unit(rows)
-
-    def cells(group: list[Record]) -> Sequence[Any]:
-        row = group[-1]
-        above = _reading(row, "peak_bytes", 1 / size)
-        if above.value is not None and row.value("baseline_bytes") is not None:
-            above = Estimate(
-                (row.value("peak_bytes") - row.value("baseline_bytes")) / size,
-                n=1,
-                method="difference of readings",
-                reason=above.reason,
-            )
-        readings = [_reading(row, name, 1 / size) for name in names]
-        return (readings[0], above, *readings[1:], row.value("memory_source") or "")
-
     columns = [
-        Column("peak", unit),
-        Column("above baseline", unit),
-        *(Column(title, unit) for title in list(names.values())[1:]),
-        Column("source", numeric=False),
-    ]
-    return build(
-        "memory",
-        "Memory",
-        rows,
-        KINDS,
-        ("context", "new_tokens", "protocol"),
-        columns,
-        cells,
-    )
+        (Column(m.title, unit), replace(m.of, factor=1 / size)) for m in shown_in("memory")
+    ] + [(Column("source", numeric=False), lambda group: group[-1].value("memory_source") or "")]
+    return build("memory", "Memory", rows, KINDS, ("context", "new_tokens", "protocol"), columns)
 
 
 def memory_table(rows: Sequence[Record]) -> pd.DataFrame:

@@ -5,6 +5,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from lib.analysis.energy import conclusions, figures, quantities, tables
+from lib.analysis.metrics import METRICS
 from lib.files import ROOT
 from lib.measure.energy import instrument, sweep
 from lib.records import store
@@ -191,11 +192,11 @@ def test_carbon_only_where_an_intensity_is_given_and_with_all_three_factors():
 
 def test_net_energy_may_be_negative_and_is_not_cut_off():
     row = Record("energy", key("m"), {"energy_j": [90.0], "net_energy_j": [-10.0]})
-    assert quantities.net(row, 0.5).value == -5.0
+    assert METRICS["j_per_1k_net"].of([row]).value == -10 / 64 * 1e3
     (cells,) = tables.table([row]).rows
     assert any(getattr(cell, "value", None) == pytest.approx(-10 / 64 * 1e3) for cell in cells)
     unknown = Record("energy", key("m"), {"energy_j": [90.0]}, missing={"net_energy_j": "no idle"})
-    assert quantities.net(unknown, 1.0).reason == "not measured: no idle"
+    assert METRICS["j_per_1k_net"].of([unknown]).reason == "not measured: no idle"
 
 
 def test_effects_of_weight_values_need_no_idle_power():

@@ -1,0 +1,96 @@
+"""Rows of a result set, indexed once: the setup and environment of each, and rows by kind.
+
+`Rows` is a sequence of records, so that whatever takes records takes it. A selection of it keeps
+the index of the whole: what a row was measured on is known also where its environment's row is left
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.records import jobs
+from lib.records.record import Record, environments, record_id
+from lib.records.store import merge, precedence
+
+SETUP = ("weights", "dtype", "stack", "experts", "gpu")
+NO_GPU = "none (CPU)"
+
+
+class Rows(Sequence[Record]):
+    """Records with their environments (by id), setups, and, where a folder was read, their runs."""
+
+    def __init__(self, records: Iterable[Record] = (), *, of: Rows | None = None) -> None:
+        self.records = tuple(records)
+        self.environments: dict[str, dict[str, Any]] = (
+            environments(self.records) if of is None else of.environments
+        )
+        self.runs: dict[str, str] = {} if of is None else of.runs
+        self._setups: dict[int, tuple[Record, tuple]] = {} if of is None else of._setups
+        self._kinds: dict[str, list[tuple[int, Record]]] | None = None
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Rows:
+        """The records as Rows; Rows stay as they are."""
+        return records if isinstance(records, Rows) else cls(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.records[at]
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def environment(self, row: Record) -> dict[str, Any]:
+        """What a row was measured on and with; empty where it is not among the records."""
+        return self.environments.get(row.env_id or "", {})
+
+    def setup(self, row: Record) -> tuple[str, ...]:
+        """The values of SETUP of a row of these; the GPU is that of its environment."""
+        if id(row) not in self._setups:  # the row stays beside it, so that its id is not used again
+            gpu = str(self.environment(row).get("gpu") or NO_GPU)
+            values = (*(str(row.key.get(name)) for name in SETUP[:-1]), gpu)
+            self._setups[id(row)] = (row, values)
+        return self._setups[id(row)][1]
+
+    def of_kinds(self, kinds: str | Sequence[str]) -> list[Record]:
+        """Rows of one or several kinds, in their order."""
+        if self._kinds is None:
+            self._kinds = {}
+            for placed in enumerate(self.records):
+                self._kinds.setdefault(placed[1].kind, []).append(placed)
+        names = (kinds,) if isinstance(kinds, str) else dict.fromkeys(kinds)
+        placed = [pair for name in names for pair in self._kinds.get(name, ())]
+        return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+    def where(self, test: Callable[[Record], Any]) -> Rows:
+        """Those that pass a test, with the index of all."""
+        return Rows((row for row in self.records if test(row)), of=self)
+
+    def by_title(self, titles: Mapping[str, Iterable[str]]) -> dict[str, Rows]:
+        """Rows of each model under the title by which a study lists its names, in any case."""
+        title_of = {name.lower(): title for title, names in titles.items() for name in names}
+        members: dict[str, list[Record]] = {title: [] for title in titles}
+        for row in self.records:
+            if (title := title_of.get(str(row.key.get("model")).lower())) is not None:
+                members[title].append(row)
+        return {title: Rows(rows, of=self) for title, rows in members.items()}
+
+
+def load(folder: str | Path) -> Rows:
+    """The rows of every job below a folder, merged by identity: finished wins, then later.
+
+    A folder without results, or with a job that cannot be read, is an error.
+    """
+    entries = sorted(jobs.find(folder), key=lambda job: precedence(job.run))
+    if broken := [f"{job.path}: {job.damage}" for job in entries if job.damage]:
+        raise ValueError(f"{folder} has damaged jobs: {'; '.join(broken)}")
+    rows = Rows(merge([row for job in entries for row in job.records]))
+    if not rows:
+        raise FileNotFoundError(f"no results below {folder}; it takes a folder of run.json files")
+    rows.runs.update({record_id(row): job.path for job in entries for row in job.records})
+    return rows
