@@ -27,6 +27,7 @@ from pathlib import Path
 from lib import files
 from lib.analysis import cost
 from lib.files import ParamsError, resolve
+from lib.records import store
 from lib.records.kinds import DTYPES
 from lib.run import profiles
 from lib.run.console import say
@@ -42,16 +43,18 @@ REFUSED = (ParamsError, PreflightError, BusyError)
 def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
     from lib.report import document as report
-    from lib.run import loop
 
-    os.environ["JUPYTER_PATH"] = loop.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
+    os.environ["JUPYTER_PATH"] = files.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
     prices = cost.Prices(args.gpu_hour_usd, args.kwh_usd)
     write_report = functools.partial(report.write, prices=prices)
     if args.source:
-        page = loop.rebuild(resolve(args.source), out_dir, write_report)
+        store.refuse_released(out_dir)
+        page = write_report(require_results(resolve(args.source)), out_dir)
         say(f"report: {files.short(page)}")
         return 0
+    from lib.run import loop
+
     return loop.run(
         profile_of(args),
         out_dir,
@@ -61,6 +64,17 @@ def make_report(args: argparse.Namespace) -> int:
         write_page=report.write_notebook_page,
         write_report=write_report,
     )
+
+
+def require_results(source: Path) -> Path:
+    """The folder, if a run wrote it; nothing is measured there and it is left as it is."""
+    if not source.is_dir():
+        raise ParamsError(f"no folder {files.short(source)}; FROM takes a folder of run.json files")
+    if next(source.rglob("run.json"), None) is None:
+        raise ParamsError(
+            f"no run.json below {files.short(source)}; choose a folder that a run wrote"
+        )
+    return source
 
 
 def run_one(args: argparse.Namespace) -> int:

@@ -56,6 +56,13 @@ def split(text: str | Iterable[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for item in re.split(r"[,\s]+", joined) if item))
 
 
+def jupyter_path(folders: Iterable[str], before: str) -> str:
+    """JUPYTER_PATH with the data of packages that PYTHONPATH brings (nbconvert's templates)."""
+    shared = [Path(folder) / "share" / "jupyter" for folder in folders if folder]
+    paths = [before, *(str(path) for path in shared if path.is_dir())]
+    return os.pathsep.join(dict.fromkeys(filter(None, paths)))
+
+
 def short(path: Path) -> str:
     """The path from the repository's root where it lies below it."""
     path = resolve(path)

@@ -7,6 +7,7 @@ loads nothing from anywhere, and its content security policy allows one script, 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -14,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
-from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from lib.analysis import bounds, cost, host_bound, machine, predictions
@@ -38,6 +38,7 @@ from lib.studies.paper_tables import PaperTable
 from lib.studies.schema import StudyFile
 
 MAIN_TABLES = (1, 5, 6, 8)
+SECTION = re.compile(r'<h2[^>]* id="([^"]+)"[^>]*>(.*?)</h2>', re.DOTALL)
 TITLE = "What it costs to deploy an open-weight language model"
 
 
@@ -115,8 +116,7 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
 
 def _headings(fragment: str) -> list[SimpleNamespace]:
     """The contents of a notebook's page: its second-level headings."""
-    headings = BeautifulSoup(fragment, "html.parser").find_all("h2", id=True)
-    return [entry(h["id"], h.get_text(strip=True)) for h in headings]
+    return [entry(name, Markup(text).striptags()) for name, text in SECTION.findall(fragment)]
 
 
 def render(

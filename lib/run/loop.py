@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lib import files
-from lib.files import ParamsError, short
+from lib.files import short
 from lib.records import store
 from lib.run import kernel, lease, plan, preflight
 from lib.run.console import Tally, say
@@ -145,20 +144,3 @@ def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, pa
     except Exception as error:  # whatever it is, the measurements are safe and must be listed
         first = (str(error).splitlines() or [""])[0]
         tally.fail(f"{what} of {short(path)}: {type(error).__name__}: {first}")
-
-
-def rebuild(source: Path, out_dir: Path, write_report: Callable[..., Path]) -> Path:
-    """A report from existing records; measures nothing and leaves the source as it is."""
-    store.refuse_released(out_dir)
-    if not source.is_dir():
-        raise ParamsError(f"no folder {short(source)}; FROM takes a folder of run.json files")
-    if next(source.rglob("run.json"), None) is None:
-        raise ParamsError(f"no run.json below {short(source)}; choose a folder that a run wrote")
-    return write_report(source, out_dir)
-
-
-def jupyter_path(folders: list[str], before: str) -> str:
-    """JUPYTER_PATH with the data of packages that PYTHONPATH brings (nbconvert's templates)."""
-    shared = [Path(folder) / "share" / "jupyter" for folder in folders if folder]
-    paths = [before, *(str(path) for path in shared if path.is_dir())]
-    return os.pathsep.join(dict.fromkeys(filter(None, paths)))

@@ -625,9 +625,9 @@ def test_the_gpu_is_part_of_a_jobs_identity(bench):
 
 def test_data_of_packages_outside_the_environment_is_found(tmp_path):
     (tmp_path / "site" / "share" / "jupyter").mkdir(parents=True)
-    path = lib_run.jupyter_path([str(tmp_path / "site"), str(tmp_path)], "/already/there")
+    path = files.jupyter_path([str(tmp_path / "site"), str(tmp_path)], "/already/there")
     assert path.split(os.pathsep) == ["/already/there", str(tmp_path / "site/share/jupyter")]
-    assert lib_run.jupyter_path([str(tmp_path)], "") == ""
+    assert files.jupyter_path([str(tmp_path)], "") == ""
 
 
 def test_a_broken_report_is_told_and_costs_no_measurement(bench, capsys):
