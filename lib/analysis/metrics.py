@@ -28,6 +28,7 @@ CALLS = ("latency", "batch", "energy", *ABLATIONS)  # kinds of timed calls, best
 HEADLINE = ("latency", "memory-paper", "energy")  # whose shortest calls of several tokens are meant
 MEMORY = ("memory-paper", "memory")
 JOULES = ("energy",)
+PROFILER = "profiler"  # the method of what was profiled once
 SAME = ("model", "weights", "dtype")  # what a trace and the arm that it explains share
 Shape = tuple[int, int]  # context, new tokens
 Of = Callable[[Sequence[Record]], Estimate]
@@ -106,6 +107,7 @@ class Stamped:
     start) and the duration of one."""
 
     define: Callable[[Sequence[float], float], float]
+    name = "token_s"
 
     def __call__(self, rows: Sequence[Record]) -> Estimate:
         row = next(reversed(select(rows, "itl")), None)
@@ -274,32 +276,42 @@ def power_w(rows: Sequence[Record]) -> Estimate:
     return Estimate(window_j / seconds, n=n, method=method, reason="a total, no interval")
 
 
-def busy(rows: Sequence[Record], name: str) -> Estimate:
-    """A reading of the profiled call (s, or a count), or why there is none."""
-    for row in reversed([r for r in rows if r.kind == "busy"]):
-        value = row.value(name)
+@dataclass(frozen=True)
+class Busy:
+    """A reading of the profiled call (s, or a count) times `factor`; a zero was not resolved."""
+
+    name: str
+    factor: float = 1
+
+    def __call__(self, rows: Sequence[Record]) -> Estimate:
+        row = next(reversed(select(rows, "busy")), None)
+        if row is None:
+            return stats.missing("not measured: no profiled call")
+        value = row.value(self.name)
         if value is not None and value > 0:
-            return stats.exact(value, "profiler")
-        reason = "not resolved" if value is not None else row.missing.get(name, "no reading")
+            return stats.exact(value * self.factor, PROFILER)
+        reason = "not resolved" if value is not None else row.missing.get(self.name, "no reading")
         return stats.missing(f"not measured: {reason}")
-    return stats.missing("not measured: no profiled call")
 
 
 def decode_share(rows: Sequence[Record]) -> Estimate:
     """Device-busy time of a decode step over TPOT, of one arm's busy and latency rows."""
-    return _share(decode_tok_per_s(rows), busy(rows, "decode_busy_s"))
+    return _share(decode_tok_per_s(rows), Busy("decode_busy_s")(rows))
 
 
 def prefill_share(rows: Sequence[Record]) -> Estimate:
     """Device-busy time of a call of one token over TTFT."""
     ttft = sampled([r for r in rows if r.kind == "latency"], "ttft_s")
-    return _share(stats.inverse(ttft), busy(rows, "prefill_busy_s"))
+    return _share(stats.inverse(ttft), Busy("prefill_busy_s")(rows))
 
 
 def _share(per_s: Estimate, busy_s: Estimate) -> Estimate:
     if busy_s.value is None:
         return busy_s
     return stats.scaled(per_s, busy_s.value) if per_s.value is not None else per_s
+
+
+ONE_ROW = (Sample, Reading, Busy, Stamped)  # what is estimated from a single row
 
 
 @dataclass(frozen=True)
@@ -442,6 +454,8 @@ METRICS = {metric.name: metric for metric in (
            Reading("idle_w", ENERGY, like="energy_j"), LESS, "", ("energy",)),
     Metric("peak", "peak", "M", "GB", "allocator peak of a call", MEMORY, PEAK, LESS, "Peak memory",
            ("memory", "comparison")),
+    Metric("peak_mib", "peak, the paper's protocol", "M", "MiB", "allocator peak of a call",
+           MEMORY[:1], Reading("peak_bytes", MEMORY[:1], 1 / MIB), LESS, "Peak memory"),
     Metric("above", "above baseline", "", "GB", "peak - baseline", MEMORY,
            Reading("peak_bytes", MEMORY, 1e-9, less="baseline_bytes"), LESS, "", ("memory",)),
     Metric("baseline", "baseline", "M0", "GB", "allocated before the call: the weights", MEMORY,
@@ -485,11 +499,11 @@ METRICS = {metric.name: metric for metric in (
     Metric("prefill_share", "share of TTFT", "", "", "device time of the prefill / t1", HOST,
            prefill_share),
     Metric("prefill_busy", "device time of the first token", "", "ms", "by the profiler", BUSY,
-           Reading("prefill_busy_s", BUSY, 1e3), LESS, "", COMPARISON),
+           Busy("prefill_busy_s", 1e3), LESS, "", COMPARISON),
     Metric("decode_busy", "device time of a step", "", "ms", "by the profiler", BUSY,
-           Reading("decode_busy_s", BUSY, 1e3), LESS, "", COMPARISON),
+           Busy("decode_busy_s", 1e3), LESS, "", COMPARISON),
     Metric("decode_kernels", "kernels of a step", "", "", "launches, by the profiler", BUSY,
-           Reading("decode_kernels", BUSY), LESS, "", COMPARISON),
+           Busy("decode_kernels"), LESS, "", COMPARISON),
     Metric("read_rate", "read, best shape", "", "GB/s", "best read stream", CEILINGS,
            Reading("read_bytes_per_s", CEILINGS, 1e-9), MORE, "", ("machine", "comparison")),
     Metric("copy_rate", "copy, read and written", "", "GB/s", "best copy", CEILINGS,
@@ -544,7 +558,7 @@ def at(
 # The columns of a study's tables, of one arm of a series.
 ttft_ms, p50_ms, p95_ms = (partial(at, name) for name in ("ttft", "p50", "p95"))
 output_tok_per_s, tokens_per_j = partial(at, "output"), partial(at, "tok_per_j")
-tok_per_s_per_1000_mib = partial(at, "tok_per_s_per_1000_mib")
+peak_mib, tok_per_s_per_1000_mib = partial(at, "peak_mib"), partial(at, "tok_per_s_per_1000_mib")
 ape_tpot, ape_ttft, ape_energy = (partial(at, f"ape_{what}") for what in ("tpot", "ttft", "energy"))
 
 
@@ -554,11 +568,6 @@ def joules_per_1k(
     """J/1K tokens of one arm of a series, by the counter or by the paper's estimator."""
     metric = {"energy_j": "j_per_1k", "paper_energy_j": "j_per_1k_paper"}[name]
     return at(metric, series, context, new_tokens)
-
-
-def peak_mib(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Allocator peak in the paper's protocol, in MiB (2^20 bytes): one reading, no interval."""
-    return stats.scaled(at("peak", series, context, new_tokens, "memory-paper"), 1e9 / MIB)
 
 
 def active_billion(series: Series, context: int = 0, new_tokens: int = 0) -> Estimate:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib import stats
 from lib.analysis.ablations import CHANGED
-from lib.analysis.metrics import Metric, Reading, Sample, shown_in
+from lib.analysis.metrics import ONE_ROW, Busy, Metric, Reading, Sample, shown_in
 from lib.analysis.rows import Rows
 from lib.analysis.rows import load as load_rows
 from lib.analysis.setups import ARM
@@ -25,7 +25,7 @@ from lib.stats import Estimate
 COMPARED = shown_in("comparison")
 # Those of one row: repetitions, and readings; the others are of all lengths of an arm.
 SAMPLED = {m.of.name: m for m in COMPARED if isinstance(m.of, Sample)}
-READ = {m.of.name: m for m in COMPARED if isinstance(m.of, Reading)}
+READ = {m.of.name: m for m in COMPARED if isinstance(m.of, Reading | Busy)}
 SETUP = ("weights", "dtype", "stack", "experts", "attention", "cache")
 SIDES = ("A", "B")
 
@@ -105,7 +105,7 @@ def compare(a: Side, b: Side) -> tuple[list[Pair], list[Refused]]:
 def _of_lengths(a: Side, b: Side) -> list[Pair]:
     """Metrics of all lengths of an arm, such as slopes, where both sides have them."""
     pairs = []
-    for metric in (m for m in COMPARED if not isinstance(m.of, Sample | Reading)):
+    for metric in (m for m in COMPARED if not isinstance(m.of, ONE_ROW)):
         sides = []
         for side in (a, b):
             arms: dict[tuple, list[Record]] = {}

@@ -76,7 +76,7 @@ def test_throughput_shows_output_that_falls_and_decode_that_does_not():
     assert lines["m, decode only"] == near((100, 10.0), (200, 10.0))
     assert len(faint(ax)) == 6
     assert figure.describe(ax) == (
-        "Throughput against context; tokens per second against context (tokens). "
+        "Throughput against context; throughput (tok/s) against context (tokens). "
         "m, output: 5.000 at 100 to 3.333 at 200. m, decode only: 10.00 at 100 to 10.00 at 200."
     )
 
