@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from lib import stats
-from lib.analysis.metrics import decode_tok_per_s
-from lib.analysis.setups import SETUP, build, by_setup, named, sampled
+from lib.analysis.metrics import METRICS, PROFILER, decode_share, prefill_share
+from lib.analysis.setups import SETUP, build, by_setup, named
 from lib.records.record import Record
 from lib.show.table import Column, Shown, Table, frame
 from lib.show.wording import interval, short
@@ -42,41 +42,14 @@ def table(rows: Sequence[Record]) -> Table:
     profiled = [row for group in arms(rows).values() for row in group]
     profiled += [row for row in rows if row.kind == "environment"]
 
-    def cells(group: list[Record]) -> Sequence[Any]:
-        decode, prefill = decode_share(group), prefill_share(group)
-        tpot = stats.inverse(decode_tok_per_s(group), 1e3)
-        ttft = sampled([r for r in group if r.kind == "latency"], "ttft_s", factor=1e3)
-        return (
-            _ms(group, "decode_busy_s"),
-            _busy_s(group, "decode_kernels"),
-            tpot,
-            decode,
-            verdict(decode) or "-",
-            _ms(group, "prefill_busy_s"),
-            ttft,
-            prefill,
-            verdict(prefill) or "-",
-        )
-
     columns = [
-        Column("device time of a step", "ms"),
-        Column("kernels of a step"),
-        Column("TPOT", "ms"),
-        Column("share of TPOT"),
-        Column("decode", numeric=False),
-        Column("device time of the first token", "ms"),
-        Column("TTFT", "ms"),
-        Column("share of TTFT"),
-        Column("prefill", numeric=False),
+        *(METRICS[name] for name in ("decode_busy", "decode_kernels", "tpot", "decode_share")),
+        (Column("decode", numeric=False), lambda group: verdict(decode_share(group)) or "-"),
+        *(METRICS[name] for name in ("prefill_busy", "ttft", "prefill_share")),
+        (Column("prefill", numeric=False), lambda group: verdict(prefill_share(group)) or "-"),
     ]
-    return build(
-        "hostbound", "Host or device", profiled, ("busy", "latency"), ("context",), columns, cells
-    )
-
-
-def _ms(rows: Sequence[Record], name: str) -> Estimate:
-    busy_s = _busy_s(rows, name)
-    return stats.scaled(busy_s, 1e3) if busy_s.value is not None else busy_s
+    kinds, fields = ("busy", "latency"), ("context",)
+    return build("hostbound", "Host or device", profiled, kinds, fields, columns)
 
 
 def tables(rows: Sequence[Record]) -> list[Table]:
@@ -93,13 +66,13 @@ def sentences(rows: Sequence[Record]) -> list[str]:
     """For each model and setup at its longest context: who waits for whom."""
     lines, longest = [], _longest(rows)
     for where, group in longest.items():
-        share, busy_s = decode_share(group), _busy_s(group, "decode_busy_s")
+        share, busy_ms = decode_share(group), METRICS["decode_busy"].of(group)
         if share.value is None:
             continue
         prefill = verdict(prefill_share(group)) or "not measured"
         lines.append(
             f"{_name(where, list(longest))} at {group[0].key['context']} tokens: the device works "
-            f"{short(busy_s.value * 1e3)} ms of a decode step, {short(share.value)} of its time "
+            f"{short(busy_ms.value)} ms of a decode step, {short(share.value)} of its time "
             f"{interval(share)}".rstrip()
             + f": {verdict(share)} (from {DEVICE_BOUND:g} on "
             f"device-bound, to {HOST_BOUND:g} host-bound); prefill: {prefill}."
@@ -155,34 +128,6 @@ def arms(rows: Sequence[Record]) -> dict[tuple[Any, ...], list[Record]]:
     return {where: arm for where, arm in groups.items() if any(r.kind == "busy" for r in arm)}
 
 
-def decode_share(rows: Sequence[Record]) -> Estimate:
-    """Device-busy time of a decode step over TPOT, of one arm's busy and latency rows."""
-    return _share(decode_tok_per_s(rows), _busy_s(rows, "decode_busy_s"))
-
-
-def prefill_share(rows: Sequence[Record]) -> Estimate:
-    """Device-busy time of a call of one token over TTFT."""
-    ttft = sampled([r for r in rows if r.kind == "latency"], "ttft_s")
-    return _share(stats.inverse(ttft), _busy_s(rows, "prefill_busy_s"))
-
-
-def _share(per_s: Estimate, busy_s: Estimate) -> Estimate:
-    if busy_s.value is None:
-        return busy_s
-    return stats.scaled(per_s, busy_s.value) if per_s.value is not None else per_s
-
-
-def _busy_s(rows: Sequence[Record], name: str) -> Estimate:
-    """A reading of the busy row (s, or a count), or why there is none."""
-    for row in reversed([r for r in rows if r.kind == "busy"]):
-        value = row.value(name)
-        if value is not None and value > 0:
-            return reading(value)
-        reason = "not resolved" if value is not None else row.missing.get(name, "no reading")
-        return stats.missing(f"not measured: {reason}")
-    return stats.missing("not measured: no profiled call")
-
-
 def verdict(share: Estimate) -> str:
     """device-bound, host-bound or mixed; empty without a share.
 
@@ -227,10 +172,10 @@ def _kernels(times: Sequence[Sequence]) -> list[tuple]:
     return [
         (
             name,
-            reading(number),
-            reading(seconds / number * 1e6),
-            reading(seconds * 1e6),
-            reading(seconds / whole),
+            stats.exact(number, PROFILER),
+            stats.exact(seconds / number * 1e6, PROFILER),
+            stats.exact(seconds * 1e6, PROFILER),
+            stats.exact(seconds / whole, PROFILER),
         )
         for name, number, seconds in lines
     ]
@@ -252,8 +197,3 @@ def or_why(grid: Table, rows: Sequence[Record], name: str, otherwise: str) -> Sh
         return frame(grid)
     reasons = [row.error or row.missing.get(name, otherwise) for row in rows if row.kind == "busy"]
     return Shown({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})
-
-
-def reading(value: float) -> Estimate:
-    """A value that was profiled once."""
-    return stats.exact(value, "profiler")

@@ -11,14 +11,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from lib import stats
 from lib.analysis.rows import Rows
-from lib.analysis.series import Series, estimate, samples
+from lib.analysis.series import Series
 from lib.analysis.setups import Group, by_setup, sampled
 from lib.records.record import Record, record_id, select
 from lib.show.table import Column
-from lib.stats import Estimate, inverse, missing, scaled
+from lib.stats import Estimate
 
 MIB = 2**20
 MORE, LESS = True, False  # which is better
@@ -27,6 +28,7 @@ CALLS = ("latency", "batch", "energy", *ABLATIONS)  # kinds of timed calls, best
 HEADLINE = ("latency", "memory-paper", "energy")  # whose shortest calls of several tokens are meant
 MEMORY = ("memory-paper", "memory")
 JOULES = ("energy",)
+PROFILER = "profiler"  # the method of what was profiled once
 SAME = ("model", "weights", "dtype")  # what a trace and the arm that it explains share
 Shape = tuple[int, int]  # context, new tokens
 Of = Callable[[Sequence[Record]], Estimate]
@@ -105,6 +107,7 @@ class Stamped:
     start) and the duration of one."""
 
     define: Callable[[Sequence[float], float], float]
+    name = "token_s"
 
     def __call__(self, rows: Sequence[Record]) -> Estimate:
         row = next(reversed(select(rows, "itl")), None)
@@ -273,32 +276,42 @@ def power_w(rows: Sequence[Record]) -> Estimate:
     return Estimate(window_j / seconds, n=n, method=method, reason="a total, no interval")
 
 
-def busy(rows: Sequence[Record], name: str) -> Estimate:
-    """A reading of the profiled call (s, or a count), or why there is none."""
-    for row in reversed([r for r in rows if r.kind == "busy"]):
-        value = row.value(name)
+@dataclass(frozen=True)
+class Busy:
+    """A reading of the profiled call (s, or a count) times `factor`; a zero was not resolved."""
+
+    name: str
+    factor: float = 1
+
+    def __call__(self, rows: Sequence[Record]) -> Estimate:
+        row = next(reversed(select(rows, "busy")), None)
+        if row is None:
+            return stats.missing("not measured: no profiled call")
+        value = row.value(self.name)
         if value is not None and value > 0:
-            return stats.exact(value, "profiler")
-        reason = "not resolved" if value is not None else row.missing.get(name, "no reading")
+            return stats.exact(value * self.factor, PROFILER)
+        reason = "not resolved" if value is not None else row.missing.get(self.name, "no reading")
         return stats.missing(f"not measured: {reason}")
-    return stats.missing("not measured: no profiled call")
 
 
 def decode_share(rows: Sequence[Record]) -> Estimate:
     """Device-busy time of a decode step over TPOT, of one arm's busy and latency rows."""
-    return _share(decode_tok_per_s(rows), busy(rows, "decode_busy_s"))
+    return _share(decode_tok_per_s(rows), Busy("decode_busy_s")(rows))
 
 
 def prefill_share(rows: Sequence[Record]) -> Estimate:
     """Device-busy time of a call of one token over TTFT."""
     ttft = sampled([r for r in rows if r.kind == "latency"], "ttft_s")
-    return _share(stats.inverse(ttft), busy(rows, "prefill_busy_s"))
+    return _share(stats.inverse(ttft), Busy("prefill_busy_s")(rows))
 
 
 def _share(per_s: Estimate, busy_s: Estimate) -> Estimate:
     if busy_s.value is None:
         return busy_s
     return stats.scaled(per_s, busy_s.value) if per_s.value is not None else per_s
+
+
+ONE_ROW = (Sample, Reading, Busy, Stamped)  # what is estimated from a single row
 
 
 @dataclass(frozen=True)
@@ -441,6 +454,8 @@ METRICS = {metric.name: metric for metric in (
            Reading("idle_w", ENERGY, like="energy_j"), LESS, "", ("energy",)),
     Metric("peak", "peak", "M", "GB", "allocator peak of a call", MEMORY, PEAK, LESS, "Peak memory",
            ("memory", "comparison")),
+    Metric("peak_mib", "peak, the paper's protocol", "M", "MiB", "allocator peak of a call",
+           MEMORY[:1], Reading("peak_bytes", MEMORY[:1], 1 / MIB), LESS, "Peak memory"),
     Metric("above", "above baseline", "", "GB", "peak - baseline", MEMORY,
            Reading("peak_bytes", MEMORY, 1e-9, less="baseline_bytes"), LESS, "", ("memory",)),
     Metric("baseline", "baseline", "M0", "GB", "allocated before the call: the weights", MEMORY,
@@ -484,11 +499,11 @@ METRICS = {metric.name: metric for metric in (
     Metric("prefill_share", "share of TTFT", "", "", "device time of the prefill / t1", HOST,
            prefill_share),
     Metric("prefill_busy", "device time of the first token", "", "ms", "by the profiler", BUSY,
-           Reading("prefill_busy_s", BUSY, 1e3), LESS, "", COMPARISON),
+           Busy("prefill_busy_s", 1e3), LESS, "", COMPARISON),
     Metric("decode_busy", "device time of a step", "", "ms", "by the profiler", BUSY,
-           Reading("decode_busy_s", BUSY, 1e3), LESS, "", COMPARISON),
+           Busy("decode_busy_s", 1e3), LESS, "", COMPARISON),
     Metric("decode_kernels", "kernels of a step", "", "", "launches, by the profiler", BUSY,
-           Reading("decode_kernels", BUSY), LESS, "", COMPARISON),
+           Busy("decode_kernels"), LESS, "", COMPARISON),
     Metric("read_rate", "read, best shape", "", "GB/s", "best read stream", CEILINGS,
            Reading("read_bytes_per_s", CEILINGS, 1e-9), MORE, "", ("machine", "comparison")),
     Metric("copy_rate", "copy, read and written", "", "GB/s", "best copy", CEILINGS,
@@ -522,151 +537,42 @@ def at(
     series: Series,
     context: int,
     new_tokens: int | None = None,
-    kinds: Sequence[str] = (),
+    kind: str = "",
 ) -> Estimate:
-    """A metric of a series at one context, of calls of one length; of all lengths without one."""
+    """A metric of a series at one context, of calls of one length; of all lengths without one.
+
+    `kind` are the rows to take where the metric reads several.
+    """
     metric = METRICS[name]
-    kinds, lengths = kinds or metric.kinds, (1, None, new_tokens)
-    rows = [
-        r
-        for r in series.rows
-        if r.kind == "card"
-        or r.kind in kinds
-        and r.key.get("context") == context
-        and (new_tokens is None or r.key.get("new_tokens") in lengths)
-    ]
-    if not any(r.kind in kinds for r in rows):
-        length = f" and {new_tokens} new tokens" if new_tokens else ""
-        what = f"no {kinds[0]} row at {context} context{length}"
+    kinds = [kind] if kind else [k for k in metric.kinds if k != "card"]
+    length = 1 if isinstance(metric.of, Sample) and metric.of.one_token else new_tokens
+    lengths = (length,) if isinstance(metric.of, Sample | Reading) else (1, length)
+    arms = [r for r in select(series.rows, context=context) if r.kind in kinds]
+    rows = [r for r in arms if length is None or r.key.get("new_tokens") in lengths]
+    if kinds and not rows:
+        what = f"no {kinds[0]} row at {context} context and {length} new tokens"
         return stats.missing(series.reason or f"not measured: {what}")
-    return metric.of(rows)
+    return metric.of([*select(series.rows, "card"), *rows])
 
 
-def ttft_ms(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Median time of generate() with one new token, prefill included (ms)."""
-    return estimate(samples(series, "latency", "ttft_s", context, 1), factor=1e3)
-
-
-def p50_ms(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Median wall time of the whole call (ms)."""
-    return estimate(samples(series, "latency", "e2e_s", context, new_tokens), factor=1e3)
-
-
-def p95_ms(series: Series, context: int, new_tokens: int) -> Estimate:
-    """95th percentile of the wall time (ms), or the largest of n where n is too small."""
-    return estimate(samples(series, "latency", "e2e_s", context, new_tokens), 95, 1e3)
-
-
-def output_tok_per_s(
-    series: Series, context: int, new_tokens: int, kind: str = "latency"
-) -> Estimate:
-    """Generated tokens / median wall time of the call, prefill included: the paper's TPOT."""
-    return stats.inverse(estimate(samples(series, kind, "e2e_s", context, new_tokens)), new_tokens)
+# The columns of a study's tables, of one arm of a series.
+ttft_ms, p50_ms, p95_ms = (partial(at, name) for name in ("ttft", "p50", "p95"))
+output_tok_per_s, tokens_per_j = partial(at, "output"), partial(at, "tok_per_j")
+peak_mib, tok_per_s_per_1000_mib = partial(at, "peak_mib"), partial(at, "tok_per_s_per_1000_mib")
+ape_tpot, ape_ttft, ape_energy = (partial(at, f"ape_{what}") for what in ("tpot", "ttft", "energy"))
 
 
 def joules_per_1k(
     series: Series, context: int, new_tokens: int, name: str = "energy_j"
 ) -> Estimate:
-    """Median gross joules of a call / generated tokens x 1000, by the energy counter."""
-    return estimate(samples(series, "energy", name, context, new_tokens), factor=1e3 / new_tokens)
-
-
-def tokens_per_j(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Generated tokens per gross joule: what the paper calls tokens/W."""
-    return stats.inverse(joules_per_1k(series, context, new_tokens), 1e3)
-
-
-def peak_mib(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Allocator peak in the paper's protocol, in MiB (2^20 bytes): one reading, no interval."""
-    row = series.one("memory-paper", context=context, new_tokens=new_tokens)
-    if row is None:
-        return stats.missing(series.reason or f"not measured: no memory-paper row at {context}")
-    value = row.value("peak_bytes")
-    if row.error or value is None:
-        reason = row.missing.get("peak_bytes", "no peak")
-        return stats.missing(f"failed: {row.error}" if row.error else f"not measured: {reason}")
-    return stats.exact(value / MIB)
-
-
-def tok_per_s_per_1000_mib(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Output throughput / (peak MiB / 1000): the paper's TPOT/GB by its own arithmetic."""
-    peak = peak_mib(series, context, new_tokens)
-    if peak.value is None:
-        return peak
-    return stats.scaled(output_tok_per_s(series, context, new_tokens), 1e3 / peak.value)
-
-
-@dataclass(frozen=True)
-class Ape:
-    """Each field is an Estimate; units in the name. The paper's names are in the comments."""
-
-    tok_per_s_per_b: Estimate  # APE-TPOT
-    inverse_ttft_per_s_per_b: Estimate  # APE-1/TTFT
-    tok_per_j_per_b: Estimate  # APE-Energy
-    tok_per_s_per_gb: Estimate  # TPOT/GB
-
-
-def ape(
-    *,
-    active_params: int,
-    output_tok_per_s: Estimate,
-    ttft_s: Estimate,
-    tok_per_j: Estimate,
-    peak_bytes: int | None,
-) -> Ape:
-    """The four formulas; a missing input leaves its own formula missing, with the reason."""
-    if active_params <= 0:
-        raise ValueError(f"active parameters must be positive, got {active_params}")
-    per_b = 1e9 / active_params
-    return Ape(
-        tok_per_s_per_b=scaled(output_tok_per_s, per_b),
-        inverse_ttft_per_s_per_b=scaled(inverse(ttft_s), per_b),
-        tok_per_j_per_b=scaled(tok_per_j, per_b),
-        tok_per_s_per_gb=(
-            missing("no peak memory was measured")
-            if peak_bytes is None
-            else scaled(output_tok_per_s, 1e9 / peak_bytes)
-        ),
-    )
+    """J/1K tokens of one arm of a series, by the counter or by the paper's estimator."""
+    metric = {"energy_j": "j_per_1k", "paper_energy_j": "j_per_1k_paper"}[name]
+    return at(metric, series, context, new_tokens)
 
 
 def active_billion(series: Series, context: int = 0, new_tokens: int = 0) -> Estimate:
     """Nominal active parameters by architecture (10^9), counted on the model card."""
-    card = series.one("card")
-    if card is None or card.value("active_params") is None:
-        return stats.missing("not measured: no model card among the rows")
-    return Estimate(card.value("active_params") / 1e9, n=1, method="counted")
-
-
-def ape_tpot(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Output throughput per active 10^9 parameters (tok/s/B)."""
-    return _efficiency(series, context, new_tokens, "tok_per_s_per_b")
-
-
-def ape_ttft(series: Series, context: int, new_tokens: int) -> Estimate:
-    """1 / TTFT per active 10^9 parameters (1/s/B)."""
-    return _efficiency(series, context, new_tokens, "inverse_ttft_per_s_per_b")
-
-
-def ape_energy(series: Series, context: int, new_tokens: int) -> Estimate:
-    """Tokens per joule and active 10^9 parameters (tokens/J/B)."""
-    return _efficiency(series, context, new_tokens, "tok_per_j_per_b")
-
-
-def _efficiency(series: Series, context: int, new_tokens: int, name: str) -> Estimate:
-    """One quotient of `analysis.efficiency` on nominal active parameters."""
-    active = active_billion(series)
-    if active.value is None:
-        return active
-    arm = (series, context, new_tokens)
-    quotients = ape(
-        active_params=round(active.value * 1e9),
-        output_tok_per_s=output_tok_per_s(*arm),
-        ttft_s=stats.scaled(ttft_ms(*arm), 1e-3),
-        tok_per_j=tokens_per_j(*arm),
-        peak_bytes=None,
-    )
-    return getattr(quotients, name)
+    return METRICS["active"].of(series.rows)
 
 
 def throughput_change_pct(before: tuple[list, str], after: tuple[list, str]) -> Estimate:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib import stats
 from lib.analysis.ablations import CHANGED
-from lib.analysis.metrics import Metric, Reading, Sample, shown_in
+from lib.analysis.metrics import ONE_ROW, Metric, Sample, shown_in
 from lib.analysis.rows import Rows
 from lib.analysis.rows import load as load_rows
 from lib.analysis.setups import ARM
@@ -23,9 +23,8 @@ from lib.records.record import KEY_FIELDS, Record
 from lib.stats import Estimate
 
 COMPARED = shown_in("comparison")
-# Those of one row: repetitions, and readings; the others are of all lengths of an arm.
-SAMPLED = {m.of.name: m for m in COMPARED if isinstance(m.of, Sample)}
-READ = {m.of.name: m for m in COMPARED if isinstance(m.of, Reading)}
+OF_ONE_ROW = [m for m in COMPARED if isinstance(m.of, ONE_ROW)]  # others are of all lengths
+NAMES = {metric.of.name for metric in OF_ONE_ROW}  # of the samples and readings
 SETUP = ("weights", "dtype", "stack", "experts", "attention", "cache")
 SIDES = ("A", "B")
 
@@ -105,7 +104,7 @@ def compare(a: Side, b: Side) -> tuple[list[Pair], list[Refused]]:
 def _of_lengths(a: Side, b: Side) -> list[Pair]:
     """Metrics of all lengths of an arm, such as slopes, where both sides have them."""
     pairs = []
-    for metric in (m for m in COMPARED if not isinstance(m.of, Sample | Reading)):
+    for metric in (m for m in COMPARED if m not in OF_ONE_ROW):
         sides = []
         for side in (a, b):
             arms: dict[tuple, list[Record]] = {}
@@ -126,7 +125,7 @@ def _arms(rows: Iterable[Record]) -> dict[tuple, list[Record]]:
     """Rows that hold something to compare by kind and key; several where GPUs differ."""
     arms: dict[tuple, list[Record]] = {}
     for row in rows:
-        quantities = {*SAMPLED, *READ} & {*row.samples, *row.values, *row.missing}
+        quantities = NAMES & {*row.samples, *row.values, *row.missing}
         if row.kind not in ("environment", "card") and (quantities or row.error):
             arms.setdefault((row.kind, *(row.key.get(f) for f in KEY_FIELDS)), []).append(row)
     return arms
@@ -184,8 +183,8 @@ def _only(row: Record, other: str, rows: Sequence[Record]) -> str:
 def _pairs(a: Record, b: Record) -> list[Pair | Refused]:
     """Every metric that both rows have; what one of them lacks is refused with its reason."""
     pairs: list[Pair | Refused] = []
-    for name, metric in (SAMPLED | READ).items():
-        if not any(name in {*row.samples, *row.values, *row.missing} for row in (a, b)):
+    for metric in OF_ONE_ROW:
+        if not any(metric.of.name in {*row.samples, *row.values, *row.missing} for row in (a, b)):
             continue
         estimates = [_estimate(row, metric) for row in (a, b)]
         without = [
@@ -201,17 +200,17 @@ def _pairs(a: Record, b: Record) -> list[Pair | Refused]:
 
 
 def _estimate(row: Record, metric: Metric) -> Estimate:
-    name = metric.of.name
-    if name in SAMPLED and (values := metric.of.each(row)):
-        return stats.median(values)
-    if name in READ and row.value(name) is not None:
-        return stats.exact(row.values[name] * metric.of.factor)
-    return stats.missing(row.missing.get(name) or "not measured")
+    if isinstance(metric.of, Sample):
+        if values := metric.of.each(row):
+            return stats.median(values)
+    elif (value := row.value(metric.of.name)) is not None:
+        return stats.exact(value * metric.of.factor)
+    return stats.missing(row.missing.get(metric.of.name) or "not measured")
 
 
 def _ratio(ours: Estimate, theirs: Estimate, a: Record, b: Record, metric: Metric) -> Estimate:
     """B / A."""
-    if metric.of.name in SAMPLED:
+    if isinstance(metric.of, Sample):
         return stats.ratio(metric.of.raw(b), metric.of.raw(a))
     if not ours.value:
         return stats.missing("the reading of A is zero")

@@ -210,3 +210,15 @@ def test_the_command(report, tmp_path, capsys):
     ):
         assert main(["compare", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_metric_of_all_lengths_is_compared_once_for_the_arm():
+    """From 10 to 20 tokens 1 s more in A and 0.5 s more in B: twice the decode throughput."""
+    ours, theirs = (
+        [row(e, {"e2e_s": [1.0 + (n - 10) * step] * 6}, new_tokens=n) for n in (10, 20)]
+        for e, step in ((A, 0.1), (B, 0.05))
+    )
+    pairs, _ = result_sets.compare(*sides(ours, theirs))
+    (pair,) = [p for p in pairs if p.metric.name == "decode"]
+    assert (pair.a.value, pair.b.value, pair.ratio.value) == pytest.approx((10, 20, 2))
+    assert pair.key["new_tokens"] is None
