@@ -1,7 +1,7 @@
 """The claims ledger: each claim of a study, what was measured for it, and the verdict.
 
 Three measurements stand beside a claim: by the study's protocol, which the verdict is about; by the
-corrected definition; and by that on a stack that the device bounds. A claim without a rule is an
+corrected definition; and by that on a stack that the device bounds. A claim without a test is an
 error.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,13 @@ from lib.records.record import Record
 from lib.show.table import Column, Table
 from lib.show.wording import Finding, interval, number_text, short
 from lib.stats import Estimate
-from lib.studies import causes, verdict
-from lib.studies.arxiv_2508_16700.claims import ENERGY, SIZES, SPEED
+from lib.studies import causes, forms, verdict
+from lib.studies.arxiv_2508_16700.claims import RULES
 from lib.studies.evidence import STANDS, Evidence, Measured, gather
 from lib.studies.schema import Claim
 from lib.studies.study import Absent, Published, load, paper_name
 from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Ruling
 
-Rule = Callable[[Evidence, str], Measured]
-RULES: dict[str, Rule] = {**SPEED, **SIZES, **ENERGY}
 COLUMNS = ("protocol", "corrected", "bound")
 CSV_COLUMNS = (
     "claim", "where", "text", "of", "unit", "meant", "paper", "direction",
@@ -46,7 +44,6 @@ class Entry:
 
     name: str
     claim: Claim
-    rule: str
     measured: Measured
     rulings: dict[str, Ruling]
     causes: tuple[str, ...]
@@ -89,17 +86,20 @@ def ledger(records: Sequence[Record], study: Published | None = None) -> list[En
     return [_entry(evidence, name, audited.get(name, [])) for name in study.data["claims"]]
 
 
-def rule_of(name: str) -> Rule:
-    """The rule of a claim; a claim without one is an error."""
+def measure(e: Evidence, name: str) -> Measured:
+    """What was measured for a claim, by its entry or by a rule of its study."""
+    claim = e.published.claim(name)
+    if "test" in claim:
+        return forms.measure(e, claim)
     if name not in RULES:
-        raise LookupError(f"claim {name!r} has no rule; add one to the claims.py of its study")
-    return RULES[name]
+        raise LookupError(f"claim {name!r} has no test in its entry and no rule in its study")
+    return RULES[name](e, name)
 
 
 def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
-    claim, rule = e.published.claim(name), rule_of(name)
+    claim = e.published.claim(name)
     try:
-        measured = rule(e, name)
+        measured = measure(e, name)
     except Absent as reason:
         missing = {"": stats.missing(str(reason.args[0]))}
         measured = Measured("count", missing, missing, "", missing)
@@ -114,7 +114,7 @@ def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
     models = _models(e, measured)
     sentences = causes.sentences(e, measured, models, rulings, audited)
     differs = causes.conditions(e, measured, models)
-    return Entry(name, claim, rule.__name__, measured, rulings, tuple(sentences), differs)
+    return Entry(name, claim, measured, rulings, tuple(sentences), differs)
 
 
 def rule_on(claim: Claim, measured: Measured, column: dict[str, Estimate]) -> Ruling:

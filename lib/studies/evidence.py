@@ -14,7 +14,6 @@ from typing import Any
 
 from lib import stats
 from lib.analysis import bounds, metrics
-from lib.analysis.metrics import MIB
 from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
 from lib.models.card import bound_tok_per_s
 from lib.records.record import Record, machines_differ, require_comparable, select
@@ -216,6 +215,14 @@ def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
     return stats.exact(row.value("active_params_realised"), verdict.COUNTED)
 
 
+def total(e: Evidence, model: str) -> Estimate:
+    """Total parameters on the model card (10^9)."""
+    card = e.base[model].one("card")
+    if card is None:
+        return stats.missing("not measured: no model card among the rows")
+    return stats.exact(card.values["total_params"] / 1e9, verdict.COUNTED)
+
+
 def untold(row: Record | None, name: str, otherwise: str) -> Estimate:
     """Why a row has no such value, by its own words where it says so."""
     why = (row.error or row.missing.get(name)) if row else None
@@ -280,11 +287,6 @@ def decode_ratio(e: Evidence, m: Map, other: str) -> Estimate:
     return compared(e, m, other, partial(decode_rate, e, m))
 
 
-def reading_ratio(e: Evidence, m: Map, other: str, name: str, kind: str) -> Estimate:
-    """Ratio of two readings of the allocator."""
-    return compared(e, m, other, partial(reading, e, m, name=name, kind=kind))
-
-
 def compared(e: Evidence, m: Map, other: str, of: Any) -> Estimate:
     """of(the study's model) / of(other), refused where the rows are not comparable."""
     pair = [of(e.reference), of(other)]
@@ -317,8 +319,3 @@ def lower_pct(ratio: Estimate) -> Estimate:
         for name, value in (("value", change.value), ("low", change.high), ("high", change.low))
     }
     return replace(change, **ends)
-
-
-def gb(estimate: Estimate, *, mib_over_1000: bool = False) -> Estimate:
-    """Bytes as GB (10^9 bytes), or as the study's MiB / 1000."""
-    return stats.scaled(estimate, 1 / (MIB * 1e3) if mib_over_1000 else 1e-9)

@@ -34,8 +34,26 @@ class GovernanceTable(TypedDict):
     rows: dict[str, list[str]]
 
 
+class Test(TypedDict):
+    """How a claim is tested: names of `studies.forms`, and a key of the verdicts' tolerances.
+
+    `corrected` is the metric by a corrected definition, `bound` that on a stack that the device
+    bounds, where it is another one. `over` says what the ratio is taken over, such as two contexts.
+    """
+
+    form: Literal["value", "ratio", "gain", "saving", "difference", "steps"]
+    metric: str
+    tolerance: Literal["whole", "count", "memory", "time", "effect"]
+    corrected: NotRequired[str]
+    bound: NotRequired[str]
+    over: NotRequired[dict[str, list[int | str]]]
+
+
 class Claim(TypedDict):
-    """A number, a range of two or, where `value` is null, an order that the text claims."""
+    """A number, a range of two or, where `value` is null, an order that the text claims.
+
+    Without a `test` it is tested by a rule of its study, by the claim's name.
+    """
 
     where: str
     text: str
@@ -44,6 +62,8 @@ class Claim(TypedDict):
     meant: NotRequired[str]
     direction: NotRequired[Literal["higher", "lower"]]
     model: NotRequired[str]
+    models: NotRequired[list[str]]
+    test: NotRequired[Test]
 
 
 class Counts(TypedDict):
