@@ -41,7 +41,6 @@ from lib.studies.paper_tables import PaperTable, paper_tables
 from lib.studies.study import load as load_study
 from lib.studies.study import load_published, paper_name
 
-MAIN_TABLES = (1, 5, 6, 8)
 TITLE = "What it costs to deploy an open-weight language model"
 
 
@@ -135,14 +134,14 @@ def render(
     """The report as text; writes the CSVs that it embeds."""
     rows = merge([r for job in _by_end(found) for r in job.records])
     published = load_published()
-    paper = studies_paper_tables.papers(paper_tables(rows, published), rows, published)
+    paper = paper_tables(rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
     beside += tables.tables(rows)
     batch = figures.section(rows)
     ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
     csvs = [
-        *studies_paper_tables.write_csvs(rows, published, out),
+        *studies_paper_tables.write_csvs(paper, out),
         *sections.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
     ]
     replicated = section.part(rows, load_study(), out)
@@ -151,11 +150,11 @@ def render(
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
     csvs += [cost.write_csv(priced, out)] if priced else []
     context = _paper_caption(rows, published) if paper else []
-    main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
+    first = [t for t in paper if t.spec.get("main")]
     more = [
-        (f"Table {t.number}. {t.title}", Markup(_paper(t, context)))
+        (f"Table {t.number}. {t.spec['title']}", Markup(_paper(t, context)))
         for t in paper
-        if t.number not in MAIN_TABLES
+        if t not in first
     ]
     grids = [(t.title, Markup(grid_html(t, f"grid-{t.name}"))) for t in generic]
     failures = [job for job in found if job.status != "ok"]
@@ -179,7 +178,8 @@ def render(
             counts=provenance.counts(found, rows),
             provenance=provenance.provenance(found),
             paper=published,
-            paper_main=main,
+            paper_main=[Markup(_paper(t, context)) for t in first],
+            paper_numbers=section.numbers(first).capitalize() if first else "",
             paper_more=more,
             bound=Markup(_bound(bound, rows)),
             batch=batch,

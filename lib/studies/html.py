@@ -10,10 +10,11 @@ from typing import Any
 from lib.show.html import Footnotes, _header, figure, number_cell
 from lib.show.wording import interval
 from lib.stats import Estimate
-from lib.studies import claims
+from lib.studies import claims, paper_tables
 from lib.studies.arxiv_2508_16700 import governance
 from lib.studies.claims import Entry
-from lib.studies.paper_tables import Cell, PaperTable
+from lib.studies.paper_tables import CHANGES, HEADS, Cell, PaperTable
+from lib.studies.schema import Column
 from lib.studies.study import Published
 from lib.studies.verdict import (
     DIRECTION,
@@ -172,12 +173,12 @@ def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
     `context` are the sentences of the caption that hold for the whole table (GPUs, weights).
     """
     notes = Footnotes(table_id)
-    first = "Row" if table.number in (9, 10, 11, 12) else "Model"
-    first = "Context" if table.number in (2, 3, 10) else first
+    first = HEADS[table.spec.get("rows_are", "model")]
     top, second, index = [f'<th scope="col" rowspan="2" data-col="0">{first}</th>'], [], 1
-    for i, (name, written, meant) in enumerate(table.columns):
-        parts = _parts(table, i)
-        unit = "" if meant == written or meant.startswith(("output", "ms;")) else f"in {meant}"
+    for name, column in table.columns:
+        parts, meant = _parts(column), paper_tables.meant(column)
+        same = meant == column["unit"] or meant.startswith(("output", "ms;"))
+        unit = "" if same else f"in {meant}"
         title = escape(name) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
         top.append(f'<th scope="colgroup" class="group" colspan="{len(parts)}">{title}</th>')
         for part in parts:
@@ -187,18 +188,19 @@ def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
             index += 1
     body = "".join(_paper_row(table, *row, notes) for row in table.rows)
     caption = (
-        f"<b>Table {table.number}.</b> {escape(table.title)}. "
+        f"<b>Table {table.number}.</b> {escape(table.spec['title'])}. "
         f'<span class="where">{escape(" ".join(context))} '
-        f"Paper: {escape(table.where)}.</span>"
+        f"Paper: {escape(table.spec['where'])}.</span>"
     )
-    below = _account(table) + (f'<p class="note">{escape(table.note)}</p>' if table.note else "")
+    note = table.spec.get("note", "")
+    below = _account(table) + (f'<p class="note">{escape(note)}</p>' if note else "")
     head = f"<tr>{''.join(top)}</tr><tr>{''.join(second)}</tr>"
     return figure(table_id, caption, head, body, below + notes.html())
 
 
-def _parts(table: PaperTable, column: int) -> list[str]:
-    """Changes and differences have no ratio column."""
-    change = table.columns[column][1] == "%"
+def _parts(column: Column) -> list[str]:
+    """Changes have no ratio column."""
+    change = column.get("form") in CHANGES
     return ["paper", "measured"] if change else ["paper", "measured", "ratio"]
 
 
@@ -206,7 +208,7 @@ def _paper_row(
     table: PaperTable, label: str, note: str, cells: Sequence[Cell], notes: Footnotes
 ) -> str:
     html = [f'<th scope="row">{escape(label)}{f" {_small(note)}" if note else ""}</th>']
-    for i, cell in enumerate(cells):
+    for (_, column), cell in zip(table.columns, cells, strict=True):
         decimals = len((cell.printed or "0.00").partition(".")[2])
         if cell.printed is None:
             html.append('<td class="num group" data-value="">–</td>')
@@ -216,7 +218,7 @@ def _paper_row(
                 f"{float(cell.printed):,.{decimals}f}</td>"
             )
         mark = verdict_mark(cell.verdict)
-        ratio = "ratio" in _parts(table, i)
+        ratio = "ratio" in _parts(column)
         html.append(
             number_cell(
                 cell.measured,

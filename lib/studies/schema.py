@@ -6,16 +6,33 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+Tolerance = Literal["whole", "count", "memory", "time", "effect"]  # of the verdicts
+
 
 class Column(TypedDict):
-    """`unit` as written; `meant` is the unit of the numbers where the two differ."""
+    """`unit` as written; `meant` is the unit of the numbers where the two differ.
+
+    `metric` is one of `studies.paper_tables`; `form` what is shown of it: its difference to the
+    study's model, the saving of the study's model, or the change from the context `before`.
+    """
 
     unit: str
     meant: NotRequired[str]
+    metric: NotRequired[str]
+    form: NotRequired[Literal["difference", "saving", "change"]]
+    context: NotRequired[int]
+    before: NotRequired[int]
+    tolerance: NotRequired[Tolerance]
 
 
 class PrintedTable(TypedDict):
-    """A table of numbers; null is a cell, or a context, that the study leaves out."""
+    """A table of numbers; null is a cell, or a context, that the study leaves out.
+
+    `rows_are` and `columns_are` say what the labels name, `metric` what all cells hold. A table of
+    an ablation has an arm a row; `arms` are their values by label, `reference` the label of the one
+    that changes are against, `more_rows` whether arms of ours are added, `row_reasons` why a row
+    cannot be had. `main` tables come first in a report; `topic` names what the abstract sums up.
+    """
 
     title: str
     where: str
@@ -24,6 +41,17 @@ class PrintedTable(TypedDict):
     columns: dict[str, Column]
     rows: dict[str, list[str | None]]
     row_notes: NotRequired[dict[str, str]]
+    rows_are: NotRequired[Literal["model", "context", "arm", "gpu"]]
+    columns_are: NotRequired[Literal["model", "context", "gpu"]]
+    metric: NotRequired[str]
+    tolerance: NotRequired[Tolerance]
+    ablation: NotRequired[Literal["decoding", "context", "precision", "stack"]]
+    arms: NotRequired[dict[str, str]]
+    reference: NotRequired[str]
+    more_rows: NotRequired[bool]
+    row_reasons: NotRequired[dict[str, str]]
+    main: NotRequired[bool]
+    topic: NotRequired[str]
 
 
 class GovernanceTable(TypedDict):
@@ -43,7 +71,7 @@ class Test(TypedDict):
 
     form: Literal["value", "ratio", "gain", "saving", "difference", "steps"]
     metric: str
-    tolerance: Literal["whole", "count", "memory", "time", "effect"]
+    tolerance: Tolerance
     corrected: NotRequired[str]
     bound: NotRequired[str]
     over: NotRequired[dict[str, list[int | str]]]

@@ -109,23 +109,29 @@ def rankings_html(table: Table) -> str:
     return _prose(html.figure("rankings", caption, f"<tr>{head}</tr>", body))
 
 
+def numbers(tables: Sequence[PaperTable]) -> str:
+    """Which tables: "table 5", "tables 1 to 3", "tables 1, 5, 6 and 8"."""
+    every = [t.number for t in tables]
+    if len(every) == 1:
+        return f"table {every[0]}"
+    if len(every) > 2 and every == list(range(every[0], every[-1] + 1)):
+        return f"tables {every[0]} to {every[-1]}"
+    return f"tables {', '.join(map(str, every[:-1]))} and {every[-1]}"
+
+
 def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
     """How far the measured values lie from the printed ones, by quantity."""
     if not tables:
         return []
-    groups = {
-        "peak memory (table 5)": (5,),
-        "times and throughput (tables 1 to 3)": (1, 2, 3),
-        "energy per token (table 7)": (7,),
-    }
     texts = []
-    for name, numbers in groups.items():
+    for topic in dict.fromkeys(t.spec["topic"] for t in tables if "topic" in t.spec):
+        about = [t for t in tables if t.spec.get("topic") == topic]
+        name = f"{topic} ({numbers(about)})"
         ratios = [
             c.ratio.value
-            for t in tables
-            if t.number in numbers
+            for t in about
             for c in t.cells
-            if c.ratio.value is not None and not c.column.startswith("Δ")
+            if c.ratio.value is not None and t.spec["columns"][c.column].get("form") != "difference"
         ]
         if ratios:
             low, high = min(ratios), max(ratios)

@@ -10,7 +10,6 @@ from dataclasses import replace
 from itertools import pairwise
 
 from lib import stats
-from lib.analysis.series import Series
 from lib.stats import Estimate
 from lib.studies import paper_tables, verdict
 from lib.studies.arxiv_2508_16700 import audit
@@ -76,13 +75,15 @@ def decoding_spread(e: Evidence, name: str) -> Measured:
 
 def _sampling(e: Evidence) -> dict[str, Estimate]:
     """Table 9: the loss of each row against the first, greedy one."""
-    series, labels = e.ablation["decoding"], list(e.published.data["tables"][9]["rows"])
-    return {label: lower_pct(_table_ratio(series, 9, labels[0], label)) for label in labels[1:]}
+    greedy, *others = e.published.data["tables"][9]["rows"]
+    return {label: lower_pct(_table_ratio(e, 9, greedy, label)) for label in others}
 
 
-def _table_ratio(series: Series, table: int, before: str, after: str) -> Estimate:
+def _table_ratio(e: Evidence, table: int, before: str, after: str) -> Estimate:
     """Output throughput of one row of an ablation over that of another, as a ratio."""
-    arms = [paper_tables.arm_row(series, table, label) for label in (before, after)]
+    spec = e.published.data["tables"][table]
+    series = e.ablation[spec["ablation"]]
+    arms = [paper_tables.arm_row(series, spec, label) for label in (before, after)]
     for label, arm in zip((before, after), arms, strict=True):
         if arm is None:
             return stats.missing(series.reason or f"not measured: no row for {label}")
@@ -93,8 +94,8 @@ def _table_ratio(series: Series, table: int, before: str, after: str) -> Estimat
 
 def decode_degrades(e: Evidence, name: str) -> Measured:
     """Output throughput of each context of table 10 over that of the one before."""
-    series, labels = e.ablation["context"], list(e.published.data["tables"][10]["rows"])
-    steps = {f"{b} after {a}": _table_ratio(series, 10, a, b) for a, b in pairwise(labels)}
+    contexts = e.published.data["tables"][10]["rows"]
+    steps = {f"{b} after {a}": _table_ratio(e, 10, a, b) for a, b in pairwise(contexts)}
     ends = (e.published.contexts[-1], e.published.contexts[0])
     label = f"{ends[0]} after {ends[1]}"
 
@@ -108,7 +109,7 @@ def drop_at_4k(e: Evidence, name: str) -> Measured:
     """Drop of output throughput from the first to the last context of table 10 (%)."""
     labels = list(e.published.data["tables"][10]["rows"])
     first, last = labels[0], labels[-1]
-    output = lower_pct(_table_ratio(e.ablation["context"], 10, first, last))
+    output = lower_pct(_table_ratio(e, 10, first, last))
 
     def decode(m: Map) -> dict[str, Estimate]:
         rates = [decode_rate(e, m, e.reference, int(c)) for c in (last, first)]
@@ -136,8 +137,9 @@ def hardware(e: Evidence, name: str) -> Measured:
 
 def bf16_only(e: Evidence, name: str) -> Measured:
     """Number formats of table 11, beside the default, whose arm failed."""
-    series, labels = e.ablation["precision"], list(e.published.data["tables"][11]["rows"])
-    arms = [paper_tables.arm_row(series, 11, label) for label in labels[1:]]
+    spec, series = e.published.data["tables"][11], e.ablation["precision"]
+    labels = list(spec["rows"])
+    arms = [paper_tables.arm_row(series, spec, label) for label in labels[1:]]
     if None in arms:
         absent = labels[1 + arms.index(None)]
         failures = stats.missing(series.reason or f"not measured: no {absent} arm")
