@@ -38,8 +38,7 @@ from lib.studies import paper_tables as studies_paper_tables
 from lib.studies import section
 from lib.studies.html import paper_html
 from lib.studies.paper_tables import PaperTable, paper_tables
-from lib.studies.study import load as load_study
-from lib.studies.study import load_published, paper_name
+from lib.studies.study import Published, load, paper_name
 
 TITLE = "What it costs to deploy an open-weight language model"
 
@@ -48,11 +47,13 @@ def write(
     source_dir: str | Path,
     out_dir: str | Path | None = None,
     prices: cost.Prices | None = None,
+    study: Published | None = None,
 ) -> Path:
     """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
 
     `source_dir` holds jobs (run.json, records.jsonl, notebook.ipynb) and is only read when
-    `out_dir` is another folder. Costs are shown where `prices` are given.
+    `out_dir` is another folder. Costs are shown where `prices` are given; `study` is the published
+    one beside the rows, by default this workbook's.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -64,7 +65,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     fragments = {job.id: _fragment(job) for job in found if job.notebook_path}
     pages = {job.id: _page(job, out, fragments[job.id]) for job in found if job.notebook_path}
-    text = render(found, source, out, pages, fragments, prices)
+    text = render(found, source, out, pages, fragments, prices, study or load())
     path = out / "report.html"
     write_text(path, text)
     return path
@@ -130,10 +131,11 @@ def render(
     pages: dict[str, Path],
     fragments: dict[str, str],
     prices: cost.Prices | None,
+    study: Published,
 ) -> str:
     """The report as text; writes the CSVs that it embeds."""
     rows = merge([r for job in _by_end(found) for r in job.records])
-    published = load_published()
+    published = study.data
     paper = paper_tables(rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
@@ -144,7 +146,7 @@ def render(
         *studies_paper_tables.write_csvs(paper, out),
         *sections.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
     ]
-    replicated = section.part(rows, load_study(), out)
+    replicated = section.part(rows, study, out)
     generic = [*sections.generic_tables(rows), *host_bound.tables(rows), *kernels]
     priced = cost.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
@@ -198,7 +200,14 @@ def render(
             + [(p.name, data_link(p)) for p in csvs],
             files=Markup(_file_links(found, pages, out)),
             records=Markup(record_list.html(rows, _by_end(found), out)),
-            toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
+            toc=_contents(
+                groups,
+                bool(paper),
+                bool(replicated and replicated.own),
+                bool(bound.rows),
+                bool(ledgers),
+                bool(batch),
+            ),
             footer=f"Made from {len(found)} jobs; "
             f"the last one ended {jobs.readable(ended) or '?'}.",
         )
@@ -328,10 +337,15 @@ def _file_links(found: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
 
 
 def _contents(
-    groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool, batch: bool
+    groups: Sequence[SimpleNamespace],
+    paper: bool,
+    own: bool,
+    bound: bool,
+    ledgers: bool,
+    batch: bool,
 ) -> list[SimpleNamespace]:
     entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
-    if paper:
+    if own:
         more = (("ladder", "The ratio ladder"), ("changes", "If you measure it right"))
         entries[1:1] = [entry(*item) for item in more]
     entries.append(entry("tables", "The paper's tables" if paper else "Results"))

@@ -13,7 +13,7 @@ from lib.analysis.energy import tables as energy_tables
 from lib.analysis.memory import tables as memory_tables
 from lib.records.record import Record
 from lib.show.table import Table, frame
-from lib.studies.arxiv_2508_16700 import kv_contribution
+from lib.studies import kv_contribution
 
 
 def generic_tables(rows: Sequence[Record]) -> list[Table]:

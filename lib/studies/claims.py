@@ -20,11 +20,10 @@ from lib.show.table import Column, Table
 from lib.show.wording import Finding, interval, number_text, short
 from lib.stats import Estimate
 from lib.studies import causes, forms, verdict
-from lib.studies.arxiv_2508_16700.claims import RULES
 from lib.studies.evidence import STANDS, Evidence, Measured, gather
 from lib.studies.schema import Claim
 from lib.studies.study import Absent, Published, load, paper_name
-from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Ruling
+from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Verdict
 
 COLUMNS = ("protocol", "corrected", "bound")
 CSV_COLUMNS = (
@@ -37,7 +36,7 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One claim with its verdict. `rulings` are by column: verdict, corrected, bound, like_paper.
+    """One claim with its verdict. `verdicts` are by column: verdict, corrected, bound, like_paper.
 
     `causes` are sentences; `differs` says for card, host, software and weights how they differ.
     """
@@ -45,14 +44,14 @@ class Entry:
     name: str
     claim: Claim
     measured: Measured
-    rulings: dict[str, Ruling]
+    verdicts: dict[str, Verdict]
     causes: tuple[str, ...]
     differs: dict[str, str]
 
     @property
-    def verdict(self) -> Ruling:
+    def verdict(self) -> Verdict:
         """The verdict by the study's own protocol."""
-        return self.rulings["verdict"]
+        return self.verdicts["verdict"]
 
     @property
     def cause(self) -> str:
@@ -91,9 +90,10 @@ def measure(e: Evidence, name: str) -> Measured:
     claim = e.published.claim(name)
     if "test" in claim:
         return forms.measure(e, claim)
-    if name not in RULES:
+    rules = getattr(e.published.rules, "CLAIMS", {})
+    if name not in rules:
         raise LookupError(f"claim {name!r} has no test in its entry and no rule in its study")
-    return RULES[name](e, name)
+    return rules[name](e, name)
 
 
 def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
@@ -103,21 +103,21 @@ def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
     except Absent as reason:
         missing = {"": stats.missing(str(reason.args[0]))}
         measured = Measured("count", missing, missing, "", missing)
-    rulings = {
+    verdicts = {
         "verdict": rule_on(claim, measured, measured.protocol),
         "corrected": rule_on(claim, measured, measured.corrected),
         "bound": rule_on(claim, measured, measured.bound),
         "like_paper": rule_on(claim, measured, measured.like_paper),
     }
     if measured.corrected is STANDS:
-        rulings["corrected"] = rulings["verdict"]
+        verdicts["corrected"] = verdicts["verdict"]
     models = _models(e, measured)
-    sentences = causes.sentences(e, measured, models, rulings, audited)
+    sentences = causes.sentences(e, measured, models, verdicts, audited)
     differs = causes.conditions(e, measured, models)
-    return Entry(name, claim, measured, rulings, tuple(sentences), differs)
+    return Entry(name, claim, measured, verdicts, tuple(sentences), differs)
 
 
-def rule_on(claim: Claim, measured: Measured, column: dict[str, Estimate]) -> Ruling:
+def rule_on(claim: Claim, measured: Measured, column: dict[str, Estimate]) -> Verdict:
     """The verdict on a claim by one column of what was measured."""
     if claim["value"] is None:
         return verdict.together(
@@ -157,7 +157,7 @@ def finding(entries: Sequence[Entry]) -> list[Finding]:
     turned = [
         x.claim["text"]
         for x in entries
-        if x.rulings["corrected"].word == NOT and x.verdict.word != NOT
+        if x.verdicts["corrected"].word == NOT and x.verdict.word != NOT
     ]
     if turned:
         sentence += f" By the corrected definition {len(turned)} more fail: {'; '.join(turned)}."
@@ -230,8 +230,8 @@ def csv_rows(entry: Entry) -> list[dict[str, Any]]:
             "corrected_as": entry.measured.corrected_as,
             "verdict": entry.verdict.word,
             "why": entry.verdict.why,
-            "verdict_corrected": entry.rulings["corrected"].word,
-            "verdict_bound": entry.rulings["bound"].word,
+            "verdict_corrected": entry.verdicts["corrected"].word,
+            "verdict_bound": entry.verdicts["bound"].word,
             "cause": "; ".join(entry.causes),
             "differs": "; ".join(f"{what}: {how}" for what, how in entry.differs.items()),
         }

@@ -10,8 +10,7 @@ from typing import Any
 from lib.show.html import Footnotes, _header, figure, number_cell
 from lib.show.wording import interval
 from lib.stats import Estimate
-from lib.studies import claims, paper_tables
-from lib.studies.arxiv_2508_16700 import governance
+from lib.studies import claims, governance, paper_tables
 from lib.studies.claims import Entry
 from lib.studies.paper_tables import CHANGES, HEADS, Cell, PaperTable
 from lib.studies.schema import Column
@@ -24,7 +23,7 @@ from lib.studies.verdict import (
     TOLERANCES,
     UNTESTABLE,
     WORDS,
-    Ruling,
+    Verdict,
 )
 
 HEAD = (
@@ -53,10 +52,10 @@ def ledger_html(entries: Sequence[Entry]) -> str:
         f"<b>Claims ledger.</b> {len(entries)} claims: {verdicts}. "
         f'<span class="where">{escape(tolerances())}</span>'
     )
-    return _prose(figure("ledger", caption, f"<tr>{head}</tr>", body, notes.html()))
+    return prose(figure("ledger", caption, f"<tr>{head}</tr>", body, notes.html()))
 
 
-def _prose(html: str) -> str:
+def prose(html: str) -> str:
     """A table of sentences: its cells wrap."""
     return html.replace('class="data sortable"', 'class="data sortable prose"', 1)
 
@@ -92,8 +91,8 @@ def _entry(entry: Entry, notes: Footnotes) -> str:
         f'<span class="ci">{escape(claim["where"])}</span></th>'
         f"<td>{escape(entry.printed).replace(' %', '&nbsp;%')}{_small(meant)}</td>"
         f"{_column(m.protocol, entry.unit, notes)}"
-        f"{_column(m.corrected, entry.unit, notes, entry.rulings['corrected'], corrected_as)}"
-        f"{_column(m.bound, entry.unit, notes, entry.rulings['bound'])}"
+        f"{_column(m.corrected, entry.unit, notes, entry.verdicts['corrected'], corrected_as)}"
+        f"{_column(m.bound, entry.unit, notes, entry.verdicts['bound'])}"
         f'<td data-value="{WORDS.index(entry.verdict.word)}">{verdict_mark(entry.verdict)} '
         f"<b>{entry.verdict.word}</b>{_small(entry.verdict.why)}</td>"
         f'<td class="cause"><ul>{causes}</ul></td></tr>'
@@ -108,7 +107,7 @@ def _column(
     estimates: dict[str, Estimate],
     unit: str,
     notes: Footnotes,
-    ruling: Ruling | None = None,
+    verdict: Verdict | None = None,
     corrected_as: str = "",
 ) -> str:
     """Each value with interval, n and what it is of; or the reasons, each once under the table."""
@@ -125,23 +124,23 @@ def _column(
         lines.append(
             f'<span class="v" title="{escape(x.method)}">{escape(value)}</span>{_small(details)}'
         )
-    if ruling is not None and ruling.word != UNTESTABLE:
-        lines[0] = f"{verdict_mark(ruling)} {lines[0]}"
+    if verdict is not None and verdict.word != UNTESTABLE:
+        lines[0] = f"{verdict_mark(verdict)} {lines[0]}"
     items = "".join(f"<div>{line}</div>" for line in lines)
     return f"<td>{items}{_small(corrected_as)}</td>"
 
 
 def governance_html(study: Published) -> str:
-    """Table 13 with its sources as links."""
+    """The table of licences and policies with its sources as links."""
     table = governance.table(study)
     head = "".join(
         f'<th scope="col" class="text" data-col="{i}">{escape(c.title)}</th>'
         for i, c in enumerate(table.columns)
     )
     body = "".join(_governance_row(row) for row in table.rows)
-    caption = f"<b>Table 13.</b> {escape(table.title)}."
+    caption = f"<b>Table {governance.number(study)}.</b> {escape(table.title)}."
     below = "".join(f'<p class="note">{escape(note)}.</p>' for note in table.notes)
-    return _prose(figure("table-13", caption, f"<tr>{head}</tr>", body, below))
+    return prose(figure(table.name, caption, f"<tr>{head}</tr>", body, below))
 
 
 def _governance_row(row: tuple[Any, ...]) -> str:
@@ -245,7 +244,7 @@ def _ratio_cell(cell: Cell, notes: Footnotes, mark: str) -> str:
     )
 
 
-def verdict_mark(verdict: Ruling) -> str:
+def verdict_mark(verdict: Verdict) -> str:
     """A verdict as one sign: ✓ reproduced, ≈ direction only, ✗ not reproduced, ? not testable."""
     if not verdict.word:
         return ""

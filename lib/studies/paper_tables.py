@@ -23,7 +23,7 @@ from lib.stats import Estimate
 from lib.studies.schema import Column as PrintedColumn
 from lib.studies.schema import PrintedTable, StudyFile
 from lib.studies.study import Study, paper_name, study
-from lib.studies.verdict import Ruling, band, of_value
+from lib.studies.verdict import Verdict, band, of_value
 
 CSV_COLUMNS = (
     "row",
@@ -65,7 +65,7 @@ class Cell:
     measured: Estimate
     ratio: Estimate
     note: str
-    verdict: Ruling
+    verdict: Verdict
 
     @property
     def n(self) -> int:
@@ -264,10 +264,10 @@ def _cell(
     )
 
 
-def verdict(at: Place, printed: str | None, measured: Estimate) -> Ruling:
+def verdict(at: Place, printed: str | None, measured: Estimate) -> Verdict:
     """The verdict on one cell, by the tolerance of what its column holds."""
     if printed is None or float(printed) == 0:
-        return Ruling("", "the paper has no value" if printed is None else "the reference")
+        return Verdict("", "the paper has no value" if printed is None else "the reference")
     quantity = at.column.get("tolerance", at.spec.get("tolerance", "time"))
     allowed = band(printed, at.column["unit"], quantity)
     return of_value(measured, allowed, 0 if at.form in CHANGES else None)

@@ -57,6 +57,8 @@ class PrintedTable(TypedDict):
 class GovernanceTable(TypedDict):
     """A table of words about licences and policies, a row a model."""
 
+    number: int
+    title: str
     where: str
     columns: list[str]
     rows: dict[str, list[str]]
@@ -126,11 +128,15 @@ class Fact(TypedDict):
 
 
 class StudyFile(TypedDict):
-    """A study: its setup, what it prints and claims, and what is needed to check it."""
+    """A study: its setup, what it prints and claims, and what is needed to check it.
+
+    `rules` names the folder in lib/studies/ whose `rules` module says what the data cannot.
+    """
 
     source: str
     title: str
     url: str
+    rules: NotRequired[str]
     gpu: str
     stack: str
     dtype: str

@@ -6,11 +6,13 @@ Values are kept as the text that was printed, since its digits say how exact it 
 from __future__ import annotations
 
 import csv
+import importlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lib.analysis.series import BASE_KINDS, Series, configuration
@@ -30,12 +32,13 @@ class Absent(LookupError):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a rule found: what stands where, what follows instead, and the claims it touches.
+class Finding:
+    """What an audit's rule finds: what stands where, what follows instead, the claims it touches.
 
     error: a number or statement that the study's own data contradict. caution: the number stands,
     but means less than, or something other than, what the text says. note: for information.
-    `sources` are addresses of what was taken from elsewhere.
+    unchecked: the study lacks what the rule needs. `sources` are addresses of what was taken from
+    elsewhere. The audit adds the rule's `id`, `topic` and text.
     """
 
     severity: str
@@ -44,6 +47,9 @@ class Verdict:
     follows: str
     claims: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    id: str = ""
+    topic: str = ""
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,12 @@ class Published:
     def others(self) -> list[str]:
         """The models that it is compared with."""
         return [name for name in self.models if name != self.reference]
+
+    @property
+    def rules(self) -> ModuleType | None:
+        """What the data cannot say: the module of rules that the study's file names."""
+        name = self.data.get("rules")
+        return importlib.import_module(f"lib.studies.{name}.rules") if name else None
 
     @property
     def contexts(self) -> list[int]:
