@@ -19,7 +19,7 @@ from lib.records.record import Record
 from lib.show.table import Column, Table
 from lib.show.wording import Finding, interval, number_text, short
 from lib.stats import Estimate
-from lib.studies import causes, forms, verdict
+from lib.studies import causes, evidence, forms, verdict
 from lib.studies.evidence import STANDS, Evidence, Measured, gather
 from lib.studies.schema import Claim
 from lib.studies.study import Absent, Published, load, paper_name
@@ -88,6 +88,9 @@ def ledger(records: Sequence[Record], study: Published | None = None) -> list[En
 def measure(e: Evidence, name: str) -> Measured:
     """What was measured for a claim, by its entry or by a rule of its study."""
     claim = e.published.claim(name)
+    card = e.published.data.get("gpus", {}).get(claim.get("gpu", ""), {})
+    if reason := claim.get("reason") or card.get("reason"):
+        raise Absent(reason)
     if "test" in claim:
         return forms.measure(e, claim)
     rules = getattr(e.published.rules, "CLAIMS", {})
@@ -112,6 +115,11 @@ def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
     if measured.corrected is STANDS:
         verdicts["corrected"] = verdicts["verdict"]
     models = _models(e, measured)
+    sessions = evidence.sessions(e, models)
+    verdicts = {
+        column: verdict.of_sessions(x, sessions, claim.get("sessions", 1))
+        for column, x in verdicts.items()
+    }
     sentences = causes.sentences(e, measured, models, verdicts, audited)
     differs = causes.conditions(e, measured, models)
     return Entry(name, claim, measured, verdicts, tuple(sentences), differs)

@@ -17,8 +17,9 @@ from lib.analysis import metrics
 from lib.analysis.metrics import MIB
 from lib.analysis.series import samples
 from lib.files import unknown
+from lib.records.record import require_comparable
 from lib.stats import Estimate
-from lib.studies import verdict
+from lib.studies import evidence, verdict
 from lib.studies.evidence import (
     NO_STACK,
     STANDS,
@@ -47,6 +48,7 @@ ESTIMATOR = "paper_energy_j"  # the study's: mean of power readings before and a
 TRACED = "per parameter that a decode step was traced to use"
 ACTIVE_TRACED = "parameters that a decode step was traced to use"
 DECIMAL = "GB of 10^9 bytes"
+COMPARES = {"": stats.missing("the claim itself compares stacks")}
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,11 @@ def _per_active(plain: Metric, text: str = "", *, realised: bool = False) -> Met
     return Metric(of, text, ratio, kind=plain.kind)
 
 
+def _timed(of: Callable[..., Estimate], text: str = "", factor: float = 1.0) -> Metric:
+    """A metric of a decode step at the headline context."""
+    return Metric(lambda e, m, model: stats.scaled(of(m[model], e.arm[0], e.envs), factor), text)
+
+
 OUTPUT = Metric(output_rate, "", output_ratio, _output_over)
 DECODE = Metric(
     decode_rate,
@@ -179,6 +186,12 @@ METRICS: dict[str, Metric] = {
         _ttft_ratio,
         decodes=False,
     ),
+    "decode_step_ms": _timed(evidence.decode_step_ms),
+    "memory_floor_pct": _timed(evidence.memory_floor_share, factor=100),
+    "useful_mbu_pct": _timed(
+        evidence.useful_mbu, "bytes that a step must read: one row of the input embedding", 100
+    ),
+    "device_busy_share": _timed(evidence.device_busy_share),
     "prefill_over_rest": Metric(_prefill_over_rest),
     "prefill_over_decode": Metric(
         partial(_prefill_seconds, rate=decode_rate), "TTFT over new tokens / decode throughput"
@@ -252,13 +265,19 @@ def measure(e: Evidence, claim: Claim) -> Measured:
     def column(name: str, m: Map) -> Column:
         return _column(e, test, metric_of(name), m, models)
 
-    rerun = metric.experts and test["form"] != "steps" and (not alone or e.reference in models)
+    stacks = "stack" in over
+    rerun = (
+        metric.experts
+        and not stacks
+        and test["form"] != "steps"
+        and (not alone or e.reference in models)
+    )
     return Measured(
         test["tolerance"],
         column(test["metric"], e.base),
         column(corrected, e.base) if corrected else STANDS,
         metric_of(corrected).text if corrected else "",
-        column(bound, e.bound) if bound and metric.stack else NO_STACK,
+        column(bound, e.bound) if bound and metric.stack else COMPARES if stacks else NO_STACK,
         column(test["metric"], e.like_paper) if rerun else {},
         RATIOS.get(test["form"], (same, None))[1],
         alone,
@@ -283,4 +302,17 @@ def _column(e: Evidence, test: Test, metric: Metric, m: Map, models: Sequence[st
     if "context" in over:
         after, before = over["context"]
         return {x: change(metric.over(e, m, x, (before, after))) for x in models}
+    if "stack" in over:
+        return {x: change(_over_stacks(e, metric, x, over["stack"])) for x in models}
     return {x: change(metric.against(e, m, x)) for x in models}
+
+
+def _over_stacks(e: Evidence, metric: Metric, model: str, stacks: Sequence[str]) -> Estimate:
+    """A metric of a model on the first of two stacks over that on the second."""
+    maps = [e.base if s == e.published.data["stack"] else e.stacks[s] for s in stacks]
+    rows = [r for m in maps if (r := m[model].one(metric.kind, context=e.arm[0])) is not None]
+    try:
+        require_comparable(rows, e.envs, differ=("stack",))
+    except ValueError as error:
+        return stats.missing(f"not compared: {error}")
+    return stats.quotient(*(metric.of(e, m, model) for m in maps))

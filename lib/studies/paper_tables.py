@@ -20,6 +20,7 @@ from lib.files import unknown
 from lib.records.record import Record, record_id, require_comparable
 from lib.show.wording import number_text
 from lib.stats import Estimate
+from lib.studies import evidence
 from lib.studies.schema import Column as PrintedColumn
 from lib.studies.schema import PrintedTable, StudyFile
 from lib.studies.study import Study, paper_name, study
@@ -110,6 +111,14 @@ METRICS: dict[str, tuple[Callable[[Series, int, int], Estimate], tuple[str, ...]
 }
 
 
+# Metrics of the decode steps of all lengths at a context.
+STEPS: dict[str, Callable[[Series, int, dict], Estimate]] = {
+    "decode_step_ms": evidence.decode_step_ms,
+    "memory_floor_share": evidence.memory_floor_share,
+    "memory_floor_pct": lambda *at: stats.scaled(evidence.memory_floor_share(*at), 100),
+}
+
+
 @dataclass(frozen=True)
 class Place:
     """What one cell is of: a metric and form, and the model and context, or the ablation's arm."""
@@ -121,6 +130,7 @@ class Place:
     series: Series
     context: int
     row: str
+    gpu: str
 
 
 def _place(s: Study, spec: PrintedTable, row: str, column: str) -> Place:
@@ -130,22 +140,30 @@ def _place(s: Study, spec: PrintedTable, row: str, column: str) -> Place:
     series = s.ablation[spec["ablation"]] if "ablation" in spec else s.base[where["model"]]
     context = int(own.get("context", where["context"]))
     metric = own.get("metric", spec.get("metric", ""))
-    return Place(spec, own, metric, own.get("form", ""), series, context, row)
+    return Place(spec, own, metric, own.get("form", ""), series, context, row, where.get("gpu", ""))
 
 
 def measure(s: Study, at: Place) -> Estimate:
     """The measured estimate of one cell."""
     if "ablation" in at.spec:
         return _ablation_cell(s, at)
+    card = s.published.get("gpus", {}).get(at.gpu, {})
+    if "reason" in card:
+        return stats.missing(card["reason"])
     if not at.metric:
         return stats.missing("not measured: no metric of this workbook is this quantity")
+    if at.metric in STEPS:
+        ours = {s.environments.get(r.env_id or "", {}).get("gpu") for r in at.series.rows}
+        if card and at.series.rows and card["name"] not in ours:
+            return stats.missing(f"not measured: no row of {card['name']}")
+        return STEPS[at.metric](at.series, at.context, s.environments)
     tokens = s.published["new_tokens"]
     if at.form == "change":
         contexts = (at.column["before"], at.context)
         arms = (samples(at.series, "latency", "e2e_s", c, tokens) for c in contexts)
         return metrics.throughput_change_pct(*arms)
     if at.metric not in METRICS:
-        raise unknown("metric", at.metric, METRICS)
+        raise unknown("metric", at.metric, [*METRICS, *STEPS])
     of, kinds = METRICS[at.metric]
     value = of(at.series, at.context, tokens)
     return _against_reference(s, at, value) if at.form else value
@@ -248,7 +266,7 @@ def _cell(
             notes.append(f"by the paper's before/after estimator {number_text(own.value)} J")
     unit = meant(at.column)
     ids = tuple(dict.fromkeys(record_id(row) for row in _rows(s, at)))
-    if measured.value is not None:
+    if measured.value is not None and ids:
         measured = replace(measured, records=ids)
     return Cell(
         number,
@@ -324,7 +342,7 @@ def _rows(s: Study, at: Place) -> list[Record]:
     if "ablation" in at.spec:
         labels = [at.row, *([at.spec["reference"]] if at.form == "change" else [])]
         rows = [arm_row(at.series, at.spec, label) for label in labels]
-    elif not at.metric:
+    elif at.metric not in METRICS:
         rows = []
     else:
         contexts = [*([at.column["before"]] if at.form == "change" else []), at.context]

@@ -31,7 +31,8 @@ class PrintedTable(TypedDict):
     `rows_are` and `columns_are` say what the labels name, `metric` what all cells hold. A table of
     an ablation has an arm a row; `arms` are their values by label, `reference` the label of the one
     that changes are against, `more_rows` whether arms of ours are added, `row_reasons` why a row
-    cannot be had. `main` tables come first in a report; `topic` names what the abstract sums up.
+    cannot be had. `main` tables come first in a report; `topic` names what the abstract sums up;
+    `read` says how the table was read, where not in the paper itself.
     """
 
     title: str
@@ -52,6 +53,7 @@ class PrintedTable(TypedDict):
     row_reasons: NotRequired[dict[str, str]]
     main: NotRequired[bool]
     topic: NotRequired[str]
+    read: NotRequired[str]
 
 
 class GovernanceTable(TypedDict):
@@ -82,7 +84,9 @@ class Test(TypedDict):
 class Claim(TypedDict):
     """A number, a range of two or, where `value` is null, an order that the text claims.
 
-    Without a `test` it is tested by a rule of its study, by the claim's name.
+    Without a `test` it is tested by a rule of its study, by the claim's name. It cannot be tested
+    where there is a `reason`, or where its `gpu` has one. `low` and `high` are the ends of the
+    study's interval, over so many fresh `sessions`.
     """
 
     where: str
@@ -94,6 +98,12 @@ class Claim(TypedDict):
     model: NotRequired[str]
     models: NotRequired[list[str]]
     test: NotRequired[Test]
+    gpu: NotRequired[str]
+    reason: NotRequired[str]
+    low: NotRequired[str]
+    high: NotRequired[str]
+    interval: NotRequired[str]
+    sessions: NotRequired[int]
 
 
 class Counts(TypedDict):
@@ -127,6 +137,13 @@ class Fact(TypedDict):
     of: NotRequired[int]
 
 
+class Card(TypedDict):
+    """A card of the study by its name in params/gpus.yaml, and why it cannot be measured here."""
+
+    name: str
+    reason: NotRequired[str]
+
+
 class StudyFile(TypedDict):
     """A study: its setup, what it prints and claims, and what is needed to check it.
 
@@ -143,6 +160,14 @@ class StudyFile(TypedDict):
     context: int
     new_tokens: int
     ablation_model: str
+    html_title: NotRequired[str]
+    authors: NotRequired[list[str]]
+    submitted: NotRequired[str]
+    attention: NotRequired[str]
+    batch: NotRequired[int]
+    contexts_measured: NotRequired[list[int]]
+    gpus: NotRequired[dict[str, Card]]
+    protocol: NotRequired[dict[str, str]]
     models: dict[str, list[str]]
     tables: dict[int, PrintedTable]
     governance: NotRequired[GovernanceTable]

@@ -122,6 +122,15 @@ def of_order(ratio: Estimate, direction: str) -> Verdict:
     return Verdict(NOT, f"{_span(low, high)}: the other way round")
 
 
+def of_sessions(verdict: Verdict, ours: int, theirs: int) -> Verdict:
+    """What fewer fresh sessions than the study's can decide: the direction, and no more."""
+    if ours >= theirs or verdict.word not in (REPRODUCED, DIRECTION):
+        return verdict
+    few = f"{ours} session{'s' if ours > 1 else ''} decides the direction only, not the interval "
+    few += f"that the paper has over {theirs}"
+    return Verdict(DIRECTION, "; ".join(filter(None, (verdict.why, few))))
+
+
 def together(verdicts: Mapping[str, Verdict]) -> Verdict:
     """One verdict of several: it fails where one fails, and is untested where one is untested."""
     for word in (NOT, UNTESTABLE, DIRECTION):
