@@ -176,7 +176,7 @@ def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
     top, second, index = [f'<th scope="col" rowspan="2" data-col="0">{first}</th>'], [], 1
     for name, column in table.columns:
         parts, meant = _parts(column), paper_tables.meant(column)
-        same = meant == column["unit"] or meant.startswith(("output", "ms;"))
+        same = meant == column["unit"] or meant.startswith("output") or ";" in meant
         unit = "" if same else f"in {meant}"
         title = escape(name) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
         top.append(f'<th scope="colgroup" class="group" colspan="{len(parts)}">{title}</th>')

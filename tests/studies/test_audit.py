@@ -479,7 +479,11 @@ def test_every_study_is_what_the_schema_says(path):
         ("context: 2048", "contxt: 2048", "key of study.yaml: 'contxt'; did you mean 'context'"),
         ("dtype: bfloat16\n", "", "study.yaml lacks dtype"),
         ("  1:\n", '  "1":\n', "study.yaml, tables, 1 is '1', needs a whole number"),
-        ("{unit: ms, metric: ttft_ms}", "{unt: ms}", "study.yaml, tables, 1, columns, TTFT .ms.: 'unt'; did you"),
+        (
+            "{unit: ms, metric: ttft_ms}",
+            "{unt: ms}",
+            "study.yaml, tables, 1, columns, TTFT .ms.: 'unt'; did you",
+        ),
         ('["459.72"', "[459.72", "rows, GPT-OSS-20B, 0 is 459.72, needs text .in quotes. or null"),
         (
             'value: "20.9"',
