@@ -159,13 +159,13 @@ class StudyFile(TypedDict):
     dtype: str
     context: int
     new_tokens: int
+    contexts_measured: list[int]
     ablation_model: str
     html_title: NotRequired[str]
     authors: NotRequired[list[str]]
     submitted: NotRequired[str]
     attention: NotRequired[str]
     batch: NotRequired[int]
-    contexts_measured: NotRequired[list[int]]
     gpus: NotRequired[dict[str, Card]]
     protocol: NotRequired[dict[str, str]]
     models: dict[str, list[str]]

@@ -24,7 +24,6 @@ from lib.studies.schema import Claim, Fact, Source, StudyFile
 PUBLISHED = ROOT / "params" / "published" / "arxiv-2508.16700.yaml"
 BYTES = {"MB": 10**6, "MiB": 2**20, "GB": 10**9}
 SEVERITIES = ("error", "caution", "note")
-RATE, P50, TTFT, JOULES = "TPOT (tok/s)", "p50 (ms)", "TTFT (ms)", "J/1K (J)"  # columns
 
 
 class Absent(LookupError):
@@ -82,8 +81,8 @@ class Published:
 
     @property
     def contexts(self) -> list[int]:
-        """Prompt lengths of table 2, in order."""
-        return sorted(int(row) for row in self._of("tables", 2)["rows"])
+        """Prompt lengths that the study measures, in order."""
+        return sorted(self.data["contexts_measured"])
 
     def _of(self, part: str, name: Any) -> Any:
         try:

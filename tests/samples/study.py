@@ -197,6 +197,7 @@ def study(wide_w: float = 150, first_idle: bool = False) -> dict[str, Any]:
         "dtype": "bfloat16",
         "context": HEAD,
         "new_tokens": TOKENS,
+        "contexts_measured": [*CONTEXTS],
         "ablation_model": "Ours",
         "models": {m: [m.lower()] for m in models},
         "tables": tables,

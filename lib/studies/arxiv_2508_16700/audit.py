@@ -12,10 +12,6 @@ from collections.abc import Iterable, Sequence
 from lib import stats
 from lib.studies.study import (
     BYTES,
-    JOULES,
-    P50,
-    RATE,
-    TTFT,
     Finding,
     Published,
     agrees,
@@ -25,6 +21,7 @@ from lib.studies.study import (
     rounded,
 )
 
+RATE, P50, TTFT, JOULES = "TPOT (tok/s)", "p50 (ms)", "TTFT (ms)", "J/1K (J)"  # columns
 POINTS = 5.0  # percentage points by which a change must differ before it is called another one
 PEAK, GAP, LESS = "Peak VRAM (MB)", "Δ vs GPT-OSS (MB)", "% less vs Qwen/Yi"
 MIB = BYTES["MiB"]

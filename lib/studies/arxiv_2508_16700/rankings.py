@@ -19,6 +19,7 @@ from lib.show.table import Column, Table
 from lib.show.wording import short
 from lib.stats import Estimate
 from lib.studies import verdict
+from lib.studies.arxiv_2508_16700.audit import JOULES, RATE, TTFT
 from lib.studies.evidence import (
     Evidence,
     Map,
@@ -30,7 +31,7 @@ from lib.studies.evidence import (
     reading,
     ttft_s,
 )
-from lib.studies.study import JOULES, RATE, TTFT, Absent, Published
+from lib.studies.study import Absent, Published
 
 Values = Mapping[str, Estimate]
 Of = Callable[[Evidence, Map, str], Estimate]
