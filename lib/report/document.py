@@ -151,7 +151,7 @@ def render(
     priced = cost.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
     csvs += [cost.write_csv(priced, out)] if priced else []
-    context = _paper_caption(rows, published) if paper else []
+    context = _paper_caption(rows, published, found) if paper else []
     first = [t for t in paper if t.spec.get("main")]
     more = [
         (f"Table {t.number}. {t.spec['title']}", Markup(_paper(t, context)))
@@ -232,8 +232,10 @@ def _paper(table: PaperTable, context: Sequence[str]) -> str:
     return paper_html(table, f"table-{table.number}", context)
 
 
-def _paper_caption(rows: Sequence[Record], published: dict[str, Any]) -> list[str]:
-    """What holds for every number beside the paper's: the card and the weights."""
+def _paper_caption(
+    rows: Sequence[Record], published: dict[str, Any], jobs: Sequence[Job]
+) -> list[str]:
+    """What holds for every number beside the paper's: card, weights, and what was interrupted."""
     mine = [r for r in rows if paper_name(r.key.get("model"), published)]
     envs = environments(rows)
     gpus = sorted({str(envs.get(r.env_id or "", {}).get("gpu") or "a CPU") for r in mine})
@@ -246,6 +248,10 @@ def _paper_caption(rows: Sequence[Record], published: dict[str, Any]) -> list[st
         ]
     if "random" in {r.key.get("weights") for r in mine}:
         said.append(RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + ".")
+    cut = [j for j in jobs if j.status == "interrupted" and paper_name(j.model, published)]
+    if cut:
+        names = ", ".join(f"{job.model} ({job.notebook})" for job in cut)
+        said.append(f"Interrupted, so that cells may be missing: {names}.")
     return said
 
 

@@ -130,17 +130,34 @@ def _energy(sample: str, text: str = "", *, inverse: bool = False) -> Metric:
     return Metric(of, text, ratio, None if inverse else over, kind="energy")
 
 
-def _share(e: Evidence, m: Map, model: str, *, realised: bool = False) -> Estimate:
+def _counted(of: Callable[[Evidence, str], Estimate], text: str = "") -> Metric:
+    return Metric(lambda e, m, model: of(e, model), text, stack=False, experts=False)
+
+
+def _active(e: Evidence, model: str, *, realised: bool) -> Estimate:
+    return stats.scaled(active(e, model, realised=realised), 1e-9)
+
+
+def _share(e: Evidence, model: str, *, realised: bool) -> Estimate:
     used = stats.scaled(active(e, model, realised=realised), 1e-7)
     return stats.as_exact(stats.quotient(used, total(e, model)), verdict.COUNTED)
 
 
-def _count(realised: bool) -> Of:
-    return lambda e, m, model: stats.scaled(active(e, model, realised=realised), 1e-9)
+def _reading(
+    name: str,
+    text: str = "",
+    *,
+    kind: str = "memory-paper",
+    unit: float = MIB,
+    experts: bool = True,
+    ratio: Of | None = None,
+) -> Metric:
+    """One reading of the allocator."""
 
+    def of(e: Evidence, m: Map, model: str) -> Estimate:
+        return stats.scaled(reading(e, m, model, name, kind), 1 / unit)
 
-def _bytes(name: str, kind: str = "memory-paper", unit: float = 1e9) -> Of:
-    return lambda e, m, model: stats.scaled(reading(e, m, model, name, kind), 1 / unit)
+    return Metric(of, text, ratio, stack=False, experts=experts)
 
 
 def _baseline_per_parameter(e: Evidence, m: Map, other: str) -> Estimate:
@@ -202,32 +219,26 @@ METRICS: dict[str, Metric] = {
     "tokens_per_j": _energy(
         "energy_j", "energy by the board's counter over the call", inverse=True
     ),
-    "total_billion": Metric(lambda e, m, model: total(e, model), stack=False, experts=False),
-    "active_billion": Metric(_count(False), "active parameters", stack=False, experts=False),
-    "active_billion_traced": Metric(_count(True), ACTIVE_TRACED, stack=False, experts=False),
-    "active_pct": Metric(_share, stack=False, experts=False),
-    "active_pct_traced": Metric(
-        partial(_share, realised=True), ACTIVE_TRACED, stack=False, experts=False
+    "total_billion": _counted(total),
+    "active_billion": _counted(partial(_active, realised=False), "active parameters"),
+    "active_billion_traced": _counted(partial(_active, realised=True), ACTIVE_TRACED),
+    "active_pct": _counted(partial(_share, realised=False)),
+    "active_pct_traced": _counted(partial(_share, realised=True), ACTIVE_TRACED),
+    "peak_mib": _reading("peak_bytes"),
+    "peak_gb": _reading("peak_bytes", DECIMAL, unit=1e9),
+    "peak_mib_over_1000": _reading("peak_bytes", unit=MIB * 1e3),
+    "generate_peak_mib": _reading(
+        "peak_bytes", "peak of generate(), which holds no logits of the prompt", kind="memory"
     ),
-    "peak_gb": Metric(_bytes("peak_bytes"), DECIMAL, stack=False),
-    "peak_mib_over_1000": Metric(_bytes("peak_bytes", unit=MIB * 1e3), stack=False),
-    "generate_peak_gb": Metric(
-        _bytes("peak_bytes", "memory"),
-        "peak of generate(), which holds no logits of the prompt",
-        stack=False,
-    ),
-    "baseline_gb": Metric(_bytes("baseline_bytes"), DECIMAL, stack=False, experts=False),
-    "baseline_mib_over_1000": Metric(
-        _bytes("baseline_bytes", unit=MIB * 1e3), stack=False, experts=False
-    ),
-    "baseline_per_parameter": Metric(
-        _bytes("baseline_bytes"),
+    "baseline_gb": _reading("baseline_bytes", DECIMAL, unit=1e9, experts=False),
+    "baseline_mib_over_1000": _reading("baseline_bytes", unit=MIB * 1e3, experts=False),
+    "baseline_per_parameter": _reading(
+        "baseline_bytes",
         "baseline per parameter, all experts resident",
-        _baseline_per_parameter,
-        stack=False,
+        ratio=_baseline_per_parameter,
     ),
-    "above_baseline_gb": Metric(_bytes("above"), stack=False),
-    "kv_gb": Metric(_bytes("kv_tensor_bytes"), "bytes of the key and value tensors", stack=False),
+    "above_baseline_mib": _reading("above"),
+    "kv_mib": _reading("kv_tensor_bytes", "bytes of the key and value tensors"),
     "ape_tpot": _per_active(OUTPUT),
     "ape_tpot_traced": _per_active(OUTPUT, TRACED, realised=True),
     "ape_decode_traced": _per_active(DECODE, TRACED, realised=True),

@@ -11,6 +11,7 @@ from lib.__main__ import main
 from lib.files import read_yaml, resolve
 from lib.hardware import datasheets
 from lib.records.record import Record, environment_record
+from lib.report import document
 from lib.studies import audit, claims, forms, verdict
 from lib.studies import study as studies_study
 from lib.studies.paper_tables import paper_tables
@@ -118,6 +119,19 @@ def test_the_audit_runs_its_arithmetic_and_says_what_had_no_data(study, capsys):
     assert findings["step-is-the-median"].severity == "unchecked"
     assert main(["audit", "--study", FILE]) == 0
     assert "Rules checked: 8, of which 3 hold" in capsys.readouterr().out
+
+
+def test_the_report_follows_the_study(study, tmp_path):
+    """Without pieces of its own it has no ladder, and no table of licences."""
+    jobs = tmp_path / "jobs"
+    where = f"{QWEN}/random-hf-eager/latency"
+    sample.write_job(jobs, where, rows()[1:], sample.GPU, model=QWEN, status="interrupted")
+    text = document.write(jobs, tmp_path / "out", study=study).read_text(encoding="utf-8")
+    assert 'id="table-8"' in text and "Tables 1 and 8 of" in text
+    assert 'id="claim-graphs-gain-h100"' in text and 'id="ladder"' not in text
+    assert f"Interrupted, so that cells may be missing: {QWEN} (latency)." in text
+    assert len((tmp_path / "out" / "claims.csv").read_text(encoding="utf-8").splitlines()) == 15
+    assert not (tmp_path / "out" / "tables" / "table-13.csv").exists()
 
 
 def test_cards_are_those_of_the_datasheets_and_models_have_entries(study):
