@@ -21,6 +21,7 @@ DTYPE ?=
 BANDWIDTH_GB_S ?=
 CONTEXT ?=
 CSV ?=
+STUDY ?=
 WITH ?=
 
 # lib is importable in every environment and every notebook kernel, installed or not.
@@ -55,6 +56,7 @@ help:  ## list the targets and variables
 	@echo "  DTYPE=                   make report: of the weights; make fit: only these (bfloat16, mxfp4, 4-bit ...)"
 	@echo "  CONTEXT=                 make fit: only these contexts"
 	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
+	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
 	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
 
@@ -70,7 +72,7 @@ report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	    $(if $(filter-out 0 no false,$(WAIT)),--wait) \
 	    $(if $(filter-out 0 no false,$(FORCE)),--force)) $(if $(OUT),--out "$(OUT)") \
 	    $(if $(GPU_HOUR_USD),--gpu-hour-usd "$(GPU_HOUR_USD)") \
-	    $(if $(KWH_USD),--kwh-usd "$(KWH_USD)")
+	    $(if $(KWH_USD),--kwh-usd "$(KWH_USD)") $(if $(STUDY),--study "$(STUDY)")
 
 merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/b" OUT=outputs/c
 	@$(call find,report) exec "$$py" -m lib merge $(FROM) $(if $(OUT),--out "$(OUT)")
@@ -89,7 +91,7 @@ fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; n
 	    $(if $(CONTEXT),--context "$(CONTEXT)") $(ARGS)
 
 audit:  ## check a published study against its own data; CSV=folder compares its released files
-	@$(call find,report) exec "$$py" -m lib audit $(if $(CSV),--csv "$(CSV)") $(ARGS)
+	@$(call find,report) exec "$$py" -m lib audit $(if $(STUDY),--study "$(STUDY)") $(if $(CSV),--csv "$(CSV)") $(ARGS)
 
 clients:  ## score load generators against a server that knows the truth (their own environments)
 	@$(call find,report) exec "$$py" -m lib.measure.serving.clients \

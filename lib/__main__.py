@@ -23,6 +23,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lib import files
 from lib.analysis import cost
@@ -47,7 +48,7 @@ def make_report(args: argparse.Namespace) -> int:
     os.environ["JUPYTER_PATH"] = files.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
     prices = cost.Prices(args.gpu_hour_usd, args.kwh_usd)
-    write_report = functools.partial(report.write, prices=prices)
+    write_report = functools.partial(report.write, prices=prices, study=study_of(args))
     if args.source:
         store.refuse_released(out_dir)
         page = write_report(require_results(resolve(args.source)), out_dir)
@@ -192,15 +193,22 @@ def check_fit(args: argparse.Namespace) -> int:
     return 0
 
 
-def audit_study(args: argparse.Namespace) -> int:
-    """Print the audit of a study; 1 where its facts differ from the files of --csv."""
-    from lib.studies import audit
+def study_of(args: argparse.Namespace) -> Any:
+    """The published study that a command line names, or this workbook's."""
     from lib.studies import study as studies
 
     path = resolve(args.study or studies.PUBLISHED)
     if not path.is_file():
         raise ParamsError(f"no study {args.study}; --study takes a file of params/published/")
-    study = studies.load(path)
+    return studies.load(path)
+
+
+def audit_study(args: argparse.Namespace) -> int:
+    """Print the audit of a study; 1 where its facts differ from the files of --csv."""
+    from lib.studies import audit
+    from lib.studies import study as studies
+
+    study = study_of(args)
     findings = audit.findings(study)
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     title = f"{study.data['title']} ({study.data['source']})"
@@ -236,6 +244,7 @@ def parser() -> argparse.ArgumentParser:
     add_run_options(one)
     one.add_argument("--from", dest="source", type=Path, help="only rebuild a report")
     one.add_argument("--gpu-hour-usd", type=float, help="price: shows cost per token")
+    one.add_argument("--study", type=Path, help="default: the study of this workbook")
     one.add_argument("--kwh-usd", type=float, help="price: shows cost of energy per token")
 
     one = verb("job", run_one, errors=REFUSED)

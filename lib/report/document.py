@@ -32,12 +32,12 @@ from lib.show.html import grid_html
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
 from lib.show.page import data_link, entry, shell, write_text
 from lib.show.table import Table
-from lib.studies import paper_tables, section, study
+from lib.studies import paper_tables, section
 from lib.studies.html import paper_html
 from lib.studies.paper_tables import PaperTable
 from lib.studies.schema import StudyFile
+from lib.studies.study import Published, load, paper_name
 
-MAIN_TABLES = (1, 5, 6, 8)
 SECTION = re.compile(r'<h2[^>]* id="([^"]+)"[^>]*>(.*?)</h2>', re.DOTALL)
 TITLE = "What it costs to deploy an open-weight language model"
 
@@ -46,11 +46,13 @@ def write(
     source_dir: str | Path,
     out_dir: str | Path | None = None,
     prices: cost.Prices | None = None,
+    study: Published | None = None,
 ) -> Path:
     """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
 
     `source_dir` holds jobs (run.json, records.jsonl, notebook.ipynb) and is only read when
-    `out_dir` is another folder. Costs are shown where `prices` are given.
+    `out_dir` is another folder. Costs are shown where `prices` are given; `study` is the published
+    one beside the rows, by default this workbook's.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -63,7 +65,7 @@ def write(
     fragments = {job.id: _fragment(job) for job in jobs if job.notebook_path}
     pages = {job.id: _page(job, out, fragments[job.id]) for job in jobs if job.notebook_path}
     path = out / "report.html"
-    write_text(path, render(jobs, source, out, pages, fragments, prices))
+    write_text(path, render(jobs, source, out, pages, fragments, prices, study or load()))
     return path
 
 
@@ -126,31 +128,32 @@ def render(
     pages: dict[str, Path],
     fragments: dict[str, str],
     prices: cost.Prices | None,
+    study: Published,
 ) -> str:
     """The report as text; writes the CSVs that it embeds."""
     rows = merge([r for job in _by_end(jobs) for r in job.records])
-    published = study.load_published()
-    paper = paper_tables.papers(paper_tables.paper_tables(rows, published), rows, published)
+    published = study.data
+    paper = paper_tables.paper_tables(rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
     beside += tables.tables(rows)
     batch = figures.section(rows)
     ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
     csvs = [
-        *paper_tables.write_csvs(rows, published, out),
+        *paper_tables.write_csvs(paper, out),
         *sections.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
     ]
-    replicated = section.part(rows, study.load(), out)
+    replicated = section.part(rows, study, out)
     generic = [*sections.generic_tables(rows), *host_bound.tables(rows), *kernels]
     priced = cost.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
     csvs += [cost.write_csv(priced, out)] if priced else []
-    context = _paper_caption(rows, published) if paper else []
-    main = [Markup(_paper(t, context)) for t in paper if t.number in MAIN_TABLES]
+    context = _paper_caption(rows, published, jobs) if paper else []
+    first = [t for t in paper if t.spec.get("main")]
     more = [
-        (f"Table {t.number}. {t.title}", Markup(_paper(t, context)))
+        (f"Table {t.number}. {t.spec['title']}", Markup(_paper(t, context)))
         for t in paper
-        if t.number not in MAIN_TABLES
+        if t not in first
     ]
     grids = [(t.title, Markup(grid_html(t, f"grid-{t.name}"))) for t in generic]
     failures = [job for job in jobs if job.status != "ok"]
@@ -174,7 +177,8 @@ def render(
             counts=provenance.counts(jobs, rows),
             provenance=provenance.provenance(jobs),
             paper=published,
-            paper_main=main,
+            paper_main=[Markup(_paper(t, context)) for t in first],
+            paper_numbers=section.numbers(first).capitalize() if first else "",
             paper_more=more,
             bound=Markup(_bound(bound, rows)),
             batch=batch,
@@ -193,7 +197,14 @@ def render(
             + [(p.name, data_link(p)) for p in csvs],
             files=Markup(_file_links(jobs, pages, out)),
             records=Markup(record_list.html(rows, _by_end(jobs), out)),
-            toc=_contents(groups, bool(paper), bool(bound.rows), bool(ledgers), bool(batch)),
+            toc=_contents(
+                groups,
+                bool(paper),
+                bool(replicated and replicated.own),
+                bool(bound.rows),
+                bool(ledgers),
+                bool(batch),
+            ),
             footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
         )
     )
@@ -214,9 +225,9 @@ def _paper(table: PaperTable, context: Sequence[str]) -> str:
     return paper_html(table, f"table-{table.number}", context)
 
 
-def _paper_caption(rows: Sequence[Record], published: StudyFile) -> list[str]:
-    """What holds for every number beside the paper's: the card and the weights."""
-    mine = [r for r in rows if study.paper_name(r.key.get("model"), published)]
+def _paper_caption(rows: Sequence[Record], published: StudyFile, jobs: Sequence[Job]) -> list[str]:
+    """What holds for every number beside the paper's: card, weights, and what was interrupted."""
+    mine = [r for r in rows if paper_name(r.key.get("model"), published)]
     envs = environments(rows)
     gpus = sorted({str(envs.get(r.env_id or "", {}).get("gpu") or "a CPU") for r in mine})
     where = " and ".join(gpus)
@@ -226,7 +237,10 @@ def _paper_caption(rows: Sequence[Record], published: StudyFile) -> list[str]:
             f"Measured on {where}; the paper used {published['gpu']}, so times and energy "
             "differ by hardware, memory need not."
         )
-    return [text, *_cautions(mine)]
+    cut = [j for j in jobs if j.status == "interrupted" and paper_name(j.model, published)]
+    names = ", ".join(f"{job.model} ({job.notebook})" for job in cut)
+    interrupted = [f"Interrupted, so that cells may be missing: {names}."] if cut else []
+    return [text, *_cautions(mine), *interrupted]
 
 
 def _cautions(rows: Sequence[Record]) -> list[str]:
@@ -317,10 +331,15 @@ def _file_links(jobs: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
 
 
 def _contents(
-    groups: Sequence[SimpleNamespace], paper: bool, bound: bool, ledgers: bool, batch: bool
+    groups: Sequence[SimpleNamespace],
+    paper: bool,
+    own: bool,
+    bound: bool,
+    ledgers: bool,
+    batch: bool,
 ) -> list[SimpleNamespace]:
     entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
-    if paper:
+    if own:
         more = (("ladder", "The ratio ladder"), ("changes", "If you measure it right"))
         entries[1:1] = [entry(*item) for item in more]
     entries.append(entry("tables", "The paper's tables" if paper else "Results"))

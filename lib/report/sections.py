@@ -9,7 +9,7 @@ from typing import Any
 from lib.analysis import ablations, energy, experts, latency, memory
 from lib.records.record import Record
 from lib.show.table import Table, frame
-from lib.studies.arxiv_2508_16700 import kv_contribution
+from lib.studies import kv_contribution
 
 
 def generic_tables(rows: Sequence[Record]) -> list[Table]:

@@ -10,69 +10,32 @@ import inspect
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from lib.studies.arxiv_2508_16700 import audit
-from lib.studies.study import SEVERITIES, Absent, Published, Verdict
+from lib.studies.study import SEVERITIES, Absent, Finding, Published
 
-RULES: dict[str, tuple[Callable[[Published], Verdict | None], ...]] = {
-    "latency": audit.LATENCY,
-    "memory": audit.MEMORY,
-    "energy": audit.ENERGY,
-    "efficiency": audit.EFFICIENCY,
-    "ablations": audit.ABLATIONS,
-    "governance": audit.GOVERNANCE,
-    "arithmetic": audit.ARITHMETIC,
-}
-Curve = tuple[str, str, str, list[float], list[float]]  # label, model, line style, x, y
+Rule = Callable[[Published], Finding | None]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One rule that does not hold, or that could not be checked (severity "unchecked").
-
-    `printed` is what the study prints, `follows` what its own data say instead; `claims` are the
-    names of the claims it touches, `sources` addresses of what was taken from elsewhere.
-    """
-
-    id: str
-    topic: str
-    severity: str
-    where: str
-    printed: str
-    follows: str
-    rule: str
-    claims: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
+def rules(study: Published) -> dict[str, tuple[Rule, ...]]:
+    """The rules of a study's own module, by topic; none where its file names no module."""
+    return study.rules.AUDIT if study.rules else {}
 
 
 def findings(study: Published) -> list[Finding]:
     """Every rule that the study breaks, the gravest first; a rule that holds is left out."""
     every = []
-    for topic, rules in RULES.items():
-        for rule in rules:
+    for topic, group in rules(study).items():
+        for rule in group:
             try:
-                verdict = rule(study)
+                finding = rule(study)
             except Absent as reason:
-                verdict = Verdict("unchecked", "", "", f"not checked: {reason.args[0]}")
-            if verdict is not None:
-                every.append(_finding(topic, rule, verdict))
+                finding = Finding("unchecked", "", "", f"not checked: {reason.args[0]}")
+            if finding is not None:
+                text = " ".join((inspect.getdoc(rule) or "").split())
+                every.append(replace(finding, id=name_of(rule), topic=topic, rule=text))
     order = (*SEVERITIES, "unchecked")
     return sorted(every, key=lambda f: order.index(f.severity))
-
-
-def _finding(topic: str, rule: Callable, verdict: Verdict) -> Finding:
-    return Finding(
-        id=name_of(rule),
-        topic=topic,
-        severity=verdict.severity,
-        where=verdict.where,
-        printed=verdict.printed,
-        follows=verdict.follows,
-        rule=" ".join((inspect.getdoc(rule) or "").split()),
-        claims=verdict.claims,
-        sources=verdict.sources,
-    )
 
 
 def name_of(rule: Callable) -> str:
@@ -80,10 +43,10 @@ def name_of(rule: Callable) -> str:
     return rule.__name__.replace("_", "-")
 
 
-def holding(findings: Sequence[Finding]) -> list[str]:
+def holding(study: Published, findings: Sequence[Finding]) -> list[str]:
     """Ids of the rules that the study keeps."""
-    broken = {f.id for f in findings}
-    return [name for rules in RULES.values() for name in map(name_of, rules) if name not in broken]
+    names = [name_of(rule) for group in rules(study).values() for rule in group]
+    return [name for name in names if name not in {f.id for f in findings}]
 
 
 def markdown(findings: Sequence[Finding], topic: str | None = None) -> str:
@@ -105,12 +68,12 @@ def markdown(findings: Sequence[Finding], topic: str | None = None) -> str:
 
 def conclusion(study: Published, findings: Sequence[Finding]) -> str:
     """What the audit shows, in sentences: counts, what holds, and the claims that are touched."""
-    counts, holds = Counter(f.severity for f in findings), holding(findings)
+    counts, holds = Counter(f.severity for f in findings), holding(study, findings)
     parts = [
         f"{counts[s]} {_plural(s, counts[s])}" for s in (*SEVERITIES, "unchecked") if counts[s]
     ]
     more = f"; the others gave {', '.join(parts)}" if parts else ""
-    total = sum(map(len, RULES.values()))
+    total = sum(map(len, rules(study).values()))
     lines = [f"Rules checked: {total}, of which {len(holds)} hold{more}."]
     for severity in ("error", "caution"):
         names = dict.fromkeys(c for f in findings if f.severity == severity for c in f.claims)
@@ -135,30 +98,6 @@ def caption(study: Published) -> str:
         f"Printed values and released facts of {data['source']}; {data['gpu']}, "
         f"{data['dtype']}, {data['stack']}"
     )
-
-
-def throughput_curves(study: Published) -> list[Curve]:
-    """Per model the printed throughput and the decode-only slope of its released call times."""
-    curves: list[Curve] = []
-    for title in study.models:
-        at, model = study.contexts, study.entry(title)[0]
-        printed = [study.value(2, c, title) for c in at]
-        decode = [audit.decode_tok_per_s(study, title, c) for c in at]
-        curves.append((f"{title}, printed", model, "-", at, printed))
-        curves.append((f"{title}, decode only", model, "--", at, decode))
-    return curves
-
-
-def ttft_curves(study: Published) -> list[Curve]:
-    """Per model the printed TTFT and the released median (ms)."""
-    curves: list[Curve] = []
-    for title in study.models:
-        at, model = study.contexts, study.entry(title)[0]
-        printed = [study.value(3, c, title) for c in at]
-        median = [study.fact("ttft_median_ms", title, c) for c in at]
-        curves.append((f"{title}, printed", model, "-", at, printed))
-        curves.append((f"{title}, released median", model, "--", at, median))
-    return curves
 
 
 def text(findings: Sequence[Finding], width: int = 100) -> str:

@@ -8,7 +8,7 @@ from lib.records.record import select
 from lib.studies import audit, verdict
 from lib.studies.evidence import Evidence, Measured, decode_share, machines, output_rate, ttft_s
 from lib.studies.study import Absent, Published, each
-from lib.studies.verdict import Ruling
+from lib.studies.verdict import Verdict
 
 HALF = 0.5  # below this share of its bound, something other than the memory sets the pace
 
@@ -54,12 +54,12 @@ def sentences(
     e: Evidence,
     measured: Measured,
     models: list[str],
-    rulings: Mapping[str, Ruling],
+    verdicts: Mapping[str, Verdict],
     audited: list[str],
 ) -> list[str]:
     """What is known to move the measured value away from the printed one.
 
-    `rulings` are the verdicts by column (verdict, corrected, bound, like_paper).
+    `verdicts` are the verdicts by column (verdict, corrected, bound, like_paper).
     """
     lines = []
     methods = [x.method for x in measured.protocol.values() if x.value is not None]
@@ -72,13 +72,13 @@ def sentences(
         if not measured.alone:
             lines += filter(None, [machines(e, [(e.base, m) for m in models], kind=measured.kind)])
     if methods and e.reference in models and measured.like_paper:
-        lines += _experts(e, measured, rulings["like_paper"])
-    main = rulings["verdict"].word
+        lines += _experts(e, measured, verdicts["like_paper"])
+    main = verdicts["verdict"].word
     for column, what in (
         ("corrected", "by the corrected definition"),
         ("bound", f"on {e.bound_stack}, which the device bounds"),
     ):
-        word = rulings[column].word
+        word = verdicts[column].word
         if word not in (main, verdict.UNTESTABLE):
             lines.append(f"{what}: {word}")
     if audited:
@@ -112,7 +112,7 @@ def busy_share(e: Evidence, model: str) -> float | None:
     return row.value("decode_busy_s") / step_s
 
 
-def _experts(e: Evidence, measured: Measured, like_paper: Ruling) -> list[str]:
+def _experts(e: Evidence, measured: Measured, like_paper: Verdict) -> list[str]:
     row = next(
         (r for r in e.base[e.reference].rows if r.key.get("experts") and r.kind != "card"), None
     )

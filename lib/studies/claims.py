@@ -1,7 +1,7 @@
 """The claims ledger: each claim of a study, what was measured for it, and the verdict.
 
 Three measurements stand beside a claim: by the study's protocol, which the verdict is about; by the
-corrected definition; and by that on a stack that the device bounds. A claim without a rule is an
+corrected definition; and by that on a stack that the device bounds. A claim without a test is an
 error.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,12 @@ from lib.records.record import Record
 from lib.show.table import Column, Table
 from lib.show.wording import Finding, interval, number_text, short
 from lib.stats import Estimate
-from lib.studies import causes, verdict
-from lib.studies.arxiv_2508_16700.claims import ENERGY, SIZES, SPEED
+from lib.studies import causes, evidence, forms, verdict
 from lib.studies.evidence import STANDS, Evidence, Measured, gather
 from lib.studies.schema import Claim
 from lib.studies.study import Absent, Published, load, paper_name
-from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Ruling
+from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Verdict
 
-Rule = Callable[[Evidence, str], Measured]
-RULES: dict[str, Rule] = {**SPEED, **SIZES, **ENERGY}
 COLUMNS = ("protocol", "corrected", "bound")
 CSV_COLUMNS = (
     "claim", "where", "text", "of", "unit", "meant", "paper", "direction",
@@ -39,23 +36,22 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One claim with its verdict. `rulings` are by column: verdict, corrected, bound, like_paper.
+    """One claim with its verdict. `verdicts` are by column: verdict, corrected, bound, like_paper.
 
     `causes` are sentences; `differs` says for card, host, software and weights how they differ.
     """
 
     name: str
     claim: Claim
-    rule: str
     measured: Measured
-    rulings: dict[str, Ruling]
+    verdicts: dict[str, Verdict]
     causes: tuple[str, ...]
     differs: dict[str, str]
 
     @property
-    def verdict(self) -> Ruling:
+    def verdict(self) -> Verdict:
         """The verdict by the study's own protocol."""
-        return self.rulings["verdict"]
+        return self.verdicts["verdict"]
 
     @property
     def cause(self) -> str:
@@ -89,35 +85,47 @@ def ledger(records: Sequence[Record], study: Published | None = None) -> list[En
     return [_entry(evidence, name, audited.get(name, [])) for name in study.data["claims"]]
 
 
-def rule_of(name: str) -> Rule:
-    """The rule of a claim; a claim without one is an error."""
-    if name not in RULES:
-        raise LookupError(f"claim {name!r} has no rule; add one to the claims.py of its study")
-    return RULES[name]
+def measure(e: Evidence, name: str) -> Measured:
+    """What was measured for a claim, by its entry or by a rule of its study."""
+    claim = e.published.claim(name)
+    card = e.published.data.get("gpus", {}).get(claim.get("gpu", ""), {})
+    if reason := claim.get("reason") or card.get("reason"):
+        raise Absent(reason)
+    if "test" in claim:
+        return forms.measure(e, claim)
+    rules = getattr(e.published.rules, "CLAIMS", {})
+    if name not in rules:
+        raise LookupError(f"claim {name!r} has no test in its entry and no rule in its study")
+    return rules[name](e, name)
 
 
 def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
-    claim, rule = e.published.claim(name), rule_of(name)
+    claim = e.published.claim(name)
     try:
-        measured = rule(e, name)
+        measured = measure(e, name)
     except Absent as reason:
         missing = {"": stats.missing(str(reason.args[0]))}
         measured = Measured("count", missing, missing, "", missing)
-    rulings = {
+    verdicts = {
         "verdict": rule_on(claim, measured, measured.protocol),
         "corrected": rule_on(claim, measured, measured.corrected),
         "bound": rule_on(claim, measured, measured.bound),
         "like_paper": rule_on(claim, measured, measured.like_paper),
     }
     if measured.corrected is STANDS:
-        rulings["corrected"] = rulings["verdict"]
+        verdicts["corrected"] = verdicts["verdict"]
     models = _models(e, measured)
-    sentences = causes.sentences(e, measured, models, rulings, audited)
+    sessions = evidence.sessions(e, models)
+    verdicts = {
+        column: verdict.of_sessions(x, sessions, claim.get("sessions", 1))
+        for column, x in verdicts.items()
+    }
+    sentences = causes.sentences(e, measured, models, verdicts, audited)
     differs = causes.conditions(e, measured, models)
-    return Entry(name, claim, rule.__name__, measured, rulings, tuple(sentences), differs)
+    return Entry(name, claim, measured, verdicts, tuple(sentences), differs)
 
 
-def rule_on(claim: Claim, measured: Measured, column: dict[str, Estimate]) -> Ruling:
+def rule_on(claim: Claim, measured: Measured, column: dict[str, Estimate]) -> Verdict:
     """The verdict on a claim by one column of what was measured."""
     if claim["value"] is None:
         return verdict.together(
@@ -157,7 +165,7 @@ def finding(entries: Sequence[Entry]) -> list[Finding]:
     turned = [
         x.claim["text"]
         for x in entries
-        if x.rulings["corrected"].word == NOT and x.verdict.word != NOT
+        if x.verdicts["corrected"].word == NOT and x.verdict.word != NOT
     ]
     if turned:
         sentence += f" By the corrected definition {len(turned)} more fail: {'; '.join(turned)}."
@@ -230,8 +238,8 @@ def csv_rows(entry: Entry) -> list[dict[str, Any]]:
             "corrected_as": entry.measured.corrected_as,
             "verdict": entry.verdict.word,
             "why": entry.verdict.why,
-            "verdict_corrected": entry.rulings["corrected"].word,
-            "verdict_bound": entry.rulings["bound"].word,
+            "verdict_corrected": entry.verdicts["corrected"].word,
+            "verdict_bound": entry.verdicts["bound"].word,
             "cause": "; ".join(entry.causes),
             "differs": "; ".join(f"{what}: {how}" for what, how in entry.differs.items()),
         }

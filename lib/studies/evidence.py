@@ -7,15 +7,15 @@ of one model or of a pair are the functions below; what cannot be had is missing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from lib import stats
 from lib.analysis import bounds, metrics
-from lib.analysis.metrics import MIB
 from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
+from lib.hardware.datasheets import datasheet
 from lib.models.card import bound_tok_per_s
 from lib.records.record import Record, machines_differ, require_comparable, select
 from lib.stacks.registry import STACKS
@@ -168,11 +168,65 @@ def output_rate(e: Evidence, m: Map, model: str) -> Estimate:
 
 def decode_rate(e: Evidence, m: Map, model: str, context: int | None = None) -> Estimate:
     """Decode throughput (tok/s): the inverse slope of call time over new tokens."""
-    if not m[model].rows:
-        return stats.missing(m[model].reason)
-    context = e.arm[0] if context is None else context
-    rows = [r for r in select(m[model].rows, "latency", context=context) if not r.error]
-    return metrics.decode_tok_per_s(rows)
+    return series_rate(m[model], e.arm[0] if context is None else context)
+
+
+def series_rate(series: Series, context: int) -> Estimate:
+    """Decode throughput of a series at one context (tok/s)."""
+    if not series.rows:
+        return stats.missing(series.reason)
+    rows = select(series.rows, "latency", context=context)
+    return metrics.decode_tok_per_s([r for r in rows if not r.error])
+
+
+def decode_step_ms(series: Series, context: int, envs: Mapping[str, Any]) -> Estimate:
+    """Time of a decode step (ms): the inverse of decode throughput."""
+    return stats.inverse(series_rate(series, context), 1e3)
+
+
+def memory_floor_share(series: Series, context: int, envs: Mapping[str, Any]) -> Estimate:
+    """(all weight bytes + cache bytes) / datasheet bandwidth, over the time of a decode step."""
+    card = series.one("card")
+    if card is None or card.value("kv_bytes_per_token") is None:
+        return stats.missing(series.reason or "not measured: no model card among the rows")
+    size = card.value("weight_bytes") + context * card.value("kv_bytes_per_token")
+    return _of_bandwidth(series, context, envs, size)
+
+
+def useful_mbu(series: Series, context: int, envs: Mapping[str, Any]) -> Estimate:
+    """Bytes that a step must read (of the input embedding one row) in place of all of them."""
+    row = next((r for r in select(series.rows, "latency", context=context)), None)
+    if row is None or row.value("decode_bytes") is None:
+        return stats.missing(series.reason or f"not measured: no latency row at {context} tokens")
+    return _of_bandwidth(series, context, envs, row.value("decode_bytes"))
+
+
+def _of_bandwidth(
+    series: Series, context: int, envs: Mapping[str, Any], size_bytes: float
+) -> Estimate:
+    """A step's bytes x steps a second / the datasheet's bandwidth."""
+    row = next((r for r in series.rows if r.kind != "card"), None)
+    gpu = envs.get((row.env_id if row else None) or "", {}).get("gpu")
+    sheet = datasheet(gpu)
+    if not sheet.memory_bytes_per_s:
+        return stats.missing(sheet.missing["memory_bytes_per_s"])
+    return stats.scaled(series_rate(series, context), size_bytes / sheet.memory_bytes_per_s)
+
+
+def device_busy_share(series: Series, context: int, envs: Mapping[str, Any]) -> Estimate:
+    """Time for which a profiled decode step kept the device busy, over the step's time."""
+    row, rate = series.one("busy", context=context), series_rate(series, context)
+    if row is None or row.value("decode_busy_s") is None:
+        why = row.error or row.missing.get("decode_busy_s") if row else ""
+        return stats.missing(f"not measured: {why or f'no busy row at {context} tokens'}")
+    return stats.scaled(rate, row.value("decode_busy_s"))
+
+
+def sessions(e: Evidence, models: Sequence[str]) -> int:
+    """Fresh sessions behind the rows of models: days on which one device was used."""
+    series = [m[x] for m in (e.base, *e.stacks.values()) for x in models]
+    envs = [e.envs.get(r.env_id or "", {}) for s in series for r in s.rows]
+    return len({(env.get("gpu_uuid"), env.get("date")) for env in envs if env})
 
 
 def ttft_s(e: Evidence, m: Map, model: str) -> Estimate:
@@ -214,6 +268,14 @@ def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
     if row is None or row.value("active_params_realised") is None:
         return untold(row, "active_params_realised", "no trace of a decode step")
     return stats.exact(row.value("active_params_realised"), verdict.COUNTED)
+
+
+def total(e: Evidence, model: str) -> Estimate:
+    """Total parameters on the model card (10^9)."""
+    card = e.base[model].one("card")
+    if card is None:
+        return stats.missing("not measured: no model card among the rows")
+    return stats.exact(card.values["total_params"] / 1e9, verdict.COUNTED)
 
 
 def untold(row: Record | None, name: str, otherwise: str) -> Estimate:
@@ -280,11 +342,6 @@ def decode_ratio(e: Evidence, m: Map, other: str) -> Estimate:
     return compared(e, m, other, partial(decode_rate, e, m))
 
 
-def reading_ratio(e: Evidence, m: Map, other: str, name: str, kind: str) -> Estimate:
-    """Ratio of two readings of the allocator."""
-    return compared(e, m, other, partial(reading, e, m, name=name, kind=kind))
-
-
 def compared(e: Evidence, m: Map, other: str, of: Any) -> Estimate:
     """of(the study's model) / of(other), refused where the rows are not comparable."""
     pair = [of(e.reference), of(other)]
@@ -317,8 +374,3 @@ def lower_pct(ratio: Estimate) -> Estimate:
         for name, value in (("value", change.value), ("low", change.high), ("high", change.low))
     }
     return replace(change, **ends)
-
-
-def gb(estimate: Estimate, *, mib_over_1000: bool = False) -> Estimate:
-    """Bytes as GB (10^9 bytes), or as the study's MiB / 1000."""
-    return stats.scaled(estimate, 1 / (MIB * 1e3) if mib_over_1000 else 1e-9)

@@ -10,10 +10,10 @@ from typing import Any
 from lib.show.html import Footnotes, _header, figure, number_cell
 from lib.show.wording import interval
 from lib.stats import Estimate
-from lib.studies import claims
-from lib.studies.arxiv_2508_16700 import governance
+from lib.studies import claims, governance, paper_tables
 from lib.studies.claims import Entry
-from lib.studies.paper_tables import Cell, PaperTable
+from lib.studies.paper_tables import CHANGES, HEADS, Cell, PaperTable
+from lib.studies.schema import Column
 from lib.studies.study import Published
 from lib.studies.verdict import (
     DIRECTION,
@@ -23,7 +23,7 @@ from lib.studies.verdict import (
     TOLERANCES,
     UNTESTABLE,
     WORDS,
-    Ruling,
+    Verdict,
 )
 
 HEAD = (
@@ -58,10 +58,10 @@ def ledger_html(entries: Sequence[Entry]) -> str:
         f"<b>Claims ledger.</b> {len(entries)} claims: {verdicts}. "
         f'<span class="where">{escape(tolerances())}</span>'
     )
-    return _prose(figure("ledger", caption, f"<tr>{head}</tr>", body, notes.html()))
+    return prose(figure("ledger", caption, f"<tr>{head}</tr>", body, notes.html()))
 
 
-def _prose(html: str) -> str:
+def prose(html: str) -> str:
     """A table of sentences: its cells wrap."""
     return html.replace('class="data sortable"', 'class="data sortable prose"', 1)
 
@@ -97,8 +97,8 @@ def _entry(entry: Entry, notes: Footnotes) -> str:
         f'<span class="ci">{escape(claim["where"])}</span></th>'
         f"<td>{escape(entry.printed).replace(' %', '&nbsp;%')}{_small(meant)}</td>"
         f"{_column(m.protocol, entry.unit, notes)}"
-        f"{_column(m.corrected, entry.unit, notes, entry.rulings['corrected'], corrected_as)}"
-        f"{_column(m.bound, entry.unit, notes, entry.rulings['bound'])}"
+        f"{_column(m.corrected, entry.unit, notes, entry.verdicts['corrected'], corrected_as)}"
+        f"{_column(m.bound, entry.unit, notes, entry.verdicts['bound'])}"
         f'<td data-value="{WORDS.index(entry.verdict.word)}">{verdict_mark(entry.verdict)} '
         f"<b>{entry.verdict.word}</b>{_small(entry.verdict.why)}</td>"
         f'<td class="cause"><ul>{causes}</ul></td></tr>'
@@ -113,7 +113,7 @@ def _column(
     estimates: dict[str, Estimate],
     unit: str,
     notes: Footnotes,
-    ruling: Ruling | None = None,
+    verdict: Verdict | None = None,
     corrected_as: str = "",
 ) -> str:
     """Each value with interval, n and what it is of; or the reasons, each once under the table."""
@@ -130,23 +130,23 @@ def _column(
         lines.append(
             f'<span class="v" title="{escape(x.method)}">{escape(value)}</span>{_small(details)}'
         )
-    if ruling is not None and ruling.word != UNTESTABLE:
-        lines[0] = f"{verdict_mark(ruling)} {lines[0]}"
+    if verdict is not None and verdict.word != UNTESTABLE:
+        lines[0] = f"{verdict_mark(verdict)} {lines[0]}"
     items = "".join(f"<div>{line}</div>" for line in lines)
     return f"<td>{items}{_small(corrected_as)}</td>"
 
 
 def governance_html(study: Published) -> str:
-    """Table 13 with its sources as links."""
+    """The table of licences and policies with its sources as links."""
     table = governance.table(study)
     head = "".join(
         f'<th scope="col" class="text" data-col="{i}">{escape(c.title)}</th>'
         for i, c in enumerate(table.columns)
     )
     body = "".join(_governance_row(row) for row in table.rows)
-    caption = f"<b>Table 13.</b> {escape(table.title)}."
+    caption = f"<b>Table {governance.number(study)}.</b> {escape(table.title)}."
     below = "".join(f'<p class="note">{escape(note)}.</p>' for note in table.notes)
-    return _prose(figure("table-13", caption, f"<tr>{head}</tr>", body, below))
+    return prose(figure(table.name, caption, f"<tr>{head}</tr>", body, below))
 
 
 def _governance_row(row: tuple[Any, ...]) -> str:
@@ -170,12 +170,12 @@ def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
     `context` are the sentences of the caption that hold for the whole table (GPUs, weights).
     """
     notes = Footnotes(table_id)
-    first = "Row" if table.number in (9, 10, 11, 12) else "Model"
-    first = "Context" if table.number in (2, 3, 10) else first
+    first = HEADS[table.spec.get("rows_are", "model")]
     top, second, index = [f'<th scope="col" rowspan="2" data-col="0">{first}</th>'], [], 1
-    for i, (name, written, meant) in enumerate(table.columns):
-        parts = _parts(table, i)
-        unit = "" if meant == written or meant.startswith(("output", "ms;")) else f"in {meant}"
+    for name, column in table.columns:
+        parts, meant = _parts(column), paper_tables.meant(column)
+        same = meant == column["unit"] or meant.startswith("output") or ";" in meant
+        unit = "" if same else f"in {meant}"
         title = escape(name) + (f' <span class="unit">{escape(unit)}</span>' if unit else "")
         top.append(f'<th scope="colgroup" class="group" colspan="{len(parts)}">{title}</th>')
         for part in parts:
@@ -185,18 +185,19 @@ def paper_html(table: PaperTable, table_id: str, context: Sequence[str]) -> str:
             index += 1
     body = "".join(_paper_row(table, *row, notes) for row in table.rows)
     caption = (
-        f"<b>Table {table.number}.</b> {escape(table.title)}. "
+        f"<b>Table {table.number}.</b> {escape(table.spec['title'])}. "
         f'<span class="where">{escape(" ".join(context))} '
-        f"Paper: {escape(table.where)}.</span>"
+        f"Paper: {escape(table.spec['where'])}.</span>"
     )
-    below = _account(table) + (f'<p class="note">{escape(table.note)}</p>' if table.note else "")
+    note = table.spec.get("note", "")
+    below = _account(table) + (f'<p class="note">{escape(note)}</p>' if note else "")
     head = f"<tr>{''.join(top)}</tr><tr>{''.join(second)}</tr>"
     return figure(table_id, caption, head, body, below + notes.html())
 
 
-def _parts(table: PaperTable, column: int) -> list[str]:
-    """Changes and differences have no ratio column."""
-    change = table.columns[column][1] == "%"
+def _parts(column: Column) -> list[str]:
+    """Changes have no ratio column."""
+    change = column.get("form") in CHANGES
     return ["paper", "measured"] if change else ["paper", "measured", "ratio"]
 
 
@@ -204,7 +205,7 @@ def _paper_row(
     table: PaperTable, label: str, note: str, cells: Sequence[Cell], notes: Footnotes
 ) -> str:
     html = [f'<th scope="row">{escape(label)}{f" {_small(note)}" if note else ""}</th>']
-    for i, cell in enumerate(cells):
+    for (_, column), cell in zip(table.columns, cells, strict=True):
         decimals = len((cell.printed or "0.00").partition(".")[2])
         if cell.printed is None:
             html.append('<td class="num group" data-value="">–</td>')
@@ -214,7 +215,7 @@ def _paper_row(
                 f"{float(cell.printed):,.{decimals}f}</td>"
             )
         mark = verdict_mark(cell.verdict)
-        ratio = "ratio" in _parts(table, i)
+        ratio = "ratio" in _parts(column)
         html.append(
             number_cell(
                 cell.measured,
@@ -241,7 +242,7 @@ def _ratio_cell(cell: Cell, notes: Footnotes, mark: str) -> str:
     )
 
 
-def verdict_mark(verdict: Ruling) -> str:
+def verdict_mark(verdict: Verdict) -> str:
     """A verdict as one sign: ✓ reproduced, ≈ direction only, ✗ not reproduced, ? not testable."""
     if not verdict.word:
         return ""

@@ -1,7 +1,8 @@
-"""Tables 1 to 12 of the paper, each cell beside what was measured by the same definition.
+"""The tables of a study, each cell beside what was measured by the same definition.
 
 A cell holds the printed value, the measured estimate and their ratio. A cell without a
-measurement says why. The rules of the columns are the functions of `analysis.series`.
+measurement says why. The study's file says for each table what its rows and columns are, and which
+of METRICS each cell is.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lib import stats
 from lib.analysis import metrics
 from lib.analysis.series import Series, estimate, samples
+from lib.files import unknown
 from lib.records.record import Record, record_id, require_comparable
 from lib.show.wording import number_text
 from lib.stats import Estimate
+from lib.studies import evidence
+from lib.studies.schema import Column as PrintedColumn
 from lib.studies.schema import PrintedTable, StudyFile
 from lib.studies.study import Study, paper_name, study
-from lib.studies.verdict import Ruling, band, of_value
+from lib.studies.verdict import Verdict, band, of_value
 
 CSV_COLUMNS = (
     "row",
@@ -40,20 +43,10 @@ CSV_COLUMNS = (
     "method",
     "note",
 )
-SERVER = (
-    "not measured: it needs a vLLM server in an environment of its own, and a client that "
-    "sends it requests; serving is not part of this workbook yet"
-)
-# What the columns of a table of the paper are computed from, by the number of the table.
-COLUMNS = {
-    1: (("ttft",), ("e2e",), ("e2e",), ("e2e",)), 5: (("peak",), ("peak",), ("peak",)),
-    6: (("energy",), ("energy",), ("energy",)),
-    8: (("card",), ("card", "e2e"), ("card", "ttft"), ("card", "energy"), ("e2e", "peak")),
-}  # fmt: skip
-SWEEPS = {2: ("e2e",), 3: ("ttft",), 7: ("energy",)}
-ABLATIONS = {9: "decoding", 10: "context", 11: "precision", 12: "stack"}
-BASE_ROWS = {9: "Greedy", 10: "512"}
-PRECISIONS = {"BF16": "bfloat16", "FP16": "float16", "FP32": "float32"}
+# What an ablation changes, and so what tells its arms apart.
+ARMS = {"decoding": "decoding", "context": "context", "precision": "dtype", "stack": "stack"}
+CHANGES = ("change", "saving")  # forms of a column in percent, which have no ratio
+HEADS = {"model": "Model", "context": "Context", "arm": "Row", "gpu": "GPU"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ class Cell:
     measured: Estimate
     ratio: Estimate
     note: str
-    verdict: Ruling
+    verdict: Verdict
 
     @property
     def n(self) -> int:
@@ -83,13 +76,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table: its caption, where it stands in the paper, and its cells row by row."""
+    """One table as the study's file describes it, and its cells row by row."""
 
     number: int
-    title: str
-    where: str
-    note: str
-    columns: tuple[tuple[str, str, str], ...]  # name, unit written, unit meant
+    spec: PrintedTable
+    columns: tuple[tuple[str, PrintedColumn], ...]
     rows: tuple[tuple[str, str, tuple[Cell, ...]], ...]  # label, note of the paper, cells
 
     @property
@@ -98,84 +89,122 @@ class PaperTable:
         return [cell for _, _, cells in self.rows for cell in cells]
 
 
-COLUMN_RULES: dict[int, tuple[Callable[..., Estimate], ...]] = {
-    1: (metrics.ttft_ms, metrics.p50_ms, metrics.p95_ms, metrics.output_tok_per_s),
-    6: (
-        partial(metrics.output_tok_per_s, kind="energy"),
-        metrics.tokens_per_j,
-        metrics.joules_per_1k,
-    ),
-    8: (
-        metrics.active_billion,
-        metrics.ape_tpot,
-        metrics.ape_ttft,
-        metrics.ape_energy,
-        metrics.tok_per_s_per_1000_mib,
-    ),
+def _output_of_energy_runs(series: Series, context: int, new_tokens: int) -> Estimate:
+    return metrics.output_tok_per_s(series, context, new_tokens, "energy")
+
+
+# Metrics of one model's arm, and the rows that each is computed from.
+METRICS: dict[str, tuple[Callable[[Series, int, int], Estimate], tuple[str, ...]]] = {
+    "ttft_ms": (metrics.ttft_ms, ("ttft",)),
+    "p50_ms": (metrics.p50_ms, ("e2e",)),
+    "p95_ms": (metrics.p95_ms, ("e2e",)),
+    "output_tok_per_s": (metrics.output_tok_per_s, ("e2e",)),
+    "energy_output_tok_per_s": (_output_of_energy_runs, ("energy",)),
+    "tokens_per_j": (metrics.tokens_per_j, ("energy",)),
+    "joules_per_1k": (metrics.joules_per_1k, ("energy",)),
+    "peak_mib": (metrics.peak_mib, ("peak",)),
+    "active_billion": (metrics.active_billion, ("card",)),
+    "ape_tpot": (metrics.ape_tpot, ("card", "e2e")),
+    "ape_ttft": (metrics.ape_ttft, ("card", "ttft")),
+    "ape_energy": (metrics.ape_energy, ("card", "energy")),
+    "tok_per_s_per_1000_mib": (metrics.tok_per_s_per_1000_mib, ("e2e", "peak")),
 }
-SWEEP_RULES: dict[int, Callable[..., Estimate]] = {
-    2: metrics.output_tok_per_s,
-    3: metrics.ttft_ms,
-    7: metrics.joules_per_1k,
+
+
+# Metrics of the decode steps of all lengths at a context.
+STEPS: dict[str, Callable[[Series, int, dict], Estimate]] = {
+    "decode_step_ms": evidence.decode_step_ms,
+    "memory_floor_share": evidence.memory_floor_share,
+    "memory_floor_pct": lambda *at: stats.scaled(evidence.memory_floor_share(*at), 100),
 }
 
 
-def measure(s: Study, table: int, row: str, column: str, index: int) -> tuple[Estimate, Series]:
-    """The measured estimate of one cell, and the rows it comes from."""
-    context, tokens = s.published["context"], s.published["new_tokens"]
-    if table in COLUMN_RULES:
-        series = s.base[row]
-        return COLUMN_RULES[table][index](series, context, tokens), series
-    if table in SWEEP_RULES:
-        model, at = (row, column) if table == 7 else (column, row)
-        return SWEEP_RULES[table](s.base[model], int(at), tokens), s.base[model]
-    if table == 4:
-        series = s.base[row]
-        arms = [samples(series, "latency", "e2e_s", c, tokens) for c in (128, context)]
-        if index == 0:
-            return metrics.throughput_change_pct(*arms), series
-        return metrics.output_tok_per_s(series, (128, context)[index - 1], tokens), series
-    if table == 5:
-        return _peak_cell(s, row, index), s.base[row]
-    return _ablation_cell(s, table, row, index)
+@dataclass(frozen=True)
+class Place:
+    """What one cell is of: a metric and form, and the model and context, or the ablation's arm."""
+
+    spec: PrintedTable
+    column: PrintedColumn
+    metric: str
+    form: str
+    series: Series
+    context: int
+    row: str
+    gpu: str
 
 
-def _peak_cell(s: Study, row: str, index: int) -> Estimate:
-    """Table 5: the peak, its distance to GPT-OSS, and how much less GPT-OSS needs."""
-    arm = (s.published["context"], s.published["new_tokens"])
-    mine, reference = s.base[row], s.base[s.published["ablation_model"]]
-    peak, least = metrics.peak_mib(mine, *arm), metrics.peak_mib(reference, *arm)
-    if index == 0 or peak.value is None:
-        return peak
-    if least.value is None:
-        return least
-    pair = [x.one("memory-paper", context=arm[0], new_tokens=arm[1]) for x in (mine, reference)]
+def _place(s: Study, spec: PrintedTable, row: str, column: str) -> Place:
+    own = spec["columns"][column]
+    where = {"model": s.published["ablation_model"], "context": s.published["context"]}
+    where |= {spec.get("rows_are", "model"): row, spec.get("columns_are", ""): column}
+    series = s.ablation[spec["ablation"]] if "ablation" in spec else s.base[where["model"]]
+    context = int(own.get("context", where["context"]))
+    metric = own.get("metric", spec.get("metric", ""))
+    return Place(spec, own, metric, own.get("form", ""), series, context, row, where.get("gpu", ""))
+
+
+def measure(s: Study, at: Place) -> Estimate:
+    """The measured estimate of one cell."""
+    if "ablation" in at.spec:
+        return _ablation_cell(s, at)
+    card = s.published.get("gpus", {}).get(at.gpu, {})
+    if "reason" in card:
+        return stats.missing(card["reason"])
+    if not at.metric:
+        return stats.missing("not measured: no metric of this workbook is this quantity")
+    if at.metric in STEPS:
+        ours = {s.environments.get(r.env_id or "", {}).get("gpu") for r in at.series.rows}
+        if card and at.series.rows and card["name"] not in ours:
+            return stats.missing(f"not measured: no row of {card['name']}")
+        return STEPS[at.metric](at.series, at.context, s.environments)
+    tokens = s.published["new_tokens"]
+    if at.form == "change":
+        contexts = (at.column["before"], at.context)
+        arms = (samples(at.series, "latency", "e2e_s", c, tokens) for c in contexts)
+        return metrics.throughput_change_pct(*arms)
+    if at.metric not in METRICS:
+        raise unknown("metric", at.metric, [*METRICS, *STEPS])
+    of, kinds = METRICS[at.metric]
+    value = of(at.series, at.context, tokens)
+    return _against_reference(s, at, value) if at.form else value
+
+
+def _against_reference(s: Study, at: Place, value: Estimate) -> Estimate:
+    """A reading less the study's model's, or how much less the study's model needs (%)."""
+    of, (kind,) = METRICS[at.metric]
+    arm = (at.context, s.published["new_tokens"])
+    reference = s.base[s.published["ablation_model"]]
+    least = of(reference, *arm)
+    if value.value is None or least.value is None:
+        return value if value.value is None else least
+    pair = [_row(s, series, kind, at.context) for series in (at.series, reference)]
     try:
         require_comparable(pair, s.environments)
     except ValueError as error:
         return stats.missing(f"not compared: {error}")
-    value = (peak.value - least.value) if index == 1 else 100 * (1 - least.value / peak.value)
-    return replace(peak, value=value, method="difference of single readings")
+    change = value.value - least.value
+    if at.form == "saving":
+        change = 100 * (1 - least.value / value.value)
+    return replace(value, value=change, method="difference of single readings")
 
 
-def _ablation_cell(s: Study, table: int, row: str, index: int) -> tuple[Estimate, Series]:
-    tokens = s.published["new_tokens"]
-    series, kind = s.ablation[ABLATIONS[table]], f"ablation-{ABLATIONS[table]}"
-    arm = arm_row(series, table, row)
+def _ablation_cell(s: Study, at: Place) -> Estimate:
+    """Throughput of an arm of an ablation, its time, or its change against the reference arm."""
+    arm = arm_row(at.series, at.spec, at.row)
     if arm is None:
-        return stats.missing(series.reason or f"not measured: no {kind} row for {row}"), series
+        kind = f"ablation-{at.spec['ablation']}"
+        reason = at.series.reason or f"not measured: no {kind} row for {at.row}"
+        return stats.missing(at.spec.get("row_reasons", {}).get(at.row, reason))
     times_s = _arm_samples(arm)
-    time_s = estimate(times_s)
-    if index == 0:
-        return stats.inverse(time_s, arm.key.get("new_tokens") or tokens), series
-    if index == 1 and table in (9, 12):
-        return time_s, series
-    reference = arm_row(series, table, BASE_ROWS[table])
+    if at.form != "change":
+        time_s, tokens = estimate(times_s), arm.key.get("new_tokens") or s.published["new_tokens"]
+        return time_s if at.metric == "e2e_s" else stats.inverse(time_s, tokens)
+    reference = arm_row(at.series, at.spec, at.spec["reference"])
     if reference is None:
-        return stats.missing("not measured: no reference arm"), series
+        return stats.missing("not measured: no reference arm")
     if reference is arm and times_s[0]:
-        return Estimate(0.0, n=len(times_s[0]), method="the reference arm"), series
-    return metrics.throughput_change_pct(_arm_samples(reference), times_s), series
+        return Estimate(0.0, n=len(times_s[0]), method="the reference arm")
+    return metrics.throughput_change_pct(_arm_samples(reference), times_s)
 
 
 def _arm_samples(arm: Record) -> tuple[list[float], str]:
@@ -184,34 +213,16 @@ def _arm_samples(arm: Record) -> tuple[list[float], str]:
     return arm.samples.get("e2e_s") or [], f"not measured: {arm.missing.get('e2e_s', 'no e2e_s')}"
 
 
-def arm_row(series: Series, table: int, label: str) -> Record | None:
-    """The record of one row of tables 9 to 12."""
-    for row in reversed(series.rows):
-        key = row.key
-        names = {
-            9: decoding_label(str(key.get("decoding"))),
-            10: str(key.get("context")),
-            11: next((p for p, d in PRECISIONS.items() if d == key.get("dtype")), ""),
-            12: {"hf-eager": "Transformers"}.get(str(key.get("stack")), str(key.get("stack"))),
-        }
-        if row.kind != "card" and names[table] == label:
-            return row
-    return None
-
-
-def decoding_label(decoding: str) -> str:
-    """The paper's name of a decoding method: "temperature 1.5" is High Temp, "top-k 50" Top-k (50).
-
-    Temperatures above 1 are high, below 1 low.
-    """
-    name, _, value = decoding.partition(" ")
-    if name == "temperature":
-        return "High Temp" if float(value) > 1 else "Low Temp"
-    return f"{name.capitalize()} ({value})" if value else name.capitalize()
+def arm_row(series: Series, spec: PrintedTable, label: str) -> Record | None:
+    """The last record of one row of a table of arms."""
+    value = str(spec.get("arms", {}).get(label, label))
+    field = ARMS[spec["ablation"]]
+    rows = (r for r in reversed(series.rows) if r.kind != "card" and str(r.key[field]) == value)
+    return next(rows, None)
 
 
 def paper_tables(records: Sequence[Record], published: StudyFile) -> list[PaperTable]:
-    """Tables 1 to 12, or an empty list where none of the paper's models is among the rows."""
+    """The tables in order, or an empty list where none of the paper's models is among the rows."""
     if not any(paper_name(r.key.get("model"), published) for r in records):
         return []
     s = study(records, published)
@@ -219,69 +230,73 @@ def paper_tables(records: Sequence[Record], published: StudyFile) -> list[PaperT
 
 
 def _paper_table(s: Study, number: int, spec: PrintedTable) -> PaperTable:
-    columns = tuple((n, c["unit"], c.get("meant", c["unit"])) for n, c in spec["columns"].items())
-    rows = dict(spec["rows"])
-    if number == 12:  # stacks that the paper does not have
-        ours = {str(r.key.get("stack")) for r in s.ablation["stack"].rows if r.kind != "card"}
-        rows |= {stack: [None] * len(columns) for stack in sorted(ours - {s.published["stack"]})}
+    columns, rows = tuple(spec["columns"].items()), dict(spec["rows"])
+    if spec.get("more_rows"):  # arms that the paper does not have
+        field, theirs = ARMS[spec["ablation"]], {*map(str, spec.get("arms", {}).values())}
+        ours = {
+            str(r.key.get(field)) for r in s.ablation[spec["ablation"]].rows if r.kind != "card"
+        }
+        rows |= {arm: [None] * len(columns) for arm in sorted(ours - theirs)}
     lines = []
     for label, values in rows.items():
         cells = tuple(
-            _cell(s, number, label, column, printed, i)
-            for i, (column, printed) in enumerate(zip(columns, values, strict=True))
+            _cell(s, number, spec, label, name, printed)
+            for (name, _), printed in zip(columns, values, strict=True)
         )
         lines.append((label, spec.get("row_notes", {}).get(label, ""), cells))
-    note = spec.get("note", "")
-    return PaperTable(number, spec["title"], spec["where"], note, columns, tuple(lines))
+    return PaperTable(number, spec, columns, tuple(lines))
+
+
+def meant(column: PrintedColumn) -> str:
+    """The unit by which the numbers of a column were computed."""
+    return column.get("meant", column["unit"])
 
 
 def _cell(
-    s: Study, number: int, row: str, column: tuple[str, str, str], printed: str | None, index: int
+    s: Study, number: int, spec: PrintedTable, row: str, column: str, printed: str | None
 ) -> Cell:
-    name, written, meant = column
-    measured, series = measure(s, number, row, name, index)
-    if number == 12 and row == "vLLM" and measured.value is None:
-        measured = stats.missing(SERVER)
+    at = _place(s, spec, row, column)
+    measured, written = measure(s, at), at.column["unit"]
     paper = None if printed is None else float(printed)
-    notes = [series.label()] if measured.value is not None else [measured.reason]
-    if measured.value is not None and number in (6, 7) and name not in ("TPOT (tok/s)", "Tokens/W"):
-        context = int(name) if number == 7 else s.published["context"]
-        own = metrics.joules_per_1k(series, context, s.published["new_tokens"], "paper_energy_j")
+    notes = [at.series.label()] if measured.value is not None else [measured.reason]
+    if measured.value is not None and at.metric == "joules_per_1k":
+        arm = (at.series, at.context, s.published["new_tokens"])
+        own = metrics.joules_per_1k(*arm, "paper_energy_j")
         if own.value is not None:
             notes.append(f"by the paper's before/after estimator {number_text(own.value)} J")
-    unit = written if meant.startswith("output") or ";" in meant else meant
+    unit = meant(at.column)
+    ids = tuple(dict.fromkeys(record_id(row) for row in _rows(s, at)))
+    if measured.value is not None and ids:
+        measured = replace(measured, records=ids)
     return Cell(
         number,
         row,
-        name,
-        unit,
+        column,
+        written if unit.startswith("output") or ";" in unit else unit,
         paper,
         printed,
         measured,
-        _ratio(measured, paper, written),
+        _ratio(measured, paper, at.form),
         "; ".join(filter(None, notes)),
-        verdict(number, name, written, printed, measured),
+        verdict(at, printed, measured),
     )
 
 
-def verdict(
-    number: int, column: str, written: str, printed: str | None, measured: Estimate
-) -> Ruling:
+def verdict(at: Place, printed: str | None, measured: Estimate) -> Verdict:
     """The verdict on one cell, by the tolerance of what its column holds."""
     if printed is None or float(printed) == 0:
-        return Ruling("", "the paper has no value" if printed is None else "the reference")
-    quantity = "memory" if number == 5 else "count" if column == "Active (B)" else "time"
-    quantity = "effect" if (number, written) == (9, "%") else quantity
-    allowed = band(printed, written, quantity)
-    return of_value(measured, allowed, 0 if written == "%" else None)
+        return Verdict("", "the paper has no value" if printed is None else "the reference")
+    quantity = at.column.get("tolerance", at.spec.get("tolerance", "time"))
+    allowed = band(printed, at.column["unit"], quantity)
+    return of_value(measured, allowed, 0 if at.form in CHANGES else None)
 
 
-def _ratio(measured: Estimate, paper: float | None, unit: str) -> Estimate:
+def _ratio(measured: Estimate, paper: float | None, form: str) -> Estimate:
     if measured.value is None:
         return stats.missing(measured.reason)
     if paper is None:
         return stats.missing("the paper has no value")
-    if unit == "%" or paper <= 0:
+    if form in CHANGES or paper <= 0:
         return stats.missing("no ratio of a change or a difference")
     return stats.scaled(measured, 1 / paper)
 
@@ -308,10 +323,10 @@ def csv_row(cell: Cell) -> dict[str, Any]:
     }
 
 
-def write_csvs(records: Sequence[Record], published: StudyFile, out_dir: str | Path) -> list[Path]:
-    """tables/table-01.csv to table-12.csv below `out_dir`; the paths, none without paper models."""
+def write_csvs(tables: Sequence[PaperTable], out_dir: str | Path) -> list[Path]:
+    """tables/table-01.csv and so on below `out_dir`; the paths."""
     paths = []
-    for table in paper_tables(records, published):
+    for table in tables:
         path = Path(out_dir) / "tables" / f"table-{table.number:02d}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -322,40 +337,19 @@ def write_csvs(records: Sequence[Record], published: StudyFile, out_dir: str | P
     return paths
 
 
-def with_records(table: PaperTable, s: Study) -> PaperTable:
-    """The table with the ids of the rows that each measured cell comes from."""
-    rows = tuple(
-        (label, note, tuple(_named(cell, _rows(s, cell, i)) for i, cell in enumerate(cells)))
-        for label, note, cells in table.rows
-    )
-    return replace(table, rows=rows)
-
-
-def _named(cell: Cell, rows: Sequence[Record]) -> Cell:
-    ids = tuple(dict.fromkeys(record_id(row) for row in rows))
-    if cell.measured.value is None:
-        return cell
-    ratio = cell.ratio if cell.ratio.value is None else replace(cell.ratio, records=ids)
-    return replace(cell, measured=replace(cell.measured, records=ids), ratio=ratio)
-
-
-def _rows(s: Study, cell: Cell, index: int) -> list[Record]:
-    """The rows of one cell, in the order of COLUMNS."""
-    context, number = s.published["context"], cell.table
-    if number in ABLATIONS:
-        series = s.ablation[ABLATIONS[number]]
-        labels = [cell.row, *([BASE_ROWS[number]] if number in BASE_ROWS and index else [])]
-        rows = [arm_row(series, number, label) for label in labels]
-    elif number in SWEEPS:
-        model, at = (cell.row, cell.column) if number == 7 else (cell.column, cell.row)
-        rows = [_row(s, s.base[model], what, int(at)) for what in SWEEPS[number]]
-    elif number == 4:
-        contexts = (128, context) if index == 0 else ((128, context)[index - 1],)
-        rows = [_row(s, s.base[cell.row], "e2e", at) for at in contexts]
+def _rows(s: Study, at: Place) -> list[Record]:
+    """The rows that a cell comes from."""
+    if "ablation" in at.spec:
+        labels = [at.row, *([at.spec["reference"]] if at.form == "change" else [])]
+        rows = [arm_row(at.series, at.spec, label) for label in labels]
+    elif at.metric not in METRICS:
+        rows = []
     else:
-        rows = [_row(s, s.base[cell.row], what, context) for what in COLUMNS[number][index]]
-        if number == 5 and index:
-            rows.append(_row(s, s.base[s.published["ablation_model"]], "peak", context))
+        contexts = [*([at.column["before"]] if at.form == "change" else []), at.context]
+        rows = [_row(s, at.series, k, c) for k in METRICS[at.metric][1] for c in contexts]
+        if at.form in ("difference", "saving"):
+            reference = s.base[s.published["ablation_model"]]
+            rows += [_row(s, reference, k, at.context) for k in METRICS[at.metric][1]]
     return [row for row in rows if row is not None]
 
 
@@ -365,11 +359,3 @@ def _row(s: Study, series: Series, what: str, context: int) -> Record | None:
     kind = {"ttft": "latency", "e2e": "latency", "energy": "energy", "peak": "memory-paper"}[what]
     tokens = 1 if what == "ttft" else s.published["new_tokens"]
     return series.one(kind, context=context, new_tokens=tokens)
-
-
-def papers(
-    tables: Sequence[PaperTable], rows: Sequence[Record], published: StudyFile
-) -> list[PaperTable]:
-    """All tables of the paper with their rows."""
-    s = study(rows, published)
-    return [with_records(table, s) for table in tables]

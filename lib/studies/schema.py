@@ -6,16 +6,34 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+Tolerance = Literal["whole", "count", "memory", "time", "effect"]  # of the verdicts
+
 
 class Column(TypedDict):
-    """`unit` as written; `meant` is the unit of the numbers where the two differ."""
+    """`unit` as written; `meant` is the unit of the numbers where the two differ.
+
+    `metric` is one of `studies.paper_tables`; `form` what is shown of it: its difference to the
+    study's model, the saving of the study's model, or the change from the context `before`.
+    """
 
     unit: str
     meant: NotRequired[str]
+    metric: NotRequired[str]
+    form: NotRequired[Literal["difference", "saving", "change"]]
+    context: NotRequired[int]
+    before: NotRequired[int]
+    tolerance: NotRequired[Tolerance]
 
 
 class PrintedTable(TypedDict):
-    """A table of numbers; null is a cell, or a context, that the study leaves out."""
+    """A table of numbers; null is a cell, or a context, that the study leaves out.
+
+    `rows_are` and `columns_are` say what the labels name, `metric` what all cells hold. A table of
+    an ablation has an arm a row; `arms` are their values by label, `reference` the label of the one
+    that changes are against, `more_rows` whether arms of ours are added, `row_reasons` why a row
+    cannot be had. `main` tables come first in a report; `topic` names what the abstract sums up;
+    `read` says how the table was read, where not in the paper itself.
+    """
 
     title: str
     where: str
@@ -25,18 +43,52 @@ class PrintedTable(TypedDict):
     columns: dict[str, Column]
     rows: dict[str, list[str | None]]
     row_notes: NotRequired[dict[str, str]]
+    rows_are: NotRequired[Literal["model", "context", "arm", "gpu"]]
+    columns_are: NotRequired[Literal["model", "context", "gpu"]]
+    metric: NotRequired[str]
+    tolerance: NotRequired[Tolerance]
+    ablation: NotRequired[Literal["decoding", "context", "precision", "stack"]]
+    arms: NotRequired[dict[str, str]]
+    reference: NotRequired[str]
+    more_rows: NotRequired[bool]
+    row_reasons: NotRequired[dict[str, str]]
+    main: NotRequired[bool]
+    topic: NotRequired[str]
+    read: NotRequired[str]
 
 
 class GovernanceTable(TypedDict):
     """A table of words about licences and policies, a row a model."""
 
+    number: int
+    title: str
     where: str
     columns: list[str]
     rows: dict[str, list[str]]
 
 
+class Test(TypedDict):
+    """How a claim is tested: names of `studies.forms`, and a key of the verdicts' tolerances.
+
+    `corrected` is the metric by a corrected definition, `bound` that on a stack that the device
+    bounds, where it is another one. `over` says what the ratio is taken over, such as two contexts.
+    """
+
+    form: Literal["value", "ratio", "gain", "saving", "difference", "steps"]
+    metric: str
+    tolerance: Tolerance
+    corrected: NotRequired[str]
+    bound: NotRequired[str]
+    over: NotRequired[dict[str, list[int | str]]]
+
+
 class Claim(TypedDict):
-    """A number, a range of two or, where `value` is null, an order that the text claims."""
+    """A number, a range of two or, where `value` is null, an order that the text claims.
+
+    Without a `test` it is tested by a rule of its study, by the claim's name. It cannot be tested
+    where there is a `reason`, or where its `gpu` has one. `low` and `high` are the ends of the
+    study's interval, over so many fresh `sessions`.
+    """
 
     where: str
     text: str
@@ -45,26 +97,14 @@ class Claim(TypedDict):
     meant: NotRequired[str]
     direction: NotRequired[Literal["higher", "lower"]]
     model: NotRequired[str]
-    metric: NotRequired[str]
-    subjects: NotRequired[dict[str, str | int]]
-    form: NotRequired[Literal["value", "ratio", "at_most", "falls_with", "order", "count"]]
-    over: NotRequired[dict[str, list[str | int]]]
-    reference: NotRequired[str]
+    models: NotRequired[list[str]]
+    test: NotRequired[Test]
+    gpu: NotRequired[str]
+    reason: NotRequired[str]
     low: NotRequired[str]
     high: NotRequired[str]
-    n: NotRequired[int]
     interval: NotRequired[str]
-    tolerance: NotRequired[str]
-    testable: NotRequired[bool]
-    reason: NotRequired[str]
-
-
-class Gpu(TypedDict):
-    """A card of the study, by its name in params/gpus.yaml, and why it cannot be measured."""
-
-    name: str
-    testable: bool
-    reason: NotRequired[str]
+    sessions: NotRequired[int]
 
 
 class Counts(TypedDict):
@@ -98,8 +138,18 @@ class Fact(TypedDict):
     of: NotRequired[int]
 
 
+class Card(TypedDict):
+    """A card of the study by its name in params/gpus.yaml, and why it cannot be measured here."""
+
+    name: str
+    reason: NotRequired[str]
+
+
 class StudyFile(TypedDict):
-    """A study: its setup, what it prints and claims, and what is needed to check it."""
+    """A study: its setup, what it prints and claims, and what is needed to check it.
+
+    `rules` names the folder in lib/studies/ whose `rules` module says what the data cannot.
+    """
 
     source: str
     title: str
@@ -107,6 +157,7 @@ class StudyFile(TypedDict):
     authors: NotRequired[list[str]]
     submitted: NotRequired[str]
     url: str
+    rules: NotRequired[str]
     gpu: str
     stack: str
     dtype: str
@@ -114,11 +165,11 @@ class StudyFile(TypedDict):
     batch: NotRequired[int]
     context: int
     new_tokens: int
-    contexts_measured: NotRequired[list[int]]
+    contexts_measured: list[int]
     ablation_model: str
-    models: dict[str, list[str]]
-    gpus: NotRequired[dict[str, Gpu]]
+    gpus: NotRequired[dict[str, Card]]
     protocol: NotRequired[dict[str, str]]
+    models: dict[str, list[str]]
     tables: dict[int, PrintedTable]
     governance: NotRequired[GovernanceTable]
     claims: NotRequired[dict[str, Claim]]

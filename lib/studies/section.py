@@ -1,36 +1,33 @@
-"""The report's part on a published study: ladder, rankings, claims ledger and table 13, as HTML."""
+"""The report's part on a published study: claims ledger, governance and the study's own pieces."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
-from matplotlib.axes import Axes
-
 from lib.records.record import Record
-from lib.show import figure, html
 from lib.show.table import Table, frame, markdown
 from lib.show.wording import Finding, listed
-from lib.studies import claims
-from lib.studies.arxiv_2508_16700 import governance, ladder, rankings
-from lib.studies.html import _prose, governance_html, ledger_html
+from lib.studies import claims, governance
+from lib.studies.html import governance_html, ledger_html
 from lib.studies.paper_tables import PaperTable
 from lib.studies.study import Published, load, paper_name
 
 
 @dataclass(frozen=True)
 class Part:
-    """HTML of each piece, the files that were written, and sentences for the abstract."""
+    """HTML of each piece, the files that were written, and sentences for the abstract.
 
-    ladder: str
-    rankings: str
+    `own` are the pieces of the study's own rules, by name.
+    """
+
     ledger: str
     governance: str
     files: list[Path]
     findings: list[Finding]
+    own: dict[str, str]
 
 
 def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Part | None:
@@ -41,50 +38,25 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
     entries = claims.ledger(mine, study)
     if not entries:
         return None
-    rungs, orders = ladder.rungs(mine, study), rankings.rankings(mine, study)
-    tables = [ladder.table(rungs, study), rankings.table(orders)]
-    files = [
-        *claims.write_csv(entries, out_dir),
-        *governance.write_csv(study, out_dir),
-        *(_write(table, out_dir) for table in tables),
-    ]
-    picture = figure.html(ladder.ladder(rungs, tables[0].title), ladder.reads(mine, study))
+    own_part = getattr(study.rules, "part", None)
+    own, tables, findings = own_part(mine, study) if own_part else ({}, [], [])
+    stated = "governance" in study.data
     return Part(
-        ladder=picture + html.grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
-        rankings=rankings_html(tables[1]),
         ledger=ledger_html(entries),
-        governance=governance_html(study),
-        files=files,
-        findings=[*ladder.finding(rungs, study), *claims.finding(entries)],
+        governance=governance_html(study) if stated else "",
+        files=[
+            *claims.write_csv(entries, out_dir),
+            *(governance.write_csv(study, out_dir) if stated else []),
+            *(_write(table, out_dir) for table in tables),
+        ],
+        findings=[*findings, *claims.finding(entries)],
+        own=own,
     )
 
 
 def ledger_text(records: Sequence[Record]) -> str:
     """The claims ledger as Markdown, for a notebook."""
     return markdown(claims.table(claims.ledger(records, load())))
-
-
-def ladder_figure(records: Sequence[Record]) -> Axes:
-    """The ratio ladder as a figure."""
-    study = load()
-    rungs = ladder.rungs(records, study)
-    return ladder.ladder(rungs, ladder.table(rungs, study).title)
-
-
-def show_ladder(records: Sequence[Record]) -> None:
-    """The ratio ladder with its caption, in a notebook."""
-    figure.show(ladder_figure(records), ladder.reads(records, load()))
-
-
-def ladder_text(records: Sequence[Record]) -> str:
-    """The rungs of the ladder with their causes as Markdown, for a notebook."""
-    study = load()
-    return markdown(ladder.table(ladder.rungs(records, study), study))
-
-
-def rankings_text(records: Sequence[Record]) -> str:
-    """The rankings as Markdown, for a notebook."""
-    return markdown(rankings.table(rankings.rankings(records, load())))
 
 
 def _write(table: Table, out_dir: str | Path) -> Path:
@@ -94,38 +66,29 @@ def _write(table: Table, out_dir: str | Path) -> Path:
     return path
 
 
-def rankings_html(table: Table) -> str:
-    """The rankings, one place a line."""
-    head = "".join(f'<th scope="col" class="text">{escape(c.title)}</th>' for c in table.columns)
-    body = ""
-    for metric, *cells in table.rows:
-        lines = (
-            "".join(f"<div>{escape(part)}</div>" for part in cell.split("; ")) for cell in cells
-        )
-        body += f'<tr><th scope="row">{escape(metric)}</th>'
-        body += "".join(f"<td>{cell}</td>" for cell in lines) + "</tr>"
-    note = f'<p class="note">{escape(table.notes[0].capitalize())}.</p>'
-    caption = f"<b>{escape(table.title)}.</b>{note}"
-    return _prose(html.figure("rankings", caption, f"<tr>{head}</tr>", body))
+def numbers(tables: Sequence[PaperTable]) -> str:
+    """Which tables: "table 5", "tables 1 to 3", "tables 1, 5, 6 and 8"."""
+    every = [t.number for t in tables]
+    if len(every) == 1:
+        return f"table {every[0]}"
+    if len(every) > 2 and every == list(range(every[0], every[-1] + 1)):
+        return f"tables {every[0]} to {every[-1]}"
+    return f"tables {', '.join(map(str, every[:-1]))} and {every[-1]}"
 
 
 def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
     """How far the measured values lie from the printed ones, by quantity."""
     if not tables:
         return []
-    groups = {
-        "peak memory (table 5)": (5,),
-        "times and throughput (tables 1 to 3)": (1, 2, 3),
-        "energy per token (table 7)": (7,),
-    }
     texts = []
-    for name, numbers in groups.items():
+    for topic in dict.fromkeys(t.spec["topic"] for t in tables if "topic" in t.spec):
+        about = [t for t in tables if t.spec.get("topic") == topic]
+        name = f"{topic} ({numbers(about)})"
         ratios = [
             c.ratio.value
-            for t in tables
-            if t.number in numbers
+            for t in about
             for c in t.cells
-            if c.ratio.value is not None and not c.column.startswith("Δ")
+            if c.ratio.value is not None and t.spec["columns"][c.column].get("form") != "difference"
         ]
         if ratios:
             low, high = min(ratios), max(ratios)

@@ -6,11 +6,13 @@ Values are kept as the text that was printed, since its digits say how exact it 
 from __future__ import annotations
 
 import csv
+import importlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lib.analysis.series import BASE_KINDS, Series, configuration
@@ -22,7 +24,6 @@ from lib.studies.schema import Claim, Fact, Source, StudyFile
 PUBLISHED = ROOT / "params" / "published" / "arxiv-2508.16700.yaml"
 BYTES = {"MB": 10**6, "MiB": 2**20, "GB": 10**9}
 SEVERITIES = ("error", "caution", "note")
-RATE, P50, TTFT, JOULES = "TPOT (tok/s)", "p50 (ms)", "TTFT (ms)", "J/1K (J)"  # columns
 
 
 class Absent(LookupError):
@@ -30,12 +31,13 @@ class Absent(LookupError):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a rule found: what stands where, what follows instead, and the claims it touches.
+class Finding:
+    """What an audit's rule finds: what stands where, what follows instead, the claims it touches.
 
     error: a number or statement that the study's own data contradict. caution: the number stands,
     but means less than, or something other than, what the text says. note: for information.
-    `sources` are addresses of what was taken from elsewhere.
+    unchecked: the study lacks what the rule needs. `sources` are addresses of what was taken from
+    elsewhere. The audit adds the rule's `id`, `topic` and text.
     """
 
     severity: str
@@ -44,6 +46,9 @@ class Verdict:
     follows: str
     claims: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    id: str = ""
+    topic: str = ""
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,15 @@ class Published:
         return [name for name in self.models if name != self.reference]
 
     @property
+    def rules(self) -> ModuleType | None:
+        """What the data cannot say: the module of rules that the study's file names."""
+        name = self.data.get("rules")
+        return importlib.import_module(f"lib.studies.{name}.rules") if name else None
+
+    @property
     def contexts(self) -> list[int]:
-        """Prompt lengths of table 2, in order."""
-        return sorted(int(row) for row in self._of("tables", 2)["rows"])
+        """Prompt lengths that the study measures, in order."""
+        return sorted(self.data["contexts_measured"])
 
     def _of(self, part: str, name: Any) -> Any:
         try:

@@ -49,7 +49,7 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Ruling:
+class Verdict:
     """One of WORDS, and why it is no better ("" where it is reproduced)."""
 
     word: str
@@ -84,7 +84,7 @@ def ends(estimate: Estimate) -> tuple[float, float] | None:
 
 def of_value(
     estimate: Estimate, allowed: tuple[float, float], neutral: float | None = None
-) -> Ruling:
+) -> Verdict:
     """One estimate against the band of a printed value.
 
     `neutral` is the value of no effect (0 for a change, 1 for a ratio); without it the claim has
@@ -92,10 +92,10 @@ def of_value(
     """
     interval = ends(estimate)
     if interval is None:
-        return Ruling(UNTESTABLE, estimate.reason or "no interval")
+        return Verdict(UNTESTABLE, estimate.reason or "no interval")
     low, high = interval
     if allowed[0] <= low and high <= allowed[1]:
-        return Ruling(REPRODUCED)
+        return Verdict(REPRODUCED)
     reaches = low <= allowed[1] and high >= allowed[0]
     where = "reaches beyond the tolerance" if reaches else "is outside the tolerance"
     where = ", not" if allowed[0] == allowed[1] else f" {where}"
@@ -103,40 +103,49 @@ def of_value(
     if neutral is not None:
         up = sum(allowed) / 2 > neutral
         if low > neutral if up else high < neutral:
-            return Ruling(DIRECTION, why)
-    return Ruling(UNTESTABLE if reaches else NOT, why)
+            return Verdict(DIRECTION, why)
+    return Verdict(UNTESTABLE if reaches else NOT, why)
 
 
-def of_order(ratio: Estimate, direction: str) -> Ruling:
+def of_order(ratio: Estimate, direction: str) -> Verdict:
     """One ratio against the claim that it is higher, or lower, than 1."""
     interval = ends(ratio)
     if interval is None:
-        return Ruling(UNTESTABLE, ratio.reason or "no interval")
+        return Verdict(UNTESTABLE, ratio.reason or "no interval")
     low, high = interval
     if low >= 1 - TIE and high <= 1 + TIE:
-        return Ruling(NOT, f"{_span(low, high)}: equal within {TIE:.0%}")
+        return Verdict(NOT, f"{_span(low, high)}: equal within {TIE:.0%}")
     if low <= 1 <= high:
-        return Ruling(UNTESTABLE, f"no difference resolved: {_span(low, high)}")
+        return Verdict(UNTESTABLE, f"no difference resolved: {_span(low, high)}")
     if (low > 1) == (direction == "higher"):
-        return Ruling(REPRODUCED)
-    return Ruling(NOT, f"{_span(low, high)}: the other way round")
+        return Verdict(REPRODUCED)
+    return Verdict(NOT, f"{_span(low, high)}: the other way round")
 
 
-def together(rulings: Mapping[str, Ruling]) -> Ruling:
+def of_sessions(verdict: Verdict, ours: int, theirs: int) -> Verdict:
+    """What fewer fresh sessions than the study's can decide: the direction, and no more."""
+    if ours >= theirs or verdict.word not in (REPRODUCED, DIRECTION):
+        return verdict
+    few = f"{ours} session{'s' if ours > 1 else ''} decides the direction only, not the interval "
+    few += f"that the paper has over {theirs}"
+    return Verdict(DIRECTION, "; ".join(filter(None, (verdict.why, few))))
+
+
+def together(verdicts: Mapping[str, Verdict]) -> Verdict:
     """One verdict of several: it fails where one fails, and is untested where one is untested."""
     for word in (NOT, UNTESTABLE, DIRECTION):
         reasons: dict[str, list[str]] = {}
-        for label, ruling in rulings.items():
-            if ruling.word == word:
-                reasons.setdefault(ruling.why, []).append(label)
+        for label, verdict in verdicts.items():
+            if verdict.word == word:
+                reasons.setdefault(verdict.why, []).append(label)
         if reasons:
             texts = [
                 f"{' and '.join(filter(None, who))}: {why}" if any(who) else why
                 for why, who in reasons.items()
             ]
             more = [f"and {len(texts) - MOST} more"] if len(texts) > MOST else []
-            return Ruling(word, "; ".join(texts[:MOST] + more))
-    return Ruling(REPRODUCED) if rulings else Ruling(UNTESTABLE, "nothing to compare")
+            return Verdict(word, "; ".join(texts[:MOST] + more))
+    return Verdict(REPRODUCED) if verdicts else Verdict(UNTESTABLE, "nothing to compare")
 
 
 def _span(low: float, high: float) -> str:

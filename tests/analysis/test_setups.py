@@ -36,8 +36,8 @@ from lib.report import document, provenance, sections
 from lib.report.abstract import findings
 from lib.show import figure
 from lib.show.table import Table, frame
-from lib.studies import claims, evidence, section, study
-from lib.studies.arxiv_2508_16700 import kv_contribution, ladder, rankings
+from lib.studies import claims, evidence, kv_contribution, study
+from lib.studies.arxiv_2508_16700 import ladder, rankings, rules
 from lib.studies.paper_tables import paper_tables
 from lib.studies.study import load_published
 from tests.samples import stacks as sample
@@ -101,7 +101,7 @@ OTHERS = {
     "ladder": lambda rows: ladder.rungs(rows, study.load()),
     "rankings": lambda rows: rankings.rankings(rows, study.load()),
     "verdicts": lambda rows: claims.table(claims.ledger(rows, study.load())),
-    "replication": lambda rows: figure.describe(section.ladder_figure(rows)),
+    "replication": lambda rows: figure.describe(rules.ladder_figure(rows)),
     "gates": stacks.gate_table,
     "energy gates": energy.tables.gates,
     "trace": experts.trace_table,

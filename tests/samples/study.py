@@ -189,6 +189,7 @@ def study(wide_w: float = 150, first_idle: bool = False) -> dict[str, Any]:
     released["p95_equals_p99"] = {"value": 3, "of": 36}
     return {
         "source": "made up",
+        "rules": "arxiv_2508_16700",
         "title": "A study",
         "url": "https://example.org",
         "gpu": "Test GPU",
@@ -196,6 +197,7 @@ def study(wide_w: float = 150, first_idle: bool = False) -> dict[str, Any]:
         "dtype": "bfloat16",
         "context": HEAD,
         "new_tokens": TOKENS,
+        "contexts_measured": [*CONTEXTS],
         "ablation_model": "Ours",
         "models": {m: [m.lower()] for m in models},
         "tables": tables,
@@ -212,7 +214,10 @@ def study(wide_w: float = 150, first_idle: bool = False) -> dict[str, Any]:
             }
             for m in models
         },
-        "governance": {"rows": {m: ["Apache 2.0", "Permissive", "Yes", "Yes", ""] for m in models}},
+        "governance": {
+            "number": 13,
+            "rows": {m: ["Apache 2.0", "Permissive", "Yes", "Yes", ""] for m in models},
+        },
         "sources": {
             "one-ttft": {"text": "once", "url": "https://example.org/1", "dated": "2025"},
             "edge-power": {"text": "ends", "url": "https://example.org/2", "dated": "2025"},

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,17 @@ from lib.__main__ import main
 from lib.run import kernel, plan, profiles
 from lib.run.job import run_job
 from lib.studies import audit
+from lib.studies.arxiv_2508_16700 import rules
 from lib.studies.arxiv_2508_16700.audit import decode_tok_per_s
-from lib.studies.study import PUBLISHED, SEVERITIES, Published, agrees, differences, load
+from lib.studies.study import (
+    PUBLISHED,
+    SEVERITIES,
+    Finding,
+    Published,
+    agrees,
+    differences,
+    load,
+)
 from tests.samples import study as sample
 
 ROOT = files.ROOT
@@ -30,9 +40,7 @@ PEAK, GAP = "Peak VRAM (MB)", "Δ vs GPT-OSS (MB)"
 TIME, SUM = "TPOT (tok/s)", "p50 (ms)"
 
 
-def findings_of(
-    data: dict[str, Any], entries: dict[str, Any] | None = None
-) -> dict[str, audit.Finding]:
+def findings_of(data: dict[str, Any], entries: dict[str, Any] | None = None) -> dict[str, Finding]:
     """Findings by id, less those about what the study does not say."""
     study = Published(data, entries or sample.entries())
     every = audit.findings(study)
@@ -320,7 +328,7 @@ def test_a_licence_that_the_publisher_does_not_state():
 def test_every_rule_has_a_planted_defect():
     planted = {plant.__name__.replace("_", "-") for plant in SAID}
     planted |= {"energy-is-time", "first-row-is-partly-idle", "licences"}
-    assert planted == {audit.name_of(rule) for rules in audit.RULES.values() for rule in rules}
+    assert planted == {audit.name_of(rule) for group in rules.AUDIT.values() for rule in group}
 
 
 def test_baselines_at_other_contexts_are_other_arms():
@@ -365,9 +373,8 @@ def test_agreement_is_one_unit_of_the_last_digit(text, exact, same):
 
 
 def test_findings_as_text_and_as_markdown():
-    finding = audit.Finding(
-        "an-id", "memory", "error", "table 5", "1 | 2", "3", "a rule", (), ("https://example.org",)
-    )
+    bare = Finding("error", "table 5", "1 | 2", "3", (), ("https://example.org",))
+    finding = replace(bare, id="an-id", topic="memory", rule="a rule")
     lines = audit.markdown([finding], "memory").splitlines()
     row = "| **an-id** (error, table 5) | 1 \\| 2 | 3 [[1]](https://example.org) | a rule |"
     assert lines[2] == row
@@ -384,7 +391,7 @@ def test_findings_as_text_and_as_markdown():
 def test_the_conclusion_counts():
     study = Published(sample.study(), sample.entries())
     every = audit.findings(study)
-    total = sum(map(len, audit.RULES.values()))
+    total = sum(map(len, rules.AUDIT.values()))
     text = audit.conclusion(study, every)
     assert f"Rules checked: {total}, of which {total - 3} hold; the others gave 3 unch" in text
     gaps_in_gb(study.data)
@@ -479,7 +486,11 @@ def test_every_study_is_what_the_schema_says(path):
         ("context: 2048", "contxt: 2048", "key of study.yaml: 'contxt'; did you mean 'context'"),
         ("dtype: bfloat16\n", "", "study.yaml lacks dtype"),
         ("  1:\n", '  "1":\n', "study.yaml, tables, 1 is '1', needs a whole number"),
-        ("{unit: ms}", "{unt: ms}", "study.yaml, tables, 1, columns, TTFT .ms.: 'unt'; did you"),
+        (
+            "{unit: ms, metric: ttft_ms}",
+            "{unt: ms}",
+            "study.yaml, tables, 1, columns, TTFT .ms.: 'unt'; did you",
+        ),
         ('["459.72"', "[459.72", "rows, GPT-OSS-20B, 0 is 459.72, needs text .in quotes. or null"),
         (
             'value: "20.9"',
@@ -521,13 +532,13 @@ def test_governance_of_the_papers_models_is_sourced(paper):
 
 
 def test_curves_are_the_printed_values_and_the_slopes(paper):
-    lines = {label: (model, x, y) for label, model, _, x, y in audit.throughput_curves(paper)}
+    lines = {label: (model, x, y) for label, model, _, x, y in rules.throughput_curves(paper)}
     model, x, y = lines["GPT-OSS-20B, printed"]
     assert (model, x, y) == ("gpt-oss-20b", [128, 512, 1024, 2048], [39.79, 38.18, 36.2, 31.27])
     slope = 192e3 / (6892.468690872192 - 2056.731104850769)  # 64 to 256 tokens
     assert lines["GPT-OSS-20B, decode only"][2][-1] == pytest.approx(slope)
     assert len(lines) == 6
-    ttft = {label: y for label, _, _, _, y in audit.ttft_curves(paper)}
+    ttft = {label: y for label, _, _, _, y in rules.ttft_curves(paper)}
     assert ttft["Yi-34B, printed"][0] == 54.43
     assert ttft["Yi-34B, released median"][0] == pytest.approx(45.2676, abs=1e-4)
 

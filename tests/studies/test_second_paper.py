@@ -1,16 +1,26 @@
-"""A second study as data: its file is whole, and its numbers agree with arithmetic."""
+"""A second study by data: its file is whole, its numbers agree with arithmetic, and the audit, the
+ledger and the tables follow it without a line of code that names it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from lib.__main__ import main
 from lib.files import read_yaml, resolve
 from lib.hardware import datasheets
+from lib.records.record import Record, environment_record
+from lib.report import document
+from lib.studies import audit, claims, forms, verdict
 from lib.studies import study as studies_study
-from lib.studies import verdict
+from lib.studies.paper_tables import paper_tables
+from lib.studies.verdict import DIRECTION, UNTESTABLE
+from tests.samples import records as sample
 
 FILE = "params/published/arxiv-2605.30571.yaml"
-FORMS = {"value", "ratio", "at_most", "falls_with", "order", "count"}
+ENV = environment_record(sample.GPU | {"gpu": "NVIDIA H100 80GB HBM3", "date": "2026-01-01"})
+QWEN = "Qwen2.5-7B"
 
 
 @pytest.fixture(scope="module")
@@ -19,21 +29,109 @@ def study():
     return studies_study.load(FILE)
 
 
-def test_every_claim_is_an_entry_with_a_form_and_an_untestable_one_has_its_reason(study):
+def rows(step_ms: float = 16.0, graph_ms: float = 12.5, busy_s: float = 0.008) -> list[Record]:
+    """Calls of two lengths on both stacks: a prefill of 50 ms, then so much for each token."""
+    card = {"weight_bytes": 15231233024, "kv_bytes_per_token": 57344, "experts": 0,
+            "active_params": 7070619136, "total_params": 7615616512}  # fmt: skip
+    key = sample.key(QWEN, experts="none", context=2048)
+    timed = [
+        Record(
+            "latency",
+            key | {"stack": stack, "new_tokens": tokens},
+            {"e2e_s": [(50 + tokens * ms) / 1e3] * 8},
+            {"decode_bytes": 14.26e9},
+            env_id=ENV.env_id,
+        )
+        for stack, ms in (("hf-eager", step_ms), ("graph", graph_ms))
+        for tokens in (32, 96)
+    ]
+    busy = Record("busy", key | {"new_tokens": 9}, {}, {"decode_busy_s": busy_s}, env_id=ENV.env_id)
+    return [ENV, Record("card", sample.key(QWEN), {}, card, env_id=ENV.env_id), *timed, busy]
+
+
+def ledger(study, rows: list[Record]) -> dict[str, claims.Entry]:
+    return {entry.name: entry for entry in claims.ledger(rows, study)}
+
+
+def test_every_claim_has_a_test_of_known_names_or_a_reason(study):
     assert len(study.data["claims"]) == 14
     for name, claim in study.data["claims"].items():
-        assert claim["form"] in FORMS, name
-        assert {"where", "text", "metric", "subjects", "value", "unit", "testable"} <= set(claim)
-        assert claim["testable"] or claim["reason"], name
-        assert claim.get("tolerance", "time") in verdict.TOLERANCES, name
-        assert (claim["form"] in {"ratio", "falls_with"}) <= ("over" in claim), name
+        card = study.data["gpus"].get(claim.get("gpu"), {})
+        assert "test" in claim or "reason" in claim or "reason" in card, name
+        if "test" in claim:
+            assert forms.metric_of(claim["test"]["metric"])
+            assert claim["test"]["tolerance"] in verdict.TOLERANCES
 
 
 def test_only_claims_about_the_h100_are_testable(study):
-    testable = {n for n, c in study.data["claims"].items() if c["testable"]}
-    assert testable == {"floor-share-h100", "launch-side-h100", "graphs-gain-h100"}
-    for name in testable:
-        assert study.claim(name)["subjects"]["gpu"] == study.data["gpu"]
+    entries = ledger(study, rows())
+    testable = {"floor-share-h100", "launch-side-h100", "graphs-gain-h100"}
+    assert {n for n, x in entries.items() if x.verdict.word != UNTESTABLE} == testable
+    assert str(entries["l4-nf4"].verdict) == "not testable: no L4 can be measured here"
+    assert "files were not at hand" in entries["valid-cells"].verdict.why
+
+
+def test_one_session_decides_the_direction_of_a_gain_over_ten(study):
+    """16 / 12.5 = 1.28 is within 10 % of 1.259; on ten days it would be reproduced."""
+    entry = ledger(study, rows())["graphs-gain-h100"]
+    assert entry.measured.protocol[QWEN].value == pytest.approx(1.28)
+    assert entry.verdict.word == DIRECTION
+    assert entry.verdict.why.startswith("1 session decides the direction only")
+    turned = ledger(study, rows(graph_ms=20.0))["graphs-gain-h100"]
+    assert turned.verdict.word == verdict.NOT
+    data = study.data | {"claims": {"x": study.claim("graphs-gain-h100") | {"sessions": 1}}}
+    assert ledger(replace(study, data=data), rows())["x"].verdict.word == verdict.REPRODUCED
+
+
+def test_the_share_of_the_floor_and_of_the_device(study):
+    """4.582 ms of 16 are 28.6 %, within 5 points of 27; 8 ms of work in 16 are a half."""
+    entries = ledger(study, rows())
+    share = entries["floor-share-h100"]
+    assert share.measured.protocol[QWEN].value == pytest.approx(28.6, abs=0.05)
+    assert share.measured.corrected[QWEN].value == pytest.approx(26.6, abs=0.05)  # 14.26 GB
+    assert share.verdict.word == verdict.REPRODUCED
+    busy = entries["launch-side-h100"]
+    assert busy.measured.protocol[QWEN].value == pytest.approx(0.5)
+    assert busy.verdict.word == verdict.REPRODUCED
+
+
+def test_its_tables_beside_ours_and_other_cards_with_their_reason(study):
+    tables = paper_tables(rows(), study.data)
+    assert [t.number for t in tables] == [1, 8]
+    cells = {(c.table, c.row, c.column): c for t in tables for c in t.cells}
+    own = cells[1, "2048", "H100 SXM5"]
+    assert own.measured.value == pytest.approx(0.286, abs=5e-4) and own.unit == "1"
+    assert cells[1, "2048", "L4"].measured.reason == "no L4 can be measured here"
+    assert cells[8, "H100 SXM5", "p50 unprofiled (ms)"].measured.value == pytest.approx(16)
+    assert "no metric of this workbook" in cells[8, "H100 SXM5", "cpu/cuda"].measured.reason
+    assert "two lengths" in cells[1, "4096", "H100 SXM5"].measured.reason
+
+
+def test_the_audit_runs_its_arithmetic_and_says_what_had_no_data(study, capsys):
+    findings = {f.id: f for f in audit.findings(study)}
+    assert findings.keys() == {
+        "floor-over-step", "one-model-reads-the-same-bytes", "l4-step-twice",
+        "step-is-the-median", "interval-of-sessions",
+    }  # fmt: skip
+    assert "0.309 (H100 SXM5); the printed share is that of 16.97 ms" in (
+        findings["floor-over-step"].follows
+    )
+    assert findings["step-is-the-median"].severity == "unchecked"
+    assert main(["audit", "--study", FILE]) == 0
+    assert "Rules checked: 8, of which 3 hold" in capsys.readouterr().out
+
+
+def test_the_report_follows_the_study(study, tmp_path):
+    """Without pieces of its own it has no ladder, and no table of licences."""
+    jobs = tmp_path / "jobs"
+    where = f"{QWEN}/random-hf-eager/latency"
+    sample.write_job(jobs, where, rows()[1:], sample.GPU, model=QWEN, status="interrupted")
+    text = document.write(jobs, tmp_path / "out", study=study).read_text(encoding="utf-8")
+    assert 'id="table-8"' in text and "Tables 1 and 8 of" in text
+    assert 'id="claim-graphs-gain-h100"' in text and 'id="ladder"' not in text
+    assert f"Interrupted, so that cells may be missing: {QWEN} (latency)." in text
+    assert len((tmp_path / "out" / "claims.csv").read_text(encoding="utf-8").splitlines()) == 15
+    assert not (tmp_path / "out" / "tables" / "table-13.csv").exists()
 
 
 def test_cards_are_those_of_the_datasheets_and_models_have_entries(study):
@@ -48,7 +146,7 @@ def test_cards_are_those_of_the_datasheets_and_models_have_entries(study):
 def test_the_interval_of_the_graph_gain_holds_its_value(study):
     claim = study.claim("graphs-gain-h100")
     assert float(claim["low"]) < float(claim["value"]) < float(claim["high"])
-    assert claim["n"] == 10
+    assert claim["sessions"] == 10
 
 
 def test_the_floor_of_the_headline_cell_by_hand(study):

@@ -7,7 +7,7 @@ import pytest
 from lib import stats
 from lib.stats import Estimate
 from lib.studies import verdict
-from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, Ruling
+from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, Verdict
 
 
 def interval(low: float, high: float, n: int = 10) -> Estimate:
@@ -107,22 +107,22 @@ def test_reasons_are_said():
     assert why == "[80.00, 95.00] reaches beyond the tolerance [90.00, 110.0]"
     assert verdict.of_value(count(1), verdict.band("5", "runs", "whole")).why == "1, not 5"
     assert verdict.of_order(count(0.5), "higher").why == "0.5: the other way round"
-    assert str(Ruling(NOT, "why")) == "not reproduced: why"
-    assert str(Ruling(REPRODUCED)) == REPRODUCED
+    assert str(Verdict(NOT, "why")) == "not reproduced: why"
+    assert str(Verdict(REPRODUCED)) == REPRODUCED
 
 
 def test_together_the_worst_decides():
-    good, turned = Ruling(REPRODUCED), Ruling(NOT, "turned")
-    unknown, partly = Ruling(UNTESTABLE, "n = 3"), Ruling(DIRECTION, "far off")
+    good, turned = Verdict(REPRODUCED), Verdict(NOT, "turned")
+    unknown, partly = Verdict(UNTESTABLE, "n = 3"), Verdict(DIRECTION, "far off")
     assert verdict.together({"a": good, "b": good}) == good
-    assert verdict.together({"a": good, "b": partly}) == Ruling(DIRECTION, "b: far off")
-    assert verdict.together({"a": partly, "b": unknown, "c": unknown}) == Ruling(
+    assert verdict.together({"a": good, "b": partly}) == Verdict(DIRECTION, "b: far off")
+    assert verdict.together({"a": partly, "b": unknown, "c": unknown}) == Verdict(
         UNTESTABLE, "b and c: n = 3"
     )
-    assert verdict.together({"a": unknown, "b": turned}) == Ruling(NOT, "b: turned")
+    assert verdict.together({"a": unknown, "b": turned}) == Verdict(NOT, "b: turned")
     assert verdict.together({"": turned}) == turned
     assert verdict.together({}).word == UNTESTABLE
-    many = {str(i): Ruling(NOT, f"reason {i}") for i in range(5)}
+    many = {str(i): Verdict(NOT, f"reason {i}") for i in range(5)}
     assert verdict.together(many).why.endswith("2: reason 2; and 2 more")
 
 

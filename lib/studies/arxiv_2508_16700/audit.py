@@ -1,6 +1,6 @@
 """One rule a kind of inconsistency: latency, energy, ablations, sizes, governance, arithmetic.
 
-A rule takes a study and returns a verdict, or None where the study holds. Its docstring is
+A rule takes a study and returns a finding, or None where the study holds. Its docstring is
 the rule as the reader sees it.
 """
 
@@ -12,12 +12,8 @@ from collections.abc import Iterable, Sequence
 from lib import stats
 from lib.studies.study import (
     BYTES,
-    JOULES,
-    P50,
-    RATE,
-    TTFT,
+    Finding,
     Published,
-    Verdict,
     agrees,
     each,
     percent,
@@ -25,6 +21,7 @@ from lib.studies.study import (
     rounded,
 )
 
+RATE, P50, TTFT, JOULES = "TPOT (tok/s)", "p50 (ms)", "TTFT (ms)", "J/1K (J)"  # columns
 POINTS = 5.0  # percentage points by which a change must differ before it is called another one
 PEAK, GAP, LESS = "Peak VRAM (MB)", "Δ vs GPT-OSS (MB)", "% less vs Qwen/Yi"
 MIB = BYTES["MiB"]
@@ -51,7 +48,7 @@ def _rate(p: Published, model: str, context: int) -> float:
     return 1e3 * tokens / p.fact("p50_ms", model, context, tokens)
 
 
-def rate_is_not_tokens_over_p50(p: Published) -> Verdict | None:
+def rate_is_not_tokens_over_p50(p: Published) -> Finding | None:
     """Output throughput is generated tokens / wall time, so within one campaign the median
     throughput is tokens / p50."""
     exact = {m: 1e3 * p.data["new_tokens"] / p.value(1, m, P50) for m in p.models}
@@ -62,10 +59,10 @@ def rate_is_not_tokens_over_p50(p: Published) -> Verdict | None:
         for m in p.models
     )
     follows = f"{p.data['new_tokens']} / p50 = {each(exact, '.2f')}: two campaigns in one row"
-    return Verdict("error", "table 1", printed, follows)
+    return Finding("error", "table 1", printed, follows)
 
 
-def ttft_is_one_sample(p: Published) -> Verdict | None:
+def ttft_is_one_sample(p: Published) -> Finding | None:
     """Each cell of table 3 against the two released values: the median of the latency runs and
     the single reading of the energy runs."""
     cells = [(c, m) for c in p.contexts for m in p.models]
@@ -96,7 +93,7 @@ def ttft_is_one_sample(p: Published) -> Verdict | None:
     printed = f"{trials}: " + ", ".join(
         f"at {c} " + " / ".join(p.printed(3, c, m) for m in p.models) + " ms" for c in turned
     )
-    return Verdict(
+    return Finding(
         "error", "table 3; section 3.3", printed, follows, ("ttft-trials",), (source["url"],)
     )
 
@@ -112,7 +109,7 @@ def single_readings(p: Published) -> set[tuple[int, str]]:
     }
 
 
-def change_mixes_runs(p: Published) -> Verdict | None:
+def change_mixes_runs(p: Published) -> Finding | None:
     """Find for both ends of a change the campaign whose released value the cell holds. A change
     between two campaigns is none of context alone."""
     ends, printed, follows, claims = (p.contexts[0], p.contexts[-1]), [], [], []
@@ -133,7 +130,7 @@ def change_mixes_runs(p: Published) -> Verdict | None:
     if not printed:
         return None
     where = "tables 2 and 4"
-    return Verdict("error", where, "; ".join(printed), "; ".join(follows), tuple(claims))
+    return Finding("error", where, "; ".join(printed), "; ".join(follows), tuple(claims))
 
 
 def campaigns(p: Published, model: str, context: int) -> set[str]:
@@ -146,7 +143,7 @@ def campaigns(p: Published, model: str, context: int) -> set[str]:
     return {name for name, exact in released.items() if agrees(text, exact)}
 
 
-def prefill_in_throughput(p: Published) -> Verdict | None:
+def prefill_in_throughput(p: Published) -> Finding | None:
     """Decode alone: (longest - shortest generated length) / (difference of their p50), from the
     latency runs at the first and the last context, against the printed change."""
     ends = (p.contexts[-1], p.contexts[0])
@@ -159,10 +156,10 @@ def prefill_in_throughput(p: Published) -> Verdict | None:
     text = p.claim("decode-degrades")["text"]
     printed = f"{each(change, '+.1f', '%')} from {ends[1]} to {ends[0]} tokens; {text}"
     claims = ("decode-degrades", *p.about("drop").values())
-    return Verdict("caution", "tables 4 and 10", printed, follows, claims)
+    return Finding("caution", "tables 4 and 10", printed, follows, claims)
 
 
-def decode_gain(p: Published) -> Verdict | None:
+def decode_gain(p: Published) -> Finding | None:
     """The ratio of decode throughputs (as above, at the headline context) against the ratio of
     output throughputs that the text calls decode throughput."""
     claims, context = p.about("throughput-vs"), p.data["context"]
@@ -172,7 +169,7 @@ def decode_gain(p: Published) -> Verdict | None:
         return None
     printed = ", ".join(f"+{p.claimed(c)} % against {m}" for m, c in claims.items())
     follows = f"decode alone {each(rates, '.2f', 'tok/s')}: {each(gain, '+.1f', '%')}; the printed "
-    return Verdict(
+    return Finding(
         "caution",
         "abstract; section 4.2",
         f"decode throughput {printed}",
@@ -181,7 +178,7 @@ def decode_gain(p: Published) -> Verdict | None:
     )
 
 
-def p95_is_the_maximum(p: Published) -> Verdict | None:
+def p95_is_the_maximum(p: Published) -> Finding | None:
     """From n runs a 95th percentile is bounded only for n >= 59 (0.95^n < 0.05). Equal p95 and
     p99 in every row mean that both are the largest run."""
     fact = p.data.get("released", {}).get("p95_equals_p99")
@@ -189,21 +186,21 @@ def p95_is_the_maximum(p: Published) -> Verdict | None:
         return None
     follows = f"p95 = p99 in {fact['value']} of {fact['of']} released rows: the largest of the runs"
     printed = f"p95 of the call time; {p.claim('decode-runs')['text']}"
-    return Verdict("caution", "table 1", printed, follows, ("decode-runs",))
+    return Finding("caution", "table 1", printed, follows, ("decode-runs",))
 
 
-def gpu_is_not_named(p: Published) -> Verdict | None:
+def gpu_is_not_named(p: Published) -> Finding | None:
     """The hardware as the text names it against the device name in the released files."""
     text, gpu = p.claim("hardware")["text"], p.fact("gpu")
     if gpu in text:
         return None
     follows = f"{gpu} with {p.fact('gpu_total_mib'):,.0f} MiB; the cards of that name differ in "
-    return Verdict(
+    return Finding(
         "note", "section 3.1", text, f"{follows}bandwidth and power limit", ("hardware",)
     )
 
 
-def parameter_counts(p: Published) -> Verdict | None:
+def parameter_counts(p: Published) -> Finding | None:
     """The stated parameters against those counted on the model card, in 10^9: total and active of
     the model under study, total of the others."""
     counted = {
@@ -217,14 +214,14 @@ def parameter_counts(p: Published) -> Verdict | None:
     if not off:
         return None
     follows = each(off, ".3f", "x 10^9")
-    return Verdict("error", "section 3.1", _texts(p, off), follows, tuple(off))
+    return Finding("error", "section 3.1", _texts(p, off), follows, tuple(off))
 
 
 def _texts(p: Published, claims: Iterable[str]) -> str:
     return "; ".join(p.claim(name)["text"] for name in claims)
 
 
-def percentages(p: Published) -> Verdict | None:
+def percentages(p: Published) -> Finding | None:
     """Each headline percentage recomputed from the table cells that it compares."""
     ref, off = p.reference, []
     for stem, table, column, invert in (
@@ -244,14 +241,14 @@ def percentages(p: Published) -> Verdict | None:
     if not off:
         return None
     claims, follows = tuple(c for c, _ in off), "; ".join(f"{x:.2f} %" for _, x in off)
-    return Verdict("error", "abstract; section 4", _texts(p, claims), follows, claims)
+    return Finding("error", "abstract; section 4", _texts(p, claims), follows, claims)
 
 
 def _wrong(p: Published, claim: str, exact: float) -> Sequence[tuple[str, float]]:
     return [] if agrees(p.claimed(claim), exact) else [(claim, exact)]
 
 
-def quotients(p: Published) -> Verdict | None:
+def quotients(p: Published) -> Finding | None:
     """Table 8 recomputed from tables 1 and 6: throughput, 1 / TTFT and tokens per joule over the
     printed active parameters. Rounded inputs may move a quotient by half a percent."""
     off = {}
@@ -268,7 +265,7 @@ def quotients(p: Published) -> Verdict | None:
                 off[f"{column} of {m}"] = (text, value)
     if not off:
         return None
-    return Verdict(
+    return Finding(
         "error",
         "table 8",
         each({at: t for at, (t, _) in off.items()}),
@@ -276,7 +273,7 @@ def quotients(p: Published) -> Verdict | None:
     )
 
 
-def ranges(p: Published) -> Verdict | None:
+def ranges(p: Published) -> Finding | None:
     """The takeaways of section 4.3 against table 8: the quotients, and the ratios to the other
     models, to within one unit of the last digit printed."""
     off = {}
@@ -295,10 +292,10 @@ def ranges(p: Published) -> Verdict | None:
                 off[name] = " to ".join(f"{x:.4g}" for x in ends)
     if not off:
         return None
-    return Verdict("error", "section 4.3, takeaways", _texts(p, off), each(off), tuple(off))
+    return Finding("error", "section 4.3, takeaways", _texts(p, off), each(off), tuple(off))
 
 
-def headline_order(p: Published) -> Verdict | None:
+def headline_order(p: Published) -> Finding | None:
     """At the headline arm, against both other models: higher throughput and TTFT (table 1), lower
     J/1K (table 6), lower peak (table 5)."""
     off = {}
@@ -319,10 +316,10 @@ def headline_order(p: Published) -> Verdict | None:
     if not off:
         return None
     follows = "; ".join(off.values())
-    return Verdict("error", "abstract; conclusion", _texts(p, off), follows, tuple(off))
+    return Finding("error", "abstract; conclusion", _texts(p, off), follows, tuple(off))
 
 
-def throughput_falls(p: Published) -> Verdict | None:
+def throughput_falls(p: Published) -> Finding | None:
     """Table 2 column by column: the text says that every model slows as context grows."""
     printed = p.claim("slows-with-context")["text"]
     rising = {}
@@ -332,10 +329,10 @@ def throughput_falls(p: Published) -> Verdict | None:
             rising[m] = ", ".join(p.printed(2, c, m) for c in p.contexts)
     if not rising:
         return None
-    return Verdict("error", "section 4.1, table 2", printed, each(rising), ("slows-with-context",))
+    return Finding("error", "section 4.1, table 2", printed, each(rising), ("slows-with-context",))
 
 
-def within_bandwidth(p: Published) -> Verdict | None:
+def within_bandwidth(p: Published) -> Finding | None:
     """A decode step reads at least the active weights, 2 bytes each, so decode throughput times
     these bytes cannot exceed the memory bandwidth of the card."""
     source, context = p.source("bandwidth"), p.data["context"]
@@ -347,10 +344,10 @@ def within_bandwidth(p: Published) -> Verdict | None:
         return None
     printed = each({m: p.printed(2, context, m) for m in beyond}, unit="tok/s")
     follows = f"{each(beyond, '.2f', 'TB/s')}, above {source['bytes_per_s'] / 1e12:.2f} TB/s"
-    return Verdict("error", "table 2", printed, follows, (), (source["url"],))
+    return Finding("error", "table 2", printed, follows, (), (source["url"],))
 
 
-def last_digits(p: Published) -> Verdict | None:
+def last_digits(p: Published) -> Finding | None:
     """Cells whose last digit is not the rounded value: table 3 against the released reading it
     holds, table 4 within one campaign, table 7 against 1000 W / (tok/s)."""
     exact = {}
@@ -372,10 +369,10 @@ def last_digits(p: Published) -> Verdict | None:
         return None
     printed = ", ".join(f"{t} ({at})" for at, (t, _) in off.items())
     follows = f"{', '.join(x for _, x in off.values())} by the released values"
-    return Verdict("note", "tables 3, 4 and 7", printed, f"{follows}; {len(exact)} cells checked")
+    return Finding("note", "tables 3, 4 and 7", printed, f"{follows}; {len(exact)} cells checked")
 
 
-def tokens_per_joule_unit(p: Published) -> Verdict | None:
+def tokens_per_joule_unit(p: Published) -> Finding | None:
     """1000 / (J per 1,000 tokens) is tokens per joule; tokens per watt would also need a time."""
     column = "Tokens/W"
     if p.data["tables"][6]["columns"][column]["unit"] != "tokens/W":
@@ -383,10 +380,10 @@ def tokens_per_joule_unit(p: Published) -> Verdict | None:
     exact = {m: 1e3 / p.value(6, m, JOULES) for m in p.models}
     printed = ", ".join(f"{p.printed(6, m, column)} tokens/W ({m})" for m in p.models)
     follows = f"1000 / J/1K = {each(exact, '.4f')}: tokens per joule"
-    return Verdict("error", "tables 6 and 8", printed, follows, ("ape-energy", "ape-energy-dense"))
+    return Finding("error", "tables 6 and 8", printed, follows, ("ape-energy", "ape-energy-dense"))
 
 
-def tokens_per_joule_gain(p: Published) -> Verdict | None:
+def tokens_per_joule_gain(p: Published) -> Finding | None:
     """The gain in tokens per joule is the inverse ratio of J/1K, which is printed with five
     digits; table 6 prints tokens per joule with three."""
     claims, own = p.about("tokens-per-joule-vs"), p.value(6, p.reference, JOULES)
@@ -399,7 +396,7 @@ def tokens_per_joule_gain(p: Published) -> Verdict | None:
         f"{p.printed(6, m, JOULES)} / {p.printed(6, p.reference, JOULES)} = {gain[m]:+.1f} % ({m})"
         for m in off
     )
-    return Verdict(
+    return Finding(
         "error",
         "section 4.2, findings at 2K",
         printed,
@@ -408,7 +405,7 @@ def tokens_per_joule_gain(p: Published) -> Verdict | None:
     )
 
 
-def energy_is_time(p: Published) -> Verdict | None:
+def energy_is_time(p: Published) -> Finding | None:
     """J/1K = 1000 W / (tok/s). Split the ratio of J/1K into the ratio of throughputs and that of
     powers; the share of each is its logarithm over that of the whole."""
     ref, context = p.reference, p.data["context"]
@@ -442,10 +439,10 @@ def energy_is_time(p: Published) -> Verdict | None:
         for m in mostly
     )
     claims = tuple(c for m, c in p.about("energy-vs").items() if m in mostly)
-    return Verdict("caution", "section 4.2, table 6", printed, follows, claims)
+    return Finding("caution", "section 4.2, table 6", printed, follows, claims)
 
 
-def energy_trend(p: Published) -> Verdict | None:
+def energy_trend(p: Published) -> Finding | None:
     """Table 7 row by row: the steps from one context to the next, which the text says all rise,
     the last one most."""
     p.claim("energy-rises")
@@ -463,16 +460,16 @@ def energy_trend(p: Published) -> Verdict | None:
     if not joules:
         return None
     printed = f"{p.claim('energy-rises')['text']}; {'; '.join(joules)}"
-    return Verdict("error", "section 4.2, table 7", printed, "; ".join(follows), ("energy-rises",))
+    return Finding("error", "section 4.2, table 7", printed, "; ".join(follows), ("energy-rises",))
 
 
-def prefill_share(p: Published) -> Verdict | None:
+def prefill_share(p: Published) -> Finding | None:
     """Prefill takes at most TTFT, so it is at most TTFT / p50 of the call (same row of table 1)."""
     claim = p.claim("prefill-dominates")
     share = {m: 100 * p.value(1, m, TTFT) / p.value(1, m, P50) for m in p.models}
     if max(share.values()) > 50:
         return None
-    return Verdict(
+    return Finding(
         "error",
         "section 4.2, context trends",
         claim["text"],
@@ -481,7 +478,7 @@ def prefill_share(p: Published) -> Verdict | None:
     )
 
 
-def first_row_is_partly_idle(p: Published) -> Verdict | None:
+def first_row_is_partly_idle(p: Published) -> Finding | None:
     """A row's power is the mean of two readings a run. If one of the first row's readings was idle
     power, the mean W of n readings becomes (n W - idle) / (n - 1); then it should be near the next
     row's. This shows that one idle reading would explain the row, not that it happened."""
@@ -508,10 +505,10 @@ def first_row_is_partly_idle(p: Published) -> Verdict | None:
     follows += f"{each(low, '.1f', '%')}. Idle power was {each(idle, '.0f', 'W')}, and the row "
     follows += f"books its first token at {each(token, '.0f', 'W')}. {tens} of {len(rows)} means "
     follows += "have at most three decimals, as ten readings of two decimals have"
-    return Verdict("caution", "table 7", printed, follows, (), (p.source("edge-power")["url"],))
+    return Finding("caution", "table 7", printed, follows, (), (p.source("edge-power")["url"],))
 
 
-def greedy_baselines_differ(p: Published) -> Verdict | None:
+def greedy_baselines_differ(p: Published) -> Finding | None:
     """The greedy baseline of each ablation is one arm (bf16, 64 tokens); its spread is
     (largest - smallest) / median. An effect below it is not resolved."""
     cells = {9: "Greedy", 11: "BF16", 12: "Transformers"}
@@ -530,7 +527,7 @@ def greedy_baselines_differ(p: Published) -> Verdict | None:
     follows += f"the effects are {min(effects):.1f} to {max(effects):.1f} %"
     if contexts == {"None"}:
         follows += "; no context is stated for these tables"
-    return Verdict(
+    return Finding(
         "caution",
         "tables 9, 11 and 12",
         p.claim("sampling-cost")["text"],
@@ -539,7 +536,7 @@ def greedy_baselines_differ(p: Published) -> Verdict | None:
     )
 
 
-def same_arm_twice(p: Published) -> Verdict | None:
+def same_arm_twice(p: Published) -> Finding | None:
     """Table 10 repeats arms of table 2 (same model, context and tokens, greedy). Their difference
     is what a campaign adds; the sampling effect should exceed it."""
     rows = [int(c) for c in p.data["tables"][10]["rows"] if int(c) in p.contexts]
@@ -550,10 +547,10 @@ def same_arm_twice(p: Published) -> Verdict | None:
         return None
     printed = ", ".join(f"{a:.2f} and {b:.2f} tok/s at {c}" for c, (a, b) in pairs.items())
     follows = f"{each(off, '+.1f', '%')}: more than the {low:g} to {high:g} % of sampling"
-    return Verdict("caution", "tables 2 and 10", printed, follows, ("sampling-cost",))
+    return Finding("caution", "tables 2 and 10", printed, follows, ("sampling-cost",))
 
 
-def mib_as_mb(p: Published) -> Verdict | None:
+def mib_as_mb(p: Published) -> Finding | None:
     """A peak holds at least the weights: parameters x 2 bytes in bfloat16. A printed peak below
     that is not in the unit that is printed."""
     low = [m for m in p.models if p.value(5, m, PEAK) * BYTES["MB"] < p.counted(m, "weight_bytes")]
@@ -569,10 +566,10 @@ def mib_as_mb(p: Published) -> Verdict | None:
     printed = "peaks in MB, decimal by section 3.1: " + ", ".join(
         f"{p.value(5, m, PEAK):,.0f} ({m})" for m in p.models
     )
-    return Verdict("error", "table 5; section 3.1", printed, follows, ("decimal-units",))
+    return Finding("error", "table 5; section 3.1", printed, follows, ("decimal-units",))
 
 
-def baseline_units(p: Published) -> Verdict | None:
+def baseline_units(p: Published) -> Finding | None:
     """Compare each stated baseline with the released allocation before the prompt, once in GB
     (MiB x 2^20 / 10^9), once as MiB / 1000. Sizes set side by side must be in one unit."""
     claims = p.about("baseline")
@@ -584,10 +581,10 @@ def baseline_units(p: Published) -> Verdict | None:
     printed = ", ".join(f"{p.claimed(c)} GB ({m})" for m, c in claims.items())
     follows = ", ".join(f"{exact[m] * MIB / 1e9:.2f} GB ({m})" for m in claims)
     follows += "; printed as MiB / 1000: " + ", ".join(f"{exact[m] / 1e3:.2f} ({m})" for m in wrong)
-    return Verdict("error", "section 4.2, findings", printed, follows, tuple(claims.values()))
+    return Finding("error", "section 4.2, findings", printed, follows, tuple(claims.values()))
 
 
-def gaps_in_gb(p: Published) -> Verdict | None:
+def gaps_in_gb(p: Published) -> Finding | None:
     """A gap of table 5 times its unit (2^20 bytes), over 10^9, is the gap in decimal GB."""
     claims = p.about("peak-gap")
     exact = {m: p.value(5, m, GAP) * BYTES[p.unit(5, GAP)] / 1e9 for m in claims}
@@ -597,10 +594,10 @@ def gaps_in_gb(p: Published) -> Verdict | None:
     follows = ", ".join(
         f"{p.value(5, m, GAP):,.0f} {p.unit(5, GAP)} = {exact[m]:.1f} GB ({m})" for m in claims
     )
-    return Verdict("error", "section 4.2, findings", printed, follows, tuple(claims.values()))
+    return Finding("error", "section 4.2, findings", printed, follows, tuple(claims.values()))
 
 
-def peak_row(p: Published) -> Verdict | None:
+def peak_row(p: Published) -> Finding | None:
     """A printed peak is the released one, to within one unit of its last digit."""
     unit, context = p.unit(5, PEAK), p.data["context"]
     exact = {m: p.fact("peak_mib", m, context) * MIB / BYTES[unit] for m in p.models}
@@ -616,10 +613,10 @@ def peak_row(p: Published) -> Verdict | None:
     )
     follows += f"; the savings become {each(less, '.2f', '%')}, printed "
     follows += each({m: p.printed(5, m, LESS) for m in p.others}, unit="%")
-    return Verdict("error", "table 5", printed, follows)
+    return Finding("error", "table 5", printed, follows)
 
 
-def saving_is_size(p: Published) -> Verdict | None:
+def saving_is_size(p: Published) -> Finding | None:
     """Compare the saving in weights with the saving in total and in active parameters (each
     1 - ours / theirs), and with the saving at the peak."""
     p.claim("saving-from-moe")
@@ -643,12 +640,12 @@ def saving_is_size(p: Published) -> Verdict | None:
         f"{v:,.0f} MiB ({m})" for m, v in above.items()
     )
     claims = ("saving-from-moe", *p.about("peak-saving").values())
-    return Verdict(
+    return Finding(
         "caution", "section 4.2, findings", p.claim("saving-from-moe")["text"], follows, claims
     )
 
 
-def kv_contribution(p: Published) -> Verdict | None:
+def kv_contribution(p: Published) -> Finding | None:
     """The cache is tokens x bytes per token (layers x 2 x key-value heads x head width x 2 B); the
     released files also hold what stayed allocated after the call. The study's contribution is the
     peak less what was allocated before, so it counts workspace and logits as cache."""
@@ -671,10 +668,10 @@ def kv_contribution(p: Published) -> Verdict | None:
     )
     if cache[p.reference] < min(cache[m] for m in p.others):
         follows += f"; the cache of {p.reference} is the smallest"
-    return Verdict("error", "sections 3.4 and 4.2", printed, follows, ("kv-larger",))
+    return Finding("error", "sections 3.4 and 4.2", printed, follows, ("kv-larger",))
 
 
-def held_logits(p: Published) -> Verdict | None:
+def held_logits(p: Published) -> Finding | None:
     """From the second longest to the longest context, the growth of (peak - baseline) per prompt
     token, less the cache of a token, against one row of logits (vocabulary x 2 B). Equal within
     2 % fits a peak that holds the logits of every prompt position."""
@@ -698,10 +695,10 @@ def held_logits(p: Published) -> Verdict | None:
         for m in sorted(p.models, key=lambda m: m not in models)
     )
     printed = "peak less pre-decode allocation is an estimate of the KV contribution"
-    return Verdict("caution", "section 3.4", printed, follows, ("kv-larger",))
+    return Finding("caution", "section 3.4", printed, follows, ("kv-larger",))
 
 
-def realised_parameters(p: Published) -> Verdict | None:
+def realised_parameters(p: Published) -> Finding | None:
     """Throughput over the parameters that the implementation used for a token: where it computes
     every expert, all parameters but the input embedding."""
     source, ref = p.source("all-experts"), p.reference
@@ -717,10 +714,10 @@ def realised_parameters(p: Published) -> Verdict | None:
     )
     follows += f"; {source['text']} ({source['dated']})"
     claims = ("ape-higher", "ape-throughput", "ape-throughput-ratio", "ape-energy-ratio")
-    return Verdict("caution", "section 4.3, table 8", printed, follows, claims, (source["url"],))
+    return Finding("caution", "section 4.3, table 8", printed, follows, claims, (source["url"],))
 
 
-def throughput_per_gb(p: Published) -> Verdict | None:
+def throughput_per_gb(p: Published) -> Finding | None:
     """TPOT / peak in decimal GB, as section 3.6 defines it; the peak of table 5 x 2^20 / 10^9."""
     scale = BYTES[p.unit(5, PEAK)] / 1e9
     exact = {m: p.value(1, m, RATE) / (p.value(5, m, PEAK) * scale) for m in p.models}
@@ -728,10 +725,10 @@ def throughput_per_gb(p: Published) -> Verdict | None:
         return None
     printed = ", ".join(f"{p.printed(8, m, 'TPOT/GB')} ({m})" for m in p.models)
     follows = ", ".join(f"{exact[m]:.3f} ({m})" for m in p.models)
-    return Verdict("error", "table 8", printed, f"{follows}; printed is tok/s per 1,000 MiB")
+    return Finding("error", "table 8", printed, f"{follows}; printed is tok/s per 1,000 MiB")
 
 
-def licences(p: Published) -> Verdict | None:
+def licences(p: Published) -> Finding | None:
     """The licence of table 13 against the one that the publisher's model card states."""
     stated = {m: p.entry(m)[1].get("governance") or {} for m in p.models}
     rows = p.data["governance"]["rows"]
@@ -744,10 +741,10 @@ def licences(p: Published) -> Verdict | None:
         for m in off
     )
     sources = tuple(x for m in off for x in stated[m]["source"])
-    return Verdict("error", "table 13", printed, follows, (), sources)
+    return Finding("error", "table 13", printed, follows, (), sources)
 
 
-def governance_source(p: Published) -> Verdict | None:
+def governance_source(p: Published) -> Finding | None:
     """Table 13 against the overview among the released files, which it should summarise."""
     rows = p.data["governance"]["rows"]
     off = [
@@ -761,7 +758,7 @@ def governance_source(p: Published) -> Verdict | None:
     follows = "the released overview says " + ", ".join(
         f"{p.fact('licence', m)}, {p.fact('licence_class', m)} ({m})" for m in off
     )
-    return Verdict("caution", "table 13", printed, follows)
+    return Finding("caution", "table 13", printed, follows)
 
 
 LATENCY = (

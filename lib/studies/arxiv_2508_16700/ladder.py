@@ -24,7 +24,7 @@ from lib.stats import Estimate
 from lib.studies import evidence, verdict
 from lib.studies.arxiv_2508_16700 import audit
 from lib.studies.evidence import ALL_EXPERTS, Evidence, Map
-from lib.studies.study import RATE, Absent, Published, each
+from lib.studies.study import Absent, Published, each
 
 KINDS = ("environment", "card", "latency", "ablation-experts", "trace")  # of rows that are read
 
@@ -65,7 +65,7 @@ def _paper(p: Published, other: str) -> list[Rung]:
     context = p.data["context"]
 
     def printed() -> float:
-        return p.value(1, p.reference, RATE) / p.value(1, other, RATE)
+        return p.value(1, p.reference, audit.RATE) / p.value(1, other, audit.RATE)
 
     def slopes() -> float:
         rates = [audit.decode_tok_per_s(p, m, context) for m in (p.reference, other)]

@@ -9,63 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 
 from lib import stats
-from lib.analysis.metrics import MIB
 from lib.records.record import Record, require_comparable
 from lib.show.table import Column, Table
 from lib.show.wording import short
 from lib.stats import Estimate
-from lib.studies import verdict
-from lib.studies.evidence import (
-    Evidence,
-    Map,
-    active,
-    decode_rate,
-    gather,
-    joules_per_1k,
-    output_rate,
-    reading,
-    ttft_s,
-)
-from lib.studies.study import JOULES, RATE, TTFT, Absent, Published
+from lib.studies import forms, verdict
+from lib.studies.arxiv_2508_16700.audit import JOULES, PEAK, RATE, TTFT
+from lib.studies.evidence import Evidence, Map, gather
+from lib.studies.study import Absent, Published
 
 Values = Mapping[str, Estimate]
-Of = Callable[[Evidence, Map, str], Estimate]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One quantity: where the study prints it, by its protocol, by ours, and on a bound stack."""
+    """One quantity: where the study prints it, by its protocol, by ours, and on a bound stack.
+
+    The last three are names of `forms.METRICS`.
+    """
 
     name: str
     higher: bool
     unit: str
     printed: Callable[[Published, str], float]
-    protocol: Of
-    ours: Of
+    protocol: str
+    ours: str
     ours_as: str
-    bound: Of | None = None
-
-
-def _ttft_ms(e: Evidence, m: Map, model: str) -> Estimate:
-    return stats.scaled(ttft_s(e, m, model), 1e3)
-
-
-def _per_active(
-    e: Evidence, m: Map, model: str, *, realised: bool, rate_of: Of = output_rate
-) -> Estimate:
-    rate, count = rate_of(e, m, model), active(e, model, realised=realised)
-    for side in (rate, count):
-        if side.value is None:
-            return side
-    return stats.scaled(rate, 1e9 / count.value)
-
-
-def _mib(e: Evidence, m: Map, model: str, *, name: str, kind: str = "memory-paper") -> Estimate:
-    return stats.scaled(reading(e, m, model, name, kind), 1 / MIB)
+    bound: str = ""
 
 
 def _kv_printed(p: Published, model: str) -> float:
@@ -73,22 +46,19 @@ def _kv_printed(p: Published, model: str) -> float:
 
 
 METRICS = (
-    Metric("throughput", True, "tok/s", lambda p, m: p.value(1, m, RATE), output_rate,
-           decode_rate, "decode throughput", decode_rate),
+    Metric("throughput", True, "tok/s", lambda p, m: p.value(1, m, RATE), "output_tok_per_s",
+           "decode_tok_per_s", "decode throughput", "decode_tok_per_s"),
     Metric("time to first token", False, "ms", lambda p, m: p.value(1, m, TTFT),
-           _ttft_ms, _ttft_ms, "medians with intervals", _ttft_ms),
+           "ttft_ms", "ttft_ms", "medians with intervals", "ttft_ms"),
     Metric("energy per 1,000 tokens", False, "J", lambda p, m: p.value(6, m, JOULES),
-           partial(joules_per_1k, name="paper_energy_j"), joules_per_1k, "the board's counter",
-           joules_per_1k),
-    Metric("peak memory", False, "MiB", lambda p, m: p.value(5, m, "Peak VRAM (MB)"),
-           partial(_mib, name="peak_bytes"), partial(_mib, name="peak_bytes", kind="memory"),
-           "the peak of generate()"),
-    Metric("KV cache", False, "MiB", _kv_printed, partial(_mib, name="above"),
-           partial(_mib, name="kv_tensor_bytes"), "the bytes of its tensors"),
+           "paper_joules_per_1k", "joules_per_1k", "the board's counter", "joules_per_1k"),
+    Metric("peak memory", False, "MiB", lambda p, m: p.value(5, m, PEAK),
+           "peak_mib", "generate_peak_mib", "the peak of generate()"),
+    Metric("KV cache", False, "MiB", _kv_printed, "above_baseline_mib", "kv_mib",
+           "the bytes of its tensors"),
     Metric("throughput per billion active parameters", True, "tok/s",
-           lambda p, m: p.value(8, m, "APE-TPOT"), partial(_per_active, realised=False),
-           partial(_per_active, realised=True), "the parameters that a step was traced to use",
-           partial(_per_active, realised=True, rate_of=decode_rate)),
+           lambda p, m: p.value(8, m, "APE-TPOT"), "ape_tpot", "ape_tpot_traced",
+           "the parameters that a step was traced to use", "ape_decode_traced"),
 )  # fmt: skip
 
 
@@ -118,13 +88,12 @@ def _ranking(e: Evidence, metric: Metric) -> Ranking:
     except Absent as reason:
         printed = {m: stats.missing(str(reason.args[0])) for m in models}
     columns = {
-        "protocol": _comparable(e, e.base, {m: metric.protocol(e, e.base, m) for m in models}),
-        "ours": _comparable(e, e.base, {m: metric.ours(e, e.base, m) for m in models}),
+        "protocol": _comparable(e, e.base, metric.protocol),
+        "ours": _comparable(e, e.base, metric.ours),
     }
     bound = "does not depend on the stack"
-    if metric.bound is not None:
-        values = {m: metric.bound(e, e.bound, m) for m in models}
-        bound = order(_comparable(e, e.bound, values), metric)
+    if metric.bound:
+        bound = order(_comparable(e, e.bound, metric.bound), metric)
     return Ranking(
         f"{metric.name} ({metric.unit})",
         by_value(printed, metric),
@@ -141,8 +110,9 @@ def as_printed(value: float) -> Estimate:
     return Estimate(value, n=1, method=verdict.READING)
 
 
-def _comparable(e: Evidence, m: Map, values: Values) -> Values:
-    """The values, or why their models must not be compared."""
+def _comparable(e: Evidence, m: Map, name: str) -> Values:
+    """The values of a metric, or why their models must not be compared."""
+    values = {x: forms.METRICS[name].of(e, m, x) for x in e.published.models}
     models = [x for x in values if values[x].value is not None and m[x].rows]
     rows = [next(r for r in m[x].rows if r.kind != "card") for x in models]
     try:

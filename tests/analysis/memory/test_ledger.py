@@ -9,7 +9,7 @@ from lib.analysis.memory import figures, ledger, tables
 from lib.records.record import Record, environment_record
 from lib.show import figure
 from lib.show.table import frame
-from lib.studies.arxiv_2508_16700 import kv_contribution
+from lib.studies import kv_contribution
 from tests.samples.records import CPU, GPU, card, key, memory
 
 ENV = environment_record(GPU)

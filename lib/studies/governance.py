@@ -1,4 +1,4 @@
-"""Table 13: what a study says about licences and policies, and what the publishers document.
+"""What a study says about licences and policies, and what the publishers document.
 
 The publishers' side is the `governance` block of params/models.yaml, looked up on a stated date.
 Where the hub can be reached, `refreshed` compares that block with the hub's metadata of today.
@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.show.table import Column, Table
 from lib.studies.study import Absent, Published, plain
-from lib.studies.verdict import NOT, REPRODUCED, UNTESTABLE, Ruling
+from lib.studies.verdict import NOT, REPRODUCED, UNTESTABLE, Verdict
 
 FIELDS = {
     "licence": "licence",
@@ -27,8 +27,13 @@ TIMEOUT_S = 10
 Fetch = Callable[[str], dict[str, Any]]
 
 
+def number(study: Published) -> int:
+    """Number of the table in the study."""
+    return study.data["governance"]["number"]
+
+
 def rows(study: Published) -> list[tuple[str, ...]]:
-    """Table 13, one line for each model and field, under COLUMNS."""
+    """One line for each model and field, under COLUMNS."""
     spec = study.data["governance"]
     lines = []
     for model in study.models:
@@ -36,9 +41,9 @@ def rows(study: Published) -> list[tuple[str, ...]]:
         stated = _stated(study, model)
         sources, date = " ".join(stated.get("source", ())), stated.get("date", "")
         for field, title in FIELDS.items():
-            ruling = str(verdict(field, printed[field], stated))
+            judged = str(verdict(field, printed[field], stated))
             text = _text(stated, field)
-            lines.append((model, title, printed[field], text, ruling, sources, date))
+            lines.append((model, title, printed[field], text, judged, sources, date))
     return lines
 
 
@@ -58,21 +63,23 @@ def _text(stated: dict[str, Any], field: str) -> str:
     return str(value) if value else "none found"
 
 
-def verdict(field: str, printed: str, stated: dict[str, Any]) -> Ruling:
+def verdict(field: str, printed: str, stated: dict[str, Any]) -> Verdict:
     """Licence and class by their words, a link by whether there is one; free text is not judged."""
     if not stated:
-        return Ruling(UNTESTABLE, "not looked up")
+        return Verdict(UNTESTABLE, "not looked up")
     if field == "safety_features":
-        return Ruling(UNTESTABLE, "free text, to be read side by side")
+        return Verdict(UNTESTABLE, "free text, to be read side by side")
     if field.endswith("_link"):
         same = (printed == "Yes") == bool(stated.get(field))
-        return Ruling(REPRODUCED) if same else Ruling(NOT, _text(stated, field))
+        return Verdict(REPRODUCED) if same else Verdict(NOT, _text(stated, field))
     same = plain(printed) == plain(str(stated.get(field)))
-    return Ruling(REPRODUCED) if same else Ruling(NOT, f"the publisher states {stated.get(field)}")
+    return (
+        Verdict(REPRODUCED) if same else Verdict(NOT, f"the publisher states {stated.get(field)}")
+    )
 
 
 def table(study: Published) -> Table:
-    """Table 13 beside what the publishers document."""
+    """The study's table beside what the publishers document."""
     columns = tuple(Column(name, numeric=False) for name in COLUMNS)
     notes = [
         f"{model}: not verified: {stated['not_verified']}"
@@ -81,12 +88,12 @@ def table(study: Published) -> Table:
     ]
     where = study.data["governance"]["where"].partition(", ")[0]
     title = f"Governance, as printed ({where}) and as the publishers document it"
-    return Table("table-13", title, columns, tuple(rows(study)), tuple(notes))
+    return Table(f"table-{number(study)}", title, columns, tuple(rows(study)), tuple(notes))
 
 
 def write_csv(study: Published, out_dir: str | Path) -> list[Path]:
-    """tables/table-13.csv below `out_dir`."""
-    path = Path(out_dir) / "tables" / "table-13.csv"
+    """Its CSV in tables/ below `out_dir`."""
+    path = Path(out_dir) / "tables" / f"table-{number(study)}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
