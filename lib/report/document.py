@@ -7,20 +7,21 @@ loads nothing from anywhere, and its content security policy allows one script, 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
-from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from lib.analysis import bounds, cost, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory import figures as memory_figures
+from lib.analysis.rows import Rows
 from lib.analysis.setups import RANDOM_NOTE
 from lib.records import jobs
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, slug
@@ -42,6 +43,10 @@ from lib.studies.study import load as load_study
 from lib.studies.study import load_published, paper_name
 
 MAIN_TABLES = (1, 5, 6, 8)
+HEADING, TAG = (
+    re.compile(r'<h2 [^>]*?id="([^"]+)"[^>]*>(.*?)</h2>', re.DOTALL),
+    re.compile("<[^>]+>"),
+)
 TITLE = "What it costs to deploy an open-weight language model"
 
 
@@ -120,8 +125,8 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
 
 def _headings(fragment: str) -> list[SimpleNamespace]:
     """The contents of a notebook's page: its second-level headings."""
-    found = BeautifulSoup(fragment, "html.parser").find_all("h2", id=True)
-    return [entry(h["id"], h.get_text(strip=True)) for h in found]
+    headings = HEADING.findall(fragment)
+    return [entry(name, unescape(TAG.sub("", text)).strip()) for name, text in headings]
 
 
 def render(
@@ -133,7 +138,7 @@ def render(
     prices: cost.Prices | None,
 ) -> str:
     """The report as text; writes the CSVs that it embeds."""
-    rows = merge([r for job in _by_end(found) for r in job.records])
+    rows = Rows(merge([r for job in _by_end(found) for r in job.records]))
     published = load_published()
     paper = studies_paper_tables.papers(paper_tables(rows, published), rows, published)
     bound = bounds.utilisation(rows)
