@@ -20,6 +20,7 @@ from markupsafe import Markup
 from lib.analysis import bounds, cost, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
+from lib.analysis.rows import Rows
 from lib.analysis.setups import RANDOM_NOTE
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
@@ -131,7 +132,7 @@ def render(
     study: Published,
 ) -> str:
     """The report as text; writes the CSVs that it embeds."""
-    rows = merge([r for job in _by_end(jobs) for r in job.records])
+    rows = Rows(merge([r for job in _by_end(jobs) for r in job.records]))
     published = study.data
     paper = paper_tables.paper_tables(rows, published)
     bound = bounds.utilisation(rows)

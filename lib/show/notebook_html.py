@@ -97,13 +97,16 @@ def render_fragment(notebook: nbformat.NotebookNode, prefix: str, *, title: bool
 
 @cache
 def _exporter() -> HTMLExporter:
-    return HTMLExporter(
+    exporter = HTMLExporter(
         template_name="basic",
         raw_template=TEMPLATE,
         exclude_anchor_links=True,
         preprocessors=[_without_noise],
         config=Config(TagRemovePreprocessor={"remove_cell_tags": DROPPED_TAGS}),
     )
+    # All of it goes through `clean` in the end, so that the code alone need not.
+    exporter.register_filter("clean_html", lambda html: html)
+    return exporter
 
 
 def clean(html: str) -> str:
@@ -242,6 +245,7 @@ def _tables(soup: BeautifulSoup, prefix: str) -> None:
 def _align(table: Tag) -> None:
     """Columns that hold only numbers go to the right with their header; long text may wrap."""
     columns: dict[int, list[Tag]] = {}
+    heads = {th.get("data-col"): th for th in table.find_all("th", attrs={"data-col": True})}
     for row in table.select("tbody tr"):
         for index, cell in enumerate(row.find_all(("td", "th"))):
             columns.setdefault(index, []).append(cell)
@@ -249,8 +253,8 @@ def _align(table: Tag) -> None:
                 cell["class"] = "long"
     for index, cells in columns.items():
         if all(NUMBER.fullmatch(cell.get_text(strip=True)) for cell in cells):
-            heads = table.select(f'thead th[data-col="{index}"]')
-            for cell in [c for c in cells if c.name == "td"] + heads:
+            head = heads.get(str(index))
+            for cell in [c for c in cells if c.name == "td"] + ([] if head is None else [head]):
                 cell["class"] = "num"
 
 
