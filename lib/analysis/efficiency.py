@@ -46,11 +46,15 @@ def quotients(rows: Sequence[Record]) -> Table:
 
     def grid(name: str) -> Table:
         def cells(group: list[Record]) -> Sequence[Any]:
-            known = with_card(rows, group)
-            count = ACTIVE[name].of(known)
+            rows_with_card = with_card(rows, group)
+            count = ACTIVE[name].of(rows_with_card)
             if count.value is None:
                 return ()
-            return (name, count, *(of_active(m, ACTIVE[name], known) for m in shown_in("ape")))
+            return (
+                name,
+                count,
+                *(of_active(m, ACTIVE[name], rows_with_card) for m in shown_in("ape")),
+            )
 
         return build(
             "ape", "Active Parameter Efficiency", usable, KINDS, ("context",), columns, cells
@@ -93,8 +97,8 @@ def conclusion(rows: Sequence[Record], context: int) -> str:
     timed = {(g.model, g.setup) for g in by_setup(at, TIMED)}
     groups = [g for g in by_setup(at, KINDS) if (g.model, g.setup) in timed]
     for group in (g for g in groups if g.model in active):
-        known = with_card(rows, group.rows)
-        speed, first, joule, memory = (metric.of(known) for metric in shown_in("ape"))
+        rows_with_card = with_card(rows, group.rows)
+        speed, first, joule, memory = (metric.of(rows_with_card) for metric in shown_in("ape"))
         lines.append(
             f"{group.label} at {context} tokens, per billion of its {active[group.model]:.3g} "
             f"billion active parameters: {wording.number(speed, 'tok/s')}; "

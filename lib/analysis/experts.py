@@ -64,12 +64,12 @@ def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
     rows, output, quotient = Rows.of(rows), METRICS["output"], METRICS["ape_tpot"]
 
     def cells(group: list[Record]) -> list[Estimate]:
-        known = with_card(rows, group)
-        counts = [metric.of(known) for metric in ACTIVE.values()]
+        rows_with_card = with_card(rows, group)
+        counts = [metric.of(rows_with_card) for metric in ACTIVE.values()]
         return [
             output.of(group),
             *counts,
-            *(of_active(quotient, metric, known) for metric in ACTIVE.values()),
+            *(of_active(quotient, metric, rows_with_card) for metric in ACTIVE.values()),
         ]
 
     columns = [output.column, *(metric.column for metric in ACTIVE.values())]

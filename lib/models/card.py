@@ -143,10 +143,10 @@ class ModelCard:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
         """A card from `as_dict`'s data; what else a record's values hold is ignored."""
-        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        if known.get("kv_layers") is not None:
-            known["kv_layers"] = tuple(tuple(layer) for layer in known["kv_layers"])
-        return cls(**known)
+        values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        if values.get("kv_layers") is not None:
+            values["kv_layers"] = tuple(tuple(layer) for layer in values["kv_layers"])
+        return cls(**values)
 
     def _repr_markdown_(self) -> str:
         """A table for notebooks; GB is 10^9 bytes."""

@@ -118,7 +118,7 @@ def _routed_experts(net: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter]
     """
     import torch
 
-    found: dict[str, torch.nn.Parameter] = {}
+    routed: dict[str, torch.nn.Parameter] = {}
     sizes = set()
     for path, module in expert_modules(net).items():
         inside = {f"{path}.{n}": p for n, p in module.named_parameters()}
@@ -126,13 +126,13 @@ def _routed_experts(net: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter]
             sizes.add(len(module))
         else:
             sizes.update(p.shape[0] for p in inside.values())
-        found.update(inside)
+        routed.update(inside)
     if len(sizes) > 1:
         raise ModelError(
             f"the experts of {net.config.model_type!r} come in several counts {sorted(sizes)}; "
             "active parameters need one count for all layers"
         )
-    return found, sizes.pop() if sizes else 0
+    return routed, sizes.pop() if sizes else 0
 
 
 def _matrices(

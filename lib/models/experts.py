@@ -25,7 +25,7 @@ def library_name(name: str) -> str:
     return _LIBRARY_NAMES.get(name, name)
 
 
-def known() -> list[str]:
+def names() -> list[str]:
     """Every implementation that can be asked for, ours included."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
@@ -50,8 +50,8 @@ def chooses_on_host(net: Any) -> bool:
 
 def use(net: Any, name: str) -> None:
     """Switch a loaded net to another implementation; raise where it does not follow."""
-    if name not in known():
-        raise ValueError(f"unknown experts {name!r}; use one of {', '.join(known())}")
+    if name not in names():
+        raise ValueError(f"unknown experts {name!r}; use one of {', '.join(names())}")
     net.set_experts_implementation(library_name(name))
     if in_use(net) != name:
         raise ValueError(f"this model runs its experts as {in_use(net)!r}, not as {name!r}")
@@ -72,13 +72,13 @@ def using(net: Any, name: str | None) -> Iterator[None]:
 
 def biases(net: Any) -> list[torch.Tensor]:
     """The biases (one value an expert) of routers that have one, in the order of the layers."""
-    found = []
+    biases = []
     for path, module in net.named_modules():
         if path.rpartition(".")[2] == "experts" and (count := getattr(module, "num_experts", 0)):
             beside = net.get_submodule(path.rpartition(".")[0]).children()
             given = (getattr(router, "bias", None) for router in beside if router is not module)
-            found += [b for b in given if torch.is_tensor(b) and b.shape == (count,)]
-    return found
+            biases += [b for b in given if torch.is_tensor(b) and b.shape == (count,)]
+    return biases
 
 
 @contextlib.contextmanager

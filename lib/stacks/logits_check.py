@@ -40,11 +40,11 @@ class GateError(RuntimeError):
     """A stack whose logits differ from the reference by more than the tolerance."""
 
 
-def relative_errors(found: Any, reference: Any) -> Any:
+def relative_errors(logits: Any, reference: Any) -> Any:
     """Norm of the difference over the norm of the reference: logits (batch, steps, vocabulary) to
     (batch, steps)."""
-    found, reference = found.float(), reference.float()
-    return (found - reference).norm(dim=-1) / reference.norm(dim=-1)
+    logits, reference = logits.float(), reference.float()
+    return (logits - reference).norm(dim=-1) / reference.norm(dim=-1)
 
 
 def tolerance(dtype: str, layers: int) -> float:
@@ -114,9 +114,9 @@ def row(
     place = {"stack": stack, "context": context, "batch": batch, "seed": seed, "steps": steps}
     pins = model.card.experts_per_token if experts.biases(model.net) else 0
     with experts.pinned(model.net, pins, seed=seed):  # nothing where no router has a bias
-        found, alarms = _judged(model, **place, turns=bool(model.card.experts) and not pins)
-    values = {**found.values, "pinned_experts": pins}
-    samples = {"relative_error": found.errors}
+        judged, alarms = _judged(model, **place, turns=bool(model.card.experts) and not pins)
+    values = {**judged.values, "pinned_experts": pins}
+    samples = {"relative_error": judged.errors}
     if pins:
         free, more = _judged(model, **place, turns=True)
         values |= {f"free_{name}": value for name, value in free.values.items()}
@@ -152,15 +152,15 @@ def _judged(
     model: Any, *, seed: int, steps: int, **place: Any
 ) -> tuple[Look, list[tuple[Look, Look]]]:
     """A look that passed, and the alarm before it with the look that did not confirm it."""
-    found = look(model, seed=seed, steps=steps, **place)
-    if found.passed:
-        return found, []
+    first = look(model, seed=seed, steps=steps, **place)
+    if first.passed:
+        return first, []
     again = look(model, seed=seed + 1, steps=max(steps, AGAIN_STEPS), **place)
     if again.passed:
-        return again, [(found, again)]
+        return again, [(first, again)]
     raise GateError(
         f"stack {place['stack']!r} at {place['context']} tokens of context: its logits differ from "
-        f"those of {REFERENCE} by {found.text}, and on another prompt by {again.text}: it computes "
+        f"those of {REFERENCE} by {first.text}, and on another prompt by {again.text}: it computes "
         f"something else than {model.dtype} rounds, and its times are not shown"
     )
 
@@ -179,12 +179,12 @@ def look(
     expected = reference.forced_logits(ids, continuation)
     again = _in_another_batch(reference, ids, continuation)
     tested = registry.open_stack(stack, model.net, capacity=context + steps + 1)
-    found = tested.forced_logits(ids, continuation)
+    logits = tested.forced_logits(ids, continuation)
     errors, itself = (
         (each.mean(0) if turns else each.amax(0)).tolist()
-        for each in (relative_errors(logits, expected) for logits in (found, again))
+        for each in (relative_errors(x, expected) for x in (logits, again))
     )
-    same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
+    same = (logits.argmax(-1) == expected.argmax(-1)).float().mean().item()
     floor = fmean(itself)
     allowed = max(tolerance(model.dtype, model.card.layers), NOISE * floor)
     how = ", the routers choosing freely" if turns else ""
