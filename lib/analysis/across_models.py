@@ -13,7 +13,7 @@ from lib.analysis import stacks
 from lib.analysis.metrics import QUANTITIES, Quantity, Shape, _longest, _lower_first, _shapes
 from lib.analysis.setups import Group, failures, setup_order
 from lib.records.record import Record, environments, machines_differ, require_comparable
-from lib.show.wording import bullets, cautions, ratio_sentence, short
+from lib.show.wording import bullets, cautions, compared, short
 from lib.stats import Estimate
 
 
@@ -91,7 +91,7 @@ def _pair(
     shape = shape if shape in common else _longest(common)
     ratio = quantity.ratio(a, b, shape)
     what = f"At {shape[0]} tokens, {_lower_first(quantity.title)}"
-    sentence = ratio_sentence(a.label, b.label, what, ratio)
+    sentence = compared(f"{what} of {a.label}", {b.label: ratio})
     if machines_differ([quantity.row(group, shape) for group in (a, b)], envs):
         sentence = f"{sentence[:-1]}; measured on different machines."
     if not before:

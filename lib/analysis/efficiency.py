@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
 
 from lib.analysis import metrics
@@ -20,7 +19,7 @@ from lib.records.kinds import model_order
 from lib.records.record import Record, environments, select
 from lib.show import wording
 from lib.show.figure import axes, labelled
-from lib.show.table import Column, Table, frame
+from lib.show.table import Column, Table
 from lib.show.wording import _named
 from lib.stats import Estimate, inverse
 
@@ -33,14 +32,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def table(rows: Sequence[Record]) -> pd.DataFrame:
+def table(rows: Sequence[Record]) -> Table:
     """The four quotients per model and context, with intervals: on nominal active parameters, and
-    below them on realised ones where the experts of the model were traced."""
-    return frame(quotients(rows))
+    below them on realised ones where the experts of the model were traced.
 
-
-def quotients(rows: Sequence[Record]) -> Table:
-    """`table` as data. What was measured for its memory only has no quotient, and no row."""
+    What was measured for its memory only has no quotient, and no row.
+    """
     active = nominal(rows)
     where = (*SAME, "experts", "stack", "context")
     timed = {_place(r, where) for r in rows if r.kind in TIMED}

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
-
 from lib import stats
 from lib.analysis import efficiency
 from lib.analysis.metrics import _reading
 from lib.analysis.setups import build, sampled
 from lib.records.record import Record
-from lib.show.table import Column, Table, frame
+from lib.show.table import Column, Table
 from lib.stats import Estimate, inverse, missing, scaled
 
 
@@ -59,12 +57,7 @@ def table(rows: Sequence[Record]) -> Table:
     return replace(grid, notes=(*grid.notes, note))
 
 
-def trace_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`table` as a DataFrame."""
-    return frame(table(rows))
-
-
-def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
+def experts_table(rows: Sequence[Record]) -> Table:
     """Output throughput of the arms of the experts ablation per active 10^9 parameters, nominal
     and realised in the implementation of each arm."""
     active = efficiency.nominal(rows)
@@ -88,14 +81,5 @@ def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
         Column("APE-TPOT, nominal", "tok/s per 10^9"),
         Column("APE-TPOT, realised", "tok/s per 10^9"),
     ]
-    return frame(
-        build(
-            "ape-experts",
-            "APE of experts implementations",
-            rows,
-            ("ablation-experts",),
-            ("context",),
-            columns,
-            cells,
-        )
-    )
+    title = "APE of experts implementations"
+    return build("ape-experts", title, rows, ("ablation-experts",), ("context",), columns, cells)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
 
 from lib import stats
@@ -18,7 +17,7 @@ from lib.analysis.setups import Group, build, by_setup, points_and_line, sampled
 from lib.records.record import Record, select
 from lib.show import wording
 from lib.show.figure import HOLLOW, axes, color, labelled, style
-from lib.show.table import Column, Shown, Table, frame
+from lib.show.table import Column, Table, of_lines
 from lib.show.wording import short
 
 
@@ -87,11 +86,6 @@ def _slower_when_longer(table: Table) -> list[str]:
     return [note] if slower else []
 
 
-def latency_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`table` as a DataFrame."""
-    return frame(table(rows))
-
-
 def conclusion(rows: Sequence[Record]) -> str:
     """TTFT, throughput and its change with context, for each model; who waits; the A/A check."""
     lines = []
@@ -116,8 +110,8 @@ def conclusion(rows: Sequence[Record]) -> str:
         if first != last:
             ratio = stats.ratio(*(headline[c].samples["e2e_s"] for c in (first, last)))
             lines.append(
-                wording.ratio_sentence(
-                    f"{name} at {last}", f"{first} tokens", "Output throughput", ratio
+                wording.compared(
+                    f"Output throughput of {name} at {last}", {f"{first} tokens": ratio}
                 )
             )
     return wording.bullets(
@@ -184,18 +178,13 @@ DEFINITIONS = (
 )  # fmt: skip
 
 
-def formulas() -> Shown:
+def formulas() -> Table:
     """Which formula stands behind which name; T is the call's time, t1 its first token's."""
-    return Shown(
-        {
-            "name": [d.name for d in DEFINITIONS],
-            "formula": [d.formula for d in DEFINITIONS],
-            "unit": [d.unit for d in DEFINITIONS],
-        }
-    ).set_index("name")
+    lines = [{"name": d.name, "formula": d.formula, "unit": d.unit} for d in DEFINITIONS]
+    return of_lines("formulas", "Formulas", lines)
 
 
-def definitions_table(rows: Sequence[Record]) -> Shown:
+def definitions_table(rows: Sequence[Record]) -> Table:
     """Every definition on the stamped calls of each model and context: the median over calls."""
 
     def cells(group: list[Record]) -> list[stats.Estimate]:
@@ -209,10 +198,8 @@ def definitions_table(rows: Sequence[Record]) -> Shown:
 
     stamped = [r for r in rows if r.kind == "environment" or r.error or len(_first_call(r)) > 1]
     columns = [Column(d.name, d.unit) for d in DEFINITIONS]
-    return frame(
-        build(
-            "crosswalk", "Definitions", stamped, ("itl",), ("context", "new_tokens"), columns, cells
-        )
+    return build(
+        "crosswalk", "Definitions", stamped, ("itl",), ("context", "new_tokens"), columns, cells
     )
 
 

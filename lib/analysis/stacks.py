@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-import pandas as pd
-
 from lib import stats
 from lib.analysis.metrics import (
     QUANTITIES,
@@ -19,8 +17,8 @@ from lib.analysis.metrics import (
 from lib.analysis.setups import build, by_setup, failures
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, select
-from lib.show.table import Column, Table, frame
-from lib.show.wording import bullets, cautions, number, short
+from lib.show.table import Column, Table
+from lib.show.wording import bullets, cautions, number, short, than
 from lib.stats import Estimate
 
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
@@ -59,11 +57,6 @@ def gates(rows: Sequence[Record]) -> Table:
     return build(
         "gate", "Logits against generate()", rows, ("gate",), ("context", "batch"), columns, cells
     )
-
-
-def gate_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`gates` as a DataFrame."""
-    return frame(gates(rows))
 
 
 def conclusion(rows: Sequence[Record]) -> str:
@@ -166,19 +159,8 @@ def between_stacks(rows: Sequence[Record]) -> list[str]:
             common = _shapes(group) & _shapes(base) if base else set()
             if common and base is not group:
                 shape = _longest(common)
-                times = _times(quantity.ratio(group, base, shape))
+                times = than(STUDY_STACK, quantity.ratio(group, base, shape))
                 by_group.setdefault(group.label, []).append(
                     f"{_lower_first(quantity.title)} at {shape[0]} tokens {times}"
                 )
-    return [
-        f"{name} against {STUDY_STACK}: {'; '.join(parts)}." for name, parts in by_group.items()
-    ]
-
-
-def _times(ratio: Estimate) -> str:
-    if ratio.low is None or ratio.high is None:
-        return f"{short(ratio.value)} times, without an interval ({ratio.reason})"
-    ends = f"[{short(ratio.low)}, {short(ratio.high)}]"
-    if not ratio.resolved_from():
-        return f"no difference resolved ({ends})"
-    return f"{short(ratio.value)} times {ends}"
+    return [f"{name}: {'; '.join(parts)}." for name, parts in by_group.items()]

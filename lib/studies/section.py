@@ -1,34 +1,34 @@
-"""The report's part on a published study: ladder, rankings, claims ledger and table 13, as HTML."""
+"""The report's part on a published study: ladder, rankings, claims ledger and table 13."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from lib.records.record import Record
-from lib.show import figure, html
-from lib.show.table import Table, frame, markdown
+from lib.show import figure
+from lib.show.table import Table
 from lib.show.wording import Finding, listed
 from lib.studies import claims
 from lib.studies.arxiv_2508_16700 import governance, ladder, rankings
-from lib.studies.html import _prose, governance_html, ledger_html
 from lib.studies.paper_tables import PaperTable
 from lib.studies.study import Published, load, paper_name
 
 
 @dataclass(frozen=True)
 class Part:
-    """HTML of each piece, the files that were written, and sentences for the abstract."""
+    """Each piece for the page, the files that were written, and sentences for the abstract."""
 
-    ladder: str
-    rankings: str
-    ledger: str
-    governance: str
+    figure: Markup
+    ladder: Table
+    rankings: Table
+    ledger: Table
+    governance: Table
     files: list[Path]
     findings: list[Finding]
 
@@ -41,34 +41,33 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
     entries = claims.ledger(mine, study)
     if not entries:
         return None
-    rungs, orders = ladder.rungs(mine, study), rankings.rankings(mine, study)
-    tables = [ladder.table(rungs, study), rankings.table(orders)]
-    files = [
-        *claims.write_csv(entries, out_dir),
-        *governance.write_csv(study, out_dir),
-        *(_write(table, out_dir) for table in tables),
-    ]
-    picture = figure.html(ladder.ladder(rungs, tables[0].title), ladder.reads(mine, study))
+    rungs = ladder.rungs(mine, study)
+    steps, orders = ladder.table(rungs, study), rankings.table(rankings.rankings(mine, study))
+    drawn = ladder.ladder(rungs, steps.title)
     return Part(
-        ladder=picture + html.grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
-        rankings=rankings_html(tables[1]),
-        ledger=ledger_html(entries),
-        governance=governance_html(study),
-        files=files,
+        figure=Markup(figure.html(drawn, ladder.reads(mine, study))),
+        ladder=replace(steps, title="The rungs of the ladder"),
+        rankings=orders,
+        ledger=claims.table(entries),
+        governance=governance.table(study),
+        files=[
+            *claims.write_csv(entries, out_dir),
+            governance.write_csv(study, out_dir),
+            steps.write_csv(out_dir),
+            orders.write_csv(out_dir),
+        ],
         findings=[*ladder.finding(rungs, study), *claims.finding(entries)],
     )
 
 
-def ledger_text(records: Sequence[Record]) -> str:
-    """The claims ledger as Markdown, for a notebook."""
-    return markdown(claims.table(claims.ledger(records, load())))
+def ledger_table(records: Sequence[Record]) -> Table:
+    """The claims ledger."""
+    return claims.table(claims.ledger(records, load()))
 
 
 def ladder_figure(records: Sequence[Record]) -> Axes:
     """The ratio ladder as a figure."""
-    study = load()
-    rungs = ladder.rungs(records, study)
-    return ladder.ladder(rungs, ladder.table(rungs, study).title)
+    return ladder.ladder(ladder.rungs(records, load()), ladder_table(records).title)
 
 
 def show_ladder(records: Sequence[Record]) -> None:
@@ -76,37 +75,15 @@ def show_ladder(records: Sequence[Record]) -> None:
     figure.show(ladder_figure(records), ladder.reads(records, load()))
 
 
-def ladder_text(records: Sequence[Record]) -> str:
-    """The rungs of the ladder with their causes as Markdown, for a notebook."""
+def ladder_table(records: Sequence[Record]) -> Table:
+    """The rungs of the ladder with their causes."""
     study = load()
-    return markdown(ladder.table(ladder.rungs(records, study), study))
+    return ladder.table(ladder.rungs(records, study), study)
 
 
-def rankings_text(records: Sequence[Record]) -> str:
-    """The rankings as Markdown, for a notebook."""
-    return markdown(rankings.table(rankings.rankings(records, load())))
-
-
-def _write(table: Table, out_dir: str | Path) -> Path:
-    path = Path(out_dir) / "tables" / f"{table.name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")
-    return path
-
-
-def rankings_html(table: Table) -> str:
-    """The rankings, one place a line."""
-    head = "".join(f'<th scope="col" class="text">{escape(c.title)}</th>' for c in table.columns)
-    body = ""
-    for metric, *cells in table.rows:
-        lines = (
-            "".join(f"<div>{escape(part)}</div>" for part in cell.split("; ")) for cell in cells
-        )
-        body += f'<tr><th scope="row">{escape(metric)}</th>'
-        body += "".join(f"<td>{cell}</td>" for cell in lines) + "</tr>"
-    note = f'<p class="note">{escape(table.notes[0].capitalize())}.</p>'
-    caption = f"<b>{escape(table.title)}.</b>{note}"
-    return _prose(html.figure("rankings", caption, f"<tr>{head}</tr>", body))
+def rankings_table(records: Sequence[Record]) -> Table:
+    """The order of the models in each metric."""
+    return rankings.table(rankings.rankings(records, load()))
 
 
 def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
