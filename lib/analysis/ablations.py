@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
 
 from lib import stats
@@ -16,7 +15,7 @@ from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, record_id
 from lib.show import wording
 from lib.show.figure import axes, color, labelled
-from lib.show.table import Column, Table, frame
+from lib.show.table import Column, Table
 from lib.stats import Estimate
 
 BASE_ARMS = {"decoding": "greedy", "precision": "bfloat16", "stack": STUDY_STACK}
@@ -60,11 +59,6 @@ def table(rows: Sequence[Record], name: str) -> Table:
     return Table(kind, f"Ablation: {name}", columns, tuple(built), (*fixed, *notes))
 
 
-def ablation_table(rows: Sequence[Record], name: str) -> pd.DataFrame:
-    """`table` as a DataFrame; `name` is decoding, context, precision, experts or stack."""
-    return frame(table(rows, name))
-
-
 def _ablation_row(row: Record, base: Record, changed: str, setup: Sequence[str]) -> tuple[Any, ...]:
     arm, time_s = row.key.get(changed), sampled([row], "e2e_s")
     rate = stats.inverse(time_s, row.key.get("new_tokens") or 1)
@@ -77,14 +71,7 @@ def _ablation_row(row: Record, base: Record, changed: str, setup: Sequence[str])
         stats.ratio(base.samples.get("e2e_s") or [], row.samples["e2e_s"]),
         records=(record_id(row), record_id(base)),
     )
-    resolved = ratio.resolved_from(1.0)
-    if resolved is None:
-        verdict = ratio.reason or "no interval"
-    elif not resolved:
-        verdict = "no difference resolved"
-    else:
-        verdict = "faster" if ratio.value > 1 else "slower"
-    return (*start, ratio, verdict)
+    return (*start, ratio, wording.verdict(ratio, "faster", "slower"))
 
 
 def _fixed(rows: Sequence[Record], fields: Sequence[str]) -> list[str]:
@@ -110,7 +97,7 @@ def conclusion(rows: Sequence[Record]) -> str:
                     ratio = stats.ratio(worked[0].samples["e2e_s"], row.samples["e2e_s"])
                     reference = str(worked[0].key.get(field))
                     lines.append(
-                        wording.ratio_sentence(title, reference, "Output throughput", ratio)
+                        wording.compared(f"Output throughput of {title}", {reference: ratio})
                     )
             if len(worked) < 2:
                 lines.append(f"{name}{of}: {len(worked)} arm(s) ran, so nothing is compared.")

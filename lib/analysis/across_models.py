@@ -13,7 +13,7 @@ from lib.analysis.metrics import BETWEEN_MODELS, Metric, Shape, longest
 from lib.analysis.rows import Rows
 from lib.analysis.setups import Group, failures, setup_order
 from lib.records.record import Record, machines_differ, require_comparable
-from lib.show.wording import bullets, cautions, ratio_sentence, short
+from lib.show.wording import bullets, cautions, compared, short
 from lib.stats import Estimate
 
 
@@ -89,8 +89,8 @@ def _pair(
     shape = shape if shape in common else longest(common)
     arms = [metric.arm(group, shape) for group in (a, b)]
     ratio = metric.ratio(*arms)
-    what = f"At {shape[0]} tokens, {metric.title}"
-    sentence = ratio_sentence(a.label, b.label, what, ratio)
+    what = f"At {shape[0]} tokens, {metric.title} of {a.label}"
+    sentence = compared(what, {b.label: ratio})
     if machines_differ([arm[-1] for arm in arms], rows.environments):
         sentence = f"{sentence[:-1]}; measured on different machines."
     if not before:

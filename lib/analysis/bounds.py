@@ -8,7 +8,7 @@ datasheet, and against the best that was measured on the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,8 +23,7 @@ from lib.hardware.datasheets import datasheet
 from lib.models.card import ModelCard, bound_tok_per_s, computed, prefill_flop
 from lib.records.record import Record, select
 from lib.show.figure import axes, color, labelled, logarithmic, style
-from lib.show.table import Column, Shown, Table, without_empty
-from lib.show.wording import rounded
+from lib.show.table import Column, Table, of_lines, without_empty
 from lib.stats import Estimate
 
 KINDS = ("latency", "batch")  # calls of one sequence, and those of a sweep over batches
@@ -49,23 +48,24 @@ FORMULAS = (
 )
 
 
-def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> Shown:
+def expected(card: Any, contexts: Sequence[int], bytes_per_s: float) -> Table:
     """Before measuring: what a step reads at each context, and the decode throughput it allows.
 
-    A dash, and a column with the reason, where the card cannot compute it.
+    Where the card cannot compute it, the reason.
     """
-    values, missing = computed(**{str(c): partial(card.decode_bytes, c) for c in contexts})
-    sizes = [values.get(str(context)) for context in contexts]
-    return Shown(
-        {
-            "context (tokens)": contexts,
-            "a step reads (GB)": ["-" if s is None else rounded(s / 1e9) for s in sizes],
-            "decode bound (tok/s)": [
-                "-" if s is None else rounded(bound_tok_per_s(s, bytes_per_s)) for s in sizes
-            ],
-            **({"missing": list(missing.values())} if missing else {}),
-        }
-    ).set_index("context (tokens)")
+    lines = []
+    for context in contexts:
+        step = counted(partial(card.decode_bytes, context))
+        bound = stats.inverse(step, bytes_per_s)
+        cells = {"a step reads (GB)": stats.scaled(step, 1e-9), "decode bound (tok/s)": bound}
+        lines.append({"context (tokens)": context, **cells})
+    return of_lines("bound-expected", "The bound before measuring", lines)
+
+
+def counted(size: Callable[[], int]) -> Estimate:
+    """Bytes that a model card computes, or why it cannot."""
+    values, missing = computed(size=size)
+    return stats.exact(values["size"], "counted") if values else stats.missing(missing["size"])
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from lib import stats
 from lib.analysis.setups import build, sampled
 from lib.files import ParamsError
 from lib.records.record import Record
-from lib.show.table import Column, Table, frame
+from lib.show.table import Column, Table
 from lib.stats import Estimate
 
 JOULES_PER_KWH = 3.6e6
@@ -92,14 +91,6 @@ def table(rows: Sequence[Record], prices: Prices) -> Table:
         )
     grid = build("money", "Cost", calls, KINDS, fields, columns, cells)
     return replace(grid, notes=(*grid.notes, *notes))
-
-
-def write_csv(grid: Table, out_dir: str | Path) -> Path:
-    """tables/money.csv below `out_dir`."""
-    path = Path(out_dir) / "tables" / "money.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(frame(grid, digits=8).to_csv(index=False), encoding="utf-8")
-    return path
 
 
 def usd_per_million_tokens(call_s: Estimate, tokens: int, gpu_hour_usd: float) -> Estimate:

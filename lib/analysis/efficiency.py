@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
 
 from lib.analysis.metrics import METRICS, SAME, Metric, shown_in
@@ -20,7 +19,7 @@ from lib.records.kinds import model_order
 from lib.records.record import Record
 from lib.show import wording
 from lib.show.figure import axes, labelled
-from lib.show.table import Column, Table, frame
+from lib.show.table import Column, Table
 from lib.show.wording import _named
 from lib.stats import Estimate
 
@@ -29,14 +28,12 @@ TIMED = ("latency", "energy")
 ACTIVE = {"nominal": METRICS["active"], "realised": METRICS["active_realised"]}
 
 
-def table(rows: Sequence[Record]) -> pd.DataFrame:
+def table(rows: Sequence[Record]) -> Table:
     """The four quotients per model and context, with intervals: on nominal active parameters, and
-    below them on realised ones where the experts of the model were traced."""
-    return frame(quotients(rows))
+    below them on realised ones where the experts of the model were traced.
 
-
-def quotients(rows: Sequence[Record]) -> Table:
-    """`table` as data. What was measured for its memory only has no quotient, and no row."""
+    What was measured for its memory only has no quotient, and no row.
+    """
     rows = Rows.of(rows)
     where = (*SAME, "experts", "stack", "context")
     timed = {_place(r, where) for r in rows.of_kinds(TIMED)}

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pandas as pd
-
 from lib.analysis.efficiency import ACTIVE, of_active, with_card
 from lib.analysis.metrics import METRICS, Reading
 from lib.analysis.rows import Rows
 from lib.analysis.setups import build
 from lib.records.record import Record
-from lib.show.table import Column, Table, frame
+from lib.show.table import Column, Table
 from lib.stats import Estimate
 
 
@@ -53,12 +51,7 @@ def table(rows: Sequence[Record]) -> Table:
     return replace(grid, notes=(*grid.notes, note))
 
 
-def trace_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`table` as a DataFrame."""
-    return frame(table(rows))
-
-
-def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
+def experts_table(rows: Sequence[Record]) -> Table:
     """Output throughput of the arms of the experts ablation per active 10^9 parameters, nominal
     and realised in the implementation of each arm."""
     rows, output, quotient = Rows.of(rows), METRICS["output"], METRICS["ape_tpot"]
@@ -75,4 +68,4 @@ def experts_table(rows: Sequence[Record]) -> pd.DataFrame:
     columns = [output.column, *(metric.column for metric in ACTIVE.values())]
     columns += [Column(f"{quotient.title}, {name}", quotient.unit) for name in ACTIVE]
     title, kinds = "APE of experts implementations", ("ablation-experts",)
-    return frame(build("ape-experts", title, rows, kinds, ("context",), columns, cells))
+    return build("ape-experts", title, rows, kinds, ("context",), columns, cells)

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from lib import stats
 from lib.analysis.metrics import METRICS, PROFILER, decode_share, prefill_share
 from lib.analysis.setups import SETUP, build, by_setup, named
 from lib.records.record import Record
-from lib.show.table import Column, Shown, Table, frame
+from lib.show.table import Column, Table, or_why
 from lib.show.wording import interval, short
 from lib.stats import Estimate
 
@@ -49,17 +47,13 @@ def table(rows: Sequence[Record]) -> Table:
         (Column("prefill", numeric=False), lambda group: verdict(prefill_share(group)) or "-"),
     ]
     kinds, fields = ("busy", "latency"), ("context",)
-    return build("hostbound", "Host or device", profiled, kinds, fields, columns)
+    grid = build("hostbound", "Host or device", profiled, kinds, fields, columns)
+    return _or_why(grid, rows, "decode_busy_s", "no reading")
 
 
 def tables(rows: Sequence[Record]) -> list[Table]:
     """The table, where any arm was profiled."""
     return [grid] if (grid := table(rows)).rows else []
-
-
-def shown(rows: Sequence[Record]) -> pd.DataFrame:
-    """`table` as a DataFrame; where no arm was profiled, why."""
-    return or_why(table(rows), rows, "decode_busy_s", "no reading")
 
 
 def sentences(rows: Sequence[Record]) -> list[str]:
@@ -157,9 +151,10 @@ def kernel_table(rows: Sequence[Record]) -> Table:
                 (group.label, row.key["context"], *cells)
                 for cells in _kernels(row.values["decode_kernel_times"])
             ]
-    return Table(
+    grid = Table(
         "step-kernels", "Kernels of a decode step", KERNEL_COLUMNS, tuple(lines), (KERNEL_NOTE,)
     )
+    return _or_why(grid, rows, "decode_kernel_times", "recorded before kernels were")
 
 
 def _kernels(times: Sequence[Sequence]) -> list[tuple]:
@@ -186,14 +181,7 @@ def kernel_tables(rows: Sequence[Record]) -> list[Table]:
     return [grid] if (grid := kernel_table(rows)).rows else []
 
 
-def kernels(rows: Sequence[Record]) -> Shown:
-    """`kernel_table` as a DataFrame; where no kernel was recorded, why."""
-    return or_why(kernel_table(rows), rows, "decode_kernel_times", "recorded before kernels were")
-
-
-def or_why(grid: Table, rows: Sequence[Record], name: str, otherwise: str) -> Shown:
-    """A table of profiled calls for reading; where it is empty, why no row has the value `name`."""
-    if grid.rows:
-        return frame(grid)
+def _or_why(grid: Table, rows: Sequence[Record], name: str, otherwise: str) -> Table:
+    """A table of profiled calls; where it is empty, why no row has the value `name`."""
     reasons = [row.error or row.missing.get(name, otherwise) for row in rows if row.kind == "busy"]
-    return Shown({"not measured": [*dict.fromkeys(reasons)] or ["no profiled call"]})
+    return or_why(grid, "; ".join(dict.fromkeys(reasons)) or "no profiled call")

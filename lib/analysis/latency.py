@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pandas as pd
 from matplotlib.axes import Axes
 
 from lib import stats
@@ -25,7 +24,7 @@ from lib.analysis.setups import (
 from lib.records.record import Record, select
 from lib.show import wording
 from lib.show.figure import HOLLOW, axes, color, labelled, style
-from lib.show.table import Column, Shown, Table, frame
+from lib.show.table import Column, Table, of_lines
 from lib.show.wording import short
 
 TTFT, *OTHERS = shown_in("latency")
@@ -59,11 +58,6 @@ def _slower_when_longer(table: Table) -> list[str]:
     return [note] if slower else []
 
 
-def latency_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`table` as a DataFrame."""
-    return frame(table(rows))
-
-
 def conclusion(rows: Sequence[Record]) -> str:
     """TTFT, throughput and its change with context, for each model; who waits; the A/A check."""
     lines = []
@@ -84,7 +78,7 @@ def conclusion(rows: Sequence[Record]) -> str:
         if len(contexts) > 1:
             ratio, title = OUTPUT.ratio(last, first), OUTPUT.lead
             where = (f"{name} at {max(contexts)}", f"{min(contexts)} tokens")
-            lines.append(wording.ratio_sentence(*where, title, ratio))
+            lines.append(wording.compared(f"{title} of {where[0]}", {where[1]: ratio}))
     return wording.bullets(
         [*lines, *host_bound.sentences(rows), *_aa_checks(rows), *wording.cautions(rows)]
     )
@@ -127,18 +121,18 @@ def _aa(group: Group, row: Record) -> str:
     )
 
 
-def formulas() -> Shown:
+def formulas() -> Table:
     """Which formula stands behind which name; T is the call's time, t1 its first token's."""
     names = {"name": "title", "formula": "formula", "unit": "unit"}
     lines = [{n: getattr(m, of) for n, of in names.items()} for m in shown_in("crosswalk")]
-    return Shown(lines).set_index("name")
+    return of_lines("formulas", "Formulas", lines)
 
 
-def definitions_table(rows: Sequence[Record]) -> Shown:
+def definitions_table(rows: Sequence[Record]) -> Table:
     """Every definition on the stamped calls of each model and context: the median over calls."""
     stamped = Rows.of(rows).where(lambda r: r.error or len(_first_call(r)) > 1)
     fields, columns = ("context", "new_tokens"), shown_in("crosswalk")
-    return frame(build("crosswalk", "Definitions", stamped, ("itl",), fields, columns))
+    return build("crosswalk", "Definitions", stamped, ("itl",), fields, columns)
 
 
 def _first_call(row: Record) -> Sequence[float]:

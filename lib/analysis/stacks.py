@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-import pandas as pd
-
 from lib import stats
 from lib.analysis.metrics import BETWEEN_MODELS, METRICS, decode_tok_per_s, longest
 from lib.analysis.setups import build, by_setup, failures
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, select
-from lib.show.table import Column, Table, frame
-from lib.show.wording import bullets, cautions, number, short
+from lib.show.table import Column, Table
+from lib.show.wording import bullets, cautions, number, short, than
 from lib.stats import Estimate
 
 SLACK = 0.05  # what decoding may lose beyond what its bytes explain before it is worth a remark
@@ -52,11 +50,6 @@ def gates(rows: Sequence[Record]) -> Table:
     return build(
         "gate", "Logits against generate()", rows, ("gate",), ("context", "batch"), columns, cells
     )
-
-
-def gate_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`gates` as a DataFrame."""
-    return frame(gates(rows))
 
 
 def conclusion(rows: Sequence[Record]) -> str:
@@ -159,18 +152,7 @@ def between_stacks(rows: Sequence[Record]) -> list[str]:
             common = metric.shapes(group) & metric.shapes(base) if base else set()
             if common and base is not group:
                 shape = longest(common)
-                times = _times(metric.ratio(*(metric.arm(g, shape) for g in (group, base))))
-                sentence = f"{metric.title} at {shape[0]} tokens {times}"
+                ratio = metric.ratio(*(metric.arm(g, shape) for g in (group, base)))
+                sentence = f"{metric.title} at {shape[0]} tokens {than(STUDY_STACK, ratio)}"
                 by_group.setdefault(group.label, []).append(sentence)
-    return [
-        f"{name} against {STUDY_STACK}: {'; '.join(parts)}." for name, parts in by_group.items()
-    ]
-
-
-def _times(ratio: Estimate) -> str:
-    if ratio.low is None or ratio.high is None:
-        return f"{short(ratio.value)} times, without an interval ({ratio.reason})"
-    ends = f"[{short(ratio.low)}, {short(ratio.high)}]"
-    if not ratio.resolved_from():
-        return f"no difference resolved ({ends})"
-    return f"{short(ratio.value)} times {ends}"
+    return [f"{name}: {'; '.join(parts)}." for name, parts in by_group.items()]

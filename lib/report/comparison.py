@@ -6,20 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from markupsafe import Markup
-
 from lib import files
 from lib.analysis.result_sets import COMPARED, Pair, Refused, Side, compare, load
 from lib.analysis.setups import arm_text
-from lib.files import ParamsError
+from lib.files import ParamsError, write_text
 from lib.records import jobs, store
 from lib.records.record import KEY_FIELDS
-from lib.show.html import grid_html
-from lib.show.page import data_link, entry, shell, write_text
-from lib.show.table import Column, Table
-from lib.show.wording import interval, number_text, short
-from lib.stats import Estimate
+from lib.show.page import data_link, entry, shell
+from lib.show.table import Column, Table, write_csv
+from lib.show.wording import interval, short
 
 HARDWARE = ("gpu", "gpu_total_bytes", "power_limit_w", "sm_clock_max_hz", "memory_clock_max_hz")
 HOST = ("cpu", "cpu_count", "host_score_per_s", "launch_s")
@@ -197,8 +192,6 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
     pairs, refused = compare(a, b)
     places = environment_table(a, b)
     csvs = _csvs(pairs, refused, places, out)
-    grids = [Markup(grid_html(table, table.name)) for table in tables(pairs)]
-    last = refused_table(refused)
     toc = [
         ("abstract", "Abstract"),
         ("where", "What differs"),
@@ -216,10 +209,9 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
             f"B is {b.name} ({values_text(facts(b).get('gpu', []))})",
             findings=findings(pairs, refused),
             cautions=cautions(a, b),
-            places=Markup(grid_html(places, places.name)) if places.rows else "",
-            same=places.notes,
-            grids=grids,
-            refused=Markup(grid_html(last, last.name)) if refused else "",
+            places=places,
+            grids=tables(pairs),
+            refused=refused_table(refused),
             downloads=[(path.name, data_link(path)) for path in csvs],
             toc=[entry(*item) for item in toc],
             footer="Ratios are B / A. Nothing was measured here.",
@@ -233,39 +225,28 @@ def _csvs(
     pairs: Sequence[Pair], refused: Sequence[Refused], places: Table, out: Path
 ) -> list[Path]:
     """ratios.csv, refused.csv and environments.csv in full precision."""
-    ratios = [
+    ratios = (
         {
             "quantity": p.metric.title,
             "unit": p.metric.unit,
             "kind": p.kind,
             **_fields(p.key),
-            **_columns("a", p.a),
-            **_columns("b", p.b),
-            **_columns("ratio", p.ratio),
+            "a": p.a,
+            "b": p.b,
+            "ratio": p.ratio,
             "verdict": p.verdict,
         }
         for p in pairs
-    ]
-    left_out = [
+    )
+    left_out = (
         {"kind": r.kind, **_fields(r.key), "in": r.where, "reason": r.reason} for r in refused
+    )
+    return [
+        write_csv(out / "ratios.csv", ratios),
+        write_csv(out / "refused.csv", left_out),
+        write_csv(out / "environments.csv", places.lines()),
     ]
-    differing = pd.DataFrame(places.rows, columns=["fact", "a", "b"])
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, lines in (("ratios", ratios), ("refused", left_out), ("environments", differing)):
-        paths.append(out / f"{name}.csv")
-        write_text(paths[-1], pd.DataFrame(lines).to_csv(index=False))
-    return paths
 
 
 def _fields(key: dict[str, Any]) -> dict[str, Any]:
     return {name: key.get(name) for name in KEY_FIELDS}
-
-
-def _columns(name: str, x: Estimate) -> dict[str, Any]:
-    return {
-        name: number_text(x.value),
-        f"{name}_low": number_text(x.low),
-        f"{name}_high": number_text(x.high),
-        f"{name}_n": x.n or "",
-    }

@@ -10,18 +10,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
 
 from lib.analysis import bounds, cost, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
 from lib.analysis.setups import RANDOM_NOTE
+from lib.files import write_text
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
@@ -29,13 +30,10 @@ from lib.records.store import merge, precedence
 from lib.report import provenance, record_list, sections
 from lib.report.abstract import findings
 from lib.show import figure
-from lib.show.html import grid_html
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
-from lib.show.page import data_link, entry, shell, write_text
-from lib.show.table import Table
+from lib.show.page import data_link, entry, shell
 from lib.studies import paper_tables, section
-from lib.studies.html import paper_html
-from lib.studies.paper_tables import PaperTable
+from lib.studies.grids import paper_grid
 from lib.studies.schema import StudyFile
 from lib.studies.study import Published, load, paper_name
 
@@ -140,23 +138,18 @@ def render(
     beside += tables.tables(rows)
     batch = figures.section(rows)
     ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
+    generic = sections.generic_tables(rows)
     csvs = [
         *paper_tables.write_csvs(paper, out),
-        *sections.write_generic_csvs(rows, out, [*beside, *ledgers, *kernels]),
+        *(table.write_csv(out) for table in (*generic, *beside, *ledgers, *kernels)),
     ]
     replicated = section.part(rows, study, out)
-    generic = [*sections.generic_tables(rows), *host_bound.tables(rows), *kernels]
+    generic += [*host_bound.tables(rows), *kernels]
     priced = cost.table(rows, prices) if prices and prices.given else None
     (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
-    csvs += [cost.write_csv(priced, out)] if priced else []
+    csvs += [priced.write_csv(out)] if priced else []
     context = _paper_caption(rows, published, jobs) if paper else []
     first = [t for t in paper if t.spec.get("main")]
-    more = [
-        (f"Table {t.number}. {t.spec['title']}", Markup(_paper(t, context)))
-        for t in paper
-        if t not in first
-    ]
-    grids = [(t.title, Markup(grid_html(t, f"grid-{t.name}"))) for t in generic]
     failures = [job for job in jobs if job.status != "ok"]
     demo = provenance.is_demo(rows)
     groups = _groups(jobs, pages, fragments, out)
@@ -178,26 +171,26 @@ def render(
             counts=provenance.counts(jobs, rows),
             provenance=provenance.provenance(jobs),
             paper=published,
-            paper_main=[Markup(_paper(t, context)) for t in first],
+            paper_main=[paper_grid(t, context) for t in first],
             paper_numbers=section.numbers(first).capitalize() if first else "",
-            paper_more=more,
-            bound=Markup(_bound(bound, rows)),
+            paper_more=[paper_grid(t, context) for t in paper if t not in first],
+            bound=bound,
+            bound_figure=_figure(bounds.figure(rows), rows, "latency") if bound.rows else "",
             batch=batch,
-            generic=[html for _, html in grids],
-            generic_more=grids,
-            priced=Markup(grid_html(priced, "grid-money")) if priced else "",
-            ledgers=[Markup(grid_html(t, f"grid-{t.name}")) for t in ledgers],
+            generic=generic,
+            priced=priced,
+            ledgers=ledgers,
             ledger_figures=_ledger_figures(rows),
             groups=groups,
             failures=failures,
-            arm_errors=Markup(_optional(provenance.arm_errors(rows), "arm-errors")),
-            warnings=Markup(_optional(provenance.warnings_table(rows), "warnings")),
-            costs=Markup(_optional(provenance.table(jobs), "grid-costs")),
+            arm_errors=provenance.arm_errors(rows),
+            warnings=provenance.warnings_table(rows),
+            costs=provenance.table(jobs),
             methods=Markup(shell().get_template("methods.html").render()),
             downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
             + [(p.name, data_link(p)) for p in csvs],
-            files=Markup(_file_links(jobs, pages, out)),
-            records=Markup(record_list.html(rows, _by_end(jobs), out)),
+            files=_file_links(jobs, pages, out),
+            records=record_list.table(rows, _by_end(jobs), out),
             toc=_contents(
                 groups,
                 bool(paper),
@@ -214,16 +207,16 @@ def render(
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
     kinds = [k for k in PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
-    return [Markup(figure.html(memory_ledger(rows, kind=kind), rows, [kind])) for kind in kinds]
+    return [_figure(memory_ledger(rows, kind=kind), rows, kind) for kind in kinds]
+
+
+def _figure(ax: Axes, rows: Sequence[Record], kind: str) -> Markup:
+    return Markup(figure.html(ax, rows, [kind]))
 
 
 def _by_end(jobs: Iterable[Job]) -> list[Job]:
     """Jobs in the order in which their rows replace each other: finished ones win, then later."""
     return sorted(jobs, key=lambda job: precedence(job.run))
-
-
-def _paper(table: PaperTable, context: Sequence[str]) -> str:
-    return paper_html(table, f"table-{table.number}", context)
 
 
 def _paper_caption(rows: Sequence[Record], published: StudyFile, jobs: Sequence[Job]) -> list[str]:
@@ -256,17 +249,6 @@ def _subtitle(rows: Sequence[Record], ended: str) -> str:
     gpus = sorted({str(env.get("gpu") or "CPU") for env in environments(rows).values()})
     parts = [", ".join(models), " and ".join(gpus), readable(ended)[:10]]
     return " · ".join(filter(None, parts))
-
-
-def _bound(table: Table, rows: Sequence[Record]) -> str:
-    """The table and the figure of the bounds, where any arm has one."""
-    if not table.rows:
-        return ""
-    return grid_html(table, "grid-bound") + figure.html(bounds.figure(rows), rows, ["latency"])
-
-
-def _optional(table: Table, table_id: str) -> str:
-    return grid_html(table, table_id) if table.rows else ""
 
 
 def _groups(
@@ -312,23 +294,17 @@ def _href(path: Path, out: Path) -> str:
     return quote(Path(os.path.relpath(path, out)).as_posix())
 
 
-def _file_links(jobs: Sequence[Job], pages: dict[str, Path], out: Path) -> str:
+def _file_links(
+    jobs: Sequence[Job], pages: dict[str, Path], out: Path
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Of each job with files its title, and each file's name and link."""
     items = []
     for job in jobs:
-        paths = [
-            pages.get(job.id),
-            job.notebook_path,
-            job.folder / "records.jsonl",
-            job.folder / "run.json",
-        ]
-        links = [
-            f'<a href="{_href(p, out)}">{escape(p.name)}</a>'
-            for p in paths
-            if p is not None and p.exists()
-        ]
-        if links:
-            items.append(f"<li>{escape(job.model)}, {escape(job.title)}: {', '.join(links)}</li>")
-    return f"<ul>{''.join(items)}</ul>"
+        beside = (job.folder / "records.jsonl", job.folder / "run.json")
+        paths = [p for p in (pages.get(job.id), job.notebook_path, *beside) if p and p.exists()]
+        if paths:
+            items.append((f"{job.model}, {job.title}", [(p.name, _href(p, out)) for p in paths]))
+    return items
 
 
 def _contents(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 from lib.records.jobs import Job
 from lib.records.record import Record, record_id
-from lib.show.html import figure
+from lib.show.table import Column, Table, Text
 from lib.show.wording import short
 
 FIELDS = (
@@ -27,42 +26,42 @@ FIELDS = (
     "cache",
 )
 LONGEST = 24  # samples shown of one name
+NOTE = (
+    "one line for each arm, in SI units, the unit in the name; the file holds it whole, with its "
+    "warnings and the reason for what is missing"
+)
 BEHIND_A_TRACE = ("start_s", "stop_s", "token_s")
 
 
-def html(rows: Sequence[Record], jobs: Sequence[Job], out: Path) -> str:
-    """The rows as a table: arm, repetitions, environment, and the file that holds them.
+def table(rows: Sequence[Record], jobs: Sequence[Job], out: Path) -> Table:
+    """The rows: arm, repetitions, environment, and the file that holds them.
 
     `jobs` are in the order in which their rows replace each other, so that the last one counts.
     """
     home = {record_id(row): job for job in jobs for row in job.records}
-    lines = [_line(row, home.get(record_id(row)), out) for row in rows if row.kind != "environment"]
-    names = ("record", "kind", "model", "arm", "repetitions and readings", "file")
-    head = "".join(
-        f'<th scope="col" class="text" data-col="{i}">{name}</th>' for i, name in enumerate(names)
-    )
-    caption = (
-        "<b>Records.</b> One line for each arm, in SI units, the unit in the name. The file "
-        "holds it whole, with its warnings and the reason for what is missing."
-    )
-    return figure("records", caption, f"<tr>{head}</tr>", "".join(lines))
-
-
-def _line(row: Record, job: Job | None, out: Path) -> str:
-    name = record_id(row)
-    path = job.folder / "records.jsonl" if job else None
-    link = "–"
-    if path and path.exists():
-        href = quote(Path(os.path.relpath(path, out)).as_posix())
-        link = f'<a href="{href}">{escape(job.path)}</a>'
+    rows = [row for row in rows if row.kind != "environment"]
+    names = [record_id(row) for row in rows]
+    titles = ("record", "kind", "model", "arm", "repetitions and readings", "file")
     cells = (
-        ("text", row.kind),
-        ("text", row.key.get("model") or "–"),
-        ("long", _arm(row)),
-        ("long", _content(row)),
+        (*map(Text, (n, r.kind, r.key.get("model") or "–", _arm(r), _content(r))), file)
+        for n, r in zip(names, rows, strict=True)
+        for file in [_file(home.get(n), out)]
     )
-    html = "".join(f'<td class="{css}">{escape(str(text))}</td>' for css, text in cells)
-    return f'<tr id="record-{name}"><th scope="row">{name}</th>{html}<td>{link}</td></tr>'
+    return Table(
+        "records",
+        "Records",
+        tuple(Column(title, numeric=False) for title in titles),
+        tuple(cells),
+        (NOTE,),
+        row_ids=tuple(f"record-{name}" for name in names),
+    )
+
+
+def _file(job: Job | None, out: Path) -> Text:
+    path = job.folder / "records.jsonl" if job else None
+    if path is None or not path.exists():
+        return Text("–")
+    return Text(job.path, url=quote(Path(os.path.relpath(path, out)).as_posix()))
 
 
 def _arm(row: Record) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lib.analysis import ablations, energy, experts, latency, memory
 from lib.records.record import Record
-from lib.show.table import Table, frame
+from lib.show.table import Table
 from lib.studies import kv_contribution
 
 
@@ -23,19 +22,6 @@ def generic_tables(rows: Sequence[Record]) -> list[Table]:
         *(ablations.table(rows, n) for n in ablations.CHANGED),
     ]
     return [table for table in tables if table.rows]
-
-
-def write_generic_csvs(
-    rows: Sequence[Record], out_dir: str | Path, more: Sequence[Table] = ()
-) -> list[Path]:
-    """tables/latency.csv, memory.csv, energy.csv, trace.csv ..., `more`: those that have rows."""
-    paths = []
-    for table in [*generic_tables(rows), *more]:
-        path = Path(out_dir) / "tables" / f"{table.name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")
-        paths.append(path)
-    return paths
 
 
 def memory_ledgers(

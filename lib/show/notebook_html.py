@@ -54,11 +54,12 @@ TEXT_TAGS = (
     "figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q s samp small span strong sub "
     "summary sup table tbody td tfoot th thead tr u ul var"
 )
+DATA = ("value", "low", "high", "n", "method", "setup", "reason", "records")  # of a number
 ATTRIBUTES = {
     "*": {"class", "id", "title"},
     "a": {"href"},
     "img": {"src", "alt", "width", "height"},
-    "td": {"colspan", "rowspan", "data-value"},
+    "td": {"colspan", "rowspan", *(f"data-{name}" for name in DATA)},
     "th": {"colspan", "rowspan", "data-value", "scope"},
     "ol": {"start"},
 }
@@ -223,13 +224,15 @@ def _tables(soup: BeautifulSoup, prefix: str) -> None:
                 cell.name = "td"
             else:
                 cell["scope"] = "col" if cell.find_parent("thead") else "row"
-        table["class"] = "data sortable"
+        ours = "data" in table.get("class", ())  # written by `show.table`, not by pandas
+        table["class"] = [*table["class"]] if ours else ["data", "sortable"]
         head = table.find("thead")
         if head is not None and len(head.find_all("tr")) == 1:
             for index, cell in enumerate(head.find_all(("th", "td"))):
                 if cell.name == "th":
                     cell["data-col"] = str(index)
-        _align(table)
+        if not ours:
+            _align(table)
         region = soup.new_tag(
             "div",
             attrs={

@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lib.show.notebook_html import mathml
-
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+@cache
 def shell() -> Environment:
     """Templates with the style, the script and the policy that allows these two alone."""
     environment = Environment(
@@ -26,11 +26,15 @@ def shell() -> Environment:
         keep_trailing_newline=True,
     )
     css, js = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    environment.filters["math"] = lambda formula: Markup(
-        mathml(formula).replace("<math ", '<math displaystyle="true" ', 1)
-    )
+    environment.filters["math"] = _display_math
     environment.globals |= {"css": Markup(css), "js": Markup(js), "csp": _policy(css, js)}
     return environment
+
+
+def _display_math(formula: str) -> Markup:
+    from lib.show.notebook_html import mathml  # loads nbconvert, which a table does not need
+
+    return Markup(mathml(formula).replace("<math ", '<math displaystyle="true" ', 1))
 
 
 def _policy(css: str, js: str) -> str:
@@ -42,13 +46,6 @@ def _policy(css: str, js: str) -> str:
         f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
         f"script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write so that a reader sees the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)
 
 
 def data_link(path: Path) -> str:

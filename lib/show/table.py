@@ -1,70 +1,227 @@
-"""A table as data: named columns with units, rows of text, counts and estimates.
+"""A table as data: named columns with units over typed cells, and its forms.
 
-It becomes a DataFrame or Markdown here, and HTML in `show.html`.
+A cell is an `Estimate`, which is a number with its interval or the reason why there is none; a
+`Number`, which says how one is written; a `Text`; a `Verdict`; plain text or a count; None, which
+is a dash; or a tuple of these, a line each. HTML is templates/table.html, which escapes all text.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import csv
+import io
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from markupsafe import Markup
 
-from lib import stats
-from lib.show import wording
-from lib.show.wording import rounded, short
+from lib import files
+from lib.show.page import shell
+from lib.show.wording import interval, number_text, sentence, short
 from lib.stats import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LONG = 36  # characters of a text that stay on one line
 
 
 @dataclass(frozen=True)
 class Column:
     """A column's title and unit; `numeric` columns hold estimates, `measured` ones those that come
-    from the rows of their group."""
+    from the rows of their group. `group` is a header that neighbours share; `css` a class."""
 
     title: str
     unit: str = ""
     numeric: bool = True
     measured: bool = True
+    group: Column | None = None
+    sortable: bool = True
+    css: str = ""
 
     @property
     def header(self) -> str:
-        """Title with the unit, as a header shows it."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
+        """Title with the unit, and the group before it."""
+        own = f"{self.title} ({self.unit})" if self.unit else self.title
+        return f"{self.group.header}, {own}" if self.group else own
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """A verdict as a sign, a word and the reason; `css` is the sign's class, `rank` sorts."""
+
+    word: str
+    why: str
+    sign: str
+    css: str
+    rank: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.why}" if self.why else self.word
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, with what stands small under it, where it leads, or the reasons below the table;
+    `sort` is what it is sorted by."""
+
+    text: str
+    small: str = ""
+    url: str = ""
+    reasons: tuple[str, ...] = ()
+    title: str = ""
+    sort: str | None = None
+
+
+@dataclass(frozen=True)
+class Number:
+    """How an estimate is written: decimals, unit, what it is of and from, the verdict on it."""
+
+    estimate: Estimate
+    decimals: int | None = None
+    unit: str = ""
+    label: str = ""
+    setup: str = ""
+    verdict: Verdict | None = None
+    show_interval: bool = True
+
+    @property
+    def value(self) -> str:
+        """The value in words, a dash where it is missing."""
+        value = self.estimate.value
+        if value is None:
+            return "–"
+        text = short(value) if self.decimals is None else f"{value:,.{self.decimals}f}"
+        return f"{text} {self.unit}".strip()
+
+
+@dataclass(frozen=True, repr=False)
 class Table:
-    """Rows of text, counts and estimates under named columns, and what holds for all of them."""
+    """Rows of typed cells under named columns, what holds for all of them, and what stands below.
+
+    A row may have a name of its own in the page (`row_ids`); `prose` tables hold sentences.
+    """
 
     name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Any, ...], ...]
     notes: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
+    row_ids: tuple[str, ...] = ()
+    prose: bool = False
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """What a notebook shows: the table as a DataFrame."""
-        data = frame(self)
-        return {"text/html": data._repr_html_(), "text/plain": repr(data)}
-
-
-class Shown(pd.DataFrame):
-    """A DataFrame that shows all of itself: no reason cut off, no column hidden, a dash for what is
-    missing. It computes as any other."""
+    def html(self, table_id: str = "", *, page: bool = True) -> Markup:
+        """The table for a page, or for a notebook, which scrolls it itself."""
+        macro = shell().get_template("table.html").module.table
+        rows = [[_view(c, x, i == 0) for i, (c, x) in enumerate(self._cells(r))] for r in self.rows]
+        return macro(self, rows, Footnotes(table_id or f"grid-{self.name}"), page)
 
     @property
-    def _constructor(self) -> type[Shown]:
-        return Shown
+    def groups(self) -> list[tuple[Column | None, Column, int]]:
+        """Of each group of columns its header, its first column and how many it has."""
+        groups: list[tuple[Column | None, Column, int]] = []
+        for column in self.columns:
+            if groups and column.group and groups[-1][0] is column.group:
+                groups[-1] = (*groups[-1][:2], groups[-1][2] + 1)
+            else:
+                groups.append((column.group, column, 1))
+        return groups
+
+    @property
+    def remarks(self) -> list[str]:
+        """The notes as sentences."""
+        return [sentence(note) for note in self.notes]
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether a value may have an interval."""
+        return any(isinstance(cell, Estimate) for row in self.rows for cell in row)
+
+    def _cells(self, row: Sequence[Any]) -> list[tuple[Column, Any]]:
+        return list(zip(self.columns, row, strict=True))
 
     def _repr_html_(self) -> str:
-        with pd.option_context("display.max_colwidth", None):
-            return pd.DataFrame(self).map(wording.cell).to_html()
+        return str(self.html(page=False))
 
     def __repr__(self) -> str:
-        with pd.option_context("display.max_colwidth", None):
-            return pd.DataFrame(self).map(wording.cell).to_string()
+        return self.markdown()
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        lines = [[c.header for c in self.columns], [":--"] * len(self.columns)]
+        lines += [[words(cell).replace("|", "\\|") for cell in row] for row in self.rows]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([f"{self.title}.", *([text] if self.rows else []), *self.remarks])
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Rows by header; a last entry `missing` says why numbers are, where any is."""
+        lines = [{c.header: _plain(x) for c, x in self._cells(row)} for row in self.rows]
+        reasons = [
+            "; ".join(
+                f"{column.title}: {x.reason}"
+                for column, cell in self._cells(row)
+                if isinstance(x := _plain(cell), Estimate) and x.value is None
+            )
+            for row in self.rows
+        ]
+        if any(reasons):
+            lines = [x | {"missing": why} for x, why in zip(lines, reasons, strict=True)]
+        return lines
+
+    def frame(self) -> pd.DataFrame:
+        """The rows as a DataFrame in full precision, an estimate in four columns as in a CSV."""
+        import pandas as pd
+
+        return pd.DataFrame([flat(line) for line in self.lines()])
+
+    def write_csv(self, out_dir: str | Path) -> Path:
+        """tables/<name>.csv below `out_dir`."""
+        return write_csv(Path(out_dir) / "tables" / f"{self.name}.csv", self.lines())
+
+
+def flat(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line in which each estimate fills four columns: name, name_low, name_high and name_n."""
+    columns: dict[str, Any] = {}
+    for name, cell in line.items():
+        if isinstance(cell, Estimate):
+            columns |= {name: cell.value, f"{name}_low": cell.low, f"{name}_high": cell.high}
+            columns[f"{name}_n"] = cell.n or None
+        else:
+            columns[name] = cell
+    return columns
+
+
+def write_csv(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
+    """Lines as CSV, see `flat`; numbers have 8 significant digits, what is missing is empty."""
+    rows = [flat(line) for line in lines]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: number_text(v) if isinstance(v, float) else v for k, v in row.items()})
+    files.write_text(path, file.getvalue())
+    return path
+
+
+def of_lines(name: str, title: str, lines: Sequence[Mapping[str, Any]], reason: str = "") -> Table:
+    """Cells by the title of their column; without any line the reason."""
+    columns = tuple(
+        Column(
+            key, numeric=any(isinstance(x.get(key), Estimate | Number | int | float) for x in lines)
+        )
+        for key in dict.fromkeys(key for line in lines for key in line)
+    )
+    rows = tuple(tuple(line.get(column.title) for column in columns) for line in lines)
+    return Table(name, title, columns, rows, () if rows else (reason,))
+
+
+def or_why(table: Table, reason: str) -> Table:
+    """The table; without rows its title and the reason."""
+    return table if table.rows else replace(table, notes=(reason,))
 
 
 def without_empty(table: Table) -> Table:
@@ -89,57 +246,133 @@ def without_empty(table: Table) -> Table:
     )
 
 
-def frame(table: Table, digits: int = 4) -> Shown:
-    """The table for reading: each estimate's value, and its 95 % interval as text where it has one.
-
-    Values are rounded to `digits` significant digits, whole units stay; a missing value is None.
-    A column `n` counts repetitions, and a last column `missing` gives reasons, each only where
-    there are any.
-    """
-    data = Shown([_line(table.columns, row, digits) for row in table.rows])
-    data.index = pd.Index([""] * len(data))  # a row number says nothing
-    optional = [c for c in data.columns if c.endswith(" 95 %") or c in ("n", "missing")]
-    return data.drop(columns=[c for c in optional if not data[c].astype(bool).any()])
+def _plain(cell: Any) -> Any:
+    """A cell as a CSV has it: an estimate, a number, or its words."""
+    if isinstance(cell, Number):
+        return cell.estimate
+    return cell if cell is None or isinstance(cell, Estimate | int | float) else words(cell)
 
 
-def _line(columns: Sequence[Column], row: Sequence[Any], digits: int) -> dict[str, Any]:
-    line: dict[str, Any] = {}
-    counts: dict[str, int] = {}
-    reasons = []
-    for column, cell in zip(columns, row, strict=True):
-        if not isinstance(cell, Estimate):
-            line[column.header] = cell
-            continue
-        line[column.header] = None if cell.value is None else rounded(cell.value, digits)
-        line[f"{column.title} 95 %"] = wording.interval(cell)
-        if cell.value is None:
-            reasons.append(f"{column.title}: {cell.reason}")
-        elif stats.is_sampled(cell):
-            counts[column.title] = cell.n
-    return line | {"n": _repetitions(counts), "missing": "; ".join(reasons)}
+def words(cell: Any) -> str:
+    """A cell as text."""
+    if isinstance(cell, tuple):
+        return "; ".join(words(line) for line in cell)
+    if isinstance(cell, Estimate):
+        cell = Number(cell)
+    if isinstance(cell, Number):
+        x = cell.estimate
+        if x.value is None:
+            return " ".join(filter(None, (f"– ({x.reason})", cell.label)))
+        n = f"n = {x.n}" if x.n > 1 else ""
+        text = ", ".join(filter(None, (f"{cell.value} {interval(x)}".strip(), n)))
+        return f"{text} ({cell.label})" if cell.label else text
+    if isinstance(cell, Text):
+        more = (cell.small, "; ".join(cell.reasons), cell.url)
+        return cell.text + "".join(f" ({x})" for x in more if x)
+    if isinstance(cell, float):
+        return short(cell)
+    return "" if cell is None else str(cell)
 
 
-def _repetitions(counts: dict[str, int]) -> str:
-    """The commonest n, then the columns that have another: "6; ITL 30"; empty if all are 1."""
-    if max(counts.values(), default=1) == 1:
-        return ""
-    usual = Counter(counts.values()).most_common(1)[0][0]
-    others = [f"{title} {n}" for title, n in counts.items() if n != usual]
-    return "; ".join([str(usual), *others])
+@dataclass
+class Footnotes:
+    """Reasons under one table, each once, marked a, b, c in the order of appearance."""
+
+    table_id: str
+    reasons: list[str] = field(default_factory=list)
+
+    def mark(self, reason: str) -> str:
+        """The letters of a reason."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return letters(self.reasons.index(reason))
+
+    def __iter__(self) -> Iterable[tuple[str, str]]:
+        return iter([(letters(i), reason) for i, reason in enumerate(self.reasons)])
 
 
-def markdown(table: Table) -> str:
-    """The table as Markdown: for sentences, which a DataFrame would cut off."""
-    lines = [[c.header for c in table.columns], [":--"] * len(table.columns)]
-    lines += [[_words(cell).replace("|", "\\|") for cell in row] for row in table.rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([text, *(f"{note}." for note in table.notes)])
+def letters(index: int) -> str:
+    """a to z, then aa, ab ..."""
+    more, last = divmod(index, 26)
+    return (letters(more - 1) if more else "") + string.ascii_lowercase[last]
 
 
-def _words(cell: Any) -> str:
-    if not isinstance(cell, Estimate):
-        return "" if cell is None else str(cell)
-    if cell.value is None:
-        return f"– ({cell.reason})"
-    n = f"n = {cell.n}" if cell.n > 1 else ""
-    return ", ".join(filter(None, (f"{short(cell.value)} {wording.interval(cell)}".strip(), n)))
+def _view(column: Column, cell: Any, leads: bool) -> dict[str, Any]:
+    """What the template shows of a cell: classes, title, data- attributes, and its lines."""
+    view: dict[str, Any] = {"leads": leads, "title": "", "data": {}, "many": False}
+    css = ["text"]
+    if isinstance(cell, tuple):
+        view |= {"many": True, "lines": [_line(line) for line in cell]}
+    elif isinstance(cell, Estimate | Number):
+        number = cell if isinstance(cell, Number) else Number(cell)
+        css, view["lines"] = ["num"], [_line(number)]
+        if number.estimate.value is None:
+            css.append("missing")
+            view["data"] = {"value": ""}
+        else:
+            view |= _data(number)
+    elif isinstance(cell, Text):
+        css = ["num" if column.numeric else "text", "long" if len(cell.text) > LONG else ""]
+        view |= {"lines": [_line(cell)], "title": "" if cell.url else cell.title}
+        view["data"] = {} if cell.sort is None else {"value": cell.sort}
+    elif isinstance(cell, Verdict):
+        view |= {"lines": [_line(cell)], "data": {"value": cell.rank}}
+    else:
+        counted = isinstance(cell, int | float) and not isinstance(cell, bool)
+        long = len(str(cell)) > LONG
+        css = ["num"] if counted else ["text", "long"] if long else ["text"]
+        view |= {"lines": [_line(cell)], "data": {"value": cell}}
+    view["css"] = " ".join(filter(None, (*css, column.css)))
+    return view
+
+
+def _data(number: Number) -> dict[str, Any]:
+    x, span = number.estimate, interval(number.estimate)
+    n = f"n = {x.n}" if x.n else ""
+    details = (n, x.method, f"95 % interval {span}" if span else x.reason, number.setup)
+    data = {
+        "value": number_text(x.value),
+        "low": number_text(x.low),
+        "high": number_text(x.high),
+        "n": x.n,
+        "method": x.method,
+        "setup": number.setup,
+        "reason": "" if span else x.reason,
+        "records": " ".join(x.records),
+    }
+    return {
+        "title": "; ".join(filter(None, details)),
+        "data": {name: value for name, value in data.items() if value or value == 0},
+    }
+
+
+def _line(cell: Any) -> dict[str, Any]:
+    """One line of a cell: its text with what stands beside and under it."""
+    line = {"text": "", "value": False, "small": "", "url": "", "title": "", "reasons": ()}
+    line |= {"verdict": None, "strong": ""}
+    if isinstance(cell, Estimate):
+        cell = Number(cell)
+    if isinstance(cell, Verdict):
+        return line | {"verdict": cell, "strong": cell.word, "small": cell.why}
+    if isinstance(cell, Text):
+        names = ("text", "small", "url", "title", "reasons")
+        return line | {name: getattr(cell, name) for name in names}
+    if not isinstance(cell, Number):
+        counted = isinstance(cell, int) and not isinstance(cell, bool)
+        text = f"{cell:,}" if counted else "–" if cell is None else words(cell)
+        return line | {"text": text}
+    x = cell.estimate
+    if x.value is None:
+        reasons = (x.reason or "not measured",)
+        return line | {"text": "–", "reasons": reasons, "small": cell.label}
+    beside = interval(x) or (x.method if x.method.startswith("max of") else "")
+    if cell.label or cell.unit:
+        beside = ", ".join(filter(None, (interval(x), f"n = {x.n}" if x.n > 1 else "", cell.label)))
+    small = beside if cell.show_interval else ""
+    return line | {
+        "text": cell.value,
+        "value": True,
+        "small": small,
+        "title": x.method,
+        "verdict": cell.verdict,
+    }

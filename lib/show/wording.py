@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import NamedTuple
 
 from lib.records.record import Record
 from lib.stats import Estimate
@@ -25,18 +23,6 @@ def short(value: float | None) -> str:
         if size >= limit:
             return f"{value:.{digits}f}"
     return f"{value:.3g}"
-
-
-def rounded(value: float, digits: int = 4) -> float:
-    """A number for a table: significant digits, and whole units however many there are."""
-    return float(f"{value:.{digits}g}" if abs(value) < 10**digits else round(value))
-
-
-def cell(value: Any) -> str:
-    """What a cell says; whole numbers stand as they are."""
-    if value is None or value is pd.NA or value != value:
-        return "-"
-    return short(value) if isinstance(value, float) else str(value)
 
 
 def number_text(value: float | None) -> str:
@@ -91,27 +77,30 @@ def levels(estimates: dict[str, Estimate], unit: str) -> str:
     return f"{listed(parts)}{n}."
 
 
+def verdict(ratio: Estimate, higher: str = "higher", lower: str = "lower") -> str:
+    """Which way a ratio goes, by its interval; without one the reason."""
+    resolved = ratio.resolved_from(1.0)
+    if resolved is None:
+        return ratio.reason or "no interval"
+    return (higher if ratio.value > 1 else lower) if resolved else "no difference resolved"
+
+
+def than(other: str, ratio: Estimate) -> str:
+    """A ratio to another one: higher, lower, or no difference resolved, by its interval."""
+    if ratio.value is None:
+        return f"not compared with {other} ({ratio.reason})"
+    times, word = f"{short(ratio.value)} times", verdict(ratio)
+    if ratio.resolved_from(1.0) is None:
+        return f"{times} that of {other}, without an interval ({word})"
+    if not ratio.resolved_from(1.0):
+        return f"{word} from {other} ({times} {interval(ratio)})"
+    return f"{times} that of {other} {interval(ratio)}, {word}"
+
+
 def compared(name: str, others: dict[str, Estimate]) -> str:
-    """What a model has against each other one: higher, lower, or no difference resolved."""
-    if not others:
-        return ""
-    parts = []
-    for other, ratio in others.items():
-        if ratio.value is None:
-            parts.append(f"not compared with {other} ({ratio.reason})")
-            continue
-        times = f"{ratio.value:.2f}×"
-        if ratio.low is None or ratio.high is None:
-            why = ratio.reason or "no interval"
-            parts.append(f"{times} that of {other}, without an interval ({why})")
-        elif not ratio.resolved_from(1.0):
-            span = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
-            parts.append(f"no difference resolved from {other} ({times} {span})")
-        else:
-            verdict = "higher" if ratio.value > 1 else "lower"
-            span = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
-            parts.append(f"{times} {span} that of {other}, {verdict}")
-    return f"{name}: {listed(parts)}."
+    """A sentence on what one has against each other one; empty without others."""
+    parts = [than(other, ratio) for other, ratio in others.items()]
+    return f"{name}: {listed(parts)}." if parts else ""
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -119,17 +108,9 @@ def listed(parts: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-def ratio_sentence(name: str, reference: str, what: str, ratio: Estimate) -> str:
-    """Higher, lower, or no difference resolved, chosen by the interval."""
-    if ratio.value is None:
-        return f"{what} of {name} against {reference}: not compared ({ratio.reason})."
-    text = f"{what} of {name} is {short(ratio.value)} times that of {reference}"
-    if ratio.resolved_from(1.0) is None:
-        return f"{text}; without an interval ({ratio.reason}) nothing is concluded."
-    ends = f"[{short(ratio.low)}, {short(ratio.high)}]"
-    if not ratio.resolved_from(1.0):
-        return f"{what} of {name} against {reference}: no difference resolved ({ends})."
-    return f"{text} {ends}: {'higher' if ratio.value > 1 else 'lower'}."
+def sentence(text: str) -> str:
+    """A text with a capital and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def bullets(lines: Sequence[str]) -> str:

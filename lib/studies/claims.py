@@ -7,7 +7,6 @@ error.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,22 +15,18 @@ from typing import Any
 
 from lib import stats
 from lib.records.record import Record
-from lib.show.table import Column, Table
-from lib.show.wording import Finding, interval, number_text, short
+from lib.show import table as tables
+from lib.show.table import Column, Table, Text
+from lib.show.wording import Finding
 from lib.stats import Estimate
 from lib.studies import causes, evidence, forms, verdict
 from lib.studies.evidence import STANDS, Evidence, Measured, gather
+from lib.studies.grids import estimates, sign, tolerances
 from lib.studies.schema import Claim
 from lib.studies.study import Absent, Published, load, paper_name
 from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Verdict
 
 COLUMNS = ("protocol", "corrected", "bound")
-CSV_COLUMNS = (
-    "claim", "where", "text", "of", "unit", "meant", "paper", "direction",
-    *(f"{c}{end}" for c in COLUMNS for end in ("", "_low", "_high", "_n")),
-    "corrected_as", "verdict", "why", "verdict_corrected", "verdict_bound", "cause", "differs",
-    "missing",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,50 +167,49 @@ def finding(entries: Sequence[Entry]) -> list[Finding]:
     return [Finding("The paper's claims", sentence)]
 
 
-def text(column: dict[str, Estimate], unit: str) -> str:
-    """A column in words: each value with interval and n, or once the reason for its absence."""
-    if all(x.value is None for x in column.values()):
-        return "; ".join(dict.fromkeys(x.reason for x in column.values()))
-    parts = []
-    for label, x in column.items():
-        value = f"{value_text(x)} {unit} {interval(x)}".strip() if x.value is not None else "–"
-        n = f", n = {x.n}" if x.n > 1 else ""
-        parts.append(f"{value}{n}" + (f" ({label})" if label else ""))
-    return "; ".join(parts)
-
-
-def value_text(x: Estimate) -> str:
-    """A value for reading; whole numbers that were counted without decimals."""
-    whole = x.method in verdict.EXACT and x.value is not None and x.value == round(x.value)
-    return f"{x.value:,.0f}" if whole else short(x.value)
-
-
 def table(entries: Sequence[Entry]) -> Table:
-    """The ledger for reading in a notebook: one claim a row."""
-    titles = (
-        "claim",
-        "the paper",
-        "measured, by its protocol",
-        "corrected definition",
-        "device-bound",
-        "verdict",
-        "cause",
+    """The ledger: one claim a row, in the order of the paper."""
+    columns = (
+        Column("Claim", numeric=False),
+        Column("The paper", numeric=False, sortable=False),
+        Column("Measured, by its protocol", numeric=False, sortable=False),
+        Column("Corrected definition", numeric=False, sortable=False),
+        Column("Device-bound", numeric=False, sortable=False),
+        Column("Verdict", numeric=False),
+        Column("Cause", numeric=False, sortable=False, css="cause"),
     )
-    rows = tuple(
-        (
-            x.claim["text"],
-            x.printed,
-            text(x.measured.protocol, x.unit),
-            text(x.measured.corrected, x.unit),
-            text(x.measured.bound, x.unit),
-            str(x.verdict),
-            x.cause,
-        )
-        for x in entries
-    )
-    notes = () if entries else ("none of the paper's models is among the rows",)
+    if not entries:
+        why = "none of the paper's models is among the rows"
+        return Table("ledger", "Claims ledger", columns, (), (why,))
+    verdicts = ", ".join(f"{n} {word}" for word, n in counts(entries).items())
     return Table(
-        "claims", "Claims ledger", tuple(Column(t, numeric=False) for t in titles), rows, notes
+        "ledger",
+        "Claims ledger",
+        columns,
+        tuple(map(_cells, entries)),
+        (f"{len(entries)} claims: {verdicts}", tolerances()),
+        row_ids=tuple(f"claim-{entry.name}" for entry in entries),
+        prose=True,
+    )
+
+
+def _cells(entry: Entry) -> tuple[Any, ...]:
+    claim, m, verdicts = entry.claim, entry.measured, entry.verdicts
+    exact = tuple(verdict.EXACT)
+    meant = f"meant: {claim['meant']}" if claim.get("meant") else ""
+    corrected_as = m.corrected_as if any(x.value is not None for x in m.corrected.values()) else ""
+    causes = [Text(cause) for cause in entry.causes]
+    if entry.differs:
+        full = "; ".join(f"{what}: {how}" for what, how in entry.differs.items())
+        causes.append(Text(f"differs in {', '.join(entry.differs)}", reasons=(full,)))
+    return (
+        Text(claim["text"], claim["where"]),
+        Text(entry.printed.replace(" %", "\xa0%"), meant),
+        estimates(m.protocol, entry.unit, exact=exact),
+        estimates(m.corrected, entry.unit, verdicts["corrected"], corrected_as, exact),
+        estimates(m.bound, entry.unit, verdicts["bound"], exact=exact),
+        sign(entry.verdict),
+        tuple(causes),
     )
 
 
@@ -223,48 +217,37 @@ def csv_rows(entry: Entry) -> list[dict[str, Any]]:
     """Lines of claims.csv: one for each model or step that the claim is compared on."""
     columns = {c: getattr(entry.measured, c) for c in COLUMNS}
     labels = dict.fromkeys(label for column in columns.values() for label in column)
-    value = entry.claim["value"]
+    value, none = entry.claim["value"], stats.missing("not compared")
     lines = []
     for label in [label for label in labels if label] or [""]:
-        line = {
-            "claim": entry.name,
-            "where": entry.claim["where"],
-            "text": entry.claim["text"],
-            "of": label,
-            "unit": entry.unit,
-            "meant": entry.claim.get("meant", ""),
-            "paper": value if isinstance(value, str) else " to ".join(value or []),
-            "direction": entry.claim.get("direction", ""),
-            "corrected_as": entry.measured.corrected_as,
-            "verdict": entry.verdict.word,
-            "why": entry.verdict.why,
-            "verdict_corrected": entry.verdicts["corrected"].word,
-            "verdict_bound": entry.verdicts["bound"].word,
-            "cause": "; ".join(entry.causes),
-            "differs": "; ".join(f"{what}: {how}" for what, how in entry.differs.items()),
-        }
-        missing = []
-        for name, column in columns.items():
-            x = column.get(label, column.get("", stats.missing("not compared")))
-            line |= {
-                name: number_text(x.value),
-                f"{name}_low": number_text(x.low),
-                f"{name}_high": number_text(x.high),
-                f"{name}_n": x.n or "",
+        measured = {c: column.get(label, column.get("", none)) for c, column in columns.items()}
+        lines.append(
+            {
+                "claim": entry.name,
+                "where": entry.claim["where"],
+                "text": entry.claim["text"],
+                "of": label,
+                "unit": entry.unit,
+                "meant": entry.claim.get("meant", ""),
+                "paper": value if isinstance(value, str) else " to ".join(value or []),
+                "direction": entry.claim.get("direction", ""),
+                **measured,
+                "corrected_as": entry.measured.corrected_as,
+                "verdict": entry.verdict.word,
+                "why": entry.verdict.why,
+                "verdict_corrected": entry.verdicts["corrected"].word,
+                "verdict_bound": entry.verdicts["bound"].word,
+                "cause": "; ".join(entry.causes),
+                "differs": "; ".join(f"{what}: {how}" for what, how in entry.differs.items()),
+                "missing": "; ".join(
+                    f"{c}: {x.reason}" for c, x in measured.items() if x.value is None
+                ),
             }
-            if x.value is None:
-                missing.append(f"{name}: {x.reason}")
-        lines.append(line | {"missing": "; ".join(missing)})
+        )
     return lines
 
 
 def write_csv(entries: Sequence[Entry], out_dir: str | Path) -> list[Path]:
     """claims.csv below `out_dir`; the paths, none without entries."""
-    if not entries:
-        return []
-    path = Path(out_dir) / "claims.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(line for entry in entries for line in csv_rows(entry))
-    return [path]
+    lines = [line for entry in entries for line in csv_rows(entry)]
+    return [tables.write_csv(Path(out_dir) / "claims.csv", lines)] if lines else []

@@ -6,12 +6,12 @@ Where the hub can be reached, `refreshed` compares that block with the hub's met
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lib.show.table import Column, Table
+from lib.show import table as tables
+from lib.show.table import Column, Table, Text
 from lib.studies.study import Absent, Published, plain
 from lib.studies.verdict import NOT, REPRODUCED, UNTESTABLE, Verdict
 
@@ -87,19 +87,24 @@ def table(study: Published) -> Table:
         if (stated := _stated(study, model)).get("not_verified")
     ]
     where = study.data["governance"]["where"].partition(", ")[0]
-    title = f"Governance, as printed ({where}) and as the publishers document it"
-    return Table(f"table-{number(study)}", title, columns, tuple(rows(study)), tuple(notes))
+    title = (
+        f"Table {number(study)}. Governance, as printed ({where}) and as the publishers document it"
+    )
+    lines = tuple(map(_cells, rows(study)))
+    return Table(f"table-{number(study)}", title, columns, lines, tuple(notes), prose=True)
 
 
-def write_csv(study: Published, out_dir: str | Path) -> list[Path]:
+def _cells(row: tuple[str, ...]) -> tuple[Any, ...]:
+    model, field, paper, publisher, ruling, sources, date = row
+    stated = Text("link", url=publisher) if publisher.startswith("https://") else Text(publisher)
+    links = tuple(Text(f"[{n}]", url=url) for n, url in enumerate(sources.split(), start=1))
+    return (Text(model), Text(field), Text(paper), stated, Text(ruling), links, Text(date))
+
+
+def write_csv(study: Published, out_dir: str | Path) -> Path:
     """Its CSV in tables/ below `out_dir`."""
-    path = Path(out_dir) / "tables" / f"table-{number(study)}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows(study))
-    return [path]
+    lines = (dict(zip(COLUMNS, row, strict=True)) for row in rows(study))
+    return tables.write_csv(Path(out_dir) / "tables" / f"table-{number(study)}.csv", lines)
 
 
 def hub_metadata(repo: str) -> dict[str, Any]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from lib.analysis.memory.ledger import OLD, PARTS, above_bytes, card_of, ledger
 from lib.analysis.memory.tables import UNTOLD, _ratio, _with_notes, read
 from lib.analysis.metrics import MIB
 from lib.analysis.setups import build
 from lib.records.record import Record
-from lib.show.table import Column, Table, frame
+from lib.show.table import Column, Table
 from lib.stats import Estimate
 from lib.studies.study import load_published, paper_name
 
@@ -65,8 +63,3 @@ def contribution(rows: Sequence[Record], published: Mapping[str, Any] | None = N
     title = "What the paper's KV contribution consists of"
     table = build("kv-contribution", title, mine, ("memory-paper",), ("context",), columns, cells)
     return _with_notes(table, WITHOUT_128, UNTOLD)
-
-
-def contribution_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`contribution` as a DataFrame; empty for models that the paper does not have."""
-    return frame(contribution(rows))

@@ -7,7 +7,6 @@ of METRICS each cell is.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from lib.analysis import metrics
 from lib.analysis.series import Series, estimate, samples
 from lib.files import unknown
 from lib.records.record import Record, record_id, require_comparable
+from lib.show.table import write_csv
 from lib.show.wording import number_text
 from lib.stats import Estimate
 from lib.studies import evidence
@@ -26,23 +26,6 @@ from lib.studies.schema import PrintedTable, StudyFile
 from lib.studies.study import Study, paper_name, study
 from lib.studies.verdict import Verdict, band, of_value
 
-CSV_COLUMNS = (
-    "row",
-    "column",
-    "unit",
-    "paper",
-    "measured",
-    "low",
-    "high",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-    "verdict",
-    "why",
-    "n",
-    "method",
-    "note",
-)
 # What an ablation changes, and so what tells its arms apart.
 ARMS = {"decoding": "decoding", "context": "context", "precision": "dtype", "stack": "stack"}
 CHANGES = ("change", "saving")  # forms of a column in percent, which have no ratio
@@ -303,38 +286,27 @@ def _ratio(measured: Estimate, paper: float | None, form: str) -> Estimate:
 
 def csv_row(cell: Cell) -> dict[str, Any]:
     """One line of a table's CSV; what is missing is empty and the note says why."""
-    m, r = cell.measured, cell.ratio
     return {
         "row": cell.row,
         "column": cell.column,
         "unit": cell.unit,
-        "paper": cell.printed or "",
-        "measured": number_text(m.value),
-        "low": number_text(m.low),
-        "high": number_text(m.high),
-        "ratio": number_text(r.value),
-        "ratio_low": number_text(r.low),
-        "ratio_high": number_text(r.high),
+        "paper": cell.printed,
+        "measured": cell.measured,
+        "ratio": cell.ratio,
         "verdict": cell.verdict.word,
         "why": cell.verdict.why,
-        "n": m.n or "",
-        "method": m.method,
+        "method": cell.measured.method,
         "note": cell.note,
     }
 
 
 def write_csvs(tables: Sequence[PaperTable], out_dir: str | Path) -> list[Path]:
     """tables/table-01.csv and so on below `out_dir`; the paths."""
-    paths = []
-    for table in tables:
-        path = Path(out_dir) / "tables" / f"table-{table.number:02d}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(csv_row(cell) for cell in table.cells)
-        paths.append(path)
-    return paths
+    folder = Path(out_dir) / "tables"
+    return [
+        write_csv(folder / f"table-{table.number:02d}.csv", map(csv_row, table.cells))
+        for table in tables
+    ]
 
 
 def _rows(s: Study, at: Place) -> list[Record]:

@@ -6,28 +6,28 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lib.records.record import Record
-from lib.show.table import Table, frame, markdown
+from lib.show.table import Table
 from lib.show.wording import Finding, listed
 from lib.studies import claims, governance
-from lib.studies.html import governance_html, ledger_html
 from lib.studies.paper_tables import PaperTable
 from lib.studies.study import Published, load, paper_name
 
 
 @dataclass(frozen=True)
 class Part:
-    """HTML of each piece, the files that were written, and sentences for the abstract.
+    """Each piece for the page, the files that were written, and sentences for the abstract.
 
-    `own` are the pieces of the study's own rules, by name.
+    `own` are the pieces of the study's own rules, by name: tables and figures.
     """
 
-    ledger: str
-    governance: str
+    ledger: Table
+    governance: Table | None
     files: list[Path]
     findings: list[Finding]
-    own: dict[str, str]
+    own: dict[str, Any]
 
 
 def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Part | None:
@@ -39,31 +39,24 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
     if not entries:
         return None
     own_part = getattr(study.rules, "part", None)
-    own, tables, findings = own_part(mine, study) if own_part else ({}, [], [])
+    own, grids, findings = own_part(mine, study) if own_part else ({}, [], [])
     stated = "governance" in study.data
     return Part(
-        ledger=ledger_html(entries),
-        governance=governance_html(study) if stated else "",
+        ledger=claims.table(entries),
+        governance=governance.table(study) if stated else None,
         files=[
             *claims.write_csv(entries, out_dir),
-            *(governance.write_csv(study, out_dir) if stated else []),
-            *(_write(table, out_dir) for table in tables),
+            *([governance.write_csv(study, out_dir)] if stated else []),
+            *(grid.write_csv(out_dir) for grid in grids),
         ],
         findings=[*findings, *claims.finding(entries)],
         own=own,
     )
 
 
-def ledger_text(records: Sequence[Record]) -> str:
-    """The claims ledger as Markdown, for a notebook."""
-    return markdown(claims.table(claims.ledger(records, load())))
-
-
-def _write(table: Table, out_dir: str | Path) -> Path:
-    path = Path(out_dir) / "tables" / f"{table.name}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(frame(table, digits=8).to_csv(index=False), encoding="utf-8")
-    return path
+def ledger_table(records: Sequence[Record]) -> Table:
+    """The claims ledger."""
+    return claims.table(claims.ledger(records, load()))
 
 
 def numbers(tables: Sequence[PaperTable]) -> str:

@@ -8,7 +8,6 @@ import pytest
 from lib.analysis import bounds
 from lib.models.card import ModelCard, bound_tok_per_s, prefill_flop
 from lib.records.record import KEY_FIELDS, Record, environment_record
-from lib.show.table import frame
 from tests.samples.records import key
 
 ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
@@ -73,7 +72,7 @@ def card_row(env=ENV):
 
 
 def lines(table):
-    return frame(table).to_dict("records")
+    return table.frame().to_dict("records")
 
 
 # --- the bound
@@ -85,8 +84,8 @@ def test_the_bound_is_bandwidth_over_bytes():
 
 def test_what_is_expected_before_measuring():
     card = SimpleNamespace(decode_bytes=lambda context: GB + context * 10**6)
-    table = bounds.expected(card, [0, 1000], 1e11)
-    assert list(table.index) == [0, 1000]
+    table = bounds.expected(card, [0, 1000], 1e11).frame()
+    assert list(table["context (tokens)"]) == [0, 1000]
     assert list(table["a step reads (GB)"]) == [1, 2]
     assert list(table["decode bound (tok/s)"]) == [100, 50]
 

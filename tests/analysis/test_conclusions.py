@@ -51,29 +51,29 @@ def test_a_number_has_its_interval_and_its_count():
 @pytest.mark.parametrize(
     "estimate, sentence",
     [
-        (Estimate(2.0, 1.5, 2.5, 6), "Speed of a is 2.000 times that of b [1.500, 2.500]: higher."),
-        (Estimate(0.5, 0.4, 0.6, 6), "Speed of a is 0.5 times that of b [0.4, 0.6]: lower."),
+        (Estimate(2.0, 1.5, 2.5, 6), "Speed of a: 2.000 times that of b [1.500, 2.500], higher."),
+        (Estimate(0.5, 0.4, 0.6, 6), "Speed of a: 0.5 times that of b [0.4, 0.6], lower."),
         (
             Estimate(1.1, 0.9, 1.3, 6),
-            "Speed of a against b: no difference resolved ([0.9, 1.300]).",
+            "Speed of a: no difference resolved from b (1.100 times [0.9, 1.300]).",
         ),
         (
             Estimate(1.0, 1.0, 1.2, 6),  # an end that touches one does not exclude it
-            "Speed of a against b: no difference resolved ([1.000, 1.200]).",
+            "Speed of a: no difference resolved from b (1.000 times [1.000, 1.200]).",
         ),
         (
             Estimate(2.0, n=3, reason="n = 3: an interval needs n >= 6"),
-            "Speed of a is 2.000 times that of b; without an interval (n = 3: an interval needs "
-            "n >= 6) nothing is concluded.",
+            "Speed of a: 2.000 times that of b, without an interval (n = 3: an interval needs "
+            "n >= 6).",
         ),
         (
             stats.missing("no samples on one side of the ratio"),
-            "Speed of a against b: not compared (no samples on one side of the ratio).",
+            "Speed of a: not compared with b (no samples on one side of the ratio).",
         ),
     ],
 )
 def test_the_interval_chooses_the_sentence(estimate, sentence):
-    assert wording.ratio_sentence("a", "b", "Speed", estimate) == sentence
+    assert wording.compared("Speed of a", {"b": estimate}) == sentence
 
 
 # --- latency
@@ -97,19 +97,17 @@ def test_latency_tells_first_token_output_decode_and_the_change_with_context():
         "- m at 200 tokens of context and 10 new tokens: TTFT 200.0 ms [200.0, 200.0], n = 11; "
         "output throughput 14.29 tok/s [14.29, 14.29], n = 11; decode alone 20.00 tok/s "
         "[20.00, 20.00], n = 22.",
-        "- Output throughput of m at 200 is 0.857 times that of 100 tokens [0.857, 0.857]: lower.",
+        "- Output throughput of m at 200: 0.857 times that of 100 tokens [0.857, 0.857], lower.",
     ]
 
 
 def test_latency_without_a_difference_or_an_interval():
-    assert "m at 200 against 100 tokens: no difference resolved" in latency.conclusion(
+    assert "of m at 200: no difference resolved from 100 tokens" in latency.conclusion(
         latency_rows(1)
     )
     few = lines(latency.conclusion(latency_rows(n=3)))
     assert "TTFT 200.0 ms, n = 3;" in few[0]
-    assert few[1].endswith(
-        "without an interval (n = 3: an interval needs n >= 6) nothing is concluded."
-    )
+    assert few[1].endswith("without an interval (n = 3: an interval needs n >= 6).")
 
 
 def test_latency_says_what_was_not_measured():
@@ -274,11 +272,11 @@ def test_ablations_compare_with_the_first_arm_that_worked():
     ]
     sentences = [line for line in lines(ablations.conclusion(rows)) if "dtype" in line]
     assert sentences[0] == "- dtype float16 failed: RuntimeError: boom."
-    slower = "- Output throughput of dtype float32 is 0.5 times that of bfloat16 ["
-    faster = "- Output throughput of dtype float8 is 2.000 times that of bfloat16 ["
-    assert sentences[1].startswith(slower) and sentences[1].endswith("]: lower.")
-    assert sentences[2].startswith(faster) and sentences[2].endswith("]: higher.")
-    same = "- Output throughput of dtype int8 against bfloat16: no difference resolved (["
+    slower = "- Output throughput of dtype float32: 0.5 times that of bfloat16 ["
+    faster = "- Output throughput of dtype float8: 2.000 times that of bfloat16 ["
+    assert sentences[1].startswith(slower) and sentences[1].endswith("], lower.")
+    assert sentences[2].startswith(faster) and sentences[2].endswith("], higher.")
+    same = "- Output throughput of dtype int8: no difference resolved from bfloat16 ("
     assert sentences[3].startswith(same)
 
 
@@ -346,13 +344,13 @@ def pair(a_s, b_s, env=ENV, context=200, **changes):
 
 def test_models_are_compared_in_the_direction_that_the_sentence_says():
     first = lines(across_models.models([ENV, *pair(1.0, 2.0)]))[0]
-    start = "- At 200 tokens, output throughput of a is 2.000 times that of b ["
-    assert first.startswith(start) and first.endswith("]: higher.")
+    start = "- At 200 tokens, output throughput of a: 2.000 times that of b ["
+    assert first.startswith(start) and first.endswith("], higher.")
     first = lines(across_models.models([ENV, *pair(2.0, 1.0)]))[0]
-    assert first.startswith("- At 200 tokens, output throughput of a is 0.5 times that of b [")
-    assert first.endswith("]: lower.")
+    assert first.startswith("- At 200 tokens, output throughput of a: 0.5 times that of b [")
+    assert first.endswith("], lower.")
     first = lines(across_models.models([ENV, *pair(1.0, 1.0)]))[0]
-    start = "- At 200 tokens, output throughput of a against b: no difference resolved (["
+    start = "- At 200 tokens, output throughput of a: no difference resolved from b (1.000 times ["
     assert first.startswith(start)
 
 
@@ -362,10 +360,10 @@ def test_models_on_different_machines_are_compared_with_a_word_about_it():
     rows = [replace(r, env_id=one.env_id) for r in pair(1.0, 2.0)]
     mixed = [rows[0], replace(rows[1], env_id=other.env_id)]
     first = lines(across_models.models([one, other, *mixed]))[0]
-    assert first.endswith("]: higher; measured on different machines.")
+    assert first.endswith("], higher; measured on different machines.")
     for same in (rows, [rows[0], replace(rows[1], env_id=ENV.env_id)]):
         first = lines(across_models.models([one, ENV, *same]))[0]
-        assert first.endswith("]: higher.")
+        assert first.endswith("], higher.")
 
 
 def test_a_longer_ttft_is_a_higher_one():
@@ -377,8 +375,8 @@ def test_a_longer_ttft_is_a_higher_one():
     assert (
         sentences[0] == "- Output throughput: fewer than two models measured, so none are compared."
     )
-    assert sentences[1].startswith("- At 200 tokens, TTFT of a is 3.000 times that of b [")
-    assert sentences[1].endswith("]: higher.")
+    assert sentences[1].startswith("- At 200 tokens, TTFT of a: 3.000 times that of b [")
+    assert sentences[1].endswith("], higher.")
 
 
 @pytest.mark.parametrize(
@@ -407,7 +405,7 @@ def test_models_are_compared_at_a_length_that_both_have():
         for m, g, t in (("a", 8, 9.0), ("a", 64, 1.0), ("b", 64, 2.0))
     ]
     first = lines(across_models.models([ENV, *rows]))[0]
-    assert first.startswith("- At 200 tokens, output throughput of a is 2.000 times that of b [")
+    assert first.startswith("- At 200 tokens, output throughput of a: 2.000 times that of b [")
 
 
 # --- what a reader should beware of

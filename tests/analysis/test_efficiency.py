@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.analysis.efficiency import quotients, table
+from lib.analysis.efficiency import table
 from lib.analysis.experts import experts_table
 from lib.analysis.metrics import METRICS, active_realised, shown_in
 from lib.measure import ablations
@@ -111,17 +111,17 @@ def rows(experts="all_experts", traced=8 * B, model="oss", context=64, **changes
 
 
 def test_the_quotients_stand_on_nominal_and_below_on_realised_parameters():
-    nominal, used = table(rows()).to_dict("records")
+    nominal, used = table(rows()).frame().to_dict("records")
     assert (nominal["parameters"], used["parameters"]) == ("nominal", "realised")
     assert (nominal["active (10^9)"], used["active (10^9)"]) == (2, 8)
     assert nominal["APE-TPOT (tok/s per 10^9)"] == 5 == 4 * used["APE-TPOT (tok/s per 10^9)"]
 
 
 def test_without_a_trace_of_the_same_experts_there_is_no_realised_row():
-    (line,) = table(rows(traced=None)).to_dict("records")
+    (line,) = table(rows(traced=None)).frame().to_dict("records")
     assert line["parameters"] == "nominal"
     other = [*rows(traced=None), *rows("loop", traced=3 * B)[2:]]
-    assert list(table(other)["parameters"]) == ["nominal"]
+    assert list(table(other).frame()["parameters"]) == ["nominal"]
     arm, trace = rows()[1:]
     assert active_realised([trace, arm]).value == 8
     batched = Record("trace", trace.key | {"batch": 4}, {}, trace.values)
@@ -131,7 +131,8 @@ def test_without_a_trace_of_the_same_experts_there_is_no_realised_row():
 def test_each_implementation_meets_its_own_trace():
     both = [*rows("all_experts", 8 * B), *rows("loop", 2 * B)[1:]]
     active = {
-        (x["experts"], x["parameters"]): x["active (10^9)"] for x in table(both).to_dict("records")
+        (x["experts"], x["parameters"]): x["active (10^9)"]
+        for x in table(both).frame().to_dict("records")
     }
     assert active == {
         ("all_experts", "nominal"): 2,
@@ -152,9 +153,9 @@ def test_what_has_only_a_peak_is_no_row():
         )
         for e in ("loop", "all_experts")
     ]
-    grid = quotients([*timed, *peaks])
+    grid = table([*timed, *peaks])
     assert len(grid.rows) == 2 and "experts" not in [c.title for c in grid.columns]
-    assert table([*timed, *peaks])["TPOT/GB (tok/s per GB)"].tolist() == [2.5, 2.5]
+    assert grid.frame()["TPOT/GB (tok/s per GB)"].tolist() == [2.5, 2.5]
 
 
 def test_experts_arms_per_parameter_in_use():
@@ -171,10 +172,10 @@ def test_experts_arms_per_parameter_in_use():
         key("oss", experts="batched_mm", context=64, new_tokens=10),
         error="OutOfMemoryError: x",
     )
-    lines = experts_table([*rows("all_experts", 8 * B), *arms, failed]).to_dict("records")
+    lines = experts_table([*rows("all_experts", 8 * B), *arms, failed]).frame().to_dict("records")
     batched, loop, every = lines
     assert every["APE-TPOT, nominal (tok/s per 10^9)"] == 5
     assert every["APE-TPOT, realised (tok/s per 10^9)"] == 1.25
     assert "not traced" in loop["missing"] and loop["APE-TPOT, nominal (tok/s per 10^9)"] == 5
     assert "failed: OutOfMemoryError" in batched["missing"]
-    assert experts_table([]).empty
+    assert not experts_table([]).rows

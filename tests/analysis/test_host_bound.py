@@ -71,7 +71,7 @@ def test_shares_are_device_time_over_time_without_a_profiler():
 
 
 def test_the_table_holds_both_times_and_both_verdicts():
-    (line,) = host_bound.shown([ENV, *arm()]).to_dict("records")
+    (line,) = host_bound.table([ENV, *arm()]).frame().to_dict("records")
     assert line["device time of a step (ms)"] == pytest.approx(4)
     assert line["TPOT (ms)"] == pytest.approx(10)
     assert (line["kernels of a step"], line["share of TPOT"]) == (300, pytest.approx(0.4))
@@ -88,7 +88,7 @@ def test_an_arm_meets_only_its_own_times():
         *arm(stack="graph", step_s=0.0042),
         *[r for r in arm(context=1024) if r.kind == "latency"],
     ]
-    frame = host_bound.shown(rows)
+    frame = host_bound.table(rows).frame()
     assert list(zip(frame["stack"], frame["context"], frame["decode"], strict=True)) == [
         ("hf-eager", 128, "host-bound"),
         ("hf-eager", 512, "device-bound"),
@@ -102,8 +102,8 @@ def test_without_a_slope_or_a_profiler_there_is_no_share():
     blind = arm(busy_s=None, prefill_s=None)
     assert CPU in host_bound.decode_share(blind).reason
     assert host_bound.tables(blind) == [] and host_bound.sentences(blind) == []
-    assert host_bound.shown(blind).to_dict("list") == {"not measured": [CPU]}
-    assert host_bound.shown([]).to_dict("list") == {"not measured": ["no profiled call"]}
+    assert host_bound.table(blind).notes == (CPU,)
+    assert host_bound.table([]).notes == ("no profiled call",)
     noisy = host_bound.decode_share(arm(busy_s=-0.001))
     assert noisy.value is None and "not resolved" in noisy.reason
 

@@ -53,7 +53,7 @@ def test_without_a_profile_the_reason_is_shown():
     reason = "the device is a CPU: host and device are one"
     blind = busy(None, missing={"decode_kernel_times": reason})
     assert host_bound.kernel_tables([blind]) == []
-    assert host_bound.kernels([blind]).to_dict("list") == {"not measured": [reason]}
-    assert host_bound.kernels([]).to_dict("list") == {"not measured": ["no profiled call"]}
+    assert host_bound.kernel_table([blind]).notes == (reason,)
+    assert host_bound.kernel_table([]).notes == ("no profiled call",)
     older = busy(None)
-    assert "before" in host_bound.kernels([older]).to_dict("list")["not measured"][0]
+    assert "before" in host_bound.kernel_table([older]).notes[0]

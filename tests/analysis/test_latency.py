@@ -38,11 +38,11 @@ def test_the_table_takes_the_median_over_calls_and_skips_what_has_no_gaps():
     single = Record(
         "itl", {**key, "context": 16}, {"token_s": [[1.0]], "e2e_s": [1.0]}, env_id=env.env_id
     )
-    table = latency.definitions_table([env, row, single])
+    table = latency.definitions_table([env, row, single]).frame()
     assert list(table["context"]) == [8]
     assert table["GuideLLM TPOT (ms)"].tolist() == [350]
-    assert len(latency.formulas()) == len(shown_in("crosswalk"))
+    assert len(latency.formulas().rows) == len(shown_in("crosswalk"))
 
 
 def test_without_stamped_calls_the_table_is_empty():
-    assert latency.definitions_table([record.environment_record({"gpu": "A"})]).empty
+    assert not latency.definitions_table([record.environment_record({"gpu": "A"})]).rows

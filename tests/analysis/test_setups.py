@@ -35,7 +35,6 @@ from lib.records.record import Record, environment_record
 from lib.report import document, provenance, sections
 from lib.report.abstract import findings
 from lib.show import figure
-from lib.show.table import Table, frame
 from lib.studies import claims, evidence, kv_contribution, study
 from lib.studies.arxiv_2508_16700 import ladder, rankings, rules
 from lib.studies.paper_tables import paper_tables
@@ -66,7 +65,7 @@ TABLES = {
     "energy": energy.tables.table,
     "decoding": lambda rows: ablations.table(rows, "decoding"),
     "experts": lambda rows: ablations.table(rows, "experts"),
-    "ape": efficiency.quotients,
+    "ape": efficiency.table,
     "ape of experts": experts.experts_table,
     "crosswalk": latency.definitions_table,
     "hostbound": host_bound.table,
@@ -102,11 +101,11 @@ OTHERS = {
     "rankings": lambda rows: rankings.rankings(rows, study.load()),
     "verdicts": lambda rows: claims.table(claims.ledger(rows, study.load())),
     "replication": lambda rows: figure.describe(rules.ladder_figure(rows)),
-    "gates": stacks.gate_table,
+    "gates": stacks.gates,
     "energy gates": energy.tables.gates,
-    "trace": experts.trace_table,
+    "trace": experts.table,
     "generic tables": sections.generic_tables,
-    "host or device": host_bound.shown,
+    "host or device": host_bound.table,
     "provenance": provenance.arm_errors,
     "caption": figure.caption,
 }
@@ -267,7 +266,7 @@ def test_values_of_both_stacks_by_hand(mixed):
 
 
 def plain(table):
-    return (frame(table) if isinstance(table, Table) else table).reset_index(drop=True)
+    return table.frame()
 
 
 @pytest.mark.parametrize("make", TABLES.values(), ids=TABLES.keys())
@@ -314,9 +313,7 @@ def test_a_failed_row_is_a_dash_with_its_reason(name, mixed):
 
 
 def test_ape_is_of_one_stack(mixed):
-    table = frame(efficiency.quotients(mixed)).set_index(
-        ["model", "stack", "context", "parameters"]
-    )
+    table = efficiency.table(mixed).frame().set_index(["model", "stack", "context", "parameters"])
     eager, graph = (table.loc["gpt-oss-20b", stack, 2048, "nominal"] for stack in STACKS)
     rate = 64 / 0.74 / 4  # for each of 4 billion
     assert eager["APE-TPOT (tok/s per 10^9)"] == pytest.approx(rate, rel=1e-3)
@@ -333,7 +330,7 @@ def test_ape_is_of_one_stack(mixed):
 
 
 def test_only_a_cache_that_grows_has_memory_per_token(mixed):
-    table = frame(memory.tables.per_token(mixed))
+    table = memory.tables.per_token(mixed).frame()
     assert table["model"].tolist() == [*MODELS] and "stack" not in table
 
 
@@ -361,21 +358,21 @@ def test_models_are_compared_within_a_stack_and_then_stacks_within_a_model(mixed
     throughput = [line for line in lines if "output throughput of" in line]
     eager, graph = throughput
     assert eager.startswith(
-        "- At 2048 tokens, output throughput of gpt-oss-20b (hf-eager) is "
+        "- At 2048 tokens, output throughput of gpt-oss-20b (hf-eager): "
         "2.000 times that of qwen3-32b (hf-eager) ["
     )
-    assert eager.endswith("]: higher.")
+    assert eager.endswith("], higher.")
     assert graph.startswith(
-        "- At 2048 tokens, output throughput of gpt-oss-20b (graph) is 4.000 "
+        "- At 2048 tokens, output throughput of gpt-oss-20b (graph): 4.000 "
         "times that of qwen3-32b (graph) ["
     )
-    assert graph.endswith("]: higher; on hf-eager 2.000 times: the order holds.")
+    assert graph.endswith("], higher; on hf-eager 2.000 times: the order holds.")
     (change,) = [
-        line for line in lines if line.startswith("- gpt-oss-20b (graph) against hf-eager")
+        line for line in lines if line.startswith("- gpt-oss-20b (graph): output throughput")
     ]
-    assert "output throughput at 2048 tokens 4.000 times [" in change
-    assert "; TTFT at 2048 tokens 0.25 times [" in change
-    assert "; J/1K tokens at 2048 tokens 0.25 times [" in change
+    assert "output throughput at 2048 tokens 4.000 times that of hf-eager [" in change
+    assert "; TTFT at 2048 tokens 0.25 times that of hf-eager [" in change
+    assert "; J/1K tokens at 2048 tokens 0.25 times that of hf-eager [" in change
     assert f"- qwen3-32b (graph) at 4096 tokens: {ERROR}." in lines
     for line in lines:
         pairs = re.findall(r"\((hf-eager|graph)\)", line)
@@ -395,18 +392,18 @@ def test_a_stack_may_turn_the_order_round():
         call("b", 0.5, stack="graph"),
     ]
     lines = across_models.models(rows).split("\n")
-    assert lines[1].endswith("]: lower; on hf-eager 2.000 times: the order turns round.")
+    assert lines[1].endswith("], lower; on hf-eager 2.000 times: the order turns round.")
     rows[-1] = call("b", 1.0, stack="graph")
     assert across_models.models(rows).split("\n")[1].endswith(
-        "no difference resolved ([0.97, 1.031]); on hf-eager 2.000 times: resolved on one of the "
-        "two stacks only."
+        "no difference resolved from b (graph) (1.000 times [0.97, 1.031]); on hf-eager 2.000 "
+        "times: resolved on one of the two stacks only."
     ) or "resolved on one" in across_models.models(rows)
 
 
 def test_a_model_that_no_other_shares_a_setup_with_is_left_out_with_the_reason():
     rows = [ENV, call("a", 1.0), call("b", 2.0), call("c", 3.0, dtype="float32")]
     lines = across_models.models(rows).split("\n")
-    assert lines[0].startswith("- At 2048 tokens, output throughput of a (bfloat16) is 2.000 times")
+    assert lines[0].startswith("- At 2048 tokens, output throughput of a (bfloat16): 2.000 times")
     assert lines[1].startswith(
         "- Output throughput of c (float32): not compared; rows differ in dtype (bfloat16, float32)"
     )
@@ -438,9 +435,9 @@ def test_the_abstract_is_about_the_studys_stack_and_says_what_others_change(mixe
     texts = {finding.lead: finding.text for finding in sentences}
     ours, other = ("GPT-OSS-20B", "Qwen3-32B") if paper else MODELS
     first = texts["Output throughput at 2,048 tokens of context and 64 new tokens"]
-    assert f"{ours} 86.49 tok/s" in first and "2.00×" in first
+    assert f"{ours} 86.49 tok/s" in first and "2.000 times" in first
     graph = texts["Output throughput at 2,048 tokens of context and 64 new tokens, on graph"]
-    assert f"{ours} 345.9 tok/s" in graph and f"{ours}: 4.00× [" in graph
+    assert f"{ours} 345.9 tok/s" in graph and f"{ours}: 4.000 times that of {other} [" in graph
     assert f"Against hf-eager: {ours} 4.00× [" in graph and f"; {other} 2.00× [" in graph
     per_1k = texts["Gross energy per 1,000 generated tokens, on graph"]
     assert f"{ours} 2,500 J" in per_1k and f"Against hf-eager: {ours} 0.25× [" in per_1k
@@ -551,8 +548,10 @@ def executed(name, **parameters):
 
 def test_the_summary_of_both_stacks(folder):
     text = executed("summary", results_dir=str(folder))[-1].data
-    assert "output throughput of gpt-oss-20b (graph) is 4.000 times that of qwen3-32b" in text
-    assert "gpt-oss-20b (graph) against hf-eager: output throughput at 2048 tokens 4.000" in text
+    assert "output throughput of gpt-oss-20b (graph): 4.000 times that of qwen3-32b" in text
+    assert (
+        "gpt-oss-20b (graph): output throughput at 2048 tokens 4.000 times that of hf-eager" in text
+    )
 
 
 @pytest.mark.parametrize("stack, rate", [("hf-eager", "21.62"), ("graph", "86.49")])

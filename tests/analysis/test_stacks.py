@@ -64,7 +64,7 @@ def test_decode_steps_timed_on_the_device_stand_beside_the_slope():
     assert "calls of one length spread by at most 26.1%; their decode steps" in text
     assert "their decode steps spread by at most 1.0%" in text
     assert "clock" not in stacks.conclusion(rows)
-    line = latency.latency_table(marked).iloc[0]
+    line = latency.table(marked).frame().iloc[0]
     assert line["decode by device clock (tok/s)"] == pytest.approx(20)
 
 

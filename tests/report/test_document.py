@@ -225,7 +225,7 @@ def test_first_tables_are_open_and_the_rest_folded(soup):
 def test_abstract_is_computed(soup):
     text = text_of(soup, ".abstract")
     assert "GPT-OSS-20B 86.49 tok/s [83.16, 90.09]" in text  # 64 / 0.74
-    assert "2.00× [1.92, 2.08] that of Qwen3-32B, higher" in text
+    assert "2.000 times that of Qwen3-32B [1.921, 2.082], higher" in text
     assert "33.3 % less than Qwen3-32B" in text
     assert "Qwen3-32B 20,000 J" in text
     assert "Random weights: valid for memory and dense latency" in text

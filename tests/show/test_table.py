@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from decimal import Decimal
 
+import nbformat.v4 as v4
 import pytest
 from bs4 import BeautifulSoup
 
@@ -18,7 +19,8 @@ from lib.records.record import Record, environment_record, record_id
 from lib.records.store import load_tree
 from lib.report import sections
 from lib.report.abstract import findings
-from lib.show.table import Column, Table, frame
+from lib.show.notebook_html import render_fragment
+from lib.show.table import Column, Number, Table, Text, Verdict, or_why, words
 from lib.show.wording import short
 from lib.stats import Estimate
 from lib.studies import paper_tables
@@ -200,9 +202,9 @@ def test_csvs_hold_the_cells(rows, published, tmp_path):
         "unit": "ms",
         "paper": "459.72",
         "measured": "100",
-        "low": "96",
-        "high": "104",
-        "n": "11",
+        "measured_low": "96",
+        "measured_high": "104",
+        "measured_n": "11",
     }
     assert {k: first[k] for k in expected} == expected
     assert float(first["ratio"]) == pytest.approx(100 / 459.72)
@@ -217,54 +219,145 @@ def test_no_paper_tables_without_the_papers_models(tmp_path, published):
 
 
 def test_latency_table_in_figures(rows):
-    data = latency.latency_table(rows)
+    data = latency.table(rows).frame()
     row = data[(data["model"] == "gpt-oss-20b") & (data["context"] == 2048)].iloc[0]
     assert row["TTFT (ms)"] == pytest.approx(100)
-    assert row["TTFT 95 %"] == "[96.00, 104.0]"
+    assert (row["TTFT (ms)_low"], row["TTFT (ms)_high"]) == pytest.approx((96, 104))
+    assert row["TTFT (ms)_n"] == 11
     assert row["p50 (ms)"] == pytest.approx(740)
     assert row["decode throughput (tok/s)"] == pytest.approx(100, rel=0.02)  # 10 ms a token
     assert row["ITL (ms)"] == pytest.approx(10)
 
 
-def test_frames_count_repetitions_in_one_column():
-    columns = (
-        Column("a", "s"),
-        Column("b", "s"),
-        Column("c", "s"),
-    )
-    three, six = Estimate(1.23456, n=3, method="median"), Estimate(2.0, 1.0, 3.0, 6)
-    one = Estimate(9.0, n=1, method="single reading")
-    alone = Estimate(9.0, n=1, method="median", reason="n = 1: an interval needs n >= 6")
-    cells = ((six, three, one), (six, six, one), (alone, three, one), (alone, alone, one))
-    data = frame(Table("t", "T", columns, cells))
-    assert list(data.columns) == ["a (s)", "a 95 %", "b (s)", "b 95 %", "c (s)", "n"]
-    assert data["n"].tolist() == ["6; b 3", "6", "1; b 3", ""]
-    assert data["b (s)"].tolist() == [1.235, 2.0, 1.235, 9.0]
+SIX = Estimate(6473.4, 6332.0, 6516.5, 6, "median", records=("r1",))
+WHY = stats.missing("not measured: " + "a long reason " * 20)
+SCRIPT = '"><script>x</script>'
 
 
-def test_a_frame_keeps_whole_units_as_its_intervals_do():
-    """16,392 [16,332, 16,416] is not 16,390."""
-    cell = Estimate(16392.4, 16332.0, 16416.0, 6)
-    data = frame(Table("t", "T", (Column("a", "J"),), ((cell,),)))
-    assert data["a (J)"].tolist() == [16392.0] and data["a 95 %"].tolist() == ["[16,332, 16,416]"]
+def small(*cells, **fields) -> Table:
+    """A table of one row whose first cell is a name."""
+    columns = tuple(Column(f"c{i}", "s" if i else "", numeric=i > 0) for i in range(len(cells) + 1))
+    return Table("t", "T", columns, (("m", *cells),), **fields)
 
 
-def test_frames_are_shown_whole_with_short_numbers_and_a_dash_for_what_is_missing():
-    large, small = Estimate(6473.4, n=1, method="median"), Estimate(12.5, n=1, method="median")
-    why = stats.missing("not measured: " + "a long reason " * 20)
-    columns = tuple(Column(f"c{i}") for i in range(30))
-    data = frame(Table("t", "T", columns, ((large, small) * 15, (large, why) * 15)))
-    assert data["c0"].tolist() == [6473.0, 6473.0]
-    for text in (data._repr_html_(), repr(data), data[["c1", "missing"]]._repr_html_()):
-        assert why.reason.strip() in text
+def soup_of(table: Table) -> BeautifulSoup:
+    return BeautifulSoup(table.html(), "html.parser")
+
+
+def test_an_estimate_fills_four_plain_columns_of_a_frame():
+    data = small(SIX, stats.exact(9.0), 7).frame()
+    names = ["c1 (s)", "c1 (s)_low", "c1 (s)_high", "c1 (s)_n"]
+    assert list(data.columns)[1:5] == names
+    assert data[names].to_numpy().tolist() == [[6473.4, 6332.0, 6516.5, 6]]
+    assert data[names].dtypes.map(lambda kind: kind.kind).tolist() == ["f", "f", "f", "i"]
+    assert data["c2 (s)_n"].tolist() == [1] and data["c2 (s)_low"].isna().all()
+    assert data["c3 (s)"].tolist() == [7] and "missing" not in data
+
+
+def test_a_csv_has_value_low_high_and_n_in_columns_and_reasons_at_the_end(tmp_path):
+    path = small(SIX, WHY).write_csv(tmp_path)
+    assert path == tmp_path / "tables" / "t.csv"
+    with path.open(encoding="utf-8") as file:
+        (line,) = csv.DictReader(file)
+    assert [line[f"c1 (s){end}"] for end in ("", "_low", "_high", "_n")] == [
+        "6473.4",
+        "6332",
+        "6516.5",
+        "6",
+    ]
+    assert line["c2 (s)"] == line["c2 (s)_n"] == "" and line["missing"] == f"c2: {WHY.reason}"
+
+
+def test_a_cell_shows_value_and_interval_and_leads_to_its_reason():
+    soup = soup_of(small(SIX, WHY, stats.missing("other"), WHY))
+    first, second, third, fourth = soup.select("tbody td")
+    assert first.select_one(".v").text == "6,473"  # whole units stay: 16,392 is not 16,390
+    assert first.select_one(".ci").text == "[6,332, 6,516]"
+    assert (first["data-value"], first["data-n"], first["data-records"]) == ("6473.4", "6", "r1")
+    assert first["title"] == "n = 6; median; 95 % interval [6,332, 6,516]"
+    assert [cell.a.text for cell in (second, third, fourth)] == ["a", "b", "a"]
+    reason = soup.find(id=second.a["href"][1:]).text
+    assert reason == f"a {WHY.reason}" and len(soup.select(".footnotes li")) == 2
+
+
+def test_cells_of_every_type_and_their_words():
+    verdict = Verdict("not reproduced", "too far", "✗", "fails", 2)
+    number = Number(SIX, 1, "s", "of m", "a setup", verdict)
+    cells = (1234, 0.00123, None, Text("x", "small", "u", ("why",)), verdict, (number, Text("y")))
+    table = small(*cells)
+    count, real, none, link, word, lines = soup_of(table).select("tbody td")
+    assert (count.text, real.text, none.text) == ("1,234", "0.00123", "–")
+    assert link.a["href"] == "u" and link.select_one(".ci").text == "small"
+    assert word.b.text == "not reproduced" and word["data-value"] == "2"
+    assert word.select_one(".verdict.fails")["aria-label"] == "not reproduced: too far"
+    assert [div.get_text() for div in lines.select("div")] == [
+        "✗ 6,473.4 s [6,332, 6,516], n = 6, of m",
+        "y",
+    ]
+    assert words(cells[-1]) == "6,473.4 s [6,332, 6,516], n = 6 (of m); y"
+    assert "| 1234 | 0.00123 |  | x (small) (why) (u) | not reproduced: too far |" in repr(table)
+    assert table.frame()["c6 (s)"].tolist() == [words(cells[-1])]
+
+
+def test_a_table_is_shown_whole_with_its_reasons():
+    table = small(*[SIX, WHY] * 15)
+    for text in (table._repr_html_(), repr(table)):
+        assert WHY.reason.strip() in text
         assert "..." not in text and "NaN" not in text and "None" not in text
-    rows = BeautifulSoup(data._repr_html_(), "html.parser").select("tbody tr")
-    assert [td.get_text() for td in rows[1].select("td")[:2]] == ["6,473", "-"]
-    assert rows[0].select("td")[1].get_text() == "12.50"
+
+
+def test_hostile_text_is_text_everywhere():
+    table = Table(
+        SCRIPT,
+        SCRIPT,
+        (Column(SCRIPT), Column("b", SCRIPT, group=Column(SCRIPT)), Column(SCRIPT, numeric=False)),
+        (
+            (SCRIPT, Estimate(1.0, method=SCRIPT, reason=SCRIPT), Text(SCRIPT, SCRIPT, SCRIPT)),
+            (SCRIPT, stats.missing(SCRIPT), Verdict(SCRIPT, SCRIPT, SCRIPT, SCRIPT)),
+            (SCRIPT, Number(SIX, setup=SCRIPT, label=SCRIPT), (SCRIPT, Text(SCRIPT))),
+        ),
+        (SCRIPT,),
+        (SCRIPT,),
+        (SCRIPT, "b", "c"),
+    )
+    for html in (table.html(), table._repr_html_()):
+        soup = BeautifulSoup(html, "html.parser")
+        assert not soup.find("script") and "<script" not in html
+        assert soup.figure["id"] == f"grid-{SCRIPT}" and len(soup.select("tbody tr")) == 3
+
+
+def test_columns_of_a_group_share_a_header():
+    group = Column("TTFT", "ms")
+    columns = (Column("m"), Column("paper", group=group), Column("ours", group=group))
+    table = Table("t", "T", columns, (("a", Text("1", sort="1"), SIX),))
+    (top, below) = soup_of(table).select("thead tr")
+    assert [(th.text, th.get("colspan"), th.get("rowspan")) for th in top.select("th")] == [
+        ("m", None, "2"),
+        ("TTFT ms", "2", None),
+    ]
+    assert [th["data-col"] for th in below.select("th")] == ["1", "2"]
+    assert table.frame().columns[1] == "TTFT (ms), paper"
+
+
+def test_a_table_without_rows_says_why():
+    table = or_why(replace(small(SIX), rows=()), "no call was profiled")
+    assert "No call was profiled." in table._repr_html_() and "<table" not in table._repr_html_()
+    assert repr(table) == "T.\n\nNo call was profiled." and table.frame().empty
+
+
+def test_in_a_notebook_a_number_keeps_what_it_rests_on():
+    output = v4.new_output("display_data", {"text/html": small(SIX, WHY)._repr_html_()})
+    notebook = v4.new_notebook(cells=[v4.new_code_cell("t", outputs=[output])])
+    soup = BeautifulSoup(render_fragment(notebook, "x"), "html.parser")
+    (region,) = soup.select(".scroll")
+    cell, missing = region.select("tbody td")
+    assert cell.text == "6,473 [6,332, 6,516]" and cell["class"] == ["num"]
+    assert (cell["data-n"], cell["data-records"]) == ("6", "r1")
+    assert WHY.reason.strip() in soup.find(id=missing.a["href"][1:]).text
 
 
 def test_memory_table_is_decimal_gb_and_names_the_protocol(rows):
-    data = memory.tables.memory_table(rows)
+    data = memory.tables.table(rows).frame()
     row = data[
         (data["model"] == "qwen3-32b") & (data["context"] == 2048) & (data["protocol"] == "paper")
     ].iloc[0]
@@ -273,7 +366,7 @@ def test_memory_table_is_decimal_gb_and_names_the_protocol(rows):
 
 
 def test_energy_table_has_the_mean_power_of_the_window(rows):
-    data = energy.tables.energy_table(rows)
+    data = energy.tables.table(rows).frame()
     row = data[(data["model"] == "yi-34b") & (data["context"] == 128)].iloc[0]
     assert row["mean power (W)"] == pytest.approx(400)  # 4000 J in 10 s
     assert row["J/1K tokens (J)"] == pytest.approx(40000)
@@ -281,18 +374,18 @@ def test_energy_table_has_the_mean_power_of_the_window(rows):
 
 
 def test_energy_table_on_a_cpu_gives_the_reason(tmp_path):
-    data = energy.tables.energy_table(load_tree(sample.write_demo(tmp_path)))
+    data = energy.tables.table(load_tree(sample.write_demo(tmp_path))).frame()
     assert data["J/1K tokens (J)"].isna().all()
     assert data["missing"].str.contains("no NVML energy counter").all()
 
 
 def test_ablation_verdicts(rows):
-    data = ablations.ablation_table(rows, "decoding").set_index("decoding")
+    data = ablations.table(rows, "decoding").frame().set_index("decoding")
     assert data.loc["greedy", "verdict"] == "base arm"
     assert data.loc["top-p 0.9", "verdict"] == "slower"
     assert data.loc["top-p 0.9", "throughput / base arm"] == pytest.approx(0.8)
     assert data.loc["top-k 50", "verdict"] == "no difference resolved"
-    precision = ablations.ablation_table(rows, "precision").set_index("dtype")
+    precision = ablations.table(rows, "precision").frame().set_index("dtype")
     assert "found Half" in precision.loc["float16", "verdict"]
 
 
@@ -444,9 +537,8 @@ def test_every_table_says_where_and_matches_its_columns(published):
 
 
 def test_missing_estimates_keep_their_reason_in_frames():
-    column = Column("x", "s")
-    data = frame(Table("t", "T", (column,), ((Estimate(None, reason="why"),),)))
-    assert data["missing"].tolist() == ["x: why"]
+    data = small(stats.missing("why")).frame()
+    assert data["missing"].tolist() == ["c1: why"]
 
 
 def bounded(seconds, size=10**9):
@@ -553,7 +645,7 @@ def traced(model="oss", nominal=4 * 10**9, **values):
 
 
 def test_the_trace_table_shows_both_counts_of_parameters_and_bytes():
-    (line,) = experts.trace_table([traced()]).to_dict("records")
+    (line,) = experts.table([traced()]).frame().to_dict("records")
     assert (line["active, nominal (10^9)"], line["active, realised (10^9)"]) == (4, 20)
     assert (line["a step must read (GB)"], line["a step reads (GB)"]) == (8, 40)
     assert line["experts touched in a step"] == 32 and line["routing entropy (bits)"] == 4.5
@@ -562,19 +654,23 @@ def test_the_trace_table_shows_both_counts_of_parameters_and_bytes():
 
 
 def test_small_models_are_shown_in_millions():
-    (line,) = experts.trace_table([traced(nominal=4 * 10**6)]).to_dict("records")
+    (line,) = experts.table([traced(nominal=4 * 10**6)]).frame().to_dict("records")
     assert (line["active, nominal (10^6)"], line["a step reads (MB)"]) == (4, 40)
 
 
 def test_a_dense_model_has_no_router_and_a_failed_trace_its_error():
     key = sample.key("yi-34b", new_tokens=None)
     values = {"active_params_nominal": 10**9, "active_params_realised": 10**9, "note": "no router"}
-    dense, failed = experts.trace_table(
-        [
-            Record("trace", key, {}, values),
-            Record("trace", key | {"batch": 2}, error="Error: x"),
-        ]
-    ).to_dict("records")
+    dense, failed = (
+        experts.table(
+            [
+                Record("trace", key, {}, values),
+                Record("trace", key | {"batch": 2}, error="Error: x"),
+            ]
+        )
+        .frame()
+        .to_dict("records")
+    )
     assert dense["active, realised (10^9)"] == 1
     assert "experts touched in a step: no router" in dense["missing"]
     assert "active, nominal: failed: Error: x" in failed["missing"]

@@ -359,7 +359,13 @@ def test_the_csv_holds_every_claim_with_numbers_or_reasons(tmp_path):
     (path,) = claims.write_csv(entries, tmp_path)
     with path.open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    assert list(lines[0]) == list(claims.CSV_COLUMNS)
+    columns = ("protocol", "corrected", "bound")
+    assert list(lines[0]) == [
+        *("claim", "where", "text", "of", "unit", "meant", "paper", "direction"),
+        *(f"{c}{end}" for c in columns for end in ("", "_low", "_high", "_n")),
+        *("corrected_as", "verdict", "why", "verdict_corrected", "verdict_bound", "cause"),
+        *("differs", "missing"),
+    ]
     assert {line["claim"] for line in lines} == ledger().keys()
     qwen = next(x for x in lines if (x["claim"], x["of"]) == ("throughput-vs-qwen", QWEN))
     assert (qwen["paper"], qwen["unit"], qwen["protocol"]) == ("31.8", "%", "100")
@@ -372,7 +378,9 @@ def test_the_csv_holds_every_claim_with_numbers_or_reasons(tmp_path):
 
 def test_a_table_for_a_notebook():
     table = claims.table(list(ledger().values()))
-    assert len(table.rows) == 49 and not table.notes
+    assert len(table.rows) == 49 and table.notes[0].startswith("49 claims: ")
+    (cell,) = [row[2] for row in table.rows if row[0].text.startswith("31.8% higher decode")]
+    assert cell[0].estimate.value == pytest.approx(100) and cell[0].label == QWEN
     assert claims.table([]).notes == ("none of the paper's models is among the rows",)
     assert claims.ledger([sample.card("another", ENV.env_id)], study()) == []
 

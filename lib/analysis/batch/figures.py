@@ -12,7 +12,6 @@ from lib.analysis.batch import points, tables
 from lib.analysis.batch.points import Point
 from lib.records.record import Record
 from lib.show.figure import axes, color, html, labelled, logarithmic, style
-from lib.show.html import grid_html
 from lib.stats import Estimate
 
 SECTION = """<section>
@@ -106,7 +105,7 @@ def section(rows: Sequence[Record]) -> Markup:
     if not grids:
         return Markup("")
     figures = "".join(html(ax, rows, points.KINDS) for ax in (throughput(rows), pareto(rows)))
-    return Markup(SECTION + figures + grid_html(grids[0], "grid-batch") + "</section>\n")
+    return Markup(SECTION + figures) + grids[0].html() + Markup("</section>\n")
 
 
 def _lines(batches: Sequence[Point]) -> Iterator[tuple[str, Any, Any, list[Point]]]:

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 from lib import stats
+from lib.analysis import bounds
 from lib.analysis.batch import points
 from lib.analysis.batch.points import FIELDS, GAIN, KINDS, RULE, Point
 from lib.analysis.energy import quantities
 from lib.analysis.setups import build
-from lib.models.card import bound_tok_per_s, computed
 from lib.records.record import Record
-from lib.show.table import Column, Shown, Table, without_empty
-from lib.show.wording import bullets, cautions, number, rounded, short
+from lib.show.table import Column, Table, of_lines, without_empty
+from lib.show.wording import bullets, cautions, number, short
 from lib.stats import Estimate
 
 NOTES = (
@@ -37,30 +37,19 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) -> Shown:
+def expected(card: Any, context: int, sizes: Sequence[int], bytes_per_s: float) -> Table:
     """Before measuring: for each batch what a step reads, and the throughput of all it allows.
 
     Experts are those to expect of a router that chooses evenly.
     """
     lines = []
     for batch in sizes:
-        values, missing = computed(step=partial(card.decode_bytes, context, batch))
-        step = values.get("step")
-        bound = step and batch * bound_tok_per_s(step, bytes_per_s)
-        lines.append(
-            {
-                "batch": batch,
-                **(
-                    {"experts of a layer": rounded(card.experts_touched(batch))}
-                    if card.experts
-                    else {}
-                ),
-                "a step reads (GB)": step and rounded(step / 1e9),
-                "bound of all (tok/s)": bound and rounded(bound),
-            }
-            | missing
-        )
-    return Shown(lines).set_index("batch")
+        step = bounds.counted(partial(card.decode_bytes, context, batch))
+        bound = stats.inverse(step, batch * bytes_per_s)
+        chosen = {"experts of a layer": card.experts_touched(batch)} if card.experts else {}
+        cells = {"a step reads (GB)": stats.scaled(step, 1e-9), "bound of all (tok/s)": bound}
+        lines.append({"batch": batch, **chosen, **cells})
+    return of_lines("batch-expected", "The bound before measuring", lines)
 
 
 def table(rows: Sequence[Record]) -> Table:

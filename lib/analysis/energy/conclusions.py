@@ -113,13 +113,13 @@ def checks(rows: Sequence[Record]) -> str:
         for value, ratio in quantities.weight_effects(group.rows).items():
             if value != "normal":
                 lines.append(
-                    wording.ratio_sentence(
-                        f"{name} with {value} weights", "normal ones", "Energy", ratio
+                    wording.compared(
+                        f"Energy of {name} with {value} weights", {"normal ones": ratio}
                     )
                 )
         if (real := quantities.real_effect(group.rows)) is not None:
             lines.append(
-                wording.ratio_sentence(f"{name} with real weights", "random ones", "Energy", real)
+                wording.compared(f"Energy of {name} with real weights", {"random ones": real})
             )
     peers = by_setup(rows, "energy-peer")
     for label, row in ((peer.label, row) for peer in peers for row in peer.rows):

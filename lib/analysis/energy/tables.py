@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
-
 from lib import stats
 from lib.analysis.energy import quantities
 from lib.analysis.metrics import shown_in
 from lib.analysis.setups import Group, build, by_setup
 from lib.records.record import Record
-from lib.show.table import Column, Shown, Table, frame
-from lib.stats import Estimate
+from lib.show.table import Column, Number, Table, of_lines, or_why
 
 READOUTS = {"counter": "energy counter", "instant": "instant power", "average": "average power"}
 LEVELS = ("ok", "unknown", "warn", "invalid")
@@ -33,12 +30,7 @@ def table(rows: Sequence[Record]) -> Table:
     return replace(table, notes=(*table.notes, *notes))
 
 
-def energy_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`table` as a DataFrame."""
-    return frame(table(rows))
-
-
-def parts(rows: Sequence[Record]) -> pd.DataFrame:
+def parts(rows: Sequence[Record]) -> Table:
     """Energy of the prefill and of each further token, with intervals, per context."""
 
     def cells(group: list[Record]) -> Sequence[Any]:
@@ -61,16 +53,15 @@ def parts(rows: Sequence[Record]) -> pd.DataFrame:
         cells,
         having="energy-slope",
     )
-    return frame(table) if table.rows else plain([], "no lengths to draw a line through")
+    return or_why(table, "no lengths to draw a line through")
 
 
-def passes(rows: Sequence[Record]) -> pd.DataFrame:
+def passes(rows: Sequence[Record]) -> Table:
     """Cells that a second pass measured again, beside the first."""
-    table = quantities.table(rows)
-    return frame(table) if table.rows else plain([], "no second pass was measured")
+    return or_why(quantities.table(rows), "no second pass was measured")
 
 
-def uncertainty(rows: Sequence[Record]) -> pd.DataFrame:
+def uncertainty(rows: Sequence[Record]) -> Table:
     """Statistical and systematic uncertainty of each row, in percent, apart from each other."""
     lines = []
     for of, group, row in of_groups(by_setup(rows, "energy")):
@@ -91,10 +82,10 @@ def uncertainty(rows: Sequence[Record]) -> pd.DataFrame:
                 "halves against whole (%)": percent(worst(row.samples.get("additivity"))),
             }
         )
-    return plain(lines, reason_of(rows, "energy"))
+    return of_lines("energy-uncertainty", "Uncertainty", lines, reason_of(rows, "energy"))
 
 
-def gates(rows: Sequence[Record]) -> pd.DataFrame:
+def gates(rows: Sequence[Record]) -> Table:
     """Each gate at its worst over all windows, and on how many rows it was not just ok."""
     by_code: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -112,10 +103,10 @@ def gates(rows: Sequence[Record]) -> pd.DataFrame:
                 "worst value": worst["text"],
             }
         )
-    return plain(lines, reason_of(rows, "energy"))
+    return of_lines("energy-gates", "Gates", lines, reason_of(rows, "energy"))
 
 
-def instrument(rows: Sequence[Record]) -> pd.DataFrame:
+def instrument(rows: Sequence[Record]) -> Table:
     """Each readout: how often it refreshes, how it follows a step, and how it sees a square wave.
 
     Agreement is that with the counter on the constant load.
@@ -137,10 +128,10 @@ def instrument(rows: Sequence[Record]) -> pd.DataFrame:
                     "mean of (s)": row.value("average_window_s") if name == "average" else None,
                 }
             )
-    return plain(lines, reason_of(rows, "instrument"))
+    return of_lines("energy-instrument", "Readouts", lines, reason_of(rows, "instrument"))
 
 
-def weights(rows: Sequence[Record]) -> pd.DataFrame:
+def weights(rows: Sequence[Record]) -> Table:
     """Energy with other weight values over that with normal ones."""
     lines, labelled = [], []
     for group in by_setup(rows, quantities.WEIGHTS, without=("weights",)):
@@ -154,21 +145,19 @@ def weights(rows: Sequence[Record]) -> pd.DataFrame:
             {
                 **of,
                 "weights": value,
-                "energy / normal": ratio.value and round(ratio.value, 4),
-                "95 %": interval(ratio),
-                "blocks": ratio.n,
+                "energy / normal": Number(ratio, 4),
             }
             for value, ratio in effects.items()
         ]
-    return plain(lines, reason_of(rows, "energy-weights"))
+    return of_lines(
+        "energy-weights",
+        "Energy with other weight values",
+        lines,
+        reason_of(rows, "energy-weights"),
+    )
 
 
-def interval(estimate: Estimate) -> str:
-    """Ends to four decimals."""
-    return "" if estimate.low is None else f"[{estimate.low:.4f}, {estimate.high:.4f}]"
-
-
-def peer(rows: Sequence[Record]) -> pd.DataFrame:
+def peer(rows: Sequence[Record]) -> Table:
     """Zeus against this workbook on the same windows: median and worst difference."""
     lines = []
     for of, _, row in of_groups(by_setup(rows, "energy-peer")):
@@ -179,12 +168,14 @@ def peer(rows: Sequence[Record]) -> pd.DataFrame:
                         **of,
                         "windows": name,
                         "count": len(off),
-                        "seconds": round(stats.median(row.samples[f"{name}_s"]).value, 2),
+                        "seconds": stats.median(row.samples[f"{name}_s"]).value,
                         "median difference (%)": percent(stats.median(off).value),
                         "worst difference (%)": percent(worst(off)),
                     }
                 )
-    return plain(lines, reason_of(rows, "energy-peer"))
+    return of_lines(
+        "energy-peer", "Zeus beside this workbook", lines, reason_of(rows, "energy-peer")
+    )
 
 
 def of_groups(groups: Sequence[Group]) -> list[tuple[dict[str, str], Group, Record]]:
@@ -194,13 +185,6 @@ def of_groups(groups: Sequence[Group]) -> list[tuple[dict[str, str], Group, Reco
         for group in groups
         for row in group.rows
     ]
-
-
-def plain(rows: list[dict[str, Any]], reason: str = "") -> pd.DataFrame:
-    """Rows as a DataFrame without row numbers, or one row with the reason why there are none."""
-    grid = Shown(rows or [{"missing": reason}])
-    grid.index = pd.Index([""] * len(grid))
-    return grid
 
 
 def reason_of(rows: Sequence[Record], kind: str) -> str:

@@ -10,9 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import pandas as pd
-
 from lib import stats
+from lib.analysis import bounds
 from lib.analysis.memory.ledger import (
     CLOSED_SHARE,
     KINDS,
@@ -25,10 +24,9 @@ from lib.analysis.memory.ledger import (
 )
 from lib.analysis.metrics import shown_in
 from lib.analysis.setups import build
-from lib.models.card import computed
 from lib.records.kinds import PROTOCOLS
 from lib.records.record import Record
-from lib.show.table import Column, Shown, Table, frame
+from lib.show.table import Column, Table, of_lines
 from lib.stats import Estimate
 
 NOTES = (
@@ -57,46 +55,33 @@ def table(rows: Sequence[Record]) -> Table:
     return build("memory", "Memory", rows, KINDS, ("context", "new_tokens", "protocol"), columns)
 
 
-def memory_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`table` as a DataFrame."""
-    return frame(table(rows))
-
-
-def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> Shown:
+def expected(card: Any, contexts: Sequence[int], new_tokens: int) -> Table:
     """Before measuring: the cache that the architecture implies, in MB of 10^6 bytes.
 
-    A dash, and a column with the reason, where the card cannot compute it.
+    Where the card cannot compute it, the reason.
     """
-    sizes, missing = computed(
-        **{str(context): partial(card.kv_bytes, context + new_tokens) for context in contexts}
-    )
-    cells = [sizes[str(c)] / 1e6 if str(c) in sizes else "-" for c in contexts]
-    grid = Shown(
-        {
-            "context (tokens)": contexts,
-            "KV cache computed (MB)": cells,
-            **({"missing": list(missing.values())} if missing else {}),
-        }
-    )
-    return grid.round(3).set_index("context (tokens)")
+    lines = []
+    for context in contexts:
+        size = bounds.counted(partial(card.kv_bytes, context + new_tokens))
+        cells = {"KV cache computed (MB)": stats.scaled(size, 1e-6)}
+        lines.append({"context (tokens)": context, **cells})
+    return of_lines("kv-expected", "The cache by architecture", lines)
 
 
-def prediction_table(predicted: Mapping[tuple, int | str]) -> Shown:
+def prediction_table(predicted: Mapping[tuple, int | str]) -> Table:
     """What `predict` returned, for reading, in MB of 10^6 bytes."""
-    grid = Shown(
-        [
-            {
-                "experts": name,
-                "protocol": PROTOCOLS[kind],
-                "context (tokens)": context,
-                "peak above baseline, predicted (MB)": size / 1e6
-                if isinstance(size, int)
-                else size,
-            }
-            for (kind, name, context), size in predicted.items()
-        ]
-    )
-    return grid.round(3).set_index("context (tokens)")
+    lines = [
+        {
+            "context (tokens)": context,
+            "experts": name,
+            "protocol": PROTOCOLS[kind],
+            "peak above baseline, predicted (MB)": stats.missing(size)
+            if isinstance(size, str)
+            else stats.exact(size / 1e6, "predicted"),
+        }
+        for (kind, name, context), size in predicted.items()
+    ]
+    return of_lines("peak-expected", "The peak by shapes alone", lines)
 
 
 def parts(rows: Sequence[Record]) -> Table:
@@ -134,11 +119,6 @@ def parts(rows: Sequence[Record]) -> Table:
     ]
     book = _built("memory-ledger", "Memory ledger", rows, columns, cells)
     return _with_notes(book, *NOTES, UNTOLD)
-
-
-def ledger_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`parts` as a DataFrame."""
-    return frame(parts(rows))
 
 
 def _with_notes(table: Table, *notes: str) -> Table:
@@ -184,11 +164,6 @@ def predicted(rows: Sequence[Record]) -> Table:
         columns,
         cells,
     )
-
-
-def predicted_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`predicted` as a DataFrame."""
-    return frame(predicted(rows))
 
 
 def _built(
@@ -239,11 +214,6 @@ def per_token(rows: Sequence[Record]) -> Table:
     return build(
         "memory-per-token", "Memory per token of context", dynamic, KINDS, (), columns, cells
     )
-
-
-def per_token_table(rows: Sequence[Record]) -> pd.DataFrame:
-    """`per_token` as a DataFrame, with enough digits to count bytes."""
-    return frame(per_token(rows), digits=9)
 
 
 def _points(group: Sequence[Record], name: str) -> set[tuple[int, int]]:

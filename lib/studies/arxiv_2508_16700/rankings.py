@@ -13,7 +13,7 @@ from itertools import combinations
 
 from lib import stats
 from lib.records.record import Record, require_comparable
-from lib.show.table import Column, Table
+from lib.show.table import Column, Table, Text
 from lib.show.wording import short
 from lib.stats import Estimate
 from lib.studies import forms, verdict
@@ -209,9 +209,14 @@ def table(rankings: Sequence[Ranking]) -> Table:
         "what changes",
     )
     rows = tuple(
-        (r.metric, r.printed, r.protocol, f"{r.ours}; by {r.ours_as}", r.bound, r.change)
+        tuple(
+            tuple(map(Text, text.split("; ")))
+            for text in (r.printed, r.protocol, f"{r.ours}; by {r.ours_as}", r.bound, r.change)
+        )
         for r in rankings
     )
+    rows = tuple((r.metric, *cells) for r, cells in zip(rankings, rows, strict=True))
     notes = ("best first; models that share a place, marked =, have intervals that overlap",)
-    columns = tuple(Column(title, numeric=False) for title in titles)
-    return Table("rankings", "What changes if you measure it right", columns, rows, notes)
+    columns = tuple(Column(title, numeric=False, sortable=False) for title in titles)
+    title = "What changes if you measure it right"
+    return Table("rankings", title, columns, rows, notes, prose=True)

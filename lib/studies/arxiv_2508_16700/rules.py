@@ -7,16 +7,17 @@ own pieces of a report.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import replace
+from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from lib.records.record import Record
-from lib.show import figure, html
-from lib.show.table import Table, markdown
+from lib.show import figure
+from lib.show.table import Table
 from lib.show.wording import Finding
 from lib.studies.arxiv_2508_16700 import audit, claims, ladder, rankings
-from lib.studies.html import prose
 from lib.studies.study import Published, load
 
 AUDIT = {
@@ -34,23 +35,22 @@ Curve = tuple[str, str, str, list[float], list[float]]  # label, model, line sty
 
 def part(
     records: Sequence[Record], study: Published
-) -> tuple[dict[str, str], list[Table], list[Finding]]:
-    """Ladder and rankings as HTML, as tables, and in a sentence."""
+) -> tuple[dict[str, Any], list[Table], list[Finding]]:
+    """Ladder and rankings: pieces for the page, tables for CSVs, and a sentence."""
     rungs, orders = ladder.rungs(records, study), rankings.rankings(records, study)
-    tables = [ladder.table(rungs, study), rankings.table(orders)]
-    picture = figure.html(ladder.ladder(rungs, tables[0].title), ladder.reads(records, study))
+    steps, order = ladder.table(rungs, study), rankings.table(orders)
+    drawn = ladder.ladder(rungs, steps.title)
     pieces = {
-        "ladder": picture + html.grid_html(tables[0], "ladder-rungs", "The rungs of the ladder"),
-        "rankings": rankings_html(tables[1]),
+        "figure": Markup(figure.html(drawn, ladder.reads(records, study))),
+        "ladder": replace(steps, title="The rungs of the ladder"),
+        "rankings": order,
     }
-    return pieces, tables, ladder.finding(rungs, study)
+    return pieces, [steps, order], ladder.finding(rungs, study)
 
 
 def ladder_figure(records: Sequence[Record]) -> Axes:
     """The ratio ladder as a figure."""
-    study = load()
-    rungs = ladder.rungs(records, study)
-    return ladder.ladder(rungs, ladder.table(rungs, study).title)
+    return ladder.ladder(ladder.rungs(records, load()), ladder_table(records).title)
 
 
 def show_ladder(records: Sequence[Record]) -> None:
@@ -58,30 +58,15 @@ def show_ladder(records: Sequence[Record]) -> None:
     figure.show(ladder_figure(records), ladder.reads(records, load()))
 
 
-def ladder_text(records: Sequence[Record]) -> str:
-    """The rungs of the ladder with their causes as Markdown, for a notebook."""
+def ladder_table(records: Sequence[Record]) -> Table:
+    """The rungs of the ladder with their causes."""
     study = load()
-    return markdown(ladder.table(ladder.rungs(records, study), study))
+    return ladder.table(ladder.rungs(records, study), study)
 
 
-def rankings_text(records: Sequence[Record]) -> str:
-    """The rankings as Markdown, for a notebook."""
-    return markdown(rankings.table(rankings.rankings(records, load())))
-
-
-def rankings_html(table: Table) -> str:
-    """The rankings, one place a line."""
-    head = "".join(f'<th scope="col" class="text">{escape(c.title)}</th>' for c in table.columns)
-    body = ""
-    for metric, *cells in table.rows:
-        lines = (
-            "".join(f"<div>{escape(part)}</div>" for part in cell.split("; ")) for cell in cells
-        )
-        body += f'<tr><th scope="row">{escape(metric)}</th>'
-        body += "".join(f"<td>{cell}</td>" for cell in lines) + "</tr>"
-    note = f'<p class="note">{escape(table.notes[0].capitalize())}.</p>'
-    caption = f"<b>{escape(table.title)}.</b>{note}"
-    return prose(html.figure("rankings", caption, f"<tr>{head}</tr>", body))
+def rankings_table(records: Sequence[Record]) -> Table:
+    """The order of the models in each metric."""
+    return rankings.table(rankings.rankings(records, load()))
 
 
 def throughput_curves(study: Published) -> list[Curve]:

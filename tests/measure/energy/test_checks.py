@@ -159,8 +159,8 @@ def test_real_weights_stand_beside_random_ones_of_the_same_shape(monkeypatch, tm
     assert ratio.n == 4
     assert ratio.value == pytest.approx(403 / 400, abs=1e-3)
     text = conclusions.checks(rows)
-    assert "Energy of fake with real weights is 1.008 times that of random ones" in text
-    assert "real against random" in tables.weights(rows)["weights"].tolist()
+    assert "Energy of fake with real weights: 1.008 times that of random ones" in text
+    assert "real against random" in [row[0] for row in tables.weights(rows).rows]
 
 
 def test_a_real_model_that_is_not_at_hand_is_a_reason(monkeypatch, tmp_path):

@@ -373,5 +373,5 @@ def test_what_cannot_be_predicted_says_why():
     assert set(predictions) == {("memory-paper", "loop", 8), ("memory", "loop", 8)}
     reasons = predictions.values()
     assert all(r.startswith("its code does not run without values (") for r in reasons)
-    table = tables.prediction_table(predictions)
+    table = tables.prediction_table(predictions).frame()
     assert list(table["protocol"]) == ["paper", "generate()"]

@@ -67,14 +67,13 @@ def test_memory_is_measured_without_the_cards_cache(model, kind):
 def test_what_is_expected_is_a_dash_with_the_reason(model):
     bound = bounds.expected(model.card, [8, 16], 1e9)
     cache = tables.expected(model.card, [8, 16], 4)
-    assert list(bound["decode bound (tok/s)"]) == list(bound["a step reads (GB)"]) == ["-", "-"]
-    assert list(cache["KV cache computed (MB)"]) == ["-", "-"]
     for table in (bound, cache):
-        assert list(table.index) == [8, 16]
-        assert all("the size of the cache is unknown" in why for why in table["missing"])
+        assert [row[0] for row in table.rows] == [8, 16]
+        for cell in (cell for row in table.rows for cell in row[1:]):
+            assert cell.value is None and "the size of the cache is unknown" in cell.reason
 
 
 def test_where_the_cache_is_known_there_is_no_such_column():
     card = load.card("tiny-yi")
-    assert "missing" not in bounds.expected(card, [8], 1e9)
-    assert list(tables.expected(card, [8], 4)) == ["KV cache computed (MB)"]
+    assert all(cell.value for cell in bounds.expected(card, [8], 1e9).rows[0][1:])
+    assert tables.expected(card, [8], 4).rows[0][1].value == card.kv_bytes(12) / 1e6
