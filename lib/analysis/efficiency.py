@@ -92,7 +92,9 @@ def conclusion(rows: Sequence[Record], context: int) -> str:
     active = nominal(rows)
     at = rows.where(lambda r: r.key.get("context") == context)
     timed = {(g.model, g.setup) for g in by_setup(at, TIMED)}
-    groups = [g for g in by_setup(at, KINDS) if (g.model, g.setup) in timed]
+    # Before they are named: a setup that was measured for its memory only tells nobody apart.
+    usable = at.where(lambda r: r.kind not in KINDS or (r.key["model"], at.setup(r)) in timed)
+    groups = by_setup(usable, KINDS)
     for group in (g for g in groups if g.model in active):
         rows_with_card = with_card(rows, group.rows)
         speed, first, joule, memory = (metric.of(rows_with_card) for metric in shown_in("ape"))
