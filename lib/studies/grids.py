@@ -24,7 +24,7 @@ SIGNS = {
     REPRODUCED: ("✓", "holds"),
     DIRECTION: ("≈", "partly"),
     NOT: ("✗", "fails"),
-    UNTESTABLE: ("?", "open"),
+    UNTESTABLE: ("?", "untested"),
 }
 
 
@@ -77,7 +77,7 @@ def paper_grid(table: PaperTable, context: Sequence[str]) -> Table:
     `context` are the sentences of the caption that hold for the whole table (GPUs, weights).
     """
     first = "Row" if table.number in (9, 10, 11, 12) else "Model"
-    columns = [Column("Context" if table.number in (2, 3, 10) else first)]
+    columns = [Column("Context" if table.number in (2, 3, 10) else first, numeric=False)]
     for name, written, meant in table.columns:
         same = meant == written or meant.startswith(("output", "ms;"))
         group = Column(name, "" if same else f"in {meant}")

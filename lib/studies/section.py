@@ -45,7 +45,7 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
     steps, orders = ladder.table(rungs, study), rankings.table(rankings.rankings(mine, study))
     drawn = ladder.ladder(rungs, steps.title)
     return Part(
-        figure=Markup(figure.html(drawn, ladder.reads(mine, study))),
+        figure=figure.html(drawn, ladder.reads(mine, study)),
         ladder=replace(steps, title="The rungs of the ladder"),
         rankings=orders,
         ledger=claims.table(entries),

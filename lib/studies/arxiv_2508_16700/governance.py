@@ -73,7 +73,9 @@ def verdict(field: str, printed: str, stated: dict[str, Any]) -> Ruling:
 
 def table(study: Published) -> Table:
     """Table 13 beside what the publishers document, with its sources as links."""
-    columns = tuple(Column(name, numeric=False) for name in COLUMNS)
+    columns = tuple(
+        Column(name, numeric=False, css="links" if name == "source" else "") for name in COLUMNS
+    )
     notes = [
         f"{model}: not verified: {stated['not_verified']}"
         for model in study.models
