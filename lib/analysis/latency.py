@@ -25,7 +25,6 @@ from lib.records.record import Record, select
 from lib.show import wording
 from lib.show.figure import HOLLOW, axes, color, labelled, style
 from lib.show.table import Column, Table, of_lines
-from lib.show.wording import short
 
 TTFT, *OTHERS = shown_in("latency")
 OUTPUT, DECODE = METRICS["output"], METRICS["decode"]
@@ -105,15 +104,12 @@ def _aa(group: Group, row: Record) -> str:
         else ("too few, so that intervals of ratios are too narrow for this noise")
     )
     drift = stats.aa_in_order(times_s)
-    ends = f"[{short(drift.low)}, {short(drift.high)}]"
-    order = (
-        f"no difference resolved ({ends})"
-        if not drift.resolved_from(1.0)
-        else (
-            f"{short(drift.value)} times as long {ends}, so that the arm changed while it was "
-            "measured and small ratios between arms prove nothing"
+    order = wording.than("", drift)
+    if drift.resolved_from(1.0):
+        order += (
+            ", so that the arm changed while it was measured and small ratios between arms prove "
+            "nothing"
         )
-    )
     return (
         f"A/A check, TTFT of {where} against itself, n = {len(times_s)}: the interval of the "
         f"ratio contains 1 in {share.value:.0%} of {share.n} random halvings, {held}; second "

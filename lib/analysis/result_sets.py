@@ -20,6 +20,7 @@ from lib.analysis.setups import ARM
 from lib.records import jobs
 from lib.records.kinds import model_order
 from lib.records.record import KEY_FIELDS, Record
+from lib.show.wording import verdict
 from lib.stats import Estimate
 
 COMPARED = shown_in("comparison")
@@ -56,14 +57,9 @@ class Pair:
     @property
     def verdict(self) -> str:
         """Whether B lies above or below A, or why that cannot be said."""
-        resolved = self.ratio.resolved_from(1.0)
         if self.ratio.value == 1 and self.ratio.n == 1:
             return "equal readings"
-        if resolved is None:
-            return self.ratio.reason or "no interval"
-        if not resolved:
-            return "no difference resolved"
-        return "B higher" if self.ratio.value > 1 else "B lower"
+        return verdict(self.ratio, "B higher", "B lower")
 
 
 @dataclass(frozen=True)

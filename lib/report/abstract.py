@@ -231,7 +231,7 @@ def _against(
             pair[::-1] if kind == "latency" else pair, envs, kind, sample, arm, ("stack",)
         )
         if ratio.value is not None:
-            ratios.append(f"{model} {ratio.value:.2f}× {interval(ratio)}".strip())
+            ratios.append(f"{model} {wording.than('', ratio)}")
     return f" Against {stack}: {wording.listed(ratios)}." if ratios else ""
 
 

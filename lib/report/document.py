@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from urllib.parse import quote
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
 
 from lib.analysis import bounds, cost, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
@@ -175,7 +174,7 @@ def render(
             paper_numbers=section.numbers(first).capitalize() if first else "",
             paper_more=[paper_grid(t, context) for t in paper if t not in first],
             bound=bound,
-            bound_figure=_figure(bounds.figure(rows), rows, "latency") if bound.rows else "",
+            bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
             batch=batch,
             generic=generic,
             priced=priced,
@@ -186,7 +185,6 @@ def render(
             arm_errors=provenance.arm_errors(rows),
             warnings=provenance.warnings_table(rows),
             costs=provenance.table(jobs),
-            methods=Markup(shell().get_template("methods.html").render()),
             downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
             + [(p.name, data_link(p)) for p in csvs],
             files=_file_links(jobs, pages, out),
@@ -207,11 +205,7 @@ def render(
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
     """The stacked ledger of each protocol that has rows."""
     kinds = [k for k in PROTOCOLS if any(r.kind == k and not r.error for r in rows)]
-    return [_figure(memory_ledger(rows, kind=kind), rows, kind) for kind in kinds]
-
-
-def _figure(ax: Axes, rows: Sequence[Record], kind: str) -> Markup:
-    return Markup(figure.html(ax, rows, [kind]))
+    return [figure.html(memory_ledger(rows, kind=kind), rows, [kind]) for kind in kinds]
 
 
 def _by_end(jobs: Iterable[Job]) -> list[Job]:

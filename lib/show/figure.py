@@ -11,12 +11,12 @@ import base64
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import seaborn as sns
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
@@ -147,7 +147,7 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
     return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n, when]))
 
 
-def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
+def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = ()) -> Markup:
     """The figure as HTML that needs no other file; the same rows give the same bytes.
 
     Its caption is about the rows of these `kinds`, or all.
@@ -156,11 +156,10 @@ def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
     ax.figure.savefig(picture, format="png", metadata={"Software": None})
     plt.close(ax.figure)
     data = base64.b64encode(picture.getvalue()).decode()
-    return (
-        f'<figure class="picture"><img class="figure" alt="{escape(describe(ax))}" '
-        f'src="data:image/png;base64,{data}"><figcaption>{escape(ax.get_title())}. '
-        f"{escape(caption(rows, kinds))}.</figcaption></figure>"
-    )
+    return Markup(
+        '<figure class="picture"><img class="figure" alt="{}" src="data:image/png;base64,{}">'
+        "<figcaption>{}. {}.</figcaption></figure>"
+    ).format(describe(ax), data, ax.get_title(), caption(rows, kinds))
 
 
 def show(ax: Axes, rows: Sequence[Record], source: str = "", *, kinds: Sequence[str] = ()) -> None:

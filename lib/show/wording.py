@@ -86,15 +86,19 @@ def verdict(ratio: Estimate, higher: str = "higher", lower: str = "lower") -> st
 
 
 def than(other: str, ratio: Estimate) -> str:
-    """A ratio to another one: higher, lower, or no difference resolved, by its interval."""
+    """A ratio to another one: higher, lower, or no difference resolved, by its interval.
+
+    Where the sentence has named the `other`, it is empty.
+    """
     if ratio.value is None:
-        return f"not compared with {other} ({ratio.reason})"
+        return f"not compared{other and f' with {other}'} ({ratio.reason})"
     times, word = f"{short(ratio.value)} times", verdict(ratio)
+    if ratio.resolved_from(1.0) is False:
+        return f"{word}{other and f' from {other}'} ({times} {interval(ratio)})"
+    times += other and f" that of {other}"
     if ratio.resolved_from(1.0) is None:
-        return f"{times} that of {other}, without an interval ({word})"
-    if not ratio.resolved_from(1.0):
-        return f"{word} from {other} ({times} {interval(ratio)})"
-    return f"{times} that of {other} {interval(ratio)}, {word}"
+        return f"{times}, without an interval ({word})"
+    return f"{times} {interval(ratio)}, {word}"
 
 
 def compared(name: str, others: dict[str, Estimate]) -> str:

@@ -80,7 +80,9 @@ def verdict(field: str, printed: str, stated: dict[str, Any]) -> Verdict:
 
 def table(study: Published) -> Table:
     """The study's table beside what the publishers document."""
-    columns = tuple(Column(name, numeric=False) for name in COLUMNS)
+    columns = tuple(
+        Column(name, numeric=False, css="links" if name == "source" else "") for name in COLUMNS
+    )
     notes = [
         f"{model}: not verified: {stated['not_verified']}"
         for model in study.models

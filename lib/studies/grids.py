@@ -25,7 +25,7 @@ SIGNS = {
     REPRODUCED: ("✓", "holds"),
     DIRECTION: ("≈", "partly"),
     NOT: ("✗", "fails"),
-    UNTESTABLE: ("?", "open"),
+    UNTESTABLE: ("?", "untested"),
 }
 
 
@@ -77,7 +77,7 @@ def paper_grid(table: PaperTable, context: Sequence[str]) -> Table:
 
     `context` are the sentences of the caption that hold for the whole table (GPUs, weights).
     """
-    columns = [Column(HEADS[table.spec.get("rows_are", "model")])]
+    columns = [Column(HEADS[table.spec.get("rows_are", "model")], numeric=False)]
     for name, column in table.columns:
         unit = meant(column)
         same = unit == column["unit"] or unit.startswith("output") or ";" in unit

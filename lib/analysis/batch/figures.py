@@ -14,13 +14,13 @@ from lib.records.record import Record
 from lib.show.figure import axes, color, html, labelled, logarithmic, style
 from lib.stats import Estimate
 
-SECTION = """<section>
+SECTION = Markup("""<section>
 <h2 id="batch">Batch</h2>
 <p>A step reads its weights once for all sequences of a batch, so that throughput and tokens per
 joule grow with the batch until arithmetic, caches and further experts cost more than is shared.
 Each user gets a little less. Numbers in the second figure are batches; faint ones are dominated:
 another choice for the same model is at least as good in both respects.</p>
-"""
+""")
 
 
 def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
@@ -104,8 +104,8 @@ def section(rows: Sequence[Record]) -> Markup:
     grids = tables.tables(rows)
     if not grids:
         return Markup("")
-    figures = "".join(html(ax, rows, points.KINDS) for ax in (throughput(rows), pareto(rows)))
-    return Markup(SECTION + figures) + grids[0].html() + Markup("</section>\n")
+    pieces = [html(ax, rows, points.KINDS) for ax in (throughput(rows), pareto(rows))]
+    return Markup("").join([SECTION, *pieces, grids[0].html(), Markup("</section>\n")])
 
 
 def _lines(batches: Sequence[Point]) -> Iterator[tuple[str, Any, Any, list[Point]]]:

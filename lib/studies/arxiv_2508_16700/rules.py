@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from lib.records.record import Record
@@ -41,7 +40,7 @@ def part(
     steps, order = ladder.table(rungs, study), rankings.table(orders)
     drawn = ladder.ladder(rungs, steps.title)
     pieces = {
-        "figure": Markup(figure.html(drawn, ladder.reads(records, study))),
+        "figure": figure.html(drawn, ladder.reads(records, study)),
         "ladder": replace(steps, title="The rungs of the ladder"),
         "rankings": order,
     }
