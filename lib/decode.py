@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from lib import experts, fused
-from lib.decoded import Decoded
-from lib.generate import DECODING, GenerateStack
+from lib import experts, fused, rehearsal
+from lib.decoded import Decoded, StackError
+from lib.generate import DECODING, GenerateStack, rehearse_static
 from lib.graphs import GraphStack
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "STACKS",
     "Decoded",
     "Generate",
+    "StackError",
     "as_in_decode",
     "experts_in_decode",
     "open_stack",
@@ -63,6 +65,16 @@ STACKS: dict[str, Callable[..., Any]] = {
 }
 
 
+# How a stack is tried with a twin of a net that has shapes and no values.
+REHEARSED: dict[str, Callable[[Any], None]] = {
+    "hf-static": rehearse_static,
+    "graph": lambda twin: GraphStack(twin).rehearse(),
+    "graph-compiled": lambda twin: GraphStack(
+        twin, around=fused.Layers(twin, compiled=False)
+    ).rehearse(),
+}
+
+
 def open_stack(
     name: str, net: Any, *, decoding: str = "greedy", capacity: int | None = None
 ) -> Generate:
@@ -75,7 +87,19 @@ def open_stack(
         raise ValueError(f"unknown stack {name!r}; known: {sorted(STACKS)}")
     if decoding not in DECODING:
         raise ValueError(f"unknown decoding {decoding!r}; known: {list(DECODING)}")
-    return STACKS[name](net, decoding=decoding, capacity=capacity)
+    stack = STACKS[name](net, decoding=decoding, capacity=capacity)
+    if name in REHEARSED:
+        stack.before = partial(require_runs, name, net)
+    return stack
+
+
+def require_runs(name: str, net: Any) -> None:
+    """Raise a StackError where a stack cannot run a net, before it does any work with it.
+
+    A stack asks this itself in its first call.
+    """
+    if name in REHEARSED:
+        rehearsal.require(name, net, REHEARSED[name])
 
 
 def _require_greedy(stack: str, decoding: str) -> None:

@@ -1,4 +1,4 @@
-"""What a decode stack returns."""
+"""What a decode stack returns, and what it raises for a model that it cannot run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+class StackError(ValueError):
+    """A stack that cannot run a model; the message says why, and what can."""
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,8 @@ def _require_rows(table: torch.Tensor, index: torch.Tensor) -> None:
 
 def _from_numbers(func: Any, args: Any, kwargs: dict[str, Any], small: int) -> Any:
     """An operation that gets no shape; what it would make on meta is real where that is small."""
+    if func is aten.histc.default:  # counts whole numbers on a GPU only
+        args = (args[0].float(), *args[1:])
     out = func(*args, **kwargs)
     if not isinstance(out, torch.Tensor) or not out.is_meta:
         return out
@@ -230,6 +232,15 @@ def reaches(net: torch.nn.Module, tokens: int) -> bool:
     except Exception as error:  # for any other reason, which tells nothing of tables
         return not (isinstance(error, IndexError) or "out of bounds" in str(error))
     return True
+
+
+def forget_numbers(net: torch.nn.Module) -> None:
+    """Put every tensor of a net built here on meta, so that code which looks at a value fails."""
+    for module in net.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to("meta")
+    for module, name, value in _tensors_of_modules(net):
+        setattr(module, name, value.to("meta"))
 
 
 def _tensors_of_modules(net: torch.nn.Module) -> list[tuple[torch.nn.Module, str, torch.Tensor]]:

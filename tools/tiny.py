@@ -160,7 +160,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "reformer": _DECODER | {
         "axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 16], "num_buckets": 4,
         "attn_layers": ["local", "lsh", "local", "lsh"], "local_attn_chunk_length": 8,
-        "lsh_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8, "hash_seed": 0,
     },
     "rembert": _DECODER,
     "roberta": _DECODER,
