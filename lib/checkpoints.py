@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,16 @@ def require_whole_gguf(path: Path) -> None:
         )
 
 
+def form_of_gguf(path: Path) -> str:
+    """The types of its tensors, most bytes first; all are expanded when the file is converted."""
+    from gguf import GGUFReader
+
+    sizes: Counter[str] = Counter()
+    for tensor in GGUFReader(path).tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_bytes)
+    return f"gguf {', '.join(name for name, _ in sizes.most_common())}, expanded when loaded"
+
+
 def _convert(gguf: Path, folder: Path) -> None:
     """Write the dequantised model (float32, which holds its values exactly) and its tokenizer."""
     import torch
@@ -249,7 +260,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         with quiet():
             net, report = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                **where,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told with their names, and refused below
             )
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     except ImportError as error:

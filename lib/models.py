@@ -178,7 +178,8 @@ def load(
             f"{origin.name} came in {loaded}, not in the requested {dtype}; ask for {loaded}, or "
             "give a checkpoint that is not quantised"
         )
-    actual = _card_of(net, origin.name, dtype, as_stored="matrix_kernels" in form)
+    as_stored = "matrix_kernels" in form
+    actual = _card_of(net, origin.name, dtype, as_stored=as_stored, exact=asked is None)
     model = Model(
         name=origin.name,
         net=net.eval().requires_grad_(False),
@@ -268,6 +269,7 @@ def _checkpoint_net(
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told with their names, and refused below
                 **options,
             )
     except (ModelError, torch.OutOfMemoryError, *NOT_OURS):
@@ -293,9 +295,12 @@ def _require_numbers(name: str, net: torch.nn.Module) -> None:
                 )
 
 
-def _card_of(net: torch.nn.Module, name: str, dtype: str, *, as_stored: bool) -> ModelCard:
+def _card_of(
+    net: torch.nn.Module, name: str, dtype: str, *, as_stored: bool, exact: bool
+) -> ModelCard:
     """The card of the net that was loaded: with a head of its own where it has one, and, where it
-    is held quantised, with the bytes that are really stored."""
+    is held quantised, with the bytes that are really stored. `exact`: no parameter beside those of
+    the architecture, as the scales of a quantised one would be."""
     config = plain(net.config)
     output, table = net.get_output_embeddings(), net.get_input_embeddings()
     if output is not None and table is not None:
@@ -305,7 +310,7 @@ def _card_of(net: torch.nn.Module, name: str, dtype: str, *, as_stored: bool) ->
                 part.tie_word_embeddings = tied
     card = counting.count(config, name=name, dtype=dtype, held=net if as_stored else None)
     held = sum(p.numel() for p in net.parameters())
-    if not as_stored and held != card.total_params:
+    if exact and held != card.total_params:
         raise ModelError(
             f"{name} holds {held} parameters where its config.json describes {card.total_params}; "
             "give the checkpoint its own config.json"

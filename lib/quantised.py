@@ -41,7 +41,7 @@ METHODS = {
     "awq": Method((("gptqmodel", "gptqmodel"),)),
     "auto-round": Method((("auto_round", "auto-round"),)),
     "bitsandbytes": Method((("bitsandbytes", "bitsandbytes"),)),
-    "compressed-tensors": Method((("compressed_tensors", "compressed-tensors"),)),
+    "compressed-tensors": Method((("compressed_tensors", "compressed-tensors"),), expanded=True),
     "torchao": Method((("torchao", "torchao"),)),
     "quanto": Method((("optimum", "optimum-quanto"),)),
     "quark": Method((("quark", "amd-quark"),)),
@@ -138,6 +138,8 @@ def options(asked: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"quantization_config": transformers.Mxfp4Config(dequantize=True)}
     if method in ("fp8", "mxfp8"):
         return {"quantization_config": transformers.FineGrainedFP8Config(dequantize=True)}
+    if method == "compressed-tensors":  # else its package expands them in the first step
+        return {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
     return {}
 
 

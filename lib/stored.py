@@ -18,6 +18,7 @@ from lib.card import ModelError
 INDEX = "model.safetensors.index.json"
 # Numbers that mean something only with scales beside them, by the names of the file format.
 SCALED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8", "U8", "I32", "U32", "I16", "U16", "I64")
+EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
 _SHOWN = 3  # names in a message
 
 
@@ -88,18 +89,31 @@ def require_whole(folder: Path) -> None:
 
 
 def require_scales(folder: Path, method: str | None) -> None:
-    """Raise where weights are numbers that need a scale and no method is named that applies it."""
-    if method is not None:
-        return
-    scaled = [t for t in tensors(folder) if t.dtype in SCALED and len(t.shape) > 1]
-    if scaled:
-        kinds = ", ".join(sorted({t.dtype for t in scaled}))
+    """Raise where weights are numbers that need a scale, and none would be applied.
+
+    Either no method is named that applies it, or, in eight bits of floating point, no scale lies
+    beside the matrix.
+    """
+    held = tensors(folder)
+    scaled = [t for t in held if t.dtype in SCALED and len(t.shape) > 1]
+    if method is None and scaled:
         raise ModelError(
-            f"{folder.name} holds {named([t.name for t in scaled])} in {kinds}, and its "
-            "config.json names no quantization_config that says how they are scaled: read as "
-            "they are they would be other weights; give a checkpoint with its quantisation, or "
-            "one that is not quantised"
+            f"{folder.name} holds {named([t.name for t in scaled])} in "
+            f"{', '.join(sorted({t.dtype for t in scaled}))}, and its config.json names no "
+            "quantization_config that says how they are scaled: read as they are they would be "
+            "other weights. Give a checkpoint with its quantisation, or one that is not quantised"
         )
+    beside = {_module(t.name) for t in held if "scale" in t.name.rpartition(".")[2]}
+    bare = [t.name for t in scaled if t.dtype in EIGHT_BITS and _module(t.name) not in beside]
+    if bare:
+        raise ModelError(
+            f"{folder.name} holds {named(bare)} in eight bits of floating point, and no scale "
+            "beside them: read as they are they would be other weights; fetch the whole checkpoint"
+        )
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def dtypes(folder: Path) -> dict[str, int]:
