@@ -181,7 +181,7 @@ def write_gguf(path, net, *, without=(), parts=1):
         writer.add_uint16("split.count", parts)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([f"w{n}" for n in range(40)])
+    writer.add_token_list(["w", "1", "2", "w1", "w2", *(f"x{n}" for n in range(35))])
     writer.add_token_types([1] * 40)
     writer.add_token_merges(["w 1", "w 2"])
     writer.add_bos_token_id(0)

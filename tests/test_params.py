@@ -292,3 +292,16 @@ def test_the_stacks_and_weights_are_those_that_the_library_has():
     for stack in params.STACKS:
         assert f'"{stack}": ' in decode.split("STACKS: dict")[1]
     assert f"WEIGHTS = {json.dumps(params.WEIGHTS)}".replace("[", "(").replace("]", ")") in models
+
+
+def test_a_slice_is_split_but_not_inside_a_path_that_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my model", "a,b", "plain", "my"):
+        (tmp_path / name).mkdir()
+    assert params.split("Qwen3-32B, Yi-34B  tiny-yi") == ("Qwen3-32B", "Yi-34B", "tiny-yi")
+    assert params.split("my model") == ("my model",)
+    assert params.split(f"{tmp_path}/my model,tiny-yi") == (f"{tmp_path}/my model", "tiny-yi")
+    assert params.split("tiny-yi my model plain") == ("tiny-yi", "my model", "plain")
+    assert params.split("a,b") == ("a,b",) and params.split("a,c") == ("a", "c")
+    assert params.split(["my model", "x y"]) == ("my model", "x", "y")
+    assert params.split("x" * 5000) == ("x" * 5000,) and params.split(" ") == ()

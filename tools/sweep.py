@@ -1,6 +1,6 @@
 """Every causal model type of the installed transformers, tiny, against independent right values.
 
-    make sweep [ARGS="--types gemma4,mamba --out docs/models.md --before earlier.json"]
+    make sweep [ARGS="--types gemma4,mamba --json verdicts.json --before earlier.json"]
 
 For each type a tiny net is made on the CPU (`tools.tiny`). Its card is held against what the net
 itself does, by code that shares nothing with the card: the number of its parameters, the bytes of
@@ -13,7 +13,7 @@ gradients, and by the operations that got them). Each decode stack is held again
     wrong    another value
     crash    an error of the library, of torch or of Python
 
-A type is given 60 seconds and 6 GB in a process of its own, one after another.
+A type is given 120 seconds and 6 GB in a process of its own, one after another.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def net_of(config: dict[str, Any]) -> Any:
     for parameter in net.requires_grad_(False).parameters():
         if parameter.ndim > 1:
             parameter.mul_(3)  # logits far enough apart
-        elif not parameter.any():
+        if not parameter.any():
             parameter.normal_(std=0.02)
     for path, buffer in net.named_buffers():
         if path.endswith("tid2eid"):  # experts by token, which a checkpoint would bring
@@ -392,35 +392,83 @@ def guarded(model_type: str, stacks: Sequence[str] = STACKS) -> dict[str, tuple[
     return found or dict.fromkeys((*CARD, *stacks), ("crash", why))
 
 
-def counts(rows: dict[str, dict[str, Any]]) -> dict[str, Counter[str]]:
+def counts(rows: dict[str, Any]) -> dict[str, Counter[str]]:
     """Verdicts of each column, counted."""
     return {
-        column: Counter(row[column][0] for row in rows.values() if column in row)
+        column: Counter(verdict_of(row[column]) for row in rows.values() if column in row)
         for column in (*CARD, *STACKS)
     }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> list[str]:
+def verdict_of(entry: Any) -> str:
+    """Of a pair with its detail, or of what a file keeps."""
+    return entry if isinstance(entry, str) else entry[0]
+
+
+def table(now: dict[str, Any], before: dict[str, Any] | None = None) -> list[str]:
+    """A line for each column; beside each count what it was before."""
+    ours, theirs = counts(now), counts(before) if before else None
     lines = ["| | " + " | ".join(VERDICTS) + " |", "|:--|" + "--:|" * len(VERDICTS)]
-    for column, found in counts(rows).items():
-        lines.append(f"| {column} | " + " | ".join(str(found[v]) for v in VERDICTS) + " |")
+    for column, found in ours.items():
+        cells = [f"{found[v]} ({theirs[column][v]})" if theirs else str(found[v]) for v in VERDICTS]
+        lines.append(f"| {column} | " + " | ".join(cells) + " |")
     return lines
 
 
 def page(now: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """docs/models.md: the counts, before and after, and what is not exact."""
+    """docs/models.md: the counts, now and before, and everything that is not exact."""
+    rows, total = now["rows"], len(now["rows"])
+    what = [line.strip() for line in (__doc__ or "").split("\n\n")[2].splitlines()]
+    verdicts_told = (__doc__ or "").split("A verdict is\n")[1].rstrip().rsplit("\n\n", 1)[0]
     parts = [
         "# Which models are understood",
         "",
-        f"Written by `make sweep`. {versions(now)}",
+        f"Written by `make sweep`, with {versions(now)}: {total} causal model types.",
+        "Edit `tools/sweep.py` or `tools/tiny.py` instead.",
         "",
-        *(__doc__ or "").split("\n\n    exact")[0].splitlines()[4:],
+        *what,
+        "",
+        "A verdict is",
+        verdicts_told,
+        "",
+        "A type that the library itself cannot build or run small is refused by the card, and has "
+        "no line for stacks. A stack that is `wrong` fails its gate and gets no times.",
+        "",
+        "## Counts",
+        "",
     ]
-    return "\n".join(parts)
+    if before:
+        parts += [
+            f"In brackets: {before['label']}, with {versions(before)}. To see what a newer library "
+            "changes, copy `docs/models.json` over `docs/models-before.json` first.",
+            "",
+        ]
+    parts += [*table(rows, before["rows"] if before else None), ""]
+    for column in (*CARD, *STACKS):
+        parts += _not_exact(column, rows)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _not_exact(column: str, rows: dict[str, Any]) -> list[str]:
+    """Types of one column by verdict and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, row in rows.items():
+        verdict, detail = row.get(column, ("exact", ""))
+        if verdict != "exact":
+            reason = detail.partition(": ")[2] or detail
+            groups.setdefault((verdict, reason.replace(name, "...")), []).append(name)
+    if not groups:
+        return []
+    lines = [f"## {column[0].upper()}{column[1:]}: what is not exact", ""]
+    for (verdict, reason), names in sorted(groups.items(), key=lambda g: (g[0][0], g[1])):
+        lines.append(f"- {verdict}: {', '.join(names)}. {reason}")
+    return [*lines, ""]
 
 
 def versions(told: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    """Names and versions, the machine's build of torch left out."""
+    named = (f"{name} {v.partition('+')[0]}" for name, v in told["versions"].items())
+    return ", ".join(named)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -430,6 +478,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the verdicts here")
     parser.add_argument("--out", type=Path, help="write the page here")
     parser.add_argument("--before", type=Path, help="verdicts of an earlier run, for the page")
+    parser.add_argument("--label", default="this code", help="what was swept, for a later page")
     args = parser.parse_args(argv)
 
     warnings.filterwarnings("ignore")
@@ -449,6 +498,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{name}: " + "; ".join(said) + "\n")
         sys.stdout.flush()
     told = {
+        "label": args.label,
         "versions": {
             "transformers": transformers.__version__,
             "torch": torch.__version__,
@@ -458,9 +508,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rows": rows,
     }
     if args.json:
-        args.json.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        kept = {t: {c: verdict_of(e) for c, e in row.items()} for t, row in rows.items()}
+        text = json.dumps(told | {"rows": kept}, indent=0) + "\n"
+        args.json.write_text(text, encoding="utf-8")
     if args.out:
-        before = json.loads(args.before.read_text(encoding="utf-8")) if args.before else None
+        known = args.before is not None and args.before.is_file()
+        before = json.loads(args.before.read_text(encoding="utf-8")) if known else None
         args.out.write_text(page(told, before), encoding="utf-8")
     sys.stdout.write("\n".join(table(rows)) + "\n")
     return 0
