@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -145,10 +144,13 @@ class Layers:
                 "places (some share them, or run several times), which is not fused here; use the "
                 "stack graph"
             )
+        # The compiler counts the functions of all kinds as one, and gives up after a few.
+        kinds = {"recompile_limit": 8 + 2 * len(self._layers)}
         try:
             for layer, held in zip(self._layers, cache.layers, strict=True):
                 layer.forward = partial(_forward, self._function(layer, held), layer, held)
-            yield
+            with torch._dynamo.config.patch(kinds) if self._compiled else contextlib.nullcontext():
+                yield
         finally:
             for layer in self._layers:
                 vars(layer).pop("forward", None)
@@ -258,6 +260,19 @@ def _is_flag(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+class _Buffers:
+    """A cache as a layer sees it, of which it may only ask to take a token."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor) -> None:
+        self.keys, self.values, self.slot = keys, values, slot
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys = self.keys.index_copy_(2, self.slot, key)
+        return keys, self.values.index_copy_(2, self.slot, value)
+
+
 def _run(
     template: Any,
     weights: dict,
@@ -268,10 +283,7 @@ def _run(
     caches: tuple,
     flags: tuple,
 ) -> Any:
-    def update(key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> tuple:
-        return keys.index_copy_(2, slot, key), values.index_copy_(2, slot, value)
-
-    held = dict.fromkeys(caches, SimpleNamespace(update=update))
+    held = {name: _Buffers(keys, values, slot) for name in caches}
     with _OneRow():
         return torch.func.functional_call(template, weights, (), {**dict(flags), **tensors, **held})
 

@@ -21,6 +21,8 @@ from lib.decoded import StackError
 CONTEXT, CAPACITY = 5, 64  # tokens
 # What torch says where a value is asked for and there is none.
 _NO_VALUE = ("meta tensor", "Cannot copy out of meta", "data-dependent", "unimplemented by default")
+# What it says of an operation that has no form for shapes alone.
+_NO_SHAPE = ("from the 'Meta' backend", "not implemented for")
 _KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, str]] = weakref.WeakKeyDictionary()
 
 
@@ -49,14 +51,14 @@ def _reason(net: Any, rehearse: Callable[[Any], None]) -> str:
             rehearse(made)
     except StackError as error:
         return str(error)
-    except NotImplementedError as error:
-        # An operation that has no form for shapes alone says nothing of the GPU's.
-        return _of_a_value(error) if _wants_a_value(error) else ""
-    except (
-        Exception
-    ) as error:  # of the library's code, which was called as a recorded step calls it
-        if _wants_a_value(error):
-            return _of_a_value(error)
+    except Exception as error:  # of the library's code, called as a recorded step calls it
+        if any(part in str(error) for part in _NO_VALUE):
+            return (
+                f"its step looks at a value that is on the GPU (at `{_line(error)}`), which a "
+                "recorded step cannot wait for; use hf-eager"
+            )
+        if any(part in str(error) for part in _NO_SHAPE):
+            return ""  # which says nothing of the operation on a GPU
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         return (
             f"its code does not take what this stack hands to it (at `{_line(error)}`: "
@@ -78,17 +80,6 @@ def twin(net: Any) -> Any:
     if experts.in_use(made) == "grouped_mm":  # the same shapes, for every dtype
         experts.use(made, "batched_mm")
     return made.eval().requires_grad_(False)
-
-
-def _wants_a_value(error: BaseException) -> bool:
-    return any(part in str(error) for part in _NO_VALUE)
-
-
-def _of_a_value(error: BaseException) -> str:
-    return (
-        f"its step looks at a value that is on the GPU (at `{_line(error)}`), which a recorded "
-        "step cannot wait for; use hf-eager"
-    )
 
 
 def _line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Stacks and architectures: what runs computes what generate() computes, and what cannot run says
 so beforehand and leaves the net as it was."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib import decode, fused, graphs, rehearsal
 from lib.decode import StackError
+from lib.generate import compiled_graphs
 from tools import sweep, tiny
 
 PROMPT = torch.randint(5, 90, (1, 9), generator=torch.Generator().manual_seed(3))
@@ -66,6 +68,19 @@ def test_layers_that_differ_in_an_attribute_do_not_share_a_function(rotated):
 def test_layers_alike_share_one_function():
     net = net_of("llama")
     assert len({fused._makeup(layer) for layer in net.get_decoder().layers}) == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+def test_one_compilation_serves_layers_that_are_alike():
+    """And no break in it: the layers' code is one graph."""
+    net = net_of("llama")
+    tokens = torch.randint(5, 90, (1, 3))
+    expected = decode.open_stack("hf-eager", net).forced_logits(PROMPT, tokens)
+    before = compiled_graphs()
+    stack = graphs.GraphStack(net, around=fused.Layers(net, compiled=True))
+    found = stack.forced_logits(PROMPT, tokens)
+    assert compiled_graphs() - before == 1
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 class Layer(torch.nn.Module):
@@ -187,9 +202,9 @@ def test_a_failure_while_layers_are_exchanged_leaves_none_of_them(monkeypatch):
     assert len(made) == 3 and patched(net) == []
 
 
-def test_an_operation_without_shapes_is_no_reason(monkeypatch):
+def test_an_operation_without_shapes_is_no_reason():
     def rehearse(twin):
-        raise NotImplementedError("no form of this for the meta backend")
+        raise RuntimeError("Could not run 'aten::x' with arguments from the 'Meta' backend.")
 
     rehearsal.require("graph", net_of("llama"), rehearse)
 
