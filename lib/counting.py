@@ -61,6 +61,7 @@ ENCODER = (
     "it is an encoder (is_decoder is false): every token attends to those after it, so that no "
     "text is decoded token by token"
 )
+_LONGEST_TABLE = 8192  # positions that a table is tried for: masks of that length squared are real
 _SET_ASIDE = 8  # rows of a table of positions that may be for something else
 _SEEN: dict[tuple[str, str], state.Layout] = {}  # dry runs of this process
 
@@ -458,7 +459,7 @@ def _usable(net: torch.nn.Module, limit: int) -> int:
     from lib import dryrun
 
     tables = (m for m in net.modules() if isinstance(m, torch.nn.Embedding))
-    if any(abs(m.num_embeddings - limit) <= _SET_ASIDE for m in tables):
+    if limit <= _LONGEST_TABLE and any(abs(m.num_embeddings - limit) <= _SET_ASIDE for m in tables):
         for usable in range(limit, max(limit - _SET_ASIDE, 1), -1):
             if dryrun.reaches(net, usable):
                 return usable

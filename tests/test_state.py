@@ -80,6 +80,20 @@ def test_what_a_step_reads_and_what_it_looks_rows_up_in():
     assert seen.read == dict(net.named_parameters()).keys() - seen.looked_up
 
 
+def test_counting_draws_no_random_number():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    counting._SEEN.clear()
+    models.card(tiny.fields("reformer"), "float32")  # it hashes by random rotations
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_vocabulary_of_few_words_is_enough():
+    card = card_of({**SMALL, "model_type": "llama", "vocab_size": 3})
+    assert card.kv_layers == ((32, None),) * 4
+
+
 def test_a_row_beyond_a_table_is_seen():
     with dryrun.building():
         net = AutoModelForCausalLM.from_config(
