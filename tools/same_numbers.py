@@ -10,7 +10,6 @@ that is wanted is named in the message of the commit that makes it.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from bs4 import BeautifulSoup, Tag
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.same_report import both_reports
+from tools.same_report import compare
 
 FIELDS = ("value", "low", "high", "n")
 Cells = dict[tuple[str, ...], tuple[str, ...]]
@@ -85,21 +84,12 @@ def verdicts(folder: Path) -> Cells:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("commit")
-    parser.add_argument("--set", type=Path, default=Path("outputs/released/h100-sxm"))
-    parser.add_argument("--python", default=sys.executable)
-    args = parser.parse_args()
-    with both_reports(args.commit, args.set, args.python) as (old, new):
-        before, after = (numbers(x / "report.html") | verdicts(x) for x in (old, new))
-    for place in sorted(before.keys() ^ after.keys()):
-        print(f"only {'before' if place in before else 'after'}: {' | '.join(place)}")
-    different = [p for p in sorted(before.keys() & after.keys()) if before[p] != after[p]]
-    for place in different:
-        print(f"differs: {' | '.join(place)}\n  {before[place]}\n  {after[place]}")
-    count = len(before.keys() ^ after.keys()) + len(different)
-    print(f"{len(after):,} numbers, {count:,} of them not as at {args.commit}")
-    return 1 if count else 0
+    return compare(
+        __doc__.splitlines()[0],
+        "numbers",
+        lambda folder: numbers(folder / "report.html") | verdicts(folder),
+        name=" | ".join,
+    )
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ import argparse
 import contextlib
 import difflib
 import hashlib
+import operator
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,26 +84,51 @@ def both_reports(commit: str, results: Path, python: str) -> Iterator[tuple[Path
         yield old, Path(folder) / "new"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def interpreter(name: str) -> str:
+    """The absolute path of a Python, which is called from other folders."""
+    return str(Path(shutil.which(name) or name).absolute())
+
+
+def compare(
+    title: str,
+    noun: str,
+    read: Callable[[Path], dict[Any, Any]],
+    same: Callable[[Any, Any], bool] = operator.eq,
+    show: Callable[[Any, Any], str] = "  {}\n  {}".format,
+    name: Callable[[Any], str] = str,
+) -> int:
+    """The command line of a comparison of two reports; returns 1 where anything differs.
+
+    `read` says what is in a report's folder by its place; `same` compares two of one place, `show`
+    says in which way they differ, and `name` writes a place.
+    """
+    parser = argparse.ArgumentParser(description=title)
     parser.add_argument("commit")
     parser.add_argument("--set", type=Path, default=Path("outputs/released/h100-sxm"))
-    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--python", type=interpreter, default=sys.executable)
     args = parser.parse_args()
     with both_reports(args.commit, args.set, args.python) as (old, new):
-        before, after = files(old), files(new)
-        different = [
-            name
-            for name in before.keys() & after.keys()
-            if before[name].read_bytes() != after[name].read_bytes()
-        ]
-        for name in sorted(before.keys() ^ after.keys()):
-            print(f"only {'before' if name in before else 'after'}: {name}")
-        for name in sorted(different):
-            print(f"differs: {name}\n{first_difference(before[name], after[name])}")
-    count = len(before.keys() ^ after.keys()) + len(different)
-    print(f"{len(after)} files, {count} of them not as at {args.commit}")
+        before, after = read(old), read(new)
+        alone = sorted(before.keys() ^ after.keys())
+        for place in alone:
+            print(f"only {'before' if place in before else 'after'}: {name(place)}")
+        common = sorted(before.keys() & after.keys())
+        different = [place for place in common if not same(before[place], after[place])]
+        for place in different:
+            print(f"differs: {name(place)}\n{show(before[place], after[place])}")
+    count = len(alone) + len(different)
+    print(f"{len(after):,} {noun}, {count:,} of them not as at {args.commit}")
     return 1 if count else 0
+
+
+def main() -> int:
+    return compare(
+        __doc__.splitlines()[0],
+        "files",
+        files,
+        same=lambda old, new: old.read_bytes() == new.read_bytes(),
+        show=first_difference,
+    )
 
 
 if __name__ == "__main__":
