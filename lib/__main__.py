@@ -35,7 +35,6 @@ from lib.run.console import say
 from lib.run.lease import BusyError
 from lib.run.preflight import PreflightError
 
-VISIT_MODELS = ("gpt-oss-20b", "Qwen3-32B", "Yi-34B")
 BAD_INPUT = (ValueError, OSError, RuntimeError)
 # A run has more to say: whatever else it raises is a fault of ours, shown whole.
 REFUSED = (ParamsError, PreflightError, BusyError)
@@ -109,9 +108,9 @@ def make_visit(args: argparse.Namespace) -> int:
     try:
         folder = visit.visit(
             args.out,
-            names=args.models,
-            contexts=args.contexts,
-            new_tokens=args.new_tokens,
+            names=args.models or visit.MODELS,
+            contexts=args.contexts or visit.CONTEXTS,
+            new_tokens=visit.NEW_TOKENS if args.new_tokens is None else args.new_tokens,
             dtype=args.dtype,
             device=args.device,
             code={"lib_sha": plan.lib_sha(), "git": plan.git_state()},
@@ -254,9 +253,9 @@ def parser() -> argparse.ArgumentParser:
     one = verb("visit", make_visit, errors=REFUSED)
     one.add_argument("--out", required=True, help="the folder that gets the visit's own folder")
     one.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    one.add_argument("--models", nargs="+", default=list(VISIT_MODELS), metavar="NAME")
-    one.add_argument("--contexts", nargs="+", type=int, default=[2048], metavar="TOKENS")
-    one.add_argument("--new-tokens", type=int, default=64, metavar="TOKENS")
+    one.add_argument("--models", nargs="+", metavar="NAME")
+    one.add_argument("--contexts", nargs="+", type=int, metavar="TOKENS")
+    one.add_argument("--new-tokens", type=int, metavar="TOKENS")
     one.add_argument("--dtype", default="bfloat16", choices=DTYPES)
 
     one = verb("merge", merge_folders)

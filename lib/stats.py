@@ -115,11 +115,6 @@ def of_few(value: float, n: int, method: str, least: int) -> Estimate:
     return Estimate(value, n=n, method=method, reason=f"n = {n}: {TOO_FEW}{least}")
 
 
-def is_sampled(estimate: Estimate) -> bool:
-    """Whether its n counts samples, if only one: not that of a count or of a reading."""
-    return estimate.n > 1 or TOO_FEW in estimate.reason
-
-
 def change(ratio: Estimate, digits: int = 1) -> str:
     """How far a ratio is from 1, with its interval where it has one: "-13.1% [-16.0%, -9.2%]"."""
     value, *ends = (

@@ -11,20 +11,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from lib import stats
 from lib.analysis.rows import Rows
 from lib.analysis.series import Series
 from lib.analysis.setups import Group, by_setup, sampled
+from lib.records.kinds import ABLATIONS
 from lib.records.record import Record, record_id, select
 from lib.show.table import Column
 from lib.stats import Estimate
 
 MIB = 2**20
 MORE, LESS = True, False  # which is better
-ABLATIONS = tuple(f"ablation-{n}" for n in ("decoding", "context", "precision", "experts", "stack"))
-CALLS = ("latency", "batch", "energy", *ABLATIONS)  # kinds of timed calls, best first
+# Kinds of timed calls, best first.
+CALLS = ("latency", "batch", "energy", *(f"ablation-{name}" for name in ABLATIONS))
 HEADLINE = ("latency", "memory-paper", "energy")  # whose shortest calls of several tokens are meant
 MEMORY = ("memory-paper", "memory")
 JOULES = ("energy",)
@@ -553,26 +553,6 @@ def at(
         what = f"no {kinds[0]} row at {context} context and {length} new tokens"
         return stats.missing(series.reason or f"not measured: {what}")
     return metric.of([*select(series.rows, "card"), *rows])
-
-
-# The columns of a study's tables, of one arm of a series.
-ttft_ms, p50_ms, p95_ms = (partial(at, name) for name in ("ttft", "p50", "p95"))
-output_tok_per_s, tokens_per_j = partial(at, "output"), partial(at, "tok_per_j")
-peak_mib, tok_per_s_per_1000_mib = partial(at, "peak_mib"), partial(at, "tok_per_s_per_1000_mib")
-ape_tpot, ape_ttft, ape_energy = (partial(at, f"ape_{what}") for what in ("tpot", "ttft", "energy"))
-
-
-def joules_per_1k(
-    series: Series, context: int, new_tokens: int, name: str = "energy_j"
-) -> Estimate:
-    """J/1K tokens of one arm of a series, by the counter or by the paper's estimator."""
-    metric = {"energy_j": "j_per_1k", "paper_energy_j": "j_per_1k_paper"}[name]
-    return at(metric, series, context, new_tokens)
-
-
-def active_billion(series: Series, context: int = 0, new_tokens: int = 0) -> Estimate:
-    """Nominal active parameters by architecture (10^9), counted on the model card."""
-    return METRICS["active"].of(series.rows)
 
 
 def throughput_change_pct(before: tuple[list, str], after: tuple[list, str]) -> Estimate:

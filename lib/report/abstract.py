@@ -4,17 +4,18 @@ measured and why."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from lib.analysis import bounds, metrics
+from lib.analysis.rows import Rows
 from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
 from lib.analysis.setups import ORDER
 from lib.records.record import Record, environments, require_comparable
 from lib.show import wording
-from lib.show.wording import Finding, interval, short
+from lib.show.wording import Statement, interval, short
 from lib.stats import Estimate
-from lib.studies import section, study
+from lib.studies import section
 from lib.studies.paper_tables import PaperTable
 from lib.studies.schema import StudyFile
 
@@ -25,7 +26,7 @@ STATED = ("latency", "memory-paper", "energy")  # kinds of rows that a statement
 
 def findings(
     records: Sequence[Record], published: StudyFile, tables: Sequence[PaperTable]
-) -> list[Finding]:
+) -> list[Statement]:
     """The abstract: throughput, TTFT, memory and energy with their ratios on the study's stack,
     then what other stacks change, then the paper."""
     base_of = partial(on_stack, records, published, bool(tables))
@@ -35,7 +36,7 @@ def findings(
     envs = environments(records)
     if not base or arm is None:
         sentences = [
-            Finding(
+            Statement(
                 "Nothing to conclude",
                 f"Not measured on {stack}: there is no latency row with more than one new token.",
             )
@@ -51,7 +52,7 @@ def findings(
             _energy(base, arm, envs, reference),
         ]
         bound, meaning = _bound(base, arm, records)
-        sentences += [Finding("Against the bound", f"{bound}: {meaning}")] if bound else []
+        sentences += [Statement("Against the bound", f"{bound}: {meaning}")] if bound else []
     for other in others(records, stack):
         sentences += _other_stack(base_of(other), other, base, stack, arm, published, records)
     return [*sentences, *section.against_paper(tables)]
@@ -78,11 +79,11 @@ def _arm(base: Base, published: StudyFile) -> Arm | None:
 
 
 def _fastest(base: Base, arm: Arm) -> str:
-    return max(base, key=lambda m: (metrics.output_tok_per_s(base[m], *arm).value or 0, m))
+    return max(base, key=lambda m: (metrics.at("output", base[m], *arm).value or 0, m))
 
 
-def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
-    rates = {m: metrics.output_tok_per_s(s, *arm) for m, s in base.items()}
+def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Statement:
+    rates = {m: metrics.at("output", s, *arm) for m, s in base.items()}
     # Throughput is tokens over time: its ratio is the inverse ratio of the times.
     others = {
         m: pair_ratio((base[m], base[reference]), envs, "latency", "e2e_s", arm)
@@ -90,13 +91,13 @@ def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "
         if m != reference
     }
     lead = f"Output throughput at {arm[0]:,} tokens of context and {arm[1]} new tokens{where}"
-    return Finding(
+    return Statement(
         lead, f"{wording.levels(rates, 'tok/s')} {wording.compared(reference, others)}".strip()
     )
 
 
-def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Finding:
-    times = {m: metrics.ttft_ms(s, *arm) for m, s in base.items()}
+def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> Statement:
+    times = {m: metrics.at("ttft", s, *arm) for m, s in base.items()}
     one = (arm[0], 1)
     others = {
         m: pair_ratio((base[reference], base[m]), envs, "latency", "ttft_s", one)
@@ -104,16 +105,16 @@ def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> 
         if m != reference
     }
     lead = f"Time to first token at {arm[0]:,} tokens of context{where}"
-    return Finding(
+    return Statement(
         lead, f"{wording.levels(times, 'ms')} {wording.compared(reference, others)}".strip()
     )
 
 
-def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
+def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Statement:
     lead = "Peak memory in the paper's protocol"
-    peaks = {m: metrics.peak_mib(s, *arm) for m, s in base.items()}
+    peaks = {m: metrics.at("peak_mib", s, *arm) for m, s in base.items()}
     if all(p.value is None for p in peaks.values()):
-        return Finding(lead, f"{_common_reason(peaks)}.")
+        return Statement(lead, f"{_common_reason(peaks)}.")
     parts = [
         f"{m} {wording.size(p.value * metrics.MIB)}" if p.value is not None else f"{m} ({p.reason})"
         for m, p in peaks.items()
@@ -135,20 +136,20 @@ def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
         else:
             less.append(f"{abs(change):.1f} % {'less' if change > 0 else 'more'} than {model}")
     more = f" {reference}: {wording.listed(less)}." if less else ""
-    return Finding(lead, f"{wording.listed(parts)} (single readings).{more}")
+    return Statement(lead, f"{wording.listed(parts)} (single readings).{more}")
 
 
-def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Finding:
+def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Statement:
     lead = "Gross energy per 1,000 generated tokens"
-    joules = {m: metrics.joules_per_1k(s, *arm) for m, s in base.items()}
+    joules = {m: metrics.at("j_per_1k", s, *arm) for m, s in base.items()}
     if all(e.value is None for e in joules.values()):
-        return Finding(lead, f"{_common_reason(joules)}.")
+        return Statement(lead, f"{_common_reason(joules)}.")
     others = {
         m: pair_ratio((base[reference], base[m]), envs, "energy", "energy_j", arm)
         for m in base
         if m != reference
     }
-    return Finding(
+    return Statement(
         lead, f"{wording.levels(joules, 'J')} {wording.compared(reference, others)}".strip()
     )
 
@@ -192,7 +193,7 @@ def _other_stack(
     arm: Arm | None,
     published: StudyFile,
     records: Sequence[Record],
-) -> list[Finding]:
+) -> list[Statement]:
     """What a further stack changes: throughput and energy there, against the study's stack, and
     how near decoding comes to its bound."""
     envs = environments(records)
@@ -200,7 +201,7 @@ def _other_stack(
     if arm is None:
         failed = [f"{m} ({r.error})" for m, s in there.items() for r in s.rows if r.error][:1]
         return (
-            [Finding(f"On {other}", f"Nothing was timed: {wording.listed(failed)}.")]
+            [Statement(f"On {other}", f"Nothing was timed: {wording.listed(failed)}.")]
             if failed
             else []
         )
@@ -208,16 +209,16 @@ def _other_stack(
     reference = reference if reference in there else _fastest(there, arm)
     parts = [(_throughput(there, arm, reference, envs, f", on {other}"), "latency", "e2e_s")]
     spent = {m: s for m, s in there.items() if any(r.kind == "energy" for r in s.rows)}
-    if any(metrics.joules_per_1k(s, *arm).value is not None for s in spent.values()):
+    if any(metrics.at("j_per_1k", s, *arm).value is not None for s in spent.values()):
         energy = _energy(spent, arm, envs, reference if reference in spent else min(spent))
-        parts.append((Finding(f"{energy.lead}, on {other}", energy.text), "energy", "energy_j"))
+        parts.append((Statement(f"{energy.lead}, on {other}", energy.text), "energy", "energy_j"))
     texts = [
         finding.text + _against(there, base, stack, arm, envs, kind, sample)
         for finding, kind, sample in parts
     ]
     if bound := _bound(there, arm, records)[0]:
         texts[0] += f" Without the prefill, {bound}."
-    return [Finding(finding.lead, text) for (finding, *_), text in zip(parts, texts, strict=True)]
+    return [Statement(finding.lead, text) for (finding, *_), text in zip(parts, texts, strict=True)]
 
 
 def _against(
@@ -237,7 +238,7 @@ def _against(
 
 def _has(base: Base, arm: Arm | None) -> bool:
     return arm is not None and any(
-        metrics.output_tok_per_s(series, *arm).value is not None for series in base.values()
+        metrics.at("output", series, *arm).value is not None for series in base.values()
     )
 
 
@@ -291,11 +292,11 @@ def on_stack(records: Sequence[Record], published: StudyFile, paper: bool, stack
 
 def _by_title(
     records: Sequence[Record], published: StudyFile, paper: bool
-) -> dict[str, list[Record]]:
-    rows: dict[str, list[Record]] = {title: [] for title in published["models"]} if paper else {}
+) -> Mapping[str, Sequence[Record]]:
+    if paper:
+        return Rows.of(records).by_title(published["models"])
+    rows: dict[str, list[Record]] = {}
     for row in records:
-        name = row.key.get("model")
-        title = study.paper_name(name, published) if paper else name
-        if title:
-            rows.setdefault(title, []).append(row)
-    return rows if paper else dict(sorted(rows.items()))
+        if name := row.key.get("model"):
+            rows.setdefault(name, []).append(row)
+    return dict(sorted(rows.items()))

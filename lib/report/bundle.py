@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import gzip
-import hashlib
 import re
 import shutil
 import socket
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.files import ParamsError, short, write_json
+from lib.files import ParamsError, file_sha, short, write_json
 from lib.records import store
 from lib.records.jobs import find
 from lib.records.record import environments
@@ -134,7 +133,9 @@ def stage(source: Path, folder: Path) -> None:
         shutil.copyfile(source / "plan.json", folder / "plan.json")
     document.write(folder)
     write_json(folder / PROVENANCE, provenance(folder))
-    lines = [f"{_sha(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
+    lines = [
+        f"{file_sha(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)
+    ]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
@@ -161,10 +162,6 @@ def provenance(folder: Path) -> dict[str, Any]:
 def _files(folder: Path) -> list[Path]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def pack(folder: Path, target: Path) -> None:

@@ -139,7 +139,7 @@ def cautions(rows: Iterable[Record]) -> list[str]:
     return lines
 
 
-class Finding(NamedTuple):
+class Statement(NamedTuple):
     """A sentence or two of the abstract under a short lead."""
 
     lead: str

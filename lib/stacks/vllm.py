@@ -34,7 +34,7 @@ from lib.records.record import KEY_FIELDS, Record
 from lib.stacks import vllm_engine, vllm_weights
 
 STACK = "vllm"
-DUMMY = "dummy"  # vLLM's own placeholder weights: they collapse the routing of a mixture
+DUMMY = "dummy"  # vLLM's own stand-in weights: they collapse the routing of a mixture
 WEIGHTS = ("random", "checkpoint", DUMMY)
 FORMS = ("bfloat16", "mxfp4", "fp8")
 START_LIMIT_S, CALL_LIMIT_S, STOP_LIMIT_S = 900.0, 600.0, 20.0

@@ -17,7 +17,7 @@ from lib import stats
 from lib.records.record import Record
 from lib.show import table as tables
 from lib.show.table import Column, Table, Text
-from lib.show.wording import Finding
+from lib.show.wording import Statement
 from lib.stats import Estimate
 from lib.studies import causes, evidence, forms, verdict
 from lib.studies.evidence import STANDS, Evidence, Measured, gather
@@ -148,7 +148,7 @@ def counts(entries: Sequence[Entry]) -> dict[str, int]:
     return {word: words[word] for word in WORDS}
 
 
-def finding(entries: Sequence[Entry]) -> list[Finding]:
+def finding(entries: Sequence[Entry]) -> list[Statement]:
     """The sentence of the abstract: how many claims hold."""
     if not entries:
         return []
@@ -164,7 +164,7 @@ def finding(entries: Sequence[Entry]) -> list[Finding]:
     ]
     if turned:
         sentence += f" By the corrected definition {len(turned)} more fail: {'; '.join(turned)}."
-    return [Finding("The paper's claims", sentence)]
+    return [Statement("The paper's claims", sentence)]
 
 
 def table(entries: Sequence[Entry]) -> Table:

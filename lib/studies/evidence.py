@@ -14,6 +14,7 @@ from typing import Any
 
 from lib import stats
 from lib.analysis import bounds, metrics
+from lib.analysis.rows import Rows
 from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
 from lib.hardware.datasheets import datasheet
 from lib.models.card import bound_tok_per_s
@@ -21,7 +22,7 @@ from lib.records.record import Record, machines_differ, require_comparable, sele
 from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 from lib.studies import verdict
-from lib.studies.study import Published, each, paper_name, study
+from lib.studies.study import Published, each, study
 
 Map = dict[str, Series]  # the series of each model, by the study's title
 Arm = tuple[int, int]  # context, new tokens
@@ -92,6 +93,8 @@ class Measured:
 
 
 STANDS = {"": stats.missing("the paper's definition stands")}
+# Metrics of energy, by the sample that they are computed from.
+J_PER_1K = {"energy_j": "j_per_1k", "paper_energy_j": "j_per_1k_paper"}
 NO_STACK = {"": stats.missing("does not depend on the stack")}
 
 
@@ -100,14 +103,10 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
     data = published.data
     groups = study(records, data)
     envs = groups.environments
+    of_title = Rows.of(records).by_title(data["models"])
 
     def on_stack(title: str, stack: str, experts: str | None = None) -> Series:
-        rows = [
-            r
-            for r in records
-            if paper_name(r.key.get("model"), data) == title
-            and experts in (None, r.key.get("experts"))
-        ]
+        rows = [r for r in of_title[title] if experts in (None, r.key.get("experts"))]
         if experts:  # an ablation's arm is the same call, so that it may stand in for a latency row
             rows = [replace(r, kind="latency") if r.kind == "ablation-experts" else r for r in rows]
         kinds = (*BASE_KINDS, "trace") if experts else BASE_KINDS
@@ -163,7 +162,7 @@ def _gpu(row: Record, envs: dict) -> Any:
 
 def output_rate(e: Evidence, m: Map, model: str) -> Estimate:
     """Output throughput of the headline arm (tok/s), prefill included."""
-    return metrics.output_tok_per_s(m[model], *e.arm)
+    return metrics.at("output", m[model], *e.arm)
 
 
 def decode_rate(e: Evidence, m: Map, model: str, context: int | None = None) -> Estimate:
@@ -231,12 +230,12 @@ def sessions(e: Evidence, models: Sequence[str]) -> int:
 
 def ttft_s(e: Evidence, m: Map, model: str) -> Estimate:
     """Median time of one new token at the headline context (s)."""
-    return stats.scaled(metrics.ttft_ms(m[model], *e.arm), 1e-3)
+    return stats.scaled(metrics.at("ttft", m[model], *e.arm), 1e-3)
 
 
 def joules_per_1k(e: Evidence, m: Map, model: str, name: str = "energy_j") -> Estimate:
     """J per 1,000 generated tokens: by the counter, or by the study's estimator of readings."""
-    return metrics.joules_per_1k(m[model], *e.arm, name)
+    return metrics.at(J_PER_1K[name], m[model], *e.arm)
 
 
 def reading(e: Evidence, m: Map, model: str, name: str, kind: str = "memory-paper") -> Estimate:

@@ -198,7 +198,7 @@ METRICS: dict[str, Metric] = {
     "output_tok_per_s": OUTPUT,
     "decode_tok_per_s": DECODE,
     "ttft_ms": Metric(
-        lambda e, m, model: metrics.ttft_ms(m[model], *e.arm),
+        lambda e, m, model: metrics.at("ttft", m[model], *e.arm),
         "median of 6 repetitions or more with its interval; the paper prints single readings",
         _ttft_ratio,
         decodes=False,

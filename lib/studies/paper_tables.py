@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,25 +73,21 @@ class PaperTable:
         return [cell for _, _, cells in self.rows for cell in cells]
 
 
-def _output_of_energy_runs(series: Series, context: int, new_tokens: int) -> Estimate:
-    return metrics.output_tok_per_s(series, context, new_tokens, "energy")
-
-
 # Metrics of one model's arm, and the rows that each is computed from.
 METRICS: dict[str, tuple[Callable[[Series, int, int], Estimate], tuple[str, ...]]] = {
-    "ttft_ms": (metrics.ttft_ms, ("ttft",)),
-    "p50_ms": (metrics.p50_ms, ("e2e",)),
-    "p95_ms": (metrics.p95_ms, ("e2e",)),
-    "output_tok_per_s": (metrics.output_tok_per_s, ("e2e",)),
-    "energy_output_tok_per_s": (_output_of_energy_runs, ("energy",)),
-    "tokens_per_j": (metrics.tokens_per_j, ("energy",)),
-    "joules_per_1k": (metrics.joules_per_1k, ("energy",)),
-    "peak_mib": (metrics.peak_mib, ("peak",)),
-    "active_billion": (metrics.active_billion, ("card",)),
-    "ape_tpot": (metrics.ape_tpot, ("card", "e2e")),
-    "ape_ttft": (metrics.ape_ttft, ("card", "ttft")),
-    "ape_energy": (metrics.ape_energy, ("card", "energy")),
-    "tok_per_s_per_1000_mib": (metrics.tok_per_s_per_1000_mib, ("e2e", "peak")),
+    "ttft_ms": (partial(metrics.at, "ttft"), ("ttft",)),
+    "p50_ms": (partial(metrics.at, "p50"), ("e2e",)),
+    "p95_ms": (partial(metrics.at, "p95"), ("e2e",)),
+    "output_tok_per_s": (partial(metrics.at, "output"), ("e2e",)),
+    "energy_output_tok_per_s": (partial(metrics.at, "output", kind="energy"), ("energy",)),
+    "tokens_per_j": (partial(metrics.at, "tok_per_j"), ("energy",)),
+    "joules_per_1k": (partial(metrics.at, "j_per_1k"), ("energy",)),
+    "peak_mib": (partial(metrics.at, "peak_mib"), ("peak",)),
+    "active_billion": (partial(metrics.at, "active"), ("card",)),
+    "ape_tpot": (partial(metrics.at, "ape_tpot"), ("card", "e2e")),
+    "ape_ttft": (partial(metrics.at, "ape_ttft"), ("card", "ttft")),
+    "ape_energy": (partial(metrics.at, "ape_energy"), ("card", "energy")),
+    "tok_per_s_per_1000_mib": (partial(metrics.at, "tok_per_s_per_1000_mib"), ("e2e", "peak")),
 }
 
 
@@ -244,7 +241,7 @@ def _cell(
     notes = [at.series.label()] if measured.value is not None else [measured.reason]
     if measured.value is not None and at.metric == "joules_per_1k":
         arm = (at.series, at.context, s.published["new_tokens"])
-        own = metrics.joules_per_1k(*arm, "paper_energy_j")
+        own = metrics.at("j_per_1k_paper", *arm)
         if own.value is not None:
             notes.append(f"by the paper's before/after estimator {number_text(own.value)} J")
     unit = meant(at.column)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lib.records.record import Record
 from lib.show.table import Table
-from lib.show.wording import Finding, listed
+from lib.show.wording import Statement, listed
 from lib.studies import claims, governance
 from lib.studies.paper_tables import PaperTable
 from lib.studies.study import Published, load, paper_name
@@ -26,7 +26,7 @@ class Part:
     ledger: Table
     governance: Table | None
     files: list[Path]
-    findings: list[Finding]
+    findings: list[Statement]
     own: dict[str, Any]
 
 
@@ -69,7 +69,7 @@ def numbers(tables: Sequence[PaperTable]) -> str:
     return f"tables {', '.join(map(str, every[:-1]))} and {every[-1]}"
 
 
-def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
+def against_paper(tables: Sequence[PaperTable]) -> list[Statement]:
     """How far the measured values lie from the printed ones, by quantity."""
     if not tables:
         return []
@@ -91,6 +91,6 @@ def against_paper(tables: Sequence[PaperTable]) -> list[Finding]:
             )
     lead = "Against the paper"
     if not texts:
-        return [Finding(lead, "No cell of the paper's tables was measured.")]
+        return [Statement(lead, "No cell of the paper's tables was measured.")]
     text = listed(texts)
-    return [Finding(lead, f"{text[:1].upper()}{text[1:]}.")]
+    return [Statement(lead, f"{text[:1].upper()}{text[1:]}.")]

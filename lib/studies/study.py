@@ -15,10 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lib.analysis.rows import Rows
 from lib.analysis.series import BASE_KINDS, Series, configuration
 from lib.files import ROOT, check, read_yaml, resolve
 from lib.models.entries import Entry, checked_models
-from lib.records.record import Record, environments
+from lib.records.record import Record
 from lib.studies.schema import Claim, Fact, Source, StudyFile
 
 PUBLISHED = ROOT / "params" / "published" / "arxiv-2508.16700.yaml"
@@ -262,13 +263,10 @@ def paper_name(model: str | None, published: StudyFile) -> str | None:
 
 def study(records: Sequence[Record], published: StudyFile) -> Study:
     """Choose, for each of the paper's models, the configuration that is the paper's."""
-    envs = environments(records)
-
-    def rows_of(title: str) -> list[Record]:
-        return [r for r in records if paper_name(r.key.get("model"), published) == title]
-
-    base = {t: configuration(rows_of(t), envs, published, BASE_KINDS) for t in published["models"]}
-    rows = rows_of(published["ablation_model"])
+    indexed = Rows.of(records)
+    envs, of_title = indexed.environments, indexed.by_title(published["models"])
+    base = {t: configuration(rows, envs, published, BASE_KINDS) for t, rows in of_title.items()}
+    rows = of_title[published["ablation_model"]]
     free = {"precision": ("dtype",), "experts": ("experts",), "stack": ("stack",)}
     ablation = {
         name: configuration(rows, envs, published, (f"ablation-{name}",), free.get(name, ()))

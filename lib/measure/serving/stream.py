@@ -9,15 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-# Channels of an event, one letter each, as a client's row has them.
+# Channels of an event, one letter each, as a client's row has them: visible text, reasoning, a tool
+# call, token ids without text, tokens that are counted while their text is held back.
 VISIBLE, REASONING, TOOL, IDS, HIDDEN = "c", "r", "t", "i", "h"
-CHANNELS = {
-    VISIBLE: "content",
-    REASONING: "reasoning",
-    TOOL: "tool call",
-    IDS: "token ids without text",
-    HIDDEN: "tokens counted, text held back",
-}
 SSE_FIELDS = (b"event:", b"id:", b"retry:", b":")
 
 

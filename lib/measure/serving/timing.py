@@ -12,7 +12,6 @@ from lib.measure.serving.stream import VISIBLE
 
 Row = dict[str, Any]
 NO_TOKEN = "no token came"
-NO_TEXT = "no visible text came: token ids only, or reasoning and tool calls only"
 ONE_TIME = "all tokens came at one time, so that there is no gap"
 CHUNKS_UNKNOWN = "the server does not say how many tokens a chunk carries"
 
@@ -20,11 +19,6 @@ CHUNKS_UNKNOWN = "the server does not say how many tokens a chunk carries"
 def is_ok(row: Row) -> bool:
     """Whether the request was answered as it was asked."""
     return row["failure"] is None
-
-
-def is_cancelled(row: Row) -> bool:
-    """Whether the client itself ended the request: neither a success nor the server's failure."""
-    return bool(row["failure"]) and row["failure"]["class"] == "cancelled"
 
 
 def delay_s(row: Row) -> float | None:

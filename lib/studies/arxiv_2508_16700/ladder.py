@@ -19,7 +19,7 @@ from lib.analysis.series import Series
 from lib.records.record import Record, select
 from lib.show.figure import PALETTE, axes, labelled
 from lib.show.table import Column, Table
-from lib.show.wording import Finding, interval, short
+from lib.show.wording import Statement, interval, short
 from lib.stats import Estimate
 from lib.studies import evidence, verdict
 from lib.studies.arxiv_2508_16700 import audit
@@ -217,7 +217,7 @@ def table(rungs: Sequence[Rung], study: Published, other: str | None = None) -> 
     return Table("ladder", title, columns, rows)
 
 
-def finding(rungs: Sequence[Rung], study: Published, other: str | None = None) -> list[Finding]:
+def finding(rungs: Sequence[Rung], study: Published, other: str | None = None) -> list[Statement]:
     """The ladder in a sentence: the rungs that have a value."""
     values = [r for r in rungs if r.ratio.value is not None]
     if not any(r.origin == "measured" for r in values):
@@ -226,7 +226,7 @@ def finding(rungs: Sequence[Rung], study: Published, other: str | None = None) -
     text, missing = "; ".join(texts), len(rungs) - len(values)
     more = f" Not measured: {missing} of {len(rungs)} rungs." if missing else ""
     lead = f"{study.reference} against {other or study.others[0]} in throughput"
-    return [Finding(lead, f"{text[:1].upper()}{text[1:]}.{more}")]
+    return [Statement(lead, f"{text[:1].upper()}{text[1:]}.{more}")]
 
 
 def ladder(rungs: Sequence[Any], title: str, ax: Axes | None = None) -> Axes:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from lib.records.record import Record
 from lib.show import figure
 from lib.show.table import Table
-from lib.show.wording import Finding
+from lib.show.wording import Statement
 from lib.studies.arxiv_2508_16700 import audit, claims, ladder, rankings
 from lib.studies.study import Published, load
 
@@ -34,7 +34,7 @@ Curve = tuple[str, str, str, list[float], list[float]]  # label, model, line sty
 
 def part(
     records: Sequence[Record], study: Published
-) -> tuple[dict[str, Any], list[Table], list[Finding]]:
+) -> tuple[dict[str, Any], list[Table], list[Statement]]:
     """Ladder and rankings: pieces for the page, tables for CSVs, and a sentence."""
     rungs, orders = ladder.rungs(records, study), rankings.rankings(records, study)
     steps, order = ladder.table(rungs, study), rankings.table(orders)
