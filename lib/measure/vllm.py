@@ -12,7 +12,8 @@ from lib.hardware.device import time_call
 from lib.models.card import computed
 from lib.records.record import Record
 from lib.stacks import logits_check
-from lib.stacks.vllm import MOST_WARMUP_CALLS, EngineError, VllmEngine
+from lib.stacks.engine_process import EngineError
+from lib.stacks.vllm import MOST_WARMUP_CALLS, VllmEngine
 
 
 def arm(

@@ -116,7 +116,7 @@ class Replay:
             asked = entry["ask"]
             for one in (request, asked):  # numbers and folders may differ
                 one.pop("number", None)
-                for name in ("model", "model_loader_extra_config"):
+                for name in ("model", "model_loader_extra_config", "worker_extension_cls"):
                     one.get("arguments", {}).pop(name, None)
             if request != asked:
                 raise ValueError(f"recorded {str(asked)[:300]}, asked {str(request)[:300]}")

@@ -21,9 +21,11 @@ from lib.models import experts as models_experts
 from lib.models.draws import Draw, Law
 from lib.models.load import card
 from lib.models.origin import config_of, find
-from lib.stacks import logits_check
+from lib.stacks import logits_check, vllm_checks, vllm_settings
 from lib.stacks import vllm as vllm_stack
-from lib.stacks.vllm import EngineError, Settings, VllmEngine
+from lib.stacks.engine_process import EngineError, tail
+from lib.stacks.vllm import VllmEngine
+from lib.stacks.vllm_settings import Settings
 
 FAKE = ROOT / "tests" / "fakes" / "vllm.py"
 IDS = [[10, 11, 12], [20, 21, 22]]
@@ -191,19 +193,20 @@ def test_an_engine_that_is_let_go_ends(tmp_path):
 def test_the_environment_has_our_folder_and_no_telemetry(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "for/this/interpreter")
     monkeypatch.setenv("VLLM_PYTHONPATH", "unpacked")
-    folder = vllm_stack.lay_out(tmp_path)
-    env = vllm_stack.environment(folder)
+    folder = vllm_settings.lay_out(tmp_path)
+    env = vllm_settings.environment(folder)
     assert env["PYTHONPATH"] == f"{tmp_path}{os.pathsep}unpacked"
     assert env["VLLM_NO_USAGE_STATS"] == env["DO_NOT_TRACK"] == env["HF_HUB_OFFLINE"] == "1"
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert names == {
-        *("vllm_engine.py", "vllm_weights.py", "draws.py"), *("METADATA", "entry_points.txt"),
-    }  # fmt: skip
+        *("vllm_engine.py", "vllm_inspect.py", "vllm_weights.py", "draws.py"),
+        *("METADATA", "entry_points.txt"),
+    }
 
 
 def test_an_entry_point_in_that_folder_is_seen_by_an_interpreter(tmp_path):
     """As vLLM looks for plugins; no package is installed."""
-    env = vllm_stack.environment(vllm_stack.lay_out(tmp_path))
+    env = vllm_settings.environment(vllm_settings.lay_out(tmp_path))
     code = (
         "from importlib.metadata import entry_points; "
         "[e] = entry_points(group='vllm.general_plugins', name='drawn_weights'); "
@@ -216,21 +219,21 @@ def test_an_entry_point_in_that_folder_is_seen_by_an_interpreter(tmp_path):
 def test_the_interpreter_is_named_or_built(tmp_path, monkeypatch):
     monkeypatch.delenv("VLLM_PYTHON", raising=False)
     with pytest.raises(EngineError, match="make vllm.*VLLM_PYTHON=path"):
-        vllm_stack.interpreter(tmp_path)
+        vllm_settings.interpreter(tmp_path)
     python = tmp_path / ".venv-vllm" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch()
-    assert vllm_stack.interpreter(tmp_path) == str(python)
+    assert vllm_settings.interpreter(tmp_path) == str(python)
     monkeypatch.setenv("VLLM_PYTHON", "elsewhere/python")
-    assert vllm_stack.interpreter(tmp_path) == "elsewhere/python"
+    assert vllm_settings.interpreter(tmp_path) == "elsewhere/python"
 
 
 def test_the_model_is_stated_to_vllm_without_a_checkpoint(tmp_path):
     config = config_of(find("tiny-gpt-oss"))
     settings = Settings(max_model_len=64, max_num_seqs=4, form="mxfp4", seed=3)
-    data = vllm_stack.config_of(config, "GptOssForCausalLM", settings)
+    data = vllm_settings.config_of(config, "GptOssForCausalLM", settings)
     plan = [Draw("model.norm.weight", (64,), "bfloat16", Law("constant", 1.0))]
-    arguments = vllm_stack.arguments_of(data, plan, settings, tmp_path)
+    arguments = vllm_settings.arguments_of(data, plan, settings, tmp_path)
     written = json.loads((Path(arguments["model"]) / "config.json").read_text())
     assert written["architectures"] == ["GptOssForCausalLM"] and written["num_local_experts"] == 8
     assert written["quantization_config"]["quant_method"] == "mxfp4"
@@ -243,7 +246,7 @@ def test_the_model_is_stated_to_vllm_without_a_checkpoint(tmp_path):
 def test_fp8_and_dummy_and_vllms_own_choices(tmp_path):
     def made(**settings):
         settings = Settings(max_model_len=64, max_num_seqs=4, **settings)
-        return vllm_stack.arguments_of({}, [], settings, tmp_path)
+        return vllm_settings.arguments_of({}, [], settings, tmp_path)
 
     assert made(form="fp8")["quantization"] == "fp8" and "quantization" not in made()
     dummy = made(weights="dummy", enforce_eager=True)
@@ -287,7 +290,7 @@ def test_a_form_is_what_memory_holds(experts, method, form):
         "linear": {"UnquantizedLinearMethod": 96},
         "parameter_bytes": {"experts": experts, "embeddings": {"bfloat16": 2000}},
     }
-    assert vllm_stack.form_in_use(worker, EXPERTS) == form
+    assert vllm_checks.form_in_use(worker, EXPERTS) == form
 
 
 def test_the_form_of_a_dense_model_is_that_of_its_linear_layers():
@@ -296,7 +299,7 @@ def test_the_form_of_a_dense_model_is_that_of_its_linear_layers():
         "linear": {"Fp8PerTensorOnlineLinearMethod": 4, "UnquantizedEmbeddingMethod": 2},
         "parameter_bytes": {"rest": {"float8_e4m3fn": 4000}, "embeddings": {"bfloat16": 2000}},
     }
-    assert vllm_stack.form_in_use(worker, DENSE) == "fp8"
+    assert vllm_checks.form_in_use(worker, DENSE) == "fp8"
 
 
 def test_a_row_says_what_changes_speed(engine):
@@ -419,9 +422,9 @@ def test_seconds_are_read_from_the_log(tmp_path):
 def test_the_end_of_a_log_leads_with_the_cause(tmp_path):
     log = tmp_path / "vllm.log"
     log.write_text("\n".join(["ValueError: no room for 3 blocks", *["noise"] * 40]))
-    assert vllm_stack.tail(log).splitlines()[:2] == ["ValueError: no room for 3 blocks", "noise"]
+    assert tail(log).splitlines()[:2] == ["ValueError: no room for 3 blocks", "noise"]
     log.write_text("")
-    assert vllm_stack.tail(log) == "(empty)"
+    assert tail(log) == "(empty)"
 
 
 def test_distinct_experts_of_a_step_are_counted_over_the_batch():
@@ -497,7 +500,7 @@ def test_a_batch_is_judged_by_some_ids():
 
 
 def test_settings_from_a_profile():
-    made = vllm_stack.settings_of({"max_model_len": 64, "max_num_seqs": 4})
+    made = vllm_settings.settings_of({"max_model_len": 64, "max_num_seqs": 4})
     assert made == Settings(64, 4)
     with pytest.raises(EngineError, match="unknown settings of vLLM \\['batch'\\]"):
-        vllm_stack.settings_of({"max_model_len": 64, "max_num_seqs": 4, "batch": 1})
+        vllm_settings.settings_of({"max_model_len": 64, "max_num_seqs": 4, "batch": 1})
