@@ -157,7 +157,7 @@ def load(
         weights = "gguf" if origin.gguf or origin.wheel else "checkpoint"
         start_s = device.clock_s()
         net = _checkpoint_net(folder, dtype, device.torch_device, options)
-        tokenizer = _tokenizer(folder)
+        tokenizer = tokenizer_of(folder)
     device.synchronize()
     load_s = device.clock_s() - start_s
 
@@ -245,7 +245,7 @@ def _checkpoint_net(
         )
 
 
-def _tokenizer(folder: Path) -> Any:
+def tokenizer_of(folder: Path) -> Any:
     """The checkpoint's tokenizer, or None where the folder has none."""
     from transformers import AutoTokenizer
 

@@ -52,6 +52,11 @@ class Process:
         self.answers, self.rest = answers, b""
         self._end = weakref.finalize(self, _end, self.popen, (answers, self.lifeline))
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was ended from here."""
+        return not self._end.alive
+
     def ask(
         self,
         op: str,

@@ -42,7 +42,8 @@ class Stack:
     `open` makes it for a net: (net, *, decoding, capacity) -> Generate. `decode_experts` names the
     experts implementation that its decode steps use, of a net that has a choice. `cache` grows
     (dynamic) or has a fixed size (static). `captured` steps are launched as one graph, so that the
-    device sets their pace. One that `samples` decodes otherwise than greedily too.
+    device sets their pace. One that `samples` decodes otherwise than greedily too. One that is
+    `apart` is an engine in a process of its own, and a `Subject` itself: no net is opened on it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Stack:
     decode_experts: Callable[[Any], str | None]
     captured: bool = False
     samples: bool = False
+    apart: bool = False
 
 
 class Subject(Protocol):

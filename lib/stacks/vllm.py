@@ -16,7 +16,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,16 @@ class Answered:
 class VllmEngine:
     """A running engine: a `Subject`, and a decode stack for one model.
 
+    `known` says whose weights it has; `barred` are the biases with which all routers choose the
+    same `pins` experts, and `expected` what our own net computed along a continuation, where
+    `measure.vllm.opened` was asked for them.
+
     Raises EngineError where it cannot start within `START_LIMIT_S`, or holds the weights in another
     form than asked: a fallback to bfloat16 is not measured under the name of MXFP4.
     """
+
+    stack = STACK
+    net = None  # it is in another process
 
     def __init__(
         self,
@@ -90,15 +97,19 @@ class VllmEngine:
         python: str | None = None,
         device: Any = None,
         source: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
         start_limit_s: float = START_LIMIT_S,
         command: Sequence[str] | None = None,
     ) -> None:
-        """`config` is transformers' configuration of the model; logs and plans go to `folder`.
+        """`config` is transformers' configuration of the model; its log goes to `folder`.
 
-        `device` is the board whose memory is read around the start. `command` replaces the
-        engine's program, for tests.
+        `device` is the board whose memory is read around the start. Without a `tokenizer` prompts
+        are drawn. `command` replaces the engine's program, for tests.
         """
         self.name, self.card, self.settings, self.device = name, card, settings, device
+        self.tokenizer, self.config = tokenizer, config
+        self._given = {"folder": folder, "python": python, "device": device, "source": source}
+        self._given |= {"tokenizer": tokenizer, "start_limit_s": start_limit_s, "command": command}
         self.folder = Path(folder).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = tempfile.TemporaryDirectory(prefix="vllm-")
@@ -106,7 +117,7 @@ class VllmEngine:
         net, laws = draws.build(config, "bfloat16", "meta")
         self.plan = draws.plan_of(net, laws)
         model = config_of(config, type(net).__name__, settings)
-        arguments = arguments_of(model, self.plan, settings, self.folder)
+        arguments = arguments_of(model, self.plan, settings, place)
         script = [python or interpreter(), str(place / "vllm_engine.py")]
         before = _used_bytes(device)
         start_s = time.monotonic()
@@ -115,23 +126,51 @@ class VllmEngine:
         self.start_s = time.monotonic() - start_s
         after = _used_bytes(device)
         self.used_bytes = None if None in (before, after) else after - before
-        self.vocab_size = config.get_text_config(decoder=True).vocab_size
+        self.vocab_size = vocab_size(config)
         self.source = {**(source or {}), "loaded_dtype": settings.form}
         if settings.weights == "random":
             self.source["draws"] = draws.digest(self.plan, settings.seed)
             self.source["draws_generator"] = draws.GENERATOR
+        self.barred: dict[str, list[float]] = {}
+        self.expected: list[dict[str, Any]] = []
+        self.known: dict[str, Any] = {}
+        self.pins = 0
         self._prompts: dict[int, tuple[int, Any]] = {}
         self._count, self._compiled = 0, None
         try:
             self.form = form_in_use(self.started["worker"], self.plan)
             require(self.started, settings, self.form)
-            self._something_compiled()
+            self.something_compiled()
             self._memory = self.process.ask("memory", CALL_LIMIT_S)
         except Exception:
             self.close()
             raise
 
+    def anew(self, **changes: Any) -> VllmEngine:
+        """Another engine with other settings, after this one has ended."""
+        self.close()
+        settings = replace(self.settings, **changes)
+        return VllmEngine(self.name, self.config, self.card, settings, **self._given)
+
     # a Subject
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process was ended, by `close` or for what it did."""
+        return self.process.ended
+
+    @property
+    def load_s(self) -> float:
+        """Seconds from nothing to an engine that answers."""
+        return self.start_s
+
+    def require_batch(self, batch: int) -> None:
+        """Raise where so many sequences are never held at once."""
+        if batch > self.started["settings"]["max_num_seqs"]:
+            raise EngineError(
+                f"batch {batch} is more than the {self.started['settings']['max_num_seqs']} "
+                "sequences that the engine was started for (max_num_seqs); lower the batch"
+            )
 
     def key(self, **changes: Any) -> dict[str, Any]:
         """All key fields of a record; what differs from the base arm is given as `changes`."""
@@ -146,19 +185,16 @@ class VllmEngine:
             "cache": "paged",
             "batch": 1,
             "decoding": "greedy",
+            "engine": self.engine_id,
         }
         if unknown := changes.keys() - base.keys():
             raise EngineError(f"unknown key fields {sorted(unknown)}; known: {list(KEY_FIELDS)}")
         return base | changes
 
     def prompt(self, context: int, *, seed: int, batch: int = 1) -> list[list[int]]:
-        """The prompts of a net without a tokenizer: one of its own for each sequence of a batch."""
-        return [
-            list(
-                exact_prompt(None, context, seed=s, vocab_size=self.vocab_size, special_ids=()).ids
-            )
-            for s in range(seed, seed + batch)
-        ]
+        """Token ids, one prompt for each sequence of a batch; drawn without a tokenizer."""
+        seeds = range(seed, seed + batch)
+        return [prompt_of(self.config, self.tokenizer, context, s) for s in seeds]
 
     def synchronize(self) -> None:
         """A call is over when its tokens are here: there is nothing to wait for."""
@@ -193,7 +229,7 @@ class VllmEngine:
             torch.tensor(answer["tokens"]),
             answer["stop_s"] - answer["start_s"],
             answer["scheduler"],
-            self._something_compiled,
+            self.something_compiled,
             answer.get("routed"),
         )
 
@@ -252,7 +288,8 @@ class VllmEngine:
     @property
     def engine_id(self) -> str:
         """A short name of everything that changes speed: rows of different ones are not one arm."""
-        text = json.dumps([self._speed(), self.key()], sort_keys=True)
+        worker, weights = self.started["worker"], self.settings.weights
+        text = json.dumps([self._speed(), worker["experts"], self.form, weights], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def _speed(self) -> dict[str, Any]:
@@ -337,11 +374,22 @@ class VllmEngine:
             self.process.ask("prompts", CALL_LIMIT_S, number=number, ids=_lists(ids))
         return known[0]
 
-    def _something_compiled(self) -> bool:
+    def something_compiled(self) -> bool:
         """Whether anything was compiled or captured since this was last asked."""
         now = self.process.ask("counters", CALL_LIMIT_S)["compiled"]
         before, self._compiled = self._compiled, now
         return before is not None and now != before
+
+
+def vocab_size(config: Any) -> int:
+    """Token ids of a model's vocabulary."""
+    return config.get_text_config(decoder=True).vocab_size
+
+
+def prompt_of(config: Any, tokenizer: Any, context: int, seed: int) -> list[int]:
+    """Token ids of one prompt of exactly this length."""
+    size = vocab_size(config)
+    return list(exact_prompt(tokenizer, context, seed=seed, vocab_size=size, special_ids=()).ids)
 
 
 def _lists(ids: Any) -> list[list[int]]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.models import draws
+from lib.models import count, draws, formats, origin
+from lib.models.card import ModelCard, ModelError
+from lib.records.kinds import ENGINE_FORMS as FORMS
 from lib.stacks import vllm_engine, vllm_inspect, vllm_weights
 from lib.stacks.engine_process import EngineError
 
 ROOT = Path(__file__).resolve().parents[2]  # where `make vllm` builds its environment
 DUMMY = "dummy"  # vLLM's own stand-in weights: they collapse the routing of a mixture
 WEIGHTS = ("random", "checkpoint", DUMMY)
-FORMS = ("bfloat16", "mxfp4", "fp8")
 GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _OURS = (vllm_engine, vllm_inspect, vllm_weights, draws)  # what the engine is given, in one folder
 # A process that was started for this interpreter must not lend its paths to another one.
@@ -74,6 +76,52 @@ def interpreter(root: str | Path = ROOT) -> str:
         "no interpreter with vLLM: run `make vllm`, or name one with VLLM_PYTHON=path "
         "(VLLM_PYTHONPATH=folder adds a folder of unpacked packages)"
     )
+
+
+def require_installed(root: str | Path = ROOT) -> str:
+    """The version of vLLM that its interpreter holds; raises where it has none."""
+    python = interpreter(root)
+    code = "import importlib.metadata as m; print(m.version('vllm'))"
+    path = os.environ.get("VLLM_PYTHONPATH", "")
+    try:
+        told = subprocess.run(
+            [python, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={n: v for n, v in os.environ.items() if n not in _DROPPED} | {"PYTHONPATH": path},
+        )
+    except OSError as error:
+        raise EngineError(f"{python} does not start ({error}); set VLLM_PYTHON=path") from None
+    if told.returncode:
+        raise EngineError(
+            f"{python} holds no vLLM: run `make vllm`, or name an interpreter that does with "
+            "VLLM_PYTHON=path (VLLM_PYTHONPATH=folder adds a folder of unpacked packages)"
+        )
+    return told.stdout.strip()
+
+
+def held_card(where: origin.Origin, form: str) -> ModelCard:
+    """The model card with the weights in this form; raises where the model has none such."""
+    return formats.held_as(
+        count.count(origin.config_of(where), name=where.name), formats.FORMS[form]
+    )
+
+
+def require_runs(where: origin.Origin, weights: str, form: str) -> None:
+    """Raise where vLLM cannot run a model so, before anything is started."""
+    if weights == "gguf" or where.gguf or (where.wheel and weights != "random"):
+        raise ModelError(
+            f"{where.name}: the stack vllm takes a folder or hub checkpoint of safetensors, not "
+            "GGUF; use WEIGHTS=random, or another checkpoint"
+        )
+    if form not in FORMS:
+        raise ModelError(f"{where.name}: the stack vllm runs {', '.join(FORMS)}, not {form}")
+    kind = origin.config_of(where).get_text_config(decoder=True).model_type
+    if form == "mxfp4" and kind != "gpt_oss":
+        raise ModelError(
+            f"{where.name}: vLLM holds only gpt-oss in mxfp4, this is {kind}; use bfloat16 or fp8"
+        )
 
 
 def lay_out(folder: Path) -> Path:

@@ -16,6 +16,7 @@ import torch
 
 from lib.files import ROOT
 from lib.measure import vllm as rows
+from lib.measure import vllm_gate
 from lib.models import draws
 from lib.models import experts as models_experts
 from lib.models.draws import Draw, Law
@@ -303,7 +304,7 @@ def test_the_form_of_a_dense_model_is_that_of_its_linear_layers():
 
 
 def test_a_row_says_what_changes_speed(engine):
-    row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+    row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.error is None and row.kind == "latency" and row.env_id == "e"
     assert row.key["stack"] == "vllm" and row.key["dtype"] == "bfloat16"
     assert (row.key["batch"], row.key["context"], row.key["new_tokens"]) == (2, 3, 3)
@@ -314,14 +315,14 @@ def test_a_row_says_what_changes_speed(engine):
     assert row.values["engine_cudagraph_sizes"] == [1, 2, 4]
     assert row.values["cache_used_bytes"] == 250  # a quarter of 1,000
     assert row.values["prefix_hits"] == 0 and row.values["draws_generator"] == "splitmix64-q16"
-    first = rows.arm(engine, IDS, new_tokens=1, repeats=2, env_id="e")
+    first = rows.measured(engine, IDS, new_tokens=1, repeats=2, env_id="e")
     assert "ttft_s" in first.samples and "e2e_s" not in first.samples
 
 
 def test_a_compilation_in_a_timed_call_fails_the_row(tmp_path):
     """Two calls warm the shape up; the third one compiles."""
     with start(tmp_path, "compiles") as engine:
-        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.samples == {} and "compiled or captured inside a timed call" in row.error
     assert "after 2 calls" in row.error
 
@@ -329,19 +330,19 @@ def test_a_compilation_in_a_timed_call_fails_the_row(tmp_path):
 def test_a_shape_is_warmed_up_until_two_calls_compile_nothing(tmp_path):
     """The first and the third call compile, so that the fifth is the last to warm up."""
     with start(tmp_path, "compiles-at-first") as engine:
-        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e")
         assert len(row.samples["warmup_s"]) == 5 and len(row.samples["e2e_s"]) == 2
         assert row.values["prepare_s"] == pytest.approx(0.002)
     with start(tmp_path, "compiles") as engine:
         for _ in range(3):
             engine(IDS, 3)
-        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e", most_warmup_calls=4)
+        row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e", most_warmup_calls=4)
     assert "still compiles after 4 calls" in row.error
 
 
 def test_a_queued_sequence_fails_the_row(tmp_path):
     with start(tmp_path, "queued") as engine:
-        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.samples == {} and row.error.startswith("EngineError: 2 sequences were not held")
 
 
@@ -354,7 +355,7 @@ def test_the_start_is_told_by_its_parts_and_memory_in_columns(engine):
     assert set(before.missing) == {
         *("used_bytes", "cache_used_bytes"), *("compile_s", "capture_s", "init_s"),
     }  # fmt: skip
-    rows.arm(engine, IDS, new_tokens=3, repeats=1, env_id="e")
+    rows.measured(engine, IDS, new_tokens=3, repeats=1, env_id="e")
     assert engine.start_row("e").values["cache_used_bytes"] == 250
 
 
@@ -386,12 +387,12 @@ def test_what_a_real_engine_answered_is_read_as_it_was_meant(tmp_path):
         found = engine.logprobs(short, [list(RECORDED)])
         assert len(found) == 8 and all(-20 < value < -5 for value in found)
         ids = engine.prompt(2048, seed=0)
-        first = rows.arm(engine, ids, new_tokens=1, repeats=6, env_id="e")
+        first = rows.measured(engine, ids, new_tokens=1, repeats=6, env_id="e")
         # The first call compiled a kernel, so that a third one warmed up.
         assert len(first.samples["warmup_s"]) == 3 and first.values["prepare_s"] > 0.01
         assert all(0.040 < seconds < 0.050 for seconds in first.samples["engine_s"])
         assert "cache_used_bytes" in first.missing
-        whole = rows.arm(engine, ids, new_tokens=64, repeats=7, env_id="e")
+        whole = rows.measured(engine, ids, new_tokens=64, repeats=7, env_id="e")
         assert whole.error is None and len(whole.samples["engine_s"]) == 7
         assert whole.values["steps"] == 64 and whole.values["prefix_queries"] == 0
         assert 5e7 < whole.values["cache_used_bytes"] < 6e7
@@ -480,7 +481,7 @@ def test_routers_are_barred_as_the_net_itself_is_pinned():
     net, laws = draws.build(config_of(find("tiny-gpt-oss")), "float32", "cpu")
     draws.fill_net(net, laws, 0)
     before = [bias.clone() for bias in models_experts.biases(net)]
-    found = rows.barred(net, 2, seed=0)
+    found = vllm_gate.barred(net, 2, seed=0)
     assert list(found) == [f"model.layers.{n}.mlp.router.bias" for n in range(4)]
     assert all(sum(value == models_experts.BARRED for value in row) == 6 for row in found.values())
     for bias, kept, row in zip(models_experts.biases(net), before, found.values(), strict=True):
@@ -495,7 +496,7 @@ def test_a_batch_is_judged_by_some_ids():
     ours = torch.tensor([[[0.0, 1.0, 2.0]]])
     exact = torch.log_softmax(ours, -1)[0, 0]
     sampled = {"ids": [0, 2], "logprobs": [[[exact[0].item() + 0.1, exact[2].item()]]]}
-    errors = rows.sampled_errors(sampled, ours)
+    errors = vllm_gate.sampled_errors(sampled, ours)
     assert errors.shape == (1, 1) and errors.item() == pytest.approx(0.1 / 2**0.5, rel=1e-4)
 
 
