@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from lib.analysis import bounds, cost, host_bound, machine, predictions
+from lib.analysis import bounds, cost, engines, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
@@ -134,8 +134,8 @@ def render(
     paper = paper_tables.paper_tables(rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
-    beside += tables.tables(rows)
-    batch = figures.section(rows)
+    beside += [*tables.tables(rows), *engines.tables(rows)]
+    batch, deployed = figures.section(rows), engines.section(rows)
     ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
     generic = sections.generic_tables(rows)
     csvs = [
@@ -175,7 +175,7 @@ def render(
             paper_more=[paper_grid(t, context) for t in paper if t not in first],
             bound=bound,
             bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
-            batch=batch,
+            batch=batch + deployed,
             generic=generic,
             priced=priced,
             ledgers=ledgers,
@@ -196,6 +196,7 @@ def render(
                 bool(bound.rows),
                 bool(ledgers),
                 bool(batch),
+                bool(deployed),
             ),
             footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
         )
@@ -308,6 +309,7 @@ def _contents(
     bound: bool,
     ledgers: bool,
     batch: bool,
+    deployed: bool,
 ) -> list[SimpleNamespace]:
     entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
     if own:
@@ -318,6 +320,8 @@ def _contents(
         entries.append(entry("bound", "Against the bound"))
     if batch:
         entries.append(entry("batch", "Batch"))
+    if deployed:
+        entries.append(entry("engines", "As people deploy it"))
     if paper:
         entries.append(entry("claims", "The paper's claims"))
         entries.append(entry("more-tables", "Other tables"))

@@ -238,7 +238,9 @@ def _cell(
     at = _place(s, spec, row, column)
     measured, written = measure(s, at), at.column["unit"]
     paper = None if printed is None else float(printed)
-    notes = [at.series.label()] if measured.value is not None else [measured.reason]
+    arm = arm_row(at.series, spec, row) if "ablation" in spec else None
+    series = Series((arm,)) if arm and arm.key.get("engine") else at.series
+    notes = [series.label()] if measured.value is not None else [measured.reason]
     if measured.value is not None and at.metric == "joules_per_1k":
         arm = (at.series, at.context, s.published["new_tokens"])
         own = metrics.at("j_per_1k_paper", *arm)

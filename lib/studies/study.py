@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import importlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
@@ -272,4 +272,21 @@ def study(records: Sequence[Record], published: StudyFile) -> Study:
         name: configuration(rows, envs, published, (f"ablation-{name}",), free.get(name, ()))
         for name in ("decoding", "context", "precision", "stack")
     }
+    ablation["stack"] = _with_engines(ablation["stack"], rows)
     return Study(published, base, ablation, envs)
+
+
+def _with_engines(series: Series, rows: Iterable[Record]) -> Series:
+    """The arms of the stacks, and the same arm of an engine, which no notebook of arms can open."""
+    arm = next((r for r in series.rows if r.kind != "card"), None)
+    if arm is None:
+        return series
+    same = ("weights", "dtype", "context", "new_tokens", "decoding", "batch")
+    more = [
+        r
+        for r in rows
+        if r.kind == "latency"
+        and r.key.get("engine")
+        and all(r.key.get(name) == arm.key.get(name) for name in same)
+    ]
+    return replace(series, rows=(*series.rows, *more))

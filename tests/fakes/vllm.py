@@ -112,9 +112,10 @@ class Honest(Engine):
         import torch
 
         sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+        from transformers import AutoConfig
+
         from lib.models import draws, experts
         from lib.stacks.generate import GenerateStack
-        from transformers import AutoConfig
 
         torch.set_num_threads(1)
         print("Model loading took 0.1 GiB memory and 0.5 seconds", flush=True)
@@ -135,7 +136,10 @@ class Honest(Engine):
         parts = {"rest": {"bfloat16": 2 * held}}
         if mxfp4:
             values = sum(p.numel() for n, p in self.net.named_parameters() if ".experts." in n)
-            experts_of, parts["experts"] = {"Mxfp4MoEMethod": 1}, {"uint8": round(4.25 * values / 8)}
+            experts_of, parts["experts"] = (
+                {"Mxfp4MoEMethod": 1},
+                {"uint8": round(4.25 * values / 8)},
+            )
         self.routed = arguments.get("enable_return_routed_experts", False)
         seqs = {"max_num_seqs": arguments["max_num_seqs"], "enforce_eager": self.routed}
         worker = STARTED["worker"] | {"experts": experts_of, "parameter_bytes": parts}
