@@ -19,6 +19,7 @@ from lib.analysis.batch import points
 from lib.analysis.metrics import METRICS, Reading
 from lib.analysis.rows import SETUP, Rows
 from lib.analysis.setups import Group, build
+from lib.records.kinds import STAND_IN
 from lib.records.record import Record, machines_differ, select
 from lib.show.figure import axes, color, html, labelled, logarithmic, style
 from lib.show.table import Column, Table, of_lines, without_empty
@@ -28,7 +29,7 @@ from lib.stats import Estimate
 
 ENGINES = tuple(name for name, stack in STACKS.items() if stack.apart)
 CAPTURED = tuple(name for name, stack in STACKS.items() if stack.captured)
-COLLAPSED = "random-dummy"  # the engine's own stand-in weights: all tokens choose the same experts
+WEIGHTS = SETUP.index("weights")
 QUANTITIES = ("ttft", "output", "decode", "j_per_1k")
 OURS, THEIRS, EVEN = "ours", "vLLM", "not told apart"
 LEAD = "a lead: logits not checked at this batch"
@@ -125,9 +126,9 @@ def _shortest(shapes: set[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _many_users(rows: Rows) -> Iterator[Beside]:
     every = [p for p in points.points(rows) if p.total.value is not None]
-    stack, weights = SETUP.index("stack"), SETUP.index("weights")
+    stack = SETUP.index("stack")
     for theirs in every:
-        if not _engine(theirs.setup[stack]) or not _drawn(theirs.setup[weights]):
+        if not _engine(theirs.setup[stack]) or not _drawn(theirs.setup[WEIGHTS]):
             continue
         ours = [
             p
@@ -150,7 +151,7 @@ def _engine(stack: str) -> bool:
 
 
 def _drawn(weights: str) -> bool:
-    return weights != COLLAPSED
+    return weights != STAND_IN
 
 
 def _greedy(rows: Sequence[Record]) -> bool:
@@ -296,8 +297,9 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     A point is a batch and is numbered by it; those of one user come from single calls. Leads, whose
     logits were not checked at their batch, are faint.
     """
-    ax, drawn = axes(ax), False
-    lines = points.by_line(points.points(rows))
+    ax, drawn = axes(ax, figsize=(11.5, 5)), False
+    batches = [p for p in points.points(rows) if _drawn(p.setup[WEIGHTS])]
+    lines = points.by_line([*batches, *_singles(rows, {(p.model, p.context) for p in batches})])
     names = points.names(lines)
     for where, line in lines.items():
         dots = [p for p in line if p.per_user.value is not None]
@@ -318,7 +320,7 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
             )
     labelled(
         ax,
-        "Throughput of the GPU against that of each user",
+        "Throughput of all users and of each",
         "tokens per second for each user",
         "tokens per second of all users",
     )
@@ -326,6 +328,18 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         logarithmic(ax)
         ax.set_xscale("log")
     return ax
+
+
+def _singles(rows: Sequence[Record], places: set[tuple[str, int]]) -> Iterator[points.Point]:
+    """Single calls of engines as batches of one, at the contexts where batches were measured."""
+    decode, none = METRICS["decode"], stats.missing("not measured")
+    for group in filter(_of_drawn, decode.groups(rows)):
+        for context, length in sorted(decode.shapes(group)):
+            rate = decode.of(decode.arm(group, (context, length)))
+            if (group.model, context) in places and rate.value is not None:
+                yield points.Point(
+                    group.model, group.setup, context, 1, rate, rate, none, none, None, ""
+                )
 
 
 @dataclass(frozen=True)
@@ -353,13 +367,13 @@ def routed(rows: Sequence[Record]) -> list[Routed]:
     rows = Rows.of(rows)
     arms = [a for a in bounds.arms(rows, "batch") if _engine(a.setup[SETUP.index("stack")])]
     cards = {r.key["model"]: r for r in select(rows, "card") if r.value("experts")}
-    weights, dtype = SETUP.index("weights"), SETUP.index("dtype")
+    dtype = SETUP.index("dtype")
     found = []
     for arm in arms:
-        told = bounds.experts_told(rows, arm.model, arm.setup[weights], arm.setup[dtype], arm.batch)
+        told = bounds.experts_told(rows, arm.model, arm.setup[WEIGHTS], arm.setup[dtype], arm.batch)
         if told is None or arm.batch == 1:
             continue
-        how = "collapsed" if not _drawn(arm.setup[weights]) else "drawn"
+        how = "collapsed" if not _drawn(arm.setup[WEIGHTS]) else "drawn"
         total = stats.scaled(arm.steps_per_s, arm.batch)
         found.append(Routed(arm.model, arm.dtype, arm.context, arm.batch, how, told, total))
         card = bounds.card_of(cards.get(arm.model), arm.dtype)
@@ -401,8 +415,10 @@ def routed_table(rows: Sequence[Record]) -> Table:
 
 def routed_figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """The same as a figure: a line a batch, from collapsed over drawn to balanced."""
-    ax = axes(ax)
+    ax = axes(ax, figsize=(9.5, 4.5))
     signs = {"collapsed": "v", "drawn": "o", "balanced": "_"}
+    for how, sign in signs.items():
+        ax.plot([], [], sign, color="0.3", label=how)
     lines: dict[tuple, list[Routed]] = {}
     for one in routed(rows):
         lines.setdefault((one.model, one.dtype, one.context, one.batch), []).append(one)
@@ -418,7 +434,7 @@ def routed_figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
             ax.plot([o.experts.value], [o.total.value], signs[o.how], color=color(where[0]))
     labelled(
         ax,
-        "Throughput against the experts of a step: collapsed (triangle), drawn (dot), balanced",
+        "Throughput against the experts of a step",
         "distinct experts of a layer in a step",
         "tokens per second of all users",
     )

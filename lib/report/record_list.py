@@ -24,6 +24,7 @@ FIELDS = (
     "experts",
     "attention",
     "cache",
+    "engine",
 )
 LONGEST = 24  # samples shown of one name
 NOTE = (

@@ -62,9 +62,12 @@ class Process:
         op: str,
         limit_s: float,
         on_token: Callable[[], None] | None = None,
+        *,
+        needs: Sequence[str] = (),
         **arguments: Any,
     ) -> dict[str, Any]:
-        """The answer to a request; raises, and ends the process, where there is none in time."""
+        """The answer to a request; raises, and ends the process, where there is none in time, or
+        one that lacks what it `needs`."""
         if not self._end.alive:
             raise EngineError(f"the engine was ended before {op!r}: start another one")
         line = json.dumps({"op": op, **arguments}).encode() + b"\n"
@@ -86,6 +89,8 @@ class Process:
                 self._fail(f"the engine answered {str(answer)[:200]} when asked {op!r}")
             if "error" in answer:
                 self._fail(f"the engine refused {op!r}: {answer['error']}")
+            if lacking := [name for name in needs if name not in answer]:
+                self._fail(f"the engine's answer to {op!r} lacks {', '.join(lacking)}")
             return answer
 
     def _line(self, op: str, deadline: float, limit_s: float) -> dict[str, Any]:

@@ -122,7 +122,12 @@ class VllmEngine:
         before = _used_bytes(device)
         start_s = time.monotonic()
         self.process = Process(command or script, self.folder / "vllm.log", environment(place))
-        self.started = self.process.ask("start", start_limit_s, arguments=arguments)
+        self.started = self.process.ask(
+            "start",
+            start_limit_s,
+            needs=("worker", "settings", "versions", "stamps"),
+            arguments=arguments,
+        )
         self.start_s = time.monotonic() - start_s
         after = _used_bytes(device)
         self.used_bytes = None if None in (before, after) else after - before
@@ -218,6 +223,7 @@ class VllmEngine:
             "generate",
             CALL_LIMIT_S,
             on_token,
+            needs=("tokens", "scheduler", "start_s", "stop_s"),
             number=number,
             new_tokens=new_tokens,
             stream=on_token is not None,
@@ -242,7 +248,12 @@ class VllmEngine:
         path = Path(self.path.name) / "logits.bin"
         tokens = _lists(continuation)[0]
         answer = self.process.ask(
-            "forced", CALL_LIMIT_S, number=self._number_of(ids), continuation=tokens, path=str(path)
+            "forced",
+            CALL_LIMIT_S,
+            needs=("shape",),
+            number=self._number_of(ids),
+            continuation=tokens,
+            path=str(path),
         )
         steps, sequences, width = answer["shape"]
         data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32)
@@ -254,6 +265,7 @@ class VllmEngine:
         return self.process.ask(
             "logprobs",
             CALL_LIMIT_S,
+            needs=("logprobs",),
             number=self._number_of(ids),
             continuation=_lists(continuation)[0],
         )["logprobs"]
@@ -268,6 +280,7 @@ class VllmEngine:
         answer = self.process.ask(
             "sampled",
             CALL_LIMIT_S,
+            needs=("tokens", "logprobs"),
             number=self._number_of(ids),
             new_tokens=new_tokens,
             ids=wanted,
@@ -277,7 +290,9 @@ class VllmEngine:
     @contextlib.contextmanager
     def pinned(self, barred: Mapping[str, Sequence[float]]) -> Iterator[None]:
         """Other values for small parameters inside the block, by vLLM's name (routers' biases)."""
-        before = self.process.ask("overwrite", CALL_LIMIT_S, values=dict(barred))["before"]
+        before = self.process.ask(
+            "overwrite", CALL_LIMIT_S, needs=("before",), values=dict(barred)
+        )["before"]
         try:
             yield
         finally:
@@ -376,7 +391,7 @@ class VllmEngine:
 
     def something_compiled(self) -> bool:
         """Whether anything was compiled or captured since this was last asked."""
-        now = self.process.ask("counters", CALL_LIMIT_S)["compiled"]
+        now = self.process.ask("counters", CALL_LIMIT_S, needs=("compiled",))["compiled"]
         before, self._compiled = self._compiled, now
         return before is not None and now != before
 

@@ -66,6 +66,7 @@ def key(model: str, **changes: Any) -> dict[str, Any]:
         "context": 2048,
         "new_tokens": 64,
         "decoding": "greedy",
+        "engine": None,
     }
     return {name: (base | changes)[name] for name in KEY_FIELDS}
 
