@@ -20,6 +20,9 @@ GPU_GB ?=
 DTYPE ?=
 BANDWIDTH_GB_S ?=
 CONTEXT ?=
+USERS ?=
+TTFT_MS ?=
+ITL_MS ?=
 CSV ?=
 STUDY ?=
 WITH ?=
@@ -28,7 +31,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle fit audit clients serve-check vllm test lab lint lock clean
+.PHONY: help setup report merge compare bundle fit plan audit clients serve-check vllm test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -56,6 +59,7 @@ help:  ## list the targets and variables
 	@echo "  DTYPE=                   make report: of the weights; make fit: only these (bfloat16, mxfp4, 4-bit ...)"
 	@echo "  CONTEXT=                 make fit: only these contexts"
 	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
+	@echo "  USERS= TTFT_MS= ITL_MS=  make plan: users at once, limits on the first token and between tokens"
 	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
 	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
@@ -89,6 +93,12 @@ fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; n
 	    $(if $(GPU_GB),--gpu-gb "$(GPU_GB)") $(if $(DTYPE),--dtype "$(DTYPE)") \
 	    $(if $(BANDWIDTH_GB_S),--bandwidth-gb-s "$(BANDWIDTH_GB_S)") \
 	    $(if $(CONTEXT),--context "$(CONTEXT)") $(ARGS)
+
+plan:  ## which model on which stack serves USERS of CONTEXT tokens within TTFT_MS and ITL_MS on GPU_GB?
+	@$(call find,report) exec "$$py" -m lib plan $(if $(FROM),"$(FROM)") \
+	    $(if $(GPU_GB),--gpu-gb "$(GPU_GB)") $(if $(CONTEXT),--context "$(CONTEXT)") \
+	    $(if $(USERS),--users "$(USERS)") $(if $(TTFT_MS),--ttft-ms "$(TTFT_MS)") \
+	    $(if $(ITL_MS),--itl-ms "$(ITL_MS)") $(if $(GPU_HOUR_USD),--gpu-hour-usd "$(GPU_HOUR_USD)")
 
 audit:  ## check a published study against its own data; CSV=folder compares its released files
 	@$(call find,report) exec "$$py" -m lib audit $(if $(STUDY),--study "$(STUDY)") $(if $(CSV),--csv "$(CSV)") $(ARGS)
