@@ -71,6 +71,12 @@ class Answer:
     gpu_gb: float
     usd: float
 
+    def markdown(self) -> str:
+        """The sentence, the card and what it rests on, for a README."""
+        return "\n\n".join(
+            (f"**{self.lead}**", self.card.markdown(), *self.card.below, f"Rests on {self.basis}.")
+        )
+
 
 def answer(
     rows: Sequence[Record], *, context: int | None = None, gpu_hour_usd: float | None = None
@@ -129,7 +135,8 @@ def _one(option: Option, context: int) -> Cell | None:
 def card(best: Sequence[Candidate], context: int, gpu_hour_usd: float | None = None) -> Table:
     """A model a line; the best value of each column has a mark where several have one."""
     price = EXAMPLE_USD if gpu_hour_usd is None else gpu_hour_usd
-    lines = zip(*(_cells(candidate, context, price) for candidate in best), strict=True)
+    shared = any(candidate.most.users > 1 for candidate in best)
+    lines = zip(*(_cells(candidate, context, price, shared) for candidate in best), strict=True)
     pairs = zip(COLUMNS.values(), lines, strict=True)
     columns = [_marked(cells, better) for better, cells in pairs]
     example = "an example: give GPU_HOUR_USD" if gpu_hour_usd is None else "as given"
@@ -142,19 +149,26 @@ def card(best: Sequence[Candidate], context: int, gpu_hour_usd: float | None = N
     return Table("answer", "The models on one GPU", tuple(COLUMNS), rows, below=notes)
 
 
-def _cells(candidate: Candidate, context: int, price: float) -> tuple:
+def _cells(candidate: Candidate, context: int, price: float, shared: bool) -> tuple:
+    """The cells of a model. Where others `shared` the GPU and it did not, it has no whole GPU."""
     option, one, most = candidate.option, candidate.one, candidate.most
     room = option.room(option.gpu_bytes, context) if option.gpu_bytes else None
+    whole = (
+        most.total,
+        stats.scaled(most.token_j, 1e3),
+        stats.inverse(most.total, price / 3600 * 1e6),
+    )
+    if shared and most.users == 1:
+        whole = (stats.missing("measured for one user only"),) * 3
     size = f", {option.card.weight_bytes / 1e9:.1f} GB" if option.card else ""
     return (
         Text(option.model, f"{option.engine}{size}"),
         Number(_exact(room, "no model card, or the device's memory is not known"), decimals=0),
         stats.scaled(one.ttft_s, 1e3) if one else NONE,
         one.per_user if one else NONE,
-        most.total,
+        whole[0],
         Text(f"{most.users:,}", f"of {most.context:,} tokens"),
-        stats.scaled(most.token_j, 1e3),
-        stats.inverse(most.total, price / 3600 * 1e6),
+        *whole[1:],
     )
 
 

@@ -1,7 +1,10 @@
 """The first screen: its sentence, its card, its planner, as text and in a browser."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -17,6 +20,7 @@ from tests.analysis.test_fit import CARD
 from tests.browser import Page
 from tests.samples import records as sample
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = 250
 SLOW = option(cell(2000, 1, 10.0, 0.9), cell(4000, 2, 5.0, 1.5), model="slow")
 BARE = option(cell(2000, 1, 7.0), cell(2000, 16, None, error="OutOfMemoryError"), card=None)
@@ -71,6 +75,20 @@ def test_the_best_of_each_column_is_marked(told):
     assert all(
         isinstance(x, Estimate) and x.value is None for x in column(told.card, "first token")
     )
+
+
+def test_one_user_is_no_whole_gpu_beside_models_that_shared_it():
+    alone = rows("alone", "graph", {1: 900.0}, 400.0)
+    card = answer.answer([*FAST, *alone]).card
+    for title in ("whole GPU", "energy", "price"):
+        _, missing = column(card, title)
+        assert getattr(missing, "estimate", missing).reason == "measured for one user only"
+    card = answer.answer(alone).card
+    assert column(card, "whole GPU")[0].value == pytest.approx(900, rel=1e-3)
+
+
+def test_the_readme_says_what_the_released_rows_say():
+    assert subprocess.run([sys.executable, ROOT / "tools/readme.py", "--check"]).returncode == 0
 
 
 def test_what_it_rests_on(told):
