@@ -53,6 +53,11 @@ class Candidate:
         return self.most.total.value
 
     @property
+    def alone(self) -> bool:
+        """Whether it was measured for one user only."""
+        return self.most.users == 1
+
+    @property
     def name(self) -> str:
         """The model."""
         return self.option.model
@@ -115,7 +120,8 @@ def shared_context(options: Sequence[Option]) -> int:
 
 
 def candidates(options: Sequence[Option], context: int) -> list[Candidate]:
-    """Of each model the stack with the highest throughput of all users, by that throughput."""
+    """Of each model the stack with the highest throughput of all users, by that throughput; those
+    that were measured for one user only come last."""
     every = [
         Candidate(option, _one(option, context), max(option.measured, key=lambda c: c.total.value))
         for option in options
@@ -124,7 +130,7 @@ def candidates(options: Sequence[Option], context: int) -> list[Candidate]:
     by_model: dict[str, Candidate] = {}
     for candidate in sorted(every, key=lambda c: -c.rank):
         by_model.setdefault(candidate.name, candidate)
-    return sorted(by_model.values(), key=lambda c: (-c.rank, model_order(c.name)))
+    return sorted(by_model.values(), key=lambda c: (c.alone, -c.rank, model_order(c.name)))
 
 
 def _one(option: Option, context: int) -> Cell | None:
@@ -135,7 +141,7 @@ def _one(option: Option, context: int) -> Cell | None:
 def card(best: Sequence[Candidate], context: int, gpu_hour_usd: float | None = None) -> Table:
     """A model a line; the best value of each column has a mark where several have one."""
     price = EXAMPLE_USD if gpu_hour_usd is None else gpu_hour_usd
-    shared = any(candidate.most.users > 1 for candidate in best)
+    shared = not all(candidate.alone for candidate in best)
     lines = zip(*(_cells(candidate, context, price, shared) for candidate in best), strict=True)
     pairs = zip(COLUMNS.values(), lines, strict=True)
     columns = [_marked(cells, better) for better, cells in pairs]
@@ -158,7 +164,7 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool) -> tu
         stats.scaled(most.token_j, 1e3),
         stats.inverse(most.total, price / 3600 * 1e6),
     )
-    if shared and most.users == 1:
+    if shared and candidate.alone:
         whole = (stats.missing("measured for one user only"),) * 3
     size = f", {option.card.weight_bytes / 1e9:.1f} GB" if option.card else ""
     return (
@@ -189,6 +195,7 @@ def _marked(cells: Sequence, better: int) -> list:
 def lead(best: Sequence[Candidate]) -> str:
     """One sentence: which model serves most on this GPU, and how far the next one is."""
     first, *others = best
+    others = [other for other in others if other.alone == first.alone]
     most = first.most
     text = (
         f"{first.name} serves most on one {first.option.of('gpu')}: {short(first.rank)} tokens a "
