@@ -31,7 +31,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle fit plan audit clients serve-check vllm test lab lint lock clean
+.PHONY: help setup report merge compare bundle export fit plan audit clients serve-check vllm test lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -88,6 +88,9 @@ bundle:  ## a zip of the report and all it rests on, to send: FROM=outputs/x (de
 	@$(call find,report) exec "$$py" -m lib bundle "$(or $(FROM),outputs/$(PROFILE))" \
 	    $(if $(OUT),--out "$(OUT)") $(ARGS)
 
+export:  ## every number as CSV and Parquet with a data dictionary: FROM=outputs/x OUT=folder
+	@$(call find,report) exec "$$py" -m lib export $(if $(FROM),"$(FROM)") $(if $(OUT),--out "$(OUT)")
+
 fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
 	@$(call find,report) exec "$$py" -m lib fit $(if $(MODEL),--model "$(MODEL)") \
 	    $(if $(GPU_GB),--gpu-gb "$(GPU_GB)") $(if $(DTYPE),--dtype "$(DTYPE)") \
@@ -120,10 +123,13 @@ test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \
 	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-lab:  ## open JupyterLab on notebooks/start.ipynb, which reads the released results
+lab:  ## open JupyterLab on your own copies of the notebooks, in outputs/lab; start.ipynb comes first
+	@mkdir -p outputs/lab && for path in notebooks/*.ipynb; do \
+	    [ -e "outputs/lab/$${path##*/}" ] || cp "$$path" outputs/lab/; done
+	@echo "lab: outputs/lab holds copies of the notebooks; delete one to have it anew"
 	@$(call find,lab) PYTHONWARNINGS="$${PYTHONWARNINGS:-ignore:IProgress not found}" \
 	    exec "$$py" -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-	    --LabApp.default_url=/lab/tree/notebooks/start.ipynb $(ARGS)
+	    --LabApp.default_url=/lab/tree/outputs/lab/start.ipynb $(ARGS)
 
 lint:  ## check the style of code and notebooks with ruff
 	@$(call find,test) "$$py" -m ruff check . && "$$py" -m ruff format --check .

@@ -6,6 +6,7 @@ visit    measure a visit: the arms that wait for the host, in one stretch of tim
 merge    add the slices of several result folders up, job by job
 compare  ratios with intervals between two result sets
 bundle   a zip of a report and all it rests on
+export   every number of a result set as CSV and Parquet
 fit      will a model fit a GPU? computed from its architecture alone
 plan     which measured model and stack serves so many users within limits
 audit    a published study against its own data
@@ -173,6 +174,18 @@ def write_bundle(args: argparse.Namespace) -> int:
     return 0
 
 
+def export_numbers(args: argparse.Namespace) -> int:
+    """Write every number of a result set as CSV and Parquet, with a data dictionary."""
+    from lib.analysis import frame
+
+    source = require_results(resolve(args.source))
+    out = resolve(args.out or f"outputs/export/{source.name}")
+    store.refuse_released(out)
+    for path in frame.export(source, out):
+        say(f"{files.short(path)} ({path.stat().st_size / 1e6:.2f} MB)")
+    return 0
+
+
 def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
     from lib.analysis import fit, predictions
@@ -295,6 +308,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--allow", action="append", default=[], metavar="WORD", help="a name that is not personal"
     )
+
+    one = verb("export", export_numbers)
+    one.add_argument("source", nargs="?", default=RELEASED, help="a folder of results")
+    one.add_argument("--out", help="default: outputs/export/<folder>")
 
     one = verb("fit", check_fit)
     one.add_argument("--model")
