@@ -20,20 +20,21 @@ from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
 from lib.analysis.setups import RANDOM_NOTE
-from lib.files import write_text
+from lib.files import file_sha, write_text
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
-from lib.records.store import merge, precedence
+from lib.records.store import merge, precedence, sha
 from lib.report import answer, provenance, record_list, sections
 from lib.report.abstract import findings
-from lib.show import figure, page
+from lib.show import figure, notebook_html, page
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
 from lib.studies import paper_tables, section
 from lib.studies.grids import paper_grid
 from lib.studies.schema import StudyFile
 from lib.studies.study import Published, load, paper_name
 
+FRAGMENT = ("<!-- notebook -->", "<!-- end of the notebook -->")  # around it in its own page
 TITLE = "What it costs to deploy an open-weight language model"
 
 
@@ -57,7 +58,7 @@ def write(
     if not jobs:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
-    fragments = {job.id: _fragment(job) for job in jobs if job.notebook_path}
+    fragments = {job.id: _fragment(job, out) for job in jobs if job.notebook_path}
     pages = {job.id: _page(job, out, fragments[job.id]) for job in jobs if job.notebook_path}
     path = out / "report.html"
     write_text(path, render(jobs, source, out, pages, fragments, prices, study or load()))
@@ -75,7 +76,8 @@ def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) 
     job = next((j for j in find(root) if j.folder.resolve() == folder), None)
     if job is None or job.notebook_path is None:
         raise FileNotFoundError(f"{folder} holds no run.json with an executed notebook")
-    return _page(job, Path(out_dir) if out_dir is not None else root, _fragment(job))
+    out = Path(out_dir) if out_dir is not None else root
+    return _page(job, out, _fragment(job, out))
 
 
 def _results_root(folder: Path) -> Path:
@@ -83,9 +85,23 @@ def _results_root(folder: Path) -> Path:
     return folder.parents[1] if folder.parent.name == ACROSS else folder.parents[2]
 
 
-def _fragment(job: Job) -> str:
-    """A job's notebook as HTML, under headings of its own page."""
+def _fragment(job: Job, out: Path) -> str:
+    """A job's notebook as HTML, under headings of its own page.
+
+    Rendering is most of a report's time: what the page below `out` holds of the same notebook by
+    the same code is taken from there.
+    """
+    page_path = out / job.path / "notebook.html"
+    if page_path.is_file():
+        text = page_path.read_text(encoding="utf-8")
+        if f'name="rendered-from" content="{_rendered_from(job)}"' in text:
+            return text.split(FRAGMENT[0], 1)[1].rsplit(FRAGMENT[1], 1)[0]
     return render_fragment(read_notebook(job.notebook_path), job.id, title=False)
+
+
+def _rendered_from(job: Job) -> str:
+    """Hash of a notebook, of the name that its ids carry, and of the code that renders it."""
+    return sha([job.id, file_sha(job.notebook_path), file_sha(Path(notebook_html.__file__))])
 
 
 def _page(job: Job, out: Path, fragment: str) -> Path:
@@ -101,7 +117,8 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
         footer="",
         demo=provenance.is_demo(job.records),
         job=job,
-        fragment=Markup(fragment),
+        fragment=Markup(FRAGMENT[0] + fragment + FRAGMENT[1]),
+        rendered_from=_rendered_from(job),
         report_href=f"{up}/report.html",
         ipynb_href=quote(Path(os.path.relpath(job.notebook_path, target.parent)).as_posix()),
     )

@@ -399,6 +399,25 @@ def test_page_and_report_link_each_other(paper, soup):
     assert soup.find(id=fragment) is not None
 
 
+def test_a_notebook_is_rendered_once(tmp_path, monkeypatch):
+    root = sample.write_demo(tmp_path)
+    before = document.write(root).read_bytes()
+    pages = {p: p.read_bytes() for p in root.rglob("notebook.html")}
+    rendered = []
+
+    def render(notebook, prefix, **options):
+        rendered.append(prefix)
+        return render_fragment(notebook, prefix, **options)
+
+    monkeypatch.setattr(document, "render_fragment", render)
+    assert document.write(root).read_bytes() == before and rendered == []
+    assert {p: p.read_bytes() for p in root.rglob("notebook.html")} == pages
+    path = root / "demo-moe/random-hf-eager/latency/notebook.ipynb"
+    path.write_text(path.read_text().replace("Question", "Query"))
+    assert document.write(root).read_bytes() != before
+    assert rendered == ["demo-moe--latency"]
+
+
 def test_one_page_alone(tmp_path):
     root = sample.write_demo(tmp_path)
     page = document.write_notebook_page(root / "demo-moe/random-hf-eager/latency")
