@@ -59,9 +59,11 @@ def write(
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
     fragments = {job.id: _fragment(job, out) for job in jobs if job.notebook_path}
-    pages = {job.id: _page(job, out, fragments[job.id]) for job in jobs if job.notebook_path}
+    for job in jobs:
+        if job.notebook_path:
+            _page(job, out, fragments[job.id])
     path = out / "report.html"
-    write_text(path, render(jobs, source, out, pages, fragments, prices, study or load()))
+    write_text(path, render(jobs, source, out, fragments, prices, study or load()))
     return path
 
 
@@ -130,7 +132,6 @@ def render(
     jobs: Sequence[Job],
     source: Path,
     out: Path,
-    pages: dict[str, Path],
     fragments: dict[str, str],
     prices: cost.Prices | None,
     study: Published,
@@ -158,7 +159,7 @@ def render(
     first = [t for t in paper if t.spec.get("main")]
     failures = [job for job in jobs if job.status != "ok"]
     demo = provenance.is_demo(rows)
-    groups = _groups(jobs, pages, fragments, out)
+    groups = _groups(jobs, fragments)
     ended = max((str(job.run.get("end") or "") for job in jobs), default="")
     return page.document(
         "report.html",
@@ -197,8 +198,7 @@ def render(
         costs=provenance.table(jobs),
         downloads=[(p.name, page.data_link(p)) for p in (replicated.files if replicated else [])]
         + [(p.name, page.data_link(p)) for p in csvs],
-        files=_file_links(jobs, pages, out),
-        records=record_list.table(rows, _by_end(jobs), out),
+        records=record_list.table(rows, _by_end(jobs)),
         footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
     )
 
@@ -246,9 +246,7 @@ def _subtitle(rows: Sequence[Record], ended: str) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _groups(
-    jobs: Sequence[Job], pages: dict[str, Path], fragments: dict[str, str], out: Path
-) -> list[SimpleNamespace]:
+def _groups(jobs: Sequence[Job], fragments: dict[str, str]) -> list[SimpleNamespace]:
     """Sections: the machine first, then the notebooks across models, then each model's."""
     by_folder: dict[str, list[Job]] = {}
     for job in sorted(jobs, key=lambda j: (j.notebook not in BEFORE_MODELS, j.parts[0] != ACROSS)):
@@ -263,15 +261,12 @@ def _groups(
         name, title = across.get(folder, (f"model-{slug(folder)}", members[0].model))
         names[name] += 1
         name += f"-{names[name]}" if names[name] > 1 else ""
-        parts = [
-            _section(job, pages.get(job.id), demoted(fragments.get(job.id, ""), 2), out)
-            for job in members
-        ]
+        parts = [_section(job, demoted(fragments.get(job.id, ""), 2)) for job in members]
         groups.append(SimpleNamespace(id=name, title=title, jobs=parts))
     return groups
 
 
-def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNamespace:
+def _section(job: Job, fragment: str) -> SimpleNamespace:
     return SimpleNamespace(
         id=job.id,
         title=job.title,
@@ -281,22 +276,5 @@ def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNam
         rerun=job.rerun,
         fragment=Markup(fragment),
         earlier=", ".join(readable(run["end"]) for run in job.earlier),
-        page=_href(page, out) if page else "",
+        path=job.path,
     )
-
-
-def _href(path: Path, out: Path) -> str:
-    return quote(Path(os.path.relpath(path, out)).as_posix())
-
-
-def _file_links(
-    jobs: Sequence[Job], pages: dict[str, Path], out: Path
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Of each job with files its title, and each file's name and link."""
-    items = []
-    for job in jobs:
-        beside = (job.folder / "records.jsonl", job.folder / "run.json")
-        paths = [p for p in (pages.get(job.id), job.notebook_path, *beside) if p and p.exists()]
-        if paths:
-            items.append((f"{job.model}, {job.title}", [(p.name, _href(p, out)) for p in paths]))
-    return items
