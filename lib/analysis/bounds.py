@@ -262,9 +262,11 @@ def card_of(row: Record | None, dtype: str) -> ModelCard | None:
     """The model card of a row, with its weights in this form; None where it holds not all of it."""
     if row is None or "kv_layers" not in row.values:
         return None
-    card = ModelCard.from_dict(row.values)
-    counted = row.key.get("dtype") in (None, dtype)
-    return card if counted or dtype not in FORMS else held_as(card, FORMS[dtype])
+    card, form = ModelCard.from_dict(row.values), FORMS.get(dtype)
+    if row.key.get("dtype") in (None, dtype):
+        return card
+    stored = form and form.quantised and form.dtype == row.key["dtype"]
+    return held_as(card, form) if stored else None
 
 
 def steps_per_s(group: Sequence[Record]) -> Estimate:

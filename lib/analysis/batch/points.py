@@ -12,7 +12,9 @@ from typing import Any
 from lib import stats
 from lib.analysis import bounds
 from lib.analysis.energy import quantities
+from lib.analysis.rows import Rows
 from lib.analysis.setups import SETUP, Name, grouped, named
+from lib.records.kinds import STAND_IN
 from lib.records.record import Record
 from lib.show.wording import short
 from lib.stats import Estimate
@@ -83,13 +85,26 @@ def points(rows: Sequence[Record]) -> list[Point]:
 def pointed(rows: Sequence[Record]) -> list[tuple[Point, list[Record]]]:
     """Every point with the rows that it was made from."""
     arms = {(a.model, a.setup, a.context, a.batch): a for a in bounds.arms(rows, "batch")}
-    checked = {
-        tuple(r.key.get(name) for name in CHECKED) for r in rows if r.kind == "gate" and not r.error
-    }
+    checked = _checked(rows)
     return [
         (replace(_point(where, group, arms.get(where)), gated=_gated(group[0], checked)), group)
         for where, group in grouped(rows, KINDS, FIELDS).items()
     ]
+
+
+def results(rows: Sequence[Record]) -> Rows:
+    """The rows that a choice may rest on: no leads, and no stand-in weights of an engine."""
+    rows = Rows.of(rows)
+    checked = _checked(rows)
+    return rows.where(
+        lambda r: r.key.get("weights") != STAND_IN and (r.kind not in KINDS or _gated(r, checked))
+    )
+
+
+def _checked(rows: Sequence[Record]) -> set[tuple]:
+    """Where a gate passed."""
+    gates = [r for r in rows if r.kind == "gate" and not r.error]
+    return {tuple(r.key.get(name) for name in CHECKED) for r in gates}
 
 
 def _gated(row: Record, checked: set[tuple]) -> bool:
