@@ -22,7 +22,7 @@ from lib.records.record import Record
 from lib.stacks import logits_check
 from lib.stacks.engine_process import EngineError
 from lib.stacks.vllm import MOST_WARMUP_CALLS, VllmEngine, prompt_of
-from lib.stacks.vllm_settings import GRAPH_SIZES, Settings, held_card, require_runs
+from lib.stacks.vllm_settings import GRAPH_SIZES, Settings, held_card, interpreter, require_runs
 
 PIECE, BEYOND = 2048, 256  # an engine's longest sequence is some pieces and a little
 BATCHED_TOKENS = 8192
@@ -44,6 +44,7 @@ def opened(
 ) -> VllmEngine:
     """An engine with the model in it, and what our own net computes at each of `contexts`."""
     where = origin.find(name)
+    interpreter()  # before any work
     require_runs(where, weights, dtype)
     machine = open_apart(device) if isinstance(device, str) else device
     config = origin.config_of(where)

@@ -136,20 +136,22 @@ def answered(net: Any, looks: Sequence[Mapping], *, pins: int, seed: int) -> lis
     return answers
 
 
-def main(asked: str, answer: str) -> None:
-    """Read what is asked from one file, and write the answer to another."""
-    request = torch.load(asked, weights_only=True)
-    known = request["known"]
+def answer_to(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> dict[str, Any]:
+    """What `computed` returns, in this process."""
     config = origin.config_of(origin.find(known["name"])).get_text_config(decoder=True)
     with torch.inference_mode():
-        net = net_of(known, request["kind"])
+        net = net_of(known, kind)
         pins = config.num_experts_per_tok if experts.biases(net) else 0
-        out = {
+        return {
             "pins": pins,
             "barred": barred(net, pins, seed=known["seed"]) if pins else {},
-            "looks": answered(net, request["looks"], pins=pins, seed=known["seed"]),
+            "looks": answered(net, looks, pins=pins, seed=known["seed"]),
         }
-    torch.save(out, answer)
+
+
+def main(asked: str, answer: str) -> None:
+    """Read what is asked from one file, and write the answer to another."""
+    torch.save(answer_to(**torch.load(asked, weights_only=True)), answer)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -55,6 +56,13 @@ class Engine:
 
     def start(self, arguments, answer):
         print("INFO loading\nModel loading took 3 GiB and 1.5 seconds")
+        if self.how == "dies-at-start":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "hangs-at-start":
+            print("child", os.getpid(), flush=True)
+            time.sleep(3600)
+        if self.how == "unlike":
+            return {"stamps": [], "versions": {}, "settings": {}}
         if self.how == "refuses":
             raise RuntimeError("no kernel image is available")
         if self.how == "falls-back":
@@ -94,12 +102,20 @@ class Engine:
         if stream:
             for place in range(new_tokens):
                 answer({"token": place + 1})
-        count = new_tokens - (self.how == "short")
+        if self.how == "half":
+            os.write(int(sys.argv[2]), b'{"op": "generate", "tok')
+            os._exit(3)
+        count = new_tokens - (self.how == "short") + (self.how == "long")
         tokens = [[ids[0] + n for n in range(count)] for ids in self.kept[number]]
+        if self.how == "ragged":
+            tokens[-1].pop()
+        if self.how == "too-few":
+            tokens.pop()
         scheduler = dict(SCHEDULER)
         if self.how in ("queued", "preempted", "prefix_hits"):
             scheduler[self.how] = 3
-        return {"tokens": tokens, "start_s": 5.0, "stop_s": 5.001, "scheduler": scheduler}
+        told = {"tokens": tokens, "start_s": 5.0, "stop_s": 5.001, "scheduler": scheduler}
+        return {n: v for n, v in told.items() if (self.how, n) != ("lacking", "scheduler")}
 
 
 class Honest(Engine):

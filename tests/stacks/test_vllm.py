@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -32,7 +33,7 @@ FAKE = ROOT / "tests" / "fakes" / "vllm.py"
 IDS = [[10, 11, 12], [20, 21, 22]]
 
 
-def start(tmp_path, how="behaves", **settings):
+def start(tmp_path, how="behaves", start_limit_s=30, **settings):
     return VllmEngine(
         "tiny-qwen3",
         config_of(find("tiny-qwen3")),
@@ -41,7 +42,7 @@ def start(tmp_path, how="behaves", **settings):
         folder=tmp_path,
         python=sys.executable,
         command=[sys.executable, str(FAKE), how],
-        start_limit_s=30,
+        start_limit_s=start_limit_s,
     )
 
 
@@ -110,6 +111,11 @@ def test_what_is_printed_is_no_answer(tmp_path):
     [
         ("dies", r"ended during 'generate' \(exit code 7\)[\s\S]*CUDA error: out of memory"),
         ("short", r"3 new tokens in each of 2 sequences, got \[2, 2\]"),
+        ("long", r"3 new tokens in each of 2 sequences, got \[4, 4\]"),
+        ("ragged", r"3 new tokens in each of 2 sequences, got \[3, 2\]"),
+        ("too-few", r"3 new tokens in each of 2 sequences, got \[3\]"),
+        ("lacking", r"the engine's answer to 'generate' lacks scheduler"),
+        ("half", r"ended during 'generate'|which is no JSON object"),
         ("babbles", r"b'INFO warming up', which is no JSON object"),
         ("wrong-op", r"answered .*'memory'.* when asked 'generate'"),
         ("queued", r"2 sequences were not held at once: 0 preempted, 3 steps .*25% full"),
@@ -136,6 +142,8 @@ def test_an_engine_that_hangs_is_given_up_and_ended(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("how", "settings", "text"),
     [
+        ("dies-at-start", {}, r"ended during 'start' \(killed by SIGKILL\)"),
+        ("unlike", {}, "answer to 'start' lacks worker"),
         ("refuses", {}, "refused 'start': RuntimeError: no kernel image"),
         ("no-plugin", {}, "did not draw its weights by name: .*VLLM_PLUGINS"),
         ("caches", {}, "caches prefixes"),
@@ -145,6 +153,13 @@ def test_an_engine_that_hangs_is_given_up_and_ended(tmp_path, monkeypatch):
 def test_an_engine_that_is_not_what_was_asked_never_starts(tmp_path, how, settings, text):
     with pytest.raises(EngineError, match=text):
         start(tmp_path, how, **settings)
+
+
+def test_an_engine_that_hangs_at_its_start_is_given_up_and_ended(tmp_path):
+    with pytest.raises(EngineError, match="no answer to 'start' within 0.5 s"):
+        start(tmp_path, "hangs-at-start", start_limit_s=0.5)
+    log = (tmp_path / "vllm.log").read_text().splitlines()
+    assert gone(*(int(line.split()[1]) for line in log if line.startswith("child")))
 
 
 def test_nothing_is_left_behind(tmp_path):
@@ -396,6 +411,20 @@ def test_what_a_real_engine_answered_is_read_as_it_was_meant(tmp_path):
         assert whole.error is None and len(whole.samples["engine_s"]) == 7
         assert whole.values["steps"] == 64 and whole.values["prefix_queries"] == 0
         assert 5e7 < whole.values["cache_used_bytes"] < 6e7
+
+
+def test_an_exchange_is_recorded_as_it_can_be_played_again(tmp_path, monkeypatch):
+    """What the fake answers is recorded; played again, it is answered the same."""
+    monkeypatch.setenv("VLLM_RECORD", str(tmp_path / "exchange.jsonl"))
+    with start(tmp_path) as engine:
+        tokens = engine(IDS, 3).tokens.tolist()
+    monkeypatch.delenv("VLLM_RECORD")
+    lines = (tmp_path / "exchange.jsonl").read_bytes()
+    (tmp_path / "exchange.jsonl.gz").write_bytes(gzip.compress(lines))
+    with start(tmp_path, str(tmp_path / "exchange.jsonl.gz")) as engine:
+        assert engine(IDS, 3).tokens.tolist() == tokens
+        with pytest.raises(EngineError, match="refused 'generate'"):
+            engine(IDS, 3)  # no more was recorded
 
 
 def test_engines_that_differ_in_speed_have_other_names(tmp_path):
