@@ -14,32 +14,28 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from lib import stats
-from lib.analysis import bounds
+from lib.analysis import bounds, routers
 from lib.analysis.batch import points
 from lib.analysis.metrics import METRICS, Reading
+from lib.analysis.routers import COUNTED, ENGINES, LEAD, WEIGHTS, is_drawn, is_engine
 from lib.analysis.rows import SETUP, Rows
 from lib.analysis.setups import Group, build
-from lib.records.kinds import STAND_IN
-from lib.records.record import Record, machines_differ, select
+from lib.records.record import Record, machines_differ
 from lib.show.figure import axes, color, html, labelled, logarithmic, style
 from lib.show.table import Column, Table, of_lines, without_empty
-from lib.show.wording import bullets, interval, number, short, verdict
+from lib.show.wording import bullets, interval, short, verdict
 from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 
-ENGINES = tuple(name for name, stack in STACKS.items() if stack.apart)
 CAPTURED = tuple(name for name, stack in STACKS.items() if stack.captured)
-WEIGHTS = SETUP.index("weights")
 QUANTITIES = ("ttft", "output", "decode", "j_per_1k")
 OURS, THEIRS, EVEN = "ours", "vLLM", "not told apart"
-LEAD = "a lead: logits not checked at this batch"
 SECTION = Markup("""<section>
 <h2 id="engines">As people deploy it</h2>
 <p>vLLM runs the same weights, drawn by name, on the same kind of card, by the same definitions of
 time, throughput and energy. It is set beside the best of this workbook's own stacks. Its number
 formats are those that its memory holds; a fallback to bfloat16 is not called MXFP4.</p>
 """)
-_COUNTED = {"n": 1, "method": "counted", "reason": "counted, no interval"}
 
 
 def of_engines(rows: Sequence[Record]) -> Rows:
@@ -97,7 +93,7 @@ def _one_user(rows: Rows) -> Iterator[Beside]:
                 g
                 for g in groups
                 if (name == "ttft" or g.of("stack") in CAPTURED)
-                and not _engine(g.of("stack"))
+                and not is_engine(g.of("stack"))
                 and _like(g.model, g.setup, theirs.model, theirs.setup)
             ]
             for shape in _shortest(metric.shapes(theirs)):
@@ -128,12 +124,12 @@ def _many_users(rows: Rows) -> Iterator[Beside]:
     every = [p for p in points.points(rows) if p.total.value is not None]
     stack = SETUP.index("stack")
     for theirs in every:
-        if not _engine(theirs.setup[stack]) or not _drawn(theirs.setup[WEIGHTS]):
+        if not is_engine(theirs.setup[stack]) or not is_drawn(theirs.setup[WEIGHTS]):
             continue
         ours = [
             p
             for p in every
-            if not _engine(p.setup[stack])
+            if not is_engine(p.setup[stack])
             and _like(p.model, p.setup, theirs.model, theirs.setup)
             and (p.context, p.batch) == (theirs.context, theirs.batch)
         ]
@@ -144,14 +140,6 @@ def _many_users(rows: Rows) -> Iterator[Beside]:
                 best.setup[stack], best.total, theirs.setup[stack], theirs.total,
                 stats.quotient(theirs.total, best.total), True, not theirs.gated,
             )  # fmt: skip
-
-
-def _engine(stack: str) -> bool:
-    return stack.split()[0] in ENGINES
-
-
-def _drawn(weights: str) -> bool:
-    return weights != STAND_IN
 
 
 def _greedy(rows: Sequence[Record]) -> bool:
@@ -254,7 +242,7 @@ def prefill(rows: Sequence[Record]) -> Table:
         rate = arm.limits.matmul("bfloat16")
         if not rate:
             return stats.missing("no matrix product measured in bfloat16")
-        return Estimate(1e3 * arm.prefill_flop / rate, **_COUNTED)
+        return Estimate(1e3 * arm.prefill_flop / rate, **COUNTED)
 
     def rest(group: Sequence[Record]) -> Estimate:
         whole, device = (METRICS[name].of(group) for name in ("ttft", "prefill_busy"))
@@ -298,7 +286,7 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     logits were not checked at their batch, are faint.
     """
     ax, drawn = axes(ax, figsize=(11.5, 5)), False
-    batches = [p for p in points.points(rows) if _drawn(p.setup[WEIGHTS])]
+    batches = [p for p in points.points(rows) if is_drawn(p.setup[WEIGHTS])]
     lines = points.by_line([*batches, *_singles(rows, {(p.model, p.context) for p in batches})])
     names = points.names(lines)
     for where, line in lines.items():
@@ -342,105 +330,6 @@ def _singles(rows: Sequence[Record], places: set[tuple[str, int]]) -> Iterator[p
                 )
 
 
-@dataclass(frozen=True)
-class Routed:
-    """A batch of a mixture of experts: distinct experts of a layer in a step, and throughput.
-
-    `how` is collapsed, drawn, or balanced; of a balanced router the throughput is computed.
-    """
-
-    model: str
-    dtype: str
-    context: int
-    batch: int
-    how: str
-    experts: Estimate
-    total: Estimate
-
-
-def routed(rows: Sequence[Record]) -> list[Routed]:
-    """Each batch of an engine whose steps' experts were told, and what a balanced router makes.
-
-    Balanced: the expected number of experts of a router that chooses evenly, and what their bytes
-    and the best read stream allow, which no step can beat.
-    """
-    rows = Rows.of(rows)
-    arms = [a for a in bounds.arms(rows, "batch") if _engine(a.setup[SETUP.index("stack")])]
-    cards = {r.key["model"]: r for r in select(rows, "card") if r.value("experts")}
-    dtype = SETUP.index("dtype")
-    found = []
-    for arm in arms:
-        told = bounds.experts_told(rows, arm.model, arm.setup[WEIGHTS], arm.setup[dtype], arm.batch)
-        if told is None or arm.batch == 1:
-            continue
-        how = "collapsed" if not _drawn(arm.setup[WEIGHTS]) else "drawn"
-        total = stats.scaled(arm.steps_per_s, arm.batch)
-        found.append(Routed(arm.model, arm.dtype, arm.context, arm.batch, how, told, total))
-        card = bounds.card_of(cards.get(arm.model), arm.dtype)
-        if how == "drawn" and card and arm.limits.read_bytes_per_s:
-            size = card.decode_bytes(arm.context, arm.batch)
-            most = Estimate(arm.batch * arm.limits.read_bytes_per_s / size, **_COUNTED)
-            even = Estimate(card.experts_touched(arm.batch), **_COUNTED)
-            found.append(
-                Routed(arm.model, arm.dtype, arm.context, arm.batch, "balanced", even, most)
-            )
-    return found
-
-
-def routed_table(rows: Sequence[Record]) -> Table:
-    """Batch throughput against distinct experts of a step."""
-    lines = [
-        {
-            "model": one.model,
-            "dtype": one.dtype,
-            "context": one.context,
-            "users": one.batch,
-            "router": one.how,
-            "distinct experts of a layer": one.experts,
-            "throughput of all (tok/s)": one.total,
-        }
-        for one in sorted(routed(rows), key=lambda o: (o.model, o.context, o.batch, o.how))
-    ]
-    grid = of_lines("routed", "How much hangs on the router", lines)
-    notes = (
-        "collapsed: the engine's own stand-in weights, where nearly all tokens choose the same "
-        "experts: a finding about them, and no throughput of the model",
-        "drawn: weights drawn by name; traced by an engine that runs step by step",
-        "balanced: experts to expect of an even router, and the throughput that their bytes allow; "
-        "computed, not measured. A trained router lies somewhere between",
-        f"batches of the engine are {LEAD.replace('this batch', 'their batch')}",
-    )
-    return replace(grid, notes=notes) if lines else grid
-
-
-def routed_figure(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
-    """The same as a figure: a line a batch, from collapsed over drawn to balanced."""
-    ax = axes(ax, figsize=(9.5, 4.5))
-    signs = {"collapsed": "v", "drawn": "o", "balanced": "_"}
-    for how, sign in signs.items():
-        ax.plot([], [], sign, color="0.3", label=how)
-    lines: dict[tuple, list[Routed]] = {}
-    for one in routed(rows):
-        lines.setdefault((one.model, one.dtype, one.context, one.batch), []).append(one)
-    for place, (where, line) in enumerate(sorted(lines.items())):
-        dots = sorted(
-            (o for o in line if None not in (o.experts.value, o.total.value)),
-            key=lambda o: o.experts.value,
-        )
-        at = [o.experts.value for o in dots], [o.total.value for o in dots]
-        label = f"{where[0]} ({where[1]}, {where[2]} tokens), {where[3]} users"
-        ax.plot(*at, ls=style(place), lw=1, color=color(where[0]), label=label)
-        for o in dots:
-            ax.plot([o.experts.value], [o.total.value], signs[o.how], color=color(where[0]))
-    labelled(
-        ax,
-        "Throughput against the experts of a step",
-        "distinct experts of a layer in a step",
-        "tokens per second of all users",
-    )
-    return ax
-
-
 # --- in words ----------------------------------------------------------------------------------
 
 
@@ -448,7 +337,7 @@ def conclusion(rows: Sequence[Record]) -> str:
     """Where ours is faster, where the engine is, and what its formats and its router change."""
     pairs = beside(rows)
     lines = [text for which in (OURS, THEIRS, EVEN, "") if (text := _where(which, pairs))]
-    return bullets([*lines, *_formats(rows), *_hangs(rows)]) if pairs else ""
+    return bullets([*lines, *_formats(rows), *routers.sentences(rows)]) if pairs else ""
 
 
 def _where(which: str, pairs: Sequence[Beside]) -> str:
@@ -507,43 +396,18 @@ def _formats(rows: Sequence[Record]) -> list[str]:
 
 
 def _of_drawn(group: Group) -> bool:
-    return _engine(group.of("stack")) and _drawn(group.of("weights"))
+    return is_engine(group.of("stack")) and is_drawn(group.of("weights"))
 
 
 def _plain(group: Group) -> bool:
     return group.of("dtype") == "bfloat16"
 
 
-def _hangs(rows: Sequence[Record]) -> list[str]:
-    """What stand-in weights make of a batch's throughput."""
-    texts, every = [], routed(rows)
-    for one in (o for o in every if o.how == "collapsed" and o.total.value):
-        place = (one.model, one.dtype, one.context, one.batch)
-        drawn = next(
-            (
-                o
-                for o in every
-                if o.how == "drawn" and (o.model, o.dtype, o.context, o.batch) == place
-            ),
-            None,
-        )
-        if drawn and drawn.total.value:
-            times = short(one.total.value / drawn.total.value)
-            texts.append(
-                f"{one.batch} users of {one.model}: {number(one.total, 'tok/s')} with the engine's "
-                f"stand-in weights ({short(one.experts.value)} experts a step), "
-                f"{number(drawn.total, 'tok/s')} with drawn ones "
-                f"({short(drawn.experts.value)}): {times} times, so that stand-in weights say "
-                f"nothing about batches of a mixture ({LEAD})."
-            )
-    return texts
-
-
 def tables(rows: Sequence[Record]) -> list[Table]:
     """Those that have rows, where an engine was measured."""
     if not of_engines(rows):
         return []
-    every = (table(rows), prefill(rows), routed_table(rows), started(rows))
+    every = (table(rows), prefill(rows), routers.routed_table(rows), started(rows))
     return [grid for grid in every if grid.rows]
 
 
@@ -557,6 +421,6 @@ def section(rows: Sequence[Record]) -> Markup:
     )
     pictures = [html(users(rows), rows, points.KINDS)]
     if any(grid.name == "routed" for grid in grids):
-        pictures.append(html(routed_figure(rows), rows, ("batch", "engine-trace")))
+        pictures.append(html(routers.routed_figure(rows), rows, ("batch", "engine-trace")))
     pieces = [SECTION, text, *pictures, *(grid.html() for grid in grids), Markup("</section>\n")]
     return Markup("").join(pieces)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib.analysis import bounds, engines
+from lib.analysis import bounds, engines, routers
 from lib.analysis.batch import points
 from lib.analysis.rows import Rows
 from lib.analysis.setups import by_setup
@@ -129,7 +129,7 @@ def test_throughput_hangs_on_the_router():
     speed = Record("ceilings", key(MODEL), values={"read_bytes_per_s": 3e12}, env_id=E)
     rows = [ENV, full, speed, trace(8, 20.0), trace(8, 4.0, **dummy)]
     rows += [*batch(0.1, 0.01, 8, **VLLM), *batch(0.1, 0.004, 8, **VLLM | dummy)]
-    by_how = {one.how: one for one in engines.routed(rows)}
+    by_how = {one.how: one for one in routers.routed(rows)}
     assert by_how["drawn"].total.value == pytest.approx(800)
     assert by_how["collapsed"].total.value == pytest.approx(2000)
     assert by_how["collapsed"].experts.value == 4 and by_how["drawn"].experts.value == 20
