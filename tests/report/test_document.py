@@ -257,7 +257,7 @@ def test_the_bound_has_a_section_and_the_machine_comes_first(tmp_path):
         line = next(csv.DictReader(file))
     assert float(line["useful MBU, datasheet"]) == pytest.approx(0.1)  # 100 of 1,000 steps/s
     text = text_of(page, ".abstract")
-    assert "one decodes 100.00 [94.53, 106.1] of 900.0 tok/s (11%, 10% by the datasheet)" in text
+    assert "one decodes 100.0 [94.53, 106.1] of 900.0 tok/s (11%, 10% by the datasheet)" in text
     assert "best read stream allows" in text
 
 
