@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -612,6 +613,32 @@ def test_the_driver_lists_slices_where_mig_is_on(monkeypatch, mig, slices):
     monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(mig=mig))
     (gpu,) = lease.gpus()
     assert gpu.uuid == "GPU-1" and [one.uuid for one in gpu.slices] == slices
+
+
+@pytest.mark.parametrize("listed", [None, "0,1", "1,0", "GPU-1,GPU-2", "GPU-2"])
+def test_the_kernel_sees_the_gpu_that_is_held_and_no_other(bench, monkeypatch, listed):
+    """Another run holds the first GPU; a list that is set already names both."""
+    held = []
+
+    def leased(candidates, *, wait):
+        held.append(next(gpu for gpu in candidates if gpu.uuid == "GPU-2"))
+        return contextlib.nullcontext(held[0])
+
+    monkeypatch.setattr(lease, "gpus", lambda: [lease.Gpu(f"GPU-{i}", "A") for i in (1, 2)])
+    monkeypatch.setattr(lease, "lease", leased)
+    if listed is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    cell = "import os\nos.environ['CUDA_VISIBLE_DEVICES']"
+    head = 'model = "x"\nrecords_path = "x"\ndevice = "auto"'
+    make_notebook(bench.source("first"), head, cell)
+    profile = {"defaults": {"device": "auto"}, "notebooks": {"first": {}}, "models": ["a/one"]}
+    (bench.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
+    envs = []
+    assert bench.run(check=lambda arms, env: envs.append(env["CUDA_VISIBLE_DEVICES"])) == 0
+    nb = nbformat.read(bench.job("first") / "notebook.ipynb", as_version=4)
+    assert nb.cells[-1].outputs[0]["data"]["text/plain"] == "'GPU-2'" and envs == ["GPU-2"]
 
 
 def test_slugs_are_different_for_different_models(tmp_path):
