@@ -19,7 +19,7 @@ SIZES = {
     "num_decoder_layers num_encoder_layers num_attention_heads n_head n_heads num_heads "
     "decoder_attention_heads encoder_attention_heads num_decoder_attention_heads "
     "num_encoder_attention_heads attention_heads num_experts n_routed_experts "
-    "num_local_experts moe_num_experts zero_expert_num index_n_heads n_mamba_heads "
+    "num_local_experts moe_num_experts zero_expert_num n_mamba_heads "
     "linear_num_key_heads linear_num_value_heads mamba_n_heads mamba_num_heads "
     "linear_num_heads laurel_rank index_topk index_topk_blocks d_rel",
     8: "head_dim kv_channels d_kv d_head dim_head attention_head_dim attention_head_size "
@@ -29,6 +29,8 @@ SIZES = {
     "attention_window_size chunk_size mamba_chunk_size hidden_size_per_layer_input rotary_dim "
     "swa_head_dim global_head_dim local_attention sliding_window_size window_size "
     "compressor_dim",
+    # Of few heads none may care for a token, and then which tokens are chosen is left to chance.
+    64: "index_n_heads",
     16: "moe_intermediate_size shared_expert_intermediate_size kv_lora_rank q_lora_rank "
     "moe_shared_expert_intermediate_size expert_ffn_hidden_size mamba_d_ssm lora_rank "
     "o_lora_rank adapter_rank gated_norm_rank",
@@ -67,7 +69,7 @@ _GEMMA4 = {
 _ASSISTANT = {"backbone_hidden_size": 32, "num_centroids": 8, "centroid_intermediate_top_k": 2}
 _SHARED = _TEXT | {"layer_types": _TWO_KINDS, "sliding_window": 8, "num_kv_shared_layers": 4}
 _QWEN4 = {
-    "layer_types": ["linear_attention", "qwen_sparse_attention"] * 2, "indexer_n_heads": 4,
+    "layer_types": ["linear_attention", "qwen_sparse_attention"] * 2, "indexer_n_heads": 64,
     "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 4,
     "ple_layer_ids": [1], "ple_embed_dim": 32, "heads_per_ngram": 4, "ngram_vocab_size_base": 100,
     "split_ngram_parts": 4, "hc_lowrank": 8, "eos_token_id": 2,

@@ -7,6 +7,7 @@ applies are found here, before anything is loaded.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable
@@ -15,10 +16,14 @@ from pathlib import Path
 
 from lib.models.card import ModelError
 
-INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = f"{SINGLE}.index.json"
 # Numbers that mean something only with scales beside them, by the names of the file format.
-SCALED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8", "U8", "I32", "U32", "I16", "U16", "I64")
+SCALED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I8", "U8", "I32", "U32", "I16", "U16")
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+# What older code saved beside weights, and today's makes by itself: causal masks and the number in
+# their place, the numbers of positions, the frequencies of rotations.
+_MADE_ANEW = re.compile(r"(attn|attention)\.bias|masked_bias|position_ids|rotary_emb\.inv_freq")
 _SHOWN = 3  # names in a message
 
 
@@ -33,8 +38,39 @@ class Tensor:
 
 
 def tensors(folder: Path) -> list[Tensor]:
-    """Every tensor of the safetensors files in a folder; raises ModelError for broken files."""
-    return [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _header(path)]
+    """Every tensor of the files that are loaded; raises ModelError for missing or broken ones.
+
+    These are the single file, or the shards that the index names: others may lie beside them.
+    """
+    return [tensor for name in _file_names(folder) for tensor in _header(folder / name)]
+
+
+def is_made_anew(tensor: Tensor) -> bool:
+    """Whether a tensor is no weight but a constant, which older code saved as well."""
+    found = _MADE_ANEW.search(tensor.name)
+    return bool(found) and (not tensor.name.endswith(".bias") or len(tensor.shape) == 4)
+
+
+def _file_names(folder: Path) -> list[str]:
+    index = folder / INDEX
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    if not index.is_file():
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        raise ModelError(
+            f"{folder.name} holds {named(names)} and no {INDEX} that tells which belong together; "
+            f"fetch the whole checkpoint, or rename a single file to {SINGLE}"
+        )
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} cannot be read as an index of shards ({error})") from error
+    if missing := [name for name in shards if not (folder / name).is_file()]:
+        raise ModelError(
+            f"{folder.name} lacks {named(missing)} of {len(shards)} shards; fetch the whole "
+            "checkpoint"
+        )
+    return shards
 
 
 def _header(path: Path) -> list[Tensor]:
@@ -66,36 +102,14 @@ def _header(path: Path) -> list[Tensor]:
     return found
 
 
-def require_whole(folder: Path) -> None:
-    """Raise unless every shard that the index names is there, and no file is cut off."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} cannot be read as an index of shards ({error})") from error
-        if missing := sorted(name for name in shards if not (folder / name).is_file()):
-            raise ModelError(
-                f"{folder.name} lacks {named(missing)} of {len(shards)} shards; fetch the whole "
-                "checkpoint"
-            )
-    elif not (folder / "model.safetensors").is_file():
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-        raise ModelError(
-            f"{folder.name} holds {named(names)} and no {INDEX} that tells which belong together; "
-            "fetch the whole checkpoint, or rename a single file to model.safetensors"
-        )
-    tensors(folder)
-
-
 def require_scales(folder: Path, method: str | None) -> None:
     """Raise where weights are numbers that need a scale, and none would be applied.
 
-    Either no method is named that applies it, or, in eight bits of floating point, no scale lies
-    beside the matrix.
+    Either no method is named that applies it, or, in eight bits of floating point, no scale of its
+    own lies beside the matrix.
     """
     held = tensors(folder)
-    scaled = [t for t in held if t.dtype in SCALED and len(t.shape) > 1]
+    scaled = [t for t in held if t.dtype in SCALED and len(t.shape) > 1 and not is_made_anew(t)]
     if method is None and scaled:
         raise ModelError(
             f"{folder.name} holds {named([t.name for t in scaled])} in "
@@ -103,17 +117,19 @@ def require_scales(folder: Path, method: str | None) -> None:
             "quantization_config that says how they are scaled: read as they are they would be "
             "other weights. Give a checkpoint with its quantisation, or one that is not quantised"
         )
-    beside = {_module(t.name) for t in held if "scale" in t.name.rpartition(".")[2]}
-    bare = [t.name for t in scaled if t.dtype in EIGHT_BITS and _module(t.name) not in beside]
-    if bare:
+    names = {t.name for t in held}
+    if bare := [t.name for t in scaled if t.dtype in EIGHT_BITS and not _scales(t.name, names)]:
         raise ModelError(
             f"{folder.name} holds {named(bare)} in eight bits of floating point, and no scale "
             "beside them: read as they are they would be other weights; fetch the whole checkpoint"
         )
 
 
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
+def _scales(name: str, names: set[str]) -> list[str]:
+    """What scales a matrix, beside it; scales of activations do not."""
+    owner, _, own = name.rpartition(".")
+    like = re.compile(rf"{re.escape(owner)}\.({re.escape(own)}\W?_?)?scale(_inv)?(\W.*)?")
+    return [other for other in names if like.fullmatch(other)]
 
 
 def dtypes(folder: Path) -> dict[str, int]:

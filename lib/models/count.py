@@ -75,7 +75,7 @@ def count(
 ) -> ModelCard:
     """The card of a causal language model with this configuration; nothing is allocated.
 
-    `held` is a net that holds its matrices quantised: the bytes are then those that it stores.
+    `held` is a net that was loaded: the bytes are then those that it stores, quantised or not.
     """
     try:
         return _counted(config, name, dtype, held)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -295,14 +296,16 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise ModelError(f"{folder} cannot be written; set {CACHE_VARIABLE} to a writable folder")
 
 
-def require_all_loaded(name: str, report: Mapping[str, Iterable[Any]]) -> None:
+def require_all_loaded(
+    name: str, report: Mapping[str, Iterable[Any]], constants: Collection[str] = ()
+) -> None:
     """Raise unless every weight came from the file and every weight of the file was used.
 
     `report` is what `from_pretrained` tells with `output_loading_info`. The library draws missing
-    weights at random, and leaves unexpected ones aside.
+    weights at random, and leaves unexpected ones aside. `constants` are no weights.
     """
     missing = sorted(report.get("missing_keys") or ())
-    unexpected = sorted(report.get("unexpected_keys") or ())
+    unexpected = sorted(set(report.get("unexpected_keys") or ()) - set(constants))
     mismatched = sorted(str(entry[0]) for entry in report.get("mismatched_keys") or ())
     errors = [str(text).strip().splitlines()[0] for text in report.get("error_msgs") or () if text]
     problems = [
@@ -341,16 +344,33 @@ def _scratch() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the library's progress bars, which would fill a notebook's output."""
+def quiet() -> Iterator[list[str]]:
+    """Without the library's progress bars and its table of tensors that did not load, which would
+    fill a notebook's output. The list gets what that table says: a tensor and its status each."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    troubled: list[str] = []
+
+    def take(record: Any) -> bool:
+        head, _, rows = record.getMessage().partition("\n")
+        cells = [line.split("|") for line in re.sub(r"\x1b\[\d*m", "", rows).splitlines()]
+        if "LOAD REPORT" in head:
+            troubled.extend(
+                f"{row[0].strip()} ({row[1].strip().lower()})" for row in cells[2:] if len(row) > 2
+            )
+        return "LOAD REPORT" not in head
+
+    logger, bars = (
+        logging.get_logger("transformers.modeling_utils"),
+        logging.is_progress_bar_enabled(),
+    )
     logging.disable_progress_bar()
+    logger.addFilter(take)
     try:
-        yield
+        yield troubled
     finally:
-        if shown:
+        logger.removeFilter(take)
+        if bars:
             logging.enable_progress_bar()
 
 

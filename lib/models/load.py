@@ -177,8 +177,7 @@ def load(
             f"{origin.name} came in {loaded}, not in the requested {dtype}; ask for {loaded}, or "
             "give a checkpoint that is not quantised"
         )
-    as_stored = "matrix_kernels" in form
-    actual = _card_of(net, origin.name, dtype, as_stored=as_stored, exact=asked is None)
+    actual = _card_of(net, origin.name, dtype, exact="matrix_kernels" not in form)
     model = Model(
         name=origin.name,
         net=net.eval().requires_grad_(False),
@@ -244,7 +243,6 @@ def _require_stored(
     asked = quantised.asked_for(read_config(folder))
     quantised.require_loadable(name, asked)
     quantised.require_device(name, asked, device.torch_device.partition(":")[0])
-    checkpoint_files.require_whole(folder)
     checkpoint_files.require_scales(folder, quantised.method_of(asked))
     if not quantised.is_expanded(asked):
         planned = replace(planned, weight_bytes=sum(checkpoint_files.dtypes(folder).values()))
@@ -258,8 +256,9 @@ def _checkpoint_net(
     import torch
     from transformers import AutoModelForCausalLM
 
+    troubled: list[str] = []
     try:
-        with quiet():
+        with quiet() as troubled:
             net, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
@@ -274,32 +273,37 @@ def _checkpoint_net(
     except (ModelError, torch.OutOfMemoryError, *NOT_OURS):
         raise
     except Exception as error:  # whatever the library and a method's package raise
-        raise ModelError(f"{folder.name} cannot be loaded: {count.reason_of(error)}") from error
-    require_all_loaded(folder.name, report)
+        names = f" ({checkpoint_files.named(troubled)})" if troubled else ""
+        raise ModelError(
+            f"{folder.name} cannot be loaded: {count.reason_of(error)}{names}"
+        ) from error
+    held = checkpoint_files.tensors(folder)
+    require_all_loaded(
+        folder.name, report, [t.name for t in held if checkpoint_files.is_made_anew(t)]
+    )
     return net
 
 
 def _require_numbers(name: str, net: torch.nn.Module) -> None:
-    """Raise where a weight is not a number, or infinite."""
+    """Raise where a weight, or a constant that a checkpoint holds, is not a number, or infinite."""
     import torch
 
-    for path, parameter in net.named_parameters():
+    held = net.state_dict(keep_vars=True)
+    for path, tensor in held.items():
         # A sum is not finite as soon as one of its terms is not, and needs no room of its own.
-        if parameter.dtype.is_floating_point and parameter.element_size() > 1:
-            total = parameter.detach().sum(dtype=torch.float32)
-            if not torch.isfinite(total) and not torch.isfinite(parameter).all():
+        if torch.is_tensor(tensor) and tensor.dtype.is_floating_point and tensor.element_size() > 1:
+            total = tensor.detach().sum(dtype=torch.float32)
+            if not torch.isfinite(total) and not torch.isfinite(tensor).all():
                 raise ModelError(
                     f"{name}: {path} holds values that are not finite numbers; fetch the "
                     "checkpoint again, or choose another dtype"
                 )
 
 
-def _card_of(
-    net: torch.nn.Module, name: str, dtype: str, *, as_stored: bool, exact: bool
-) -> ModelCard:
-    """The card of the net that was loaded: with a head of its own where it has one, and, where it
-    is held quantised, with the bytes that are really stored. `exact`: no parameter beside those of
-    the architecture, as the scales of a quantised one would be."""
+def _card_of(net: torch.nn.Module, name: str, dtype: str, *, exact: bool) -> ModelCard:
+    """The card of the net that was loaded: with a head of its own where it has one, and with the
+    bytes that are really stored. `exact`: no parameter beside those of the architecture, as the
+    scales of a quantised one would be."""
     config = plain(net.config)
     output, table = net.get_output_embeddings(), net.get_input_embeddings()
     if output is not None and table is not None:
@@ -307,7 +311,7 @@ def _card_of(
         for part in (config, *count.parts(config)):
             if getattr(part, "tie_word_embeddings", None) not in (None, tied):
                 part.tie_word_embeddings = tied
-    card = count.count(config, name=name, dtype=dtype, held=net if as_stored else None)
+    card = count.count(config, name=name, dtype=dtype, held=net)
     held = sum(p.numel() for p in net.parameters())
     if exact and held != card.total_params:
         raise ModelError(

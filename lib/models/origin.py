@@ -161,7 +161,6 @@ def require_checkpoint(origin: Origin, weights: str) -> None:
         fetch.require_safetensors(origin.folder)
         asked = quantised.asked_for(_config_as_given(origin))
         quantised.require_loadable(origin.name, asked)
-        checkpoint_files.require_whole(origin.folder)
         checkpoint_files.require_scales(origin.folder, quantised.method_of(asked))
     elif origin.hub and origin.config is None:  # what an entry of the list leads to loads
         quantised.require_loadable(origin.name, quantised.asked_for(_config_as_given(origin)))

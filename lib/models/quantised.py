@@ -179,6 +179,9 @@ def stored_bytes(net: torch.nn.Module, names: Iterable[str]) -> dict[str, int]:
     `names` are those of the architecture without quantisation. What a quantised module keeps in
     place of a matrix (packed numbers, scales, zeros) counts as the matrix.
     """
+    own = {name: p.nbytes for name, p in net.named_parameters()}
+    if not any(is_quantised(m) for m in net.modules()):
+        return {name: own.get(name, 0) for name in names}
     state = {k: t for k, t in net.state_dict().items() if hasattr(t, "nbytes")}
     found = {name: state[name].nbytes if name in state else 0 for name in names}
     for key, tensor in state.items():

@@ -148,7 +148,11 @@ class GenerateStack:
 
 
 def rehearse_static(twin: Any) -> None:
-    """Two tokens with a static cache on shapes alone; raises what keeps them from coming."""
+    """Two tokens with a static cache on shapes alone; raises what keeps them from coming.
+
+    A model whose class says that its step is not to be compiled gets other logits here than with a
+    growing cache, often enough: some of them attend to what is still empty.
+    """
     if not twin._supports_default_dynamic_cache():
         raise StackError("it keeps a cache of its own, and the library has no static form of it")
     stack = GenerateStack(twin, decoding="greedy", static=True, capacity=64)
@@ -157,6 +161,11 @@ def rehearse_static(twin: Any) -> None:
         raise StackError("it takes no cache: every step reads the whole sequence once more")
     with dry_run.Shapes(small=64):  # the cache is larger, and so a shape
         stack(torch.full((1, 5), 5), 2)
+    if not twin._can_compile_fullgraph:
+        raise StackError(
+            "the library does not offer its compilation for it (_can_compile_fullgraph is false), "
+            "nor promises the same logits with a cache of fixed size; use hf-eager"
+        )
 
 
 def compiled_graphs() -> int:

@@ -191,9 +191,17 @@ class GraphStack:
             cache, _ = _prefill(self.net, ids)
         require_capturable(self.net, cache)
         dry_run.forget_numbers(self.net)
-        step = Step(self.net, cache, rehearsal.CAPACITY)
-        with self._around(self.net, step.cache):
-            step._run()
+        seen = []
+        for capacity in (rehearsal.CAPACITY, 2 * rehearsal.CAPACITY):
+            step, numbers = Step(self.net, cache, capacity), rehearsal.Numbers()
+            with numbers, self._around(self.net, step.cache):
+                step._run()
+            seen.append(numbers.seen)
+        if seen[0] != seen[1]:
+            raise StackError(
+                "its step takes a place from the length of its keys, and that is the length of the "
+                "buffers here, not the number of tokens; use hf-eager"
+            )
 
     def __call__(
         self, ids: torch.Tensor, new_tokens: int, on_token: Callable[[], None] | None = None

@@ -14,16 +14,37 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.models import dry_run, experts
 from lib.stacks.stack import StackError
 
+aten = torch.ops.aten
 CONTEXT, CAPACITY = 5, 64  # tokens
 # What torch says where a value is asked for and there is none.
 _NO_VALUE = ("meta tensor", "Cannot copy out of meta", "data-dependent", "unimplemented by default")
 # What it says of an operation that has no form for shapes alone.
 _NO_SHAPE = ("from the 'Meta' backend", "not implemented for")
 _KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, str]] = weakref.WeakKeyDictionary()
+
+
+class Numbers(TorchDispatchMode):
+    """Where slices, choices and ranges of a step begin, and its factors: numbers that its code has
+    as Python has them, which a recorded step repeats as they were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[float] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (aten.slice.Tensor, aten.select.int):
+            axis, place = (*args, None, None)[1:3]
+            size = args[0].shape[axis or 0]
+            self.seen.add(min(place or 0, size) + (size if (place or 0) < 0 else 0))
+        elif func in (aten.arange.start, aten.arange.start_step):
+            self.seen.add(args[0])
+        self.seen.update(value for value in args if isinstance(value, float))
+        return func(*args, **(kwargs or {}))
 
 
 def require(stack: str, net: Any, rehearse: Callable[[Any], None]) -> None:

@@ -26,6 +26,7 @@ from lib.models import checkpoint_files, fetch, load, origin, quantised
 from lib.models.card import ModelError
 from lib.models.prompts import PromptError, exact_prompt
 from lib.run import preflight
+from tools import sweep, tiny
 
 LLAMA = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -156,6 +157,76 @@ def test_the_card_counts_the_net_that_was_loaded(saved):
     assert loaded.card.total_params == loaded.net.num_parameters()
 
 
+def small(model_type, **changes):
+    """A tiny net of a type, with parameters that are not zero."""
+    return sweep.net_of(tiny.fields(model_type) | changes)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gemma3", "mixtral", "deepseek_v3", "mamba"])
+def test_whatever_is_missing_or_too_much_is_named(saved, model_type):
+    """One tensor of each kind is left out; one is put beside."""
+    folder = saved(small(model_type))
+    path, device = folder / "model.safetensors", open_device("cpu")
+    held = load_file(path)
+    kinds = {"".join(c for c in name if not c.isdigit()): name for name in held}
+    weights = [name for name in kinds.values() if name.endswith(".weight")]
+    changed = [(n, {k: t for k, t in held.items() if k != n}) for n in kinds.values()]
+    changed += [(n, held | {f"{n}_scale": torch.ones(3)}) for n in weights]
+    for name, tensors in changed:
+        save_file(tensors, path, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=r"is not a checkpoint of this model: |\(conversion\)"):
+            load._checkpoint_net(folder, "float32", device.torch_device, {})
+            pytest.fail(name)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "constant"),
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4)),
+        ("gpt2", "transformer.h.0.attn.bias", torch.ones(1, 1, 8, 8)),
+        ("gpt2", "transformer.h.0.attn.masked_bias", torch.tensor(-1e4)),
+        ("gpt_neox", "gpt_neox.layers.0.attention.bias", torch.ones(1, 1, 8, 8).byte()),
+        ("bert", "bert.embeddings.position_ids", torch.arange(128)[None]),
+    ],
+)
+def test_constants_that_older_code_saved_are_no_weights(saved, model_type, name, constant):
+    folder = saved(small(model_type), tensors=lambda held: held | {name: constant})
+    assert loaded_from(folder).weights == "checkpoint"
+
+
+def test_a_bias_of_that_name_is_a_weight(saved):
+    name = "transformer.h.0.attn.bias"
+    folder = saved(small("gpt2"), tensors=lambda held: held | {name: torch.ones(8).byte()[None]})
+    with pytest.raises(ModelError, match="attn.bias in U8"):
+        loaded_from(folder)
+
+
+def test_constants_of_a_checkpoint_are_numbers_too(saved):
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"  # not a parameter of the net
+    folder = saved(
+        small("deepseek_v3"), tensors=lambda held: held | {name: torch.full((4,), torch.nan)}
+    )
+    with pytest.raises(ModelError, match=f"{name} holds values that are not finite"):
+        loaded_from(folder)
+
+
+def test_files_that_are_not_loaded_do_not_count(saved):
+    """As in repositories that hold the weights in another layout as well."""
+    folder = saved()
+    eight = {"w": torch.ones(4, 4).to(torch.float8_e4m3fn)}
+    save_file(eight, folder / "consolidated.safetensors")
+    (folder / checkpoint_files.INDEX).write_text(json.dumps({"weight_map": {"w": "gone"}}))
+    assert torch.equal(loaded_from(folder).net.state_dict()[UP], llama().state_dict()[UP])
+    assert {t.name for t in checkpoint_files.tensors(folder)} == {*llama().state_dict()}
+
+
+def test_bytes_are_those_of_the_loaded_net_where_some_parts_stay_in_float32(saved):
+    loaded = loaded_from(saved(small("gpt_oss")), dtype="float16")
+    held = [p.nbytes for p in loaded.net.parameters()]
+    assert {p.dtype for p in loaded.net.parameters()} == {torch.float16, torch.float32}
+    assert loaded.card.weight_bytes == sum(held) > 2 * loaded.card.total_params
+
+
 # GGUF
 
 GGUF_NAMES = {
@@ -247,7 +318,7 @@ def test_a_gguf_that_is_cut_off_is_refused(net4, tmp_path):
 # Quantised
 
 
-def as_float8(held, *, scales=True):
+def as_float8(held, *, scales=True, suffix="weight_scale_inv"):
     """Matrices in eight bits, with a scale for each block of 128 x 128 (here: one) beside them."""
     made = {}
     for name, tensor in held.items():
@@ -255,7 +326,7 @@ def as_float8(held, *, scales=True):
             scale = tensor.abs().max() / 448
             made[name] = (tensor / scale).to(torch.float8_e4m3fn)
             if scales:
-                made[f"{name}_scale_inv"] = scale.reshape(1, 1)
+                made[name.replace("weight", suffix)] = scale.reshape(1, 1)
         else:
             made[name] = tensor
     return made
@@ -286,6 +357,30 @@ def test_numbers_that_would_be_read_without_a_scale_are_refused(saved, asked, sc
     config = {"quantization_config": asked} if asked else None
     folder = saved(tensors=lambda held: as_float8(held, scales=scales), config=config)
     with pytest.raises(ModelError, match=reason):
+        loaded_from(folder)
+
+
+@pytest.mark.parametrize("suffix", ["input_scale", "k_scale", "activation_scale_inv"])
+def test_a_scale_of_activations_is_none_of_weights(saved, suffix):
+    folder = saved(
+        tensors=lambda held: as_float8(held, suffix=suffix), config={"quantization_config": FP8}
+    )
+    with pytest.raises(ModelError, match=r"layers.0\..* in eight bits of .* no scale beside them"):
+        loaded_from(folder)
+
+
+def test_scales_belong_to_one_matrix_each():
+    names = {"a.gate_up_proj", "a.gate_up_proj_scale_inv", "a.down_proj", "b.weight", "b.scale"}
+    scaled = [n for n in sorted(names) if checkpoint_files._scales(n, names)]
+    assert scaled == ["a.gate_up_proj", "b.scale", "b.weight"]
+
+
+@pytest.mark.parametrize("suffix", ["weight_scale", "weight_scales"])
+def test_a_scale_under_a_name_that_is_not_applied_is_too_much(saved, suffix):
+    folder = saved(
+        tensors=lambda held: as_float8(held, suffix=suffix), config={"quantization_config": FP8}
+    )
+    with pytest.raises(ModelError, match=f"{suffix}|no scale beside"):
         loaded_from(folder)
 
 

@@ -1,6 +1,7 @@
 """Stacks and architectures: what runs computes what generate() computes, and what cannot run says
 so beforehand and leaves the net as it was."""
 
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -262,3 +263,53 @@ def test_a_net_made_anew_is_asked_anew():
         rehearsal.require("graph", net, asked.append)
         rehearsal.require("graph", net, asked.append)
     assert len(asked) == 2
+
+
+# Numbers that a recorded step would repeat
+
+
+@pytest.mark.parametrize("stack", ["graph", "graph-compiled"])
+def test_a_place_taken_from_the_length_of_the_keys_is_refused(stack):
+    """GPT-Neo cuts the window of its local layers out of a table, from the last key backwards."""
+    net = net_of("gpt_neo")
+    with pytest.raises(StackError, match=f"{stack}' cannot run gpt_neo: its step takes a place fr"):
+        registry.open_stack(stack, net)(PROMPT, 3)
+    assert not patched(net)
+
+
+@pytest.mark.parametrize(
+    ("work", "differs"),
+    [
+        (lambda x: x[:, : x.shape[1]], False),
+        (lambda x: x[:, -x.shape[1] :], False),
+        (lambda x: x[:, 2:].new_zeros(x.shape), False),
+        (lambda x: torch.arange(x.shape[1]), False),
+        (lambda x: x * 0.125, False),
+        (lambda x: x[:, x.shape[1] - 1 :], True),
+        (lambda x: x[:, -1:], True),
+        (lambda x: x[:, -1], True),
+        (lambda x: x[:, x.shape[1] // 2], True),
+        (lambda x: torch.arange(x.shape[1] - 1, x.shape[1]), True),
+        (lambda x: x * math.log(x.shape[1]), True),
+    ],
+)
+def test_numbers_that_follow_the_length_are_seen(work, differs):
+    seen = []
+    for length in (64, 128):
+        with rehearsal.Numbers() as numbers:
+            work(torch.ones(1, length, device="meta"))
+        seen.append(numbers.seen)
+    assert (seen[0] != seen[1]) is differs
+
+
+@pytest.mark.parametrize("window", [5, 100, 500])
+def test_windows_of_any_length_are_rehearsed(window):
+    """Shorter than the buffers of the rehearsal, between them, and longer."""
+    net = net_of("gpt_oss", sliding_window=window)
+    assert registry.open_stack("graph", net)(PROMPT, 3).tokens.shape == (1, 3)
+
+
+@pytest.mark.parametrize("model_type", ["megatron-bert", "doge", "moshi", "rembert", "roformer"])
+def test_where_the_library_promises_no_cache_of_fixed_size_it_is_not_used(model_type):
+    with pytest.raises(StackError, match="does not offer its compilation for it"):
+        registry.open_stack("hf-static", net_of(model_type))(PROMPT, 3)
