@@ -162,6 +162,16 @@ def test_any_model_may_be_measured(folder):
     assert load(folder, models=str(folder / "x.gguf")).choices[0].weights == "gguf"
 
 
+def test_a_folder_is_measured_with_its_weights_where_it_has_any(folder):
+    own = folder / "own"
+    own.mkdir()
+    (own / "config.json").write_text("{}")
+    assert load(folder, models=str(own)).choices[0].weights == "random"
+    (own / "model.safetensors").touch()
+    assert load(folder, models=str(own)).choices[0].weights == "checkpoint"
+    assert load(folder, models=str(own), weights="random").choices[0].weights == "random"
+
+
 @pytest.mark.parametrize(
     ("slices", "message"),
     [
