@@ -153,9 +153,15 @@ class CpuDevice(Device):
 class Board:
     """What NVML tells of one GPU, found by its UUID; without NVML, `missing` says why."""
 
-    def _open(self, uuid: str) -> None:
+    def _open(self, uuid: str, name: str) -> None:
         self.uuid, self.missing = uuid, {}
         self._nvml = self._handle = None
+        if uuid.startswith("MIG-"):
+            self.missing["energy"] = (
+                f"{name} is a MIG slice: power and energy are those of the whole board, of which "
+                "others may use their parts"
+            )
+            return
         try:
             self._nvml, self._handle = board.open_board(uuid)
         except Exception as error:  # NVML raises its own classes, one per return code
@@ -216,7 +222,7 @@ class BoardDevice(Board, Device):
 
     def __init__(self, environment: dict[str, Any]) -> None:
         self._environment = environment
-        self._open(environment["gpu_uuid"])
+        self._open(environment["gpu_uuid"], str(environment.get("gpu")))
         self.missing["busy"] = "the engine computes in another process, which is not profiled"
 
     def environment(self) -> dict[str, Any]:
@@ -264,7 +270,8 @@ class CudaDevice(Board, Device):
 
         self._cuda = torch.cuda
         self._properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        self._open(f"GPU-{self._properties.uuid}")
+        kind = "MIG" if " MIG " in self._properties.name else "GPU"
+        self._open(f"{kind}-{self._properties.uuid}", self._properties.name)
 
     def synchronize(self) -> None:
         """Wait until the GPU has done all that was queued."""

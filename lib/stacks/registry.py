@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lib.records.kinds import STUDY_STACK
@@ -43,6 +44,24 @@ def _apart(net: Any, **options: Any) -> Generate:
         "an engine in a process of its own is not opened for a loaded net: run it with STACK=vllm, "
         "or measure.session.opened(model, stack='vllm', ...)"
     )
+
+
+def _rehearse_static(twin: Any) -> None:
+    from lib.stacks.generate import rehearse_static
+
+    rehearse_static(twin)
+
+
+def _rehearse_graph(twin: Any) -> None:
+    from lib.stacks.graph import GraphStack
+
+    GraphStack(twin).rehearse()
+
+
+def _rehearse_compiled(twin: Any) -> None:
+    from lib.stacks import fused, graph
+
+    graph.GraphStack(twin, around=fused.Layers(twin, compiled=False)).rehearse()
 
 
 def _library(net: Any) -> str | None:
@@ -84,6 +103,7 @@ STACKS = {
             _static,
             _library,
             samples=True,
+            rehearse=_rehearse_static,
         ),
         Stack(
             "graph",
@@ -92,6 +112,7 @@ STACKS = {
             _graph,
             _configured,
             captured=True,
+            rehearse=_rehearse_graph,
         ),
         Stack(
             "graph-compiled",
@@ -100,6 +121,7 @@ STACKS = {
             _compiled,
             _fused,
             captured=True,
+            rehearse=_rehearse_compiled,
         ),
         Stack(
             "vllm",
@@ -132,7 +154,21 @@ def open_stack(
         raise ValueError(
             f"the stack {name!r} decodes greedily only, not {decoding!r}; use {sampling}"
         )
-    return STACKS[name].open(net, decoding=decoding, capacity=capacity)
+    stack = STACKS[name].open(net, decoding=decoding, capacity=capacity)
+    if STACKS[name].rehearse is not None:
+        stack.before = partial(require_runs, name, net)
+    return stack
+
+
+def require_runs(name: str, net: Any) -> None:
+    """Raise a StackError where a stack cannot run a net, before it does any work with it.
+
+    A stack asks this itself in its first call.
+    """
+    from lib.stacks import rehearsal
+
+    if (rehearse := STACKS[name].rehearse) is not None:
+        rehearsal.require(name, net, rehearse)
 
 
 def experts_in_decode(net: Any, stack: str) -> str | None:
