@@ -111,6 +111,8 @@ def _parts(cell: Cell, has_ratio: bool) -> list[Any]:
         Text(printed, sort=cell.printed or ""),
         Number(cell.measured, decimals, setup=cell.note, verdict=own),
     ]
+    if cell.today is not None and cell.today.value is not None:
+        parts[-1] = (parts[-1], Number(cell.today, decimals, label="experts as of today"))
     if has_ratio and cell.ratio.value is None:
         why = "" if cell.measured.value is None else cell.ratio.reason
         parts.append(Text("–", title=why, sort=""))
