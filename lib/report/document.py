@@ -7,7 +7,6 @@ loads nothing from anywhere, and its content security policy allows one script, 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,17 +25,15 @@ from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
 from lib.records.store import merge, precedence
-from lib.report import provenance, record_list, sections
+from lib.report import answer, provenance, record_list, sections
 from lib.report.abstract import findings
-from lib.show import figure
+from lib.show import figure, page
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
-from lib.show.page import data_link, entry, shell
 from lib.studies import paper_tables, section
 from lib.studies.grids import paper_grid
 from lib.studies.schema import StudyFile
 from lib.studies.study import Published, load, paper_name
 
-SECTION = re.compile(r'<h2[^>]* id="([^"]+)"[^>]*>(.*?)</h2>', re.DOTALL)
 TITLE = "What it costs to deploy an open-weight language model"
 
 
@@ -96,10 +93,9 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
     target = out / job.path / "notebook.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     up = "/".join([".."] * len(job.parts))
-    body = shell().get_template("notebook.html")
-    title = f"{job.title} · {job.model}"
-    text = body.render(
-        title=title,
+    text = page.document(
+        "notebook.html",
+        title=f"{job.title} · {job.model}",
         kicker=job.setup or job.profile,
         subtitle="",
         footer="",
@@ -107,16 +103,10 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
         job=job,
         fragment=Markup(fragment),
         report_href=f"{up}/report.html",
-        toc=[entry(job.id, title, _headings(fragment))],
         ipynb_href=quote(Path(os.path.relpath(job.notebook_path, target.parent)).as_posix()),
     )
     write_text(target, text)
     return target
-
-
-def _headings(fragment: str) -> list[SimpleNamespace]:
-    """The contents of a notebook's page: its second-level headings."""
-    return [entry(name, Markup(text).striptags()) for name, text in SECTION.findall(fragment)]
 
 
 def render(
@@ -153,52 +143,46 @@ def render(
     demo = provenance.is_demo(rows)
     groups = _groups(jobs, pages, fragments, out)
     ended = max((str(job.run.get("end") or "") for job in jobs), default="")
-    return (
-        shell()
-        .get_template("report.html")
-        .render(
-            title=TITLE,
-            kicker=f"Deployment workbook · profile {source.name}",
-            subtitle=_subtitle(rows, ended),
-            demo=demo,
-            cautions=context or _cautions(rows),
-            findings=[
-                *findings(rows, published, paper),
-                *(replicated.findings if replicated else ()),
-            ],
-            replicated=replicated,
-            counts=provenance.counts(jobs, rows),
-            provenance=provenance.provenance(jobs),
-            paper=published,
-            paper_main=[paper_grid(t, context) for t in first],
-            paper_numbers=section.numbers(first).capitalize() if first else "",
-            paper_more=[paper_grid(t, context) for t in paper if t not in first],
-            bound=bound,
-            bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
-            batch=batch,
-            generic=generic,
-            priced=priced,
-            ledgers=ledgers,
-            ledger_figures=_ledger_figures(rows),
-            groups=groups,
-            failures=failures,
-            arm_errors=provenance.arm_errors(rows),
-            warnings=provenance.warnings_table(rows),
-            costs=provenance.table(jobs),
-            downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
-            + [(p.name, data_link(p)) for p in csvs],
-            files=_file_links(jobs, pages, out),
-            records=record_list.table(rows, _by_end(jobs), out),
-            toc=_contents(
-                groups,
-                bool(paper),
-                bool(replicated and replicated.own),
-                bool(bound.rows),
-                bool(ledgers),
-                bool(batch),
-            ),
-            footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
-        )
+    return page.document(
+        "report.html",
+        title=TITLE,
+        kicker=f"Deployment workbook · profile {source.name}",
+        subtitle=_subtitle(rows, ended),
+        demo=demo,
+        answer=answer.answer(
+            rows,
+            context=published["context"] if paper else None,
+            gpu_hour_usd=prices.gpu_hour_usd if prices else None,
+        ),
+        cautions=context or _cautions(rows),
+        findings=[
+            *findings(rows, published, paper),
+            *(replicated.findings if replicated else ()),
+        ],
+        replicated=replicated,
+        counts=provenance.counts(jobs, rows),
+        provenance=provenance.provenance(jobs),
+        paper=published,
+        paper_main=[paper_grid(t, context) for t in first],
+        paper_numbers=section.numbers(first).capitalize() if first else "",
+        paper_more=[paper_grid(t, context) for t in paper if t not in first],
+        bound=bound,
+        bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
+        batch=batch,
+        generic=generic,
+        priced=priced,
+        ledgers=ledgers,
+        ledger_figures=_ledger_figures(rows),
+        groups=groups,
+        failures=failures,
+        arm_errors=provenance.arm_errors(rows),
+        warnings=provenance.warnings_table(rows),
+        costs=provenance.table(jobs),
+        downloads=[(p.name, page.data_link(p)) for p in (replicated.files if replicated else [])]
+        + [(p.name, page.data_link(p)) for p in csvs],
+        files=_file_links(jobs, pages, out),
+        records=record_list.table(rows, _by_end(jobs), out),
+        footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
     )
 
 
@@ -299,30 +283,3 @@ def _file_links(
         if paths:
             items.append((f"{job.model}, {job.title}", [(p.name, _href(p, out)) for p in paths]))
     return items
-
-
-def _contents(
-    groups: Sequence[SimpleNamespace],
-    paper: bool,
-    own: bool,
-    bound: bool,
-    ledgers: bool,
-    batch: bool,
-) -> list[SimpleNamespace]:
-    entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
-    if own:
-        more = (("ladder", "The ratio ladder"), ("changes", "If you measure it right"))
-        entries[1:1] = [entry(*item) for item in more]
-    entries.append(entry("tables", "The paper's tables" if paper else "Results"))
-    if bound:
-        entries.append(entry("bound", "Against the bound"))
-    if batch:
-        entries.append(entry("batch", "Batch"))
-    if paper:
-        entries.append(entry("claims", "The paper's claims"))
-        entries.append(entry("more-tables", "Other tables"))
-    if ledgers:
-        entries.append(entry("memory-ledger", "Memory ledger"))
-    entries += [entry(g.id, g.title, [entry(j.id, j.title) for j in g.jobs]) for g in groups]
-    last = (("failures", "Failures"), ("methods", "Methods"), ("data", "Data"))
-    return [*entries, *(entry(*item) for item in last)]
