@@ -70,9 +70,8 @@ def claims_follow(p: Published) -> Finding | None:
     """A claim's number is that of the printed cells or counts that it is made of, to one unit of
     its last digit, and its order is theirs. Off by less than a point or a percent is a note."""
     off, near = {}, []
-    for name, claim in p.data.get("claims", {}).items():
-        if "cells" not in claim:
-            continue
+    claims = {n: c for n, c in p.data.get("claims", {}).items() if "cells" in c}
+    for name, claim in claims.items():
         exact, value = _exact(p, claim), claim["value"]
         texts = [value] if isinstance(value, str) else list(value or ())
         if value is None:
@@ -89,7 +88,8 @@ def claims_follow(p: Published) -> Finding | None:
         return None
     severity = "note" if near and all(near) and len(near) == len(off) else "error"
     printed = "; ".join(p.claim(name)["text"] for name in off)
-    return Finding(severity, "the text", printed, each(off), tuple(off))
+    follows = f"{each(off)}; the other {len(claims) - len(off)} claims of this kind follow"
+    return Finding(severity, "the text", printed, follows, tuple(off))
 
 
 def _exact(p: Published, claim: Claim) -> list[float]:

@@ -174,8 +174,8 @@ def table(entries: Sequence[Entry]) -> Table:
         Column("The paper", numeric=False, sortable=False),
         Column("Measured, by its protocol", numeric=False, sortable=False),
         Column("Experts as of today", numeric=False, sortable=False),
-        Column("Corrected definition", numeric=False, sortable=False),
-        Column("Device-bound", numeric=False, sortable=False),
+        Column("Corrected definition, as of today", numeric=False, sortable=False),
+        Column("Device-bound, as of today", numeric=False, sortable=False),
         Column("Verdict", numeric=False),
         Column("Cause", numeric=False, sortable=False, css="cause"),
     )

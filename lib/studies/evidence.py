@@ -136,10 +136,8 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
     ablation_like_paper = ablation
     if _experts_differ(base[reference], published):
         own = _with_more(series(reference, (*BASE_KINDS, "trace"), experts=ALL_EXPERTS), rows, envs)
-        like_paper = base | {reference: replace(own, reason=OTHER_EXPERTS)}
-        ablation_like_paper = {
-            name: replace(s, reason=OTHER_EXPERTS) for name, s in ablations(ALL_EXPERTS).items()
-        }
+        like_paper = base | {reference: _cards_last(own)}
+        ablation_like_paper = {n: _cards_last(s) for n, s in ablations(ALL_EXPERTS).items()}
     stacks = {}
     for stack in DEVICE_BOUND:
         none = Series((), f"not measured: no row on stack {stack}")
@@ -172,6 +170,11 @@ def _experts_differ(own: Series, published: Published) -> bool:
     """Whether the study's software computed experts that these rows leave out."""
     used = {r.key.get("experts") for r in own.rows} - {None, "none", ALL_EXPERTS}
     return bool(used) and "all-experts" in published.data.get("sources", {})
+
+
+def _cards_last(own: Series) -> Series:
+    """A series whose first row says what ran: a card is of no experts implementation."""
+    return Series(tuple(sorted(own.rows, key=lambda r: r.kind == "card")), OTHER_EXPERTS)
 
 
 def _with_more(series: Series, records: Sequence[Record], envs: dict) -> Series:

@@ -683,7 +683,7 @@ def test_rankings_by_print_protocol_and_definition():
     by_metric = {r.metric: r for r in rankings.rankings(as_the_paper(), study())}
     rate = by_metric["throughput (tok/s)"]
     assert rate.printed == "1. GPT-OSS-20B 31.27; 2. Yi-34B 26.30; 3. Qwen3-32B 23.73"
-    assert rate.ours == "1. GPT-OSS-20B 100.00; 2. Qwen3-32B 50.00; 3. Yi-34B 25.00"
+    assert rate.ours == "1. GPT-OSS-20B 100.0; 2. Qwen3-32B 50.00; 3. Yi-34B 25.00"
     assert rate.bound.startswith("1. GPT-OSS-20B 500.0")
     assert rate.change == "Qwen3-32B and Yi-34B change places; 2 of 3 pairs hold"
     kv = by_metric["KV cache (MiB)"]  # 400 MiB each
