@@ -20,20 +20,21 @@ from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
 from lib.analysis.setups import RANDOM_NOTE
-from lib.files import write_text
+from lib.files import file_sha, write_text
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
-from lib.records.store import merge, precedence
+from lib.records.store import merge, precedence, sha
 from lib.report import answer, provenance, record_list, sections
 from lib.report.abstract import findings
-from lib.show import figure, page
+from lib.show import figure, notebook_html, page
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
 from lib.studies import paper_tables, section
 from lib.studies.grids import paper_grid
 from lib.studies.schema import StudyFile
 from lib.studies.study import Published, load, paper_name
 
+FRAGMENT = ("<!-- notebook -->", "<!-- end of the notebook -->")  # around it in its own page
 TITLE = "What it costs to deploy an open-weight language model"
 
 
@@ -57,10 +58,12 @@ def write(
     if not jobs:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
-    fragments = {job.id: _fragment(job) for job in jobs if job.notebook_path}
-    pages = {job.id: _page(job, out, fragments[job.id]) for job in jobs if job.notebook_path}
+    fragments = {job.id: _fragment(job, out) for job in jobs if job.notebook_path}
+    for job in jobs:
+        if job.notebook_path:
+            _page(job, out, fragments[job.id])
     path = out / "report.html"
-    write_text(path, render(jobs, source, out, pages, fragments, prices, study or load()))
+    write_text(path, render(jobs, source, out, fragments, prices, study or load()))
     return path
 
 
@@ -75,7 +78,8 @@ def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) 
     job = next((j for j in find(root) if j.folder.resolve() == folder), None)
     if job is None or job.notebook_path is None:
         raise FileNotFoundError(f"{folder} holds no run.json with an executed notebook")
-    return _page(job, Path(out_dir) if out_dir is not None else root, _fragment(job))
+    out = Path(out_dir) if out_dir is not None else root
+    return _page(job, out, _fragment(job, out))
 
 
 def _results_root(folder: Path) -> Path:
@@ -83,9 +87,23 @@ def _results_root(folder: Path) -> Path:
     return folder.parents[1] if folder.parent.name == ACROSS else folder.parents[2]
 
 
-def _fragment(job: Job) -> str:
-    """A job's notebook as HTML, under headings of its own page."""
+def _fragment(job: Job, out: Path) -> str:
+    """A job's notebook as HTML, under headings of its own page.
+
+    Rendering is most of a report's time: what the page below `out` holds of the same notebook by
+    the same code is taken from there.
+    """
+    page_path = out / job.path / "notebook.html"
+    if page_path.is_file():
+        text = page_path.read_text(encoding="utf-8")
+        if f'name="rendered-from" content="{_rendered_from(job)}"' in text:
+            return text.split(FRAGMENT[0], 1)[1].rsplit(FRAGMENT[1], 1)[0]
     return render_fragment(read_notebook(job.notebook_path), job.id, title=False)
+
+
+def _rendered_from(job: Job) -> str:
+    """Hash of a notebook, of the name that its ids carry, and of the code that renders it."""
+    return sha([job.id, file_sha(job.notebook_path), file_sha(Path(notebook_html.__file__))])
 
 
 def _page(job: Job, out: Path, fragment: str) -> Path:
@@ -101,7 +119,8 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
         footer="",
         demo=provenance.is_demo(job.records),
         job=job,
-        fragment=Markup(fragment),
+        fragment=Markup(FRAGMENT[0] + fragment + FRAGMENT[1]),
+        rendered_from=_rendered_from(job),
         report_href=f"{up}/report.html",
         ipynb_href=quote(Path(os.path.relpath(job.notebook_path, target.parent)).as_posix()),
     )
@@ -113,7 +132,6 @@ def render(
     jobs: Sequence[Job],
     source: Path,
     out: Path,
-    pages: dict[str, Path],
     fragments: dict[str, str],
     prices: cost.Prices | None,
     study: Published,
@@ -141,7 +159,7 @@ def render(
     first = [t for t in paper if t.spec.get("main")]
     failures = [job for job in jobs if job.status != "ok"]
     demo = provenance.is_demo(rows)
-    groups = _groups(jobs, pages, fragments, out)
+    groups = _groups(jobs, fragments)
     ended = max((str(job.run.get("end") or "") for job in jobs), default="")
     return page.document(
         "report.html",
@@ -180,8 +198,7 @@ def render(
         costs=provenance.table(jobs),
         downloads=[(p.name, page.data_link(p)) for p in (replicated.files if replicated else [])]
         + [(p.name, page.data_link(p)) for p in csvs],
-        files=_file_links(jobs, pages, out),
-        records=record_list.table(rows, _by_end(jobs), out),
+        records=record_list.table(rows, _by_end(jobs)),
         footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
     )
 
@@ -229,9 +246,7 @@ def _subtitle(rows: Sequence[Record], ended: str) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _groups(
-    jobs: Sequence[Job], pages: dict[str, Path], fragments: dict[str, str], out: Path
-) -> list[SimpleNamespace]:
+def _groups(jobs: Sequence[Job], fragments: dict[str, str]) -> list[SimpleNamespace]:
     """Sections: the machine first, then the notebooks across models, then each model's."""
     by_folder: dict[str, list[Job]] = {}
     for job in sorted(jobs, key=lambda j: (j.notebook not in BEFORE_MODELS, j.parts[0] != ACROSS)):
@@ -246,15 +261,12 @@ def _groups(
         name, title = across.get(folder, (f"model-{slug(folder)}", members[0].model))
         names[name] += 1
         name += f"-{names[name]}" if names[name] > 1 else ""
-        parts = [
-            _section(job, pages.get(job.id), demoted(fragments.get(job.id, ""), 2), out)
-            for job in members
-        ]
+        parts = [_section(job, demoted(fragments.get(job.id, ""), 2)) for job in members]
         groups.append(SimpleNamespace(id=name, title=title, jobs=parts))
     return groups
 
 
-def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNamespace:
+def _section(job: Job, fragment: str) -> SimpleNamespace:
     return SimpleNamespace(
         id=job.id,
         title=job.title,
@@ -264,22 +276,5 @@ def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNam
         rerun=job.rerun,
         fragment=Markup(fragment),
         earlier=", ".join(readable(run["end"]) for run in job.earlier),
-        page=_href(page, out) if page else "",
+        path=job.path,
     )
-
-
-def _href(path: Path, out: Path) -> str:
-    return quote(Path(os.path.relpath(path, out)).as_posix())
-
-
-def _file_links(
-    jobs: Sequence[Job], pages: dict[str, Path], out: Path
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Of each job with files its title, and each file's name and link."""
-    items = []
-    for job in jobs:
-        beside = (job.folder / "records.jsonl", job.folder / "run.json")
-        paths = [p for p in (pages.get(job.id), job.notebook_path, *beside) if p and p.exists()]
-        if paths:
-            items.append((f"{job.model}, {job.title}", [(p.name, _href(p, out)) for p in paths]))
-    return items
