@@ -18,7 +18,7 @@ from lib import stats
 from lib.records.record import Record
 from lib.show import table as tables
 from lib.show.table import Column, Table, Text
-from lib.show.wording import Statement
+from lib.show.wording import Statement, listed
 from lib.studies import causes, evidence, forms, verdict
 from lib.studies.evidence import STANDS, Evidence, Measured, gather
 from lib.studies.grids import estimates, sign, tolerances
@@ -26,6 +26,8 @@ from lib.studies.schema import Claim
 from lib.studies.study import Absent, Published, load, paper_name
 from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Verdict
 
+WARNED = "because a row warns"
+ABSENT = "for want of a row with every expert computed, as the paper's software did"
 SAME = {"": stats.missing("no other experts than in the column before")}
 COLUMNS = ("protocol", "today", "corrected", "bound")
 
@@ -153,9 +155,14 @@ def finding(entries: Sequence[Entry]) -> list[Statement]:
     if not entries:
         return []
     n = counts(entries)
+    open_ = [x.verdict.why for x in entries if x.verdict.word == UNTESTABLE]
+    other = sum(evidence.OTHER_EXPERTS in why for why in open_)
+    warned = sum(verdict.WARNS in why for why in open_ if evidence.OTHER_EXPERTS not in why)
+    causes = [f"{k} {what}" for k, what in ((warned, WARNED), (other, ABSENT)) if k]
     sentence = (
         f"Of {len(entries)} claims {n[REPRODUCED]} are reproduced, {n[DIRECTION]} in direction "
-        f"only, {n[NOT]} not reproduced and {n[UNTESTABLE]} not testable with these rows."
+        f"only, {n[NOT]} not reproduced and {n[UNTESTABLE]} not testable with these rows"
+        f"{f' ({listed(causes)})' if causes else ''}."
     )
     turned = [
         x.claim["text"]

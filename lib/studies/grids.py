@@ -46,7 +46,7 @@ def tolerances() -> str:
         f"energy, {m.share:.0%} ({m.points:g} points) for memory, {few.points:g} point for effects "
         "of a few percent, or one unit of the last printed digit. An order is reproduced if every "
         f"ratio is resolved and differs from 1 by more than {TIE:.0%}. Without an interval nothing "
-        "is decided, except for counts and readings of the allocator."
+        "is decided, except for counts and readings of the allocator, nor by a row that warns."
     )
 
 

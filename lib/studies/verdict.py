@@ -38,6 +38,7 @@ HARMLESS = {
 ARM = ("context", "new_tokens", "experts", "decoding")  # of the key, to name a row
 PLAIN = (None, "none", "greedy")
 REPETITIONS = ("ttft_s", "e2e_s", "energy_j")
+WARNS = " warns of "  # between a row and its warnings
 WIDE = 0.10 * (1 + 1e-9)  # (largest - smallest) / median of repetitions that agree
 
 
@@ -112,7 +113,7 @@ def doubts(rows: Iterable[Record]) -> dict[str, str]:
             arm = [f"{k.replace('_', ' ')} {v}" for k, v in own.items() if v not in PLAIN]
             why = ", ".join(f"{code} ({reasons[code]})" for code in codes)
             of = ", ".join([str(row.key.get("model")), *arm])
-            texts[record_id(row)] = f"the {row.kind} row of {of} warns of {why}"
+            texts[record_id(row)] = f"the {row.kind} row of {of}{WARNS}{why}"
     return texts
 
 

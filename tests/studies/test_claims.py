@@ -552,6 +552,9 @@ def test_the_sentence_of_the_abstract():
     assert f"Of 49 claims {counts[REPRODUCED]} are reproduced" in sentence.text
     assert "By the corrected definition" in sentence.text
     assert claims.finding([]) == []
+    rows = warned(all_rows(), "drift", kind="latency", model="qwen3-32b", new_tokens=64)
+    (sentence,) = claims.finding(claims.ledger(rows, study()))
+    assert "because a row warns; " in sentence.text and "for want of a row with" in sentence.text
 
 
 def test_the_csv_holds_every_claim_with_numbers_or_reasons(tmp_path):
