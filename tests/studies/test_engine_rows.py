@@ -70,3 +70,17 @@ def test_a_rung_that_lacks_a_model_says_which():
     ratio = rungs([ENV, call("gpt-oss-20b", 1.2, **VLLM)])["whole call, vLLM, both in bfloat16"]
     assert ratio.value is None and "no row of vLLM of Qwen3-32B in bfloat16" in ratio.reason
     assert rungs([ENV, call("gpt-oss-20b", 1.2)]) == {}
+
+
+def test_an_engines_row_stands_where_the_study_computed_other_experts():
+    """The study's experts are all of them; an engine has no such choice, and no second value."""
+    arm = {"context": 128}
+    rows = [
+        ENV,
+        call("gpt-oss-20b", 1.0),  # the library's choice, so that the study's is another
+        call("gpt-oss-20b", 2.0, "ablation-stack", **arm),
+        call("gpt-oss-20b", 0.32, **arm, **VLLM),
+    ]
+    cell = table_12(rows)["vLLM", "p50 tok/s"]
+    assert cell.measured.value == pytest.approx(200) and cell.today is None
+    assert "vllm" in cell.note
