@@ -91,12 +91,12 @@ def inside(version, bounds):
 
 
 def needs(project, purpose):
-    """Requirements a target has: a report runs without JupyterLab, only tests need the extra."""
+    """Requirements a target has: a report runs without JupyterLab, only tests need extras."""
     wanted = list(project["dependencies"])
     if purpose == "report":
         wanted = [item for item in wanted if parse(item)[0] != "jupyterlab"]
     if purpose == "test":
-        wanted += project["optional-dependencies"]["test"]
+        wanted += [item for name in ("test", "serve") for item in project["optional-dependencies"][name]]
     return wanted
 
 
