@@ -96,7 +96,8 @@ def needs(project, purpose):
     if purpose == "report":
         wanted = [item for item in wanted if parse(item)[0] != "jupyterlab"]
     if purpose == "test":
-        wanted += [item for name in ("test", "serve") for item in project["optional-dependencies"][name]]
+        extras = project["optional-dependencies"]
+        wanted += extras["test"] + extras["serve"]
     return wanted
 
 

@@ -3,9 +3,10 @@
     make lock                          # resolve anew
     make lock WITH='torch==2.13.0'     # the same, holding some versions
 
-pip resolves the ranges of pyproject.toml, with the extras test and serve, in a new and empty environment and
-as if for the very first release of the oldest supported Python (Debian 12 has 3.11.2, and some
-packages ask for 3.11.5), so that every pin suits it and newer ones. Nothing is installed.
+pip resolves the ranges of pyproject.toml, with the extras test and serve, in a new and empty
+environment and as if for the very first release of the oldest supported Python (Debian 12 has
+3.11.2, and some packages ask for 3.11.5), so that every pin suits it and newer ones. Nothing is
+installed.
 Standard library only.
 """
 

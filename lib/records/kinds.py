@@ -39,6 +39,7 @@ KINDS = {
     "batch": "calls of several sequences at once",
     "batch-energy": "their joules",
     "serving": "one load of one server: columns of facts of its requests, tokens by second",
+    "serving-mix": "the same, for a fit of energy: many shapes, from prompts to answers only",
     "engine": "how an engine was started, and what it really uses",
     "engine-trace": "distinct experts that each step of an engine chose",
     **{f"ablation-{name}": f"calls that differ in the {name} alone" for name in ABLATIONS},

@@ -67,7 +67,7 @@ def key(model: str, **changes: Any) -> dict[str, Any]:
         "new_tokens": 64,
         "decoding": "greedy",
     }
-    return {name: (base | changes)[name] for name in KEY_FIELDS}
+    return dict.fromkeys(KEY_FIELDS) | base | changes
 
 
 def source(model: str) -> dict[str, Any]:

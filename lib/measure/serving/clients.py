@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.hardware.host import cpu_name, today
-from lib.measure.serving import nullserver, plan, truth
+from lib.measure.serving import nullserver, plan, truth, words
 from lib.measure.serving.arrivals import Lengths, Load
 from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
@@ -97,16 +97,8 @@ def ours(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> 
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """A tokenizer whose every word is a token, as files that transformers reads."""
-    folder.mkdir(exist_ok=True)
-    words = {"<unk>": 0, **{f"w{n}": n + 1 for n in range(VOCABULARY - 1)}}
-    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
-    whole = {"version": "1.0", "added_tokens": [], "model": model}
-    whole |= dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
-    whole["pre_tokenizer"] = {"type": "WhitespaceSplit"}
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
-    (folder / "tokenizer.json").write_text(json.dumps(whole))
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    """A tokenizer of VOCABULARY words with the little that other clients want beside it."""
+    words.write(folder, VOCABULARY)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     return folder
 

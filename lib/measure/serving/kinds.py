@@ -20,7 +20,8 @@ class Kind:
 
     `forced(n)` are the fields by which exactly n tokens come out, empty where the server cannot be
     forced; `command(python, model, port)` starts it; `python` names the environment variable that
-    holds its interpreter; `batching_options` turn continuous batching on, None where it is always.
+    holds its interpreter, `venv` the folder of its own environment; `batching_options` turn
+    continuous batching on, None where it is always; `own_page` is a page that no other kind has.
     """
 
     token_ids: bool = False
@@ -30,10 +31,12 @@ class Kind:
     health: str | None = None
     command: Callable[[str, str, int], list[str]] | None = None
     python: str | None = None
+    venv: str | None = None
     needs: tuple[str, ...] = ()
     environment: dict[str, str] | None = None
     batching_options: tuple[str, ...] | None = None
     version_of: str | None = None
+    own_page: str | None = None
 
 
 def _vllm_command(python: str, model: str, port: int) -> list[str]:
@@ -70,6 +73,7 @@ KINDS: dict[str, Kind] = {
         health="/health",
         command=_vllm_command,
         python="VLLM_PYTHON",
+        venv=".venv-vllm",
         needs=("vllm",),
         version_of="vllm",
     ),
@@ -83,6 +87,7 @@ KINDS: dict[str, Kind] = {
         environment={"HF_HUB_OFFLINE": "1"},
         batching_options=CONTINUOUS_BATCHING,
         version_of="transformers",
+        own_page="/load_model",
     ),
 }
 

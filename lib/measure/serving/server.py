@@ -7,19 +7,24 @@ when the block ends, and also when this process is killed.
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.measure.serving import kinds, plan, timing
+from lib.files import ROOT
+from lib.measure.serving import kinds, plan, timing, window
 from lib.measure.serving.client import SCHEMA
 from lib.measure.serving.plan import Endpoint
 
@@ -56,17 +61,18 @@ class Served:
 
     endpoint: Endpoint
     log: Path
-    ready_s: float
     values: dict[str, Any]
 
 
 def interpreter(kind: str) -> str:
-    """The Python that runs a kind of server: from its variable, or this one."""
+    """The Python that runs a kind of server: its variable's, its own environment's, or this one."""
     entry = kinds.kind(kind)
-    return (os.environ.get(entry.python, "") if entry.python else "") or sys.executable
+    own = ROOT / entry.venv / "bin" / "python" if entry.venv else None
+    variable = os.environ.get(entry.python, "") if entry.python else ""
+    return variable or (str(own) if own and own.exists() else sys.executable)
 
 
-def lacking(kind: str) -> str:
+def lacking(kind: str, environment: Mapping[str, str] | None = None) -> str:
     """Why this kind of server cannot be started here, or ""."""
     entry = kinds.kind(kind)
     if entry.command is None:
@@ -76,13 +82,17 @@ def lacking(kind: str) -> str:
         "import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if not u.find_spec(n)])"
     )
     try:
-        asked = [python, "-c", code, *entry.needs]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True)
+        names = _output([python, "-c", code, *entry.needs], environment).split()
     except (OSError, subprocess.SubprocessError) as error:
         return f"{python} does not run: {error}; set {entry.python} to the server's Python"
-    if names := done.stdout.split():
+    if names:
         return f"{python} has no {', '.join(names)}; install them, or set {entry.python}"
     return ""
+
+
+def _output(command: Sequence[str], environment: Mapping[str, str] | None) -> str:
+    options = {"capture_output": True, "text": True, "timeout": 60, "check": True}
+    return subprocess.run(command, env=environment, **options).stdout.strip()
 
 
 def free_port() -> int:
@@ -102,15 +112,19 @@ def start(
     ready_limit_s: float = 600.0,
     grace_s: float = GRACE_S,
     continuous_batching: bool | None = None,
+    environment: Mapping[str, str] | None = None,
+    served_as: str | None = None,
     **endpoint: Any,
 ) -> Iterator[Served]:
     """A server of this kind on a free port of 127.0.0.1, until the block ends.
 
-    `options` are added to its command; `endpoint` are fields of the Endpoint, such as tokenizer.
-    Raises EndpointError with the log's last lines where it does not come up.
+    `options` are added to its command; `environment` replaces this process's; `served_as` is the
+    model's name in requests where it is another one; `endpoint` are fields of the Endpoint, such as
+    tokenizer. Raises EndpointError with the log's last lines where it does not come up.
     """
     entry = kinds.kind(kind)
-    if reason := lacking(kind):
+    environment = dict(os.environ if environment is None else environment)
+    if reason := lacking(kind, environment):
         raise EndpointError("unreachable", reason)
     if continuous_batching and entry.batching_options:
         options = (*options, *entry.batching_options)
@@ -121,7 +135,7 @@ def start(
     guard = subprocess.Popen(
         [sys.executable, str(GUARD), str(log), str(grace_s), *command],
         stdin=subprocess.PIPE,
-        env={**os.environ, **(entry.environment or {})},
+        env={**environment, **(entry.environment or {})},
         start_new_session=True,
     )
     begin_s = time.monotonic()
@@ -130,13 +144,12 @@ def start(
         wait_until_ready(url + (entry.health or "/v1/models"), guard, log, ready_limit_s)
         values = {
             "server": kind,
-            "server_version": version(python, entry.version_of),
+            "server_version": version(python, entry.version_of, environment),
             "server_options": list(options),
             "continuous_batching": bool(continuous_batching) if entry.batching_options else True,
             "ready_s": time.monotonic() - begin_s,
         }
-        target = Endpoint(url, model, kind, **endpoint)
-        yield Served(target, log, values["ready_s"], values)
+        yield Served(Endpoint(url, served_as or model, kind, **endpoint), log, values)
     finally:
         stop(guard, grace_s)
 
@@ -152,30 +165,83 @@ def stop(guard: subprocess.Popen, grace_s: float) -> None:
         guard.wait()
 
 
-def version(python: str, package: str | None) -> str | None:
+def version(python: str, package: str | None, environment: Mapping[str, str]) -> str | None:
     """Version of a package in another interpreter, or None."""
-    if package is None:
-        return None
     code = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
-    asked = [python, "-c", code, package]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout.strip() or None
+    with contextlib.suppress(subprocess.SubprocessError):
+        return _output([python, "-c", code, package], environment) if package else None
+    return None
 
 
 def wait_until_ready(url: str, process: subprocess.Popen, log: Path, limit_s: float) -> None:
     """Ask until the server answers 200; raises where it ends before, or after `limit_s`."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             text = f"the server ended with status {process.returncode} before it was ready"
             raise EndpointError("unreachable", f"{text}; its log ends: {log_end(log)}")
-        with contextlib.suppress(OSError), opener.open(url, timeout=2.0) as page:
-            if page.status == 200:
-                return
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            get(url, timeout_s=2.0)
+            return
         time.sleep(0.2)
     text = f"the server did not answer {url} within {limit_s:g} s"
     raise EndpointError("timeout", f"{text}; its log ends: {log_end(log)}")
+
+
+def get(url: str, timeout_s: float = 5.0) -> bytes:
+    """A page, without any proxy of the machine. Raises OSError, HTTPException or ValueError where
+    there is none, or it is not answered by 200."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=timeout_s) as page:
+        return page.read()
+
+
+def _json(url: str) -> dict[str, Any]:
+    """A page that is a JSON object; empty where there is none."""
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        data = json.loads(get(url))
+        return data if isinstance(data, dict) else {}
+    return {}
+
+
+def models(url: str) -> list[dict[str, Any]]:
+    """What a running server says that it serves: `id` and, where it tells, `owned_by`.
+
+    Raises EndpointError where nobody listens, or nothing is listed.
+    """
+    page = f"{url.rstrip('/')}/v1/models"
+    fix = "name the model that it serves with MODELS="
+    try:
+        rows = json.loads(get(page))["data"]
+        names = [row["id"] for row in rows]
+    except urllib.error.HTTPError as error:
+        raise EndpointError("status", f"{page}: HTTP {error.code}; {fix}") from None
+    except (OSError, http.client.HTTPException) as error:
+        text = f"{page}: {getattr(error, 'reason', error)}; {FIXES['unreachable']}"
+        raise EndpointError("unreachable", text) from None
+    except (ValueError, KeyError, TypeError):
+        text = f"{page} is no list of models; {FIXES['malformed']}"
+        raise EndpointError("malformed", text) from None
+    if not names:
+        raise EndpointError("wrong_model", f"{page} lists no model; {fix}")
+    return rows
+
+
+def kind_of(url: str) -> str:
+    """The kind of a running server: by whom it says that its models are owned, or by a page that
+    only this kind has; "openai" where neither tells."""
+    page = url.rstrip("/")
+    owners = {row.get("owned_by") for row in _json(f"{page}/v1/models").get("data") or []}
+    paths = _json(f"{page}/openapi.json").get("paths") or {}
+    for name, entry in kinds.KINDS.items():
+        if name in owners or (entry.own_page and entry.own_page in paths):
+            return name
+    return "openai"
+
+
+def is_local(url: str) -> bool:
+    """Whether a server runs on this machine, so that its joules are those of the board here."""
+    return urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def log_end(log: Path, lines: int = 5) -> str:
@@ -253,7 +319,7 @@ def ask(
 
 def idle_request_s(rows: Sequence[dict[str, Any]]) -> float:
     """The least latency of rows that were answered; raises where none was."""
-    good = [timing.latency_s(row) for row in rows if timing.is_ok(row)]
+    good = [window.latency_s(row) for row in rows if timing.is_ok(row)]
     if not good:
         failure = rows[0]["failure"] if rows else {"class": "unreachable", "text": "no rows"}
         fix = FIXES.get(failure["class"], "look at the server's log")

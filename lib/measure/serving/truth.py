@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from lib.measure.serving import timing
+from lib.measure.serving import timing, window
 from lib.measure.serving.arrivals import Load, check_law
 from lib.measure.serving.nullserver import TEXT
 
@@ -71,15 +71,16 @@ def claims_of(rows: Sequence[Row]) -> list[Row]:
 
 def claim_of(row: Row) -> Row:
     """What our client says of one request."""
+    fact = timing.fact(row)
     return {
         "id": str(row["id"]),
-        "ttft_s": timing.ttft_s(row),
-        "visible_s": timing.visible_s(row),
-        "itl_s": timing.mean_itl_s(row)[0],
-        "output_tokens": timing.output_tokens(row),
-        "cached_tokens": row["usage"]["cached_tokens"],
-        "delay_s": timing.delay_s(row),
-        "failed": not timing.is_ok(row),
+        "ttft_s": window.ttft_s(fact),
+        "visible_s": window.visible_s(fact),
+        "itl_s": window.tpot_s(fact),
+        "output_tokens": fact["output_tokens"],
+        "cached_tokens": fact["cached_tokens"],
+        "delay_s": window.delay_s(fact),
+        "failed": bool(fact["failure"]),
     }
 
 

@@ -13,6 +13,8 @@ from lib.measure.serving import clients
 from lib.measure.serving.clients import CLIENTS, Client, Scenario
 from lib.measure.serving.nullserver import Behaviour, prompt_key
 
+pytestmark = pytest.mark.usefixtures("a_processor_is_free")
+
 AIPERF = [
     {
         "metadata": {

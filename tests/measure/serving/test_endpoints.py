@@ -17,6 +17,8 @@ from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
 from lib.measure.serving.server import EndpointError
 
+pytestmark = pytest.mark.usefixtures("a_processor_is_free")
+
 # How the server misbehaves, the class of the failure, and words of its reason.
 BAD = [
     (Behaviour(), None, ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lib.measure.serving.attribution import AMOUNTS, fit, held_out, shares
+from lib.analysis.serving.attribution import AMOUNTS, fit, held_out, shares
 
 IDLE_W, PROMPT_J, OUTPUT_J = 110.0, 0.02, 0.25
 # Seconds, prompt tokens, output tokens: long and short prompts, answers and pauses.
