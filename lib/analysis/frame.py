@@ -15,8 +15,9 @@ from lib.records.record import Record, record_id
 COLUMNS = (
     "metric", "value", "low", "high", "n", "model", "weights", "dtype", "gpu", "stack", "experts",
     "context", "batch", "new_tokens", "environment", "run",
-    "kind", "decoding", "unit", "method", "reason",
+    "kind", "decoding", "server", "load", "unit", "method", "reason",
 )  # fmt: skip
+KEY = ("model", "context", "batch", "decoding", "server", "load")
 ESTIMATE = ("value", "low", "high", "n", "method", "reason")
 
 
@@ -42,7 +43,7 @@ def _lines(metric: Metric, rows: Rows) -> list[dict[str, Any]]:
         meant = not of_one_row or row.error or metric.of.name in row.missing
         if estimate.value is None and not meant:  # a call of another sort
             continue
-        line = {name: row.key.get(name) for name in ("model", "context", "batch", "decoding")}
+        line = {name: row.key.get(name) for name in KEY}
         line |= {n: None if v == "None" else v for n, v in zip(SETUP, rows.setup(row), strict=True)}
         line |= {name: getattr(estimate, name) for name in ESTIMATE}
         line |= {"metric": metric.name, "unit": metric.unit, "kind": row.kind}
@@ -59,6 +60,6 @@ def _arms(metric: Metric, rows: Rows, of_one_row: bool) -> list[list[Record]]:
         return [[row] for row in mine]
     arms: dict[tuple, list[Record]] = {}
     for row in mine:
-        fields = (row.key.get(name) for name in ("model", "context", "batch", "decoding"))
+        fields = (row.key.get(name) for name in KEY)
         arms.setdefault((*fields, rows.setup(row)), []).append(row)
     return list(arms.values())

@@ -9,6 +9,7 @@ from lib import files
 from lib.files import read_yaml
 
 WEIGHTS = ("random", "checkpoint", "gguf")
+UNKNOWN = "unknown"  # weights and dtype of a server that somebody else has started
 DTYPES = ("bfloat16", "float16", "float32")
 STUDY_STACK = "hf-eager"  # statements are about this stack first, then what others change
 ABLATIONS = ("decoding", "context", "precision", "experts", "stack")

@@ -20,6 +20,8 @@ from lib.analysis import bounds, cost, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
+from lib.analysis.serving import figures as serving_figures
+from lib.analysis.serving import tables as serving_tables
 from lib.analysis.setups import RANDOM_NOTE
 from lib.files import write_text
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
@@ -134,8 +136,8 @@ def render(
     paper = paper_tables.paper_tables(rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
-    beside += tables.tables(rows)
-    batch = figures.section(rows)
+    beside += [*tables.tables(rows), *serving_tables.tables(rows)]
+    batch, serving = figures.section(rows), serving_figures.section(rows)
     ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
     generic = sections.generic_tables(rows)
     csvs = [
@@ -176,6 +178,7 @@ def render(
             bound=bound,
             bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
             batch=batch,
+            serving=serving,
             generic=generic,
             priced=priced,
             ledgers=ledgers,
@@ -196,6 +199,7 @@ def render(
                 bool(bound.rows),
                 bool(ledgers),
                 bool(batch),
+                bool(serving),
             ),
             footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
         )
@@ -308,6 +312,7 @@ def _contents(
     bound: bool,
     ledgers: bool,
     batch: bool,
+    serving: bool,
 ) -> list[SimpleNamespace]:
     entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
     if own:
@@ -318,6 +323,8 @@ def _contents(
         entries.append(entry("bound", "Against the bound"))
     if batch:
         entries.append(entry("batch", "Batch"))
+    if serving:
+        entries.append(entry("serving", "Servers under load"))
     if paper:
         entries.append(entry("claims", "The paper's claims"))
         entries.append(entry("more-tables", "Other tables"))

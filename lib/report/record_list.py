@@ -24,6 +24,8 @@ FIELDS = (
     "experts",
     "attention",
     "cache",
+    "server",
+    "load",
 )
 LONGEST = 24  # samples shown of one name
 NOTE = (

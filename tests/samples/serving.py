@@ -19,7 +19,7 @@ IDLE_W = 100.0
 def fact(start_s: float, end_s: float, first_s: float | None = None, **changes: Any) -> dict:
     """A request of five tokens, the first alone, the last when it ends."""
     first_s = start_s + 0.1 if first_s is None else first_s
-    values = {"scheduled_s": start_s, "sent_s": start_s, "first_s": first_s, "visible_s": None}
+    values = {"scheduled_s": start_s, "sent_s": start_s, "first_s": first_s, "visible_s": first_s}
     values |= {"last_s": end_s, "end_s": end_s, "first_tokens": 1, "prompt_tokens": PROMPT}
     values |= {"cached_tokens": 0, "output_tokens": TOKENS, "asked_tokens": TOKENS}
     return values | {"chunks": TOKENS, "failure": ""} | changes

@@ -121,6 +121,22 @@ def goodput(record: Record, limits: Limits | None = None) -> Goodput:
     return Goodput(good, len(mine), window(record).seconds, failed(record))
 
 
+def good_per_s(record: Record) -> Estimate:
+    """Requests a second that kept the limits."""
+    good = goodput(record)
+    if good.per_s is None:
+        return missing(window(record).reason)
+    return exact(good.per_s, f"{good.good} of {good.of} requests, {good.failed} failed")
+
+
+def good_share(record: Record) -> Estimate:
+    """Share of the window's requests that kept the limits."""
+    good = goodput(record)
+    if good.share is None:
+        return missing("no request was scheduled in the window")
+    return exact(good.share, f"{good.good} of {good.of} requests, {good.failed} failed")
+
+
 def _limits(record: Record) -> Limits:
     return Limits(*(record.value(f"limit_{name}") for name in ("ttft_s", "tpot_s", "latency_s")))
 

@@ -69,8 +69,7 @@ class Session:
 
 def begin(session: Session, idle_s: float) -> None:
     """Ask once, and watch the board idle. Raises EndpointError where the server is not right."""
-    row = server.check(session.endpoint, timeout_s=session.timeout_s, seed=session.seed)
-    session.values["answered_as"] = row["model"]
+    server.check(session.endpoint, timeout_s=session.timeout_s, seed=session.seed)
     device = session.device
     if reason := session.missing.get("energy_j") or device.missing.get("energy"):
         session.missing |= {"energy_j": reason, "idle_w": reason}
@@ -269,6 +268,7 @@ def _key(session: Session, cell: Cell) -> dict[str, Any]:
         "model": session.endpoint.model,
         **session.key,
         "stack": "server",
+        "experts": "the server's",
         "server": session.endpoint.kind,
         "load": load,
         "batch": cell.load.users,

@@ -18,9 +18,9 @@ from lib.measure.serving import server, words
 from lib.measure.serving.plan import Endpoint
 from lib.models import draws, load
 from lib.models import origin as origins
+from lib.records.kinds import UNKNOWN
 from lib.stacks import vllm
 
-UNKNOWN = "unknown"
 # Ids that any vocabulary has, without the first, which are often special ones: for prompts of a
 # server whose vocabulary is not known.
 SOME_IDS, FIRST_IDS = 1000, 100
