@@ -196,12 +196,10 @@ def get(url: str, timeout_s: float = 5.0) -> bytes:
         return page.read()
 
 
-def _json(url: str) -> dict[str, Any]:
-    """A page that is a JSON object; empty where there is none."""
-    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-        data = json.loads(get(url))
-        return data if isinstance(data, dict) else {}
-    return {}
+def base(url: str) -> str:
+    """An address as users give it, such as localhost:8000 or one that ends in /v1, in one form."""
+    url = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    return url if "://" in url else f"http://{url}"
 
 
 def models(url: str) -> list[dict[str, Any]]:
@@ -209,7 +207,7 @@ def models(url: str) -> list[dict[str, Any]]:
 
     Raises EndpointError where nobody listens, or nothing is listed.
     """
-    page = f"{url.rstrip('/')}/v1/models"
+    page = f"{base(url)}/v1/models"
     fix = "name the model that it serves with MODELS="
     try:
         rows = json.loads(get(page))["data"]
@@ -217,7 +215,8 @@ def models(url: str) -> list[dict[str, Any]]:
     except urllib.error.HTTPError as error:
         raise EndpointError("status", f"{page}: HTTP {error.code}; {fix}") from None
     except (OSError, http.client.HTTPException) as error:
-        text = f"{page}: {getattr(error, 'reason', error)}; {FIXES['unreachable']}"
+        why = " ".join(str(getattr(error, "reason", error) or type(error).__name__).split())
+        text = f"{page}: {why}; {FIXES['unreachable']}"
         raise EndpointError("unreachable", text) from None
     except (ValueError, KeyError, TypeError):
         text = f"{page} is no list of models; {FIXES['malformed']}"
@@ -230,18 +229,26 @@ def models(url: str) -> list[dict[str, Any]]:
 def kind_of(url: str) -> str:
     """The kind of a running server: by whom it says that its models are owned, or by a page that
     only this kind has; "openai" where neither tells."""
-    page = url.rstrip("/")
-    owners = {row.get("owned_by") for row in _json(f"{page}/v1/models").get("data") or []}
-    paths = _json(f"{page}/openapi.json").get("paths") or {}
+    pages: dict[str, dict[str, Any]] = {}
+    for page in ("/v1/models", "/openapi.json"):
+        try:
+            data = json.loads(get(base(url) + page, timeout_s=2.0))
+        except (urllib.error.HTTPError, ValueError):
+            data = None
+        except (OSError, http.client.HTTPException):  # nobody answers; what is wrong is told later
+            return "openai"
+        pages[page] = data if isinstance(data, dict) else {}
+    rows = pages["/v1/models"].get("data") or ()
+    owners = {row.get("owned_by") for row in rows if isinstance(row, dict)}
     for name, entry in kinds.KINDS.items():
-        if name in owners or (entry.own_page and entry.own_page in paths):
+        if name in owners or (entry.own_page and entry.own_page in pages[page].get("paths", ())):
             return name
     return "openai"
 
 
 def is_local(url: str) -> bool:
     """Whether a server runs on this machine, so that its joules are those of the board here."""
-    return urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return urllib.parse.urlsplit(base(url)).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def log_end(log: Path, lines: int = 5) -> str:

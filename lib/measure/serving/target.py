@@ -98,7 +98,7 @@ def running(target: Target) -> Opened:
     name = target.model or server.models(target.url)[0]["id"]
     kind = target.kind or server.kind_of(target.url)
     endpoint = Endpoint(
-        target.url,
+        server.base(target.url),
         name,
         kind,
         target.api,
