@@ -115,8 +115,8 @@ def fit(mixes: Sequence[Mix], *, seed: int, amounts: Sequence[str] = AMOUNTS) ->
     if lacking:
         raise ValueError(f"mixes {lacking} have no energy; measure them again or leave them out")
     out = held_out(len(mixes), seed)
-    fitted = tuple(n for n in range(len(mixes)) if n not in out)
-    matrix = design(mixes, fitted, amounts)
+    places = tuple(n for n in range(len(mixes)) if n not in out)
+    matrix = design(mixes, places, amounts)
     scale = np.linalg.norm(matrix, axis=0)
     if not scale.all():
         names = [name for name, size in zip(amounts, scale, strict=True) if not size]
@@ -127,15 +127,15 @@ def fit(mixes: Sequence[Mix], *, seed: int, amounts: Sequence[str] = AMOUNTS) ->
             f"the mixes are too alike to tell {', '.join(amounts)} apart (condition "
             f"{condition:.0f} > {CONDITION_LIMIT:g}); vary the lengths and the load more"
         )
-    scaled, _ = optimize.nnls(matrix / scale, np.ones(len(fitted)))
-    cost = scaled / scale
+    solution, _ = optimize.nnls(matrix / scale, np.ones(len(places)))
+    cost = solution / scale
     errors = {
         n: float(sum(c * mixes[n][name] for c, name in zip(cost, amounts, strict=True)))
         / mixes[n]["energy_j"]
         - 1
         for n in out
     }
-    return Fit(_estimates(matrix, cost, amounts), errors, fitted, condition)
+    return Fit(_estimates(matrix, cost, amounts), errors, places, condition)
 
 
 def _estimates(matrix: np.ndarray, cost: np.ndarray, amounts: Sequence[str]) -> dict[str, Estimate]:

@@ -72,8 +72,8 @@ def _line(client: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
-    judged = [ok for ok in verdicts if ok is not None]
-    return all(judged) if judged else None
+    values = [ok for ok in verdicts if ok is not None]
+    return all(values) if values else None
 
 
 def _faults(client: Mapping[str, Any], checks: Iterable[tuple[str, Mapping]]) -> tuple[str, str]:

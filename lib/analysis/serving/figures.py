@@ -35,10 +35,10 @@ def latency(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Median TTFT against output throughput; hollow points are rates, where requests may queue."""
     ax = axes(ax)
     rate, ttft = _of("served_output"), _of("served_ttft")
-    drawn = _draw(ax, rows, rate, ttft)
+    has_points = _draw(ax, rows, rate, ttft)
     _draw(ax, rows, rate, ttft, "poisson", ", Poisson arrivals", HOLLOW | {"ls": ""})
     labelled(ax, "Latency against throughput", "output tokens per second of all", "TTFT (ms)")
-    if drawn:
+    if has_points:
         logarithmic(ax)
     return ax
 
@@ -52,10 +52,10 @@ def energy(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         both = joules(row), share(row)
         return None if None in both else both[0] * both[1] / 100
 
-    drawn = _draw(ax, rows, _users, joules)
+    has_points = _draw(ax, rows, _users, joules)
     _draw(ax, rows, _users, idle, "closed", ", of it idle power", HOLLOW)
     labelled(ax, "Energy under load", "users", "J per 1,000 output tokens (GPU board)")
-    if drawn:
+    if has_points:
         logarithmic(ax)
     return _by_users(ax)
 
@@ -78,16 +78,16 @@ def _draw(
     look: dict[str, Any] | None = None,
 ) -> bool:
     """One line a curve through the loads of a law; whether there was any point."""
-    drawn = False
+    has_points = False
     for line in tables.lines(rows):
         points = [(x(row), y(row)) for row in line.loads(law)]
         points = [point for point in points if None not in point]
         if points:
-            drawn = True
+            has_points = True
             own = {"marker": ".", "ls": style(line.name.place)} | (look or {})
             ax.plot(*zip(*points, strict=True), color=color(line.model),
                     label=f"{line.name.label}{what}", **own)  # fmt: skip
-    return drawn
+    return has_points
 
 
 def _by_users(ax: Axes) -> Axes:

@@ -101,10 +101,10 @@ def failed(record: Record) -> int:
 def gaps(record: Record, q: float = 50) -> Estimate:
     """A percentile of the gaps between tokens that were seen (s): no interval, since the gaps of
     one answer are correlated."""
-    seen = record.samples.get("itl_s") or []
-    if not seen:
+    times_s = record.samples.get("itl_s") or []
+    if not times_s:
         return missing("no gap between two tokens was seen: each chunk carried several")
-    tail = stats.percentile(seen, q)
+    tail = stats.percentile(times_s, q)
     why = tail.reason or "gaps of one answer are correlated: no interval"
     return Estimate(tail.value, n=record.values["itl_count"], method=tail.method, reason=why)
 

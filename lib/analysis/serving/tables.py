@@ -59,8 +59,8 @@ def _grid(
     at = next(place for place, column in enumerate(grid.columns) if column.title == "load")
     groups = itertools.groupby(grid.rows, key=lambda line: line[:at])
     lines = [sorted(group, key=lambda line: load_order(line[at])) for _, group in groups]
-    ordered = tuple(line for group in lines for line in group)
-    return without_empty(replace(grid, rows=ordered, notes=(*grid.notes, *notes) * bool(ordered)))
+    every = tuple(line for group in lines for line in group)
+    return without_empty(replace(grid, rows=every, notes=(*grid.notes, *notes) * bool(every)))
 
 
 def load_order(load: str) -> tuple[int, float]:
@@ -168,21 +168,21 @@ def conclusion(rows: Sequence[Record]) -> str:
     rows = Rows.of(rows)
     sentences = [text for line in lines(rows) for text in _curve(line)]
     sentences += [text for line in lines(rows, MIX) for text in _fit(line)]
-    shown = [row for row in rows if row.kind in KINDS]
-    return bullets([*sentences, *cautions(shown)])
+    mine = [row for row in rows if row.kind in KINDS]
+    return bullets([*sentences, *cautions(mine)])
 
 
 def _curve(line: Line) -> list[str]:
     name = line.name.label
     failures = [f"{name}, {row.key['load']}: {row.error}." for row in line.rows if row.error]
-    closed = line.loads("closed", sure=True)
-    doubtful = len(line.loads("closed")) - len(closed)
-    if not closed:
+    loads = line.loads("closed", sure=True)
+    doubtful = len(line.loads("closed")) - len(loads)
+    if not loads:
         why = f"each of {doubtful} has a warning" if doubtful else "none was measured"
         return [f"{name}: no load of users decides anything, since {why}.", *failures]
-    first, best = closed[0], max(closed, key=lambda row: _value("served_output", row) or 0)
+    first, best = loads[0], max(loads, key=lambda row: _value("served_output", row) or 0)
     texts = [f"{name}: {_at(first)}" + (f"; {_at(best)}" if best is not first else "")]
-    texts += [_saturation(name, closed), *_bearable(name, closed), *_joules(name, first, best)]
+    texts += [_saturation(name, loads), *_bearable(name, loads), *_joules(name, first, best)]
     if doubtful:
         texts.append(f"{name}: {doubtful} load(s) with warnings decide nothing of this")
     return [f"{text}." for text in texts] + failures
@@ -208,8 +208,8 @@ def _at(row: Record) -> str:
     )
 
 
-def _saturation(name: str, closed: Sequence[Record]) -> str:
-    for before, after in itertools.pairwise(closed):
+def _saturation(name: str, loads: Sequence[Record]) -> str:
+    for before, after in itertools.pairwise(loads):
         if after.key["batch"] != 2 * before.key["batch"]:
             continue
         gain = stats.quotient(*(_estimate("served_output", row) for row in (after, before)))
@@ -218,16 +218,16 @@ def _saturation(name: str, closed: Sequence[Record]) -> str:
                 f"{name} is saturated at {_users(before)}: twice as many give {short(gain.value)} "
                 f"times the throughput, less than {SATURATED:g}"
             )
-    return f"{name} is not saturated at {_users(closed[-1])}, the most that decide anything"
+    return f"{name} is not saturated at {_users(loads[-1])}, the most that decide anything"
 
 
-def _bearable(name: str, closed: Sequence[Record]) -> list[str]:
-    limits = _limits(closed[0]).removeprefix("limits: ")
+def _bearable(name: str, loads: Sequence[Record]) -> list[str]:
+    limits = _limits(loads[0]).removeprefix("limits: ")
     if not limits:
         return []
-    shares = [(row, reading.goodput(row).share or 0.0) for row in closed]
-    kept = [row for row, share in itertools.takewhile(lambda x: x[1] >= GOOD_SHARE, shares)]
-    most = f"up to {_users(kept[-1])}" if kept else f"not even with {_users(closed[0])}"
+    shares = [(row, reading.goodput(row).share or 0.0) for row in loads]
+    good = [row for row, share in itertools.takewhile(lambda x: x[1] >= GOOD_SHARE, shares)]
+    most = f"up to {_users(good[-1])}" if good else f"not even with {_users(loads[0])}"
     return [f"{name} keeps its limits ({limits}) in {GOOD_SHARE:.0%} of the requests {most}"]
 
 

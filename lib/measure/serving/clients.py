@@ -92,8 +92,8 @@ def ours(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> 
     data = plan.build(endpoint, cell, seed=1)
     data["requests"] = data["requests"][: scenario.requests]
     rows = plan.run(data, folder)
-    planned = {str(r["id"]): rows[0]["zero_s"] + r["at_s"] for r in data["requests"]}
-    return truth.claims_of(rows), planned
+    instants_s = {str(r["id"]): rows[0]["zero_s"] + r["at_s"] for r in data["requests"]}
+    return truth.claims_of(rows), instants_s
 
 
 def tokenizer_folder(folder: Path) -> Path:
@@ -116,10 +116,10 @@ def aiperf(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -
     sessions = []
     for number in range(scenario.requests):
         text = words_of(number)
-        asked = {"prompt": text}
+        content = {"prompt": text}
         if scenario.api == "chat":
-            asked = {"messages": [{"role": "user", "content": text}]}
-        sessions.append({"session_id": f"s{number}", "payloads": [{**common, **asked}]})
+            content = {"messages": [{"role": "user", "content": text}]}
+        sessions.append({"session_id": f"s{number}", "payloads": [{**common, **content}]})
     inputs = folder / "inputs.json"
     inputs.write_text(json.dumps({"data": sessions}))
     tokenizer, out = tokenizer_folder(folder / "tokenizer"), folder / "out"
@@ -265,8 +265,8 @@ def environment(client: Client, folder: Path) -> Path:
     if not python.exists():
         venv.create(home, with_pip=True)
     if not python.with_name(client.package).exists():
-        wanted = f"{client.package}=={client.version}"
-        subprocess.run([python, "-m", "pip", "install", "-q", wanted], check=True)
+        requirement = f"{client.package}=={client.version}"
+        subprocess.run([python, "-m", "pip", "install", "-q", requirement], check=True)
     return python
 
 
@@ -275,10 +275,10 @@ def installed(client: Client, python: Path) -> str | None:
     if client.package is None:
         return None
     code = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
-    done = subprocess.run(
+    process = subprocess.run(
         [python, "-c", code, client.package], capture_output=True, text=True, check=True
     )
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def measure(client: Client, python: Path, scenario: Scenario, folder: Path) -> Row:
@@ -292,11 +292,11 @@ def measure(client: Client, python: Path, scenario: Scenario, folder: Path) -> R
     ):
         url, stamps = server
         try:
-            claims, planned = client.run(python, url, scenario, folder, log)
+            claims, instants_s = client.run(python, url, scenario, folder, log)
         except (RuntimeError, OSError, KeyError, ValueError) as error:
             return {"error": f"{type(error).__name__}: {error}", "checks": []}
     rows = nullserver.read_stamps(stamps)
-    checks = truth.score(claims, rows, load=load, scheduled_s=planned)
+    checks = truth.score(claims, rows, load=load, scheduled_s=instants_s)
     figures = {"seconds": round(time.monotonic() - begin_s, 1)}
     figures["load_average"] = round(os.getloadavg()[0], 2)
     return {"checks": [asdict(check) for check in checks], **figures}

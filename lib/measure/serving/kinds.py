@@ -112,8 +112,8 @@ def body(
     is_text = isinstance(prompt, str)
     if not is_text and (not entry.token_ids or api == "chat"):
         raise ValueError(f"{name} takes no token ids as a prompt of {api}; give text")
-    asked = {"prompt": prompt if is_text else list(prompt)}
+    content = {"prompt": prompt if is_text else list(prompt)}
     if api == "chat":
-        asked = {"messages": [{"role": "user", "content": prompt}]}
+        content = {"messages": [{"role": "user", "content": prompt}]}
     common = {"model": model, "stream": True, "temperature": 0, "max_tokens": output_tokens}
-    return {**common, **asked, **(entry.fields or {}), **entry.forced(output_tokens)}
+    return {**common, **content, **(entry.fields or {}), **entry.forced(output_tokens)}

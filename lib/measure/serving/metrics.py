@@ -72,32 +72,33 @@ def difference(before: Counters, after: Counters) -> tuple[Counters | None, str]
 
     A counter that is new counts from zero; those that did not move are left out.
     """
-    fell = [name for name, value in before.items() if after.get(name, value) < value]
-    if fell:
-        return None, f"counter_reset: {fell[0]} fell from {before[fell[0]]:g} to {after[fell[0]]:g}"
-    moved = {name: value - before.get(name, 0.0) for name, value in after.items()}
-    return {name: value for name, value in sorted(moved.items()) if value}, ""
+    resets = [name for name, value in before.items() if after.get(name, value) < value]
+    if resets:
+        ends = f"from {before[resets[0]]:g} to {after[resets[0]]:g}"
+        return None, f"counter_reset: {resets[0]} fell {ends}"
+    changes = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    return {name: value for name, value in sorted(changes.items()) if value}, ""
 
 
-def totals(counted: Counters) -> dict[str, float]:
+def totals(counters: Counters) -> dict[str, float]:
     """The counters that have a common name, summed over their labels; those that did not move are
     absent."""
     sums = {}
     for name, aliases in NAMES.items():
-        values = [v for key, v in counted.items() if key.partition("{")[0] in aliases]
+        values = [v for key, v in counters.items() if key.partition("{")[0] in aliases]
         if values:
             sums[name] = sum(values)
     return sums
 
 
-def compare(counted: Counters, rows: list[dict[str, Any]]) -> list[str]:
+def compare(counters: Counters, rows: list[dict[str, Any]]) -> list[str]:
     """Sentences where the server's totals and the usage of the answers differ, for warnings.
 
     Only where no request failed: a failed one is counted by the server and has no usage.
     """
     if not rows or any(row["failure"] for row in rows):
         return []
-    sums, sentences = totals(counted), []
+    sums, sentences = totals(counters), []
     for name in ("prompt_tokens", "output_tokens"):
         usage = sum(row["usage"][name] or 0 for row in rows)
         if name in sums and sums[name] != usage:

@@ -254,14 +254,14 @@ async def reply(exchange: Exchange) -> bool:
     """Follow the behaviour; whether the connection stays open."""
     behaviour, body, row = exchange.behaviour, exchange.body, exchange.row
     writer = exchange.writer
-    asked = body.get("max_tokens") or body.get("max_completion_tokens") or 16
-    tokens = asked if behaviour.output_tokens is None else behaviour.output_tokens
+    limit = body.get("max_tokens") or body.get("max_completion_tokens") or 16
+    tokens = limit if behaviour.output_tokens is None else behaviour.output_tokens
     count = prompt_tokens(body)
-    row |= {"prompt_tokens": count, "asked_tokens": asked, "tokens": tokens}
+    row |= {"prompt_tokens": count, "asked_tokens": limit, "tokens": tokens}
     row |= {"cached_tokens": behaviour.cached_tokens, "prompt_key": prompt_key(body)}
-    if refused := refusal(exchange.server, behaviour, body):
-        row |= {"outcome": f"refused {refused[0]}", "tokens": 0}
-        writer.write(plain(refused[0], error(refused[1])))
+    if answer := refusal(exchange.server, behaviour, body):
+        row |= {"outcome": f"refused {answer[0]}", "tokens": 0}
+        writer.write(plain(answer[0], error(answer[1])))
         return True
     if behaviour.malformed == "http":
         row |= {"outcome": "malformed", "tokens": 0}
@@ -289,33 +289,33 @@ async def until(at_s: float) -> None:
 async def stream(exchange: Exchange) -> bool:
     """Write the events of one answer and stamp those with tokens; whether it came to its end."""
     behaviour, row, writer = exchange.behaviour, exchange.row, exchange.writer
-    tokens, sent = row["tokens"], 0
+    tokens, count = row["tokens"], 0
     is_chat = row["path"].endswith("chat/completions")
     say = Speaker(behaviour, exchange.body, is_chat, row["prompt_tokens"])
     if is_chat and behaviour.role_event:
         writer.write(chunked(say.role()))
     for group in writes(behaviour, tokens):
-        if ending(behaviour, sent) is not None:
+        if ending(behaviour, count) is not None:
             break
-        last = sum(size for _, size in group) + sent - 1
+        last = sum(size for _, size in group) + count - 1
         await until(row["received_s"] + behaviour.ttft_s + last * behaviour.gap_s)
         data = b"".join(chunked(say.tokens(first, size)) for first, size in group)
         now_s = clock()
         writer.write(data)
         row["writes"] += [[now_s, size, say.channel(first)] for first, size in group]
-        sent = last + 1
-    if (end := ending(behaviour, sent)) is not None:
-        row |= {"outcome": end, "tokens": sent}
+        count = last + 1
+    if (end := ending(behaviour, count)) is not None:
+        row |= {"outcome": end, "tokens": count}
         await finish_early(exchange, end)
         return False
     if behaviour.malformed:
-        broken = b"data: {not json\n\n" if behaviour.malformed == "json" else b"what is this\n\n"
+        line = b"data: {not json\n\n" if behaviour.malformed == "json" else b"what is this\n\n"
         row["outcome"] = "malformed"
-        writer.write(chunked(broken) + b"0\r\n\r\n")
+        writer.write(chunked(line) + b"0\r\n\r\n")
         return False
     writer.write(chunked(say.end(tokens)) + b"0\r\n\r\n")
-    done = {"requests": 1, "prompt_tokens": row["prompt_tokens"], "generation_tokens": tokens}
-    for name, value in {**done, "cached_tokens": behaviour.cached_tokens}.items():
+    totals = {"requests": 1, "prompt_tokens": row["prompt_tokens"], "generation_tokens": tokens}
+    for name, value in {**totals, "cached_tokens": behaviour.cached_tokens}.items():
         exchange.server.counters[name] += value
     return True
 
@@ -327,11 +327,11 @@ def writes(behaviour: Behaviour, tokens: int) -> list[list[tuple[int, int]]]:
     return [chunks[n : n + behaviour.join] for n in range(0, len(chunks), behaviour.join)]
 
 
-def ending(behaviour: Behaviour, sent: int) -> str | None:
-    """How the answer ends after `sent` tokens, or None."""
+def ending(behaviour: Behaviour, count: int) -> str | None:
+    """How the answer ends after `count` tokens, or None."""
     for name in ("reset", "close", "hang"):
         after = getattr(behaviour, f"{name}_after")
-        if after is not None and sent >= after:
+        if after is not None and count >= after:
             return name
     return None
 
@@ -372,9 +372,11 @@ class Speaker:
         options = body.get("stream_options") or {}
         self.behaviour, self.is_chat, self.count = behaviour, is_chat, count
         self.model = behaviour.model or body.get("model") or "null"
-        asked = behaviour.usage == "asked"
-        self.each = asked and bool(options.get("continuous_usage_stats"))
-        self.final = behaviour.usage == "final" or (asked and bool(options.get("include_usage")))
+        on_request = behaviour.usage == "asked"
+        self.each = on_request and bool(options.get("continuous_usage_stats"))
+        self.final = behaviour.usage == "final" or (
+            on_request and bool(options.get("include_usage"))
+        )
         self.ids = bool(body.get("return_token_ids")) and not is_chat
 
     def channel(self, token: int) -> str:

@@ -304,9 +304,9 @@ def ask(
     """Rows of `count` requests of these lengths, one after another or all at one time."""
     requests = []
     for number in range(count):
-        text, checked = plan.prompt(endpoint, prompt_tokens, f"{seed} {number}")
+        text, length = plan.prompt(endpoint, prompt_tokens, f"{seed} {number}")
         body = kinds.body(endpoint.kind, endpoint.api, endpoint.model, text, output_tokens)
-        lengths = {"prompt_tokens": checked, "output_tokens": output_tokens}
+        lengths = {"prompt_tokens": length, "output_tokens": output_tokens}
         requests.append({"id": number, "at_s": 0.0, **lengths, "body": body})
     data = {
         "schema": SCHEMA,

@@ -59,16 +59,16 @@ def study(
     log = path.parent / "server.log"
     with target.opened(
         server, device, seed=seed, longest=longest + 1, users=users, log=log
-    ) as opened:
+    ) as place:
         session = sweep.Session(
-            opened.endpoint,
+            place.endpoint,
             path,
             device,
             seed,
             rows[0].env_id,
-            opened.key,
-            {**opened.values, **{f"limit_{name}": value for name, value in limits.items()}},
-            opened.missing,
+            place.key,
+            {**place.values, **{f"limit_{name}": value for name, value in limits.items()}},
+            place.missing,
             timeout_s,
         )
         sweep.begin(session, idle_s)

@@ -256,8 +256,8 @@ def _shortest_s(session: Session, cell: Cell) -> float:
         at_once=True,
         **{**lengths, "output_tokens": min(output, 8)},
     )
-    varied = cell.prompt.sigma or cell.output.sigma
-    return session.shortest_s[name] / (2 if varied else 1)
+    sigma = cell.prompt.sigma or cell.output.sigma
+    return session.shortest_s[name] / (2 if sigma else 1)
 
 
 def _key(session: Session, cell: Cell) -> dict[str, Any]:

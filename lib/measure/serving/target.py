@@ -73,24 +73,24 @@ def opened(
     origin = origins.find(target.model)
     with tempfile.TemporaryDirectory() as folder:
         prepare = _for_vllm if kind == "vllm" else _for_transformers
-        served = prepare(target, origin, Path(folder), device, seed, longest, users)
-        options = (*served.options, *target.options)
+        recipe = prepare(target, origin, Path(folder), device, seed, longest, users)
+        options = (*recipe.options, *target.options)
         batching = target.continuous_batching or None
         with server.start(
             kind,
-            str(served.model),
+            str(recipe.model),
             options=options,
             log=log,
             continuous_batching=batching,
-            environment=served.environment,
-            served_as=served.name,
+            environment=recipe.environment,
+            served_as=recipe.name,
             api=target.api,
-            **served.endpoint,
-        ) as started:
-            values = {**started.values, **served.values, "loaded_dtype": key["dtype"]}
+            **recipe.endpoint,
+        ) as process:
+            values = {**process.values, **recipe.values, "loaded_dtype": key["dtype"]}
             # What the folder holds is ours alone; a row says what was asked of the server.
             values["server_options"] = [text.replace(folder, "...") for text in options]
-            yield Opened(started.endpoint, {"model": origin.name, **key}, values)
+            yield Opened(process.endpoint, {"model": origin.name, **key}, values)
 
 
 def running(target: Target) -> Opened:
@@ -169,8 +169,8 @@ def _for_vllm(
     )
     net, laws = draws.build(config, "bfloat16", "meta")
     tensors = draws.plan_of(net, laws)
-    stated = vllm.config_of(config, type(net).__name__, settings)
-    arguments = vllm.arguments_of(stated, tensors, settings, folder)
+    data = vllm.config_of(config, type(net).__name__, settings)
+    arguments = vllm.arguments_of(data, tensors, settings, folder)
     model = arguments.pop("model")
     del arguments["worker_extension_cls"]  # of the engine that answers through a pipe
     if checkpoint:  # its tokenizer is there, and a deployed server shows text

@@ -143,10 +143,10 @@ def _counted(claims: Sequence[Row], real: Sequence[Row]) -> Check:
 
 def _failures(claims: Sequence[Row], real: Sequence[Row]) -> Check:
     """Answers that ended badly must be failures; an empty one may be called so or not."""
-    claimed, true = sum(bool(c.get("failed")) for c in claims), sum(r["failed"] for r in real)
+    count, true = sum(bool(c.get("failed")) for c in claims), sum(r["failed"] for r in real)
     empty = sum(not r["failed"] and r["output_tokens"] == 0 for r in real)
-    text = f"{claimed} told of, {true} true" + (f", and {empty} empty answers" if empty else "")
-    off = claimed - true if claimed < true else max(0, claimed - true - empty)
+    text = f"{count} told of, {true} true" + (f", and {empty} empty answers" if empty else "")
+    off = count - true if count < true else max(0, count - true - empty)
     return Check("failures", off == 0, off, "requests", text)
 
 
@@ -163,9 +163,9 @@ def _both(
         return {}, "not told by this client"
     both: dict[int, list[tuple[float, float]]] = {}
     for claim, row in pairs:
-        claimed, true = claim.get(name), real(row)
-        if claimed is not None and true is not None:
-            both.setdefault(row["behaviour"], []).append((claimed, true))
+        value, true = claim.get(name), real(row)
+        if value is not None and true is not None:
+            both.setdefault(row["behaviour"], []).append((value, true))
     return both, "no true value"
 
 
@@ -208,7 +208,7 @@ def _equal(name: str, pairs: Sequence[tuple[Row, Row]]) -> Check:
     if not both:
         return Check(name, None, text=reason)
     every = [pair for values in both.values() for pair in values]
-    wrong = sum(claimed != true for claimed, true in every)
+    wrong = sum(value != true for value, true in every)
     return Check(name, wrong == 0, wrong, "requests", f"{wrong} of {len(every)} wrong")
 
 
