@@ -19,9 +19,10 @@ class Kind:
     """What tells one server from another.
 
     `forced(n)` are the fields by which exactly n tokens come out, empty where the server cannot be
-    forced; `command(python, model, port)` starts it; `python` names the environment variable that
-    holds its interpreter, `venv` the folder of its own environment; `batching_options` turn
-    continuous batching on, None where it is always; `own_page` is a page that no other kind has.
+    forced; `command(python, model, port)` starts it on a folder, `model_options(device, dtype)` say
+    where and in what; `python` names the environment variable that holds its interpreter, `venv`
+    the folder of its own environment; `batching_options` turn continuous batching on, None where it
+    is always; `own_page` is a page that no other kind has.
     """
 
     token_ids: bool = False
@@ -30,6 +31,7 @@ class Kind:
     metrics: str | None = None
     health: str | None = None
     command: Callable[[str, str, int], list[str]] | None = None
+    model_options: Callable[[str, str], tuple[str, ...]] = lambda device, dtype: ()
     python: str | None = None
     venv: str | None = None
     needs: tuple[str, ...] = ()
@@ -82,6 +84,7 @@ KINDS: dict[str, Kind] = {
         forced=_generation_config,
         health="/health",
         command=_transformers_command,
+        model_options=lambda device, dtype: ("--device", device, "--dtype", dtype),
         python="SERVE_PYTHON",
         needs=("transformers", "fastapi", "uvicorn", "openai"),
         environment={"HF_HUB_OFFLINE": "1"},

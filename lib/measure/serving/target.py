@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.measure.serving import server, words
+from lib.measure.serving import kinds, server, words
 from lib.measure.serving.plan import Endpoint
 from lib.models import draws, load
 from lib.models import origin as origins
@@ -72,8 +72,10 @@ def opened(
     key = {"weights": target.weights, "dtype": target.form or target.dtype}
     origin = origins.find(target.model)
     with tempfile.TemporaryDirectory() as folder:
-        prepare = _for_vllm if kind == "vllm" else _for_transformers
-        recipe = prepare(target, origin, Path(folder), device, seed, longest, users)
+        if kind == "vllm":
+            recipe = _drawn(target, origin, Path(folder), seed, longest, users)
+        else:
+            recipe = _folder(target, origin, Path(folder), device, kind, seed)
         options = (*recipe.options, *target.options)
         batching = target.continuous_batching or None
         with server.start(
@@ -126,9 +128,10 @@ class _Served:
     name: str | None = None  # by which it is asked for, where that is not the folder
 
 
-def _for_transformers(
-    target: Target, origin: Any, folder: Path, device: Any, seed: int, longest: int, users: int
+def _folder(
+    target: Target, origin: Any, folder: Path, device: Any, kind: str, seed: int
 ) -> _Served:
+    """A folder with weights and a tokenizer, as most servers take it."""
     from transformers import AutoTokenizer
 
     if target.weights == "random":
@@ -136,7 +139,7 @@ def _for_transformers(
     else:
         folder, values = origins.files(origin)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    options = ("--device", device.torch_device, "--dtype", target.dtype)
+    options = kinds.kind(kind).model_options(device.torch_device, target.dtype)
     return _Served(folder, options, {"tokenizer": tokenizer}, values)
 
 
@@ -150,9 +153,10 @@ def random_checkpoint(model: str, folder: Path, dtype: str, seed: int) -> dict[s
     return {name: net.source[name] for name in ("model_source", "model_revision")}
 
 
-def _for_vllm(
-    target: Target, origin: Any, folder: Path, device: Any, seed: int, longest: int, users: int
+def _drawn(
+    target: Target, origin: Any, folder: Path, seed: int, longest: int, users: int
 ) -> _Served:
+    """vLLM's: weights that it draws by name itself, so that none lie on a disk; or a checkpoint."""
     config = origins.config_of(origin)
     checkpoint, values = None, {"model_source": f"drawn by name (seed {seed})"}
     values |= {"model_revision": None, "draws_generator": draws.GENERATOR}
