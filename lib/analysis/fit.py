@@ -31,6 +31,28 @@ def largest_context(card: ModelCard, free_bytes: int) -> int:
     return bisect_right(tokens, free_bytes, key=lambda n: card.kv_bytes(n, cache="static"))
 
 
+def short_bytes(card: ModelCard, gpu_bytes: float) -> float:
+    """Bytes that the weights and the reserve lack on a GPU; negative where they fit."""
+    return card.weight_bytes + CUDA_CONTEXT_BYTES + card.margin_bytes - gpu_bytes
+
+
+def room(card: ModelCard, gpu_bytes: float, context: int) -> int:
+    """Users of `context` tokens each whose caches fit at the same time."""
+    left = max(-short_bytes(card, gpu_bytes), 0)
+    return int(left // card.kv_bytes(context, cache="static"))
+
+
+def line(card: ModelCard) -> dict[str, Any]:
+    """What `room` reads of a card: bytes of no user, and of one user at the tokens between which
+    they grow evenly."""
+    windows = {window for _, window in card.kv_layers or () if window is not None}
+    ends = sorted({0, *windows, card.context_limit or _ENDLESS})
+    return {
+        "fixed_bytes": round(short_bytes(card, 0)),
+        "user_bytes": [[n, card.kv_bytes(n, cache="static")] for n in ends],
+    }
+
+
 def plan(
     card: ModelCard,
     *,
