@@ -32,7 +32,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle export fit plan audit clients serve-check vllm test lab lint lock clean
+.PHONY: help setup report merge compare bundle export fit plan audit clients serve-check vllm test sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -124,6 +124,10 @@ vllm: .venv-vllm/.done  ## vLLM in an environment of its own (several GB; Linux,
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \
 	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+sweep:  ## every model type of the installed transformers, tiny: writes docs/models.md (ten minutes)
+	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec nice -n 10 "$$py" tools/sweep.py \
+	    $(if $(findstring --types,$(ARGS)),,--out docs) $(ARGS)
 
 lab:  ## open JupyterLab on your own copies of the notebooks, in outputs/lab; start.ipynb comes first
 	@mkdir -p outputs/lab && for path in notebooks/*.ipynb; do \

@@ -24,7 +24,7 @@ FIELDS = (
     "server",
     "load",
 )
-LONGEST = 24  # samples shown of one name
+LONGEST = 12  # samples shown of one name
 NOTE = (
     "one line for each arm, in SI units, the unit in the name; records.jsonl in its folder "
     "holds it whole, with its warnings and the reason for what is missing"

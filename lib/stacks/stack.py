@@ -1,4 +1,4 @@
-"""What a stack is, and what it returns.
+"""What a stack is, what it returns, and what it raises for a model that it cannot run.
 
 A stack is opened for a net and called as `stack(ids, new_tokens, on_token=None) -> Decoded`. It
 produces exactly `new_tokens` tokens: the end-of-sequence token never stops it. `on_token` is called
@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+
+class StackError(ValueError):
+    """A stack that cannot run a model; the message says why, and what can."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Stack:
     `open` makes it for a net: (net, *, decoding, capacity) -> Generate. `decode_experts` names the
     experts implementation that its decode steps use, of a net that has a choice. `cache` grows
     (dynamic) or has a fixed size (static). `captured` steps are launched as one graph, so that the
-    device sets their pace. One that `samples` decodes otherwise than greedily too.
+    device sets their pace. One that `samples` decodes otherwise than greedily too. `rehearse` runs
+    the stack with a twin of a net that has shapes and no values, and raises what keeps it from it.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Stack:
     decode_experts: Callable[[Any], str | None]
     captured: bool = False
     samples: bool = False
+    rehearse: Callable[[Any], None] | None = None
 
 
 class Subject(Protocol):

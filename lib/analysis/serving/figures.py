@@ -106,5 +106,7 @@ def section(rows: Sequence[Record]) -> Markup:
     if not grids:
         return Markup("")
     pieces = [html(draw(rows), rows, (KIND,)) for draw in (throughput, latency, energy)]
-    pieces += [grid.html() for grid in (*grids, clients.table())]
+    folded = Markup('<details class="more"><summary>{}, {} rows</summary>{}</details>')
+    pieces += [folded.format(grid.title, len(grid.rows), grid.html()) for grid in grids]
+    pieces.append(clients.table().html())
     return Markup("").join([SECTION, *pieces, Markup("</section>\n")])

@@ -92,6 +92,28 @@
     });
   });
 
+  // Wide tables show their first columns; a button shows the rest.
+  var COLUMNS = 8;
+  document.querySelectorAll("table.sortable").forEach(function (table) {
+    var region = table.closest(".scroll"), head = table.tHead && table.tHead.rows;
+    if (!region || !head || head.length > 1 || head[0].cells.length <= COLUMNS) { return; }
+    var total = head[0].cells.length, box = document.createElement("p"), control = document.createElement("button");
+    Array.prototype.forEach.call(table.rows, function (row) {
+      Array.prototype.slice.call(row.cells, COLUMNS).forEach(function (cell) { cell.classList.add("further"); });
+    });
+    box.className = "columns";
+    control.type = "button";
+    function fold(closed) {
+      table.classList.toggle("folded", closed);
+      control.setAttribute("aria-expanded", String(!closed));
+      control.textContent = closed ? "Show all " + total + " columns" : "Show the first " + COLUMNS + " columns";
+    }
+    control.addEventListener("click", function () { fold(!table.classList.contains("folded")); });
+    box.append(control);
+    region.before(box);
+    fold(true);
+  });
+
   // A number opens what it rests on. One stop of the Tab key a table; arrows move between numbers.
   function details() {
     var panel = document.createElement("div");
