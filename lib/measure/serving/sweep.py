@@ -45,7 +45,9 @@ Fact = steady.Fact
 class Session:
     """What the cells of one server share. `values` and `key` go into every record.
 
-    `gone` says why the server does not answer any more; cells are then rows with that error.
+    By lengths, `shortest_s` is the least latency on the idle server, `under_load_s` the users of
+    the last closed loop and the least latency in it. `gone` says why the server does not answer any
+    more; cells are then rows with that error.
     """
 
     endpoint: Endpoint
@@ -59,6 +61,7 @@ class Session:
     timeout_s: float = 60.0
     least_energy_s: float = steady.LEAST_ENERGY_S
     shortest_s: dict[str, float] = field(default_factory=dict)
+    under_load_s: dict[str, tuple[int, float]] = field(default_factory=dict)
     gone: str = ""
 
     @property
@@ -192,7 +195,9 @@ def measure(session: Session, cell: Cell, kind: str = KIND) -> Record:
         rows = plan.run(data, Path(folder))
     after, later_reason = metrics.read(endpoint.url, page)
     requests = plan.requests_of(rows)
-    server.idle_request_s(requests)  # raises with the first failure where none was answered
+    least_s = server.idle_request_s(requests)  # raises with the first failure if none was answered
+    if cell.load.users:
+        session.under_load_s[_lengths(cell)] = (cell.load.users, least_s)
     counters = None
     if before is not None and after is not None:
         counters, reason = metrics.difference(before, after)
@@ -229,35 +234,30 @@ def _sha(data: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _lengths(cell: Cell) -> str:
+    return f"{cell.prompt.label} {cell.output.label}"
+
+
 def _shortest_s(session: Session, cell: Cell) -> float:
-    """Least latency of a few requests of the cell's lengths on the idle server; of half of that
-    where lengths are drawn.
+    """The least that a request of the cell can take: of a few on the idle server, or half of the
+    least among fewer users; half of it where lengths are drawn.
 
     The last thing before a closed loop is a burst of as many requests as it has users: a size of
     batch that the server meets for the first time may be compiled first.
     """
-    prompt, output = cell.prompt.median, cell.output.median
-    name = f"{prompt} {output}"
-    lengths = {"prompt_tokens": max(prompt, 16), "output_tokens": output}
+    prompt, output, name = cell.prompt.median, cell.output.median, _lengths(cell)
+    common = {"prompt_tokens": max(prompt, 16), "timeout_s": session.timeout_s}
     if name not in session.shortest_s:
-        rows = server.ask(
-            session.endpoint,
-            PROBES,
-            seed=f"{session.seed} probe {name}",
-            timeout_s=session.timeout_s,
-            **lengths,
-        )
+        seed = f"{session.seed} probe {name}"
+        rows = server.ask(session.endpoint, PROBES, seed=seed, output_tokens=output, **common)
         session.shortest_s[name] = server.idle_request_s(rows)
+    seed, few = f"{session.seed} burst {cell.label}", min(output, 8)
     server.ask(
-        session.endpoint,
-        cell.load.users,
-        seed=f"{session.seed} burst {cell.label}",
-        timeout_s=session.timeout_s,
-        at_once=True,
-        **{**lengths, "output_tokens": min(output, 8)},
+        session.endpoint, cell.load.users, seed=seed, output_tokens=few, at_once=True, **common
     )
-    sigma = cell.prompt.sigma or cell.output.sigma
-    return session.shortest_s[name] / (2 if sigma else 1)
+    users, least_s = session.under_load_s.get(name, (0, 0.0))
+    shortest_s = max(session.shortest_s[name], least_s / 2 if users <= cell.load.users else 0.0)
+    return shortest_s / (2 if cell.prompt.sigma or cell.output.sigma else 1)
 
 
 def _key(session: Session, cell: Cell) -> dict[str, Any]:
