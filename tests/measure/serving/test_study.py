@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -221,36 +222,72 @@ def test_kinds_of_running_servers_are_told_by_what_they_say(monkeypatch):
     assert server.kind_of("http://x") == "transformers"
 
 
-def test_vllm_is_started_with_weights_drawn_by_name(monkeypatch, tmp_path):
-    """What its command line would be; the folder is there while the server is."""
-    seen = {}
+# vLLM's command line as far as it is used, strictly, before the null server.
+FAKE_VLLM = """
+import argparse, asyncio, json, os, pathlib, socket, sys
 
-    @contextlib.contextmanager
-    def start(kind, model, *, options, environment, served_as, **more):
-        seen.update(kind=kind, config=json.loads((Path(model) / "config.json").read_text()))
-        pairs = dict(zip(options, options[1:], strict=False))
-        seen.update(plan=Path(json.loads(pairs["--model-loader-extra-config"])["plan"]).exists())
-        seen.update(
-            pairs=pairs, last=options[-1], served_as=served_as, environment=environment, more=more
-        )
-        endpoint = plan.Endpoint("http://x", served_as, kind, vocab_size=more["vocab_size"])
-        yield server.Served(endpoint, tmp_path, {"server": kind})
+parser = argparse.ArgumentParser()
+for name in ("model", "host", "served-model-name", "generation-config", "dtype", "load-format"):
+    parser.add_argument(f"--{{name}}", required=True)
+for name in ("port", "seed", "max-model-len", "max-num-seqs"):
+    parser.add_argument(f"--{{name}}", type=int, required=True)
+parser.add_argument("--gpu-memory-utilization", type=float)
+for name in ("model-loader-extra-config", "compilation-config"):
+    parser.add_argument(f"--{{name}}", type=json.loads)
+for name in ("skip-tokenizer-init", "enable-prefix-caching", "enforce-eager"):
+    parser.add_argument(f"--{{name}}", action=argparse.BooleanOptionalAction)
+args = parser.parse_args()
+seen = vars(args) | {{"config": json.loads(pathlib.Path(args.model, "config.json").read_text())}}
+seen["plan"] = pathlib.Path(args.model_loader_extra_config["plan"]).exists()
+seen["ours"] = [name for name in sys.path if pathlib.Path(name, "vllm_weights.py").exists()]
+pathlib.Path({seen!r}).write_text(json.dumps(seen))
 
-    monkeypatch.setattr(server, "start", start)
-    asked = Target("tiny-gpt-oss", form="mxfp4", kind="vllm", options=("--enforce-eager",))
-    log = tmp_path / "server.log"
-    with target.opened(asked, Device(), seed=3, longest=300, users=6, log=log) as opened:
-        assert opened.key == {"model": "tiny-gpt-oss", "weights": "random", "dtype": "mxfp4"}
-        assert opened.endpoint.uses_ids
-    assert seen["kind"] == "vllm" and seen["plan"] and seen["served_as"] == "tiny-gpt-oss"
-    assert seen["config"]["quantization_config"]["quant_method"] == "mxfp4"
-    pairs = seen["pairs"]
-    assert pairs["--load-format"] == "drawn" and pairs["--max-num-seqs"] == "6"
-    assert pairs["--max-model-len"] == "300" and seen["last"] == "--enforce-eager"
-    assert "--no-enable-prefix-caching" in pairs and "--skip-tokenizer-init" in pairs
-    assert json.loads(pairs["--compilation-config"]) == {"cudagraph_capture_sizes": [1, 2, 4]}
-    assert "vllm_weights.py" not in pairs and "PYTHONPATH" in seen["environment"]
-    assert not any(str(Path(p)).startswith("/tmp") for p in opened.values["server_options"])
+sys.path.insert(0, {root!r})
+from lib.measure.serving import nullserver
+
+listener = socket.create_server((args.host, args.port))
+listener.setblocking(False)
+behaviours = [nullserver.Behaviour(ttft_s=0.02, gap_s=0.005)]
+server = nullserver.Server(behaviours, lambda row: None, args.served_model_name)
+asyncio.run(nullserver.serve(server, listener))
+"""
+
+
+def test_vllms_server_is_started_for_a_model_of_ours_and_ended(tmp_path, here, monkeypatch):
+    """Another package of that name reads the same command line, strictly, and answers."""
+    package = tmp_path / "site" / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    seen = tmp_path / "seen.json"
+    text = FAKE_VLLM.format(seen=str(seen), root=str(files.ROOT))
+    (package / "api_server.py").write_text(text)
+    monkeypatch.setenv("VLLM_PYTHON", sys.executable)
+    monkeypatch.setenv("VLLM_PYTHONPATH", str(tmp_path / "site"))
+    options = ("--enforce-eager",)
+    rows = run("", tmp_path, "tiny-gpt-oss", form="mxfp4", kind="vllm", options=options)
+    loads = [row for row in rows if row.kind == "serving"]
+    assert [row.error for row in loads] == [None] * 3
+    key = loads[0].key
+    assert (key["model"], key["weights"], key["dtype"]) == ("tiny-gpt-oss", "random", "mxfp4")
+    assert key["server"] == "vllm" and loads[0].values["token_id_prompts"]
+    assert set(loads[0].samples["prompt_tokens"]) == {16}
+    assert loads[0].values["metrics"]["null:generation_tokens_total{model=null}"] > 0
+    assert not any("/tmp" in text for text in loads[0].values["server_options"])
+    args = json.loads(seen.read_text())
+    assert args["config"]["quantization_config"]["quant_method"] == "mxfp4"
+    assert args["load_format"] == "drawn" and args["plan"] and args["ours"]
+    assert (args["max_num_seqs"], args["max_model_len"]) == (2, 23)
+    assert args["enforce_eager"] and args["skip_tokenizer_init"]
+    assert args["enable_prefix_caching"] is False
+    assert args["compilation_config"] == {"cudagraph_capture_sizes": [1, 2]}
+    with pytest.raises(OSError):
+        server.get(f"http://127.0.0.1:{args['port']}/health", timeout_s=1.0)
+
+
+def test_without_vllm_the_reason_says_what_to_set(tmp_path, here, monkeypatch):
+    monkeypatch.setenv("VLLM_PYTHON", sys.executable)
+    monkeypatch.delenv("VLLM_PYTHONPATH", raising=False)
+    with pytest.raises(EndpointError, match="has no vllm; install them, or set VLLM_PYTHON"):
+        run("", tmp_path, "tiny-gpt-oss", kind="vllm")
 
 
 # --- as a job ------------------------------------------------------------------------------------
