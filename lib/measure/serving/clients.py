@@ -16,12 +16,13 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lib.hardware.host import cpu_name, today
-from lib.measure.serving import nullserver, plan, truth, words
+from lib.measure.serving import kinds, nullserver, plan, truth, words
 from lib.measure.serving.arrivals import Lengths, Load
 from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
@@ -66,7 +67,6 @@ class Client:
     run: Callable[[Path, str, Scenario, Path, Any], Claims]
     package: str | None = None
     version: str | None = None
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 def _call(command: Sequence[str], folder: Path, log: Any, environment: dict[str, str]) -> None:
@@ -174,32 +174,18 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-def guidellm(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> Claims:
-    """GuideLLM on prompts of our own."""
-    return _guidellm(python, url, scenario, folder, log, {})
-
-
-def guidellm_one(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> Claims:
-    """GuideLLM with one worker process, whose arrivals come from one stream of numbers."""
-    one = {"GUIDELLM__MAX_WORKER_PROCESSES": "1"}
-    return _guidellm(python, url, scenario, folder, log, one)
-
-
-def _guidellm(
-    python: Path,
-    url: str,
-    scenario: Scenario,
-    folder: Path,
-    log: Any,
-    environment: dict[str, str],
+def guidellm(
+    python: Path, url: str, scenario: Scenario, folder: Path, log: Any, *, workers: str = ""
 ) -> Claims:
+    """GuideLLM on prompts of our own; with one of its `workers` all arrivals come from one stream
+    of numbers."""
     data, out = folder / "data.jsonl", folder / "out.json"
     rows = [
         {"prompt": words_of(number), "output_tokens_count": OUTPUT_TOKENS}
         for number in range(scenario.requests)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}[scenario.api]
+    path = kinds.APIS[scenario.api]
     options = {
         "--backend": f"kind=openai_http,target={url},model={MODEL},request_format={path}",
         "--profile": f"kind=poisson,rate={RATE.value:g}",
@@ -211,7 +197,8 @@ def _guidellm(
     flat = [part for pair in options.items() for part in pair]
     command = [str(python.with_name("guidellm")), "run", *flat, "--disable-console-interactive"]
     quiet = {"HF_HUB_OFFLINE": "1", "GUIDELLM__LOGGING__LOG_FILE": str(folder / "guidellm.log")}
-    _call(command, folder, log, {**quiet, **environment})
+    few = {"GUIDELLM__MAX_WORKER_PROCESSES": workers} if workers else {}
+    _call(command, folder, log, quiet | few)
     return guidellm_claims(json.loads(out.read_text(encoding="utf-8"))), None
 
 
@@ -252,7 +239,9 @@ CLIENTS: dict[str, Client] = {
     "ours": Client("this workbook's client", ours),
     "aiperf": Client("AIPerf", aiperf, "aiperf", "0.13.0"),
     "guidellm": Client("GuideLLM", guidellm, "guidellm", "0.8.1"),
-    "guidellm-1": Client("GuideLLM, one worker process", guidellm_one, "guidellm", "0.8.1"),
+    "guidellm-1": Client(
+        "GuideLLM, one worker process", partial(guidellm, workers="1"), "guidellm", "0.8.1"
+    ),
 }
 
 

@@ -6,11 +6,12 @@ and are not used.
 
 from __future__ import annotations
 
+import http.client
 import math
 import re
-import urllib.error
-import urllib.request
 from typing import Any
+
+from lib.measure.serving import server
 
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -58,12 +59,9 @@ def read(url: str, path: str | None, timeout_s: float = 5.0) -> tuple[Counters |
     """The counters of a server now, or None and why there are none."""
     if path is None:
         return None, "this kind of server has no page of counters"
-    # No proxy of the machine: the endpoint is spoken to directly.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url.rstrip("/") + path, timeout=timeout_s) as page:
-            return parse(page.read().decode("utf-8", "replace")), ""
-    except (OSError, ValueError, urllib.error.URLError) as error:
+        return parse(server.get(url.rstrip("/") + path, timeout_s).decode("utf-8", "replace")), ""
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return None, f"{path} could not be read: {error}"
 
 

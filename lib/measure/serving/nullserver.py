@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import ROOT
+from lib.measure.serving import kinds
 
 clock: Callable[[], float] = time.perf_counter
 TEXT, REASON, TOOL = "text", "reasoning", "tool"
@@ -153,7 +154,7 @@ async def answer(
         status, kind, text = page(server, path)
         writer.write(plain(status, text, kind))
         return True
-    if path not in ("/v1/completions", "/v1/chat/completions"):
+    if path not in kinds.APIS.values():
         writer.write(plain(404, error("no such path")))
         return True
     behaviour = server.behaviours[server.count % len(server.behaviours)]
@@ -290,7 +291,7 @@ async def stream(exchange: Exchange) -> bool:
     """Write the events of one answer and stamp those with tokens; whether it came to its end."""
     behaviour, row, writer = exchange.behaviour, exchange.row, exchange.writer
     tokens, count = row["tokens"], 0
-    is_chat = row["path"].endswith("chat/completions")
+    is_chat = row["path"] == kinds.APIS["chat"]
     say = Speaker(behaviour, exchange.body, is_chat, row["prompt_tokens"])
     if is_chat and behaviour.role_event:
         writer.write(chunked(say.role()))

@@ -31,6 +31,7 @@ from lib.measure.serving.plan import Endpoint
 GUARD = Path(__file__).with_name("guard.py")
 GRACE_S = 10.0
 CHECK_TOKENS = 4
+CONNECT_S = 5.0
 # What to do about each class of failure (lib.measure.serving.client.CLASSES).
 FIXES = {
     "unreachable": "is the server started, and are host and port right?",
@@ -263,30 +264,24 @@ def check(
     prompt_tokens: int = 16,
     output_tokens: int = CHECK_TOKENS,
     timeout_s: float = 30.0,
-    connect_timeout_s: float = 5.0,
     seed: int = 0,
-    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Ask for one short streamed answer of forced length; returns its row.
 
     Raises EndpointError, whose message says what is wrong and what to do, within `timeout_s` of
     the request. Lengths are checked as in any run.
     """
-    rows = ask(
-        endpoint,
-        1,
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        timeout_s=timeout_s,
-        connect_timeout_s=connect_timeout_s,
-        seed=f"check {seed}",
-        folder=folder,
-    )
-    failure = rows[0]["failure"]
-    if failure is None:
-        return rows[0]
+    lengths = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
+    (row,) = ask(endpoint, 1, **lengths, seed=f"check {seed}", timeout_s=timeout_s)
+    if row["failure"]:
+        raise refusal(row["failure"], f"{endpoint.url}: ")
+    return row
+
+
+def refusal(failure: dict[str, str], where: str = "") -> EndpointError:
+    """A failed request as an error, with what to do about its class."""
     fix = FIXES.get(failure["class"], "look at the server's log")
-    raise EndpointError(failure["class"], f"{endpoint.url}: {failure['text']}; {fix}")
+    return EndpointError(failure["class"], f"{where}{failure['text']}; {fix}")
 
 
 def ask(
@@ -297,8 +292,6 @@ def ask(
     output_tokens: int,
     seed: str,
     timeout_s: float = 60.0,
-    connect_timeout_s: float = 5.0,
-    folder: Path | None = None,
     at_once: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of `count` requests of these lengths, one after another or all at one time."""
@@ -313,15 +306,13 @@ def ask(
         "url": endpoint.address,
         "model": endpoint.model,
         "timeout_s": timeout_s,
-        "connect_timeout_s": connect_timeout_s,
-        "limit_s": (1 if at_once else count) * timeout_s + connect_timeout_s,
+        "connect_timeout_s": CONNECT_S,
+        "limit_s": (1 if at_once else count) * timeout_s + CONNECT_S,
         "requests": requests,
         **({} if at_once else {"user_starts_s": [0.0], "duration_s": count * timeout_s}),
     }
-    if folder is not None:
-        return plan.requests_of(plan.run(data, folder))
-    with tempfile.TemporaryDirectory() as temporary:
-        return plan.requests_of(plan.run(data, Path(temporary)))
+    with tempfile.TemporaryDirectory() as folder:
+        return plan.requests_of(plan.run(data, Path(folder)))
 
 
 def idle_request_s(rows: Sequence[dict[str, Any]]) -> float:
@@ -329,6 +320,5 @@ def idle_request_s(rows: Sequence[dict[str, Any]]) -> float:
     good = [window.latency_s(row) for row in rows if timing.is_ok(row)]
     if not good:
         failure = rows[0]["failure"] if rows else {"class": "unreachable", "text": "no rows"}
-        fix = FIXES.get(failure["class"], "look at the server's log")
-        raise EndpointError(failure["class"], f"{failure['text']}; {fix}")
+        raise refusal(failure)
     return min(good)
