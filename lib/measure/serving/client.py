@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ import httpx
 from lib.measure.serving.stream import Stream, StreamError, error_text, usage_of
 
 SCHEMA = 1
+KEY = "SERVER_API_KEY"
 LEAD_S = 0.3  # between the client's start and the run's zero
 # Why a request failed; `cancelled` was ended by the client itself, at the limit of the run.
 CLASSES = (
@@ -34,6 +36,12 @@ CLASSES = (
 )  # fmt: skip
 clock: Callable[[], float] = time.perf_counter
 Row = dict[str, Any]
+
+
+def authorization() -> dict[str, str]:
+    """The header with the key of a server that wants one; the key is in no plan and no row."""
+    key = os.environ.get(KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class StampedStream(httpcore.AsyncNetworkStream):
@@ -91,6 +99,7 @@ class Run:
     def _build(self, request: Row) -> httpx.Request:
         # Built before the run: a long prompt takes milliseconds to write as JSON.
         headers = {"Content-Type": "application/json", "X-Request-Id": str(request["id"])}
+        headers |= authorization()
         content = json.dumps(request["body"]).encode()
         return self.http.build_request("POST", self.plan["url"], content=content, headers=headers)
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from lib.files import ROOT
 from lib.measure.serving import kinds, plan, timing, window
-from lib.measure.serving.client import SCHEMA
+from lib.measure.serving.client import KEY, SCHEMA, authorization
 from lib.measure.serving.plan import Endpoint
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -38,7 +38,8 @@ FIXES = {
     "timeout": "the server is too slow or hangs; look at its log, or raise timeout_s",
     "closed": "the server ended the answer; look at its log",
     "malformed": "does this address speak the OpenAI protocol?",
-    "status": "the server refuses the request; is its kind right, and does it serve this model?",
+    "status": "the server refuses the request; is its kind right, does it serve this model, and "
+    f"does it want a key ({KEY}=...)?",
     "not_streaming": "the server must stream server-sent events; turn streaming on",
     "error_event": "the server failed while it answered; look at its log",
     "wrong_model": "name the model that the server serves",
@@ -193,7 +194,9 @@ def get(url: str, timeout_s: float = 5.0) -> bytes:
     """A page, without any proxy of the machine. Raises OSError, HTTPException or ValueError where
     there is none, or it is not answered by 200."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=timeout_s) as page:
+    with opener.open(
+        urllib.request.Request(url, headers=authorization()), timeout=timeout_s
+    ) as page:
         return page.read()
 
 
