@@ -239,8 +239,8 @@ def _lengths(cell: Cell) -> str:
 
 
 def _shortest_s(session: Session, cell: Cell) -> float:
-    """The least that a request of the cell can take: of a few on the idle server, or half of the
-    least among fewer users; half of it where lengths are drawn.
+    """The least that a request of the cell can take: half of the least of a few on the idle server,
+    or of all among fewer users; half of that again where lengths are drawn.
 
     The last thing before a closed loop is a burst of as many requests as it has users: a size of
     batch that the server meets for the first time may be compiled first.
@@ -256,8 +256,8 @@ def _shortest_s(session: Session, cell: Cell) -> float:
         session.endpoint, cell.load.users, seed=seed, output_tokens=few, at_once=True, **common
     )
     users, least_s = session.under_load_s.get(name, (0, 0.0))
-    shortest_s = max(session.shortest_s[name], least_s / 2 if users <= cell.load.users else 0.0)
-    return shortest_s / (2 if cell.prompt.sigma or cell.output.sigma else 1)
+    least_s = max(session.shortest_s[name], least_s if users <= cell.load.users else 0.0)
+    return least_s / (4 if cell.prompt.sigma or cell.output.sigma else 2)
 
 
 def _key(session: Session, cell: Cell) -> dict[str, Any]:

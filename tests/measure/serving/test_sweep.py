@@ -228,17 +228,20 @@ def test_a_curve_doubles_its_users_and_then_sets_rates(tmp_path, monkeypatch):
 
 
 def test_a_plan_is_as_long_as_a_loaded_server_needs(tmp_path, monkeypatch):
-    """A request takes 0.1 s alone and 4 s among 32 users: of more users none takes less than 2."""
+    """A request takes 0.1 s alone and 4 s among 32 users: of more users none takes less than 2.
+
+    Half, since the few requests on the idle server may have been slow ones.
+    """
     monkeypatch.setattr(sweep.server, "ask", lambda *a, **k: [])
     monkeypatch.setattr(sweep.server, "idle_request_s", lambda rows: 0.1)
     result, shape = session("http://x", tmp_path, NoBoard()), cell(Load("closed", 1))
     name = sweep._lengths(shape)
-    assert sweep._shortest_s(result, shape) == 0.1
+    assert sweep._shortest_s(result, shape) == 0.05
     result.under_load_s[name] = (32, 4.0)
     assert sweep._shortest_s(result, replace(shape, load=Load("closed", 64))) == 2.0
-    assert sweep._shortest_s(result, replace(shape, load=Load("closed", 4))) == 0.1
+    assert sweep._shortest_s(result, replace(shape, load=Load("closed", 4))) == 0.05
     drawn = replace(shape, prompt=Lengths(16, 0.5))
-    assert sweep._shortest_s(result, drawn) == 0.05
+    assert sweep._shortest_s(result, drawn) == 0.025
 
 
 def test_the_mixes_of_a_fit_are_twelve_in_seeded_order():
