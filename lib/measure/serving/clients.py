@@ -24,8 +24,8 @@ from typing import Any
 from lib.hardware.host import cpu_name, today
 from lib.measure.serving import kinds, nullserver, plan, truth, words
 from lib.measure.serving.arrivals import Lengths, Load
-from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.script import Behaviour
 
 MODEL = "null-model"  # a bare "null" is read as JSON's null by GuideLLM
 RATE = Load("poisson", 20)

@@ -16,7 +16,7 @@ from typing import Any
 
 from lib.measure.serving import timing, window
 from lib.measure.serving.arrivals import Load, check_law
-from lib.measure.serving.nullserver import TEXT
+from lib.measure.serving.script import TEXT
 
 Row = dict[str, Any]
 TTFT_LIMIT_S = 0.001  # median, at 20 requests a second; tests allow 5 ms on a busy machine

@@ -14,8 +14,8 @@ import pytest
 
 from lib.measure.serving import client, nullserver, plan, server
 from lib.measure.serving.arrivals import Lengths, Load
-from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.script import Behaviour
 from lib.measure.serving.server import EndpointError
 
 pytestmark = pytest.mark.usefixtures("a_processor_is_free")

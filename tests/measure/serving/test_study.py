@@ -19,7 +19,7 @@ from lib import files
 from lib.__main__ import main
 from lib.hardware.device import CpuDevice
 from lib.measure.serving import client, nullserver, plan, server, study, target
-from lib.measure.serving.nullserver import Behaviour
+from lib.measure.serving.script import Behaviour
 from lib.measure.serving.server import EndpointError
 from lib.measure.serving.target import Target
 from lib.records import jobs, store
@@ -243,11 +243,11 @@ seen["ours"] = [name for name in sys.path if pathlib.Path(name, "vllm_weights.py
 pathlib.Path({seen!r}).write_text(json.dumps(seen))
 
 sys.path.insert(0, {root!r})
-from lib.measure.serving import nullserver
+from lib.measure.serving import nullserver, script
 
 listener = socket.create_server((args.host, args.port))
 listener.setblocking(False)
-behaviours = [nullserver.Behaviour(ttft_s=0.02, gap_s=0.005)]
+behaviours = [script.Behaviour(ttft_s=0.02, gap_s=0.005)]
 server = nullserver.Server(behaviours, lambda row: None, args.served_model_name)
 asyncio.run(nullserver.serve(server, listener))
 """

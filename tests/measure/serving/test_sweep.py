@@ -15,8 +15,8 @@ from lib.analysis.serving import attribution, reading
 from lib.analysis.serving.reading import Limits
 from lib.measure.serving import client, kinds, nullserver, plan, server, sweep
 from lib.measure.serving.arrivals import Lengths, Load
-from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.script import Behaviour
 from lib.measure.serving.server import EndpointError
 from lib.records import record, store
 from tests.fakes.board import Board

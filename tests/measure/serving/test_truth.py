@@ -6,8 +6,8 @@ import pytest
 
 from lib.measure.serving import nullserver, plan, timing, truth, window
 from lib.measure.serving.arrivals import Lengths, Load, offsets_s
-from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.script import Behaviour
 
 pytestmark = pytest.mark.usefixtures("a_processor_is_free")
 
