@@ -161,7 +161,8 @@ class Per:
         divisor = self.by(rows)
         if divisor.value is None:
             return divisor
-        return stats.scaled(self.numerator(rows), 1 / divisor.value)
+        value = stats.scaled(self.numerator(rows), 1 / divisor.value)
+        return replace(value, records=(*value.records, *divisor.records))
 
 
 def calls(
@@ -184,10 +185,11 @@ class Card:
     name: str
 
     def __call__(self, rows: Sequence[Record]) -> Estimate:
-        counts = [r.value(self.name) for r in rows if r.kind == "card"]
-        if not counts or counts[-1] is None:
+        card = next(reversed(select(rows, "card")), None)
+        if card is None or card.value(self.name) is None:
             return stats.missing("not measured: no model card among the rows")
-        return Estimate(counts[-1] / 1e9, n=1, method="counted")
+        count = card.value(self.name) / 1e9
+        return Estimate(count, n=1, method="counted", records=(record_id(card),))
 
 
 def active_realised(rows: Sequence[Record]) -> Estimate:
@@ -621,20 +623,11 @@ def at(
     arms = [r for r in select(series.rows, context=context) if r.kind in kinds]
     rows = [r for r in arms if length is None or r.key.get("new_tokens") in lengths]
     if kinds and not rows:
-        what = f"no {kinds[0]} row at {context} context and {length} new tokens"
+        what = f"no {kinds[0]} row at {context} context" + f" and {length} new tokens" * bool(
+            length
+        )
         return stats.missing(series.reason or f"not measured: {what}")
     return metric.of([*select(series.rows, "card"), *rows])
-
-
-def throughput_change_pct(before: tuple[list, str], after: tuple[list, str]) -> Estimate:
-    """Change of output throughput in percent from one arm to another (bootstrap interval).
-
-    Throughput is tokens / time, so its ratio is the inverse ratio of the times.
-    """
-    for values, reason in (before, after):
-        if not values:
-            return stats.missing(reason)
-    return percent_change(stats.ratio(before[0], after[0]))
 
 
 def percent_change(estimate: Estimate) -> Estimate:

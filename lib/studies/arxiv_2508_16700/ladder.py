@@ -21,7 +21,7 @@ from lib.show.figure import PALETTE, axes, labelled
 from lib.show.table import Column, Table
 from lib.show.wording import Statement, interval, short
 from lib.stats import Estimate
-from lib.studies import evidence, verdict
+from lib.studies import evidence, forms, verdict
 from lib.studies.arxiv_2508_16700 import audit
 from lib.studies.evidence import ALL_EXPERTS, Evidence, Map
 from lib.studies.study import Absent, Published, each
@@ -56,7 +56,7 @@ def rungs(records: Sequence[Record], study: Published, other: str | None = None)
     ):
         m = e.stacks[stack]
         name = f"decode only, {'captured' if stack == 'graph' else 'captured and compiled'} step"
-        steps.append(Rung(name, evidence.decode_ratio(e, m, other), cause, "measured"))
+        steps.append(Rung(name, forms.DECODE.against(e, m, other), cause, "measured"))
     return [*steps, *_bytes(e, other)]
 
 
@@ -104,7 +104,7 @@ def _read(of: Callable[[], float], method: str) -> Estimate:
 def _measured(e: Evidence, other: str) -> list[Rung]:
     """On the study's stack: every expert computed, then the library's grouped experts."""
     arm = _shared_arm(e, other)
-    all_experts = evidence.output_ratio(e, e.like_paper, other, arm)
+    all_experts = forms.OUTPUT.against(e, e.like_paper, other, arm[0])
     where = "" if arm == e.arm else f", at {arm[0]:,} tokens of context"
     used = _experts(e.base[e.reference])
     stack = e.published.data["stack"]
@@ -125,14 +125,14 @@ def _measured(e: Evidence, other: str) -> list[Rung]:
         ),
         Rung(
             f"whole call, {stack}, experts {used}",
-            evidence.output_ratio(e, e.base, other),
+            forms.OUTPUT.against(e, e.base, other),
             f"only the chosen experts are computed; the host launches every kernel{reach}"
             f"{apart(e.base, e.arm)}",
             "measured",
         ),
         Rung(
             f"decode only, {stack}, experts {used}",
-            evidence.decode_ratio(e, e.base, other),
+            forms.DECODE.against(e, e.base, other),
             "without the prefill",
             "measured",
         ),
@@ -161,7 +161,7 @@ def _bytes(e: Evidence, other: str) -> list[Rung]:
     """What the bytes of a decode step allow: as traced in each implementation, and at least."""
 
     def bound(m: Map, realised: bool) -> Estimate:
-        return evidence.compared(e, m, other, partial(_steps_per_byte, e, m, realised=realised))
+        return forms.Metric(partial(_steps_per_byte, realised=realised)).against(e, m, other)
 
     return [
         Rung(
@@ -185,7 +185,7 @@ def _bytes(e: Evidence, other: str) -> list[Rung]:
     ]
 
 
-def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estimate:
+def _steps_per_byte(e: Evidence, m: Map, model: str, context: int, *, realised: bool) -> Estimate:
     """1 / bytes that a decode step reads at the headline arm: steps a second at one byte a second.
 
     By architecture the bytes lie with the timed row; as traced, they are these and what a step was
@@ -193,10 +193,10 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estim
     """
     if not m[model].rows:
         return stats.missing(m[model].reason)
-    row, name = e.base[model].one("latency", context=e.arm[0], new_tokens=e.arm[1]), "decode_bytes"
+    row, name = e.base[model].one("latency", context=context, new_tokens=e.arm[1]), "decode_bytes"
     size = row.value(name) if row else None
     if not size:
-        return evidence.untold(row, name, f"no {name} at {e.arm[0]} tokens")
+        return evidence.untold(row, name, f"no {name} at {context} tokens")
     if realised:
         row, name = evidence.traced(e, m[model]), "decode_bytes_realised"
         if row is None or None in (row.value(name), row.value("decode_bytes")):
