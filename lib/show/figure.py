@@ -158,7 +158,7 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
             len(s)
             for r in measured
             for name, s in r.samples.items()
-            if name not in ("warmup_s", "token_s")
+            if name not in ("warmup_s", "token_s", "itl_s") and not name.endswith("_by_s")
         }
     )
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
