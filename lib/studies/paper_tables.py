@@ -207,9 +207,7 @@ def _cell(
     at = _place(e, spec, row, column)
     own, now = (e.like_paper, e.ablation_like_paper), (e.base, e.ablation)
     measured = measure(e, at, *own)
-    differs = _series(at, *own) is not _series(at, *now)
-    differs |= at.form in ("difference", "saving") and e.like_paper is not e.base
-    today = measure(e, at, *now) if differs else None
+    today = measure(e, at, *now) if _differs(e, at) else None
     written, unit = at.column["unit"], meant(at.column)
     paper = None if printed is None else float(printed)
     notes = [measured.reason if measured.value is None else _series(at, *own).label()]
@@ -234,6 +232,15 @@ def _cell(
         "; ".join(filter(None, notes)),
         judged(e, at, printed, measured),
     )
+
+
+def _differs(e: Evidence, at: Place) -> bool:
+    """Whether a cell depends on the experts, and the study's software ran others than today's."""
+    if "ablation" in at.spec:
+        return e.ablation_like_paper is not e.ablation
+    depends = at.metric in forms.METRICS and forms.METRICS[at.metric].experts
+    own = at.model == e.reference or at.form in ("difference", "saving")
+    return depends and own and e.like_paper is not e.base
 
 
 def judged(e: Evidence, at: Place, printed: str | None, measured: Estimate) -> Verdict:
