@@ -149,10 +149,10 @@ def arm_ratio(series: Series, spec: PrintedTable, label: str, other: str) -> Est
     if None in arms:
         absent = (label, other)[arms.index(None)]
         return stats.missing(series.reason or f"not measured: no row for {absent}")
-    (own, reason), (reference, other_reason) = map(_arm_samples, arms)
-    if reason or other_reason:
-        return stats.missing(reason or other_reason)
-    return replace(stats.ratio(reference, own), records=tuple(map(record_id, arms)))
+    if reason := next((why for _, why in map(_arm_samples, arms) if why), ""):
+        return stats.missing(reason)
+    ratio = metrics.METRICS["output"].ratio(*([arm] for arm in arms))
+    return replace(ratio, records=tuple(map(record_id, arms)))
 
 
 def _arm_samples(arm: Record) -> tuple[list[float], str]:

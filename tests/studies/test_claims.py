@@ -286,7 +286,7 @@ def warned(rows: list[Record], code: str, **where) -> list[Record]:
     ]
 
 
-@pytest.mark.parametrize("code", ["spread", "drift", "inverted", "cold", "any-new-code"])
+@pytest.mark.parametrize("code", ["spread", "drift", "contradiction", "any-new-code"])
 @pytest.mark.parametrize(
     ("name", "where"),
     [
