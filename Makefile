@@ -119,7 +119,7 @@ serve-check:  ## load a small trained model behind transformers serve
 vllm: .venv-vllm/.done  ## vLLM in an environment of its own (several GB; Linux, NVIDIA, Python 3.12)
 
 .venv-vllm/.done: requirements-vllm.lock
-	@python3.12 -m venv .venv-vllm && .venv-vllm/bin/python -m pip install -q -r $< && touch $@
+	@"$(or $(PYTHON),python3.12)" -m venv .venv-vllm && .venv-vllm/bin/python -m pip install -q -r $< && touch $@
 
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \

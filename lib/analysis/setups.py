@@ -112,6 +112,9 @@ def named(keys: Sequence[tuple], more: Sequence[str] = ()) -> dict[tuple, Name]:
     for key in keys:
         mine = [other for other in keys if other[0] == key[0]]
         differing = {at for at in fields if len({other[at] for other in mine}) > 1} | everywhere
+        stack = STACKS.get(str(key[1 + SETUP.index("stack")]).partition(" ")[0])
+        if stack and stack.apart:
+            differing.discard(1 + SETUP.index("experts"))  # an engine's own, said by its stack
         words = (WORDS.get(fields[at], "{}").format(key[at]) for at in sorted(differing))
         texts[key] = ", ".join(words)
     listed = sorted(keys, key=lambda key: setup_order(key[1:]))

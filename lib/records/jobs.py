@@ -82,6 +82,8 @@ class Job:
     @property
     def title(self) -> str:
         """The notebook, and the stack if it is not the one that a study is about."""
+        if self.by_script:
+            return f"Rows of {self.run['by']}, {self.notebook}"
         name = "APE" if self.notebook == "ape" else self.notebook.replace("_", " ").capitalize()
         stack = self._parameter("stack")
         return name if stack in (None, STUDY_STACK) else f"{name} ({stack})"
@@ -94,9 +96,14 @@ class Job:
         if self.damage:
             return "damaged"
         status = str(self.run.get("status", "failed"))
-        if status == "ok" and not (self.folder / "notebook.ipynb").exists():
+        if status == "ok" and not self.by_script and not (self.folder / "notebook.ipynb").exists():
             return "notebook missing"
         return status
+
+    @property
+    def by_script(self) -> bool:
+        """Whether its rows were written without a notebook."""
+        return "by" in self.run
 
     @property
     def end(self) -> str:

@@ -11,6 +11,8 @@ from lib.files import read_yaml
 WEIGHTS = ("random", "checkpoint", "gguf")
 UNKNOWN = "unknown"  # weights and dtype of a server that somebody else has started
 DTYPES = ("bfloat16", "float16", "float32")
+ENGINE_FORMS = ("bfloat16", "mxfp4", "fp8")  # that a stack which is an engine holds weights in
+STAND_IN = "random-dummy"  # an engine's own weights: all tokens choose the same experts
 STUDY_STACK = "hf-eager"  # statements are about this stack first, then what others change
 ABLATIONS = ("decoding", "context", "precision", "experts", "stack")
 PROTOCOLS = {"memory-paper": "paper", "memory": "generate()"}

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from lib.analysis import bounds, cost, host_bound, machine, predictions
+from lib.analysis import bounds, cost, engines, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
@@ -144,8 +144,8 @@ def render(
     paper = paper_tables.paper_tables(rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
-    beside += [*tables.tables(rows), *serving_tables.tables(rows)]
-    batch = figures.section(rows)
+    beside += [*tables.tables(rows), *engines.tables(rows), *serving_tables.tables(rows)]
+    batch, deployed = figures.section(rows), engines.section(rows)
     ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
     generic = sections.generic_tables(rows)
     csvs = [
@@ -188,7 +188,7 @@ def render(
         paper_more=[paper_grid(t, context) for t in paper if t not in first],
         bound=bound,
         bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
-        batch=batch,
+        batch=batch + deployed,
         serving=serving_figures.section(rows),
         generic=generic,
         priced=priced,

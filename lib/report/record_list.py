@@ -21,6 +21,7 @@ FIELDS = (
     "experts",
     "attention",
     "cache",
+    "engine",
     "server",
     "load",
 )

@@ -18,13 +18,14 @@ from lib import files
 from lib.files import ParamsError, check, read_yaml, unknown
 from lib.models.entries import Entry, checked_models
 from lib.records.jobs import CROSS_MODEL, ON_REQUEST
-from lib.records.kinds import DTYPES, STUDY_STACK, UNKNOWN, WEIGHTS
+from lib.records.kinds import DTYPES, ENGINE_FORMS, STUDY_STACK, UNKNOWN, WEIGHTS
 from lib.run.parameters import check_parameters, notebook_parameters
 from lib.stacks.registry import STACKS
 
 __all__ = ["Choice", "ParamsError", "Profile", "profile"]
 
 FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
+OF_ENGINES = ("latency", "batch", "energy")  # notebooks that measure a stack that is an engine
 _COMMON = ("weights", "stack", "dtype")
 SLICES = ("models", "notebooks", *_COMMON)
 SERVER, SERVING = "server", "serving"  # a server that runs, and the notebook that loads it
@@ -250,8 +251,32 @@ def _choices_of(
         for stack in slices["stack"] or (base["stack"],):
             settings = {**own, "weights": weights, "stack": stack}
             _check_settings({**base, **settings}, slices["dtype"])
-            choices.append(Choice(model, weights, stack, settings, notebooks))
+            mine = notebooks
+            if STACKS[stack].apart:
+                mine = _of_engine(notebooks, stack, signatures, slices["notebooks"])
+            choices.append(Choice(model, weights, stack, settings, mine))
     return choices
+
+
+def _of_engine(
+    notebooks: dict[str, dict[str, Any]], stack: str, signatures: dict, asked: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """Those of the notebooks that measure an engine, which is compared with no other stack there.
+
+    One that was asked for by name and does not is an error.
+    """
+    others = [n for n in asked if n in notebooks and n not in (*OF_ENGINES, *CROSS_MODEL)]
+    if others:
+        raise ParamsError(
+            f"the notebook {others[0]!r} does not measure the stack {stack!r}; "
+            f"use NOTEBOOKS={','.join(OF_ENGINES)}"
+        )
+    fixed = {"stacks_to_compare": [stack], "trace_stacks": [stack], "instrument_s": 0.0}
+    return {
+        name: values | {key: fixed[key] for key in fixed if key in signatures[name]}
+        for name, values in notebooks.items()
+        if name in OF_ENGINES
+    }
 
 
 def _weights_of_files(model: str) -> str:
@@ -275,7 +300,9 @@ def _merged(choices: list[Choice], again: list[Choice], item: dict) -> list[Choi
 
 
 def _check_settings(settings: dict, dtypes: tuple[str, ...]) -> None:
-    for kind, names in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", DTYPES)):
+    apart = settings.get("stack") in STACKS and STACKS[settings["stack"]].apart
+    dtypes_of = ENGINE_FORMS if apart else DTYPES
+    for kind, names in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", dtypes_of)):
         if kind in settings and settings[kind] not in names:
             raise unknown(kind, str(settings[kind]), names, hint=f"Use {kind.upper()}=<name>.")
     if len(dtypes) > 1:

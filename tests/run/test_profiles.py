@@ -366,6 +366,55 @@ def test_the_stacks_and_weights_are_those_that_the_library_has():
     assert f"WEIGHTS = {json.dumps(kinds.WEIGHTS)}".replace("[", "(").replace("]", ")") in models
 
 
+BATCH = """
+model = "tiny"
+weights = "random"
+dtype = "bfloat16"
+stacks_to_compare = ["hf-eager"]
+trace_stacks = ["hf-eager"]
+"""
+ENGINE = {
+    "defaults": {"weights": "random", "stack": "hf-eager", "dtype": "bfloat16"},
+    "notebooks": {
+        "latency": {"contexts": [8], "pause_s": 0.1, "note": None, "options": {}, "repeats": 2},
+        "batch": {"stacks_to_compare": ["hf-eager", "graph"], "trace_stacks": ["graph"]},
+        "memory": {"repeats": 1},
+    },
+    "models": ["tiny"],
+}
+
+
+@pytest.fixture
+def with_batch(folder):
+    notebook(folder, "batch", BATCH)
+    notebook(folder, "memory", "repeats = 1")
+    return folder
+
+
+def test_an_engine_runs_the_notebooks_that_can_measure_it(with_batch):
+    (choice,) = load(with_batch, ENGINE, stack="vllm", dtype="mxfp4").choices
+    assert choice.stack == "vllm" and set(choice.notebooks) == {"latency", "batch"}
+    profile = load(with_batch, ENGINE, stack="vllm", dtype="mxfp4")
+    values = profile.parameters("batch", choice)
+    assert values["stacks_to_compare"] == values["trace_stacks"] == ["vllm"]
+    assert values["dtype"] == "mxfp4"
+
+
+@pytest.mark.parametrize(
+    ("slices", "message"),
+    [
+        ({"stack": "vllm", "notebooks": "memory"}, "'memory' does not measure the stack 'vllm'"),
+        ({"stack": "vllm", "dtype": "float32"}, "unknown dtype 'float32'"),
+        ({"stack": "graph", "dtype": "mxfp4"}, "unknown dtype 'mxfp4'"),
+        ({"stack": "vllm,graph", "dtype": "fp8"}, "unknown dtype 'fp8'"),
+        ({"stack": "sglang"}, "unknown stack 'sglang'"),
+    ],
+)
+def test_what_an_engine_cannot_run_is_refused_before_any_work(with_batch, slices, message):
+    with pytest.raises(ParamsError, match=message):
+        load(with_batch, ENGINE, **slices)
+
+
 def test_a_slice_is_split_but_not_inside_a_path_that_exists(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("my model", "a,b", "plain", "my"):

@@ -67,6 +67,7 @@ def key(model: str, **changes: Any) -> dict[str, Any]:
         "context": 2048,
         "new_tokens": 64,
         "decoding": "greedy",
+        "engine": None,
     }
     return dict.fromkeys(KEY_FIELDS) | base | changes
 
