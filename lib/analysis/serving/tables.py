@@ -40,8 +40,8 @@ NOTES = (
 
 def table(rows: Sequence[Record]) -> Table:
     """Each load of each server: throughput, goodput, joules."""
-    limits = [_limits(row) for row in reading.measured(rows)]
-    notes = (*NOTES[:1], *NOTES[2:], *dict.fromkeys(filter(None, limits)))
+    texts = [text for row in reading.measured(rows) for text in (_served(row), _limits(row))]
+    notes = (*NOTES[:1], *NOTES[2:], *dict.fromkeys(filter(None, texts)))
     return _grid("serving", "Servers under load", rows, shown_in("serving"), notes)
 
 
@@ -75,6 +75,18 @@ def _asked(group: Sequence[Record]) -> int | None:
 
 def _failed(group: Sequence[Record]) -> int | None:
     return None if group[-1].error else reading.failed(group[-1])
+
+
+def _served(row: Record) -> str:
+    """What a server is, as far as it was told: version, how it batches, how it was asked."""
+    batching = {True: "continuous batching", False: "no continuous batching"}
+    api = row.value("api")
+    facts = (
+        row.value("server_version"),
+        batching.get(row.value("continuous_batching")),
+        api and f"asked by {api} with {'token ids' if row.value('token_id_prompts') else 'text'}",
+    )
+    return f"{row.key['server']}: {', '.join(filter(None, facts))}" if any(facts) else ""
 
 
 def _limits(row: Record) -> str:

@@ -19,7 +19,7 @@ from lib.measure.serving.plan import Endpoint
 from lib.models import draws, load
 from lib.models import origin as origins
 from lib.records.kinds import UNKNOWN
-from lib.stacks import vllm
+from lib.stacks import vllm_settings as vllm
 
 # Ids that any vocabulary has, without the first, which are often special ones: for prompts of a
 # server whose vocabulary is not known.

@@ -48,6 +48,9 @@ def test_a_load_is_a_line_with_its_throughput_and_joules():
     assert line["J/1K output tokens"].value == pytest.approx(200 * 0.26 * 100)
     assert line["of it idle"].value == 50 and line["mean power"].value == 200
     assert line["within the limits"].value == 100
+    mine = users(1, continuous_batching=False, api="completions", token_id_prompts=True)
+    words = "vllm: 0.25.1, no continuous batching, asked by completions with token ids"
+    assert words in tables.table([mine]).notes
     assert any(
         "limits: TTFT at most 500.0 ms, TPOT at most 100.0 ms" in note for note in grid.notes
     )
