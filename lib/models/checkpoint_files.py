@@ -109,7 +109,7 @@ def require_scales(folder: Path, method: str | None) -> None:
     own lies beside the matrix.
     """
     held = tensors(folder)
-    scaled = [t for t in held if t.dtype in SCALED and len(t.shape) > 1 and not is_made_anew(t)]
+    scaled = [t for t in held if _means_more(t) and not is_made_anew(t)]
     if method is None and scaled:
         raise ModelError(
             f"{folder.name} holds {named([t.name for t in scaled])} in "
@@ -123,6 +123,16 @@ def require_scales(folder: Path, method: str | None) -> None:
             f"{folder.name} holds {named(bare)} in eight bits of floating point, and no scale "
             "beside them: read as they are they would be other weights; fetch the whole checkpoint"
         )
+
+
+def _means_more(tensor: Tensor) -> bool:
+    """Whether its numbers are not yet those of a weight."""
+    if tensor.dtype.startswith("F8_"):
+        return bool(tensor.shape)
+    if len(tensor.shape) < 2:
+        return False
+    whole = tensor.dtype[0] in "IUB" and tensor.dtype != "BF16"  # tables and masks may be so
+    return tensor.dtype in SCALED or (whole and tensor.name.endswith("weight"))
 
 
 def _scales(name: str, names: set[str]) -> list[str]:
