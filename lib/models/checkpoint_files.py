@@ -47,8 +47,8 @@ def tensors(folder: Path) -> list[Tensor]:
 
 def is_made_anew(tensor: Tensor) -> bool:
     """Whether a tensor is no weight but a constant, which older code saved as well."""
-    found = _MADE_ANEW.search(tensor.name)
-    return bool(found) and (not tensor.name.endswith(".bias") or len(tensor.shape) == 4)
+    named_so = _MADE_ANEW.search(tensor.name)
+    return bool(named_so) and (not tensor.name.endswith(".bias") or len(tensor.shape) == 4)
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -84,7 +84,7 @@ def _header(path: Path) -> list[Tensor]:
     if not isinstance(entries, dict):
         raise ModelError(f"{path.name} is no safetensors file, or is cut off; fetch it again")
     entries.pop("__metadata__", None)
-    found = [
+    listed = [
         Tensor(
             name,
             entry["dtype"],
@@ -99,7 +99,7 @@ def _header(path: Path) -> list[Tensor]:
             f"{path.name} is cut off: it has {size} of the {end} bytes that its header names; "
             "fetch it again"
         )
-    return found
+    return listed
 
 
 def require_scales(folder: Path, method: str | None) -> None:

@@ -494,13 +494,13 @@ def test_bytes_of_what_is_held_quantised_are_those_that_are_stored():
 def test_the_row_names_what_computes(monkeypatch):
     net = torch.nn.Sequential(Packed(), Packed(), torch.nn.Linear(2, 2))
     monkeypatch.setattr(quantised.metadata, "version", lambda name: "1.2")
-    assert quantised.told({"quant_method": "bitsandbytes"}, net) == {
+    assert quantised.values({"quant_method": "bitsandbytes"}, net) == {
         "stored_form": "bitsandbytes",
         "held_form": "as stored",
         "matrix_kernels": "Packed (2)",
         "matrix_packages": "bitsandbytes 1.2",
     }
-    assert quantised.told(None, net) == {}
+    assert quantised.values(None, net) == {}
 
 
 # Code that lies beside the weights
