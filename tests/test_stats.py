@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lib import stats
+from tools import coverage
 
 
 def test_median_of_six_spans_all_samples():
@@ -73,6 +74,57 @@ def test_slope_recovers_seconds_per_token_despite_one_slow_call():
 
 def test_slope_needs_two_lengths():
     assert "two different" in stats.slope([64, 64], [1, 2]).reason
+
+
+@pytest.mark.parametrize(
+    "counts, cut, level",
+    [
+        ((6, 2), 0, 1 - 2 / 28),  # 28 places for the two; one has both at an end
+        ((3, 3), 0, 1 - 2 / 20),
+        ((4, 4), 0, 1 - 2 / 70),
+        ((6, 3), 1, 1 - 2 * 2 / 84),  # 1 + 1 of 84 words have at most one inversion
+        ((1, 1, 1, 1), 0, 1 - 2 / 24),
+        ((6, 10), 11, 1 - 2 * 168 / 8008),  # Mann and Whitney's table: 11 for 6 and 10
+        ((10, 1, 1), 1, 1 - 2 * 3 / 132),  # 1 + 2
+    ],
+)
+def test_the_level_of_sens_interval_is_exact(counts, cut, level):
+    assert stats.sen_interval(counts) == (cut, pytest.approx(level))
+
+
+def test_an_interval_says_its_level_and_there_is_none_below_90_percent():
+    x, y = [64] * 6 + [128] * 2, [6.4, 6.5, 6.6, 6.3, 6.2, 6.4, 12.8, 13.0]
+    est = stats.slope(x, y)
+    assert est.level == pytest.approx(26 / 28)
+    assert (est.low, est.high) == (pytest.approx(6.2 / 64), pytest.approx(6.8 / 64))
+    assert stats.inverse(stats.scaled(est, 2)).level == est.level
+    assert stats.quotient(est, stats.median(range(1, 11))).level == est.level
+    assert stats.slope(x + [128], [*y, 12.9]).level == stats.CONFIDENCE
+    lone = stats.slope(x[:7], y[:7])
+    assert lone.value is not None and lone.low is None
+    assert lone.reason == "n = 7: all pairs together hold at 71%, 90% are needed"
+
+
+@pytest.mark.parametrize("case", coverage.cases(), ids=lambda case: f"{case.of}, {case.counts}")
+def test_slopes_of_every_profile_hold_at_95_percent(case):
+    """Exactly where the noise is alike; simulated where it grows with the time of a call."""
+    counts = tuple(n for _, n in sorted(case.calls.items()))
+    assert stats.sen_interval(counts)[1] >= stats.CONFIDENCE
+    share, level = coverage.coverage(
+        lambda rng: coverage.slope(case.calls, rng, "normal", grows=True), coverage.STEP_S, 400
+    )
+    assert level == stats.CONFIDENCE and share > 0.92  # 95 % less three standard errors
+
+
+def test_what_too_few_calls_cover_is_seen_in_the_simulation():
+    """6 + 2 calls, as in the released set: 92.9 % where noise is alike, 84 % where it grows."""
+    for grows, around in ((False, 26 / 28), (True, 0.84)):
+        share, level = coverage.coverage(
+            lambda rng, g=grows: coverage.slope({64: 6, 128: 2}, rng, "normal", g),
+            coverage.STEP_S,
+            1000,
+        )
+        assert level == pytest.approx(26 / 28) and share == pytest.approx(around, abs=0.035)
 
 
 def test_scaling_and_inverting_move_the_interval():

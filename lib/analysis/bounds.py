@@ -179,7 +179,7 @@ class _Lookups:
             setup=setup,
             context=context,
             batch=batch,
-            steps_per_s=_steps_per_s(group),
+            steps_per_s=decode_tok_per_s(group),
             ttft_s=sampled(group, "ttft_s"),
             step_bytes=size,
             realised_bytes=realised,
@@ -238,20 +238,6 @@ def read_beyond(traced: Mapping[str, Any]) -> float:
 def _decode_experts(row: Record) -> str:
     """The experts implementation of decode steps; the library may prefill with another."""
     return str(row.value("decode_experts") or row.key.get("experts") or "none")
-
-
-def _steps_per_s(group: Sequence[Record]) -> Estimate:
-    """Inverse slope of time over tokens; with one length (g - 1) / (median call - median TTFT)."""
-    lengths = {r.key.get("new_tokens") or 1 for r in group}
-    first, whole = sampled(group, "ttft_s"), sampled(group, "e2e_s")
-    if len(lengths - {1}) != 1 or None in (first.value, whole.value) or whole.value <= first.value:
-        return decode_tok_per_s(group)
-    return Estimate(
-        (max(lengths) - 1) / (whole.value - first.value),
-        n=min(first.n, whole.n),
-        method="(g - 1) / (median call - median TTFT)",
-        reason="a difference of two medians: no interval",
-    )
 
 
 def utilisation(rows: Sequence[Record], kind: str = "latency") -> Table:

@@ -19,6 +19,7 @@ from lib.analysis.setups import Group, by_setup, sampled
 from lib.records.kinds import ABLATIONS
 from lib.records.record import Record, record_id, select
 from lib.show.table import Column
+from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 
 MIB = 2**20
@@ -28,6 +29,7 @@ CALLS = ("latency", "batch", "energy", *(f"ablation-{name}" for name in ABLATION
 HEADLINE = ("latency", "memory-paper", "energy")  # whose shortest calls of several tokens are meant
 MEMORY = ("memory-paper", "memory")
 JOULES = ("energy",)
+LEAST_CALLS = 3  # of one length, for a slope
 PROFILER = "profiler"  # the method of what was profiled once
 SAME = ("model", "weights", "dtype")  # what a trace and the arm that it explains share
 Shape = tuple[int, int]  # context, new tokens
@@ -213,30 +215,34 @@ def _same_experts(trace: Record, arm: Record) -> bool:
 
 
 def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
-    """Decode throughput: the inverse slope of end-to-end time over new tokens (tok/s).
+    """Decode throughput: the inverse slope of a call's time over its new tokens (tok/s).
 
-    Prefill is the intercept and so is left out. Needs calls of two different lengths; a lone call
-    that was the first of its length is none.
+    Prefill is the intercept and so is left out; calls of one token are points too. Needs two
+    lengths, of LEAST_CALLS calls each: fewer do not tell a slow stretch of the host from slow
+    steps. Captured steps do not wait for the host, and two calls will do.
     """
-    several = [r for r in rows if r.kind in ("latency", "batch") and r.samples.get("e2e_s")]
-    timed = [r for r in several if (r.key.get("new_tokens") or 1) > 1]
-    warm = [r for r in timed if not _lone_and_cold(r)]
-    pairs = [(r.key["new_tokens"], t) for r in warm for t in r.samples["e2e_s"]]
+    timed = [r for r in rows if r.kind in ("latency", "batch") and calls_s(r)]
+    used = [r for r in timed if len(calls_s(r)) >= (2 if _captured(r) else LEAST_CALLS)]
+    pairs = [(r.key["new_tokens"], t) for r in used for t in calls_s(r)]
     if len({g for g, _ in pairs}) < 2:
-        cold = f"; {len(timed) - len(warm)} arm(s) hold one call, the first of its length, which "
-        why = f"{cold}waits for the allocator" if len(timed) > len(warm) else ""
-        return stats.missing(f"not measured: a slope needs calls of two lengths{why}")
+        counts = (f"{len(calls_s(r))} of {r.key['new_tokens']} tokens" for r in timed)
+        why = f"; there are {', '.join(counts)}" if timed else ""
+        need = f"a slope needs {LEAST_CALLS} calls of each of two lengths"
+        return stats.missing(f"not measured: {need}{why}")
     slope = stats.slope([g for g, _ in pairs], [t for _, t in pairs])
     if slope.value is not None and slope.value <= 0:
         return stats.missing("not resolved: noise hides how time grows with the number of tokens")
-    return replace(stats.inverse(slope), records=tuple(map(record_id, warm)))
+    return replace(stats.inverse(slope), records=tuple(map(record_id, used)))
 
 
-def _lone_and_cold(row: Record) -> bool:
-    """Whether the one call of an arm with a growing cache had only short calls before it."""
-    before, seconds = row.samples.get("warmup_s") or [], row.samples["e2e_s"]
-    grows = row.key.get("cache") == "dynamic"
-    return bool(grows and before and len(seconds) == 1 and max(before) < seconds[0] / 2)
+def calls_s(row: Record) -> list[float]:
+    """Seconds of each timed call of a row, of one token or of more."""
+    return row.samples.get("e2e_s") or row.samples.get("ttft_s") or []
+
+
+def _captured(row: Record) -> bool:
+    stack = STACKS.get(row.key.get("stack"))
+    return stack is not None and stack.captured
 
 
 def tpot_ms(rows: Sequence[Record]) -> Estimate:
@@ -358,8 +364,12 @@ class Metric:
 
     def groups(self, rows: Sequence[Record]) -> list[Group]:
         """The rows that have it, by model and setup."""
-        name = self.of.name if isinstance(self.of, Sample) else "e2e_s"
-        return by_setup(Rows.of(rows).where(lambda r: r.samples.get(name)), self.kinds[0])
+        of = self.of
+
+        def has_it(row: Record) -> bool:
+            return bool(row.samples.get(of.name) if isinstance(of, Sample) else calls_s(row))
+
+        return by_setup(Rows.of(rows).where(has_it), self.kinds[0])
 
     def shapes(self, group: Group) -> set[Shape]:
         """Contexts and lengths at which a group has it; length 0 where it is of all lengths."""
@@ -414,7 +424,7 @@ METRICS = {metric.name: metric for metric in (
     Metric("output", "output throughput", "r", "tok/s", "g / T: all tokens of a call over its time",
            CALLS, OUTPUT, MORE, "TPOT", ("latency", "energy", "models")),
     Metric("decode", "decode throughput", "d", "tok/s",
-           "1 / slope of e2e_s over g: the prefill is not in it", ("latency", "batch"),
+           "1 / slope of t1 and e2e_s over g: the prefill is not in it", ("latency", "batch"),
            decode_tok_per_s, MORE, "", ("latency", "comparison")),
     Metric("decode_marked", "decode by device clock", "d'", "tok/s", "(g - 1) / median of decode_s",
            LATENCY, marked_tok_per_s, MORE, "", ("latency",), optional=True),

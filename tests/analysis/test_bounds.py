@@ -137,13 +137,13 @@ def test_the_interval_is_that_of_the_throughput():
     assert (share.n, share.method) == (24, arm.steps_per_s.method)
 
 
-def test_one_length_and_a_first_token_give_a_rate_without_an_interval():
+def test_one_length_and_first_tokens_give_a_rate():
     first = Record(
         "latency", key("m", context=128, new_tokens=1), {"ttft_s": [1.0] * 6}, env_id=ENV.env_id
     )
     (arm,) = bounds.arms([ENV, first, rows(0.02)[1]])  # 20 tokens in 1.4 s
     assert arm.steps_per_s.value == pytest.approx(19 / 0.4)
-    assert arm.steps_per_s.low is None and "median TTFT" in arm.steps_per_s.method
+    assert arm.steps_per_s.n == 9 and arm.steps_per_s.method == "Theil-Sen slope"
 
 
 def test_a_batch_reads_once_and_gives_several_tokens():

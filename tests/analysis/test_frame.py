@@ -17,7 +17,7 @@ B = 10**9
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
-    """100 ms to the first token, then 50 ms each: 0.6 s for 10 tokens, 1.1 s for 20; 3 J a call."""
+    """150 ms to the first token, then 50 ms each: 0.6 s for 10 tokens, 1.1 s for 20; 3 J a call."""
     folder = tmp_path_factory.mktemp("set")
     job = folder / "m" / "random-hf-eager" / "latency"
     job.mkdir(parents=True)
@@ -25,7 +25,7 @@ def numbers(tmp_path_factory):
     rows = [
         ENV,
         Record("card", {"model": "m"}, values={"active_params": 2 * B}, env_id=ENV.env_id),
-        Record("latency", key("m", new_tokens=1), {"ttft_s": [0.1] * 6}, env_id=ENV.env_id),
+        Record("latency", key("m", new_tokens=1), {"ttft_s": [0.15] * 6}, env_id=ENV.env_id),
         Record("latency", key("m", new_tokens=10), {"e2e_s": [0.6] * 6}, env_id=ENV.env_id),
         Record("latency", key("m", new_tokens=20), {"e2e_s": [1.1] * 6}, env_id=ENV.env_id),
         Record("energy", key("m", new_tokens=10), {"energy_j": [3.0] * 6}, env_id=ENV.env_id),
@@ -51,7 +51,7 @@ def one(numbers, metric, **where):
 def test_a_line_says_what_was_measured_and_where_it_lies(numbers):
     line = one(numbers, "ttft", context=2048)
     assert tuple(numbers.columns) == COLUMNS
-    assert (line.value, line.low, line.high, line.n) == (100, 100, 100, 6)
+    assert (line.value, line.low, line.high, line.level, line.n) == (150, 150, 150, 0.95, 6)
     setup = tuple(line[["model", "weights", "dtype", "stack", "experts", "gpu"]])
     assert setup == ("m", "random", "bfloat16", "hf-eager", "none", GPU["gpu"])
     assert (line.batch, line.new_tokens, line.environment) == (1, 1, ENV.env_id)
