@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lib import stats
+from lib.analysis import physics
 from lib.analysis.rows import Rows
 from lib.analysis.series import Series
 from lib.analysis.setups import Group, by_setup, sampled
 from lib.records.kinds import ABLATIONS
 from lib.records.record import Record, record_id, select
 from lib.show.table import Column
-from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 
 MIB = 2**20
@@ -29,7 +29,6 @@ CALLS = ("latency", "batch", "energy", *(f"ablation-{name}" for name in ABLATION
 HEADLINE = ("latency", "memory-paper", "energy")  # whose shortest calls of several tokens are meant
 MEMORY = ("memory-paper", "memory")
 JOULES = ("energy",)
-LEAST_CALLS = 3  # of one length, for a slope
 PROFILER = "profiler"  # the method of what was profiled once
 SAME = ("model", "weights", "dtype")  # what a trace and the arm that it explains share
 Shape = tuple[int, int]  # context, new tokens
@@ -217,32 +216,17 @@ def _same_experts(trace: Record, arm: Record) -> bool:
 def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     """Decode throughput: the inverse slope of a call's time over its new tokens (tok/s).
 
-    Prefill is the intercept and so is left out; calls of one token are points too. Needs two
-    lengths, of LEAST_CALLS calls each: fewer do not tell a slow stretch of the host from slow
-    steps. Captured steps do not wait for the host, and two calls will do.
+    Prefill is the intercept and so is left out; calls of one token are points too. Where the rows
+    contradict each other, the pair is the reason why there is none.
     """
-    timed = [r for r in rows if r.kind in ("latency", "batch") and calls_s(r)]
-    used = [r for r in timed if len(calls_s(r)) >= (2 if _captured(r) else LEAST_CALLS)]
-    pairs = [(r.key["new_tokens"], t) for r in used for t in calls_s(r)]
-    if len({g for g, _ in pairs}) < 2:
-        counts = (f"{len(calls_s(r))} of {r.key['new_tokens']} tokens" for r in timed)
-        why = f"; there are {', '.join(counts)}" if timed else ""
-        need = f"a slope needs {LEAST_CALLS} calls of each of two lengths"
-        return stats.missing(f"not measured: {need}{why}")
-    slope = stats.slope([g for g, _ in pairs], [t for _, t in pairs])
-    if slope.value is not None and slope.value <= 0:
-        return stats.missing("not resolved: noise hides how time grows with the number of tokens")
-    return replace(stats.inverse(slope), records=tuple(map(record_id, used)))
-
-
-def calls_s(row: Record) -> list[float]:
-    """Seconds of each timed call of a row, of one token or of more."""
-    return row.samples.get("e2e_s") or row.samples.get("ttft_s") or []
-
-
-def _captured(row: Record) -> bool:
-    stack = STACKS.get(row.key.get("stack"))
-    return stack is not None and stack.captured
+    timed = [r for r in rows if r.kind in physics.TIMED]
+    step_s, used = physics.line(timed)
+    pairs = physics.of_calls(timed)
+    if why := physics.contradicted(used, physics.DECODE) or next((pair.text for pair in pairs), ""):
+        return stats.missing(f"contradiction: {why}")
+    if step_s.value is None:
+        return step_s
+    return replace(stats.inverse(step_s), records=tuple(map(record_id, used)))
 
 
 def tpot_ms(rows: Sequence[Record]) -> Estimate:
@@ -266,6 +250,8 @@ def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
 def net_j_per_1k(rows: Sequence[Record]) -> Estimate:
     """J/1K tokens less what the idle board draws in that time; may be negative, never cut off."""
     row = calls(rows, JOULES)[-1]
+    if pairs := physics.of_energy(row):
+        return stats.missing(f"contradiction: {pairs[0].text}")
     if values := row.samples.get("net_energy_j"):
         return stats.median([per_1k(row) * v for v in values])
     reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
@@ -367,7 +353,9 @@ class Metric:
         of = self.of
 
         def has_it(row: Record) -> bool:
-            return bool(row.samples.get(of.name) if isinstance(of, Sample) else calls_s(row))
+            return bool(
+                row.samples.get(of.name) if isinstance(of, Sample) else physics.calls_s(row)
+            )
 
         return by_setup(Rows.of(rows).where(has_it), self.kinds[0])
 

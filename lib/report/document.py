@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from lib.analysis import bounds, cost, host_bound, machine, predictions
+from lib.analysis import bounds, cost, host_bound, machine, physics, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
@@ -31,6 +31,7 @@ from lib.report.abstract import findings
 from lib.show import figure
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
 from lib.show.page import data_link, entry, shell
+from lib.show.wording import sentence
 from lib.studies import paper_tables, section
 from lib.studies.grids import paper_grid
 from lib.studies.schema import StudyFile
@@ -161,7 +162,7 @@ def render(
             kicker=f"Deployment workbook · profile {source.name}",
             subtitle=_subtitle(rows, ended),
             demo=demo,
-            cautions=context or _cautions(rows),
+            cautions=[*(context or _cautions(rows)), _contradictions(rows)],
             findings=[
                 *findings(rows, published, paper),
                 *(replicated.findings if replicated else ()),
@@ -235,6 +236,11 @@ def _cautions(rows: Sequence[Record]) -> list[str]:
     """What holds for the rows' numbers, whatever they are compared with."""
     random = any(r.key.get("weights") == "random" for r in rows)
     return [RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + "."] if random else []
+
+
+def _contradictions(rows: Rows) -> str:
+    """How many numbers contradict each other."""
+    return sentence(physics.sentence(len(physics.contradictions(rows, rows.environments))))
 
 
 def _subtitle(rows: Sequence[Record], ended: str) -> str:

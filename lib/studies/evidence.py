@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from lib import stats
-from lib.analysis import bounds, metrics
+from lib.analysis import metrics, physics
 from lib.analysis.rows import Rows
 from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
 from lib.hardware.datasheets import datasheet
@@ -298,7 +298,7 @@ def decode_share(e: Evidence, m: Map, model: str) -> float | None:
     first, whole = ttft_s(e, m, model), stats.inverse(output_rate(e, m, model), e.arm[1])
     size = row.value("decode_bytes") if row else None
     speed = e.envs.get((row.env_id if row else None) or "", {}).get("copy_bytes_per_s")
-    if None in (size, speed, first.value, whole.value) or size < bounds.CACHE_BYTES:
+    if None in (size, speed, first.value, whole.value) or size < physics.CACHE_BYTES:
         return None
     rate = (e.arm[1] - 1) / (whole.value - first.value)
     return rate / bound_tok_per_s(size, speed)

@@ -580,16 +580,6 @@ def test_a_slope_leads_to_every_row_that_it_joins():
     assert rate.records == (record_id(one), record_id(eleven), record_id(twenty))
 
 
-def test_a_host_that_slows_down_in_long_calls_is_told_from_a_prefill():
-    """10 tokens in 1 s and 20 in 1.9 s: a prefill. 20 in 2.5 s: each of them took longer."""
-    key = {"model": "m", "context": 512, "decoding": "greedy", "stack": "hf-eager"}
-    ten = Record("latency", key | {"new_tokens": 10}, {"e2e_s": [1.0] * 6})
-    for seconds, count in ((1.9, 0), (2.5, 1)):
-        twenty = Record("latency", key | {"new_tokens": 20}, {"e2e_s": [seconds] * 6})
-        notes = latency.table([ten, twenty]).notes
-        assert sum("in 1 of 1 rows: long calls" in note for note in notes) == count
-
-
 def test_an_energy_row_whose_first_call_was_slow_says_so():
     for first, names in ((1.3, ["m at 128"]), (1.1, [])):
         key = sample.key("m", context=128)
