@@ -21,14 +21,15 @@ LEAST_LEVEL = 0.90  # an interval that holds less often than this is none
 MIN_N_MEDIAN = 6  # below, no pair of order statistics covers the median with 95 %: 1 - 2 / 2**n
 TOO_FEW = "an interval needs n >= "
 BOOTSTRAP_DRAWS = 5000
-AA_LEAST = 0.90  # share of halvings; 0.95 is expected, and shares of a hundred scatter around it
+AA_LEAST = 0.85  # share of pairs of blocks; 0.95 is expected, and blocks that overlap go together
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A number with its interval. `value` is None with a `reason`; so may the interval be.
 
-    `level` is how often such an interval covers; 0.95 unless there were too few repetitions for it.
+    `level` is how often such an interval covers; 0.95 unless there were too few repetitions for it,
+    and None where `low` and `high` are the range of a few visits.
     `records` are the ids of the rows that it comes from, where they are known.
     """
 
@@ -39,7 +40,7 @@ class Estimate:
     method: str = ""
     reason: str = ""
     records: tuple[str, ...] = ()
-    level: float = CONFIDENCE
+    level: float | None = CONFIDENCE
 
     def resolved_from(self, reference: float = 1.0) -> bool | None:
         """Whether the interval excludes `reference`; None without an interval."""
@@ -102,6 +103,18 @@ def _order_statistic_ranks(n: int, p: float) -> tuple[int | None, int | None]:
     lower = int(np.searchsorted(cdf, tail, side="right")) - 1  # largest k with cdf[k] <= tail
     upper = int(np.searchsorted(cdf, 1 - tail, side="left"))  # smallest k with cdf[k] >= 1 - tail
     return (lower if lower >= 0 else None), (upper if upper < n else None)
+
+
+def over_visits(values: Sequence[float]) -> Estimate:
+    """The median of one value a visit: from six visits with an interval over visits, of two to five
+    with their range, which has no level."""
+    est = median(values)
+    method = f"median of {est.n} visits"
+    if est.low is not None or est.n < 2:
+        return replace(est, method=f"{method}, order statistics")
+    return Estimate(
+        est.value, min(values), max(values), est.n, f"{method}, their range", level=None
+    )
 
 
 def exact(value: float, method: str = "single reading") -> Estimate:
@@ -196,25 +209,20 @@ def _boot_medians(samples: Sequence[float], rng: np.random.Generator) -> np.ndar
     return np.median(np.asarray(samples, dtype=float)[picks], axis=1)
 
 
-def aa_coverage(samples: Sequence[float], *, splits: int = 100, seed: int = 0) -> Estimate:
-    """A/A check: of random halvings of one arm, the share whose interval of the ratio contains 1.
+def aa_coverage(samples: Sequence[float], *, block: int = MIN_N_MEDIAN) -> Estimate:
+    """A/A check: of neighbouring blocks of one arm, the share whose interval of the ratio holds 1.
 
-    Both halves are the same, so that about 95 % should; fewer say that the intervals of ratios are
-    too narrow for this noise. n is the number of halvings; they share samples, so that the share
-    itself has no interval. Which half came first is not seen here: see `aa_in_order`.
+    Both blocks are the same arm, so that about 95 % should; fewer say that the arm changes from
+    block to block by more than the repetitions within one tell. Halves drawn at random would not
+    show that: they mix what was measured early and late. n is the number of pairs of blocks.
     """
-    if len(samples) < 2 * MIN_N_MEDIAN:
-        return missing(f"n = {len(samples)}: halves with an interval need n >= {2 * MIN_N_MEDIAN}")
-    rng, half, contain = np.random.default_rng(seed), len(samples) // 2, 0
-    for split in range(splits):
-        mixed = rng.permutation(samples).tolist()
-        contain += not ratio(mixed[:half], mixed[half:], seed=split).resolved_from(1.0)
-    return Estimate(
-        contain / splits,
-        n=splits,
-        method="A/A, random halves",
-        reason="halvings share samples: no interval",
-    )
+    if len(samples) < 2 * block:
+        return missing(f"n = {len(samples)}: two blocks need n >= {2 * block}")
+    starts = range(len(samples) - 2 * block + 1)
+    pairs = [(samples[i : i + block], samples[i + block : i + 2 * block]) for i in starts]
+    held = [not ratio(a, b).resolved_from(1.0) for a, b in pairs]
+    why = "blocks share samples: no interval"
+    return Estimate(sum(held) / len(held), n=len(held), method="A/A, neighbours", reason=why)
 
 
 def aa_in_order(samples: Sequence[float]) -> Estimate:
@@ -304,7 +312,7 @@ def quotient(a: Estimate, b: Estimate) -> Estimate:
     if b.value <= 0:
         return missing(f"the divisor {b.value:g} is not positive")
     n, method = min(a.n, b.n), f"({a.method}) / ({b.method})"
-    level = min(a.level, b.level)
+    level = None if None in (a.level, b.level) else min(a.level, b.level)
     if None in (a.low, a.high, b.low, b.high) or b.low <= 0:
         reason = a.reason or b.reason or "no interval"
         return Estimate(a.value / b.value, n=n, method=method, reason=reason)

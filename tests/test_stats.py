@@ -165,18 +165,18 @@ def noise(kind, seed, n=40):
 
 @pytest.mark.parametrize("kind", ["normal", "long tail"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_of_halves_of_the_same_arm_about_95_percent_look_alike(kind, seed):
+def test_of_neighbouring_blocks_about_95_percent_look_alike(kind, seed):
     share = stats.aa_coverage(noise(kind, seed))
-    assert 0.90 <= share.value <= 0.99 and share.n == 100
+    assert share.value >= stats.AA_LEAST and share.n == 40 - 12 + 1
     assert share.low is None and "share samples" in share.reason
     assert not stats.aa_in_order(noise(kind, seed)).resolved_from(1.0)
 
 
 def test_intervals_that_are_too_narrow_are_found_out(monkeypatch):
-    """A bootstrap over twice as many samples as there are gives intervals too narrow by 1.4."""
+    """A bootstrap over four times as many samples as there are gives intervals half as wide."""
     draw = stats._boot_medians
-    monkeypatch.setattr(stats, "_boot_medians", lambda samples, rng: draw([*samples] * 2, rng))
-    assert stats.aa_coverage(noise("normal", 1)).value < stats.AA_LEAST
+    monkeypatch.setattr(stats, "_boot_medians", lambda samples, rng: draw([*samples] * 4, rng))
+    assert stats.aa_coverage(noise("normal", 1, n=200)).value < stats.AA_LEAST
 
 
 @pytest.mark.parametrize(
@@ -184,16 +184,30 @@ def test_intervals_that_are_too_narrow_are_found_out(monkeypatch):
     [lambda i: 1 + 0.002 * i, lambda i: 1.0 if i < 20 else 1.1],
     ids=["drift", "two states"],
 )
-def test_what_changes_while_it_is_measured_shows_in_order_only(level):
+def test_what_changes_while_it_is_measured_shows_in_order(level):
     samples = [level(i) + 0.2 * (x - 1) for i, x in enumerate(noise("normal", 1))]
     assert stats.aa_in_order(samples).resolved_from(1.0)
     assert stats.aa_in_order(samples).value > 1.03
-    assert stats.aa_coverage(samples).value >= stats.AA_LEAST  # mixed, the halves are alike
 
 
-def test_an_a_a_check_needs_two_halves_of_six():
-    assert stats.aa_coverage([1.0] * 11).reason == "n = 11: halves with an interval need n >= 12"
+def test_a_host_that_changes_from_block_to_block_is_found_out():
+    """Six calls fast, six slow, and so on: random halves would be alike, neighbours are not."""
+    samples = [(1.0 if i // 6 % 2 else 1.2) * x for i, x in enumerate(noise("normal", 1, n=48))]
+    assert stats.aa_coverage(samples).value < 0.7
+    assert stats.aa_coverage(noise("normal", 1, n=48)).value >= stats.AA_LEAST
+
+
+def test_an_a_a_check_needs_two_blocks_of_six():
+    assert stats.aa_coverage([1.0] * 11).reason == "n = 11: two blocks need n >= 12"
     assert stats.aa_coverage([1.0] * 12).value == 1
-    assert stats.aa_coverage(noise("normal", 3), splits=20, seed=1) == stats.aa_coverage(
-        noise("normal", 3), splits=20, seed=1
-    )
+
+
+def test_over_visits_the_estimate_is_of_their_medians():
+    assert stats.over_visits([2.0]).low is None
+    few = stats.over_visits([1.0, 2.0, 4.0])
+    assert (few.value, few.low, few.high, few.n, few.level) == (2.0, 1.0, 4.0, 3, None)
+    assert stats.scaled(few, 2).level is None and stats.quotient(few, few).level is None
+    six = stats.over_visits([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert (six.value, six.low, six.high, six.level) == (3.5, 1.0, 6.0, stats.CONFIDENCE)
+    eight = stats.over_visits([float(i) for i in range(1, 9)])
+    assert (eight.low, eight.high) == (1.0, 8.0) and "8 visits" in eight.method

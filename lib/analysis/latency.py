@@ -81,7 +81,7 @@ def _aa_checks(rows: Sequence[Record]) -> list[str]:
 
 
 def _aa(group: Group, row: Record) -> str:
-    """Whether two halves of one arm look alike, as they must: in random order, and as measured."""
+    """Whether blocks and halves of one arm look alike, as they must."""
     times_s, where = row.samples["ttft_s"], f"{group.label} at {row.key['context']} tokens"
     share = stats.aa_coverage(times_s)
     if share.value is None:
@@ -100,8 +100,8 @@ def _aa(group: Group, row: Record) -> str:
         )
     return (
         f"A/A check, TTFT of {where} against itself, n = {len(times_s)}: the interval of the "
-        f"ratio contains 1 in {share.value:.0%} of {share.n} random halvings, {held}; second "
-        f"half against first: {order}."
+        f"ratio contains 1 in {share.value:.0%} of {share.n} pairs of neighbouring blocks, {held}; "
+        f"second half against first: {order}."
     )
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from lib import stats
 from lib.analysis import physics
 from lib.analysis.rows import Rows
-from lib.analysis.series import Series
+from lib.analysis.series import Series, visit_ratio
 from lib.analysis.setups import Group, by_setup, sampled
 from lib.records.kinds import ABLATIONS
-from lib.records.record import Record, record_id, select
+from lib.records.record import Record, record_id, select, visits
 from lib.show.table import Column
 from lib.stats import Estimate
 
@@ -69,6 +69,11 @@ class Sample:
         """One number for each repetition, in SI units."""
         return [x for x in row.samples.get(self.name) or () if x is not None]
 
+    def by_visit(self, row: Record) -> dict[str, float]:
+        """The median of each visit of an arm, in SI units."""
+        samples = {one.visit: self.raw(one) for one in (row, *row.others)}
+        return {visit: statistics.median(values) for visit, values in samples.items() if values}
+
     def each(self, row: Record) -> list[float]:
         """One number for each repetition, in the unit of the metric."""
         scale = self.scale(row)
@@ -79,6 +84,9 @@ class Sample:
         plain = sampled(mine, self.name, self.q)
         if plain.value is None:
             return plain
+        if self.q == 50 and len(medians := self.by_visit(mine[-1])) > 1:
+            over = stats.over_visits(list(medians.values()))
+            plain = replace(over, records=tuple(map(record_id, (mine[-1], *mine[-1].others))))
         scaling = stats.inverse if self.inverse else stats.scaled
         return scaling(plain, self.scale(mine[-1]))
 
@@ -217,8 +225,18 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     """Decode throughput: the inverse slope of a call's time over its new tokens (tok/s).
 
     Prefill is the intercept and so is left out; calls of one token are points too. Where the rows
-    contradict each other, the pair is the reason why there is none.
+    contradict each other, the pair is the reason why there is none. Of several visits it is the
+    median of those in which the rows have a slope.
     """
+    of_visits = [_decode_in_visit(mine) for mine in visits(rows).values()]
+    values = [one.value for one in of_visits if one.value is not None]
+    if len(values) < 2:
+        return _decode_in_visit(rows)
+    ids = dict.fromkeys(name for one in of_visits for name in one.records)
+    return replace(stats.over_visits(values), records=tuple(ids))
+
+
+def _decode_in_visit(rows: Sequence[Record]) -> Estimate:
     timed = [r for r in rows if r.kind in physics.TIMED]
     step_s, used = physics.line(timed)
     pairs = physics.of_calls(timed)
@@ -345,8 +363,8 @@ class Metric:
         """Of some rows over that of others: by bootstrap where it has repetitions."""
         if not isinstance(self.of, Sample):
             return stats.quotient(self.of(a), self.of(b))
-        pair = [self.of.raw(mine[-1]) if (mine := self.of.rows(x)) else [] for x in (a, b)]
-        return stats.ratio(*(pair[::-1] if self.of.inverse else pair))
+        rows = [mine[-1] if (mine := self.of.rows(x)) else Record("") for x in (a, b)]
+        return visit_ratio(*(rows[::-1] if self.of.inverse else rows), self.of.name)
 
     def groups(self, rows: Sequence[Record]) -> list[Group]:
         """The rows that have it, by model and setup."""

@@ -88,14 +88,14 @@ class Rows(Sequence[Record]):
 
 
 def load(folder: str | Path) -> Rows:
-    """The rows of every job below a folder, merged by identity: finished wins, then later.
+    """The rows of every job below a folder, and visits recorded beside it, one for each arm.
 
     A folder without results, or with a job that cannot be read, is an error.
     """
     entries = sorted(jobs.find(folder), key=lambda job: precedence(job.run))
     if broken := [f"{job.path}: {job.damage}" for job in entries if job.damage]:
         raise ValueError(f"{folder} has damaged jobs: {'; '.join(broken)}")
-    rows = Rows(merge([row for job in entries for row in job.records]))
+    rows = Rows(merge([row for job in entries for row in job.records], folder))
     if not rows:
         raise FileNotFoundError(f"no results below {folder}; it takes a folder of run.json files")
     rows.runs.update({record_id(row): job.path for job in entries for row in job.records})

@@ -130,7 +130,7 @@ def render(
     study: Published,
 ) -> str:
     """The report as text; writes the CSVs that it embeds."""
-    rows = Rows(merge([r for job in _by_end(jobs) for r in job.records]))
+    rows = Rows(merge([r for job in _by_end(jobs) for r in job.records], source))
     published = study.data
     paper = paper_tables.paper_tables(rows, published)
     bound = bounds.utilisation(rows)

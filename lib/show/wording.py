@@ -42,12 +42,14 @@ def interval(estimate: Estimate) -> str:
     if estimate.low is None and estimate.high is None:
         return ""
     low, high = (("…" if x is None else short(x)) for x in (estimate.low, estimate.high))
+    if estimate.level is None:
+        return f"[{low}, {high}], range of {estimate.n} visits"
     return f"[{low}, {high}]" + ("" if estimate.level == CONFIDENCE else f" at {level(estimate)}")
 
 
 def level(estimate: Estimate) -> str:
-    """How often such an interval covers: "95 %"."""
-    return f"{100 * estimate.level:.3g} %"
+    """How often such an interval covers: "95 %"; of a range that it has none."""
+    return "no level" if estimate.level is None else f"{100 * estimate.level:.3g} %"
 
 
 def number(est: Estimate, unit: str) -> str:

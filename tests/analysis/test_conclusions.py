@@ -141,11 +141,14 @@ def aa_line(samples):
 def test_an_arm_against_itself():
     sentence = aa_line(steady())
     assert sentence.startswith("- A/A check, TTFT of m at 100 tokens against itself, n = 12: the ")
-    assert "random halvings, as it should be; second half against first: no difference" in sentence
+    assert (
+        "pairs of neighbouring blocks, as it should be; second half against first: no difference"
+        in sentence
+    )
     changed = aa_line(steady(later=1.5))
     assert "second half against first: 1.5" in changed and "prove nothing" in changed
     assert aa_line(steady(n=8)) == (
-        "- A/A check of m at 100 tokens: not made (n = 8: halves with an interval need n >= 12)."
+        "- A/A check of m at 100 tokens: not made (n = 8: two blocks need n >= 12)."
     )
     assert latency.aa([]) == "- No arm was measured against itself."
 
@@ -153,7 +156,9 @@ def test_an_arm_against_itself():
 def test_intervals_that_are_too_narrow_are_said_to_be(monkeypatch):
     few = Estimate(0.6, n=100)
     monkeypatch.setattr(stats, "aa_coverage", lambda samples: few)
-    assert "in 60% of 100 random halvings, too few, so that intervals" in aa_line(steady())
+    assert "in 60% of 100 pairs of neighbouring blocks, too few, so that intervals" in aa_line(
+        steady()
+    )
 
 
 def test_the_conclusion_on_latency_holds_the_a_a_check():
