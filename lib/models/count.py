@@ -23,7 +23,7 @@ _TOP_K_NAMES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe
 
 def count(config: PreTrainedConfig, *, name: str = "", dtype: str = "bfloat16") -> ModelCard:
     """The card of a causal language model with this configuration; nothing is allocated."""
-    net = _on_meta(copy.deepcopy(config), dtype)  # the library writes the dtype into it
+    net = on_meta(copy.deepcopy(config), dtype)  # the library writes the dtype into it
     text = config.get_text_config(decoder=True)
     tables = _lookup_tables(net)
     routed, experts = _routed_experts(net)
@@ -67,7 +67,8 @@ def count(config: PreTrainedConfig, *, name: str = "", dtype: str = "bfloat16") 
     )
 
 
-def _on_meta(config: PreTrainedConfig, dtype: str) -> torch.nn.Module:
+def on_meta(config: PreTrainedConfig, dtype: str) -> torch.nn.Module:
+    """The model of a configuration on torch's meta device, where a parameter has no memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
