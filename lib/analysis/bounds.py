@@ -1,14 +1,14 @@
 """The bounds of a call: bytes that a decode step must read, and operations of a prefill.
 
 MBU (memory bandwidth utilisation) is bytes of a step x steps per second / bandwidth; useful with
-the bytes that any implementation must read, realised with those that this one was traced to read.
+the bytes that any implementation must read, realised with those that this one moves.
 MFU (model FLOPs utilisation) of a prefill is its operations / TTFT / flop rate. Each against the
 datasheet, and against the best that was measured on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -28,6 +28,9 @@ from lib.show.table import Column, Table, of_lines, without_empty
 from lib.stats import Estimate
 
 KINDS = ("latency", "batch")  # calls of one sequence, and those of a sweep over batches
+COPYING = "batched_mm"  # copies the weights of the experts that it chose
+GATHERS = ("gather_kernel", "indexSelect", "index_elementwise")  # kernels that copy rows
+MOST_PER_S = 1e13  # bytes; more than any card's memory moves, so that a shorter time is no copy
 HALF = ("bfloat16", "float16")  # the datasheet's rate of matrix products holds for both
 IMPOSSIBLE = "impossible: faster than memory"
 UNKNOWN = Limits("unknown device", datasheet(None))
@@ -70,7 +73,7 @@ class Arm:
     """One model in one setup, at one context and batch: how fast it is, and what bounds it.
 
     `setup` holds the values of `setups.SETUP`. `step_bytes` are those that any implementation must
-    read, `realised_bytes` those that this one was traced to read; `traced` is all that was found.
+    read, `realised_bytes` those that this one moves; `traced` is all that was traced.
     `steps_per_s` is missing where something contradicts it, `claimed_per_s` is what the calls say.
     """
 
@@ -160,6 +163,7 @@ class _Lookups:
     """What is looked up for every arm: cards, traces and limits."""
 
     def __init__(self, rows: Sequence[Record]) -> None:
+        self.rows = rows
         self.cards = select(rows, "card")
         self.traces = select(rows, "trace")
         self.limits = limits(rows)
@@ -168,11 +172,12 @@ class _Lookups:
         row = max(group, key=lambda r: r.key.get("new_tokens") or 0)
         key, card = row.key, self._card(row)
         context, batch = key["context"], key.get("batch") or 1
-        size, traced = row.value("decode_bytes"), self._traced(row)
+        size, trace = row.value("decode_bytes"), self._traced(row)
+        traced = trace.values if trace else {}
         chosen = traced.get("experts_chosen_decode") if batch > 1 else None
         if (size is None or chosen) and card is not None and card.kv_layers is not None:
             size = card.decode_bytes(context + (key.get("new_tokens") or 0) // 2, batch, chosen)
-        realised, reason = self._realised(row, size, traced)
+        realised, reason = self._realised(row, size, trace)
         return Arm(
             model=key["model"],
             setup=setup,
@@ -199,8 +204,8 @@ class _Lookups:
                 return ModelCard.from_dict(card.values)
         return None
 
-    def _traced(self, row: Record) -> dict[str, Any]:
-        """What the trace says of the experts that the row's decode steps really use, or nothing.
+    def _traced(self, row: Record) -> Record | None:
+        """The trace of the experts that the row's decode steps really use, if there is one.
 
         How many experts a step uses does not depend on the context, so a trace at another context
         serves, its own preferred.
@@ -217,22 +222,44 @@ class _Lookups:
         def distance(trace: Record) -> int:
             return abs((trace.key.get("context") or 0) - row.key["context"])
 
-        return min(traces, key=distance).values if traces else {}
+        return min(traces, key=distance, default=None)
 
     def _realised(
-        self, row: Record, size: float | None, traced: dict[str, Any]
+        self, row: Record, size: float | None, trace: Record | None
     ) -> tuple[float | None, str]:
-        """Bytes that a step was traced to read, or why there are none."""
-        if not traced or size is None:
+        """Bytes that a step moves, or why they are not known."""
+        if trace is None or size is None:
             experts = _decode_experts(row)
             which = "" if experts == "none" else f" with experts {experts}"
             return None, f"no trace of this model{which}"
-        return size + read_beyond(traced), ""
+        beyond, reason = moved_beyond(trace, self.rows)
+        return (None if beyond is None else size + beyond), reason
 
 
-def read_beyond(traced: Mapping[str, Any]) -> float:
-    """Bytes that a decode step was traced to read beyond its architecture: experts not chosen."""
-    return traced["decode_bytes_realised"] - traced["decode_bytes"]
+def moved_beyond(trace: Record, rows: Sequence[Record]) -> tuple[float | None, str]:
+    """Bytes that a traced step moves beyond those of its architecture, or why that is not known.
+
+    Experts that were not chosen and used all the same; and copies. `batched_mm` gathers the weights
+    that it chose for each token into a tensor of their own, which is written and read again: seen
+    in a profile of the same model and stack by gathers, two a layer at least, that take no less
+    time than such copies would.
+    """
+    beyond = trace.values["decode_bytes_realised"] - trace.values["decode_bytes"]
+    if _decode_experts(trace) != COPYING:
+        return beyond, ""
+    same = {name: trace.key.get(name) for name in ("model", "weights", "dtype", "stack")}
+    card = next(reversed(select(rows, "card", model=same["model"])), None)
+    if card is None or not card.value("experts") or not card.value("routed_bytes"):
+        return None, f"{COPYING} copies experts, and no model card tells their size"
+    chosen = card.value("routed_bytes") * card.value("experts_per_token") / card.value("experts")
+    for row in select(rows, "busy", **same):
+        kernels = row.value("decode_kernel_times") or ()
+        gathers = [k for k in kernels if any(name in k[0] for name in GATHERS)]
+        launches, seconds = (sum(k[at] for k in gathers) for at in (1, 2))
+        tokens = row.key.get("batch") or 1
+        if launches >= 2 * card.value("layers") and 2 * tokens * chosen <= seconds * MOST_PER_S:
+            return beyond + 2 * (trace.key.get("batch") or 1) * chosen, ""
+    return None, f"{COPYING} copies experts, and no profile of this stack shows how"
 
 
 def _decode_experts(row: Record) -> str:

@@ -641,7 +641,7 @@ def traced(model="oss", nominal=4 * 10**9, **values):
 def test_the_trace_table_shows_both_counts_of_parameters_and_bytes():
     (line,) = experts.table([traced()]).frame().to_dict("records")
     assert (line["active, nominal (10^9)"], line["active, realised (10^9)"]) == (4, 20)
-    assert (line["a step must read (GB)"], line["a step reads (GB)"]) == (8, 40)
+    assert (line["a step must read (GB)"], line["with the experts used (GB)"]) == (8, 40)
     assert line["experts touched in a step"] == 32 and line["routing entropy (bits)"] == 4.5
     assert (line["batch"], line["decode runs"]) == (1, "x")
     assert sections.generic_tables([traced()])[0].name == "trace"
@@ -649,7 +649,7 @@ def test_the_trace_table_shows_both_counts_of_parameters_and_bytes():
 
 def test_small_models_are_shown_in_millions():
     (line,) = experts.table([traced(nominal=4 * 10**6)]).frame().to_dict("records")
-    assert (line["active, nominal (10^6)"], line["a step reads (MB)"]) == (4, 40)
+    assert (line["active, nominal (10^6)"], line["with the experts used (MB)"]) == (4, 40)
 
 
 def test_a_dense_model_has_no_router_and_a_failed_trace_its_error():
