@@ -9,6 +9,7 @@ from lib.files import ROOT
 from lib.records import slices, store
 from lib.records.record import Record, environment_record, select, visit_of, warning
 from tests.samples.records import key
+from tools import history_visits
 
 FIRST, SECOND, THIRD = "2026-11-24T10:00:00Z", "2026-11-25T10:00:00Z", "2026-11-26T10:00:00Z"
 CODE = "GPU-1"
@@ -160,3 +161,21 @@ def test_the_recorded_visits_are_read_with_the_released_set():
             where = {"context": 2048, "new_tokens": tokens, "stack": "hf-eager"}
             mine = select(list(released), "latency", model=model, **where)
             assert mine and all(len(r.others) >= 1 for r in mine)
+
+
+def test_lines_that_only_the_history_holds_are_taken_out_unedited(monkeypatch):
+    """Two states of a file: one arm was measured again, one lost, one by no counter, one failed."""
+    old, new, nameless = env(FIRST), env(SECOND), environment_record({"gpu": "G"})
+    watts = Record("energy", key("m"), {"energy_j": [1.0]}, env_id=old.env_id)
+    failed = Record("latency", key("m"), {"e2e_s": [1.0]}, error="x", env_id=old.env_id)
+    before = [old, calls(old, 1.0), calls(old, 2.0, "other"), watts, failed]
+    before += [nameless, calls(nameless, 7.0)]
+    now = [old, calls(old, 2.0, "other"), new, calls(new, 3.0)]
+    states = (("c1", before), ("c2", now))
+    texts = [(name, "\n".join(map(store.line, mine))) for name, mine in states]
+    monkeypatch.setattr(history_visits, "states", lambda folder: iter(texts))
+    present = {history_visits.place(json.loads(store.line(row))) for row in now}
+    expected = [store.line(old), store.line(calls(old, 1.0))]
+    assert history_visits.lost("set", present) == {"c1": expected}
+    present |= {history_visits.place(json.loads(text)) for text in expected}
+    assert history_visits.lost("set", present) == {}  # a second run writes nothing
