@@ -197,6 +197,7 @@ def export_numbers(args: argparse.Namespace) -> int:
 def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
     from lib.analysis import fit, predictions
+    from lib.measure.memory import forecast
     from lib.models import formats, load
 
     if not args.model or args.gpu_gb is None:
@@ -207,6 +208,7 @@ def check_fit(args: argparse.Namespace) -> int:
         forms=files.split(args.dtype) or formats.USUAL,
         bandwidth_gb_s=args.bandwidth_gb_s,
         contexts=args.context or fit.CONTEXTS,
+        workspace_of=forecast.workspace_of(args.model),
     )
     if lines := predictions.released_lines(answer["card"]["name"]):
         answer["measured"] = lines

@@ -1,14 +1,14 @@
 """The bounds of a call: bytes that a decode step must read, and operations of a prefill.
 
 MBU (memory bandwidth utilisation) is bytes of a step x steps per second / bandwidth; useful with
-the bytes that any implementation must read, realised with those that this one was traced to read.
+the bytes that any implementation must read, realised with those that this one moves.
 MFU (model FLOPs utilisation) of a prefill is its operations / TTFT / flop rate. Each against the
 datasheet, and against the best that was measured on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from lib import stats
 from lib.analysis.machine import Limits, bandwidth_notes, limits
 from lib.analysis.metrics import decode_tok_per_s
+from lib.analysis.physics import TOLERANCE, comes_from_memory, line
 from lib.analysis.setups import build, grouped, named, sampled
 from lib.hardware.datasheets import datasheet
 from lib.models.card import ModelCard, bound_tok_per_s, computed, prefill_flop
@@ -28,10 +29,9 @@ from lib.show.table import Column, Table, of_lines, without_empty
 from lib.stats import Estimate
 
 KINDS = ("latency", "batch")  # calls of one sequence, and those of a sweep over batches
-# A step's bytes come from memory, whatever happened before, if they are several caches full.
-SEVERAL = 4
-CACHE_BYTES = 2**28  # so many bytes count as several caches where the cache is not known
-TOLERANCE = 1.10  # a measured ceiling is a best of some, and a copy is not the best stream
+COPYING = "batched_mm"  # copies the weights of the experts that it chose
+GATHERS = ("gather_kernel", "indexSelect", "index_elementwise")  # kernels that copy rows
+MOST_PER_S = 1e13  # bytes; more than any card's memory moves, so that a shorter time is no copy
 HALF = ("bfloat16", "float16")  # the datasheet's rate of matrix products holds for both
 IMPOSSIBLE = "impossible: faster than memory"
 UNKNOWN = Limits("unknown device", datasheet(None))
@@ -74,7 +74,8 @@ class Arm:
     """One model in one setup, at one context and batch: how fast it is, and what bounds it.
 
     `setup` holds the values of `setups.SETUP`. `step_bytes` are those that any implementation must
-    read, `realised_bytes` those that this one was traced to read; `traced` is all that was found.
+    read, `realised_bytes` those that this one moves; `traced` is all that was traced.
+    `steps_per_s` is missing where something contradicts it, `claimed_per_s` is what the calls say.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Arm:
     context: int
     batch: int
     steps_per_s: Estimate
+    claimed_per_s: Estimate
     ttft_s: Estimate
     step_bytes: float | None
     realised_bytes: float | None
@@ -101,9 +103,7 @@ class Arm:
     @property
     def from_memory(self) -> bool:
         """Whether a step reads so much that no cache can serve it."""
-        cache = self.limits.cache_bytes
-        several = SEVERAL * cache if cache else CACHE_BYTES
-        return bool(self.step_bytes) and self.step_bytes >= several
+        return comes_from_memory(self.step_bytes, self.limits.cache_bytes)
 
     def mbu(self, *, realised: bool, datasheet: bool) -> Estimate:
         """Bytes of a step x steps a second / bandwidth."""
@@ -117,6 +117,10 @@ class Arm:
             reason = sheet.missing["memory_bytes_per_s"] if datasheet else "no bandwidth measured"
             return stats.missing(reason)
         return stats.scaled(self.steps_per_s, size / rate)
+
+    def _claimed_share(self, size: float | None, rate: float | None) -> float | None:
+        steps = self.claimed_per_s.value
+        return steps * size / rate if steps and size and rate else None
 
     def mfu(self, *, datasheet: bool) -> Estimate:
         """Operations of the prefill / TTFT / rate of a matrix product in the same dtype."""
@@ -134,11 +138,9 @@ class Arm:
     @property
     def remark(self) -> str:
         """What a share above one means: impossible, or a cache."""
-        useful = self.mbu(realised=False, datasheet=True).value
-        traced = self.mbu(realised=True, datasheet=True).value
-        if useful is None:
-            near = self.mbu(realised=False, datasheet=False).value
-            useful = None if near is None else near / TOLERANCE
+        sheet, near = self.limits.sheet.memory_bytes_per_s, self.limits.read_bytes_per_s
+        useful = self._claimed_share(self.step_bytes, sheet or (near and TOLERANCE * near))
+        traced = self._claimed_share(self.realised_bytes, sheet)
         if not any(share and share > 1 for share in (useful, traced)):
             return ""
         if self.from_memory:
@@ -162,6 +164,7 @@ class _Lookups:
     """What is looked up for every arm: cards, traces and limits."""
 
     def __init__(self, rows: Sequence[Record]) -> None:
+        self.rows = rows
         self.cards = select(rows, "card")
         self.traces = select(rows, "trace")
         self.told = select(rows, "engine-trace")
@@ -171,7 +174,8 @@ class _Lookups:
         row = max(group, key=lambda r: r.key.get("new_tokens") or 0)
         key, card = row.key, self._card(row)
         context, batch = key["context"], key.get("batch") or 1
-        size, traced = row.value("decode_bytes"), self._traced(row)
+        size, trace = row.value("decode_bytes"), self._traced(row)
+        traced = trace.values if trace else {}
         chosen = traced.get("experts_chosen_decode") if batch > 1 else None
         if key.get("engine") and batch > 1:
             place = (key["model"], str(key["weights"]), str(key["dtype"]), batch)
@@ -179,13 +183,14 @@ class _Lookups:
                 chosen = told.value
         if (size is None or chosen) and card is not None and card.kv_layers is not None:
             size = card.decode_bytes(context + (key.get("new_tokens") or 0) // 2, batch, chosen)
-        realised, reason = self._realised(row, size, traced)
+        realised, reason = self._realised(row, size, trace)
         return Arm(
             model=key["model"],
             setup=setup,
             context=context,
             batch=batch,
-            steps_per_s=steps_per_s(group),
+            steps_per_s=decode_tok_per_s(group),
+            claimed_per_s=stats.inverse(line(group)[0]),
             ttft_s=sampled(group, "ttft_s"),
             step_bytes=size,
             realised_bytes=realised,
@@ -208,8 +213,8 @@ class _Lookups:
         mine = [card for card in self.cards if card.key.get("model") == row.key.get("model")]
         return card_of(mine[-1], str(row.key["dtype"])) if mine else None
 
-    def _traced(self, row: Record) -> dict[str, Any]:
-        """What the trace says of the experts that the row's decode steps really use, or nothing.
+    def _traced(self, row: Record) -> Record | None:
+        """The trace of the experts that the row's decode steps really use, if there is one.
 
         How many experts a step uses does not depend on the context, so a trace at another context
         serves, its own preferred.
@@ -226,22 +231,44 @@ class _Lookups:
         def distance(trace: Record) -> int:
             return abs((trace.key.get("context") or 0) - row.key["context"])
 
-        return min(traces, key=distance).values if traces else {}
+        return min(traces, key=distance, default=None)
 
     def _realised(
-        self, row: Record, size: float | None, traced: dict[str, Any]
+        self, row: Record, size: float | None, trace: Record | None
     ) -> tuple[float | None, str]:
-        """Bytes that a step was traced to read, or why there are none."""
-        if not traced or size is None:
+        """Bytes that a step moves, or why they are not known."""
+        if trace is None or size is None:
             experts = _decode_experts(row)
             which = "" if experts == "none" else f" with experts {experts}"
             return None, f"no trace of this model{which}"
-        return size + read_beyond(traced), ""
+        beyond, reason = moved_beyond(trace, self.rows)
+        return (None if beyond is None else size + beyond), reason
 
 
-def read_beyond(traced: Mapping[str, Any]) -> float:
-    """Bytes that a decode step was traced to read beyond its architecture: experts not chosen."""
-    return traced["decode_bytes_realised"] - traced["decode_bytes"]
+def moved_beyond(trace: Record, rows: Sequence[Record]) -> tuple[float | None, str]:
+    """Bytes that a traced step moves beyond those of its architecture, or why that is not known.
+
+    Experts that were not chosen and used all the same; and copies. `batched_mm` gathers the weights
+    that it chose for each token into a tensor of their own, which is written and read again: seen
+    in a profile of the same model and stack by gathers, two a layer at least, that take no less
+    time than such copies would.
+    """
+    beyond = trace.values["decode_bytes_realised"] - trace.values["decode_bytes"]
+    if _decode_experts(trace) != COPYING:
+        return beyond, ""
+    same = {name: trace.key.get(name) for name in ("model", "weights", "dtype", "stack")}
+    card = next(reversed(select(rows, "card", model=same["model"])), None)
+    if card is None or not card.value("experts") or not card.value("routed_bytes"):
+        return None, f"{COPYING} copies experts, and no model card tells their size"
+    chosen = card.value("routed_bytes") * card.value("experts_per_token") / card.value("experts")
+    for row in select(rows, "busy", **same):
+        kernels = row.value("decode_kernel_times") or ()
+        gathers = [k for k in kernels if any(name in k[0] for name in GATHERS)]
+        launches, seconds = (sum(k[at] for k in gathers) for at in (1, 2))
+        tokens = row.key.get("batch") or 1
+        if launches >= 2 * card.value("layers") and 2 * tokens * chosen <= seconds * MOST_PER_S:
+            return beyond + 2 * (trace.key.get("batch") or 1) * chosen, ""
+    return None, f"{COPYING} copies experts, and no profile of this stack shows how"
 
 
 def _decode_experts(row: Record) -> str:
@@ -267,20 +294,6 @@ def card_of(row: Record | None, dtype: str) -> ModelCard | None:
         return card
     stored = form and form.quantised and form.dtype == row.key["dtype"]
     return held_as(card, form) if stored else None
-
-
-def steps_per_s(group: Sequence[Record]) -> Estimate:
-    """Inverse slope of time over tokens; with one length (g - 1) / (median call - median TTFT)."""
-    lengths = {r.key.get("new_tokens") or 1 for r in group}
-    first, whole = sampled(group, "ttft_s"), sampled(group, "e2e_s")
-    if len(lengths - {1}) != 1 or None in (first.value, whole.value) or whole.value <= first.value:
-        return decode_tok_per_s(group)
-    return Estimate(
-        (max(lengths) - 1) / (whole.value - first.value),
-        n=min(first.n, whole.n),
-        method="(g - 1) / (median call - median TTFT)",
-        reason="a difference of two medians: no interval",
-    )
 
 
 def utilisation(rows: Sequence[Record], kind: str = "latency") -> Table:
@@ -342,7 +355,7 @@ def violations(rows: Sequence[Record]) -> list[str]:
             together = f", batch {arm.batch}" if arm.batch > 1 else ""
             sentences.append(
                 f"{names[arm.model, *arm.setup].label} at {arm.context}{together}: "
-                f"{arm.steps_per_s.value:.1f} steps/s beat the bound of "
+                f"{arm.claimed_per_s.value:.1f} steps/s beat the bound of "
                 f"{bound_tok_per_s(size, rate):.1f} steps/s ({where})"
             )
     return sentences

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lib import stats
+from lib.analysis import bounds
 from lib.analysis.efficiency import ACTIVE, of_active, with_card
 from lib.analysis.metrics import METRICS, Reading
 from lib.analysis.rows import Rows
@@ -31,7 +33,7 @@ def table(rows: Sequence[Record]) -> Table:
         "experts_touched_prefill": ("experts touched in the prefill", "", 1),
         "routing_entropy_bits": ("routing entropy", "bits", 1),
         "decode_bytes": ("a step must read", size, scale),
-        "decode_bytes_realised": ("a step reads", size, scale),
+        "decode_bytes_realised": ("with the experts used", size, scale),
     }
 
     columns = [
@@ -40,15 +42,27 @@ def table(rows: Sequence[Record]) -> Table:
             (Column(title, unit), Reading(name, ("trace",), factor, note=True))
             for name, (title, unit, factor) in fields.items()
         ),
+        (Column("a step moves", size), lambda g: _moved(g[-1], rows, scale)),
     ]
     grid = build(
         "trace", "What a step really reads", rows, ("trace",), ("context", "batch"), columns
     )
     note = (
-        "touched: set to NaN, the expert's weights make the output NaN; parameters are those "
-        "of one decode token, experts are means over layers"
+        "a step moves what it reads, and the copies that it makes of experts; touched: set to NaN, "
+        "the expert's weights make the output NaN; parameters are those of one decode token, "
+        "experts are means over layers"
     )
     return replace(grid, notes=(*grid.notes, note))
+
+
+def _moved(trace: Record, rows: Sequence[Record], scale: float) -> Estimate:
+    """Bytes that a step moves: with the experts used, and with copies."""
+    if None in (trace.value("decode_bytes"), trace.value("decode_bytes_realised")):
+        return stats.missing(f"failed: {trace.error}" if trace.error else "not traced")
+    beyond, reason = bounds.moved_beyond(trace, rows)
+    if beyond is None:
+        return stats.missing(reason)
+    return stats.exact((trace.value("decode_bytes") + beyond) * scale, "traced and profiled")
 
 
 def experts_table(rows: Sequence[Record]) -> Table:

@@ -8,6 +8,7 @@ nor a GPU are needed. GB are 10^9 bytes.
 
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 from bisect import bisect_right
@@ -63,11 +64,14 @@ def plan(
     gpu_bytes: int,
     contexts: Sequence[int] = CONTEXTS,
     bytes_per_s: float | None = None,
+    workspace: Callable[[int], int | str] | None = None,
 ) -> dict[str, Any]:
     """What a GPU of `gpu_bytes` can hold of this model; what is None has its reason in `missing`.
 
     `users` are sequences of so many tokens each (prompt and answer) that fit at the same time; a
-    sliding layer counts up to its window. `decode_tok_per_s` is what no step at batch 1 can beat.
+    sliding layer counts up to its window, and all are prefilled together: `workspace` tells what
+    one of so many tokens needs for it beside its cache (bytes, or why that is not known).
+    `decode_tok_per_s` is what no step at batch 1 can beat.
     """
     reserve = CUDA_CONTEXT_BYTES + card.margin_bytes
     left = gpu_bytes - card.weight_bytes - reserve
@@ -97,14 +101,21 @@ def plan(
         missing["largest_context"] = "no cache grows without end, and the model states no limit"
     for context in contexts:
         users, bound = f"users_{context}", f"decode_tok_per_s_{context}"
-        row[users], row[bound] = max(left, 0) // card.kv_bytes(context, cache="static"), None
+        own = card.kv_bytes(context, cache="static")
+        row[users], row[bound] = max(left, 0) // own, None
+        extra = workspace(context) if workspace and row[users] and context <= limit else 0
+        if isinstance(extra, str):
+            missing[f"workspace_bytes_{context}"] = f"the prefill's workspace is not known: {extra}"
+        elif extra:
+            in_turn, row[users] = row[users], left // (own + extra)
+            row |= {f"workspace_bytes_{context}": extra, f"users_in_turn_{context}": in_turn}
         if context > limit:
             row[users] = None
             missing[users] = f"{context:,} tokens are beyond the model's own limit of {limit:,}"
             missing[bound] = missing[users]
         elif left <= 0:
             missing[bound] = f"does not fit: {-left / 1e9:.2f} GB short, before any cache"
-        elif not row[users]:
+        elif left < own:
             missing[bound] = f"a sequence of {context:,} tokens does not fit"
         elif bytes_per_s is None:
             missing[bound] = "no decode limit without a bandwidth: give BANDWIDTH_GB_S"
@@ -120,10 +131,12 @@ def answer(
     forms: Sequence[str] = USUAL,
     bandwidth_gb_s: float | None = None,
     contexts: Sequence[int] = CONTEXTS,
+    workspace_of: Callable[[str, int], int | str] | None = None,
 ) -> dict[str, Any]:
     """`plan` for each form of the weights, and what it is computed from, as JSON data.
 
-    `card_of` gives the model's card in a number format, as `models.load.card` does for a name.
+    `card_of` gives the model's card in a number format, as `models.load.card` does for a name;
+    `workspace_of` the workspace of a prefill in it, of one sequence of so many tokens.
     """
     for name in forms:
         if name not in FORMS:
@@ -137,7 +150,10 @@ def answer(
     for name in forms:
         try:
             card = held_as(cards[FORMS[name].dtype], FORMS[name])
-            row = plan(card, gpu_bytes=gpu_bytes, contexts=contexts, bytes_per_s=rate)
+            own = workspace_of and functools.partial(workspace_of, FORMS[name].dtype)
+            row = plan(
+                card, gpu_bytes=gpu_bytes, contexts=contexts, bytes_per_s=rate, workspace=own
+            )
         except ModelError as error:
             row = {"missing": {"weight_bytes": str(error)}}
         rows[name] = row | {"assumes": FORMS[name].assumes}
@@ -155,6 +171,7 @@ def text(result: dict[str, Any]) -> str:
     card, rows = ModelCard.from_dict(result["card"]), result["weights"]
     contexts, rate = result["contexts"], result["bandwidth_bytes_per_s"]
     limit = f"{card.context_limit:,} tokens" if card.context_limit else "not stated"
+    known = [n for n in contexts if any(f"workspace_bytes_{n}" in row for row in rows.values())]
     beyond = ("  beyond the window (kB)", "token_beyond_window_bytes", 1e3, 2)
     lines = [
         ("weights (GB)", "weight_bytes", 1e9, 2),
@@ -164,7 +181,15 @@ def text(result: dict[str, Any]) -> str:
         *([beyond] if card.window or card.kv_blocks else []),
         *([("state of a sequence (MB)", "state_bytes", 1e6, 2)] if card.state_bytes else []),
         ("largest context at batch 1 (tokens)", "largest_context", 1, 0),
-        *((f"users at {n:,} tokens each", f"users_{n}", 1, 0) for n in contexts),
+        *((f"prefill of one of {n:,} (GB)", f"workspace_bytes_{n}", 1e9, 3) for n in known),
+        *(
+            line
+            for n in contexts
+            for line in (
+                (f"users at {n:,} tokens each", f"users_{n}", 1, 0),
+                *([("  prefilled in turn", f"users_in_turn_{n}", 1, 0)] if n in known else []),
+            )
+        ),
         *(
             (f"decode limit at {n:,} (tok/s)", f"decode_tok_per_s_{n}", 1, 1)
             for n in contexts
@@ -190,8 +215,8 @@ def text(result: dict[str, Any]) -> str:
     notes += [KEPT] if any(FORMS[name].quantised for name in rows) else []
     notes += [
         f"reserve: {CUDA_CONTEXT_BYTES / 1e9:g} GB for the CUDA context, {MARGIN_BYTES / 1e9:g} GB "
-        f"and {MARGIN_SHARE:.0%} of the weights for workspace; long prompts that are not prefilled "
-        "in pieces need more",
+        f"and {MARGIN_SHARE:.0%} of the weights for workspace; users are prefilled together and "
+        "whole, as generate() does; in turn is one after the other, in pieces, as servers do",
         "GPU_GB is the card's memory in 10^9 bytes: an H100 sold as 80 GB has 85.0",
     ]
     speed = f", {rate / 1e9:,.0f} GB/s" if rate else ""

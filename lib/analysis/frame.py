@@ -20,8 +20,9 @@ from lib.show.table import write_csv
 COLUMNS = {
     "metric": "name of the metric, see metrics.csv",
     "value": "its estimate in its unit; missing with a reason",
-    "low": "lower end of the 95 % interval; missing where there is none",
-    "high": "upper end of the 95 % interval",
+    "low": "lower end of its interval; missing where there is none",
+    "high": "upper end of its interval",
+    "level": "how often the interval covers; missing for a range of visits",
     "n": "repetitions behind the estimate",
     "model": "the model's name",
     "weights": "random, checkpoint or gguf",
@@ -43,19 +44,20 @@ COLUMNS = {
     "reason": "why the value, or its interval, is missing",
 }
 KEY = ("model", "context", "batch", "decoding", "server", "load")
-ESTIMATE = ("value", "low", "high", "n", "method", "reason")
+ESTIMATE = ("value", "low", "high", "level", "n", "method", "reason")
 
 
 def frame(folder: str | Path) -> pd.DataFrame:
     """Every metric of every arm below a folder of results, in the columns COLUMNS.
 
-    `metric` is a name of METRICS; `low` and `high` are the 95 % interval. A missing value is NaN
-    with a `reason`. `new_tokens` is missing where a metric is of several lengths. `environment`
-    and `run` (a job's folder below this one) are those of the last row.
+    `metric` is a name of METRICS; `low` and `high` are the interval, `level` how often such an
+    interval covers. A missing value is NaN with a `reason`. `new_tokens` is missing where a metric
+    is of several lengths. `environment` and `run` (a job's folder below this one) are those of the
+    last row.
     """
     rows = load(folder)
     lines = [line for metric in METRICS.values() for line in _lines(metric, rows)]
-    numbers = dict.fromkeys(("value", "low", "high"), "float64")
+    numbers = dict.fromkeys(("value", "low", "high", "level"), "float64")
     whole = dict.fromkeys(("n", "context", "batch", "new_tokens"), "Int64")
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(numbers | whole)
 
@@ -71,6 +73,7 @@ def _lines(metric: Metric, rows: Rows) -> list[dict[str, Any]]:
         line = {name: row.key.get(name) for name in KEY}
         line |= {n: None if v == "None" else v for n, v in zip(SETUP, rows.setup(row), strict=True)}
         line |= {name: getattr(estimate, name) for name in ESTIMATE}
+        line["level"] = None if estimate.low is None else estimate.level
         line |= {"metric": metric.name, "unit": metric.unit, "kind": row.kind}
         line |= {"environment": row.env_id, "run": rows.runs.get(record_id(row))}
         lines.append(line | {"new_tokens": lengths.pop() if len(lengths) == 1 else None})

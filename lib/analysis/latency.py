@@ -9,7 +9,7 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 
 from lib import stats
-from lib.analysis import host_bound
+from lib.analysis import host_bound, physics
 from lib.analysis.metrics import METRICS, headline, shown_in
 from lib.analysis.rows import Rows
 from lib.analysis.setups import (
@@ -41,20 +41,8 @@ def table(rows: Sequence[Record]) -> Table:
     grid = build(
         "latency", "Latency and throughput", greedy, ("latency", "itl"), ("context",), columns
     )
-    return replace(grid, notes=(*grid.notes, *_slower_when_longer(grid)))
-
-
-def _slower_when_longer(table: Table) -> list[str]:
-    """What no prefill can cause: a token takes more time in long calls than in short ones."""
-    titles = [column.title for column in table.columns]
-    whole, decode = (titles.index(metric.title) for metric in (OUTPUT, DECODE))
-    rates = [(row[whole].value, row[decode].value) for row in table.rows]
-    slower = sum(None not in pair and pair[1] < pair[0] for pair in rates)
-    note = (
-        f"decode throughput below output throughput in {slower} of {len(rates)} rows: long "
-        "calls took more for a token, which no prefill causes; the host did not keep its speed"
-    )
-    return [note] if slower else []
+    count = len(physics.contradictions(greedy, greedy.environments))
+    return replace(grid, notes=(*grid.notes, *([physics.sentence(count)] if count else [])))
 
 
 def conclusion(rows: Sequence[Record]) -> str:
@@ -93,7 +81,7 @@ def _aa_checks(rows: Sequence[Record]) -> list[str]:
 
 
 def _aa(group: Group, row: Record) -> str:
-    """Whether two halves of one arm look alike, as they must: in random order, and as measured."""
+    """Whether blocks and halves of one arm look alike, as they must."""
     times_s, where = row.samples["ttft_s"], f"{group.label} at {row.key['context']} tokens"
     share = stats.aa_coverage(times_s)
     if share.value is None:
@@ -112,8 +100,8 @@ def _aa(group: Group, row: Record) -> str:
         )
     return (
         f"A/A check, TTFT of {where} against itself, n = {len(times_s)}: the interval of the "
-        f"ratio contains 1 in {share.value:.0%} of {share.n} random halvings, {held}; second "
-        f"half against first: {order}."
+        f"ratio contains 1 in {share.value:.0%} of {share.n} pairs of neighbouring blocks, {held}; "
+        f"second half against first: {order}."
     )
 
 

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lib import stats
+from lib.analysis import physics
 from lib.analysis.rows import Rows
-from lib.analysis.series import Series
+from lib.analysis.series import Series, visit_ratio
 from lib.analysis.serving import reading
 from lib.analysis.setups import Group, by_setup, sampled
 from lib.records.kinds import ABLATIONS
-from lib.records.record import Record, record_id, select
+from lib.records.record import Record, record_id, select, visits
 from lib.show.table import Column
 from lib.stats import Estimate
 
@@ -69,6 +70,11 @@ class Sample:
         """One number for each repetition, in SI units."""
         return [x for x in row.samples.get(self.name) or () if x is not None]
 
+    def by_visit(self, row: Record) -> dict[str, float]:
+        """The median of each visit of an arm, in SI units."""
+        samples = {one.visit: self.raw(one) for one in (row, *row.others)}
+        return {visit: statistics.median(values) for visit, values in samples.items() if values}
+
     def each(self, row: Record) -> list[float]:
         """One number for each repetition, in the unit of the metric."""
         scale = self.scale(row)
@@ -79,6 +85,9 @@ class Sample:
         plain = sampled(mine, self.name, self.q)
         if plain.value is None:
             return plain
+        if self.q == 50 and len(medians := self.by_visit(mine[-1])) > 1:
+            over = stats.over_visits(list(medians.values()))
+            plain = replace(over, records=tuple(map(record_id, (mine[-1], *mine[-1].others))))
         scaling = stats.inverse if self.inverse else stats.scaled
         return scaling(plain, self.scale(mine[-1]))
 
@@ -216,30 +225,29 @@ def _same_experts(trace: Record, arm: Record) -> bool:
 
 
 def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
-    """Decode throughput: the inverse slope of end-to-end time over new tokens (tok/s).
+    """Decode throughput: the inverse slope of a call's time over its new tokens (tok/s).
 
-    Prefill is the intercept and so is left out. Needs calls of two different lengths; a lone call
-    that was the first of its length is none.
+    Prefill is the intercept and so is left out; calls of one token are points too. Where the rows
+    contradict each other, the pair is the reason why there is none. Of several visits it is the
+    median of those in which the rows have a slope.
     """
-    several = [r for r in rows if r.kind in ("latency", "batch") and r.samples.get("e2e_s")]
-    timed = [r for r in several if (r.key.get("new_tokens") or 1) > 1]
-    warm = [r for r in timed if not _lone_and_cold(r)]
-    pairs = [(r.key["new_tokens"], t) for r in warm for t in r.samples["e2e_s"]]
-    if len({g for g, _ in pairs}) < 2:
-        cold = f"; {len(timed) - len(warm)} arm(s) hold one call, the first of its length, which "
-        why = f"{cold}waits for the allocator" if len(timed) > len(warm) else ""
-        return stats.missing(f"not measured: a slope needs calls of two lengths{why}")
-    slope = stats.slope([g for g, _ in pairs], [t for _, t in pairs])
-    if slope.value is not None and slope.value <= 0:
-        return stats.missing("not resolved: noise hides how time grows with the number of tokens")
-    return replace(stats.inverse(slope), records=tuple(map(record_id, warm)))
+    of_visits = [_decode_in_visit(mine) for mine in visits(rows).values()]
+    values = [one.value for one in of_visits if one.value is not None]
+    if len(values) < 2:
+        return _decode_in_visit(rows)
+    ids = dict.fromkeys(name for one in of_visits for name in one.records)
+    return replace(stats.over_visits(values), records=tuple(ids))
 
 
-def _lone_and_cold(row: Record) -> bool:
-    """Whether the one call of an arm with a growing cache had only short calls before it."""
-    before, seconds = row.samples.get("warmup_s") or [], row.samples["e2e_s"]
-    grows = row.key.get("cache") == "dynamic"
-    return bool(grows and before and len(seconds) == 1 and max(before) < seconds[0] / 2)
+def _decode_in_visit(rows: Sequence[Record]) -> Estimate:
+    timed = [r for r in rows if r.kind in physics.TIMED]
+    step_s, used = physics.line(timed)
+    pairs = physics.of_calls(timed)
+    if why := physics.contradicted(used, physics.DECODE) or next((pair.text for pair in pairs), ""):
+        return stats.missing(f"contradiction: {why}")
+    if step_s.value is None:
+        return step_s
+    return replace(stats.inverse(step_s), records=tuple(map(record_id, used)))
 
 
 def tpot_ms(rows: Sequence[Record]) -> Estimate:
@@ -263,6 +271,8 @@ def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
 def net_j_per_1k(rows: Sequence[Record]) -> Estimate:
     """J/1K tokens less what the idle board draws in that time; may be negative, never cut off."""
     row = calls(rows, JOULES)[-1]
+    if pairs := physics.of_energy(row):
+        return stats.missing(f"contradiction: {pairs[0].text}")
     if values := row.samples.get("net_energy_j"):
         return stats.median([per_1k(row) * v for v in values])
     reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
@@ -380,13 +390,19 @@ class Metric:
         """Of some rows over that of others: by bootstrap where it has repetitions."""
         if not isinstance(self.of, Sample):
             return stats.quotient(self.of(a), self.of(b))
-        pair = [self.of.raw(mine[-1]) if (mine := self.of.rows(x)) else [] for x in (a, b)]
-        return stats.ratio(*(pair[::-1] if self.of.inverse else pair))
+        rows = [mine[-1] if (mine := self.of.rows(x)) else Record("") for x in (a, b)]
+        return visit_ratio(*(rows[::-1] if self.of.inverse else rows), self.of.name)
 
     def groups(self, rows: Sequence[Record]) -> list[Group]:
         """The rows that have it, by model and setup."""
-        name = self.of.name if isinstance(self.of, Sample) else "e2e_s"
-        return by_setup(Rows.of(rows).where(lambda r: r.samples.get(name)), self.kinds[0])
+        of = self.of
+
+        def has_it(row: Record) -> bool:
+            return bool(
+                row.samples.get(of.name) if isinstance(of, Sample) else physics.calls_s(row)
+            )
+
+        return by_setup(Rows.of(rows).where(has_it), self.kinds[0])
 
     def shapes(self, group: Group) -> set[Shape]:
         """Contexts and lengths at which a group has it; length 0 where it is of all lengths."""
@@ -442,7 +458,7 @@ METRICS = {metric.name: metric for metric in (
     Metric("output", "output throughput", "r", "tok/s", "g / T: all tokens of a call over its time",
            CALLS, OUTPUT, MORE, "TPOT", ("latency", "energy", "models")),
     Metric("decode", "decode throughput", "d", "tok/s",
-           "1 / slope of e2e_s over g: the prefill is not in it", ("latency", "batch"),
+           "1 / slope of t1 and e2e_s over g: the prefill is not in it", ("latency", "batch"),
            decode_tok_per_s, MORE, "", ("latency", "comparison")),
     Metric("decode_marked", "decode by device clock", "d'", "tok/s", "(g - 1) / median of decode_s",
            LATENCY, marked_tok_per_s, MORE, "", ("latency",), optional=True),

@@ -12,7 +12,7 @@ from lib.analysis import bounds
 from lib.analysis.setups import build, grouped
 from lib.files import ROOT
 from lib.models.card import ModelCard, bound_tok_per_s
-from lib.records.record import Record
+from lib.records.record import Record, select
 from lib.records.store import load_tree
 from lib.show.table import Column, Table
 from lib.show.wording import short
@@ -124,7 +124,8 @@ def released_lines(model: str, folder: str | Path = RELEASED) -> list[str]:
     """
     lines = []
     for root in sorted(p for p in Path(folder).glob("*") if p.is_dir()):
-        grid = table([r for r in load_tree(root) if r.key.get("model") in (model, None)])
+        rows = [r for r in load_tree(root) if r.key.get("model") in (model, None)]
+        grid = table(rows)
         last = {row[1 : -len(COLUMNS) - 1]: row for row in grid.rows}  # contexts are in order
         for setup, row in last.items():
             start = "all rows: "
@@ -136,4 +137,26 @@ def released_lines(model: str, folder: str | Path = RELEASED) -> list[str]:
                 f"{cells[1]} and {cells[0]} GB; cache {cells[3]} and {cells[2]} MB; decode "
                 f"{cells[5]} tok/s under a limit of {cells[4]}"
             )
+        lines += [f"measured in the released set {root.name}: {text}" for text in batches(rows)]
+    return lines
+
+
+def batches(rows: Sequence[Record]) -> list[str]:
+    """How many sequences ran together on each stack and context, and how many first failed."""
+    arms: dict[tuple, list[Record]] = {}
+    for row in select(rows, "batch"):
+        place = tuple(str(row.key.get(name)) for name in ("dtype", "stack", "experts"))
+        arms.setdefault((*place, row.key["context"]), []).append(row)
+    lines = []
+    for (dtype, stack, _, context), arm in arms.items():
+        ran = [r for r in arm if not r.error]
+        failed = [r for r in arm if r.error]
+        parts = []
+        if ran:
+            most = max(ran, key=lambda r: (r.key["batch"], r.key["new_tokens"]))
+            parts.append(f"{most.key['batch']} with {most.key['new_tokens']} new ones ran")
+        if failed:
+            first = min(failed, key=lambda r: r.key["batch"])
+            parts.append(f"{first.key['batch']} failed ({first.error.split('. ')[0]})")
+        lines.append(f"sequences of {context:,} tokens on {stack}, {dtype}: {', '.join(parts)}")
     return lines

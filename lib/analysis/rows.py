@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.analysis import physics
 from lib.records import jobs
 from lib.records.record import Record, environments, record_id
 from lib.records.store import merge, precedence
@@ -20,13 +21,18 @@ NO_GPU = "none (CPU)"
 
 
 class Rows(Sequence[Record]):
-    """Records with their environments (by id), setups, and, where a folder was read, their runs."""
+    """Records with their environments (by id), setups, and, where a folder was read, their runs.
+
+    Those of numbers that contradict each other carry a warning, see `physics`.
+    """
 
     def __init__(self, records: Iterable[Record] = (), *, of: Rows | None = None) -> None:
         self.records = tuple(records)
         self.environments: dict[str, dict[str, Any]] = (
             environments(self.records) if of is None else of.environments
         )
+        if of is None:
+            self.records = physics.warned(self.records, self.environments)
         self.runs: dict[str, str] = {} if of is None else of.runs
         self._setups: dict[int, tuple[Record, tuple]] = {} if of is None else of._setups
         self._kinds: dict[str, list[tuple[int, Record]]] | None = None
@@ -100,14 +106,14 @@ class Rows(Sequence[Record]):
 
 
 def load(folder: str | Path) -> Rows:
-    """The rows of every job below a folder, merged by identity: finished wins, then later.
+    """The rows of every job below a folder, and visits recorded beside it, one for each arm.
 
     A folder without results, or with a job that cannot be read, is an error.
     """
     entries = sorted(jobs.find(folder), key=lambda job: precedence(job.run))
     if broken := [f"{job.path}: {job.damage}" for job in entries if job.damage]:
         raise ValueError(f"{folder} has damaged jobs: {'; '.join(broken)}")
-    rows = Rows(merge([row for job in entries for row in job.records]))
+    rows = Rows(merge([row for job in entries for row in job.records], folder))
     if not rows:
         raise FileNotFoundError(f"no results below {folder}; it takes a folder of run.json files")
     rows.runs.update({record_id(row): job.path for job in entries for row in job.records})

@@ -3,6 +3,7 @@ its arms; where there are none, the reason."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,4 +116,24 @@ def pair_ratio(
         require_comparable(rows, envs, differ=differ)
     except ValueError as error:
         return stats.missing(str(error))
-    return stats.ratio(repetitions[0][0], repetitions[1][0])
+    return visit_ratio(*rows, name)
+
+
+def visit_ratio(a: Record, b: Record, name: str) -> Estimate:
+    """Ratio of medians of a sample of two rows, paired within each visit that both have.
+
+    Of one such visit it is bootstrapped within it; without any, over the rows as they are.
+    """
+    sides = [{one.visit: _sample(one, name) for one in (row, *row.others)} for row in (a, b)]
+    common = [v for v in sides[0] if sides[0][v] and sides[1].get(v)]
+    if len(common) > 1:
+        return stats.over_visits(
+            [statistics.median(sides[0][v]) / statistics.median(sides[1][v]) for v in common]
+        )
+    if common:
+        return stats.ratio(sides[0][common[0]], sides[1][common[0]])
+    return stats.ratio(_sample(a, name), _sample(b, name))
+
+
+def _sample(row: Record, name: str) -> list[float]:
+    return [x for x in row.samples.get(name) or () if x is not None]

@@ -15,7 +15,8 @@ from typing import Any
 
 from lib.hardware.device import time_call
 from lib.hardware.host import host_score_per_s
-from lib.records import record, store
+from lib.measure import session
+from lib.records import store
 from lib.records.record import KEY_FIELDS, Record
 
 ROW = 8192  # elements of a row that a reduction takes at once
@@ -62,7 +63,7 @@ def measure(device: Any, *, seed: int, records_path: str | Path) -> list[Record]
     fixed Python loop a second). Each is the best of its repetitions; samples hold every
     repetition, under the value's name and the shape.
     """
-    env = store.append(records_path, record.environment_record(device.environment()))
+    env = store.append(records_path, session.environment(device))
     sizes = SIZES.get(device.kind, SIZES["cpu"])
     samples: dict[str, list[float]] = {}
     values: dict[str, Any] = {}

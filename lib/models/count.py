@@ -107,7 +107,7 @@ def _counted(
     config: PreTrainedConfig, name: str, dtype: str, held: torch.nn.Module | None
 ) -> ModelCard:
     config = copy.deepcopy(config)  # the library writes the dtype into it
-    net = _on_meta(config, dtype)
+    net = on_meta(config, dtype)
     text = _text_config(config)
     seen = _layout(net, config, dtype)
     if _is_encoder(net):
@@ -169,7 +169,8 @@ def _counted(
     )
 
 
-def _on_meta(config: PreTrainedConfig, dtype: str) -> torch.nn.Module:
+def on_meta(config: PreTrainedConfig, dtype: str) -> torch.nn.Module:
+    """The model of a configuration on torch's meta device, where a parameter has no memory."""
     import torch
     from transformers import AutoModelForCausalLM
 

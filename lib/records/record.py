@@ -24,7 +24,11 @@ COMPARABLE = ("gpu", "dtype", "stack", "weights")
 
 @dataclass(frozen=True)
 class Record:
-    """One arm of one measurement. `env_id` names the `environment` record of the same file."""
+    """One arm of one measurement. `env_id` names the `environment` record of the same file.
+
+    A visit is one stretch of time on one machine. `visit` is this row's and `others` are the rows
+    of the same arm in other visits; neither is in the file, `store.merge` finds them.
+    """
 
     kind: str
     key: dict[str, Any] = field(default_factory=dict)
@@ -35,6 +39,8 @@ class Record:
     warnings: tuple[dict[str, str], ...] = ()
     env_id: str | None = None
     schema: int = SCHEMA
+    visit: str = field(default="", compare=False)
+    others: tuple[Record, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if odd := self.key.keys() - set(KEY_FIELDS):
@@ -68,11 +74,31 @@ def environments(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     return {r.env_id: r.values for r in records if r.kind == "environment" and r.env_id}
 
 
-def identity(record: Record, gpu: str | None = None) -> tuple:
+def identity(record: Record, environment: dict[str, Any] | None = None) -> tuple:
     """What makes two rows the same arm: kind, key and GPU. An environment is its own id."""
     if record.kind == "environment":
         return ("environment", record.env_id)
+    gpu = (environment or {}).get("gpu")
     return (record.kind, *(str(record.key.get(name)) for name in KEY_FIELDS), gpu)
+
+
+def visit_of(environment: dict[str, Any]) -> str:
+    """The stretch of time on one machine in which an environment was: as it says itself, else GPU,
+    host and day."""
+    if environment.get("visit"):
+        return environment["visit"]
+    gpu = environment.get("gpu_uuid") or environment.get("gpu") or environment.get("device")
+    host = f"{environment.get('cpu')} x {environment.get('cpu_count')}"
+    return f"{gpu}, {host}, {environment.get('date')}"
+
+
+def visits(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Rows by visit, those of other visits that they carry among them."""
+    by_visit: dict[str, list[Record]] = {}
+    for row in records:
+        for one in (row, *row.others):
+            by_visit.setdefault(one.visit, []).append(one)
+    return by_visit
 
 
 def record_id(record: Record) -> str:

@@ -1,16 +1,16 @@
-"""Slices add up: what an earlier run of a job measured stays until the same arm is measured again.
+"""Slices add up: what an earlier run of a job measured stays.
 
-A row is told from another by `records.identity`. Two runs of a job add up where GPU and revision
+A row is told from another by `record.identity` and its visit: the same arm in another visit is kept
+beside it, since choosing would select. Two runs of a job add up where GPU and revision
 of the model agree; model, weights, stack and notebook are the job's folder.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +70,17 @@ def add(new: Job, older: Sequence[Job]) -> list[dict[str, Any]]:
     each with the ids of their environments, and whether all its arms are there.
     """
     runs = [*sorted(older, key=_end), new]
-    gpus = _gpus(row for run in runs for row in run.records)
+    envs = record.environments(row for run in runs for row in run.records)
     arms = [
-        (record.identity(row, gpus.get(row.env_id)), row, run)
+        (_place(row, envs.get(row.env_id, {})), row, run)
         for run in sorted(runs, key=_end)
         for row in run.records
     ]
     last = {arm: (row, run) for arm, row, run in arms}
     lost = {row.env_id for arm, row, _ in arms if row.kind not in NO_ARM and last[arm][0] != row}
     others = [(row, run) for row, run in last.values() if run is not new]
-    envs = {row.env_id for row, _ in others if row.kind not in NO_ARM}
-    rows = [_with_trace(row, run.folder, new.folder) for row, run in others if row.env_id in envs]
+    kept = {row.env_id for row, _ in others if row.kind not in NO_ARM}
+    rows = [_with_trace(row, run.folder, new.folder) for row, run in others if row.env_id in kept]
     own = [last[arm][1] is new for arm, _, run in arms if run is new]
     if rows:
         _rewrite(new.folder / "records.jsonl", rows, own)
@@ -89,8 +89,9 @@ def add(new: Job, older: Sequence[Job]) -> list[dict[str, Any]]:
     return _earlier(runs, there, lost)
 
 
-def _gpus(rows: Iterable[Record]) -> dict[str | None, str | None]:
-    return {name: env.get("gpu") for name, env in record.environments(rows).items()}
+def _place(row: Record, environment: dict[str, Any]) -> tuple:
+    """Rows of one place replace each other: those of one arm in one visit."""
+    return (*record.identity(row, environment), record.visit_of(environment))
 
 
 def _with_trace(row: Record, source: Path, target: Path) -> Record:
@@ -112,9 +113,7 @@ def _end(job: Job) -> str:
 
 def _rewrite(path: Path, rows: Sequence[Record], own: Sequence[bool]) -> None:
     """Rows of other runs before those of the file's `own` that stay, whose lines do not change."""
-    lines = [
-        json.dumps(asdict(row), sort_keys=True, allow_nan=False, ensure_ascii=False) for row in rows
-    ]
+    lines = [store.line(row) for row in rows]
     there = path.read_text(encoding="utf-8").splitlines()
     lines += [line for line, stays in zip(there, own, strict=True) if stays]
     files.write_text(path, "\n".join(lines) + "\n")
@@ -178,10 +177,10 @@ def add_earlier(staged: Path, folder: Path, manifest: dict[str, Any]) -> Added:
 def merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     """Write the jobs of several result folders into a new one; returns what was left out, and why.
 
-    Of two runs of a job the finished one counts, then the later one; of two rows of one arm it is
-    the row that was measured later, and rows of one run alone are added. A notebook that reads is
-    left out where rows beside it have changed. A folder of rows that a script wrote, without
-    run.json, is taken in as it is (`loose`).
+    Of two runs of a job the finished one counts, then the later one; of two rows of one arm in one
+    visit it is the row that was measured later, and rows of other visits or arms are added. A
+    notebook that reads is left out where rows beside it have changed. A folder of rows that a
+    script wrote, without run.json, is taken in as it is (`loose`).
     """
     store.refuse_released(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()):

@@ -8,27 +8,34 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lib.files import ROOT, ParamsError, file_sha, resolve, short
-from lib.records.record import SCHEMA, Record, environments, identity
+from lib.records.record import SCHEMA, Record, environments, identity, visit_of
 
 PARTIAL, PREVIOUS, ACROSS = ".partial", ".previous", "_all"
 RELEASED = ROOT / "outputs" / "released"
+VISITS = "visits"  # the folder beside a result set that holds further visits of its arms
 
 
 def append(path: str | Path, record: Record) -> Record:
     """Write one line at once, so that a later failure cannot lose it; returns the record."""
-    path = Path(path)
+    path, text = Path(path), line(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(asdict(record), sort_keys=True, allow_nan=False, ensure_ascii=False)
     with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     return record
+
+
+def line(record: Record) -> str:
+    """A record as a line of its file."""
+    data = asdict(replace(record, others=()))
+    del data["visit"], data["others"]
+    return json.dumps(data, sort_keys=True, allow_nan=False, ensure_ascii=False)
 
 
 def write_trace(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -87,16 +94,65 @@ def load_tree(root: str | Path) -> list[Record]:
     for path in manifests(root):
         if (records := path.with_name("records.jsonl")).exists():
             runs.append((precedence(json.loads(path.read_text(encoding="utf-8"))), records))
-    return merge([row for _, records in sorted(runs) for row in load(records)])
+    return merge([row for _, records in sorted(runs) for row in load(records)], root)
 
 
-def merge(records: Sequence[Record]) -> list[Record]:
-    """The last record of each identity, in the order in which identities first appear."""
-    gpus = {env_id: env.get("gpu") for env_id, env in environments(records).items()}
-    merged: dict[tuple, Record] = {}
+def merge(records: Sequence[Record], root: str | Path | None = None) -> list[Record]:
+    """One record for each identity, in the order in which identities first appear.
+
+    Of one visit it is the last one. Of several visits it is that of the last, which carries those
+    of the `others`, so that none is lost; what failed gives way to what did not. With `root`,
+    visits recorded beside that result set are further visits of its arms.
+    """
+    envs = environments(records)
+    arms: dict[tuple, dict[str, Record]] = {}
     for row in records:
-        merged[identity(row, gpu=gpus.get(row.env_id))] = row
-    return list(merged.values())
+        env = envs.get(row.env_id, {})
+        visit, arm = visit_of(env), arms.setdefault(identity(row, env), {})
+        before = arm.pop(visit, None)
+        arm[visit] = before if before and row.error and not before.error else row
+    used = []
+    for row, env in recorded_visits(root) if root is not None else ():
+        place = identity(row, env.values)
+        if place in arms:
+            arms[place] = {visit_of(env.values): row, **arms[place]}
+            used.append(env)
+    return [_of_visits(arm) for arm in arms.values()] + list(
+        {env.env_id: env for env in used}.values()
+    )
+
+
+def _of_visits(arm: dict[str, Record]) -> Record:
+    """The last row, with those of other visits; rows that failed or hold no samples are none."""
+    sound = {visit: row for visit, row in arm.items() if row.samples and not row.error}
+    if not sound:
+        return next(reversed(arm.values()))
+    named = [replace(row, visit=visit) for visit, row in sound.items()]
+    return replace(named[-1], others=tuple(named[:-1]))
+
+
+def recorded_visits(root: str | Path) -> list[tuple[Record, Record]]:
+    """Rows of the visits recorded beside a result set, each with its environment's row.
+
+    One for each arm of a visit: what was measured on the way there and on the way back is one
+    sample. Calls that the end of a visit cut off are left out, and so is what holds no samples.
+    """
+    pairs: dict[tuple, tuple[Record, Record]] = {}
+    for path in sorted((Path(root).resolve().parent / VISITS).glob("**/*.jsonl")):
+        rows = load(path)
+        envs = {row.env_id: row for row in rows if row.kind == "environment"}
+        for row in rows:
+            if row.error or not row.samples or any(w["code"] == "cut_off" for w in row.warnings):
+                continue
+            place = (row.env_id, *identity(row))
+            before = pairs.get(place)
+            pairs[place] = (_pooled(before[0], row) if before else row, envs[row.env_id])
+    return list(pairs.values())
+
+
+def _pooled(one: Record, other: Record) -> Record:
+    names = one.samples.keys() & other.samples.keys()
+    return replace(one, samples={name: one.samples[name] + other.samples[name] for name in names})
 
 
 def model_folder(model: str) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from lib.analysis import bounds, cost, engines, host_bound, machine, predictions
+from lib.analysis import bounds, cost, engines, host_bound, machine, physics, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
@@ -31,6 +31,7 @@ from lib.report import answer, provenance, record_list, sections
 from lib.report.abstract import findings
 from lib.show import figure, notebook_html, page
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
+from lib.show.wording import sentence
 from lib.studies import paper_tables, section
 from lib.studies.grids import paper_grid
 from lib.studies.schema import StudyFile
@@ -139,7 +140,7 @@ def render(
     study: Published,
 ) -> str:
     """The report as text; writes the CSVs that it embeds."""
-    rows = Rows(merge([r for job in _by_end(jobs) for r in job.records]))
+    rows = Rows(merge([r for job in _by_end(jobs) for r in job.records], source))
     published = study.data
     paper = paper_tables.paper_tables(rows, published)
     bound = bounds.utilisation(rows)
@@ -174,7 +175,7 @@ def render(
             context=published["context"] if paper else None,
             gpu_hour_usd=prices.gpu_hour_usd if prices else None,
         ),
-        cautions=context or _cautions(rows),
+        cautions=[*(context or _cautions(rows)), _contradictions(rows)],
         findings=[
             *findings(rows, published, paper),
             *(replicated.findings if replicated else ()),
@@ -239,6 +240,11 @@ def _cautions(rows: Sequence[Record]) -> list[str]:
     """What holds for the rows' numbers, whatever they are compared with."""
     random = any(r.key.get("weights") == "random" for r in rows)
     return [RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + "."] if random else []
+
+
+def _contradictions(rows: Rows) -> str:
+    """How many numbers contradict each other."""
+    return sentence(physics.sentence(len(physics.contradictions(rows, rows.environments))))
 
 
 def _subtitle(rows: Sequence[Record], ended: str) -> str:

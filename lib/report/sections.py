@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.analysis import ablations, energy, experts, latency, memory
+from lib.analysis import ablations, energy, experts, latency, memory, physics
+from lib.analysis.rows import Rows
 from lib.records.record import Record
 from lib.show.table import Table
 from lib.studies import kv_contribution
@@ -15,6 +16,7 @@ def generic_tables(rows: Sequence[Record]) -> list[Table]:
     """Every generic table that has rows."""
     tables = [
         latency.table(rows),
+        physics.table(rows, Rows.of(rows).environments),
         memory.tables.table(rows),
         energy.tables.table(rows),
         energy.quantities.table(rows),

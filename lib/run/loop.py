@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def run(
     """
     store.refuse_released(out_dir)
     every, stop = plan.plan(profile, out_dir), Stop()
+    start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     jobs = every if only is None else [named(every, only)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.installed())
@@ -51,7 +53,8 @@ def run(
 
         def env_of(job: Task) -> dict[str, str]:
             offline = profile.name in OFFLINE_PROFILES or job.weights == "random"
-            return kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+            env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+            return {files.START_VARIABLE: start} | env
 
         todo = [x for x in jobs if force or not _finished(x, name, models_path)]
         offline = profile.name in OFFLINE_PROFILES

@@ -19,8 +19,8 @@ from markupsafe import Markup
 
 from lib import files
 from lib.show.page import shell
-from lib.show.wording import interval, number_text, sentence, short
-from lib.stats import Estimate
+from lib.show.wording import interval, level, number_text, sentence, short
+from lib.stats import CONFIDENCE, Estimate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,12 +183,15 @@ class Table:
 
 
 def flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line in which each estimate fills four columns: name, name_low, name_high and name_n."""
+    """A line in which each estimate fills four columns: name, name_low, name_high and name_n; and
+    a fifth, name_level, where the interval's level is not 95 %."""
     columns: dict[str, Any] = {}
     for name, cell in line.items():
         if isinstance(cell, Estimate):
             columns |= {name: cell.value, f"{name}_low": cell.low, f"{name}_high": cell.high}
             columns[f"{name}_n"] = cell.n or None
+            if cell.level != CONFIDENCE and cell.low is not None:
+                columns[f"{name}_level"] = cell.level
         else:
             columns[name] = cell
     return columns
@@ -327,13 +330,15 @@ def _view(column: Column, cell: Any, leads: bool) -> dict[str, Any]:
 
 
 def _data(number: Number) -> dict[str, Any]:
-    x, span = number.estimate, interval(number.estimate)
+    x = number.estimate
+    span = interval(replace(x, level=CONFIDENCE))  # the level stands before it
     n = f"n = {x.n}" if x.n else ""
-    details = (n, x.method, f"95 % interval {span}" if span else x.reason, number.setup)
+    details = (n, x.method, f"{level(x)} interval {span}" if span else x.reason, number.setup)
     data = {
         "value": number_text(x.value),
         "low": number_text(x.low),
         "high": number_text(x.high),
+        "level": level(x) if span and x.level != CONFIDENCE else "",
         "n": x.n,
         "method": x.method,
         "setup": number.setup,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lib.records.record import Record
-from lib.stats import Estimate
+from lib.stats import CONFIDENCE, Estimate
 
 
 def short(value: float | None) -> str:
@@ -37,11 +37,19 @@ def size(value_bytes: float) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """The 95 % interval as text; an open end is "…"; empty without an interval."""
+    """The interval as text, with its level where that is not 95 %; an open end is "…"; empty
+    without an interval."""
     if estimate.low is None and estimate.high is None:
         return ""
     low, high = (("…" if x is None else short(x)) for x in (estimate.low, estimate.high))
-    return f"[{low}, {high}]"
+    if estimate.level is None:
+        return f"[{low}, {high}], range of {estimate.n} visits"
+    return f"[{low}, {high}]" + ("" if estimate.level == CONFIDENCE else f" at {level(estimate)}")
+
+
+def level(estimate: Estimate) -> str:
+    """How often such an interval covers: "95 %"; of a range that it has none."""
+    return "no level" if estimate.level is None else f"{100 * estimate.level:.3g} %"
 
 
 def number(est: Estimate, unit: str) -> str:
@@ -49,7 +57,7 @@ def number(est: Estimate, unit: str) -> str:
     if est.value is None:
         why = est.reason.removeprefix("not measured").removeprefix(": ")
         return f"not measured ({why})" if why else "not measured"
-    ends = f" [{short(est.low)}, {short(est.high)}]" if est.low is not None else ""
+    ends = f" {interval(est)}" if est.low is not None else ""
     return f"{short(est.value)} {unit}{ends}, n = {est.n}"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lib import stats
-from lib.analysis import bounds, metrics
+from lib.analysis import metrics, physics
 from lib.analysis.rows import Rows
 from lib.analysis.series import BASE_KINDS, Series, configuration
 from lib.hardware.datasheets import datasheet
@@ -302,7 +302,7 @@ def decode_share(e: Evidence, m: Map, model: str) -> float | None:
     )
     size = row.value("decode_bytes") if row else None
     speed = e.envs.get((row.env_id if row else None) or "", {}).get("copy_bytes_per_s")
-    if None in (size, speed, medians) or size < bounds.CACHE_BYTES:
+    if None in (size, speed, medians) or size < physics.CACHE_BYTES:
         return None
     return (e.arm[1] - 1) / (medians[1] - medians[0]) / bound_tok_per_s(size, speed)
 

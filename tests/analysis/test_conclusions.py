@@ -80,10 +80,12 @@ def test_the_interval_chooses_the_sentence(estimate, sentence):
 
 
 def latency_rows(long_factor=2.0, n=11):
-    """TTFT 0.1 s at 100 tokens; calls of 10 and 20 tokens, 0.05 s for each token."""
+    """TTFT 0.15 s at 100 tokens; calls of 10 and 20 tokens, 0.05 s for each token."""
     rows = []
     for context, factor in ((100, 1.0), (200, long_factor)):
-        rows.append(row("latency", {"ttft_s": [0.1 * factor] * n}, context=context, new_tokens=1))
+        rows.append(
+            row("latency", {"ttft_s": [0.1 * factor + 0.05] * n}, context=context, new_tokens=1)
+        )
         rows += [
             row("latency", {"e2e_s": [0.1 * factor + 0.05 * g] * n}, context=context, new_tokens=g)
             for g in (10, 20)
@@ -94,9 +96,9 @@ def latency_rows(long_factor=2.0, n=11):
 def test_latency_tells_first_token_output_decode_and_the_change_with_context():
     # 0.2 s + 10 x 0.05 s = 0.7 s, 14.29 tok/s; at 100 tokens 0.6 s, so the ratio is 6/7
     assert lines(latency.conclusion(latency_rows())) == [
-        "- m at 200 tokens of context and 10 new tokens: TTFT 200.0 ms [200.0, 200.0], n = 11; "
+        "- m at 200 tokens of context and 10 new tokens: TTFT 250.0 ms [250.0, 250.0], n = 11; "
         "output throughput 14.29 tok/s [14.29, 14.29], n = 11; decode alone 20.00 tok/s "
-        "[20.00, 20.00], n = 22.",
+        "[20.00, 20.00], n = 33.",
         "- Output throughput of m at 200: 0.857 times that of 100 tokens [0.857, 0.857], lower.",
     ]
 
@@ -106,7 +108,7 @@ def test_latency_without_a_difference_or_an_interval():
         latency_rows(1)
     )
     few = lines(latency.conclusion(latency_rows(n=3)))
-    assert "TTFT 200.0 ms, n = 3;" in few[0]
+    assert "TTFT 250.0 ms, n = 3;" in few[0]
     assert few[1].endswith("without an interval (n = 3: an interval needs n >= 6).")
 
 
@@ -115,7 +117,7 @@ def test_latency_says_what_was_not_measured():
     assert lines(latency.conclusion(rows)) == [
         "- m at 200 tokens of context and 10 new tokens: TTFT not measured; output "
         "throughput 14.29 tok/s [14.29, 14.29], n = 11; decode alone not measured (a slope needs "
-        "calls of two lengths)."
+        "3 calls of each of two lengths; there are 11 of 10 tokens)."
     ]
 
 
@@ -139,11 +141,14 @@ def aa_line(samples):
 def test_an_arm_against_itself():
     sentence = aa_line(steady())
     assert sentence.startswith("- A/A check, TTFT of m at 100 tokens against itself, n = 12: the ")
-    assert "random halvings, as it should be; second half against first: no difference" in sentence
+    assert (
+        "pairs of neighbouring blocks, as it should be; second half against first: no difference"
+        in sentence
+    )
     changed = aa_line(steady(later=1.5))
     assert "second half against first: 1.5" in changed and "prove nothing" in changed
     assert aa_line(steady(n=8)) == (
-        "- A/A check of m at 100 tokens: not made (n = 8: halves with an interval need n >= 12)."
+        "- A/A check of m at 100 tokens: not made (n = 8: two blocks need n >= 12)."
     )
     assert latency.aa([]) == "- No arm was measured against itself."
 
@@ -151,7 +156,9 @@ def test_an_arm_against_itself():
 def test_intervals_that_are_too_narrow_are_said_to_be(monkeypatch):
     few = Estimate(0.6, n=100)
     monkeypatch.setattr(stats, "aa_coverage", lambda samples: few)
-    assert "in 60% of 100 random halvings, too few, so that intervals" in aa_line(steady())
+    assert "in 60% of 100 pairs of neighbouring blocks, too few, so that intervals" in aa_line(
+        steady()
+    )
 
 
 def test_the_conclusion_on_latency_holds_the_a_a_check():
@@ -301,7 +308,7 @@ def test_efficiency_divides_by_active_parameters_and_says_what_is_missing():
     # 10 / 0.7 s / 2; 1 / 0.2 s / 2; 10 / 0.7 s / 4 GB
     assert lines(efficiency.conclusion(rows, 200)) == [
         "- m at 200 tokens, per billion of its 2 billion active parameters: 7.143 tok/s [7.143, "
-        "7.143], n = 11; 2.500 first tokens per second [2.500, 2.500], n = 11; tokens per joule "
+        "7.143], n = 11; 2.000 first tokens per second [2.000, 2.000], n = 11; tokens per joule "
         "not measured (no counter). Per GB of peak memory: 3.571 tok/s [3.571, 3.571], n = 11.",
         "- Not measured on 1 arm(s), energy_j: no counter.",
     ]

@@ -9,9 +9,11 @@ from transformers import OpenAIGPTConfig
 
 from lib.__main__ import main
 from lib.analysis import fit, predictions
-from lib.files import ParamsError
+from lib.files import ROOT, ParamsError
+from lib.measure.memory import forecast
 from lib.models import formats, load
 from lib.models.card import ModelCard, ModelError
+from lib.records.store import load_tree
 
 GB = 10**9
 # 1 billion parameters: a table of 0.1, experts of 0.8 (2 of 8 used), and 0.1 always used, half of
@@ -190,7 +192,8 @@ def test_the_table(capsys):
     assert lines["cache of one token (kB)"] == ["49.15", "49.15"]
     assert lines["beyond the window (kB)"] == ["24.58", "24.58"]
     assert lines["largest context at batch 1 (tokens)"] == ["131,072", "131,072"]
-    assert lines["users at 2,048 tokens each"] == ["654", "1,205"]
+    assert lines["users at 2,048 tokens each"] == ["19", "35"]
+    assert lines["prefilled in turn"] == ["654", "1,205"]
     assert lines["decode limit at 2,048 (tok/s)"] == ["460.8", "890.6"]
     assert "users at 8,192 tokens each" not in lines
 
@@ -198,7 +201,7 @@ def test_the_table(capsys):
 def test_json_is_the_answer(capsys):
     assert main(["fit", "--model", "tiny-yi", "--gpu-gb", "8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == fit.answer(
-        partial(load.card, "tiny-yi"), gpu_gb=8
+        partial(load.card, "tiny-yi"), gpu_gb=8, workspace_of=forecast.workspace_of("tiny-yi")
     )
 
 
@@ -232,3 +235,44 @@ def test_a_form_that_is_not_timed_says_what_its_bytes_would_allow():
     assert f"{card.decode_bytes(2048) / held:.2f} times the bfloat16 bound" in text
     with pytest.raises(ModelError, match="no routed experts"):
         formats.not_run(load.card("tiny-yi"), "mxfp4", 64)
+
+
+def test_users_are_prefilled_together_and_their_workspace_counts():
+    """1,000 tokens keep 300,000 bytes: 250 a token, and 250 for the last 100 or so."""
+    one = CARD.kv_bytes(1000, cache="static")
+    row = plan(10 * one, contexts=(1000,), workspace=lambda tokens: tokens * one // 1000)
+    assert (row["users_1000"], row["users_in_turn_1000"]) == (5, 10)
+    assert row["workspace_bytes_1000"] == one
+    assert plan(10 * one, contexts=(1000,))["users_1000"] == 10  # nothing is known of it
+    unknown = plan(10 * one, contexts=(1000,), workspace=lambda tokens: "RuntimeError: x")
+    assert unknown["users_1000"] == 10
+    assert "workspace is not known: Runtime" in unknown["missing"]["workspace_bytes_1000"]
+    for left, tokens in ((-1, 1000), (one - 1, 1000), (10 * one, 20_000)):  # none asks for it
+        plan(left, contexts=(tokens,), workspace=lambda tokens: pytest.fail("asked"))
+
+
+def test_the_forecast_agrees_with_what_ran_and_what_ran_out_of_memory():
+    """On the H100 of the released set, Qwen3-32B: 32 of 512 + 48 tokens ran, 64 did not fit."""
+    released = ROOT / "outputs" / "released"
+    arms = [r for r in load_tree(released / "h100-sxm") if r.kind == "batch"]
+    arms = [r for r in arms if r.key["model"] == "Qwen3-32B" and r.key["stack"] == "graph-compiled"]
+    ran = max(r.key["batch"] for r in arms if not r.error)
+    failed = min(r.key["batch"] for r in arms if r.error)
+    row = fit.answer(
+        partial(load.card, "Qwen3-32B"),
+        gpu_gb=85.017493504,
+        forms=("bfloat16",),
+        contexts=(560,),
+        workspace_of=forecast.workspace_of("Qwen3-32B"),
+    )["weights"]["bfloat16"]
+    assert (ran, failed) == (32, 64) and ran <= row["users_560"] < failed
+    assert row["users_in_turn_560"] > failed  # which is what was promised before
+    (line,) = [x for x in predictions.released_lines("Qwen3-32B") if "on graph-compiled, b" in x]
+    assert "512 tokens" in line and "32 with 48 new ones ran, 64 failed (OutOfMemoryError" in line
+
+
+def test_what_a_prefill_holds_grows_with_its_tokens_and_is_a_reason_where_it_does_not_run():
+    workspace = forecast.workspace_of("tiny-yi")
+    few, many = (workspace("bfloat16", n) for n in (100, 400))
+    assert 0 < few < many <= 4.5 * few
+    assert isinstance(forecast.workspace_of("nobody-here")("bfloat16", 10), str)

@@ -18,7 +18,7 @@ B = 10**9
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
-    """100 ms to the first token, then 50 ms each: 0.6 s for 10 tokens, 1.1 s for 20; 3 J a call."""
+    """150 ms to the first token, then 50 ms each: 0.6 s for 10 tokens, 1.1 s for 20; 3 J a call."""
     folder = tmp_path_factory.mktemp("set")
     job = folder / "m" / "random-hf-eager" / "latency"
     job.mkdir(parents=True)
@@ -26,7 +26,7 @@ def numbers(tmp_path_factory):
     rows = [
         ENV,
         Record("card", {"model": "m"}, values={"active_params": 2 * B}, env_id=ENV.env_id),
-        Record("latency", key("m", new_tokens=1), {"ttft_s": [0.1] * 6}, env_id=ENV.env_id),
+        Record("latency", key("m", new_tokens=1), {"ttft_s": [0.15] * 6}, env_id=ENV.env_id),
         Record("latency", key("m", new_tokens=10), {"e2e_s": [0.6] * 6}, env_id=ENV.env_id),
         Record("latency", key("m", new_tokens=20), {"e2e_s": [1.1] * 6}, env_id=ENV.env_id),
         Record("energy", key("m", new_tokens=10), {"energy_j": [3.0] * 6}, env_id=ENV.env_id),
@@ -52,7 +52,7 @@ def one(numbers, metric, **where):
 def test_a_line_says_what_was_measured_and_where_it_lies(numbers):
     line = one(numbers, "ttft", context=2048)
     assert list(numbers.columns) == list(COLUMNS)
-    assert (line.value, line.low, line.high, line.n) == (100, 100, 100, 6)
+    assert (line.value, line.low, line.high, line.level, line.n) == (150, 150, 150, 0.95, 6)
     setup = tuple(line[["model", "weights", "dtype", "stack", "experts", "gpu"]])
     assert setup == ("m", "random", "bfloat16", "hf-eager", "none", GPU["gpu"])
     assert (line.batch, line.new_tokens, line.environment) == (1, 1, ENV.env_id)
@@ -97,11 +97,11 @@ def released():
 @pytest.mark.parametrize(
     ("metric", "model", "where", "text"),
     [
-        ("ttft", "gpt-oss-20b", {"experts": "grouped_mm"}, "211.6 [210.4, 216.6]"),
-        ("output", "qwen3-32b", {"new_tokens": 64}, "15.7 [14.1, 16.0]"),
-        ("output", "yi-34b", {"new_tokens": 64}, "23.9 [22.2, 24.3]"),
-        ("decode", "gpt-oss-20b", {"stack": "graph"}, "107.0 [107.0, 107.1]"),
-        ("decode", "gpt-oss-20b", {"stack": "graph-compiled"}, "290.4 [287.9, 292.2]"),
+        ("ttft", "gpt-oss-20b", {"experts": "grouped_mm"}, "214.8 [211.6, 217.4]"),
+        ("output", "qwen3-32b", {"new_tokens": 64}, "12.8 [8.6, 15.7]"),
+        ("output", "yi-34b", {"new_tokens": 64}, "15.5 [12.6, 23.9]"),
+        ("decode", "gpt-oss-20b", {"stack": "graph"}, "107.0 [106.9, 107.9]"),
+        ("decode", "gpt-oss-20b", {"stack": "graph-compiled"}, "293.4 [290.4, 295.7]"),
         ("decode", "qwen3-32b", {"stack": "graph-compiled"}, "43.4 [43.3, 45.0]"),
         ("j_per_1k", "gpt-oss-20b", {"kind": "energy", "new_tokens": 64}, "8115.0 [7838, 8214]"),
     ],

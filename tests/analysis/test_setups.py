@@ -318,7 +318,7 @@ def test_ape_is_of_one_stack(mixed):
     rate = 64 / 0.74 / 4  # for each of 4 billion
     assert eager["APE-TPOT (tok/s per 10^9)"] == pytest.approx(rate, rel=1e-3)
     assert graph["APE-TPOT (tok/s per 10^9)"] == pytest.approx(4 * rate, rel=1e-3)
-    assert graph["APE-1/TTFT (1/s per 10^9)"] == pytest.approx(40 / 4)  # 0.1 s / 4
+    assert graph["APE-1/TTFT (1/s per 10^9)"] == pytest.approx(4 / 0.11 / 4)  # 0.11 s / 4
     assert graph["APE-energy (tok/J per 10^9)"] == pytest.approx(64 / 160 / 4)
     peak = (43_000 + 100) * 2**20 / 1e9
     assert graph["TPOT/GB (tok/s per GB)"] == pytest.approx(4 * 64 / 0.74 / peak, rel=1e-3)

@@ -26,14 +26,14 @@ def arm(context, new_tokens, seconds, size=100, prepare=0.0, **changes):
 def test_flatness_is_set_against_the_bytes():
     """0.1 s and 0.125 s a token: 20 % lost; 80 and 100 bytes: 20 % explained."""
     arms = [
-        arm(128, 10, [2.0], 80),
-        arm(128, 20, [3.0], 80),
-        arm(4096, 10, [3.0], 100),
-        arm(4096, 20, [4.25], 100),
+        arm(128, 10, [2.0] * 3, 80),
+        arm(128, 20, [3.0] * 3, 80),
+        arm(4096, 10, [3.0] * 3, 100),
+        arm(4096, 20, [4.25] * 3, 100),
     ]
     text = stacks.flatness(arms)
     assert "loses 20.0%" in text and "would cost 20.0%: the bytes explain it" in text
-    slower = [*arms[:2], arm(4096, 10, [3.0], 100), arm(4096, 20, [4.5], 100)]  # 0.15 s: 33.3 %
+    slower = [*arms[:3], arm(4096, 20, [4.5] * 3, 100)]  # 0.15 s: 33.3 %
     assert "loses 33.3%" in stacks.flatness(slower)
     assert "more than the bytes explain" in stacks.flatness(slower)
     assert stacks.flatness(arms[:2]) == ""
@@ -41,8 +41,8 @@ def test_flatness_is_set_against_the_bytes():
 
 def test_a_stack_stands_beside_generate():
     rows = [
-        arm(128, 10, [2.0, 2.0]),
-        arm(128, 20, [4.0, 4.0]),
+        arm(128, 10, [2.0] * 3),
+        arm(128, 20, [4.0] * 3),
         arm(128, 10, [1.0, 1.01], prepare=3.0, **FAST),
         arm(128, 20, [1.5, 1.51], **FAST),
     ]

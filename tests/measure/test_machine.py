@@ -62,7 +62,7 @@ def test_it_belongs_to_no_model_but_to_the_card_of_its_environment(tiny, tmp_pat
     env, row = machine.measure(FakeDevice(tick_s=1), seed=0, records_path=tmp_path / "r.jsonl")
     assert row.key == dict.fromkeys(KEY_FIELDS)
     assert (env.kind, row.kind, row.env_id) == ("environment", "ceilings", env.env_id)
-    assert record.identity(row, "A") != record.identity(row, "B")
+    assert record.identity(row, {"gpu": "A"}) != record.identity(row, {"gpu": "B"})
     assert store.merge([env, row, row]) == [env, row]
 
 

@@ -136,9 +136,9 @@ def test_tables_show_what_the_csvs_hold(paper, soup):
 
 def test_each_number_carries_interval_n_method_and_setup(soup):
     cell = soup.select_one("#table-1 td.measured")
-    assert cell.select_one(".v").text == "100.00"
-    assert cell.select_one(".ci").text == "[96.00, 104.0]"
-    assert (cell["data-n"], cell["data-low"]) == ("11", "96")
+    assert cell.select_one(".v").text == "110.00"
+    assert cell.select_one(".ci").text == "[105.6, 114.4]"
+    assert (cell["data-n"], cell["data-low"]) == ("11", "105.6")
     assert "order statistics" in cell["title"] and "hf-eager" in cell["title"]
 
 
@@ -161,8 +161,8 @@ def test_each_number_of_the_papers_tables_names_its_records(paper, soup):
 
     (ttft,) = records_of("#table-1 td.measured")
     assert "latency gpt-oss-20b context 2048, new tokens 1," in ttft
-    assert "ttft_s: 0.095, 0.097, 0.099" in ttft and "latency" in ttft.split()[-1]
-    second, first = records_of("#table-4 td.measured")
+    assert "ttft_s: 0.1045, 0.1067, 0.1089" in ttft and "latency" in ttft.split()[-1]
+    first, second = records_of("#table-4 td.measured")
     assert "context 128, new tokens 64" in first and "context 2048, new tokens 64" in second
     (peak,) = records_of("#grid-memory td[data-n]")
     assert "memory" in peak and "peak_bytes" in peak
@@ -257,7 +257,7 @@ def test_the_bound_has_a_section_and_the_machine_comes_first(tmp_path):
         line = next(csv.DictReader(file))
     assert float(line["useful MBU, datasheet"]) == pytest.approx(0.1)  # 100 of 1,000 steps/s
     text = text_of(page, ".abstract")
-    assert "one decodes 100.0 [94.53, 106.1] of 900.0 tok/s (11%, 10% by the datasheet)" in text
+    assert "one decodes 100.0 [97.62, 102.5] of 900.0 tok/s (11%, 10% by the datasheet)" in text
     assert "best read stream allows" in text
 
 
@@ -331,8 +331,8 @@ def test_table_13_has_sources_and_differences(soup):
 
 def test_a_cell_of_a_table_carries_its_verdict(soup):
     mark = soup.select_one("#table-1 td.ratio .verdict")
-    assert mark.text == "✗" and mark["aria-label"].startswith("not reproduced: [96.00, 104.0]")
-    assert "8 not reproduced; 4 not testable; n = 11." in text_of(soup, "#table-1 > .note")
+    assert mark.text == "✗" and mark["aria-label"].startswith("not reproduced: [105.6, 114.4]")
+    assert "9 not reproduced; 3 not testable; n = 11." in text_of(soup, "#table-1 > .note")
 
 
 def test_without_the_papers_models_there_is_no_ledger(demo):
@@ -602,7 +602,7 @@ def test_a_number_opens_by_mouse_and_leads_to_its_record(browser, paper):
         content = re.sub(r"\s+", " ", panel.inner_text())
         for text in (
             "GPT-OSS-20B: TTFT (ms), measured",
-            "95 % interval 96 to 104",
+            "95 % interval 105.6 to 114.4",
             "n 11",
             "method median, order statistics",
             "random weights, hf-eager",
@@ -623,7 +623,7 @@ def test_numbers_open_by_keyboard_with_one_stop_a_table(browser, paper):
         table, panel = opened.page.locator("#table-1"), opened.page.locator(".about")
         assert table.locator('.open[tabindex="0"]').count() == 1
         table.locator(".open").first.focus()
-        for key, text in (("ArrowRight", "0.218"), ("ArrowDown", "0.541"), ("ArrowLeft", "200.00")):
+        for key, text in (("ArrowRight", "0.239"), ("ArrowDown", "0.595"), ("ArrowLeft", "220.00")):
             opened.page.keyboard.press(key)
             assert opened.page.evaluate("document.activeElement.textContent") == text
         opened.page.keyboard.press("Enter")
@@ -632,8 +632,8 @@ def test_numbers_open_by_keyboard_with_one_stop_a_table(browser, paper):
         assert opened.page.evaluate("document.activeElement.closest('.about') !== null")
         opened.page.keyboard.press("Escape")
         assert not panel.is_visible()
-        assert opened.page.evaluate("document.activeElement.textContent") == "200.00"
-        assert table.locator('.open[tabindex="0"]').inner_text() == "200.00"
+        assert opened.page.evaluate("document.activeElement.textContent") == "220.00"
+        assert table.locator('.open[tabindex="0"]').inner_text() == "220.00"
 
 
 @pytest.mark.browser

@@ -1,8 +1,9 @@
 """A synthetic tree of results whose numbers can be checked with a pencil.
 
 With f = 1, 2, 4 for GPT-OSS-20B, Qwen3-32B and Yi-34B, every median is exact:
-- TTFT = f x context / 20,480 s, so 100 f ms at 2,048 tokens of context;
-- end-to-end = TTFT + 0.01 f x new tokens, so 0.74 f s at 2,048/64, and 100/f tok/s of decode;
+- prefill = f x context / 20,480 s, so 100 f ms at 2,048 tokens of context;
+- a call = prefill + 0.01 f x new tokens, so a TTFT of 110 f ms, 0.74 f s at 2,048/64, and 100/f
+  tok/s of decode;
 - energy of a call = 0.64 kJ x f for 64 tokens, so 10,000 f J per 1,000 tokens;
 - peak memory = 43,000, 64,500 and 86,000 MiB, so GPT-OSS needs 1/3 and 1/2 less.
 Samples lie at 0, +-1, ... +-5 % around the median (n = 11).
@@ -77,12 +78,12 @@ def source(model: str) -> dict[str, Any]:
     return {"model_source": "random (seed 0)", "model_revision": None, "loaded_dtype": "bfloat16"}
 
 
-def ttft_s(model: str, context: int) -> float:
+def prefill_s(model: str, context: int) -> float:
     return FACTORS.get(model, 1) * context / 20480
 
 
 def e2e_s(model: str, context: int, new_tokens: int) -> float:
-    return ttft_s(model, context) + 0.01 * FACTORS.get(model, 1) * new_tokens
+    return prefill_s(model, context) + 0.01 * FACTORS.get(model, 1) * new_tokens
 
 
 def card(model: str, env_id: str) -> Record:
@@ -104,7 +105,7 @@ def latency(model: str, env_id: str, contexts: Sequence[int]) -> list[Record]:
             Record(
                 "latency",
                 k,
-                {"ttft_s": spread(ttft_s(model, context))},
+                {"ttft_s": spread(e2e_s(model, context, 1))},
                 source(model),
                 env_id=env_id,
             )
@@ -123,7 +124,7 @@ def latency(model: str, env_id: str, contexts: Sequence[int]) -> list[Record]:
                 )
             )
         step = 0.01 * FACTORS.get(model, 1)
-        stamps = [[ttft_s(model, context) + i * step for i in range(64)] for _ in range(2)]
+        stamps = [[prefill_s(model, context) + i * step for i in range(64)] for _ in range(2)]
         rows.append(
             Record(
                 "itl",
@@ -221,7 +222,7 @@ def captured(model: str, env_id: str, stack: str = "graph") -> list[Record]:
     """Calls on a captured step at 2,048 tokens: 2 f^2 ms a token, so 500, 125 and 31.25 tok/s."""
     rows = []
     for tokens in (1, 64, 128):
-        seconds = ttft_s(model, 2048) + 0.002 * FACTORS[model] ** 2 * tokens * (tokens > 1)
+        seconds = prefill_s(model, 2048) + 0.002 * FACTORS[model] ** 2 * tokens
         name = "ttft_s" if tokens == 1 else "e2e_s"
         rows.append(
             Record(

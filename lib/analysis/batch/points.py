@@ -12,6 +12,7 @@ from typing import Any
 from lib import stats
 from lib.analysis import bounds
 from lib.analysis.energy import quantities
+from lib.analysis.metrics import decode_tok_per_s
 from lib.analysis.rows import Rows
 from lib.analysis.setups import SETUP, Name, grouped, named
 from lib.records.kinds import STAND_IN
@@ -118,7 +119,7 @@ def _point(where: tuple, group: Sequence[Record], arm: bounds.Arm | None) -> Poi
     if error:
         failed = stats.missing("failed")
         return Point(*where, failed, failed, failed, failed, None, error)
-    per_user = bounds.steps_per_s(calls)
+    per_user = decode_tok_per_s(calls)
     token_j, call_token_j = _joules([r for r in group if r.kind == "batch-energy"], batch)
     total = stats.scaled(per_user, batch)
     return Point(*where, per_user, total, token_j, call_token_j, arm, "")

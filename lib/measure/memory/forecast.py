@@ -8,13 +8,17 @@ adds by keeping blocks whole. Both are small beside a model of real size, and la
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from lib.hardware.live_tensors import Live
-from lib.models import experts
+from lib.models import count, experts, load
+from lib.models.origin import config_of, find
+from lib.records import record
 
 BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
 
@@ -43,6 +47,29 @@ def on_meta(net: Any) -> Any:
     with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(config, dtype=net.dtype)
     return twin.eval().requires_grad_(False)
+
+
+def workspace_of(name: str) -> Callable[[str, int], int | str]:
+    """For a model by name: what a prefill of one sequence holds at its peak beside the cache.
+
+    The function takes a dtype and tokens, and returns bytes, or why they are not known.
+    """
+
+    @functools.cache
+    def twin_of(dtype: str) -> tuple[Any, Any]:
+        config = config_of(find(name))
+        return count.on_meta(copy.deepcopy(config), dtype), load.card(name, dtype)
+
+    @functools.cache
+    def workspace(dtype: str, tokens: int) -> int | str:
+        try:
+            twin, card = twin_of(dtype)
+            peak = prefill_bytes(twin, tokens, all_logits=False)
+            return max(peak - card.kv_bytes(tokens, cache="dynamic"), 0)
+        except Exception as error:  # a model's code may ask for values, which meta tensors lack
+            return record.first_line(error)
+
+    return workspace
 
 
 def prefill_bytes(

@@ -163,7 +163,7 @@
       var name = cell.parentElement.querySelector("th");
       line(list, "number", (name ? name.textContent + ": " : "") + heading(cell.closest("table"), cell.cellIndex));
       line(list, "value", data.value);
-      line(list, "95 % interval", data.low || data.high ? (data.low || "\u2026") + " to " + (data.high || "\u2026") : "none: " + (data.reason || "one reading"));
+      line(list, (data.level || "95 %") + " interval", data.low || data.high ? (data.low || "\u2026") + " to " + (data.high || "\u2026") : "none: " + (data.reason || "one reading"));
       line(list, "n", data.n);
       line(list, "method", data.method);
       line(list, "set-up", data.setup);

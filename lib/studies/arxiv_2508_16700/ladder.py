@@ -216,7 +216,7 @@ def _bytes(e: Evidence, other: str) -> list[Rung]:
         Rung(
             "bytes of a step, as traced",
             bound(e.base, True),
-            "nothing but reading the weights that a step was traced to use takes time",
+            "nothing but moving the weights that a step uses, and copies, takes time",
             "bytes",
         ),
         Rung(
@@ -244,7 +244,10 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, context: int, *, realised: 
         row, name = evidence.traced(e, m[model]), "decode_bytes_realised"
         if row is None or None in (row.value(name), row.value("decode_bytes")):
             return evidence.untold(row, name, "no trace of a decode step")
-        size += bounds.read_beyond(row.values)
+        beyond, why = bounds.moved_beyond(row, m[model].rows)
+        if beyond is None:
+            return stats.missing(f"not measured: {why}")
+        size += beyond
     return stats.inverse(stats.exact(size, verdict.COUNTED))
 
 

@@ -288,5 +288,5 @@ def test_without_energy_the_pareto_figure_says_so():
 def test_the_section_holds_both_figures_and_the_table():
     page = BeautifulSoup(str(figures.section(line(RATES))), "html.parser")
     assert page.h2["id"] == "batch"
-    assert len(page.find_all("img")) == 2 and page.find(id="grid-batch")
+    assert len(page.find_all("svg", class_="figure")) == 2 and page.find(id="grid-batch")
     assert "knee" in page.find(id="grid-batch").get_text()

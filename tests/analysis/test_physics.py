@@ -1,0 +1,154 @@
+"""Numbers of one arm that contradict each other: planted pairs are found, honest ones are kept."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lib.analysis import bounds, latency, metrics, physics, rows, stacks
+from lib.files import ROOT
+from lib.records.record import Record, environment_record
+from lib.report import sections
+from tests.samples.records import key
+
+CARD = environment_record({"gpu": "NVIDIA H100 80GB HBM3", "cache_bytes": 50_000_000})
+PLAIN = environment_record({"gpu": "G", "copy_bytes_per_s": 100e9})
+SPREAD = (0.98, 0.99, 1.0, 1.0, 1.01, 1.02)
+EVEN = (1.0,) * 6
+
+
+def calls(tokens, seconds, env=CARD, kind="latency", spread=SPREAD, size=10**9, **changes):
+    name = "ttft_s" if tokens == 1 else "e2e_s"
+    times = [seconds * f for f in spread]
+    values = {"decode_bytes": size}
+    return Record(kind, key("m", new_tokens=tokens, **changes), {name: times}, values,
+                  env_id=env.env_id)  # fmt: skip
+
+
+def energy(joules, seconds, idle_w=100.0, kind="energy"):
+    samples = {"energy_j": [joules * f for f in SPREAD], "e2e_s": [seconds * f for f in SPREAD]}
+    samples["net_energy_j"] = [joules - (idle_w or 0.0) * seconds] * 6
+    return Record(kind, key("m"), samples, {"idle_w": idle_w}, env_id=CARD.env_id)
+
+
+def pairs(*arms, env=CARD):
+    return physics.contradictions(arms, {env.env_id: env.values})
+
+
+# Ten tokens of 0.1 s after a prefill of 1 s would be 1.9 s.
+@pytest.mark.parametrize(
+    "kind, arms",
+    [
+        # Ten tokens in 2 s and twenty in 7: 2 tok/s of decode under 5 of the whole call.
+        ("decode and whole call", [calls(10, 2.0), calls(20, 7.0)]),
+        ("decode and whole call", [calls(10, 2.0, kind="batch", batch=8),
+                                   calls(20, 7.0, kind="batch", batch=8)]),
+        ("decode and whole call", [calls(1, 0.01), calls(10, 2.0)]),
+        ("decode and whole call", [calls(10, 2.0, spread=(1, 1, 1.1)),
+                                   calls(20, 7.0, spread=(1, 1, 1.1))]),
+        ("decode and whole call", [calls(10, 2.0, stack="graph"),
+                                   calls(20, 7.0, stack="graph", spread=(1.0, 1.01))]),
+        ("first token", [calls(1, 2.8), calls(16, 1.5)]),
+        ("first token", [calls(1, 2.8, spread=(1, 1.01)), calls(16, 1.5, spread=(1,))]),
+        ("bytes of a step", [calls(1, 0.1, spread=EVEN), calls(11, 0.1 + 10 / 4000, spread=EVEN)]),
+        ("idle board", [energy(90.0, 1.0)]),
+        ("idle board", [energy(90.0, 1.0, kind="energy-slope")]),
+        ("idle board", [energy(90.0, 1.0, kind="energy-again")]),
+    ],
+)  # fmt: skip
+def test_planted_pairs_are_found_and_their_rows_warn(kind, arms):
+    assert kind in [pair.kind for pair in pairs(*arms)]
+    read = rows.Rows([CARD, *arms])
+    texts = [w["text"] for r in read for w in r.warnings if w["code"] == physics.CODE]
+    assert texts and all(text.split(": ")[0] in (physics.DECODE, physics.NET) for text in texts)
+    assert tuple(rows.Rows(read.records)) == read.records  # a second reading adds nothing
+    assert [r.samples for r in read][1:] == [arm.samples for arm in arms]
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        [calls(1, 1.0), calls(11, 2.0), calls(21, 3.0)],
+        [calls(10, 2.0), calls(20, 4.0)],  # no prefill at all: 5 and 5 tok/s
+        [calls(10, 2.0), calls(20, 4.1)],  # the wrong way round, and the intervals meet
+        [calls(1, 1.0), calls(11, 1.01)],  # noise hides the slope; that is no contradiction
+        [calls(1, 2.8, context=2048), calls(16, 1.5, context=64)],  # two arms
+        [calls(1, 2.8), calls(16, 1.5, experts="loop")],
+        [calls(1, 2.8), calls(16, 1.5, env=PLAIN)],  # two machines
+        [calls(1, 2.8), replace(calls(16, 1.5), error="OutOfMemoryError: x")],
+        [calls(1, 0.1, size=10**6), calls(11, 0.1 + 10 / 4000, size=10**6)],  # a cache holds it
+        [energy(101.0, 1.0), energy(50.0, 1.0, idle_w=None)],
+        [calls(10, 2.0), Record("latency", key("m"), missing={"e2e_s": "x"}, env_id=CARD.env_id)],
+    ],
+)
+def test_what_does_not_contradict_is_left_alone(arms):
+    assert pairs(*arms) == []
+
+
+def test_what_is_derived_is_missing_and_names_the_pair_and_what_was_timed_stays():
+    arms = [CARD, calls(10, 2.0), calls(20, 7.0)]
+    line = latency.table(arms).frame().iloc[0]
+    assert line["output throughput (tok/s)"] == pytest.approx(5)
+    assert line["decode throughput (tok/s)"] is None
+    assert "decode throughput 2.000 tok/s [" in line["missing"]
+    assert "lies below the output throughput [4.902, 5.102] tok/s" in line["missing"]
+    assert physics.sentence(1) in latency.table(arms).notes
+    for reading in (metrics.tpot_ms, metrics.decode_tok_per_s, metrics.decode_share):
+        busy = Record("busy", key("m"), values={"decode_busy_s": 0.1})
+        assert "contradiction" in reading([*arms[1:], busy]).reason, reading
+    assert "contradiction" in stacks.conclusion(arms)
+
+
+def test_a_step_faster_than_its_bytes_is_a_dash_and_still_a_violation():
+    """4,000 steps of 1 GB a second, where the card delivers 3,350 GB/s."""
+    arms = [CARD, calls(1, 0.1, spread=EVEN), calls(11, 0.1 + 10 / 4000, spread=EVEN)]
+    line = latency.table(arms).frame().iloc[0]
+    assert "at which memory delivers its bytes" in line["missing"]
+    assert bounds.utilisation(arms).frame().iloc[0]["remark"] == bounds.IMPOSSIBLE
+    (sentence,) = bounds.violations(arms)
+    assert "4000.0 steps/s beat the bound of 3350.0 steps/s" in sentence
+    slow = [replace(r, env_id=PLAIN.env_id) for r in arms[1:]]
+    assert pairs(*slow, env=PLAIN) == []  # a copy is no bound; the best read stream is
+    stream = Record("ceilings", values={"read_bytes_per_s": 3e12}, env_id=PLAIN.env_id)
+    assert "bytes of a step" in [p.kind for p in pairs(*slow, stream, env=PLAIN)]
+
+
+def test_energy_below_the_idle_board_loses_its_net_value_alone():
+    row = energy(90.0, 1.0)
+    net = metrics.net_j_per_1k([row])
+    assert net.value is None and "less than the [98.00, 102.0] J that the idle board" in net.reason
+    assert metrics.METRICS["j_per_1k"].of([row]).value == pytest.approx(90e3 / 64)
+
+
+def test_the_report_counts_the_pairs():
+    arms = [CARD, calls(1, 2.8), calls(16, 1.5)]
+    (table,) = [t for t in sections.generic_tables(arms) if t.name == "contradictions"]
+    assert len(table.rows) == 1 and "1 pair(s) of numbers" in table.notes[0]
+    assert (
+        "calls of one token take [2.744, 2.856] s, longer than the [1.470, 1.530] s"
+        in (table.rows[0][-1])
+    )
+    honest = [CARD, calls(1, 1.0), calls(11, 2.0)]
+    assert "contradictions" not in [t.name for t in sections.generic_tables(honest)]
+
+
+def test_honest_sets_lose_at_most_one_cell_of_a_hundred():
+    """Calls whose host changes by 5 % from call to call; one call in twelve stalls for half."""
+    rng, lost, cells = np.random.default_rng(11), 0, 0
+    for prefill_s, step_s in ((0.03, 0.03), (0.2, 0.03), (0.05, 0.05), (1.0, 0.01)):
+        for _ in range(150):
+            arm = []
+            for tokens, n in ((1, 6), (64, 10)):
+                noise = 1 + 0.05 * rng.normal(size=n) + 0.5 * (rng.random(n) < 1 / 12)
+                seconds = (prefill_s + (tokens - 1) * step_s) * noise
+                arm.append(calls(tokens, 1.0, spread=tuple(seconds), size=10**7))
+            cells += 1
+            lost += bool(pairs(*arm))
+    print(f"{lost} of {cells} honest cells lost")
+    assert lost <= cells / 100
+
+
+def test_the_released_sets_have_no_pair():
+    for name in ("h100-sxm", "arxiv-2605.30571"):
+        released = rows.load(ROOT / "outputs" / "released" / name)
+        assert physics.contradictions(released, released.environments) == []
