@@ -15,7 +15,7 @@ from markupsafe import Markup
 from lib import stats
 from lib.analysis import choice
 from lib.analysis.choice import Cell, Option
-from lib.records.kinds import STUDY_STACK, model_order
+from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
 from lib.records.record import Record, environments
 from lib.show.table import Column, Number, Table, Text, Verdict
 from lib.show.wording import short
@@ -259,7 +259,8 @@ def for_many(first: Candidate) -> str:
 def basis(rows: Sequence[Record]) -> str:
     """What the answer rests on: weights, boards, rows, and how many failed."""
     arms = [r for r in rows if r.kind not in ("environment", "card")]
-    weights = sorted({str(r.key["weights"]) for r in arms if r.kind in choice.TIMED})
+    timed = (str(r.key["weights"]) for r in arms if r.kind in choice.TIMED)
+    weights = sorted({*timed} - {STAND_IN})
     envs = environments(rows).values()
     boards = {env["gpu_uuid"] for env in envs if env.get("gpu_uuid")}
     dates = sorted({str(env["date"]) for env in envs if env.get("date")})

@@ -158,7 +158,7 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
             len(s)
             for r in measured
             for name, s in r.samples.items()
-            if name not in ("warmup_s", "token_s")
+            if name not in ("warmup_s", "token_s", "itl_s") and not name.endswith("_by_s")
         }
     )
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
@@ -192,6 +192,9 @@ def svg(ax: Axes, text: str) -> Markup:
         ax.figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(picture.getvalue())
     root.remove(root.find(f"{{{SVG}}}metadata"))
+    for part in root.iter(f"{{{SVG}}}defs"):  # a style sheet, whose two rules the root has below
+        for sheet in part.findall(f"{{{SVG}}}style"):
+            part.remove(sheet)
     used = set(REFERENCE.findall(picture.getvalue()))
     for tag in root.iter():
         for name, value in STYLE_ITEM.findall(tag.attrib.pop("style", "")):
@@ -203,6 +206,7 @@ def svg(ax: Axes, text: str) -> Markup:
             tag.attrib.pop("id", None)
     _, _, width, height = root.get("viewBox").split()
     root.attrib |= {"class": "figure", "role": "img", "aria-label": text, "fill": "currentColor"}
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     pixels = {"width": float(width) * PIXELS, "height": float(height) * PIXELS}
     root.attrib |= {name: f"{size:.0f}" for name, size in pixels.items()}
     return Markup(ElementTree.tostring(root, encoding="unicode"))

@@ -7,7 +7,7 @@ one model or of a pair are the functions below; what cannot be had is missing wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,6 +138,9 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
         own = _with_more(series(reference, (*BASE_KINDS, "trace"), experts=ALL_EXPERTS), rows, envs)
         like_paper = base | {reference: _cards_last(own)}
         ablation_like_paper = {n: _cards_last(s) for n, s in ablations(ALL_EXPERTS).items()}
+    if more := _of_engines(ablation["stack"], of_title[reference]):
+        for m in (ablation, ablation_like_paper)[: 1 + (ablation_like_paper is not ablation)]:
+            m["stack"] = replace(m["stack"], rows=(*m["stack"].rows, *more))
     stacks = {}
     for stack in DEVICE_BOUND:
         none = Series((), f"not measured: no row on stack {stack}")
@@ -164,6 +167,20 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
         envs,
         doubts,
     )
+
+
+def _of_engines(series: Series, rows: Iterable[Record]) -> list[Record]:
+    """Rows of an engine at the arm of the stacks, which no notebook of arms can open."""
+    arm = next((r for r in series.rows if r.kind != "card"), None)
+    same = ("weights", "dtype", "context", "new_tokens", "decoding", "batch")
+    return [
+        r
+        for r in rows
+        if arm is not None
+        and r.kind == "latency"
+        and r.key.get("engine")
+        and all(r.key.get(name) == arm.key.get(name) for name in same)
+    ]
 
 
 def _experts_differ(own: Series, published: Published) -> bool:

@@ -207,10 +207,14 @@ def _cell(
     at = _place(e, spec, row, column)
     own, now = (e.like_paper, e.ablation_like_paper), (e.base, e.ablation)
     measured = measure(e, at, *own)
-    today = measure(e, at, *now) if _differs(e, at) else None
+    arm = arm_row(_series(at, *own), spec, row) if "ablation" in spec else None
+    series, differs = _series(at, *own), _differs(e, at)
+    if arm and arm.key.get("engine"):  # it computes its own way, whatever the library does
+        series, differs = Series((arm,)), False
+    today = measure(e, at, *now) if differs else None
     written, unit = at.column["unit"], meant(at.column)
     paper = None if printed is None else float(printed)
-    notes = [measured.reason if measured.value is None else _series(at, *own).label()]
+    notes = [measured.reason if measured.value is None else series.label()]
     if today is not None and today.value is not None:
         notes.append(
             f"the library of today: {number_text(today.value)} ({_series(at, *now).label()})"

@@ -67,8 +67,9 @@ def key(model: str, **changes: Any) -> dict[str, Any]:
         "context": 2048,
         "new_tokens": 64,
         "decoding": "greedy",
+        "engine": None,
     }
-    return {name: (base | changes)[name] for name in KEY_FIELDS}
+    return dict.fromkeys(KEY_FIELDS) | base | changes
 
 
 def source(model: str) -> dict[str, Any]:

@@ -15,7 +15,11 @@ from matplotlib.axes import Axes
 
 from lib import stats
 from lib.analysis import bounds
+from lib.analysis.engines import ENGINES
+from lib.analysis.metrics import METRICS
+from lib.analysis.rows import Rows
 from lib.analysis.series import Series
+from lib.records.kinds import WEIGHTS
 from lib.records.record import Record, select
 from lib.show.figure import PALETTE, axes, labelled
 from lib.show.table import Column, Table
@@ -26,6 +30,7 @@ from lib.studies.arxiv_2508_16700 import audit
 from lib.studies.evidence import ALL_EXPERTS, Evidence, Map
 from lib.studies.study import Absent, Published, each
 
+DEPLOYED = ("mxfp4", "fp8")  # number formats that people run an engine with, where it has them
 KINDS = ("environment", "card", "latency", "ablation-experts", "trace")  # of rows that are read
 
 
@@ -41,7 +46,7 @@ class Rung:
 
 def reads(records: Sequence[Record], study: Published) -> list[Record]:
     """The rows that rungs are made of, for a caption."""
-    stacks = (None, study.data["stack"], *evidence.DEVICE_BOUND)
+    stacks = (None, study.data["stack"], *evidence.DEVICE_BOUND, *ENGINES)
     return [r for r in records if r.kind in KINDS and r.key.get("stack") in stacks]
 
 
@@ -57,7 +62,45 @@ def rungs(records: Sequence[Record], study: Published, other: str | None = None)
         m = e.stacks[stack]
         name = f"decode only, {'captured' if stack == 'graph' else 'captured and compiled'} step"
         steps.append(Rung(name, forms.DECODE.against(e, m, other), cause, "measured"))
-    return [*steps, *_bytes(e, other)]
+    return [*steps, *_deployed(records, e, other), *_bytes(e, other)]
+
+
+def _deployed(records: Sequence[Record], e: Evidence, other: str) -> list[Rung]:
+    """Whole calls on an engine: both models in the study's number format, then as people run them,
+    each in the smallest one that was measured. None where no engine was."""
+    context, tokens = e.arm
+    titles = Rows.of(records).by_title(e.published.data["models"])
+    arms = {
+        title: {
+            str(r.key["dtype"]): r
+            for r in titles[title]
+            if r.kind == "latency"
+            and r.key.get("engine")
+            and r.key["weights"] in WEIGHTS  # no stand-in weights of the engine's own
+            and (r.key["context"], r.key["new_tokens"]) == (context, tokens)
+            and r.samples.get("e2e_s")
+        }
+        for title in (e.reference, other)
+    }
+    if not any(arms.values()):
+        return []
+    plain = e.published.data["dtype"]
+    small = {m: next((f for f in DEPLOYED if f in arms[m]), plain) for m in arms}
+    rungs = []
+    for name, held in (
+        (f"whole call, vLLM, both in {plain}", dict.fromkeys(arms, plain)),
+        ("whole call, vLLM, as people deploy it", small),
+    ):
+        rows = [arms[m].get(held[m]) for m in (e.reference, other)]
+        lacking = [m for m, row in zip((e.reference, other), rows, strict=True) if row is None]
+        ratio = (
+            stats.missing(f"not measured: no row of vLLM of {lacking[0]} in {held[lacking[0]]}")
+            if lacking
+            else METRICS["output"].ratio([rows[0]], [rows[1]])
+        )
+        cause = f"an engine's own kernels and prefill; {each(held)}"
+        rungs.append(Rung(name, ratio, cause, "measured"))
+    return rungs if small != dict.fromkeys(arms, plain) else rungs[:1]
 
 
 def _paper(p: Published, other: str) -> list[Rung]:
