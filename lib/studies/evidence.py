@@ -131,7 +131,7 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
             for name, changed in ARMS.items()
         }
 
-    base = {t: _with_more(series(t, BASE_KINDS), records, envs) for t in published.models}
+    base = {t: _with_more(series(t, BASE_KINDS), rows, envs) for t in published.models}
     like_paper, ablation = base, ablations()
     ablation_like_paper = ablation
     if _experts_differ(base[reference], published):
@@ -146,7 +146,7 @@ def gather(records: Sequence[Record], published: Published) -> Evidence:
         none = Series((), f"not measured: no row on stack {stack}")
         of_stack = {t: series(t, BASE_KINDS, stack) for t in published.models}
         stacks[stack] = {
-            t: _with_more(s, records, envs) if s.rows else none for t, s in of_stack.items()
+            t: _with_more(s, rows, envs) if s.rows else none for t, s in of_stack.items()
         }
     stack = max(stacks, key=lambda name: sum(map(_timed, stacks[name].values())))
     bound = stacks[stack]
