@@ -25,6 +25,7 @@ from lib.models.checkpoint_files import named
 
 CACHE_VARIABLE = "WORKBOOK_CACHE"
 CONVERSION = 2  # of GGUF files: the first one took files that lack tensors
+_ROTATIONS = re.compile("rope_freqs|rope_factors|attn_rot_embd")  # constants of GGUF files
 # Reports of a machine without room or reach, which say nothing of a model.
 NOT_OURS = (MemoryError, ConnectionError, KeyboardInterrupt)
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -252,6 +253,25 @@ def form_of_gguf(path: Path) -> str:
     return f"gguf {', '.join(name for name, _ in sizes.most_common())}, expanded when loaded"
 
 
+def require_all_used(path: Path, net: Any) -> None:
+    """Raise where a GGUF file holds more numbers than the net: the library leaves them aside."""
+    from gguf import GGUFReader
+    from transformers import modeling_gguf_pytorch_utils as library
+
+    tensors = {str(t.name): int(t.n_elements) for t in GGUFReader(path).tensors}
+    tensors = {name: n for name, n in tensors.items() if not _ROTATIONS.search(name)}
+    own = {t.data_ptr(): t.numel() for t in net.state_dict().values()}  # a tied one once
+    if sum(tensors.values()) <= sum(own.values()):
+        return
+    used = library.get_gguf_hf_weights_map(net, library.TensorProcessor())
+    names = [name for name in tensors if name not in used]
+    raise ModelError(
+        f"{path.name} is not a checkpoint of this model: it holds "
+        f"{named(names or ['more numbers'])}, which this architecture does not have. Give a file "
+        "that the installed transformers reads whole, or the checkpoint it was made of"
+    )
+
+
 def _convert(gguf: Path, folder: Path) -> None:
     """Write the dequantised model (float32, which holds its values exactly) and its tokenizer."""
     import torch
@@ -281,6 +301,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             f"{gguf.name} cannot be read: {type(error).__name__}: {lines[0]}"
         ) from error
     require_all_loaded(gguf.name, report)
+    require_all_used(gguf, net)
     # The weights are dequantised now; these two would make save_pretrained refuse.
     net.hf_quantizer = None
     if hasattr(net.config, "quantization_config"):

@@ -237,7 +237,7 @@ GGUF_NAMES = {
 }  # fmt: skip
 
 
-def write_gguf(path, net, *, without=(), parts=1):
+def write_gguf(path, net, *, without=(), parts=1, more=None):
     """A net of four heads of keys in the file format of llama.cpp, with a tokenizer of 40 words."""
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -271,6 +271,8 @@ def write_gguf(path, net, *, without=(), parts=1):
         if "q_proj" in ours or "k_proj" in ours:  # llama.cpp keeps the halves of a head in turns
             tensor = tensor.reshape(4, 2, 4, -1).swapaxes(1, 2).reshape(tensor.shape)
         writer.add_tensor(f"{theirs}.weight", np.ascontiguousarray(tensor))
+    for name in [more] if more else []:
+        writer.add_tensor(name, np.ones(32, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -314,6 +316,26 @@ def test_what_an_older_version_converted_is_not_taken(net4, tmp_path):
     llama(num_key_value_heads=4).save_pretrained(fetch.cache_dir() / f"x-{fetch.sha256(path)[:12]}")
     with pytest.raises(ModelError, match=f"lacks {UP}"):
         loaded_from(path, weights="gguf")
+
+
+@pytest.mark.parametrize("more", ["blk.0.attn_q.bias", "blk.7.ffn_norm.weight", "mystery.weight"])
+def test_a_gguf_with_tensors_that_are_left_aside_is_refused(net4, tmp_path, more):
+    path = write_gguf(tmp_path / "x.gguf", net4, more=more)
+    with pytest.raises(ModelError, match=f"it holds {more}, which this architecture does not have"):
+        loaded_from(path, weights="gguf")
+
+
+def test_frequencies_of_rotations_in_a_gguf_are_constants(net4, tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", net4, more="rope_freqs.weight")
+    assert torch.equal(
+        loaded_from(path, weights="gguf").net.state_dict()[UP], net4.state_dict()[UP]
+    )
+
+
+def test_the_table_of_a_gguf_counts_once_where_it_is_the_head_too(net4, tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", net4, without=["lm_head"])
+    loaded = loaded_from(path, weights="gguf")
+    assert loaded.net.get_output_embeddings().weight is loaded.net.get_input_embeddings().weight
 
 
 def test_a_gguf_that_is_cut_off_is_refused(net4, tmp_path):
