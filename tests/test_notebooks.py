@@ -183,6 +183,10 @@ TINY = {
         "batch": {"stacks_to_compare": ["hf-eager", "graph"], "trace_stacks": ["graph"],
                   "batch_sizes": [1, 2], "context": 16, "new_tokens": [2, 18], "repeats": 3,
                   "energy_windows": 1, "window_s": 0.0, "idle_s": 0.0},
+        "serving": {"form": "", "server": "", "server_kind": "", "api": "completions",
+                    "server_options": [], "continuous_batching": False, "length_sigma": 0.0,
+                    "most_users": 2, "rate_shares": [0.5], "mix_loads": {}, "warmup_s": 0.5,
+                    "window_s": 2.0, "idle_s": 0.0, "limits": {"ttft_s": 5.0}, "timeout_s": 60.0},
         "ablations": {"context": 16, "repeats": 6, "base_experts": "all_experts",
                       "decodings": ["greedy", "top-k 50"],
                       "contexts": [16, 32, 5000], "dtypes": ["float32", "bfloat16"],
@@ -191,8 +195,9 @@ TINY = {
         "summary": {},
         "audit": {"published": "params/published/arxiv-2508.16700.yaml"},
     },
-    "models": [MODEL],
 }  # fmt: skip
+# All of them, also what runs on request only.
+TINY["models"] = [{"name": MODEL, "notebooks": [*{*TINY["notebooks"]} - {*jobs.CROSS_MODEL}]}]
 ARMS = {
     "machine": {"environment": 1, "ceilings": 1},
     "latency": {"environment": 1, "card": 1, "latency": 8, "itl": 2, "aa": 1, "busy": 2,
@@ -204,6 +209,7 @@ ARMS = {
     "stacks": {"environment": 1, "card": 1, "gate": 4, "latency": 12, "busy": 6,
                "harness": 1},
     "batch": {"environment": 1, "card": 1, "gate": 2, "batch": 8, "batch-energy": 8, "trace": 2},
+    "serving": {"environment": 1, "serving": 3},
     "ablations": {"environment": 1, "card": 1, "ablation-decoding": 2, "ablation-context": 3,
                   "ablation-stack": 2, "ablation-experts": 2, "ablation-precision": 2,
                   "trace": 2},
@@ -217,6 +223,7 @@ FIGURES = {
     "energy_checks": 0,
     "stacks": 1,
     "batch": 2,
+    "serving": 3,
     "ablations": 5,
     "ape": 1,
     "summary": 7,
@@ -232,6 +239,7 @@ CONCLUSIONS = {
     "energy_checks": "Not measured on 1 arm(s), zeus_long_j: no NVML energy counter",
     "stacks": f"{MODEL} (graph): decode at 32 tokens of context",
     "batch": f"{MODEL} (graph) at 16 tokens of context: at batch 1",
+    "serving": f"{MODEL}: energy not measured (no NVML energy counter: the device is a CPU).",
     "ablations": "context 5000 failed: ModelError",
     "ape": f"{MODEL} (experts grouped_mm) at 32 tokens, per billion of its",
     "summary": "Output throughput: fewer than two models measured, so none are compared.",

@@ -21,7 +21,7 @@ from lib.analysis.routers import COUNTED, ENGINES, LEAD, WEIGHTS, is_drawn, is_e
 from lib.analysis.rows import SETUP, Rows
 from lib.analysis.setups import Group, build, by_setup
 from lib.records.record import Record, machines_differ, select
-from lib.show.figure import axes, color, html, labelled, logarithmic, style
+from lib.show.figure import BOUND, axes, color, html, labelled, logarithmic, style
 from lib.show.table import Column, Table, of_lines, without_empty
 from lib.show.wording import bullets, interval, short, verdict
 from lib.stacks.registry import STACKS
@@ -283,9 +283,9 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Throughput of the GPU against that of each user, of every stack and number format.
 
     A point is a batch and is numbered by it; those of one user come from single calls. Leads, whose
-    logits were not checked at their batch, are faint.
+    logits were not checked at their batch, are faint. Dotted is what the bytes of a step allow.
     """
-    ax, drawn = axes(ax, figsize=(11.5, 5)), False
+    ax, drawn = axes(ax, figsize=(8, 4.6)), False
     batches = [p for p in points.points(rows) if is_drawn(p.setup[WEIGHTS])]
     lines = points.by_line([*batches, *_singles(rows, {(p.model, p.context) for p in batches})])
     names = points.names(lines)
@@ -306,6 +306,9 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
                 alpha=1 if p.gated else 0.35,
                 color=shade,
             )
+    for model, arms in _bounds(batches).items():
+        at = [a.bound_per_s for a in arms], [a.batch * a.bound_per_s for a in arms]
+        ax.plot(*at, ":", lw=1, color=color(model), label=f"{model}{BOUND}")
     labelled(
         ax,
         "Throughput of all users and of each",
@@ -313,9 +316,19 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
         "tokens per second of all users",
     )
     if drawn:
-        logarithmic(ax)
-        ax.set_xscale("log")
+        logarithmic(ax, both=True)
     return ax
+
+
+def _bounds(batches: Sequence[points.Point]) -> dict[str, list[bounds.Arm]]:
+    """Of each model the arms of one setup and context whose bound is known, by batch: those of the
+    line with the most batches."""
+    lines: dict[str, list[bounds.Arm]] = {}
+    for line in points.by_line(batches).values():
+        arms = [p.arm for p in line if p.arm and p.arm.bound_per_s]
+        if len(arms) > max(1, len(lines.get(line[0].model, ()))):
+            lines[line[0].model] = arms
+    return lines
 
 
 def _singles(rows: Sequence[Record], places: set[tuple[str, int]]) -> Iterator[points.Point]:
@@ -439,8 +452,9 @@ def section(rows: Sequence[Record]) -> Markup:
     text = Markup("<ul>{}</ul>").format(
         Markup("").join(Markup("<li>{}</li>").format(x[2:]) for x in conclusion(rows).splitlines())
     )
-    pictures = [html(users(rows), rows, points.KINDS)]
-    if any(grid.name == "routed" for grid in grids):
-        pictures.append(html(routers.routed_figure(rows), rows, ("batch", "engine-trace")))
-    pieces = [SECTION, text, *pictures, *(grid.html() for grid in grids), Markup("</section>\n")]
-    return Markup("").join(pieces)
+    routed = any(grid.name == "routed" for grid in grids)
+    kinds = ("batch", "engine-trace")
+    pictures = [html(routers.routed_figure(rows), rows, kinds)] if routed else []
+    folded = Markup('<details class="more"><summary>{}, {} rows</summary>{}</details>\n')
+    parts = [folded.format(grid.title, len(grid.rows), grid.html()) for grid in grids]
+    return Markup("").join([SECTION, text, *pictures, *parts, Markup("</section>\n")])

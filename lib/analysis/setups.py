@@ -34,6 +34,7 @@ WORDS = {
     "experts": "experts {}",
     "batch": "batch {}",
     "context": "{} tokens",
+    "new_tokens": "{} new",
 }
 RANDOM_NOTE = (
     "random weights: valid for memory and dense latency; router-dependent for "
@@ -173,7 +174,7 @@ def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
 
 def arm_text(key: dict[str, Any]) -> str:
     """The fields of a key that say which arm it is."""
-    fields = ("weights", "dtype", "stack", "experts", *ARM)
+    fields = ("weights", "dtype", "stack", "server", "experts", *ARM, "load")
     return ", ".join(
         f"{f.replace('_', ' ')} {key[f]}" for f in fields if key.get(f) not in (None, "none")
     )

@@ -169,7 +169,7 @@ def load(
     device.synchronize()
     load_s = device.clock_s() - start_s
 
-    form = quantised.told(asked, net)
+    form = quantised.values(asked, net)
     _require_numbers(origin.name, net)
     loaded = _loaded_dtype(net, as_stored="matrix_kernels" in form)
     if loaded != dtype:

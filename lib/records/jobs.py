@@ -21,6 +21,8 @@ ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits fo
 BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
 CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
 SECOND_PASS = ("energy_again",)  # run when all models are through, the last model first
+OWN_STACK = {"serving": "server"}  # notebooks that measure a stack of their own, whatever is asked
+ON_REQUEST = ("serving",)  # run where a profile lists them for a model, or NOTEBOOKS= names them
 ORDER = (
     "machine",
     "latency",
@@ -30,6 +32,7 @@ ORDER = (
     "energy_checks",
     "stacks",
     "batch",
+    "serving",
     "ablations",
     "ape",
     "summary",
@@ -153,7 +156,8 @@ class Job:
         if self.parts[0] != ACROSS:
             values["MODELS"] = self._parameter("model") or self.parts[0]
         values["NOTEBOOKS"] = self.notebook
-        values |= {n.upper(): v for n in ("weights", "stack") if (v := self._parameter(n))}
+        names = ("server",) if self._parameter("server") else ("weights", "stack")
+        values |= {n.upper(): v for n in names if (v := self._parameter(n))}
         return "make report " + " ".join(f"{k}={shlex.quote(str(v))}" for k, v in values.items())
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from lib import stats
-from lib.analysis import choice
+from lib.analysis import choice, engines
 from lib.analysis.choice import Cell, Option
 from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
 from lib.records.record import Record, environments
+from lib.show import figure
 from lib.show.table import Column, Number, Table, Text, Verdict
 from lib.show.wording import short
 from lib.stats import Estimate
@@ -71,6 +72,7 @@ class Answer:
     card: Table
     sentences: tuple[str, ...]
     basis: str
+    figure: Markup
     planner: Markup
     context: int
     gpu_gb: float
@@ -101,6 +103,7 @@ def answer(
         card=card(best, context, gpu_hour_usd),
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
         basis=basis(rows),
+        figure=picture(rows),
         planner=planner(options),
         context=context,
         gpu_gb=round(max(o.gpu_bytes or 0 for o in options) / 1e9, 1) or EXAMPLE_GB,
@@ -271,6 +274,13 @@ def basis(rows: Sequence[Record]) -> str:
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
     ]
     return " · ".join(filter(None, parts))
+
+
+def picture(rows: Sequence[Record]) -> Markup:
+    """Throughput of the GPU against that of each user; empty where no batch was timed."""
+    if not any(r.kind == "batch" and r.samples.get("e2e_s") for r in rows):
+        return Markup("")
+    return figure.html(engines.users(rows), rows, ("batch",))
 
 
 def planner(options: Sequence[Option]) -> Markup:

@@ -19,6 +19,8 @@ from lib.analysis import bounds, cost, engines, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
+from lib.analysis.serving import figures as serving_figures
+from lib.analysis.serving import tables as serving_tables
 from lib.analysis.setups import RANDOM_NOTE
 from lib.files import file_sha, write_text
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
@@ -142,7 +144,7 @@ def render(
     paper = paper_tables.paper_tables(rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
-    beside += [*tables.tables(rows), *engines.tables(rows)]
+    beside += [*tables.tables(rows), *engines.tables(rows), *serving_tables.tables(rows)]
     batch, deployed = figures.section(rows), engines.section(rows)
     ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
     generic = sections.generic_tables(rows)
@@ -187,6 +189,7 @@ def render(
         bound=bound,
         bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
         batch=batch + deployed,
+        serving=serving_figures.section(rows),
         generic=generic,
         priced=priced,
         ledgers=ledgers,

@@ -22,6 +22,8 @@ FIELDS = (
     "attention",
     "cache",
     "engine",
+    "server",
+    "load",
 )
 LONGEST = 12  # samples shown of one name
 NOTE = (

@@ -31,7 +31,8 @@ def arms(jobs: Iterable[Task]) -> list[dict[str, Any]]:
     for job in jobs:
         values = job.parameters
         contexts = values.get("context") or values.get("contexts")
-        if job.model is None or job.reads or not contexts:  # a reading notebook loads nothing
+        # A reading notebook loads nothing, nor does one for a server that runs.
+        if job.model is None or job.reads or not contexts or values.get("server"):
             continue
         arm = {
             "model": job.model,

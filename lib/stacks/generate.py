@@ -160,8 +160,7 @@ def rehearse_static(twin: Any) -> None:
     if not twin._supports_default_dynamic_cache():
         raise StackError("it keeps a cache of its own, and the library has no static form of it")
     stack = GenerateStack(twin, decoding="greedy", static=True, capacity=64)
-    known = inspect.signature(twin.forward).parameters
-    if stack._cache_name not in known:
+    if stack._cache_name not in inspect.signature(twin.forward).parameters:
         raise StackError("it takes no cache: every step reads the whole sequence once more")
     with dry_run.Shapes(small=64):  # the cache is larger, and so a shape
         stack(torch.full((1, 5), 5), 2)

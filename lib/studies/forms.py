@@ -87,9 +87,9 @@ class Metric:
         not be compared; `differ` is what may differ."""
         if self.ratio:
             return self.ratio(e, a, b, differ)
-        sample = metrics.METRICS[self.of].of if isinstance(self.of, str) else None
-        if isinstance(sample, metrics.Sample) and sample.q == 50:
-            return _of_samples(e, sample, self.rows, (a, b), differ)
+        known = metrics.METRICS[self.of] if isinstance(self.of, str) else None
+        if known and isinstance(known.of, metrics.Sample) and known.of.q == 50:
+            return _of_samples(e, known, self.rows, (a, b), differ)
         pair = [self.at(e, *place) for place in (a, b)]
         if reason := next((x.reason for x in pair if x.value is None), ""):
             return stats.missing(reason)
@@ -103,15 +103,15 @@ class Metric:
 
 
 def _of_samples(
-    e: Evidence, sample: metrics.Sample, kind: str, places: Sequence[Place], differ: Sequence[str]
+    e: Evidence, metric: metrics.Metric, kind: str, places: Sequence[Place], differ: Sequence[str]
 ) -> Estimate:
-    tokens = 1 if sample.one_token else e.arm[1]
-    rows = [m[x].one(kind, context=c, new_tokens=tokens) for m, x, c in places]
-    pair = [samples(m[x], kind, sample.name, c, tokens) for m, x, c in places]
+    tokens = 1 if metric.of.one_token else e.arm[1]
+    pair = [samples(m[x], kind, metric.of.name, c, tokens) for m, x, c in places]
     if reason := next((reason for values, reason in pair if not values), ""):
         return stats.missing(reason)
-    ratio = stats.ratio(*(values for values, _ in (pair[::-1] if sample.inverse else pair)))
-    ids = tuple(record_id(row) for row in rows if row)
+    rows = [m[x].one(kind, context=c, new_tokens=tokens) for m, x, c in places]
+    ratio = metric.ratio(*([row] for row in rows))
+    ids = tuple(map(record_id, rows))
     return evidence.refused(e, rows, differ) or replace(ratio, records=ids)
 
 

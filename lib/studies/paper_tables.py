@@ -149,10 +149,10 @@ def arm_ratio(series: Series, spec: PrintedTable, label: str, other: str) -> Est
     if None in arms:
         absent = (label, other)[arms.index(None)]
         return stats.missing(series.reason or f"not measured: no row for {absent}")
-    (own, reason), (reference, other_reason) = map(_arm_samples, arms)
-    if reason or other_reason:
-        return stats.missing(reason or other_reason)
-    return replace(stats.ratio(reference, own), records=tuple(map(record_id, arms)))
+    if reason := next((why for _, why in map(_arm_samples, arms) if why), ""):
+        return stats.missing(reason)
+    ratio = metrics.METRICS["output"].ratio(*([arm] for arm in arms))
+    return replace(ratio, records=tuple(map(record_id, arms)))
 
 
 def _arm_samples(arm: Record) -> tuple[list[float], str]:
@@ -207,10 +207,8 @@ def _cell(
     at = _place(e, spec, row, column)
     own, now = (e.like_paper, e.ablation_like_paper), (e.base, e.ablation)
     measured = measure(e, at, *own)
-    differs = _series(at, *own) is not _series(at, *now)
-    differs |= at.form in ("difference", "saving") and e.like_paper is not e.base
     arm = arm_row(_series(at, *own), spec, row) if "ablation" in spec else None
-    series = _series(at, *own)
+    series, differs = _series(at, *own), _differs(e, at)
     if arm and arm.key.get("engine"):  # it computes its own way, whatever the library does
         series, differs = Series((arm,)), False
     today = measure(e, at, *now) if differs else None
@@ -238,6 +236,15 @@ def _cell(
         "; ".join(filter(None, notes)),
         judged(e, at, printed, measured),
     )
+
+
+def _differs(e: Evidence, at: Place) -> bool:
+    """Whether a cell depends on the experts, and the study's software ran others than today's."""
+    if "ablation" in at.spec:
+        return e.ablation_like_paper is not e.ablation
+    depends = at.metric in forms.METRICS and forms.METRICS[at.metric].experts
+    own = at.model == e.reference or at.form in ("difference", "saving")
+    return depends and own and e.like_paper is not e.base
 
 
 def judged(e: Evidence, at: Place, printed: str | None, measured: Estimate) -> Verdict:

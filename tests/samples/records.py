@@ -69,7 +69,7 @@ def key(model: str, **changes: Any) -> dict[str, Any]:
         "decoding": "greedy",
         "engine": None,
     }
-    return {name: (base | changes)[name] for name in KEY_FIELDS}
+    return dict.fromkeys(KEY_FIELDS) | base | changes
 
 
 def source(model: str) -> dict[str, Any]:

@@ -286,7 +286,7 @@ def warned(rows: list[Record], code: str, **where) -> list[Record]:
     ]
 
 
-@pytest.mark.parametrize("code", ["spread", "drift", "inverted", "cold", "any-new-code"])
+@pytest.mark.parametrize("code", ["spread", "drift", "contradiction", "any-new-code"])
 @pytest.mark.parametrize(
     ("name", "where"),
     [
@@ -361,6 +361,8 @@ def test_a_table_shows_both_implementations_and_judges_the_papers():
     assert "every expert computed" in energy.verdict.why
     dense = next(c for c in tables[1].cells if (c.row, c.column) == (QWEN, "TPOT (tok/s)"))
     assert dense.today is None
+    counted = next(c for c in tables[8].cells if (c.row, c.column) == (GPT, "Active (B)"))
+    assert counted.measured.value == 4 and counted.today is None
     saving = next(c for c in tables[5].cells if (c.row, c.column) == (QWEN, "% less vs Qwen/Yi"))
     assert saving.measured.value == pytest.approx(100 * (1 - 44 / 64.5))
     assert saving.today.value == pytest.approx(100 / 3)
