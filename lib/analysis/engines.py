@@ -19,8 +19,8 @@ from lib.analysis.batch import points
 from lib.analysis.metrics import METRICS, Reading
 from lib.analysis.routers import COUNTED, ENGINES, LEAD, WEIGHTS, is_drawn, is_engine
 from lib.analysis.rows import SETUP, Rows
-from lib.analysis.setups import Group, build
-from lib.records.record import Record, machines_differ
+from lib.analysis.setups import Group, build, by_setup
+from lib.records.record import Record, machines_differ, select
 from lib.show.figure import BOUND, axes, color, html, labelled, logarithmic, style
 from lib.show.table import Column, Table, of_lines, without_empty
 from lib.show.wording import bullets, interval, short, verdict
@@ -350,7 +350,8 @@ def conclusion(rows: Sequence[Record]) -> str:
     """Where ours is faster, where the engine is, and what its formats and its router change."""
     pairs = beside(rows)
     lines = [text for which in (OURS, THEIRS, EVEN, "") if (text := _where(which, pairs))]
-    return bullets([*lines, *_formats(rows), *routers.sentences(rows)]) if pairs else ""
+    more = (*_formats(rows), *_prefills(rows), *routers.sentences(rows))
+    return bullets([*lines, *more]) if pairs else ""
 
 
 def _where(which: str, pairs: Sequence[Beside]) -> str:
@@ -410,6 +411,25 @@ def _formats(rows: Sequence[Record]) -> list[str]:
 
 def _of_drawn(group: Group) -> bool:
     return is_engine(group.of("stack")) and is_drawn(group.of("weights"))
+
+
+def _prefills(rows: Sequence[Record]) -> list[str]:
+    """What capturing the prefill of ours could save: what the device does not work of TTFT."""
+    texts = []
+    ttft, device = METRICS["ttft"], METRICS["prefill_busy"]
+    for group in by_setup(rows, ("latency", "busy")):
+        parts = []
+        for context in sorted({r.key["context"] for r in group.rows if r.kind == "busy"}):
+            here = select(group.rows, context=context)
+            whole, works = ttft.of(here).value, device.of(here).value
+            if whole and works:
+                parts.append(f"{short(whole - works)} of {short(whole)} ms at {context:,} tokens")
+        if parts:
+            texts.append(
+                f"{group.model} on {group.of('stack')}: without the host the first token could "
+                f"come sooner by {', '.join(parts)}; the rest is the device's."
+            )
+    return texts
 
 
 def _plain(group: Group) -> bool:

@@ -157,6 +157,8 @@ def test_the_first_token_is_told_by_device_host_and_bound():
     ours = lines["hf-eager"]
     assert ours["device time of the first token"].value == pytest.approx(150)
     assert ours["TTFT less the device's time"].value == pytest.approx(50)
+    text = engines.conclusion([*rows, calls(0.2, new_tokens=1, n=3)])
+    assert "sooner by 50.00 of 200.0 ms at 2,048 tokens; the rest is the device's" in text
     assert "no profiled call" in lines["vllm"]["device time of the first token"].reason
 
 
