@@ -88,6 +88,8 @@ class Sample:
         if self.q == 50 and len(medians := self.by_visit(mine[-1])) > 1:
             over = stats.over_visits(list(medians.values()))
             plain = replace(over, records=tuple(map(record_id, (mine[-1], *mine[-1].others))))
+        else:
+            plain = _within(plain, mine[-1:])
         scaling = stats.inverse if self.inverse else stats.scaled
         return scaling(plain, self.scale(mine[-1]))
 
@@ -234,9 +236,16 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
     of_visits = [_decode_in_visit(mine) for mine in visits(rows).values()]
     values = [one.value for one in of_visits if one.value is not None]
     if len(values) < 2:
-        return _decode_in_visit(rows)
+        return _within(_decode_in_visit(rows), rows)
     ids = dict.fromkeys(name for one in of_visits for name in one.records)
     return replace(stats.over_visits(values), records=tuple(ids))
+
+
+def _within(estimate: Estimate, rows: Sequence[Record]) -> Estimate:
+    """The estimate, whose method says that its interval is of one visit where that is known."""
+    if estimate.low is None or not any(row.visit for row in rows):
+        return estimate
+    return replace(estimate, method=f"{estimate.method}, within one visit")
 
 
 def _decode_in_visit(rows: Sequence[Record]) -> Estimate:

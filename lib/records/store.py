@@ -85,7 +85,7 @@ def precedence(manifest: dict[str, Any]) -> tuple[bool, str]:
 
 
 def load_tree(root: str | Path) -> list[Record]:
-    """Records of every job below `root`, merged by identity: the job that ended later wins.
+    """Records of every job below `root`, merged: of one arm in one visit, the job that ended later.
 
     Jobs that did not end well give what they measured before they ended; a finished job of the
     same key replaces it.

@@ -73,7 +73,7 @@ def test_what_failed_in_one_visit_gives_way_to_what_did_not_in_another():
 @pytest.mark.parametrize(
     "seconds, text",
     [
-        ([2.0], "order statistics"),
+        ([2.0], "median, order statistics, within one visit"),
         ([2.0, 4.0], "median of 2 visits, their range"),
         ([2.0, 3.0, 4.0, 5.0, 6.0], "median of 5 visits, their range"),
         ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "median of 6 visits, order statistics"),
