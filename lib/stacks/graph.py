@@ -233,9 +233,10 @@ class GraphStack:
         require_capturable(self.net, cache)
         needed = max(self.capacity, tokens + new_tokens + WARMUP_CALLS)
         self._step = None  # its buffers go before new ones come
-        self._step = Step(self.net, cache, -(-needed // ROUND_TO) * ROUND_TO)
-        self._step.start(cache, tokens, first)
-        self._step.record(self._around)
+        step = Step(self.net, cache, -(-needed // ROUND_TO) * ROUND_TO)
+        step.start(cache, tokens, first)
+        step.record(self._around)
+        self._step = step  # one that could not be recorded would run as plain Python next time
 
 
 def require_capturable(net: Any, cache: DynamicCache) -> None:

@@ -1,4 +1,4 @@
-"""What a stack is, and what it returns.
+"""What a stack is, what it returns, and what it raises for a model that it cannot run.
 
 A stack is opened for a net and called as `stack(ids, new_tokens, on_token=None) -> Decoded`. It
 produces exactly `new_tokens` tokens: the end-of-sequence token never stops it. `on_token` is called
@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+
+class StackError(ValueError):
+    """A stack that cannot run a model; the message says why, and what can."""
 
 
 @dataclass(frozen=True)
