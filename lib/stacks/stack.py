@@ -64,7 +64,8 @@ class Subject(Protocol):
     `card` is None where the architecture is not known. `key` gives the key fields of a record, with
     what differs as `changes`; `values` what every row says of the subject. `prompt` gives token ids
     (batch, context) as `generate` takes them, each row its own. `generate` makes exactly the tokens
-    asked for. `clock_s` are monotonic seconds; `synchronize` returns when all of it is done.
+    asked for. `clock_s` are monotonic seconds; `synchronize` returns when all of it is done. One
+    whose board can be read has `clocks_state`, what `hardware.device` says of it.
     """
 
     name: str
