@@ -12,6 +12,7 @@ from lib.hardware.device import time_call
 from lib.models.card import computed
 from lib.records.record import Record
 from lib.stacks import logits_check
+from lib.stacks.stack import MOST_ERROR, MOST_ERROR_DENSE
 from lib.stacks.vllm import MOST_WARMUP_CALLS, EngineError, VllmEngine
 
 
@@ -132,14 +133,17 @@ def distinct_experts(routed: Sequence, context: int) -> list[float]:
 def barred(net: Any, chosen: int, *, seed: int) -> dict[str, list[float]]:
     """Biases with which every router of a net chooses the same `chosen` experts, by name.
 
-    The values that `lib.experts.pinned` gives the net itself, for `VllmEngine.pinned`.
+    The choice that `experts.pinned` gives the net itself, for `VllmEngine.pinned`.
     """
     from lib.models import experts
 
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    biases = experts.biases(net)
-    with experts.pinned(net, chosen, seed=seed):
-        return {names[id(bias)]: bias.float().tolist() for bias in biases}
+    barred = {}
+    for layer, bias in enumerate(experts.biases(net)):
+        kept = experts.pins(len(bias), chosen, seed=seed, layer=layer, sequence=0)
+        row = [value if n in kept else experts.BARRED for n, value in enumerate(bias.tolist())]
+        barred[names[id(bias)]] = row
+    return barred
 
 
 def look(
@@ -148,13 +152,13 @@ def look(
     """How far logits (batch, steps, vocabulary) of the engine are from those of our own net.
 
     `expected` are the net's along the same continuation, `again` the net's in another batch, which
-    only changes the order of sums. Measures and tolerance are those of `lib.gate`.
+    only changes the order of sums. Measures and tolerance are those of `stacks.logits_check`;
+    `how` says that routers chose freely.
     """
     errors = logits_check.relative_errors(found, expected).mean(0).tolist()
     floor = logits_check.relative_errors(again, expected).mean().item()
-    allowed = min(
-        logits_check.MOST, max(logits_check.tolerance(dtype, layers), logits_check.NOISE * floor)
-    )
+    most = logits_check.FREE_MOST if how else MOST_ERROR_DENSE
+    allowed = min(most, max(logits_check.tolerance(dtype, layers), logits_check.NOISE * floor))
     same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
     return logits_check.Look(errors, floor, allowed, same, how)
 
@@ -168,13 +172,14 @@ def gate_row(
     values: Mapping[str, Any],
     env_id: str | None,
 ) -> Record:
-    """The `gate` row of looks that passed, as `lib.gate.row` writes it; raises GateError if not.
+    """The `gate` row of looks that passed, as `logits_check.row` writes it; a GateError if not.
 
     `seen` is the look with pinned routers where there are any to pin, `free` the one with routers
     that choose as they like.
     """
     for one in filter(None, (seen, free)):
-        if not one.passed:
+        too_much = one is seen and pinned_experts and not one.mean <= MOST_ERROR
+        if too_much or not one.passed:
             raise logits_check.GateError(
                 f"vLLM's logits differ from those of our net on the same weights by {one.text}: "
                 "its times are not shown"

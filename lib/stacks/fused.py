@@ -132,7 +132,7 @@ class Layers:
     """`around` of a captured step: within it the layers of a net run their fused form."""
 
     def __init__(self, net: Any, *, compiled: bool | None = None) -> None:
-        self._layers = _decoder_layers(net)
+        self._layers = decoder_layers(net)
         self._compiled = net.device.type == "cuda" if compiled is None else compiled
         self._config = net.config.get_text_config(decoder=True).to_json_string()
 
@@ -169,7 +169,7 @@ class Layers:
         return _FUNCTIONS[kind]
 
 
-def _decoder_layers(net: Any) -> Any:
+def decoder_layers(net: Any) -> Any:
     """The list of decoder layers, whatever it is called."""
     decoder = net.get_decoder()
     if isinstance(found := getattr(decoder, "layers", None), torch.nn.ModuleList):

@@ -193,14 +193,23 @@ class GraphStack:
             chosen = self._step.chosen[:, tokens : tokens + new_tokens].clone()
         return Decoded(chosen, self._step.cache, prepare_s, decode_s)
 
-    def forced_logits(self, ids: torch.Tensor, continuation: torch.Tensor) -> torch.Tensor:
-        """Logits (batch, steps, vocabulary) after each token of a given continuation."""
+    def forced_logits(
+        self, ids: torch.Tensor, continuation: torch.Tensor, watch: Any = None
+    ) -> torch.Tensor:
+        """Logits (batch, steps, vocabulary) after each token of a given continuation.
+
+        `watch.before(step)` and `watch.after(step)` are called around each step.
+        """
         with torch.inference_mode():
             self._prefilled(ids, continuation.shape[1] + 1)
             steps = []
             for index in range(continuation.shape[1]):
                 self._step.token.copy_(continuation[:, index : index + 1])
+                if watch:
+                    watch.before(index)
                 self._step.advance()
+                if watch:
+                    watch.after(index)
                 steps.append(self._step.logits.clone())
         return torch.stack(steps, 1)
 

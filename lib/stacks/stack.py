@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     import torch
 
 
+# Of the logits' norm: a check that lets more pass cannot tell a wrong stack. Where experts are
+# pinned, right ones differ by 1 to 4 % on an H100; dense ones of 60 layers by up to 10 %.
+MOST_ERROR, MOST_ERROR_DENSE = 0.10, 0.125
+
+
 class StackError(ValueError):
     """A stack that cannot run a model; the message says why, and what can."""
 
