@@ -20,6 +20,9 @@ GPU_GB ?=
 DTYPE ?=
 BANDWIDTH_GB_S ?=
 CONTEXT ?=
+USERS ?=
+TTFT_MS ?=
+ITL_MS ?=
 CSV ?=
 STUDY ?=
 WITH ?=
@@ -28,7 +31,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle fit audit clients serve-check vllm test lab lint lock clean
+.PHONY: help setup report merge compare bundle export fit plan audit clients serve-check vllm test sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -56,6 +59,7 @@ help:  ## list the targets and variables
 	@echo "  DTYPE=                   make report: of the weights; make fit: only these (bfloat16, mxfp4, 4-bit ...)"
 	@echo "  CONTEXT=                 make fit: only these contexts"
 	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
+	@echo "  USERS= TTFT_MS= ITL_MS=  make plan: users at once, limits on the first token and between tokens"
 	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
 	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
@@ -84,11 +88,20 @@ bundle:  ## a zip of the report and all it rests on, to send: FROM=outputs/x (de
 	@$(call find,report) exec "$$py" -m lib bundle "$(or $(FROM),outputs/$(PROFILE))" \
 	    $(if $(OUT),--out "$(OUT)") $(ARGS)
 
+export:  ## every number as CSV and Parquet with a data dictionary: FROM=outputs/x OUT=folder
+	@$(call find,report) exec "$$py" -m lib export $(if $(FROM),"$(FROM)") $(if $(OUT),--out "$(OUT)")
+
 fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
 	@$(call find,report) exec "$$py" -m lib fit $(if $(MODEL),--model "$(MODEL)") \
 	    $(if $(GPU_GB),--gpu-gb "$(GPU_GB)") $(if $(DTYPE),--dtype "$(DTYPE)") \
 	    $(if $(BANDWIDTH_GB_S),--bandwidth-gb-s "$(BANDWIDTH_GB_S)") \
 	    $(if $(CONTEXT),--context "$(CONTEXT)") $(ARGS)
+
+plan:  ## which model on which stack serves USERS of CONTEXT tokens within TTFT_MS and ITL_MS on GPU_GB?
+	@$(call find,report) exec "$$py" -m lib plan $(if $(FROM),"$(FROM)") \
+	    $(if $(GPU_GB),--gpu-gb "$(GPU_GB)") $(if $(CONTEXT),--context "$(CONTEXT)") \
+	    $(if $(USERS),--users "$(USERS)") $(if $(TTFT_MS),--ttft-ms "$(TTFT_MS)") \
+	    $(if $(ITL_MS),--itl-ms "$(ITL_MS)") $(if $(GPU_HOUR_USD),--gpu-hour-usd "$(GPU_HOUR_USD)")
 
 audit:  ## check a published study against its own data; CSV=folder compares its released files
 	@$(call find,report) exec "$$py" -m lib audit $(if $(STUDY),--study "$(STUDY)") $(if $(CSV),--csv "$(CSV)") $(ARGS)
@@ -110,10 +123,17 @@ test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \
 	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-lab:  ## open JupyterLab on notebooks/start.ipynb, which reads the released results
+sweep:  ## every model type of the installed transformers, tiny: writes docs/models.md (ten minutes)
+	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec nice -n 10 "$$py" tools/sweep.py \
+	    $(if $(findstring --types,$(ARGS)),,--out docs) $(ARGS)
+
+lab:  ## open JupyterLab on your own copies of the notebooks, in outputs/lab; start.ipynb comes first
+	@mkdir -p outputs/lab && for path in notebooks/*.ipynb; do \
+	    [ -e "outputs/lab/$${path##*/}" ] || cp "$$path" outputs/lab/; done
+	@echo "lab: outputs/lab holds copies of the notebooks; delete one to have it anew"
 	@$(call find,lab) PYTHONWARNINGS="$${PYTHONWARNINGS:-ignore:IProgress not found}" \
 	    exec "$$py" -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-	    --LabApp.default_url=/lab/tree/notebooks/start.ipynb $(ARGS)
+	    --LabApp.default_url=/lab/tree/outputs/lab/start.ipynb $(ARGS)
 
 lint:  ## check the style of code and notebooks with ruff
 	@$(call find,test) "$$py" -m ruff check . && "$$py" -m ruff format --check .

@@ -6,7 +6,9 @@ visit    measure a visit: the arms that wait for the host, in one stretch of tim
 merge    add the slices of several result folders up, job by job
 compare  ratios with intervals between two result sets
 bundle   a zip of a report and all it rests on
+export   every number of a result set as CSV and Parquet
 fit      will a model fit a GPU? computed from its architecture alone
+plan     which measured model and stack serves so many users within limits
 audit    a published study against its own data
 
 Exit status: 0, 1 where something did not go well, 2 for bad input.
@@ -37,6 +39,7 @@ from lib.run.preflight import PreflightError
 
 BAD_INPUT = (ValueError, OSError, RuntimeError)
 # A run has more to say: whatever else it raises is a fault of ours, shown whole.
+RELEASED = "outputs/released/h100-sxm"
 REFUSED = (ParamsError, PreflightError, BusyError)
 
 
@@ -171,6 +174,18 @@ def write_bundle(args: argparse.Namespace) -> int:
     return 0
 
 
+def export_numbers(args: argparse.Namespace) -> int:
+    """Write every number of a result set as CSV and Parquet, with a data dictionary."""
+    from lib.analysis import frame
+
+    source = require_results(resolve(args.source))
+    out = resolve(args.out or f"outputs/export/{source.name}")
+    store.refuse_released(out)
+    for path in frame.export(source, out):
+        say(f"{files.short(path)} ({path.stat().st_size / 1e6:.2f} MB)")
+    return 0
+
+
 def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
     from lib.analysis import fit, predictions
@@ -189,6 +204,26 @@ def check_fit(args: argparse.Namespace) -> int:
         answer["measured"] = lines
     text = json.dumps(answer, indent=2, allow_nan=False) if args.json else fit.text(answer)
     sys.stdout.write(text + "\n")
+    return 0
+
+
+def make_plan(args: argparse.Namespace) -> int:
+    """Print which measured options serve so many users, and what stops the others."""
+    from lib.analysis import choice
+    from lib.analysis.rows import load
+
+    if args.gpu_gb is None:
+        raise ParamsError("GPU_GB is needed: make plan GPU_GB=80 CONTEXT=2048 USERS=20 TTFT_MS=500")
+    ask = choice.Ask(
+        gpu_gb=args.gpu_gb,
+        context=args.context,
+        users=args.users,
+        ttft_ms=args.ttft_ms,
+        itl_ms=args.itl_ms,
+        gpu_hour_usd=args.gpu_hour_usd,
+    )
+    answers = choice.offers(choice.options(load(require_results(resolve(args.source)))), ask)
+    sys.stdout.write(choice.text(answers) + "\n")
     return 0
 
 
@@ -274,6 +309,10 @@ def parser() -> argparse.ArgumentParser:
         "--allow", action="append", default=[], metavar="WORD", help="a name that is not personal"
     )
 
+    one = verb("export", export_numbers)
+    one.add_argument("source", nargs="?", default=RELEASED, help="a folder of results")
+    one.add_argument("--out", help="default: outputs/export/<folder>")
+
     one = verb("fit", check_fit)
     one.add_argument("--model")
     one.add_argument("--gpu-gb", type=float)
@@ -281,6 +320,15 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--bandwidth-gb-s", type=float, help="for the decode limit")
     one.add_argument("--context", type=token_counts, help="tokens: 2048,8192")
     one.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
+
+    one = verb("plan", make_plan)
+    one.add_argument("source", nargs="?", default=RELEASED, help="a folder of results")
+    one.add_argument("--gpu-gb", type=float, help="memory of the card, 10^9 bytes")
+    one.add_argument("--context", type=int, default=2048, help="tokens of each user")
+    one.add_argument("--users", type=int, default=1, help="at the same time")
+    one.add_argument("--ttft-ms", type=float, help="longest wait for the first token")
+    one.add_argument("--itl-ms", type=float, help="longest mean wait between tokens")
+    one.add_argument("--gpu-hour-usd", type=float, help="price, for USD per 10^6 tokens")
 
     one = verb("audit", audit_study)
     one.add_argument("--study", type=Path, help="default: the study of this workbook")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -49,11 +49,31 @@ def resolve(path: str | Path) -> Path:
 
 
 def split(text: str | Iterable[str] | None) -> tuple[str, ...]:
-    """The items of a slice such as MODELS="a,b c", in order, without repeats."""
+    """The items of a slice such as MODELS="a,b c", in order, without repeats.
+
+    Existing files and folders stay whole, whatever their names hold.
+    """
     if text is None:
         return ()
-    joined = text if isinstance(text, str) else " ".join(text)
-    return tuple(dict.fromkeys(item for item in re.split(r"[,\s]+", joined) if item))
+    parts = [text] if isinstance(text, str) else list(text)
+    parts = [p for part in parts for p in ([part] if _is_path(part) else part.split(","))]
+    return tuple(dict.fromkeys(item for part in parts for item in _words(part)))
+
+
+def _words(part: str) -> Iterator[str]:
+    """What white space separates, but no path that exists."""
+    words = part.split()
+    while words:
+        count = next((n for n in range(len(words), 1, -1) if _is_path(" ".join(words[:n]))), 1)
+        yield " ".join(words[:count])
+        words = words[count:]
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return bool(text.strip()) and Path(text.strip()).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long for a name, or of no known user
+        return False
 
 
 def jupyter_path(folders: Iterable[str], before: str) -> str:

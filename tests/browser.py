@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -29,3 +39,23 @@ def chromium(environ: Mapping[str, str] = os.environ) -> str:
     if environ.get("WORKBOOK_REQUIRE_BROWSER") == "1":
         pytest.fail(f"a browser is required here: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+class Page:
+    """A page opened from its file, offline, with what it asked for and what it complained of."""
+
+    def __init__(self, browser, path: Path, fragment: str = "", **options) -> None:
+        self.context = browser.new_context(offline=True, **options)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.goto(path.as_uri() + fragment)
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()

@@ -27,8 +27,34 @@ _ENDLESS = 2**30  # tokens; where the search stops if the model states no limit
 
 def largest_context(card: ModelCard, free_bytes: int) -> int:
     """Tokens that one sequence can hold in `free_bytes`; at most the model's own limit."""
-    tokens = range(1, (card.context_limit or _ENDLESS) + 1)
-    return bisect_right(tokens, free_bytes, key=lambda n: card.kv_bytes(n, cache="static"))
+    tokens, block = range(1, (card.context_limit or _ENDLESS) + 1), card.block_tokens
+
+    def most_bytes(n: int) -> int:  # just before a block is full it takes more than after
+        return card.kv_bytes(n + (-n - 1) % block, cache="static")
+
+    return bisect_right(tokens, free_bytes, key=most_bytes)
+
+
+def short_bytes(card: ModelCard, gpu_bytes: float) -> float:
+    """Bytes that the weights and the reserve lack on a GPU; negative where they fit."""
+    return card.weight_bytes + CUDA_CONTEXT_BYTES + card.margin_bytes - gpu_bytes
+
+
+def room(card: ModelCard, gpu_bytes: float, context: int) -> int:
+    """Users of `context` tokens each whose caches fit at the same time."""
+    left = max(-short_bytes(card, gpu_bytes), 0)
+    return int(left // card.kv_bytes(context, cache="static"))
+
+
+def line(card: ModelCard) -> dict[str, Any]:
+    """What `room` reads of a card: bytes of no user, and of one user at the tokens between which
+    they grow evenly."""
+    windows = {window for _, window in card.kv_layers or () if window is not None}
+    ends = sorted({0, *windows, card.context_limit or _ENDLESS})
+    return {
+        "fixed_bytes": round(short_bytes(card, 0)),
+        "user_bytes": [[n, card.kv_bytes(n, cache="static")] for n in ends],
+    }
 
 
 def plan(
@@ -52,18 +78,23 @@ def plan(
         "left_bytes": left,
         "missing": missing,
     }
-    if not card.kv_layers:
-        why = f"the size of the cache is unknown, because {card.kv_reason or 'no layer has one'}"
+    if card.kv_layers is None:
+        why = f"the size of the cache is unknown, because {card.kv_reason}"
         missing |= dict.fromkeys(("cache", "largest_context", "users", "decode_tok_per_s"), why)
         return row
     window, limit = card.window or 0, card.context_limit or _ENDLESS
-    token_bytes, held, more = (card.kv_bytes(n, cache="static") for n in (1, window, window + 1))
-    row |= {"token_bytes": token_bytes, "token_beyond_window_bytes": more - held}
+    block = card.block_tokens
+    held, more = (card.kv_bytes(n * block, cache="static") for n in (window, window + 1))
+    row |= {
+        "token_bytes": card.token_bytes,
+        "token_beyond_window_bytes": (more - held) // block,
+        "state_bytes": card.state_bytes,
+    }
     row["largest_context"] = largest_context(card, left)
     row["limited_by"] = "model" if row["largest_context"] == limit else "memory"
     if row["largest_context"] == _ENDLESS:
         row["largest_context"], row["limited_by"] = None, "nothing"
-        missing["largest_context"] = "every layer has a window, and the model states no limit"
+        missing["largest_context"] = "no cache grows without end, and the model states no limit"
     for context in contexts:
         users, bound = f"users_{context}", f"decode_tok_per_s_{context}"
         row[users], row[bound] = max(left, 0) // card.kv_bytes(context, cache="static"), None
@@ -130,7 +161,8 @@ def text(result: dict[str, Any]) -> str:
         ("reserve (GB)", "reserve_bytes", 1e9, 2),
         ("left for the cache (GB)", "left_bytes", 1e9, 2),
         ("cache of one token (kB)", "token_bytes", 1e3, 2),
-        *([beyond] if card.window else []),
+        *([beyond] if card.window or card.kv_blocks else []),
+        *([("state of a sequence (MB)", "state_bytes", 1e6, 2)] if card.state_bytes else []),
         ("largest context at batch 1 (tokens)", "largest_context", 1, 0),
         *((f"users at {n:,} tokens each", f"users_{n}", 1, 0) for n in contexts),
         *(

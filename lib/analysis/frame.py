@@ -1,4 +1,7 @@
-"""All numbers of a folder as one tidy DataFrame: `frame(folder)`, one line a metric and arm."""
+"""All numbers of a folder as one tidy DataFrame: `frame(folder)`, one line a metric and arm.
+
+make export FROM=outputs/released/h100-sxm OUT=outputs/export
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,32 @@ from lib.analysis.efficiency import with_card
 from lib.analysis.metrics import METRICS, ONE_ROW, Metric
 from lib.analysis.rows import SETUP, Rows, load
 from lib.records.record import Record, record_id
+from lib.show.table import write_csv
 
-COLUMNS = (
-    "metric", "value", "low", "high", "n", "model", "weights", "dtype", "gpu", "stack", "experts",
-    "context", "batch", "new_tokens", "environment", "run",
-    "kind", "decoding", "unit", "method", "reason",
-)  # fmt: skip
+# The data dictionary: what each column holds.
+COLUMNS = {
+    "metric": "name of the metric, see metrics.csv",
+    "value": "its estimate in its unit; missing with a reason",
+    "low": "lower end of the 95 % interval; missing where there is none",
+    "high": "upper end of the 95 % interval",
+    "n": "repetitions behind the estimate",
+    "model": "the model's name",
+    "weights": "random, checkpoint or gguf",
+    "dtype": "number format of the weights",
+    "gpu": "name of the GPU, or that there was none",
+    "stack": "what generated the tokens",
+    "experts": "implementation of a mixture's experts; missing for dense models",
+    "context": "tokens of the prompt",
+    "batch": "sequences at once",
+    "new_tokens": "generated tokens of each sequence; missing where the metric is of several",
+    "environment": "id of the environment's row",
+    "run": "folder of the job below the results",
+    "kind": "kind of the row",
+    "decoding": "greedy, or the sampling",
+    "unit": "unit of value, low and high",
+    "method": "how the estimate and its interval were made",
+    "reason": "why the value, or its interval, is missing",
+}
 ESTIMATE = ("value", "low", "high", "n", "method", "reason")
 
 
@@ -31,7 +54,7 @@ def frame(folder: str | Path) -> pd.DataFrame:
     lines = [line for metric in METRICS.values() for line in _lines(metric, rows)]
     numbers = dict.fromkeys(("value", "low", "high"), "float64")
     whole = dict.fromkeys(("n", "context", "batch", "new_tokens"), "Int64")
-    return pd.DataFrame(lines, columns=COLUMNS).astype(numbers | whole)
+    return pd.DataFrame(lines, columns=list(COLUMNS)).astype(numbers | whole)
 
 
 def _lines(metric: Metric, rows: Rows) -> list[dict[str, Any]]:
@@ -62,3 +85,33 @@ def _arms(metric: Metric, rows: Rows, of_one_row: bool) -> list[list[Record]]:
         fields = (row.key.get(name) for name in ("model", "context", "batch", "decoding"))
         arms.setdefault((*fields, rows.setup(row)), []).append(row)
     return list(arms.values())
+
+
+def export(folder: str | Path, out: str | Path) -> list[Path]:
+    """Write all numbers of a folder as CSV and Parquet, with what the columns and metrics are.
+
+    Returns numbers.csv, numbers.parquet, columns.csv and metrics.csv below `out`.
+    """
+    target = Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    numbers = frame(folder)
+    paths = [target / f"numbers.{kind}" for kind in ("csv", "parquet")]
+    numbers.to_csv(paths[0], index=False)
+    numbers.to_parquet(paths[1], index=False)
+    columns = [{"column": name, "meaning": meaning} for name, meaning in COLUMNS.items()]
+    metrics = [
+        {
+            "metric": metric.name,
+            "title": metric.title,
+            "unit": metric.unit,
+            "formula": metric.formula,
+            "better": {True: "higher", False: "lower", None: ""}[metric.higher_is_better],
+            "paper's name": metric.paper_name,
+        }
+        for metric in METRICS.values()
+    ]
+    paths += [
+        write_csv(target / "columns.csv", columns),
+        write_csv(target / "metrics.csv", metrics),
+    ]
+    return paths

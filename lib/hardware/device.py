@@ -166,6 +166,13 @@ class CudaDevice(Device):
         self.uuid = f"GPU-{self._properties.uuid}"
         self.missing: dict[str, str] = {}
         self._nvml = self._handle = None
+        if " MIG " in self._properties.name:
+            self.uuid = f"MIG-{self._properties.uuid}"
+            self.missing["energy"] = (
+                f"{self._properties.name} is a MIG slice: power and energy are those of the whole "
+                "board, of which others may use their parts"
+            )
+            return
         try:
             self._nvml, self._handle = board.open_board(self.uuid)
         except Exception as error:  # NVML raises its own classes, one per return code

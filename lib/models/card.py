@@ -6,6 +6,7 @@ on a laptop can rebuild it from a record.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -18,16 +19,48 @@ class ModelError(ValueError):
 
 
 @dataclass(frozen=True)
+class Block:
+    """What a cache keeps of `tokens` tokens at a time (bytes of one sequence).
+
+    Every full block leaves `full_bytes`, a token of the block that is not full `left_bytes`, and
+    once a block is full there are `once_bytes` of the last one.
+    """
+
+    tokens: int
+    full_bytes: int = 0
+    left_bytes: int = 0
+    once_bytes: int = 0
+
+    def bytes_after(self, tokens: int) -> int:
+        """Bytes that are kept after `tokens` tokens."""
+        full, left = divmod(tokens, self.tokens)
+        once = self.once_bytes if full else 0
+        return full * self.full_bytes + left * self.left_bytes + once
+
+    def __add__(self, other: Block) -> Block:
+        return Block(
+            self.tokens,
+            self.full_bytes + other.full_bytes,
+            self.left_bytes + other.left_bytes,
+            self.once_bytes + other.once_bytes,
+        )
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """Counts of one architecture in one dtype (parameters as numbers, sizes in bytes).
 
     `lookup_params` are tables of which a token reads one row (the input embedding, unless it is
-    also the output matrix); `routed_params` belong to experts that a router chooses among. What
-    is left is read for every token. `kv_layers` holds, for each layer with a cache, the cached
-    elements per token and the sliding window (None: full attention); where the cache of an
-    architecture is not understood it is None, and `kv_reason` names the part. `matrix_params` are
-    the weights that quantisers take, `expert_matrix_params` those of them in routed experts; None
-    where a card was recorded before they were counted.
+    also the output matrix); `routed_params` belong to experts that a router chooses among;
+    `unread_params` are read by no decode step of text (vision towers, an attention to an encoder
+    that is not there). What is left is read for every token. `kv_layers` holds, for each layer
+    whose cache grows, the cached elements per token and the sliding window (None: full attention),
+    `kv_blocks` what is kept of several tokens as one, `state_bytes` what one sequence keeps
+    whatever its length (states of recurrent layers); where the cache of an architecture is not
+    understood `kv_layers` is None, and `kv_reason` names the part. `matrix_params` are the weights
+    that quantisers take, `expert_matrix_params` those of them in routed experts; None where a card
+    was recorded before they were counted. `empty_experts` are choices of a router that compute
+    nothing and have no weights.
     """
 
     name: str
@@ -54,6 +87,12 @@ class ModelCard:
     kv_reason: str = ""
     matrix_params: int | None = None
     expert_matrix_params: int | None = None
+    unread_params: int = 0
+    unread_bytes: int = 0
+    unread_matrix_params: int = 0
+    empty_experts: int = 0
+    state_bytes: int = 0
+    kv_blocks: tuple[Block, ...] = ()
 
     @property
     def active_share(self) -> float:
@@ -71,14 +110,20 @@ class ModelCard:
         windows = {window for _, window in self.kv_layers or () if window is not None}
         return max(windows, default=None)
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that the first token of a sequence adds to its cache, every window being open."""
+        return self.kv_bytes(1, cache="static") - self.state_bytes
+
     def kv_bytes(self, tokens: int, batch: int = 1, cache: str = "dynamic") -> int:
-        """Bytes of the cached keys and values after `tokens` tokens in each of `batch` sequences.
+        """Bytes that the cache holds after `tokens` tokens in each of `batch` sequences.
 
         Grouped heads count once. A dynamic sliding layer keeps the last window - 1 tokens (the
         next token completes the window). A static cache is allocated in advance: `tokens` is
         then its capacity, and a sliding layer holds at most the window. These are the bytes of
         the tensors; a dynamic sliding layer's tensor is a view, and the memory behind it is the
-        whole prompt until the first decode step and the full window after it.
+        whole prompt until the first decode step and the full window after it. States of recurrent
+        layers do not grow; they are there from the first token on.
         """
         if self.kv_layers is None:
             raise ModelError(
@@ -94,26 +139,36 @@ class ModelCard:
             per_token * (tokens if window is None else min(tokens, window - short))
             for per_token, window in self.kv_layers
         )
-        return batch * elements * self.kv_element_bytes
+        fixed = self.state_bytes if tokens or cache == "static" else 0
+        blocks = sum(block.bytes_after(tokens) for block in self.kv_blocks)
+        return batch * (elements * self.kv_element_bytes + fixed + blocks)
 
     def experts_touched(self, batch: int = 1) -> float:
         """Expected number of distinct experts that a layer reads for one step of `batch` tokens.
 
         Each token chooses k of E uniformly and independently: E (1 - (1 - k/E)^batch). That is k
-        at batch 1. A trained router is less even and touches fewer.
+        at batch 1. A trained router is less even and touches fewer. Where a router can also choose
+        what computes nothing, E of the share counts that, and k E / (E + empty) are left.
         """
         if not self.experts:
             return 0.0
-        missed = (1 - self.experts_per_token / self.experts) ** batch
+        choices = self.experts + self.empty_experts
+        missed = (1 - self.experts_per_token / choices) ** batch
         return self.experts * (1 - missed)
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens after which every block of the cache is full at the same time; 1 without any."""
+        return math.lcm(*(block.tokens for block in self.kv_blocks))
 
     def params_used(self, touched: float) -> int:
         """Parameters in a token's arithmetic where `touched` experts of every layer enter it.
 
         With the experts that the router chooses, these are `active_params`; with all experts,
-        everything but the lookup tables.
+        everything but the lookup tables and what no step reads.
         """
-        always = self.total_params - self.lookup_params - self.routed_params
+        unused = self.lookup_params + self.routed_params + self.unread_params
+        always = self.total_params - unused
         return always + (round(self.routed_params * touched / self.experts) if self.experts else 0)
 
     def decode_bytes(self, context: int, batch: int = 1, touched: float | None = None) -> int:
@@ -121,11 +176,11 @@ class ModelCard:
 
         Weights that every token uses are read once for the whole batch, plus `touched` distinct
         experts in each layer (where not given, the number to expect: `experts_touched`), plus
-        keys and values of `context` tokens in every sequence. Left out: one row of the lookup
-        table per sequence, activations, and what is written. No measured step can be faster than
-        these bytes over the bandwidth.
+        what is cached of `context` tokens in every sequence. Left out: weights that no step reads,
+        one row of the lookup table per sequence, activations, and what is written. No measured
+        step can be faster than these bytes over the bandwidth.
         """
-        weights = self.weight_bytes - self.lookup_bytes - self.routed_bytes
+        weights = self.weight_bytes - self.lookup_bytes - self.routed_bytes - self.unread_bytes
         if self.experts:
             read = self.experts_touched(batch) if touched is None else touched
             weights += round(self.routed_bytes * read / self.experts)
@@ -134,10 +189,10 @@ class ModelCard:
     def as_dict(self) -> dict[str, Any]:
         """The card as JSON data; `ModelCard.from_dict` reads it back."""
         data = asdict(self)
+        data["kv_blocks"] = list(data["kv_blocks"])
         if self.kv_layers is not None:
             data["kv_layers"] = [list(layer) for layer in self.kv_layers]
-            # The first token finds every sliding layer below its window.
-            data["kv_bytes_per_token"] = self.kv_bytes(1, cache="static")
+            data["kv_bytes_per_token"] = self.token_bytes
         return data
 
     @classmethod
@@ -146,6 +201,8 @@ class ModelCard:
         values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         if values.get("kv_layers") is not None:
             values["kv_layers"] = tuple(tuple(layer) for layer in values["kv_layers"])
+        if "kv_blocks" in values:
+            values["kv_blocks"] = tuple(Block(**block) for block in values["kv_blocks"])
         return cls(**values)
 
     def _repr_markdown_(self) -> str:
@@ -162,10 +219,13 @@ class ModelCard:
             "experts": f"{self.experts_per_token} of {self.experts} per token"
             if self.experts
             else "none (dense)",
-            "heads": f"{self.attention_heads} query, {self.kv_heads} key-value",
-            "cache per token": _size(self.kv_bytes(1, cache="static"))
+            "heads": f"{self.attention_heads} query, {self.kv_heads or '-'} key-value"
+            if self.attention_heads
+            else "none",
+            "cache per token": _size(self.token_bytes)
             if self.kv_layers is not None
             else f"unknown: {self.kv_reason}",
+            **({"state per sequence": _size(self.state_bytes)} if self.state_bytes else {}),
             "context limit": f"{self.context_limit:,} tokens" if self.context_limit else "unknown",
             "vocabulary": f"{self.vocab_size:,} tokens",
         }

@@ -1,15 +1,19 @@
 """Counting an architecture: parameters, bytes and cache layout, never typed in.
 
 Everything is read from the model that the library builds on torch's meta device, where a parameter
-has a shape and no memory, so a model larger than the machine is counted in about a second.
+has a shape and no memory, and from one decode step of it there (`decode_step`), so that a model
+larger than the machine is counted in seconds.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from lib.models import decode_step, quantised
 from lib.models.card import ModelCard, ModelError
 
 if TYPE_CHECKING:
@@ -17,53 +21,151 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 DTYPES = ("bfloat16", "float16", "float32")
-# How the configurations of the library call the number of experts chosen for a token.
-_TOP_K_NAMES = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k")
+# How the configurations of the library call the number of experts chosen for a token,
+_TOP_K_NAMES = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "top_k_experts",
+    "moe_k",
+    "top_k",
+)
+# the number of experts (the first two also in modules that hold them),
+_EXPERTS_NAMES = (
+    "num_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+    "n_routed_experts",
+    "num_local_experts",
+)
+# the longest sequence,
+_LIMIT_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_target_positions",
+    "max_seq_len",
+    "max_seq_length",
+    "model_max_length",
+    "n_ctx",
+)
+# and the numbers that a card shows.
+_NAMES = {
+    "layers": ("num_hidden_layers", "decoder_layers", "n_layers", "n_layer", "num_layers"),
+    "hidden_size": ("hidden_size", "d_model", "n_embd"),
+    "attention_heads": ("num_attention_heads", "decoder_attention_heads", "n_heads", "n_head"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads", "kv_n_heads"),
+    "vocab_size": ("vocab_size",),
+}
+ENCODER = (
+    "it is an encoder (is_decoder is false): every token attends to those after it, so that no "
+    "text is decoded token by token"
+)
+_LONGEST_TABLE = 8192  # positions that a table is tried for: masks of that length squared are real
+_SET_ASIDE = 8  # rows of a table of positions that may be for something else
+_SEEN: dict[tuple[str, str], decode_step.Layout] = {}  # dry runs of this process
 
 
-def count(config: PreTrainedConfig, *, name: str = "", dtype: str = "bfloat16") -> ModelCard:
-    """The card of a causal language model with this configuration; nothing is allocated."""
-    net = _on_meta(copy.deepcopy(config), dtype)  # the library writes the dtype into it
-    text = config.get_text_config(decoder=True)
-    tables = _lookup_tables(net)
-    routed, experts = _routed_experts(net)
+def count(
+    config: PreTrainedConfig,
+    *,
+    name: str = "",
+    dtype: str = "bfloat16",
+    held: torch.nn.Module | None = None,
+) -> ModelCard:
+    """The card of a causal language model with this configuration; nothing is allocated.
+
+    `held` is a net that was loaded: the bytes are then those that it stores, quantised or not.
+    """
+    try:
+        return _counted(config, name, dtype, held)
+    except ModelError:
+        raise
+    except Exception as error:  # of the code of an architecture, whatever it is
+        raise ModelError(
+            f"{name or config.model_type}: its card cannot be counted ({reason_of(error)})"
+        ) from error
+
+
+def require_decoder(card: ModelCard) -> None:
+    """Raise for an encoder, which decodes nothing."""
+    if card.kv_reason == ENCODER:
+        raise ModelError(
+            f"{card.name} ({card.model_type}) cannot be measured: {ENCODER}; use a model that is "
+            "made to continue text"
+        )
+
+
+def _is_encoder(net: torch.nn.Module) -> bool:
+    """Whether its tokens attend to those after them (BERT and its kin, unless told otherwise)."""
+    if getattr(_text_config(net.config), "is_decoder", None) is not False:
+        return False
+    return any(vars(module).get("is_decoder") is False for module in net.modules())
+
+
+def _counted(
+    config: PreTrainedConfig, name: str, dtype: str, held: torch.nn.Module | None
+) -> ModelCard:
+    config = copy.deepcopy(config)  # the library writes the dtype into it
+    net = _on_meta(config, dtype)
+    text = _text_config(config)
+    seen = _layout(net, config, dtype)
+    if _is_encoder(net):
+        seen = replace(seen, layers=None, reason=ENCODER)
+    every = dict(net.named_parameters())  # a tied parameter appears once
+    stored = quantised.stored_bytes(held, every) if held is not None else None
+
+    def size_bytes(names: Iterable[str]) -> int:
+        return sum(stored[n] if stored else every[n].nbytes for n in names)
+
+    routed, experts, empty = _routed_experts(net)
     top_k = _experts_per_token(text, experts) if experts else 0
 
-    every = dict(net.named_parameters())  # a tied parameter appears once
-    always = {n: p for n, p in every.items() if n not in routed and n not in tables}
-    groups = [_numel(g.values()) for g in (tables, routed, always)]
+    tables = {n: p for n, p in _lookup_tables(net, seen).items() if n not in routed}
+    unread = {n: p for n, p in every.items() if _is_unread(n, seen) and n not in routed}
+    tables = {n: p for n, p in tables.items() if n not in unread}
+    always = {n: p for n, p in every.items() if n not in routed | tables | unread}
+    groups = [_numel(g.values()) for g in (tables, routed, always, unread)]
     total = sum(p.numel() for p in net.parameters())
     assert sum(groups) == total, f"{name}: groups {groups} do not add up to {total} parameters"
-    routed_used = groups[1] * top_k // experts if experts else 0
+    spare, spare_bytes = _spare(routed, experts, empty)
 
     matrix_params, expert_matrix_params = _matrices(net, tables, routed, experts)
     assert expert_matrix_params <= groups[1] and matrix_params <= total - groups[0], name
-    kv_layers, kv_element_bytes, kv_reason = _cache_layout(net, config)
+    read = {n: p for n, p in every.items() if n not in unread}
+    unread_matrix_params = matrix_params - _matrices(net, tables, routed, experts, among=read)[0]
+    routed_params = groups[1] - spare
     return ModelCard(
         name=name or config.model_type,
         model_type=config.model_type,
         dtype=dtype,
         total_params=total,
-        active_params=groups[2] + routed_used,
+        active_params=groups[2] + (routed_params * top_k // (experts + empty) if experts else 0),
         lookup_params=groups[0],
-        routed_params=groups[1],
-        weight_bytes=_nbytes(every.values()),
-        routed_bytes=_nbytes(routed.values()),
-        lookup_bytes=_nbytes(tables.values()),
-        layers=text.num_hidden_layers,
-        hidden_size=getattr(text, "hidden_size", None),
-        attention_heads=getattr(text, "num_attention_heads", None),
-        kv_heads=getattr(text, "num_key_value_heads", None),
+        routed_params=routed_params,
+        weight_bytes=size_bytes(every),
+        routed_bytes=size_bytes(routed) - spare_bytes,
+        lookup_bytes=size_bytes(tables),
+        layers=_number(text, "layers") or _longest_list(net),
+        hidden_size=_number(text, "hidden_size"),
+        attention_heads=_number(text, "attention_heads"),
+        kv_heads=seen.heads or _number(text, "kv_heads"),
         head_dim=_head_dim(text),
         experts=experts,
         experts_per_token=top_k,
-        context_limit=getattr(text, "max_position_embeddings", None),
-        vocab_size=text.vocab_size,
-        kv_layers=kv_layers,
-        kv_element_bytes=kv_element_bytes,
-        kv_reason=kv_reason,
+        context_limit=_context_limit(text, net),
+        vocab_size=_number(text, "vocab_size") or _rows(net.get_output_embeddings()),
+        kv_layers=seen.layers,
+        kv_element_bytes=seen.element_bytes,
+        kv_reason=seen.reason,
         matrix_params=matrix_params,
-        expert_matrix_params=expert_matrix_params,
+        expert_matrix_params=expert_matrix_params - spare,
+        unread_params=groups[3] + spare,
+        unread_bytes=size_bytes(unread) + spare_bytes,
+        unread_matrix_params=unread_matrix_params + spare,
+        empty_experts=empty,
+        state_bytes=seen.state_bytes,
+        kv_blocks=seen.blocks,
     )
 
 
@@ -71,37 +173,69 @@ def _on_meta(config: PreTrainedConfig, dtype: str) -> torch.nn.Module:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from lib.models import dry_run
+
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    kind = config.model_type
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    except ValueError as error:
-        if "AutoModel" not in str(error):
-            raise
+        with dry_run.building():
+            net = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, dtype), trust_remote_code=False
+            )
+    except Exception as error:  # whatever the code of an architecture raises
+        if isinstance(error, ValueError) and "AutoModel" in str(error):
+            raise ModelError(
+                f"{kind!r} is not a causal language model of the installed transformers; use a "
+                "decoder-only model, or update transformers"
+            ) from error
         raise ModelError(
-            f"{config.model_type!r} is not a causal language model of the installed transformers; "
-            "use a decoder-only model, or update transformers"
+            f"{kind!r} cannot be built from this configuration: {reason_of(error)}"
         ) from error
+    return net.eval().requires_grad_(False)
+
+
+def reason_of(error: BaseException) -> str:
+    """What the library raised, in one line, and the package to install where one is missing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else "no reason given"
+    # A configuration that is checked field by field tells the cause in a second line.
+    if text.endswith(":") and len(lines) > 1:
+        text = f"{text} {lines[1]}"
+    return f"{type(error).__name__}: {text}"
+
+
+def _layout(net: torch.nn.Module, config: PreTrainedConfig, dtype: str) -> decode_step.Layout:
+    """What `decode_step` sees in a step of the net; once in a process for a configuration."""
+    key = (json.dumps(config.to_dict(), sort_keys=True, default=str), dtype)
+    if key not in _SEEN:
+        if getattr(net, "_can_set_experts_implementation", lambda: False)():
+            net.set_experts_implementation("batched_mm")  # as `generate()` runs them in a step
+        _SEEN[key] = decode_step.layout(net)
+    return _SEEN[key]
+
+
+def _is_unread(name: str, seen: decode_step.Layout) -> bool:
+    return seen.read is not None and name not in seen.read | (seen.looked_up or frozenset())
 
 
 def _numel(parameters: Iterable[torch.nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def _nbytes(parameters: Iterable[torch.nn.Parameter]) -> int:
-    return sum(p.numel() * p.element_size() for p in parameters)
-
-
-def _lookup_tables(net: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Embedding tables that are not the output matrix as well."""
+def _lookup_tables(
+    net: torch.nn.Module, seen: decode_step.Layout | None = None
+) -> dict[str, torch.nn.Parameter]:
+    """Embedding tables that are not the output matrix as well, and what else rows are taken of."""
     import torch
 
     output = net.get_output_embeddings()
     tied = id(output.weight) if output is not None else None
     owners = {id(p): name for name, p in net.named_parameters()}
     tables = [m.weight for m in net.modules() if isinstance(m, torch.nn.Embedding)]
-    return {owners[id(w)]: w for w in tables if id(w) != tied}
+    found = {owners[id(w)]: w for w in tables if id(w) != tied}
+    looked_up = (seen.looked_up if seen else None) or frozenset()
+    return found | {n: p for n, p in net.named_parameters() if n in looked_up and p.ndim > 1}
 
 
 def expert_modules(net: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -109,30 +243,67 @@ def expert_modules(net: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {p: m for p, m in net.named_modules() if p.rpartition(".")[2] == "experts"}
 
 
-def _routed_experts(net: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter], int]:
-    """Parameters of experts that a router chooses among, and the number of experts.
+def _routed_experts(net: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter], int, int]:
+    """Parameters of experts that a router chooses among, the number of experts, and the number of
+    choices beside them that compute nothing.
 
-    Recognised by structure: a module called `experts` that is a list of modules, or whose own
-    parameters all lead with one and the same length. Shared experts have another name and count
-    as always read.
+    Recognised by structure: a list of modules called `experts`, or a module whose class is named
+    for experts and whose own tensors hold all of them. How many there are the module says (or the
+    configuration); a tensor may hold them along its leading axis or as parts of it. Shared experts
+    have another name and count as always read.
     """
-    import torch
-
-    routed: dict[str, torch.nn.Parameter] = {}
-    sizes = set()
-    for path, module in expert_modules(net).items():
-        inside = {f"{path}.{n}": p for n, p in module.named_parameters()}
-        if isinstance(module, torch.nn.ModuleList):
-            sizes.add(len(module))
-        else:
-            sizes.update(p.shape[0] for p in inside.values())
-        routed.update(inside)
-    if len(sizes) > 1:
+    found: dict[str, torch.nn.Parameter] = {}
+    counts, empty = set(), set()
+    for path, module in net.named_modules():
+        inside, count = _held_experts(net, path, module)
+        if inside:
+            counts.add(count)
+            found.update((f"{path}.{n}", p) for n, p in inside.items())
+        classes = getattr(module, "num_router_classes", None)
+        if isinstance(classes, int) and (held := _held_number(module)):
+            empty.add(classes - held)
+        elif inside:
+            empty.add(getattr(module, "zero_expert_num", 0) or 0)
+    if len(counts) > 1:
         raise ModelError(
-            f"the experts of {net.config.model_type!r} come in several counts {sorted(sizes)}; "
+            f"the experts of {net.config.model_type!r} come in several counts {sorted(counts)}; "
             "active parameters need one count for all layers"
         )
-    return routed, sizes.pop() if sizes else 0
+    return found, counts.pop() if counts else 0, max(empty, default=0)
+
+
+def _held_experts(
+    net: torch.nn.Module, path: str, module: torch.nn.Module
+) -> tuple[dict[str, torch.nn.Parameter], int]:
+    """Parameters of the experts that this module itself holds, and how many experts these are."""
+    import torch
+
+    name, kind = path.rpartition(".")[2], type(module).__name__
+    if name == "experts" and isinstance(module, torch.nn.ModuleList):
+        return dict(module.named_parameters()), len(module)
+    if name != "experts" and ("Expert" not in kind or "shared" in name):
+        return {}, 0
+    own = {n: p for n, p in module.named_parameters(recurse=False) if p.ndim > 1}
+    count = _held_number(module) or _held_number(_text_config(net.config))
+    if not count and len(lengths := {len(p) for p in own.values()}) == 1:
+        count = lengths.pop()
+    return {n: p for n, p in own.items() if count and len(p) >= count}, count or 0
+
+
+def _held_number(place: Any) -> int:
+    """The number of experts that a module, or a configuration, states; 0 where it states none."""
+    values = (_value(place, name) for name in (*_EXPERTS_NAMES, "groups"))
+    return next((v for v in values if isinstance(v, int) and v > 0), 0)
+
+
+def _spare(routed: dict[str, torch.nn.Parameter], experts: int, empty: int) -> tuple[int, int]:
+    """Parameters, and their bytes, that lie in tensors of experts and belong to none: room for
+    choices that compute nothing."""
+    if not empty:
+        return 0, 0
+    longer = [p for p in routed.values() if len(p) == experts + empty]
+    params = sum(p.numel() * empty // (experts + empty) for p in longer)
+    return params, sum(p.numel() * empty // (experts + empty) * p.element_size() for p in longer)
 
 
 def _matrices(
@@ -140,6 +311,8 @@ def _matrices(
     tables: dict[str, torch.nn.Parameter],
     routed: dict[str, torch.nn.Parameter],
     experts: int,
+    *,
+    among: dict[str, torch.nn.Parameter] | None = None,
 ) -> tuple[int, int]:
     """Weights that quantisers take, and those of them in routed experts.
 
@@ -158,76 +331,136 @@ def _matrices(
         if path.rpartition(".")[2] == "experts":
             blocks.append(path.removesuffix("experts"))
     routers = {n for n in linear if n.startswith(tuple(blocks)) and len(linear[n]) == experts}
-    # Where all experts of a layer are one tensor, it has three axes, and their biases have two.
-    inside = {id(p): p for n, p in routed.items() if n in linear or p.ndim == 3}
+    # Where all experts of a layer are one tensor, it has three axes, or two with the rows of all
+    # experts in one; their biases have two, with a row for each.
+    inside = {
+        id(p): p
+        for n, p in routed.items()
+        if n in linear or p.ndim == 3 or (p.ndim == 2 and len(p) > experts)
+    }
     others = {id(p): p for n, p in linear.items() if n not in routed and n not in routers}
+    if among is not None:
+        allowed = {id(p) for p in among.values()}
+        others = {i: p for i, p in others.items() if i in allowed}
     return _numel((inside | others).values()), _numel(inside.values())
 
 
 def _experts_per_token(config: PreTrainedConfig, experts: int) -> int:
-    for name in _TOP_K_NAMES:
-        top_k = getattr(config, name, None)
-        if isinstance(top_k, int) and 1 <= top_k <= experts:
-            return top_k
+    for place in (config, *parts(config)):
+        for name in _TOP_K_NAMES:
+            top_k = _value(place, name)
+            if isinstance(top_k, int) and 1 <= top_k <= experts:
+                return top_k
     raise ModelError(
         f"{config.model_type!r} has {experts} experts, and its config says under none of "
         f"{', '.join(_TOP_K_NAMES)} how many a token uses"
     )
 
 
+def _text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part that describes the decoder of text, or all of it."""
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError:  # several parts could be meant
+        return config
+
+
+def parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Configurations inside this one."""
+    from transformers import PreTrainedConfig
+
+    for name in vars(config):
+        if name.endswith("_config") and isinstance(part := _value(config, name), PreTrainedConfig):
+            yield part
+
+
+def _value(place: Any, name: str) -> Any:
+    """A field of a configuration or a module; None where it is missing or differs by layer."""
+    try:
+        return getattr(place, name, None)
+    except RuntimeError:  # the library refuses to name one value for all layers
+        values = {getattr(layer, name, None) for layer in place.per_layer_config}
+        return values.pop() if len(values) == 1 else None
+
+
+def _number(config: PreTrainedConfig, what: str) -> int | None:
+    values = (_value(config, name) for name in _NAMES[what])
+    return next((v for v in values if isinstance(v, int) and v > 0), None)
+
+
 def _head_dim(config: PreTrainedConfig) -> int | None:
-    if getattr(config, "head_dim", None):
-        return config.head_dim
-    hidden, heads = (getattr(config, n, None) for n in ("hidden_size", "num_attention_heads"))
+    try:
+        if getattr(config, "head_dim", None):
+            return config.head_dim
+    except RuntimeError:
+        return _value(config, "head_dim")
+    hidden, heads = (_number(config, what) for what in ("hidden_size", "attention_heads"))
     return hidden // heads if hidden and heads else None
 
 
-def _cache_layout(
-    net: torch.nn.Module, config: PreTrainedConfig
-) -> tuple[tuple[tuple[int, int | None], ...] | None, int, str]:
-    """Elements per token and window of every layer of the library's own cache.
+def _longest_list(net: torch.nn.Module) -> int:
+    """Layers of a net whose configuration does not say how many: its longest list of modules."""
+    import torch
 
-    Which layers slide is read from the cache that the library builds for this configuration; how
-    much a token adds is read from the projections that write into it.
+    return max((len(m) for m in net.modules() if isinstance(m, torch.nn.ModuleList)), default=0)
+
+
+def _rows(module: torch.nn.Module | None) -> int:
+    return len(module.weight) if module is not None else 0
+
+
+def _context_limit(config: PreTrainedConfig, net: torch.nn.Module) -> int | None:
+    """Positions that the model is made for; None where its configuration states no limit.
+
+    Rotary positions that are stretched by a factor reach further than the number that is stated:
+    as far as the factor times what the model was trained for. The library asks to leave the stated
+    number as it was then; where `original_max_position_embeddings` is given, it may say either.
     """
-    from transformers import DynamicCache
-
-    writers: dict[int, torch.nn.Module] = {}
-    for module in net.modules():
-        index = getattr(module, "layer_idx", None)
-        if isinstance(index, int) and "Attention" in type(module).__name__:
-            writers.setdefault(index, module)
-    layout, element_bytes = [], next(net.parameters()).element_size()
-    try:
-        layers = DynamicCache(config=config).layers
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        return None, element_bytes, f"the library builds no cache for it ({error})"
-    for index, layer in enumerate(layers):
-        kind = type(layer).__name__
-        if kind not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
-            return None, element_bytes, f"layer {index} keeps a {kind}, not keys and values"
-        if index not in writers:
-            return None, element_bytes, f"layer {index} has no attention module"
-        per_token = _cached_per_token(writers[index], config.get_text_config(decoder=True))
-        if per_token is None:
-            part = type(writers[index]).__name__
-            return None, element_bytes, f"what {part} of layer {index} caches is not recognised"
-        layout.append((per_token, getattr(layer, "sliding_window", None)))
-    return tuple(layout), element_bytes, ""
+    values = (_value(config, name) for name in _LIMIT_NAMES)
+    stated = next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
+    if stated is None or stated < 1:
+        return None
+    return _usable(net, max([stated, *(_stretched(rope, stated) for rope in _ropes(config))]))
 
 
-def _cached_per_token(attention: torch.nn.Module, config: PreTrainedConfig) -> int | None:
-    """Elements that one token adds to this layer's cache, or None where the form is unknown."""
-    widths = {
-        n: m.out_features for n, m in attention.named_children() if hasattr(m, "out_features")
-    }
-    if "kv_a_proj_with_mqa" in widths:  # multi-head latent attention caches the latents
-        return widths["kv_a_proj_with_mqa"]
-    if "k_proj" in widths and "v_proj" in widths:
-        return widths["k_proj"] + widths["v_proj"]
-    heads, head_dim = getattr(config, "num_attention_heads", None), _head_dim(config)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    fused = widths.get("qkv_proj", widths.get("query_key_value"))
-    if fused and heads and head_dim and fused == (heads + 2 * kv_heads) * head_dim:
-        return 2 * kv_heads * head_dim
-    return None
+def _ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The rotary positions of the model, one for each kind of layer where they differ.
+
+    Where only some kinds are stretched (by no stated original length) the number stated holds.
+    """
+    given = _value(config, "rope_parameters") or _value(config, "rope_scaling") or {}
+    if not isinstance(given, dict):
+        return []
+    nested = [rope for rope in given.values() if isinstance(rope, dict)]
+    if not nested:
+        return [given]
+    return [rope for rope in nested if rope.get("original_max_position_embeddings")] or (
+        nested
+        if len({json.dumps(rope, sort_keys=True, default=str) for rope in nested}) == 1
+        else []
+    )
+
+
+def _stretched(rope: dict[str, Any], stated: int) -> int:
+    kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor")
+    if kind not in ("yarn", "linear", "dynamic") or not factor:
+        return stated  # others state the whole length
+    return round(factor * (rope.get("original_max_position_embeddings") or stated))
+
+
+def _usable(net: torch.nn.Module, limit: int) -> int:
+    """The limit less what a learned table of positions sets aside at its beginning.
+
+    RoBERTa and its kin number positions from behind the padding index, so that the table has fewer
+    of them than rows. Tried on shapes alone, where a table ends near the limit.
+    """
+    import torch
+
+    from lib.models import dry_run
+
+    tables = (m for m in net.modules() if isinstance(m, torch.nn.Embedding))
+    if limit <= _LONGEST_TABLE and any(abs(m.num_embeddings - limit) <= _SET_ASIDE for m in tables):
+        for usable in range(limit, max(limit - _SET_ASIDE, 1), -1):
+            if dry_run.reaches(net, usable):
+                return usable
+    return limit

@@ -9,17 +9,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from lib.models.card import ModelError
+from lib.models.checkpoint_files import named
 
 CACHE_VARIABLE = "WORKBOOK_CACHE"
+# Reports of a machine without room or reach, which say nothing of a model.
+NOT_OURS = (MemoryError, ConnectionError, KeyboardInterrupt)
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _UNREACHABLE = {
     "OfflineModeIsEnabled",
@@ -40,6 +46,18 @@ def cache_dir() -> Path:
     """Where converted checkpoints are kept; the variable WORKBOOK_CACHE moves it."""
     default = Path.home() / ".cache" / "llm-deployment-workbook"
     return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
+
+
+def forbid_hub_code() -> None:
+    """Keep the library from fetching kernels, which are code, from a hub.
+
+    It does so by itself where the package `kernels` is installed. The variable holds for processes
+    that start later, the switch for this one.
+    """
+    os.environ["USE_HUB_KERNELS"] = "NO"
+    from transformers.integrations import hub_kernels
+
+    hub_kernels._kernels_enabled = False
 
 
 def require_config(folder: Path) -> Path:
@@ -192,6 +210,7 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
 
 def from_gguf(path: Path) -> tuple[Path, str]:
     """Folder converted from a GGUF file, and where it came from; converted once per content."""
+    require_whole_gguf(path)
     digest = sha256(path)
     folder = cache_dir() / f"{path.stem}-{digest[:12]}"
     if not folder.is_dir():
@@ -199,20 +218,68 @@ def from_gguf(path: Path) -> tuple[Path, str]:
     return folder, f"{path.name}, sha256 {digest}"
 
 
+def require_whole_gguf(path: Path) -> None:
+    """Raise where a file is one part of several, or is cut off."""
+    from gguf import GGUFReader
+
+    try:
+        read = GGUFReader(path)
+    except Exception as error:  # of numpy or of the reader, by where the file ends
+        lines = str(error).strip().splitlines() or [""]
+        raise ModelError(
+            f"{path.name} is no whole GGUF file ({type(error).__name__}: {lines[0]}); fetch it "
+            "again"
+        ) from error
+    count = read.get_field("split.count")
+    parts = int(count.contents()) if count is not None else 1
+    if parts > 1:
+        number = read.get_field("split.no")
+        which = int(number.contents()) + 1 if number is not None else "?"
+        raise ModelError(
+            f"{path.name} is part {which} of {parts}, and the others would be drawn at "
+            "random; merge them into one file first (llama-gguf-split --merge FIRST.gguf ALL.gguf)"
+        )
+
+
+def form_of_gguf(path: Path) -> str:
+    """The types of its tensors, most bytes first; all are expanded when the file is converted."""
+    from gguf import GGUFReader
+
+    sizes: Counter[str] = Counter()
+    for tensor in GGUFReader(path).tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_bytes)
+    return f"gguf {', '.join(name for name, _ in sizes.most_common())}, expanded when loaded"
+
+
 def _convert(gguf: Path, folder: Path) -> None:
     """Write the dequantised model (float32, which holds its values exactly) and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    forbid_hub_code()
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         with quiet():
-            net = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+            net, report = AutoModelForCausalLM.from_pretrained(
+                **where,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told with their names, and refused below
+            )
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     except ImportError as error:
         raise ModelError(
             f"{gguf.name} cannot be read: {error.msg.strip()}; install gguf and accelerate"
         ) from error
+    except NOT_OURS:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ModelError(
+            f"{gguf.name} cannot be read: {type(error).__name__}: {lines[0]}"
+        ) from error
+    require_all_loaded(gguf.name, report)
     # The weights are dequantised now; these two would make save_pretrained refuse.
     net.hf_quantizer = None
     if hasattr(net.config, "quantization_config"):
@@ -227,6 +294,36 @@ def _convert(gguf: Path, folder: Path) -> None:
             checkpoint.rename(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder} cannot be written; set {CACHE_VARIABLE} to a writable folder")
+
+
+def require_all_loaded(
+    name: str, report: Mapping[str, Iterable[Any]], constants: Collection[str] = ()
+) -> None:
+    """Raise unless every weight came from the file and every weight of the file was used.
+
+    `report` is what `from_pretrained` tells with `output_loading_info`. The library draws missing
+    weights at random, and leaves unexpected ones aside. `constants` are no weights.
+    """
+    missing = sorted(report.get("missing_keys") or ())
+    unexpected = sorted(set(report.get("unexpected_keys") or ()) - set(constants))
+    mismatched = sorted(str(entry[0]) for entry in report.get("mismatched_keys") or ())
+    errors = [str(text).strip().splitlines()[0] for text in report.get("error_msgs") or () if text]
+    problems = [
+        *([f"it lacks {named(missing)}, which would be drawn at random"] if missing else []),
+        *(
+            [f"it holds {named(unexpected)}, which this architecture does not have"]
+            if unexpected
+            else []
+        ),
+        *([f"{named(mismatched)} have other shapes"] if mismatched else []),
+        *errors,
+    ]
+    if problems:
+        raise ModelError(
+            f"{name} is not a checkpoint of this model: {'; '.join(problems)}. Give a complete "
+            "checkpoint whose config.json is its own (a model with its head, in a form that the "
+            "installed transformers knows)"
+        )
 
 
 @contextlib.contextmanager
@@ -247,16 +344,33 @@ def _scratch() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the library's progress bars, which would fill a notebook's output."""
+def quiet() -> Iterator[list[str]]:
+    """Without the library's progress bars and its table of tensors that did not load, which would
+    fill a notebook's output. The list gets what that table says: a tensor and its status each."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    troubled: list[str] = []
+
+    def take(record: Any) -> bool:
+        head, _, rows = record.getMessage().partition("\n")
+        cells = [line.split("|") for line in re.sub(r"\x1b\[\d*m", "", rows).splitlines()]
+        if "LOAD REPORT" in head:
+            troubled.extend(
+                f"{row[0].strip()} ({row[1].strip().lower()})" for row in cells[2:] if len(row) > 2
+            )
+        return "LOAD REPORT" not in head
+
+    logger, bars = (
+        logging.get_logger("transformers.modeling_utils"),
+        logging.is_progress_bar_enabled(),
+    )
     logging.disable_progress_bar()
+    logger.addFilter(take)
     try:
-        yield
+        yield troubled
     finally:
-        if shown:
+        logger.removeFilter(take)
+        if bars:
             logging.enable_progress_bar()
 
 

@@ -48,10 +48,12 @@ def held_as(card: ModelCard, form: Form) -> ModelCard:
     def saved_bytes(weights: int) -> int:
         return round(weights * (16 - form.bits) / 8)
 
+    unread = card.unread_matrix_params if form.quantised == "matrix_params" else 0
     return replace(
         card,
         weight_bytes=card.weight_bytes - saved_bytes(count),
         routed_bytes=card.routed_bytes - saved_bytes(in_experts),
+        unread_bytes=card.unread_bytes - saved_bytes(unread),
     )
 
 

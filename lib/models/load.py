@@ -6,19 +6,26 @@ valid for memory and for dense latency, and say nothing about what a model answe
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.models import count
+from lib.models import checkpoint_files, count, quantised
 from lib.models import experts as implementations
 from lib.models.card import ModelCard, ModelError, require_context
-from lib.models.fetch import quiet
-from lib.models.origin import config_of, files, find, plain, require_checkpoint
+from lib.models.fetch import NOT_OURS, quiet, require_all_loaded
+from lib.models.origin import (
+    config_of,
+    files,
+    find,
+    made_of,
+    plain,
+    read_config,
+    require_checkpoint,
+)
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import KEY_FIELDS
 
@@ -86,13 +93,11 @@ class Model:
 
 def card(config_or_name: PreTrainedConfig | dict | str, dtype: str = "bfloat16") -> ModelCard:
     """The model card of a configuration (the library's, or a dict with model_type) or a name."""
-    from transformers import AutoConfig
-
     if isinstance(config_or_name, str):
         origin = find(config_or_name)
         return count.count(config_of(origin), name=origin.name, dtype=dtype)
     if isinstance(config_or_name, dict):
-        config_or_name = AutoConfig.for_model(**copy.deepcopy(config_or_name))
+        config_or_name = made_of(config_or_name)
     return count.count(config_or_name, dtype=dtype)
 
 
@@ -141,11 +146,11 @@ def load(
         require_checkpoint(origin, weights)
     config = config_of(origin)
     planned = count.count(config, name=origin.name, dtype=dtype)
+    count.require_decoder(planned)
     options = _experts_option(planned, experts)
-    require_fits(planned, device, tokens=0)
-
-    tokenizer = None
+    tokenizer, asked = None, None
     if weights == "random":
+        require_fits(planned, device, tokens=0)
         source = {
             "model_source": f"random weights, seed {seed}",
             "model_revision": f"config sha256 {_digest(config)}",
@@ -155,19 +160,24 @@ def load(
     else:
         folder, source = files(origin)
         weights = "gguf" if origin.gguf or origin.wheel else "checkpoint"
+        asked = _require_stored(folder, origin.name, planned, device)
         start_s = device.clock_s()
-        net = _checkpoint_net(folder, dtype, device.torch_device, options)
+        net = _checkpoint_net(
+            folder, dtype, device.torch_device, options | quantised.options(asked)
+        )
         tokenizer = _tokenizer(folder)
     device.synchronize()
     load_s = device.clock_s() - start_s
 
-    loaded = _loaded_dtype(net)
+    form = quantised.told(asked, net)
+    _require_numbers(origin.name, net)
+    loaded = _loaded_dtype(net, as_stored="matrix_kernels" in form)
     if loaded != dtype:
         raise ModelError(
             f"{origin.name} came in {loaded}, not in the requested {dtype}; ask for {loaded}, or "
             "give a checkpoint that is not quantised"
         )
-    actual = count.count(plain(net.config), name=origin.name, dtype=dtype)
+    actual = _card_of(net, origin.name, dtype, exact="matrix_kernels" not in form)
     model = Model(
         name=origin.name,
         net=net.eval().requires_grad_(False),
@@ -175,7 +185,7 @@ def load(
         card=actual,
         weights=weights,
         dtype=loaded,
-        source=source | {"loaded_dtype": loaded},
+        source=source | {"loaded_dtype": loaded} | form,
         device=device,
         load_s=load_s,
         vocab_size=min(len(tokenizer), actual.vocab_size) if tokenizer else actual.vocab_size,
@@ -214,7 +224,9 @@ def _random_net(
     gpus = [] if index is None else [index]
     with torch.random.fork_rng(devices=gpus), torch.device(where), torch.no_grad():
         torch.manual_seed(seed)
-        net = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **options)
+        net = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), trust_remote_code=False, **options
+        )
         for module in net.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 # Some norms store their scale minus one: zero means a scale of one there.
@@ -224,25 +236,89 @@ def _random_net(
     return net
 
 
+def _require_stored(
+    folder: Path, name: str, planned: ModelCard, device: Any
+) -> dict[str, Any] | None:
+    """The quantisation of a checkpoint; raises unless it is whole, known here and has room."""
+    asked = quantised.asked_for(read_config(folder))
+    quantised.require_loadable(name, asked)
+    quantised.require_device(name, asked, device.torch_device.partition(":")[0])
+    checkpoint_files.require_scales(folder, quantised.method_of(asked))
+    if not quantised.is_expanded(asked):
+        planned = replace(planned, weight_bytes=sum(checkpoint_files.dtypes(folder).values()))
+    require_fits(planned, device, tokens=0)
+    return asked
+
+
 def _checkpoint_net(
-    folder: Path, dtype: str, where: str, options: dict[str, str]
+    folder: Path, dtype: str, where: str, options: dict[str, Any]
 ) -> torch.nn.Module:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
+    from transformers import AutoModelForCausalLM
 
-    stored = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) or {}
-    if stored.get("quant_method") == "mxfp4":
-        options = options | {"quantization_config": Mxfp4Config(dequantize=True)}
-    with quiet():
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype),
-            device_map={"": where},
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            **options,
+    troubled: list[str] = []
+    try:
+        with quiet() as troubled:
+            net, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                device_map={"": where},
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told with their names, and refused below
+                **options,
+            )
+    except (ModelError, torch.OutOfMemoryError, *NOT_OURS):
+        raise
+    except Exception as error:  # whatever the library and a method's package raise
+        names = f" ({checkpoint_files.named(troubled)})" if troubled else ""
+        raise ModelError(
+            f"{folder.name} cannot be loaded: {count.reason_of(error)}{names}"
+        ) from error
+    held = checkpoint_files.tensors(folder)
+    require_all_loaded(
+        folder.name, report, [t.name for t in held if checkpoint_files.is_made_anew(t)]
+    )
+    return net
+
+
+def _require_numbers(name: str, net: torch.nn.Module) -> None:
+    """Raise where a weight, or a constant that a checkpoint holds, is not a number, or infinite."""
+    import torch
+
+    held = net.state_dict(keep_vars=True)
+    for path, tensor in held.items():
+        # A sum is not finite as soon as one of its terms is not, and needs no room of its own.
+        if torch.is_tensor(tensor) and tensor.dtype.is_floating_point and tensor.element_size() > 1:
+            total = tensor.detach().sum(dtype=torch.float32)
+            if not torch.isfinite(total) and not torch.isfinite(tensor).all():
+                raise ModelError(
+                    f"{name}: {path} holds values that are not finite numbers; fetch the "
+                    "checkpoint again, or choose another dtype"
+                )
+
+
+def _card_of(net: torch.nn.Module, name: str, dtype: str, *, exact: bool) -> ModelCard:
+    """The card of the net that was loaded: with a head of its own where it has one, and with the
+    bytes that are really stored. `exact`: no parameter beside those of the architecture, as the
+    scales of a quantised one would be."""
+    config = plain(net.config)
+    output, table = net.get_output_embeddings(), net.get_input_embeddings()
+    if output is not None and table is not None:
+        tied = output.weight is table.weight
+        for part in (config, *count.parts(config)):
+            if getattr(part, "tie_word_embeddings", None) not in (None, tied):
+                part.tie_word_embeddings = tied
+    card = count.count(config, name=name, dtype=dtype, held=net)
+    held = sum(p.numel() for p in net.parameters())
+    if exact and held != card.total_params:
+        raise ModelError(
+            f"{name} holds {held} parameters where its config.json describes {card.total_params}; "
+            "give the checkpoint its own config.json"
         )
+    return card
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -252,13 +328,24 @@ def _tokenizer(folder: Path) -> Any:
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
     if not any((folder / name).is_file() for name in names):
         return None
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of a library, or that its code is not run
+        raise ModelError(
+            f"the tokenizer of {folder.name} cannot be read: {count.reason_of(error)}; remove "
+            "its files to measure with drawn ids"
+        ) from error
 
 
-def _loaded_dtype(net: torch.nn.Module) -> str:
-    """The dtype of most parameter bytes; some models keep a few small parameters in float32."""
+def _loaded_dtype(net: torch.nn.Module, *, as_stored: bool = False) -> str:
+    """The dtype of most parameter bytes; some models keep a few small parameters in float32.
+
+    Where matrices are held as stored, it is the dtype of what is not quantised.
+    """
     sizes: Counter[str] = Counter()
     for parameter in net.parameters():
+        if as_stored and not (parameter.dtype.is_floating_point and parameter.element_size() > 1):
+            continue
         sizes[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
     return sizes.most_common(1)[0][0]
 
@@ -269,10 +356,14 @@ def _special_ids(config: PreTrainedConfig, tokenizer: Any) -> tuple[int, ...]:
         added = tokenizer.added_tokens_decoder.items()
         return tuple(sorted({*tokenizer.all_special_ids, *(i for i, t in added if t.special)}))
     text = config.get_text_config(decoder=True)
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    values = (getattr(text, name, None) for name in names)
-    ids = {i for value in values for i in (value if isinstance(value, list) else [value])}
-    return tuple(sorted(ids - {None}))
+    named = [v for part in (text, config) for n, v in vars(part).items() if _names_a_token(n)]
+    ids = {i for value in named for i in (value if isinstance(value, list) else [value])}
+    return tuple(sorted(i for i in ids if isinstance(i, int) and i >= 0))
+
+
+def _names_a_token(field_name: str) -> bool:
+    """Beginning, end and padding; and what stands for an image or a sound, which is not there."""
+    return field_name.endswith(("_token_id", "_token_index"))
 
 
 def _digest(config: PreTrainedConfig) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import hashlib
 import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib.models import checkpoint_files, count, fetch, quantised
 from lib.models import entries as models_entries
-from lib.models import fetch
 from lib.models.card import ModelError
 
 if TYPE_CHECKING:
@@ -60,37 +63,118 @@ def find(name: str) -> Origin:
 
 def config_of(origin: Origin) -> PreTrainedConfig:
     """The architecture, from the entry, the files or the hub, without any quantisation."""
+    return plain(_config_as_given(origin))
+
+
+def _require_own_kernels(config: PreTrainedConfig, name: str) -> None:
+    """Raise where a configuration names an implementation that is code of a hub, or becomes it."""
+    for part in (config, *count.parts(config)):
+        for what in ("_attn_implementation", "_experts_implementation"):
+            asked = str(getattr(part, what, None) or "")
+            package = "flash-attn" if "flash_attention" in asked else ""
+            if "/" in asked or (package and find_spec("flash_attn") is None):
+                fix = f", or install {package}" if package else ""
+                raise ModelError(
+                    f"the configuration of {name} asks for {asked!r}, which is code of a hub, and "
+                    f"that is never executed here; remove {what.removeprefix('_')} from its "
+                    f"config.json{fix}"
+                )
+
+
+def _config_as_given(origin: Origin) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     if origin.config is not None:
-        config = AutoConfig.for_model(**copy.deepcopy(origin.config))
-    elif origin.hub:
-        with fetch.hub_errors(origin.hub, origin.revision):
-            config = AutoConfig.from_pretrained(origin.hub, revision=origin.revision)
-    elif origin.folder:  # an architecture needs no weights
-        config = AutoConfig.from_pretrained(fetch.require_config(origin.folder))
-    else:
-        config = AutoConfig.from_pretrained(files(origin)[0])
-    return plain(config)
+        return made_of(origin.config, origin.name)
+    if origin.hub:
+        with readable(origin.name), fetch.hub_errors(origin.hub, origin.revision):
+            config = AutoConfig.from_pretrained(
+                origin.hub, revision=origin.revision, trust_remote_code=False
+            )
+            _require_own_kernels(config, origin.name)
+            return config
+    if origin.folder:  # an architecture needs no weights
+        return read_config(fetch.require_config(origin.folder))
+    return read_config(files(origin)[0])
+
+
+def made_of(fields: Mapping[str, Any], name: str = "") -> PreTrainedConfig:
+    """A configuration of these fields, `model_type` among them."""
+    from transformers import AutoConfig
+
+    with readable(name or str(fields.get("model_type"))):
+        return AutoConfig.for_model(**copy.deepcopy(dict(fields)))
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder; code that lies in it is never run."""
+    from transformers import AutoConfig
+
+    with readable(folder.name):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        _require_own_kernels(config, folder.name)
+        return config
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn what the library raises for a configuration into a `ModelError` in one line."""
+    fetch.forbid_hub_code()
+    try:
+        yield
+    except (ModelError, *fetch.NOT_OURS):
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{name} needs code of its own (auto_map in its config.json), and code from a hub "
+                "or a folder is never executed here; use a model whose type the installed "
+                "transformers knows, or update transformers"
+            ) from error
+        raise ModelError(
+            f"the configuration of {name} cannot be read: {count.reason_of(error)}"
+        ) from error
 
 
 def plain(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy that says nothing of quantisation: the weights in memory are not quantised."""
     config = copy.deepcopy(config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for name in ("quantization_config", "compression_config"):
+        if hasattr(config, name):
+            delattr(config, name)
+    for part in count.parts(config):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
     return config
 
 
 def require_checkpoint(origin: Origin, weights: str) -> None:
     """Raise unless the name leads to real weights of the asked-for form."""
-    quantised = origin.gguf or origin.wheel
-    if weights == "gguf" and not quantised:
+    as_gguf = origin.gguf or origin.wheel
+    if weights == "gguf" and not as_gguf:
         raise ModelError(f"{origin.name} has no GGUF file; use weights 'checkpoint' or 'random'")
-    if not (quantised or origin.hub or origin.folder):
+    if not (as_gguf or origin.hub or origin.folder):
         raise ModelError(f"{origin.name} has no checkpoint anywhere; use weights 'random'")
-    if origin.folder:
+    if origin.gguf:
+        fetch.require_whole_gguf(origin.gguf)
+    elif origin.folder:
         fetch.require_safetensors(origin.folder)
+        asked = quantised.asked_for(_config_as_given(origin))
+        quantised.require_loadable(origin.name, asked)
+        checkpoint_files.require_scales(origin.folder, quantised.method_of(asked))
+    elif origin.hub and origin.config is None:  # what an entry of the list leads to loads
+        quantised.require_loadable(origin.name, quantised.asked_for(_config_as_given(origin)))
+
+
+def bytes_as_stored(origin: Origin) -> int | None:
+    """Bytes of a checkpoint whose weights stay quantised in memory; None where they do not."""
+    if origin.config is not None:
+        return None  # an entry of the list; its checkpoint, if it has one, is expanded
+    asked = quantised.asked_for(_config_as_given(origin))
+    quantised.require_loadable(origin.name, asked)
+    if quantised.is_expanded(asked):
+        return None
+    return sum(checkpoint_files.dtypes(files(origin)[0]).values())
 
 
 def files(origin: Origin) -> tuple[Path, dict[str, str]]:
@@ -100,7 +184,8 @@ def files(origin: Origin) -> tuple[Path, dict[str, str]]:
         return folder, {"model_source": "GGUF file in a PyPI wheel", "model_revision": revision}
     if origin.gguf:
         folder, revision = fetch.from_gguf(origin.gguf)
-        return folder, {"model_source": "GGUF file", "model_revision": revision}
+        form = {"stored_form": fetch.form_of_gguf(origin.gguf)}
+        return folder, {"model_source": "GGUF file", "model_revision": revision, **form}
     if origin.hub:
         folder, commit = fetch.from_hub(origin.hub, origin.revision)
         return folder, {"model_source": f"hub {origin.hub}", "model_revision": commit}

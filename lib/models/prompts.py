@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 WRAPPER = ("### Instruction:\n", "\n\n### Response:\n")
@@ -23,6 +24,8 @@ _FILLERS = (
     " 7", "a", "e", "o", "s", "x", "1",
 )  # fmt: skip
 _STEPS_BACK = 24
+_MOST_WORDS = 10**7
+SYSTEM = "You are a helpful assistant."  # where a template demands such a turn
 
 _SUBJECTS = (
     "the engineer", "a quiet neighbour", "our teacher", "the old printer", "every visitor",
@@ -78,22 +81,24 @@ def exact_prompt(
 ) -> Prompt:
     """A prompt of exactly `tokens` tokens, the same for the same seed.
 
-    With a chat template: the rendered conversation of one user turn, generation prompt included.
+    With a chat template: the rendered conversation of one user turn, generation prompt included
+    (and a system turn, where the template demands one).
     With a tokenizer and no template: a plain instruction wrapper. With no tokenizer (a model of
     random weights, or None): ids drawn from the vocabulary, special ones left out.
     """
     if tokens < 1:
         raise PromptError(f"a prompt of {tokens} tokens cannot be made; ask for 1 or more")
-    tokenizer = model_or_tokenizer
+    tokenizer, rows = model_or_tokenizer, vocab_size
     if hasattr(model_or_tokenizer, "net"):
-        tokenizer = model_or_tokenizer.tokenizer
+        tokenizer, rows = model_or_tokenizer.tokenizer, rows or _rows(model_or_tokenizer)
         vocab_size = vocab_size or model_or_tokenizer.vocab_size
         special_ids = (*special_ids, *model_or_tokenizer.special_ids)
     if tokenizer is None:
         return _drawn_ids(tokens, seed, vocab_size, special_ids)
 
     templated = bool(getattr(tokenizer, "chat_template", None))
-    before, after = _fixed_part(tokenizer) if templated else WRAPPER
+    render = _renderer(tokenizer) if templated else None
+    before, after = _around(render) if render else WRAPPER
 
     def encode(body: str) -> list[int]:
         text = before + body + after
@@ -101,7 +106,7 @@ def exact_prompt(
 
     kind = "template" if templated else "wrapper"
     body = _body(encode, tokens, seed, kind)
-    text = _render(tokenizer, body) if templated else before + body + after
+    text = render(body) if render else before + body + after
     if text != before + body + after:
         raise PromptError(
             "the chat template changes the text of the user's turn, so that the fixed part cannot "
@@ -109,7 +114,26 @@ def exact_prompt(
         )
     ids = tuple(encode(body))
     assert len(ids) == tokens, f"{len(ids)} tokens instead of {tokens}"
+    _require_rows(tokenizer, ids, rows)
     return Prompt(ids, kind, text)
+
+
+def _rows(model: Any) -> int | None:
+    """Rows of the embedding: ids at or beyond them cannot be looked up."""
+    table = getattr(model.net, "get_input_embeddings", lambda: None)()
+    weight = getattr(table, "weight", None)
+    return None if weight is None else len(weight)
+
+
+def _require_rows(tokenizer: Any, ids: tuple[int, ...], rows: int | None) -> None:
+    beyond = sorted({i for i in ids if rows is not None and i >= rows})
+    if beyond:
+        tokens = ", ".join(f"{i} ({tokenizer.convert_ids_to_tokens(i)!r})" for i in beyond[:3])
+        raise PromptError(
+            f"the prompt has ids that the embedding of {rows} rows does not hold: {tokens}; the "
+            "tokenizer has tokens that the checkpoint was not resized for. Give the tokenizer that "
+            "belongs to it, or a checkpoint whose embedding was resized"
+        )
 
 
 def _drawn_ids(
@@ -123,24 +147,63 @@ def _drawn_ids(
     return Prompt(tuple(random.Random(seed).choices(plain, k=tokens)), "ids")
 
 
-def _render(tokenizer: Any, body: str) -> str:
+def _renderer(tokenizer: Any) -> Callable[[str], str]:
+    """What renders a conversation with one user turn, in the first way that the template takes.
+
+    Some templates demand a system turn, a list of parts as content, or a word on thinking.
+    """
+    reasons: list[str] = []
+    for system in (None, SYSTEM):
+        for parts in (False, True):
+            for options in ({}, {"enable_thinking": False}, {"thinking": False}):
+                render = partial(_render, tokenizer, system=system, parts=parts, options=options)
+                try:
+                    text = render(_MARK)
+                except Exception as error:  # of Jinja, or of Python inside the template
+                    lines = str(error).strip().splitlines() or [type(error).__name__]
+                    reasons.append(
+                        f"refuses one user turn, with and without a system turn before "
+                        f"it ({lines[0]})"
+                    )
+                    continue
+                if text.count(_MARK) == 1:
+                    return render
+                reasons.append("does not show the user's text exactly once")
+    raise PromptError(
+        f"the chat template {reasons[0]}; pass a tokenizer with another template, or remove it "
+        "(chat_template.jinja, or chat_template in tokenizer_config.json) for a plain wrapper"
+    )
+
+
+def _render(
+    tokenizer: Any,
+    body: str,
+    *,
+    system: str | None = None,
+    parts: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    turns = [("system", system), ("user", body)] if system else [("user", body)]
     return tokenizer.apply_chat_template(
-        [{"role": "user", "content": body}],
+        [
+            {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+            for role, text in turns
+        ],
         add_generation_prompt=True,
         tokenize=False,
         strftime_now=_DATE.strftime,
         date_string=_DATE.strftime("%d %b %Y"),
+        **(options or {}),
     )
 
 
 def _fixed_part(tokenizer: Any) -> tuple[str, str]:
     """What the template puts before and after the text of the user's turn."""
-    before, mark, after = _render(tokenizer, _MARK).partition(_MARK)
-    if not mark or _MARK in after:
-        raise PromptError(
-            "the chat template does not show the user's text exactly once; pass a tokenizer with "
-            "another template, or set its chat_template to None for a plain wrapper"
-        )
+    return _around(_renderer(tokenizer))
+
+
+def _around(render: Callable[[str], str]) -> tuple[str, str]:
+    before, _, after = render(_MARK).partition(_MARK)
     return before, after
 
 
@@ -160,6 +223,9 @@ def _body(encode: Callable[[str], list[int]], tokens: int, seed: int, kind: str)
     if tokens == fixed:
         return ""
     words = _words(seed, tokens - fixed + 1)
+    # A token may span words; of those that are too many, bisection keeps what fits.
+    while len(words) < _MOST_WORDS and len(encode(" ".join(words))) <= tokens:
+        words = _words(seed, 2 * len(words))
     fits, too_many = 0, len(words) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

@@ -12,7 +12,7 @@ from lib.analysis.setups import arm_text
 from lib.files import ParamsError, write_text
 from lib.records import jobs, store
 from lib.records.record import KEY_FIELDS
-from lib.show.page import data_link, entry, shell
+from lib.show.page import data_link, document
 from lib.show.table import Column, Table, write_csv
 from lib.show.wording import interval, short
 
@@ -192,30 +192,19 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
     pairs, refused = compare(a, b)
     places = environment_table(a, b)
     csvs = _csvs(pairs, refused, places, out)
-    toc = [
-        ("abstract", "Abstract"),
-        ("where", "What differs"),
-        ("ratios", "Ratios"),
-        ("not-compared", "Not compared"),
-        ("data", "Data"),
-    ]
-    text = (
-        shell()
-        .get_template("compare.html")
-        .render(
-            title=f"B against A: {b.name} against {a.name}",
-            kicker="Deployment workbook · comparison",
-            subtitle=f"A is {a.name} ({values_text(facts(a).get('gpu', []))}), "
-            f"B is {b.name} ({values_text(facts(b).get('gpu', []))})",
-            findings=findings(pairs, refused),
-            cautions=cautions(a, b),
-            places=places,
-            grids=tables(pairs),
-            refused=refused_table(refused),
-            downloads=[(path.name, data_link(path)) for path in csvs],
-            toc=[entry(*item) for item in toc],
-            footer="Ratios are B / A. Nothing was measured here.",
-        )
+    text = document(
+        "compare.html",
+        title=f"B against A: {b.name} against {a.name}",
+        kicker="Deployment workbook · comparison",
+        subtitle=f"A is {a.name} ({values_text(facts(a).get('gpu', []))}), "
+        f"B is {b.name} ({values_text(facts(b).get('gpu', []))})",
+        findings=findings(pairs, refused),
+        cautions=cautions(a, b),
+        places=places,
+        grids=tables(pairs),
+        refused=refused_table(refused),
+        downloads=[(path.name, data_link(path)) for path in csvs],
+        footer="Ratios are B / A. Nothing was measured here.",
     )
     write_text(out / "report.html", text)
     return out / "report.html", len(pairs)

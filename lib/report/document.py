@@ -7,7 +7,6 @@ loads nothing from anywhere, and its content security policy allows one script, 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,22 +20,21 @@ from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
 from lib.analysis.setups import RANDOM_NOTE
-from lib.files import write_text
+from lib.files import file_sha, write_text
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
-from lib.records.store import merge, precedence
-from lib.report import provenance, record_list, sections
+from lib.records.store import merge, precedence, sha
+from lib.report import answer, provenance, record_list, sections
 from lib.report.abstract import findings
-from lib.show import figure
+from lib.show import figure, notebook_html, page
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
-from lib.show.page import data_link, entry, shell
 from lib.studies import paper_tables, section
 from lib.studies.grids import paper_grid
 from lib.studies.schema import StudyFile
 from lib.studies.study import Published, load, paper_name
 
-SECTION = re.compile(r'<h2[^>]* id="([^"]+)"[^>]*>(.*?)</h2>', re.DOTALL)
+FRAGMENT = ("<!-- notebook -->", "<!-- end of the notebook -->")  # around it in its own page
 TITLE = "What it costs to deploy an open-weight language model"
 
 
@@ -60,10 +58,12 @@ def write(
     if not jobs:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
-    fragments = {job.id: _fragment(job) for job in jobs if job.notebook_path}
-    pages = {job.id: _page(job, out, fragments[job.id]) for job in jobs if job.notebook_path}
+    fragments = {job.id: _fragment(job, out) for job in jobs if job.notebook_path}
+    for job in jobs:
+        if job.notebook_path:
+            _page(job, out, fragments[job.id])
     path = out / "report.html"
-    write_text(path, render(jobs, source, out, pages, fragments, prices, study or load()))
+    write_text(path, render(jobs, source, out, fragments, prices, study or load()))
     return path
 
 
@@ -78,7 +78,8 @@ def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) 
     job = next((j for j in find(root) if j.folder.resolve() == folder), None)
     if job is None or job.notebook_path is None:
         raise FileNotFoundError(f"{folder} holds no run.json with an executed notebook")
-    return _page(job, Path(out_dir) if out_dir is not None else root, _fragment(job))
+    out = Path(out_dir) if out_dir is not None else root
+    return _page(job, out, _fragment(job, out))
 
 
 def _results_root(folder: Path) -> Path:
@@ -86,9 +87,23 @@ def _results_root(folder: Path) -> Path:
     return folder.parents[1] if folder.parent.name == ACROSS else folder.parents[2]
 
 
-def _fragment(job: Job) -> str:
-    """A job's notebook as HTML, under headings of its own page."""
+def _fragment(job: Job, out: Path) -> str:
+    """A job's notebook as HTML, under headings of its own page.
+
+    Rendering is most of a report's time: what the page below `out` holds of the same notebook by
+    the same code is taken from there.
+    """
+    page_path = out / job.path / "notebook.html"
+    if page_path.is_file():
+        text = page_path.read_text(encoding="utf-8")
+        if f'name="rendered-from" content="{_rendered_from(job)}"' in text:
+            return text.split(FRAGMENT[0], 1)[1].rsplit(FRAGMENT[1], 1)[0]
     return render_fragment(read_notebook(job.notebook_path), job.id, title=False)
+
+
+def _rendered_from(job: Job) -> str:
+    """Hash of a notebook, of the name that its ids carry, and of the code that renders it."""
+    return sha([job.id, file_sha(job.notebook_path), file_sha(Path(notebook_html.__file__))])
 
 
 def _page(job: Job, out: Path, fragment: str) -> Path:
@@ -96,34 +111,27 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
     target = out / job.path / "notebook.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     up = "/".join([".."] * len(job.parts))
-    body = shell().get_template("notebook.html")
-    title = f"{job.title} · {job.model}"
-    text = body.render(
-        title=title,
+    text = page.document(
+        "notebook.html",
+        title=f"{job.title} · {job.model}",
         kicker=job.setup or job.profile,
         subtitle="",
         footer="",
         demo=provenance.is_demo(job.records),
         job=job,
-        fragment=Markup(fragment),
+        fragment=Markup(FRAGMENT[0] + fragment + FRAGMENT[1]),
+        rendered_from=_rendered_from(job),
         report_href=f"{up}/report.html",
-        toc=[entry(job.id, title, _headings(fragment))],
         ipynb_href=quote(Path(os.path.relpath(job.notebook_path, target.parent)).as_posix()),
     )
     write_text(target, text)
     return target
 
 
-def _headings(fragment: str) -> list[SimpleNamespace]:
-    """The contents of a notebook's page: its second-level headings."""
-    return [entry(name, Markup(text).striptags()) for name, text in SECTION.findall(fragment)]
-
-
 def render(
     jobs: Sequence[Job],
     source: Path,
     out: Path,
-    pages: dict[str, Path],
     fragments: dict[str, str],
     prices: cost.Prices | None,
     study: Published,
@@ -151,54 +159,47 @@ def render(
     first = [t for t in paper if t.spec.get("main")]
     failures = [job for job in jobs if job.status != "ok"]
     demo = provenance.is_demo(rows)
-    groups = _groups(jobs, pages, fragments, out)
+    groups = _groups(jobs, fragments)
     ended = max((str(job.run.get("end") or "") for job in jobs), default="")
-    return (
-        shell()
-        .get_template("report.html")
-        .render(
-            title=TITLE,
-            kicker=f"Deployment workbook · profile {source.name}",
-            subtitle=_subtitle(rows, ended),
-            demo=demo,
-            cautions=context or _cautions(rows),
-            findings=[
-                *findings(rows, published, paper),
-                *(replicated.findings if replicated else ()),
-            ],
-            replicated=replicated,
-            counts=provenance.counts(jobs, rows),
-            provenance=provenance.provenance(jobs),
-            paper=published,
-            paper_main=[paper_grid(t, context) for t in first],
-            paper_numbers=section.numbers(first).capitalize() if first else "",
-            paper_more=[paper_grid(t, context) for t in paper if t not in first],
-            bound=bound,
-            bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
-            batch=batch,
-            generic=generic,
-            priced=priced,
-            ledgers=ledgers,
-            ledger_figures=_ledger_figures(rows),
-            groups=groups,
-            failures=failures,
-            arm_errors=provenance.arm_errors(rows),
-            warnings=provenance.warnings_table(rows),
-            costs=provenance.table(jobs),
-            downloads=[(p.name, data_link(p)) for p in (replicated.files if replicated else [])]
-            + [(p.name, data_link(p)) for p in csvs],
-            files=_file_links(jobs, pages, out),
-            records=record_list.table(rows, _by_end(jobs), out),
-            toc=_contents(
-                groups,
-                bool(paper),
-                bool(replicated and replicated.own),
-                bool(bound.rows),
-                bool(ledgers),
-                bool(batch),
-            ),
-            footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
-        )
+    return page.document(
+        "report.html",
+        title=TITLE,
+        kicker=f"Deployment workbook · profile {source.name}",
+        subtitle=_subtitle(rows, ended),
+        demo=demo,
+        answer=answer.answer(
+            rows,
+            context=published["context"] if paper else None,
+            gpu_hour_usd=prices.gpu_hour_usd if prices else None,
+        ),
+        cautions=context or _cautions(rows),
+        findings=[
+            *findings(rows, published, paper),
+            *(replicated.findings if replicated else ()),
+        ],
+        replicated=replicated,
+        counts=provenance.counts(jobs, rows),
+        provenance=provenance.provenance(jobs),
+        paper=published,
+        paper_main=[paper_grid(t, context) for t in first],
+        paper_numbers=section.numbers(first).capitalize() if first else "",
+        paper_more=[paper_grid(t, context) for t in paper if t not in first],
+        bound=bound,
+        bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
+        batch=batch,
+        generic=generic,
+        priced=priced,
+        ledgers=ledgers,
+        ledger_figures=_ledger_figures(rows),
+        groups=groups,
+        failures=failures,
+        arm_errors=provenance.arm_errors(rows),
+        warnings=provenance.warnings_table(rows),
+        costs=provenance.table(jobs),
+        downloads=[(p.name, page.data_link(p)) for p in (replicated.files if replicated else [])]
+        + [(p.name, page.data_link(p)) for p in csvs],
+        records=record_list.table(rows, _by_end(jobs)),
+        footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
     )
 
 
@@ -245,9 +246,7 @@ def _subtitle(rows: Sequence[Record], ended: str) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _groups(
-    jobs: Sequence[Job], pages: dict[str, Path], fragments: dict[str, str], out: Path
-) -> list[SimpleNamespace]:
+def _groups(jobs: Sequence[Job], fragments: dict[str, str]) -> list[SimpleNamespace]:
     """Sections: the machine first, then the notebooks across models, then each model's."""
     by_folder: dict[str, list[Job]] = {}
     for job in sorted(jobs, key=lambda j: (j.notebook not in BEFORE_MODELS, j.parts[0] != ACROSS)):
@@ -262,15 +261,12 @@ def _groups(
         name, title = across.get(folder, (f"model-{slug(folder)}", members[0].model))
         names[name] += 1
         name += f"-{names[name]}" if names[name] > 1 else ""
-        parts = [
-            _section(job, pages.get(job.id), demoted(fragments.get(job.id, ""), 2), out)
-            for job in members
-        ]
+        parts = [_section(job, demoted(fragments.get(job.id, ""), 2)) for job in members]
         groups.append(SimpleNamespace(id=name, title=title, jobs=parts))
     return groups
 
 
-def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNamespace:
+def _section(job: Job, fragment: str) -> SimpleNamespace:
     return SimpleNamespace(
         id=job.id,
         title=job.title,
@@ -280,49 +276,5 @@ def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNam
         rerun=job.rerun,
         fragment=Markup(fragment),
         earlier=", ".join(readable(run["end"]) for run in job.earlier),
-        page=_href(page, out) if page else "",
+        path=job.path,
     )
-
-
-def _href(path: Path, out: Path) -> str:
-    return quote(Path(os.path.relpath(path, out)).as_posix())
-
-
-def _file_links(
-    jobs: Sequence[Job], pages: dict[str, Path], out: Path
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Of each job with files its title, and each file's name and link."""
-    items = []
-    for job in jobs:
-        beside = (job.folder / "records.jsonl", job.folder / "run.json")
-        paths = [p for p in (pages.get(job.id), job.notebook_path, *beside) if p and p.exists()]
-        if paths:
-            items.append((f"{job.model}, {job.title}", [(p.name, _href(p, out)) for p in paths]))
-    return items
-
-
-def _contents(
-    groups: Sequence[SimpleNamespace],
-    paper: bool,
-    own: bool,
-    bound: bool,
-    ledgers: bool,
-    batch: bool,
-) -> list[SimpleNamespace]:
-    entries = [entry("abstract", "Abstract"), entry("where", "What was measured where")]
-    if own:
-        more = (("ladder", "The ratio ladder"), ("changes", "If you measure it right"))
-        entries[1:1] = [entry(*item) for item in more]
-    entries.append(entry("tables", "The paper's tables" if paper else "Results"))
-    if bound:
-        entries.append(entry("bound", "Against the bound"))
-    if batch:
-        entries.append(entry("batch", "Batch"))
-    if paper:
-        entries.append(entry("claims", "The paper's claims"))
-        entries.append(entry("more-tables", "Other tables"))
-    if ledgers:
-        entries.append(entry("memory-ledger", "Memory ledger"))
-    entries += [entry(g.id, g.title, [entry(j.id, j.title) for j in g.jobs]) for g in groups]
-    last = (("failures", "Failures"), ("methods", "Methods"), ("data", "Data"))
-    return [*entries, *(entry(*item) for item in last)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
-from types import SimpleNamespace
 from typing import Any
 
 from lib.analysis.setups import arm_text
 from lib.records.jobs import Job, readable
 from lib.records.record import Record, environments, select
-from lib.show.table import Column, Table
+from lib.show.table import Column, Table, of_lines
 from lib.show.wording import short
 from lib.stats import Estimate
 
@@ -50,8 +50,25 @@ def counts(jobs: Sequence[Job], rows: Sequence[Record]) -> dict[str, int]:
     }
 
 
-def provenance(jobs: Sequence[Job]) -> list[SimpleNamespace]:
-    """Which models ran where: one entry for each GPU, driver, set of versions, host and commit."""
+def provenance(jobs: Sequence[Job]) -> Table:
+    """Which models ran where: a line for each GPU, driver, set of versions, host and commit.
+
+    A fact that holds for all lines is a note instead of a column; of a single place each fact is a
+    line.
+    """
+    places = _places(jobs)
+    names = list(dict.fromkeys(name for facts in places for name in facts))
+    shared = {n: places[0][n] for n in names if len({facts.get(n) for facts in places}) == 1}
+    title = "What was measured where"
+    if len(places) < 2:
+        return of_lines("where", title, [{"fact": n, "value": v} for n, v in shared.items()])
+    lines = [{n: facts.get(n, "") for n in names if n not in shared} for facts in places]
+    everywhere = "everywhere: " + "; ".join(f"{name} {value}" for name, value in shared.items())
+    return replace(of_lines("where", title, lines), notes=(everywhere,) if shared else ())
+
+
+def _places(jobs: Sequence[Job]) -> list[dict[str, str]]:
+    """The facts of each GPU, driver, set of versions, host and commit."""
     groups: dict[tuple, dict[str, set]] = defaultdict(lambda: defaultdict(set))
     for job in jobs:
         for env_id, env in environments(job.records).items():
@@ -111,12 +128,13 @@ def _range(values: set[str]) -> str:
     return ", ".join(texts) if len(texts) <= 2 else f"{texts[0]} to {texts[-1]}"
 
 
-def _place(where: dict[str, str], values: dict[str, set]) -> SimpleNamespace:
+def _place(where: dict[str, str], values: dict[str, set]) -> dict[str, str]:
     texts = {name: ", ".join(sorted(several)) for name, several in values.items() if several}
     software = ", ".join(
         f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers") if n in where
     )
-    facts = {n: texts.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
+    facts = {"GPU": where["GPU"]}
+    facts |= {n: texts.get(n) for n in ("models", "weights", "source", "stack", "dtype", "experts")}
     facts |= {n: texts.get(n) for n in ("power limit", "clocks")}
     facts |= {"software": software, "host CPU": where.get("host CPU")}
     facts |= {n: _range(values[n]) for n in ("host speed", "launch") if values.get(n)}
@@ -126,7 +144,7 @@ def _place(where: dict[str, str], values: dict[str, set]) -> SimpleNamespace:
         "commit": where.get("commit"),
         "lock": texts.get("lock"),
     }
-    return SimpleNamespace(title=where["GPU"], facts=[(k, v) for k, v in facts.items() if v])
+    return {name: text for name, text in facts.items() if text}
 
 
 def _commit(run: dict[str, Any]) -> str | None:

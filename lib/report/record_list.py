@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from urllib.parse import quote
 
 from lib.records.jobs import Job
 from lib.records.record import Record, record_id
@@ -25,27 +22,26 @@ FIELDS = (
     "attention",
     "cache",
 )
-LONGEST = 24  # samples shown of one name
+LONGEST = 12  # samples shown of one name
 NOTE = (
-    "one line for each arm, in SI units, the unit in the name; the file holds it whole, with its "
-    "warnings and the reason for what is missing"
+    "one line for each arm, in SI units, the unit in the name; records.jsonl in its folder "
+    "holds it whole, with its warnings and the reason for what is missing"
 )
 BEHIND_A_TRACE = ("start_s", "stop_s", "token_s")
 
 
-def table(rows: Sequence[Record], jobs: Sequence[Job], out: Path) -> Table:
-    """The rows: arm, repetitions, environment, and the file that holds them.
+def table(rows: Sequence[Record], jobs: Sequence[Job]) -> Table:
+    """The rows: arm, repetitions, environment, and the folder whose records.jsonl holds them.
 
     `jobs` are in the order in which their rows replace each other, so that the last one counts.
     """
     home = {record_id(row): job for job in jobs for row in job.records}
     rows = [row for row in rows if row.kind != "environment"]
     names = [record_id(row) for row in rows]
-    titles = ("record", "kind", "model", "arm", "repetitions and readings", "file")
+    titles = ("record", "kind", "model", "arm", "repetitions and readings", "folder")
     cells = (
-        (*map(Text, (n, r.kind, r.key.get("model") or "–", _arm(r), _content(r))), file)
+        tuple(map(Text, (n, r.kind, r.key.get("model") or "–", _arm(r), _content(r), home[n].path)))
         for n, r in zip(names, rows, strict=True)
-        for file in [_file(home.get(n), out)]
     )
     return Table(
         "records",
@@ -55,13 +51,6 @@ def table(rows: Sequence[Record], jobs: Sequence[Job], out: Path) -> Table:
         (NOTE,),
         row_ids=tuple(f"record-{name}" for name in names),
     )
-
-
-def _file(job: Job | None, out: Path) -> Text:
-    path = job.folder / "records.jsonl" if job else None
-    if path is None or not path.exists():
-        return Text("–")
-    return Text(job.path, url=quote(Path(os.path.relpath(path, out)).as_posix()))
 
 
 def _arm(row: Record) -> str:

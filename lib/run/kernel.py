@@ -275,7 +275,10 @@ def _owned_kernel(env: dict[str, str], log: IO[bytes], watch: Watch) -> type[Asy
 
 
 def kernel_env(*, offline: bool, gpu_uuid: str | None = None) -> dict[str, str]:
-    """The environment of a kernel: this one, `lib` importable, no hub where it is not needed."""
+    """The environment of a kernel: this one, `lib` importable, no hub where it is not needed.
+
+    The kernel sees the GPU (or MIG slice) that is held and no other, whatever was visible before.
+    """
     env = dict(os.environ)
     paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
     env["PYTHONPATH"] = os.pathsep.join(paths)
@@ -287,7 +290,7 @@ def kernel_env(*, offline: bool, gpu_uuid: str | None = None) -> dict[str, str]:
     if offline:
         env.setdefault("HF_HUB_OFFLINE", "1")
     if gpu_uuid:
-        env.setdefault("CUDA_VISIBLE_DEVICES", gpu_uuid)
+        env["CUDA_VISIBLE_DEVICES"] = gpu_uuid
     return env
 
 

@@ -6,8 +6,11 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from lib.files import ParamsError
 
 try:
     import fcntl
@@ -21,11 +24,12 @@ class BusyError(RuntimeError):
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as NVML lists it, in PCI bus order."""
+    """A GPU as NVML lists it, in PCI bus order, or one of its MIG slices."""
 
     uuid: str
     name: str
     processes: int = 0  # compute processes on it when it was listed
+    slices: tuple[Gpu, ...] = ()  # where MIG is on
 
 
 def gpus() -> list[Gpu]:
@@ -39,30 +43,96 @@ def gpus() -> list[Gpu]:
     cards = []
     for index in range(pynvml.nvmlDeviceGetCount()):
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        try:
-            processes = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-        except pynvml.NVMLError:
-            processes = 0
-        uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-        cards.append(Gpu(uuid, name, processes))
+        cards.append(replace(_gpu(pynvml, handle), slices=tuple(_slices(pynvml, handle))))
     return cards
+
+
+def _gpu(nvml: Any, handle: Any) -> Gpu:
+    try:
+        processes = len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    except nvml.NVMLError:
+        processes = 0
+    return Gpu(nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle), processes)
+
+
+def _slices(nvml: Any, handle: Any) -> Iterator[Gpu]:
+    """The MIG slices of a GPU; none where it is not split, or the driver does not know MIG."""
+    try:
+        if not nvml.nvmlDeviceGetMigMode(handle)[0]:
+            return
+        count = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    except (nvml.NVMLError, AttributeError):
+        return
+    for index in range(count):
+        with contextlib.suppress(nvml.NVMLError):  # fewer slices than there may be at most
+            yield _gpu(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
 
 
 def visible(all_gpus: list[Gpu], env: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """The GPUs that CUDA_VISIBLE_DEVICES allows, in its order; all where it is not set."""
+    """The GPUs and MIG slices that CUDA_VISIBLE_DEVICES allows, in its order; all where it is not
+    set. A GPU that is split stands for its slices. Raises ParamsError for a name that leads to
+    nothing, where CUDA would stop without a word and leave no GPU."""
     if "CUDA_VISIBLE_DEVICES" not in env:
-        return all_gpus
-    cards = []
+        return _open(all_gpus)
+    cards: list[Gpu] = []
     for item in env["CUDA_VISIBLE_DEVICES"].split(","):
         text = item.strip()
-        if text.isdigit():
-            match = all_gpus[int(text) : int(text) + 1]
+        if text.lstrip("-").isdigit():
+            match = _by_number(all_gpus, int(text), env)
         else:
-            match = [gpu for gpu in all_gpus if text and gpu.uuid.startswith(text)]
+            match = _by_uuid(all_gpus, text)
+        if not match and not cards and text not in ("", "-1", "none", "NoDevFiles"):
+            raise ParamsError(_nothing(text, all_gpus))
         if not match:
             break  # CUDA, too, stops at the first entry that names no GPU
         cards += match
-    return cards
+    return _open(cards)
+
+
+def _open(gpus: list[Gpu]) -> list[Gpu]:
+    return [one for gpu in gpus for one in gpu.slices or (gpu,)]
+
+
+def _by_number(all_gpus: list[Gpu], number: int, env: Mapping[str, str]) -> list[Gpu]:
+    """The GPU that CUDA counts so: as the driver does, unless the fastest come first."""
+    if number < 0 or number >= len(all_gpus):
+        return []
+    if env.get("CUDA_DEVICE_ORDER") == "FASTEST_FIRST" and len({g.name for g in all_gpus}) > 1:
+        raise ParamsError(
+            f"CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']} with CUDA_DEVICE_ORDER="
+            "FASTEST_FIRST names a GPU by its speed, and which one that is only CUDA knows; name "
+            f"it by its UUID ({', '.join(g.uuid for g in all_gpus)}), or set CUDA_DEVICE_ORDER="
+            "PCI_BUS_ID, the order of nvidia-smi"
+        )
+    return [all_gpus[number]]
+
+
+def _by_uuid(all_gpus: list[Gpu], text: str) -> list[Gpu]:
+    """The GPU or slice with this UUID, or the only one whose UUID begins so."""
+    if not text:
+        return []
+    every = [one for gpu in all_gpus for one in (gpu, *gpu.slices)]
+    match = [one for one in every if one.uuid == text] or [
+        one for one in every if one.uuid.startswith(text)
+    ]
+    if len(match) > 1:
+        raise ParamsError(
+            f"CUDA_VISIBLE_DEVICES={text} fits {', '.join(one.uuid for one in match)}; give one "
+            "UUID in full"
+        )
+    if not match and text.startswith("MIG-GPU-"):  # how drivers before R470 named a slice
+        parent = text.removeprefix("MIG-").partition("/")[0]
+        match = [gpu for gpu in all_gpus if gpu.uuid == parent and gpu.slices]
+    return match
+
+
+def _nothing(text: str, all_gpus: list[Gpu]) -> str:
+    known = ", ".join(one.uuid for gpu in all_gpus for one in (gpu, *gpu.slices)) or "none"
+    what = "a MIG slice" if text.startswith("MIG") else "a GPU"
+    return (
+        f"CUDA_VISIBLE_DEVICES={text} names {what} that the driver does not list (it lists: "
+        f"{known}); `nvidia-smi -L` shows GPUs and MIG slices with their UUIDs"
+    )
 
 
 @contextlib.contextmanager

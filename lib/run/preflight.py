@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from lib.files import ROOT
@@ -66,6 +67,8 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
             card = models.card(arm["model"], dtype=arm["dtype"])
             models.require_context(card, arm["context"], arm["new_tokens"])
             where = device or _device(arm["device"])
+            if arm["weights"] != "random" and (size := _stored_bytes(arm["model"])) is not None:
+                card = replace(card, weight_bytes=size)
             models.require_fits(card, where, _tokens(arm))
             if arm["weights"] != "random":
                 _fetch(arm["model"], arm["weights"])
@@ -79,6 +82,14 @@ def _device(name: str) -> Any:
     from lib.hardware.device import open_device
 
     return open_device(name)
+
+
+def _stored_bytes(model: str) -> int | None:
+    """Bytes of a checkpoint that stays quantised in memory, fetched if need be; None for others."""
+    from lib.models import origin as origins
+
+    origin = origins.find(model)
+    return origins.bytes_as_stored(origin) if origin.folder or origin.hub else None
 
 
 def _fetch(model: str, weights: str) -> None:

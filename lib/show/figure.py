@@ -7,11 +7,12 @@ the data.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -32,6 +33,17 @@ STYLE = {
     "grid.color": "0.9", "legend.frameon": False, "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
 }  # fmt: skip
+BOUND = ", bound"  # ends the name of a line that is a bound
+RING = 10  # points; larger marks stand around a point of another line
+LABEL_POINTS = 8
+LEADER = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.5, "shrinkA": 0}  # from a name to its line
+PIXELS = 96 / 72  # of a point
+INK = {"#000000": "currentColor", "#e6e6e6": "var(--rule)"}  # text and axes, the grid
+STYLE_ITEM = re.compile(r"([\w-]+): ([^;]+)")
+REFERENCE = re.compile(r'(?:url\(#|href="#)([\w-]+)')
+SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 # Of setups, in turn; dotted is left to bounds.
 STYLES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (3, 1, 1, 1)))
 HOLLOW = {"marker": "o", "ms": 4, "mfc": "white", "lw": 1}  # of the second quantity in a figure
@@ -90,7 +102,8 @@ def labelled(ax: Axes, title: str, x: str, y: str, legend: bool = True) -> Axes:
     """Title, axes with units from zero, the contexts as ticks, legend outside the data."""
     ax.set(title=title, xlabel=x, ylabel=y)
     if x.startswith("context"):
-        ax.set_xticks(sorted({int(value) for line in ax.get_lines() for value in line.get_xdata()}))
+        ticks = sorted({int(value) for line in ax.get_lines() for value in line.get_xdata()})
+        ax.set_xticks(ticks, apart(ticks))
     if ax.get_lines() and ax.get_ylim()[0] > 0:
         ax.set_ylim(bottom=0)
     handles, _ = ax.get_legend_handles_labels()
@@ -101,6 +114,13 @@ def labelled(ax: Axes, title: str, x: str, y: str, legend: bool = True) -> Axes:
         ax.set(xticks=[], yticks=[])
         ax.figure.set_figheight(EMPTY_IN)
     return ax
+
+
+def apart(ticks: Sequence[int], share: float = 0.07) -> list[str]:
+    """Labels of ticks, those left out that would touch their right neighbour."""
+    least = share * (ticks[-1] - ticks[0]) if ticks else 0
+    pairs = zip(ticks, [*ticks[1:], float("inf")], strict=False)
+    return [str(tick) if after - tick > least else "" for tick, after in pairs]
 
 
 def describe(ax: Axes) -> str:
@@ -152,14 +172,77 @@ def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = ()) -> Markup:
 
     Its caption is about the rows of these `kinds`, or all.
     """
-    picture = io.BytesIO()
-    ax.figure.savefig(picture, format="png", metadata={"Software": None})
+    text = describe(ax)
+    label_ends(ax)
+    picture = svg(ax, text)
     plt.close(ax.figure)
-    data = base64.b64encode(picture.getvalue()).decode()
-    return Markup(
-        '<figure class="picture"><img class="figure" alt="{}" src="data:image/png;base64,{}">'
-        "<figcaption>{}. {}.</figcaption></figure>"
-    ).format(describe(ax), data, ax.get_title(), caption(rows, kinds))
+    return Markup('<figure class="picture">{}<figcaption>{}. {}.</figcaption></figure>').format(
+        picture, ax.get_title(), caption(rows, kinds)
+    )
+
+
+def svg(ax: Axes, text: str) -> Markup:
+    """The figure of the axes as an <svg> for a page, with its alternative text.
+
+    Black is the page's own ink, so that it follows the theme; styles are attributes, since the
+    page's policy allows no others; nothing in it has an id but what it refers to itself.
+    """
+    picture = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": text}):
+        ax.figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(picture.getvalue())
+    root.remove(root.find(f"{{{SVG}}}metadata"))
+    used = set(REFERENCE.findall(picture.getvalue()))
+    for tag in root.iter():
+        for name, value in STYLE_ITEM.findall(tag.attrib.pop("style", "")):
+            if name == "font":
+                tag.set("font-size", re.search(r"[\d.]+px", value)[0])
+            elif name != "font-family":
+                tag.set(name, INK.get(value, value))
+        if tag.get("id") not in used:
+            tag.attrib.pop("id", None)
+    _, _, width, height = root.get("viewBox").split()
+    root.attrib |= {"class": "figure", "role": "img", "aria-label": text, "fill": "currentColor"}
+    pixels = {"width": float(width) * PIXELS, "height": float(height) * PIXELS}
+    root.attrib |= {name: f"{size:.0f}" for name, size in pixels.items()}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def label_ends(ax: Axes) -> None:
+    """Names at the ends of the lines, in their colours, in place of a legend; bounds once a colour.
+
+    Where other things than lines have names, the legend stays.
+    """
+    legend = ax.get_legend()
+    lines = [x for x in ax.get_lines() if not x.get_label().startswith("_") and len(x.get_xdata())]
+    if legend is None or ax.containers or not lines:
+        return
+    ends: dict[tuple[str, Any], tuple[float, float, float]] = {}
+    to_axes = ax.transData + ax.transAxes.inverted()
+    for line in lines:
+        if line.get_markersize() > RING:  # a mark on a line that has its name
+            continue
+        name = line.get_label()
+        if name.endswith(BOUND):
+            name = f"{name.split(' (')[0].removesuffix(BOUND)}{BOUND}"
+        x, y = to_axes.transform(line.get_xydata()[-1])
+        ends.setdefault((name, line.get_color()), (y, x, y))
+    legend.remove()
+    gap = LABEL_POINTS * 1.25 / (72 * ax.figure.get_figheight() * 0.75)
+    places = sorted(ends.items(), key=lambda item: item[1])
+    heights: list[float] = []
+    for _, (y, *_) in places:  # from below, each above the one before
+        heights.append(max(y, heights[-1] + gap) if heights else y)
+    limit = 1.0
+    for at in reversed(range(len(heights))):  # what was pushed out at the top comes down again
+        heights[at] = min(heights[at], limit)
+        limit = heights[at] - gap
+    for height, ((name, color), (_, x, y)) in zip(heights, places, strict=True):
+        ax.annotate(
+            name, (x, y), (1.02, height), xycoords="axes fraction", textcoords="axes fraction",
+            color=color, fontsize=LABEL_POINTS, va="center", annotation_clip=False,
+            arrowprops=LEADER | {"color": color} if x > 0.4 else None,  # longer ones only confuse
+        )  # fmt: skip
 
 
 def show(ax: Axes, rows: Sequence[Record], source: str = "", *, kinds: Sequence[str] = ()) -> None:

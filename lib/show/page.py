@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import re
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+SECTION = re.compile(r'<h2[^>]* id="([^"]+)"[^>]*>(.*?)</h2>', re.DOTALL)
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -53,6 +54,12 @@ def data_link(path: Path) -> str:
     return "data:text/csv;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def entry(name: str, title: str, children: Sequence = ()) -> SimpleNamespace:
-    """An entry of a page's contents."""
-    return SimpleNamespace(id=name, title=title, children=list(children))
+def document(template: str, **values: Any) -> str:
+    """A page: the body that a template makes, in the shell; its sections are the contents."""
+    body = shell().get_template(template).render(values)
+    contents = [(name, Markup(text).striptags()) for name, text in SECTION.findall(body)]
+    return (
+        shell()
+        .get_template("page.html")
+        .render(values | {"body": Markup(body), "contents": contents})
+    )

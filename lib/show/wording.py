@@ -16,7 +16,7 @@ def short(value: float | None) -> str:
         return "-"
     if value == 0:
         return "0"
-    size = abs(value)
+    size = abs(float(f"{value:.4g}"))  # 99.999 is written as 100.0
     if size >= 1000:
         return f"{value:,.0f}"
     for limit, digits in ((100, 1), (10, 2), (1, 3)):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from lib.stacks.stack import Decoded
+from lib.models import dry_run
+from lib.stacks.stack import Decoded, StackError
+
+_CACHE = "past_key_values"
 
 # One change against greedy each. top_k = 0 and top_p = 1 switch the library's own filters off.
 _SAMPLE = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
@@ -36,6 +40,20 @@ class _Stamp:
         pass
 
 
+class _Forced:
+    """Leaves `generate()` no choice but the tokens of a continuation (batch, steps)."""
+
+    def __init__(self, prompt_tokens: int, continuation: torch.Tensor) -> None:
+        self._first, self._tokens = prompt_tokens, continuation
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self._first
+        if step >= self._tokens.shape[1]:
+            return scores
+        only = torch.full_like(scores, -torch.inf)
+        return only.scatter(1, self._tokens[:, step : step + 1], 0.0)
+
+
 class GenerateStack:
     """Calls of `generate()` that produce exactly the tokens asked for.
 
@@ -59,6 +77,9 @@ class GenerateStack:
         self.net, self._options = net, dict(DECODING[decoding])
         self._static, self._capacity = static, capacity or 0
         self._cache, self._size = None, (0, 0)
+        self.before: Callable[[], None] = lambda: None  # raises for a net that cannot be run
+        # As the library names it: nets of states have their own word.
+        self._cache_name = "cache_params" if "mamba" in type(net).__name__.lower() else _CACHE
 
     def __call__(
         self, ids: torch.Tensor, new_tokens: int, on_token: Callable[[], None] | None = None
@@ -72,7 +93,7 @@ class GenerateStack:
         extra: dict[str, Any] = {"streamer": _Stamp(on_token)} if on_token else {}
         graphs, start_s = compiled_graphs() if self._static else 0, time.perf_counter()
         if self._static:
-            extra["past_key_values"] = self._held(ids.shape[0], ids.shape[1] + new_tokens)
+            extra[self._cache_name] = self._held(ids.shape[0], ids.shape[1] + new_tokens)
         out = self.net.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=config, **extra
         )
@@ -86,39 +107,65 @@ class GenerateStack:
         )
 
     def forced_logits(self, ids: torch.Tensor, continuation: torch.Tensor) -> torch.Tensor:
-        """Logits (batch, steps, vocabulary) after each token of a given continuation."""
-        from transformers import DynamicCache
+        """Logits (batch, steps, vocabulary) after each token of a given continuation.
 
-        length = ids.shape[1] + continuation.shape[1]
-        with torch.no_grad():  # a static cache is written by `generate()` as well
-            cache = (
-                self._held(ids.shape[0], length)
-                if self._static
-                else DynamicCache(config=self.net.config.get_text_config(decoder=True))
-            )
-            self.net(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            steps = [
-                self.net(token[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
-                for token in continuation.T
-            ]
-        return torch.stack(steps, 1)
+        `generate()` itself computes them, as it does in a timed call: with its own cache, under
+        the name that the model has for it, and the decode step that it chooses.
+        """
+        from transformers import GenerationConfig
+
+        steps = continuation.shape[1]
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=steps + 1,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        extra = {}
+        if self._static:
+            extra[self._cache_name] = self._held(ids.shape[0], ids.shape[1] + steps + 1)
+        out = self.net.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            logits_processor=[_Forced(ids.shape[1], continuation)],
+            **extra,
+        )
+        return torch.stack(out.logits[1:], 1)
 
     def _held(self, batch: int, length: int) -> Any:
         """The static cache, emptied; a new one where batch or length outgrow it."""
         from transformers import StaticCache
 
+        if self._cache is None:
+            self.before()
         if self._size[0] != batch or length > self._size[1]:
             self._size = (batch, max(length, self._capacity))
             config = self.net.config.get_text_config(decoder=True)
             self._cache = StaticCache(config=config, max_cache_len=self._size[1])
         self._cache.reset()
         return self._cache
+
+
+def rehearse_static(twin: Any) -> None:
+    """Two tokens with a static cache on shapes alone; raises what keeps them from coming.
+
+    A model whose class says that its step is not to be compiled gets other logits here than with a
+    growing cache, often enough: some of them attend to what is still empty.
+    """
+    if not twin._supports_default_dynamic_cache():
+        raise StackError("it keeps a cache of its own, and the library has no static form of it")
+    stack = GenerateStack(twin, decoding="greedy", static=True, capacity=64)
+    known = inspect.signature(twin.forward).parameters
+    if stack._cache_name not in known:
+        raise StackError("it takes no cache: every step reads the whole sequence once more")
+    with dry_run.Shapes(small=64):  # the cache is larger, and so a shape
+        stack(torch.full((1, 5), 5), 2)
+    if not twin._can_compile_fullgraph:
+        raise StackError(
+            "the library does not offer its compilation for it (_can_compile_fullgraph is false), "
+            "nor promises the same logits with a cache of fixed size; use hf-eager"
+        )
 
 
 def compiled_graphs() -> int:

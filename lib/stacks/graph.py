@@ -8,6 +8,7 @@ captured. On a CPU the same step runs uncaptured, which is how the tests check i
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 import warnings
 from collections.abc import Callable
@@ -18,8 +19,9 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from lib.models import experts
-from lib.stacks.stack import Decoded
+from lib.models import dry_run, experts
+from lib.stacks import rehearsal
+from lib.stacks.stack import Decoded, StackError
 
 Around = Callable[[Any, Cache], contextlib.AbstractContextManager]
 ROUND_TO = 64  # buffers are a little longer than asked for: kernels like aligned lengths
@@ -34,9 +36,12 @@ class HeldLayer(CacheLayerMixin):
     The order of slots does not matter to attention, since keys carry their position.
     """
 
-    def __init__(self, like: Any, size: int, slot: torch.Tensor) -> None:
+    def __init__(
+        self, like: Any, size: int, slot: torch.Tensor, position: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.is_sliding, self.slot, self.max_cache_len = bool(like.is_sliding), slot, size
+        self.position = position
         shapes = [(*tensor.shape[:2], size, tensor.shape[3]) for tensor in (like.keys, like.values)]
         self.keys, self.values = (like.keys.new_zeros(shape) for shape in shapes)
         self.is_initialized = True
@@ -65,8 +70,11 @@ class HeldLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.keys.shape[2]
 
-    def get_seq_length(self) -> int:
-        raise RuntimeError("the length is on the device; positions are passed explicitly")
+    def get_seq_length(self) -> Any:
+        """Tokens so far, as a number on the device: the library's static cache tells it so too."""
+        if self.position is None:
+            raise StackError("its step asks the cache for a length, which is on the device only")
+        return self.position[0]
 
 
 class Step:
@@ -90,7 +98,7 @@ class Step:
             for size in sizes
         }
         layers = [
-            HeldLayer(layer, size, self.slots[size])
+            HeldLayer(layer, size, self.slots[size], self.position)
             for layer, size in zip(prefilled.layers, sizes, strict=True)
         ]
         self.cache = Cache(layers=layers)
@@ -148,6 +156,10 @@ def _within(around: Around, step: Step) -> None:
         step._run()
 
 
+def _nothing() -> None:
+    pass
+
+
 def _as_it_is(net: Any, cache: Cache) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
@@ -170,6 +182,26 @@ class GraphStack:
         self.net, self.capacity = net, capacity or 0
         self._around = around or _as_it_is
         self._step: Step | None = None
+        self.before: Callable[[], None] = _nothing  # raises for a net that cannot be captured
+
+    def rehearse(self) -> None:
+        """Prefill and step on shapes alone; raises what keeps them from running."""
+        ids = torch.full((2, rehearsal.CONTEXT), 5)
+        with dry_run.Shapes():
+            cache, _ = _prefill(self.net, ids)
+        require_capturable(self.net, cache)
+        dry_run.forget_numbers(self.net)
+        seen = []
+        for capacity in (rehearsal.CAPACITY, 2 * rehearsal.CAPACITY):
+            step, numbers = Step(self.net, cache, capacity), rehearsal.Numbers()
+            with numbers, self._around(self.net, step.cache):
+                step._run()
+            seen.append(numbers.seen)
+        if seen[0] != seen[1]:
+            raise StackError(
+                "its step takes a place from the length of its keys, and that is the length of the "
+                "buffers here, not the number of tokens; use hf-eager"
+            )
 
     def __call__(
         self, ids: torch.Tensor, new_tokens: int, on_token: Callable[[], None] | None = None
@@ -216,15 +248,9 @@ class GraphStack:
     def _prefilled(
         self, ids: torch.Tensor, new_tokens: int
     ) -> tuple[DynamicCache, torch.Tensor, float]:
-        cache = DynamicCache(config=self.net.config.get_text_config(decoder=True))
-        out = self.net(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        first = out.logits[:, -1].argmax(-1, keepdim=True)
+        if self._step is None and new_tokens > 1:
+            self.before()
+        cache, first = _prefill(self.net, ids)
         if new_tokens == 1:
             return cache, first, 0.0
         start_s = time.perf_counter()
@@ -248,21 +274,38 @@ class GraphStack:
         self._step = step  # one that could not be recorded would run as plain Python next time
 
 
+def _prefill(net: Any, ids: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:
+    """The cache of a prompt (batch, tokens) and the first token (batch, 1) that follows it."""
+    cache = DynamicCache(config=net.config.get_text_config(decoder=True))
+    options: dict[str, Any] = {"logits_to_keep": 1} if net._supports_logits_to_keep() else {}
+    if "position_ids" in inspect.signature(net.forward).parameters:  # as `generate()` gives them
+        options["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    out = net(
+        ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True, **options
+    )
+    return cache, out.logits[:, -1].argmax(-1, keepdim=True)
+
+
 def require_capturable(net: Any, cache: DynamicCache) -> None:
     """Raise where the step chooses on the host or keeps something else than keys and values."""
     attention = net.config.get_text_config(decoder=True)._attn_implementation
     if attention not in MASKED_BY_US:
-        raise ValueError(
+        raise StackError(
             f"attention {attention!r} cannot be captured here; use one of {', '.join(MASKED_BY_US)}"
         )
     kinds = {type(layer).__name__ for layer in cache.layers}
     if unknown := kinds - {"DynamicLayer", "DynamicSlidingWindowLayer"}:
-        raise ValueError(
+        raise StackError(
             f"a cache of {', '.join(sorted(unknown))} cannot be captured: the buffers "
             "hold keys and values only"
         )
+    if any(getattr(layer, "keys", None) is None for layer in cache.layers) or not cache.layers:
+        raise StackError(
+            "it does not keep keys and values in every layer of the cache that it is given, and "
+            "the buffers hold nothing else; use hf-eager"
+        )
     if experts.chooses_on_host(net):
-        raise ValueError(
+        raise StackError(
             "experts 'loop' look on the host which experts were chosen, which a CUDA graph cannot "
             "record; use grouped_mm, batched_mm or all_experts"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lib.records.kinds import STUDY_STACK
@@ -36,6 +37,24 @@ def _compiled(net: Any, *, decoding: str, capacity: int | None) -> Generate:
     from lib.stacks import fused, graph
 
     return graph.GraphStack(net, capacity=capacity, around=fused.Layers(net))
+
+
+def _rehearse_static(twin: Any) -> None:
+    from lib.stacks.generate import rehearse_static
+
+    rehearse_static(twin)
+
+
+def _rehearse_graph(twin: Any) -> None:
+    from lib.stacks.graph import GraphStack
+
+    GraphStack(twin).rehearse()
+
+
+def _rehearse_compiled(twin: Any) -> None:
+    from lib.stacks import fused, graph
+
+    graph.GraphStack(twin, around=fused.Layers(twin, compiled=False)).rehearse()
 
 
 def _library(net: Any) -> str | None:
@@ -77,6 +96,7 @@ STACKS = {
             _static,
             _library,
             samples=True,
+            rehearse=_rehearse_static,
         ),
         Stack(
             "graph",
@@ -85,6 +105,7 @@ STACKS = {
             _graph,
             _configured,
             captured=True,
+            rehearse=_rehearse_graph,
         ),
         Stack(
             "graph-compiled",
@@ -93,6 +114,7 @@ STACKS = {
             _compiled,
             _fused,
             captured=True,
+            rehearse=_rehearse_compiled,
         ),
     )
 }
@@ -117,7 +139,21 @@ def open_stack(
         raise ValueError(
             f"the stack {name!r} decodes greedily only, not {decoding!r}; use {sampling}"
         )
-    return STACKS[name].open(net, decoding=decoding, capacity=capacity)
+    stack = STACKS[name].open(net, decoding=decoding, capacity=capacity)
+    if STACKS[name].rehearse is not None:
+        stack.before = partial(require_runs, name, net)
+    return stack
+
+
+def require_runs(name: str, net: Any) -> None:
+    """Raise a StackError where a stack cannot run a net, before it does any work with it.
+
+    A stack asks this itself in its first call.
+    """
+    from lib.stacks import rehearsal
+
+    if (rehearse := STACKS[name].rehearse) is not None:
+        rehearsal.require(name, net, rehearse)
 
 
 def experts_in_decode(net: Any, stack: str) -> str | None:

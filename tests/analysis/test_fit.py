@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from transformers import GPT2Config
+from transformers import OpenAIGPTConfig
 
 from lib.__main__ import main
 from lib.analysis import fit, predictions
@@ -174,10 +174,10 @@ def test_float32_doubles_weights_and_cache(gpt_oss):
 
 def test_an_unknown_cache_is_named_and_the_weights_are_told(tmp_path, capsys):
     """A folder with a configuration and no weights is enough."""
-    GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16).save_pretrained(tmp_path)
+    OpenAIGPTConfig(n_embd=8, n_layer=1, n_head=2, vocab_size=16).save_pretrained(tmp_path)
     assert main(["fit", "--model", str(tmp_path), "--gpu-gb", "8"]) == 0
     text = capsys.readouterr().out
-    assert "cache is unknown, because what GPT2Attention of layer 0" in " ".join(text.split())
+    assert "cache is unknown, because it keeps nothing" in " ".join(text.split())
     row = fit.answer(partial(load.card, str(tmp_path)), gpu_gb=8)["weights"]["bfloat16"]
     assert row["weight_bytes"] > 0 and "users_2048" not in row and row["missing"]["users"]
 

@@ -2,9 +2,10 @@
 
 import json
 
+import pandas as pd
 import pytest
 
-from lib.analysis.frame import COLUMNS, frame
+from lib.analysis.frame import COLUMNS, export, frame
 from lib.analysis.metrics import METRICS
 from lib.files import ROOT
 from lib.records import store
@@ -50,7 +51,7 @@ def one(numbers, metric, **where):
 
 def test_a_line_says_what_was_measured_and_where_it_lies(numbers):
     line = one(numbers, "ttft", context=2048)
-    assert tuple(numbers.columns) == COLUMNS
+    assert list(numbers.columns) == list(COLUMNS)
     assert (line.value, line.low, line.high, line.n) == (100, 100, 100, 6)
     setup = tuple(line[["model", "weights", "dtype", "stack", "experts", "gpu"]])
     assert setup == ("m", "random", "bfloat16", "hf-eager", "none", GPU["gpu"])
@@ -115,3 +116,20 @@ def test_the_headlines_of_the_readme_are_in_the_released_set(released, metric, m
     texts = [f"{r.value:.1f} [{r.low:.1f}, {r.high:.1f}]" for r in mine.itertuples()]
     whole = [f"{r.value:.0f}.0 [{r.low:.0f}, {r.high:.0f}]" for r in mine.itertuples()]
     assert text in texts + whole
+
+
+def test_the_export_reads_back_as_the_frame(numbers, tmp_path):
+    folder = tmp_path / "set" / "m" / "random-hf-eager" / "latency"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": "ok", "end": "2026-01-01"}))
+    store.append(folder / "records.jsonl", ENV)
+    row = Record("latency", key("m", new_tokens=1), {"ttft_s": [0.1] * 6}, env_id=ENV.env_id)
+    store.append(folder / "records.jsonl", row)
+    csv, parquet, columns, metrics = export(tmp_path / "set", tmp_path / "out")
+    expected = frame(tmp_path / "set")
+    pd.testing.assert_frame_equal(pd.read_parquet(parquet), expected)
+    assert pd.read_csv(csv)["value"].tolist() == pytest.approx(
+        expected["value"].tolist(), nan_ok=True
+    )
+    assert pd.read_csv(columns)["column"].tolist() == list(COLUMNS)
+    assert set(expected["metric"]) <= set(pd.read_csv(metrics)["metric"])

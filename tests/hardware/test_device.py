@@ -202,6 +202,25 @@ def test_a_gpu_is_found_in_nvml_by_its_uuid(open_gpu):
     assert gpu.free_bytes() == 27 * 10**9
 
 
+def test_a_slice_says_why_it_has_no_energy_and_measures_the_rest(open_gpu, monkeypatch):
+    whole = device.CudaDevice.__init__
+
+    def of_a_slice(gpu):
+        known = torch.cuda.get_device_properties(0)
+        part = SimpleNamespace(**vars(known) | {"name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb"})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: part)
+        whole(gpu)
+
+    monkeypatch.setattr(device.CudaDevice, "__init__", of_a_slice)
+    gpu = open_gpu()
+    assert gpu.uuid == "MIG-fake" and "is a MIG slice: power and energy" in gpu.missing["energy"]
+    assert (gpu.energy_j(), gpu.power_w(), gpu.board_state()) == (None, None, {})
+    assert gpu.free_bytes() == 27 * 10**9
+    with gpu.power_trace() as trace:
+        pass
+    assert trace == []
+
+
 def test_memory_of_a_gpu_is_read_idle_and_from_a_fresh_peak(open_gpu):
     gpu = open_gpu()
     with gpu.watch_memory(resident_bytes=1) as usage:

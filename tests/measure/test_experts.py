@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -300,10 +301,17 @@ def test_other_mixtures_of_experts(tmp_path, model_type, config, name):
 
 
 def test_where_the_cache_is_not_understood_the_rest_is_there(tmp_path):
-    (row,) = traced(load(tmp_path, "jamba", JAMBA), tmp_path)
+    model = load(tmp_path, "jamba", JAMBA)
+    model.card = replace(model.card, kv_layers=None, kv_reason="nobody looked")
+    (row,) = traced(model, tmp_path)
     assert row.values["experts_touched_decode"] == 2 and row.error is None
     assert row.missing.keys() == {"decode_bytes", "decode_bytes_realised"}
     assert "the size of the cache is unknown" in row.missing["decode_bytes"]
+
+
+def test_a_hybrid_has_the_bytes_of_its_step(tmp_path):
+    (row,) = traced(load(tmp_path, "jamba", JAMBA), tmp_path)
+    assert row.missing == {} and row.values["decode_bytes"] == row.values["decode_bytes_realised"]
 
 
 def test_experts_that_are_told_no_choice_compute_everything(tmp_path):

@@ -11,8 +11,6 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
     DynamicCache,
-    GPT2Config,
-    MambaConfig,
     Qwen2MoeConfig,
     StaticCache,
 )
@@ -230,19 +228,27 @@ def test_latent_attention_equals_the_cache():
     assert card.routed_params == 2 * 8 * 3 * 32 * 16
 
 
+REFORMER = {
+    "model_type": "reformer", "is_decoder": True, "hidden_size": 32, "num_attention_heads": 4,
+    "attention_head_size": 8, "axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 16],
+    "max_position_embeddings": 128, "vocab_size": 96, "feed_forward_size": 48, "num_buckets": 4,
+    "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8,
+}  # fmt: skip
+OLD_GPT = {"model_type": "openai-gpt", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 16}
+
+
 @pytest.mark.parametrize(
     ("config", "part"),
     [
-        (GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16), "GPT2Attention"),
-        (
-            MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=16, state_size=4),
-            "LinearAttentionLayer",
-        ),
+        (OLD_GPT, "it keeps nothing: every step reads the whole sequence once more"),
+        (REFORMER, "buckets_cache.* does not belong to one sequence each"),
+        ({"model_type": "bert", "num_hidden_layers": 1}, "it is an encoder .is_decoder is false."),
     ],
 )
 def test_an_unknown_cache_is_named_and_the_rest_works(config, part):
-    card = load.card(config)
-    assert card.total_params == sum(p.numel() for p in net_of(config).parameters())
+    card = load.card(config, "float32")
+    net = net_of(AutoConfig.for_model(**config))
+    assert card.total_params == sum(p.numel() for p in net.parameters())
     assert "unknown" in card._repr_markdown_()
     assert card.as_dict()["kv_layers"] is None
     with pytest.raises(ModelError, match=f"(?s)cache is unknown.*{part}"):

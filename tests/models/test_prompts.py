@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as bpe
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from lib.models import entries, fetch, prompts
+from lib.models import entries, fetch, load, prompts
 from lib.models.prompts import PromptError, exact_prompt
 
 TEXT = (
@@ -196,3 +196,88 @@ def test_the_real_tokenizer_at_many_lengths():
         assert tuple(words(prompt.text, add_special_tokens=False)["input_ids"]) == prompt.ids
         assert prompt.text.startswith("<|im_start|>system\nYou are a helpful AI assistant")
         assert prompt.text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+# Templates of other people
+
+DEMANDS_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('begin with a system turn') }}"
+    "{% endif %}" + CHAT
+)
+REFUSES_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turn') }}"
+    "{% endif %}{% endfor %}" + CHAT
+)
+TAKES_PARTS = "{% for m in messages %}<|turn|>{{ m['content'][0]['text'] }}<|end|>{% endfor %}"
+ASKS_TO_THINK = (
+    "{% if enable_thinking is not defined %}{{ raise_exception('say enable_thinking') }}{% endif %}"
+    "{{ messages[0]['content'] }}{% if not enable_thinking %}<|turn|>answer{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template", [DEMANDS_SYSTEM, REFUSES_SYSTEM, TAKES_PARTS, ASKS_TO_THINK], ids=lambda t: t[:30]
+)
+def test_a_template_is_taken_in_the_way_that_it_takes(template):
+    words = tokenizer(template)
+    for tokens in (90, 200, 333):
+        prompt = exact_prompt(words, tokens, seed=tokens)
+        assert len(prompt.ids) == tokens and prompt.kind == "template"
+        assert (prompts.SYSTEM in prompt.text) == (template is DEMANDS_SYSTEM)
+        assert tuple(words(prompt.text, add_special_tokens=False)["input_ids"]) == prompt.ids
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('for tools only') }}", "refuses one user turn, .* .for tools only"),
+        ("{{ messages[0]['content'] + 7 }}", "refuses one user turn"),
+        ("{{ messages[0]['content'] | lower }}", "does not show the user's text exactly once"),
+    ],
+)
+def test_a_template_that_takes_nothing_is_refused_with_the_remedy(template, reason):
+    with pytest.raises(PromptError, match=f"{reason}.*; pass a tokenizer .* for a plain wrapper"):
+        exact_prompt(tokenizer(template), 60)
+
+
+def test_several_templates_and_none_for_a_conversation():
+    words = tokenizer({"tool_use": CHAT, "rag": CHAT})
+    with pytest.raises(PromptError, match="refuses one user turn.*for a plain wrapper"):
+        exact_prompt(words, 60)
+    assert len(exact_prompt(tokenizer({"default": CHAT, "rag": CHAT}), 60).ids) == 60
+
+
+def spanning(vocab_size=1500):
+    """A tokenizer that does not split at white space, so that tokens hold several words."""
+    raw = Tokenizer(bpe.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    sentences = prompts._sentences(random.Random(3))
+    raw.train_from_iterator(
+        [" ".join(next(sentences) for _ in range(3)) for _ in range(400)], trainer
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<|end|>")
+    fast.chat_template = CHAT
+    return fast
+
+
+def test_tokens_of_several_words_fill_a_prompt_with_sentences():
+    words = spanning()
+    assert any("Ġ" in token[1:] for token in words.get_vocab())  # a space inside a token
+    prompt = exact_prompt(words, 1500, seed=0)
+    body = prompt.text.split("user\n")[1].split("<|end|>")[0].split()
+    assert len(prompt.ids) == 1500 and len(body) > 1800
+    assert body.count("again") < 5
+    last = " ".join(body[-60:]).split(". ")
+    assert len(set(last)) == len(last) > 3
+
+
+def test_what_stands_for_an_image_is_not_drawn():
+    config = AutoConfig.for_model("gemma3", image_token_index=7, boi_token_index=8)
+    assert {7, 8} <= set(load._special_ids(config, None))

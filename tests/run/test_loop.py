@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,6 +22,7 @@ import pytest
 
 from lib import files
 from lib.__main__ import main
+from lib.files import ParamsError
 from lib.records import store
 from lib.run import job as run_job
 from lib.run import kernel as run_kernel
@@ -520,6 +522,123 @@ def test_cuda_visible_devices_is_obeyed():
     assert lease.visible(three, {"CUDA_VISIBLE_DEVICES": "GPU-1"}) == [three[1]]
     assert lease.visible(three, {"CUDA_VISIBLE_DEVICES": "0,9,1"}) == [three[0]]
     assert lease.visible(three, {"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert lease.visible(three, {"CUDA_VISIBLE_DEVICES": "-1"}) == []
+
+
+H100 = lease.Gpu(
+    "GPU-a1",
+    "H100",
+    slices=(lease.Gpu("MIG-b1", "H100 MIG 1g.10gb"), lease.Gpu("MIG-b2", "H100 MIG 1g.10gb", 1)),
+)
+L4 = lease.Gpu("GPU-a2", "L4")
+
+
+@pytest.mark.parametrize(
+    ("text", "uuids"),
+    [
+        ("MIG-b2", ["MIG-b2"]),
+        ("MIG-b2,MIG-b1", ["MIG-b2", "MIG-b1"]),
+        ("MIG-GPU-a1/3/0", ["MIG-b1", "MIG-b2"]),  # as drivers before R470 wrote it
+        ("GPU-a1", ["MIG-b1", "MIG-b2"]),
+        ("0", ["MIG-b1", "MIG-b2"]),
+        ("1", ["GPU-a2"]),
+        ("GPU-a2", ["GPU-a2"]),
+        (None, ["MIG-b1", "MIG-b2", "GPU-a2"]),
+    ],
+)
+def test_slices_are_named_by_uuid_and_stand_for_a_gpu_that_is_split(text, uuids):
+    env = {} if text is None else {"CUDA_VISIBLE_DEVICES": text}
+    assert [gpu.uuid for gpu in lease.visible([H100, L4], env)] == uuids
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        (
+            {"CUDA_VISIBLE_DEVICES": "MIG-zz"},
+            "names a MIG slice that the driver does not list .*",
+        ),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-zz"}, "names a GPU that the driver does not list"),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, "names a GPU that the driver does not list"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a"}, "fits GPU-a1, GPU-a2; give one UUID in full"),
+        (
+            {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"},
+            "by its speed, and which one that is only CUDA knows; name it by its UUID .GPU-a1, GPU",
+        ),
+    ],
+)
+def test_names_that_lead_to_no_gpu_are_refused_with_those_that_do(env, reason):
+    with pytest.raises(ParamsError, match=reason):
+        lease.visible([H100, L4], env)
+
+
+def test_equal_gpus_are_counted_alike_whichever_comes_first():
+    two = [lease.Gpu("GPU-1", "A"), lease.Gpu("GPU-2", "A")]
+    env = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    assert lease.visible(two, env) == [two[1]]
+
+
+def fake_nvml(*, mig):
+    """A driver with one board, which has two of seven slices where `mig` is on."""
+
+    class NVMLError(Exception):
+        pass
+
+    def slice_of(handle, index):
+        if index > 1:
+            raise NVMLError("Not Found")
+        return f"MIG-{index}"
+
+    def mode(handle):
+        if mig is None:
+            raise NVMLError("Not Supported")
+        return [int(mig), int(mig)]
+
+    return SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: "GPU-1",
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: [],
+        nvmlDeviceGetUUID=lambda handle: handle,
+        nvmlDeviceGetName=lambda handle: f"name of {handle}",
+        nvmlDeviceGetMigMode=mode,
+        nvmlDeviceGetMaxMigDeviceCount=lambda handle: 7,
+        nvmlDeviceGetMigDeviceHandleByIndex=slice_of,
+    )
+
+
+@pytest.mark.parametrize(("mig", "slices"), [(None, []), (False, []), (True, ["MIG-0", "MIG-1"])])
+def test_the_driver_lists_slices_where_mig_is_on(monkeypatch, mig, slices):
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(mig=mig))
+    (gpu,) = lease.gpus()
+    assert gpu.uuid == "GPU-1" and [one.uuid for one in gpu.slices] == slices
+
+
+@pytest.mark.parametrize("listed", [None, "0,1", "1,0", "GPU-1,GPU-2", "GPU-2"])
+def test_the_kernel_sees_the_gpu_that_is_held_and_no_other(bench, monkeypatch, listed):
+    """Another run holds the first GPU; a list that is set already names both."""
+    held = []
+
+    def leased(candidates, *, wait):
+        held.append(next(gpu for gpu in candidates if gpu.uuid == "GPU-2"))
+        return contextlib.nullcontext(held[0])
+
+    monkeypatch.setattr(lease, "gpus", lambda: [lease.Gpu(f"GPU-{i}", "A") for i in (1, 2)])
+    monkeypatch.setattr(lease, "lease", leased)
+    if listed is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    cell = "import os\nos.environ['CUDA_VISIBLE_DEVICES']"
+    head = 'model = "x"\nrecords_path = "x"\ndevice = "auto"'
+    make_notebook(bench.source("first"), head, cell)
+    profile = {"defaults": {"device": "auto"}, "notebooks": {"first": {}}, "models": ["a/one"]}
+    (bench.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
+    envs = []
+    assert bench.run(check=lambda arms, env: envs.append(env["CUDA_VISIBLE_DEVICES"])) == 0
+    nb = nbformat.read(bench.job("first") / "notebook.ipynb", as_version=4)
+    assert nb.cells[-1].outputs[0]["data"]["text/plain"] == "'GPU-2'" and envs == ["GPU-2"]
 
 
 def test_slugs_are_different_for_different_models(tmp_path):

@@ -162,6 +162,16 @@ def test_any_model_may_be_measured(folder):
     assert load(folder, models=str(folder / "x.gguf")).choices[0].weights == "gguf"
 
 
+def test_a_folder_is_measured_with_its_weights_where_it_has_any(folder):
+    own = folder / "own"
+    own.mkdir()
+    (own / "config.json").write_text("{}")
+    assert load(folder, models=str(own)).choices[0].weights == "random"
+    (own / "model.safetensors").touch()
+    assert load(folder, models=str(own)).choices[0].weights == "checkpoint"
+    assert load(folder, models=str(own), weights="random").choices[0].weights == "random"
+
+
 @pytest.mark.parametrize(
     ("slices", "message"),
     [
@@ -319,3 +329,16 @@ def test_the_stacks_and_weights_are_those_that_the_library_has():
     """Read from the source: importing them would load torch."""
     models = (files.ROOT / "lib" / "models" / "load.py").read_text()
     assert f"WEIGHTS = {json.dumps(kinds.WEIGHTS)}".replace("[", "(").replace("]", ")") in models
+
+
+def test_a_slice_is_split_but_not_inside_a_path_that_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my model", "a,b", "plain", "my"):
+        (tmp_path / name).mkdir()
+    assert files.split("Qwen3-32B, Yi-34B  tiny-yi") == ("Qwen3-32B", "Yi-34B", "tiny-yi")
+    assert files.split("my model") == ("my model",)
+    assert files.split(f"{tmp_path}/my model,tiny-yi") == (f"{tmp_path}/my model", "tiny-yi")
+    assert files.split("tiny-yi my model plain") == ("tiny-yi", "my model", "plain")
+    assert files.split("a,b") == ("a,b",) and files.split("a,c") == ("a", "c")
+    assert files.split(["my model", "x y"]) == ("my model", "x", "y")
+    assert files.split("x" * 5000) == ("x" * 5000,) and files.split(" ") == ()

@@ -1,6 +1,7 @@
 """Figures: what is drawn, what the alternative text says of it, and that gaps are named."""
 
 import sys
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -258,3 +259,66 @@ def test_show_gives_the_picture_its_alternative_text_and_a_caption(monkeypatch):
         "hf-eager; n = 3.*"
     )
     assert not plt.fignum_exists(ax.figure.number)  # drawn once, not again at the end of the cell
+
+
+# --- in a page
+
+
+def test_an_svg_follows_the_theme_and_repeats_itself():
+    first, again = (str(figure.svg(latency.ttft(TWO), "what it shows")) for _ in range(2))
+    assert first == again and "style=" not in first and "#000000" not in first
+    root = ElementTree.fromstring(first)
+    assert (root.get("role"), root.get("aria-label")) == ("img", "what it shows")
+    assert root.get("fill") == "currentColor"
+    ids = {tag.get("id") for tag in root.iter()} - {None}
+    assert ids == set(figure.REFERENCE.findall(first))
+    other = ElementTree.fromstring(figure.svg(latency.ttft(TWO), "something else"))
+    assert not ids & {tag.get("id") for tag in other.iter()}  # two figures in one page
+
+
+def test_hostile_names_stay_text():
+    rows = sample.latency("<script>alert(1)</script>", ENV.env_id, (128, 512))
+    assert "<script" not in str(figure.html(latency.ttft(rows), rows))
+
+
+TWO = [
+    *sample.latency("qwen3-32b", ENV.env_id, (128, 512)),
+    *sample.latency("gpt-oss-20b", ENV.env_id, (128, 512)),
+]
+
+
+def test_lines_have_their_names_at_their_ends_in_their_colours():
+    ax = latency.ttft(TWO)
+    figure.label_ends(ax)
+    assert ax.get_legend() is None
+    names = {text.get_text(): text.get_color() for text in ax.texts}
+    assert names == {m: figure.color(m) for m in ("gpt-oss-20b", "qwen3-32b")}
+    low, high = sorted(ax.texts, key=lambda text: text.get_position()[1])
+    assert (low.get_text(), high.get_text()) == ("gpt-oss-20b", "qwen3-32b")  # as the lines lie
+
+
+def test_names_of_lines_that_end_together_do_not_touch_and_stay_within():
+    ax = figure.axes()
+    for number in range(8):
+        ax.plot([0, 1], [0, 1 - number / 1e6], label=f"line {number}")
+    figure.labelled(ax, "t", "x", "y")
+    figure.label_ends(ax)
+    heights = sorted(text.get_position()[1] for text in ax.texts)
+    gaps = [b - a for a, b in zip(heights, heights[1:], strict=False)]
+    assert len(heights) == 8 and min(gaps) > 0.04 and heights[-1] <= 1
+
+
+def test_a_bound_has_one_name_for_each_colour():
+    ax = figure.axes()
+    for stack in ("a", "b"):
+        ax.plot([0, 1], [5, 5], ":", color="C0", label=f"m ({stack}), bound")
+    figure.labelled(ax, "t", "x", "y")
+    figure.label_ends(ax)
+    assert [text.get_text() for text in ax.texts] == ["m, bound"]
+
+
+def test_ticks_that_would_touch_lose_their_label():
+    assert figure.apart([128, 512, 1024, 2048, 3968, 4096]) == [
+        "128", "512", "1024", "2048", "", "4096",
+    ]  # fmt: skip
+    assert figure.apart([128]) == ["128"] and figure.apart([]) == []

@@ -399,6 +399,8 @@ def test_ablation_verdicts(rows):
         (1.23456, "1.235"),
         (0.00123, "0.00123"),
         (-20.5, "-20.50"),
+        (99.999, "100.0"),
+        (999.99, "1,000"),
     ],
 )
 def test_short_numbers(value, text):

@@ -18,8 +18,9 @@ SECTION = Markup("""<section>
 <h2 id="batch">Batch</h2>
 <p>A step reads its weights once for all sequences of a batch, so that throughput and tokens per
 joule grow with the batch until arithmetic, caches and further experts cost more than is shared.
-Each user gets a little less. Numbers in the second figure are batches; faint ones are dominated:
-another choice for the same model is at least as good in both respects.</p>
+Each user gets a little less. Rings in the first figure are knees. Numbers in the second figure are
+batches; faint ones are dominated: another choice for the same model is at least as good in both
+respects.</p>
 """)
 
 
@@ -105,7 +106,9 @@ def section(rows: Sequence[Record]) -> Markup:
     if not grids:
         return Markup("")
     pieces = [html(ax, rows, points.KINDS) for ax in (throughput(rows), pareto(rows))]
-    return Markup("").join([SECTION, *pieces, grids[0].html(), Markup("</section>\n")])
+    folded = Markup('<details class="more"><summary>Every batch, {} rows</summary>{}</details>')
+    table = folded.format(len(grids[0].rows), grids[0].html())
+    return Markup("").join([SECTION, *pieces, table, Markup("</section>\n")])
 
 
 def _lines(batches: Sequence[Point]) -> Iterator[tuple[str, Any, Any, list[Point]]]:

@@ -24,25 +24,22 @@ def tensor_bytes(tensor: Any) -> int:
 
 
 def cache_tensors(cache: Any) -> list[Any]:
-    """Tensors of every layer of a transformers cache: keys and values, or the states of a model
-    that keeps these."""
+    """Tensors of every layer of a transformers cache: keys and values, indexes of sparse attention,
+    and the states of a model that keeps these. Lone numbers are counters, and left out."""
     if not getattr(cache, "layers", ()):
         raise ValueError(f"a {type(cache).__name__} has no layers of keys and values")
-    tensors = []
-    for index, layer in enumerate(cache.layers):
-        states = (getattr(layer, name, {}).values() for name in ("conv_states", "recurrent_states"))
-        parts = [getattr(layer, "keys", None), getattr(layer, "values", None), *chain(*states)]
-        if all(tensor is None for tensor in parts):
-            raise ValueError(
-                f"layer {index} of the cache is a {type(layer).__name__}, which does "
-                "not keep keys and values"
-            )
-        tensors += [tensor for tensor in parts if tensor is not None]
-    return tensors
+    tensors: dict[int, Any] = {}
+    for part in chain.from_iterable(vars(layer).values() for layer in cache.layers):
+        values = part.values() if isinstance(part, dict) else [part]
+        tensors |= {id(t): t for t in values if hasattr(t, "untyped_storage") and t.dim()}
+    if not tensors:
+        kinds = sorted({type(layer).__name__ for layer in cache.layers})
+        raise ValueError(f"the layers of the cache ({', '.join(kinds)}) keep no keys and values")
+    return list(tensors.values())
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the key and value tensors of all layers."""
+    """Bytes of the tensors of all layers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in cache_tensors(cache))
 
 

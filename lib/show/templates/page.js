@@ -92,6 +92,28 @@
     });
   });
 
+  // Wide tables show their first columns; a button shows the rest.
+  var COLUMNS = 8;
+  document.querySelectorAll("table.sortable").forEach(function (table) {
+    var region = table.closest(".scroll"), head = table.tHead && table.tHead.rows;
+    if (!region || !head || head.length > 1 || head[0].cells.length <= COLUMNS) { return; }
+    var total = head[0].cells.length, box = document.createElement("p"), control = document.createElement("button");
+    Array.prototype.forEach.call(table.rows, function (row) {
+      Array.prototype.slice.call(row.cells, COLUMNS).forEach(function (cell) { cell.classList.add("further"); });
+    });
+    box.className = "columns";
+    control.type = "button";
+    function fold(closed) {
+      table.classList.toggle("folded", closed);
+      control.setAttribute("aria-expanded", String(!closed));
+      control.textContent = closed ? "Show all " + total + " columns" : "Show the first " + COLUMNS + " columns";
+    }
+    control.addEventListener("click", function () { fold(!table.classList.contains("folded")); });
+    box.append(control);
+    region.before(box);
+    fold(true);
+  });
+
   // A number opens what it rests on. One stop of the Tab key a table; arrows move between numbers.
   function details() {
     var panel = document.createElement("div");
@@ -203,18 +225,130 @@
   }
   details();
 
+  // The planner: which measured option serves so many users within the limits. The rules are those
+  // of lib/analysis/choice.py; the answer stays in the address.
+  function planner() {
+    var form = document.querySelector("form.planner"), table = document.querySelector("table.plan");
+    if (!form) { return; }
+    var options = JSON.parse(document.getElementById("options").textContent);
+    var verdicts = ["meets", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd"];
+
+    function grouped(x, digits) { return x.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }); }
+    function short(x) {
+      var size = Number(x.toPrecision(4));
+      if (size >= 1000) { return grouped(x, 0); }
+      return size >= 100 ? grouped(x, 1) : size >= 10 ? grouped(x, 2) : size >= 1 ? grouped(x, 3) : String(Number(x.toPrecision(3)));
+    }
+    function people(n) { return grouped(n, 0) + (n > 1 ? " users" : " user"); }
+    function place(cell) { return people(cell.users) + " of " + grouped(cell.context, 0) + " tokens"; }
+    function least(items, key) {
+      return items.reduce(function (best, x) { return best === null || key(x) < key(best) ? x : best; }, null);
+    }
+    function room(option, bytes, context) {
+      if (!option.fit) { return null; }
+      var ends = option.fit.user_bytes, at = 1;
+      while (at < ends.length - 1 && ends[at][0] < context) { at += 1; }
+      var a = ends[at - 1], b = ends[at], user = a[1] + (b[1] - a[1]) * (context - a[0]) / (b[0] - a[0]);
+      return Math.floor(Math.max(bytes - option.fit.fixed_bytes, 0) / user);
+    }
+    function nearest(option, ask) {
+      var failed = option.cells.filter(function (c) { return c.error && c.users <= ask.users && c.context <= ask.context; })[0];
+      if (failed) { return "failed at " + place(failed) + ": " + failed.error; }
+      var measured = option.cells.filter(function (c) { return c.each !== null; });
+      if (!measured.length) { return "no decode throughput"; }
+      var most = least(measured, function (c) { return -(c.users * 1e9 + c.context); });
+      var longest = least(measured, function (c) { return -(c.context * 1e9 + c.users); });
+      return "measured up to " + place(most) + (most === longest ? "" : " and " + place(longest));
+    }
+    function offer(option, ask) {
+      var users = room(option, ask.gb * 1e9, ask.context);
+      var cell = least(option.cells.filter(function (c) {
+        return c.each !== null && c.context >= ask.context && c.users >= ask.users;
+      }), function (c) { return c.users * 1e9 + c.context; });
+      var total = cell ? ask.users * cell.each : null;
+      var found = { option: option, verdict: "meets", why: "", room: users, cell: cell, total: total };
+      found.price = total && ask.usd ? ask.usd / 3600 / total * 1e6 : null;
+      function end(verdict, why) { found.verdict = verdict; found.why = why; return found; }
+      if (option.limit && ask.context > option.limit) {
+        return end("fails", grouped(ask.context, 0) + " tokens > " + grouped(option.limit, 0) + " of the model");
+      }
+      if (users !== null && users < ask.users) {
+        var lack = option.fit.fixed_bytes - ask.gb * 1e9;
+        if (lack > 0) { return end("fails", "weights are " + grouped(lack / 1e9, 1) + " GB too large"); }
+        return end("fails", "room for " + people(users) + " (" + grouped(ask.users, 0) + " asked)");
+      }
+      if (!cell) { return end("not measured", nearest(option, ask)); }
+      if (ask.ttft && cell.ttft_ms === null) { return end("not measured", "TTFT at " + people(cell.users) + " is not measured"); }
+      if (ask.ttft && cell.ttft_ms > ask.ttft) { return end("fails", "TTFT " + short(cell.ttft_ms) + " ms > " + ask.ttft); }
+      if (ask.itl && 1e3 / cell.each > ask.itl) { return end("fails", "a token takes " + short(1e3 / cell.each) + " ms > " + ask.itl); }
+      return found;
+    }
+    function cellOf(row, tag, css, text, small) {
+      var cell = document.createElement(tag);
+      cell.className = css;
+      cell.textContent = text;
+      if (tag === "th") { cell.scope = "row"; }
+      if (small) {
+        var more = document.createElement("span");
+        more.className = "ci";
+        more.textContent = small;
+        cell.append(" ", more);
+      }
+      row.append(cell);
+    }
+    function answer() {
+      var ask = {};
+      names.forEach(function (name) { ask[name] = Number(form.elements[name].value) || 0; });
+      if (!form.checkValidity()) { return; }
+      var offers = options.map(function (option) { return offer(option, ask); });
+      offers.sort(function (a, b) {
+        return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || (b.total || 0) - (a.total || 0);
+      });
+      table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.map(function (x) {
+        var row = document.createElement("tr"), basis = x.cell ? "measured at " + place(x.cell) : "";
+        var sign = { meets: "holds", fails: "fails" }[x.verdict] || "";
+        function number(value, digits) { return value === null ? "\u2013" : digits === undefined ? short(value) : grouped(value, digits); }
+        cellOf(row, "th", "", x.option.model);
+        cellOf(row, "td", "text", x.option.engine);
+        cellOf(row, "td", "text long verdict " + sign, x.verdict, [x.why, basis].filter(Boolean).join("; "));
+        cellOf(row, "td", "num", number(x.room, 0));
+        cellOf(row, "td", "num", number(x.cell ? x.cell.ttft_ms : null));
+        cellOf(row, "td", "num", number(x.cell ? x.cell.each : null));
+        cellOf(row, "td", "num", number(x.total));
+        cellOf(row, "td", "num", number(x.price, 2));
+        return row;
+      }));
+      table.hidden = false;
+    }
+    function keep() {
+      var given = names.map(function (name) { return name + "=" + form.elements[name].value; });
+      try { history.replaceState(null, "", "#plan?" + given.join("&")); } catch (e) { /* the address stays */ }
+    }
+    var asked = location.hash.split("?");
+    if (asked[0] === "#plan" && asked[1]) {
+      new URLSearchParams(asked[1]).forEach(function (value, name) {
+        if (names.indexOf(name) >= 0) { form.elements[name].value = value; }
+      });
+    }
+    form.hidden = false;
+    form.addEventListener("submit", function (event) { event.preventDefault(); });
+    form.addEventListener("input", function () { answer(); keep(); });
+    answer();
+  }
+  planner();
+
   // Contents start closed on a narrow screen; a link into a closed part opens it.
   var toc = document.querySelector(".toc > details");
   if (toc && window.matchMedia("(max-width: 65.99rem)").matches) { toc.open = false; }
   function reveal() {
     var target = null;
-    try { target = document.getElementById(decodeURIComponent(location.hash.slice(1))); } catch (e) { target = null; }
+    try { target = document.getElementById(decodeURIComponent(location.hash.slice(1).split("?")[0])); } catch (e) { target = null; }
     for (var at = target; at; at = at.parentElement) { if (at.tagName === "DETAILS") { at.open = true; } }
     if (target) { target.scrollIntoView(); }
   }
   window.addEventListener("hashchange", reveal);
   reveal();
   window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details:not(.code, .raw)").forEach(function (d) { d.open = true; });
+    document.querySelectorAll("details:not(.code, .raw, .job)").forEach(function (d) { d.open = true; });
   });
 })();

@@ -241,7 +241,7 @@ def test_no_rows_no_table():
 def test_the_sentences():
     rows = [*line(RATES), failed(32), *line({1: 150.0, 2: 290.0}, "graph")]
     text = tables.conclusion(rows)
-    assert "m (hf-eager) at 512 tokens of context: at batch 1 100.00 tok/s [" in text
+    assert "m (hf-eager) at 512 tokens of context: at batch 1 100.0 tok/s [" in text
     assert "; the most, at batch 16, 560.0 tok/s [" in text and "n = 6 in all and 35.00 for" in text
     assert "m (hf-eager), knee: batch 4: doubling it raised the throughput 1.4" in text
     assert "m (graph), knee: not reached: doubling to 2 still raised it 1.93" in text

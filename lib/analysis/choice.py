@@ -1,0 +1,307 @@
+"""Which model, on what: every measured way to serve one, and whether it gives what is asked for.
+
+An `Option` is one model on one stack in one number format; its `Cell`s say what so many users at
+once got at a context. `offers` sets them against an `Ask`, names the limit that fails first, and
+says so where nothing was measured. Speeds are those of the GPU that was measured: the asked memory
+decides what fits and how many users have room.
+
+    make plan GPU_GB=80 CONTEXT=2048 USERS=20 TTFT_MS=500 GPU_HOUR_USD=2.5
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lib import stats
+from lib.analysis import fit
+from lib.analysis.energy import quantities
+from lib.analysis.metrics import METRICS
+from lib.analysis.rows import SETUP, Rows
+from lib.analysis.setups import grouped, named, sampled
+from lib.files import ParamsError
+from lib.models.card import ModelCard
+from lib.records.record import Record, select
+from lib.show.wording import short
+from lib.stats import Estimate
+
+TIMED = ("latency", "batch")  # kinds of calls, those that are timed most often first
+JOULES = (*quantities.LENGTHS, "batch-energy")
+FORMULA = (
+    "Speed, energy and price are of decoding; the time of a prompt is the first token's. "
+    "Price: USD an hour / 3600 / (tok/s of all users) x 10^6"
+)
+MEETS, FAILS, UNKNOWN = "meets", "fails", "not measured"
+VERDICTS = (MEETS, FAILS, UNKNOWN)  # in the order of the answer
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What each of so many `users` at once got at a context (tokens), or the error.
+
+    `per_user` is decode throughput (tok/s), `token_j` joules of the board for a decoded token.
+    """
+
+    context: int
+    users: int
+    ttft_s: Estimate
+    per_user: Estimate
+    token_j: Estimate
+    error: str = ""
+
+    @property
+    def total(self) -> Estimate:
+        """Decode throughput of all users (tok/s)."""
+        return stats.scaled(self.per_user, self.users)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One model in one setup (the values of SETUP), with its card where a row holds one."""
+
+    model: str
+    setup: tuple[str, ...]
+    label: str
+    card: ModelCard | None
+    gpu_bytes: int | None
+    cells: tuple[Cell, ...]
+
+    def of(self, name: str) -> str:
+        """A value of the setup."""
+        return self.setup[SETUP.index(name)]
+
+    @property
+    def engine(self) -> str:
+        """Stack and number format, and the experts where every one is computed."""
+        every = ("every expert",) if self.of("experts") == "all_experts" else ()
+        return ", ".join((self.of("stack"), self.of("dtype"), *every))
+
+    @property
+    def measured(self) -> list[Cell]:
+        """The cells that have a speed."""
+        return [cell for cell in self.cells if cell.per_user.value is not None]
+
+    def at(self, context: int, users: int) -> Cell | None:
+        """The smallest measured cell that is at least as hard: no fewer users, no fewer tokens."""
+        harder = [c for c in self.measured if c.context >= context and c.users >= users]
+        return min(harder, key=lambda c: (c.users, c.context), default=None)
+
+    def room(self, gpu_bytes: float, context: int) -> int | None:
+        """How many users of so many tokens each have room; None where no card tells."""
+        if self.card is None or not self.card.kv_layers:
+            return None
+        return fit.room(self.card, gpu_bytes, context)
+
+
+def options(rows: Sequence[Record]) -> list[Option]:
+    """Every model and setup with calls of several tokens, in the order of the tables."""
+    rows = Rows.of(rows)
+    groups: dict[tuple, list[Cell]] = {}
+    members: dict[tuple, Record] = {}
+    for (model, setup, context, users), group in grouped(
+        rows, (*TIMED, *JOULES), ("context", "batch")
+    ).items():
+        timed = next((m for kind in TIMED if (m := [r for r in group if r.kind == kind])), [])
+        if timed and context:
+            cell = _cell(context, users or 1, timed, [r for r in group if r.kind in JOULES])
+            groups.setdefault((model, *setup), []).append(cell)
+            members[model, *setup] = timed[0]
+    names, cards = named(list(groups)), select(rows, "card")
+    return [
+        Option(
+            model=where[0],
+            setup=where[1:],
+            label=names[where].label,
+            card=_card(cards, where[0], where[1 + SETUP.index("dtype")]),
+            gpu_bytes=rows.environment(members[where]).get("gpu_total_bytes"),
+            cells=tuple(cells),
+        )
+        for where, cells in groups.items()
+        if any(c.per_user.value is not None or c.error for c in cells)
+    ]
+
+
+def _cell(context: int, users: int, timed: list[Record], metered: list[Record]) -> Cell:
+    per_user = METRICS["decode"].of(timed)
+    if per_user.value is None:
+        marked = METRICS["decode_marked"].of(timed)
+        per_user = marked if marked.value is not None else per_user
+    error = next((r.error for r in timed if r.error), "") if per_user.value is None else ""
+    _, token_j = quantities.split(metered, JOULES)
+    if token_j.value is not None and token_j.value <= 0:
+        token_j = stats.missing("not resolved: noise hides the energy of decoding")
+    first = [r for r in timed if r.samples.get("ttft_s")]
+    return Cell(
+        context=context,
+        users=users,
+        ttft_s=sampled(first or timed, "ttft_s"),
+        per_user=per_user,
+        token_j=stats.scaled(token_j, 1 / users),
+        error=error,
+    )
+
+
+def _card(cards: Sequence[Record], model: str, dtype: str) -> ModelCard | None:
+    """The card of a model in a number format, where a record holds all of it."""
+    for row in reversed(cards):
+        if row.key.get("model") == model and row.key.get("dtype") in (None, dtype):
+            return ModelCard.from_dict(row.values) if "kv_layers" in row.values else None
+    return None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a user needs: memory of the card (GB, 10^9 bytes), tokens of context for each of so many
+    users at once, the longest wait for the first token and between tokens (ms), USD an hour."""
+
+    gpu_gb: float
+    context: int
+    users: int = 1
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
+    gpu_hour_usd: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            if number is not None and not 0 < number < math.inf:
+                raise ParamsError(f"{name.upper()} is {number:g}; give a number above 0")
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one option answers to an ask: a word of VERDICTS, and why where it is not MEETS.
+
+    `cell` is the measured one that the answer stands on, `room` how many users fit.
+    """
+
+    option: Option
+    verdict: str
+    why: str
+    room: int | None
+    cell: Cell | None
+    users: int
+    gpu_hour_usd: float | None
+
+    @property
+    def total(self) -> float | None:
+        """Tokens a second of the users that were asked for."""
+        return self.users * self.cell.per_user.value if self.cell else None
+
+    @property
+    def usd_per_million(self) -> float | None:
+        """USD of GPU time for 10^6 decoded tokens at so many users."""
+        if self.total is None or self.gpu_hour_usd is None:
+            return None
+        return self.gpu_hour_usd / 3600 / self.total * 1e6
+
+
+def offers(choices: Sequence[Option], ask: Ask) -> list[Offer]:
+    """What each option answers: those that meet the ask first, by speed of all users."""
+    answers = [_offer(option, ask) for option in choices]
+    return sorted(answers, key=lambda a: (VERDICTS.index(a.verdict), -(a.total or 0)))
+
+
+def _offer(option: Option, ask: Ask) -> Offer:
+    room = option.room(ask.gpu_gb * 1e9, ask.context)
+    cell = option.at(ask.context, ask.users)
+
+    def offer(verdict: str, why: str = "") -> Offer:
+        return Offer(option, verdict, why, room, cell, ask.users, ask.gpu_hour_usd)
+
+    limit = option.card.context_limit if option.card else None
+    if limit and ask.context > limit:
+        return offer(FAILS, f"{ask.context:,} tokens > {limit:,} of the model")
+    if room is not None and room < ask.users:
+        short_gb = fit.short_bytes(option.card, ask.gpu_gb * 1e9) / 1e9
+        why = f"weights are {short_gb:.1f} GB too large" if short_gb > 0 else ""
+        return offer(FAILS, why or f"room for {room:,} users ({ask.users:,} asked)")
+    if cell is None:
+        return offer(UNKNOWN, _nearest(option, ask))
+    if ask.ttft_ms is not None:
+        if cell.ttft_s.value is None:
+            return offer(UNKNOWN, f"TTFT at {_users(cell.users)} is not measured")
+        if cell.ttft_s.value * 1e3 > ask.ttft_ms:
+            return offer(FAILS, f"TTFT {short(cell.ttft_s.value * 1e3)} ms > {ask.ttft_ms:g}")
+    if ask.itl_ms is not None and 1e3 / cell.per_user.value > ask.itl_ms:
+        return offer(FAILS, f"a token takes {short(1e3 / cell.per_user.value)} ms > {ask.itl_ms:g}")
+    return offer(MEETS)
+
+
+def _nearest(option: Option, ask: Ask) -> str:
+    """What was measured instead, or failed."""
+    for cell in option.cells:
+        if cell.error and cell.users <= ask.users and cell.context <= ask.context:
+            return f"failed at {cell.users:,} users of {cell.context:,} tokens: {cell.error}"
+    if not option.measured:
+        return "no decode throughput"
+    most = max(option.measured, key=lambda c: (c.users, c.context))
+    longest = max(option.measured, key=lambda c: (c.context, c.users))
+    ends = dict.fromkeys(f"{_users(c.users)} of {c.context:,} tokens" for c in (most, longest))
+    return f"measured up to {' and '.join(ends)}"
+
+
+def _users(count: int) -> str:
+    return f"{count:,} user{'s' if count > 1 else ''}"
+
+
+def basis(offer: Offer) -> str:
+    """The measured cell that an offer stands on."""
+    cell = offer.cell
+    return f"{_users(cell.users)} of {cell.context:,} tokens" if cell else ""
+
+
+def text(answers: Sequence[Offer]) -> str:
+    """The answer to an ask for a terminal, an option a line, and what it holds for."""
+    width = max(map(len, VERDICTS)) + 2
+    lines = [
+        textwrap.fill(
+            f"{answer.verdict:{width}}{_told(answer)}", 100, subsequent_indent=" " * width
+        )
+        for answer in answers
+    ]
+    gpus = sorted({answer.option.of("gpu") for answer in answers})
+    return "\n".join([*lines, "", f"Speeds are of {' and '.join(gpus)}. {FORMULA}."])
+
+
+def _told(answer: Offer) -> str:
+    cell, price = answer.cell, answer.usd_per_million
+    facts = [answer.why]
+    if answer.verdict == MEETS and answer.room is not None:
+        facts.append(f"room for {_users(answer.room)}")
+    if cell:
+        first = cell.ttft_s.value
+        facts += [
+            f"TTFT {short(first * 1e3)} ms" if first else "",
+            f"{short(cell.per_user.value)} tok/s each, {short(answer.total)} together",
+            "" if price is None else f"{price:.2f} USD for a million tokens",
+            f"measured at {basis(answer)}",
+        ]
+    return f"{answer.option.model} on {answer.option.engine}: {'; '.join(filter(None, facts))}"
+
+
+def data(choices: Sequence[Option]) -> list[dict[str, Any]]:
+    """The options for the planner of a page: what `offers` reads of them, as JSON data."""
+    return [
+        {
+            "model": option.model,
+            "engine": option.engine,
+            "gpu": option.of("gpu"),
+            "fit": fit.line(option.card) if option.card and option.card.kv_layers else None,
+            "limit": option.card.context_limit if option.card else None,
+            "cells": [
+                {
+                    "context": cell.context,
+                    "users": cell.users,
+                    "ttft_ms": stats.scaled(cell.ttft_s, 1e3).value,
+                    "each": cell.per_user.value,
+                    "token_j": cell.token_j.value,
+                    "error": cell.error,
+                }
+                for cell in option.cells
+            ],
+        }
+        for option in choices
+    ]

@@ -1,0 +1,85 @@
+"""Looking at a result set by hand: rows of what exists, and a panel that offers nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+
+from lib.analysis import efficiency, latency
+from lib.analysis.energy import figures as energy
+from lib.analysis.memory import figures as memory
+from lib.files import ParamsError, unknown
+from lib.records.record import Record, select
+from lib.show import figure
+
+if TYPE_CHECKING:
+    from ipywidgets import VBox
+
+FIGURES = {
+    "throughput": latency.throughput,
+    "ttft": latency.ttft,
+    "energy": energy.figure,
+    "memory": memory.memory_ledger,
+    "efficiency": efficiency.figure,
+}
+
+
+def draw(metric: str, rows: Sequence[Record]) -> None:
+    """Show one of FIGURES."""
+    if metric not in FIGURES:
+        raise unknown("metric", metric, FIGURES)
+    figure.show(FIGURES[metric](rows), rows)
+
+
+def stacks_of(rows: Sequence[Record], model: str) -> list[str]:
+    """The stacks on which calls of a model were timed."""
+    timed = [r for r in select(rows, "latency", model=model) if r.samples.get("e2e_s")]
+    return list(dict.fromkeys(str(r.key.get("stack")) for r in timed))
+
+
+def pick(
+    rows: Sequence[Record], model: str, stack: str, context: int | None = None
+) -> list[Record]:
+    """Rows of one model on one stack, with its card, its traces and the environments.
+
+    What is not among the rows is an error that lists what is.
+    """
+    models = [name for name in figure.models_of(rows) if stacks_of(rows, name)]
+    if model not in models:
+        raise unknown("model", model, models)
+    if stack not in stacks_of(rows, model):
+        raise unknown(f"stack of {model}", stack, stacks_of(rows, model))
+    mine = [
+        r
+        for r in select(rows, model=model)
+        if r.key.get("stack") == stack or r.kind in ("card", "trace")
+    ]
+    contexts = sorted({r.key["context"] for r in mine if r.samples.get("e2e_s")})
+    if context is not None and context not in contexts:
+        known = ", ".join(map(str, contexts))
+        raise ParamsError(f"no calls of {model} on {stack} at context {context}; there are {known}")
+    return [*select(rows, "environment"), *mine]
+
+
+def panel(rows: Sequence[Record]) -> VBox:
+    """Three lists to choose from, of what the rows hold, over the figure of the choice."""
+    import ipywidgets
+
+    models = [name for name in figure.models_of(rows) if stacks_of(rows, name)]
+    model = ipywidgets.Dropdown(options=models, description="model")
+    stack = ipywidgets.Dropdown(options=stacks_of(rows, model.value), description="stack")
+    metric = ipywidgets.Dropdown(options=list(FIGURES), description="metric")
+
+    def offer_stacks(change: object) -> None:
+        stack.options = stacks_of(rows, model.value)
+
+    def show(model: str, stack: str, metric: str) -> None:
+        if stack in stacks_of(rows, model):  # the list of stacks follows the model a moment later
+            plt.close("all")
+            draw(metric, pick(rows, model, stack))
+
+    model.observe(offer_stacks, names="value")
+    shown = ipywidgets.interactive_output(show, {"model": model, "stack": stack, "metric": metric})
+    return ipywidgets.VBox([ipywidgets.HBox([model, stack, metric]), shown])

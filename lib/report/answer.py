@@ -1,0 +1,277 @@
+"""The first screen of a report: one sentence that answers, a card of the models, what it means for
+one user and for many, and what it rests on. Then the planner, which answers for other needs.
+
+Everything is computed from rows; what was not measured is a dash with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
+
+from lib import stats
+from lib.analysis import choice
+from lib.analysis.choice import Cell, Option
+from lib.records.kinds import STUDY_STACK, model_order
+from lib.records.record import Record, environments
+from lib.show.table import Column, Number, Table, Text, Verdict
+from lib.show.wording import short
+from lib.stats import Estimate
+
+EXAMPLE_GB = 80  # of the planner, where the memory of the device is not known
+EXAMPLE_USD = 2.5  # an hour of the GPU, where no price is given; said wherever it is used
+NONE = stats.missing("not measured")
+BEST = Verdict("the best of these", "", "★", "holds")
+MORE, LESS, NEITHER = 1, -1, 0  # which is better
+COLUMNS = {
+    Column("model", numeric=False): NEITHER,
+    Column("room", "users"): MORE,
+    Column("first token", "ms"): LESS,
+    Column("one user", "tok/s"): MORE,
+    Column("whole GPU", "tok/s"): MORE,
+    Column("for", "users"): NEITHER,
+    Column("energy", "J per 1,000 tokens"): LESS,
+    Column("price", "USD per million tokens"): LESS,
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model on the stack that serves most of it: `one` user at the context of the card, and the
+    cell with the highest throughput of all users."""
+
+    option: Option
+    one: Cell | None
+    most: Cell
+
+    @property
+    def rank(self) -> float:
+        """Throughput of the whole GPU (tok/s)."""
+        return self.most.total.value
+
+    @property
+    def alone(self) -> bool:
+        """Whether it was measured for one user only."""
+        return self.most.users == 1
+
+    @property
+    def name(self) -> str:
+        """The model."""
+        return self.option.model
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first screen."""
+
+    lead: str
+    card: Table
+    sentences: tuple[str, ...]
+    basis: str
+    planner: Markup
+    context: int
+    gpu_gb: float
+    usd: float
+
+    def markdown(self) -> str:
+        """The sentence, the card and what it rests on, for a README."""
+        return "\n\n".join(
+            (f"**{self.lead}**", self.card.markdown(), *self.card.below, f"Rests on {self.basis}.")
+        )
+
+
+def answer(
+    rows: Sequence[Record], *, context: int | None = None, gpu_hour_usd: float | None = None
+) -> Answer | None:
+    """The first screen of some rows, at a context (tokens) or the longest that all models share.
+
+    None where no decoding was timed.
+    """
+    options = choice.options(rows)
+    if context is None:
+        context = shared_context(options)
+    best = candidates(options, context)
+    if not best:
+        return None
+    return Answer(
+        lead=lead(best),
+        card=card(best, context, gpu_hour_usd),
+        sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
+        basis=basis(rows),
+        planner=planner(options),
+        context=context,
+        gpu_gb=round(max(o.gpu_bytes or 0 for o in options) / 1e9, 1) or EXAMPLE_GB,
+        usd=EXAMPLE_USD if gpu_hour_usd is None else gpu_hour_usd,
+    )
+
+
+def shared_context(options: Sequence[Option]) -> int:
+    """The longest context at which every model decoded for one user; without any the longest."""
+    contexts: dict[str, set[int]] = {}
+    for option in options:
+        alone = {cell.context for cell in option.measured if cell.users == 1}
+        contexts[option.model] = contexts.get(option.model, set()) | alone
+    measured = [alone for alone in contexts.values() if alone]
+    shared = set.intersection(*measured) if measured else set()
+    return max(shared or set().union(*measured), default=0)
+
+
+def candidates(options: Sequence[Option], context: int) -> list[Candidate]:
+    """Of each model the stack with the highest throughput of all users, by that throughput; those
+    that were measured for one user only come last."""
+    every = [
+        Candidate(option, _one(option, context), max(option.measured, key=lambda c: c.total.value))
+        for option in options
+        if option.measured
+    ]
+    by_model: dict[str, Candidate] = {}
+    for candidate in sorted(every, key=lambda c: -c.rank):
+        by_model.setdefault(candidate.name, candidate)
+    return sorted(by_model.values(), key=lambda c: (c.alone, -c.rank, model_order(c.name)))
+
+
+def _one(option: Option, context: int) -> Cell | None:
+    """One user at a context."""
+    return next((c for c in option.measured if (c.context, c.users) == (context, 1)), None)
+
+
+def card(best: Sequence[Candidate], context: int, gpu_hour_usd: float | None = None) -> Table:
+    """A model a line; the best value of each column has a mark where several have one."""
+    price = EXAMPLE_USD if gpu_hour_usd is None else gpu_hour_usd
+    shared = not all(candidate.alone for candidate in best)
+    lines = zip(*(_cells(candidate, context, price, shared) for candidate in best), strict=True)
+    pairs = zip(COLUMNS.values(), lines, strict=True)
+    columns = [_marked(cells, better) for better, cells in pairs]
+    example = "an example: give GPU_HOUR_USD" if gpu_hour_usd is None else "as given"
+    notes = (
+        f"Room, first token and one user: {context:,} tokens of context. Whole GPU, energy and "
+        f"price: the number of users with the most tokens a second. {choice.FORMULA}; "
+        f"here {price:g} USD an hour, {example}.",
+    )
+    rows = tuple(zip(*columns, strict=True))
+    return Table("answer", "The models on one GPU", tuple(COLUMNS), rows, below=notes)
+
+
+def _cells(candidate: Candidate, context: int, price: float, shared: bool) -> tuple:
+    """The cells of a model. Where others `shared` the GPU and it did not, it has no whole GPU."""
+    option, one, most = candidate.option, candidate.one, candidate.most
+    room = option.room(option.gpu_bytes, context) if option.gpu_bytes else None
+    whole = (
+        most.total,
+        stats.scaled(most.token_j, 1e3),
+        stats.inverse(most.total, price / 3600 * 1e6),
+    )
+    if shared and candidate.alone:
+        whole = (stats.missing("measured for one user only"),) * 3
+    size = f", {option.card.weight_bytes / 1e9:.1f} GB" if option.card else ""
+    return (
+        Text(option.model, f"{option.engine}{size}"),
+        Number(_exact(room, "no model card, or the device's memory is not known"), decimals=0),
+        stats.scaled(one.ttft_s, 1e3) if one else NONE,
+        one.per_user if one else NONE,
+        whole[0],
+        Text(f"{most.users:,}", f"of {most.context:,} tokens"),
+        *whole[1:],
+    )
+
+
+def _exact(value: float | None, reason: str) -> Estimate:
+    return stats.missing(reason) if value is None else stats.exact(value, "computed")
+
+
+def _marked(cells: Sequence, better: int) -> list:
+    """The cells of a column, with a mark at the best of several numbers."""
+    numbers = [cell if isinstance(cell, Number) else Number(cell) for cell in cells] * bool(better)
+    values = [x.estimate.value for x in numbers if x.estimate.value is not None]
+    if len(set(values)) < 2:
+        return list(cells)
+    best = max(values, key=lambda value: better * value)
+    return [replace(x, verdict=BEST if x.estimate.value == best else None) for x in numbers]
+
+
+def lead(best: Sequence[Candidate]) -> str:
+    """One sentence: which model serves most on this GPU, and how far the next one is."""
+    first, *others = best
+    others = [other for other in others if other.alone == first.alone]
+    most = first.most
+    text = (
+        f"{first.name} serves most on one {first.option.of('gpu')}: {short(first.rank)} tokens a "
+        f"second for {most.users:,} user{'s' if most.users > 1 else ''} on {first.option.engine}"
+    )
+    if others:
+        text += f", {first.rank / others[0].rank:.2g} times what {others[0].name} reaches"
+        joules = [c.most.token_j.value for c in (first, others[0])]
+        if None not in joules:
+            text += f", with {joules[0] / joules[1]:.0%} of its energy for a token"
+    return f"{text}."
+
+
+def for_one(best: Sequence[Candidate], options: Sequence[Option], context: int) -> str:
+    """What one user gets of the two first models, and on the library's own generate()."""
+    pair = [c for c in best if c.one][:2]
+    if len(pair) < 2:
+        return ""
+    first, other = sorted(pair, key=lambda c: -c.one.per_user.value)
+    times = first.one.per_user.value / other.one.per_user.value
+    text = (
+        f"For one user {first.name} decodes {short(first.one.per_user.value)} tokens a second and "
+        f"{other.name} {short(other.one.per_user.value)}, {times:.2g} times apart"
+    )
+    plain = [_on_reference(options, c.name, context) for c in (first, other)]
+    if None not in plain and first.option.of("stack") != STUDY_STACK:
+        text += (
+            f"; on {STUDY_STACK} the same pair is {plain[0] / plain[1]:.2g} times apart, since "
+            "the host sets the pace there"
+        )
+    return f"{text}."
+
+
+def _on_reference(options: Sequence[Option], model: str, context: int) -> float | None:
+    """Tokens a second of one user on the library's generate(), as it runs the experts."""
+    plain = (o for o in options if (o.model, o.of("stack")) == (model, STUDY_STACK))
+    alone = (cell for option in plain if (cell := _one(option, context)))
+    return next((cell.per_user.value for cell in alone), None)
+
+
+def for_many(first: Candidate) -> str:
+    """What sharing the GPU does to each user and to the energy."""
+    line = [c for c in first.option.measured if c.context == first.most.context]
+    alone = next((c for c in line if c.users == 1), None)
+    if alone is None or first.most is alone:
+        return ""
+    most = first.most
+    text = (
+        f"From 1 to {most.users:,} users at {most.context:,} tokens the GPU gives "
+        f"{most.total.value / alone.total.value:.2g} times the tokens and each user "
+        f"{short(most.per_user.value)} instead of {short(alone.per_user.value)} a second"
+    )
+    joules = [cell.token_j.value for cell in (alone, most)]
+    if None not in joules:
+        text += (
+            f"; 1,000 tokens take {short(joules[1] * 1e3)} J instead of {short(joules[0] * 1e3)}"
+        )
+    return f"{text}."
+
+
+def basis(rows: Sequence[Record]) -> str:
+    """What the answer rests on: weights, boards, rows, and how many failed."""
+    arms = [r for r in rows if r.kind not in ("environment", "card")]
+    weights = sorted({str(r.key["weights"]) for r in arms if r.kind in choice.TIMED})
+    envs = environments(rows).values()
+    boards = {env["gpu_uuid"] for env in envs if env.get("gpu_uuid")}
+    dates = sorted({str(env["date"]) for env in envs if env.get("date")})
+    parts = [
+        f"{' and '.join(weights)} weights",
+        f"{len(boards)} board{'s' if len(boards) > 1 else ''}" if boards else "no GPU",
+        f"{len(arms):,} rows, {sum(bool(r.error) for r in arms):,} of them failed",
+        " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def planner(options: Sequence[Option]) -> Markup:
+    """The options as data for the page's script."""
+    return Markup(json.dumps(choice.data(options), separators=(",", ":")).replace("<", "\\u003c"))

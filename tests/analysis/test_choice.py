@@ -1,0 +1,151 @@
+"""Which option serves so many users: a toy model on a card whose numbers a reader can check.
+
+The toy's weights and reserve take 3.2 GB, a user of 2,000 tokens 1,050,000 bytes (see test_fit).
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from lib import stats
+from lib.__main__ import main
+from lib.analysis import choice, fit
+from lib.analysis.choice import FAILS, MEETS, UNKNOWN, Ask, Cell, Option
+from lib.files import ParamsError
+from tests.analysis.batch.test_points import failed, line
+from tests.analysis.test_fit import CARD, GB, RESERVE
+from tests.samples import records as sample
+
+SETUP = ("random", "bfloat16", "graph", "none", "G")
+ROOM = (CARD.weight_bytes + RESERVE + 30 * 1_050_000) / GB  # for 30 users of 2,000 tokens
+
+
+def number(value):
+    return stats.missing("not measured") if value is None else stats.exact(value)
+
+
+def cell(context, users, each, ttft_s=None, error=""):
+    return Cell(context, users, number(ttft_s), number(each), number(None), error)
+
+
+def option(*cells, model="toy", card=CARD, setup=SETUP):
+    return Option(model, setup, model, card, 80 * GB, cells)
+
+
+TOY = option(cell(2000, 1, 100.0, 0.1), cell(2000, 8, 50.0, 0.4), cell(512, 32, 20.0))
+
+
+def one(ask, choices=(TOY,)):
+    (offer,) = choice.offers(choices, ask)
+    return offer
+
+
+def test_it_stands_on_the_smallest_cell_that_is_as_hard_as_what_is_asked():
+    offer = one(Ask(gpu_gb=ROOM, context=1500, users=5, gpu_hour_usd=3.6))
+    assert (offer.verdict, offer.cell.users, offer.cell.context) == (MEETS, 8, 2000)
+    assert offer.total == 5 * 50.0
+    assert offer.usd_per_million == pytest.approx(4.0)  # 3.6 / 3600 / 250 x 10^6
+
+
+def test_memory_says_how_many_have_room():
+    assert one(Ask(gpu_gb=ROOM, context=2000, users=1)).room == 30
+    offer = one(Ask(gpu_gb=ROOM, context=2000, users=31))
+    assert (offer.verdict, offer.why) == (FAILS, "room for 30 users (31 asked)")
+    offer = one(Ask(gpu_gb=2.0, context=2000, users=1))
+    assert (offer.verdict, offer.why) == (FAILS, "weights are 1.2 GB too large")
+
+
+@pytest.mark.parametrize("context", [1, 99, 100, 101, 2000, 10_000])
+def test_the_line_of_the_page_is_the_room_of_a_card(context):
+    ends = fit.line(CARD)["user_bytes"]
+    (a, low), (b, high) = next(
+        (x, y) for x, y in zip(ends, ends[1:], strict=False) if x[0] <= context <= y[0]
+    )
+    assert low + (high - low) * (context - a) / (b - a) == CARD.kv_bytes(context, cache="static")
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict", "why"),
+    [
+        ({"context": 10_001}, FAILS, "10,001 tokens > 10,000 of the model"),
+        ({"users": 8, "ttft_ms": 399}, FAILS, "TTFT 400.0 ms > 399"),
+        ({"users": 8, "ttft_ms": 400}, MEETS, ""),
+        ({"users": 8, "itl_ms": 19.9}, FAILS, "a token takes 20.00 ms > 19.9"),
+        ({"users": 8, "itl_ms": 20}, MEETS, ""),
+        (
+            {"users": 9},
+            UNKNOWN,
+            "measured up to 32 users of 512 tokens and 8 users of 2,000 tokens",
+        ),
+        ({"users": 9, "context": 512, "ttft_ms": 9}, UNKNOWN, "TTFT at 32 users is not measured"),
+    ],
+)
+def test_the_limit_that_fails_is_named(asked, verdict, why):
+    offer = one(Ask(**({"gpu_gb": 80, "context": 2000, "users": 1} | asked)))
+    assert (offer.verdict, offer.why) == (verdict, why)
+
+
+def test_a_failed_batch_is_cited():
+    choices = [option(cell(512, 1, 9.0), cell(512, 64, None, error="OutOfMemoryError"))]
+    offer = one(Ask(gpu_gb=80, context=512, users=64), choices)
+    why = "failed at 64 users of 512 tokens: OutOfMemoryError"
+    assert (offer.verdict, offer.why) == (UNKNOWN, why)
+
+
+def test_without_a_card_room_is_unknown_and_decides_nothing():
+    offer = one(Ask(gpu_gb=0.1, context=2000), [option(cell(2000, 1, 9.0), card=None)])
+    assert (offer.room, offer.verdict) == (None, MEETS)
+
+
+def test_what_meets_comes_first_and_faster_before_slower():
+    slow, fast = (option(cell(2000, 1, rate, 0.2), model=str(rate)) for rate in (1.0, 2.0))
+    late = option(cell(2000, 1, 9.0, 0.9), model="late")
+    ask = Ask(gpu_gb=80, context=2000, ttft_ms=500)
+    names = [o.option.model for o in choice.offers([late, slow, fast], ask)]
+    assert names == ["2.0", "1.0", "late"]
+    text = choice.text(choice.offers([late, slow, fast], ask))
+    assert text.index("2.0 on") < text.index("1.0 on") < text.index("late on")
+    assert "TTFT 900.0 ms > 500" in text
+
+
+@pytest.mark.parametrize("name", ["gpu_gb", "context", "users", "ttft_ms", "gpu_hour_usd"])
+@pytest.mark.parametrize("bad", [0, -1, float("inf"), float("nan")])
+def test_an_impossible_ask_is_refused_by_name(name, bad):
+    with pytest.raises(ParamsError, match=f"{name.upper()} is .*above 0"):
+        Ask(**({"gpu_gb": 80, "context": 2000} | {name: bad}))
+
+
+def test_options_are_read_from_rows():
+    rows = [*line({1: 100.0, 2: 190.0}), failed(4)]
+    (read,) = choice.options(rows)
+    assert [(c.context, c.users) for c in read.cells] == [(512, 1), (512, 2), (512, 4)]
+    assert [round(c.total.value) for c in read.measured] == [100, 190]
+    assert read.measured[1].token_j.value == pytest.approx(400 / 190, rel=1e-3)
+    assert read.cells[2].error == "OutOfMemoryError: CUDA"
+    assert read.engine == "hf-eager, bfloat16"
+
+
+def test_calls_of_one_user_have_their_ttft_and_card():
+    env_id = sample.environment_record(sample.GPU).env_id
+    rows = [sample.card("gpt-oss-20b", env_id), *sample.latency("gpt-oss-20b", env_id, (2048,))]
+    (read,) = choice.options(rows)
+    (only,) = read.cells
+    assert only.ttft_s.value == pytest.approx(0.1)
+    assert only.per_user.value == pytest.approx(100)
+
+
+def test_every_expert_computed_is_another_option():
+    every = replace(TOY, setup=("random", "bfloat16", "hf-eager", "all_experts", "G"))
+    assert every.engine == "hf-eager, bfloat16, every expert"
+
+
+def test_the_command_prints_the_answer(tmp_path, capsys):
+    root = sample.write_paper(tmp_path / "set")
+    arguments = ["plan", str(root), "--gpu-gb", "80", "--context", "2048", "--ttft-ms", "150"]
+    assert main([*arguments, "--gpu-hour-usd", "3.6"]) == 0
+    text = capsys.readouterr().out
+    assert "meets" in text and "TTFT 100.0 ms" in text and "10.00 USD" in text
+    assert "TTFT 200.0 ms > 150" in text
+    assert main(["plan", str(root)]) == 2
+    assert main([*arguments, "--users", "0"]) == 2
+    assert main(["plan", str(tmp_path / "none"), "--gpu-gb", "80"]) == 2

@@ -1,0 +1,54 @@
+"""Looking by hand: what exists is offered, what does not is an error that lists it."""
+
+import pytest
+
+from lib.analysis import explore
+from lib.files import ParamsError
+from tests.samples import records as sample
+
+ENV = sample.environment_record(sample.GPU)
+ROWS = [
+    ENV,
+    *(sample.card(m, ENV.env_id) for m in ("qwen3-32b", "two")),
+    *sample.latency("qwen3-32b", ENV.env_id, (512, 2048)),
+    *sample.captured("qwen3-32b", ENV.env_id),
+    *sample.latency("two", ENV.env_id, (512,)),
+]
+
+
+def test_a_stack_has_the_card_of_its_model():
+    mine = explore.pick(ROWS, "qwen3-32b", "graph")
+    assert {r.key.get("model") for r in mine} == {None, "qwen3-32b"}
+    assert [r.key.get("model") for r in mine if r.kind == "card"] == ["qwen3-32b"]
+    assert {r.key["stack"] for r in mine if r.kind == "latency"} == {"graph"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (("three", "hf-eager", 512), "unknown model 'three'.*Known: qwen3-32b, two"),
+        (("two", "graph", 512), "unknown stack of two 'graph'.*Known: hf-eager"),
+        (
+            ("qwen3-32b", "hf-eager", 300),
+            "no calls of qwen3-32b on hf-eager at context 300; there are 512, 2048",
+        ),
+    ],
+)
+def test_what_is_not_there_is_named_beside_what_is(choice, message):
+    with pytest.raises(ParamsError, match=message):
+        explore.pick(ROWS, *choice)
+    with pytest.raises(ParamsError, match="unknown metric 'speed'.*Known: throughput, ttft"):
+        explore.draw("speed", ROWS)
+
+
+def test_the_panel_offers_what_exists(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(explore, "draw", lambda metric, rows: drawn.append((metric, len(rows))))
+    box = explore.panel(ROWS)
+    model, stack, metric = box.children[0].children
+    assert model.options == ("qwen3-32b", "two") and stack.options == ("hf-eager", "graph")
+    stack.value = "graph"
+    model.value = "two"  # which was not timed on graph
+    assert stack.options == ("hf-eager",) and stack.value == "hf-eager"
+    metric.value = "memory"
+    assert drawn[-1] == ("memory", len(explore.pick(ROWS, "two", "hf-eager")))

@@ -1,0 +1,190 @@
+"""The first screen: its sentence, its card, its planner, as text and in a browser."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from bs4 import BeautifulSoup
+
+from lib.analysis import choice
+from lib.records.record import Record, environment_record
+from lib.report import answer, document
+from lib.stats import Estimate
+from tests.analysis.batch.test_points import line
+from tests.analysis.test_choice import TOY, cell, option
+from tests.analysis.test_fit import CARD
+from tests.browser import Page
+from tests.samples import records as sample
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = 250
+SLOW = option(cell(2000, 1, 10.0, 0.9), cell(4000, 2, 5.0, 1.5), model="slow")
+BARE = option(cell(2000, 1, 7.0), cell(2000, 16, None, error="OutOfMemoryError"), card=None)
+
+
+def rows(model, stack, rates, watts):
+    gpu = environment_record({"gpu": "G", "gpu_total_bytes": 80 * 10**9, "gpu_uuid": "GPU-1"})
+    mine = [r for r in line(rates, stack, model, watts) if r.kind in ("batch", "batch-energy")]
+    card = Record("card", {"model": model, "dtype": "bfloat16"}, values=CARD.as_dict())
+    return [gpu, card, *(replace(r, env_id=gpu.env_id) for r in mine)]
+
+
+FAST = rows("fast", "graph", {1: 100.0, 8: 400.0}, 400.0)
+LATE = rows("late", "graph", {1: 50.0, 8: 100.0}, 400.0)
+PLAIN = rows("fast", "hf-eager", {1: 20.0}, 400.0) + rows("late", "hf-eager", {1: 16.0}, 400.0)
+
+
+@pytest.fixture(scope="module")
+def told():
+    return answer.answer([*FAST, *LATE, *PLAIN])
+
+
+def column(table, title):
+    at = [c.title for c in table.columns].index(title)
+    return [row[at] for row in table.rows]
+
+
+def test_the_first_sentence_names_the_model_and_the_distance_to_the_next(told):
+    # 400 of all against 100; 400 W / 400 tok/s against 400 W / 100 tok/s
+    assert told.lead == (
+        "fast serves most on one G: 400.0 tokens a second for 8 users on graph, bfloat16, "
+        "4 times what late reaches, with 25% of its energy for a token."
+    )
+
+
+def test_one_user_and_many(told):
+    one, many = told.sentences
+    assert "fast decodes 100.0 tokens a second and late 50.00, 2 times apart" in one
+    assert "on hf-eager the same pair is 1.2 times apart" in one  # 20 / 16
+    assert "From 1 to 8 users at 512 tokens the GPU gives 4 times the tokens" in many
+    assert "each user 50.00 instead of 100.0 a second" in many
+    assert "1,000 J instead of 4,000" in many
+
+
+def test_the_best_of_each_column_is_marked(told):
+    assert [cell.text for cell in column(told.card, "model")] == ["fast", "late"]
+    for title in ("one user", "whole GPU", "energy", "price"):
+        assert [bool(cell.verdict) for cell in column(told.card, title)] == [True, False]
+    price = column(told.card, "price")[0].estimate.value
+    assert price == pytest.approx(2.5 / 3600 / 400 * 1e6, rel=1e-3)
+    assert "2.5 USD an hour, an example" in told.card.below[0]
+    assert all(
+        isinstance(x, Estimate) and x.value is None for x in column(told.card, "first token")
+    )
+
+
+def test_one_user_is_no_whole_gpu_beside_models_that_shared_it():
+    alone = rows("alone", "graph", {1: 900.0}, 400.0)
+    card = answer.answer([*FAST, *alone]).card
+    for title in ("whole GPU", "energy", "price"):
+        _, missing = column(card, title)
+        assert getattr(missing, "estimate", missing).reason == "measured for one user only"
+    card = answer.answer(alone).card
+    assert column(card, "whole GPU")[0].value == pytest.approx(900, rel=1e-3)
+
+
+def test_the_readme_says_what_the_released_rows_say():
+    assert subprocess.run([sys.executable, ROOT / "tools/readme.py", "--check"]).returncode == 0
+
+
+def test_what_it_rests_on(told):
+    assert told.basis.startswith("random weights · 1 board · 24 rows, 0 of them failed")
+
+
+def test_without_decoding_there_is_no_answer():
+    assert answer.answer([r for r in FAST if r.kind != "batch"]) is None
+
+
+def test_a_context_that_all_models_share_is_taken():
+    assert answer.shared_context([TOY, SLOW]) == 2000
+    assert answer.shared_context([TOY, option(cell(4000, 1, 9.0), model="x")]) == 4000
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    root = tmp_path_factory.mktemp("answer")
+    for model, mine in (("fast", [*FAST, *PLAIN[: len(PLAIN) // 2]]), ("late", LATE)):
+        where = f"{model}/random-graph/batch"
+        sample.write_job(root, where, mine[1:], sample.GPU, model=model)
+    return document.write(root)
+
+
+@pytest.mark.browser
+def test_the_first_screen_has_few_words(browser, tmp_path):
+    root = sample.write_paper(tmp_path / "paper")
+    with Page(browser, document.write(root), viewport={"width": 1280, "height": 900}) as opened:
+        words = opened.page.locator("section.answer").inner_text().split()
+        assert 40 < len(words) <= WORDS
+        below = opened.page.locator("#plan").bounding_box()["y"]
+        assert below < 1100
+
+
+GRID = list(
+    product((0.5, 3.25, 80), (1, 512, 2000, 12_000), (1, 8, 16, 33), ("", 450), ("", 30), (2.5,))
+)
+
+
+@pytest.mark.browser
+def test_the_planner_answers_as_the_command_does(browser, tmp_path):
+    """Every ask of a grid, typed into the page, against `choice.offers` of the same options."""
+    options = [TOY, SLOW, BARE]
+    root = sample.write_demo(tmp_path)
+    path = document.write(root)
+    soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    soup.find(id="options").string = str(answer.planner(options))
+    path.write_text(str(soup), encoding="utf-8")
+    with Page(browser, path) as opened:
+        for ask in GRID:
+            names = ("gb", "context", "users", "ttft", "itl", "usd")
+            for name, value in zip(names, ask, strict=True):
+                opened.page.evaluate(
+                    "([n, v]) => { document.querySelector('.planner').elements[n].value = v; }",
+                    [name, str(value)],
+                )
+            opened.page.locator(".planner input >> nth=0").dispatch_event(
+                "input", {"bubbles": True}
+            )
+            shown = opened.page.evaluate(
+                "[...document.querySelectorAll('table.plan tbody tr')].map(r => "
+                "[...r.cells].map(c => [c.firstChild.textContent, c.querySelector('.ci') ? "
+                "c.querySelector('.ci').textContent : '']))"
+            )
+            assert [line_of(row) for row in shown] == expected(options, ask), ask
+        assert opened.errors == []
+
+
+def line_of(cells):
+    texts = [text for text, _ in cells]
+    return (texts[0], texts[2], cells[2][1], texts[3], texts[6])
+
+
+def expected(options, ask):
+    gb, context, users, ttft, itl, usd = (None if x == "" else x for x in ask)
+    offers = choice.offers(options, choice.Ask(gb, context, users, ttft, itl, usd))
+    return [
+        (
+            offer.option.model,
+            offer.verdict,
+            "; ".join(filter(None, (offer.why, at and f"measured at {at}"))),
+            "–" if offer.room is None else f"{offer.room:,}",
+            "–" if offer.total is None else choice.short(offer.total),
+        )
+        for offer in offers
+        if (at := choice.basis(offer)) is not None
+    ]
+
+
+@pytest.mark.browser
+def test_the_address_keeps_the_ask(browser, report):
+    ask = urlencode({"gb": 24, "context": 512, "users": 8, "ttft": "", "itl": 15, "usd": 3.6})
+    with Page(browser, report, f"#plan?{ask}") as opened:
+        first = opened.page.locator("table.plan tbody tr >> nth=0").inner_text()
+        assert "fast" in first and "not measured" not in first
+        assert opened.page.locator(".planner [name=itl]").input_value() == "15"
+        opened.page.locator(".planner [name=users]").fill("9")
+        assert "users=9" in opened.page.evaluate("location.hash")
+        assert opened.errors == []
