@@ -22,6 +22,7 @@ TIMED = (
     "energy-again", "energy-weights", *(f"ablation-{name}" for name in ABLATIONS),
 )  # fmt: skip
 OF_TIMES = ("_s", "_j", "_w")  # how the names of values end that a timed call gave
+WITHHELD = "times withheld"
 WITHIN = "gate_"  # before the values of a check that stand in a timed row
 
 
@@ -36,6 +37,16 @@ def withheld(records: Iterable[Record]) -> tuple[Record, ...]:
     return tuple(
         _without_times(row, why) if (why := _doubt_of(row, reasons)) else row for row in records
     )
+
+
+def waiting(records: Iterable[Record]) -> list[str]:
+    """Models whose times of several sequences at once are withheld."""
+    names = [
+        row.key["model"]
+        for row in records
+        if (row.error or "").startswith(WITHHELD) and (row.key.get("batch") or 1) > 1
+    ]
+    return list(dict.fromkeys(names))
 
 
 def _place(row: Record) -> tuple:
@@ -55,12 +66,12 @@ def doubt(key: Mapping[str, Any], values: Mapping[str, Any], errors: Sequence[fl
     """Why a check does not show that a stack computes what `generate()` does; empty if it does."""
     mean = fmean(errors) if errors else values.get("mean_error")
     if mean is None:
-        return "times withheld: the check of its logits holds no error; measure it again"
+        return f"{WITHHELD}: the check of its logits holds no error; measure it again"
     mixture = key.get("experts") not in (None, "none")
     most = MOST_ERROR if mixture else MOST_ERROR_DENSE
     if not mean <= most:
         return (
-            f"times withheld: its logits differ by {mean:.1%} of their norm from those of "
+            f"{WITHHELD}: its logits differ by {mean:.1%} of their norm from those of "
             f"generate(), and above {most:.0%} {'turned experts' if mixture else 'rounding'} "
             "cannot be told from a fault; measure it again"
         )
@@ -68,7 +79,7 @@ def doubt(key: Mapping[str, Any], values: Mapping[str, Any], errors: Sequence[fl
     free = values.get("free_mean_error")
     if mixture and (key.get("batch") or 1) > 1 and one_set and not (free or 1) <= MOST_ERROR:
         return (
-            "times withheld: all sequences were pinned to the same experts, so that the experts of "
+            f"{WITHHELD}: all sequences were pinned to the same experts, so that the experts of "
             "one given to all would not have shown; measure it again"
         )
     return ""

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.hardware.device import open_device
 from lib.models import experts, load
-from lib.stacks import fused, generate, graph, logits_check, registry
+from lib.stacks import fused, generate, graph, layer_check, logits_check, registry
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,9 @@ def test_the_gate_of_a_batch_takes_its_floor_from_the_halves(model, monkeypatch)
         )
         assert row.key["batch"] == batch and row.values["max_error"] < 1e-5
         assert row.values["floor_error"] < 1e-5
-    # of logits: the batch and its halves; of layers, pinned and free: how even, and the batch
-    assert sizes == [1, 2, *[1, 1] * 2] + [3, 2, 1, *[3, 3] * 2]
+    # of logits: the batch and its halves; of layers: which run once, how even scores are, and
+    # they themselves, pinned; then which run once, and they themselves, free
+    assert sizes == [1, 2, *[1] * 5] + [3, 2, 1, *[3] * 5]
 
 
 def looks(monkeypatch, *found):
@@ -304,6 +305,35 @@ def test_experts_that_are_not_pinned_are_tested_by_free_routers(model, monkeypat
 def chosen_anywhere(model, expert, *, seed):
     layers = range(model.card.layers)
     return any(expert in experts.pins(8, 2, seed=seed, layer=n, sequence=0) for n in layers)
+
+
+def test_a_layer_in_two_places_has_no_input_of_its_own():
+    class Stack:
+        def forced_logits(self, ids, continuation):
+            for tokens in (ids.shape[1], *[1] * continuation.shape[1]):
+                for layer in (twice, once, twice):
+                    layer(torch.ones(1, tokens, 2))
+
+    twice, once, never = (torch.nn.Identity() for _ in range(3))
+    ids = torch.arange(5, 15)[None]
+    found = layer_check.once_a_token([twice, once, never], Stack(), ids, ids[:, :2])
+    assert len(found) == 1 and found[0] is once
+
+
+def test_the_error_of_a_layer_by_hand():
+    """It adds (3, 4) to (1, 1); found are half of a unit more in one place, and a last place."""
+    place = 2**-23 * 4  # of a float32 from 4 up to 8
+    before, expected = torch.tensor([[[1.0, 1.0]]]), torch.tensor([[[4.0, 5.0]]])
+    seen = layer_check.Seen([[before]], [[expected]])
+    for change, error in (
+        ([0.5, 0.0], 0.1),
+        ([0.0, place], 0.0),
+        ([0.0, 3 * place], 2 * place / 5),
+    ):
+        found = layer_check.Seen([[before]], [[expected + torch.tensor(change)]])
+        assert layer_check.errors(found, seen).item() == pytest.approx(error, rel=1e-5)
+    lost = layer_check.Seen([[before]], [[expected * float("nan")]])
+    assert layer_check.errors(lost, seen).isnan().all()
 
 
 def test_the_error_of_the_gate_by_hand():
