@@ -4,6 +4,7 @@ MODELS ?=
 NOTEBOOKS ?=
 WEIGHTS ?=
 STACK ?=
+SERVER ?=
 FROM ?=
 OUT ?=
 A ?=
@@ -49,6 +50,7 @@ help:  ## list the targets and variables
 	@echo "  PROFILE=demo|gpu|paper   what to measure (demo needs no GPU and no network)"
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
+	@echo "  SERVER=url               NOTEBOOKS=serving: load a server that runs; without it one is started"
 	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle"
 	@echo "  OUT=folder               make report, merge, compare, bundle (a .zip): write here"
 	@echo "  GPU_HOUR_USD= KWH_USD=   make report: prices; shows what tokens, requests and energy cost"
@@ -72,7 +74,7 @@ report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	    $(if $(FROM),--from "$(FROM)",--profile "$(PROFILE)" \
 	    $(if $(MODELS),--models "$(MODELS)") $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
 	    $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STACK),--stack "$(STACK)") \
-	    $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(TIMEOUT),--timeout "$(TIMEOUT)") \
+	    $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout "$(TIMEOUT)") \
 	    $(if $(filter-out 0 no false,$(WAIT)),--wait) \
 	    $(if $(filter-out 0 no false,$(FORCE)),--force)) $(if $(OUT),--out "$(OUT)") \
 	    $(if $(GPU_HOUR_USD),--gpu-hour-usd "$(GPU_HOUR_USD)") \
@@ -110,14 +112,14 @@ clients:  ## score load generators against a server that knows the truth (their 
 	@$(call find,report) exec "$$py" -m lib.measure.serving.clients \
 	    --out "$(or $(OUT),outputs/clients/truth-table.json)" $(ARGS)
 
-serve-check:  ## load a small trained model behind transformers serve (pip install -e .[serve])
-	@$(call find,report) exec "$$py" -m lib.measure.serving.serve_check \
-	    --out "$(or $(OUT),outputs/serve-check)" $(ARGS)
+serve-check:  ## load a small trained model behind transformers serve
+	@$(MAKE) --no-print-directory report NOTEBOOKS=serving MODELS=SmolLM2-135M-Instruct \
+	    OUT="$(or $(OUT),outputs/serve-check)"
 
 vllm: .venv-vllm/.done  ## vLLM in an environment of its own (several GB; Linux, NVIDIA, Python 3.12)
 
 .venv-vllm/.done: requirements-vllm.lock
-	@python3.12 -m venv .venv-vllm && .venv-vllm/bin/python -m pip install -q -r $< && touch $@
+	@"$(or $(PYTHON),python3.12)" -m venv .venv-vllm && .venv-vllm/bin/python -m pip install -q -r $< && touch $@
 
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \

@@ -128,8 +128,16 @@ def make_visit(args: argparse.Namespace) -> int:
 
 
 def profile_of(args: argparse.Namespace) -> profiles.Profile:
-    """The profile that a command line names, with its slices."""
-    return profiles.profile(args.profile, {key: getattr(args, key) for key in profiles.SLICES})
+    """The profile that a command line names, with its slices; what a server serves it is asked."""
+    slices = {key: getattr(args, key) for key in (*profiles.SLICES, profiles.SERVER)}
+    if args.server and not args.models:
+        from lib.measure.serving import server
+
+        try:
+            slices["models"] = server.models(args.server)[0]["id"]
+        except server.EndpointError as error:
+            raise ParamsError(f"SERVER={args.server}: {error}") from None
+    return profiles.profile(args.profile, slices)
 
 
 def merge_folders(args: argparse.Namespace) -> int:
@@ -341,6 +349,7 @@ def add_run_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--profile", default="demo")
     for name in profiles.SLICES:
         verb.add_argument(f"--{name}", default="", help="comma or space separated")
+    verb.add_argument("--server", default="", help="URL of a server that runs: loads that one")
     verb.add_argument("--out", type=Path, help="default: outputs/<profile>")
     verb.add_argument("--force", action="store_true", help="measure finished jobs again")
     verb.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")

@@ -1,6 +1,7 @@
 """The pages under docs/: their Python runs, their links lead somewhere."""
 
 import ast
+import csv
 import re
 from pathlib import Path
 
@@ -29,6 +30,31 @@ def test_the_recipes_run(monkeypatch):
     assert axes is None and len(names["ax"].get_lines()) > 3
     assert ratio.low < ratio.value < ratio.high < 1
     assert median.n == 6
+
+
+def test_the_memory_paragraph_is_what_its_table_holds():
+    """docs/paper.md against kv-contribution.csv of the released set, at 2,048 tokens."""
+    path = ROOT / "outputs/released/h100-sxm/tables/kv-contribution.csv"
+    with path.open(encoding="utf-8") as file:
+        rows = {
+            (r["model"], r["experts"]): r for r in csv.DictReader(file) if r["context"] == "2048"
+        }
+    names = ("peak above baseline (MiB)", "KV cache (MiB)", "logits (MiB)", "experts (MiB)")
+    above, cache, logits, experts = (
+        {key: float(row[name]) for key, row in rows.items()} for name in names
+    )
+    qwen, yi, ours = ("Qwen3-32B", "none"), ("Yi-34B", "none"), ("gpt-oss-20b", "all_experts")
+    sentences = (
+        f"{cache[qwen] / above[qwen]:.0%} of Qwen3-32B's {above[qwen]:,.0f} MiB are cache and "
+        f"{logits[qwen] / above[qwen]:.0%} are the prompt's logits",
+        f"in the prefill: {cache[yi] / above[yi]:.0%} of {above[yi]:,.0f} MiB are cache",
+        f"{above[ours]:,.0f} MiB, with every expert computed, {experts[ours]:,.0f} are the "
+        f"experts' workspace and {cache[ours]:.0f} are cache",
+    )
+    assert rows[yi]["peak in"] == "prefill" and logits[yi] == 0
+    text = " ".join((ROOT / "docs/paper.md").read_text(encoding="utf-8").split())
+    for sentence in sentences:
+        assert sentence.replace("%", " %") in text
 
 
 def run(block: str, names: dict) -> object:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lib.measure.serving import kinds
 from tests.browser import chromium
 from tools import bootstrap, lock
 
@@ -171,7 +172,7 @@ def test_a_range_that_cannot_be_compared_is_an_error(text):
         bootstrap.parse(text)
 
 
-def test_only_tests_need_the_extra_and_a_report_needs_no_jupyterlab():
+def test_only_tests_need_the_extras_and_a_report_needs_no_jupyterlab():
     names = {
         purpose: {bootstrap.parse(item)[0] for item in bootstrap.needs(PROJECT, purpose)}
         for purpose in ("report", "lab", "test")
@@ -183,7 +184,17 @@ def test_only_tests_need_the_extra_and_a_report_needs_no_jupyterlab():
         "ruff",
         "playwright",
         "axe-playwright-python",
+        "fastapi",
+        "uvicorn",
+        "openai",
     }
+
+
+def test_tests_have_what_transformers_serve_needs():
+    """Its tests then run wherever tests do, instead of being skipped."""
+    needed = set(kinds.KINDS["transformers"].needs) - {"transformers"}
+    extra = PROJECT["optional-dependencies"]["serve"]
+    assert needed == {bootstrap.parse(item)[0] for item in extra} <= DIRECT.keys()
 
 
 def test_problems_name_what_is_missing_and_what_is_too_old(tmp_path, monkeypatch):

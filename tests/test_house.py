@@ -43,6 +43,8 @@ PLAIN = {
     "lib.hardware.joules",
     "lib.hardware.readouts",
     "lib.hardware.validity",
+    "lib.measure.serving.arrivals",
+    "lib.measure.serving.window",
     "lib.models.card",
     "lib.models.entries",
     "lib.models.formats",

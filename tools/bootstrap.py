@@ -91,12 +91,13 @@ def inside(version, bounds):
 
 
 def needs(project, purpose):
-    """Requirements a target has: a report runs without JupyterLab, only tests need the extra."""
+    """Requirements a target has: a report runs without JupyterLab, only tests need extras."""
     wanted = list(project["dependencies"])
     if purpose == "report":
         wanted = [item for item in wanted if parse(item)[0] != "jupyterlab"]
     if purpose == "test":
-        wanted += project["optional-dependencies"]["test"]
+        extras = project["optional-dependencies"]
+        wanted += extras["test"] + extras["serve"]
     return wanted
 
 

@@ -3,9 +3,10 @@
     make lock                          # resolve anew
     make lock WITH='torch==2.13.0'     # the same, holding some versions
 
-pip resolves the ranges of pyproject.toml, with the test extra, in a new and empty environment and
-as if for the very first release of the oldest supported Python (Debian 12 has 3.11.2, and some
-packages ask for 3.11.5), so that every pin suits it and newer ones. Nothing is installed.
+pip resolves the ranges of pyproject.toml, with the extras test and serve, in a new and empty
+environment and as if for the very first release of the oldest supported Python (Debian 12 has
+3.11.2, and some packages ask for 3.11.5), so that every pin suits it and newer ones. Nothing is
+installed.
 Standard library only.
 """
 
@@ -81,7 +82,8 @@ def main() -> int:
         )
         return 1
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["test"] + extras["serve"]
     lines = pins(resolve(wanted + held), (re.split(r"[<>=]", item)[0] for item in wanted))
     command = "make lock" + (f" WITH='{' '.join(held)}'" if held else "")
     head = HEADER.format(command=command, python="{}.{}".format(*OLDEST))

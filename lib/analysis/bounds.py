@@ -21,6 +21,7 @@ from lib.analysis.metrics import decode_tok_per_s
 from lib.analysis.setups import build, grouped, named, sampled
 from lib.hardware.datasheets import datasheet
 from lib.models.card import ModelCard, bound_tok_per_s, computed, prefill_flop
+from lib.models.formats import FORMS, held_as
 from lib.records.record import Record, select
 from lib.show.figure import axes, color, labelled, logarithmic, style
 from lib.show.table import Column, Table, of_lines, without_empty
@@ -163,6 +164,7 @@ class _Lookups:
     def __init__(self, rows: Sequence[Record]) -> None:
         self.cards = select(rows, "card")
         self.traces = select(rows, "trace")
+        self.told = select(rows, "engine-trace")
         self.limits = limits(rows)
 
     def arm(self, setup: tuple[str, ...], group: Sequence[Record]) -> Arm:
@@ -171,6 +173,10 @@ class _Lookups:
         context, batch = key["context"], key.get("batch") or 1
         size, traced = row.value("decode_bytes"), self._traced(row)
         chosen = traced.get("experts_chosen_decode") if batch > 1 else None
+        if key.get("engine") and batch > 1:
+            place = (key["model"], str(key["weights"]), str(key["dtype"]), batch)
+            if told := experts_told(self.told, *place):
+                chosen = told.value
         if (size is None or chosen) and card is not None and card.kv_layers is not None:
             size = card.decode_bytes(context + (key.get("new_tokens") or 0) // 2, batch, chosen)
         realised, reason = self._realised(row, size, traced)
@@ -179,7 +185,7 @@ class _Lookups:
             setup=setup,
             context=context,
             batch=batch,
-            steps_per_s=_steps_per_s(group),
+            steps_per_s=steps_per_s(group),
             ttft_s=sampled(group, "ttft_s"),
             step_bytes=size,
             realised_bytes=realised,
@@ -187,7 +193,7 @@ class _Lookups:
             dtype=str(key.get("dtype")),
             prefill_flop=prefill_flop(card, context, batch) if card else None,
             limits=self.limits.get(row.env_id or "", UNKNOWN),
-            traced=traced,
+            traced=traced or ({"experts_chosen_decode": chosen} if chosen else {}),
         )
 
     def _card(self, row: Record) -> ModelCard | None:
@@ -197,7 +203,10 @@ class _Lookups:
             dtype = card.key.get("dtype") in (None, row.key.get("dtype"))
             if same and dtype and "kv_layers" in card.values:
                 return ModelCard.from_dict(card.values)
-        return None
+        if not row.key.get("engine"):
+            return None
+        mine = [card for card in self.cards if card.key.get("model") == row.key.get("model")]
+        return card_of(mine[-1], str(row.key["dtype"])) if mine else None
 
     def _traced(self, row: Record) -> dict[str, Any]:
         """What the trace says of the experts that the row's decode steps really use, or nothing.
@@ -240,7 +249,27 @@ def _decode_experts(row: Record) -> str:
     return str(row.value("decode_experts") or row.key.get("experts") or "none")
 
 
-def _steps_per_s(group: Sequence[Record]) -> Estimate:
+def experts_told(
+    rows: Sequence[Record], model: str, weights: str, dtype: str, batch: int
+) -> Estimate | None:
+    """Distinct experts of a layer in a step, as an engine told its choices: the mean over steps."""
+    traces = select(rows, "engine-trace", model=model, weights=weights, dtype=dtype, batch=batch)
+    told = [r.samples["distinct_experts"] for r in traces if r.samples.get("distinct_experts")]
+    return stats.mean(told[-1]) if told else None
+
+
+def card_of(row: Record | None, dtype: str) -> ModelCard | None:
+    """The model card of a row, with its weights in this form; None where it holds not all of it."""
+    if row is None or "kv_layers" not in row.values:
+        return None
+    card, form = ModelCard.from_dict(row.values), FORMS.get(dtype)
+    if row.key.get("dtype") in (None, dtype):
+        return card
+    stored = form and form.quantised and form.dtype == row.key["dtype"]
+    return held_as(card, form) if stored else None
+
+
+def steps_per_s(group: Sequence[Record]) -> Estimate:
     """Inverse slope of time over tokens; with one length (g - 1) / (median call - median TTFT)."""
     lengths = {r.key.get("new_tokens") or 1 for r in group}
     first, whole = sampled(group, "ttft_s"), sampled(group, "e2e_s")

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib import stats
-from lib.analysis import fit
+from lib.analysis import bounds, fit
+from lib.analysis.batch import points
 from lib.analysis.energy import quantities
 from lib.analysis.metrics import METRICS
-from lib.analysis.rows import SETUP, Rows
+from lib.analysis.rows import SETUP
 from lib.analysis.setups import grouped, named, sampled
 from lib.files import ParamsError
 from lib.models.card import ModelCard
@@ -97,8 +98,9 @@ class Option:
 
 
 def options(rows: Sequence[Record]) -> list[Option]:
-    """Every model and setup with calls of several tokens, in the order of the tables."""
-    rows = Rows.of(rows)
+    """Every model and setup with calls of several tokens, in the order of the tables; leads and an
+    engine's stand-in weights are none."""
+    rows = points.results(rows)
     groups: dict[tuple, list[Cell]] = {}
     members: dict[tuple, Record] = {}
     for (model, setup, context, users), group in grouped(
@@ -149,7 +151,8 @@ def _card(cards: Sequence[Record], model: str, dtype: str) -> ModelCard | None:
     for row in reversed(cards):
         if row.key.get("model") == model and row.key.get("dtype") in (None, dtype):
             return ModelCard.from_dict(row.values) if "kv_layers" in row.values else None
-    return None
+    mine = [row for row in cards if row.key.get("model") == model]
+    return bounds.card_of(mine[-1], dtype) if mine else None
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,13 @@ COLUMNS = {
     "run": "folder of the job below the results",
     "kind": "kind of the row",
     "decoding": "greedy, or the sampling",
+    "server": "kind of the server; missing where none was loaded",
+    "load": "how it was loaded: users of a closed loop, or a rate",
     "unit": "unit of value, low and high",
     "method": "how the estimate and its interval were made",
     "reason": "why the value, or its interval, is missing",
 }
+KEY = ("model", "context", "batch", "decoding", "server", "load")
 ESTIMATE = ("value", "low", "high", "n", "method", "reason")
 
 
@@ -65,7 +68,7 @@ def _lines(metric: Metric, rows: Rows) -> list[dict[str, Any]]:
         meant = not of_one_row or row.error or metric.of.name in row.missing
         if estimate.value is None and not meant:  # a call of another sort
             continue
-        line = {name: row.key.get(name) for name in ("model", "context", "batch", "decoding")}
+        line = {name: row.key.get(name) for name in KEY}
         line |= {n: None if v == "None" else v for n, v in zip(SETUP, rows.setup(row), strict=True)}
         line |= {name: getattr(estimate, name) for name in ESTIMATE}
         line |= {"metric": metric.name, "unit": metric.unit, "kind": row.kind}
@@ -82,7 +85,7 @@ def _arms(metric: Metric, rows: Rows, of_one_row: bool) -> list[list[Record]]:
         return [[row] for row in mine]
     arms: dict[tuple, list[Record]] = {}
     for row in mine:
-        fields = (row.key.get(name) for name in ("model", "context", "batch", "decoding"))
+        fields = (row.key.get(name) for name in KEY)
         arms.setdefault((*fields, rows.setup(row)), []).append(row)
     return list(arms.values())
 

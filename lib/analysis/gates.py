@@ -14,6 +14,7 @@ from typing import Any
 
 from lib.records.kinds import ABLATIONS
 from lib.records.record import Record
+from lib.stacks.registry import STACKS
 from lib.stacks.stack import MOST_ERROR, MOST_ERROR_DENSE
 
 PLACE = ("model", "weights", "dtype", "experts", "attention", "stack", "context", "batch")
@@ -75,7 +76,8 @@ def doubt(key: Mapping[str, Any], values: Mapping[str, Any], errors: Sequence[fl
             f"generate(), and above {most:.0%} {'turned experts' if mixture else 'rounding'} "
             "cannot be told from a fault; measure it again"
         )
-    one_set = values.get("pinned_experts") and values.get("pinned_sets", 1) < 2
+    ours = key.get("stack") in STACKS  # an engine's experts are not of this project's making
+    one_set = ours and values.get("pinned_experts") and values.get("pinned_sets", 1) < 2
     free = values.get("free_mean_error")
     if mixture and (key.get("batch") or 1) > 1 and one_set and not (free or 1) <= MOST_ERROR:
         return (

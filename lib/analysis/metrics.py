@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from lib import stats
 from lib.analysis.rows import Rows
 from lib.analysis.series import Series
+from lib.analysis.serving import reading
 from lib.analysis.setups import Group, by_setup, sampled
 from lib.records.kinds import ABLATIONS
 from lib.records.record import Record, record_id, select
@@ -160,7 +161,8 @@ class Per:
         divisor = self.by(rows)
         if divisor.value is None:
             return divisor
-        return stats.scaled(self.numerator(rows), 1 / divisor.value)
+        value = stats.scaled(self.numerator(rows), 1 / divisor.value)
+        return replace(value, records=(*value.records, *divisor.records))
 
 
 def calls(
@@ -183,10 +185,11 @@ class Card:
     name: str
 
     def __call__(self, rows: Sequence[Record]) -> Estimate:
-        counts = [r.value(self.name) for r in rows if r.kind == "card"]
-        if not counts or counts[-1] is None:
+        card = next(reversed(select(rows, "card")), None)
+        if card is None or card.value(self.name) is None:
             return stats.missing("not measured: no model card among the rows")
-        return Estimate(counts[-1] / 1e9, n=1, method="counted")
+        count = card.value(self.name) / 1e9
+        return Estimate(count, n=1, method="counted", records=(record_id(card),))
 
 
 def active_realised(rows: Sequence[Record]) -> Estimate:
@@ -311,7 +314,31 @@ def _share(per_s: Estimate, busy_s: Estimate) -> Estimate:
     return stats.scaled(per_s, busy_s.value) if per_s.value is not None else per_s
 
 
-ONE_ROW = (Sample, Reading, Busy, Stamped)  # what is estimated from a single row
+@dataclass(frozen=True)
+class Loaded:
+    """What one load of a server says (SI) times `factor`; `name` is the reading that it rests on,
+    whose absence has a reason in the row."""
+
+    read: Callable[[Record], Estimate]
+    factor: float = 1
+    name: str = ""
+
+    def __call__(self, rows: Sequence[Record]) -> Estimate:
+        row = next((r for r in reversed(rows) if r.kind in reading.KINDS), None)
+        if row is None:
+            return stats.missing("not measured")
+        if row.error:
+            return stats.missing(f"failed: {row.error}")
+        estimate = stats.scaled(self.read(row), self.factor)
+        return replace(estimate, records=(record_id(row),))
+
+
+def latency(figure: str, q: float) -> Loaded:
+    """A percentile (ms) of the requests of a window, see `reading.FIGURES`."""
+    return Loaded(lambda row: reading.percentile(row, figure, q), 1e3)
+
+
+ONE_ROW = (Sample, Reading, Busy, Stamped, Loaded)  # what is estimated from a single row
 
 
 @dataclass(frozen=True)
@@ -401,6 +428,7 @@ TRACED = ("trace",)
 LATENCY, ENERGY, BUSY, CEILINGS = ("latency",), ("energy",), ("busy",), ("ceilings",)
 STAMPED, CROSSWALK, COMPARISON = ("itl",), ("crosswalk",), ("comparison",)
 EFFICIENCY, HOST = ("card", "latency"), ("busy", "latency")
+SERVING, UNDER_LOAD, TAILS = reading.KINDS[:1], ("serving",), ("serving-latency",)
 # fmt: off
 METRICS = {metric.name: metric for metric in (
     Metric("ttft", "TTFT", "t1", "ms",
@@ -504,6 +532,51 @@ METRICS = {metric.name: metric for metric in (
            Busy("decode_busy_s", 1e3), LESS, "", COMPARISON),
     Metric("decode_kernels", "kernels of a step", "", "", "launches, by the profiler", BUSY,
            Busy("decode_kernels"), LESS, "", COMPARISON),
+    Metric("served_output", "output of all", "R", "tok/s", "output tokens of the window / its time",
+           SERVING, Loaded(reading.tokens_per_s), MORE, "", UNDER_LOAD),
+    Metric("served_prompt", "prompts of all", "", "tok/s",
+           "computed prompt tokens of the window / its time", SERVING,
+           Loaded(lambda row: reading.tokens_per_s(row, "prompt_tokens")), MORE, "", UNDER_LOAD),
+    Metric("served_requests", "requests", "", "1/s", "answers that ended in the window / its time",
+           SERVING, Loaded(reading.requests_per_s), MORE, "", UNDER_LOAD),
+    Metric("goodput", "goodput", "", "1/s",
+           "requests of the window that kept the limits, failures being misses, / its time",
+           SERVING, Loaded(reading.good_per_s), MORE, "", UNDER_LOAD),
+    Metric("good_share", "within the limits", "", "%", "requests that kept the limits / all",
+           SERVING, Loaded(reading.good_share, 100), MORE, "", UNDER_LOAD),
+    Metric("served_j_per_1k", "J/1K output tokens", "", "J",
+           "gross energy of the window / its output tokens x 1,000", SERVING,
+           Loaded(reading.joules_per_1k, 1, "energy_j"), LESS, "", UNDER_LOAD),
+    Metric("served_j_per_request", "J per request", "", "J",
+           "gross energy of the window / answers that ended in it", SERVING,
+           Loaded(reading.joules_per_request, 1, "energy_j"), LESS, "", UNDER_LOAD),
+    Metric("served_idle_share", "of it idle", "", "%", "idle power x time / energy of the window",
+           SERVING, Loaded(reading.idle_share, 100, "idle_w"), LESS, "", UNDER_LOAD),
+    Metric("served_power", "mean power", "P", "W", "energy of the window / its time", SERVING,
+           Loaded(reading.mean_w, 1, "energy_j"), LESS, "", UNDER_LOAD),
+    Metric("served_ttft", "TTFT", "", "ms", "median, scheduled instant to the first token", SERVING,
+           latency("ttft_s", 50), LESS, "", TAILS),
+    Metric("served_ttft_p95", "TTFT, p95 or max of n", "", "ms", "its 95th percentile", SERVING,
+           latency("ttft_s", 95), LESS, "", TAILS),
+    Metric("served_ttft_p99", "TTFT, p99 or max of n", "", "ms", "its 99th percentile", SERVING,
+           latency("ttft_s", 99), LESS, "", TAILS),
+    Metric("served_visible", "first visible text", "", "ms",
+           "median, scheduled instant to the first visible text", SERVING,
+           latency("visible_s", 50), LESS, "", TAILS),
+    Metric("served_itl", "ITL", "", "ms", "median of the gaps before tokens that came alone",
+           SERVING, Loaded(reading.gaps, 1e3), LESS, "", TAILS),
+    Metric("served_tpot", "TPOT", "", "ms",
+           "median over requests of (last - first instant) / tokens after the first instant",
+           SERVING, latency("tpot_s", 50), LESS, "", TAILS),
+    Metric("served_tpot_p95", "TPOT, p95 or max of n", "", "ms", "its 95th percentile", SERVING,
+           latency("tpot_s", 95), LESS, "", TAILS),
+    Metric("served_latency", "whole answer", "", "ms", "median, scheduled instant to the end",
+           SERVING, latency("latency_s", 50), LESS, "", TAILS),
+    Metric("served_latency_p95", "whole answer, p95 or max of n", "", "ms", "its 95th percentile",
+           SERVING, latency("latency_s", 95), LESS, "", TAILS),
+    Metric("served_delay", "client's own delay", "", "ms",
+           "median, scheduled instant until the request was handed over", SERVING,
+           latency("delay_s", 50), LESS, "", TAILS),
     Metric("read_rate", "read, best shape", "", "GB/s", "best read stream", CEILINGS,
            Reading("read_bytes_per_s", CEILINGS, 1e-9), MORE, "", ("machine", "comparison")),
     Metric("copy_rate", "copy, read and written", "", "GB/s", "best copy", CEILINGS,
@@ -550,20 +623,11 @@ def at(
     arms = [r for r in select(series.rows, context=context) if r.kind in kinds]
     rows = [r for r in arms if length is None or r.key.get("new_tokens") in lengths]
     if kinds and not rows:
-        what = f"no {kinds[0]} row at {context} context and {length} new tokens"
+        what = f"no {kinds[0]} row at {context} context" + f" and {length} new tokens" * bool(
+            length
+        )
         return stats.missing(series.reason or f"not measured: {what}")
     return metric.of([*select(series.rows, "card"), *rows])
-
-
-def throughput_change_pct(before: tuple[list, str], after: tuple[list, str]) -> Estimate:
-    """Change of output throughput in percent from one arm to another (bootstrap interval).
-
-    Throughput is tokens / time, so its ratio is the inverse ratio of the times.
-    """
-    for values, reason in (before, after):
-        if not values:
-            return stats.missing(reason)
-    return percent_change(stats.ratio(before[0], after[0]))
 
 
 def percent_change(estimate: Estimate) -> Estimate:

@@ -34,6 +34,7 @@ class Rows(Sequence[Record]):
         self.runs: dict[str, str] = {} if of is None else of.runs
         self._setups: dict[int, tuple[Record, tuple]] = {} if of is None else of._setups
         self._kinds: dict[str, list[tuple[int, Record]]] | None = None
+        self._engines: dict[tuple, set[str]] | None = None if of is None else of._engines
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Rows:
@@ -58,8 +59,25 @@ class Rows(Sequence[Record]):
         if id(row) not in self._setups:  # the row stays beside it, so that its id is not used again
             gpu = str(self.environment(row).get("gpu") or NO_GPU)
             values = (*(str(row.key.get(name)) for name in SETUP[:-1]), gpu)
+            if row.key.get("engine"):
+                values = self._with_engine(row, values)
             self._setups[id(row)] = (row, values)
         return self._setups[id(row)][1]
+
+    def _with_engine(self, row: Record, values: tuple[str, ...]) -> tuple[str, ...]:
+        """The setup of an engine's row. Where several engines were timed that would otherwise be
+        one setup, the stack says which: their rows answer different questions."""
+        if self._engines is None:
+            self._engines = {}
+            for r in self.records:
+                if r.key.get("engine") and any(name.endswith("e2e_s") for name in r.samples):
+                    setup = tuple(str(r.key.get(name)) for name in SETUP[:-1])
+                    self._engines.setdefault(setup, set()).add(r.key["engine"])
+        if len(self._engines.get(values[:-1], ())) < 2:
+            return values
+        stack = SETUP.index("stack")
+        named = f"{values[stack]} {row.key['engine'][:6]}"
+        return (*values[:stack], named, *values[stack + 1 :])
 
     def of_kinds(self, kinds: str | Sequence[str]) -> list[Record]:
         """Rows of one or several kinds, in their order."""

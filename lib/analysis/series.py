@@ -16,7 +16,7 @@ BASE_KINDS = ("latency", "memory-paper", "energy", "card")
 
 @dataclass(frozen=True)
 class Series:
-    """The rows of one model in one configuration; without rows, `reason` says why."""
+    """The rows of one model in one configuration; `reason` says why it lacks rows."""
 
     rows: tuple[Record, ...] = ()
     reason: str = ""

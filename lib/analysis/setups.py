@@ -34,6 +34,7 @@ WORDS = {
     "experts": "experts {}",
     "batch": "batch {}",
     "context": "{} tokens",
+    "new_tokens": "{} new",
 }
 RANDOM_NOTE = (
     "random weights: valid for memory and dense latency; router-dependent for "
@@ -111,6 +112,9 @@ def named(keys: Sequence[tuple], more: Sequence[str] = ()) -> dict[tuple, Name]:
     for key in keys:
         mine = [other for other in keys if other[0] == key[0]]
         differing = {at for at in fields if len({other[at] for other in mine}) > 1} | everywhere
+        stack = STACKS.get(str(key[1 + SETUP.index("stack")]).partition(" ")[0])
+        if stack and stack.apart:
+            differing.discard(1 + SETUP.index("experts"))  # an engine's own, said by its stack
         words = (WORDS.get(fields[at], "{}").format(key[at]) for at in sorted(differing))
         texts[key] = ", ".join(words)
     listed = sorted(keys, key=lambda key: setup_order(key[1:]))
@@ -170,7 +174,7 @@ def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
 
 def arm_text(key: dict[str, Any]) -> str:
     """The fields of a key that say which arm it is."""
-    fields = ("weights", "dtype", "stack", "experts", *ARM)
+    fields = ("weights", "dtype", "stack", "server", "experts", *ARM, "load")
     return ", ".join(
         f"{f.replace('_', ' ')} {key[f]}" for f in fields if key.get(f) not in (None, "none")
     )

@@ -10,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from lib.files import ROOT
 from lib.hardware import board, memory_in_use, profiler
 from lib.hardware.host import cpu_name, host_score_per_s, today, version
 
@@ -151,7 +155,124 @@ class CpuDevice(Device):
         }
 
 
-class CudaDevice(Device):
+class Board:
+    """What NVML tells of one GPU, found by its UUID; without NVML, `missing` says why."""
+
+    def _open(self, uuid: str, name: str) -> None:
+        self.uuid, self.missing = uuid, {}
+        self._nvml = self._handle = None
+        if uuid.startswith("MIG-"):
+            self.missing["energy"] = (
+                f"{name} is a MIG slice: power and energy are those of the whole board, of which "
+                "others may use their parts"
+            )
+            return
+        try:
+            self._nvml, self._handle = board.open_board(uuid)
+        except Exception as error:  # NVML raises its own classes, one per return code
+            self.missing["energy"] = f"no NVML power readings of this GPU: {error}"
+
+    def gpu_used_bytes(self) -> int | None:
+        """What NVML says is in use on the whole GPU, without what the driver sets aside."""
+        return self._from_nvml("gpu_used_bytes", memory_in_use.gpu_used_bytes)
+
+    def _from_nvml(self, name: str, query: Callable[..., tuple[int | None, str]]) -> int | None:
+        value, reason = (None, "no NVML") if self._nvml is None else query(self._nvml, self._handle)
+        if value is None:
+            self.missing[name] = reason
+        return value
+
+    def energy_j(self) -> float | None:
+        """The board's energy counter (J since the driver was loaded); ticks about every 100 ms."""
+        if "energy" in self.missing:
+            return None
+        try:
+            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
+        except self._nvml.NVMLError:  # a virtual GPU may tell its power and not count energy
+            return None
+
+    def power_w(self) -> float | None:
+        """nvidia-smi's power.draw: on Ampere and later the mean of the last second."""
+        if "energy" in self.missing:
+            return None
+        return self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
+
+    def board_state(self) -> dict[str, Any]:
+        """Driver, VBIOS, persistence, limits and temperature now; empty without NVML."""
+        return {} if "energy" in self.missing else board.state(self._nvml, self._handle)
+
+    def clocks_state(self) -> dict[str, Any]:
+        """Temperatures, clocks, and for how long what has held the board back; empty without
+        NVML."""
+        if "energy" in self.missing:
+            return {}
+        from lib.hardware import power_sampler  # needs NVML
+
+        return power_sampler.state(self._handle)
+
+    @contextlib.contextmanager
+    def power_trace(
+        self, period_s: float = board.PERIOD_S, uuids: Sequence[str] = ()
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Readings of these GPUs (this one if none are named) taken by another process while the
+        block runs; `board.sample` and `power_sampler` say more. Empty without NVML."""
+        if "energy" in self.missing:
+            yield []
+            return
+        with board.sample(uuids or [self.uuid], period_s) as trace:
+            yield trace
+
+
+class BoardDevice(Board, Device):
+    """The board of a GPU as NVML tells of it, for what computes in another process.
+
+    CUDA is not opened here, so that this process holds nothing of the GPU's memory; `environment`
+    is what a process read that has ended.
+    """
+
+    kind = "cuda"
+    torch_device = "cpu"
+    memory_source = "NVML"
+
+    def __init__(self, environment: dict[str, Any]) -> None:
+        self._environment = environment
+        self._open(environment["gpu_uuid"], str(environment.get("gpu")))
+        self.missing["busy"] = "the engine computes in another process, which is not profiled"
+
+    def environment(self) -> dict[str, Any]:
+        """What the numbers depend on, as it was read before the engine took the GPU."""
+        return dict(self._environment)
+
+    def copy_bytes_per_s(self, size: int = 2**28, rounds: int = 8) -> float:
+        """Memory bandwidth of a large copy, measured before the engine took the GPU."""
+        return self._environment["copy_bytes_per_s"]
+
+    def synchronize(self) -> None:
+        """Nothing is queued from here."""
+
+    def empty_cache(self) -> None:
+        """Drop what Python no longer refers to."""
+        gc.collect()
+
+    def busy(self, call: Callable[[], Any]) -> profiler.Work | None:
+        """Another process is not profiled, so that `call` is not run."""
+        return None
+
+    def gpus_of(self, net: Any) -> list[str]:
+        """The one GPU that the engine is given."""
+        return [self.uuid]
+
+    def free_bytes(self) -> int | None:
+        """Memory of the board that nothing uses now."""
+        used = self.gpu_used_bytes()
+        return None if used is None else self._environment["gpu_total_bytes"] - used
+
+    def process_bytes(self) -> int | None:
+        """This process uses nothing."""
+        return 0
+
+
+class CudaDevice(Board, Device):
     """One NVIDIA GPU, the current CUDA device, found in NVML by its UUID."""
 
     kind = "cuda"
@@ -163,20 +284,8 @@ class CudaDevice(Device):
 
         self._cuda = torch.cuda
         self._properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        self.uuid = f"GPU-{self._properties.uuid}"
-        self.missing: dict[str, str] = {}
-        self._nvml = self._handle = None
-        if " MIG " in self._properties.name:
-            self.uuid = f"MIG-{self._properties.uuid}"
-            self.missing["energy"] = (
-                f"{self._properties.name} is a MIG slice: power and energy are those of the whole "
-                "board, of which others may use their parts"
-            )
-            return
-        try:
-            self._nvml, self._handle = board.open_board(self.uuid)
-        except Exception as error:  # NVML raises its own classes, one per return code
-            self.missing["energy"] = f"no NVML power readings of this GPU: {error}"
+        kind = "MIG" if " MIG " in self._properties.name else "GPU"
+        self._open(f"{kind}-{self._properties.uuid}", self._properties.name)
 
     def synchronize(self) -> None:
         """Wait until the GPU has done all that was queued."""
@@ -201,16 +310,6 @@ class CudaDevice(Device):
     def process_bytes(self) -> int | None:
         """What NVML says that this process uses, the CUDA context included."""
         return self._from_nvml("process_bytes", memory_in_use.process_bytes)
-
-    def gpu_used_bytes(self) -> int | None:
-        """What NVML says is in use on the whole GPU, without what the driver sets aside."""
-        return self._from_nvml("gpu_used_bytes", memory_in_use.gpu_used_bytes)
-
-    def _from_nvml(self, name: str, query: Callable[..., tuple[int | None, str]]) -> int | None:
-        value, reason = (None, "no NVML") if self._nvml is None else query(self._nvml, self._handle)
-        if value is None:
-            self.missing[name] = reason
-        return value
 
     def _in_use(self) -> dict[str, int | None]:
         free, total = self._cuda.mem_get_info()
@@ -240,48 +339,10 @@ class CudaDevice(Device):
         """Memory that a model may take: free on the card now."""
         return self._cuda.mem_get_info()[0]
 
-    def energy_j(self) -> float | None:
-        """The board's energy counter (J since the driver was loaded); ticks about every 100 ms."""
-        if "energy" in self.missing:
-            return None
-        try:
-            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000
-        except self._nvml.NVMLError:  # a virtual GPU may tell its power and not count energy
-            return None
-
-    def power_w(self) -> float | None:
-        """nvidia-smi's power.draw: on Ampere and later the mean of the last second."""
-        if "energy" in self.missing:
-            return None
-        return self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
-
     def gpus_of(self, net: Any) -> list[str]:
         """UUIDs of the GPUs that hold parts of a model, in the order in which CUDA counts them."""
         places = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
         return [f"GPU-{self._cuda.get_device_properties(n).uuid}" for n in sorted(places)]
-
-    def board_state(self) -> dict[str, Any]:
-        """Driver, VBIOS, persistence, limits and temperature now; empty without NVML."""
-        return {} if "energy" in self.missing else board.state(self._nvml, self._handle)
-
-    def clocks_state(self) -> dict[str, Any]:
-        if "energy" in self.missing:
-            return {}
-        from lib.hardware import power_sampler  # needs NVML
-
-        return power_sampler.state(self._handle)
-
-    @contextlib.contextmanager
-    def power_trace(
-        self, period_s: float = board.PERIOD_S, uuids: Sequence[str] = ()
-    ) -> Iterator[list[dict[str, Any]]]:
-        """Readings of these GPUs (this one if none are named) taken by another process while the
-        block runs; `board.sample` and `power_sampler` say more. Empty without NVML."""
-        if "energy" in self.missing:
-            yield []
-            return
-        with board.sample(uuids or [self.uuid], period_s) as trace:
-            yield trace
 
     def card(self) -> dict[str, Any]:
         import torch
@@ -338,6 +399,25 @@ def open_device(name: str = "auto") -> CpuDevice | CudaDevice:
             "the driver with nvidia-smi and that this torch build has CUDA"
         )
     return CpuDevice()
+
+
+def open_apart(name: str = "auto") -> CpuDevice | BoardDevice:
+    """The device for an engine in another process: its board alone, with CUDA left closed here.
+
+    What the environment holds of CUDA is read by a process of its own, which ends.
+    """
+    if name == "cpu":
+        return CpuDevice()
+    code = (
+        "import json, sys; from lib.hardware.device import open_device; "
+        "json.dump(open_device(sys.argv[1]).environment(), sys.stdout)"
+    )
+    command = [sys.executable, "-c", code, name]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if told.returncode:
+        raise RuntimeError(told.stderr.strip().rpartition("\n")[2] or f"no device {name!r} opened")
+    environment = json.loads(told.stdout)
+    return BoardDevice(environment) if environment["device"] == "cuda" else CpuDevice()
 
 
 def time_call(call: Callable[[], Any], device: Any) -> tuple[float, Any]:

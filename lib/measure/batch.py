@@ -2,7 +2,7 @@
 
 A batch is of different prompts of one length. Where a stack fails, a row holds the error, and the
 batches of that stack end, since the next would need more memory. Only a failed gate is about this
-batch alone.
+batch alone. An engine is judged at all its batches when it has ended: our net needs its place.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.measure import energy, experts, latency
+from lib.measure import energy, experts, latency, vllm
 from lib.measure.session import track
 from lib.models import load
 from lib.records import record, store
@@ -56,13 +56,21 @@ def sweep(
         "idle": idle,
         "path": path,
     }
+    engine = STACKS[stacks[0]].apart
+    sampled: list[dict[str, Any]] = []
     for stack in stacks:
         common = {"stack": stack, "context": context, "seed": seed, "env_id": env_id}
         traced = stack in trace_stacks
         for batch in track(sorted(batches), f"batches of {model.name} on {stack}"):
             place, here, go_on = common | {"batch": batch}, [], True
             try:
+                if engine:
+                    model.require_batch(batch)
+                    ids = model.prompt(context, seed=seed, batch=batch)
+                    sampled.append(vllm.sampled(model, ids, GATE_STEPS))
                 for row in _place(model, place, traced=traced, **arguments):
+                    if row.error:
+                        raise vllm.EngineError(row.error.partition(": ")[2])
                     here.append(store.append(path, row))
             except Exception as error:  # the memory refuses, or the stack computes something else
                 here.append(store.append(path, _failed(model, place, new_tokens, here, error)))
@@ -71,7 +79,27 @@ def sweep(
             model.device.empty_cache()
             if not go_on:
                 break
+    for row in _of_engine(model, sampled, trace_stacks, context, seed, env_id) if engine else ():
+        rows.append(store.append(path, row))
     return rows
+
+
+def _of_engine(
+    model: Any,
+    sampled: Sequence[dict[str, Any]],
+    trace_stacks: Sequence[str],
+    context: int,
+    seed: int,
+    env_id: str | None,
+) -> Iterator[Record]:
+    """How an engine was started, its batches' gates, and the experts of their steps."""
+    if model.ended:
+        return
+    yield model.start_row(env_id)
+    yield from vllm.batch_gates(model, sampled, env_id)
+    if trace_stacks:
+        batches = [len(one["ids"]) for one in sampled]
+        yield from vllm.traced(model, context=context, batches=batches, seed=seed, env_id=env_id)
 
 
 def _place(
@@ -87,17 +115,17 @@ def _place(
     path: Path,
 ) -> Iterator[Record]:
     """The rows of one stack at one batch; what the timed calls held is given back after them."""
-    load.require_fits(
-        model.card, model.device, place["context"] + max(new_tokens), place["batch"], loaded=True
-    )
-    if place["stack"] != logits_check.REFERENCE:
-        yield logits_check.row(model, steps=GATE_STEPS, **place)
-    for tokens in new_tokens:
+    engine, tokens = STACKS[place["stack"]].apart, place["context"] + max(new_tokens)
+    if not engine:  # it has reserved its memory, and is judged when it has ended
+        load.require_fits(model.card, model.device, tokens, place["batch"], loaded=True)
+        if place["stack"] != logits_check.REFERENCE:
+            yield logits_check.row(model, steps=GATE_STEPS, **place)
+    for tokens in (*((1,) if engine else ()), *new_tokens):  # a batch's prefill, for itself
         yield latency.arm(model, new_tokens=tokens, repeats=repeats, kind="batch", **place)
     model.device.empty_cache()
     if windows:
         yield from _energy(model, place, new_tokens, windows, window_s, idle, path)
-    if traced:
+    if traced and not engine:
         yield experts.row(model, model.experts, **place)
 
 

@@ -176,8 +176,11 @@ def rows(
     """One row for each experts implementation (none given: the one in use) and batch size.
 
     Written at once; an implementation that fails is a row with its error. In those of a dense
-    model the realised active parameters are the nominal ones.
+    model the realised active parameters are the nominal ones. An engine's experts are traced by
+    another way, where batches are measured (`measure.vllm.traced`).
     """
+    if STACKS[getattr(model, "stack", None) or stack].apart:
+        return []
     records = []
     common = {"context": context, "stack": stack, "seed": seed, "env_id": env_id}
     names = (experts if model.card.experts else ()) or [model.experts]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from lib import stats
 from lib.hardware import validity
 from lib.hardware.device import time_call
+from lib.measure import vllm
 from lib.measure.session import begin_records, track
 from lib.models import experts, formats
 from lib.models.card import computed, require_context
@@ -63,7 +64,10 @@ def sweep(
     rows = begin_records(model, records_path)
     env_id = rows[0].env_id
     counts = {1: ttft_repeats, **dict.fromkeys(new_tokens, slope_repeats), new_tokens[0]: repeats}
-    for context in contexts if stack != logits_check.REFERENCE else ():
+    engine = STACKS[stack].apart
+    for row in vllm.gates(model, env_id) if engine else ():
+        rows.append(store.append(records_path, row))
+    for context in () if engine or stack == logits_check.REFERENCE else contexts:
         row = logits_check.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
         rows.append(store.append(records_path, row))
     arms = list(product(contexts, counts))
@@ -90,7 +94,7 @@ def sweep(
             env_id=env_id,
         )
         rows.append(store.append(records_path, row))
-    more = also_experts if model.card.experts else ()
+    more = also_experts if model.card.experts and not engine else ()
     for name, tokens in track(list(product(more, (1, new_tokens[0]))), f"experts of {model.name}"):
         with experts.using(model.net, name):
             row = arm(
@@ -120,6 +124,8 @@ def sweep(
             model, stack=stack, context=context, tokens=busy_tokens, seed=seed, env_id=env_id
         )
         rows.append(store.append(records_path, row))
+    if engine:
+        rows.append(store.append(records_path, model.start_row(env_id)))
     return rows
 
 
@@ -138,17 +144,19 @@ def arm(
 ) -> Record:
     """`measured` on a stack of a loaded model, opened for this length."""
     require_context(model.card, context, new_tokens)
-    subject = registry.OnStack(model, stack, decoding, capacity=context + new_tokens)
-    return measured(
-        subject,
-        context=context,
-        new_tokens=new_tokens,
-        repeats=repeats,
-        seed=seed,
-        env_id=env_id,
-        kind=kind,
-        batch=batch,
-    )
+    subject = registry.subject(model, stack, decoding=decoding, capacity=context + new_tokens)
+    arguments = {
+        "context": context,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "seed": seed,
+        "env_id": env_id,
+        "kind": kind,
+        "batch": batch,
+    }
+    if STACKS[stack].apart:
+        return vllm.arm(subject, **arguments, warnings_of=warnings_of)
+    return measured(subject, **arguments)
 
 
 def measured(
@@ -270,8 +278,8 @@ def stamped(
     samples: `token_s`, for each call the seconds from its start to each token; `e2e_s`, the whole
     calls. Compare `e2e_s` with the unstamped arm to see what stamping costs.
     """
-    generate = registry.open_stack(stack, model.net, capacity=context + new_tokens)
-    ids = prompt_ids(model, context, seed=seed)
+    subject = registry.subject(model, stack, capacity=context + new_tokens)
+    generate, ids = subject.generate, subject.prompt(context, seed=seed)
     generate(ids, min(new_tokens, WARMUP_TOKENS))  # the arms before have warmed the length
     token_s, e2e_s = [], []
     for _ in range(repeats):
@@ -289,13 +297,7 @@ def stamped(
         e2e_s.append(seconds)
     return Record(
         kind="itl",
-        key=model.key(
-            stack=stack,
-            context=context,
-            new_tokens=new_tokens,
-            decoding="greedy",
-            cache=STACKS[stack].cache,
-        ),
+        key=subject.key(context=context, new_tokens=new_tokens),
         samples={"token_s": token_s, "e2e_s": e2e_s},
         values=dict(model.source),
         env_id=env_id,
@@ -313,8 +315,8 @@ def busy_row(
     the latency rows.
     """
     require_context(model.card, context, tokens + 1)
-    generate = registry.open_stack(stack, model.net, capacity=context + tokens + 1)
-    ids = prompt_ids(model, context, seed=seed)
+    subject = registry.subject(model, stack, capacity=context + tokens + 1)
+    generate, ids = subject.generate, subject.prompt(context, seed=seed)
     values, reason = dict(model.source), model.device.missing.get("busy")
     if not reason:
         for _ in range(WARMUP_CALLS):
@@ -332,13 +334,7 @@ def busy_row(
     names = ("prefill_busy_s", "decode_busy_s", "decode_kernels", "decode_kernel_times")
     return Record(
         kind="busy",
-        key=model.key(
-            stack=stack,
-            context=context,
-            new_tokens=tokens + 1,
-            decoding="greedy",
-            cache=STACKS[stack].cache,
-        ),
+        key=subject.key(context=context, new_tokens=tokens + 1),
         values=values,
         missing=dict.fromkeys(names, reason) if reason else {},
         env_id=env_id,

@@ -1,4 +1,4 @@
-"""What every measurement starts with: the first rows of its file, and a prompt on the device."""
+"""What every measurement starts with: what it measures, and the first rows of its file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,48 @@ from typing import Any
 from tqdm import tqdm
 
 from lib.files import BATCH_VARIABLE
+from lib.hardware.device import open_device
+from lib.models import load
 from lib.records import record, store
+from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
+from lib.stacks.registry import STACKS
+
+
+def opened(
+    name: str,
+    *,
+    stack: str = STUDY_STACK,
+    weights: str,
+    dtype: str,
+    device: str,
+    seed: int,
+    contexts: Sequence[int] = (),
+    tokens: int,
+    batch: int = 1,
+    records_path: str | Path,
+) -> Any:
+    """What a notebook measures: a model loaded on a device, or, for a stack that is an engine, the
+    engine with the model in it.
+
+    `tokens` is the longest sequence of the calls to come and `batch` the most of them at once; an
+    engine reserves for both. At each of `contexts` its logits are to be compared with our net's.
+    """
+    if not STACKS[stack].apart:
+        return load.load(name, weights=weights, dtype=dtype, device=open_device(device), seed=seed)
+    from lib.measure import vllm
+
+    return vllm.opened(
+        name,
+        weights=weights,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        contexts=contexts,
+        tokens=tokens,
+        batch=batch,
+        folder=Path(records_path).parent,
+    )
 
 
 def begin_records(model: Any, records_path: str | Path) -> list[Record]:

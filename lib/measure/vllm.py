@@ -1,22 +1,103 @@
-"""Rows of vLLM's engine: arms by the workbook's own definitions, and the check of its logits.
+"""Rows of vLLM's engine: opened for a notebook, arms by the workbook's own definitions, its gates.
 
 A shape is warm when two calls in a row compile nothing; a timed call that compiles has no times.
+What our own net computes on the same weights is computed by another process (`vllm_gate`), before
+the engine starts or after it ended, since one GPU does not hold both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from lib.hardware.device import time_call
+from lib.hardware.device import open_apart, time_call
+from lib.measure import vllm_gate
+from lib.models import origin
 from lib.models.card import computed
+from lib.models.load import tokenizer_of
+from lib.records import record
 from lib.records.record import Record
 from lib.stacks import logits_check
+from lib.stacks.engine_process import EngineError
 from lib.stacks.stack import MOST_ERROR, MOST_ERROR_DENSE
-from lib.stacks.vllm import MOST_WARMUP_CALLS, EngineError, VllmEngine
+from lib.stacks.vllm import MOST_WARMUP_CALLS, VllmEngine, prompt_of
+from lib.stacks.vllm_settings import GRAPH_SIZES, Settings, held_card, interpreter, require_runs
+
+PIECE, BEYOND = 2048, 256  # an engine's longest sequence is some pieces and a little
+BATCHED_TOKENS = 8192
+GATE_STEPS = 8
+TRACED_TOKENS = 17
 
 
-def arm(
+def opened(
+    name: str,
+    *,
+    weights: str,
+    dtype: str,
+    device: Any,
+    seed: int,
+    contexts: Sequence[int] = (),
+    tokens: int,
+    batch: int = 1,
+    folder: str | Path,
+) -> VllmEngine:
+    """An engine with the model in it, and what our own net computes at each of `contexts`."""
+    where = origin.find(name)
+    interpreter()  # before any work
+    require_runs(where, weights, dtype)
+    machine = open_apart(device) if isinstance(device, str) else device
+    config = origin.config_of(where)
+    card = held_card(where, dtype)
+    checkpoint, tokenizer, source = None, None, {"model_source": "random weights drawn by name"}
+    if weights != "random":
+        checkpoint, source = origin.files(where)
+        tokenizer = tokenizer_of(checkpoint)
+    settings = Settings(
+        max_model_len=min(longest(tokens), card.context_limit or longest(tokens)),
+        max_num_seqs=max(batch, *GRAPH_SIZES),
+        form=dtype,
+        weights=weights,
+        checkpoint=checkpoint and str(checkpoint),
+        seed=seed,
+        max_num_batched_tokens=BATCHED_TOKENS,
+    )
+    known = {"name": name, "weights": weights, "form": dtype, "seed": seed}
+    ours: dict[str, Any] = {"looks": [], "barred": {}, "pins": 0}
+    if contexts:
+        looks = [
+            {"ids": [prompt_of(config, tokenizer, context, seed)], "steps": GATE_STEPS}
+            for context in contexts
+        ]
+        ours = vllm_gate.computed(known, looks, machine.kind)
+    engine = VllmEngine(
+        where.name,
+        config,
+        card,
+        settings,
+        folder=folder,
+        device=machine,
+        source=source,
+        tokenizer=tokenizer,
+    )
+    engine.known, engine.expected, engine.barred = known, ours["looks"], ours["barred"]
+    engine.pins = ours["pins"]
+    return engine
+
+
+def longest(tokens: int) -> int:
+    """What an engine is started for so that it can hold `tokens`: few sizes, so that notebooks of
+    one model measure the same engine."""
+    return max(1, -(-(tokens - BEYOND) // PIECE)) * PIECE + BEYOND
+
+
+def arm(engine: VllmEngine, *, context: int, seed: int, batch: int = 1, **arguments: Any) -> Record:
+    """`measured` with prompts of this context and batch."""
+    return measured(engine, engine.prompt(context, seed=seed, batch=batch), **arguments)
+
+
+def measured(
     engine: VllmEngine,
     ids: Any,
     *,
@@ -89,7 +170,9 @@ def arm(
     )
 
 
-def warm_up(engine: VllmEngine, ids: Any, new_tokens: int, most: int) -> list[tuple[float, float]]:
+def warm_up(
+    engine: VllmEngine, ids: Any, new_tokens: int, most: int = MOST_WARMUP_CALLS
+) -> list[tuple[float, float]]:
     """Calls until nothing was compiled or captured in two of them in a row: (seconds, those of them
     in a call that compiled). Sequences of a batch arrive in other groups each time, and some
     kernels are compiled for each size of a group."""
@@ -127,23 +210,59 @@ def distinct_experts(routed: Sequence, context: int) -> list[float]:
     return means
 
 
+@contextlib.contextmanager
+def warm(model: Any) -> Iterator[None]:
+    """Raise at the end of the block where an engine compiled or captured something in it."""
+    compiled = getattr(model, "something_compiled", bool)
+    compiled()
+    yield
+    if compiled():
+        raise EngineError("vLLM compiled or captured inside a window; measure it again")
+
+
+def traced(
+    engine: VllmEngine,
+    *,
+    context: int,
+    batches: Sequence[int],
+    seed: int,
+    env_id: str | None,
+) -> Iterator[Record]:
+    """Rows of the distinct experts that decode steps of each batch chose; none of a dense model.
+
+    Another engine on the same weights, that tells the choices: it runs step by step, so that it is
+    not timed. `engine` is ended for it.
+    """
+    if not engine.card.experts:
+        return
+    with engine.anew(routed_experts=True, enforce_eager=True) as other:
+        for batch in batches:
+            key = other.key(context=context, new_tokens=TRACED_TOKENS, batch=batch)
+            try:
+                ids = other.prompt(context, seed=seed, batch=batch)
+                routed = other.generate(ids, TRACED_TOKENS).routed
+                if routed is None:
+                    raise EngineError("vLLM told no choice of experts")
+                samples = {"distinct_experts": distinct_experts(routed, context)}
+                yield Record("engine-trace", key, samples, other.values, env_id=env_id)
+            except EngineError as error:
+                yield Record("engine-trace", key, error=record.first_line(error), env_id=env_id)
+
+
 # --- the gate ----------------------------------------------------------------------------------
 
 
-def barred(net: Any, chosen: int, *, seed: int) -> dict[str, list[float]]:
-    """Biases with which every router of a net chooses the same `chosen` experts, by name.
+def allowed_error(form: str, layers: int, floor: float, *, freely: bool = False) -> float:
+    """How far an engine's logits may be from those of our net in bfloat16, as share of their norm.
 
-    The choice that `experts.pinned` gives the net itself, for `VllmEngine.pinned`.
+    Of MXFP4 our net has the very values. Of FP8 it has not: what that rounds is in the difference,
+    so that only logits of something else are refused.
     """
-    from lib.models import experts
-
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    barred = {}
-    for layer, bias in enumerate(experts.biases(net)):
-        kept = experts.pins(len(bias), chosen, seed=seed, layer=layer, sequence=0)
-        row = [value if n in kept else experts.BARRED for n, value in enumerate(bias.tolist())]
-        barred[names[id(bias)]] = row
-    return barred
+    if form == "fp8":
+        return logits_check.FREE_MOST
+    dtype = "bfloat16" if form == "mxfp4" else form
+    most = logits_check.FREE_MOST if freely else MOST_ERROR_DENSE
+    return min(most, max(logits_check.tolerance(dtype, layers), logits_check.NOISE * floor))
 
 
 def look(
@@ -157,8 +276,7 @@ def look(
     """
     errors = logits_check.relative_errors(found, expected).mean(0).tolist()
     floor = logits_check.relative_errors(again, expected).mean().item()
-    most = logits_check.FREE_MOST if how else MOST_ERROR_DENSE
-    allowed = min(most, max(logits_check.tolerance(dtype, layers), logits_check.NOISE * floor))
+    allowed = allowed_error(dtype, layers, floor, freely=bool(how))
     same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
     return logits_check.Look(errors, floor, allowed, same, how)
 
@@ -197,16 +315,67 @@ def gate_row(
     )
 
 
-def sampled_errors(sampled: Mapping[str, Any], logits: Any) -> Any:
-    """Errors (batch, steps) of a batch that the engine decoded by itself, from `sampled`.
+def gates(engine: VllmEngine, env_id: str | None) -> Iterator[Record]:
+    """The `gate` row of each context that the engine was opened for: decode steps of one sequence.
 
-    `logits` (batch, steps, vocabulary) are our net's, before each of the engine's tokens. The root
-    of the mean square by which log-probabilities of the sampled ids differ, over the spread of the
-    net's logits: the share of their norm that `look` tells, from some ids instead of all.
+    Raises GateError where its logits are those of something else.
     """
-    import torch
+    for expected in engine.expected:
+        ids, looks = expected["ids"], {}
+        for how in ("pinned", "free"):
+            ours = expected[how]
+            if ours is None:
+                continue
+            with engine.pinned(engine.barred if how == "pinned" else {}):
+                found = engine.forced_logits(ids, ours["continuation"])
+            looks[how] = look(
+                found,
+                ours["expected"],
+                ours["again"],
+                dtype=engine.form,
+                layers=engine.card.layers,
+                how=", the routers choosing freely" if how == "free" and engine.pins else "",
+            )
+        yield gate_row(
+            engine.key(context=len(ids[0])),
+            looks.get("pinned") or looks["free"],
+            free=looks["free"] if "pinned" in looks else None,
+            pinned_experts=engine.pins,
+            values=engine.values,
+            env_id=env_id,
+        )
 
-    logits = logits.float()
-    ours = torch.log_softmax(logits, -1)[..., sampled["ids"]].cpu()
-    differ = torch.tensor(sampled["logprobs"]) - ours
-    return differ.pow(2).mean(-1).sqrt() / logits.std(-1).cpu()
+
+def sampled(engine: VllmEngine, ids: Any, steps: int) -> dict[str, Any]:
+    """What `batch_gates` needs of a batch: what the engine decoded, its routers pinned."""
+    with engine.pinned(engine.barred):
+        return {"ids": ids, "sampled": engine.sampled(ids, steps)}
+
+
+def batch_gates(
+    engine: VllmEngine, batches: Sequence[dict[str, Any]], env_id: str | None
+) -> Iterator[Record]:
+    """A `gate` row for each batch that was sampled; `engine` is ended first.
+
+    A batch that computes something else, or that our net cannot hold, is a row with its error.
+    """
+    engine.close()
+    kind = engine.device.kind if engine.device else "cpu"
+    for one, ours in zip(
+        batches, vllm_gate.computed(engine.known, batches, kind)["looks"], strict=True
+    ):
+        ids, steps = one["ids"], len(one["sampled"]["tokens"][0])
+        key = engine.key(context=len(ids[0]), batch=len(ids))
+        try:
+            if "error" in ours:
+                raise EngineError(ours["error"])
+            allowed = allowed_error(engine.form, engine.card.layers, ours["floor"])
+            seen = logits_check.Look(
+                ours["errors"], ours["floor"], allowed, ours["same_choice"], " of a batch"
+            )
+            yield gate_row(
+                key, seen, pinned_experts=engine.pins, values=engine.values, env_id=env_id
+            )
+        except (EngineError, logits_check.GateError) as error:
+            key |= {"new_tokens": steps}
+            yield Record("gate", key, error=record.first_line(error), env_id=env_id)

@@ -47,8 +47,8 @@ def tensors(folder: Path) -> list[Tensor]:
 
 def is_made_anew(tensor: Tensor) -> bool:
     """Whether a tensor is no weight but a constant, which older code saved as well."""
-    found = _MADE_ANEW.search(tensor.name)
-    return bool(found) and (not tensor.name.endswith(".bias") or len(tensor.shape) == 4)
+    named_so = _MADE_ANEW.search(tensor.name)
+    return bool(named_so) and (not tensor.name.endswith(".bias") or len(tensor.shape) == 4)
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -84,7 +84,7 @@ def _header(path: Path) -> list[Tensor]:
     if not isinstance(entries, dict):
         raise ModelError(f"{path.name} is no safetensors file, or is cut off; fetch it again")
     entries.pop("__metadata__", None)
-    found = [
+    listed = [
         Tensor(
             name,
             entry["dtype"],
@@ -99,7 +99,7 @@ def _header(path: Path) -> list[Tensor]:
             f"{path.name} is cut off: it has {size} of the {end} bytes that its header names; "
             "fetch it again"
         )
-    return found
+    return listed
 
 
 def require_scales(folder: Path, method: str | None) -> None:
@@ -109,7 +109,7 @@ def require_scales(folder: Path, method: str | None) -> None:
     own lies beside the matrix.
     """
     held = tensors(folder)
-    scaled = [t for t in held if t.dtype in SCALED and len(t.shape) > 1 and not is_made_anew(t)]
+    scaled = [t for t in held if _means_more(t) and not is_made_anew(t)]
     if method is None and scaled:
         raise ModelError(
             f"{folder.name} holds {named([t.name for t in scaled])} in "
@@ -123,6 +123,16 @@ def require_scales(folder: Path, method: str | None) -> None:
             f"{folder.name} holds {named(bare)} in eight bits of floating point, and no scale "
             "beside them: read as they are they would be other weights; fetch the whole checkpoint"
         )
+
+
+def _means_more(tensor: Tensor) -> bool:
+    """Whether its numbers are not yet those of a weight."""
+    if tensor.dtype.startswith("F8_"):
+        return bool(tensor.shape)
+    if len(tensor.shape) < 2:
+        return False
+    whole = tensor.dtype[0] in "IUB" and tensor.dtype != "BF16"  # tables and masks may be so
+    return tensor.dtype in SCALED or (whole and tensor.name.endswith("weight"))
 
 
 def _scales(name: str, names: set[str]) -> list[str]:

@@ -233,9 +233,10 @@ def _lookup_tables(
     tied = id(output.weight) if output is not None else None
     owners = {id(p): name for name, p in net.named_parameters()}
     tables = [m.weight for m in net.modules() if isinstance(m, torch.nn.Embedding)]
-    found = {owners[id(w)]: w for w in tables if id(w) != tied}
+    embeddings = {owners[id(w)]: w for w in tables if id(w) != tied}
     looked_up = (seen.looked_up if seen else None) or frozenset()
-    return found | {n: p for n, p in net.named_parameters() if n in looked_up and p.ndim > 1}
+    more = {n: p for n, p in net.named_parameters() if n in looked_up and p.ndim > 1}
+    return embeddings | more
 
 
 def expert_modules(net: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -252,13 +253,13 @@ def _routed_experts(net: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter]
     configuration); a tensor may hold them along its leading axis or as parts of it. Shared experts
     have another name and count as always read.
     """
-    found: dict[str, torch.nn.Parameter] = {}
+    routed: dict[str, torch.nn.Parameter] = {}
     counts, empty = set(), set()
     for path, module in net.named_modules():
         inside, count = _held_experts(net, path, module)
         if inside:
             counts.add(count)
-            found.update((f"{path}.{n}", p) for n, p in inside.items())
+            routed.update((f"{path}.{n}", p) for n, p in inside.items())
         classes = getattr(module, "num_router_classes", None)
         if isinstance(classes, int) and (held := _held_number(module)):
             empty.add(classes - held)
@@ -269,7 +270,7 @@ def _routed_experts(net: torch.nn.Module) -> tuple[dict[str, torch.nn.Parameter]
             f"the experts of {net.config.model_type!r} come in several counts {sorted(counts)}; "
             "active parameters need one count for all layers"
         )
-    return found, counts.pop() if counts else 0, max(empty, default=0)
+    return routed, counts.pop() if counts else 0, max(empty, default=0)
 
 
 def _held_experts(

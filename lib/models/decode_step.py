@@ -73,22 +73,22 @@ def layout(net: torch.nn.Module) -> Layout:
     read = frozenset(names[i] for seen in passes for i in seen.read if i in names)
     looked_up = frozenset(names[i] for seen in passes for i in seen.looked_up if i in names)
     keys = {k.shape[1] for k in last if k.path.endswith(".keys") and len(k.shape) == 4}
-    found = Layout(
+    layout = Layout(
         read=read, looked_up=looked_up - read, heads=keys.pop() if len(keys) == 1 else None
     )
     if not any(kept.values()):
-        return replace(found, reason=KEEPS_NOTHING)
+        return replace(layout, reason=KEEPS_NOTHING)
     try:
-        return _grown(found, kept)
+        return _grown(layout, kept)
     except NotUnderstoodError as error:
-        return replace(found, reason=str(error))
+        return replace(layout, reason=str(error))
 
 
 class NotUnderstoodError(ValueError):
     """A tensor whose size follows the tokens in no way that is known here."""
 
 
-def _grown(found: Layout, kept: dict[int, tuple[Kept, ...]]) -> Layout:
+def _grown(layout: Layout, kept: dict[int, tuple[Kept, ...]]) -> Layout:
     """The layout from tensors that were kept after so many tokens."""
     layers: dict[tuple[int, int | None], int] = {}
     blocks: dict[int, Block] = {}
@@ -104,7 +104,7 @@ def _grown(found: Layout, kept: dict[int, tuple[Kept, ...]]) -> Layout:
             sizes.add(tensor.element_bytes)
     element_bytes = sizes.pop() if len(sizes) == 1 else 1
     return replace(
-        found,
+        layout,
         layers=tuple((grown // element_bytes, window) for (_, window), grown in layers.items()),
         blocks=tuple(blocks[tokens] for tokens in sorted(blocks)),
         state_bytes=state_bytes,

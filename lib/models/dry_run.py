@@ -126,10 +126,10 @@ def _stand_in(out: torch.Tensor, axis: int | None) -> torch.Tensor:
     """Whole numbers that a real pass would compute from floating point: the first places."""
     if out.dtype.is_floating_point or out.dtype.is_complex:
         return out
-    made = torch.zeros(out.shape, dtype=out.dtype, device="cpu")
+    places = torch.zeros(out.shape, dtype=out.dtype, device="cpu")
     if axis is not None and out.dim():
-        made.transpose(axis, -1).add_(torch.arange(out.shape[axis]))
-    return made
+        places.transpose(axis, -1).add_(torch.arange(out.shape[axis]))
+    return places
 
 
 class _Literals(TorchFunctionMode):

@@ -24,6 +24,7 @@ from lib.models.card import ModelError
 from lib.models.checkpoint_files import named
 
 CACHE_VARIABLE = "WORKBOOK_CACHE"
+CONVERSION = 2  # of GGUF files: the first one took files that lack tensors
 # Reports of a machine without room or reach, which say nothing of a model.
 NOT_OURS = (MemoryError, ConnectionError, KeyboardInterrupt)
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -212,7 +213,7 @@ def from_gguf(path: Path) -> tuple[Path, str]:
     """Folder converted from a GGUF file, and where it came from; converted once per content."""
     require_whole_gguf(path)
     digest = sha256(path)
-    folder = cache_dir() / f"{path.stem}-{digest[:12]}"
+    folder = cache_dir() / f"{path.stem}-{digest[:12]}-{CONVERSION}"
     if not folder.is_dir():
         _convert(path, folder)
     return folder, f"{path.name}, sha256 {digest}"
@@ -364,11 +365,14 @@ def quiet() -> Iterator[list[str]]:
         logging.get_logger("transformers.modeling_utils"),
         logging.is_progress_bar_enabled(),
     )
+    level = logger.level
     logging.disable_progress_bar()
     logger.addFilter(take)
+    logger.setLevel(logging.WARNING)  # below it the library makes no table
     try:
         yield troubled
     finally:
+        logger.setLevel(level)
         logger.removeFilter(take)
         if bars:
             logging.enable_progress_bar()

@@ -24,6 +24,8 @@ FORMS = {
     "float16": Form("float16"),
     "8-bit": Form("bfloat16", _LINEAR.format("8.125", "a 16-bit scale"),
                   "matrix_params", 8 + 16 / 128),
+    "fp8": Form("bfloat16", "linear layers and routed experts at 8 bits a weight, one scale a "
+                "matrix, as vLLM quantises them while loading", "matrix_params", 8),
     "mxfp4": Form("bfloat16", "matrices of routed experts at 4.25 bits a weight (an 8-bit scale "
                   "for 32 weights), as gpt-oss is published", "expert_matrix_params", 4 + 8 / 32),
     "4-bit": Form("bfloat16", _LINEAR.format("4.156", "a 16-bit scale and a 4-bit zero"),
@@ -33,7 +35,7 @@ KEPT = (
     "8-bit, mxfp4 and 4-bit leave embeddings, output matrix, routers, norms, biases and the "
     "cache in bfloat16"
 )
-USUAL = tuple(name for name in FORMS if name != "float16")
+USUAL = tuple(name for name in FORMS if name not in ("float16", "fp8"))
 
 
 def held_as(card: ModelCard, form: Form) -> ModelCard:

@@ -165,11 +165,11 @@ def load(
         net = _checkpoint_net(
             folder, dtype, device.torch_device, options | quantised.options(asked)
         )
-        tokenizer = _tokenizer(folder)
+        tokenizer = tokenizer_of(folder)
     device.synchronize()
     load_s = device.clock_s() - start_s
 
-    form = quantised.told(asked, net)
+    form = quantised.values(asked, net)
     _require_numbers(origin.name, net)
     loaded = _loaded_dtype(net, as_stored="matrix_kernels" in form)
     if loaded != dtype:
@@ -321,7 +321,7 @@ def _card_of(net: torch.nn.Module, name: str, dtype: str, *, exact: bool) -> Mod
     return card
 
 
-def _tokenizer(folder: Path) -> Any:
+def tokenizer_of(folder: Path) -> Any:
     """The checkpoint's tokenizer, or None where the folder has none."""
     from transformers import AutoTokenizer
 

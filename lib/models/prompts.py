@@ -90,8 +90,8 @@ def exact_prompt(
         raise PromptError(f"a prompt of {tokens} tokens cannot be made; ask for 1 or more")
     tokenizer, rows = model_or_tokenizer, vocab_size
     if hasattr(model_or_tokenizer, "net"):
-        tokenizer, rows = model_or_tokenizer.tokenizer, rows or _rows(model_or_tokenizer)
-        vocab_size = vocab_size or model_or_tokenizer.vocab_size
+        tokenizer, rows = model_or_tokenizer.tokenizer, _rows(model_or_tokenizer)
+        vocab_size = min(vocab_size or model_or_tokenizer.vocab_size, rows)
         special_ids = (*special_ids, *model_or_tokenizer.special_ids)
     if tokenizer is None:
         return _drawn_ids(tokens, seed, vocab_size, special_ids)
@@ -118,11 +118,17 @@ def exact_prompt(
     return Prompt(ids, kind, text)
 
 
-def _rows(model: Any) -> int | None:
-    """Rows of the embedding: ids at or beyond them cannot be looked up."""
-    table = getattr(model.net, "get_input_embeddings", lambda: None)()
-    weight = getattr(table, "weight", None)
-    return None if weight is None else len(weight)
+def _rows(model: Any) -> int:
+    """Rows of the embedding, the shortest where a token is looked up in several tables (Gemma 3n
+    and 4 have one more for their layers): ids at or beyond them cannot be looked up."""
+    named = (m for n, m in model.net.named_modules() if _is_table(n.rpartition(".")[2]))
+    tables = (model.net.get_input_embeddings(), *named)
+    rows = (getattr(table, "num_embeddings", None) for table in tables)
+    return min((n for n in rows if n), default=model.card.vocab_size)
+
+
+def _is_table(name: str) -> bool:
+    return name.startswith("embed_tokens")
 
 
 def _require_rows(tokenizer: Any, ids: tuple[int, ...], rows: int | None) -> None:
@@ -284,16 +290,7 @@ def prompt_ids(
     import torch
 
     seeds = range(seed, seed + batch) if distinct else [seed] * batch
-    prompts = [
-        exact_prompt(
-            model.tokenizer,
-            context,
-            seed=s,
-            vocab_size=model.vocab_size,
-            special_ids=model.special_ids,
-        ).ids
-        for s in seeds
-    ]
+    prompts = [exact_prompt(model, context, seed=s).ids for s in seeds]
     ids = torch.tensor(prompts, device=model.device.torch_device)
     if ids.shape != (batch, context):
         raise RuntimeError(f"the prompt has shape {tuple(ids.shape)}, not {(batch, context)}")

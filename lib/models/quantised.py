@@ -68,12 +68,12 @@ def asked_for(config: Any) -> dict[str, Any] | None:
     from transformers import PreTrainedConfig
 
     for name in ("quantization_config", "compression_config"):
-        found = getattr(config, name, None)
-        if found:
-            return dict(found if isinstance(found, Mapping) else found.to_dict())
+        form = getattr(config, name, None)
+        if form:
+            return dict(form if isinstance(form, Mapping) else form.to_dict())
     for part in vars(config).values():
-        if isinstance(part, PreTrainedConfig) and (found := asked_for(part)):
-            return found
+        if isinstance(part, PreTrainedConfig) and (form := asked_for(part)):
+            return form
     return None
 
 
@@ -143,7 +143,7 @@ def options(asked: Mapping[str, Any] | None) -> dict[str, Any]:
     return {}
 
 
-def told(asked: Mapping[str, Any] | None, net: torch.nn.Module) -> dict[str, str]:
+def values(asked: Mapping[str, Any] | None, net: torch.nn.Module) -> dict[str, str]:
     """What a row says of the form: as stored, and the modules that compute with it now."""
     method = method_of(asked)
     if method is None:
@@ -183,23 +183,23 @@ def stored_bytes(net: torch.nn.Module, names: Iterable[str]) -> dict[str, int]:
     if not any(is_quantised(m) for m in net.modules()):
         return {name: own.get(name, 0) for name in names}
     state = {k: t for k, t in net.state_dict().items() if hasattr(t, "nbytes")}
-    found = {name: state[name].nbytes if name in state else 0 for name in names}
+    sizes = {name: state[name].nbytes if name in state else 0 for name in names}
     for key, tensor in state.items():
-        if key in found:
+        if key in sizes:
             continue
         owner = key
-        while owner and owner not in found and f"{owner}.weight" not in found:
+        while owner and owner not in sizes and f"{owner}.weight" not in sizes:
             owner = owner.rpartition(".")[0]
-        place = owner if owner in found else f"{owner}.weight"
-        if place in found:
-            found[place] += tensor.nbytes
-    return found
+        place = owner if owner in sizes else f"{owner}.weight"
+        if place in sizes:
+            sizes[place] += tensor.nbytes
+    return sizes
 
 
 def _known_to_the_library() -> set[str]:
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as known
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as methods
 
-    return {name.removesuffix("_4bit").removesuffix("_8bit") for name in known}
+    return {name.removesuffix("_4bit").removesuffix("_8bit") for name in methods}
 
 
 def _installed(module: str, pip: str) -> bool:

@@ -21,6 +21,8 @@ ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits fo
 BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
 CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
 SECOND_PASS = ("energy_again",)  # run when all models are through, the last model first
+OWN_STACK = {"serving": "server"}  # notebooks that measure a stack of their own, whatever is asked
+ON_REQUEST = ("serving",)  # run where a profile lists them for a model, or NOTEBOOKS= names them
 ORDER = (
     "machine",
     "latency",
@@ -30,6 +32,7 @@ ORDER = (
     "energy_checks",
     "stacks",
     "batch",
+    "serving",
     "ablations",
     "ape",
     "summary",
@@ -79,6 +82,8 @@ class Job:
     @property
     def title(self) -> str:
         """The notebook, and the stack if it is not the one that a study is about."""
+        if self.by_script:
+            return f"Rows of {self.run['by']}, {self.notebook}"
         name = "APE" if self.notebook == "ape" else self.notebook.replace("_", " ").capitalize()
         stack = self._parameter("stack")
         return name if stack in (None, STUDY_STACK) else f"{name} ({stack})"
@@ -91,9 +96,14 @@ class Job:
         if self.damage:
             return "damaged"
         status = str(self.run.get("status", "failed"))
-        if status == "ok" and not (self.folder / "notebook.ipynb").exists():
+        if status == "ok" and not self.by_script and not (self.folder / "notebook.ipynb").exists():
             return "notebook missing"
         return status
+
+    @property
+    def by_script(self) -> bool:
+        """Whether its rows were written without a notebook."""
+        return "by" in self.run
 
     @property
     def end(self) -> str:
@@ -146,7 +156,8 @@ class Job:
         if self.parts[0] != ACROSS:
             values["MODELS"] = self._parameter("model") or self.parts[0]
         values["NOTEBOOKS"] = self.notebook
-        values |= {n.upper(): v for n in ("weights", "stack") if (v := self._parameter(n))}
+        names = ("server",) if self._parameter("server") else ("weights", "stack")
+        values |= {n.upper(): v for n in names if (v := self._parameter(n))}
         return "make report " + " ".join(f"{k}={shlex.quote(str(v))}" for k, v in values.items())
 
 

@@ -9,7 +9,10 @@ from lib import files
 from lib.files import read_yaml
 
 WEIGHTS = ("random", "checkpoint", "gguf")
+UNKNOWN = "unknown"  # weights and dtype of a server that somebody else has started
 DTYPES = ("bfloat16", "float16", "float32")
+ENGINE_FORMS = ("bfloat16", "mxfp4", "fp8")  # that a stack which is an engine holds weights in
+STAND_IN = "random-dummy"  # an engine's own weights: all tokens choose the same experts
 STUDY_STACK = "hf-eager"  # statements are about this stack first, then what others change
 ABLATIONS = ("decoding", "context", "precision", "experts", "stack")
 PROTOCOLS = {"memory-paper": "paper", "memory": "generate()"}
@@ -39,6 +42,7 @@ KINDS = {
     "batch": "calls of several sequences at once",
     "batch-energy": "their joules",
     "serving": "one load of one server: columns of facts of its requests, tokens by second",
+    "serving-mix": "the same, for a fit of energy: many shapes, from prompts to answers only",
     "engine": "how an engine was started, and what it really uses",
     "engine-trace": "distinct experts that each step of an engine chose",
     **{f"ablation-{name}": f"calls that differ in the {name} alone" for name in ABLATIONS},

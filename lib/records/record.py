@@ -16,7 +16,7 @@ from typing import Any
 SCHEMA = 1
 KEY_FIELDS = (
     "model", "weights", "dtype", "stack", "experts", "attention", "cache",
-    "batch", "context", "new_tokens", "decoding",
+    "batch", "context", "new_tokens", "decoding", "engine", "server", "load",
 )  # fmt: skip
 # Rows that differ in one of these answer different questions; a ratio would mix causes.
 COMPARABLE = ("gpu", "dtype", "stack", "weights")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from lib import files
 from lib.files import ParamsError
-from lib.records import record, store
+from lib.records import loose, record, store
 from lib.records.jobs import ADDS_UP, Job
 from lib.records.record import Record
 
@@ -179,11 +180,22 @@ def merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
 
     Of two runs of a job the finished one counts, then the later one; of two rows of one arm it is
     the row that was measured later, and rows of one run alone are added. A notebook that reads is
-    left out where rows beside it have changed.
+    left out where rows beside it have changed. A folder of rows that a script wrote, without
+    run.json, is taken in as it is (`loose`).
     """
     store.refuse_released(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()):
         raise ParamsError(f"{files.short(out_dir)} is not empty; choose a new OUT")
+    with tempfile.TemporaryDirectory() as taken_in:
+        places = enumerate(sources)
+        sources = [
+            loose.take_in(source, Path(taken_in, str(place))) if loose.folders(source) else source
+            for place, source in places
+        ]
+        return _merge(sources, out_dir)
+
+
+def _merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     for source in sources:
         if not any(store.manifests(source)):
             raise ParamsError(f"no run.json below {files.short(source)}; FROM takes results")

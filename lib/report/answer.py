@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from lib import stats
-from lib.analysis import choice, gates
+from lib.analysis import choice, engines, gates
 from lib.analysis.choice import Cell, Option
 from lib.analysis.rows import Rows
-from lib.records.kinds import STUDY_STACK, model_order
+from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
 from lib.records.record import Record, environments
+from lib.show import figure
 from lib.show.table import Column, Number, Table, Text, Verdict
 from lib.show.wording import short
 from lib.stats import Estimate
@@ -72,6 +73,7 @@ class Answer:
     card: Table
     sentences: tuple[str, ...]
     basis: str
+    figure: Markup
     planner: Markup
     context: int
     gpu_gb: float
@@ -103,6 +105,7 @@ def answer(
         card=card(best, context, gpu_hour_usd, waiting),
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
         basis=basis(rows),
+        figure=picture(rows),
         planner=planner(options),
         context=context,
         gpu_gb=round(max(o.gpu_bytes or 0 for o in options) / 1e9, 1) or EXAMPLE_GB,
@@ -274,7 +277,8 @@ def for_many(first: Candidate) -> str:
 def basis(rows: Sequence[Record]) -> str:
     """What the answer rests on: weights, boards, rows, and how many failed."""
     arms = [r for r in rows if r.kind not in ("environment", "card")]
-    weights = sorted({str(r.key["weights"]) for r in arms if r.kind in choice.TIMED})
+    timed = (str(r.key["weights"]) for r in arms if r.kind in choice.TIMED)
+    weights = sorted({*timed} - {STAND_IN})
     envs = environments(rows).values()
     boards = {env["gpu_uuid"] for env in envs if env.get("gpu_uuid")}
     dates = sorted({str(env["date"]) for env in envs if env.get("date")})
@@ -285,6 +289,13 @@ def basis(rows: Sequence[Record]) -> str:
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
     ]
     return " · ".join(filter(None, parts))
+
+
+def picture(rows: Sequence[Record]) -> Markup:
+    """Throughput of the GPU against that of each user; empty where no batch was timed."""
+    if not any(r.kind == "batch" and r.samples.get("e2e_s") for r in rows):
+        return Markup("")
+    return figure.html(engines.users(rows), rows, ("batch",))
 
 
 def planner(options: Sequence[Option]) -> Markup:

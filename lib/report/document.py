@@ -15,10 +15,12 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from lib.analysis import bounds, cost, host_bound, machine, predictions
+from lib.analysis import bounds, cost, engines, host_bound, machine, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
+from lib.analysis.serving import figures as serving_figures
+from lib.analysis.serving import tables as serving_tables
 from lib.analysis.setups import RANDOM_NOTE
 from lib.files import file_sha, write_text
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
@@ -142,8 +144,8 @@ def render(
     paper = paper_tables.paper_tables(rows, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
-    beside += tables.tables(rows)
-    batch = figures.section(rows)
+    beside += [*tables.tables(rows), *engines.tables(rows), *serving_tables.tables(rows)]
+    batch, deployed = figures.section(rows), engines.section(rows)
     ledgers, kernels = sections.memory_ledgers(rows, published), host_bound.kernel_tables(rows)
     generic = sections.generic_tables(rows)
     csvs = [
@@ -186,7 +188,8 @@ def render(
         paper_more=[paper_grid(t, context) for t in paper if t not in first],
         bound=bound,
         bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
-        batch=batch,
+        batch=batch + deployed,
+        serving=serving_figures.section(rows),
         generic=generic,
         priced=priced,
         ledgers=ledgers,

@@ -176,7 +176,11 @@ def warnings_table(rows: Sequence[Record]) -> Table:
 
 def table(jobs: Sequence[Job]) -> Table:
     """One line for each finished job of a measuring notebook; seconds."""
-    measured = [job for job in jobs if job.status == "ok" and select(job.records, "environment")]
+    measured = [
+        job
+        for job in jobs
+        if job.status == "ok" and not job.by_script and select(job.records, "environment")
+    ]
     rows = tuple(
         (job.model, job.setup, job.title, *map(_seconds, parts(job).values())) for job in measured
     )

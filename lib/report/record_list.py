@@ -21,6 +21,9 @@ FIELDS = (
     "experts",
     "attention",
     "cache",
+    "engine",
+    "server",
+    "load",
 )
 LONGEST = 12  # samples shown of one name
 NOTE = (

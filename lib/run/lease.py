@@ -127,11 +127,11 @@ def _by_uuid(all_gpus: list[Gpu], text: str) -> list[Gpu]:
 
 
 def _nothing(text: str, all_gpus: list[Gpu]) -> str:
-    known = ", ".join(one.uuid for gpu in all_gpus for one in (gpu, *gpu.slices)) or "none"
+    listed = ", ".join(one.uuid for gpu in all_gpus for one in (gpu, *gpu.slices)) or "none"
     what = "a MIG slice" if text.startswith("MIG") else "a GPU"
     return (
         f"CUDA_VISIBLE_DEVICES={text} names {what} that the driver does not list (it lists: "
-        f"{known}); `nvidia-smi -L` shows GPUs and MIG slices with their UUIDs"
+        f"{listed}); `nvidia-smi -L` shows GPUs and MIG slices with their UUIDs"
     )
 
 

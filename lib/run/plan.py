@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from lib.files import ROOT, file_sha, resolve, short, write_json
 from lib.models.entries import models
 from lib.records import store
-from lib.records.jobs import BEFORE_MODELS, CROSS_MODEL, SECOND_PASS
+from lib.records.jobs import BEFORE_MODELS, CROSS_MODEL, OWN_STACK, SECOND_PASS
 from lib.records.store import ACROSS, PARTIAL, sha
 from lib.run.profiles import Choice, Profile
 
@@ -90,12 +90,12 @@ def plan(profile: Profile, out_dir: Path) -> list[Task]:
     first = [n for n in profile.notebooks if n not in (*CROSS_MODEL, *SECOND_PASS)]
     for notebooks, choices in ((first, profile.choices), (again, profile.choices[::-1])):
         for choice in choices:
-            folder = out_dir / store.model_folder(choice.model) / f"{choice.weights}-{choice.stack}"
-            tasks += [
-                _task(profile, notebook, choice, folder / notebook, folder)
-                for notebook in notebooks
-                if notebook in choice.notebooks
-            ]
+            for notebook in (n for n in notebooks if n in choice.notebooks):
+                own = replace(choice, stack=OWN_STACK.get(notebook, choice.stack))
+                setup = f"{own.weights}-{own.stack}"
+                folder = out_dir / store.model_folder(choice.model) / setup
+                if all(task.folder != folder / notebook for task in tasks):
+                    tasks.append(_task(profile, notebook, own, folder / notebook, folder))
     return tasks + [task for notebook, task in once.items() if notebook not in BEFORE_MODELS]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from lib.files import ROOT
 from lib.run.plan import Task
+from lib.stacks.registry import STACKS
 
 
 class PreflightError(ValueError):
@@ -30,17 +31,19 @@ def arms(jobs: Iterable[Task]) -> list[dict[str, Any]]:
     for job in jobs:
         values = job.parameters
         contexts = values.get("context") or values.get("contexts")
-        if job.model is None or job.reads or not contexts:  # a reading notebook loads nothing
+        # A reading notebook loads nothing, nor does one for a server that runs.
+        if job.model is None or job.reads or not contexts or values.get("server"):
             continue
         arm = {
             "model": job.model,
             "weights": job.weights,
+            "stack": job.stack,
             "dtype": values.get("dtype", "bfloat16"),
             "device": values.get("device", "auto"),
             "context": _largest(contexts),
             "new_tokens": _largest(values.get("new_tokens", 0)),
         }
-        key = (arm["model"], arm["weights"], arm["dtype"])
+        key = (arm["model"], arm["weights"], arm["dtype"], arm["stack"])
         if key not in largest or _tokens(arm) > _tokens(largest[key]):
             largest[key] = arm
     return list(largest.values())
@@ -64,7 +67,8 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
     problems = []
     for arm in arms:
         try:
-            card = models.card(arm["model"], dtype=arm["dtype"])
+            engine = STACKS[arm["stack"]].apart if arm.get("stack") else False
+            card = _engine_card(arm) if engine else models.card(arm["model"], dtype=arm["dtype"])
             models.require_context(card, arm["context"], arm["new_tokens"])
             where = device or _device(arm["device"])
             if arm["weights"] != "random" and (size := _stored_bytes(arm["model"])) is not None:
@@ -76,6 +80,17 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
             text = str(error)
             problems.append(text if arm["model"] in text else f"{arm['model']}: {text}")
     return problems
+
+
+def _engine_card(arm: dict[str, Any]) -> Any:
+    """The card of a model as an engine holds it; raises where there is no engine for it."""
+    from lib.models import origin
+    from lib.stacks import vllm_settings
+
+    vllm_settings.require_installed()
+    where = origin.find(arm["model"])
+    vllm_settings.require_runs(where, arm["weights"], arm["dtype"])
+    return vllm_settings.held_card(where, arm["dtype"])
 
 
 def _device(name: str) -> Any:

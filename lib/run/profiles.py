@@ -17,16 +17,18 @@ from typing_extensions import TypedDict
 from lib import files
 from lib.files import ParamsError, check, read_yaml, unknown
 from lib.models.entries import Entry, checked_models
-from lib.records.jobs import CROSS_MODEL
-from lib.records.kinds import DTYPES, STUDY_STACK, WEIGHTS
+from lib.records.jobs import CROSS_MODEL, ON_REQUEST
+from lib.records.kinds import DTYPES, ENGINE_FORMS, STUDY_STACK, UNKNOWN, WEIGHTS
 from lib.run.parameters import check_parameters, notebook_parameters
 from lib.stacks.registry import STACKS
 
 __all__ = ["Choice", "ParamsError", "Profile", "profile"]
 
 FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
+OF_ENGINES = ("latency", "batch", "energy")  # notebooks that measure a stack that is an engine
 _COMMON = ("weights", "stack", "dtype")
 SLICES = ("models", "notebooks", *_COMMON)
+SERVER, SERVING = "server", "serving"  # a server that runs, and the notebook that loads it
 _MODELS = "models.yaml"
 _NO_PROFILES = ("models", "gpus")  # other files of the folder
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -86,6 +88,8 @@ def profile(
 ) -> Profile:
     """Load a profile, apply the slices (models, notebooks, weights, stack, dtype), check it all.
 
+    The override `server` is the address of a server that runs: the notebook `serving` alone then
+    measures what it serves, whose name is in `models`.
     A model of the list is a name, or a mapping with `name`, optionally `notebooks` (the ones to
     run for it: names, or a mapping to values for that notebook alone) and values that differ. It
     may be listed again with another stack, whose values a slice with that stack has too.
@@ -103,8 +107,13 @@ def profile(
     signatures = {notebook: notebook_parameters(sources[notebook]) for notebook in sections}
 
     slices = {key: files.split((overrides or {}).get(key)) for key in SLICES}
-    if odd := set(overrides or {}) - set(SLICES):
+    if odd := set(overrides or {}) - {*SLICES, SERVER}:
         raise unknown("slice", min(odd), SLICES)
+    server = (overrides or {}).get(SERVER)
+    if server:
+        _require_serving(name, slices, sections)
+        slices["notebooks"] = (SERVING,)
+        sections[SERVING][SERVER] = server
     if odd := [notebook for notebook in slices["notebooks"] if notebook not in sections]:
         raise unknown("notebook", odd[0], sections, hint="Use NOTEBOOKS=<name>[,<name>].")
     _check_sections(name, defaults, sections, signatures)
@@ -113,7 +122,12 @@ def profile(
         name=name,
         defaults={**defaults, **{key: slices[key][0] for key in _COMMON if slices[key]}},
         notebooks={n: s for n, s in sections.items() if n in (slices["notebooks"] or sections)},
-        choices=_choices(name, data["models"] or [], defaults, signatures, slices, folder),
+        choices=tuple(
+            Choice(m, UNKNOWN, STUDY_STACK, {"weights": UNKNOWN}, {SERVING: {}})
+            for m in slices["models"]
+        )
+        if server
+        else _choices(name, data["models"] or [], defaults, signatures, slices, folder),
         signatures=signatures,
         sources=sources,
     )
@@ -121,6 +135,18 @@ def profile(
         for choice in (None,) if notebook in CROSS_MODEL else result.choices:
             result.parameters(notebook, choice)
     return result
+
+
+def _require_serving(name: str, slices: dict, sections: dict) -> None:
+    """What a server that runs can be measured by."""
+    if SERVING not in sections:
+        raise ParamsError(f"profile {name!r} has no section {SERVING!r}, which SERVER= needs")
+    if others := [n for n in slices["notebooks"] if n != SERVING]:
+        raise ParamsError(
+            f"SERVER= is measured by NOTEBOOKS={SERVING} alone, not by {', '.join(others)}"
+        )
+    if not slices["models"]:
+        raise ParamsError("SERVER= needs the name of the model that is served: MODELS=<name>")
 
 
 def profiles(folder: Path) -> list[str]:
@@ -204,7 +230,7 @@ def _choices_of(
     `again`.
     """
     model = item["name"]
-    sections = item.get("notebooks") or signatures.keys()
+    sections = item.get("notebooks") or [n for n in signatures if n not in ON_REQUEST]
     sections = sections if isinstance(sections, dict) else dict.fromkeys(sections, {})
     _check_sections(name, {}, sections, signatures, f" of model {model!r}")
     own = {key: item[key] for key in item if key not in ("name", "notebooks")}
@@ -225,8 +251,32 @@ def _choices_of(
         for stack in slices["stack"] or (base["stack"],):
             settings = {**own, "weights": weights, "stack": stack}
             _check_settings({**base, **settings}, slices["dtype"])
-            choices.append(Choice(model, weights, stack, settings, notebooks))
+            mine = notebooks
+            if STACKS[stack].apart:
+                mine = _of_engine(notebooks, stack, signatures, slices["notebooks"])
+            choices.append(Choice(model, weights, stack, settings, mine))
     return choices
+
+
+def _of_engine(
+    notebooks: dict[str, dict[str, Any]], stack: str, signatures: dict, asked: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """Those of the notebooks that measure an engine, which is compared with no other stack there.
+
+    One that was asked for by name and does not is an error.
+    """
+    others = [n for n in asked if n in notebooks and n not in (*OF_ENGINES, *CROSS_MODEL)]
+    if others:
+        raise ParamsError(
+            f"the notebook {others[0]!r} does not measure the stack {stack!r}; "
+            f"use NOTEBOOKS={','.join(OF_ENGINES)}"
+        )
+    fixed = {"stacks_to_compare": [stack], "trace_stacks": [stack], "instrument_s": 0.0}
+    return {
+        name: values | {key: fixed[key] for key in fixed if key in signatures[name]}
+        for name, values in notebooks.items()
+        if name in OF_ENGINES
+    }
 
 
 def _weights_of_files(model: str) -> str:
@@ -250,7 +300,9 @@ def _merged(choices: list[Choice], again: list[Choice], item: dict) -> list[Choi
 
 
 def _check_settings(settings: dict, dtypes: tuple[str, ...]) -> None:
-    for kind, names in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", DTYPES)):
+    apart = settings.get("stack") in STACKS and STACKS[settings["stack"]].apart
+    dtypes_of = ENGINE_FORMS if apart else DTYPES
+    for kind, names in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", dtypes_of)):
         if kind in settings and settings[kind] not in names:
             raise unknown(kind, str(settings[kind]), names, hint=f"Use {kind.upper()}=<name>.")
     if len(dtypes) > 1:

@@ -89,13 +89,15 @@ def curves(
     return labelled(ax, title, x, y)
 
 
-def logarithmic(ax: Axes) -> None:
-    """A logarithmic axis of values whose ticks are plain numbers: 20, 50, 100."""
-    ax.set_yscale("log")
-    ax.autoscale(axis="y")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("")
+def logarithmic(ax: Axes, *, both: bool = False) -> None:
+    """A logarithmic axis of values whose ticks are plain numbers: 20, 50, 100; `both` are so."""
+    for name in ("x", "y") if both else ("y",):
+        getattr(ax, f"set_{name}scale")("log")
+        ax.autoscale(axis=name)
+        axis = getattr(ax, f"{name}axis")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
 
 
 def labelled(ax: Axes, title: str, x: str, y: str, legend: bool = True) -> Axes:
@@ -158,7 +160,7 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
             len(s)
             for r in measured
             for name, s in r.samples.items()
-            if name not in ("warmup_s", "token_s")
+            if name not in ("warmup_s", "token_s", "itl_s") and not name.endswith("_by_s")
         }
     )
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
@@ -192,6 +194,9 @@ def svg(ax: Axes, text: str) -> Markup:
         ax.figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(picture.getvalue())
     root.remove(root.find(f"{{{SVG}}}metadata"))
+    for part in root.iter(f"{{{SVG}}}defs"):  # a style sheet, whose two rules the root has below
+        for sheet in part.findall(f"{{{SVG}}}style"):
+            part.remove(sheet)
     used = set(REFERENCE.findall(picture.getvalue()))
     for tag in root.iter():
         for name, value in STYLE_ITEM.findall(tag.attrib.pop("style", "")):
@@ -203,6 +208,7 @@ def svg(ax: Axes, text: str) -> Markup:
             tag.attrib.pop("id", None)
     _, _, width, height = root.get("viewBox").split()
     root.attrib |= {"class": "figure", "role": "img", "aria-label": text, "fill": "currentColor"}
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     pixels = {"width": float(width) * PIXELS, "height": float(height) * PIXELS}
     root.attrib |= {name: f"{size:.0f}" for name, size in pixels.items()}
     return Markup(ElementTree.tostring(root, encoding="unicode"))

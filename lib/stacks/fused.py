@@ -172,8 +172,8 @@ class Layers:
 def decoder_layers(net: Any) -> Any:
     """The list of decoder layers, whatever it is called."""
     decoder = net.get_decoder()
-    if isinstance(found := getattr(decoder, "layers", None), torch.nn.ModuleList):
-        return found
+    if isinstance(layers := getattr(decoder, "layers", None), torch.nn.ModuleList):
+        return layers
     for place in (decoder, net.base_model):
         if lists := [m for m in place.modules() if isinstance(m, torch.nn.ModuleList)]:
             return max(lists, key=len)

@@ -14,14 +14,18 @@ from lib.stacks.stack import Decoded, StackError
 
 _CACHE = "past_key_values"
 
-# One change against greedy each. top_k = 0 and top_p = 1 switch the library's own filters off.
+# top_k = 0 and top_p = 1 switch the library's own filters off. First, one change against greedy
+# each; then the settings of arXiv 2508.16700's script, where the library's own top_k of 50 is on.
 _SAMPLE = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+_THEIRS = {**_SAMPLE, "top_k": 50}
 DECODING = {
     "greedy": {"do_sample": False},
     "top-p 0.9": {**_SAMPLE, "top_p": 0.9},
     "top-k 50": {**_SAMPLE, "top_k": 50},
-    "temperature 1.5": {**_SAMPLE, "temperature": 1.5},
-    "temperature 0.5": {**_SAMPLE, "temperature": 0.5},
+    "temperature 0.7 top-p 0.9": {**_THEIRS, "temperature": 0.7, "top_p": 0.9},
+    "temperature 0.7 top-k 50": {**_THEIRS, "temperature": 0.7},
+    "temperature 1.0 top-p 0.95": {**_THEIRS, "top_p": 0.95},
+    "temperature 0.3 top-p 0.8": {**_THEIRS, "temperature": 0.3, "top_p": 0.8},
 }
 
 
@@ -156,8 +160,7 @@ def rehearse_static(twin: Any) -> None:
     if not twin._supports_default_dynamic_cache():
         raise StackError("it keeps a cache of its own, and the library has no static form of it")
     stack = GenerateStack(twin, decoding="greedy", static=True, capacity=64)
-    known = inspect.signature(twin.forward).parameters
-    if stack._cache_name not in known:
+    if stack._cache_name not in inspect.signature(twin.forward).parameters:
         raise StackError("it takes no cache: every step reads the whole sequence once more")
     with dry_run.Shapes(small=64):  # the cache is larger, and so a shape
         stack(torch.full((1, 5), 5), 2)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from lib.records.kinds import STUDY_STACK
-from lib.stacks.stack import Generate, Stack
+from lib.stacks.stack import Generate, Stack, Subject
 
 
 def _generate(net: Any, **options: Any) -> Generate:
@@ -37,6 +37,13 @@ def _compiled(net: Any, *, decoding: str, capacity: int | None) -> Generate:
     from lib.stacks import fused, graph
 
     return graph.GraphStack(net, capacity=capacity, around=fused.Layers(net))
+
+
+def _apart(net: Any, **options: Any) -> Generate:
+    raise ValueError(
+        "an engine in a process of its own is not opened for a loaded net: run it with STACK=vllm, "
+        "or measure.session.opened(model, stack='vllm', ...)"
+    )
 
 
 def _rehearse_static(twin: Any) -> None:
@@ -116,6 +123,14 @@ STACKS = {
             captured=True,
             rehearse=_rehearse_compiled,
         ),
+        Stack(
+            "vllm",
+            "vLLM's engine, in an environment and a process of its own",
+            "paged",
+            _apart,
+            _configured,
+            apart=True,
+        ),
     )
 }
 
@@ -171,6 +186,21 @@ def as_in_decode(net: Any, stack: str) -> contextlib.AbstractContextManager[None
     from lib.models import experts
 
     return experts.using(net, experts_in_decode(net, stack))
+
+
+def subject(
+    model: Any, stack: str, *, decoding: str = "greedy", capacity: int | None = None
+) -> Subject:
+    """What is measured: a loaded model on a stack, or an engine, which is its own stack."""
+    own = getattr(model, "stack", None)
+    if own is None:
+        return OnStack(model, stack, decoding, capacity)
+    if stack != own or decoding != "greedy":
+        raise ValueError(
+            f"{model.name} runs on {own!r} and decodes greedily; {stack!r} with {decoding} is "
+            f"measured apart: STACK={stack}"
+        )
+    return model
 
 
 @dataclass

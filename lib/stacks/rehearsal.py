@@ -25,7 +25,7 @@ CONTEXT, CAPACITY = 5, 64  # tokens
 _NO_VALUE = ("meta tensor", "Cannot copy out of meta", "data-dependent", "unimplemented by default")
 # What it says of an operation that has no form for shapes alone.
 _NO_SHAPE = ("from the 'Meta' backend", "not implemented for")
-_KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, str]] = weakref.WeakKeyDictionary()
+_REASONS: weakref.WeakKeyDictionary[Any, dict[Any, str]] = weakref.WeakKeyDictionary()
 
 
 class Numbers(TorchDispatchMode):
@@ -54,22 +54,24 @@ def require(stack: str, net: Any, rehearse: Callable[[Any], None]) -> None:
     """
     text = net.config.get_text_config(decoder=True)
     place = (stack, text._attn_implementation, text._experts_implementation)
-    known = _KNOWN.setdefault(net, {})
-    if place not in known:
-        known[place] = _reason(net, rehearse)
-    if known[place]:
-        raise StackError(f"the stack {stack!r} cannot run {net.config.model_type}: {known[place]}")
+    reasons = _REASONS.setdefault(net, {})
+    if place not in reasons:
+        reasons[place] = _reason(net, rehearse)
+    if reasons[place]:
+        raise StackError(
+            f"the stack {stack!r} cannot run {net.config.model_type}: {reasons[place]}"
+        )
 
 
 def _reason(net: Any, rehearse: Callable[[Any], None]) -> str:
     try:
         with torch.inference_mode(False):
-            made = twin(net)
+            shapes = twin(net)
     except Exception:  # what cannot be built twice is found out when it runs
         return ""
     try:
         with dry_run.silently(), torch.inference_mode(False), torch.no_grad():
-            rehearse(made)
+            rehearse(shapes)
     except StackError as error:
         return str(error)
     except Exception as error:  # of the library's code, called as a recorded step calls it
@@ -97,10 +99,10 @@ def twin(net: Any) -> Any:
         if hasattr(config, name):
             delattr(config, name)
     with dry_run.building():
-        made = AutoModelForCausalLM.from_config(config, dtype=net.dtype, trust_remote_code=False)
-    if experts.in_use(made) == "grouped_mm":  # the same shapes, for every dtype
-        experts.use(made, "batched_mm")
-    return made.eval().requires_grad_(False)
+        shapes = AutoModelForCausalLM.from_config(config, dtype=net.dtype, trust_remote_code=False)
+    if experts.in_use(shapes) == "grouped_mm":  # the same shapes, for every dtype
+        experts.use(shapes, "batched_mm")
+    return shapes.eval().requires_grad_(False)
 
 
 def _line(error: BaseException) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from lib.records.record import select
 from lib.studies import audit, verdict
-from lib.studies.evidence import Evidence, Measured, decode_share, machines, output_rate, ttft_s
-from lib.studies.study import Absent, Published, each
+from lib.studies.evidence import Evidence, Measured, calls_s, decode_share, machines
+from lib.studies.study import Published, each
 from lib.studies.verdict import Verdict
 
 HALF = 0.5  # below this share of its bound, something other than the memory sets the pace
@@ -27,8 +27,8 @@ def conditions(e: Evidence, measured: Measured, models: list[str]) -> dict[str, 
 
     Empty where nothing was run, or where what was counted depends on none of them.
     """
-    estimates = [x for x in measured.protocol.values() if x.value is not None]
-    if not estimates or measured.quantity in ("count", "whole"):
+    both = (*measured.protocol.values(), *measured.today.values())
+    if all(x.value is None for x in both) or measured.quantity in ("count", "whole"):
         return {}
     rows = [r for m in models for r in e.base[m].rows if r.kind != "card" and not r.error]
     envs = [e.envs.get(r.env_id or "", {}) for r in rows]
@@ -41,7 +41,8 @@ def conditions(e: Evidence, measured: Measured, models: list[str]) -> dict[str, 
         differences["host"] = f"{hosts or 'not recorded'} (paper: not stated)"
     versions = {str((env.get("packages") or {}).get("transformers")) for env in envs} - {"None"}
     if versions:
-        differences["software"] = f"transformers {_listed(versions)} (paper: not stated)"
+        theirs = e.published.data.get("protocol", {}).get("software", "not stated")
+        differences["software"] = f"transformers {_listed(versions)} (paper: {theirs})"
     weights = _listed({str(r.key.get("weights")) for r in rows})
     if weights != "checkpoint":
         note = ", valid for memory" if measured.quantity == "memory" else ""
@@ -59,10 +60,11 @@ def sentences(
 ) -> list[str]:
     """What is known to move the measured value away from the printed one.
 
-    `verdicts` are the verdicts by column (verdict, corrected, bound, like_paper).
+    `verdicts` are the verdicts by column (verdict, today, corrected, bound).
     """
     lines = []
-    methods = [x.method for x in measured.protocol.values() if x.value is not None]
+    own = [x.method for x in measured.protocol.values() if x.value is not None]
+    methods = own + [x.method for x in measured.today.values() if x.value is not None]
     if methods and all(method == verdict.FILES for method in methods):
         lines.append("read in the paper's released files; nothing was run")
     elif methods and measured.quantity in ("count", "whole"):
@@ -70,9 +72,14 @@ def sentences(
     if methods and measured.quantity in ("time", "effect") and measured.decodes:
         lines += _host(e, models)
         if not measured.alone:
-            lines += filter(None, [machines(e, [(e.base, m) for m in models], kind=measured.kind)])
-    if methods and e.reference in models and measured.like_paper:
-        lines += _experts(e, measured, verdicts["like_paper"])
+            ran = e.like_paper if own else e.base
+            lines += filter(None, [machines(e, [(ran, m) for m in models], kind=measured.kind)])
+    if any(x.value is not None for x in measured.today.values()):
+        dated = e.published.source("all-experts")["dated"]
+        lines.append(
+            f"the paper's software computed every expert ({dated}); with {_experts(e)}, as the "
+            f"library of today runs them: {verdicts['today'].word}"
+        )
     main = verdicts["verdict"].word
     for column, what in (
         ("corrected", "by the corrected definition"),
@@ -105,30 +112,15 @@ def busy_share(e: Evidence, model: str) -> float | None:
         ),
         None,
     )
-    first, rate = ttft_s(e, e.base, model).value, output_rate(e, e.base, model).value
-    if row is None or not first or not rate:
+    medians = calls_s(e, e.base, model)
+    if row is None or medians is None:
         return None
-    step_s = (e.arm[1] / rate - first) / (e.arm[1] - 1)
-    return row.value("decode_busy_s") / step_s
+    return row.value("decode_busy_s") / ((medians[1] - medians[0]) / (e.arm[1] - 1))
 
 
-def _experts(e: Evidence, measured: Measured, like_paper: Verdict) -> list[str]:
-    row = next(
-        (r for r in e.base[e.reference].rows if r.key.get("experts") and r.kind != "card"), None
-    )
-    used = row.key["experts"] if row else "none"
-    if used in ("none", "all_experts"):
-        return []
-    try:
-        dated = e.published.source("all-experts")["dated"]
-    except Absent:
-        return []
-    text = f"experts: {used} here; the paper's software computed every one ({dated})"
-    own = measured.like_paper.get(e.reference)
-    rerun = e.like_paper[e.reference].rows and (own is None or own.value is not None)
-    if rerun and any(x.value is not None for x in measured.like_paper.values()):
-        text += f"; with every expert computed: {like_paper.word}"
-    return [text]
+def _experts(e: Evidence) -> str:
+    rows = (r for r in e.base[e.reference].rows if r.key.get("experts") and r.kind != "card")
+    return next((r.key["experts"] for r in rows), "the chosen experts")
 
 
 def _listed(names: set[str]) -> str:

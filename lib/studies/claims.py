@@ -1,6 +1,7 @@
 """The claims ledger: each claim of a study, what was measured for it, and the verdict.
 
-Three measurements stand beside a claim: by the study's protocol, which the verdict is about; by the
+Four measurements stand beside a claim: by the study's protocol and implementation, which the
+verdict is about; by the protocol with the experts that the library of today computes; by the
 corrected definition; and by that on a stack that the device bounds. A claim without a test is an
 error.
 """
@@ -17,8 +18,7 @@ from lib import stats
 from lib.records.record import Record
 from lib.show import table as tables
 from lib.show.table import Column, Table, Text
-from lib.show.wording import Statement
-from lib.stats import Estimate
+from lib.show.wording import Statement, listed
 from lib.studies import causes, evidence, forms, verdict
 from lib.studies.evidence import STANDS, Evidence, Measured, gather
 from lib.studies.grids import estimates, sign, tolerances
@@ -26,12 +26,15 @@ from lib.studies.schema import Claim
 from lib.studies.study import Absent, Published, load, paper_name
 from lib.studies.verdict import DIRECTION, NOT, REPRODUCED, UNTESTABLE, WORDS, Verdict
 
-COLUMNS = ("protocol", "corrected", "bound")
+WARNED = "because a row warns"
+ABSENT = "for want of a row with every expert computed, as the paper's software did"
+SAME = {"": stats.missing("no other experts than in the column before")}
+COLUMNS = ("protocol", "today", "corrected", "bound")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One claim with its verdict. `verdicts` are by column: verdict, corrected, bound, like_paper.
+    """One claim with its verdict. `verdicts` are by column: verdict, today, corrected, bound.
 
     `causes` are sentences; `differs` says for card, host, software and weights how they differ.
     """
@@ -102,10 +105,8 @@ def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
         missing = {"": stats.missing(str(reason.args[0]))}
         measured = Measured("count", missing, missing, "", missing)
     verdicts = {
-        "verdict": rule_on(claim, measured, measured.protocol),
-        "corrected": rule_on(claim, measured, measured.corrected),
-        "bound": rule_on(claim, measured, measured.bound),
-        "like_paper": rule_on(claim, measured, measured.like_paper),
+        "verdict" if name == "protocol" else name: rule_on(e, claim, measured, name)
+        for name in COLUMNS
     }
     if measured.corrected is STANDS:
         verdicts["corrected"] = verdicts["verdict"]
@@ -120,8 +121,9 @@ def _entry(e: Evidence, name: str, audited: list[str]) -> Entry:
     return Entry(name, claim, measured, verdicts, tuple(sentences), differs)
 
 
-def rule_on(claim: Claim, measured: Measured, column: dict[str, Estimate]) -> Verdict:
+def rule_on(e: Evidence, claim: Claim, measured: Measured, name: str) -> Verdict:
     """The verdict on a claim by one column of what was measured."""
+    column = {k: verdict.settled(x, e.doubts) for k, x in getattr(measured, name).items()}
     if claim["value"] is None:
         return verdict.together(
             {k: verdict.of_order(x, claim["direction"]) for k, x in column.items()}
@@ -153,9 +155,14 @@ def finding(entries: Sequence[Entry]) -> list[Statement]:
     if not entries:
         return []
     n = counts(entries)
+    open_ = [x.verdict.why for x in entries if x.verdict.word == UNTESTABLE]
+    other = sum(evidence.OTHER_EXPERTS in why for why in open_)
+    warned = sum(verdict.WARNS in why for why in open_ if evidence.OTHER_EXPERTS not in why)
+    causes = [f"{k} {what}" for k, what in ((warned, WARNED), (other, ABSENT)) if k]
     sentence = (
         f"Of {len(entries)} claims {n[REPRODUCED]} are reproduced, {n[DIRECTION]} in direction "
-        f"only, {n[NOT]} not reproduced and {n[UNTESTABLE]} not testable with these rows."
+        f"only, {n[NOT]} not reproduced and {n[UNTESTABLE]} not testable with these rows"
+        f"{f' ({listed(causes)})' if causes else ''}."
     )
     turned = [
         x.claim["text"]
@@ -173,8 +180,9 @@ def table(entries: Sequence[Entry]) -> Table:
         Column("Claim", numeric=False),
         Column("The paper", numeric=False, sortable=False),
         Column("Measured, by its protocol", numeric=False, sortable=False),
-        Column("Corrected definition", numeric=False, sortable=False),
-        Column("Device-bound", numeric=False, sortable=False),
+        Column("Experts as of today", numeric=False, sortable=False),
+        Column("Corrected definition, as of today", numeric=False, sortable=False),
+        Column("Device-bound, as of today", numeric=False, sortable=False),
         Column("Verdict", numeric=False),
         Column("Cause", numeric=False, sortable=False, css="cause"),
     )
@@ -206,6 +214,7 @@ def _cells(entry: Entry) -> tuple[Any, ...]:
         Text(claim["text"], claim["where"]),
         Text(entry.printed.replace(" %", "\xa0%"), meant),
         estimates(m.protocol, entry.unit, exact=exact),
+        estimates(m.today or SAME, entry.unit, verdicts["today"], exact=exact),
         estimates(m.corrected, entry.unit, verdicts["corrected"], corrected_as, exact),
         estimates(m.bound, entry.unit, verdicts["bound"], exact=exact),
         sign(entry.verdict),
@@ -218,6 +227,7 @@ def csv_rows(entry: Entry) -> list[dict[str, Any]]:
     columns = {c: getattr(entry.measured, c) for c in COLUMNS}
     labels = dict.fromkeys(label for column in columns.values() for label in column)
     value, none = entry.claim["value"], stats.missing("not compared")
+    columns["today"] = columns["today"] or {"": stats.missing("")}
     lines = []
     for label in [label for label in labels if label] or [""]:
         measured = {c: column.get(label, column.get("", none)) for c, column in columns.items()}
@@ -235,12 +245,13 @@ def csv_rows(entry: Entry) -> list[dict[str, Any]]:
                 "corrected_as": entry.measured.corrected_as,
                 "verdict": entry.verdict.word,
                 "why": entry.verdict.why,
+                "verdict_today": entry.verdicts["today"].word if entry.measured.today else "",
                 "verdict_corrected": entry.verdicts["corrected"].word,
                 "verdict_bound": entry.verdicts["bound"].word,
                 "cause": "; ".join(entry.causes),
                 "differs": "; ".join(f"{what}: {how}" for what, how in entry.differs.items()),
                 "missing": "; ".join(
-                    f"{c}: {x.reason}" for c, x in measured.items() if x.value is None
+                    f"{c}: {x.reason}" for c, x in measured.items() if x.value is None and x.reason
                 ),
             }
         )

@@ -1,56 +1,64 @@
 """What the verdicts are computed from: a study's printed values, and the rows that test them.
 
-Each model appears up to three times: on the study's stack, on a stack that the device bounds (a
-captured or compiled step), and with the experts implementation of the study's software. Quantities
-of one model or of a pair are the functions below; what cannot be had is missing with its reason.
+Each model appears up to three times: on the study's stack, with the experts implementation of the
+study's software, and on stacks that the device bounds (a captured or compiled step). Quantities of
+one model or of a pair are the functions below; what cannot be had is missing with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from lib import stats
 from lib.analysis import bounds, metrics
 from lib.analysis.rows import Rows
-from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
+from lib.analysis.series import BASE_KINDS, Series, configuration
 from lib.hardware.datasheets import datasheet
 from lib.models.card import bound_tok_per_s
-from lib.records.record import Record, machines_differ, require_comparable, select
+from lib.records.record import Record, machines_differ, require_comparable
 from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 from lib.studies import verdict
-from lib.studies.study import Published, each, study
+from lib.studies.study import Published, each
 
 Map = dict[str, Series]  # the series of each model, by the study's title
 Arm = tuple[int, int]  # context, new tokens
+Column = dict[str, Estimate]  # by what each is of, "" where it is of one
 
 # Stacks whose steps the device paces, the fastest first.
 DEVICE_BOUND = tuple(name for name, stack in reversed(STACKS.items()) if stack.captured)
 ALL_EXPERTS = "all_experts"
+OTHER_EXPERTS = "not measured with every expert computed, as the study's software did"
 SETUP = ("model", "weights", "dtype", "stack", "experts")
 MORE_KINDS = ("memory", "trace", "busy")  # of the same setup as the rows beside the paper's
+# Ablations that have a table, and the field that tells the arms of each apart.
+ARMS = {"decoding": "decoding", "context": "context", "precision": "dtype", "stack": "stack"}
+FREE = ("dtype", "stack")  # of ARMS, those that name a setup
 
 
 @dataclass(frozen=True)
 class Evidence:
     """The study, and the rows of its models by what they were measured on.
 
-    `base` is the study's stack; `stacks` are those that the device bounds, and `bound` the one of
-    them, named `bound_stack`, that has the most models; `like_paper` is `base` with the study's own
-    model computing every expert for every token; `ablation` is by ablation.
+    `base` is the study's stack as the library of today runs it. `like_paper` is `base` with the
+    study's own model computing every expert for every token, as the study's software did; it is
+    `base` where that is no difference. `ablation` and `ablation_like_paper` are such series of the
+    study's model by ablation. `stacks` are those that the device bounds, and `bound` the one of
+    them, named `bound_stack`, that has the most models. `doubts` are the warnings by row.
     """
 
     published: Published
     base: Map
+    like_paper: Map
+    ablation: Map
+    ablation_like_paper: Map
     stacks: dict[str, Map]
     bound: Map
     bound_stack: str
-    like_paper: Map
-    ablation: Map
     envs: dict[str, dict[str, Any]]
+    doubts: dict[str, str]
 
     @property
     def arm(self) -> Arm:
@@ -72,20 +80,21 @@ class Evidence:
 class Measured:
     """What the rule of a claim computes, each estimate by what it is of ("" where it is of one).
 
-    `protocol` is by the study's protocol and stack, `corrected` by the definition that
-    `corrected_as` states, `bound` the corrected one on a stack that the device bounds, and
-    `like_paper` the protocol's with every expert computed. `quantity` is a key of
-    verdict.TOLERANCES; `neutral` the value of no effect, where the claim has a direction. `alone`:
-    each estimate is of the model that it is named after, not of it and the study's own. `decodes`:
-    decoding is part of what is timed. `kind` is that of the rows of the protocol.
+    `protocol` is by the study's protocol, stack and implementation; `today` the same with the
+    experts that the library of today computes, empty where that is no difference; `corrected` by
+    the definition that `corrected_as` states, and `bound` that on a stack that the device bounds,
+    both with the library of today. `quantity` is a key of verdict.TOLERANCES; `neutral` the value
+    of no effect, where the claim has a direction. `alone`: each estimate is of the model that it is
+    named after, not of it and the study's own. `decodes`: decoding is part of what is timed. `kind`
+    is that of the rows of the protocol.
     """
 
     quantity: str
-    protocol: dict[str, Estimate]
-    corrected: dict[str, Estimate]
+    protocol: Column
+    corrected: Column
     corrected_as: str
-    bound: dict[str, Estimate]
-    like_paper: dict[str, Estimate] = field(default_factory=dict)
+    bound: Column
+    today: Column = field(default_factory=dict)
     neutral: float | None = None
     alone: bool = False
     decodes: bool = True
@@ -93,44 +102,96 @@ class Measured:
 
 
 STANDS = {"": stats.missing("the paper's definition stands")}
-# Metrics of energy, by the sample that they are computed from.
-J_PER_1K = {"energy_j": "j_per_1k", "paper_energy_j": "j_per_1k_paper"}
 NO_STACK = {"": stats.missing("does not depend on the stack")}
 
 
 def gather(records: Sequence[Record], published: Published) -> Evidence:
-    """Sort the rows of the study's models into the three setups."""
-    data = published.data
-    groups = study(records, data)
-    envs = groups.environments
-    of_title = Rows.of(records).by_title(data["models"])
+    """Sort the rows of the study's models by what they were measured on."""
+    data, rows = published.data, Rows.of(records)
+    envs, of_title = rows.environments, rows.by_title(data["models"])
+    reference = published.reference
 
-    def on_stack(title: str, stack: str, experts: str | None = None) -> Series:
-        rows = [r for r in of_title[title] if experts in (None, r.key.get("experts"))]
+    def series(
+        title: str,
+        kinds: Sequence[str],
+        stack: str = data["stack"],
+        experts: str = "",
+        free: str = "",
+    ) -> Series:
+        mine = list(of_title[title])
         if experts:  # an ablation's arm is the same call, so that it may stand in for a latency row
-            rows = [replace(r, kind="latency") if r.kind == "ablation-experts" else r for r in rows]
-        kinds = (*BASE_KINDS, "trace") if experts else BASE_KINDS
-        return _with_more(configuration(rows, envs, data | {"stack": stack}, kinds), records, envs)
+            mine = [r for r in mine if r.kind == "card" or r.key.get("experts") == experts]
+            mine = [replace(r, kind="latency") if r.kind == "ablation-experts" else r for r in mine]
+        setup = data | {"stack": stack}
+        return configuration(mine, envs, setup, kinds, (free,) if free in FREE else ())
 
-    base = {t: _with_more(s, records, envs) for t, s in groups.base.items()}
-    stacks = {stack: {t: on_stack(t, stack) for t in published.models} for stack in DEVICE_BOUND}
-    stacks = {
-        stack: {
-            t: s if s.rows else Series((), f"not measured: no row on stack {stack}")
-            for t, s in m.items()
+    def ablations(experts: str = "") -> Map:
+        return {
+            name: series(reference, (f"ablation-{name}",), experts=experts, free=changed)
+            for name, changed in ARMS.items()
         }
-        for stack, m in stacks.items()
-    }
+
+    base = {t: _with_more(series(t, BASE_KINDS), records, envs) for t in published.models}
+    like_paper, ablation = base, ablations()
+    ablation_like_paper = ablation
+    if _experts_differ(base[reference], published):
+        own = _with_more(series(reference, (*BASE_KINDS, "trace"), experts=ALL_EXPERTS), rows, envs)
+        like_paper = base | {reference: _cards_last(own)}
+        ablation_like_paper = {n: _cards_last(s) for n, s in ablations(ALL_EXPERTS).items()}
+    if more := _of_engines(ablation["stack"], of_title[reference]):
+        for m in (ablation, ablation_like_paper)[: 1 + (ablation_like_paper is not ablation)]:
+            m["stack"] = replace(m["stack"], rows=(*m["stack"].rows, *more))
+    stacks = {}
+    for stack in DEVICE_BOUND:
+        none = Series((), f"not measured: no row on stack {stack}")
+        of_stack = {t: series(t, BASE_KINDS, stack) for t in published.models}
+        stacks[stack] = {
+            t: _with_more(s, records, envs) if s.rows else none for t, s in of_stack.items()
+        }
     stack = max(stacks, key=lambda name: sum(map(_timed, stacks[name].values())))
     bound = stacks[stack]
     if not any(s.rows for s in bound.values()):
         reason = f"not measured: no row on a stack that the device bounds ({' or '.join(stacks)})"
         bound, stack = dict.fromkeys(bound, Series((), reason)), ""
-    own = on_stack(published.reference, data["stack"], ALL_EXPERTS)
-    if not own.rows:
-        own = Series((), f"not measured: no row with experts {ALL_EXPERTS}")
-    like_paper = base | {published.reference: own}
-    return Evidence(published, base, stacks, bound, stack, like_paper, groups.ablation, envs)
+    maps = (base, like_paper, ablation, ablation_like_paper, *stacks.values())
+    doubts = verdict.doubts(r for m in maps for s in m.values() for r in s.rows)
+    return Evidence(
+        published,
+        base,
+        like_paper,
+        ablation,
+        ablation_like_paper,
+        stacks,
+        bound,
+        stack,
+        envs,
+        doubts,
+    )
+
+
+def _of_engines(series: Series, rows: Iterable[Record]) -> list[Record]:
+    """Rows of an engine at the arm of the stacks, which no notebook of arms can open."""
+    arm = next((r for r in series.rows if r.kind != "card"), None)
+    same = ("weights", "dtype", "context", "new_tokens", "decoding", "batch")
+    return [
+        r
+        for r in rows
+        if arm is not None
+        and r.kind == "latency"
+        and r.key.get("engine")
+        and all(r.key.get(name) == arm.key.get(name) for name in same)
+    ]
+
+
+def _experts_differ(own: Series, published: Published) -> bool:
+    """Whether the study's software computed experts that these rows leave out."""
+    used = {r.key.get("experts") for r in own.rows} - {None, "none", ALL_EXPERTS}
+    return bool(used) and "all-experts" in published.data.get("sources", {})
+
+
+def _cards_last(own: Series) -> Series:
+    """A series whose first row says what ran: a card is of no experts implementation."""
+    return Series(tuple(sorted(own.rows, key=lambda r: r.kind == "card")), OTHER_EXPERTS)
 
 
 def _with_more(series: Series, records: Sequence[Record], envs: dict) -> Series:
@@ -153,72 +214,37 @@ def _timed(series: Series) -> bool:
     return any(r.kind != "card" and not r.error for r in series.rows)
 
 
-def _gpu(row: Record, envs: dict) -> Any:
-    return envs.get(row.env_id or "", {}).get("gpu")
+def _gpu(row: Record | None, envs: Mapping[str, Any]) -> Any:
+    return envs.get((row.env_id if row else None) or "", {}).get("gpu")
 
 
 # --- one model
 
 
-def output_rate(e: Evidence, m: Map, model: str) -> Estimate:
-    """Output throughput of the headline arm (tok/s), prefill included."""
-    return metrics.at("output", m[model], *e.arm)
-
-
-def decode_rate(e: Evidence, m: Map, model: str, context: int | None = None) -> Estimate:
-    """Decode throughput (tok/s): the inverse slope of call time over new tokens."""
-    return series_rate(m[model], e.arm[0] if context is None else context)
-
-
-def series_rate(series: Series, context: int) -> Estimate:
-    """Decode throughput of a series at one context (tok/s)."""
-    if not series.rows:
-        return stats.missing(series.reason)
-    rows = select(series.rows, "latency", context=context)
-    return metrics.decode_tok_per_s([r for r in rows if not r.error])
-
-
-def decode_step_ms(series: Series, context: int, envs: Mapping[str, Any]) -> Estimate:
-    """Time of a decode step (ms): the inverse of decode throughput."""
-    return stats.inverse(series_rate(series, context), 1e3)
-
-
-def memory_floor_share(series: Series, context: int, envs: Mapping[str, Any]) -> Estimate:
+def memory_floor_share(e: Evidence, m: Map, model: str, context: int) -> Estimate:
     """(all weight bytes + cache bytes) / datasheet bandwidth, over the time of a decode step."""
-    card = series.one("card")
+    card = m[model].one("card")
     if card is None or card.value("kv_bytes_per_token") is None:
-        return stats.missing(series.reason or "not measured: no model card among the rows")
+        return stats.missing(m[model].reason or "not measured: no model card among the rows")
     size = card.value("weight_bytes") + context * card.value("kv_bytes_per_token")
-    return _of_bandwidth(series, context, envs, size)
+    return _of_bandwidth(e, m[model], context, size)
 
 
-def useful_mbu(series: Series, context: int, envs: Mapping[str, Any]) -> Estimate:
+def useful_mbu(e: Evidence, m: Map, model: str, context: int) -> Estimate:
     """Bytes that a step must read (of the input embedding one row) in place of all of them."""
-    row = next((r for r in select(series.rows, "latency", context=context)), None)
+    row = m[model].one("latency", context=context)
     if row is None or row.value("decode_bytes") is None:
-        return stats.missing(series.reason or f"not measured: no latency row at {context} tokens")
-    return _of_bandwidth(series, context, envs, row.value("decode_bytes"))
+        return stats.missing(m[model].reason or f"not measured: no latency row at {context} tokens")
+    return _of_bandwidth(e, m[model], context, row.value("decode_bytes"))
 
 
-def _of_bandwidth(
-    series: Series, context: int, envs: Mapping[str, Any], size_bytes: float
-) -> Estimate:
+def _of_bandwidth(e: Evidence, series: Series, context: int, size_bytes: float) -> Estimate:
     """A step's bytes x steps a second / the datasheet's bandwidth."""
-    row = next((r for r in series.rows if r.kind != "card"), None)
-    gpu = envs.get((row.env_id if row else None) or "", {}).get("gpu")
-    sheet = datasheet(gpu)
+    sheet = datasheet(_gpu(next((r for r in series.rows if r.kind != "card"), None), e.envs))
     if not sheet.memory_bytes_per_s:
         return stats.missing(sheet.missing["memory_bytes_per_s"])
-    return stats.scaled(series_rate(series, context), size_bytes / sheet.memory_bytes_per_s)
-
-
-def device_busy_share(series: Series, context: int, envs: Mapping[str, Any]) -> Estimate:
-    """Time for which a profiled decode step kept the device busy, over the step's time."""
-    row, rate = series.one("busy", context=context), series_rate(series, context)
-    if row is None or row.value("decode_busy_s") is None:
-        why = row.error or row.missing.get("decode_busy_s") if row else ""
-        return stats.missing(f"not measured: {why or f'no busy row at {context} tokens'}")
-    return stats.scaled(rate, row.value("decode_busy_s"))
+    rate = metrics.at("decode", series, context)
+    return stats.scaled(rate, size_bytes / sheet.memory_bytes_per_s)
 
 
 def sessions(e: Evidence, models: Sequence[str]) -> int:
@@ -228,53 +254,23 @@ def sessions(e: Evidence, models: Sequence[str]) -> int:
     return len({(env.get("gpu_uuid"), env.get("date")) for env in envs if env})
 
 
-def ttft_s(e: Evidence, m: Map, model: str) -> Estimate:
-    """Median time of one new token at the headline context (s)."""
-    return stats.scaled(metrics.at("ttft", m[model], *e.arm), 1e-3)
-
-
-def joules_per_1k(e: Evidence, m: Map, model: str, name: str = "energy_j") -> Estimate:
-    """J per 1,000 generated tokens: by the counter, or by the study's estimator of readings."""
-    return metrics.at(J_PER_1K[name], m[model], *e.arm)
-
-
-def reading(e: Evidence, m: Map, model: str, name: str, kind: str = "memory-paper") -> Estimate:
-    """One reading of the allocator at the headline arm (bytes); "above" is peak less baseline."""
-    if not m[model].rows:
-        return stats.missing(m[model].reason)
-    row = m[model].one(kind, context=e.arm[0], new_tokens=e.arm[1])
-    if row is None or row.error:
-        return stats.missing(f"failed: {row.error}" if row else f"not measured: no {kind} row")
-    names = ("peak_bytes", "baseline_bytes") if name == "above" else (name,)
-    values = [row.value(n) for n in names]
-    if None in values:
-        return stats.missing(f"not measured: {row.missing.get(names[0], f'no {name}')}")
-    return stats.exact(values[0] - sum(values[1:]), verdict.READING)
-
-
 def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
-    """Active parameters: by architecture, or as traced in a decode step of the study's stack.
+    """Active parameters (10^9): by architecture, or as traced in a decode step of today's library.
 
     A dense model reads all of them, so that nothing needs to be traced.
     """
-    series = e.base[model]
-    card = series.one("card")
-    if card is None or card.value("active_params") is None:
-        return stats.missing("not measured: no model card among the rows")
-    if not realised or not card.value("experts"):
-        return stats.exact(card.value("active_params"), verdict.COUNTED)
-    row = traced(e, series)
+    card = e.base[model].one("card")
+    if not realised or card is None or not card.value("experts"):
+        return metrics.at("active", e.base[model], e.arm[0])
+    row = traced(e, e.base[model])
     if row is None or row.value("active_params_realised") is None:
         return untold(row, "active_params_realised", "no trace of a decode step")
-    return stats.exact(row.value("active_params_realised"), verdict.COUNTED)
+    return stats.exact(row.value("active_params_realised") / 1e9, verdict.COUNTED)
 
 
 def total(e: Evidence, model: str) -> Estimate:
     """Total parameters on the model card (10^9)."""
-    card = e.base[model].one("card")
-    if card is None:
-        return stats.missing("not measured: no model card among the rows")
-    return stats.exact(card.values["total_params"] / 1e9, verdict.COUNTED)
+    return metrics.Card("total_params")(e.base[model].rows)
 
 
 def untold(row: Record | None, name: str, otherwise: str) -> Estimate:
@@ -289,19 +285,26 @@ def traced(e: Evidence, series: Series) -> Record | None:
     return series.one("trace", context=e.arm[0]) or series.one("trace")
 
 
+def calls_s(e: Evidence, m: Map, model: str) -> tuple[float, float] | None:
+    """Median times (s) of one new token and of the headline call."""
+    medians = [metrics.at(name, m[model], *e.arm).value for name in ("ttft", "p50")]
+    return None if None in medians else (medians[0] / 1e3, medians[1] / 1e3)
+
+
 def decode_share(e: Evidence, m: Map, model: str) -> float | None:
     """Decode throughput over what a step's bytes allow at this device's copy bandwidth.
 
     From calls of one length: (new tokens - 1) / (median call - median TTFT).
     """
-    row = m[model].one("latency", context=e.arm[0], new_tokens=e.arm[1])
-    first, whole = ttft_s(e, m, model), stats.inverse(output_rate(e, m, model), e.arm[1])
+    row, medians = (
+        m[model].one("latency", context=e.arm[0], new_tokens=e.arm[1]),
+        calls_s(e, m, model),
+    )
     size = row.value("decode_bytes") if row else None
     speed = e.envs.get((row.env_id if row else None) or "", {}).get("copy_bytes_per_s")
-    if None in (size, speed, first.value, whole.value) or size < bounds.CACHE_BYTES:
+    if None in (size, speed, medians) or size < bounds.CACHE_BYTES:
         return None
-    rate = (e.arm[1] - 1) / (whole.value - first.value)
-    return rate / bound_tok_per_s(size, speed)
+    return (e.arm[1] - 1) / (medians[1] - medians[0]) / bound_tok_per_s(size, speed)
 
 
 def machines(
@@ -319,42 +322,26 @@ def machines(
     return f"the models were measured on different machines{hosts}"
 
 
-# --- the study's model against another
+# --- two values
 
 
-def sample_ratio(
-    e: Evidence, m: Map, other: str, kind: str, name: str, arm: Arm | None = None
-) -> Estimate:
-    """Median of the study's model over that of another, with a bootstrap interval."""
-    pair = (m[e.reference], m[other])
-    return pair_ratio(pair, e.envs, kind, name, arm or e.arm)
-
-
-def output_ratio(e: Evidence, m: Map, other: str, arm: Arm | None = None) -> Estimate:
-    """Ratio of output throughputs: the inverse ratio of call times."""
-    pair = (m[other], m[e.reference])
-    return pair_ratio(pair, e.envs, "latency", "e2e_s", arm or e.arm)
-
-
-def decode_ratio(e: Evidence, m: Map, other: str) -> Estimate:
-    """Ratio of decode throughputs; the interval spans the ends of both slopes'."""
-    return compared(e, m, other, partial(decode_rate, e, m))
-
-
-def compared(e: Evidence, m: Map, other: str, of: Any) -> Estimate:
-    """of(the study's model) / of(other), refused where the rows are not comparable."""
-    pair = [of(e.reference), of(other)]
-    if reason := next((x.reason for x in pair if x.value is None), ""):
-        return stats.missing(reason)
+def refused(
+    e: Evidence, rows: Sequence[Record | None], differ: Sequence[str] = ()
+) -> Estimate | None:
+    """A missing estimate that says why rows must not be compared; None where they may be."""
     try:
-        rows = [next(r for r in m[t].rows if r.kind != "card") for t in (e.reference, other)]
-        require_comparable(rows, e.envs)
+        require_comparable([r for r in rows if r is not None], e.envs, differ=differ)
     except ValueError as error:
         return stats.missing(f"not compared: {error}")
-    ratio = stats.quotient(*pair)
-    if all(x.method in verdict.EXACT for x in pair):
-        return replace(ratio, method=verdict.QUOTIENT)
-    return ratio
+    return None
+
+
+def quotient(a: Estimate, b: Estimate) -> Estimate:
+    """a / b, of the rows of both; exact where both are."""
+    ratio = stats.quotient(a, b)
+    if ratio.value is not None and {a.method, b.method} <= verdict.EXACT:
+        ratio = stats.exact(ratio.value, verdict.QUOTIENT)
+    return replace(ratio, records=(*a.records, *b.records))
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
@@ -362,7 +349,9 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     for side in (a, b):
         if side.value is None:
             return stats.missing(side.reason)
-    return stats.exact(a.value - b.value, verdict.DIFFERENCE)
+    return replace(
+        stats.exact(a.value - b.value, verdict.DIFFERENCE), records=a.records + b.records
+    )
 
 
 def lower_pct(ratio: Estimate) -> Estimate:

@@ -46,7 +46,7 @@ def tolerances() -> str:
         f"energy, {m.share:.0%} ({m.points:g} points) for memory, {few.points:g} point for effects "
         "of a few percent, or one unit of the last printed digit. An order is reproduced if every "
         f"ratio is resolved and differs from 1 by more than {TIE:.0%}. Without an interval nothing "
-        "is decided, except for counts and readings of the allocator."
+        "is decided, except for counts and readings of the allocator, nor by a row that warns."
     )
 
 
@@ -111,6 +111,8 @@ def _parts(cell: Cell, has_ratio: bool) -> list[Any]:
         Text(printed, sort=cell.printed or ""),
         Number(cell.measured, decimals, setup=cell.note, verdict=own),
     ]
+    if cell.today is not None and cell.today.value is not None:
+        parts[-1] = (parts[-1], Number(cell.today, decimals, label="experts as of today"))
     if has_ratio and cell.ratio.value is None:
         why = "" if cell.measured.value is None else cell.ratio.reason
         parts.append(Text("–", title=why, sort=""))

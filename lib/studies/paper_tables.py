@@ -1,34 +1,31 @@
 """The tables of a study, each cell beside what was measured by the same definition.
 
-A cell holds the printed value, the measured estimate and their ratio. A cell without a
-measurement says why. The study's file says for each table what its rows and columns are, and which
-of METRICS each cell is.
+A cell holds the printed value, the measured estimate and their ratio, and what the library of today
+gives where the study's software computed other experts. A cell without a measurement says why. The
+study's file says for each table what its rows and columns are, and which metric each cell is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lib import stats
 from lib.analysis import metrics
-from lib.analysis.series import Series, estimate, samples
-from lib.files import unknown
-from lib.records.record import Record, record_id, require_comparable
+from lib.analysis.series import Series, estimate
+from lib.records.record import Record, record_id
 from lib.show.table import write_csv
 from lib.show.wording import number_text
 from lib.stats import Estimate
-from lib.studies import evidence
+from lib.studies import forms, verdict
+from lib.studies.evidence import ARMS, Evidence, Map, difference, gather, lower_pct, refused
 from lib.studies.schema import Column as PrintedColumn
 from lib.studies.schema import PrintedTable, StudyFile
-from lib.studies.study import Study, paper_name, study
-from lib.studies.verdict import Verdict, band, of_value
+from lib.studies.study import Published, paper_name
+from lib.studies.verdict import Verdict
 
-# What an ablation changes, and so what tells its arms apart.
-ARMS = {"decoding": "decoding", "context": "context", "precision": "dtype", "stack": "stack"}
 CHANGES = ("change", "saving")  # forms of a column in percent, which have no ratio
 HEADS = {"model": "Model", "context": "Context", "arm": "Row", "gpu": "GPU"}
 
@@ -37,6 +34,7 @@ HEADS = {"model": "Model", "context": "Context", "arm": "Row", "gpu": "GPU"}
 class Cell:
     """One number of the paper beside ours. `unit` is the unit meant; `printed` is verbatim.
 
+    `today` is with the experts that the library of today computes; None where `measured` is.
     The verdict has no word where there is nothing to judge: the paper has no value, or the cell is
     the reference of its table.
     """
@@ -48,6 +46,7 @@ class Cell:
     paper: float | None
     printed: str | None
     measured: Estimate
+    today: Estimate | None
     ratio: Estimate
     note: str
     verdict: Verdict
@@ -73,32 +72,6 @@ class PaperTable:
         return [cell for _, _, cells in self.rows for cell in cells]
 
 
-# Metrics of one model's arm, and the rows that each is computed from.
-METRICS: dict[str, tuple[Callable[[Series, int, int], Estimate], tuple[str, ...]]] = {
-    "ttft_ms": (partial(metrics.at, "ttft"), ("ttft",)),
-    "p50_ms": (partial(metrics.at, "p50"), ("e2e",)),
-    "p95_ms": (partial(metrics.at, "p95"), ("e2e",)),
-    "output_tok_per_s": (partial(metrics.at, "output"), ("e2e",)),
-    "energy_output_tok_per_s": (partial(metrics.at, "output", kind="energy"), ("energy",)),
-    "tokens_per_j": (partial(metrics.at, "tok_per_j"), ("energy",)),
-    "joules_per_1k": (partial(metrics.at, "j_per_1k"), ("energy",)),
-    "peak_mib": (partial(metrics.at, "peak_mib"), ("peak",)),
-    "active_billion": (partial(metrics.at, "active"), ("card",)),
-    "ape_tpot": (partial(metrics.at, "ape_tpot"), ("card", "e2e")),
-    "ape_ttft": (partial(metrics.at, "ape_ttft"), ("card", "ttft")),
-    "ape_energy": (partial(metrics.at, "ape_energy"), ("card", "energy")),
-    "tok_per_s_per_1000_mib": (partial(metrics.at, "tok_per_s_per_1000_mib"), ("e2e", "peak")),
-}
-
-
-# Metrics of the decode steps of all lengths at a context.
-STEPS: dict[str, Callable[[Series, int, dict], Estimate]] = {
-    "decode_step_ms": evidence.decode_step_ms,
-    "memory_floor_share": evidence.memory_floor_share,
-    "memory_floor_pct": lambda *at: stats.scaled(evidence.memory_floor_share(*at), 100),
-}
-
-
 @dataclass(frozen=True)
 class Place:
     """What one cell is of: a metric and form, and the model and context, or the ablation's arm."""
@@ -107,90 +80,86 @@ class Place:
     column: PrintedColumn
     metric: str
     form: str
-    series: Series
+    model: str
     context: int
     row: str
     gpu: str
 
 
-def _place(s: Study, spec: PrintedTable, row: str, column: str) -> Place:
-    own = spec["columns"][column]
-    where = {"model": s.published["ablation_model"], "context": s.published["context"]}
+def _place(e: Evidence, spec: PrintedTable, row: str, column: str) -> Place:
+    own, data = spec["columns"][column], e.published.data
+    where = {"model": data["ablation_model"], "context": data["context"]}
     where |= {spec.get("rows_are", "model"): row, spec.get("columns_are", ""): column}
-    series = s.ablation[spec["ablation"]] if "ablation" in spec else s.base[where["model"]]
     context = int(own.get("context", where["context"]))
     metric = own.get("metric", spec.get("metric", ""))
-    return Place(spec, own, metric, own.get("form", ""), series, context, row, where.get("gpu", ""))
+    gpu = where.get("gpu", "")
+    return Place(spec, own, metric, own.get("form", ""), where["model"], context, row, gpu)
 
 
-def measure(s: Study, at: Place) -> Estimate:
-    """The measured estimate of one cell."""
+def _series(at: Place, m: Map, ablation: Map) -> Series:
+    return ablation[at.spec["ablation"]] if "ablation" in at.spec else m[at.model]
+
+
+def measure(e: Evidence, at: Place, m: Map, ablation: Map) -> Estimate:
+    """The measured estimate of one cell, of the given series."""
     if "ablation" in at.spec:
-        return _ablation_cell(s, at)
-    card = s.published.get("gpus", {}).get(at.gpu, {})
+        return _ablation_cell(e, at, ablation[at.spec["ablation"]])
+    card = e.published.data.get("gpus", {}).get(at.gpu, {})
     if "reason" in card:
         return stats.missing(card["reason"])
     if not at.metric:
         return stats.missing("not measured: no metric of this workbook is this quantity")
-    if at.metric in STEPS:
-        ours = {s.environments.get(r.env_id or "", {}).get("gpu") for r in at.series.rows}
-        if card and at.series.rows and card["name"] not in ours:
-            return stats.missing(f"not measured: no row of {card['name']}")
-        return STEPS[at.metric](at.series, at.context, s.environments)
-    tokens = s.published["new_tokens"]
+    ours = {e.envs.get(r.env_id or "", {}).get("gpu") for r in m[at.model].rows}
+    if card and ours and card["name"] not in ours:
+        return stats.missing(f"not measured: no row of {card['name']}")
+    metric, here = forms.metric_of(at.metric), (m, at.model, at.context)
     if at.form == "change":
-        contexts = (at.column["before"], at.context)
-        arms = (samples(at.series, "latency", "e2e_s", c, tokens) for c in contexts)
-        return metrics.throughput_change_pct(*arms)
-    if at.metric not in METRICS:
-        raise unknown("metric", at.metric, [*METRICS, *STEPS])
-    of, kinds = METRICS[at.metric]
-    value = of(at.series, at.context, tokens)
-    return _against_reference(s, at, value) if at.form else value
-
-
-def _against_reference(s: Study, at: Place, value: Estimate) -> Estimate:
-    """A reading less the study's model's, or how much less the study's model needs (%)."""
-    of, (kind,) = METRICS[at.metric]
-    arm = (at.context, s.published["new_tokens"])
-    reference = s.base[s.published["ablation_model"]]
-    least = of(reference, *arm)
-    if value.value is None or least.value is None:
-        return value if value.value is None else least
-    pair = [_row(s, series, kind, at.context) for series in (at.series, reference)]
-    try:
-        require_comparable(pair, s.environments)
-    except ValueError as error:
-        return stats.missing(f"not compared: {error}")
-    change = value.value - least.value
+        before = (m, at.model, at.column["before"])
+        return metrics.percent_change(metric.over(e, here, before))
+    if not at.form:
+        return metric.at(e, *here)
+    least = (m, e.reference, at.context)
     if at.form == "saving":
-        change = 100 * (1 - least.value / value.value)
-    return replace(value, value=change, method="difference of single readings")
+        return lower_pct(metric.over(e, least, here))
+    pair = [metric.at(e, *place) for place in (here, least)]
+    rows = [next((r for r in m[x].rows if r.kind != "card"), None) for _, x, _ in (here, least)]
+    return refused(e, rows) or difference(*pair)
 
 
-def _ablation_cell(s: Study, at: Place) -> Estimate:
+def _ablation_cell(e: Evidence, at: Place, series: Series) -> Estimate:
     """Throughput of an arm of an ablation, its time, or its change against the reference arm."""
-    arm = arm_row(at.series, at.spec, at.row)
+    arm = arm_row(series, at.spec, at.row)
     if arm is None:
         kind = f"ablation-{at.spec['ablation']}"
-        reason = at.series.reason or f"not measured: no {kind} row for {at.row}"
+        reason = series.reason or f"not measured: no {kind} row for {at.row}"
         return stats.missing(at.spec.get("row_reasons", {}).get(at.row, reason))
-    times_s = _arm_samples(arm)
-    if at.form != "change":
-        time_s, tokens = estimate(times_s), arm.key.get("new_tokens") or s.published["new_tokens"]
-        return time_s if at.metric == "e2e_s" else stats.inverse(time_s, tokens)
-    reference = arm_row(at.series, at.spec, at.spec["reference"])
-    if reference is None:
-        return stats.missing("not measured: no reference arm")
-    if reference is arm and times_s[0]:
-        return Estimate(0.0, n=len(times_s[0]), method="the reference arm")
-    return metrics.throughput_change_pct(_arm_samples(reference), times_s)
+    if at.form == "change":
+        if at.row == at.spec["reference"] and arm.samples.get("e2e_s"):
+            n, own = len(arm.samples["e2e_s"]), (record_id(arm),)
+            return Estimate(0.0, n=n, method="the reference arm", records=own)
+        return metrics.percent_change(arm_ratio(series, at.spec, at.row, at.spec["reference"]))
+    tokens = arm.key.get("new_tokens") or e.arm[1]
+    time_s = replace(estimate(_arm_samples(arm)), records=(record_id(arm),))
+    return time_s if at.metric == "e2e_s" else stats.inverse(time_s, tokens)
+
+
+def arm_ratio(series: Series, spec: PrintedTable, label: str, other: str) -> Estimate:
+    """Output throughput of one row of a table of arms over that of another."""
+    arms = [arm_row(series, spec, name) for name in (label, other)]
+    if None in arms:
+        absent = (label, other)[arms.index(None)]
+        return stats.missing(series.reason or f"not measured: no row for {absent}")
+    if reason := next((why for _, why in map(_arm_samples, arms) if why), ""):
+        return stats.missing(reason)
+    ratio = metrics.METRICS["output"].ratio(*([arm] for arm in arms))
+    return replace(ratio, records=tuple(map(record_id, arms)))
 
 
 def _arm_samples(arm: Record) -> tuple[list[float], str]:
     if arm.error:
         return [], f"failed: {arm.error}"
-    return arm.samples.get("e2e_s") or [], f"not measured: {arm.missing.get('e2e_s', 'no e2e_s')}"
+    values = arm.samples.get("e2e_s") or []
+    return values, "" if values else f"not measured: {arm.missing.get('e2e_s', 'no e2e_s')}"
 
 
 def arm_row(series: Series, spec: PrintedTable, label: str) -> Record | None:
@@ -205,22 +174,22 @@ def paper_tables(records: Sequence[Record], published: StudyFile) -> list[PaperT
     """The tables in order, or an empty list where none of the paper's models is among the rows."""
     if not any(paper_name(r.key.get("model"), published) for r in records):
         return []
-    s = study(records, published)
-    return [_paper_table(s, number, spec) for number, spec in sorted(published["tables"].items())]
+    e = gather(records, Published(published))
+    return [_paper_table(e, number, spec) for number, spec in sorted(published["tables"].items())]
 
 
-def _paper_table(s: Study, number: int, spec: PrintedTable) -> PaperTable:
+def _paper_table(e: Evidence, number: int, spec: PrintedTable) -> PaperTable:
     columns, rows = tuple(spec["columns"].items()), dict(spec["rows"])
     if spec.get("more_rows"):  # arms that the paper does not have
         field, theirs = ARMS[spec["ablation"]], {*map(str, spec.get("arms", {}).values())}
         ours = {
-            str(r.key.get(field)) for r in s.ablation[spec["ablation"]].rows if r.kind != "card"
+            str(r.key.get(field)) for r in e.ablation[spec["ablation"]].rows if r.kind != "card"
         }
         rows |= {arm: [None] * len(columns) for arm in sorted(ours - theirs)}
     lines = []
     for label, values in rows.items():
         cells = tuple(
-            _cell(s, number, spec, label, name, printed)
+            _cell(e, number, spec, label, name, printed)
             for (name, _), printed in zip(columns, values, strict=True)
         )
         lines.append((label, spec.get("row_notes", {}).get(label, ""), cells))
@@ -233,21 +202,27 @@ def meant(column: PrintedColumn) -> str:
 
 
 def _cell(
-    s: Study, number: int, spec: PrintedTable, row: str, column: str, printed: str | None
+    e: Evidence, number: int, spec: PrintedTable, row: str, column: str, printed: str | None
 ) -> Cell:
-    at = _place(s, spec, row, column)
-    measured, written = measure(s, at), at.column["unit"]
+    at = _place(e, spec, row, column)
+    own, now = (e.like_paper, e.ablation_like_paper), (e.base, e.ablation)
+    measured = measure(e, at, *own)
+    arm = arm_row(_series(at, *own), spec, row) if "ablation" in spec else None
+    series, differs = _series(at, *own), _differs(e, at)
+    if arm and arm.key.get("engine"):  # it computes its own way, whatever the library does
+        series, differs = Series((arm,)), False
+    today = measure(e, at, *now) if differs else None
+    written, unit = at.column["unit"], meant(at.column)
     paper = None if printed is None else float(printed)
-    notes = [at.series.label()] if measured.value is not None else [measured.reason]
+    notes = [measured.reason if measured.value is None else series.label()]
+    if today is not None and today.value is not None:
+        notes.append(
+            f"the library of today: {number_text(today.value)} ({_series(at, *now).label()})"
+        )
     if measured.value is not None and at.metric == "joules_per_1k":
-        arm = (at.series, at.context, s.published["new_tokens"])
-        own = metrics.at("j_per_1k_paper", *arm)
-        if own.value is not None:
-            notes.append(f"by the paper's before/after estimator {number_text(own.value)} J")
-    unit = meant(at.column)
-    ids = tuple(dict.fromkeys(record_id(row) for row in _rows(s, at)))
-    if measured.value is not None and ids:
-        measured = replace(measured, records=ids)
+        theirs = forms.PAPER_JOULES.at(e, own[0], at.model, at.context)
+        if theirs.value is not None:
+            notes.append(f"by the paper's before/after estimator {number_text(theirs.value)} J")
     return Cell(
         number,
         row,
@@ -256,19 +231,30 @@ def _cell(
         paper,
         printed,
         measured,
+        today,
         _ratio(measured, paper, at.form),
         "; ".join(filter(None, notes)),
-        verdict(at, printed, measured),
+        judged(e, at, printed, measured),
     )
 
 
-def verdict(at: Place, printed: str | None, measured: Estimate) -> Verdict:
+def _differs(e: Evidence, at: Place) -> bool:
+    """Whether a cell depends on the experts, and the study's software ran others than today's."""
+    if "ablation" in at.spec:
+        return e.ablation_like_paper is not e.ablation
+    depends = at.metric in forms.METRICS and forms.METRICS[at.metric].experts
+    own = at.model == e.reference or at.form in ("difference", "saving")
+    return depends and own and e.like_paper is not e.base
+
+
+def judged(e: Evidence, at: Place, printed: str | None, measured: Estimate) -> Verdict:
     """The verdict on one cell, by the tolerance of what its column holds."""
     if printed is None or float(printed) == 0:
         return Verdict("", "the paper has no value" if printed is None else "the reference")
     quantity = at.column.get("tolerance", at.spec.get("tolerance", "time"))
-    allowed = band(printed, at.column["unit"], quantity)
-    return of_value(measured, allowed, 0 if at.form in CHANGES else None)
+    allowed = verdict.band(printed, at.column["unit"], quantity)
+    neutral = 0 if at.form in CHANGES else None
+    return verdict.of_value(verdict.settled(measured, e.doubts), allowed, neutral)
 
 
 def _ratio(measured: Estimate, paper: float | None, form: str) -> Estimate:
@@ -289,6 +275,7 @@ def csv_row(cell: Cell) -> dict[str, Any]:
         "unit": cell.unit,
         "paper": cell.printed,
         "measured": cell.measured,
+        "today": cell.today or stats.missing(""),
         "ratio": cell.ratio,
         "verdict": cell.verdict.word,
         "why": cell.verdict.why,
@@ -304,27 +291,3 @@ def write_csvs(tables: Sequence[PaperTable], out_dir: str | Path) -> list[Path]:
         write_csv(folder / f"table-{table.number:02d}.csv", map(csv_row, table.cells))
         for table in tables
     ]
-
-
-def _rows(s: Study, at: Place) -> list[Record]:
-    """The rows that a cell comes from."""
-    if "ablation" in at.spec:
-        labels = [at.row, *([at.spec["reference"]] if at.form == "change" else [])]
-        rows = [arm_row(at.series, at.spec, label) for label in labels]
-    elif at.metric not in METRICS:
-        rows = []
-    else:
-        contexts = [*([at.column["before"]] if at.form == "change" else []), at.context]
-        rows = [_row(s, at.series, k, c) for k in METRICS[at.metric][1] for c in contexts]
-        if at.form in ("difference", "saving"):
-            reference = s.base[s.published["ablation_model"]]
-            rows += [_row(s, reference, k, at.context) for k in METRICS[at.metric][1]]
-    return [row for row in rows if row is not None]
-
-
-def _row(s: Study, series: Series, what: str, context: int) -> Record | None:
-    if what == "card":
-        return series.one("card")
-    kind = {"ttft": "latency", "e2e": "latency", "energy": "energy", "peak": "memory-paper"}[what]
-    tokens = 1 if what == "ttft" else s.published["new_tokens"]
-    return series.one(kind, context=context, new_tokens=tokens)

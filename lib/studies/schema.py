@@ -12,7 +12,7 @@ Tolerance = Literal["whole", "count", "memory", "time", "effect"]  # of the verd
 class Column(TypedDict):
     """`unit` as written; `meant` is the unit of the numbers where the two differ.
 
-    `metric` is one of `studies.paper_tables`; `form` what is shown of it: its difference to the
+    `metric` is one of `studies.forms`; `form` what is shown of it: its difference to the
     study's model, the saving of the study's model, or the change from the context `before`.
     """
 
@@ -54,7 +54,6 @@ class PrintedTable(TypedDict):
     row_reasons: NotRequired[dict[str, str]]
     main: NotRequired[bool]
     topic: NotRequired[str]
-    read: NotRequired[str]
 
 
 class GovernanceTable(TypedDict):
@@ -82,6 +81,25 @@ class Test(TypedDict):
     over: NotRequired[dict[str, list[int | str]]]
 
 
+class Cells(TypedDict):
+    """What a claim's number follows from: printed cells of its model and of the study's, or counts.
+
+    `column` is of a `table`, `inverse` where its reciprocal is meant; a gain or saving is over the
+    column `before` of the same row, else over the study's model. `counted` is a name of Counts, as
+    a share `of` another where that is given. `factor` makes the claim's unit.
+    """
+
+    form: Literal["value", "ratio", "gain", "saving", "order"]
+    table: NotRequired[int]
+    column: NotRequired[str]
+    row: NotRequired[str]
+    before: NotRequired[str]
+    inverse: NotRequired[bool]
+    counted: NotRequired[str]
+    of: NotRequired[str]
+    factor: NotRequired[float]
+
+
 class Claim(TypedDict):
     """A number, a range of two or, where `value` is null, an order that the text claims.
 
@@ -99,6 +117,7 @@ class Claim(TypedDict):
     model: NotRequired[str]
     models: NotRequired[list[str]]
     test: NotRequired[Test]
+    cells: NotRequired[Cells]
     gpu: NotRequired[str]
     reason: NotRequired[str]
     low: NotRequired[str]
@@ -125,6 +144,19 @@ class Source(TypedDict):
     url: str
     dated: str
     bytes_per_s: NotRequired[float]
+    runs: NotRequired[int]
+
+
+class Reading(TypedDict):
+    """A finding that was read in the study's scripts and files, not computed, and where."""
+
+    topic: str
+    severity: Literal["error", "caution", "note"]
+    where: str
+    printed: str
+    follows: str
+    source: str
+    claims: NotRequired[list[str]]
 
 
 class Fact(TypedDict):
@@ -175,4 +207,6 @@ class StudyFile(TypedDict):
     claims: NotRequired[dict[str, Claim]]
     counted: NotRequired[dict[str, Counts]]
     sources: NotRequired[dict[str, Source]]
+    read: NotRequired[dict[str, Reading]]
+    does_well: NotRequired[list[str]]
     released: NotRequired[dict[str, Fact]]

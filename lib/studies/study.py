@@ -8,18 +8,14 @@ from __future__ import annotations
 import csv
 import importlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lib.analysis.rows import Rows
-from lib.analysis.series import BASE_KINDS, Series, configuration
 from lib.files import ROOT, check, read_yaml, resolve
 from lib.models.entries import Entry, checked_models
-from lib.records.record import Record
 from lib.studies.schema import Claim, Fact, Source, StudyFile
 
 PUBLISHED = ROOT / "params" / "published" / "arxiv-2508.16700.yaml"
@@ -236,16 +232,6 @@ def _value_there(fact: Fact, rows: list[dict[str, str]]) -> Any:
     return text if isinstance(fact["value"], str) else float(text)
 
 
-@dataclass(frozen=True)
-class Study:
-    """The published values, and for each of the paper's models the rows to compare with them."""
-
-    published: StudyFile
-    base: dict[str, Series]
-    ablation: dict[str, Series]
-    environments: dict[str, dict[str, Any]]
-
-
 def load_published(path: str | Path = PUBLISHED) -> StudyFile:
     """The paper's tables as printed, with units as written and as meant."""
     data = read_yaml(path)
@@ -259,17 +245,3 @@ def paper_name(model: str | None, published: StudyFile) -> str | None:
         if str(model).lower() in {name.lower() for name in names}:
             return title
     return None
-
-
-def study(records: Sequence[Record], published: StudyFile) -> Study:
-    """Choose, for each of the paper's models, the configuration that is the paper's."""
-    indexed = Rows.of(records)
-    envs, of_title = indexed.environments, indexed.by_title(published["models"])
-    base = {t: configuration(rows, envs, published, BASE_KINDS) for t, rows in of_title.items()}
-    rows = of_title[published["ablation_model"]]
-    free = {"precision": ("dtype",), "experts": ("experts",), "stack": ("stack",)}
-    ablation = {
-        name: configuration(rows, envs, published, (f"ablation-{name}",), free.get(name, ()))
-        for name in ("decoding", "context", "precision", "stack")
-    }
-    return Study(published, base, ablation, envs)

@@ -3,15 +3,18 @@
 A printed value is reproduced where the measured interval lies within its tolerance, or the value
 itself where it is exact (a count, or one reading of the allocator). Where it does not, and the
 claim has a direction, the direction may still hold. A sampled value without an interval decides
-nothing, and neither does an interval that reaches into the tolerance and beyond it.
+nothing, and neither does an interval that reaches into the tolerance and beyond it, nor a row that
+warns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from lib import stats
+from lib.records.record import Record, record_id
 from lib.show.wording import short
 from lib.stats import Estimate
 
@@ -20,11 +23,23 @@ NOT, UNTESTABLE = "not reproduced", "not testable"
 WORDS = (REPRODUCED, DIRECTION, NOT, UNTESTABLE)
 # Estimates by these methods have no sampling error, so that they need no interval.
 COUNTED, READING = "counted", "single reading"  # the latter is what `stats.exact` says
-DIFFERENCE, QUOTIENT = "difference of single readings", "ratio of single readings"
+DIFFERENCE, QUOTIENT = "difference of readings", "ratio of single readings"
 FILES = "read in the study's files"
 EXACT = frozenset({COUNTED, READING, DIFFERENCE, QUOTIENT, FILES})
 MOST = 3  # reasons that a verdict spells out
 TIE = 0.02  # a ratio whose whole interval lies this near to 1 is neither higher nor lower
+# Warnings that say nothing against a row's numbers; every other one does.
+HARMLESS = {
+    "active-params": "it says which experts the row ran",
+    "gate_repeated": "the second look passed, or the row would have no times",
+    "instant_agreement": "it is another readout than the counter that is off",
+    "power_cap": "a board at its limit is not broken",
+}
+ARM = ("context", "new_tokens", "experts", "decoding")  # of the key, to name a row
+PLAIN = (None, "none", "greedy")
+REPETITIONS = ("ttft_s", "e2e_s", "energy_j")
+WARNS = " warns of "  # between a row and its warnings
+WIDE = 0.10 * (1 + 1e-9)  # (largest - smallest) / median of repetitions that agree
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,34 @@ def ends(estimate: Estimate) -> tuple[float, float] | None:
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return None
     return estimate.low, estimate.high
+
+
+def doubts(rows: Iterable[Record]) -> dict[str, str]:
+    """By record id, why a row cannot decide: its warnings, and repetitions that spread widely, as
+    they do where one of them was the first call of its length."""
+    texts = {}
+    for row in rows:
+        reasons = {w["code"]: w["text"].partition(";")[0] for w in row.warnings}
+        spreads = [stats.spread(row.samples.get(name) or ()) or 0.0 for name in REPETITIONS]
+        if max(spreads) > WIDE:
+            text = f"repetitions spread over {max(spreads):.0%} of their median"
+            reasons.setdefault("spread", text)
+        codes = [code for code in reasons if code not in HARMLESS]
+        if codes:
+            own = {k: row.key.get(k) for k in ARM}
+            arm = [f"{k.replace('_', ' ')} {v}" for k, v in own.items() if v not in PLAIN]
+            why = ", ".join(f"{code} ({reasons[code]})" for code in codes)
+            of = ", ".join([str(row.key.get("model")), *arm])
+            texts[record_id(row)] = f"the {row.kind} row of {of}{WARNS}{why}"
+    return texts
+
+
+def settled(estimate: Estimate, doubts: Mapping[str, str]) -> Estimate:
+    """The estimate, without its interval where a row that it comes from cannot decide."""
+    reasons = list(dict.fromkeys(doubts[id] for id in estimate.records if id in doubts))
+    if estimate.value is None or not reasons:
+        return estimate
+    return replace(estimate, low=None, high=None, method="", reason="; ".join(reasons))
 
 
 def of_value(

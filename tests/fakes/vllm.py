@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +56,13 @@ class Engine:
 
     def start(self, arguments, answer):
         print("INFO loading\nModel loading took 3 GiB and 1.5 seconds")
+        if self.how == "dies-at-start":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "hangs-at-start":
+            print("child", os.getpid(), flush=True)
+            time.sleep(3600)
+        if self.how == "unlike":
+            return {"stamps": [], "versions": {}, "settings": {}}
         if self.how == "refuses":
             raise RuntimeError("no kernel image is available")
         if self.how == "falls-back":
@@ -93,12 +102,115 @@ class Engine:
         if stream:
             for place in range(new_tokens):
                 answer({"token": place + 1})
-        count = new_tokens - (self.how == "short")
+        if self.how == "half":
+            os.write(int(sys.argv[2]), b'{"op": "generate", "tok')
+            os._exit(3)
+        count = new_tokens - (self.how == "short") + (self.how == "long")
         tokens = [[ids[0] + n for n in range(count)] for ids in self.kept[number]]
+        if self.how == "ragged":
+            tokens[-1].pop()
+        if self.how == "too-few":
+            tokens.pop()
         scheduler = dict(SCHEDULER)
         if self.how in ("queued", "preempted", "prefix_hits"):
             scheduler[self.how] = 3
-        return {"tokens": tokens, "start_s": 5.0, "stop_s": 5.001, "scheduler": scheduler}
+        told = {"tokens": tokens, "start_s": 5.0, "stop_s": 5.001, "scheduler": scheduler}
+        return {n: v for n, v in told.items() if (self.how, n) != ("lacking", "scheduler")}
+
+
+class Honest(Engine):
+    """Computes: our own net with the weights that it is told to draw, so that a gate can pass.
+
+    It calls itself vLLM, has routers that can be pinned, and tells the experts that it chose.
+    """
+
+    def start(self, arguments, answer):
+        import torch
+
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+        from transformers import AutoConfig
+
+        from lib.models import draws, experts
+        from lib.stacks.generate import GenerateStack
+
+        torch.set_num_threads(1)
+        print("Model loading took 0.1 GiB memory and 0.5 seconds", flush=True)
+        plan, seed = draws.restore(
+            Path(arguments["model_loader_extra_config"]["plan"]).read_text(encoding="utf-8")
+        )
+        data = json.loads((Path(arguments["model"]) / "config.json").read_text(encoding="utf-8"))
+        mxfp4 = data.pop("quantization_config", None)
+        config = AutoConfig.for_model(**data)
+        self.net, laws = draws.build(config, "bfloat16", "cpu")
+        draws.fill_net(self.net, laws, seed)
+        if mxfp4:
+            draws.round_to_mxfp4(self.net)
+        self.net.eval().requires_grad_(False)
+        self.stack, self.torch = GenerateStack(self.net, decoding="greedy", capacity=None), torch
+        held = sum(math.prod(draw.shape) for draw in plan)
+        experts_of = {"UnquantizedFusedMoEMethod": 1} if experts.biases(self.net) else {}
+        parts = {"rest": {"bfloat16": 2 * held}}
+        if mxfp4:
+            values = sum(p.numel() for n, p in self.net.named_parameters() if ".experts." in n)
+            experts_of, parts["experts"] = (
+                {"Mxfp4MoEMethod": 1},
+                {"uint8": round(4.25 * values / 8)},
+            )
+        self.routed = arguments.get("enable_return_routed_experts", False)
+        seqs = {"max_num_seqs": arguments["max_num_seqs"], "enforce_eager": self.routed}
+        worker = STARTED["worker"] | {"experts": experts_of, "parameter_bytes": parts}
+        return STARTED | {"settings": STARTED["settings"] | seqs, "worker": worker}
+
+    def _ids(self, number):
+        return self.torch.tensor(self.kept[number])
+
+    def generate(self, number, new_tokens, stream, answer):
+        start_s = time.perf_counter()
+        ids = self._ids(number)
+        with self.torch.inference_mode():
+            tokens = self.stack(ids, new_tokens).tokens.tolist()
+        if stream:
+            for place in range(new_tokens):
+                answer({"token": place + 1})
+        wrong = self.how == "honest-short" and len(ids) > 1
+        scheduler = SCHEDULER | {"running": len(ids), "steps": new_tokens}
+        routed = {}
+        if self.routed:
+            width = ids.shape[1] + new_tokens
+            routed = {"routed": [[[[0, 1]]] * width for _ in tokens]}
+        stop_s = time.perf_counter()
+        tokens = [row[:-1] if wrong else row for row in tokens]
+        told = {"start_s": start_s, "stop_s": stop_s, "scheduler": scheduler}
+        return {"tokens": tokens, **told, **routed}
+
+    def forced(self, number, continuation, path, answer):
+        ids = self._ids(number)
+        with self.torch.inference_mode():
+            logits = self.stack.forced_logits(ids, self.torch.tensor([continuation] * len(ids)))
+        logits = logits.float().transpose(0, 1).contiguous()
+        if self.how == "honest-wrong":
+            logits = logits.flip(-1).contiguous()
+        logits.numpy().tofile(path)
+        return {"shape": list(logits.shape)}
+
+    def sampled(self, number, new_tokens, ids, answer):
+        prompt = self._ids(number)
+        with self.torch.inference_mode():
+            tokens = self.stack(prompt, new_tokens).tokens
+            given = self.torch.cat([prompt[:, -1:], tokens[:, :-1]], 1)
+            logits = self.stack.forced_logits(prompt[:, :-1], given).float()
+            if self.how == "honest-wrong-batches" and len(prompt) > 1:
+                logits = logits.flip(-1)
+        chances = self.torch.log_softmax(logits, -1)[..., ids]
+        return {"tokens": tokens.tolist(), "logprobs": chances.tolist()}
+
+    def overwrite(self, values, answer):
+        parameters, before = dict(self.net.named_parameters()), {}
+        with self.torch.no_grad():
+            for name, numbers in values.items():
+                before[name] = parameters[name].float().tolist()
+                parameters[name].copy_(self.torch.tensor(numbers))
+        return {"before": before}
 
 
 class Replay:
@@ -116,7 +228,7 @@ class Replay:
             asked = entry["ask"]
             for one in (request, asked):  # numbers and folders may differ
                 one.pop("number", None)
-                for name in ("model", "model_loader_extra_config"):
+                for name in ("model", "model_loader_extra_config", "worker_extension_cls"):
                     one.get("arguments", {}).pop(name, None)
             if request != asked:
                 raise ValueError(f"recorded {str(asked)[:300]}, asked {str(request)[:300]}")
@@ -142,6 +254,8 @@ def main(how: str) -> None:
     if how == "prints":
         print('{"op": "start"}\nnot an answer', flush=True)
     made = Replay(Path(how)) if how.endswith(".gz") else Engine(how)
+    if how.startswith("honest"):
+        made = Honest(how)
     vllm_engine.serve(vllm_engine.answering(answers), made)
 
 

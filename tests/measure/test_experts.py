@@ -3,7 +3,6 @@
 import contextlib
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -346,9 +345,7 @@ def test_a_dense_model_has_rows_without_a_router(tmp_path):
 
 
 def test_prompts_of_a_batch_are_the_same_or_each_its_own():
-    model = SimpleNamespace(
-        tokenizer=None, vocab_size=50, special_ids=(), device=SimpleNamespace(torch_device="cpu")
-    )
+    model = models.load.load("tiny-yi", dtype="float32", device=open_device("cpu"))
     same = prompt_ids(model, 8, seed=3, batch=3)
     assert (same == same[0]).all()
     distinct = prompt_ids(model, 8, seed=3, batch=3, distinct=True)

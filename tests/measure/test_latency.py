@@ -209,8 +209,8 @@ def test_a_stack_that_stops_early_is_refused(model, monkeypatch):
 
 
 def test_unknown_names_are_errors():
-    with pytest.raises(ValueError, match="unknown stack 'vllm'"):
-        registry.open_stack("vllm", None)
+    with pytest.raises(ValueError, match="unknown stack 'sglang'"):
+        registry.open_stack("sglang", None)
     with pytest.raises(ValueError, match="unknown decoding 'beam'"):
         registry.open_stack("hf-eager", None, decoding="beam")
 

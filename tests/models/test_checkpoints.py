@@ -33,7 +33,7 @@ LLAMA = {
     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40, "max_position_embeddings": 64,
     "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
-UP = "model.layers.1.mlp.up_proj.weight"
+UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 
 
 def llama(**changes):
@@ -308,6 +308,14 @@ def test_a_gguf_without_some_tensors_is_refused(net4, tmp_path):
     assert not any((tmp_path / "cache").glob("x-*"))
 
 
+def test_what_an_older_version_converted_is_not_taken(net4, tmp_path):
+    """It kept files that lack tensors, with others drawn in their place."""
+    path = write_gguf(tmp_path / "x.gguf", net4, without=["layers.1.mlp.up_proj"])
+    llama(num_key_value_heads=4).save_pretrained(fetch.cache_dir() / f"x-{fetch.sha256(path)[:12]}")
+    with pytest.raises(ModelError, match=f"lacks {UP}"):
+        loaded_from(path, weights="gguf")
+
+
 def test_a_gguf_that_is_cut_off_is_refused(net4, tmp_path):
     path = write_gguf(tmp_path / "x.gguf", net4)
     path.write_bytes(path.read_bytes()[:-5000])
@@ -358,6 +366,45 @@ def test_numbers_that_would_be_read_without_a_scale_are_refused(saved, asked, sc
     folder = saved(tensors=lambda held: as_float8(held, scales=scales), config=config)
     with pytest.raises(ModelError, match=reason):
         loaded_from(folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "part"),
+    [
+        *((dtype, UP) for dtype in ("int8", "uint8", "int32", "int64")),
+        *((dtype, part) for dtype in ("float8_e4m3fn", "float8_e5m2") for part in (UP, NORM)),
+    ],
+)
+def test_whole_numbers_and_eight_bits_are_no_weights_by_themselves(saved, dtype, part):
+    number = getattr(torch, dtype)
+    folder = saved(tensors=lambda held: held | {part: (held[part] * 100).to(number)})
+    with pytest.raises(ModelError, match=f"mine holds {part} in .*names no quantization_config"):
+        loaded_from(folder)
+
+
+def test_a_table_of_whole_numbers_is_no_weight(saved):
+    """DeepSeek V4 keeps a table of experts by token."""
+    net = small("deepseek_v4")
+    assert loaded_from(saved(net)).net.num_parameters() == net.num_parameters()
+
+
+def test_blocks_of_four_bits_without_their_scales_are_named(saved):
+    net = small("gpt_oss")
+    shape = (4, 32, 1, 16)  # experts, rows, blocks of 32 numbers, bytes
+
+    def blocks(held):
+        return {
+            **{k: t for k, t in held.items() if not k.endswith(("up_proj", "down_proj"))},
+            **{
+                f"{k}_blocks": torch.zeros(shape, dtype=torch.uint8)
+                for k in held
+                if k.endswith(("up_proj", "down_proj"))
+            },
+        }
+
+    folder = saved(net, tensors=blocks, config={"quantization_config": {"quant_method": "mxfp4"}})
+    with pytest.raises(ModelError, match=r"mine cannot be loaded: .*experts\.(down|gate_up)_proj"):
+        loaded_from(folder, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("suffix", ["input_scale", "k_scale", "activation_scale_inv"])
@@ -447,13 +494,13 @@ def test_bytes_of_what_is_held_quantised_are_those_that_are_stored():
 def test_the_row_names_what_computes(monkeypatch):
     net = torch.nn.Sequential(Packed(), Packed(), torch.nn.Linear(2, 2))
     monkeypatch.setattr(quantised.metadata, "version", lambda name: "1.2")
-    assert quantised.told({"quant_method": "bitsandbytes"}, net) == {
+    assert quantised.values({"quant_method": "bitsandbytes"}, net) == {
         "stored_form": "bitsandbytes",
         "held_form": "as stored",
         "matrix_kernels": "Packed (2)",
         "matrix_packages": "bitsandbytes 1.2",
     }
-    assert quantised.told(None, net) == {}
+    assert quantised.values(None, net) == {}
 
 
 # Code that lies beside the weights

@@ -112,6 +112,7 @@ def test_model_says_what_it_is():
         "context": 128,
         "new_tokens": 16,
         "decoding": "greedy",
+        "engine": None,
     }
     assert model.source["model_source"] == "random weights, seed 0"
     assert model.source["loaded_dtype"] == "bfloat16"

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as bpe
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
@@ -27,6 +28,32 @@ CHAT = (
 GLUED = "{% for m in messages %}user th{{ m['content'] }}e end assistant{% endfor %}"
 DATED = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0]['content'] }} now"
 SPECIAL = ("<s>", "<|turn|>", "<|end|>")
+
+
+class Net(torch.nn.Module):
+    """Tables of so many rows each; the first is the embedding."""
+
+    def __init__(self, *rows):
+        super().__init__()
+        self.embed_tokens = torch.nn.Embedding(rows[0], 2)
+        for number, more in enumerate(rows[1:]):
+            setattr(self, f"embed_tokens_{number}", torch.nn.Embedding(more, 2))
+        self.positions = torch.nn.Embedding(4, 2)
+
+    def get_input_embeddings(self):
+        return self.embed_tokens
+
+
+def model_of(*, rows, tokenizer=None, vocab_size=1000, special_ids=(), more=()):
+    device = SimpleNamespace(torch_device="cpu")
+    return SimpleNamespace(
+        net=Net(rows, *more),
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        special_ids=special_ids,
+        device=device,
+        card=SimpleNamespace(vocab_size=vocab_size),
+    )
 
 
 def tokenizer(template=None, vocab_size=400):
@@ -150,7 +177,7 @@ def test_ids_without_a_tokenizer():
 
 
 def test_a_model_brings_its_own_vocabulary():
-    model = SimpleNamespace(net=None, tokenizer=None, vocab_size=10, special_ids=(0, 1))
+    model = model_of(rows=1000, vocab_size=10, special_ids=(0, 1))
     assert set(exact_prompt(model, 500).ids) == set(range(2, 10))
     assert set(exact_prompt(model, 500, special_ids=(9,)).ids) == set(range(2, 9))
     model.tokenizer = tokenizer(CHAT)
@@ -281,3 +308,41 @@ def test_tokens_of_several_words_fill_a_prompt_with_sentences():
 def test_what_stands_for_an_image_is_not_drawn():
     config = AutoConfig.for_model("gemma3", image_token_index=7, boi_token_index=8)
     assert {7, 8} <= set(load._special_ids(config, None))
+
+
+def with_added(text, template):
+    """A tokenizer that got a token for itself: its id is the first beyond the others."""
+    fast = tokenizer(template)
+    fast.add_tokens([text])
+    return fast
+
+
+@pytest.mark.parametrize(
+    "fast",
+    [
+        with_added(
+            "<|new|>", CHAT.replace("user", "<|new|>").replace("{{ message['role'] }}", "<|new|>")
+        ),
+        with_added(". ", CHAT),  # between sentences of the body
+        with_added("Instruction", None),  # of the plain wrapper
+    ],
+)
+def test_an_id_of_any_part_of_a_prompt_beyond_the_embedding_is_refused(fast):
+    beyond = len(fast) - 1
+    with pytest.raises(PromptError, match=f"embedding of {beyond} rows does not hold: {beyond} "):
+        prompts.prompt_ids(model_of(rows=beyond, tokenizer=fast), 300, seed=0)
+    ids = prompts.prompt_ids(model_of(rows=beyond + 1, tokenizer=fast), 300, seed=0)
+    assert ids.max() == beyond
+
+
+def test_the_embedding_counts_and_not_the_number_of_tokens():
+    """A tokenizer may leave out ids, so that the largest is beyond their number."""
+    fast = with_added(". ", CHAT)
+    model = model_of(rows=len(fast), tokenizer=fast, vocab_size=len(fast) - 5)
+    assert prompts.prompt_ids(model, 300, seed=0).max() == len(fast) - 1
+
+
+@pytest.mark.parametrize(("rows", "more", "largest"), [(9, (), 8), (90, (7,), 6), (7, (90, 50), 6)])
+def test_drawn_ids_are_within_every_table_that_tokens_are_looked_up_in(rows, more, largest):
+    ids = prompts.prompt_ids(model_of(rows=rows, more=more, special_ids=(0,)), 400, seed=0)
+    assert (ids.min(), ids.max()) == (1, largest)

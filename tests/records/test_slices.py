@@ -395,3 +395,57 @@ def test_the_report_tells_which_run_measured_in_which_environment(tmp_path):
     assert facts == {"1" * 12: "2026-01-01", "2" * 12: "2026-02-02"}
     text = document.write(tmp_path / "r").read_text()
     assert "with rows of earlier runs (2026-01-01 10:00)" in text
+
+
+# --- rows that a script wrote ------------------------------------------------------------------
+
+
+def loose_rows(folder: Path, env: Record, engine: str = "e1", **more) -> Path:
+    """Rows of an engine without a run.json: one says which engine, one is older than that field."""
+    key = {"model": "m", "weights": "random", "stack": "vllm", "dtype": "mxfp4", "new_tokens": 4}
+    key |= more
+    values = {"engine_id": engine}
+    store.append(folder / "records.jsonl", env)
+    for row in (
+        Record("latency", key | {"context": 8}, {"e2e_s": [1.5]}, values, env_id=env.env_id),
+        Record("energy", key | {"context": 8}, {"energy_j": [7.0]}, env_id=env.env_id),
+    ):
+        store.append(folder / "records.jsonl", row)
+    (folder / "trace-1.jsonl.gz").write_bytes(b"a trace")
+    return folder
+
+
+def test_rows_of_a_script_are_taken_in_as_they_are(tmp_path):
+    env = environment()
+    job(tmp_path / "set" / JOB, [env, row(env, 8, 1.0)])
+    loose_rows(tmp_path / "engine" / "m-mxfp4", env)
+    slices.merge([tmp_path / "set", tmp_path / "engine"], tmp_path / "both")
+    found = {j.path: j for j in jobs.find(tmp_path / "both")}
+    assert set(found) == {JOB, "m/random-vllm/mxfp4"}
+    taken = found["m/random-vllm/mxfp4"]
+    assert taken.status == "ok" and taken.by_script and taken.title == "Rows of a script, mxfp4"
+    _, latency, energy = taken.records
+    assert latency.samples == {"e2e_s": [1.5]} and energy.samples == {"energy_j": [7.0]}
+    assert latency.key["engine"] == energy.key["engine"] == "e1"  # completed, in both
+    assert "engine_id" not in energy.values  # a value is never added
+    assert (taken.folder / "trace-1.jsonl.gz").read_bytes() == b"a trace"
+    # Again, with what was merged: the same rows, once.
+    slices.merge([tmp_path / "both", tmp_path / "engine"], tmp_path / "again")
+    assert len(store.load_tree(tmp_path / "again")) == len(store.load_tree(tmp_path / "both"))
+
+
+def test_a_report_shows_rows_of_a_script_and_says_so(tmp_path):
+    env = environment()
+    loose_rows(tmp_path / "engine" / "m-mxfp4", env)
+    slices.merge([tmp_path / "engine"], tmp_path / "out")
+    page = document.write(tmp_path / "out").read_text()
+    assert "Measured without a notebook" in page and "notebook missing" not in page
+
+
+@pytest.mark.parametrize("change", [{"engine": "e2"}, {"model": "other"}])
+def test_loose_rows_that_are_of_two_things_are_refused(tmp_path, change):
+    folder = tmp_path / "engine" / "m"
+    loose_rows(folder, environment())
+    loose_rows(folder, environment(host=2.0), **change)
+    with pytest.raises(ParamsError, match="engines .*a folder each|2 setups, not one"):
+        slices.merge([tmp_path / "engine"], tmp_path / "out")

@@ -162,7 +162,7 @@ def test_each_number_of_the_papers_tables_names_its_records(paper, soup):
     (ttft,) = records_of("#table-1 td.measured")
     assert "latency gpt-oss-20b context 2048, new tokens 1," in ttft
     assert "ttft_s: 0.095, 0.097, 0.099" in ttft and "latency" in ttft.split()[-1]
-    first, second = records_of("#table-4 td.measured")
+    second, first = records_of("#table-4 td.measured")
     assert "context 128, new tokens 64" in first and "context 2048, new tokens 64" in second
     (peak,) = records_of("#grid-memory td[data-n]")
     assert "memory" in peak and "peak_bytes" in peak

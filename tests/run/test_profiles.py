@@ -12,7 +12,7 @@ from lib import files
 from lib.files import ParamsError, read_yaml
 from lib.models.entries import checked_models, models
 from lib.records import kinds
-from lib.run import profiles
+from lib.run import plan, profiles
 from lib.run.parameters import notebook_parameters
 
 LATENCY = """
@@ -160,6 +160,41 @@ def test_any_model_may_be_measured(folder):
     assert [c.model for c in profile.choices] == [*names[:2], "other"]
     (folder / "x.gguf").touch()
     assert load(folder, models=str(folder / "x.gguf")).choices[0].weights == "gguf"
+
+
+SERVED = 'model = "x"\nweights = "random"\nserver = ""\nrecords_path = "x"'
+
+
+def test_a_server_that_runs_is_measured_by_one_notebook_alone(folder):
+    """What it serves need not be known here, and its weights are not."""
+    notebook(folder, "serving", SERVED)
+    data = {**GOOD, "notebooks": {**GOOD["notebooks"], "serving": {"server": ""}}}
+    url = "http://127.0.0.1:8000"
+    profile = load(folder, data, server=url, models="/a/folder")
+    (choice,) = profile.choices
+    assert list(profile.notebooks) == ["serving"] and choice.model == "/a/folder"
+    assert profile.parameters("serving", choice) == {"weights": "unknown", "server": url}
+    for slices, message in [
+        ({"models": "m", "notebooks": "latency"}, "NOTEBOOKS=serving alone, not by latency"),
+        ({"models": ""}, "needs the name of the model that is served: MODELS="),
+    ]:
+        with pytest.raises(ParamsError, match=message):
+            load(folder, data, server=url, **slices)
+    with pytest.raises(ParamsError, match="has no section 'serving', which SERVER= needs"):
+        load(folder, server=url, models="m")
+
+
+def test_what_runs_on_request_is_not_run_because_a_model_lists_nothing(folder):
+    notebook(folder, "serving", SERVED)
+    data = {**GOOD, "notebooks": {**GOOD["notebooks"], "serving": {"server": ""}}}
+    assert "serving" not in load(folder, data).choices[0].notebooks
+    (asked,) = load(folder, data, notebooks="serving", models="tiny").choices
+    (task,) = plan.plan(load(folder, data, notebooks="serving", models="tiny"), folder)
+    assert list(asked.notebooks) == ["serving"]
+    # Whatever stack is asked for, this notebook measures a server.
+    assert task.folder == folder / "tiny" / "random-server" / "serving" and task.stack == "server"
+    both = load(folder, data, notebooks="serving", models="tiny", stack="graph hf-static")
+    assert len(both.choices) == 2 and len(plan.plan(both, folder)) == 1
 
 
 def test_a_folder_is_measured_with_its_weights_where_it_has_any(folder):
@@ -329,6 +364,55 @@ def test_the_stacks_and_weights_are_those_that_the_library_has():
     """Read from the source: importing them would load torch."""
     models = (files.ROOT / "lib" / "models" / "load.py").read_text()
     assert f"WEIGHTS = {json.dumps(kinds.WEIGHTS)}".replace("[", "(").replace("]", ")") in models
+
+
+BATCH = """
+model = "tiny"
+weights = "random"
+dtype = "bfloat16"
+stacks_to_compare = ["hf-eager"]
+trace_stacks = ["hf-eager"]
+"""
+ENGINE = {
+    "defaults": {"weights": "random", "stack": "hf-eager", "dtype": "bfloat16"},
+    "notebooks": {
+        "latency": {"contexts": [8], "pause_s": 0.1, "note": None, "options": {}, "repeats": 2},
+        "batch": {"stacks_to_compare": ["hf-eager", "graph"], "trace_stacks": ["graph"]},
+        "memory": {"repeats": 1},
+    },
+    "models": ["tiny"],
+}
+
+
+@pytest.fixture
+def with_batch(folder):
+    notebook(folder, "batch", BATCH)
+    notebook(folder, "memory", "repeats = 1")
+    return folder
+
+
+def test_an_engine_runs_the_notebooks_that_can_measure_it(with_batch):
+    (choice,) = load(with_batch, ENGINE, stack="vllm", dtype="mxfp4").choices
+    assert choice.stack == "vllm" and set(choice.notebooks) == {"latency", "batch"}
+    profile = load(with_batch, ENGINE, stack="vllm", dtype="mxfp4")
+    values = profile.parameters("batch", choice)
+    assert values["stacks_to_compare"] == values["trace_stacks"] == ["vllm"]
+    assert values["dtype"] == "mxfp4"
+
+
+@pytest.mark.parametrize(
+    ("slices", "message"),
+    [
+        ({"stack": "vllm", "notebooks": "memory"}, "'memory' does not measure the stack 'vllm'"),
+        ({"stack": "vllm", "dtype": "float32"}, "unknown dtype 'float32'"),
+        ({"stack": "graph", "dtype": "mxfp4"}, "unknown dtype 'mxfp4'"),
+        ({"stack": "vllm,graph", "dtype": "fp8"}, "unknown dtype 'fp8'"),
+        ({"stack": "sglang"}, "unknown stack 'sglang'"),
+    ],
+)
+def test_what_an_engine_cannot_run_is_refused_before_any_work(with_batch, slices, message):
+    with pytest.raises(ParamsError, match=message):
+        load(with_batch, ENGINE, **slices)
 
 
 def test_a_slice_is_split_but_not_inside_a_path_that_exists(tmp_path, monkeypatch):

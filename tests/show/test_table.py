@@ -42,7 +42,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 @pytest.fixture(scope="module")
 def cells(rows: list[Record], published: dict) -> dict:
-    tables_of_paper = paper_tables.paper_tables(rows, published)
+    tables_of_paper = paper_tables.paper_tables(sample.as_the_paper(rows), published)
     return {(c.table, c.row, c.column): c for t in tables_of_paper for c in t.cells}
 
 
@@ -135,7 +135,8 @@ def test_energy_names_the_papers_estimator(cells):
 
 
 def test_without_energy_rows_the_cells_say_so(rows, published):
-    without_energy = paper_tables.paper_tables([r for r in rows if r.kind != "energy"], published)
+    rows = [r for r in sample.as_the_paper(rows) if r.kind != "energy"]
+    without_energy = paper_tables.paper_tables(rows, published)
     cell = next(c for t in without_energy if t.number == 7 for c in t.cells)
     assert cell.measured.value is None and "not measured: no energy row" in cell.measured.reason
     assert cell.ratio.value is None
@@ -175,14 +176,14 @@ def test_models_on_different_gpus_are_not_subtracted(rows, published):
             r.warnings,
             other.env_id if r.key.get("model") == "yi-34b" else r.env_id,
         )
-        for r in rows
+        for r in sample.as_the_paper(rows)
     ]
     tables_of_paper = paper_tables.paper_tables([*moved, other], published)
     table_5 = {(c.row, c.column): c for t in tables_of_paper if t.number == 5 for c in t.cells}
     assert table_5["Yi-34B", "Peak VRAM (MB)"].measured.value == 86000
     delta = table_5["Yi-34B", "Δ vs GPT-OSS (MB)"].measured
     assert delta.value is None and "A100" in delta.reason
-    assert table_5["Qwen3-32B", "Δ vs GPT-OSS (MB)"].measured.value == 21500
+    assert table_5["Qwen3-32B", "Δ vs GPT-OSS (MB)"].measured.value == pytest.approx(21500)
 
 
 def test_names_of_the_papers_models(published):
@@ -192,7 +193,8 @@ def test_names_of_the_papers_models(published):
 
 
 def test_csvs_hold_the_cells(rows, published, tmp_path):
-    paths = paper_tables.write_csvs(paper_tables.paper_tables(rows, published), tmp_path)
+    tables = paper_tables.paper_tables(sample.as_the_paper(rows), published)
+    paths = paper_tables.write_csvs(tables, tmp_path)
     assert [p.name for p in paths] == [f"table-{n:02d}.csv" for n in range(1, 13)]
     with paths[0].open(encoding="utf-8") as file:
         first = next(csv.DictReader(file))
@@ -382,9 +384,9 @@ def test_energy_table_on_a_cpu_gives_the_reason(tmp_path):
 def test_ablation_verdicts(rows):
     data = ablations.table(rows, "decoding").frame().set_index("decoding")
     assert data.loc["greedy", "verdict"] == "base arm"
-    assert data.loc["top-p 0.9", "verdict"] == "slower"
-    assert data.loc["top-p 0.9", "throughput / base arm"] == pytest.approx(0.8)
-    assert data.loc["top-k 50", "verdict"] == "no difference resolved"
+    assert data.loc["temperature 0.7 top-p 0.9", "verdict"] == "slower"
+    assert data.loc["temperature 0.7 top-p 0.9", "throughput / base arm"] == pytest.approx(0.8)
+    assert data.loc["temperature 0.7 top-k 50", "verdict"] == "no difference resolved"
     precision = ablations.table(rows, "precision").frame().set_index("dtype")
     assert "found Half" in precision.loc["float16", "verdict"]
 

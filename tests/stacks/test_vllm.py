@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -16,20 +17,23 @@ import torch
 
 from lib.files import ROOT
 from lib.measure import vllm as rows
+from lib.measure import vllm_gate
 from lib.models import draws
 from lib.models import experts as models_experts
 from lib.models.draws import Draw, Law
 from lib.models.load import card
 from lib.models.origin import config_of, find
-from lib.stacks import logits_check
+from lib.stacks import logits_check, vllm_checks, vllm_settings
 from lib.stacks import vllm as vllm_stack
-from lib.stacks.vllm import EngineError, Settings, VllmEngine
+from lib.stacks.engine_process import EngineError, tail
+from lib.stacks.vllm import VllmEngine
+from lib.stacks.vllm_settings import Settings
 
 FAKE = ROOT / "tests" / "fakes" / "vllm.py"
 IDS = [[10, 11, 12], [20, 21, 22]]
 
 
-def start(tmp_path, how="behaves", **settings):
+def start(tmp_path, how="behaves", start_limit_s=30, **settings):
     return VllmEngine(
         "tiny-qwen3",
         config_of(find("tiny-qwen3")),
@@ -38,7 +42,7 @@ def start(tmp_path, how="behaves", **settings):
         folder=tmp_path,
         python=sys.executable,
         command=[sys.executable, str(FAKE), how],
-        start_limit_s=30,
+        start_limit_s=start_limit_s,
     )
 
 
@@ -107,6 +111,11 @@ def test_what_is_printed_is_no_answer(tmp_path):
     [
         ("dies", r"ended during 'generate' \(exit code 7\)[\s\S]*CUDA error: out of memory"),
         ("short", r"3 new tokens in each of 2 sequences, got \[2, 2\]"),
+        ("long", r"3 new tokens in each of 2 sequences, got \[4, 4\]"),
+        ("ragged", r"3 new tokens in each of 2 sequences, got \[3, 2\]"),
+        ("too-few", r"3 new tokens in each of 2 sequences, got \[3\]"),
+        ("lacking", r"the engine's answer to 'generate' lacks scheduler"),
+        ("half", r"ended during 'generate'|which is no JSON object"),
         ("babbles", r"b'INFO warming up', which is no JSON object"),
         ("wrong-op", r"answered .*'memory'.* when asked 'generate'"),
         ("queued", r"2 sequences were not held at once: 0 preempted, 3 steps .*25% full"),
@@ -133,6 +142,8 @@ def test_an_engine_that_hangs_is_given_up_and_ended(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("how", "settings", "text"),
     [
+        ("dies-at-start", {}, r"ended during 'start' \(killed by SIGKILL\)"),
+        ("unlike", {}, "answer to 'start' lacks worker"),
         ("refuses", {}, "refused 'start': RuntimeError: no kernel image"),
         ("no-plugin", {}, "did not draw its weights by name: .*VLLM_PLUGINS"),
         ("caches", {}, "caches prefixes"),
@@ -142,6 +153,13 @@ def test_an_engine_that_hangs_is_given_up_and_ended(tmp_path, monkeypatch):
 def test_an_engine_that_is_not_what_was_asked_never_starts(tmp_path, how, settings, text):
     with pytest.raises(EngineError, match=text):
         start(tmp_path, how, **settings)
+
+
+def test_an_engine_that_hangs_at_its_start_is_given_up_and_ended(tmp_path):
+    with pytest.raises(EngineError, match="no answer to 'start' within 0.5 s"):
+        start(tmp_path, "hangs-at-start", start_limit_s=0.5)
+    log = (tmp_path / "vllm.log").read_text().splitlines()
+    assert gone(*(int(line.split()[1]) for line in log if line.startswith("child")))
 
 
 def test_nothing_is_left_behind(tmp_path):
@@ -191,19 +209,20 @@ def test_an_engine_that_is_let_go_ends(tmp_path):
 def test_the_environment_has_our_folder_and_no_telemetry(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "for/this/interpreter")
     monkeypatch.setenv("VLLM_PYTHONPATH", "unpacked")
-    folder = vllm_stack.lay_out(tmp_path)
-    env = vllm_stack.environment(folder)
+    folder = vllm_settings.lay_out(tmp_path)
+    env = vllm_settings.environment(folder)
     assert env["PYTHONPATH"] == f"{tmp_path}{os.pathsep}unpacked"
     assert env["VLLM_NO_USAGE_STATS"] == env["DO_NOT_TRACK"] == env["HF_HUB_OFFLINE"] == "1"
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert names == {
-        *("vllm_engine.py", "vllm_weights.py", "draws.py"), *("METADATA", "entry_points.txt"),
-    }  # fmt: skip
+        *("vllm_engine.py", "vllm_inspect.py", "vllm_weights.py", "draws.py"),
+        *("METADATA", "entry_points.txt"),
+    }
 
 
 def test_an_entry_point_in_that_folder_is_seen_by_an_interpreter(tmp_path):
     """As vLLM looks for plugins; no package is installed."""
-    env = vllm_stack.environment(vllm_stack.lay_out(tmp_path))
+    env = vllm_settings.environment(vllm_settings.lay_out(tmp_path))
     code = (
         "from importlib.metadata import entry_points; "
         "[e] = entry_points(group='vllm.general_plugins', name='drawn_weights'); "
@@ -216,21 +235,21 @@ def test_an_entry_point_in_that_folder_is_seen_by_an_interpreter(tmp_path):
 def test_the_interpreter_is_named_or_built(tmp_path, monkeypatch):
     monkeypatch.delenv("VLLM_PYTHON", raising=False)
     with pytest.raises(EngineError, match="make vllm.*VLLM_PYTHON=path"):
-        vllm_stack.interpreter(tmp_path)
+        vllm_settings.interpreter(tmp_path)
     python = tmp_path / ".venv-vllm" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch()
-    assert vllm_stack.interpreter(tmp_path) == str(python)
+    assert vllm_settings.interpreter(tmp_path) == str(python)
     monkeypatch.setenv("VLLM_PYTHON", "elsewhere/python")
-    assert vllm_stack.interpreter(tmp_path) == "elsewhere/python"
+    assert vllm_settings.interpreter(tmp_path) == "elsewhere/python"
 
 
 def test_the_model_is_stated_to_vllm_without_a_checkpoint(tmp_path):
     config = config_of(find("tiny-gpt-oss"))
     settings = Settings(max_model_len=64, max_num_seqs=4, form="mxfp4", seed=3)
-    data = vllm_stack.config_of(config, "GptOssForCausalLM", settings)
+    data = vllm_settings.config_of(config, "GptOssForCausalLM", settings)
     plan = [Draw("model.norm.weight", (64,), "bfloat16", Law("constant", 1.0))]
-    arguments = vllm_stack.arguments_of(data, plan, settings, tmp_path)
+    arguments = vllm_settings.arguments_of(data, plan, settings, tmp_path)
     written = json.loads((Path(arguments["model"]) / "config.json").read_text())
     assert written["architectures"] == ["GptOssForCausalLM"] and written["num_local_experts"] == 8
     assert written["quantization_config"]["quant_method"] == "mxfp4"
@@ -243,7 +262,7 @@ def test_the_model_is_stated_to_vllm_without_a_checkpoint(tmp_path):
 def test_fp8_and_dummy_and_vllms_own_choices(tmp_path):
     def made(**settings):
         settings = Settings(max_model_len=64, max_num_seqs=4, **settings)
-        return vllm_stack.arguments_of({}, [], settings, tmp_path)
+        return vllm_settings.arguments_of({}, [], settings, tmp_path)
 
     assert made(form="fp8")["quantization"] == "fp8" and "quantization" not in made()
     dummy = made(weights="dummy", enforce_eager=True)
@@ -287,7 +306,7 @@ def test_a_form_is_what_memory_holds(experts, method, form):
         "linear": {"UnquantizedLinearMethod": 96},
         "parameter_bytes": {"experts": experts, "embeddings": {"bfloat16": 2000}},
     }
-    assert vllm_stack.form_in_use(worker, EXPERTS) == form
+    assert vllm_checks.form_in_use(worker, EXPERTS) == form
 
 
 def test_the_form_of_a_dense_model_is_that_of_its_linear_layers():
@@ -296,11 +315,11 @@ def test_the_form_of_a_dense_model_is_that_of_its_linear_layers():
         "linear": {"Fp8PerTensorOnlineLinearMethod": 4, "UnquantizedEmbeddingMethod": 2},
         "parameter_bytes": {"rest": {"float8_e4m3fn": 4000}, "embeddings": {"bfloat16": 2000}},
     }
-    assert vllm_stack.form_in_use(worker, DENSE) == "fp8"
+    assert vllm_checks.form_in_use(worker, DENSE) == "fp8"
 
 
 def test_a_row_says_what_changes_speed(engine):
-    row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+    row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.error is None and row.kind == "latency" and row.env_id == "e"
     assert row.key["stack"] == "vllm" and row.key["dtype"] == "bfloat16"
     assert (row.key["batch"], row.key["context"], row.key["new_tokens"]) == (2, 3, 3)
@@ -311,14 +330,14 @@ def test_a_row_says_what_changes_speed(engine):
     assert row.values["engine_cudagraph_sizes"] == [1, 2, 4]
     assert row.values["cache_used_bytes"] == 250  # a quarter of 1,000
     assert row.values["prefix_hits"] == 0 and row.values["draws_generator"] == "splitmix64-q16"
-    first = rows.arm(engine, IDS, new_tokens=1, repeats=2, env_id="e")
+    first = rows.measured(engine, IDS, new_tokens=1, repeats=2, env_id="e")
     assert "ttft_s" in first.samples and "e2e_s" not in first.samples
 
 
 def test_a_compilation_in_a_timed_call_fails_the_row(tmp_path):
     """Two calls warm the shape up; the third one compiles."""
     with start(tmp_path, "compiles") as engine:
-        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.samples == {} and "compiled or captured inside a timed call" in row.error
     assert "after 2 calls" in row.error
 
@@ -326,19 +345,19 @@ def test_a_compilation_in_a_timed_call_fails_the_row(tmp_path):
 def test_a_shape_is_warmed_up_until_two_calls_compile_nothing(tmp_path):
     """The first and the third call compile, so that the fifth is the last to warm up."""
     with start(tmp_path, "compiles-at-first") as engine:
-        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e")
         assert len(row.samples["warmup_s"]) == 5 and len(row.samples["e2e_s"]) == 2
         assert row.values["prepare_s"] == pytest.approx(0.002)
     with start(tmp_path, "compiles") as engine:
         for _ in range(3):
             engine(IDS, 3)
-        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e", most_warmup_calls=4)
+        row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e", most_warmup_calls=4)
     assert "still compiles after 4 calls" in row.error
 
 
 def test_a_queued_sequence_fails_the_row(tmp_path):
     with start(tmp_path, "queued") as engine:
-        row = rows.arm(engine, IDS, new_tokens=3, repeats=2, env_id="e")
+        row = rows.measured(engine, IDS, new_tokens=3, repeats=2, env_id="e")
     assert row.samples == {} and row.error.startswith("EngineError: 2 sequences were not held")
 
 
@@ -351,7 +370,7 @@ def test_the_start_is_told_by_its_parts_and_memory_in_columns(engine):
     assert set(before.missing) == {
         *("used_bytes", "cache_used_bytes"), *("compile_s", "capture_s", "init_s"),
     }  # fmt: skip
-    rows.arm(engine, IDS, new_tokens=3, repeats=1, env_id="e")
+    rows.measured(engine, IDS, new_tokens=3, repeats=1, env_id="e")
     assert engine.start_row("e").values["cache_used_bytes"] == 250
 
 
@@ -383,15 +402,29 @@ def test_what_a_real_engine_answered_is_read_as_it_was_meant(tmp_path):
         found = engine.logprobs(short, [list(RECORDED)])
         assert len(found) == 8 and all(-20 < value < -5 for value in found)
         ids = engine.prompt(2048, seed=0)
-        first = rows.arm(engine, ids, new_tokens=1, repeats=6, env_id="e")
+        first = rows.measured(engine, ids, new_tokens=1, repeats=6, env_id="e")
         # The first call compiled a kernel, so that a third one warmed up.
         assert len(first.samples["warmup_s"]) == 3 and first.values["prepare_s"] > 0.01
         assert all(0.040 < seconds < 0.050 for seconds in first.samples["engine_s"])
         assert "cache_used_bytes" in first.missing
-        whole = rows.arm(engine, ids, new_tokens=64, repeats=7, env_id="e")
+        whole = rows.measured(engine, ids, new_tokens=64, repeats=7, env_id="e")
         assert whole.error is None and len(whole.samples["engine_s"]) == 7
         assert whole.values["steps"] == 64 and whole.values["prefix_queries"] == 0
         assert 5e7 < whole.values["cache_used_bytes"] < 6e7
+
+
+def test_an_exchange_is_recorded_as_it_can_be_played_again(tmp_path, monkeypatch):
+    """What the fake answers is recorded; played again, it is answered the same."""
+    monkeypatch.setenv("VLLM_RECORD", str(tmp_path / "exchange.jsonl"))
+    with start(tmp_path) as engine:
+        tokens = engine(IDS, 3).tokens.tolist()
+    monkeypatch.delenv("VLLM_RECORD")
+    lines = (tmp_path / "exchange.jsonl").read_bytes()
+    (tmp_path / "exchange.jsonl.gz").write_bytes(gzip.compress(lines))
+    with start(tmp_path, str(tmp_path / "exchange.jsonl.gz")) as engine:
+        assert engine(IDS, 3).tokens.tolist() == tokens
+        with pytest.raises(EngineError, match="refused 'generate'"):
+            engine(IDS, 3)  # no more was recorded
 
 
 def test_engines_that_differ_in_speed_have_other_names(tmp_path):
@@ -419,9 +452,9 @@ def test_seconds_are_read_from_the_log(tmp_path):
 def test_the_end_of_a_log_leads_with_the_cause(tmp_path):
     log = tmp_path / "vllm.log"
     log.write_text("\n".join(["ValueError: no room for 3 blocks", *["noise"] * 40]))
-    assert vllm_stack.tail(log).splitlines()[:2] == ["ValueError: no room for 3 blocks", "noise"]
+    assert tail(log).splitlines()[:2] == ["ValueError: no room for 3 blocks", "noise"]
     log.write_text("")
-    assert vllm_stack.tail(log) == "(empty)"
+    assert tail(log) == "(empty)"
 
 
 def test_distinct_experts_of_a_step_are_counted_over_the_batch():
@@ -477,7 +510,7 @@ def test_routers_are_barred_as_the_net_itself_is_pinned():
     net, laws = draws.build(config_of(find("tiny-gpt-oss")), "float32", "cpu")
     draws.fill_net(net, laws, 0)
     before = [bias.clone() for bias in models_experts.biases(net)]
-    found = rows.barred(net, 2, seed=0)
+    found = vllm_gate.barred(net, 2, seed=0)
     assert list(found) == [f"model.layers.{n}.mlp.router.bias" for n in range(4)]
     assert all(sum(value == models_experts.BARRED for value in row) == 6 for row in found.values())
     for bias, kept, row in zip(models_experts.biases(net), before, found.values(), strict=True):
@@ -492,12 +525,12 @@ def test_a_batch_is_judged_by_some_ids():
     ours = torch.tensor([[[0.0, 1.0, 2.0]]])
     exact = torch.log_softmax(ours, -1)[0, 0]
     sampled = {"ids": [0, 2], "logprobs": [[[exact[0].item() + 0.1, exact[2].item()]]]}
-    errors = rows.sampled_errors(sampled, ours)
+    errors = vllm_gate.sampled_errors(sampled, ours)
     assert errors.shape == (1, 1) and errors.item() == pytest.approx(0.1 / 2**0.5, rel=1e-4)
 
 
 def test_settings_from_a_profile():
-    made = vllm_stack.settings_of({"max_model_len": 64, "max_num_seqs": 4})
+    made = vllm_settings.settings_of({"max_model_len": 64, "max_num_seqs": 4})
     assert made == Settings(64, 4)
     with pytest.raises(EngineError, match="unknown settings of vLLM \\['batch'\\]"):
-        vllm_stack.settings_of({"max_model_len": 64, "max_num_seqs": 4, "batch": 1})
+        vllm_settings.settings_of({"max_model_len": 64, "max_num_seqs": 4, "batch": 1})

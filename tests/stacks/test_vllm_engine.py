@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib.stacks import vllm_engine
-from lib.stacks.vllm_engine import Inspect, Recorder, Streamed
+from lib.stacks import vllm_engine, vllm_inspect
+from lib.stacks.vllm_engine import Recorder, Streamed
+from lib.stacks.vllm_inspect import Inspect
 
 
 def step(running, waiting=0, share=0.1, hits=0, preempted=0):
@@ -95,7 +96,7 @@ def mixture():
 
 
 def test_weights_are_counted_where_a_kernel_holds_them():
-    assert vllm_engine.bytes_by_part(mixture()) == {
+    assert vllm_inspect.bytes_by_part(mixture()) == {
         "embeddings": {"bfloat16": 80},
         "rest": {"float32": 32},
         "experts": {"float32": 24, "uint8": 107},
@@ -106,9 +107,9 @@ def test_a_storage_that_two_names_share_counts_once():
     model = torch.nn.Module()
     model.embed_tokens, model.lm_head = torch.nn.Linear(2, 3, bias=False), torch.nn.Module()
     model.lm_head.weight = torch.nn.Parameter(model.embed_tokens.weight.data)
-    assert vllm_engine.bytes_by_part(model) == {"embeddings": {"float32": 24}}
+    assert vllm_inspect.bytes_by_part(model) == {"embeddings": {"float32": 24}}
     halves = torch.zeros(8).split(4)
-    assert vllm_engine.storage_bytes(vllm_engine.tensors_in({"kv": list(halves)})) == 32
+    assert vllm_inspect.storage_bytes(vllm_inspect.tensors_in({"kv": list(halves)})) == 32
 
 
 def test_methods_and_kernels_are_named():
@@ -117,10 +118,10 @@ def test_methods_and_kernels_are_named():
     model.experts.quant_method.experts_cls = Wrapped
     model.router.quant_method = SimpleNamespace()
     model.router.attn_backend = SimpleNamespace(get_name=lambda: "FLASH_ATTN")
-    found = list(vllm_engine.quant_methods(model, experts=True))
+    found = list(vllm_inspect.quant_methods(model, experts=True))
     assert found == ["Mxfp4MoEMethod Wrapped TRITON"]
-    assert list(vllm_engine.quant_methods(model, experts=False)) == ["SimpleNamespace"]
-    assert list(vllm_engine.attention_backends(model)) == ["FLASH_ATTN"]
+    assert list(vllm_inspect.quant_methods(model, experts=False)) == ["SimpleNamespace"]
+    assert list(vllm_inspect.attention_backends(model)) == ["FLASH_ATTN"]
 
 
 class Model(torch.nn.Module):

@@ -104,7 +104,7 @@ def test_its_tables_beside_ours_and_other_cards_with_their_reason(study):
     assert cells[1, "2048", "L4"].measured.reason == "no L4 can be measured here"
     assert cells[8, "H100 SXM5", "p50 unprofiled (ms)"].measured.value == pytest.approx(16)
     assert "no metric of this workbook" in cells[8, "H100 SXM5", "cpu/cuda"].measured.reason
-    assert "two lengths" in cells[1, "4096", "H100 SXM5"].measured.reason
+    assert "no latency row at 4096" in cells[1, "4096", "H100 SXM5"].measured.reason
 
 
 def test_the_audit_runs_its_arithmetic_and_says_what_had_no_data(study, capsys):

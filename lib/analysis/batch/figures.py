@@ -10,10 +10,14 @@ from matplotlib.axes import Axes
 
 from lib.analysis.batch import points, tables
 from lib.analysis.batch.points import Point
+from lib.analysis.rows import SETUP
+from lib.records.kinds import STAND_IN
 from lib.records.record import Record
 from lib.show.figure import axes, color, html, labelled, logarithmic, style
 from lib.stats import Estimate
 
+WIDE = (10.5, 4.6)  # long names stand beside the axes
+WEIGHTS = SETUP.index("weights")
 SECTION = Markup("""<section>
 <h2 id="batch">Batch</h2>
 <p>A step reads its weights once for all sequences of a batch, so that throughput and tokens per
@@ -26,7 +30,7 @@ respects.</p>
 
 def throughput(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     """Decode throughput of all sequences against the batch, with its interval; knees are ringed."""
-    ax, sizes = axes(ax), set()
+    ax, sizes = axes(ax, figsize=WIDE), set()
     for label, dashes, shade, line in _lines(points.points(rows)):
         dots = [p for p in line if p.total.value is not None]
         sizes |= {p.batch for p in dots}
@@ -69,7 +73,7 @@ def pareto(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
 
     Both are of decoding. Points that a rival beats in one and equals in the other are faint.
     """
-    ax, batches = axes(ax), points.points(rows)
+    ax, batches = axes(ax, figsize=WIDE), points.points(rows)
     best = {id(p) for p in points.front(batches)}
     drawn = False
     for label, dashes, shade, line in _lines(batches):
@@ -113,7 +117,7 @@ def section(rows: Sequence[Record]) -> Markup:
 
 def _lines(batches: Sequence[Point]) -> Iterator[tuple[str, Any, Any, list[Point]]]:
     """Label, style, colour and points of every line."""
-    lines = points.by_line(batches)
+    lines = points.by_line([p for p in batches if p.setup[WEIGHTS] != STAND_IN])
     names = points.names(lines)
     for where, line in lines.items():
         yield names[where].label, style(names[where].place), color(where[0]), line

@@ -6,20 +6,22 @@ Throughput and energy of a token are slopes over two lengths, so that the prefil
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lib import stats
 from lib.analysis import bounds
 from lib.analysis.energy import quantities
-from lib.analysis.metrics import decode_tok_per_s
+from lib.analysis.rows import Rows
 from lib.analysis.setups import SETUP, Name, grouped, named
+from lib.records.kinds import STAND_IN
 from lib.records.record import Record
 from lib.show.wording import short
 from lib.stats import Estimate
 
 KINDS = ("batch", "batch-energy")
 FIELDS = ("context", "batch")
+CHECKED = ("model", "weights", "dtype", "engine", *FIELDS)  # what a gate and a batch share
 GAIN = 1.5
 RULE = (
     "knee: the largest batch up to which each doubling of the batch raised the throughput of "
@@ -34,6 +36,7 @@ class Point:
 
     `per_user` and `total` are tokens a second of one and of all sequences; `token_j` joules of a
     decoded token; `call_token_j` those of a whole call, with its prefill, for each generated one.
+    One whose logits were not checked at this batch is not `gated`: a lead, and no result.
     """
 
     model: str
@@ -46,6 +49,7 @@ class Point:
     call_token_j: Estimate
     arm: bounds.Arm | None
     error: str
+    gated: bool = True
 
     @property
     def line(self) -> tuple[Any, ...]:
@@ -81,10 +85,31 @@ def points(rows: Sequence[Record]) -> list[Point]:
 def pointed(rows: Sequence[Record]) -> list[tuple[Point, list[Record]]]:
     """Every point with the rows that it was made from."""
     arms = {(a.model, a.setup, a.context, a.batch): a for a in bounds.arms(rows, "batch")}
+    checked = _checked(rows)
     return [
-        (_point(where, group, arms.get(where)), group)
+        (replace(_point(where, group, arms.get(where)), gated=_gated(group[0], checked)), group)
         for where, group in grouped(rows, KINDS, FIELDS).items()
     ]
+
+
+def results(rows: Sequence[Record]) -> Rows:
+    """The rows that a choice may rest on: no leads, and no stand-in weights of an engine."""
+    rows = Rows.of(rows)
+    checked = _checked(rows)
+    return rows.where(
+        lambda r: r.key.get("weights") != STAND_IN and (r.kind not in KINDS or _gated(r, checked))
+    )
+
+
+def _checked(rows: Sequence[Record]) -> set[tuple]:
+    """Where a gate passed."""
+    gates = [r for r in rows if r.kind == "gate" and not r.error]
+    return {tuple(r.key.get(name) for name in CHECKED) for r in gates}
+
+
+def _gated(row: Record, checked: set[tuple]) -> bool:
+    """Whether a gate passed at the row's batch; rows of loaded nets are not written without one."""
+    return not row.key.get("engine") or tuple(row.key.get(name) for name in CHECKED) in checked
 
 
 def _point(where: tuple, group: Sequence[Record], arm: bounds.Arm | None) -> Point:
@@ -93,7 +118,7 @@ def _point(where: tuple, group: Sequence[Record], arm: bounds.Arm | None) -> Poi
     if error:
         failed = stats.missing("failed")
         return Point(*where, failed, failed, failed, failed, None, error)
-    per_user = decode_tok_per_s(calls)
+    per_user = bounds.steps_per_s(calls)
     token_j, call_token_j = _joules([r for r in group if r.kind == "batch-energy"], batch)
     total = stats.scaled(per_user, batch)
     return Point(*where, per_user, total, token_j, call_token_j, arm, "")
@@ -180,9 +205,11 @@ def rivals(point: Point) -> tuple[Any, ...]:
 def front(batches: Sequence[Point]) -> list[Point]:
     """The Pareto front: no rival is as good in speed for a user and in energy, and better in one.
 
-    Points that lack one of the two numbers are left out.
+    Points that lack one of the two numbers, and leads, are left out.
     """
-    contenders = [p for p in batches if None not in (p.per_user.value, p.tokens_per_j.value)]
+    contenders = [
+        p for p in batches if p.gated and None not in (p.per_user.value, p.tokens_per_j.value)
+    ]
     at = {id(p): (p.per_user.value, p.tokens_per_j.value) for p in contenders}
 
     def beaten(point: Point) -> bool:

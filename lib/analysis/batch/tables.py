@@ -88,8 +88,13 @@ def _cells(point: Point, knees: dict[tuple, int | None]) -> Sequence[Any]:
             for datasheet in (False, True)
             for realised in (False, True)
         ),
-        point.error or ("knee" if knees[point.line] == point.batch else ""),
+        point.error or _remark(point, knees[point.line] == point.batch),
     )
+
+
+def _remark(point: Point, knee: bool) -> str:
+    lead = "" if point.gated else "lead: logits not checked at this batch"
+    return "; ".join(filter(None, ("knee" if knee else "", lead)))
 
 
 def tables(rows: Sequence[Record]) -> list[Table]:

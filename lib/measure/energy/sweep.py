@@ -18,15 +18,16 @@ from lib import stats
 from lib.hardware import joules, validity
 from lib.hardware.device import time_call
 from lib.hardware.validity import Gate
+from lib.measure import vllm
 from lib.measure.energy import blocks, windows
 from lib.measure.energy.blocks import Block, Cell
 from lib.measure.energy.windows import Span
 from lib.measure.session import track
-from lib.models.prompts import prompt_ids
 from lib.records import store
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
 from lib.stacks import registry
+from lib.stacks.registry import STACKS
 
 WARMUP_LIMIT_S = 30.0
 
@@ -122,6 +123,8 @@ def sweep(
     finally:
         session.values |= idle_both(session.values)
         rows += [store.append(records_path, row_of(session, cell)) for cell in session.blocks]
+        if STACKS[stack].apart and not model.ended:
+            rows.append(store.append(records_path, model.start_row(env_id)))
     return rows
 
 
@@ -146,17 +149,17 @@ def open_session(
         model, stack, records_path.parent, seed, env_id, model.device.gpus_of(model.net), batch
     )
     for context in dict.fromkeys(contexts):
-        session.ids[context] = prompt_ids(
-            model, context, seed=seed, batch=batch, distinct=batch > 1
-        )
-        session.generate[context] = registry.open_stack(
-            stack, model.net, capacity=context + max(new_tokens, longest)
-        )
+        subject = registry.subject(model, stack, capacity=context + max(new_tokens, longest))
+        session.ids[context] = subject.prompt(context, seed=seed, batch=batch)
+        session.generate[context] = subject.generate
         if stack == STUDY_STACK:
             session.lead_tokens[context] = windows.tokens_for(
                 session.generate[context], session.ids[context], model.device, new_tokens
             )
-        if "energy" not in model.device.missing:
+        if STACKS[stack].apart:
+            for length in {new_tokens, max(new_tokens, longest)}:
+                vllm.warm_up(model, session.ids[context], length)
+        elif "energy" not in model.device.missing:
             time_call(session.call(context, max(new_tokens, longest)), model.device)
     return session
 
@@ -255,7 +258,7 @@ def measure_round(
     `prepare` is called before the lead-in of each.
     """
     device, rng, spans = session.model.device, random.Random(f"{session.seed} {name}"), []
-    with device.power_trace(uuids=session.gpus) as trace:
+    with vllm.warm(session.model), device.power_trace(uuids=session.gpus) as trace:
         for cell in order:
             prepare(cell)
             spans.append(windows.busy(*_call_and_lead(session, cell), device, window_s, rng))
@@ -265,7 +268,7 @@ def measure_round(
 def measure_together(session: Session, order: Sequence[Cell], name: str, window_s: float) -> None:
     """The same for cells of about the same power: one lead-in and one lead-out for all."""
     device, rng = session.model.device, random.Random(f"{session.seed} {name}")
-    with device.power_trace(uuids=session.gpus) as trace:
+    with vllm.warm(session.model), device.power_trace(uuids=session.gpus) as trace:
         spans = windows.in_turn(
             [_call_and_lead(session, cell) for cell in order], device, window_s, rng
         )

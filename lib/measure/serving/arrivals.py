@@ -83,11 +83,11 @@ class Lengths:
         if not self.sigma:
             return [self.median] * count
         rng, high = _rng(seed), math.inf if self.high is None else self.high
-        drawn: list[int] = []
-        while len(drawn) < count:
+        lengths: list[int] = []
+        while len(lengths) < count:
             values = np.rint(rng.lognormal(math.log(self.median), self.sigma, count)).astype(int)
-            drawn += [int(value) for value in values if self.low <= value <= high]
-        return drawn[:count]
+            lengths += [int(value) for value in values if self.low <= value <= high]
+        return lengths[:count]
 
 
 def _rng(seed: str) -> np.random.Generator:
@@ -165,18 +165,18 @@ def check_law(times_s: Sequence[float], load: Load) -> LawCheck:
     if n < LEAST_ARRIVALS:
         raise ValueError(f"a test of an arrival law needs {LEAST_ARRIVALS} arrivals, got {n}")
     gaps = np.diff(times)
-    rate_seen = float((n - 1) / (times[-1] - times[0]))
+    actual_rate = float((n - 1) / (times[-1] - times[0]))
     if load.law == "fixed":
         off = times - np.arange(n) / rate
         worst = float(np.max(np.abs(off - np.median(off))))
-        return LawCheck(load.law, n, rate, rate_seen, {}, worst)
+        return LawCheck(load.law, n, rate, actual_rate, {}, worst)
     p = {
         "rate": _two_sided(float(scipy_stats.gamma.cdf(gaps.sum() * rate, n - 1))),
         "gaps": float(scipy_stats.kstest(gaps, "expon", args=(0, 1 / rate)).pvalue),
         "spread": _spread_p(gaps),
         "counts": _counts_p(times),
     }
-    return LawCheck(load.law, n, rate, rate_seen, p)
+    return LawCheck(load.law, n, rate, actual_rate, p)
 
 
 def _two_sided(cdf: float) -> float:
@@ -187,13 +187,13 @@ def _spread_p(gaps: np.ndarray) -> float:
     """Where the coefficient of variation of the first MOST_GAPS gaps lies among seeded exponential
     samples."""
     gaps = gaps[:MOST_GAPS]
-    rng, below, drawn = np.random.default_rng(0), 0, 0
+    rng, below, count = np.random.default_rng(0), 0, 0
     spread = gaps.std() / gaps.mean()
-    while drawn < CV_DRAWS:
+    while count < CV_DRAWS:
         samples = rng.exponential(size=(2000, len(gaps)))
         below += int(np.sum(samples.std(axis=1) / samples.mean(axis=1) <= spread))
-        drawn += 2000
-    return _two_sided((below + 0.5) / (drawn + 1))
+        count += 2000
+    return _two_sided((below + 0.5) / (count + 1))
 
 
 def _counts_p(times: np.ndarray) -> float:

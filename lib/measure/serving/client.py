@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ import httpx
 from lib.measure.serving.stream import Stream, StreamError, error_text, usage_of
 
 SCHEMA = 1
+KEY = "SERVER_API_KEY"
 LEAD_S = 0.3  # between the client's start and the run's zero
 # Why a request failed; `cancelled` was ended by the client itself, at the limit of the run.
 CLASSES = (
@@ -34,6 +36,12 @@ CLASSES = (
 )  # fmt: skip
 clock: Callable[[], float] = time.perf_counter
 Row = dict[str, Any]
+
+
+def authorization() -> dict[str, str]:
+    """The header with the key of a server that wants one; the key is in no plan and no row."""
+    key = os.environ.get(KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class StampedStream(httpcore.AsyncNetworkStream):
@@ -91,6 +99,7 @@ class Run:
     def _build(self, request: Row) -> httpx.Request:
         # Built before the run: a long prompt takes milliseconds to write as JSON.
         headers = {"Content-Type": "application/json", "X-Request-Id": str(request["id"])}
+        headers |= authorization()
         content = json.dumps(request["body"]).encode()
         return self.http.build_request("POST", self.plan["url"], content=content, headers=headers)
 
@@ -100,8 +109,8 @@ class Run:
 
     async def until(self, at_s: float) -> None:
         """Wait for an instant of the run."""
-        if (left := at_s - self.now()) > 0:
-            await asyncio.sleep(left)
+        if (rest_s := at_s - self.now()) > 0:
+            await asyncio.sleep(rest_s)
 
 
 async def open_loop(run: Run) -> None:
@@ -137,8 +146,8 @@ async def _user(run: Run, user: int, start_s: float, numbers: Iterator[int]) -> 
 async def one(run: Run, number: int, scheduled_s: float, user: int | None = None) -> Row:
     """Send one request, read its answer to the end, write its row and return it."""
     request, stream = run.plan["requests"][number], Stream()
-    asked = {name: request.get(name) for name in ("prompt_tokens", "output_tokens")}
-    row: Row = {"row": "request", "id": request["id"], "user": user, "asked": asked}
+    lengths = {name: request.get(name) for name in ("prompt_tokens", "output_tokens")}
+    row: Row = {"row": "request", "id": request["id"], "user": user, "asked": lengths}
     row |= {"scheduled_s": scheduled_s, "sent_s": None, "status": None}
     row |= {"read_s": [], "read_bytes": [], "failure": None}
     try:
@@ -217,9 +226,9 @@ def _wrong(plan: Row, request: Row, stream: Stream) -> dict[str, str] | None:
     if usage["output_tokens"] is None:
         return _failure("no_usage", "the answer has no usage, so that its tokens are not known")
     for name in ("prompt_tokens", "output_tokens"):
-        asked, got = request.get(name), usage[name]
-        if plan.get("check_lengths", True) and asked is not None and got != asked:
-            return _failure("wrong_length", f"asked for {asked} {name}, usage says {got}")
+        target, count = request.get(name), usage[name]
+        if plan.get("check_lengths", True) and target is not None and count != target:
+            return _failure("wrong_length", f"asked for {target} {name}, usage says {count}")
     return None
 
 
@@ -286,7 +295,7 @@ async def run_plan(plan: Row, write: Callable[[Row], None]) -> None:
     over = transport(plan.get("connections"))
     # No proxy and no .netrc of the machine: the endpoint is spoken to directly.
     async with httpx.AsyncClient(transport=over, timeout=timeout, trust_env=False) as http:
-        run, stopped = Run(plan, http, write), None
+        run, reason = Run(plan, http, write), None
         await warm(http)
         busy_s = time.process_time()
         run.zero_s = clock() + LEAD_S
@@ -297,10 +306,10 @@ async def run_plan(plan: Row, write: Callable[[Row], None]) -> None:
             async with asyncio.timeout(LEAD_S + plan["limit_s"]):
                 await (closed_loop if plan.get("user_starts_s") else open_loop)(run)
         except TimeoutError:
-            stopped = f"the run's limit of {plan['limit_s']:g} s was reached"
+            reason = f"the run's limit of {plan['limit_s']:g} s was reached"
         wall_s = run.now() + LEAD_S
         busy_s = time.process_time() - busy_s
-        write({"row": "footer", "wall_s": wall_s, "cpu_s": busy_s, "stopped": stopped})
+        write({"row": "footer", "wall_s": wall_s, "cpu_s": busy_s, "stopped": reason})
 
 
 def main(argv: list[str]) -> int:

@@ -16,15 +16,16 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lib.hardware.host import cpu_name, today
-from lib.measure.serving import nullserver, plan, truth
+from lib.measure.serving import kinds, nullserver, plan, truth, words
 from lib.measure.serving.arrivals import Lengths, Load
-from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.script import Behaviour
 
 MODEL = "null-model"  # a bare "null" is read as JSON's null by GuideLLM
 RATE = Load("poisson", 20)
@@ -66,7 +67,6 @@ class Client:
     run: Callable[[Path, str, Scenario, Path, Any], Claims]
     package: str | None = None
     version: str | None = None
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 def _call(command: Sequence[str], folder: Path, log: Any, environment: dict[str, str]) -> None:
@@ -92,21 +92,13 @@ def ours(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> 
     data = plan.build(endpoint, cell, seed=1)
     data["requests"] = data["requests"][: scenario.requests]
     rows = plan.run(data, folder)
-    planned = {str(r["id"]): rows[0]["zero_s"] + r["at_s"] for r in data["requests"]}
-    return truth.claims_of(rows), planned
+    instants_s = {str(r["id"]): rows[0]["zero_s"] + r["at_s"] for r in data["requests"]}
+    return truth.claims_of(rows), instants_s
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """A tokenizer whose every word is a token, as files that transformers reads."""
-    folder.mkdir(exist_ok=True)
-    words = {"<unk>": 0, **{f"w{n}": n + 1 for n in range(VOCABULARY - 1)}}
-    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
-    whole = {"version": "1.0", "added_tokens": [], "model": model}
-    whole |= dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
-    whole["pre_tokenizer"] = {"type": "WhitespaceSplit"}
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
-    (folder / "tokenizer.json").write_text(json.dumps(whole))
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    """A tokenizer of VOCABULARY words with the little that other clients want beside it."""
+    words.write(folder, VOCABULARY)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     return folder
 
@@ -124,10 +116,10 @@ def aiperf(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -
     sessions = []
     for number in range(scenario.requests):
         text = words_of(number)
-        asked = {"prompt": text}
+        content = {"prompt": text}
         if scenario.api == "chat":
-            asked = {"messages": [{"role": "user", "content": text}]}
-        sessions.append({"session_id": f"s{number}", "payloads": [{**common, **asked}]})
+            content = {"messages": [{"role": "user", "content": text}]}
+        sessions.append({"session_id": f"s{number}", "payloads": [{**common, **content}]})
     inputs = folder / "inputs.json"
     inputs.write_text(json.dumps({"data": sessions}))
     tokenizer, out = tokenizer_folder(folder / "tokenizer"), folder / "out"
@@ -182,32 +174,18 @@ def _seconds(milliseconds: float | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
 
 
-def guidellm(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> Claims:
-    """GuideLLM on prompts of our own."""
-    return _guidellm(python, url, scenario, folder, log, {})
-
-
-def guidellm_one(python: Path, url: str, scenario: Scenario, folder: Path, log: Any) -> Claims:
-    """GuideLLM with one worker process, whose arrivals come from one stream of numbers."""
-    one = {"GUIDELLM__MAX_WORKER_PROCESSES": "1"}
-    return _guidellm(python, url, scenario, folder, log, one)
-
-
-def _guidellm(
-    python: Path,
-    url: str,
-    scenario: Scenario,
-    folder: Path,
-    log: Any,
-    environment: dict[str, str],
+def guidellm(
+    python: Path, url: str, scenario: Scenario, folder: Path, log: Any, *, workers: str = ""
 ) -> Claims:
+    """GuideLLM on prompts of our own; with one of its `workers` all arrivals come from one stream
+    of numbers."""
     data, out = folder / "data.jsonl", folder / "out.json"
     rows = [
         {"prompt": words_of(number), "output_tokens_count": OUTPUT_TOKENS}
         for number in range(scenario.requests)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}[scenario.api]
+    path = kinds.APIS[scenario.api]
     options = {
         "--backend": f"kind=openai_http,target={url},model={MODEL},request_format={path}",
         "--profile": f"kind=poisson,rate={RATE.value:g}",
@@ -219,7 +197,8 @@ def _guidellm(
     flat = [part for pair in options.items() for part in pair]
     command = [str(python.with_name("guidellm")), "run", *flat, "--disable-console-interactive"]
     quiet = {"HF_HUB_OFFLINE": "1", "GUIDELLM__LOGGING__LOG_FILE": str(folder / "guidellm.log")}
-    _call(command, folder, log, {**quiet, **environment})
+    few = {"GUIDELLM__MAX_WORKER_PROCESSES": workers} if workers else {}
+    _call(command, folder, log, quiet | few)
     return guidellm_claims(json.loads(out.read_text(encoding="utf-8"))), None
 
 
@@ -260,7 +239,9 @@ CLIENTS: dict[str, Client] = {
     "ours": Client("this workbook's client", ours),
     "aiperf": Client("AIPerf", aiperf, "aiperf", "0.13.0"),
     "guidellm": Client("GuideLLM", guidellm, "guidellm", "0.8.1"),
-    "guidellm-1": Client("GuideLLM, one worker process", guidellm_one, "guidellm", "0.8.1"),
+    "guidellm-1": Client(
+        "GuideLLM, one worker process", partial(guidellm, workers="1"), "guidellm", "0.8.1"
+    ),
 }
 
 
@@ -273,8 +254,8 @@ def environment(client: Client, folder: Path) -> Path:
     if not python.exists():
         venv.create(home, with_pip=True)
     if not python.with_name(client.package).exists():
-        wanted = f"{client.package}=={client.version}"
-        subprocess.run([python, "-m", "pip", "install", "-q", wanted], check=True)
+        requirement = f"{client.package}=={client.version}"
+        subprocess.run([python, "-m", "pip", "install", "-q", requirement], check=True)
     return python
 
 
@@ -283,10 +264,10 @@ def installed(client: Client, python: Path) -> str | None:
     if client.package is None:
         return None
     code = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
-    done = subprocess.run(
+    process = subprocess.run(
         [python, "-c", code, client.package], capture_output=True, text=True, check=True
     )
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def measure(client: Client, python: Path, scenario: Scenario, folder: Path) -> Row:
@@ -300,11 +281,11 @@ def measure(client: Client, python: Path, scenario: Scenario, folder: Path) -> R
     ):
         url, stamps = server
         try:
-            claims, planned = client.run(python, url, scenario, folder, log)
+            claims, instants_s = client.run(python, url, scenario, folder, log)
         except (RuntimeError, OSError, KeyError, ValueError) as error:
             return {"error": f"{type(error).__name__}: {error}", "checks": []}
     rows = nullserver.read_stamps(stamps)
-    checks = truth.score(claims, rows, load=load, scheduled_s=planned)
+    checks = truth.score(claims, rows, load=load, scheduled_s=instants_s)
     figures = {"seconds": round(time.monotonic() - begin_s, 1)}
     figures["load_average"] = round(os.getloadavg()[0], 2)
     return {"checks": [asdict(check) for check in checks], **figures}

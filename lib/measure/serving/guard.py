@@ -45,20 +45,20 @@ def end(process: subprocess.Popen, grace_s: float) -> None:
 def main(argv: list[str]) -> int:
     """The command's exit status, or 0 where it was ended on request."""
     log, grace_s, command = Path(argv[0]), float(argv[1]), argv[2:]
-    stopped = []
-    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    stops = []
+    signal.signal(signal.SIGTERM, lambda *_: stops.append(True))
     with log.open("ab") as file:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
     try:
-        while process.poll() is None and not stopped:
+        while process.poll() is None and not stops:
             readable, _, _ = select.select([sys.stdin], [], [], POLL_S)
             if readable and not os.read(sys.stdin.fileno(), 4096):
-                stopped.append(True)
+                stops.append(True)
     finally:
         end(process, grace_s)
-    return 0 if stopped else process.returncode
+    return 0 if stops else process.returncode
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ class Kind:
     """What tells one server from another.
 
     `forced(n)` are the fields by which exactly n tokens come out, empty where the server cannot be
-    forced; `command(python, model, port)` starts it; `python` names the environment variable that
-    holds its interpreter; `batching_options` turn continuous batching on, None where it is always.
+    forced; `command(python, model, port)` starts it on a folder, `model_options(device, dtype)` say
+    where and in what; `python` names the environment variable that holds its interpreter, `venv`
+    the folder of its own environment; `batching_options` turn continuous batching on, None where it
+    is always; `own_page` is a page that no other kind has.
     """
 
     token_ids: bool = False
@@ -29,11 +31,14 @@ class Kind:
     metrics: str | None = None
     health: str | None = None
     command: Callable[[str, str, int], list[str]] | None = None
+    model_options: Callable[[str, str], tuple[str, ...]] = lambda device, dtype: ()
     python: str | None = None
+    venv: str | None = None
     needs: tuple[str, ...] = ()
     environment: dict[str, str] | None = None
     batching_options: tuple[str, ...] | None = None
     version_of: str | None = None
+    own_page: str | None = None
 
 
 def _vllm_command(python: str, model: str, port: int) -> list[str]:
@@ -70,6 +75,7 @@ KINDS: dict[str, Kind] = {
         health="/health",
         command=_vllm_command,
         python="VLLM_PYTHON",
+        venv=".venv-vllm",
         needs=("vllm",),
         version_of="vllm",
     ),
@@ -78,11 +84,13 @@ KINDS: dict[str, Kind] = {
         forced=_generation_config,
         health="/health",
         command=_transformers_command,
+        model_options=lambda device, dtype: ("--device", device, "--dtype", dtype),
         python="SERVE_PYTHON",
         needs=("transformers", "fastapi", "uvicorn", "openai"),
         environment={"HF_HUB_OFFLINE": "1"},
         batching_options=CONTINUOUS_BATCHING,
         version_of="transformers",
+        own_page="/load_model",
     ),
 }
 
@@ -107,8 +115,8 @@ def body(
     is_text = isinstance(prompt, str)
     if not is_text and (not entry.token_ids or api == "chat"):
         raise ValueError(f"{name} takes no token ids as a prompt of {api}; give text")
-    asked = {"prompt": prompt if is_text else list(prompt)}
+    content = {"prompt": prompt if is_text else list(prompt)}
     if api == "chat":
-        asked = {"messages": [{"role": "user", "content": prompt}]}
+        content = {"messages": [{"role": "user", "content": prompt}]}
     common = {"model": model, "stream": True, "temperature": 0, "max_tokens": output_tokens}
-    return {**common, **asked, **(entry.fields or {}), **entry.forced(output_tokens)}
+    return {**common, **content, **(entry.fields or {}), **entry.forced(output_tokens)}

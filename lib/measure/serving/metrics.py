@@ -6,11 +6,12 @@ and are not used.
 
 from __future__ import annotations
 
+import http.client
 import math
 import re
-import urllib.error
-import urllib.request
 from typing import Any
+
+from lib.measure.serving import server
 
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -58,12 +59,9 @@ def read(url: str, path: str | None, timeout_s: float = 5.0) -> tuple[Counters |
     """The counters of a server now, or None and why there are none."""
     if path is None:
         return None, "this kind of server has no page of counters"
-    # No proxy of the machine: the endpoint is spoken to directly.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url.rstrip("/") + path, timeout=timeout_s) as page:
-            return parse(page.read().decode("utf-8", "replace")), ""
-    except (OSError, ValueError, urllib.error.URLError) as error:
+        return parse(server.get(url.rstrip("/") + path, timeout_s).decode("utf-8", "replace")), ""
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return None, f"{path} could not be read: {error}"
 
 
@@ -72,32 +70,33 @@ def difference(before: Counters, after: Counters) -> tuple[Counters | None, str]
 
     A counter that is new counts from zero; those that did not move are left out.
     """
-    fell = [name for name, value in before.items() if after.get(name, value) < value]
-    if fell:
-        return None, f"counter_reset: {fell[0]} fell from {before[fell[0]]:g} to {after[fell[0]]:g}"
-    moved = {name: value - before.get(name, 0.0) for name, value in after.items()}
-    return {name: value for name, value in sorted(moved.items()) if value}, ""
+    resets = [name for name, value in before.items() if after.get(name, value) < value]
+    if resets:
+        ends = f"from {before[resets[0]]:g} to {after[resets[0]]:g}"
+        return None, f"counter_reset: {resets[0]} fell {ends}"
+    changes = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    return {name: value for name, value in sorted(changes.items()) if value}, ""
 
 
-def totals(counted: Counters) -> dict[str, float]:
+def totals(counters: Counters) -> dict[str, float]:
     """The counters that have a common name, summed over their labels; those that did not move are
     absent."""
     sums = {}
     for name, aliases in NAMES.items():
-        values = [v for key, v in counted.items() if key.partition("{")[0] in aliases]
+        values = [v for key, v in counters.items() if key.partition("{")[0] in aliases]
         if values:
             sums[name] = sum(values)
     return sums
 
 
-def compare(counted: Counters, rows: list[dict[str, Any]]) -> list[str]:
+def compare(counters: Counters, rows: list[dict[str, Any]]) -> list[str]:
     """Sentences where the server's totals and the usage of the answers differ, for warnings.
 
     Only where no request failed: a failed one is counted by the server and has no usage.
     """
     if not rows or any(row["failure"] for row in rows):
         return []
-    sums, sentences = totals(counted), []
+    sums, sentences = totals(counters), []
     for name in ("prompt_tokens", "output_tokens"):
         usage = sum(row["usage"][name] or 0 for row in rows)
         if name in sums and sums[name] != usage:

@@ -18,51 +18,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib.files import ROOT
+from lib.measure.serving import kinds
+from lib.measure.serving.script import Behaviour, Speaker, load, script, usage_of
 
 clock: Callable[[], float] = time.perf_counter
-TEXT, REASON, TOOL = "text", "reasoning", "tool"
 MOST_BODY = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """How one request is answered.
-
-    Token k of the answer (from 0) is due `ttft_s` + k `gap_s` after the request was read; a chunk
-    of `bundle` tokens is written when its last token is due, and `join` chunks go out in one write.
-    The first `reasoning_tokens` and the next `tool_tokens` go to those channels. `output_tokens`
-    None gives as many as were asked for. `role_event` sends the empty first chunk of chat servers.
-    `usage`: "asked" as the request wants it, "final" always at the end, "none" never.
-    After so many tokens `reset_after` ends the connection with a reset, `close_after` without one,
-    and `hang_after` sends nothing more. `malformed`: "http", "json" or "line". A `status` other
-    than 200 answers with an error; `model` answers in another model's name; `dialect`
-    "transformers" refuses token ids and forced lengths as that server does.
-    """
-
-    ttft_s: float = 0.05
-    gap_s: float = 0.01
-    output_tokens: int | None = None
-    bundle: int = 1
-    join: int = 1
-    reasoning_tokens: int = 0
-    tool_tokens: int = 0
-    cached_tokens: int = 0
-    role_event: bool = True
-    usage: str = "asked"
-    reset_after: int | None = None
-    close_after: int | None = None
-    hang_after: int | None = None
-    malformed: str = ""
-    status: int = 200
-    stream: bool = True
-    model: str | None = None
-    dialect: str = ""
-    close_connection: bool = False
 
 
 @dataclass
@@ -153,7 +118,7 @@ async def answer(
         status, kind, text = page(server, path)
         writer.write(plain(status, text, kind))
         return True
-    if path not in ("/v1/completions", "/v1/chat/completions"):
+    if path not in kinds.APIS.values():
         writer.write(plain(404, error("no such path")))
         return True
     behaviour = server.behaviours[server.count % len(server.behaviours)]
@@ -254,14 +219,14 @@ async def reply(exchange: Exchange) -> bool:
     """Follow the behaviour; whether the connection stays open."""
     behaviour, body, row = exchange.behaviour, exchange.body, exchange.row
     writer = exchange.writer
-    asked = body.get("max_tokens") or body.get("max_completion_tokens") or 16
-    tokens = asked if behaviour.output_tokens is None else behaviour.output_tokens
+    limit = body.get("max_tokens") or body.get("max_completion_tokens") or 16
+    tokens = limit if behaviour.output_tokens is None else behaviour.output_tokens
     count = prompt_tokens(body)
-    row |= {"prompt_tokens": count, "asked_tokens": asked, "tokens": tokens}
+    row |= {"prompt_tokens": count, "asked_tokens": limit, "tokens": tokens}
     row |= {"cached_tokens": behaviour.cached_tokens, "prompt_key": prompt_key(body)}
-    if refused := refusal(exchange.server, behaviour, body):
-        row |= {"outcome": f"refused {refused[0]}", "tokens": 0}
-        writer.write(plain(refused[0], error(refused[1])))
+    if answer := refusal(exchange.server, behaviour, body):
+        row |= {"outcome": f"refused {answer[0]}", "tokens": 0}
+        writer.write(plain(answer[0], error(answer[1])))
         return True
     if behaviour.malformed == "http":
         row |= {"outcome": "malformed", "tokens": 0}
@@ -289,33 +254,33 @@ async def until(at_s: float) -> None:
 async def stream(exchange: Exchange) -> bool:
     """Write the events of one answer and stamp those with tokens; whether it came to its end."""
     behaviour, row, writer = exchange.behaviour, exchange.row, exchange.writer
-    tokens, sent = row["tokens"], 0
-    is_chat = row["path"].endswith("chat/completions")
+    tokens, count = row["tokens"], 0
+    is_chat = row["path"] == kinds.APIS["chat"]
     say = Speaker(behaviour, exchange.body, is_chat, row["prompt_tokens"])
     if is_chat and behaviour.role_event:
         writer.write(chunked(say.role()))
     for group in writes(behaviour, tokens):
-        if ending(behaviour, sent) is not None:
+        if ending(behaviour, count) is not None:
             break
-        last = sum(size for _, size in group) + sent - 1
+        last = sum(size for _, size in group) + count - 1
         await until(row["received_s"] + behaviour.ttft_s + last * behaviour.gap_s)
         data = b"".join(chunked(say.tokens(first, size)) for first, size in group)
         now_s = clock()
         writer.write(data)
         row["writes"] += [[now_s, size, say.channel(first)] for first, size in group]
-        sent = last + 1
-    if (end := ending(behaviour, sent)) is not None:
-        row |= {"outcome": end, "tokens": sent}
+        count = last + 1
+    if (end := ending(behaviour, count)) is not None:
+        row |= {"outcome": end, "tokens": count}
         await finish_early(exchange, end)
         return False
     if behaviour.malformed:
-        broken = b"data: {not json\n\n" if behaviour.malformed == "json" else b"what is this\n\n"
+        line = b"data: {not json\n\n" if behaviour.malformed == "json" else b"what is this\n\n"
         row["outcome"] = "malformed"
-        writer.write(chunked(broken) + b"0\r\n\r\n")
+        writer.write(chunked(line) + b"0\r\n\r\n")
         return False
     writer.write(chunked(say.end(tokens)) + b"0\r\n\r\n")
-    done = {"requests": 1, "prompt_tokens": row["prompt_tokens"], "generation_tokens": tokens}
-    for name, value in {**done, "cached_tokens": behaviour.cached_tokens}.items():
+    totals = {"requests": 1, "prompt_tokens": row["prompt_tokens"], "generation_tokens": tokens}
+    for name, value in {**totals, "cached_tokens": behaviour.cached_tokens}.items():
         exchange.server.counters[name] += value
     return True
 
@@ -327,11 +292,11 @@ def writes(behaviour: Behaviour, tokens: int) -> list[list[tuple[int, int]]]:
     return [chunks[n : n + behaviour.join] for n in range(0, len(chunks), behaviour.join)]
 
 
-def ending(behaviour: Behaviour, sent: int) -> str | None:
-    """How the answer ends after `sent` tokens, or None."""
+def ending(behaviour: Behaviour, count: int) -> str | None:
+    """How the answer ends after `count` tokens, or None."""
     for name in ("reset", "close", "hang"):
         after = getattr(behaviour, f"{name}_after")
-        if after is not None and sent >= after:
+        if after is not None and count >= after:
             return name
     return None
 
@@ -350,98 +315,6 @@ async def finish_early(exchange: Exchange, end: str) -> None:
 def chunked(data: bytes) -> bytes:
     """One chunk of an HTTP answer."""
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
-
-
-def usage_of(count: int, tokens: int, behaviour: Behaviour) -> dict[str, Any]:
-    """A usage object as servers send it."""
-    return {
-        "prompt_tokens": count,
-        "completion_tokens": tokens,
-        "total_tokens": count + tokens,
-        "prompt_tokens_details": {"cached_tokens": behaviour.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": behaviour.reasoning_tokens},
-    }
-
-
-class Speaker:
-    """The events of one answer as bytes."""
-
-    def __init__(
-        self, behaviour: Behaviour, body: dict[str, Any], is_chat: bool, count: int
-    ) -> None:
-        options = body.get("stream_options") or {}
-        self.behaviour, self.is_chat, self.count = behaviour, is_chat, count
-        self.model = behaviour.model or body.get("model") or "null"
-        asked = behaviour.usage == "asked"
-        self.each = asked and bool(options.get("continuous_usage_stats"))
-        self.final = behaviour.usage == "final" or (asked and bool(options.get("include_usage")))
-        self.ids = bool(body.get("return_token_ids")) and not is_chat
-
-    def channel(self, token: int) -> str:
-        """The channel that token number `token` goes to."""
-        before = self.behaviour.reasoning_tokens
-        if not self.is_chat or token >= before + self.behaviour.tool_tokens:
-            return TEXT
-        return REASON if token < before else TOOL
-
-    def role(self) -> bytes:
-        """The first chunk of a chat: a role and no token."""
-        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        return self._event([choice], 0 if self.each else None)
-
-    def tokens(self, first: int, size: int) -> bytes:
-        """A chunk with `size` tokens from number `first` on."""
-        text = "".join(f"w{n} " for n in range(first, first + size))
-        choice: dict[str, Any] = {"index": 0, "finish_reason": None}
-        if not self.is_chat:
-            choice |= {"text": text, "logprobs": None}
-            choice |= {"token_ids": list(range(first, first + size))} if self.ids else {}
-        elif (channel := self.channel(first)) == TEXT:
-            choice["delta"] = {"content": text}
-        elif channel == REASON:
-            choice["delta"] = {"reasoning_content": text}
-        else:
-            call = {"index": 0, "id": "call-0", "type": "function"}
-            call["function"] = {"name": "look", "arguments": text}
-            choice["delta"] = {"tool_calls": [call]}
-        return self._event([choice], first + size if self.each else None)
-
-    def end(self, tokens: int) -> bytes:
-        """The finish reason, the usage and the end mark."""
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "length" if tokens else "stop"}
-        choice |= {"delta": {}} if self.is_chat else {"text": ""}
-        data = self._event([choice], tokens if self.each else None)
-        if self.final:
-            data += self._event([], tokens)
-        return data + b"data: [DONE]\n\n"
-
-    def _event(self, choices: list[dict[str, Any]], tokens: int | None) -> bytes:
-        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        event = {"id": "null-0", "object": kind, "created": 0, "model": self.model}
-        event["choices"] = choices
-        if tokens is not None:
-            event["usage"] = usage_of(self.count, tokens, self.behaviour)
-        return b"data: " + json.dumps(event).encode() + b"\n\n"
-
-
-def script(
-    behaviours: list[Behaviour], *, model: str = "null", accept_delay_s: float = 0.0
-) -> dict[str, Any]:
-    """The script file's content."""
-    rows = [asdict(behaviour) for behaviour in behaviours]
-    return {"behaviours": rows, "model": model, "accept_delay_s": accept_delay_s}
-
-
-def load(data: dict[str, Any]) -> tuple[list[Behaviour], str, float]:
-    """Behaviours, model and accept delay of a script; raises on what it does not know."""
-    names = {f.name for f in fields(Behaviour)}
-    for row in data["behaviours"]:
-        if unknown := row.keys() - names:
-            raise ValueError(f"unknown behaviour {sorted(unknown)}; known: {sorted(names)}")
-    behaviours = [Behaviour(**row) for row in data["behaviours"]]
-    if not behaviours:
-        raise ValueError("the script has no behaviours; give at least one")
-    return behaviours, data.get("model", "null"), float(data.get("accept_delay_s", 0.0))
 
 
 async def run(script_path: Path, stamps_path: Path) -> None:

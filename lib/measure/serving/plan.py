@@ -101,8 +101,8 @@ def token_ids(endpoint: Endpoint, tokens: int, number: int) -> tuple[int, ...]:
         raise ValueError(f"all {endpoint.vocab_size} ids of the vocabulary are special")
     ids: list[int] = []
     while len(ids) < tokens:
-        if (drawn := rng.randrange(endpoint.vocab_size)) not in special:
-            ids.append(drawn)
+        if (token := rng.randrange(endpoint.vocab_size)) not in special:
+            ids.append(token)
     return tuple(ids)
 
 
@@ -113,8 +113,8 @@ def prompt(endpoint: Endpoint, tokens: int, seed: str) -> tuple[str | tuple[int,
         return token_ids(endpoint, tokens, number), tokens
     if endpoint.tokenizer is None:
         return " ".join(f"{seed_number(f'{seed} {n}') % 1000}" for n in range(tokens)), None
-    drawn = exact_prompt(_WithoutTemplate(endpoint.tokenizer), tokens, seed=number)
-    return drawn.text, (tokens if endpoint.api == "completions" else None)
+    exact = exact_prompt(_WithoutTemplate(endpoint.tokenizer), tokens, seed=number)
+    return exact.text, (tokens if endpoint.api == "completions" else None)
 
 
 def build(
@@ -154,13 +154,13 @@ def build(
     )
     requests = []
     for number, (prompt_tokens, output_tokens) in enumerate(lengths):
-        text, checked = prompt(endpoint, prompt_tokens, f"{name} {number}")
+        text, length = prompt(endpoint, prompt_tokens, f"{name} {number}")
         body = kinds.body(endpoint.kind, endpoint.api, endpoint.model, text, output_tokens)
         requests.append(
             {
                 "id": number,
                 "at_s": at_s[number],
-                "prompt_tokens": checked,
+                "prompt_tokens": length,
                 "output_tokens": output_tokens,
                 "body": body,
             }

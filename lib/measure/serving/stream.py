@@ -56,8 +56,8 @@ class Stream:
 
     def end(self) -> None:
         """The stream has ended; raises where it stopped inside a line."""
-        if left := self._left.strip():
-            raise StreamError("malformed", f"the stream stops inside a line: {_shown(left)}")
+        if rest := self._left.strip():
+            raise StreamError("malformed", f"the stream stops inside a line: {_shown(rest)}")
 
     def _line(self, line: bytes, read_s: float) -> None:
         if not line.startswith(b"data:"):

@@ -11,7 +11,6 @@ import hashlib
 import json
 import random
 import re
-import shutil
 import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -22,14 +21,16 @@ from typing import Any
 from lib import stats
 from lib.hardware import validity
 from lib.measure.energy import windows
-from lib.measure.serving import attribution, kinds, metrics, plan, reading, server, timing
+from lib.measure.serving import kinds, metrics, plan, server, timing
 from lib.measure.serving import window as steady
 from lib.measure.serving.arrivals import LEAST_ARRIVALS, LawCheck, Lengths, Load, check_law
 from lib.measure.serving.plan import Cell, Endpoint
 from lib.measure.serving.server import EndpointError
 from lib.records import record, store
-from lib.records.record import Record, warning
+from lib.records.record import KEY_FIELDS, Record, warning
 
+KIND, MIX = "serving", "serving-mix"
+LEAST_MIXES = 12  # a fit of energy takes eight, and four are held out
 MOST_GAPS = 4000  # of a record, evenly over time; the trace has all
 BUSY_CLIENT = 0.7  # of one processor, above which the client itself may be late
 LATE_CLIENT_S = 0.005
@@ -37,11 +38,17 @@ SATURATED = 1.10  # twice the users must give this much more throughput
 PROBES = 3
 # Prompt and output tokens of the mixes that a fit of energy needs, from prompts to outputs only.
 SHAPES = ((2048, 16), (1024, 128), (256, 256), (64, 512))
+Fact = steady.Fact
 
 
 @dataclass
 class Session:
-    """What the cells of one server share. `values` and `key` go into every record."""
+    """What the cells of one server share. `values` and `key` go into every record.
+
+    By lengths, `shortest_s` is the least latency on the idle server, `under_load_s` the users of
+    the last closed loop and the least latency in it. `gone` says why the server does not answer any
+    more; cells are then rows with that error.
+    """
 
     endpoint: Endpoint
     records_path: Path
@@ -50,11 +57,12 @@ class Session:
     env_id: str | None
     key: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
-    gpus: Sequence[str] = ()
+    missing: dict[str, str] = field(default_factory=dict)
     timeout_s: float = 60.0
     least_energy_s: float = steady.LEAST_ENERGY_S
     shortest_s: dict[str, float] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    under_load_s: dict[str, tuple[int, float]] = field(default_factory=dict)
+    gone: str = ""
 
     @property
     def folder(self) -> Path:
@@ -62,197 +70,104 @@ class Session:
         return self.records_path.parent
 
 
-def sweep(session: Session, cells: Iterable[Cell], *, idle_s: float = 10.0) -> list[Record]:
-    """Every cell, its record written as soon as it is measured; between two spans of idling.
+def begin(session: Session, idle_s: float) -> None:
+    """Ask once, and watch the board idle. Raises EndpointError where the server is not right."""
+    server.check(session.endpoint, timeout_s=session.timeout_s, seed=session.seed)
+    device = session.device
+    if reason := session.missing.get("energy_j") or device.missing.get("energy"):
+        session.missing |= {"energy_j": reason, "idle_w": reason}
+        return
+    with device.power_trace() as trace:
+        span = windows.idle(device, idle_s)
+    lenient = ("temperature_drift", "clock_drift")
+    idle = validity.judge(trace, span.start_s, span.stop_s, lenient=lenient)
+    if idle.mean_w is None:
+        session.missing["idle_w"] = idle.reason
+    else:
+        session.values["idle_w"] = idle.mean_w
 
-    Raises EndpointError where the server does not answer before the first cell. A cell that fails
-    is a row with its error; where the server does not answer after it, so are all that follow, with
-    the server's reason.
+
+def sweep(session: Session, cells: Iterable[Cell], kind: str = KIND) -> list[Record]:
+    """Every cell, its record written as soon as it is measured.
+
+    A cell that fails is a row with its error; where the server does not answer after it, so are all
+    that follow, with the server's reason.
     """
-    server.check(session.endpoint, timeout_s=session.timeout_s)
-    rows: list[Record] = []
-    _idle(session, idle_s)
-    gone = ""
-    for cell in cells:
-        if gone:
-            rows.append(store.append(session.records_path, _failed(session, cell, gone)))
-            continue
-        rows.append(one(session, cell))
-        if rows[-1].error:
-            gone = _gone(session)
-    return rows
+    return [one(session, cell, kind) for cell in cells]
 
 
 def curve(
-    session: Session,
-    prompt: Lengths,
-    output: Lengths,
-    *,
-    most_users: int = 256,
-    rate_shares: Sequence[float] = (0.5, 0.8),
-    warmup_s: float = 5.0,
-    window_s: float = 22.0,
-    idle_s: float = 10.0,
+    session: Session, cell: Cell, *, most_users: int, rate_shares: Sequence[float]
 ) -> list[Record]:
     """From one user to saturation, the users doubled each time, then Poisson arrivals below it.
 
-    Saturated is where twice the users give less than SATURATED times the output throughput, or
-    where requests fail. The rates are `rate_shares` of the most requests a second that were seen.
+    `cell` gives lengths and times. Saturated is where twice the users give less than SATURATED
+    times the output throughput. The rates are `rate_shares` of the most requests a second that were
+    seen.
     """
-    server.check(session.endpoint, timeout_s=session.timeout_s)
-    _idle(session, idle_s)
-    cell = Cell(Load("closed", 1), prompt, output, warmup_s, window_s)
-    rows = [one(session, cell)]
-    while rows[-1].error is None and cell.load.value * 2 <= most_users:
-        cell = replace(cell, load=Load("closed", cell.load.value * 2))
-        rows.append(one(session, cell))
-        if saturated(rows):
-            break
-    rates = [
-        reading.requests_finished(row) / reading.window(row).seconds
-        for row in reading.measured(rows)
-    ]
-    for share in rate_shares if rates and max(rates) > 0 else ():
-        rate = float(f"{share * max(rates):.3g}")
-        rows.append(one(session, replace(cell, load=Load("poisson", rate))))
-    return rows
+    rows: list[Record] = []
+    users = 1
+    while users <= most_users and not (rows and (rows[-1].error or saturated(rows))):
+        rows.append(one(session, replace(cell, load=Load("closed", users))))
+        users *= 2
+    most_per_s = max((finished_per_s(row) for row in rows if not row.error), default=0)
+    rates = [float(f"{share * most_per_s:.3g}") for share in rate_shares if most_per_s]
+    return rows + sweep(session, [replace(cell, load=Load("poisson", rate)) for rate in rates])
 
 
-def mixes(
-    loads: Sequence[Load], *, seed: int, warmup_s: float = 5.0, window_s: float = 22.0
-) -> list[Cell]:
-    """Each load with each of SHAPES, in seeded order: the mixes of `attribution.fit`.
+def mixes(loads: Sequence[Load], cell: Cell, seed: int) -> list[Cell]:
+    """Each load with each of SHAPES, in seeded order; `cell` gives the times.
 
-    Three loads make twelve: eight for the fit, four held out. Loads that leave the server idle for
-    a part of the time tell what idling costs.
+    Three loads make twelve: eight for a fit of energy, four held out. Loads that leave the server
+    idle for a part of the time tell what idling costs.
     """
     cells = [
-        Cell(load, Lengths(prompt), Lengths(output), warmup_s, window_s)
+        replace(cell, load=load, prompt=Lengths(prompt), output=Lengths(output))
         for load in loads
         for prompt, output in SHAPES
     ]
-    attribution.held_out(len(cells), seed)  # raises where they are too few for a fit
+    if len(cells) < LEAST_MIXES:
+        raise ValueError(
+            f"a fit of energy needs {LEAST_MIXES} mixes, four of them held out, got {len(cells)}; "
+            f"give at least {-(-LEAST_MIXES // len(SHAPES))} loads"
+        )
     random.Random(seed).shuffle(cells)
     return cells
 
 
 def saturated(rows: Sequence[Record]) -> bool:
     """Whether the last row of a curve of doubled users gives hardly more than the one before."""
-    if rows[-1].error or len(rows) < 2:
-        return bool(rows[-1].error)
-    before, after = (reading.tokens_per_s(row).value for row in rows[-2:])
-    return not before or not after or after < SATURATED * before
+    if len(rows) < 2:
+        return False
+    before, after = (_output_per_s(row) for row in rows[-2:])
+    return after < SATURATED * before or not after
 
 
-def one(session: Session, cell: Cell) -> Record:
+def _output_per_s(row: Record) -> float:
+    seconds = row.samples["output_tokens_by_s"]
+    return sum(seconds) / len(seconds) if seconds else 0.0
+
+
+def finished_per_s(row: Record) -> float:
+    """Answers a second: those that were as asked and ended in the window."""
+    start_s, stop_s = (row.values[f"window_{edge}_s"] for edge in ("start", "stop"))
+    ends = zip(row.samples["end_s"], row.samples["failure"], strict=True)
+    count = sum(start_s <= end_s < stop_s and not failure for end_s, failure in ends)
+    return count / (stop_s - start_s) if stop_s > start_s else 0.0
+
+
+def one(session: Session, cell: Cell, kind: str = KIND) -> Record:
     """Measure a cell and append its record; an error becomes a row with the error."""
     try:
-        row = measure(session, cell)
+        if session.gone:
+            raise EndpointError("unreachable", session.gone)
+        row = measure(session, cell, kind)
     except (EndpointError, RuntimeError, OSError, ValueError) as error:
-        row = _failed(session, cell, record.first_line(error))
+        values = {**session.values, "law": cell.load.law, "load": cell.load.value}
+        text, env_id = record.first_line(error), session.env_id
+        row = Record(kind, _key(session, cell), values=values, error=text, env_id=env_id)
+        session.gone = session.gone or _gone(session)
     return store.append(session.records_path, row)
-
-
-def measure(session: Session, cell: Cell) -> Record:
-    """Run a cell and read it. Raises EndpointError where none of its requests was answered."""
-    endpoint, device = session.endpoint, session.device
-    page = kinds.kind(endpoint.kind).metrics
-    data = plan.build(
-        endpoint,
-        cell,
-        seed=session.seed,
-        shortest_s=_shortest_s(session, cell) if cell.load.users else None,
-        timeout_s=session.timeout_s,
-    )
-    before, metrics_reason = metrics.read(endpoint.url, page)
-    folder = Path(tempfile.mkdtemp())
-    try:
-        with device.power_trace(uuids=session.gpus) as trace:
-            rows = plan.run(data, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    after, _ = metrics.read(endpoint.url, page)
-    requests = plan.requests_of(rows)
-    if not any(timing.is_ok(row) for row in requests):
-        server.idle_request_s(requests)  # raises with the first failure
-    counted, fell = metrics.difference(before, after) if before and after else (None, "")
-    outcome = _Outcome(rows, requests, trace, counted, fell or metrics_reason)
-    return _record(session, cell, outcome, _sha(data))
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What one run gave."""
-
-    rows: list[dict[str, Any]]
-    requests: list[dict[str, Any]]
-    trace: list[dict[str, Any]]
-    counted: dict[str, float] | None
-    metrics_reason: str
-
-    @property
-    def zero_s(self) -> float:
-        """The run's zero on the clock that processes share."""
-        return self.rows[0]["zero_s"]
-
-    @property
-    def footer(self) -> dict[str, Any]:
-        """The client's last row, or what is known of a client that died."""
-        last = self.rows[-1]
-        died = {"wall_s": None, "cpu_s": None, "stopped": "the client ended before its footer"}
-        return last if last["row"] == "footer" else died
-
-
-def _sha(data: dict[str, Any]) -> str:
-    text = json.dumps(data, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _shortest_s(session: Session, cell: Cell) -> float:
-    """Least latency of a few requests of the cell's lengths on the idle server; of half of that
-    where lengths are drawn.
-
-    The last thing before a closed loop is a burst of as many requests as it has users: a size of
-    batch that the server meets for the first time may be compiled first.
-    """
-    prompt, output = cell.prompt.median, cell.output.median
-    name = f"{prompt} {output}"
-    lengths = {"prompt_tokens": max(prompt, 16), "output_tokens": output}
-    if name not in session.shortest_s:
-        rows = server.ask(
-            session.endpoint,
-            PROBES,
-            seed=f"{session.seed} probe {name}",
-            timeout_s=session.timeout_s,
-            **lengths,
-        )
-        session.shortest_s[name] = server.idle_request_s(rows)
-    server.ask(
-        session.endpoint,
-        cell.load.users,
-        seed=f"{session.seed} burst {cell.label}",
-        timeout_s=session.timeout_s,
-        at_once=True,
-        **{**lengths, "output_tokens": min(output, 8)},
-    )
-    drawn = cell.prompt.sigma or cell.output.sigma
-    return session.shortest_s[name] / (2 if drawn else 1)
-
-
-def _idle(session: Session, idle_s: float) -> None:
-    """Mean board power with the server up and nothing asked, kept in the session's values."""
-    device = session.device
-    if "energy" in device.missing:
-        session.missing["idle_w"] = device.missing["energy"]
-        return
-    with device.power_trace(uuids=session.gpus) as trace:
-        span = windows.idle(device, idle_s)
-    lenient = ("temperature_drift", "clock_drift")
-    judged = validity.judge(trace, span.start_s, span.stop_s, lenient=lenient)
-    if judged.mean_w is None:
-        session.missing["idle_w"] = judged.reason
-    else:
-        session.values["idle_w"] = judged.mean_w
 
 
 def _gone(session: Session) -> str:
@@ -264,46 +179,127 @@ def _gone(session: Session) -> str:
     return ""
 
 
+def measure(session: Session, cell: Cell, kind: str = KIND) -> Record:
+    """Run a cell and read it. Raises EndpointError where none of its requests was answered."""
+    endpoint = session.endpoint
+    page = kinds.kind(endpoint.kind).metrics
+    data = plan.build(
+        endpoint,
+        cell,
+        seed=session.seed,
+        shortest_s=_shortest_s(session, cell) if cell.load.users else None,
+        timeout_s=session.timeout_s,
+    )
+    before, reason = metrics.read(endpoint.url, page)
+    with tempfile.TemporaryDirectory() as folder, session.device.power_trace() as trace:
+        rows = plan.run(data, Path(folder))
+    after, later_reason = metrics.read(endpoint.url, page)
+    requests = plan.requests_of(rows)
+    least_s = server.idle_request_s(requests)  # raises with the first failure if none was answered
+    if cell.load.users:
+        session.under_load_s[_lengths(cell)] = (cell.load.users, least_s)
+    counters = None
+    if before is not None and after is not None:
+        counters, reason = metrics.difference(before, after)
+    run = Run(rows, requests, trace, counters, reason or later_reason)
+    return _record(session, cell, run, kind, _sha(data))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run gave: the client's rows, the board's readings, the server's counters or why
+    there are none."""
+
+    rows: list[dict[str, Any]]
+    requests: list[dict[str, Any]]
+    trace: list[dict[str, Any]]
+    counters: dict[str, float] | None
+    reason: str
+
+    @property
+    def zero_s(self) -> float:
+        """The run's zero on the clock that processes share."""
+        return self.rows[0]["zero_s"]
+
+    @property
+    def footer(self) -> dict[str, Any]:
+        """The client's last row, or what is known of a client that died."""
+        last = self.rows[-1]
+        dead = {"wall_s": None, "cpu_s": None, "stopped": "the client ended before its footer"}
+        return last if last["row"] == "footer" else dead
+
+
+def _sha(data: dict[str, Any]) -> str:
+    text = json.dumps(data, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _lengths(cell: Cell) -> str:
+    return f"{cell.prompt.label} {cell.output.label}"
+
+
+def _shortest_s(session: Session, cell: Cell) -> float:
+    """The least that a request of the cell can take: half of the least of a few on the idle server,
+    or of all among fewer users; half of that again where lengths are drawn.
+
+    The last thing before a closed loop is a burst of as many requests as it has users: a size of
+    batch that the server meets for the first time may be compiled first.
+    """
+    prompt, output, name = cell.prompt.median, cell.output.median, _lengths(cell)
+    common = {"prompt_tokens": max(prompt, 16), "timeout_s": session.timeout_s}
+    if name not in session.shortest_s:
+        seed = f"{session.seed} probe {name}"
+        rows = server.ask(session.endpoint, PROBES, seed=seed, output_tokens=output, **common)
+        session.shortest_s[name] = server.idle_request_s(rows)
+    seed, few = f"{session.seed} burst {cell.label}", min(output, 8)
+    server.ask(
+        session.endpoint, cell.load.users, seed=seed, output_tokens=few, at_once=True, **common
+    )
+    users, least_s = session.under_load_s.get(name, (0, 0.0))
+    least_s = max(session.shortest_s[name], least_s if users <= cell.load.users else 0.0)
+    return least_s / (4 if cell.prompt.sigma or cell.output.sigma else 2)
+
+
 def _key(session: Session, cell: Cell) -> dict[str, Any]:
-    load = cell.load
-    return {
+    load = cell.load.label
+    if cell.prompt.sigma or cell.output.sigma:
+        load = cell.label
+    return dict.fromkeys(KEY_FIELDS) | {
         "model": session.endpoint.model,
         **session.key,
         "stack": "server",
-        "batch": load.users if load.users else load.label,
-        "context": cell.prompt.label if cell.prompt.sigma else cell.prompt.median,
-        "new_tokens": cell.output.label if cell.output.sigma else cell.output.median,
+        "experts": "the server's",
+        "server": session.endpoint.kind,
+        "load": load,
+        "batch": cell.load.users,
+        "context": cell.prompt.median,
+        "new_tokens": cell.output.median,
         "decoding": "greedy",
     }
 
 
-def _failed(session: Session, cell: Cell, error: str) -> Record:
-    values = {**session.values, "law": cell.load.law, "load": cell.load.value}
-    return Record(
-        reading.KIND, _key(session, cell), values=values, error=error, env_id=session.env_id
-    )
-
-
-def _record(session: Session, cell: Cell, outcome: _Outcome, sha: str) -> Record:
-    facts = [timing.fact(row) for row in outcome.requests]
+def _record(session: Session, cell: Cell, run: Run, kind: str, sha: str) -> Record:
+    facts = [timing.fact(row) for row in run.requests]
     stop_s = cell.warmup_s + cell.window_s
     at = steady.cut_to_seconds(steady.steady(facts, cell.load, cell.warmup_s, stop_s))
-    by_second = steady.tokens_by_second(outcome.requests, at)
-    gaps = _gaps(outcome.requests, at)
-    slug = re.sub(r"[^a-z0-9.]+", "-", cell.label.lower()).strip("-")
-    energy, missing, judged = _energy(session, outcome, at)
-    missing |= {name: text for name, text in session.missing.items() if text}
-    if outcome.counted is None:
-        missing["metrics"] = (
-            outcome.metrics_reason or "the page of counters could not be read again"
-        )
-    _save(session, outcome, slug)
+    gaps = [
+        round(gap, 6)
+        for row in run.requests
+        if timing.is_ok(row) and at.holds(row["scheduled_s"])
+        for gap in timing.gaps_s(row)
+    ]
+    energy, missing, verdict = _energy(session, run, at)
+    missing = {**session.missing, **missing}
+    if run.counters is None:
+        missing["metrics"] = run.reason
     law = _law(cell, facts)
-    cpu_s, wall_s = outcome.footer["cpu_s"], outcome.footer["wall_s"]
+    cpu_s, wall_s = run.footer["cpu_s"], run.footer["wall_s"]
+    in_flight = steady.in_flight(facts)
     values = {
         **session.values,
         "law": cell.load.law,
         "load": cell.load.value,
+        "seed": session.seed,
         "api": session.endpoint.api,
         "token_id_prompts": session.endpoint.uses_ids,
         "plan_sha": sha,
@@ -312,44 +308,39 @@ def _record(session: Session, cell: Cell, outcome: _Outcome, sha: str) -> Record
         "window_stop_s": at.stop_s,
         "window_rule": at.rule,
         "window_reason": at.reason,
-        "in_flight": steady.mean_in_flight(steady.in_flight(facts), at.start_s, at.stop_s)
+        "in_flight": steady.mean_in_flight(in_flight, at.start_s, at.stop_s)
         if at.seconds
         else None,
         "itl_count": len(gaps),
         "arrivals_p": law.p if law else None,
         "client_cpu_share": cpu_s / wall_s if cpu_s is not None else None,
-        "requests_trace": f"requests-{slug}.jsonl.gz",
-        **({"power_trace": f"power-{slug}.jsonl.gz"} if outcome.trace else {}),
-        **({"metrics": outcome.counted} if outcome.counted is not None else {}),
+        "metrics": run.counters,
+        **_save(session, run, f"{'' if kind == KIND else 'mix-'}{cell.label}"),
         **energy,
     }
+    samples = {name: [fact[name] for fact in facts] for name in steady.FACTS}
+    samples |= timing.tokens_by_second(run.requests, at) | {"itl_s": _thinned(gaps)}
+    gates = [] if verdict is None else verdict.failing("warn")
     return Record(
-        reading.KIND,
+        kind,
         _key(session, cell),
-        samples={**reading.columns(facts), **by_second, "itl_s": _thinned(gaps)},
+        samples=samples,
         values={name: value for name, value in values.items() if value is not None},
         missing=missing,
-        warnings=(*_warnings(cell, outcome, facts, at, values, law), *_gate_warnings(judged)),
+        warnings=(
+            *_warnings(cell, run, facts, at, values, law),
+            *(warning(gate.code, gate.text) for gate in gates),
+        ),
         env_id=session.env_id,
     )
 
 
-def _law(cell: Cell, facts: Sequence[dict[str, Any]]) -> LawCheck | None:
+def _law(cell: Cell, facts: Sequence[Fact]) -> LawCheck | None:
     """The test of the law by which requests were really sent; None for users and for a handful."""
-    sent_s = [fact["sent_s"] for fact in facts if fact["sent_s"] is not None]
-    if cell.load.users is not None or len(sent_s) < LEAST_ARRIVALS:
+    times_s = [fact["sent_s"] for fact in facts if fact["sent_s"] is not None]
+    if cell.load.users is not None or len(times_s) < LEAST_ARRIVALS:
         return None
-    return check_law(sent_s, cell.load)
-
-
-def _gaps(requests: Sequence[dict[str, Any]], at: steady.Window) -> list[float]:
-    """The gaps that were seen, of the window's requests that were answered, in their order."""
-    return [
-        round(gap, 6)
-        for row in requests
-        if timing.is_ok(row) and at.holds(row["scheduled_s"])
-        for gap in timing.gaps_s(row)
-    ]
+    return check_law(times_s, cell.load)
 
 
 def _thinned(gaps: Sequence[float]) -> list[float]:
@@ -358,85 +349,88 @@ def _thinned(gaps: Sequence[float]) -> list[float]:
 
 
 def _energy(
-    session: Session, outcome: _Outcome, at: steady.Window
+    session: Session, run: Run, at: steady.Window
 ) -> tuple[dict[str, Any], dict[str, str], validity.Window | None]:
     """Energy values of the window, what is missing and why, and the judged window."""
-    if reason := session.device.missing.get("energy"):
-        return {}, {"energy_j": reason}, None
+    if "energy_j" in session.missing:
+        return {}, {}, None
     if at.whole_seconds < session.least_energy_s:
         text = f"the window has {at.seconds:g} s; the counter needs {session.least_energy_s:g}"
         return {}, {"energy_j": text}, None
-    edges = outcome.zero_s + at.start_s, outcome.zero_s + at.stop_s
-    judged = validity.judge(outcome.trace, *edges, idle_w=session.values.get("idle_w"))
-    values = {"gates": validity.as_dicts(judged.gates), "joules": judged.joules}
-    if judged.energy_j is None:
-        return values, {"energy_j": judged.reason}, judged
-    mean = {"energy_j": judged.energy_j, "mean_w": judged.mean_w, "estimator": judged.estimator}
-    return {**values, **mean}, {}, judged
+    edges = run.zero_s + at.start_s, run.zero_s + at.stop_s
+    window = validity.judge(run.trace, *edges, idle_w=session.values.get("idle_w"))
+    values = {"gates": validity.as_dicts(window.gates), "joules": window.joules}
+    if window.energy_j is None:
+        return values, {"energy_j": window.reason}, window
+    mean = {"energy_j": window.energy_j, "mean_w": window.mean_w, "estimator": window.estimator}
+    return {**values, **mean}, {}, window
 
 
-def _save(session: Session, outcome: _Outcome, slug: str) -> None:
-    """The client's rows and the board's readings, both on the clock of the run."""
+def _save(session: Session, run: Run, label: str) -> dict[str, str]:
+    """Write the client's rows and the board's readings, both on the clock of the run; their names.
+
+    The kind of server is in the name: a second run with another one replaces nothing.
+    """
+    slug = re.sub(r"[^a-z0-9.]+", "-", f"{session.endpoint.kind} {label}".lower()).strip("-")
+    names = {"requests_trace": f"requests-{slug}.jsonl.gz"}
     session.folder.mkdir(parents=True, exist_ok=True)
-    store.write_trace(session.folder / f"requests-{slug}.jsonl.gz", outcome.rows)
-    if outcome.trace:
-        power = ({**row, "t_s": round(row["t_s"] - outcome.zero_s, 6)} for row in outcome.trace)
-        store.write_trace(session.folder / f"power-{slug}.jsonl.gz", power)
+    store.write_trace(session.folder / names["requests_trace"], run.rows)
+    if run.trace:
+        names["power_trace"] = f"power-{slug}.jsonl.gz"
+        power = ({**row, "t_s": round(row["t_s"] - run.zero_s, 6)} for row in run.trace)
+        store.write_trace(session.folder / names["power_trace"], power)
+    return names
 
 
 def _warnings(
     cell: Cell,
-    outcome: _Outcome,
-    facts: Sequence[dict[str, Any]],
+    run: Run,
+    facts: Sequence[Fact],
     at: steady.Window,
     values: dict[str, Any],
     law: LawCheck | None,
 ) -> list[dict[str, str]]:
     """What a reader should beware of; each says what to do."""
     warnings: list[dict[str, str]] = []
-    inside = steady.scheduled_in(facts, at)
+    requests = steady.scheduled_in(facts, at)
     if at.reason:
         text = f"no steady window: {at.reason}; percentiles depend on how long the run was"
         warnings.append(warning("unsteady", text))
-    if len(inside) < stats.MIN_N_MEDIAN:
-        text = f"{len(inside)} requests were scheduled in the window; lengthen it, or load more"
+    if len(requests) < stats.MIN_N_MEDIAN:
+        text = f"{len(requests)} requests were scheduled in the window; lengthen it, or load more"
         warnings.append(warning("few_requests", text))
-    if failed := [fact["failure"] for fact in inside if fact["failure"]]:
-        classes = ", ".join(f"{failed.count(name)} {name}" for name in sorted(set(failed)))
-        text = f"{len(failed)} of {len(inside)} requests failed ({classes}); they are no samples"
-        warnings.append(warning("failures", text))
+    if failures := [fact["failure"] for fact in requests if fact["failure"]]:
+        classes = ", ".join(f"{failures.count(name)} {name}" for name in sorted(set(failures)))
+        text = f"{len(failures)} of {len(requests)} requests failed ({classes})"
+        warnings.append(warning("failures", f"{text}; they are no samples"))
     share = values["client_cpu_share"]
     if share is not None and share > BUSY_CLIENT:
         text = f"the client used {share:.0%} of a processor; lower the load or use a faster host"
         warnings.append(warning("client_busy", text))
-    delays = [delay for fact in inside if (delay := steady.delay_s(fact)) is not None]
+    delays = [delay for fact in requests if (delay := steady.delay_s(fact)) is not None]
     if delays and (late := statistics.median(delays)) > LATE_CLIENT_S:
         text = f"the client sent its requests {late * 1e3:.1f} ms late (median); free its host"
         warnings.append(warning("client_late", text))
-    cached = sum(fact["cached_tokens"] or 0 for fact in inside)
-    prompts = sum(fact["prompt_tokens"] or 0 for fact in inside)
-    if cached > 0.01 * prompts:
-        text = f"{cached / prompts:.0%} of the prompt tokens came from a prefix cache"
+    hits = sum(fact["cached_tokens"] or 0 for fact in requests)
+    prompts = sum(fact["prompt_tokens"] or 0 for fact in requests)
+    if hits > 0.01 * prompts:
+        text = f"{hits / prompts:.0%} of the prompt tokens came from a prefix cache"
         warnings.append(warning("cached", f"{text}; turn it off, or send new prompts"))
-    if any(fact["first_tokens"] is None and fact["output_tokens"] for fact in inside):
+    if any(fact["first_tokens"] is None and fact["output_tokens"] for fact in requests):
         text = "chunks of unknown size: tokens are spread evenly over them, and TPOT is missing"
         warnings.append(warning("chunks_unknown", text))
-    if outcome.footer["stopped"]:
-        warnings.append(warning("stopped", f"the run was cut short: {outcome.footer['stopped']}"))
-    if outcome.counted is not None:
-        for text in metrics.compare(outcome.counted, outcome.requests):
+    if run.footer["stopped"]:
+        warnings.append(warning("stopped", f"the run was cut short: {run.footer['stopped']}"))
+    if run.counters is not None:
+        for text in metrics.compare(run.counters, run.requests):
             warnings.append(warning("metrics_differ", text))
     if law is not None and not law.ok:
         text = f"the requests were not sent as {cell.load.label}: {', '.join(law.failing)} rejected"
         warnings.append(warning("arrivals", f"{text}; free the client's host"))
-    if cell.load.users and outcome.requests:
+    if cell.load.users and run.requests:
         last_s = max(fact["scheduled_s"] for fact in facts)
         if last_s < cell.warmup_s + cell.window_s - 2 * max(map(steady.latency_s, facts)):
             warnings.append(
                 warning("ran_out", "the plan ran out of requests before its time was up")
             )
     return warnings
-
-
-def _gate_warnings(judged: validity.Window | None) -> list[dict[str, str]]:
-    return [] if judged is None else [warning(g.code, g.text) for g in judged.failing("warn")]

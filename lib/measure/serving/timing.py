@@ -1,50 +1,20 @@
-"""What a client's row says of its request: latencies from the scheduled instant, tokens by usage.
-
-A value that does not exist is None, with the reason where one is asked for. Times are seconds.
-"""
+"""A client's row as facts and as tokens at their own time; tokens are counted by usage."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
 from lib.measure.serving.stream import VISIBLE
+from lib.measure.serving.window import FACTS, Fact, Window
 
 Row = dict[str, Any]
-NO_TOKEN = "no token came"
-ONE_TIME = "all tokens came at one time, so that there is no gap"
-CHUNKS_UNKNOWN = "the server does not say how many tokens a chunk carries"
 
 
 def is_ok(row: Row) -> bool:
     """Whether the request was answered as it was asked."""
     return row["failure"] is None
-
-
-def delay_s(row: Row) -> float | None:
-    """The client's own delay: from the scheduled instant until the request was handed over."""
-    return None if row["sent_s"] is None else row["sent_s"] - row["scheduled_s"]
-
-
-def ttft_s(row: Row) -> float | None:
-    """From the scheduled instant to the first token of any channel; None where no token came."""
-    return row["event_s"][0] - row["scheduled_s"] if row["event_s"] else None
-
-
-def visible_s(row: Row) -> float | None:
-    """From the scheduled instant to the first visible text; None where there was none."""
-    place = row["event_channels"].find(VISIBLE)
-    return None if place < 0 else row["event_s"][place] - row["scheduled_s"]
-
-
-def latency_s(row: Row) -> float:
-    """From the scheduled instant to the end of the answer, or to the failure."""
-    return row["end_s"] - row["scheduled_s"]
-
-
-def output_tokens(row: Row) -> int | None:
-    """Tokens of the answer by usage."""
-    return row["usage"]["output_tokens"]
 
 
 def tokens_of_events(row: Row) -> list[int] | None:
@@ -53,7 +23,7 @@ def tokens_of_events(row: Row) -> list[int] | None:
     Counts that come with the chunks must add up to the usage. Without counts, as many events as
     tokens are one token each.
     """
-    total, counts = output_tokens(row), row["event_tokens"]
+    total, counts = row["usage"]["output_tokens"], row["event_tokens"]
     if total is None:
         return None
     if None not in counts:
@@ -61,36 +31,21 @@ def tokens_of_events(row: Row) -> list[int] | None:
     return [1] * len(counts) if len(counts) == total else None
 
 
-def arrivals_of_tokens(row: Row) -> tuple[list[tuple[float, int]] | None, str]:
-    """(instant, tokens) of each read that brought tokens, or None and why.
+def reads_of_tokens(row: Row) -> list[tuple[float, int]] | None:
+    """(instant, tokens) of each read that brought tokens; None where `tokens_of_events` is.
 
     Events that one read brought have one instant.
     """
     counts = tokens_of_events(row)
     if counts is None:
-        return None, CHUNKS_UNKNOWN
+        return None
     reads: list[tuple[float, int]] = []
     for t, count in zip(row["event_s"], counts, strict=True):
         if reads and reads[-1][0] == t:
             reads[-1] = (t, reads[-1][1] + count)
         else:
             reads.append((t, count))
-    return reads, ""
-
-
-def mean_itl_s(row: Row) -> tuple[float | None, str]:
-    """Mean gap between tokens, the TPOT of the request; or None and why.
-
-    From the first instant that brought tokens to the last, over the tokens that came after the
-    first: those inside the first chunk span no time that was seen.
-    """
-    reads, reason = arrivals_of_tokens(row)
-    if reads is None:
-        return None, reason
-    after = sum(count for _, count in reads[1:])
-    if not after:
-        return None, ONE_TIME if reads else NO_TOKEN
-    return (reads[-1][0] - reads[0][0]) / after, ""
+    return reads
 
 
 def gaps_s(row: Row) -> list[float]:
@@ -98,8 +53,7 @@ def gaps_s(row: Row) -> list[float]:
 
     Empty where the tokens of the chunks are not known.
     """
-    reads, _ = arrivals_of_tokens(row)
-    return [b - a for (a, _), (b, count) in pairwise(reads or []) if count == 1]
+    return [b - a for (a, _), (b, count) in pairwise(reads_of_tokens(row) or []) if count == 1]
 
 
 def credits(row: Row) -> list[tuple[float, float]]:
@@ -107,10 +61,10 @@ def credits(row: Row) -> list[tuple[float, float]]:
 
     Where the tokens of the chunks are not known, the total is spread evenly over them.
     """
-    reads, _ = arrivals_of_tokens(row)
+    reads = reads_of_tokens(row)
     if reads is not None:
         return [(t, float(count)) for t, count in reads]
-    total = output_tokens(row)
+    total = row["usage"]["output_tokens"]
     if total is None:  # it failed before its usage came: what was counted, or one an event
         counts = [1 if count is None else count for count in row["event_tokens"]]
     else:
@@ -124,32 +78,40 @@ def computed_prompt_tokens(row: Row) -> int | None:
     return None if prompt is None else prompt - (row["usage"]["cached_tokens"] or 0)
 
 
-FACTS = (
-    "scheduled_s", "sent_s", "first_s", "visible_s", "last_s", "end_s", "first_tokens",
-    "prompt_tokens", "cached_tokens", "output_tokens", "asked_tokens", "chunks", "failure",
-)  # fmt: skip
+def tokens_by_second(rows: Iterable[Row], window: Window) -> dict[str, list[float]]:
+    """Tokens credited to each whole second of the window, by kind.
 
-
-def fact(row: Row) -> Row:
-    """The instants and counts of a request that a record keeps; every latency follows from them.
-
-    `first_s` and `last_s` are when the first and the last tokens came, `first_tokens` how many came
-    at `first_s` (None where that is not known), `failure` a class or "". Instants are of the run.
+    An output token counts when it came. The prompt tokens that were computed (without those from
+    the prefix cache) count when the first token came, which is when the prompt had been read.
+    Failed requests count for what they brought: the server has worked for it.
     """
-    reads, _ = arrivals_of_tokens(row)
+    seconds = window.whole_seconds
+    output, prompt = [0.0] * seconds, [0.0] * seconds
+
+    def credit(column: list[float], t: float, count: float) -> None:
+        if t >= window.start_s and (second := int(t - window.start_s)) < seconds:
+            column[second] += count
+
+    for row in rows:
+        for t, count in credits(row):
+            credit(output, t, count)
+        if row["event_s"]:
+            credit(prompt, row["event_s"][0], computed_prompt_tokens(row) or 0)
+    return {"output_tokens_by_s": output, "prompt_tokens_by_s": prompt}
+
+
+def fact(row: Row) -> Fact:
+    """The facts of a request."""
+    reads, events_s = reads_of_tokens(row), row["event_s"]
     place = row["event_channels"].find(VISIBLE)
-    return {
-        "scheduled_s": row["scheduled_s"],
-        "sent_s": row["sent_s"],
-        "first_s": row["event_s"][0] if row["event_s"] else None,
-        "visible_s": row["event_s"][place] if place >= 0 else None,
-        "last_s": row["event_s"][-1] if row["event_s"] else None,
-        "end_s": row["end_s"],
+    values = {
+        **{name: row[name] for name in ("scheduled_s", "sent_s", "end_s", "chunks")},
+        "first_s": events_s[0] if events_s else None,
+        "visible_s": events_s[place] if place >= 0 else None,
+        "last_s": events_s[-1] if events_s else None,
         "first_tokens": reads[0][1] if reads else None,
-        "prompt_tokens": row["usage"]["prompt_tokens"],
-        "cached_tokens": row["usage"]["cached_tokens"],
-        "output_tokens": row["usage"]["output_tokens"],
+        **{name: row["usage"][name] for name in FACTS if name in row["usage"]},
         "asked_tokens": row["asked"]["output_tokens"],
-        "chunks": row["chunks"],
         "failure": row["failure"]["class"] if row["failure"] else "",
     }
+    return {name: values[name] for name in FACTS}

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from lib.measure.serving import timing
+from lib.measure.serving import timing, window
 from lib.measure.serving.arrivals import Load, check_law
-from lib.measure.serving.nullserver import TEXT
+from lib.measure.serving.script import TEXT
 
 Row = dict[str, Any]
 TTFT_LIMIT_S = 0.001  # median, at 20 requests a second; tests allow 5 ms on a busy machine
@@ -71,15 +71,16 @@ def claims_of(rows: Sequence[Row]) -> list[Row]:
 
 def claim_of(row: Row) -> Row:
     """What our client says of one request."""
+    fact = timing.fact(row)
     return {
         "id": str(row["id"]),
-        "ttft_s": timing.ttft_s(row),
-        "visible_s": timing.visible_s(row),
-        "itl_s": timing.mean_itl_s(row)[0],
-        "output_tokens": timing.output_tokens(row),
-        "cached_tokens": row["usage"]["cached_tokens"],
-        "delay_s": timing.delay_s(row),
-        "failed": not timing.is_ok(row),
+        "ttft_s": window.ttft_s(fact),
+        "visible_s": window.visible_s(fact),
+        "itl_s": window.tpot_s(fact),
+        "output_tokens": fact["output_tokens"],
+        "cached_tokens": fact["cached_tokens"],
+        "delay_s": window.delay_s(fact),
+        "failed": bool(fact["failure"]),
     }
 
 
@@ -142,10 +143,10 @@ def _counted(claims: Sequence[Row], real: Sequence[Row]) -> Check:
 
 def _failures(claims: Sequence[Row], real: Sequence[Row]) -> Check:
     """Answers that ended badly must be failures; an empty one may be called so or not."""
-    claimed, true = sum(bool(c.get("failed")) for c in claims), sum(r["failed"] for r in real)
+    count, true = sum(bool(c.get("failed")) for c in claims), sum(r["failed"] for r in real)
     empty = sum(not r["failed"] and r["output_tokens"] == 0 for r in real)
-    text = f"{claimed} told of, {true} true" + (f", and {empty} empty answers" if empty else "")
-    off = claimed - true if claimed < true else max(0, claimed - true - empty)
+    text = f"{count} told of, {true} true" + (f", and {empty} empty answers" if empty else "")
+    off = count - true if count < true else max(0, count - true - empty)
     return Check("failures", off == 0, off, "requests", text)
 
 
@@ -162,9 +163,9 @@ def _both(
         return {}, "not told by this client"
     both: dict[int, list[tuple[float, float]]] = {}
     for claim, row in pairs:
-        claimed, true = claim.get(name), real(row)
-        if claimed is not None and true is not None:
-            both.setdefault(row["behaviour"], []).append((claimed, true))
+        value, true = claim.get(name), real(row)
+        if value is not None and true is not None:
+            both.setdefault(row["behaviour"], []).append((value, true))
     return both, "no true value"
 
 
@@ -207,7 +208,7 @@ def _equal(name: str, pairs: Sequence[tuple[Row, Row]]) -> Check:
     if not both:
         return Check(name, None, text=reason)
     every = [pair for values in both.values() for pair in values]
-    wrong = sum(claimed != true for claimed, true in every)
+    wrong = sum(value != true for value, true in every)
     return Check(name, wrong == 0, wrong, "requests", f"{wrong} of {len(every)} wrong")
 
 

@@ -1,23 +1,28 @@
-"""The steady window of a run by a stated rule, and what requests and tokens in it say.
+"""The steady window of a run by a stated rule, and the latencies of a request.
 
-Requests are facts (`timing.fact`), times are seconds of the run. A latency belongs to
-the window in which its request was scheduled, a token to the one in which it came. What was
-scheduled during the warm-up is still being answered when the window starts: nothing is drained.
+A request is its facts, a dict of FACTS; times are seconds of the run. A latency counts from the
+scheduled instant, and belongs to the window in which its request was scheduled; a token belongs to
+the one in which it came. What was scheduled during the warm-up is still being answered when the
+window starts: nothing is drained. Both wings read this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from lib import stats
-from lib.measure.serving import timing
 from lib.measure.serving.arrivals import Load
-from lib.stats import Estimate
 
 Fact = dict[str, Any]
+# The instants and counts of a request that a record keeps, a column each. `first_s` and `last_s`
+# are when the first and the last tokens came, `first_tokens` how many came at `first_s` (None where
+# that is not known), `failure` a class or "".
+FACTS = (
+    "scheduled_s", "sent_s", "first_s", "visible_s", "last_s", "end_s", "first_tokens",
+    "prompt_tokens", "cached_tokens", "output_tokens", "asked_tokens", "chunks", "failure",
+)  # fmt: skip
 SHARE = 0.9  # of the users: the least concurrency of a closed loop's window
 GROWTH = 1.5  # of the requests in flight, last quarter over first, above which a queue grows
 GROWTH_SLACK = 2.0
@@ -46,44 +51,6 @@ class Window:
     def holds(self, t_s: float) -> bool:
         """Whether an instant lies inside; the start does, the stop does not."""
         return self.start_s <= t_s < self.stop_s
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request must keep to be good: s to the first token, s a token after it, s in all."""
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    latency_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Goodput:
-    """Requests that kept the limits, of those scheduled in the window; failures are misses."""
-
-    good: int
-    of: int
-    seconds: float
-    failed: int
-
-    @property
-    def share(self) -> float | None:
-        """Good ones of all; None where no request was scheduled."""
-        return self.good / self.of if self.of else None
-
-    @property
-    def per_s(self) -> float:
-        """Good requests a second."""
-        return self.good / self.seconds
-
-
-@dataclass(frozen=True)
-class Tail:
-    """A percentile of the requests that were answered, and how many of all failed beside them."""
-
-    estimate: Estimate
-    failed: int
-    of: int
 
 
 def in_flight(facts: Sequence[Fact]) -> list[tuple[float, int]]:
@@ -167,95 +134,35 @@ def scheduled_in(facts: Iterable[Fact], window: Window) -> list[Fact]:
 
 
 def ttft_s(fact: Fact) -> float | None:
-    """From the scheduled instant to the first token of any channel."""
+    """From the scheduled instant to the first token of any channel; None where no token came."""
     return None if fact["first_s"] is None else fact["first_s"] - fact["scheduled_s"]
 
 
 def visible_s(fact: Fact) -> float | None:
-    """From the scheduled instant to the first visible text."""
+    """From the scheduled instant to the first visible text; None where there was none."""
     return None if fact["visible_s"] is None else fact["visible_s"] - fact["scheduled_s"]
 
 
 def tpot_s(fact: Fact) -> float | None:
-    """Mean seconds per token after those that came first; None where there are none, or unknown."""
+    """Mean gap between tokens: from the first instant that brought tokens to the last, over the
+    tokens after those that came first, whose gaps nobody saw.
+
+    None where none came after them, or where it is not known how many a chunk carried.
+    """
     if fact["first_tokens"] is None or fact["output_tokens"] is None:
         return None
     after = fact["output_tokens"] - fact["first_tokens"]
     return (fact["last_s"] - fact["first_s"]) / after if after > 0 else None
 
 
-def latency_s(fact: Fact) -> float | None:
-    """From the scheduled instant to the end of the answer."""
+def latency_s(fact: Fact) -> float:
+    """From the scheduled instant to the end of the answer, or to the failure."""
     return fact["end_s"] - fact["scheduled_s"]
 
 
 def delay_s(fact: Fact) -> float | None:
-    """The client's own delay before the request was handed over."""
+    """The client's own delay: from the scheduled instant until the request was handed over."""
     return None if fact["sent_s"] is None else fact["sent_s"] - fact["scheduled_s"]
-
-
-FIGURES: dict[str, Callable[[Fact], float | None]] = {
-    "ttft_s": ttft_s,
-    "visible_s": visible_s,
-    "tpot_s": tpot_s,
-    "latency_s": latency_s,
-    "delay_s": delay_s,
-}
-
-
-def tail(facts: Iterable[Fact], window: Window, figure: str, q: float) -> Tail:
-    """The q-th percentile of a figure over the window's answered requests, failures beside it."""
-    asked = scheduled_in(facts, window)
-    good = [fact for fact in asked if not fact["failure"]]
-    values = [value for fact in good if (value := FIGURES[figure](fact)) is not None]
-    estimate = stats.percentile(values, q)
-    if not values:
-        estimate = stats.missing(f"none of {len(asked)} requests of the window has {figure}")
-    return Tail(estimate, len(asked) - len(good), len(asked))
-
-
-def goodput(facts: Iterable[Fact], window: Window, limits: Limits) -> Goodput:
-    """Requests that kept every stated limit; a failure is a miss, and so is a figure that lacks.
-
-    The time between tokens of an answer of one token, or of one chunk, keeps any limit.
-    """
-    asked = scheduled_in(facts, window)
-    failed = sum(bool(fact["failure"]) for fact in asked)
-    good = sum(not fact["failure"] and _keeps(fact, limits) for fact in asked)
-    return Goodput(good, len(asked), window.seconds, failed)
-
-
-def _keeps(fact: Fact, limits: Limits) -> bool:
-    first, each = ttft_s(fact), tpot_s(fact)
-    if limits.ttft_s is not None and (first is None or first > limits.ttft_s):
-        return False
-    if limits.tpot_s is not None:
-        if each is None and fact["first_tokens"] != fact["output_tokens"]:
-            return False  # it has gaps that nobody can tell
-        if each is not None and each > limits.tpot_s:
-            return False
-    return limits.latency_s is None or latency_s(fact) <= limits.latency_s
-
-
-def tokens_by_second(rows: Iterable[dict[str, Any]], window: Window) -> dict[str, list[float]]:
-    """Tokens credited to each whole second of the window, by kind, from a client's rows.
-
-    An output token counts when it came. The prompt tokens that were computed (without those from
-    the prefix cache) count when the first token came, which is when the prompt had been read.
-    Failed requests count for what they brought: the server has worked for it.
-    """
-    seconds = window.whole_seconds
-    output, prompt = [0.0] * seconds, [0.0] * seconds
-    for row in rows:
-        for t, count in timing.credits(row):
-            if 0 <= (second := int(t - window.start_s)) < seconds and t >= window.start_s:
-                output[second] += count
-        tokens = timing.computed_prompt_tokens(row)
-        if row["event_s"] and tokens is not None:
-            t = row["event_s"][0]
-            if t >= window.start_s and (second := int(t - window.start_s)) < seconds:
-                prompt[second] += tokens
-    return {"output_tokens_by_s": output, "prompt_tokens_by_s": prompt}
 
 
 def cut_to_seconds(window: Window) -> Window:

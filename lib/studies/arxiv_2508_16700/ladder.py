@@ -15,17 +15,22 @@ from matplotlib.axes import Axes
 
 from lib import stats
 from lib.analysis import bounds
+from lib.analysis.engines import ENGINES
+from lib.analysis.metrics import METRICS
+from lib.analysis.rows import Rows
 from lib.analysis.series import Series
+from lib.records.kinds import WEIGHTS
 from lib.records.record import Record, select
 from lib.show.figure import PALETTE, axes, labelled
 from lib.show.table import Column, Table
 from lib.show.wording import Statement, interval, short
 from lib.stats import Estimate
-from lib.studies import evidence, verdict
+from lib.studies import evidence, forms, verdict
 from lib.studies.arxiv_2508_16700 import audit
 from lib.studies.evidence import ALL_EXPERTS, Evidence, Map
 from lib.studies.study import Absent, Published, each
 
+DEPLOYED = ("mxfp4", "fp8")  # number formats that people run an engine with, where it has them
 KINDS = ("environment", "card", "latency", "ablation-experts", "trace")  # of rows that are read
 
 
@@ -41,7 +46,7 @@ class Rung:
 
 def reads(records: Sequence[Record], study: Published) -> list[Record]:
     """The rows that rungs are made of, for a caption."""
-    stacks = (None, study.data["stack"], *evidence.DEVICE_BOUND)
+    stacks = (None, study.data["stack"], *evidence.DEVICE_BOUND, *ENGINES)
     return [r for r in records if r.kind in KINDS and r.key.get("stack") in stacks]
 
 
@@ -56,8 +61,46 @@ def rungs(records: Sequence[Record], study: Published, other: str | None = None)
     ):
         m = e.stacks[stack]
         name = f"decode only, {'captured' if stack == 'graph' else 'captured and compiled'} step"
-        steps.append(Rung(name, evidence.decode_ratio(e, m, other), cause, "measured"))
-    return [*steps, *_bytes(e, other)]
+        steps.append(Rung(name, forms.DECODE.against(e, m, other), cause, "measured"))
+    return [*steps, *_deployed(records, e, other), *_bytes(e, other)]
+
+
+def _deployed(records: Sequence[Record], e: Evidence, other: str) -> list[Rung]:
+    """Whole calls on an engine: both models in the study's number format, then as people run them,
+    each in the smallest one that was measured. None where no engine was."""
+    context, tokens = e.arm
+    titles = Rows.of(records).by_title(e.published.data["models"])
+    arms = {
+        title: {
+            str(r.key["dtype"]): r
+            for r in titles[title]
+            if r.kind == "latency"
+            and r.key.get("engine")
+            and r.key["weights"] in WEIGHTS  # no stand-in weights of the engine's own
+            and (r.key["context"], r.key["new_tokens"]) == (context, tokens)
+            and r.samples.get("e2e_s")
+        }
+        for title in (e.reference, other)
+    }
+    if not any(arms.values()):
+        return []
+    plain = e.published.data["dtype"]
+    small = {m: next((f for f in DEPLOYED if f in arms[m]), plain) for m in arms}
+    rungs = []
+    for name, held in (
+        (f"whole call, vLLM, both in {plain}", dict.fromkeys(arms, plain)),
+        ("whole call, vLLM, as people deploy it", small),
+    ):
+        rows = [arms[m].get(held[m]) for m in (e.reference, other)]
+        lacking = [m for m, row in zip((e.reference, other), rows, strict=True) if row is None]
+        ratio = (
+            stats.missing(f"not measured: no row of vLLM of {lacking[0]} in {held[lacking[0]]}")
+            if lacking
+            else METRICS["output"].ratio([rows[0]], [rows[1]])
+        )
+        cause = f"an engine's own kernels and prefill; {each(held)}"
+        rungs.append(Rung(name, ratio, cause, "measured"))
+    return rungs if small != dict.fromkeys(arms, plain) else rungs[:1]
 
 
 def _paper(p: Published, other: str) -> list[Rung]:
@@ -104,7 +147,7 @@ def _read(of: Callable[[], float], method: str) -> Estimate:
 def _measured(e: Evidence, other: str) -> list[Rung]:
     """On the study's stack: every expert computed, then the library's grouped experts."""
     arm = _shared_arm(e, other)
-    all_experts = evidence.output_ratio(e, e.like_paper, other, arm)
+    all_experts = forms.OUTPUT.against(e, e.like_paper, other, arm[0])
     where = "" if arm == e.arm else f", at {arm[0]:,} tokens of context"
     used = _experts(e.base[e.reference])
     stack = e.published.data["stack"]
@@ -125,14 +168,14 @@ def _measured(e: Evidence, other: str) -> list[Rung]:
         ),
         Rung(
             f"whole call, {stack}, experts {used}",
-            evidence.output_ratio(e, e.base, other),
+            forms.OUTPUT.against(e, e.base, other),
             f"only the chosen experts are computed; the host launches every kernel{reach}"
             f"{apart(e.base, e.arm)}",
             "measured",
         ),
         Rung(
             f"decode only, {stack}, experts {used}",
-            evidence.decode_ratio(e, e.base, other),
+            forms.DECODE.against(e, e.base, other),
             "without the prefill",
             "measured",
         ),
@@ -161,7 +204,7 @@ def _bytes(e: Evidence, other: str) -> list[Rung]:
     """What the bytes of a decode step allow: as traced in each implementation, and at least."""
 
     def bound(m: Map, realised: bool) -> Estimate:
-        return evidence.compared(e, m, other, partial(_steps_per_byte, e, m, realised=realised))
+        return forms.Metric(partial(_steps_per_byte, realised=realised)).against(e, m, other)
 
     return [
         Rung(
@@ -185,7 +228,7 @@ def _bytes(e: Evidence, other: str) -> list[Rung]:
     ]
 
 
-def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estimate:
+def _steps_per_byte(e: Evidence, m: Map, model: str, context: int, *, realised: bool) -> Estimate:
     """1 / bytes that a decode step reads at the headline arm: steps a second at one byte a second.
 
     By architecture the bytes lie with the timed row; as traced, they are these and what a step was
@@ -193,10 +236,10 @@ def _steps_per_byte(e: Evidence, m: Map, model: str, *, realised: bool) -> Estim
     """
     if not m[model].rows:
         return stats.missing(m[model].reason)
-    row, name = e.base[model].one("latency", context=e.arm[0], new_tokens=e.arm[1]), "decode_bytes"
+    row, name = e.base[model].one("latency", context=context, new_tokens=e.arm[1]), "decode_bytes"
     size = row.value(name) if row else None
     if not size:
-        return evidence.untold(row, name, f"no {name} at {e.arm[0]} tokens")
+        return evidence.untold(row, name, f"no {name} at {context} tokens")
     if realised:
         row, name = evidence.traced(e, m[model]), "decode_bytes_realised"
         if row is None or None in (row.value(name), row.value("decode_bytes")):

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from lib import stats
-from lib.records.record import Record, require_comparable
+from lib.records.record import Record
 from lib.show.table import Column, Table, Text
 from lib.show.wording import short
 from lib.stats import Estimate
-from lib.studies import forms, verdict
+from lib.studies import evidence, forms, verdict
 from lib.studies.arxiv_2508_16700.audit import JOULES, PEAK, RATE, TTFT
 from lib.studies.evidence import Evidence, Map, gather
 from lib.studies.study import Absent, Published
@@ -88,7 +88,7 @@ def _ranking(e: Evidence, metric: Metric) -> Ranking:
     except Absent as reason:
         printed = {m: stats.missing(str(reason.args[0])) for m in models}
     columns = {
-        "protocol": _comparable(e, e.base, metric.protocol),
+        "protocol": _comparable(e, e.like_paper, metric.protocol),
         "ours": _comparable(e, e.base, metric.ours),
     }
     bound = "does not depend on the stack"
@@ -111,15 +111,15 @@ def as_printed(value: float) -> Estimate:
 
 
 def _comparable(e: Evidence, m: Map, name: str) -> Values:
-    """The values of a metric, or why their models must not be compared."""
-    values = {x: forms.METRICS[name].of(e, m, x) for x in e.published.models}
+    """The values of a metric, without an interval where a row warns, or why their models must not
+    be compared."""
+    values = {
+        x: verdict.settled(forms.METRICS[name].at(e, m, x), e.doubts) for x in e.published.models
+    }
     models = [x for x in values if values[x].value is not None and m[x].rows]
     rows = [next(r for r in m[x].rows if r.kind != "card") for x in models]
-    try:
-        require_comparable(rows, e.envs)
-    except ValueError as error:
-        return {x: stats.missing(f"not compared: {error}") for x in values}
-    return values
+    reason = evidence.refused(e, rows)
+    return dict.fromkeys(values, reason) if reason else values
 
 
 def by_value(values: Values, metric: Metric) -> str:

@@ -1,11 +1,11 @@
-"""These tests time a client in milliseconds, which a machine without a free processor cannot."""
+"""Some tests time a client in milliseconds, which a machine without a free processor cannot."""
 
 import os
 
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(scope="module")
 def a_processor_is_free():
     """Skip, and say so, where more than two processes wait for each processor."""
     load, processors = os.getloadavg()[0], os.cpu_count() or 1

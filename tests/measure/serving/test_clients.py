@@ -11,7 +11,10 @@ from tokenizers import Tokenizer
 
 from lib.measure.serving import clients
 from lib.measure.serving.clients import CLIENTS, Client, Scenario
-from lib.measure.serving.nullserver import Behaviour, prompt_key
+from lib.measure.serving.nullserver import prompt_key
+from lib.measure.serving.script import Behaviour
+
+pytestmark = pytest.mark.usefixtures("a_processor_is_free")
 
 AIPERF = [
     {

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 
 from lib.measure.serving import client, nullserver, plan, server
 from lib.measure.serving.arrivals import Lengths, Load
-from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.script import Behaviour
 from lib.measure.serving.server import EndpointError
+
+pytestmark = pytest.mark.usefixtures("a_processor_is_free")
 
 # How the server misbehaves, the class of the failure, and words of its reason.
 BAD = [
@@ -123,6 +126,19 @@ def test_a_client_that_is_killed_leaves_what_was_finished(tmp_path):
         process.wait()
     rows = plan.read(out)
     assert rows[0]["row"] == "header" and len(plan.requests_of(rows)) >= 3
+
+
+def test_a_key_is_sent_and_stays_out_of_plan_and_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("SERVER_API_KEY", "a-secret")
+    with nullserver.start(tmp_path, [Behaviour()]) as (url, _):
+        data = slow_plan(url, 2, 5.0)
+        run = client.Run(data, httpx.AsyncClient(), print)
+        assert run.built[0].headers["Authorization"] == "Bearer a-secret"
+        rows: list[dict] = []
+        asyncio.run(client.run_plan(data, rows.append))
+    assert "a-secret" not in json.dumps([data, rows]) and not plan.requests_of(rows)[0]["failure"]
+    monkeypatch.delenv("SERVER_API_KEY")
+    assert client.authorization() == {}
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path):

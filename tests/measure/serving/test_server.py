@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-from lib.measure.serving import guard, kinds, plan, reading, server, sweep, timing
+from lib.analysis.serving import reading
+from lib.measure.serving import guard, kinds, plan, server, sweep, target, timing, window
 from lib.measure.serving.arrivals import Lengths, Load
 from lib.measure.serving.kinds import Kind
 from lib.measure.serving.plan import Cell
@@ -107,7 +109,7 @@ def test_a_server_is_ready_when_it_answers_and_gone_after_the_block(kind, tmp_pa
     with server.start("made-up", "m", log=log, vocab_size=9) as served:
         endpoint, url = served.endpoint, served.endpoint.url
         assert (endpoint.model, endpoint.kind, endpoint.vocab_size) == ("m", "made-up", 9)
-        assert served.values["server"] == "made-up" and served.ready_s > 0
+        assert served.values["server"] == "made-up" and served.values["ready_s"] > 0
         assert "GET / HTTP" in log.read_text()
     with pytest.raises(OSError):
         server.urllib.request.urlopen(url, timeout=1.0)
@@ -146,40 +148,12 @@ def test_what_cannot_be_started_says_why(kind, monkeypatch):
     assert "set MADE_UP_PYTHON to the server's Python" in server.lacking("made-up")
 
 
-def tiny_checkpoint(folder: Path):
-    """A model of two layers with random weights, and a tokenizer whose every token is a word.
-
-    With bytes for tokens a server holds back what is no character yet, and its first chunk may come
-    at the end of the call.
-    """
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    # No special tokens: a server shows none of those, so that they come without a chunk.
-    words = {f"w{n}": n for n in range(256)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    fast.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
-    config = LlamaConfig(vocab_size=256, eos_token_id=None, bos_token_id=None, **sizes, **heads)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return fast
-
-
-SERVE = server.lacking("transformers")
-
-
 @pytest.fixture(scope="module")
 def transformers_serve(tmp_path_factory):
-    if SERVE:
-        pytest.skip(f"transformers serve: {SERVE}")
     folder = tmp_path_factory.mktemp("serve")
-    tokenizer = tiny_checkpoint(folder / "model")
+    source = target.random_checkpoint("tiny-qwen3", folder / "model", "float32", 0)
+    assert source["model_source"] == "random weights, seed 0"
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     with server.start(
         "transformers",
         str(folder / "model"),
@@ -195,8 +169,9 @@ def test_transformers_serve_keeps_the_lengths(transformers_serve):
     served, _ = transformers_serve
     row = server.check(served.endpoint, prompt_tokens=40, output_tokens=12)
     assert row["usage"]["prompt_tokens"] == 40 and row["usage"]["output_tokens"] == 12
+    fact = timing.fact(row)
     assert timing.tokens_of_events(row) == [1] * 12  # every token is a word, so none is held back
-    assert timing.mean_itl_s(row)[0] > 0 and timing.visible_s(row) == timing.ttft_s(row)
+    assert window.tpot_s(fact) > 0 and window.visible_s(fact) == window.ttft_s(fact)
     assert served.values["continuous_batching"] is False
     assert served.values["server_version"]
 
@@ -218,10 +193,11 @@ def test_transformers_serve_is_measured_like_any_server(transformers_serve):
         served.endpoint, folder / "records.jsonl", device, 1, None, values=served.values
     )
     cell = Cell(Load("fixed", 4), Lengths(32), Lengths(8), warmup_s=0.5, window_s=2.0)
+    sweep.begin(result, 0.0)
     row = sweep.sweep(result, [cell])[0]
     assert row.error is None and row.values["server"] == "transformers"
-    tail = reading.tail(row, "ttft_s", 50)
-    assert tail.failed == 0 and tail.of == 8 and tail.estimate.value > 0
+    ttft = reading.percentile(row, "ttft_s", 50)
+    assert reading.failed(row) == 0 and ttft.n == 8 and ttft.value > 0
     assert reading.tokens_per_s(row).value == pytest.approx(32, rel=0.5)
     assert set(row.samples["prompt_tokens"]) == {32}
     assert row.missing["energy_j"] == "the device is a CPU"

@@ -11,15 +11,17 @@ from dataclasses import replace
 
 import pytest
 
-from lib.measure.serving import client, kinds, nullserver, plan, reading, server, sweep
-from lib.measure.serving import window as windows
+from lib.analysis.serving import attribution, reading
+from lib.analysis.serving.reading import Limits
+from lib.measure.serving import client, kinds, nullserver, plan, server, sweep
 from lib.measure.serving.arrivals import Lengths, Load
-from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.script import Behaviour
 from lib.measure.serving.server import EndpointError
-from lib.measure.serving.window import Limits
 from lib.records import record, store
 from tests.fakes.board import Board
+
+pytestmark = pytest.mark.usefixtures("a_processor_is_free")
 
 WATTS, IDLE_W = 300.0, 110.0
 
@@ -89,7 +91,8 @@ def measured(tmp_path_factory, in_process):
     with nullserver.start(folder / "server", [Behaviour()]) as (url, _):
         result = session(url, folder / "out", RealTimeBoard(), least_energy_s=1.0)
         result.endpoint = replace(result.endpoint, kind="counting")
-        rows = sweep.sweep(result, [cell(Load("closed", 2))], idle_s=2.0)
+        sweep.begin(result, 2.0)
+        rows = sweep.sweep(result, [cell(Load("closed", 2))])
     return rows, folder / "out"
 
 
@@ -104,16 +107,16 @@ def test_a_cell_is_a_record_whose_values_are_derived_when_read(measured):
     rate = reading.tokens_per_s(closed).value
     assert 0.4 * 133 < rate <= 140
     assert reading.window(closed).seconds == 2.0
-    first = reading.tail(closed, "ttft_s", 50)
-    assert 0.05 <= first.estimate.value < 0.15 and first.failed == 0 and first.of >= 12
-    assert reading.tail(closed, "tpot_s", 50).estimate.value == pytest.approx(0.01, rel=0.2)
-    assert reading.tail(closed, "ttft_s", 99).estimate.method.startswith("max of")
+    first = reading.percentile(closed, "ttft_s", 50)
+    assert 0.05 <= first.value < 0.15 and reading.failed(closed) == 0 and first.n >= 12
+    assert reading.percentile(closed, "tpot_s", 50).value == pytest.approx(0.01, rel=0.2)
+    assert reading.percentile(closed, "ttft_s", 99).method.startswith("max of")
     good = reading.goodput(closed, Limits(ttft_s=2.0, tpot_s=0.5))
     assert good.good == good.of and good.per_s == good.of / 2.0
     gaps = closed.samples["itl_s"]
     assert statistics.median(gaps) == pytest.approx(0.01, rel=0.2)
     # Eight tokens have seven gaps, less those between tokens that came in one read.
-    assert 0.9 * 7 * first.of <= len(gaps) == closed.values["itl_count"] <= 7 * first.of
+    assert 0.9 * 7 * first.n <= len(gaps) == closed.values["itl_count"] <= 7 * first.n
     assert closed.values["in_flight"] == pytest.approx(2.0, abs=0.05)
 
 
@@ -157,49 +160,38 @@ def test_failures_caches_and_missing_joules_are_told(tmp_path):
         result = session(url, tmp_path / "out", RealTimeBoard())
         row = sweep.one(result, cell(Load("fixed", 20), window_s=1.2))
     texts = {w["code"]: w["text"] for w in row.warnings}
-    assert row.key["batch"] == "fixed 20/s"
+    assert (row.key["load"], row.key["batch"]) == ("fixed 20/s", None)
     assert "closed" in texts["failures"] and "prefix cache" in texts["cached"]
     short = "the window has 1 s; the counter needs 20"
     assert row.missing["energy_j"] == short == reading.joules_per_1k(row).reason
     assert row.missing["metrics"] == "this kind of server has no page of counters"
-    tail = reading.tail(row, "ttft_s", 50)
-    assert tail.failed == pytest.approx(tail.of / 3, abs=1)
-    assert reading.goodput(row, Limits()).good == tail.of - tail.failed
+    good = reading.goodput(row, Limits())
+    assert good.failed == pytest.approx(good.of / 3, abs=1)
+    assert good.good == good.of - good.failed
 
 
-def test_without_a_board_joules_are_missing_with_its_reason(tmp_path):
+def test_without_a_board_joules_are_missing_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.server, "check", lambda *a, **k: {})
     result = session("http://x", tmp_path, NoBoard())
-    sweep._idle(result, 10.0)
+    sweep.begin(result, 10.0)
     reason = NoBoard().missing["energy"]
-    assert result.missing == {"idle_w": reason} and "idle_w" not in result.values
-    assert sweep._energy(result, None, windows.Window(0, 30, "typed"))[1] == {"energy_j": reason}
+    assert result.missing == {"energy_j": reason, "idle_w": reason}
 
 
-def test_a_server_that_dies_leaves_rows_with_its_reason(tmp_path, monkeypatch):
-    """The check finds the server; the first cell finds nobody, and the second is not tried."""
+def test_a_server_that_dies_leaves_rows_with_its_reason(tmp_path):
+    """The first cell finds nobody, and those after it are not tried."""
     result = session(f"http://127.0.0.1:{server.free_port()}", tmp_path, NoBoard())
-    monkeypatch.setattr(sweep.server, "check", _checked_once(server.check))
     rows = sweep.sweep(result, [cell(Load("fixed", rate), window_s=0.5) for rate in (20, 21)])
     assert store.load(result.records_path) == rows
     assert rows[0].error.startswith("EndpointError: All connection attempts failed; is the server")
-    assert rows[1].error.startswith("the server did not answer after the cell before: http://")
-
-
-def _checked_once(check):
-    """A check that passes the first time: the server died after it."""
-    asked = []
-
-    def checked(endpoint, **options):
-        asked.append(endpoint)
-        return {} if len(asked) == 1 else check(endpoint, **options)
-
-    return checked
+    words = "EndpointError: the server did not answer after the cell before: http://"
+    assert rows[1].error.startswith(words)
 
 
 def test_a_sweep_of_a_bad_endpoint_does_not_begin(tmp_path):
     result = session("http://127.0.0.1:1", tmp_path, NoBoard())
     with pytest.raises(EndpointError, match="is the server started"):
-        sweep.sweep(result, [cell(Load("fixed", 20))])
+        sweep.begin(result, 1.0)
     assert not result.records_path.exists()
 
 
@@ -212,40 +204,57 @@ def test_a_curve_ends_where_twice_the_users_give_hardly_more():
     one, two, three = row_of([100.0] * 10), row_of([190.0] * 10), row_of([200.0] * 10)
     assert not sweep.saturated([one]) and not sweep.saturated([one, two])
     assert sweep.saturated([one, two, three])
-    assert sweep.saturated([one, row_of([], error="RuntimeError: gone")])
 
 
 def test_a_curve_doubles_its_users_and_then_sets_rates(tmp_path, monkeypatch):
     """A server that gives 100 tokens a second to each user, and 200 at most."""
-    loads = []
 
-    def one(session, cell):
-        loads.append(cell.load.label)
+    def measure(session, cell, kind):
         rate = min(100.0 * (cell.load.users or 1), 200.0)
-        facts = [
-            {**dict.fromkeys(reading.FACTS), "end_s": 1.0 + n / 10, "failure": ""}
-            for n in range(int(rate))
-        ]
-        values = {"window_start_s": 0.0, "window_stop_s": 100.0, "window_rule": "typed"}
-        samples = {"output_tokens_by_s": [rate] * 10, **reading.columns(facts)}
-        values |= {"window_reason": "", "law": cell.load.law, "load": cell.load.value}
-        return record.Record("serving", samples=samples, values=values)
+        # 200 requests end in 100 s at most: half of two a second.
+        ends = {"end_s": [1.0 + n / 10 for n in range(int(rate))], "failure": [""] * int(rate)}
+        values = {"window_start_s": 0.0, "window_stop_s": 100.0}
+        key = sweep._key(session, cell)
+        return record.Record(kind, key, {"output_tokens_by_s": [rate] * 10, **ends}, values)
 
-    monkeypatch.setattr(sweep, "one", one)
-    monkeypatch.setattr(sweep.server, "check", lambda *a, **k: {})
+    monkeypatch.setattr(sweep, "measure", measure)
     result = session("http://x", tmp_path, NoBoard())
-    rows = sweep.curve(result, Lengths(16), Lengths(8), rate_shares=(0.5,))
-    # 200 requests end in 100 s at most: half of two a second.
-    assert loads == ["closed 1", "closed 2", "closed 4", "poisson 1/s"] and len(rows) == 4
+    rows = sweep.curve(result, cell(Load("closed", 1)), most_users=256, rate_shares=(0.5,))
+    assert [row.key["load"] for row in rows] == ["closed 1", "closed 2", "closed 4", "poisson 1/s"]
+    assert store.load(result.records_path) == rows
+    few = sweep.curve(result, cell(Load("closed", 1)), most_users=2, rate_shares=())
+    assert [row.key["batch"] for row in few] == [1, 2]
+    assert sweep.curve(result, cell(Load("closed", 1)), most_users=0, rate_shares=(0.5,)) == []
+
+
+def test_a_plan_is_as_long_as_a_loaded_server_needs(tmp_path, monkeypatch):
+    """A request takes 0.1 s alone and 4 s among 32 users: of more users none takes less than 2.
+
+    Half, since the few requests on the idle server may have been slow ones.
+    """
+    monkeypatch.setattr(sweep.server, "ask", lambda *a, **k: [])
+    monkeypatch.setattr(sweep.server, "idle_request_s", lambda rows: 0.1)
+    result, shape = session("http://x", tmp_path, NoBoard()), cell(Load("closed", 1))
+    name = sweep._lengths(shape)
+    assert sweep._shortest_s(result, shape) == 0.05
+    result.under_load_s[name] = (32, 4.0)
+    assert sweep._shortest_s(result, replace(shape, load=Load("closed", 64))) == 2.0
+    assert sweep._shortest_s(result, replace(shape, load=Load("closed", 4))) == 0.05
+    drawn = replace(shape, prompt=Lengths(16, 0.5))
+    assert sweep._shortest_s(result, drawn) == 0.025
 
 
 def test_the_mixes_of_a_fit_are_twelve_in_seeded_order():
+    shape = cell(Load("closed", 1))
     loads = [Load("closed", 8), Load("closed", 2), Load("poisson", 0.5)]
-    cells = sweep.mixes(loads, seed=1)
-    assert len(cells) == 12 and cells == sweep.mixes(loads, seed=1) != sweep.mixes(loads, seed=2)
+    cells = sweep.mixes(loads, shape, 1)
+    assert len(cells) == 12 and cells == sweep.mixes(loads, shape, 1)
+    assert cells != sweep.mixes(loads, shape, 2)
     assert len({cell.label for cell in cells}) == 12
-    with pytest.raises(ValueError, match="needs 12, got 8"):
-        sweep.mixes(loads[:2], seed=1)
+    assert {cell.window_s for cell in cells} == {shape.window_s}
+    with pytest.raises(ValueError, match="needs 12 mixes, four .* got 8; give at least 3"):
+        sweep.mixes(loads[:2], shape, 1)
+    assert sweep.LEAST_MIXES == attribution.LEAST_FITTED + attribution.HELD_OUT
 
 
 def test_requests_that_were_not_sent_by_the_law_are_told():
@@ -257,17 +266,6 @@ def test_requests_that_were_not_sent_by_the_law_are_told():
     assert sweep._law(asked, pairs[:5]) is None
 
 
-def test_throughput_has_an_interval_over_blocks_of_five_seconds():
-    result = reading.tokens_per_s(row_of([100.0] * 5 + [110.0] * 5))
-    assert (result.value, result.n) == (105.0, 2) and result.low < 105 < result.high
-    assert reading.tokens_per_s(row_of([100.0, 50.0])).value == 75.0
-    assert reading.tokens_per_s(row_of([])).reason == "the window has no whole second"
-
-
 def test_gaps_are_thinned_evenly():
     assert len(sweep._thinned(range(sweep.MOST_GAPS * 3))) == sweep.MOST_GAPS
     assert sweep._thinned([1.0, 2.0]) == [1.0, 2.0] and sweep._thinned([]) == []
-
-
-def test_figures_have_one_name_each():
-    assert set(windows.FIGURES) == {"ttft_s", "visible_s", "tpot_s", "latency_s", "delay_s"}

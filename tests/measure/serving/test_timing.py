@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lib.measure.serving import kinds, timing
+from lib.measure.serving import kinds, timing, window
 from lib.measure.serving.stream import Stream, StreamError, usage_of
 
 
@@ -47,7 +47,14 @@ def row(stream: Stream, scheduled_s: float = 0.0, sent_s: float = 0.0) -> dict:
         "event_tokens": stream.tokens,
         "usage": usage_of(stream.usage),
         "failure": None,
+        "asked": {"output_tokens": None},
+        "chunks": stream.chunks,
     }
+
+
+def figure(name: str, row: dict) -> float | None:
+    """A latency of a row, by its facts."""
+    return getattr(window, name)(timing.fact(row))
 
 
 def test_a_role_is_no_token_and_reasoning_is_one():
@@ -61,13 +68,13 @@ def test_a_role_is_no_token_and_reasoning_is_one():
     )
     result = row(stream, scheduled_s=0.5)
     assert result["event_channels"] == "rtc"
-    assert timing.ttft_s(result) == 1.5 and timing.visible_s(result) == 3.5
+    assert figure("ttft_s", result) == 1.5 and figure("visible_s", result) == 3.5
 
 
 def test_latency_counts_from_the_scheduled_instant_and_the_delay_stands_beside_it():
     result = row(fed((3.0, text("a")), (3.0, total(1))), scheduled_s=1.0, sent_s=2.5)
-    assert timing.ttft_s(result) == 2.0 and timing.delay_s(result) == 1.5
-    assert timing.latency_s(result) == 8.0
+    assert figure("ttft_s", result) == 2.0 and figure("delay_s", result) == 1.5
+    assert figure("latency_s", result) == 8.0
 
 
 def test_a_chunk_is_not_a_token():
@@ -79,7 +86,7 @@ def test_a_chunk_is_not_a_token():
     )
     result = row(stream)
     assert timing.tokens_of_events(result) == [2, 2]
-    assert timing.mean_itl_s(result)[0] == pytest.approx(0.010)
+    assert figure("tpot_s", result) == pytest.approx(0.010)
     assert timing.gaps_s(result) == []  # those inside a chunk were not seen
 
 
@@ -93,27 +100,27 @@ def test_gaps_before_single_tokens_are_seen_and_those_inside_a_chunk_are_missing
     )
     result = row(stream)
     assert timing.gaps_s(result) == pytest.approx([0.01, 0.02])
-    assert timing.mean_itl_s(result)[0] == pytest.approx(0.06 / 5)
+    assert figure("tpot_s", result) == pytest.approx(0.06 / 5)
 
 
 def test_events_of_one_read_have_one_instant():
     """Two events joined in one write: the first read brought two tokens."""
     stream = fed((1.0, text("a", usage=1) + text("b", usage=2)), (1.3, text("c", usage=3)))
     stream.usage = {"prompt_tokens": 5, "completion_tokens": 3}
-    assert timing.arrivals_of_tokens(row(stream)) == ([(1.0, 2), (1.3, 1)], "")
-    assert timing.mean_itl_s(row(stream))[0] == pytest.approx(0.3)
+    assert timing.reads_of_tokens(row(stream)) == [(1.0, 2), (1.3, 1)]
+    assert figure("tpot_s", row(stream)) == pytest.approx(0.3)
 
 
 def test_without_counts_as_many_events_as_tokens_are_one_each():
     stream = fed((1.0, text("a")), (1.5, text("b")), (2.5, text("c", "length", usage=3)))
     assert stream.tokens == [None, None, None]  # a total at the end tells of no chunk
     assert timing.tokens_of_events(row(stream)) == [1, 1, 1]
-    assert timing.mean_itl_s(row(stream))[0] == 0.75
+    assert figure("tpot_s", row(stream)) == 0.75
 
 
-def test_chunks_of_unknown_size_have_no_itl_and_a_reason():
+def test_chunks_of_unknown_size_have_no_itl():
     stream = fed((1.0, text("a")), (1.5, text("b")), (1.6, total(6)))
-    assert timing.mean_itl_s(row(stream)) == (None, timing.CHUNKS_UNKNOWN)
+    assert figure("tpot_s", row(stream)) is None
     assert timing.credits(row(stream)) == [(1.0, 3.0), (1.5, 3.0)]  # spread evenly
 
 
@@ -130,33 +137,32 @@ def test_token_ids_count_without_any_text():
     )
     result = row(stream)
     assert result["event_channels"] == "ii" and result["event_tokens"] == [1, 2]
-    assert timing.ttft_s(result) == 1.0 and timing.visible_s(result) is None
-    assert timing.mean_itl_s(result)[0] == pytest.approx(0.1)
+    assert figure("ttft_s", result) == 1.0 and figure("visible_s", result) is None
+    assert figure("tpot_s", result) == pytest.approx(0.1)
 
 
 def test_a_count_that_rises_without_text_is_a_token_held_back():
     """Half a character: the server counts it and shows nothing yet."""
     stream = fed((1.0, text("", usage=1)), (1.2, text("é", usage=2)), (1.3, total(2)))
-    assert row(stream)["event_channels"] == "hc" and timing.ttft_s(row(stream)) == 1.0
+    assert row(stream)["event_channels"] == "hc" and figure("ttft_s", row(stream)) == 1.0
 
 
 def test_a_single_token_that_is_not_shown_came_with_the_end():
     """An answer of one token without text, as a server without a tokenizer sends it."""
     stream = fed((1.0, text("", "length", usage=1)), (1.0, total(1)))
-    assert row(stream)["event_channels"] == "h" and timing.ttft_s(row(stream)) == 1.0
+    assert row(stream)["event_channels"] == "h" and figure("ttft_s", row(stream)) == 1.0
 
 
 def test_no_token_has_no_ttft():
     stream = fed((1.0, text("", "stop")), (1.0, total(0)))
     result = row(stream)
-    assert timing.ttft_s(result) is None and timing.mean_itl_s(result) == (None, timing.NO_TOKEN)
-    assert stream.complete and timing.output_tokens(result) == 0
+    assert figure("ttft_s", result) is None and figure("tpot_s", result) is None
+    assert stream.complete and timing.fact(result)["output_tokens"] == 0
 
 
 def test_one_token_has_no_gap():
-    assert timing.mean_itl_s(row(fed((1.0, text("a", usage=1)), (1.0, total(1)))))[1] == (
-        timing.ONE_TIME
-    )
+    result = row(fed((1.0, text("a", usage=1)), (1.0, total(1))))
+    assert figure("tpot_s", result) is None and timing.fact(result)["first_tokens"] == 1
 
 
 def test_an_event_counts_from_the_read_that_ends_it():

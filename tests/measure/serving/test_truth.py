@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lib.measure.serving import nullserver, plan, timing, truth
+from lib.measure.serving import nullserver, plan, timing, truth, window
 from lib.measure.serving.arrivals import Lengths, Load, offsets_s
-from lib.measure.serving.nullserver import Behaviour
 from lib.measure.serving.plan import Cell, Endpoint
+from lib.measure.serving.script import Behaviour
+
+pytestmark = pytest.mark.usefixtures("a_processor_is_free")
 
 # The limit of the truth table is 1 ms; a machine that runs tests beside this may be busy.
 TTFT_LIMIT_S = 0.005
@@ -74,7 +76,7 @@ def test_every_failure_is_a_row_with_its_class(mixed):
     assert classes == {"closed", "wrong_length"}
     reset = next(r for r in requests if r["failure"] and r["failure"]["class"] == "closed")
     assert "closed the connection after" in reset["failure"]["text"]
-    assert timing.ttft_s(reset) is not None  # what came before the reset is kept
+    assert window.ttft_s(timing.fact(reset)) is not None  # what came before the reset is kept
     assert len(reset["read_s"]) == len(reset["read_bytes"]) >= 5
 
 
@@ -83,7 +85,7 @@ def test_latency_counts_from_the_schedule_where_the_client_is_late(stalled):
     claims = truth.claims_of(rows)
     checks = score(claims, stamps, planned, load=None)
     assert truth.failing(checks) == [], [c for c in checks if c.ok is False]
-    delays = [timing.delay_s(row) for row in plan.requests_of(rows)]
+    delays = [window.delay_s(timing.fact(row)) for row in plan.requests_of(rows)]
     assert max(delays) > 0.3  # each answer takes 0.12 s, and only two come at a time
 
 
@@ -101,6 +103,10 @@ def itl_by_chunk(row):
     return sum(result) / len(result) if result else None
 
 
+def visible(row):
+    return window.visible_s(timing.fact(row))
+
+
 def since_sent(row):
     return row["event_s"][0] - row["sent_s"] if row["event_s"] else None
 
@@ -116,11 +122,15 @@ def without_failures(rows):
 FAULTS = {
     "ITL by chunk": ("mixed", changed("itl_s", itl_by_chunk), "itl_s"),
     "latency from the actual send": ("stalled", changed("ttft_s", since_sent), "ttft_s"),
-    "TTFT of the visible token": ("mixed", changed("ttft_s", timing.visible_s), "ttft_s"),
+    "TTFT of the visible token": (
+        "mixed",
+        changed("ttft_s", visible),
+        "ttft_s",
+    ),
     "TTFT of the role": ("mixed", changed("ttft_s", first_event), "ttft_s"),
     "a TTFT of zero where no token came": (
         "mixed",
-        changed("ttft_s", lambda row: timing.ttft_s(row) or 0.0),
+        changed("ttft_s", lambda row: window.ttft_s(timing.fact(row)) or 0.0),
         "no_token",
     ),
     "dropped failures": ("mixed", without_failures, "failures"),

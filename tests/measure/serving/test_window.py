@@ -6,18 +6,15 @@ import pytest
 
 from lib.measure.serving import metrics
 from lib.measure.serving.arrivals import Load
+from lib.measure.serving.timing import tokens_by_second
 from lib.measure.serving.window import (
-    Limits,
     Window,
     busy_s,
     cut_to_seconds,
-    goodput,
     in_flight,
     mean_in_flight,
     scheduled_in,
     steady,
-    tail,
-    tokens_by_second,
     tpot_s,
 )
 
@@ -118,45 +115,9 @@ def test_tokens_are_credited_by_their_own_time():
     assert tokens_by_second([later], Window(10.0, 12.0, "t"))["prompt_tokens_by_s"] == [0.0, 60.0]
 
 
-def test_goodput_counts_failures_as_misses_and_leaves_out_what_the_client_cancelled():
-    facts = [
-        fact(11.0, 12.0),
-        fact(12.0, 13.0, first=12.9),  # late first token
-        fact(13.0, 18.0),  # slow tokens: 4.9 s for four
-        fact(14.0, 15.0, failure="closed"),
-        fact(15.0, 16.0, failure="cancelled"),
-        fact(25.0, 26.0),  # another window
-    ]
-    result = goodput(facts, WINDOW, Limits(ttft_s=0.5, tpot_s=0.5))
-    assert (result.good, result.of, result.failed) == (1, 4, 1)
-    assert result.share == 0.25 and result.per_s == 0.1
-    assert goodput(facts, WINDOW, Limits()).good == 3
-    assert goodput(facts, WINDOW, Limits(latency_s=2.0)).good == 2
-
-
-def test_gaps_that_nobody_can_tell_keep_no_limit():
-    unknown = fact(11.0, 12.0, first_tokens=None)
-    assert tpot_s(unknown) is None
-    assert goodput([unknown], WINDOW, Limits(tpot_s=9.0)).good == 0
-    one_token = fact(11.0, 12.0, output_tokens=1)
-    assert goodput([one_token], WINDOW, Limits(tpot_s=1e-9)).good == 1
-
-
 def test_tpot_leaves_out_the_tokens_that_came_first():
     assert tpot_s(fact(10.0, 11.0, first=10.2)) == pytest.approx(0.8 / 4)
     assert tpot_s(fact(10.0, 11.0, first=10.2, first_tokens=3)) == pytest.approx(0.8 / 2)
-
-
-def test_a_percentile_stands_beside_its_failures_and_keeps_the_sample_rule():
-    many = [fact(10.0 + n / 100, 19.0 + n / 1000) for n in range(59)]
-    result = tail(many, WINDOW, "ttft_s", 95)
-    assert result.estimate.method.startswith("p95") and result.estimate.value == pytest.approx(0.1)
-    failed = fact(11.0, 12.0, failure="timeout")
-    result = tail([*many[:58], failed], WINDOW, "ttft_s", 95)
-    assert result.estimate.method == "max of 58" and result.estimate.reason == "p95 needs n >= 59"
-    assert (result.failed, result.of) == (1, 59)
-    result = tail([failed], WINDOW, "ttft_s", 50)
-    assert result.estimate.value is None and "none of 1 requests" in result.estimate.reason
 
 
 PAGE = """# HELP vllm:prompt_tokens_total Number of prefill tokens processed.

@@ -16,6 +16,8 @@ import numpy as np
 from scipy import optimize
 from scipy import stats as scipy_stats
 
+from lib.analysis.serving import reading
+from lib.records.record import Record
 from lib.stats import CONFIDENCE, Estimate, missing
 
 # amount of a mix: name of its cost. `busy_seconds` are those with a request in flight: with it, the
@@ -27,6 +29,7 @@ COSTS = {
     "busy_seconds": "busy_w",
 }
 AMOUNTS = ("seconds", "prompt_tokens", "output_tokens")
+BUSY = (*AMOUNTS, "busy_seconds")
 LEAST_FITTED, HELD_OUT = 8, 4
 MEDIAN_LIMIT, WORST_LIMIT = 0.05, 0.10
 # Condition of the scaled design above which the mixes do not tell the costs apart.
@@ -62,6 +65,26 @@ class Fit:
         return self.median_error <= MEDIAN_LIMIT and self.worst_error <= WORST_LIMIT
 
 
+def of_rows(rows: Sequence[Record]) -> Fit | str:
+    """The fit over rows of mixes in the order in which they were measured, or why there is none.
+
+    Busy time is a cost of its own where the mixes tell it from all time, which their amounts say
+    and not their energy.
+    """
+    mixes = [reading.mix(row) for row in rows if not row.error]
+    if len(mixes) < len(rows):
+        return f"{len(rows) - len(mixes)} of {len(rows)} mixes failed; measure them again"
+    if reason := next((row.missing["energy_j"] for row in rows if "energy_j" in row.missing), ""):
+        return reason
+    seed, reason = rows[0].values["seed"], ""
+    for amounts in (BUSY, AMOUNTS):
+        try:
+            return fit(mixes, seed=seed, amounts=amounts)
+        except ValueError as error:
+            reason = str(error)
+    return reason
+
+
 def held_out(count: int, seed: int) -> tuple[int, ...]:
     """Places of the mixes that are held out, drawn before anything is measured."""
     if count < LEAST_FITTED + HELD_OUT:
@@ -92,8 +115,8 @@ def fit(mixes: Sequence[Mix], *, seed: int, amounts: Sequence[str] = AMOUNTS) ->
     if lacking:
         raise ValueError(f"mixes {lacking} have no energy; measure them again or leave them out")
     out = held_out(len(mixes), seed)
-    fitted = tuple(n for n in range(len(mixes)) if n not in out)
-    matrix = design(mixes, fitted, amounts)
+    places = tuple(n for n in range(len(mixes)) if n not in out)
+    matrix = design(mixes, places, amounts)
     scale = np.linalg.norm(matrix, axis=0)
     if not scale.all():
         names = [name for name, size in zip(amounts, scale, strict=True) if not size]
@@ -104,15 +127,15 @@ def fit(mixes: Sequence[Mix], *, seed: int, amounts: Sequence[str] = AMOUNTS) ->
             f"the mixes are too alike to tell {', '.join(amounts)} apart (condition "
             f"{condition:.0f} > {CONDITION_LIMIT:g}); vary the lengths and the load more"
         )
-    scaled, _ = optimize.nnls(matrix / scale, np.ones(len(fitted)))
-    cost = scaled / scale
+    solution, _ = optimize.nnls(matrix / scale, np.ones(len(places)))
+    cost = solution / scale
     errors = {
         n: float(sum(c * mixes[n][name] for c, name in zip(cost, amounts, strict=True)))
         / mixes[n]["energy_j"]
         - 1
         for n in out
     }
-    return Fit(_estimates(matrix, cost, amounts), errors, fitted, condition)
+    return Fit(_estimates(matrix, cost, amounts), errors, places, condition)
 
 
 def _estimates(matrix: np.ndarray, cost: np.ndarray, amounts: Sequence[str]) -> dict[str, Estimate]:
@@ -131,12 +154,3 @@ def _estimates(matrix: np.ndarray, cost: np.ndarray, amounts: Sequence[str]) -> 
         if value == 0:
             estimates[name] = missing("the fit gives zero: these mixes do not show this cost")
     return estimates
-
-
-def shares(fitted: Fit, mix: Mix, amounts: Sequence[str] = AMOUNTS) -> dict[str, float]:
-    """Joules of a mix by cost: what its idle time, its prompts and its outputs took.
-
-    They add up to the prediction, not to the measured energy; the difference is the fit's error.
-    """
-    names = {amount: COSTS[amount] for amount in amounts}
-    return {name: (fitted.costs[name].value or 0.0) * mix[amount] for amount, name in names.items()}

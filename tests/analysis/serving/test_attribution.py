@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lib.measure.serving.attribution import AMOUNTS, fit, held_out, shares
+from lib.analysis.serving.attribution import AMOUNTS, fit, held_out
 
 IDLE_W, PROMPT_J, OUTPUT_J = 110.0, 0.02, 0.25
 # Seconds, prompt tokens, output tokens: long and short prompts, answers and pauses.
@@ -65,15 +65,6 @@ def test_a_step_that_users_share_is_a_cost_of_the_busy_time():
         fit(rows, seed=1, amounts=("watts",))
 
 
-def test_the_shares_of_a_mix_add_up_to_its_prediction():
-    result, mix = fit(mixes(), seed=1), mixes()[0]
-    parts = shares(result, mix)
-    assert parts == pytest.approx(
-        {"idle_w": IDLE_W * 20, "prompt_token_j": PROMPT_J * 40_000, "output_token_j": 250.0}
-    )
-    assert sum(parts.values()) == pytest.approx(mix["energy_j"])
-
-
 def test_a_cost_is_never_negative_and_one_at_zero_is_missing_with_a_reason():
     """Prompts that seem to save energy: their cost ends at zero, which these mixes do not show."""
     rows = mixes()
@@ -83,7 +74,6 @@ def test_a_cost_is_never_negative_and_one_at_zero_is_missing_with_a_reason():
     assert result.costs["prompt_token_j"].value is None
     assert "do not show this cost" in result.costs["prompt_token_j"].reason
     assert result.costs["output_token_j"].value == pytest.approx(OUTPUT_J, rel=0.05)
-    assert shares(result, rows[0])["prompt_token_j"] == 0.0
 
 
 def test_what_is_held_out_is_drawn_by_the_seed_before_anything_is_measured():

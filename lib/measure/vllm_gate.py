@@ -1,0 +1,161 @@
+"""What our own net computes on an engine's weights, by a process of its own that ends after it.
+
+A look at one sequence gives logits along our greedy continuation, with routers pinned and free; a
+look at what an engine sampled in a batch gives how far its log-probabilities are from ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.files import ROOT
+from lib.models import draws, experts, load, origin
+from lib.records import record
+from lib.stacks import registry
+from lib.stacks.engine_process import EngineError
+from lib.stacks.logits_check import REFERENCE
+
+PART = 8  # sequences of a batch that are computed together
+
+
+def computed(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> dict[str, Any]:
+    """`looks` as our net sees them, `barred` biases of its routers by name, and `pins`, how many
+    experts they leave; `known` holds name, weights, form and seed, `kind` is cuda or cpu."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answer = Path(folder) / "asked", Path(folder) / "answer"
+        torch.save({"known": dict(known), "looks": list(looks), "kind": kind}, asked)
+        command = [sys.executable, "-m", "lib.measure.vllm_gate", str(asked), str(answer)]
+        told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        if told.returncode:
+            why = told.stderr.strip().rpartition("\n")[2] or f"exit code {told.returncode}"
+            raise EngineError(f"our own net could not be computed beside vLLM's: {why}")
+        return torch.load(answer, weights_only=True)
+
+
+def net_of(known: Mapping[str, Any], kind: str) -> Any:
+    """Our net with the weights that the engine has, in bfloat16; MXFP4's values are exact in it."""
+    if known["weights"] != "random":
+        from lib.hardware.device import open_device
+
+        return load.load(
+            known["name"], weights="checkpoint", dtype="bfloat16", device=open_device(kind)
+        ).net
+    net, laws = draws.build(origin.config_of(origin.find(known["name"])), "bfloat16", kind)
+    draws.fill_net(net, laws, known["seed"])
+    if known["form"] == "mxfp4":
+        draws.round_to_mxfp4(net)
+    return net.eval().requires_grad_(False)
+
+
+def barred(net: Any, chosen: int, *, seed: int) -> dict[str, list[float]]:
+    """Biases with which every router of a net chooses the same `chosen` experts, by name.
+
+    The choice that `models.experts.pinned` gives the net itself, for `VllmEngine.pinned`.
+    """
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    barred = {}
+    for layer, bias in enumerate(experts.biases(net)):
+        kept = experts.pins(len(bias), chosen, seed=seed, layer=layer, sequence=0)
+        row = [value if n in kept else experts.BARRED for n, value in enumerate(bias.tolist())]
+        barred[names[id(bias)]] = row
+    return barred
+
+
+def sampled_errors(sampled: Mapping[str, Any], logits: torch.Tensor) -> torch.Tensor:
+    """Errors (batch, steps) of a batch that the engine decoded by itself, from `sampled`.
+
+    `logits` (batch, steps, vocabulary) are our net's, before each of the engine's tokens. The root
+    of the mean square by which log-probabilities of the sampled ids differ, over the spread of the
+    net's logits: the share of their norm that `look` tells, from some ids instead of all.
+    """
+    logits = logits.float()
+    ours = torch.log_softmax(logits, -1)[..., sampled["ids"]].cpu()
+    differ = torch.tensor(sampled["logprobs"]) - ours
+    return differ.pow(2).mean(-1).sqrt() / logits.std(-1).cpu()
+
+
+def along(net: Any, ids: torch.Tensor, steps: int) -> dict[str, Any]:
+    """Logits (1, steps, vocabulary) along our greedy continuation, alone and as one of two."""
+    stack = registry.open_stack(REFERENCE, net)
+    continuation = stack(ids, steps).tokens
+    again = stack.forced_logits(ids.repeat(2, 1), continuation.repeat(2, 1))[:1]
+    return {
+        "continuation": continuation.tolist(),
+        "expected": stack.forced_logits(ids, continuation).float().cpu(),
+        "again": again.float().cpu(),
+    }
+
+
+def beside(net: Any, ids: torch.Tensor, sampled: Mapping[str, Any]) -> dict[str, Any]:
+    """Errors a step of a batch, the mean over its sequences, and our net's against itself."""
+    stack = registry.open_stack(REFERENCE, net)
+    tokens = torch.tensor(sampled["tokens"], device=ids.device)
+    errors, floors, same = [], [], []
+    for at in range(0, len(ids), PART):
+        part = slice(at, at + PART)
+        given = torch.cat([ids[part, -1:], tokens[part, :-1]], 1)  # logits before each token
+        logits = stack.forced_logits(ids[part, :-1], given)
+        alone = stack.forced_logits(ids[at : at + 1, :-1], given[:1])
+        mine = {"ids": sampled["ids"], "logprobs": sampled["logprobs"][part]}
+        itself = torch.log_softmax(alone.float(), -1)[..., sampled["ids"]].tolist()
+        errors.append(sampled_errors(mine, logits))
+        floors.append(sampled_errors({"ids": sampled["ids"], "logprobs": itself}, logits[:1]))
+        same.append((logits.argmax(-1) == tokens[part]).float())
+    return {
+        "errors": torch.cat(errors).mean(0).tolist(),
+        "floor": torch.cat(floors).mean().item(),
+        "same_choice": torch.cat(same).mean().item(),
+    }
+
+
+def answered(net: Any, looks: Sequence[Mapping], *, pins: int, seed: int) -> list[dict[str, Any]]:
+    """Each look; of a batch that does not fit the memory, the error."""
+
+    def pinned() -> Any:
+        return experts.pinned(net, pins, seed=seed) if pins else contextlib.nullcontext()
+
+    answers = []
+    for look in looks:
+        ids = torch.tensor(look["ids"], device=net.device)
+        if "sampled" not in look:
+            with pinned():
+                fixed = along(net, ids, look["steps"]) if pins else None
+            answer = {"pinned": fixed, "free": along(net, ids, look["steps"])}
+            answers.append({"ids": look["ids"], **answer})
+            continue
+        try:
+            with pinned():
+                answers.append(beside(net, ids, look["sampled"]))
+        except torch.OutOfMemoryError as error:
+            answers.append({"error": record.first_line(error)})
+    return answers
+
+
+def answer_to(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> dict[str, Any]:
+    """What `computed` returns, in this process."""
+    config = origin.config_of(origin.find(known["name"])).get_text_config(decoder=True)
+    with torch.inference_mode():
+        net = net_of(known, kind)
+        pins = config.num_experts_per_tok if experts.biases(net) else 0
+        return {
+            "pins": pins,
+            "barred": barred(net, pins, seed=known["seed"]) if pins else {},
+            "looks": answered(net, looks, pins=pins, seed=known["seed"]),
+        }
+
+
+def main(asked: str, answer: str) -> None:
+    """Read what is asked from one file, and write the answer to another."""
+    torch.save(answer_to(**torch.load(asked, weights_only=True)), answer)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,202 @@
+"""An engine behind the calls of the notebooks, by a fake that computes.
+
+The fake is a process as the real one is. It computes with our own net, on the weights that it is
+told to draw, so that a gate is passed by right logits and stops wrong ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from lib.files import ROOT
+from lib.measure import batch, latency, session, vllm_gate
+from lib.models.card import ModelError
+from lib.records import store
+from lib.records.record import select
+from lib.run import preflight
+from lib.stacks import vllm_settings
+from lib.stacks.engine_process import EngineError
+from lib.stacks.logits_check import GateError
+
+FAKE = ROOT / "tests" / "fakes" / "vllm.py"
+MODEL = "tiny-gpt-oss"
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A function that makes VLLM_PYTHON an interpreter whose engine is the fake, behaving so."""
+    info = tmp_path / "site" / "vllm-0.0.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.0.1\n")
+    monkeypatch.setenv("VLLM_PYTHONPATH", str(tmp_path / "site"))
+
+    def install(how: str) -> None:
+        script = tmp_path / "python"
+        script.write_text(
+            "#!/bin/sh\n"
+            f'case "$1" in *vllm_engine.py) shift; exec "{sys.executable}" "{FAKE}" {how} "$@";; '
+            f'esac\nexec "{sys.executable}" "$@"\n'
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("VLLM_PYTHON", str(script))
+
+    install("behaves")
+    return install
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Our own net in this process: its process is tried once, by the first test."""
+    monkeypatch.setattr(vllm_gate, "computed", vllm_gate.answer_to)
+
+
+def opened(tmp_path, dtype="bfloat16", contexts=(16,)):
+    return session.opened(
+        MODEL, stack="vllm", weights="random", dtype=dtype, device="cpu", seed=0,
+        contexts=contexts, tokens=64, records_path=tmp_path / "records.jsonl",
+    )  # fmt: skip
+
+
+def swept(engine, tmp_path):
+    return latency.sweep(
+        engine, stack="vllm", contexts=[16], new_tokens=[3, 5], repeats=2, slope_repeats=2,
+        ttft_repeats=2, itl_repeats=1, aa_repeats=2, busy_tokens=2, also_experts=["all_experts"],
+        seed=0, records_path=tmp_path / "records.jsonl",
+    )  # fmt: skip
+
+
+def batched(engine, tmp_path, sizes=(1, 2), trace_stacks=()):
+    return batch.sweep(
+        engine, stacks=["vllm"], batches=sizes, context=16, new_tokens=[3, 5], repeats=2,
+        energy_windows=1, window_s=0.0, idle_s=0.0, trace_stacks=trace_stacks, seed=0, env_id="e",
+        records_path=tmp_path / "records.jsonl",
+    )  # fmt: skip
+
+
+def test_a_notebooks_calls_measure_an_engine(installed, tmp_path):
+    """In MXFP4, by one engine: the latency sweep, then the batches, each with its gate."""
+    installed("honest")
+    engine = opened(tmp_path, dtype="mxfp4")
+    assert engine.pins == 2  # experts a token
+    rows = swept(engine, tmp_path)
+    assert [r.error for r in rows] == [None] * len(rows)
+    assert {r.key["dtype"] for r in rows if r.key} == {"mxfp4"}
+    assert {r.key["engine"] for r in rows if r.key} == {engine.engine_id}
+    (gate,) = select(rows, "gate")
+    assert gate.values["pinned_experts"] == 2 and len(gate.samples["free_error"]) == 8
+    assert {r.key["new_tokens"] for r in select(rows, "latency")} == {1, 3, 5}  # no other experts
+    assert len(select(rows, "itl")[0].samples["token_s"][0]) == 3
+    assert "busy" in {r.kind for r in rows} and select(rows, "engine")[0].values["start_s"] > 0
+    assert select(rows, "card")[0].values["weight_bytes"] < 2 * engine.card.total_params
+
+    rows = batched(engine, tmp_path, trace_stacks=["vllm"])
+    assert [r.error for r in rows] == [None] * len(rows)
+    timed = {(r.key["batch"], r.key["new_tokens"]) for r in select(rows, "batch")}
+    assert timed == {(size, n) for size in (1, 2) for n in (1, 3, 5)}  # a batch's TTFT too
+    assert {r.key["batch"] for r in select(rows, "gate")} == {1, 2}
+    traces = {r.key["batch"]: r.samples["distinct_experts"] for r in select(rows, "engine-trace")}
+    assert set(traces) == {1, 2} and set(traces[1]) == {2.0}
+    assert engine.ended
+
+
+def test_an_engine_with_other_logits_is_not_timed(installed, in_process, tmp_path):
+    installed("honest-wrong")
+    with opened(tmp_path) as engine, pytest.raises(GateError, match="its times are not shown"):
+        swept(engine, tmp_path)
+    written = store.load(tmp_path / "records.jsonl")
+    assert {row.kind for row in written} == {"environment", "card"}
+
+
+def test_a_batch_with_other_logits_has_a_gate_that_failed(installed, in_process, tmp_path):
+    installed("honest-wrong-batches")
+    rows = batched(opened(tmp_path, contexts=(16,)), tmp_path)
+    gates = {r.key["batch"]: r.error for r in select(rows, "gate")}
+    assert gates[1] is None and gates[2].startswith("GateError: vLLM's logits differ")
+
+
+def test_a_batch_that_answers_short_ends_the_batches(installed, in_process, tmp_path):
+    installed("honest-short")
+    rows = batched(opened(tmp_path), tmp_path, sizes=(1, 2, 4))
+    failed = [r for r in rows if r.error and r.kind == "batch"]
+    assert [(r.key["batch"], r.key["new_tokens"]) for r in failed] == [(2, 3)]
+    assert "asked for 1 new tokens in each of 2 sequences, got [0, 0]" in failed[0].error
+    assert not select(rows, "batch", batch=4)
+
+
+def test_a_parent_opens_no_cuda(installed, tmp_path):
+    """Whatever the sweep does: what would open CUDA raises."""
+    code = f"""if True:
+        import torch
+        def opened(*args, **named):
+            raise AssertionError("CUDA was opened in the parent")
+        torch.cuda._lazy_init = torch.cuda.init = opened
+        from pathlib import Path
+        from tests.measure.test_vllm import opened as engine
+        with engine(Path({str(tmp_path)!r}), contexts=()) as one:
+            one.generate(one.prompt(8, seed=0), 2)
+        print(torch.cuda.is_initialized())
+    """
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert run.stdout.strip() == "False", run.stderr
+
+
+ARM = {
+    "model": MODEL, "weights": "random", "dtype": "bfloat16", "stack": "vllm", "device": "cpu",
+    "context": 16, "new_tokens": 8,
+}  # fmt: skip
+
+
+def test_what_can_run_passes_the_preflight(installed):
+    assert preflight.check([ARM, ARM | {"dtype": "mxfp4"}]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model": "tiny-qwen3", "dtype": "mxfp4"}, "holds only gpt-oss in mxfp4, this is qwen3"),
+        ({"dtype": "float32"}, "runs bfloat16, mxfp4, fp8, not float32"),
+        ({"weights": "gguf"}, "not GGUF; use WEIGHTS=random"),
+        ({"context": 10**7}, "exceeds the .* positions"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_work(installed, changes, text):
+    (problem,) = preflight.check([ARM | changes])
+    assert re.search(text, problem), problem
+
+
+@pytest.mark.parametrize(
+    ("named", "text"),
+    [
+        (None, "run `make vllm`, or name one with VLLM_PYTHON=path"),
+        ("nowhere/python", "nowhere/python does not start .*set VLLM_PYTHON=path"),
+        (sys.executable, "holds no vLLM: run `make vllm`"),
+    ],
+)
+def test_without_vllm_the_run_is_refused_before_any_work(tmp_path, monkeypatch, named, text):
+    monkeypatch.delenv("VLLM_PYTHON", raising=False)
+    monkeypatch.delenv("VLLM_PYTHONPATH", raising=False)
+    monkeypatch.setattr(vllm_settings, "ROOT", tmp_path)
+    if named:
+        monkeypatch.setenv("VLLM_PYTHON", named)
+    with pytest.raises(EngineError, match=text):
+        vllm_settings.require_installed(tmp_path)
+
+
+def test_an_engine_is_no_stack_of_a_loaded_net(installed, tmp_path):
+    with opened(tmp_path, contexts=()) as engine, pytest.raises(ValueError, match="STACK=graph"):
+        latency.arm(engine, stack="graph", context=16, new_tokens=2, repeats=1, seed=0, env_id=None)
+
+
+def test_a_form_that_the_model_has_not_is_refused(installed, tmp_path):
+    with pytest.raises(ModelError, match="only gpt-oss in mxfp4"):
+        session.opened(
+            "tiny-qwen3", stack="vllm", weights="random", dtype="mxfp4", device="cpu", seed=0,
+            tokens=64, records_path=tmp_path / "records.jsonl",
+        )  # fmt: skip
