@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.analysis import physics
+from lib.analysis import gates, physics
 from lib.records import jobs
 from lib.records.record import Record, environments, record_id
 from lib.records.store import merge, precedence
@@ -23,11 +23,12 @@ NO_GPU = "none (CPU)"
 class Rows(Sequence[Record]):
     """Records with their environments (by id), setups, and, where a folder was read, their runs.
 
-    Those of numbers that contradict each other carry a warning, see `physics`.
+    Those of numbers that contradict each other carry a warning, see `physics`. Times of a stack
+    whose check of logits shows too little are left out, see `gates`.
     """
 
     def __init__(self, records: Iterable[Record] = (), *, of: Rows | None = None) -> None:
-        self.records = tuple(records)
+        self.records = tuple(records) if of is not None else gates.withheld(records)
         self.environments: dict[str, dict[str, Any]] = (
             environments(self.records) if of is None else of.environments
         )

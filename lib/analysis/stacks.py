@@ -21,10 +21,15 @@ FREE = {
     "free_floor_error": "reference against itself, routers free",
     "free_allowed_error": "allowed, routers free",
 }
+LAYER = {
+    "layer_max_error": "largest error of a layer",
+    "layer_allowed_error": "allowed of a layer",
+}
 GATE = {
     "floor_error": "reference against itself",
     "allowed_error": "allowed",
     "same_choice": "same choice",
+    **LAYER,
     **FREE,
 }
 
@@ -39,8 +44,10 @@ def gates(rows: Sequence[Record]) -> Table:
         values = {**row.values, "mean_error": errors and fmean(errors)}  # older rows hold no mean
         lone = not row.error and values.get("pinned_experts") == 0
         once = "no router is pinned, so that one look is all"
+        absent = dict.fromkeys(FREE, once if lone else why)
+        absent |= dict.fromkeys(LAYER, why if row.error else "not looked at layer by layer")
         return [
-            stats.missing(once if lone and name in FREE else why)
+            stats.missing(absent.get(name, why))
             if values.get(name) is None
             else Estimate(values[name], n=1, method="one continuation", reason="no interval")
             for name in ("mean_error", *GATE)

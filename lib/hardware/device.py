@@ -43,6 +43,11 @@ class Device:
         """Wait, with the device left alone."""
         time.sleep(seconds)
 
+    def clocks_state(self) -> dict[str, Any]:
+        """Temperatures, clocks, and for how long what has held the board back; empty where nothing
+        tells."""
+        return {}
+
     def environment(self) -> dict[str, Any]:
         """What the numbers depend on: card, driver, versions, host and how fast that host is."""
         return {
@@ -195,6 +200,15 @@ class Board:
     def board_state(self) -> dict[str, Any]:
         """Driver, VBIOS, persistence, limits and temperature now; empty without NVML."""
         return {} if "energy" in self.missing else board.state(self._nvml, self._handle)
+
+    def clocks_state(self) -> dict[str, Any]:
+        """Temperatures, clocks, and for how long what has held the board back; empty without
+        NVML."""
+        if "energy" in self.missing:
+            return {}
+        from lib.hardware import power_sampler  # needs NVML
+
+        return power_sampler.state(self._handle)
 
     @contextlib.contextmanager
     def power_trace(

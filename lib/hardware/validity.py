@@ -6,6 +6,8 @@ The limits stand in one table.
 
 from __future__ import annotations
 
+import bisect
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +31,8 @@ LIMITS: dict[str, tuple[float, float, str]] = {
     "sampler_disturbs": (0.01, 0.01, "%"),
 }
 ADVICE = {
-    "agreement": "lengthen the window, or look for another process on the GPU",
+    "agreement": "lengthen the window; if that does not help, the two are of different parts: on a "
+    "superchip (GH200) the counter is of the whole module, the power of the GPU",
     "instant_agreement": "the load may beat with the readout's refresh; trust the counter",
     "sampler_gap": "the host held the sampler up; close other programs",
     "power_cap": "the board ran at its power limit",
@@ -38,9 +41,18 @@ ADVICE = {
     "clock_drift": "warm up for longer",
     "foreign_process": "another program computed on this GPU; stop it",
     "power_range": "a reading lies outside what the board can draw",
+    "power_readings": "the sensor or its driver is wrong, and there is no counter beside it",
     "sampler_disturbs": "sample less often",
 }
 THROTTLES = ("sw_thermal_s", "hw_thermal_s", "power_brake_s")
+# Of NVML's throttle reasons: the power limit; heat, a power brake, and slowdown by either.
+REASONS = {"power_cap": 0x04, "throttled": 0x08 | 0x20 | 0x40 | 0x80}
+READOUT = {"counter_j": "energy_j", "average_j": "power_w", "instant_j": "instant_w"}
+ABOVE_LIMIT = {"power_w": 1.2, "instant_w": 1.5}  # a mean of one second, of some milliseconds
+BELOW_IDLE = 0.5
+LEAST_W, MOST_W = 1.0, 2500.0  # of any board, where its own limits are not told
+LONE = 5.0  # how many times its neighbours on both sides make a reading that cannot be true ...
+LONE_S = 0.5  # ... where it lasts less than this
 
 
 @dataclass(frozen=True)
@@ -131,19 +143,22 @@ def _board(
     by_estimator, reasons = joules.estimates(trace, start_s, stop_s)
     inside = [row for row in trace if start_s <= row["t_s"] <= stop_s]
     counter, seconds = by_estimator.get("counter_j"), stop_s - start_s
-    checks = (
+    estimator, reason = joules.primary(by_estimator, reasons)
+    readout = READOUT.get(estimator)
+    checks = [
         agreement(*joules.average_off(trace, start_s, stop_s)),
         instant_agreement(counter, by_estimator.get("instant_j")),
-        sampler_gap(inside, start_s, stop_s),
+        sampler_gap(inside, start_s, stop_s, readout),
         slowed("power_cap", inside, seconds, ("power_cap_s",)),
         slowed("throttled", inside, seconds, THROTTLES),
         temperature_drift(inside, calls_s),
         clock_drift(inside, calls_s),
         foreign_process(inside, own_pid),
-        power_range(inside, counter, seconds, idle_w),
-    )
-    estimator, reason = joules.primary(by_estimator, reasons)
-    return Window(seconds, by_estimator, reasons, checks, estimator, reason)
+        power_range(inside, by_estimator.get(estimator), seconds, idle_w),
+    ]
+    if readout in ABOVE_LIMIT:
+        checks.append(power_readings(trace, readout, idle_w))
+    return Window(seconds, by_estimator, reasons, tuple(checks), estimator, reason)
 
 
 def settle(window: Window) -> Window:
@@ -202,9 +217,10 @@ def instant_agreement(counter_j: float | None, instant_j: float | None) -> Gate:
     )
 
 
-def sampler_gap(inside: Trace, start_s: float, stop_s: float) -> Gate:
-    """The longest time without a reading that worked."""
-    good = [start_s, *(r["t_s"] for r in inside if "error" not in r), stop_s]
+def sampler_gap(inside: Trace, start_s: float, stop_s: float, readout: str | None = None) -> Gate:
+    """The longest time without a reading that worked, of the readout that is published."""
+    works = (lambda row: row.get(readout)) if readout else (lambda row: "error" not in row)
+    good = [start_s, *(row["t_s"] for row in inside if works(row)), stop_s]
     gap_s = max(b - a for a, b in zip(good, good[1:], strict=False))
     return limited("sampler_gap", gap_s, f"no reading for {gap_s:.2f} s")
 
@@ -216,6 +232,22 @@ def slowed(code: str, inside: Trace, seconds: float, names: Sequence[str]) -> Ga
         return Gate(code, "unknown", None, "violation counters were not read")
     share = max(span[-1] - span[0] for span in spans if span) / seconds
     return limited(code, share, f"the board was held back in {share:.1%} of the window")
+
+
+def held_back(before: dict[str, Any], after: dict[str, Any], seconds: float) -> list[Gate]:
+    """Whether the power limit, or heat and a power brake, held the board back between two readings
+    of its state; by the reasons that the driver gives at the second where it has no counters."""
+    gates = []
+    for code, names in (("power_cap", ("power_cap_s",)), ("throttled", THROTTLES)):
+        gate = slowed(code, [before, after], seconds, [n for n in names if n in before])
+        reasons = after.get("throttle_reasons")
+        if gate.level == "unknown" and reasons is not None:
+            active = bool(reasons & REASONS[code])
+            text = f"the driver's reasons for slower clocks are {reasons:#x}"
+            text += f"; {ADVICE[code]}" if active else ""
+            gate = Gate(code, "warn" if active else "ok", None, text)
+        gates.append(gate)
+    return gates
 
 
 def _ends(
@@ -276,13 +308,13 @@ def foreign_process(inside: Trace, own_pid: int | None) -> Gate:
 
 
 def power_range(
-    inside: Trace, counter_j: float | None, seconds: float, idle_w: float | None
+    inside: Trace, published_j: float | None, seconds: float, idle_w: float | None
 ) -> Gate:
     """Mean power between half of idle and a tenth above the limit."""
-    limits = [value for _, value in joules.readings(inside, "power_limit_w")]
-    if counter_j is None or not limits:
-        return Gate("power_range", "unknown", None, "the counter or the limit was not read")
-    watts, low, high = counter_j / seconds, 0.5 * (idle_w or 0.0), 1.1 * limits[-1]
+    limit_w = _limit_w(inside)
+    if published_j is None or limit_w is None:
+        return Gate("power_range", "unknown", None, "the energy or the limit was not read")
+    watts, low, high = published_j / seconds, BELOW_IDLE * (idle_w or 0.0), 1.1 * limit_w
     text = f"mean power {watts:.0f} W"
     if low <= watts <= high:
         return Gate("power_range", "ok", watts, text)
@@ -292,6 +324,46 @@ def power_range(
         watts,
         f"{text}, not within [{low:.0f}, {high:.0f}] W; {ADVICE['power_range']}",
     )
+
+
+def _limit_w(trace: Trace) -> float | None:
+    """The highest limit that was in force; None where none was told that a board can have."""
+    limits = [value for _, value in joules.readings(trace, "power_limit_w")]
+    return max((w for w in limits if LEAST_W < w <= MOST_W), default=None)
+
+
+def power_readings(trace: Trace, name: str, idle_w: float | None) -> Gate:
+    """Each power reading against what the board can draw, and against its neighbours.
+
+    For a readout that is published without a counter beside it. Zeros are readings that failed,
+    and left out here as in the energy.
+    """
+    code, limit_w = "power_readings", _limit_w(trace)
+    points = [(row["t_s"], row[name]) for row in trace if row.get(name)]
+    low = BELOW_IDLE * idle_w if idle_w else LEAST_W
+    high = MOST_W if limit_w is None else ABOVE_LIMIT[name] * limit_w
+    if any(b < a for (a, _), (b, _) in zip(points, points[1:], strict=False)):
+        return Gate(code, "invalid", None, f"the times of the readings go back; {ADVICE[code]}")
+    for _, watts in points:
+        if not math.isfinite(watts) or not low <= watts <= high:
+            text = f"a reading of {watts:,.4g} W, not within [{low:.0f}, {high:.0f}] W"
+            return Gate(code, "invalid", watts, f"{text}; {ADVICE[code]}")
+    times = [t for t, _ in points]
+    for t_s, watts in points:
+        sides = [
+            [value for _, value in points[slice(*(bisect.bisect_left(times, t) for t in edges))]]
+            for edges in ((t_s - 2 * LONE_S, t_s - LONE_S), (t_s + LONE_S, t_s + 2 * LONE_S))
+        ]
+        near = sides[0] + sides[1] if all(sides) else [watts]
+        # A board that waits between calls may well show its idle power for a moment.
+        if watts > LONE * max(near) or (idle_w is None and LONE * watts < min(near)):
+            text = f"a lone reading of {watts:,.4g} W among {min(near):.0f} to {max(near):.0f} W"
+            return Gate(code, "invalid", watts, f"{text}; {ADVICE[code]}")
+    count = f"{len(points)} readings of {name}"
+    if limit_w is None:
+        text = f"{count} agree with their neighbours; no limit was read to hold them against"
+        return Gate(code, "warn", None, text)
+    return Gate(code, "ok", None, f"{count}, all that the board can draw")
 
 
 def sampler_disturbs(ratio: Estimate) -> Gate:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib import stats
+from lib.hardware import validity
 from lib.hardware.device import time_call
 from lib.measure import vllm
 from lib.measure.session import begin_records, track
@@ -174,12 +175,17 @@ def measured(
     samples: `ttft_s` for one new token, `e2e_s` otherwise; `decode_s` of a captured stack, its
     new_tokens - 1 steps by the device's clock; `warmup_s` for the two calls before: one of at most
     WARMUP_TOKENS tokens, the cold start of the shape, and one of full length. A cache that grows
-    asks the driver for memory in the first call of a length, up to half of its time.
+    asks the driver for memory in the first call of a length, up to half of its time. values:
+    `held_back`, by its code the share of the timed calls in which the board ran slower than asked;
+    a warning where it did.
     """
     ids = subject.prompt(context, seed=seed, batch=batch)
     lengths = (min(new_tokens, WARMUP_TOKENS), new_tokens)
     warmup = [timed(subject.generate, ids, length, subject) for length in lengths]
+    read_state = getattr(subject, "clocks_state", dict)  # asked outside the timed calls
+    before = read_state()
     calls = [timed(subject.generate, ids, new_tokens, subject) for _ in range(repeats)]
+    held_back = validity.held_back(before, read_state(), sum(call.seconds for call in calls))
     key = subject.key(context=context, new_tokens=new_tokens, batch=batch)
     if any(call.prepare_s for call in calls):
         raise RuntimeError(f"the stack {key['stack']!r} captured or compiled inside a timed call")
@@ -199,10 +205,11 @@ def measured(
         values={
             **subject.values,
             "prepare_s": sum(call.prepare_s for call in warmup),
+            "held_back": {gate.code: gate.value for gate in held_back if gate.value is not None},
             **sizes,
         },
-        missing=missing,
-        warnings=tuple(warnings_of(samples_s)),
+        missing={**missing, **{g.code: g.text for g in held_back if g.level == "unknown"}},
+        warnings=(*warnings_of(samples_s), *slowed(held_back)),
         env_id=env_id,
     )
 
@@ -382,6 +389,11 @@ def harness_row(
         cache=STACKS[stack].cache,
     )
     return Record("harness", key, samples, dict(model.source), env_id=env_id)
+
+
+def slowed(gates: Sequence[validity.Gate]) -> list[dict[str, str]]:
+    """A warning for each reason for which the board was held back in the timed calls."""
+    return [record.warning(g.code, g.text) for g in gates if g.level in ("warn", "invalid")]
 
 
 def warnings_of(samples_s: Sequence[float]) -> list[dict[str, str]]:

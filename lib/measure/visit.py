@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from lib import files
 from lib.hardware import board as hardware_board
+from lib.hardware import validity
 from lib.hardware.device import open_device
 from lib.hardware.host import host_score_per_s
 from lib.measure import latency
@@ -365,6 +366,9 @@ def row_of(run: Run, model: Any, calls: Calls) -> Record:
     middle = arm.context + arm.new_tokens // 2
     sizes, missing = computed(decode_bytes=lambda: model.card.decode_bytes(middle, 1))
     warnings = latency.warnings_of(seconds) if timed else []
+    if calls.board:
+        states = calls.board[0][0], calls.board[-1][1]
+        warnings += latency.slowed(validity.held_back(*states, sum(seconds)))
     if len(timed) < ROUNDS:
         warnings.append(
             record.warning(

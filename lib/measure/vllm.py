@@ -21,6 +21,7 @@ from lib.records import record
 from lib.records.record import Record
 from lib.stacks import logits_check
 from lib.stacks.engine_process import EngineError
+from lib.stacks.stack import MOST_ERROR, MOST_ERROR_DENSE
 from lib.stacks.vllm import MOST_WARMUP_CALLS, VllmEngine, prompt_of
 from lib.stacks.vllm_settings import GRAPH_SIZES, Settings, held_card, interpreter, require_runs
 
@@ -251,18 +252,17 @@ def traced(
 # --- the gate ----------------------------------------------------------------------------------
 
 
-def allowed_error(form: str, layers: int, floor: float) -> float:
+def allowed_error(form: str, layers: int, floor: float, *, freely: bool = False) -> float:
     """How far an engine's logits may be from those of our net in bfloat16, as share of their norm.
 
     Of MXFP4 our net has the very values. Of FP8 it has not: what that rounds is in the difference,
     so that only logits of something else are refused.
     """
     if form == "fp8":
-        return logits_check.MOST
+        return logits_check.FREE_MOST
     dtype = "bfloat16" if form == "mxfp4" else form
-    return min(
-        logits_check.MOST, max(logits_check.tolerance(dtype, layers), logits_check.NOISE * floor)
-    )
+    most = logits_check.FREE_MOST if freely else MOST_ERROR_DENSE
+    return min(most, max(logits_check.tolerance(dtype, layers), logits_check.NOISE * floor))
 
 
 def look(
@@ -271,11 +271,12 @@ def look(
     """How far logits (batch, steps, vocabulary) of the engine are from those of our own net.
 
     `expected` are the net's along the same continuation, `again` the net's in another batch, which
-    only changes the order of sums. Measures and tolerance are those of `lib.gate`.
+    only changes the order of sums. Measures and tolerance are those of `stacks.logits_check`;
+    `how` says that routers chose freely.
     """
     errors = logits_check.relative_errors(found, expected).mean(0).tolist()
     floor = logits_check.relative_errors(again, expected).mean().item()
-    allowed = allowed_error(dtype, layers, floor)
+    allowed = allowed_error(dtype, layers, floor, freely=bool(how))
     same = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
     return logits_check.Look(errors, floor, allowed, same, how)
 
@@ -289,13 +290,14 @@ def gate_row(
     values: Mapping[str, Any],
     env_id: str | None,
 ) -> Record:
-    """The `gate` row of looks that passed, as `lib.gate.row` writes it; raises GateError if not.
+    """The `gate` row of looks that passed, as `logits_check.row` writes it; a GateError if not.
 
     `seen` is the look with pinned routers where there are any to pin, `free` the one with routers
     that choose as they like.
     """
     for one in filter(None, (seen, free)):
-        if not one.passed:
+        too_much = one is seen and pinned_experts and not one.mean <= MOST_ERROR
+        if too_much or not one.passed:
             raise logits_check.GateError(
                 f"vLLM's logits differ from those of our net on the same weights by {one.text}: "
                 "its times are not shown"

@@ -58,12 +58,15 @@ def net_of(known: Mapping[str, Any], kind: str) -> Any:
 def barred(net: Any, chosen: int, *, seed: int) -> dict[str, list[float]]:
     """Biases with which every router of a net chooses the same `chosen` experts, by name.
 
-    The values that `models.experts.pinned` gives the net itself, for `VllmEngine.pinned`.
+    The choice that `models.experts.pinned` gives the net itself, for `VllmEngine.pinned`.
     """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    biases = experts.biases(net)
-    with experts.pinned(net, chosen, seed=seed):
-        return {names[id(bias)]: bias.float().tolist() for bias in biases}
+    barred = {}
+    for layer, bias in enumerate(experts.biases(net)):
+        kept = experts.pins(len(bias), chosen, seed=seed, layer=layer, sequence=0)
+        row = [value if n in kept else experts.BARRED for n, value in enumerate(bias.tolist())]
+        barred[names[id(bias)]] = row
+    return barred
 
 
 def sampled_errors(sampled: Mapping[str, Any], logits: torch.Tensor) -> torch.Tensor:

@@ -8,14 +8,17 @@ interface, so that it works for every model that uses this interface.
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 ALL_EXPERTS = "all_experts"
-BARRED = -1e4  # a router's bias beyond which no logit reaches; float16 can hold it
+BARRED = -1e4  # what no logit of a router reaches; float16 can hold it
 # The library calls a Python loop over the experts "eager", which says nothing in a record.
 _LIBRARY_NAMES = {"loop": "eager"}
 
@@ -81,26 +84,83 @@ def biases(net: Any) -> list[torch.Tensor]:
     return biases
 
 
-@contextlib.contextmanager
-def pinned(net: Any, chosen: int, *, seed: int) -> Iterator[None]:
-    """Inside the block each router chooses the same `chosen` experts for every token.
+def routers(net: Any) -> list[torch.nn.Module]:
+    """The module beside each mixture of experts whose one matrix has a row for every expert, in the
+    order of the layers."""
+    found = []
+    for path, module in net.named_modules():
+        if path.rpartition(".")[2] == "experts" and (count := getattr(module, "num_experts", 0)):
+            for beside in net.get_submodule(path.rpartition(".")[0]).children():
+                rows = [len(p) for p in beside.parameters() if p.dim() == 2]
+                if beside is not module and rows == [count]:
+                    found.append(beside)
+    return found
 
-    Which ones differs by layer and seed. The others are barred by the router's bias, in place, so
-    that captured and compiled steps follow; the logits of the chosen ones, and so their weights,
-    are what they were.
+
+def pins(count: int, chosen: int, *, seed: int, layer: int, sequence: int) -> list[int]:
+    """The `chosen` experts of `count` that a layer's router is pinned to for one sequence.
+
+    Sequences that follow one another share none, until all experts have had their turn.
     """
-    kept = [(bias, bias.detach().clone()) for bias in biases(net)]
-    draw = random.Random(seed)
+    turn, place = divmod(sequence, count // chosen)
+    order = random.Random(f"{seed}/{layer}/{turn}").sample(range(count), count)
+    return sorted(order[place * chosen : (place + 1) * chosen])
+
+
+@contextlib.contextmanager
+def pinned(net: Any, chosen: int, *, seed: int, sequences: Sequence[int] = (0,)) -> Iterator[None]:
+    """Inside the block each router chooses `chosen` experts of its own for each sequence.
+
+    Which ones differs by layer, sequence and seed, and holds for all tokens of a sequence; a
+    forward pass is of these `sequences`, or of any number where there is one. The logits of the
+    chosen ones, and so their weights, are what they were. What a captured or compiled step is made
+    of inside the block stays pinned. `chosen` 0 pins nothing.
+    """
+    touched = []
     try:
-        with torch.no_grad():
-            for bias, _ in kept:
-                barred = sorted(draw.sample(range(len(bias)), len(bias) - chosen))
-                bias[torch.tensor(barred, device=bias.device)] = BARRED
+        for layer, router in enumerate(routers(net) if chosen else ()):
+            count = next(len(p) for p in router.parameters() if p.dim() == 2)
+            bars = torch.full((len(sequences), count), BARRED, device=net.device)
+            for row, sequence in zip(bars, sequences, strict=True):
+                row[pins(count, chosen, seed=seed, layer=layer, sequence=sequence)] = 0.0
+            touched.append((router, type(router)))
+            router.register_buffer("bars", bars, persistent=False)
+            router.__class__ = _pinned(type(router))
         yield
     finally:
-        with torch.no_grad():
-            for bias, before in kept:
-                bias.copy_(before)
+        for router, before in touched:
+            router.__class__ = before
+            del router.bars
+
+
+@functools.cache
+def _pinned(router: type) -> type:
+    """A router's class whose logits are lower by what `bars` (sequences, experts) bars."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _Barred(self.bars):
+            return router.forward(self, *args, **kwargs)
+
+    return type(f"Pinned{router.__name__}", (router,), {"forward": forward})
+
+
+class _Barred(TorchFunctionMode):
+    """Products with a column for every expert are a router's logits; rows are sequence by
+    sequence."""
+
+    def __init__(self, bars: torch.Tensor) -> None:
+        super().__init__()
+        self.bars = bars
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in _PRODUCTS and out.shape[-1] == self.bars.shape[-1]:
+            rows = out.reshape(len(self.bars), -1, out.shape[-1])
+            return (rows + self.bars[:, None].to(out.dtype)).view(out.shape)
+        return out
+
+
+_PRODUCTS = (functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
 def all_experts_forward(

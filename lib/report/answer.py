@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from lib import stats
-from lib.analysis import choice, engines
+from lib.analysis import choice, engines, gates
 from lib.analysis.choice import Cell, Option
+from lib.analysis.rows import Rows
 from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
 from lib.records.record import Record, environments
 from lib.show import figure
@@ -92,15 +93,16 @@ def answer(
 
     None where no decoding was timed.
     """
-    options = choice.options(rows)
+    rows = Rows.of(rows)
+    options, waiting = choice.options(rows), gates.waiting(rows)
     if context is None:
         context = shared_context(options)
     best = candidates(options, context)
     if not best:
         return None
     return Answer(
-        lead=lead(best),
-        card=card(best, context, gpu_hour_usd),
+        lead=lead(best, waiting),
+        card=card(best, context, gpu_hour_usd, waiting),
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
         basis=basis(rows),
         figure=picture(rows),
@@ -141,11 +143,17 @@ def _one(option: Option, context: int) -> Cell | None:
     return next((c for c in option.measured if (c.context, c.users) == (context, 1)), None)
 
 
-def card(best: Sequence[Candidate], context: int, gpu_hour_usd: float | None = None) -> Table:
-    """A model a line; the best value of each column has a mark where several have one."""
+def card(
+    best: Sequence[Candidate],
+    context: int,
+    gpu_hour_usd: float | None = None,
+    waiting: Sequence[str] = (),
+) -> Table:
+    """A model a line; the best value of each column has a mark where several have one. `waiting`
+    are models whose times of several users are withheld."""
     price = EXAMPLE_USD if gpu_hour_usd is None else gpu_hour_usd
     shared = not all(candidate.alone for candidate in best)
-    lines = zip(*(_cells(candidate, context, price, shared) for candidate in best), strict=True)
+    lines = zip(*(_cells(c, context, price, shared, c.name in waiting) for c in best), strict=True)
     pairs = zip(COLUMNS.values(), lines, strict=True)
     columns = [_marked(cells, better) for better, cells in pairs]
     example = "an example: give GPU_HOUR_USD" if gpu_hour_usd is None else "as given"
@@ -158,7 +166,7 @@ def card(best: Sequence[Candidate], context: int, gpu_hour_usd: float | None = N
     return Table("answer", "The models on one GPU", tuple(COLUMNS), rows, below=notes)
 
 
-def _cells(candidate: Candidate, context: int, price: float, shared: bool) -> tuple:
+def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiting: bool) -> tuple:
     """The cells of a model. Where others `shared` the GPU and it did not, it has no whole GPU."""
     option, one, most = candidate.option, candidate.one, candidate.most
     room = option.room(option.gpu_bytes, context) if option.gpu_bytes else None
@@ -168,7 +176,8 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool) -> tu
         stats.inverse(most.total, price / 3600 * 1e6),
     )
     if shared and candidate.alone:
-        whole = (stats.missing("measured for one user only"),) * 3
+        reason = f"{gates.WITHHELD} until its logits are checked again"
+        whole = (stats.missing(reason if waiting else "measured for one user only"),) * 3
     size = f", {option.card.weight_bytes / 1e9:.1f} GB" if option.card else ""
     return (
         Text(option.model, f"{option.engine}{size}"),
@@ -195,8 +204,9 @@ def _marked(cells: Sequence, better: int) -> list:
     return [replace(x, verdict=BEST if x.estimate.value == best else None) for x in numbers]
 
 
-def lead(best: Sequence[Candidate]) -> str:
-    """One sentence: which model serves most on this GPU, and how far the next one is."""
+def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
+    """One sentence: which model serves most on this GPU, and how far the next one is; and which are
+    `waiting`, their times of several users withheld."""
     first, *others = best
     others = [other for other in others if other.alone == first.alone]
     most = first.most
@@ -209,6 +219,11 @@ def lead(best: Sequence[Candidate]) -> str:
         joules = [c.most.token_j.value for c in (first, others[0])]
         if None not in joules:
             text += f", with {joules[0] / joules[1]:.0%} of its energy for a token"
+    if waiting:
+        text += (
+            f"; {' and '.join(waiting)} may serve more, but some times of several users are "
+            "withheld until its logits are checked again"
+        )
     return f"{text}."
 
 

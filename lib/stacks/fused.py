@@ -132,7 +132,7 @@ class Layers:
     """`around` of a captured step: within it the layers of a net run their fused form."""
 
     def __init__(self, net: Any, *, compiled: bool | None = None) -> None:
-        self._layers = _decoder_layers(net)
+        self._layers = decoder_layers(net)
         self._compiled = net.device.type == "cuda" if compiled is None else compiled
         self._config = net.config.get_text_config(decoder=True).to_json_string()
 
@@ -146,14 +146,17 @@ class Layers:
             )
         # The compiler counts the functions of all kinds as one, and gives up after a few.
         kinds = {"recompile_limit": 8 + 2 * len(self._layers)}
+        before = [vars(layer).get("forward") for layer in self._layers]
         try:
             for layer, held in zip(self._layers, cache.layers, strict=True):
                 layer.forward = partial(_forward, self._function(layer, held), layer, held)
             with torch._dynamo.config.patch(kinds) if self._compiled else contextlib.nullcontext():
                 yield
         finally:
-            for layer in self._layers:
+            for layer, own in zip(self._layers, before, strict=True):
                 vars(layer).pop("forward", None)
+                if own is not None:
+                    layer.forward = own
 
     def _function(self, layer: torch.nn.Module, held: Any) -> Any:
         kind = (self._config, _makeup(layer), held.is_sliding, self._compiled)
@@ -166,7 +169,7 @@ class Layers:
         return _FUNCTIONS[kind]
 
 
-def _decoder_layers(net: Any) -> Any:
+def decoder_layers(net: Any) -> Any:
     """The list of decoder layers, whatever it is called."""
     decoder = net.get_decoder()
     if isinstance(layers := getattr(decoder, "layers", None), torch.nn.ModuleList):
@@ -178,50 +181,73 @@ def _decoder_layers(net: Any) -> Any:
 
 
 def _makeup(layer: torch.nn.Module) -> tuple:
-    """All in which layers can differ but the values of their tensors: classes, shapes, and every
-    plain attribute (a rotation that some lack, a scale). Two layers of one makeup run the same
-    code. Which layer it is counts only where the code asks for more than its place in the cache."""
+    """All in which layers can differ but the values of their tensors: classes, shapes, hooks, and
+    every plain attribute (a rotation that some lack, a scale). Two layers of one makeup run the
+    same code. Which layer it is counts only where the code asks for more than its place in the
+    cache."""
     parts = []
     for path, module in layer.named_modules():
         attributes = tuple(
             (name, _plain(value))
             for name, value in sorted(vars(module).items())
-            if name not in _OF_TORCH and (name != "layer_idx" or _asks_which_layer(type(module)))
+            if name not in _OF_TORCH
+            and (name != "layer_idx" or _asks_which_layer(type(module)))
+            and (name != "forward" or module is not layer)  # which this stack replaces
         )
-        parts.append((path, type(module), attributes))
+        hooks = () if module is layer else _hooks(module)  # a layer's own run around its function
+        parts.append((path, type(module), module.training, attributes, hooks))
     tensors = (*layer.named_parameters(), *layer.named_buffers())
     return (*parts, *((name, tensor.shape, tensor.dtype) for name, tensor in tensors))
 
 
-_OF_TORCH = frozenset((*vars(torch.nn.Module()), "forward"))
+_OF_TORCH = frozenset(vars(torch.nn.Module()))
+
+
+class _Itself:
+    """An object that is equal to nothing else, and lives as long as what it is compared with: the
+    id of one that was let go is given to another."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.held is self.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+
+def _hooks(module: torch.nn.Module) -> tuple:
+    held = (module._forward_pre_hooks, module._forward_hooks)
+    return tuple(_Itself(hook) for hooks in held for hook in hooks.values())
 
 
 def _plain(value: Any) -> Any:
     """Something that can be compared in place of an attribute; the object itself where nothing can,
     so that layers that hold different ones are different."""
-    if isinstance(value, int | float | str | bool | None | torch.dtype):
-        return (type(value).__name__, value)
+    if isinstance(value, int | float | complex | str | bytes | None | torch.dtype | torch.device):
+        return (type(value).__name__, repr(value))  # a float that is not a number equals itself
     if isinstance(value, list | tuple | set | frozenset):
-        return tuple(_plain(part) for part in value)
+        return (type(value).__name__, *(_plain(part) for part in value))
     if isinstance(value, dict):
-        return tuple((key, _plain(part)) for key, part in value.items())
+        return tuple((_plain(key), _plain(part)) for key, part in value.items())
     if hasattr(value, "to_json_string"):  # a configuration, which may be of one layer
-        return value.to_json_string()
-    if isinstance(value, torch.nn.Module):  # a reference to a module elsewhere
-        return type(value)
-    if torch.is_tensor(value):
-        return id(value)
-    return getattr(value, "__qualname__", None) or id(value)
+        return (type(value), value.to_json_string(use_diff=False))
+    return _Itself(value)  # a module elsewhere, a tensor that is no buffer, a function
 
 
 @functools.cache
 def _asks_which_layer(module: type) -> bool:
-    """Whether the forward code of a module uses its index beyond finding its place in the cache."""
+    """Whether the code of a module, its making apart, uses its index beyond finding its place in
+    the cache. Code that cannot be read may."""
+    classes = module.__mro__[: module.__mro__.index(torch.nn.Module)]
+    methods = [f for c in classes for f in vars(c).values() if inspect.isfunction(f)]
     try:
-        code = inspect.getsource(module.forward)
-    except (OSError, TypeError):
-        return False
-    return bool(re.search(r"layer_idx", re.sub(r"\.(update\w*|layers)[(\[][^)\]]*[)\]]", "", code)))
+        codes = [inspect.getsource(f) for f in methods if f.__name__ != "__init__"]
+    except OSError:
+        return True
+    place = r"\.(update\w*|layers)[(\[][^)\]]*[)\]]"
+    return any("layer_idx" in re.sub(place, "", code) for code in codes)
 
 
 def _forward(call: Any, layer: Any, held: Any, *args: Any, **kwargs: Any) -> Any:
@@ -295,6 +321,8 @@ def _template(layer: torch.nn.Module) -> torch.nn.Module:
         for p in layer.parameters()
     }
     twin = copy.deepcopy(layer, empty)
+    twin._forward_pre_hooks.clear()  # the layer's own call runs them
+    twin._forward_hooks.clear()
     for module in twin.modules():
         if (config := getattr(module, "config", None)) is not None:
             config._attn_implementation, config._experts_implementation = ATTENTION, EXPERTS

@@ -225,14 +225,23 @@ class GraphStack:
             chosen = self._step.chosen[:, tokens : tokens + new_tokens].clone()
         return Decoded(chosen, self._step.cache, prepare_s, decode_s)
 
-    def forced_logits(self, ids: torch.Tensor, continuation: torch.Tensor) -> torch.Tensor:
-        """Logits (batch, steps, vocabulary) after each token of a given continuation."""
+    def forced_logits(
+        self, ids: torch.Tensor, continuation: torch.Tensor, watch: Any = None
+    ) -> torch.Tensor:
+        """Logits (batch, steps, vocabulary) after each token of a given continuation.
+
+        `watch.before(step)` and `watch.after(step)` are called around each step.
+        """
         with torch.inference_mode():
             self._prefilled(ids, continuation.shape[1] + 1)
             steps = []
             for index in range(continuation.shape[1]):
                 self._step.token.copy_(continuation[:, index : index + 1])
+                if watch:
+                    watch.before(index)
                 self._step.advance()
+                if watch:
+                    watch.after(index)
                 steps.append(self._step.logits.clone())
         return torch.stack(steps, 1)
 
@@ -259,9 +268,10 @@ class GraphStack:
         require_capturable(self.net, cache)
         needed = max(self.capacity, tokens + new_tokens + WARMUP_CALLS)
         self._step = None  # its buffers go before new ones come
-        self._step = Step(self.net, cache, -(-needed // ROUND_TO) * ROUND_TO)
-        self._step.start(cache, tokens, first)
-        self._step.record(self._around)
+        step = Step(self.net, cache, -(-needed // ROUND_TO) * ROUND_TO)
+        step.start(cache, tokens, first)
+        step.record(self._around)
+        self._step = step  # one that could not be recorded would run as plain Python next time
 
 
 def _prefill(net: Any, ids: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:

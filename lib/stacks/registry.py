@@ -216,6 +216,7 @@ class OnStack:
     def __post_init__(self) -> None:
         self.name, self.card = self.model.name, self.model.card
         self.synchronize, self.clock_s = self.model.device.synchronize, self.model.device.clock_s
+        self.clocks_state = getattr(self.model.device, "clocks_state", dict)
         self.generate = open_stack(
             self.stack, self.model.net, decoding=self.decoding, capacity=self.capacity
         )

@@ -134,6 +134,11 @@ class BoardDevice(FakeDevice):
     def power_w(self) -> float:
         return self.board.trace(self.now_s, self.now_s + 0.01, 0.02)[0]["power_w"]
 
+    def clocks_state(self) -> dict[str, Any]:
+        """What is read less often, as functions of time where they are functions."""
+        slow = self.board.slow.items()
+        return {name: value(self.now_s) if callable(value) else value for name, value in slow}
+
     @contextlib.contextmanager
     def power_trace(self, period_s: float = 0.023, uuids: Sequence[str] = ()):
         trace: list[dict[str, Any]] = []

@@ -95,6 +95,9 @@ class FakeDevice:
     def board_state(self) -> dict[str, Any]:
         return {}
 
+    def clocks_state(self) -> dict[str, Any]:
+        return {}
+
     @contextlib.contextmanager
     def power_trace(self, period_s: float = 0.025, uuids: Sequence[str] = ()):
         """A constant load seen through a counter that ticks every 0.1 s."""

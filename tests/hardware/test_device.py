@@ -467,6 +467,12 @@ def test_the_state_of_a_board_says_none_where_the_driver_does_not_tell(open_gpu)
     assert device.CpuDevice().board_state() == {}
 
 
+def test_what_holds_the_clocks_back_is_read_where_there_is_a_board(open_gpu):
+    state = open_gpu().clocks_state()
+    assert (state["power_cap_s"], state["sm_hz"], state["throttle_reasons"]) == (2.0, 1755e6, 4)
+    assert device.CpuDevice().clocks_state() == {}
+
+
 def test_a_gpu_without_nvml_gives_missing_with_the_reason(open_gpu, monkeypatch):
     gpu = open_gpu()
     monkeypatch.setitem(sys.modules, "pynvml", None)

@@ -239,6 +239,122 @@ def test_a_load_that_beats_with_the_readout_shows_in_the_instant_reading():
     assert validity.judge(part.trace(0, 12), 4.0, 9.0).reason.startswith("agreement")
 
 
+# --- power readings with no counter beside them
+
+
+def uncounted(change=dict, *, limit_w=350.0, scale=1.0):
+    """60 W, 300 W from 3 to 17 s, 60 W, without a counter; readings changed by `change`."""
+
+    def fault(row):
+        row = {k: v for k, v in row.items() if k != "energy_j"}
+        if "sm_hz" in row:
+            row["power_limit_w"] = limit_w
+            if limit_w is None:
+                del row["power_limit_w"]
+        for name in ("power_w", "instant_w"):
+            row[name] *= scale
+        return change(row)
+
+    board = Board([(3, 60.0), (14, 300.0), (3, 60.0)], idle_w=60.0, fault=fault)
+    return board.trace(0.0, 20.0)
+
+
+def at(first_s, last_s, value):
+    """This power at these times, in both readouts."""
+
+    def change(row):
+        if first_s <= row["t_s"] < last_s:
+            return row | {"power_w": value, "instant_w": value}
+        return row
+
+    return change
+
+
+@pytest.mark.parametrize("limit_w", [350.0, None, 0.0, 4294967.295])
+def test_good_readings_without_a_counter_are_published(limit_w):
+    """300 W x 8 s; where no limit was told, or none that a board can have, that is said."""
+    window = validity.judge(uncounted(limit_w=limit_w), 5.0, 13.0, idle_w=60.0)
+    assert window.estimator == "average_j" and window.energy_j == pytest.approx(2400, rel=1e-3)
+    (gate,) = [g for g in window.gates if g.code == "power_readings"]
+    assert gate.level == ("ok" if limit_w == 350.0 else "warn")
+
+
+BOGUS = {
+    "terawatts for one reading": (at(9.0, 9.02, 4294967.295), (350.0, None)),
+    "terawatts for one refresh": (at(9.0, 9.11, 4294967.295), (350.0, None)),
+    "not a number": (at(9.0, 9.02, float("nan")), (350.0, None)),
+    "infinite": (at(9.0, 9.02, float("inf")), (350.0, None)),
+    "negative": (at(9.0, 9.02, -300.0), (350.0, None)),
+    "half as much again as the limit": (at(9.0, 9.02, 530.0), (350.0,)),
+    "six times its neighbours": (at(9.0, 9.02, 1800.0), (350.0, None)),
+    "milliwatts among watts": (at(9.0, 9.3, 0.3), (350.0, None)),
+    "less than half of idle": (at(9.0, 9.3, 20.0), (350.0, None)),
+    "zeros for a second": (at(8.0, 9.2, 0.0), (350.0, None)),
+    "a spike before the window": (at(4.0, 4.02, 1e6), (350.0, None)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "limit_w"), [(name, w) for name, (_, limits) in BOGUS.items() for w in limits]
+)
+@pytest.mark.parametrize("absent", [(), ("power_w",)])
+def test_a_bogus_reading_without_a_counter_is_refused_with_a_reason(name, limit_w, absent):
+    change = BOGUS[name][0]
+    trace = uncounted(lambda row: without(*absent)(change(row)), limit_w=limit_w)
+    window = validity.judge(trace, 5.0, 13.0, idle_w=60.0)
+    assert window.energy_j is None
+    code = "sampler_gap" if "zeros" in name else "power_r"  # power_range or power_readings
+    assert window.reason.startswith(code)
+
+
+@pytest.mark.parametrize("scale", [10.0, 2.0, 0.05])
+def test_a_wrong_scale_is_held_against_the_limit_and_the_idle_board(scale):
+    window = validity.judge(uncounted(scale=scale), 5.0, 13.0, idle_w=60.0)
+    assert window.energy_j is None and window.reason.startswith("power_range")
+
+
+def test_ten_times_is_more_than_any_board_where_no_limit_is_told():
+    window = validity.judge(uncounted(scale=10.0, limit_w=None), 5.0, 13.0, idle_w=600.0)
+    assert window.energy_j is None and "not within [300, 2500] W" in window.reason
+
+
+def test_a_burst_on_an_idle_board_is_no_idle_power():
+    """0.1 s at 340 W, within the limit, among 60 W."""
+    trace = uncounted(lambda row: at(9.0, 9.1, 340.0)(row | {"power_w": 60.0, "instant_w": 60.0}))
+    window = validity.judge(trace, 5.0, 13.0)
+    assert window.energy_j is None and "a lone reading of 340 W among 60 to 60 W" in window.reason
+
+
+def test_lone_zeros_among_hundreds_are_left_out():
+    zeros = uncounted(
+        lambda row: row | ({"power_w": 0.0} if round(row["t_s"] / 0.023) % 50 == 0 else {})
+    )
+    window = validity.judge(zeros, 5.0, 13.0, idle_w=60.0)
+    assert window.energy_j == pytest.approx(2400, rel=1e-3)
+
+
+def test_readings_whose_times_go_back_are_refused():
+    trace = uncounted()
+    back = [row | {"t_s": row["t_s"] - (1.0 if row["t_s"] > 9 else 0.0)} for row in trace]
+    window = validity.judge(back, 5.0, 11.0, idle_w=60.0)
+    assert window.energy_j is None and "times of the readings go back" in window.reason
+
+
+def test_zeros_of_a_power_reading_are_no_gap_beside_a_counter():
+    """What is published is the counter."""
+    trace = steady(fault=lambda row: at(6.0, 7.5, 0.0)(row)).trace(0.0, 12.0)
+    window = validity.judge(trace, 4.0, 8.9)
+    (gap,) = [g for g in window.gates if g.code == "sampler_gap"]
+    assert gap.level == "ok"
+
+
+def test_a_counter_of_a_whole_module_is_not_blamed_on_another_process():
+    trace = broken(lambda row: {**row, "energy_j": 1.4 * row["energy_j"]})
+    window = validity.judge(trace, 4.0, 9.0)
+    assert window.energy_j is None and window.reason.startswith("agreement")
+    assert "module" in window.reason and "process" not in window.reason
+
+
 def slow(**values):
     """What the sampler reads less often, as functions of time where they are functions."""
 

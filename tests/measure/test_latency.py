@@ -12,6 +12,7 @@ from lib.records import record, store
 from lib.stacks import registry
 from lib.stacks.generate import GenerateStack
 from lib.stacks.registry import STACKS
+from tests.fakes.board import SLOW, Board, BoardDevice, BoardModel
 from tests.fakes.device import FakeDevice, FakeModel, opened
 
 
@@ -249,3 +250,46 @@ def test_what_has_no_net_is_measured_by_the_same_definitions():
     assert first.samples["ttft_s"] == pytest.approx([0.2] * 6)
     assert row.key["stack"] == "elsewhere" and row.values["model_source"] == "somewhere else"
     assert row.missing["decode_bytes"] == "the architecture is not known"
+
+
+HELD_BACK = {
+    "heat": ({"hw_thermal_s": lambda t: 1 + t / 10}, {"throttled"}),
+    "a power brake": ({"power_brake_s": lambda t: 1 + t / 1000}, {"throttled"}),
+    "the power limit": ({"power_cap_s": lambda t: 1 + t / 2}, {"power_cap"}),
+    "nothing": ({}, set()),
+}
+
+
+@pytest.mark.parametrize("cause", HELD_BACK)
+def test_a_row_says_for_how_long_the_board_was_held_back(monkeypatch, cause):
+    """As energy rows do: counters before and after the timed calls, none asked within them."""
+    slow, codes = HELD_BACK[cause]
+    device = BoardDevice(Board(slow={**SLOW, **slow}))
+    fake = BoardModel(device)
+    monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", fake.open_stack))
+    row = latency.arm(
+        fake, stack="hf-eager", context=16, new_tokens=10, repeats=4, seed=0, env_id="e"
+    )
+    assert {warning["code"] for warning in row.warnings} == codes
+    expected = {"heat": 0.1, "a power brake": 0.001, "nothing": 0.0}.get(cause, 0.0)
+    assert row.values["held_back"]["throttled"] == pytest.approx(expected)
+    assert row.values["held_back"]["power_cap"] == pytest.approx(0.5 * ("limit" in cause))
+
+
+@pytest.mark.parametrize(("reasons", "code"), [(0x40, "throttled"), (0x04, "power_cap"), (1, "")])
+def test_without_counters_the_drivers_reasons_say_it(monkeypatch, reasons, code):
+    fake = BoardModel(BoardDevice(Board(slow={"throttle_reasons": reasons})))
+    monkeypatch.setitem(STACKS, "hf-eager", opened("hf-eager", fake.open_stack))
+    row = latency.arm(
+        fake, stack="hf-eager", context=16, new_tokens=10, repeats=4, seed=0, env_id="e"
+    )
+    assert [w["code"] for w in row.warnings] == ([code] if code else [])
+
+
+def test_a_board_that_tells_nothing_is_missing_with_the_reason(model):
+    row = latency.arm(
+        model, stack="hf-eager", context=16, new_tokens=10, repeats=2, seed=0, env_id="e"
+    )
+    assert row.values["held_back"] == {} and row.warnings == ()
+    assert row.missing["throttled"] == row.missing["power_cap"]
+    assert row.missing["throttled"] == "violation counters were not read"

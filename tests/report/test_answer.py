@@ -56,6 +56,21 @@ def test_the_first_sentence_names_the_model_and_the_distance_to_the_next(told):
     )
 
 
+def test_a_model_whose_times_are_withheld_is_named_beside_the_winner():
+    """What was not checked well enough may be faster: it is not left out in silence."""
+    wrong = [
+        Record("gate", row.key | {"new_tokens": 4}, samples={"relative_error": [0.5]})
+        for row in FAST
+        if row.kind == "batch" and row.key["batch"] == 8
+    ]
+    found = answer.answer([*FAST, *wrong, *LATE, *PLAIN])
+    assert found.lead.startswith("late serves most on one G: 100.0 tokens a second for 8 users")
+    assert "; fast may serve more, but some times of several users are withheld" in found.lead
+    whole = dict(zip(column(found.card, "model"), column(found.card, "whole GPU"), strict=True))
+    (reason,) = [cell.reason for model, cell in whole.items() if model.text == "fast"]
+    assert reason.startswith("times withheld")
+
+
 def test_one_user_and_many(told):
     one, many = told.sentences
     assert "fast decodes 100.0 tokens a second and late 50.00, 2 times apart" in one

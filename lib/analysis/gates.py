@@ -1,0 +1,92 @@
+"""Which times stand: those of a stack whose check of logits could have failed.
+
+A row of a check says how far a stack's logits were from those of `generate()`. What it allowed at
+the time does not matter, what it found does: rows from before tolerances were small are read by
+today's limit. Where none of a place's checks shows enough, its times are withheld with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from lib.records.kinds import ABLATIONS
+from lib.records.record import Record
+from lib.stacks.registry import STACKS
+from lib.stacks.stack import MOST_ERROR, MOST_ERROR_DENSE
+
+PLACE = ("model", "weights", "dtype", "experts", "attention", "stack", "context", "batch")
+TIMED = (
+    "latency", "itl", "aa", "busy", "harness", "batch", "batch-energy", "energy", "energy-slope",
+    "energy-again", "energy-weights", *(f"ablation-{name}" for name in ABLATIONS),
+)  # fmt: skip
+OF_TIMES = ("_s", "_j", "_w")  # how the names of values end that a timed call gave
+WITHHELD = "times withheld"
+WITHIN = "gate_"  # before the values of a check that stand in a timed row
+
+
+def withheld(records: Iterable[Record]) -> tuple[Record, ...]:
+    """The records; those without a check that shows enough have an error in place of times."""
+    records = tuple(records)
+    reasons: dict[tuple, list[str]] = {}
+    for row in records:
+        if row.kind == "gate" and not row.error:
+            errors = row.samples.get("relative_error") or ()
+            reasons.setdefault(_place(row), []).append(doubt(row.key, row.values, errors))
+    return tuple(
+        _without_times(row, why) if (why := _doubt_of(row, reasons)) else row for row in records
+    )
+
+
+def waiting(records: Iterable[Record]) -> list[str]:
+    """Models whose times of several sequences at once are withheld."""
+    names = [
+        row.key["model"]
+        for row in records
+        if (row.error or "").startswith(WITHHELD) and (row.key.get("batch") or 1) > 1
+    ]
+    return list(dict.fromkeys(names))
+
+
+def _place(row: Record) -> tuple:
+    return tuple(row.key.get(name) for name in PLACE)
+
+
+def _doubt_of(row: Record, reasons: Mapping[tuple, Sequence[str]]) -> str:
+    """Why the times of a row do not stand; one check that shows enough is enough."""
+    if row.kind not in TIMED or row.error:
+        return ""
+    own = {n.removeprefix(WITHIN): v for n, v in row.values.items() if n.startswith(WITHIN)}
+    told = [doubt(row.key, own)] if own else reasons.get(_place(row), [""])
+    return "" if "" in told else told[-1]
+
+
+def doubt(key: Mapping[str, Any], values: Mapping[str, Any], errors: Sequence[float] = ()) -> str:
+    """Why a check does not show that a stack computes what `generate()` does; empty if it does."""
+    mean = fmean(errors) if errors else values.get("mean_error")
+    if mean is None:
+        return f"{WITHHELD}: the check of its logits holds no error; measure it again"
+    mixture = key.get("experts") not in (None, "none")
+    most = MOST_ERROR if mixture else MOST_ERROR_DENSE
+    if not mean <= most:
+        return (
+            f"{WITHHELD}: its logits differ by {mean:.1%} of their norm from those of "
+            f"generate(), and above {most:.0%} {'turned experts' if mixture else 'rounding'} "
+            "cannot be told from a fault; measure it again"
+        )
+    ours = key.get("stack") in STACKS  # an engine's experts are not of this project's making
+    one_set = ours and values.get("pinned_experts") and values.get("pinned_sets", 1) < 2
+    free = values.get("free_mean_error")
+    if mixture and (key.get("batch") or 1) > 1 and one_set and not (free or 1) <= MOST_ERROR:
+        return (
+            f"{WITHHELD}: all sequences were pinned to the same experts, so that the experts of "
+            "one given to all would not have shown; measure it again"
+        )
+    return ""
+
+
+def _without_times(row: Record, why: str) -> Record:
+    values = {name: v for name, v in row.values.items() if not name.endswith(OF_TIMES)}
+    return replace(row, samples={}, values=values, error=why)
