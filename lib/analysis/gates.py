@@ -45,9 +45,14 @@ def waiting(records: Iterable[Record]) -> list[str]:
     names = [
         row.key["model"]
         for row in records
-        if (row.error or "").startswith(WITHHELD) and (row.key.get("batch") or 1) > 1
+        if is_withheld(row) and (row.key.get("batch") or 1) > 1
     ]
     return list(dict.fromkeys(names))
+
+
+def is_withheld(row: Record) -> bool:
+    """Whether the times of a row were withheld; it did not fail."""
+    return (row.error or "").startswith(WITHHELD)
 
 
 def _place(row: Record) -> tuple:
@@ -89,4 +94,4 @@ def doubt(key: Mapping[str, Any], values: Mapping[str, Any], errors: Sequence[fl
 
 def _without_times(row: Record, why: str) -> Record:
     values = {name: v for name, v in row.values.items() if not name.endswith(OF_TIMES)}
-    return replace(row, samples={}, values=values, error=why)
+    return replace(row, samples={}, values=values, error=why, others=())

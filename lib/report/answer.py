@@ -279,13 +279,15 @@ def basis(rows: Sequence[Record]) -> str:
     arms = [r for r in rows if r.kind not in ("environment", "card")]
     timed = (str(r.key["weights"]) for r in arms if r.kind in choice.TIMED)
     weights = sorted({*timed} - {STAND_IN})
+    withheld = sum(map(gates.is_withheld, arms))
     envs = environments(rows).values()
     boards = {env["gpu_uuid"] for env in envs if env.get("gpu_uuid")}
     dates = sorted({str(env["date"]) for env in envs if env.get("date")})
     parts = [
         f"{' and '.join(weights)} weights",
         f"{len(boards)} board{'s' if len(boards) > 1 else ''}" if boards else "no GPU",
-        f"{len(arms):,} rows, {sum(bool(r.error) for r in arms):,} of them failed",
+        f"{len(arms):,} rows, {sum(bool(r.error) for r in arms) - withheld:,} of them failed",
+        f"times of {withheld:,} withheld" if withheld else "",
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
     ]
     return " · ".join(filter(None, parts))

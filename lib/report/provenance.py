@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from lib.analysis import gates
 from lib.analysis.setups import arm_text
 from lib.records.jobs import Job, readable
 from lib.records.record import Record, environments, select
@@ -46,7 +47,8 @@ def counts(jobs: Sequence[Job], rows: Sequence[Record]) -> dict[str, int]:
         "planned": len(jobs),
         "failed": len(jobs) - status["ok"] - status["missing"],
         "arms": len(arms),
-        "arm_errors": sum(bool(r.error) for r in arms),
+        "arm_errors": sum(bool(r.error) and not gates.is_withheld(r) for r in arms),
+        "withheld": sum(map(gates.is_withheld, arms)),
     }
 
 
