@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import hashlib
 import json
 import os
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import NoneType
@@ -80,7 +83,8 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        temporary.unlink(missing_ok=True)  # a link there would lead the text elsewhere
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -92,6 +96,27 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """`data` as a JSON file, never half of one."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Let two folders of one parent change places in one step that no crash can divide.
+
+    Where the system cannot do that `old` is deleted first, its run.json before all, so that only
+    `new` is whole until it stands in its place.
+    """
+    sys.audit("os.rename", str(new), str(old), -1, -1)
+    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    names = os.fsencode(new), os.fsencode(old)
+    if hasattr(libc, "renameat2"):  # Linux; -100: paths are not below a descriptor
+        failed = libc.renameat2(-100, names[0], -100, names[1], 2)
+    elif hasattr(libc, "renamex_np"):  # macOS
+        failed = libc.renamex_np(*names, 2)
+    else:
+        failed = True
+    if failed:
+        (old / "run.json").unlink(missing_ok=True)
+        shutil.rmtree(old)
+        new.rename(old)
 
 
 def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") -> ParamsError:

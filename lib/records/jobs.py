@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lib import files
-from lib.records import kinds
+from lib.records import kinds, store
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
-from lib.records.store import ACROSS, load, manifests, planned
+from lib.records.store import ACROSS, load, manifest_of, manifests
 
 ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits for its repetition
 BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
@@ -163,23 +163,28 @@ def slug(text: str) -> str:
 def find(source: str | Path) -> list[Job]:
     """Every job below the folder: those with a run.json, and those of plan.json that have none."""
     source = Path(source)
+    store.refuse_links(source)
     paths = {p.parent.relative_to(source).as_posix() for p in manifests(source)}
-    paths |= {*planned(source)}
+    paths |= {*store.planned(source)}
     return _with_ids([_read(source, path) for path in sorted(paths, key=_order)])
 
 
 def _read(source: Path, path: str) -> Job:
     """One job; what cannot be read is kept as its damage, so that the report can say so."""
     folder, run, records, damage = source / path, {}, (), ""
+    if (folder / "run.json").exists():
+        manifest, damage = manifest_of(folder)
+        run = manifest or {"status": "damaged"}
     try:
-        if (folder / "run.json").exists():
-            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if run and (folder / "records.jsonl").exists():
+        if run and not damage and (folder / "records.jsonl").exists():
             records = tuple(load(folder / "records.jsonl"))
         if run and (folder / "notebook.ipynb").exists():
             json.loads((folder / "notebook.ipynb").read_text(encoding="utf-8"))
     except ValueError as error:
-        run, damage = run or {"status": "damaged"}, str(error).replace(str(folder), path)
+        damage = damage or str(error).replace(str(folder), path)
+    if store.damage(folder, run, ("records.jsonl",)):
+        records = ()  # not those that were measured
+    damage = damage or store.damage(folder, run)
     return Job(path, folder, run, records, source.name, damage=damage)
 
 

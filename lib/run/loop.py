@@ -13,7 +13,7 @@ from lib.files import short
 from lib.records import store
 from lib.run import kernel, lease, plan, preflight
 from lib.run.console import Tally, say
-from lib.run.job import Stop, run_job
+from lib.run.job import Stop, recover, run_job
 from lib.run.plan import Task
 from lib.run.profiles import Profile
 
@@ -46,6 +46,8 @@ def run(
         own = out_dir if only is None else jobs[0].folder
         folder = hashlib.sha256(str(own.resolve()).encode()).hexdigest()[:12]
         stack.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
+        for job in jobs:
+            recover(job.folder)
         gpu = _lease_gpu(profile, jobs, stack, wait)
         name = gpu.name if gpu else "cpu"
 
