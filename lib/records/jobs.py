@@ -41,7 +41,8 @@ ORDER = (
 class Job:
     """One notebook for one model, and the run of it that its folder holds.
 
-    `path` is that folder below the results, in posix form; `run` is its run.json.
+    `path` is that folder below the results, in posix form; `run` is its run.json. `command` and
+    `stale` are what plan.json says of it; `out` is what a command calls the results.
     """
 
     path: str
@@ -51,6 +52,9 @@ class Job:
     profile: str = ""
     id: str = ""
     damage: str = ""
+    command: dict[str, str] = field(default_factory=dict)
+    stale: str = ""
+    out: str = ""
 
     @property
     def parts(self) -> list[str]:
@@ -140,14 +144,19 @@ class Job:
 
     @property
     def rerun(self) -> str:
-        """The command that runs this job again."""
+        """The command that runs this job again: as its run noted it, else as its folders say."""
+        values = self.command or self._guess()
+        values |= {"OUT": self.out} if self.out not in ("", f"outputs/{values['PROFILE']}") else {}
+        values |= {"FORCE": "1"} if self.status == "ok" else {}
+        return "make report " + " ".join(f"{k}={shlex.quote(str(v))}" for k, v in values.items())
+
+    def _guess(self) -> dict[str, Any]:
         exists = (files.ROOT / "params" / f"{self.profile}.yaml").exists()
         values = {"PROFILE": self.profile if exists else "paper"}
         if self.parts[0] != ACROSS:
             values["MODELS"] = self._parameter("model") or self.parts[0]
         values["NOTEBOOKS"] = self.notebook
-        values |= {n.upper(): v for n in ("weights", "stack") if (v := self._parameter(n))}
-        return "make report " + " ".join(f"{k}={shlex.quote(str(v))}" for k, v in values.items())
+        return values | {n.upper(): v for n in ("weights", "stack") if (v := self._parameter(n))}
 
 
 def readable(end: str | None) -> str:
@@ -160,13 +169,26 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower() or "x"
 
 
-def find(source: str | Path) -> list[Job]:
-    """Every job below the folder: those with a run.json, and those of plan.json that have none."""
+def find(source: str | Path, out: str | None = None) -> list[Job]:
+    """Every job below the folder: those with a run.json, and those of plan.json that have none.
+
+    `out` is what the commands of the jobs call the folder: by default its path, and nothing for a
+    released set, which is never written.
+    """
     source = Path(source)
     store.refuse_links(source)
-    paths = {p.parent.relative_to(source).as_posix() for p in manifests(source)}
-    paths |= {*store.planned(source)}
-    return _with_ids([_read(source, path) for path in sorted(paths, key=_order)])
+    released = files.resolve(source).is_relative_to(store.RELEASED)
+    out = out or ("" if released else files.short(source))
+    plan = store.read_plan(source)
+    paths = {p.parent.relative_to(source).as_posix() for p in manifests(source)} | {*plan["jobs"]}
+    found = [_read(source, path) for path in sorted(paths, key=_order)]
+    notes = ((plan["commands"].get(job.path, {}), plan["stale"].get(job.path, "")) for job in found)
+    return _with_ids(
+        [
+            replace(job, command={**command}, stale=stale, out=out)
+            for job, (command, stale) in zip(found, notes, strict=True)
+        ]
+    )
 
 
 def _read(source: Path, path: str) -> Job:

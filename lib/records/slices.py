@@ -29,6 +29,7 @@ FIELDS = (  # of a manifest that a later one repeats about an earlier run
     "notebook_sha",
     "job_sha",
     "parameters",
+    "env",
 )
 NO_ARM = ("environment", "card")
 

@@ -86,16 +86,9 @@ def manifests(root: str | Path) -> list[Path]:
     return [p for p in paths if not any(x[0] == "." for x in p.relative_to(root).parts)]
 
 
-def planned(root: Path) -> list[str]:
-    """The folders below `root` of the jobs that plan.json lists; none where there is no plan.
-
-    plan.json is {"jobs": ["<model>/<weights>-<stack>/<notebook>", ...]}, and what `plan` says.
-    """
-    return read_plan(root)["jobs"]
-
-
 def read_plan(root: Path) -> dict[str, Any]:
-    """plan.json: `jobs`, and by job the `commands` that run it and why it is `stale`.
+    """plan.json: the folders below `root` of the `jobs`, and by them the `commands` that run each
+    and why it is `stale`; all empty where there is no plan.
 
     A command is {make's variable: value}. Raises ParamsError where the file is damaged, or names
     a folder outside `root`.
@@ -105,7 +98,7 @@ def read_plan(root: Path) -> dict[str, Any]:
     if not path.exists():
         return plan
     try:
-        plan |= json.loads(path.read_text(encoding="utf-8"))
+        plan |= {**json.loads(path.read_text(encoding="utf-8"))}
         names = [*plan["jobs"], *plan["commands"], *plan["stale"]]
         if odd := [name for name in names if not is_inside(name)]:
             raise ValueError(f"it names {odd[0]!r}, which is no folder below it")
@@ -221,6 +214,8 @@ def _fault(manifest: Any) -> str:
         return f"it holds {type(manifest).__name__}, needs a mapping"
     if manifest.get("status") not in STATUSES:
         return f"status is {manifest.get('status')!r:.80}, needs {', '.join(STATUSES)}"
+    if absent := [name for name in ("start", "end", "artefacts") if name not in manifest]:
+        return f"it lacks {', '.join(absent)}"
     for name, kinds in FIELDS.items():
         if name in manifest and not isinstance(manifest[name], kinds):
             return f"{name} is {manifest[name]!r:.80}"
@@ -238,6 +233,14 @@ def _fault(manifest: Any) -> str:
         ):
             return f"earlier lists {entry!r:.80}"
     return ""
+
+
+def fault(folder: Path) -> str:
+    """What is wrong with the results of a job; empty where they are sound, or where none are."""
+    manifest, damaged = manifest_of(folder)
+    if manifest:
+        return damage(folder, manifest)
+    return damaged if (folder / "run.json").exists() else ""
 
 
 def damage(folder: Path, manifest: dict[str, Any], names: Sequence[str] = ()) -> str:

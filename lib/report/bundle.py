@@ -131,7 +131,7 @@ def stage(source: Path, folder: Path) -> None:
                 shutil.copyfile(file, copy)
     if (source / "plan.json").exists():
         shutil.copyfile(source / "plan.json", folder / "plan.json")
-    document.write(folder)
+    document.write(folder, called=f"outputs/{source.name}")
     write_json(folder / PROVENANCE, provenance(folder))
     lines = [
         f"{file_sha(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)

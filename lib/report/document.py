@@ -45,18 +45,20 @@ def write(
     out_dir: str | Path | None = None,
     prices: cost.Prices | None = None,
     study: Published | None = None,
+    called: str | None = None,
 ) -> Path:
     """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
 
     `source_dir` holds jobs (run.json, records.jsonl, notebook.ipynb) and is only read when
     `out_dir` is another folder. Costs are shown where `prices` are given; `study` is the published
-    one beside the rows, by default this workbook's.
+    one beside the rows, by default this workbook's. `called` is what commands to run a job again
+    call the results, if not by their path.
     """
     source = Path(source_dir)
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not a folder of results; run `make report` first")
     out = Path(out_dir) if out_dir is not None else source
-    jobs = find(source)
+    jobs = find(source, called)
     if not jobs:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     out.mkdir(parents=True, exist_ok=True)
@@ -278,6 +280,7 @@ def _section(job: Job, page: Path | None, fragment: str, out: Path) -> SimpleNam
         setup=job.setup,
         end=job.end,
         rerun=job.rerun,
+        stale=job.stale,
         fragment=Markup(fragment),
         earlier=", ".join(readable(run["end"]) for run in job.earlier),
         page=_href(page, out) if page else "",

@@ -153,7 +153,7 @@ def run_job(
             "notebook_sha": plan.notebook_sha(job.source),
             "lib_sha": plan.lib_sha(),
             "git": plan.git_state(),
-            "env": plan.environment(gpu),
+            "env": plan.environment(gpu, job),
             "attempt": (old or {}).get("attempt", 0) + 1,
             "start": start,
             "end": _now(),

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lib import files
 from lib.files import short
@@ -59,15 +58,17 @@ def run(
         offline = profile.name in OFFLINE_PROFILES
         env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
         check(preflight.arms(todo), env)
-        plan.record_plan(every, out_dir)
+        _record_plan(every, out_dir, profile.name, {})
 
-        tally = Tally(jobs)
+        tally, stale = Tally(jobs), {}
         for job in jobs:
             sha = plan.job_sha(job, name, models_path)
-            if not force and _keep(job, store.read(job.folder), sha, tally):
-                tally.skip(job)
+            reasons = None if force else _kept(job, sha, name)
+            stale[job.name] = "; ".join(reasons or ())
+            if reasons is not None:
+                tally.skip(job, reasons)
                 continue
-            tally.start(job)
+            tally.start(job, "" if force else store.fault(job.folder))
             manifest = run_job(
                 job,
                 sha=sha,
@@ -81,6 +82,7 @@ def run(
             if stop.signum:
                 break
             _guarded(tally, "notebook page", write_page, job.folder)
+        _record_plan(every, out_dir, profile.name, stale)
         if not stop.signum:
             _guarded(tally, "report", write_report, out_dir)
         tally.summary(out_dir, interrupted=bool(stop.signum))
@@ -102,17 +104,23 @@ def _finished(job: Task, gpu: str, models_path: Path) -> bool:
     return store.is_finished(job.folder, store.read(job.folder), sha)
 
 
-def _keep(job: Task, old: dict[str, Any] | None, sha: str, tally: Tally) -> bool:
-    """Skip this job? A reading notebook is repeated when code changed; a measuring one warns."""
+def _kept(job: Task, sha: str, gpu: str) -> list[str] | None:
+    """Why a finished job is stale, if anything; None where it is to be run.
+
+    A reading notebook that is stale is repeated; a measuring one is kept, with a warning.
+    """
+    old = store.read(job.folder)
     if not store.is_finished(job.folder, old, sha):
-        return False
-    code = (plan.notebook_sha(job.source), plan.lib_sha())
-    runs = (old, *old.get("earlier", ()))
-    if {(run["notebook_sha"], run["lib_sha"]) for run in runs} != {code}:
-        if job.reads:
-            return False
-        tally.stale.append(job.title)
-    return True
+        return None
+    reasons = plan.stale(job, old, plan.environment(gpu, job))
+    return None if reasons and job.reads else reasons
+
+
+def _record_plan(jobs: list[Task], out_dir: Path, profile: str, stale: dict[str, str]) -> None:
+    """Note jobs in plan.json, also where other processes do the same."""
+    name = hashlib.sha256(str(out_dir.resolve()).encode()).hexdigest()[:12]
+    with lease.lock(f"plan-{name}", what=short(out_dir / "plan.json"), wait=True):
+        plan.record_plan(jobs, out_dir, profile, stale)
 
 
 def _lease_gpu(
