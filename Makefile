@@ -28,7 +28,7 @@ WITH ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle fit audit clients serve-check vllm test lab lint lock clean
+.PHONY: help setup report merge compare bundle fit audit clients serve-check vllm test kill-tests lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -109,6 +109,10 @@ vllm: .venv-vllm/.done  ## vLLM in an environment of its own (several GB; Linux,
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \
 	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+kill-tests:  ## 50 whole runs killed at random times, against the undisturbed one (KILLS= SEED=)
+	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 KILLS="$${KILLS:-50}" exec "$$py" -m pytest \
+	    tests/run/test_kills.py tests/run/test_settle.py $(ARGS)
 
 lab:  ## open JupyterLab on notebooks/start.ipynb, which reads the released results
 	@$(call find,lab) PYTHONWARNINGS="$${PYTHONWARNINGS:-ignore:IProgress not found}" \

@@ -68,7 +68,11 @@ def read_trace(path: str | Path) -> list[dict[str, Any]]:
 def load(path: str | Path) -> list[Record]:
     """All records of one file. A line that is not a record of this schema is an error."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text in UTF-8: {error}") from None
+    for number, line in enumerate(lines, start=1):
         try:
             data = json.loads(line)
             if data.get("schema") != SCHEMA:
