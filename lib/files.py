@@ -132,21 +132,31 @@ def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") ->
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file as a dict; repeated keys and values that YAML 1.1 misreads are errors."""
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
-            _refuse_traps(node, path.name)
+            _refuse_traps(node, path.name, set())
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ParamsError(f"{path.name} is no valid YAML: {error}") from None
+        text = " ".join(str(error).split())
+        raise ParamsError(f"{path.name} is no valid YAML: {text}") from None
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, ParamsError):
+            raise
+        text = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ParamsError(f"{path.name} cannot be read: {text}") from None
     if not isinstance(data, dict):
         raise ParamsError(f"{path.name} holds {type(data).__name__}, needs a mapping")
     return data
 
 
-def _refuse_traps(node: yaml.Node, name: str) -> None:
+def _refuse_traps(node: yaml.Node, name: str, seen: set[int]) -> None:
     line = f"{name}, line {node.start_mark.line + 1}"
+    if not isinstance(node, yaml.ScalarNode):
+        if id(node) in seen:  # a few nested ones stand for a thousand million values
+            raise ParamsError(f"{line}: an alias (*) names a list or mapping; write it out again")
+        seen.add(id(node))
     if isinstance(node, yaml.ScalarNode) and node.style is None:
         for pattern, advice in _TRAPS.items():
             if re.fullmatch(pattern, node.value):
@@ -154,14 +164,16 @@ def _refuse_traps(node: yaml.Node, name: str) -> None:
     elif isinstance(node, yaml.MappingNode):
         keys = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ParamsError(f"{line}: a key is a word, no list or mapping")
             if key.value in keys:
                 raise ParamsError(f"{line}: the key {key.value} appears twice")
             keys.add(key.value)
-            _refuse_traps(key, name)
-            _refuse_traps(value, name)
+            _refuse_traps(key, name, seen)
+            _refuse_traps(value, name, seen)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_traps(item, name)
+            _refuse_traps(item, name, seen)
 
 
 def check(data: Any, schema: Any, where: str) -> None:

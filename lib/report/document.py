@@ -25,7 +25,7 @@ from lib.files import write_text
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
-from lib.records.store import merge, precedence
+from lib.records.store import merge, precedence, refuse_links
 from lib.report import provenance, record_list, sections
 from lib.report.abstract import findings
 from lib.show import figure
@@ -61,6 +61,7 @@ def write(
     jobs = find(source, called)
     if not jobs:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
+    refuse_links(out)
     out.mkdir(parents=True, exist_ok=True)
     fragments = {job.id: _fragment(job) for job in jobs if job.notebook_path}
     pages = {job.id: _page(job, out, fragments[job.id]) for job in jobs if job.notebook_path}

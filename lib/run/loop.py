@@ -38,6 +38,7 @@ def run(
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
     store.refuse_released(out_dir)
+    store.refuse_links(out_dir)
     every, stop = plan.plan(profile, out_dir), Stop()
     jobs = every if only is None else [named(every, only)]
     with contextlib.ExitStack() as stack:
