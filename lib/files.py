@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -98,6 +99,58 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+ROOM_BYTES = 50_000_000  # what a run needs at least: notebooks, rows, pages
+
+
+def require_room(folder: Path) -> None:
+    """Make a folder, and raise where nothing can be written there: better before work than after.
+
+    Raises ParamsError, which names the folder and what is in the way.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() or path.is_symlink():
+            if not path.is_dir():
+                raise ParamsError(
+                    f"OUT={short(folder)}: {short(path)} is no folder; choose another"
+                )
+            break
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        why = error.strerror or error
+        raise ParamsError(
+            f"OUT={short(folder):.200} cannot be written: {why}; choose another"
+        ) from None
+    if free < ROOM_BYTES:
+        raise ParamsError(
+            f"OUT={short(folder)}: {free / 1e6:.0f} MB are free there and {ROOM_BYTES / 1e6:.0f} "
+            "are needed; make room, or choose another"
+        )
+
+
+def disk_fault(error: OSError) -> str:
+    """A fault of a disk or a path in one line, with what to do; empty for any other error."""
+    name = f"{str(error.filename or '')!r:.200}"
+    advice = {
+        errno.ENOSPC: "make room; what is finished is kept, the same command goes on from here",
+        errno.EDQUOT: "make room; what is finished is kept, the same command goes on from here",
+        errno.EROFS: "choose another OUT",
+        errno.EACCES: "choose another OUT, or change who may write there",
+        errno.EPERM: "choose another OUT, or change who may write there",
+        errno.ENOTDIR: "a file is where a folder should be; choose another",
+        errno.EISDIR: "a folder is where a file should be; choose another",
+        errno.ENAMETOOLONG: "give a shorter name",
+        errno.ELOOP: "links lead in a circle; remove them",
+        errno.EIO: "the disk fails; what is finished is kept",
+        errno.ENOENT: "it has vanished; give the same command again",
+    }
+    return f"{name}: {error.strerror}; {advice[error.errno]}" if error.errno in advice else ""
+
+
 def exchange(new: Path, old: Path) -> None:
     """Let two folders of one parent change places in one step that no crash can divide.
 
@@ -119,14 +172,20 @@ def exchange(new: Path, old: Path) -> None:
         new.rename(old)
 
 
+def alike(one: str, other: str) -> bool:
+    """Whether a name is probably a misspelling of another."""
+    return difflib.SequenceMatcher(None, one.casefold(), other.casefold()).ratio() > 0.8
+
+
 def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") -> ParamsError:
     """An error that names the value, near matches, what there is to choose from, and a hint."""
     names = [str(name) for name in choices]
     folded = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(value.casefold(), folded, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(value[:100].casefold(), folded, n=2, cutoff=0.5)
     meant = f"; did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near else "."
     every = ", ".join(names) or "none"
-    return ParamsError(f"unknown {kind} {value!r}{meant} Known: {every}.{hint and ' ' + hint}")
+    value = f"{value!r:.100}"
+    return ParamsError(f"unknown {kind} {value}{meant} Known: {every}.{hint and ' ' + hint}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -133,7 +133,8 @@ class Job:
         error = self.run.get("error") or ""
         if isinstance(error, dict):
             cell = f" in cell [{error['cell']}]" if error.get("cell") else ""
-            error = f"{error.get('name')}{cell}: {error.get('value')}"
+            log = "".join(f"\n{line}" for line in (error.get("log") or ())[-12:])
+            error = f"{error.get('name')}{cell}: {error.get('value')}{log}"
         return _last_lines(self.damage or error or _notebook_error(self.notebook_path))
 
     @property

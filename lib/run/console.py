@@ -13,6 +13,8 @@ from lib.files import short
 if TYPE_CHECKING:
     from lib.run.plan import Task
 
+GOES_ON = "interrupted: finished jobs are kept, the same command goes on from here"
+
 
 @dataclass
 class Tally:
@@ -85,7 +87,7 @@ class Tally:
             more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
             say(f"warning: measured with {why}: {jobs[0].title}{more}; FORCE=1 measures again")
         if interrupted:
-            say("interrupted: finished jobs are kept, the same command goes on from here")
+            say(GOES_ON)
         elif (out_dir / "report.html").exists():
             say(f"report: {short(out_dir / 'report.html')}")
 

@@ -17,7 +17,7 @@ from lib.files import short
 from lib.records import slices, store
 from lib.records.store import PARTIAL, PREVIOUS
 from lib.run import kernel, plan, scrub
-from lib.run.console import say
+from lib.run.console import GOES_ON, say
 from lib.run.parameters import check_parameters, notebook_parameters
 from lib.run.plan import Task
 
@@ -98,6 +98,7 @@ class Stop:
     def __call__(self, signum: int, frame: object = None) -> None:
         self.signum, self.count = self.signum or signum, self.count + 1
         if self.watch is None or self.count > 2:
+            say(GOES_ON)
             raise SystemExit(128 + signum)
         self.watch.stop(signal.Signals(signum).name)
 

@@ -37,14 +37,20 @@ def gpus() -> list[Gpu]:
     except Exception:  # no package, no driver, no permission: each has a class of its own
         return []
     cards = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        try:
-            processes = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-        except pynvml.NVMLError:
-            processes = 0
-        uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-        cards.append(Gpu(uuid, name, processes))
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            try:
+                processes = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+            except pynvml.NVMLError:
+                processes = 0
+            uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+            cards.append(Gpu(uuid, name, processes))
+    except pynvml.NVMLError as error:
+        raise BusyError(
+            f"the NVIDIA driver answers with an error ({error}); see what nvidia-smi and the "
+            "system's log say of it, and reset or restart the GPU"
+        ) from None
     return cards
 
 

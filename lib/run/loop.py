@@ -56,6 +56,8 @@ def run(
             return kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
 
         todo = [x for x in jobs if force or not _finished(x, name, models_path)]
+        if todo:
+            files.require_room(out_dir)
         offline = profile.name in OFFLINE_PROFILES
         env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
         check(preflight.arms(todo), env)
@@ -154,4 +156,5 @@ def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, pa
         write(path)
     except Exception as error:  # whatever it is, the measurements are safe and must be listed
         first = (str(error).splitlines() or [""])[0]
-        tally.fail(f"{what} of {short(path)}: {type(error).__name__}: {first}")
+        fault = files.disk_fault(error) if isinstance(error, OSError) and error.filename else ""
+        tally.fail(f"{what} of {short(path)}: {fault or f'{type(error).__name__}: {first}'}")

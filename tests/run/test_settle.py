@@ -7,6 +7,7 @@ undisturbed.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -69,8 +70,11 @@ class History:
         manifest["artefacts"] = store.artefacts(staged)
         run_job._settle(self.folder, self.old, manifest, added)
 
-    def settle_killed_at(self, count: int) -> bool:
-        """Settle in another process that dies before its file operation `count`; whether it did."""
+    def settle_killed_at(self, count: int, full: bool = False) -> bool:
+        """Settle in another process that dies before its file operation `count`; whether it did.
+
+        Where the disk is `full` from then on, every operation that needs room fails instead.
+        """
         if (pid := os.fork()) == 0:
             left = count
 
@@ -79,12 +83,16 @@ class History:
                 write = event.startswith("os.") and event not in READS
                 if write or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
                     left -= 1
-                    if left == 0:
+                    if full and left <= 0 and event in ("open", "os.mkdir"):
+                        raise OSError(errno.ENOSPC, "No space left on device", arguments[0])
+                    if left == 0 and not full:
                         os._exit(99)
 
             sys.addaudithook(die)
             try:
                 self.settle()
+            except OSError as error:
+                os._exit(99 if error.errno == errno.ENOSPC else 1)
             finally:
                 os._exit(0 if sys.exc_info()[0] is None else 1)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -130,13 +138,18 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
+SOME = ("fresh", "slice over slice", "FORCE, and it fails")
+
+
 @pytest.mark.parametrize(
-    ("name", "exchanges"),
-    [(name, True) for name in HISTORIES]
-    + [(name, False) for name in ("fresh", "slice over slice", "FORCE, and it fails")],
+    ("name", "exchanges", "full"),
+    [(name, True, False) for name in HISTORIES]
+    + [(name, False, False) for name in SOME]
+    + [(name, True, True) for name in SOME],
 )
-def test_killed_before_every_file_operation(name, exchanges, tmp_path, monkeypatch):
-    """Also on a system that cannot exchange two folders in one step."""
+def test_killed_before_every_file_operation(name, exchanges, full, tmp_path, monkeypatch):
+    """Also on a system that cannot exchange two folders in one step, and on a disk that is full
+    from there on."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # against a power cut, and slow
     if not exchanges:
         monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: None)
@@ -149,7 +162,7 @@ def test_killed_before_every_file_operation(name, exchanges, tmp_path, monkeypat
     while True:
         count += 1
         history = History(tmp_path / str(count), name)
-        killed = history.settle_killed_at(count)
+        killed = history.settle_killed_at(count, full)
         manifest = store.read(history.folder)
         if exchanges and manifest:
             assert store.damage(history.folder, manifest) == "", count
@@ -165,4 +178,4 @@ def test_killed_before_every_file_operation(name, exchanges, tmp_path, monkeypat
         shutil.rmtree(tmp_path / str(count))
         if not killed:
             break
-    assert count > 15
+    assert count > 10

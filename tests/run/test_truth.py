@@ -5,6 +5,7 @@ The kernel is a fake that writes a row at once; profile, plan, loop and report a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pytest
 from lib import files
 from lib.records import jobs, record, store
 from lib.report import document
-from lib.run import kernel, loop, plan
+from lib.run import kernel, lease, loop, plan
 from tests.run.test_loop import Bench
 
 
@@ -128,15 +129,15 @@ def replaced_weights(bench, monkeypatch, model):
     checkpoint(model, "12346")  # of the same size
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (another_lock, "another requirements.lock than today's"),
-        (another_version, "transformers [0-9.]+, not 9.9.9 as here"),
-        (other_threads, "3 threads, not 7 as now"),
-        (replaced_weights, "other weights than those that its model's files hold now"),
-    ],
-)
+CHANGES = [
+    (another_lock, "another requirements.lock than today's"),
+    (another_version, "transformers [0-9.]+, not 9.9.9 as here"),
+    (other_threads, "3 threads, not 7 as now"),
+    (replaced_weights, "other weights than those that its model's files hold now"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), CHANGES)
 def test_what_a_result_depends_on_makes_it_stale(change, says, bench, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     model = checkpoint(bench.folder / "model")
@@ -206,3 +207,60 @@ def test_run_it_again_names_profile_folder_and_force(bench):
     missing = jobs.find(bench.out)[0]
     assert missing.status == "missing"
     assert variables(missing.rerun) == {k: v for k, v in values.items() if k != "FORCE"}
+
+
+def test_a_full_disk_is_said_before_any_work(bench, monkeypatch):
+    usage = files.shutil.disk_usage(bench.folder)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage._replace(free=3_000_000))
+    with pytest.raises(files.ParamsError, match="3 MB are free there and 50 are needed; make room"):
+        bench.run()
+    assert bench.runs == 0
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(bench, monkeypatch, number):
+    def refuse(path, *_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    says = f"OUT=.*out cannot be written: {os.strerror(number)}; choose another"
+    with pytest.raises(files.ParamsError, match=says):
+        bench.run()
+    assert bench.runs == 0
+
+
+def test_a_finished_set_that_cannot_be_written_needs_nothing(bench, monkeypatch, capsys):
+    assert bench.run() == 0
+    monkeypatch.setattr(Path, "touch", lambda *_: pytest.fail("it was written to"))
+    before = {p: p.stat().st_mtime_ns for p in bench.out.rglob("*")}
+    assert bench.run() == 0
+    assert {p: p.stat().st_mtime_ns for p in bench.out.rglob("*")} == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_disk_that_fails_during_a_run_is_one_line(number, monkeypatch, capsys, tmp_path):
+    from lib import __main__ as command
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number), "outputs/x/run.json")
+
+    monkeypatch.setattr(loop, "run", fail)
+    assert command.main(["report", "--out", str(tmp_path / "x")]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and os.strerror(number) in err and "outputs/x/run.json" in err
+
+
+def test_a_gpu_whose_driver_fails_is_one_line(monkeypatch):
+    import pynvml
+
+    class Broken(pynvml.NVMLError):
+        def __str__(self):
+            return "GPU is lost"
+
+    def lost(*_):
+        raise Broken(15)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lost)
+    with pytest.raises(lease.BusyError, match=r"answers with an error \(GPU is lost\); see"):
+        lease.gpus()
