@@ -27,19 +27,51 @@ ITL_MS ?=
 CSV ?=
 STUDY ?=
 WITH ?=
+KILLS ?= 50
+SEED ?= 0
+
+# What a variable holds is text: neither make nor the shell evaluates it. $(value X) is the text as
+# it was given, and what make does not export it does not expand.
+VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
+    TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS \
+    CSV STUDY WITH KILLS SEED SERVER
+unexport $(VARIABLES)
+define newline
+
+
+endef
+open := (
+close := )
+hash := \#
+raw = $(subst $(newline), ,$(value $(1)))
+# $(call text,X): the value of X as one argument. $(call option,--x,X): the same after an option.
+text = "$(subst `,\`,$(subst $$,\$$,$(subst ",\",$(subst \,\\,$(raw)))))"
+option = $(if $(value $(2)),$(1) $(text_of))
+text_of = $(call text,$(2))
+# $(call items,X): the words of X, quotes kept, all else that a shell acts on taken as text.
+escaped = $(subst $(1),\$(1),$(2))
+items = $(call escaped,$(hash),$(call escaped,[,$(call escaped,?,$(call escaped,*,$(call \
+    escaped,$(close),$(call escaped,$(open),$(call escaped,>,$(call escaped,<,$(call \
+    escaped,|,$(call escaped,&,$(call escaped,;,$(call escaped,`,$(call escaped,$$,$(call \
+    escaped,\,$(raw)))))))))))))))
+# $(call flag,--x,X): the option where X is not one of the words for no.
+NO := 0 n N no No NO f F false False FALSE off Off OFF
+flag = $(if $(filter-out $(NO),$(value $(2))),$(1) $(text_of))
+# Which of the variables came with the command: those that a target does not take are refused.
+given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 
 # lib is importable in every environment and every notebook kernel, installed or not.
-export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle export fit plan audit clients serve-check vllm test sweep lab lint lock clean
+.PHONY: help setup report merge compare bundle export fit plan audit clients serve-check vllm test kill-tests sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
 define find
-py=$$(for p in python3 python3.13 python3.12 python3.11 python3.14 python "$(PYTHON)"; do \
+py=$$(for p in python3 python3.13 python3.12 python3.11 python3.14 python $(call text,PYTHON); do \
     if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1; then \
-        exec "$$p" tools/bootstrap.py $(1) --python "$(PYTHON)"; fi; done; \
+        exec "$$p" tools/bootstrap.py $(1) --python $(call text,PYTHON); fi; done; \
     echo "set-up: Python 3.11 or newer is needed and none was found on PATH. Install one (Debian:" >&2; \
     echo "apt-get install python3 python3-venv) or name one with PYTHON=path." >&2; exit 1) || exit $$?;
 endef
@@ -70,51 +102,55 @@ setup:  ## prepare the environment the other targets use, and say which it is
 	@$(call find,lab) :
 
 report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
-	@$(call find,report) exec "$$py" -m lib report \
-	    $(if $(FROM),--from "$(FROM)",--profile "$(PROFILE)" \
-	    $(if $(MODELS),--models "$(MODELS)") $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
-	    $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STACK),--stack "$(STACK)") \
-	    $(if $(DTYPE),--dtype "$(DTYPE)") $(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout "$(TIMEOUT)") \
-	    $(if $(filter-out 0 no false,$(WAIT)),--wait) \
-	    $(if $(filter-out 0 no false,$(FORCE)),--force)) $(if $(OUT),--out "$(OUT)") \
-	    $(if $(GPU_HOUR_USD),--gpu-hour-usd "$(GPU_HOUR_USD)") \
-	    $(if $(KWH_USD),--kwh-usd "$(KWH_USD)") $(if $(STUDY),--study "$(STUDY)")
+	@$(call find,report) WORKBOOK_GIVEN="$(strip $(given))" exec "$$py" -m lib report \
+	    $(if $(value FROM),$(call option,--from,FROM),$(call option,--profile,PROFILE) \
+	    $(call option,--models,MODELS) $(call option,--notebooks,NOTEBOOKS) \
+	    $(call option,--weights,WEIGHTS) $(call option,--stack,STACK) \
+	    $(call option,--dtype,DTYPE) $(call option,--server,SERVER) \
+	    $(call option,--timeout,TIMEOUT) \
+	    $(call flag,--wait,WAIT) $(call flag,--force,FORCE)) $(call option,--out,OUT) \
+	    $(call option,--gpu-hour-usd,GPU_HOUR_USD) $(call option,--kwh-usd,KWH_USD) \
+	    $(call option,--study,STUDY)
 
 merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/b" OUT=outputs/c
-	@$(call find,report) exec "$$py" -m lib merge $(FROM) $(if $(OUT),--out "$(OUT)")
+	@$(call find,report) exec "$$py" -m lib merge $(call items,FROM) $(call option,--out,OUT)
 
 compare:  ## ratios with intervals between two result sets: A=outputs/x B=outputs/y
-	@$(call find,report) exec "$$py" -m lib compare $(if $(A),"$(A)") $(if $(B),"$(B)") $(if $(OUT),--out "$(OUT)")
+	@$(call find,report) exec "$$py" -m lib compare $(if $(value A),$(call text,A)) \
+	    $(if $(value B),$(call text,B)) $(call option,--out,OUT)
 
 bundle:  ## a zip of the report and all it rests on, to send: FROM=outputs/x (default outputs/PROFILE)
-	@$(call find,report) exec "$$py" -m lib bundle "$(or $(FROM),outputs/$(PROFILE))" \
-	    $(if $(OUT),--out "$(OUT)") $(ARGS)
+	@$(call find,report) exec "$$py" -m lib bundle \
+	    $(if $(value FROM),$(call text,FROM),outputs/$(call text,PROFILE)) \
+	    $(call option,--out,OUT) $(call items,ARGS)
 
 export:  ## every number as CSV and Parquet with a data dictionary: FROM=outputs/x OUT=folder
-	@$(call find,report) exec "$$py" -m lib export $(if $(FROM),"$(FROM)") $(if $(OUT),--out "$(OUT)")
+	@$(call find,report) exec "$$py" -m lib export $(if $(value FROM),$(call text,FROM)) \
+	    $(call option,--out,OUT)
 
 fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
-	@$(call find,report) exec "$$py" -m lib fit $(if $(MODEL),--model "$(MODEL)") \
-	    $(if $(GPU_GB),--gpu-gb "$(GPU_GB)") $(if $(DTYPE),--dtype "$(DTYPE)") \
-	    $(if $(BANDWIDTH_GB_S),--bandwidth-gb-s "$(BANDWIDTH_GB_S)") \
-	    $(if $(CONTEXT),--context "$(CONTEXT)") $(ARGS)
+	@$(call find,report) exec "$$py" -m lib fit $(call option,--model,MODEL) \
+	    $(call option,--gpu-gb,GPU_GB) $(call option,--dtype,DTYPE) \
+	    $(call option,--bandwidth-gb-s,BANDWIDTH_GB_S) \
+	    $(call option,--context,CONTEXT) $(call items,ARGS)
 
 plan:  ## which model on which stack serves USERS of CONTEXT tokens within TTFT_MS and ITL_MS on GPU_GB?
-	@$(call find,report) exec "$$py" -m lib plan $(if $(FROM),"$(FROM)") \
-	    $(if $(GPU_GB),--gpu-gb "$(GPU_GB)") $(if $(CONTEXT),--context "$(CONTEXT)") \
-	    $(if $(USERS),--users "$(USERS)") $(if $(TTFT_MS),--ttft-ms "$(TTFT_MS)") \
-	    $(if $(ITL_MS),--itl-ms "$(ITL_MS)") $(if $(GPU_HOUR_USD),--gpu-hour-usd "$(GPU_HOUR_USD)")
+	@$(call find,report) exec "$$py" -m lib plan $(if $(value FROM),$(call text,FROM)) \
+	    $(call option,--gpu-gb,GPU_GB) $(call option,--context,CONTEXT) \
+	    $(call option,--users,USERS) $(call option,--ttft-ms,TTFT_MS) \
+	    $(call option,--itl-ms,ITL_MS) $(call option,--gpu-hour-usd,GPU_HOUR_USD)
 
 audit:  ## check a published study against its own data; CSV=folder compares its released files
-	@$(call find,report) exec "$$py" -m lib audit $(if $(STUDY),--study "$(STUDY)") $(if $(CSV),--csv "$(CSV)") $(ARGS)
+	@$(call find,report) exec "$$py" -m lib audit $(call option,--study,STUDY) \
+	    $(call option,--csv,CSV) $(call items,ARGS)
 
 clients:  ## score load generators against a server that knows the truth (their own environments)
 	@$(call find,report) exec "$$py" -m lib.measure.serving.clients \
-	    --out "$(or $(OUT),outputs/clients/truth-table.json)" $(ARGS)
+	    --out $(if $(value OUT),$(call text,OUT),outputs/clients/truth-table.json) $(call items,ARGS)
 
 serve-check:  ## load a small trained model behind transformers serve
 	@$(MAKE) --no-print-directory report NOTEBOOKS=serving MODELS=SmolLM2-135M-Instruct \
-	    OUT="$(or $(OUT),outputs/serve-check)"
+	    OUT=$(if $(value OUT),$(call text,OUT),outputs/serve-check)
 
 vllm: .venv-vllm/.done  ## vLLM in an environment of its own (several GB; Linux, NVIDIA, Python 3.12)
 
@@ -123,11 +159,16 @@ vllm: .venv-vllm/.done  ## vLLM in an environment of its own (several GB; Linux,
 
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \
-	    -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	    -n auto --maxprocesses 4 --dist loadfile $(call items,ARGS)
+
+kill-tests:  ## 50 whole runs killed at random times, against the undisturbed one (KILLS= SEED=)
+	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 KILLS=$(call text,KILLS) SEED=$(call text,SEED) \
+	    exec "$$py" -m pytest \
+	    tests/run/test_kills.py tests/run/test_settle.py $(call items,ARGS)
 
 sweep:  ## every model type of the installed transformers, tiny: writes docs/models.md (ten minutes)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec nice -n 10 "$$py" tools/sweep.py \
-	    $(if $(findstring --types,$(ARGS)),,--out docs) $(ARGS)
+	    $(if $(findstring --types,$(value ARGS)),,--out docs) $(call items,ARGS)
 
 lab:  ## open JupyterLab on your own copies of the notebooks, in outputs/lab; start.ipynb comes first
 	@mkdir -p outputs/lab && for path in notebooks/*.ipynb; do \
@@ -135,13 +176,13 @@ lab:  ## open JupyterLab on your own copies of the notebooks, in outputs/lab; st
 	@echo "lab: outputs/lab holds copies of the notebooks; delete one to have it anew"
 	@$(call find,lab) PYTHONWARNINGS="$${PYTHONWARNINGS:-ignore:IProgress not found}" \
 	    exec "$$py" -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
-	    --LabApp.default_url=/lab/tree/outputs/lab/start.ipynb $(ARGS)
+	    --LabApp.default_url=/lab/tree/outputs/lab/start.ipynb $(call items,ARGS)
 
 lint:  ## check the style of code and notebooks with ruff
 	@$(call find,test) "$$py" -m ruff check . && "$$py" -m ruff format --check .
 
 lock:  ## resolve requirements.lock anew (WITH='torch==2.13.0' holds versions; Python 3.11)
-	@"$(or $(PYTHON),python3.11)" tools/lock.py --with $(WITH)
+	@$(if $(value PYTHON),$(call text,PYTHON),python3.11) tools/lock.py --with $(call items,WITH)
 
 clean:  ## delete caches, partial files and what can be rebuilt in minutes; measurements stay
 	@rm -rf outputs/demo outputs/rebuilt .pytest_cache .ruff_cache build dist *.egg-info

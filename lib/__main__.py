@@ -16,20 +16,32 @@ Exit status: 0, 1 where something did not go well, 2 for bad input.
 
 from __future__ import annotations
 
-import argparse
-import functools
-import json
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Sequence
+
+
+def _leave(number: int, frame: object) -> None:
+    os.write(2, b"interrupted before any work began\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":  # Ctrl-C while all else is imported
+    signal.signal(signal.SIGINT, _leave)
+
+import argparse
+import errno
+import functools
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lib import files
 from lib.analysis import cost
-from lib.files import ParamsError, resolve
+from lib.files import ParamsError, resolve, unknown
 from lib.records import store
 from lib.records.kinds import DTYPES
 from lib.run import profiles
@@ -47,13 +59,16 @@ def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
     from lib.report import document as report
 
+    refuse_variables(os.environ.get("WORKBOOK_GIVEN", ""), bool(args.source))
     os.environ["JUPYTER_PATH"] = files.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
     prices = cost.Prices(args.gpu_hour_usd, args.kwh_usd)
     write_report = functools.partial(report.write, prices=prices, study=study_of(args))
     if args.source:
         store.refuse_released(out_dir)
-        page = write_report(require_results(resolve(args.source)), out_dir)
+        source = require_results(resolve(args.source))
+        files.require_room(out_dir)
+        page = write_report(source, out_dir)
         say(f"report: {files.short(page)}")
         return 0
     from lib.run import loop
@@ -67,6 +82,43 @@ def make_report(args: argparse.Namespace) -> int:
         write_page=report.write_notebook_page,
         write_report=write_report,
     )
+
+
+REBUILT = ("FROM", "OUT", "GPU_HOUR_USD", "KWH_USD", "STUDY", "PYTHON")
+RUN = (
+    *(name for name in REBUILT if name != "FROM"),
+    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "SERVER"),
+    *("FORCE", "WAIT", "TIMEOUT"),
+)
+
+
+def refuse_variables(given: str, rebuilds: bool) -> None:
+    """Raise for a variable on make's command line that `make report` would not heed.
+
+    Other names are for the processes that it starts, such as HF_HOME.
+    """
+    takes = REBUILT if rebuilds else RUN
+    own = (
+        *RUN,
+        *REBUILT,
+        "MODEL",
+        "USERS",
+        "TTFT_MS",
+        "ITL_MS",
+        "GPU_GB",
+        "BANDWIDTH_GB_S",
+        "CONTEXT",
+        "CSV",
+        "A",
+        "B",
+        "ARGS",
+    )
+    for name in sorted({*given.split()} - {*takes}):
+        if name in own:
+            what = "make report FROM=" if rebuilds else "make report"
+            raise unknown(f"variable of {what}:", name, takes)
+        if near := [x for x in takes if files.alike(name, x)]:
+            raise unknown("variable of make report:", name, near)
 
 
 def require_results(source: Path) -> Path:
@@ -129,6 +181,11 @@ def make_visit(args: argparse.Namespace) -> int:
 
 def profile_of(args: argparse.Namespace) -> profiles.Profile:
     """The profile that a command line names, with its slices; what a server serves it is asked."""
+    for name in profiles.SLICES:
+        if (text := getattr(args, name)) and not files.split(text):
+            raise ParamsError(
+                f"{name.upper()}={text} names nothing; leave it out for all, or name some"
+            )
     slices = {key: getattr(args, key) for key in (*profiles.SLICES, profiles.SERVER)}
     if args.server and not args.models:
         from lib.measure.serving import server
@@ -253,6 +310,8 @@ def audit_study(args: argparse.Namespace) -> int:
     from lib.studies import study as studies
 
     study = study_of(args)
+    if args.csv is not None and not args.csv.is_dir():
+        raise ParamsError(f"no folder {args.csv}; CSV takes the folder of the released files")
     findings = audit.findings(study)
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     title = f"{study.data['title']} ({study.data['source']})"
@@ -260,8 +319,6 @@ def audit_study(args: argparse.Namespace) -> int:
     sys.stdout.write(f"{audit.conclusion(study, findings)}\n\n")
     if args.csv is None:
         return 0
-    if not args.csv.is_dir():
-        raise ParamsError(f"no folder {args.csv}; CSV takes the folder of the released files")
     differences = studies.differences(study.data, args.csv)
     facts = len(study.data["released"])
     equal = f"released facts: {facts - len(differences)} of {facts} equal the files in {args.csv}"
@@ -271,12 +328,12 @@ def audit_study(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All verbs with their options."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m lib",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = top.add_subparsers(metavar="VERB", required=True)
+    verbs = top.add_subparsers(metavar="VERB", required=True, dest="verb")
 
     def verb(name, function, errors=BAD_INPUT) -> argparse.ArgumentParser:
         text = function.__doc__
@@ -287,9 +344,9 @@ def parser() -> argparse.ArgumentParser:
     one = verb("report", make_report, errors=REFUSED)
     add_run_options(one)
     one.add_argument("--from", dest="source", type=Path, help="only rebuild a report")
-    one.add_argument("--gpu-hour-usd", type=float, help="price: shows cost per token")
+    one.add_argument("--gpu-hour-usd", type=PRICE, help="price: shows cost per token")
     one.add_argument("--study", type=Path, help="default: the study of this workbook")
-    one.add_argument("--kwh-usd", type=float, help="price: shows cost of energy per token")
+    one.add_argument("--kwh-usd", type=PRICE, help="price: shows cost of energy per token")
 
     one = verb("job", run_one, errors=REFUSED)
     one.add_argument("name", nargs="?", metavar="NAME", help="its folder below the results")
@@ -299,8 +356,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", required=True, help="the folder that gets the visit's own folder")
     one.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     one.add_argument("--models", nargs="+", metavar="NAME")
-    one.add_argument("--contexts", nargs="+", type=int, metavar="TOKENS")
-    one.add_argument("--new-tokens", type=int, metavar="TOKENS")
+    one.add_argument("--contexts", nargs="+", type=TOKENS, metavar="TOKENS")
+    one.add_argument("--new-tokens", type=TOKENS, metavar="TOKENS")
     one.add_argument("--dtype", default="bfloat16", choices=DTYPES)
 
     one = verb("merge", merge_folders)
@@ -325,20 +382,22 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("fit", check_fit)
     one.add_argument("--model")
-    one.add_argument("--gpu-gb", type=float)
+    one.add_argument("--gpu-gb", type=number("GB of 10^9 bytes", 80, 1e6))
     one.add_argument("--dtype", default="", help="bfloat16, mxfp4, 4-bit ...")
-    one.add_argument("--bandwidth-gb-s", type=float, help="for the decode limit")
+    one.add_argument(
+        "--bandwidth-gb-s", type=number("GB/s", 3350, 1e9), help="for the decode limit"
+    )
     one.add_argument("--context", type=token_counts, help="tokens: 2048,8192")
     one.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
 
     one = verb("plan", make_plan)
     one.add_argument("source", nargs="?", default=RELEASED, help="a folder of results")
-    one.add_argument("--gpu-gb", type=float, help="memory of the card, 10^9 bytes")
-    one.add_argument("--context", type=int, default=2048, help="tokens of each user")
-    one.add_argument("--users", type=int, default=1, help="at the same time")
-    one.add_argument("--ttft-ms", type=float, help="longest wait for the first token")
-    one.add_argument("--itl-ms", type=float, help="longest mean wait between tokens")
-    one.add_argument("--gpu-hour-usd", type=float, help="price, for USD per 10^6 tokens")
+    one.add_argument("--gpu-gb", type=number("GB of 10^9 bytes", 80, 1e6), help="of the card")
+    one.add_argument("--context", type=number("tokens", 2048, 1e9, whole=True), default=2048)
+    one.add_argument("--users", type=number("users at once", 20, 1e9, whole=True), default=1)
+    one.add_argument("--ttft-ms", type=MS, help="longest wait for the first token")
+    one.add_argument("--itl-ms", type=MS, help="longest mean wait between tokens")
+    one.add_argument("--gpu-hour-usd", type=PRICE, help="for USD a million tokens")
 
     one = verb("audit", audit_study)
     one.add_argument("--study", type=Path, help="default: the study of this workbook")
@@ -353,16 +412,72 @@ def add_run_options(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(f"--{name}", default="", help="comma or space separated")
     verb.add_argument("--server", default="", help="URL of a server that runs: loads that one")
     verb.add_argument("--out", type=Path, help="default: outputs/<profile>")
-    verb.add_argument("--force", action="store_true", help="measure finished jobs again")
-    verb.add_argument("--timeout", type=float, default=3600, help="seconds for one notebook")
-    verb.add_argument("--wait", action="store_true", help="wait for a GPU that is in use")
+    verb.add_argument("--force", **FLAG, help="measure finished jobs again")
+    verb.add_argument("--timeout", type=SECONDS, default=3600, help="seconds for one notebook")
+    verb.add_argument("--wait", **FLAG, help="wait for a GPU that is in use")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else here does, and takes no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple:
+        options, more = super().parse_known_args(args, namespace)
+        if more:  # said by the verb, which knows its own options
+            self.error(f"unrecognized arguments: {' '.join(more)}")
+        return options, more
+
+    def error(self, message: str) -> None:
+        message = message.replace("\n", " ")
+        if match := re.match(r"unrecognized arguments: (-\S+)", message):
+            options = [x for x in self._option_string_actions if x.startswith("--")]
+            message = str(unknown("option", match[1].partition("=")[0], options))
+        say(f"error: {message} (`{self.prog} --help` lists all)")
+        raise SystemExit(2)
+
+
+def number(what: str, example: float, most: float, *, whole: bool = False) -> Callable:
+    """The type of an option that takes a number above 0, and what it counts."""
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = 0
+        if not 0 < value <= most:
+            kind = "a whole number" if whole else "a number"
+            raise argparse.ArgumentTypeError(
+                f"{text!r:.60} is not {kind} of {what} above 0 and up to {most:,.0f}, "
+                f"such as {example}"
+            )
+        return value
+
+    return parse
+
+
+def boolean(text: str) -> bool:
+    """Yes or no, as people write it."""
+    word = text.strip().lower()
+    if word in ("1", "y", "yes", "t", "true", "on"):
+        return True
+    if word in ("0", "n", "no", "f", "false", "off", ""):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is neither yes nor no; write 1 or 0")
+
+
+FLAG = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "YES"}
+PRICE = number("USD", 2.5, 1e9)
+MS = number("milliseconds", 500, 1e9)
+BANDWIDTH = number("GB/s", 3350, 1e9)
+SECONDS = number("seconds", 3600, 1e7)
+TOKENS = number("tokens", 2048, 1e9, whole=True)
 
 
 def token_counts(text: str) -> tuple[int, ...]:
     """Contexts of a command line: 2048,8192."""
-    from lib.analysis.fit import tokens
-
-    return tokens(text)
+    return tuple(TOKENS(item) for item in files.split(text)) or (TOKENS(text),)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -370,10 +485,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return args.run(args)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
     except args.errors as error:
-        say(f"error: {error}")
+        text = files.disk_fault(error) if isinstance(error, OSError) else ""
+        say(f"error: {text or error}")
         return 2
+    except OSError as error:
+        if not (text := files.disk_fault(error)):
+            raise
+        say(f"error: {text}")
+        return 2 if error.errno == errno.ENAMETOOLONG else 1
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

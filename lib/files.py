@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
@@ -101,7 +105,8 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        temporary.unlink(missing_ok=True)  # a link there would lead the text elsewhere
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -115,34 +120,123 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+ROOM_BYTES = 50_000_000  # what a run needs at least: notebooks, rows, pages
+
+
+def require_room(folder: Path) -> None:
+    """Make a folder, and raise where nothing can be written there: better before work than after.
+
+    Raises ParamsError, which names the folder and what is in the way.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() or path.is_symlink():
+            if not path.is_dir():
+                raise ParamsError(
+                    f"OUT={short(folder)}: {short(path)} is no folder; choose another"
+                )
+            break
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        why = error.strerror or error
+        raise ParamsError(
+            f"OUT={short(folder):.200} cannot be written: {why}; choose another"
+        ) from None
+    if free < ROOM_BYTES:
+        raise ParamsError(
+            f"OUT={short(folder)}: {free / 1e6:.0f} MB are free there and {ROOM_BYTES / 1e6:.0f} "
+            "are needed; make room, or choose another"
+        )
+
+
+def disk_fault(error: OSError) -> str:
+    """A fault of a disk or a path in one line, with what to do; empty for any other error."""
+    name = f"{str(error.filename or '')!r:.200}"
+    advice = {
+        errno.ENOSPC: "make room; what is finished is kept, the same command goes on from here",
+        errno.EDQUOT: "make room; what is finished is kept, the same command goes on from here",
+        errno.EROFS: "choose another OUT",
+        errno.EACCES: "choose another OUT, or change who may write there",
+        errno.EPERM: "choose another OUT, or change who may write there",
+        errno.ENOTDIR: "a file is where a folder should be; choose another",
+        errno.EISDIR: "a folder is where a file should be; choose another",
+        errno.ENAMETOOLONG: "give a shorter name",
+        errno.ELOOP: "links lead in a circle; remove them",
+        errno.EIO: "the disk fails; what is finished is kept",
+        errno.ENOENT: "it has vanished; give the same command again",
+    }
+    return f"{name}: {error.strerror}; {advice[error.errno]}" if error.errno in advice else ""
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Let two folders of one parent change places in one step that no crash can divide.
+
+    Where the system cannot do that `old` is deleted first, its run.json before all, so that only
+    `new` is whole until it stands in its place.
+    """
+    sys.audit("os.rename", str(new), str(old), -1, -1)
+    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    names = os.fsencode(new), os.fsencode(old)
+    if hasattr(libc, "renameat2"):  # Linux; -100: paths are not below a descriptor
+        failed = libc.renameat2(-100, names[0], -100, names[1], 2)
+    elif hasattr(libc, "renamex_np"):  # macOS
+        failed = libc.renamex_np(*names, 2)
+    else:
+        failed = True
+    if failed:
+        (old / "run.json").unlink(missing_ok=True)
+        shutil.rmtree(old)
+        new.rename(old)
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether a name is probably a misspelling of another."""
+    return difflib.SequenceMatcher(None, one.casefold(), other.casefold()).ratio() > 0.8
+
+
 def unknown(kind: str, value: str, choices: Iterable[str], *, hint: str = "") -> ParamsError:
     """An error that names the value, near matches, what there is to choose from, and a hint."""
     names = [str(name) for name in choices]
     folded = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(value.casefold(), folded, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(value[:100].casefold(), folded, n=2, cutoff=0.5)
     meant = f"; did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near else "."
     every = ", ".join(names) or "none"
-    return ParamsError(f"unknown {kind} {value!r}{meant} Known: {every}.{hint and ' ' + hint}")
+    value = f"{value!r:.100}"
+    return ParamsError(f"unknown {kind} {value}{meant} Known: {every}.{hint and ' ' + hint}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file as a dict; repeated keys and values that YAML 1.1 misreads are errors."""
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
-            _refuse_traps(node, path.name)
+            _refuse_traps(node, path.name, set())
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ParamsError(f"{path.name} is no valid YAML: {error}") from None
+        text = " ".join(str(error).split())
+        raise ParamsError(f"{path.name} is no valid YAML: {text}") from None
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, ParamsError):
+            raise
+        text = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ParamsError(f"{path.name} cannot be read: {text}") from None
     if not isinstance(data, dict):
         raise ParamsError(f"{path.name} holds {type(data).__name__}, needs a mapping")
     return data
 
 
-def _refuse_traps(node: yaml.Node, name: str) -> None:
+def _refuse_traps(node: yaml.Node, name: str, seen: set[int]) -> None:
     line = f"{name}, line {node.start_mark.line + 1}"
+    if not isinstance(node, yaml.ScalarNode):
+        if id(node) in seen:  # a few nested ones stand for a thousand million values
+            raise ParamsError(f"{line}: an alias (*) names a list or mapping; write it out again")
+        seen.add(id(node))
     if isinstance(node, yaml.ScalarNode) and node.style is None:
         for pattern, advice in _TRAPS.items():
             if re.fullmatch(pattern, node.value):
@@ -150,14 +244,16 @@ def _refuse_traps(node: yaml.Node, name: str) -> None:
     elif isinstance(node, yaml.MappingNode):
         keys = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ParamsError(f"{line}: a key is a word, no list or mapping")
             if key.value in keys:
                 raise ParamsError(f"{line}: the key {key.value} appears twice")
             keys.add(key.value)
-            _refuse_traps(key, name)
-            _refuse_traps(value, name)
+            _refuse_traps(key, name, seen)
+            _refuse_traps(value, name, seen)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_traps(item, name)
+            _refuse_traps(item, name, seen)
 
 
 def check(data: Any, schema: Any, where: str) -> None:

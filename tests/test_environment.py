@@ -498,6 +498,62 @@ def test_report_from_records_measures_nothing():
     assert command.endswith('lib report --from "outputs/released/h100-sxm"')
 
 
+NASTY = [  # each would write a file `bad` if make or the shell evaluated it
+    "$(touch bad)",
+    "$(shell touch bad)",
+    "$$(touch bad)",
+    "${shell touch bad}",
+    "`touch bad`",
+    "; touch bad",
+    "& touch bad",
+    "| touch bad",
+    "> bad",
+    '"; touch bad; "',
+    "'; touch bad; '",
+    "''; touch bad",
+    '"$(touch bad)"',
+    "\\; touch bad",
+    '\\"; touch bad; \\"',
+    "x\ntouch bad",
+    "# $(shell touch bad)",
+]
+
+
+def make_with(sandbox: Sandbox, target: str, value: str, *more: str, env: bool = False) -> None:
+    """Run a target with the value in every variable, by a fake Python that does nothing."""
+    names = re.search(r"^VARIABLES := (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.M | re.S)[1]
+    pairs = {n: value for n in names.replace("\\", "").split() if n not in ("PYTHON", "FORCE")}
+    environ = {"PATH": os.environ["PATH"]} | (pairs if env else {})
+    given = [] if env else [f"{n}={v}" for n, v in pairs.items()]
+    command = ["make", target, f"PYTHON={sandbox.bin / 'python3'}", *given, *more]
+    subprocess.run(command, cwd=sandbox.root, env=environ, capture_output=True)
+    assert not (sandbox.root / "bad").exists()
+
+
+@pytest.fixture
+def project(sandbox):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, sandbox.root / name)
+    sandbox.python()
+    return sandbox
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_what_a_variable_holds_is_text_and_arrives_as_it_is(project, value):
+    make_with(project, "report", value, "FROM=")
+    make_with(project, "bundle", value)
+    if "\n" not in value:
+        assert f"--models {value} --notebooks {value}" in (project.root / "calls").read_text()
+
+
+@pytest.mark.parametrize("value", ["$(shell touch bad); touch bad", "'; touch bad; '"])
+def test_no_target_evaluates_a_variable(project, value):
+    for target in ("merge", "compare", "fit", "audit", "clients", "test", "kill-tests", "lock"):
+        make_with(project, target, value)
+    make_with(project, "report", value, "FROM=", env=True)
+    make_with(project, "fit", value, env=True)
+
+
 def test_make_runs_in_the_interpreter_that_was_found(sandbox):
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, sandbox.root / name)

@@ -43,9 +43,7 @@ def withheld(records: Iterable[Record]) -> tuple[Record, ...]:
 def waiting(records: Iterable[Record]) -> list[str]:
     """Models whose times of several sequences at once are withheld."""
     names = [
-        row.key["model"]
-        for row in records
-        if is_withheld(row) and (row.key.get("batch") or 1) > 1
+        row.key["model"] for row in records if is_withheld(row) and (row.key.get("batch") or 1) > 1
     ]
     return list(dict.fromkeys(names))
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lib import files
-from lib.records import kinds
+from lib.records import kinds, store
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
-from lib.records.store import ACROSS, load, manifests, planned
+from lib.records.store import ACROSS, load, manifest_of, manifests
 
 ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits for its repetition
 BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
@@ -44,7 +44,8 @@ ORDER = (
 class Job:
     """One notebook for one model, and the run of it that its folder holds.
 
-    `path` is that folder below the results, in posix form; `run` is its run.json.
+    `path` is that folder below the results, in posix form; `run` is its run.json. `command` and
+    `stale` are what plan.json says of it; `out` is what a command calls the results.
     """
 
     path: str
@@ -54,6 +55,9 @@ class Job:
     profile: str = ""
     id: str = ""
     damage: str = ""
+    command: dict[str, str] = field(default_factory=dict)
+    stale: str = ""
+    out: str = ""
 
     @property
     def parts(self) -> list[str]:
@@ -139,7 +143,8 @@ class Job:
         error = self.run.get("error") or ""
         if isinstance(error, dict):
             cell = f" in cell [{error['cell']}]" if error.get("cell") else ""
-            error = f"{error.get('name')}{cell}: {error.get('value')}"
+            log = "".join(f"\n{line}" for line in (error.get("log") or ())[-12:])
+            error = f"{error.get('name')}{cell}: {error.get('value')}{log}"
         return _last_lines(self.damage or error or _notebook_error(self.notebook_path))
 
     @property
@@ -150,15 +155,20 @@ class Job:
 
     @property
     def rerun(self) -> str:
-        """The command that runs this job again."""
+        """The command that runs this job again: as its run noted it, else as its folders say."""
+        values = self.command or self._guess()
+        values |= {"OUT": self.out} if self.out not in ("", f"outputs/{values['PROFILE']}") else {}
+        values |= {"FORCE": "1"} if self.status == "ok" else {}
+        return "make report " + " ".join(f"{k}={shlex.quote(str(v))}" for k, v in values.items())
+
+    def _guess(self) -> dict[str, Any]:
         exists = (files.ROOT / "params" / f"{self.profile}.yaml").exists()
         values = {"PROFILE": self.profile if exists else "paper"}
         if self.parts[0] != ACROSS:
             values["MODELS"] = self._parameter("model") or self.parts[0]
         values["NOTEBOOKS"] = self.notebook
         names = ("server",) if self._parameter("server") else ("weights", "stack")
-        values |= {n.upper(): v for n in names if (v := self._parameter(n))}
-        return "make report " + " ".join(f"{k}={shlex.quote(str(v))}" for k, v in values.items())
+        return values | {n.upper(): v for n in names if (v := self._parameter(n))}
 
 
 def readable(end: str | None) -> str:
@@ -171,26 +181,49 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower() or "x"
 
 
-def find(source: str | Path) -> list[Job]:
-    """Every job below the folder: those with a run.json, and those of plan.json that have none."""
+def find(source: str | Path, out: str | None = None) -> list[Job]:
+    """Every job below the folder: those with a run.json, and those of plan.json that have none.
+
+    `out` is what the commands of the jobs call the folder: by default its path, and nothing for a
+    released set, which is never written.
+    """
     source = Path(source)
-    paths = {p.parent.relative_to(source).as_posix() for p in manifests(source)}
-    paths |= {*planned(source)}
-    return _with_ids([_read(source, path) for path in sorted(paths, key=_order)])
+    store.refuse_links(source)
+    released = files.resolve(source).is_relative_to(store.RELEASED)
+    out = out or ("" if released else files.short(source))
+    plan = store.read_plan(source)
+    paths = {p.parent.relative_to(source).as_posix() for p in manifests(source)} | {*plan["jobs"]}
+    found = [_read(source, path) for path in sorted(paths, key=_order)]
+    notes = ((plan["commands"].get(job.path, {}), plan["stale"].get(job.path, "")) for job in found)
+    return _with_ids(
+        [
+            replace(job, command={**command}, stale=stale, out=out)
+            for job, (command, stale) in zip(found, notes, strict=True)
+        ]
+    )
 
 
 def _read(source: Path, path: str) -> Job:
     """One job; what cannot be read is kept as its damage, so that the report can say so."""
     folder, run, records, damage = source / path, {}, (), ""
+    if (folder / "run.json").exists():
+        manifest, damage = manifest_of(folder)
+        run = manifest or {"status": "damaged"}
+        absent = [name for name in ("start", "artefacts") if manifest and name not in manifest]
+        damage = f"run.json lacks {', '.join(absent)}" if absent else damage
     try:
-        if (folder / "run.json").exists():
-            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if run and (folder / "records.jsonl").exists():
+        if run and not damage and (folder / "records.jsonl").exists():
             records = tuple(load(folder / "records.jsonl"))
+    except ValueError as error:
+        damage = str(error).replace(str(folder), path)
+    try:
         if run and (folder / "notebook.ipynb").exists():
             json.loads((folder / "notebook.ipynb").read_text(encoding="utf-8"))
-    except ValueError as error:
-        run, damage = run or {"status": "damaged"}, str(error).replace(str(folder), path)
+    except (ValueError, RecursionError) as error:
+        damage = damage or f"notebook.ipynb is no notebook: {error}"
+    if store.damage(folder, run, ("records.jsonl",)):
+        records = ()  # not those that were measured
+    damage = damage or store.damage(folder, run)
     return Job(path, folder, run, records, source.name, damage=damage)
 
 

@@ -30,14 +30,20 @@ FIELDS = (  # of a manifest that a later one repeats about an earlier run
     "notebook_sha",
     "job_sha",
     "parameters",
+    "env",
 )
 NO_ARM = ("environment", "card")
 
 
 def read(folder: Path, path: str = "") -> Job | None:
-    """The run that a job's folder holds, with its rows; None where it holds none."""
+    """The run that a job's folder holds, with its rows; None where it holds none.
+
+    Raises ValueError where its rows are not those that the run has written.
+    """
     manifest, records = store.read(folder), folder / "records.jsonl"
     rows = tuple(store.load(records)) if manifest and records.exists() else ()
+    if manifest and (damage := store.damage(folder, manifest, ("records.jsonl",))):
+        raise ValueError(f"{files.short(folder)}: {damage}")
     return Job(path, folder, manifest, rows) if manifest else None
 
 
@@ -97,7 +103,7 @@ def _place(row: Record, environment: dict[str, Any]) -> tuple:
 def _with_trace(row: Record, source: Path, target: Path) -> Record:
     """Copy the file that the row names; under another name where that one is another's."""
     name = row.value("trace")
-    if not name or not (source / name).exists():
+    if not store.is_inside(name) or not (source / name).is_file():
         return row
     other = target / name
     if other.exists() and files.file_sha(other) != files.file_sha(source / name):
@@ -198,6 +204,12 @@ def _merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     for source in sources:
         if not any(store.manifests(source)):
             raise ParamsError(f"no run.json below {files.short(source)}; FROM takes results")
+        if out_dir.is_relative_to(source) or source.is_relative_to(out_dir):
+            raise ParamsError(
+                f"{files.short(out_dir)} and {files.short(source)} lie in each other; choose an "
+                "OUT beside the folders of FROM"
+            )
+        store.refuse_links(source)
     jobs: dict[str, list[Job]] = {}
     for source in sources:
         for path in store.manifests(source):
@@ -206,15 +218,26 @@ def _merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     for runs in jobs.values():
         runs.sort(key=lambda job: store.precedence(job.run))
     _refuse_mixed(jobs)
+    partial = out_dir.with_name(f".{out_dir.name}.partial")  # a killed merge leaves no half set
+    shutil.rmtree(partial, ignore_errors=True)
     for name, runs in jobs.items():
-        _write(runs, out_dir / name)
-    planned = [name for source in sources for name in store.planned(source)]
-    files.write_json(out_dir / "plan.json", {"jobs": sorted({*jobs, *planned})})
-    return _drop_stale({name: runs[-1].folder for name, runs in jobs.items()}, out_dir)
+        _write(runs, partial / name)
+    plans = [store.read_plan(source) for source in sources]
+    plan = {key: {k: v for p in plans for k, v in p[key].items()} for key in ("commands", "stale")}
+    names = sorted({*jobs, *(name for p in plans for name in p["jobs"])})
+    files.write_json(partial / "plan.json", {"jobs": names} | {k: v for k, v in plan.items() if v})
+    stale = _drop_stale({name: runs[-1].folder for name, runs in jobs.items()}, partial)
+    if out_dir.exists():
+        out_dir.rmdir()  # it is empty
+    partial.rename(out_dir)
+    return stale
 
 
 def _unreadable(path: Path) -> Job:
-    raise ParamsError(f"{files.short(path)} cannot be read; mend or remove that job first")
+    fault = store.manifest_of(path.parent)[1]
+    raise ParamsError(
+        f"{files.short(path.parent)}: {fault}; mend it, measure it again or remove that job first"
+    )
 
 
 def _refuse_mixed(jobs: dict[str, list[Job]]) -> None:

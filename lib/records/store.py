@@ -9,7 +9,9 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any
 
 from lib.files import ROOT, ParamsError, file_sha, resolve, short
@@ -18,6 +20,27 @@ from lib.records.record import SCHEMA, Record, environments, identity, visit_of
 PARTIAL, PREVIOUS, ACROSS = ".partial", ".previous", "_all"
 RELEASED = ROOT / "outputs" / "released"
 VISITS = "visits"  # the folder beside a result set that holds further visits of its arms
+STATUSES = ("ok", "failed", "timeout", "dead-kernel", "interrupted")
+FIELDS: dict[str, tuple[type, ...]] = {  # of run.json, as far as anything here reads them
+    "status": (str,),
+    "error": (dict, str, NoneType),
+    "parameters": (dict, NoneType),
+    "job_sha": (str, NoneType),
+    "notebook_sha": (str, NoneType),
+    "lib_sha": (str, NoneType),
+    "git": (dict, str, NoneType),
+    "env": (dict, NoneType),
+    "attempt": (int, NoneType),
+    "start": (str, NoneType),
+    "end": (str, NoneType),
+    "earlier": (list, NoneType),
+    "artefacts": (list, NoneType),
+}
+EARLIER = {  # what an entry of `earlier` must have
+    **{name: FIELDS[name] for name in ("start", "end", "job_sha")},
+    "env_ids": (list,),
+    "complete": (bool,),
+}
 
 
 def append(path: str | Path, record: Record) -> Record:
@@ -52,7 +75,11 @@ def read_trace(path: str | Path) -> list[dict[str, Any]]:
 def load(path: str | Path) -> list[Record]:
     """All records of one file. A line that is not a record of this schema is an error."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text in UTF-8: {error}") from None
+    for number, line in enumerate(lines, start=1):
         try:
             data = json.loads(line)
             if data.get("schema") != SCHEMA:
@@ -70,13 +97,47 @@ def manifests(root: str | Path) -> list[Path]:
     return [p for p in paths if not any(x[0] == "." for x in p.relative_to(root).parts)]
 
 
-def planned(root: Path) -> list[str]:
-    """The folders below `root` of the jobs that plan.json lists; none where there is no plan.
+def read_plan(root: Path) -> dict[str, Any]:
+    """plan.json: the folders below `root` of the `jobs`, and by them the `commands` that run each
+    and why it is `stale`; all empty where there is no plan.
 
-    plan.json is {"jobs": ["<model>/<weights>-<stack>/<notebook>", ...]}.
+    A command is {make's variable: value}. Raises ParamsError where the file is damaged, or names
+    a folder outside `root`.
     """
     path = root / "plan.json"
-    return json.loads(path.read_text(encoding="utf-8"))["jobs"] if path.exists() else []
+    plan: dict[str, Any] = {"jobs": [], "commands": {}, "stale": {}}
+    if not path.exists():
+        return plan
+    try:
+        plan |= {**json.loads(path.read_text(encoding="utf-8"))}
+        names = [*plan["jobs"], *plan["commands"], *plan["stale"]]
+        if odd := [name for name in names if not is_inside(name)]:
+            raise ValueError(f"it names {odd[0]!r}, which is no folder below it")
+        {name: {**values} for name, values in plan["commands"].items()}
+        {name: "" + text for name, text in plan["stale"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ParamsError(
+            f"{short(path)} is damaged ({error}); delete it, the next run writes it again"
+        ) from None
+    return plan
+
+
+def is_inside(name: Any) -> bool:
+    """Whether a name from a file means something below the folder that the file describes."""
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    plain = bool(parts) and "\\" not in name and "\0" not in name
+    return plain and not name.startswith("/") and ".." not in parts
+
+
+def refuse_links(root: Path) -> None:
+    """Raise where a link below a folder of results leads out of it, whoever put it there."""
+    home = root.resolve()
+    for path in sorted(root.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise ParamsError(
+                f"{short(root)} is not closed: {path.relative_to(root).as_posix()} is a link that "
+                "leads out of it; remove the link, or put what it names in its place"
+            )
 
 
 def precedence(manifest: dict[str, Any]) -> tuple[bool, str]:
@@ -93,7 +154,10 @@ def load_tree(root: str | Path) -> list[Record]:
     runs = []
     for path in manifests(root):
         if (records := path.with_name("records.jsonl")).exists():
-            runs.append((precedence(json.loads(path.read_text(encoding="utf-8"))), records))
+            manifest, fault = manifest_of(path.parent)
+            if fault := fault or damage(path.parent, manifest, ("records.jsonl",)):
+                raise ValueError(f"{short(path.parent)}: {fault}")
+            runs.append((precedence(manifest), records))
     return merge([row for _, records in sorted(runs) for row in load(records)], root)
 
 
@@ -188,24 +252,84 @@ def sha(data: Any) -> str:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """run.json of a job's folder; None where it is absent or unreadable."""
+    """run.json of a job's folder; None where it is absent or not what a run writes."""
+    return manifest_of(folder)[0]
+
+
+def manifest_of(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """run.json of a job's folder, or None and what is wrong with it."""
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        fault = _fault(manifest)
+    except OSError as error:
+        fault = error.strerror
+    except (ValueError, RecursionError) as error:
+        fault = f"it is no JSON ({error})"
+    return (None, f"run.json is damaged: {fault}") if fault else (manifest, "")
+
+
+def _fault(manifest: Any) -> str:
+    """The first field of a manifest that no run has written so; empty where all are sound."""
+    if not isinstance(manifest, dict):
+        return f"it holds {type(manifest).__name__}, needs a mapping"
+    if manifest.get("status") not in STATUSES:
+        return f"status is {manifest.get('status')!r:.80}, needs {', '.join(STATUSES)}"
+    if "end" not in manifest:
+        return "it lacks end"
+    for name, kinds in FIELDS.items():
+        if name in manifest and not isinstance(manifest[name], kinds):
+            return f"{name} is {manifest[name]!r:.80}"
+    for name in ("start", "end"):
+        try:
+            datetime.fromisoformat(manifest.get(name) or "2000-01-01")
+        except ValueError:
+            return f"{name} is {manifest[name]!r:.80}, no time"
+    for item in manifest.get("artefacts") or ():
+        if not isinstance(item, dict) or not is_inside(item.get("path")):
+            return f"artefacts lists {item!r:.80}, no file of this folder"
+    for entry in manifest.get("earlier") or ():
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(name, ...), kinds) for name, kinds in EARLIER.items()
+        ):
+            return f"earlier lists {entry!r:.80}"
+    return ""
+
+
+def fault(folder: Path) -> str:
+    """What is wrong with the results of a job; empty where they are sound, or where none are."""
+    manifest, damaged = manifest_of(folder)
+    if manifest:
+        return damage(folder, manifest)
+    return damaged if (folder / "run.json").exists() else ""
+
+
+def damage(folder: Path, manifest: dict[str, Any], names: Sequence[str] = ()) -> str:
+    """The first file that is not the one that the run has written, or is gone; else empty.
+
+    `names` are those to look at, by default all that run.json lists.
+    """
+    for item in manifest.get("artefacts") or ():
+        path = folder / item["path"]
+        if names and item["path"] not in names:
+            continue
+        if not path.is_file():
+            return f"{item['path']} is gone"
+        if file_sha(path) != item.get("sha256"):
+            size = path.stat().st_size
+            return f"{item['path']} ({size:,} bytes) is not the file that run.json lists by sha256"
+    return ""
 
 
 def is_finished(folder: Path, manifest: dict[str, Any] | None, sha: str) -> bool:
-    """The folder holds this very job, ended well, with all its files and rows.
+    """The folder holds this very job, ended well, and all its files as the run wrote them.
 
     It may be an earlier slice: a later one has added its rows and replaced none.
     """
     if manifest is None or manifest["status"] != "ok":
         return False
-    runs = (manifest, *manifest.get("earlier", ()))
-    return sha in {run["job_sha"] for run in runs if run.get("complete", True)} and all(
-        (folder / item["path"]).exists() for item in manifest["artefacts"]
-    )
+    runs = (manifest, *(manifest.get("earlier") or ()))
+    same = sha in {run.get("job_sha") for run in runs if run.get("complete", True)}
+    return same and not damage(folder, manifest)
 
 
 def artefacts(folder: Path) -> list[dict[str, str]]:

@@ -6,20 +6,24 @@ token is refused, with file and line. The same results give the same bytes.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import getpass
 import gzip
+import html
 import re
 import shutil
 import socket
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from lib.files import ParamsError, file_sha, short, write_json
+from lib.files import ParamsError, file_sha, require_room, short, write_json
 from lib.records import store
 from lib.records.jobs import find
 from lib.records.record import environments
@@ -57,9 +61,9 @@ TOKENS = {
     "Hugging Face token": r"hf_[A-Za-z0-9]{20,}",
     "GitHub token": r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}",
     "GitLab token": r"glpat-[\w-]{20,}",
-    "API key": r"sk-(?:ant-|proj-)?[A-Za-z0-9_-]{32,}",
-    "AWS key": r"(?:AKIA|ASIA)[A-Z0-9]{16}",
-    "Google key": r"AIza[\w-]{35}",
+    "API key": r"(?<![A-Za-z0-9])sk-(?:ant-|proj-)?[A-Za-z0-9_-]{32,}",
+    "AWS key": r"(?<![A-Za-z0-9+/])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9+/])",
+    "Google key": r"(?<![A-Za-z0-9+/])AIza[\w-]{35}",
     "Slack token": r"xox[abprs]-[\w-]{10,}",
     "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "signed web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
@@ -68,6 +72,12 @@ TOKENS = {
 HOMES = r"/(?:home|Users|root)/[\w.-]+|[A-Za-z]:\\+Users\\+[\w.-]+"
 ALONE = r"(?<![\w+/.~])"  # not inside a longer word, a relative path or base64
 BASE64 = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
+CODED = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")  # base64 of either alphabet
+ESCAPE = re.compile(r'\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[nrtbf"\'/\\])')
+ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Between the lines of a text that was broken in two: quotes, commas and signs of continuation.
+BREAK = re.compile(r"""(?:\\n)?[\s"',+\\()=]*\n[\s"',+()>#|]*""")
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class Leak:
 
 def secrets(names: Iterable[tuple[str, str]] = ()) -> list[tuple[str, re.Pattern[str]]]:
     """What must not be inside: a pattern, and what it finds; `names` are words such as a user's."""
-    patterns = [(what, re.compile(f"{ALONE}(?:{pattern})")) for what, pattern in TOKENS.items()]
+    patterns = [(what, re.compile(pattern)) for what, pattern in TOKENS.items()]
     patterns.append(("home folder", re.compile(rf"(?:file://|{ALONE})(?:{HOMES})")))
     for what, name in names:
         if len(name) > 2 and name.lower() not in COMMON:
@@ -102,22 +112,119 @@ def here() -> list[tuple[str, str]]:
 
 
 def leaks(folder: Path, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> list[Leak]:
-    """Every match in the names and the texts of a folder's files, compressed ones too."""
+    """Every match in the names and the texts of a folder's files, compressed ones too.
+
+    A text is read as it is and as it means: without the escapes of JSON, HTML and addresses, out
+    of base64, and put together again where a line was broken.
+    """
+    tokens = [pair for pair in patterns if pair[0] in TOKENS]
     matches = []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
-        for number, line in enumerate([name, *_text(path).splitlines()]):
-            for what, pattern in patterns:
-                text = line if what in TOKENS else BASE64.sub("", line)
-                if match := pattern.search(text):
-                    matches.append(Leak(name, number, what, match.group()))
+        text, binary = _text(path)
+        places = [(0, name, patterns)]
+        if binary:
+            places.append((1, text, tokens))
+        else:
+            places += [(n, line, patterns) for n, line in enumerate(text.splitlines(), start=1)]
+        own = [
+            Leak(name, number, what, match)
+            for number, line, kinds in places
+            for what, match in _matches(line, kinds)
+        ]
+        broken = () if binary else _broken(text, tokens)
+        own += [
+            Leak(name, number, what, match)
+            for number, what, match in broken
+            if not any(leak.text in match for leak in own)
+        ]
+        matches += dict.fromkeys(own)
     return matches
 
 
-def _text(path: Path) -> str:
-    """The text of a file; empty where it is no text."""
+def _broken(text: str, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> Iterator[tuple]:
+    """Line, kind and text of what is there when the lines of a text are joined; line 1 where the
+    place is lost by decoding."""
+    whole, starts = _joined(text)
+    forms = [*views(whole)]
+    forms += [form for match in CODED.finditer(whole) for form in _shifted(match.group())]
+    for what, pattern in patterns:
+        for form in forms:
+            for match in pattern.finditer(form):
+                line = bisect_right(starts, match.start()) if form is whole else 1
+                yield line, what, match.group()
+
+
+def _matches(text: str, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> Iterator[tuple]:
+    """What a text holds and its kind, once for each kind."""
+    forms = [*views(text)]
+    for what, pattern in patterns:
+        for form in forms:
+            form = form if what in TOKENS else BASE64.sub("", form)
+            if match := pattern.search(form):
+                yield what, match.group()
+                break
+
+
+def views(text: str, depth: int = 3) -> Iterator[str]:
+    """A text and what it means when it is unescaped or decoded, once or several times."""
+    yield text
+    if not depth:
+        return
+    plain = ESCAPE.sub(_unescaped, text) if "\\" in text else text
+    plain = html.unescape(plain) if "&" in plain else plain
+    plain = unquote(plain) if "%" in plain else plain
+    plain = COLOUR.sub("", plain)
+    if plain != text:
+        yield from views(plain, depth - 1)
+    for match in CODED.finditer(text):
+        if decoded := _decoded(match.group()):
+            yield from views(decoded, depth - 1)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code = match[1]
+    return chr(int(code[1:], 16)) if len(code) > 1 else ESCAPED.get(code, code)
+
+
+def _decoded(text: str) -> str:
+    """The text that base64 holds; empty where it holds something else."""
+    bare = text.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        data = base64.b64decode(bare[: len(bare) - (len(bare) % 4 == 1)] + "==")
+        decoded = data.decode("utf-8")
+    except ValueError:
+        return ""
+    return decoded if len(decoded) > 7 and decoded.isprintable() or "\n" in decoded else ""
+
+
+def _shifted(text: str, longest: int = 20_000) -> list[str]:
+    """What base64 behind other letters may hold, as characters; a long one is a picture."""
+    if len(text) > longest:
+        return []
+    bare = text.rstrip("=").replace("-", "+").replace("_", "/")
+    ends = [(i, i + (len(bare) - i) // 4 * 4) for i in range(4)]
+    return [base64.b64decode(bare[begin:end]).decode("latin-1") for begin, end in ends]
+
+
+def _joined(text: str) -> tuple[str, list[int]]:
+    """The text with its lines joined, and where in it each line begins."""
+    starts, parts, length, last = [0], [], 0, 0
+    for match in BREAK.finditer(text):
+        parts.append(text[last : match.start()])
+        length, last = length + len(parts[-1]), match.end()
+        starts += [length] * match.group().count("\n")
+    return "".join([*parts, text[last:]]), starts
+
+
+def _text(path: Path) -> tuple[str, bool]:
+    """The text of a file, and whether it is none: then its bytes as characters, without zeros."""
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return "" if b"\0" in data[:8000] else data.decode("utf-8", errors="replace")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace"), False
+    if b"\0" in data[:8000]:
+        return data.replace(b"\0", b"").decode("latin-1"), True
+    return data.decode("utf-8", errors="replace"), False
 
 
 def stage(source: Path, folder: Path) -> None:
@@ -131,7 +238,7 @@ def stage(source: Path, folder: Path) -> None:
                 shutil.copyfile(file, copy)
     if (source / "plan.json").exists():
         shutil.copyfile(source / "plan.json", folder / "plan.json")
-    document.write(folder)
+    document.write(folder, called=f"outputs/{source.name}")
     write_json(folder / PROVENANCE, provenance(folder))
     lines = [
         f"{file_sha(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)
@@ -184,8 +291,13 @@ def write(source: Path, target: Path, names: Iterable[tuple[str, str]]) -> Path:
     `names` are words that must not be inside, each with what it is: see `here`.
     """
     store.refuse_released(target)
+    if target.is_dir():
+        raise ParamsError(f"{short(target)} is a folder; OUT takes a file, such as results.zip")
+    require_room(target.parent)
     if not source.is_dir() or not find(source):
         raise ParamsError(f"no results in {short(source)}; FROM takes a folder of run.json files")
+    if damaged := [f"{job.path}: {job.damage}" for job in find(source) if job.damage]:
+        raise ParamsError(f"not bundled, {damaged[0]}; measure it again first, or remove the job")
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / source.name
         folder.mkdir()

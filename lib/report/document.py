@@ -26,7 +26,7 @@ from lib.files import file_sha, write_text
 from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
-from lib.records.store import merge, precedence, sha
+from lib.records.store import merge, precedence, refuse_links, sha
 from lib.report import answer, provenance, record_list, sections
 from lib.report.abstract import findings
 from lib.show import figure, notebook_html, page
@@ -46,20 +46,23 @@ def write(
     out_dir: str | Path | None = None,
     prices: cost.Prices | None = None,
     study: Published | None = None,
+    called: str | None = None,
 ) -> Path:
     """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
 
     `source_dir` holds jobs (run.json, records.jsonl, notebook.ipynb) and is only read when
     `out_dir` is another folder. Costs are shown where `prices` are given; `study` is the published
-    one beside the rows, by default this workbook's.
+    one beside the rows, by default this workbook's. `called` is what commands to run a job again
+    call the results, if not by their path.
     """
     source = Path(source_dir)
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not a folder of results; run `make report` first")
     out = Path(out_dir) if out_dir is not None else source
-    jobs = find(source)
+    jobs = find(source, called)
     if not jobs:
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
+    refuse_links(out)
     out.mkdir(parents=True, exist_ok=True)
     fragments = {job.id: _fragment(job, out) for job in jobs if job.notebook_path}
     for job in jobs:
@@ -283,6 +286,7 @@ def _section(job: Job, fragment: str) -> SimpleNamespace:
         setup=job.setup,
         end=job.end,
         rerun=job.rerun,
+        stale=job.stale,
         fragment=Markup(fragment),
         earlier=", ".join(readable(run["end"]) for run in job.earlier),
         path=job.path,

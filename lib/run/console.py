@@ -6,10 +6,14 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib.files import short
-from lib.run.plan import Task
+
+if TYPE_CHECKING:
+    from lib.run.plan import Task
+
+GOES_ON = "interrupted: finished jobs are kept, the same command goes on from here"
 
 
 @dataclass
@@ -19,7 +23,7 @@ class Tally:
     jobs: list[Task]
     ended: list[tuple[Task, str, str]] = field(default_factory=list)
     spent_s: dict[str, list[float]] = field(default_factory=dict)
-    stale: list[str] = field(default_factory=list)
+    stale: dict[str, list[Task]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     started_s: float = 0.0
 
@@ -36,16 +40,19 @@ class Tally:
         times = [self.spent_s.get(job.notebook, every) for job in self.jobs[len(self.ended) :]]
         return sum(sum(t) / len(t) for t in times)
 
-    def skip(self, job: Task) -> None:
-        """A job that was finished before."""
+    def skip(self, job: Task, stale: list[str]) -> None:
+        """A job that was finished before; `stale`: measured with what, if not today's."""
         say(f"{self._place()} {job.title}: finished before, skipped")
         self.ended.append((job, "skipped", ""))
+        for why in stale:
+            self.stale.setdefault(why, []).append(job)
 
-    def start(self, job: Task) -> None:
-        """A job that begins now."""
+    def start(self, job: Task, fault: str) -> None:
+        """A job that begins now; `fault` is what is wrong with the results that it had."""
         left_s = self.left_s()
         about = f", about {span(left_s)} left in all" if left_s is not None else ""
-        say(f"{self._place()} {job.title}: started{about}")
+        again = f"{fault}; " if fault else ""
+        say(f"{self._place()} {job.title}: {again}started{' again' if fault else ''}{about}")
         self.started_s = time.monotonic()
 
     def end(self, job: Task, manifest: dict[str, Any]) -> None:
@@ -76,14 +83,11 @@ class Tally:
             say(f"  {status}: {job.title}: {why}\n    see {short(job.folder / 'notebook.ipynb')}")
         for text in self.broken:
             say(f"  error: {text}")
-        if self.stale:
-            more = f" and {len(self.stale) - 1} more" if len(self.stale) > 1 else ""
-            say(
-                f"warning: measured with other code than today's: {self.stale[0]}{more}; "
-                "FORCE=1 measures again"
-            )
+        for why, jobs in self.stale.items():
+            more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+            say(f"warning: measured with {why}: {jobs[0].title}{more}; FORCE=1 measures again")
         if interrupted:
-            say("interrupted: finished jobs are kept, the same command goes on from here")
+            say(GOES_ON)
         elif (out_dir / "report.html").exists():
             say(f"report: {short(out_dir / 'report.html')}")
 

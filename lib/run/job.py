@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lib import files
-from lib.files import short, write_json
+from lib.files import short
 from lib.records import slices, store
 from lib.records.store import PARTIAL, PREVIOUS
 from lib.run import kernel, plan, scrub
-from lib.run.console import say
+from lib.run.console import GOES_ON, say
 from lib.run.parameters import check_parameters, notebook_parameters
 from lib.run.plan import Task
 
@@ -34,29 +34,57 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
 
 
-def promote(folder: Path, old: dict[str, Any] | None, *, keep_old: bool, spent: bool) -> None:
-    """Put the files of the run that just ended in place, each by one atomic replacement.
+def coming(folder: Path) -> Path:
+    """The folder beside a job's in which its next content is put together."""
+    return folder.with_name(f".{folder.name}.next")
 
-    `old` is the run.json of the one that they replace. With `keep_old` its files are kept in
-    `.previous/`; what that held before goes then, or where it is `spent`.
+
+def recover(folder: Path) -> None:
+    """Finish what a runner that died has left, or drop it: the folder holds one whole run.
+
+    A run whose run.json was written is whole. What lies there else is half of one, or the run
+    that has been replaced.
     """
-    if keep_old or spent:
-        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
-    staged = folder / PARTIAL
-    new = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
-    names = [item["path"] for item in (old or {}).get("artefacts", ())]
-    for name in [name for name in map(Path, [*names, "notebook.html"]) if (folder / name).exists()]:
-        if keep_old:
-            (folder / PREVIOUS / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(folder / name, folder / PREVIOUS / name)
-        if name not in new:
-            (folder / name).unlink()
+    new, old = store.read(coming(folder)), store.read(folder)
+    if new and (old is None or str(new.get("end")) > str(old.get("end"))):
+        folder.mkdir(parents=True, exist_ok=True)
+        files.exchange(coming(folder), folder)
+    shutil.rmtree(coming(folder), ignore_errors=True)
+
+
+def promote(
+    folder: Path,
+    old: dict[str, Any] | None,
+    manifest: dict[str, Any],
+    *,
+    keep_old: bool,
+    spent: bool,
+) -> None:
+    """Put the run that just ended in place of the `old` one by one atomic step.
+
+    With `keep_old` the old one is kept in `.previous/`; what that held before goes then, or where
+    it is `spent`. Files that are no run's stay.
+    """
+    new = coming(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    (folder / PARTIAL).rename(new)
     if keep_old:
-        write_json(folder / PREVIOUS / "run.json", old)
-    for name in new:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (staged / name).replace(folder / name)
-    shutil.rmtree(staged)
+        files.write_json(new / PREVIOUS / "run.json", old)
+    elif not spent and (folder / PREVIOUS).exists():
+        shutil.copytree(folder / PREVIOUS, new / PREVIOUS)
+    names = {item["path"] for item in (old or {}).get("artefacts") or ()} | {"notebook.html"}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if not path.is_file() or name.parts[0][0] == "." or name == Path("run.json"):
+            continue
+        of_old = name.as_posix() in names
+        target = new / PREVIOUS / name if of_old else new / name
+        if not target.exists() and (keep_old or not of_old):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+    files.write_json(new / "run.json", manifest)
+    files.exchange(new, folder)
+    shutil.rmtree(new, ignore_errors=True)  # the old one
 
 
 @dataclass
@@ -70,6 +98,7 @@ class Stop:
     def __call__(self, signum: int, frame: object = None) -> None:
         self.signum, self.count = self.signum or signum, self.count + 1
         if self.watch is None or self.count > 2:
+            say(GOES_ON)
             raise SystemExit(128 + signum)
         self.watch.stop(signal.Signals(signum).name)
 
@@ -125,7 +154,7 @@ def run_job(
             "notebook_sha": plan.notebook_sha(job.source),
             "lib_sha": plan.lib_sha(),
             "git": plan.git_state(),
-            "env": plan.environment(gpu),
+            "env": plan.environment(gpu, job),
             "attempt": (old or {}).get("attempt", 0) + 1,
             "start": start,
             "end": _now(),
@@ -142,18 +171,15 @@ def run_job(
 def _settle(
     folder: Path, old: dict[str, Any] | None, manifest: dict[str, Any], added: slices.Added
 ) -> None:
-    """Put files and manifest in place, in the order that a crash in between cannot make a lie."""
+    """Put files and manifest in place; an interrupted run never replaces a finished one."""
     was_ok, is_ok = old is not None and old["status"] == "ok", manifest["status"] == "ok"
     if was_ok and manifest["status"] == "interrupted":
         discard(folder)
         return
     if added.aside:
         say(f"note: rows of before stay apart, in {short(folder / store.PREVIOUS)}: {added.aside}")
-    if not is_ok:
-        files.write_json(folder / "run.json", manifest)
     keep_old = was_ok and (not is_ok or bool(added.aside))
-    promote(folder, old, keep_old=keep_old, spent=is_ok and added.spent)
-    files.write_json(folder / "run.json", manifest)
+    promote(folder, old, manifest, keep_old=keep_old, spent=is_ok and added.spent)
 
 
 def _now() -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +40,23 @@ NOISE = (
     "frozen modules",
     "PYDEVD_DISABLE",
     "Debugger",
+    "Extension modules:",
+    *(f"/{name}/" for name in ("ipykernel", "IPython", "asyncio", "tornado", "traitlets")),
+    "<frozen runpy>",
+    "ipykernel_launcher.py",
+    "/threading.py",
+)
+DEATHS = {
+    "SIGSEGV": "was ended by a segmentation fault: native code used memory that is not its own",
+    "SIGABRT": "was aborted: native code found something wrong and gave up",
+    "SIGBUS": "was ended by a bus error: a mapped file has shrunk, or memory could not be given",
+    "SIGFPE": "was ended by an arithmetic fault of native code",
+    "SIGILL": "was ended by an instruction that this processor lacks",
+    "SIGTERM": "was asked to end by another process",
+}
+CAUSE = re.compile(
+    r"CUDA error|[Aa]ssert(ion)?\b.*(fail|trigger)|what\(\):|NCCL|cuBLAS|cuDNN|Xid|"
+    r"^\w*Error: |terminate called|free\(\)|corrupted|out of memory|bad_alloc"
 )
 GRACE_S = 8.0  # schedulers and Docker kill ten seconds after their first signal or later
 
@@ -48,6 +67,8 @@ class Watch:
 
     reason: str = ""  # why it was stopped: timeout or interrupted
     pid: int | None = None
+    process: subprocess.Popen | None = None
+    oom_kills: int = 0  # of this system when the kernel started
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def stop(self, reason: str) -> None:
@@ -125,7 +146,10 @@ def execute(
             processes.reap({*processes.descendants(os.getpid())} - children)
         outcome = account.outcome
         if outcome.error and "log" in outcome.error:
-            outcome.error["log"] = _tail(log)
+            lines = _lines(log)
+            outcome.error["log"] = lines[-20:]
+            if cause := _cause(lines):
+                outcome.error["value"] += f"; its last words: {cause}"
     if account.nb is not None:
         with contextlib.suppress(OSError):
             account.save()  # with the marks that papermill puts before a failed cell
@@ -239,9 +263,42 @@ def _outcome(error: Exception, cell: int | None, watch: Watch, timeout_s: float 
         return Outcome("failed", _raised(error, cell))
     status, name, value = "failed", type(error).__name__, str(error)
     if isinstance(error, DeadKernelError) or "died" in value.lower():
-        status, name = "dead-kernel", "DeadKernel"
-        value = "the kernel died; where memory ran out the system kills it without a message"
+        status, name, value = "dead-kernel", "DeadKernel", f"the kernel {_death(watch)}"
     return Outcome(status, {"name": name, "value": value, "cell": cell, "log": []})
+
+
+def _death(watch: Watch) -> str:
+    """How the kernel's process ended, by its exit status."""
+    code = watch.process.poll() if watch.process is not None else None
+    if code is None:
+        return "does not answer, and its process lives: something holds it"
+    if code >= 0:
+        how = "as os._exit or exit() in a library does"
+        return f"ended by itself with status {code}, {how}"
+    if code == -signal.SIGKILL:
+        if _oom_kills() > watch.oom_kills:
+            return "was killed by the system, for memory ran out: take a smaller model or context"
+        return "was killed from outside (SIGKILL), and not for want of memory as far as is known"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        return f"was ended by signal {-code}"
+    return f"{DEATHS.get(name, 'was ended')} ({name})"
+
+
+def _oom_kills() -> int:
+    """How often this system has killed a process because memory ran out; 0 where unknown."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _cause(log: list[str]) -> str:
+    """The line of a dead kernel's log that says why, if one does."""
+    lines = [line.strip() for line in log if CAUSE.search(line)]
+    return lines[0][:300] if lines else ""
 
 
 def _raised(error: CellExecutionError | PapermillExecutionError, cell: int | None) -> dict:
@@ -262,10 +319,11 @@ def _owned_kernel(env: dict[str, str], log: IO[bytes], watch: Watch) -> type[Asy
             with watch.lock:
                 if watch.reason:
                     raise RuntimeError("stopped before the kernel started")
+            watch.oom_kills = _oom_kills()
             options |= {"env": env, "stdout": log, "stderr": log}
             await super()._async_start_kernel(**options)
             with watch.lock:
-                watch.pid = self.provisioner.pid
+                watch.pid, watch.process = self.provisioner.pid, self.provisioner.process
                 if watch.reason:  # it came while the kernel was starting
                     watch.kill()
 
@@ -284,6 +342,7 @@ def kernel_env(*, offline: bool, gpu_uuid: str | None = None) -> dict[str, str]:
     env["PYTHONPATH"] = os.pathsep.join(paths)
     env.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    env.setdefault("PYTHONFAULTHANDLER", "1")
     env.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     env.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm without ipywidgets
     env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which NVML counts
@@ -294,8 +353,8 @@ def kernel_env(*, offline: bool, gpu_uuid: str | None = None) -> dict[str, str]:
     return env
 
 
-def _tail(log: IO[bytes], lines: int = 20) -> list[str]:
-    """The last lines that the kernel's process wrote, without its usual start-up remarks."""
+def _lines(log: IO[bytes]) -> list[str]:
+    """What the kernel's process wrote, without its usual start-up remarks and its own frames."""
     log.seek(0)
     text = log.read().decode(errors="replace").splitlines()
-    return [x for x in text if x.strip() and not any(noise in x for noise in NOISE)][-lines:]
+    return [x for x in text if x.strip() and not any(noise in x for noise in NOISE)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,9 +41,15 @@ def gpus() -> list[Gpu]:
     except Exception:  # no package, no driver, no permission: each has a class of its own
         return []
     cards = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        cards.append(replace(_gpu(pynvml, handle), slices=tuple(_slices(pynvml, handle))))
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            cards.append(replace(_gpu(pynvml, handle), slices=tuple(_slices(pynvml, handle))))
+    except pynvml.NVMLError as error:
+        raise BusyError(
+            f"the NVIDIA driver answers with an error ({error}); see what nvidia-smi and the "
+            "system's log say of it, and reset or restart the GPU"
+        ) from None
     return cards
 
 
@@ -144,12 +150,7 @@ def lock(name: str, *, what: str, wait: bool = False, folder: Path | None = None
     if fcntl is None:
         yield
         return
-    folder = folder or Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    path = folder / f"workbook-{name}.lock"
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # another user's file: reading is enough to lock it
-        descriptor = os.open(path, os.O_RDONLY)
+    descriptor = _open(folder or shared(), f"workbook-{name}.lock")
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -165,6 +166,47 @@ def lock(name: str, *, what: str, wait: bool = False, folder: Path | None = None
         yield
     finally:
         os.close(descriptor)
+
+
+def shared() -> Path:
+    """The folder of locks: one for this machine, whoever the user and whatever TMPDIR says."""
+    return next((p for p in map(Path, ("/run/lock", "/tmp")) if _is_shared(p)), Path("/tmp"))
+
+
+def _is_shared(folder: Path) -> bool:
+    """Everyone may write there, and nobody may replace another one's file (sticky)."""
+    try:
+        mode = folder.stat().st_mode
+    except OSError:
+        return False
+    return bool(mode & stat.S_ISVTX) and bool(mode & stat.S_IWOTH)
+
+
+def _open(folder: Path, name: str) -> int:
+    """A descriptor of a lock file, which is never a link, and is left as it is if not ours."""
+    path, flags = folder / name, os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        try:
+            # Not O_CREAT on a file that is there: of another user's, Linux refuses it in /tmp.
+            descriptor = os.open(path, os.O_RDWR | flags)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o666)
+                os.fchmod(made, 0o666)  # whatever the umask: others must be able to lock it
+                return made
+            descriptor = os.open(path, os.O_RDWR | flags)
+        except PermissionError:  # another user's file: reading is enough to lock it
+            descriptor = os.open(path, os.O_RDONLY | flags)
+    except OSError as error:
+        raise BusyError(
+            f"the lock {path} cannot be opened ({error.strerror}); it must be a plain file that "
+            "all users may read: remove it when no run is in progress"
+        ) from None
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+        os.close(descriptor)
+        raise BusyError(f"the lock {path} is no plain file of one name; remove it")
+    return descriptor
 
 
 @contextlib.contextmanager

@@ -7,14 +7,13 @@ import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from lib import files
 from lib.files import short
 from lib.records import store
 from lib.run import kernel, lease, plan, preflight
 from lib.run.console import Tally, say
-from lib.run.job import Stop, run_job
+from lib.run.job import Stop, recover, run_job
 from lib.run.plan import Task
 from lib.run.profiles import Profile
 
@@ -40,6 +39,7 @@ def run(
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
     store.refuse_released(out_dir)
+    store.refuse_links(out_dir)
     every, stop = plan.plan(profile, out_dir), Stop()
     start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     jobs = every if only is None else [named(every, only)]
@@ -48,6 +48,8 @@ def run(
         own = out_dir if only is None else jobs[0].folder
         folder = hashlib.sha256(str(own.resolve()).encode()).hexdigest()[:12]
         stack.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
+        for job in jobs:
+            recover(job.folder)
         gpu = _lease_gpu(profile, jobs, stack, wait)
         name = gpu.name if gpu else "cpu"
 
@@ -57,18 +59,22 @@ def run(
             return {files.START_VARIABLE: start} | env
 
         todo = [x for x in jobs if force or not _finished(x, name, models_path)]
+        if todo:
+            files.require_room(out_dir)
         offline = profile.name in OFFLINE_PROFILES
         env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
         check(preflight.arms(todo), env)
-        plan.record_plan(every, out_dir)
+        _record_plan(every, out_dir, profile.name, {})
 
-        tally = Tally(jobs)
+        tally, stale = Tally(jobs), {}
         for job in jobs:
             sha = plan.job_sha(job, name, models_path)
-            if not force and _keep(job, store.read(job.folder), sha, tally):
-                tally.skip(job)
+            reasons = None if force else _kept(job, sha, name)
+            stale[job.name] = "; ".join(reasons or ())
+            if reasons is not None:
+                tally.skip(job, reasons)
                 continue
-            tally.start(job)
+            tally.start(job, "" if force else store.fault(job.folder))
             manifest = run_job(
                 job,
                 sha=sha,
@@ -82,6 +88,7 @@ def run(
             if stop.signum:
                 break
             _guarded(tally, "notebook page", write_page, job.folder)
+        _record_plan(every, out_dir, profile.name, stale)
         if not stop.signum:
             _guarded(tally, "report", write_report, out_dir)
         tally.summary(out_dir, interrupted=bool(stop.signum))
@@ -103,17 +110,23 @@ def _finished(job: Task, gpu: str, models_path: Path) -> bool:
     return store.is_finished(job.folder, store.read(job.folder), sha)
 
 
-def _keep(job: Task, old: dict[str, Any] | None, sha: str, tally: Tally) -> bool:
-    """Skip this job? A reading notebook is repeated when code changed; a measuring one warns."""
+def _kept(job: Task, sha: str, gpu: str) -> list[str] | None:
+    """Why a finished job is stale, if anything; None where it is to be run.
+
+    A reading notebook that is stale is repeated; a measuring one is kept, with a warning.
+    """
+    old = store.read(job.folder)
     if not store.is_finished(job.folder, old, sha):
-        return False
-    code = (plan.notebook_sha(job.source), plan.lib_sha())
-    runs = (old, *old.get("earlier", ()))
-    if {(run["notebook_sha"], run["lib_sha"]) for run in runs} != {code}:
-        if job.reads:
-            return False
-        tally.stale.append(job.title)
-    return True
+        return None
+    reasons = plan.stale(job, old, plan.environment(gpu, job))
+    return None if reasons and job.reads else reasons
+
+
+def _record_plan(jobs: list[Task], out_dir: Path, profile: str, stale: dict[str, str]) -> None:
+    """Note jobs in plan.json, also where other processes do the same."""
+    name = hashlib.sha256(str(out_dir.resolve()).encode()).hexdigest()[:12]
+    with lease.lock(f"plan-{name}", what=short(out_dir / "plan.json"), wait=True):
+        plan.record_plan(jobs, out_dir, profile, stale)
 
 
 def _lease_gpu(
@@ -146,4 +159,5 @@ def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, pa
         write(path)
     except Exception as error:  # whatever it is, the measurements are safe and must be listed
         first = (str(error).splitlines() or [""])[0]
-        tally.fail(f"{what} of {short(path)}: {type(error).__name__}: {first}")
+        fault = files.disk_fault(error) if isinstance(error, OSError) and error.filename else ""
+        tally.fail(f"{what} of {short(path)}: {fault or f'{type(error).__name__}: {first}'}")

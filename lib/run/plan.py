@@ -7,21 +7,25 @@ A job is one notebook for one model, source of weights and stack. Its folder is
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lib.files import ROOT, file_sha, resolve, short, write_json
+from lib.files import ROOT, ParamsError, file_sha, resolve, short, write_json
 from lib.models.entries import models
 from lib.records import store
 from lib.records.jobs import BEFORE_MODELS, CROSS_MODEL, OWN_STACK, SECOND_PASS
 from lib.records.store import ACROSS, PARTIAL, sha
+from lib.run import scrub
+from lib.run.console import say
 from lib.run.profiles import Choice, Profile
 
 PACKAGES = (
@@ -40,6 +44,7 @@ PACKAGES = (
     "ipykernel",
     "nvidia-ml-py",
 )
+WHOLE, BLOCK, BLOCKS = 2**28, 2**16, 1024  # bytes of files that are hashed whole, and samples
 
 
 @dataclass(frozen=True)
@@ -131,10 +136,37 @@ def name_in_rows(model: str) -> str:
     return path.name if path.is_dir() else model
 
 
-def record_plan(tasks: Iterable[Task], out_dir: Path) -> None:
-    """Add the jobs to plan.json, so that a report can tell which are missing."""
-    names = {*store.planned(out_dir), *(task.name for task in tasks)}
-    write_json(out_dir / "plan.json", {"jobs": sorted(names)})
+def record_plan(
+    tasks: Sequence[Task], out_dir: Path, profile: str, stale: Mapping[str, str]
+) -> None:
+    """Add the jobs to plan.json, so that a report can tell which are missing, and how to run them.
+
+    `stale` says by name why a finished job is not what it would be today, or nothing.
+    """
+    before = {}
+    try:
+        before = store.read_plan(out_dir)
+    except ParamsError as error:
+        say(f"warning: {error}")
+    texts = before.get("stale", {}) | stale
+    plan = {
+        "jobs": sorted({*before.get("jobs", ()), *(task.name for task in tasks)}),
+        "commands": before.get("commands", {}) | {t.name: command(t, profile) for t in tasks},
+        "stale": {name: text for name, text in texts.items() if text},
+    }
+    if plan != before:
+        write_json(out_dir / "plan.json", plan)
+
+
+def command(task: Task, profile: str) -> dict[str, str]:
+    """The variables of make that run one job; paths without the names of this machine."""
+    values = {"PROFILE": profile}
+    if task.model is not None:
+        model = str(resolve(task.model)) if resolve(task.model).exists() else task.model
+        values["MODELS"] = scrub.text(model, scrub.names())
+    values |= {"NOTEBOOKS": task.notebook, "WEIGHTS": task.weights, "STACK": task.stack}
+    values["DTYPE"] = str(task.parameters.get("dtype") or "")
+    return {name: value for name, value in values.items() if value}
 
 
 def job_sha(task: Task, gpu: str, models_path: Path) -> str:
@@ -212,8 +244,9 @@ def _output(command: list[str]) -> str:
     return process.stdout.strip()
 
 
-def environment(gpu: str) -> dict[str, Any]:
-    """Python, platform, GPU ("cpu" without one) and installed versions; nothing is imported."""
+def environment(gpu: str, task: Task | None = None) -> dict[str, Any]:
+    """What a run depends on beside its code: Python, platform, GPU ("cpu" without one), installed
+    versions, threads, and a task's weights where they are files here; nothing is imported."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -226,4 +259,75 @@ def environment(gpu: str) -> dict[str, Any]:
         "gpu": gpu,
         "packages": versions,
         "lock_sha": file_sha(lock) if lock.exists() else None,
+        "threads": threads(),
+        "weights_sha": weights_sha(task) if task else None,
     }
+
+
+def threads() -> int:
+    """How many threads a kernel computes with on the CPU, as its variables or its cores say."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        if (text := os.environ.get(name, "").split(",")[0].strip()).isdigit() and int(text):
+            return int(text)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def weights_sha(task: Task) -> str | None:
+    """Hash of the real weights of a model that is a folder or file here, with its configuration.
+
+    A file above `WHOLE` bytes is sampled: its size, and evenly spaced blocks of it.
+    """
+    reads = task.model and task.weights != "random" and not task.reads
+    path = resolve(task.model) if reads else None
+    if path is None or not path.exists():
+        return None
+    listed = sorted(path.iterdir()) if path.is_dir() else [path]
+    kinds = (".safetensors", ".gguf", ".json", ".model", ".txt")
+    kept = [f for f in listed if f.is_file() and f.suffix in kinds]
+    return sha([[f.name, _content_sha(f, f.stat().st_size, f.stat().st_mtime_ns)] for f in kept])
+
+
+@functools.cache  # every job of a model asks
+def _content_sha(path: Path, size: int, _mtime_ns: int) -> str:
+    if size <= WHOLE:
+        return file_sha(path)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(BLOCKS):
+            file.seek((size - BLOCK) * i // (BLOCKS - 1))
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def stale(task: Task, manifest: dict[str, Any], today: dict[str, Any]) -> list[str]:
+    """In what the runs of a finished job differ from one that would begin now: what they were
+    measured with, in words; empty where in nothing. `today` is the task's `environment`."""
+    runs = (manifest, *(manifest.get("earlier") or ()))
+    code = (notebook_sha(task.source), lib_sha())
+    reasons = []
+    if {(run.get("notebook_sha"), run.get("lib_sha")) for run in runs} != {code}:
+        reasons.append("other code than today's")
+    for env in (run.get("env") or {} for run in runs):
+        reasons += _differences(env, today, reads=task.reads is not None)
+    return list(dict.fromkeys(reasons))
+
+
+def _differences(env: dict[str, Any], today: dict[str, Any], *, reads: bool) -> list[str]:
+    """The same for one environment; what it does not tell is no difference."""
+    reasons = []
+    if env.get("lock_sha") and env["lock_sha"] != today["lock_sha"]:
+        reasons.append("another requirements.lock than today's")
+    here = {"Python": today["python"], **today["packages"]}
+    there = {"Python": env.get("python"), **(env.get("packages") or {})}
+    reasons += [
+        f"{name} {there[name]}, not {version} as here"
+        for name, version in here.items()
+        if there.get(name) and there[name] != version
+    ]
+    if not reads and env.get("threads") and env["threads"] != today["threads"]:
+        reasons.append(f"{env['threads']} threads, not {today['threads']} as now")
+    if env.get("weights_sha") and env["weights_sha"] != today["weights_sha"]:
+        reasons.append("other weights than those that its model's files hold now")
+    return reasons

@@ -7,13 +7,17 @@ otherwise stay there, and be measured, for as long as the runner lives.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from lib.files import ROOT
+from lib.files import BATCH_VARIABLE, ROOT
+from lib.run import processes
 from lib.run.plan import Task
 from lib.stacks.registry import STACKS
 
@@ -119,18 +123,28 @@ def check_apart(arms: list[dict[str, Any]], env: dict[str, str]) -> None:
     """`check` in another process; raises PreflightError with everything that is wrong."""
     if not arms:
         return
-    process = subprocess.run(
-        [sys.executable, "-m", "lib.run.preflight"],
-        input=json.dumps(arms),
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=env,
-        check=False,
-    )
+    mark = uuid.uuid4().hex
+    with processes.guard(mark), processes.adopt_orphans():
+        children = {*processes.descendants(os.getpid())}
+        try:
+            process = subprocess.run(
+                [sys.executable, "-m", "lib.run.preflight"],
+                input=json.dumps(arms),
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env=env | {BATCH_VARIABLE: mark},
+                start_new_session=True,  # Ctrl-C is for the runner, which ends this
+                check=False,
+            )
+        finally:
+            processes.reap({*processes.descendants(os.getpid())} - children)
     lines = process.stdout.strip().splitlines()
     if process.returncode or not lines:
-        raise PreflightError(f"the check of the models ended with exit code {process.returncode}")
+        why = f"exit code {process.returncode}"
+        if process.returncode == -signal.SIGKILL:
+            why = "SIGKILL; where memory runs out the system does that"
+        raise PreflightError(f"the check of the models was ended by {why}; its lines are above")
     if problems := json.loads(lines[-1]):
         raise PreflightError("\n".join(problems))
 

@@ -35,13 +35,15 @@ def guard(mark: str) -> Iterator[None]:
             guardian.kill()
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Processes whose environment has `mark` in BATCH_VARIABLE, as far as this user may look."""
-    return [
-        process
-        for process in psutil.process_iter(["environ"])
-        if (process.info["environ"] or {}).get(BATCH_VARIABLE) == mark
-    ]
+def marked(mark: str) -> set[psutil.Process]:
+    """Processes whose environment has `mark` in BATCH_VARIABLE, as far as this user may look, and
+    those below them, whatever their environment."""
+    family = set()
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {}).get(BATCH_VARIABLE) == mark:
+            with contextlib.suppress(psutil.Error):
+                family |= {process, *process.children(recursive=True)}
+    return family
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ def profile(
     may be listed again with another stack, whose values a slice with that stack has too.
     """
     folder = files.resolve(params_dir)
-    if not (folder / f"{name}.yaml").is_file() or name in _NO_PROFILES:
+    if name not in profiles(folder):
         raise unknown("profile", name, profiles(folder), hint="Use PROFILE=<name>.")
     data = read_yaml(folder / f"{name}.yaml")
     check(data, ProfileFile, f"profile {name!r}")
@@ -311,7 +311,11 @@ def _check_settings(settings: dict, dtypes: tuple[str, ...]) -> None:
 
 def _require_model(model: str, entries: Mapping[str, Entry]) -> None:
     """An entry of models.yaml, a folder, a .gguf file, or text that looks like a hub id."""
-    if model in entries or files.resolve(model).exists() or _HUB_ID.fullmatch(model):
+    try:
+        exists = files.resolve(model).exists()
+    except OSError:  # longer than any name of a file, or links in a circle
+        exists = False
+    if model in entries or exists or (_HUB_ID.fullmatch(model) and len(model) <= 200):
         return
     hint = "Or give a hub id (organisation/name), a folder or a .gguf file: MODELS=<name>."
     raise unknown("model", model, entries, hint=hint)

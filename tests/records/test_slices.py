@@ -389,6 +389,8 @@ def test_the_report_tells_which_run_measured_in_which_environment(tmp_path):
     for name in ("records.jsonl", "notebook.ipynb"):
         (new / name).replace(folder / name)
     nbformat.write(nbformat.v4.new_notebook(), folder / "notebook.ipynb")
+    (folder / "run.json").unlink()
+    manifest["artefacts"] = store.artefacts(folder)
     files.write_json(folder / "run.json", manifest)
     places = provenance.provenance(jobs.find(tmp_path / "r"))
     facts = {dict(place.facts)["commit"]: dict(place.facts)["dates"] for place in places}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import json
@@ -108,6 +109,59 @@ def test_what_is_personal_is_found_with_file_and_line(tmp_path, text, what):
     matches = bundle.leaks(tmp_path, bundle.secrets(ANN))
     assert ("a.txt", 2) in {(leak.file, leak.line) for leak in matches if leak.what == what}
     assert ("b.jsonl.gz", 1) in {(leak.file, leak.line) for leak in matches if leak.what == what}
+
+
+TOKEN = "hf_" + "a1B2" * 8
+CODED = base64.b64encode(f"login with {TOKEN} please".encode()).decode()
+HIDDEN = {
+    "after a line's end in JSON": json.dumps(f"first line\n{TOKEN}"),
+    "after a tab in JSON": json.dumps(f"first\t{TOKEN}"),
+    "after a colour": json.dumps(f"\x1b[31m{TOKEN}\x1b[0m"),
+    "after a slash": f"https://example.org/{TOKEN}",
+    "after an underscore": f"my_{TOKEN}",
+    "after a dot": f"token.{TOKEN}",
+    "after a letter with an accent": f"clé{TOKEN}",
+    "after a letter": f"x{TOKEN}",
+    "in JSON in JSON": json.dumps(json.dumps(f"a\n{TOKEN}")),
+    "as JSON's numbers of letters": "".join(f"\\u{ord(c):04x}" for c in TOKEN),
+    "as numbers of bytes": "".join(f"\\x{ord(c):02x}" for c in TOKEN),
+    "as HTML's numbers": "".join(f"&#{ord(c)};" for c in TOKEN),
+    "partly as HTML's numbers": TOKEN.replace("_", "&#x5f;"),
+    "as HTML in JSON": json.dumps(f"<a>\n{TOKEN.replace('_', '&lowbar;')}"),
+    "in an address": TOKEN.replace("_", "%5F"),
+    "in an address twice": TOKEN.replace("_", "%255F"),
+    "in base64": CODED,
+    "in base64 for addresses": base64.urlsafe_b64encode(f"??>>{TOKEN}".encode()).decode(),
+    "in base64 alone": base64.b64encode(TOKEN.encode()).decode().rstrip("="),
+    "in base64 twice": base64.b64encode(CODED.encode()).decode(),
+    "in base64 of several lines": "\n".join(CODED[i : i + 20] for i in range(0, len(CODED), 20)),
+    "in two lines": f"{TOKEN[:12]}\n{TOKEN[12:]}",
+    "in two lines with a backslash": f"{TOKEN[:12]}\\\n    {TOKEN[12:]}",
+    "in two lines of a notebook": f'"{TOKEN[:12]}\\n",\n   "{TOKEN[12:]}"',
+    "in two texts of a program": f'"{TOKEN[:12]}" +\n    "{TOKEN[12:]}"',
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_a_secret_is_found_however_it_is_written(tmp_path, case):
+    (tmp_path / "a.txt").write_text(f"good\n{HIDDEN[case]}\n")
+    matches = bundle.leaks(tmp_path, bundle.secrets(ANN))
+    assert "Hugging Face token" in {leak.what for leak in matches}
+    assert 2 in {leak.line for leak in matches} or "lines" in case or "texts" in case
+
+
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-8-sig"])
+def test_a_secret_is_found_in_other_codes_and_in_bytes(tmp_path, code):
+    (tmp_path / "a.txt").write_bytes(f"good {TOKEN}".encode(code))
+    (tmp_path / "b.bin").write_bytes(b"\x00\x01\x02" + TOKEN.encode() + b"\x00")
+    files = {leak.file for leak in bundle.leaks(tmp_path, bundle.secrets(ANN))}
+    assert files == {"a.txt", "b.bin"}
+
+
+@pytest.mark.parametrize("text", ["a\nann", "a\tann-laptop", f"x\n/{HOME}/someone", "<b>ann</b>"])
+def test_a_name_is_found_behind_an_escape(tmp_path, text):
+    (tmp_path / "a.json").write_text(json.dumps([text]))
+    assert bundle.leaks(tmp_path, bundle.secrets(ANN))
 
 
 @pytest.mark.parametrize(

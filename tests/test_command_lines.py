@@ -1,0 +1,225 @@
+"""Bad command lines: each ends with status 2 and one line that names the value and the fix."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lib import __main__ as command
+from lib.files import ROOT
+from lib.run import loop
+from tools import failure_matrix
+
+LONG = "x" * 5000
+RELEASED = "outputs/released/h100-sxm"
+FIT = "fit --model gpt-oss-20b --gpu-gb 80"
+
+BAD = [  # the line, the value that it must name, and a word of the fix
+    # which command
+    ("", "VERB", "--help"),
+    ("reprot", "reprot", "report"),
+    ("report extra", "extra", "--help"),
+    ("report --prof demo", "--prof", "--profile"),
+    ("report --modles x", "--modles", "did you mean '--models'"),
+    ("report --profile", "--profile", "expected one argument"),
+    # what to run
+    ("report --profile dmo", "dmo", "did you mean 'demo'"),
+    ("report --profile DEMO", "DEMO", "did you mean 'demo'"),
+    ("report --profile models", "models", "PROFILE=<name>"),
+    ("report --profile gpus", "gpus", "PROFILE=<name>"),
+    ("report --profile ../params/demo", "../params/demo", "Known: "),
+    ("report --profile demo.yaml", "demo.yaml", "did you mean 'demo'"),
+    (f"report --profile {LONG}", "xxx", "Known: "),
+    ("report --models ,", "MODELS=,", "leave it out"),
+    ("report --models nonsense", "nonsense", "MODELS=<name>"),
+    ("report --models tiny-qwen", "tiny-qwen", "did you mean 'tiny-qwen3'"),
+    ("report --models tiny-qwen3,nonsense", "nonsense", "MODELS=<name>"),
+    ("report --models https://example.org/a/b", "https://example.org/a/b", "hub id"),
+    ("report --models a/b/c", "a/b/c", "hub id"),
+    ("report --models ../nowhere", "../nowhere", "folder"),
+    ("report --models nowhere.gguf", "nowhere.gguf", ".gguf file"),
+    (f"report --models {LONG}", "xxx", "hub id"),
+    (f"report --models a/{LONG}", "xxx", "hub id"),
+    ("report --profile gpu", "'gpu'", "MODELS="),
+    ("report --notebooks latecy", "latecy", "did you mean 'latency'"),
+    ("report --notebooks ,,", "NOTEBOOKS=,,", "leave it out"),
+    ("report --notebooks latency,../x", "../x", "NOTEBOOKS=<name>"),
+    ("report --notebooks start", "start", "NOTEBOOKS=<name>"),
+    ("report --weights rnd", "rnd", "WEIGHTS=<name>"),
+    ("report --weights ,", "WEIGHTS=,", "leave it out"),
+    ("report --weights Random", "Random", "did you mean 'random'"),
+    ("report --stack fast", "fast", "STACK=<name>"),
+    ("report --stack eager", "eager", "did you mean 'hf-eager'"),
+    ("report --dtype bf16", "bf16", "DTYPE=<name>"),
+    ("report --dtype float32,bfloat16", "float32, bfloat16", "one value"),
+    ("report --dtype int3", "int3", "DTYPE=<name>"),
+    # how
+    ("report --timeout -5", "'-5'", "seconds above 0"),
+    ("report --timeout=-5", "'-5'", "seconds above 0"),
+    ("report --timeout 0", "'0'", "seconds above 0"),
+    ("report --timeout nan", "'nan'", "seconds above 0"),
+    ("report --timeout inf", "'inf'", "seconds above 0"),
+    ("report --timeout 1e30", "'1e30'", "up to 10,000,000"),
+    ("report --timeout 1h", "'1h'", "such as 3600"),
+    ("report --timeout one", "'one'", "such as 3600"),
+    ("report --force maybe", "'maybe'", "1 or 0"),
+    ("report --force=2", "'2'", "1 or 0"),
+    ("report --wait sometimes", "'sometimes'", "1 or 0"),
+    ("report --gpu-hour-usd -1", "'-1'", "USD above 0"),
+    ("report --gpu-hour-usd 0", "'0'", "USD above 0"),
+    ("report --gpu-hour-usd nan", "'nan'", "USD above 0"),
+    ("report --gpu-hour-usd $2", "'$2'", "such as 2.5"),
+    ("report --gpu-hour-usd 2,5", "'2,5'", "such as 2.5"),
+    ("report --kwh-usd inf", "'inf'", "USD above 0"),
+    ("report --kwh-usd cheap", "'cheap'", "such as 2.5"),
+    ("report --study nowhere.yaml", "nowhere.yaml", "params/published"),
+    ("report --study params", "params", "params/published"),
+    # where
+    (f"report --from {RELEASED} --out README.md", "README.md", "choose another"),
+    (f"report --from {RELEASED} --out README.md/x", "README.md", "choose another"),
+    (f"report --from {RELEASED} --out /proc/x", "/proc/x", "choose another"),
+    (f"report --from {RELEASED} --out {LONG}", "xxx", "shorter name"),
+    ("report --out README.md", "README.md", "choose another"),
+    ("report --out README.md/x/y", "README.md", "choose another"),
+    (f"report --out {RELEASED}", RELEASED, "choose another"),
+    ("report --out outputs/released/new", "outputs/released/new", "choose another"),
+    ("report --from outputs/nowhere", "outputs/nowhere", "FROM takes a folder"),
+    ("report --from README.md", "README.md", "FROM takes a folder"),
+    ("report --from tests", "tests", "that a run wrote"),
+    (f"report --from {LONG}", "xxx", "shorter name"),
+    # one job
+    ("job --profile demo nothing", "nothing", "Known: "),
+    ("job --profile dmo", "dmo", "did you mean 'demo'"),
+    ("job ../../x", "../../x", "Known: "),
+    ("job a b", "b", "--help"),
+    # folders of results
+    ("merge", "FOLDER", "--help"),
+    (f"merge {RELEASED}", "--out", "--help"),
+    ("merge outputs/nowhere --out outputs/x-merged", "outputs/nowhere", "FROM takes results"),
+    (f"merge {RELEASED} --out {RELEASED}/sub", f"{RELEASED}/sub", "choose another"),
+    (f"merge {RELEASED} --out outputs/released", "outputs/released", "choose another"),
+    (f"merge {RELEASED} --out outputs", "outputs", "choose a"),
+    (f"merge {RELEASED} --out tests", "tests", "choose a new OUT"),
+    (f"compare {RELEASED}", "B", "--help"),
+    (f"compare {RELEASED} outputs/nowhere", "outputs/nowhere", "folder"),
+    (f"compare README.md {RELEASED}", "README.md", "folder"),
+    ("compare a b c", "c", "--help"),
+    ("bundle outputs/nowhere", "outputs/nowhere", "FROM takes a folder"),
+    ("bundle README.md", "README.md", "FROM takes a folder"),
+    ("bundle tests", "tests", "FROM takes a folder"),
+    (f"bundle {RELEASED} --out outputs/released/x.zip", "outputs/released/x.zip", "choose another"),
+    (f"bundle {RELEASED} --out tests", "tests", "a file"),
+    (f"bundle {RELEASED} --out README.md/x.zip", "README.md", "choose another"),
+    # will it fit
+    ("fit", "MODEL and GPU_GB", "make fit MODEL="),
+    ("fit --model gpt-oss-20b", "GPU_GB", "make fit MODEL="),
+    ("fit --gpu-gb 80", "MODEL", "make fit MODEL="),
+    ("fit --model gpt-oss-20 --gpu-gb 80", "gpt-oss-20", "did you mean"),
+    (f"fit --model {LONG} --gpu-gb 80", "xxx", "shorter name"),
+    ("fit --model nowhere.gguf --gpu-gb 80", "nowhere.gguf", ".gguf file"),
+    ("fit --model gpt-oss-20b --gpu-gb -80", "'-80'", "above 0"),
+    ("fit --model gpt-oss-20b --gpu-gb 0", "'0'", "above 0"),
+    ("fit --model gpt-oss-20b --gpu-gb nan", "'nan'", "above 0"),
+    ("fit --model gpt-oss-20b --gpu-gb inf", "'inf'", "above 0"),
+    ("fit --model gpt-oss-20b --gpu-gb 1e300", "'1e300'", "up to 1,000,000"),
+    ("fit --model gpt-oss-20b --gpu-gb 80GB", "'80GB'", "such as 80"),
+    (f"{FIT} --dtype int99", "int99", "Known: "),
+    (f"{FIT} --bandwidth-gb-s -1", "'-1'", "above 0"),
+    (f"{FIT} --bandwidth-gb-s 1e300", "'1e300'", "up to"),
+    (f"{FIT} --context 0", "'0'", "above 0"),
+    (f"{FIT} --context -1", "'-1'", "above 0"),
+    (f"{FIT} --context 2k", "'2k'", "such as 2048"),
+    (f"{FIT} --context 1e9", "'1e9'", "such as 2048"),
+    (f"{FIT} --context 10000000000", "'10000000000'", "up to 1,000,000,000"),
+    (f"{FIT} --context ,", "','", "such as 2048"),
+    # the rest
+    ("audit --study nowhere.yaml", "nowhere.yaml", "params/published"),
+    ("audit --csv nowhere", "nowhere", "CSV takes the folder"),
+    ("audit --study params/models.yaml", "models.yaml", ""),
+    ("visit", "--out", "--help"),
+    ("visit --out x --device tpu", "'tpu'", "choose from"),
+    ("visit --out x --dtype int8", "'int8'", "choose from"),
+    ("visit --out x --contexts -1", "'-1'", "above 0"),
+    ("visit --out x --new-tokens 0", "'0'", "above 0"),
+]
+
+
+@pytest.mark.parametrize(("line", "value", "fix"), BAD, ids=[line[:60] for line, *_ in BAD])
+def test_a_bad_command_line_is_one_line_with_value_and_fix(line, value, fix, capsys, monkeypatch):
+    monkeypatch.setitem(loop.run.__kwdefaults__, "check", lambda *_: pytest.fail("it was accepted"))
+    try:
+        status = command.main(line.split())
+    except SystemExit as leave:
+        status = leave.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("error: ")
+    assert value in err and fix in err
+    assert len(err) < 2500
+
+
+def test_there_are_as_many_as_were_tried():
+    assert len(BAD) >= 93 and len({line for line, *_ in BAD}) == len(BAD)
+
+
+YES = ("1", "y", "yes", "YES", "t", "true", "True", "on", "On", " 1 ")
+NO = ("0", "n", "no", "No", "f", "false", "False", "FALSE", "off", "Off", "")
+
+
+@pytest.mark.parametrize(("words", "value"), [(YES, True), (NO, False)])
+def test_yes_and_no_as_people_write_them(words, value):
+    for word in words:
+        args = command.parser().parse_args(["report", f"--force={word}", "--wait", word])
+        assert (args.force, args.wait) == (value, value)
+    assert command.parser().parse_args(["report", "--force"]).force is True
+    assert command.parser().parse_args(["report"]).force is False
+
+
+@pytest.mark.parametrize(
+    ("given", "rebuilds", "says"),
+    [
+        ("MODEL", False, "'MODEL'; did you mean 'MODELS'"),
+        ("MODLES", False, "'MODLES'; did you mean 'MODELS'"),
+        ("GPU_GB", False, "'GPU_GB'"),
+        ("MODELS FORCE", True, "make report FROM=: 'FORCE'"),
+        ("FORCE", True, "'FORCE'"),
+    ],
+)
+def test_a_variable_that_would_not_be_heeded_is_refused(given, rebuilds, says):
+    with pytest.raises(command.ParamsError, match=says):
+        command.refuse_variables(given, rebuilds)
+
+
+def test_variables_for_other_programs_pass():
+    command.refuse_variables("PROFILE MODELS HF_HOME CUDA_VISIBLE_DEVICES OMP_NUM_THREADS", False)
+    command.refuse_variables("FROM OUT STUDY", True)
+
+
+@pytest.mark.parametrize("wait_s", [0.3, 0.8, 2.0])
+def test_ctrl_c_in_the_first_seconds_leaves_no_traceback(wait_s, tmp_path):
+    code = "import sys; sys.argv[0] = 'lib'; import runpy; print('.', flush=True)\n"
+    code += "runpy.run_module('lib', run_name='__main__')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "report", "--out", str(tmp_path / "o")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    process.stdout.readline()
+    time.sleep(wait_s)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in err and "interrupted" in err
+
+
+def test_the_page_of_failures_is_what_the_tables_say():
+    assert failure_matrix.TARGET.read_text(encoding="utf-8") == failure_matrix.text()

@@ -1,0 +1,120 @@
+"""Write docs/failures.md: what can go wrong, and what the tests show happens then.
+
+    python tools/failure_matrix.py
+
+Every line is a case of a test's own table, so that none stands here which is not tested.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+TARGET = ROOT / "docs" / "failures.md"
+HEAD = """\
+# What can go wrong, and what happens then
+
+Made by `python tools/failure_matrix.py` from the tables of the tests named at each heading.
+"""
+
+
+def parts() -> Iterable[tuple[str, str, str, Sequence[str], Iterable[Sequence[str]]]]:
+    """Title, test, a sentence, the columns and the lines of each table."""
+    from tests import test_command_lines, test_environment, test_strangers
+    from tests.report import test_bundle
+    from tests.run import test_deaths, test_settle, test_truth
+
+    def contexts(rows: set[int]) -> str:
+        return " and ".join(f"the arm of {n}" for n in sorted(rows)) or "nothing"
+
+    yield (
+        "A run that dies while its results are put in place",
+        "tests/run/test_settle.py",
+        "Killed before each of its file operations. At every moment the folder holds the old run "
+        "whole or the new one whole; the next run ends as an undisturbed one. Whole runs are "
+        "killed at random times by `make kill-tests`.",
+        ("history", "a finished run held", "afterwards"),
+        [(n, contexts(a), contexts(b)) for n, (a, b) in test_settle.HISTORIES.items()],
+    )
+    yield (
+        "Damaged results",
+        "tests/run/test_truth.py",
+        "The report says `damaged` and shows no row that was not measured; the console names the "
+        "file, and the next run measures that job again, without FORCE.",
+        ("damage", "file"),
+        [(n, f"`{name}`") for n, (name, _) in test_truth.DAMAGE.items()],
+    )
+    yield (
+        "Stale results",
+        "tests/run/test_truth.py",
+        "The result is kept; console and report say what it was measured with, and FORCE=1 "
+        "measures again.",
+        ("since then", "what is said"),
+        [(f.__name__.replace("_", " "), f"`measured with {s}`") for f, s in test_truth.CHANGES],
+    )
+    yield (
+        "A kernel that dies",
+        "tests/run/test_deaths.py",
+        "The job is `dead-kernel`, later jobs run, the exit status is 1, and no process is left.",
+        ("death", "what is said (a pattern)"),
+        [(n, f"`{says}`") for n, (_, says) in test_deaths.DEATHS.items()],
+    )
+    yield (
+        "Folders of others",
+        "tests/test_strangers.py",
+        "A report, a bundle, a merge or a run in such a folder does its work or refuses; no file "
+        "outside is read into it, written or deleted.",
+        ("what leads out", "as"),
+        [
+            *((f"a name in run.json, plan.json or a row: `{n!r}`", "refused")
+              for n in test_strangers.OUTSIDE),
+            *((f"a link in place of {n}", "refused, with what to remove")
+              for n in test_strangers.LINKS),
+        ],
+    )  # fmt: skip
+    yield (
+        "Secrets in a bundle",
+        "tests/report/test_bundle.py",
+        "The bundle is refused, with file and line.",
+        ("a token",),
+        [(n,) for n in test_bundle.HIDDEN],
+    )
+    yield (
+        "What a variable of make holds",
+        "tests/test_environment.py",
+        "It is text: it arrives as it is, and neither make nor the shell evaluates it.",
+        ("value",),
+        [(f"`` {v.replace(chr(10), chr(0x21B5))} ``",) for v in test_environment.NASTY],
+    )
+    yield (
+        "Bad command lines",
+        "tests/test_command_lines.py",
+        "Each ends with status 2 and one line that names the value and the fix.",
+        ("python -m lib ...", "the line holds"),
+        [
+            (f"`{_short(line)}`" if line else "(nothing)", f"`{_short(value)}`; `{fix}`")
+            for line, value, fix in test_command_lines.BAD
+        ],
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) < 70 else f"{text[:40]}... ({len(text)} letters)"
+
+
+def text() -> str:
+    """The page."""
+    lines = [HEAD]
+    for title, test, sentence, columns, rows in parts():
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        lines += [f"## {title}", "", f"`{test}`, {len(cells)} cases. {sentence}", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (columns, [":--"] * len(columns), *cells)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(text(), encoding="utf-8")
