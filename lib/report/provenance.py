@@ -158,7 +158,8 @@ def warnings_table(rows: Sequence[Record]) -> Table:
 
 def table(jobs: Sequence[Job]) -> Table:
     """One line for each finished job of a measuring notebook; seconds."""
-    measured = [job for job in jobs if job.status == "ok" and select(job.records, "environment")]
+    ok = [job for job in jobs if job.status == "ok" and job.run.get("start")]
+    measured = [job for job in ok if select(job.records, "environment")]
     rows = tuple(
         (job.model, job.setup, job.title, *map(_seconds, parts(job).values())) for job in measured
     )
