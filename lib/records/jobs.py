@@ -209,8 +209,6 @@ def _read(source: Path, path: str) -> Job:
     if (folder / "run.json").exists():
         manifest, damage = manifest_of(folder)
         run = manifest or {"status": "damaged"}
-        absent = [name for name in ("start", "artefacts") if manifest and name not in manifest]
-        damage = f"run.json lacks {', '.join(absent)}" if absent else damage
     try:
         if run and not damage and (folder / "records.jsonl").exists():
             records = tuple(load(folder / "records.jsonl"))

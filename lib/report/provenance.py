@@ -178,11 +178,8 @@ def warnings_table(rows: Sequence[Record]) -> Table:
 
 def table(jobs: Sequence[Job]) -> Table:
     """One line for each finished job of a measuring notebook; seconds."""
-    measured = [
-        job
-        for job in jobs
-        if job.status == "ok" and not job.by_script and select(job.records, "environment")
-    ]
+    ok = [j for j in jobs if j.status == "ok" and j.run.get("start") and not j.by_script]
+    measured = [job for job in ok if select(job.records, "environment")]
     rows = tuple(
         (job.model, job.setup, job.title, *map(_seconds, parts(job).values())) for job in measured
     )

@@ -307,9 +307,14 @@ def test_nothing_outlives_a_killed_runner(bench):
     bench.write(hang="fork-hang")
     runner = bench.start(bench.mark)
     bench.wait_for_hang("hang")
+    deadline = time.monotonic() + 20
+    while True:
+        leftovers = processes.descendants(runner.pid)
+        if any(bench.mark in process.cmdline() for process in leftovers):
+            break
+        assert time.monotonic() < deadline, "the notebook started nothing"
+        time.sleep(0.1)
     time.sleep(0.5)
-    leftovers = processes.descendants(runner.pid)
-    assert any(bench.mark in process.cmdline() for process in leftovers)
     runner.kill()
     runner.communicate(timeout=10)
     alive = psutil.wait_procs(leftovers, timeout=5)[1]
