@@ -122,9 +122,10 @@ def _rows(model: Any) -> int:
     """Rows of the embedding, the shortest where a token is looked up in several tables (Gemma 3n
     and 4 have one more for their layers): ids at or beyond them cannot be looked up."""
     named = (m for n, m in model.net.named_modules() if _is_table(n.rpartition(".")[2]))
-    tables = (model.net.get_input_embeddings(), *named)
+    own = getattr(model.net, "get_input_embeddings", lambda: None)
+    tables = (own(), *named)
     rows = (getattr(table, "num_embeddings", None) for table in tables)
-    return min((n for n in rows if n), default=model.card.vocab_size)
+    return min((n for n in rows if n), default=0) or model.card.vocab_size
 
 
 def _is_table(name: str) -> bool:

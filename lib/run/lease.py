@@ -150,7 +150,7 @@ def lock(name: str, *, what: str, wait: bool = False, folder: Path | None = None
     if fcntl is None:
         yield
         return
-    descriptor = _open(folder or shared(), f"workbook-{name}.lock")
+    descriptor = _open_lock(folder or shared(), f"workbook-{name}.lock")
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -182,7 +182,7 @@ def _is_shared(folder: Path) -> bool:
     return bool(mode & stat.S_ISVTX) and bool(mode & stat.S_IWOTH)
 
 
-def _open(folder: Path, name: str) -> int:
+def _open_lock(folder: Path, name: str) -> int:
     """A descriptor of a lock file, which is never a link, and is left as it is if not ours."""
     path, flags = folder / name, os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

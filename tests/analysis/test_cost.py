@@ -102,4 +102,6 @@ def test_the_report_shows_costs_where_prices_are_given(tmp_path):
         lines = {(x["model"], x["context"], x["new tokens"]): x for x in csv.DictReader(file)}
     cost = lines["gpt-oss-20b", "2048", "64"]["GPU time, 10^6 output tokens (USD)"]
     assert float(cost) == 11.5625
-    assert main(["report", *arguments, "--kwh-usd", "-1"]) == 2
+    with pytest.raises(SystemExit) as refused:
+        main(["report", *arguments, "--kwh-usd", "-1"])
+    assert refused.value.code == 2

@@ -144,6 +144,7 @@ class FakeModel:
             as_dict=lambda: {"total_params": 10},
             weight_bytes=20,
             context_limit=4096,
+            vocab_size=100,
             experts=None,
             kv_bytes=lambda tokens: 400,
             decode_bytes=lambda context, batch=1: 10**6,
@@ -161,6 +162,14 @@ class FakeModel:
         }
         assert changes.keys() <= set(KEY_FIELDS)
         return {**base, **changes}
+
+    def get_input_embeddings(self) -> Any:
+        """A table with a row for each token."""
+        return SimpleNamespace(num_embeddings=self.vocab_size)
+
+    def named_modules(self) -> list:
+        """No parts."""
+        return []
 
     def open_stack(self, net: Any, *, decoding: str = "greedy", capacity: int | None = None):
         """A decode stack for `stacks.registry.STACKS`."""

@@ -113,6 +113,8 @@ def test_model_says_what_it_is():
         "new_tokens": 16,
         "decoding": "greedy",
         "engine": None,
+        "server": None,
+        "load": None,
     }
     assert model.source["model_source"] == "random weights, seed 0"
     assert model.source["loaded_dtype"] == "bfloat16"

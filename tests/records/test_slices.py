@@ -393,10 +393,10 @@ def test_the_report_tells_which_run_measured_in_which_environment(tmp_path):
     manifest["artefacts"] = store.artefacts(folder)
     files.write_json(folder / "run.json", manifest)
     places = provenance.provenance(jobs.find(tmp_path / "r"))
-    facts = {dict(place.facts)["commit"]: dict(place.facts)["dates"] for place in places}
+    facts = {line["commit"]: line["dates"] for line in places.lines()}
     assert facts == {"1" * 12: "2026-01-01", "2" * 12: "2026-02-02"}
     text = document.write(tmp_path / "r").read_text()
-    assert "with rows of earlier runs (2026-01-01 10:00)" in text
+    assert "Rows of earlier runs (2026-01-01 10:00)" in text
 
 
 # --- rows that a script wrote ------------------------------------------------------------------

@@ -119,9 +119,9 @@ def test_ratios_are_paired_within_a_visit():
 
 def test_files_keep_the_rows_of_every_visit_when_sets_are_merged(tmp_path):
     one, two = env(FIRST), env(SECOND)
-    job(tmp_path / "a" / "m" / "latency", [one, calls(one, 1.0)], "1")
-    job(tmp_path / "b" / "m" / "latency", [two, calls(two, 2.0)], "2")
-    job(tmp_path / "c" / "m" / "latency", [two, calls(two, 3.0)], "3")
+    job(tmp_path / "a" / "m" / "latency", [one, calls(one, 1.0)], "2026-01-01T10:00:00Z")
+    job(tmp_path / "b" / "m" / "latency", [two, calls(two, 2.0)], "2026-01-02T10:00:00Z")
+    job(tmp_path / "c" / "m" / "latency", [two, calls(two, 3.0)], "2026-01-03T10:00:00Z")
     slices.merge([tmp_path / n for n in "abc"], tmp_path / "all")
     lines = (tmp_path / "all" / "m" / "latency" / "records.jsonl").read_text().splitlines()
     kept = [r["samples"]["e2e_s"][0] for r in map(json.loads, lines) if r["kind"] == "latency"]
@@ -137,7 +137,7 @@ def test_visits_beside_a_set_are_further_visits_of_its_arms(tmp_path):
     job(
         tmp_path / "set" / "m" / "latency",
         [base, calls(base, 1.0), calls(base, 0.1, tokens=1)],
-        "1",
+        "2026-01-01T10:00:00Z",
     )
     cut = calls(there, 0.2, tokens=1, warnings=(warning("cut_off", "x"),))
     odd = [cut, calls(there, 5.0, "other"), calls(there, 5.0, tokens=16)]
