@@ -164,7 +164,10 @@ def contradictions(
         rate = sheet.memory_bytes_per_s or (stream and TOLERANCE * stream)
         size = max((r.value("decode_bytes") or 0 for r in arm), default=0)
         cache = environment.get("cache_bytes") or sheet.cache_bytes
-        pairs += of_calls(arm, rate if comes_from_memory(size, cache) else None)
+        # Of several sequences of a mixture they are those to expect of an even router, no least.
+        least = (arm[0].key.get("batch") or 1) == 1 or arm[0].key.get("experts") in (None, "none")
+        bound = rate if least and comes_from_memory(size, cache) else None
+        pairs += of_calls(arm, bound)
     return pairs + [pair for r in rows if r.kind in ENERGY for pair in of_energy(r)]
 
 

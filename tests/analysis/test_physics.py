@@ -99,6 +99,15 @@ def test_what_is_derived_is_missing_and_names_the_pair_and_what_was_timed_stays(
     assert "contradiction" in stacks.conclusion(arms)
 
 
+def test_the_bytes_of_a_mixture_at_several_users_are_expected_ones_and_no_least():
+    def fast(**changes):
+        return [calls(n, 0.1 + n / 4000, kind="batch", spread=EVEN, **changes) for n in (1, 11)]
+
+    assert not pairs(*fast(batch=8, experts="grouped_mm"))
+    for arms in (fast(batch=8), fast(batch=1, experts="grouped_mm")):
+        assert "bytes of a step" in [pair.kind for pair in pairs(*arms)]
+
+
 def test_a_step_faster_than_its_bytes_is_a_dash_and_still_a_violation():
     """4,000 steps of 1 GB a second, where the card delivers 3,350 GB/s."""
     arms = [CARD, calls(1, 0.1, spread=EVEN), calls(11, 0.1 + 10 / 4000, spread=EVEN)]
