@@ -31,10 +31,7 @@ from lib.stats import Estimate
 
 TIMED = ("latency", "batch")  # kinds of calls, those that are timed most often first
 JOULES = (*quantities.LENGTHS, "batch-energy")
-FORMULA = (
-    "Speed, energy and price are of decoding; the time of a prompt is the first token's. "
-    "Price: USD an hour / 3600 / (tok/s of all users) x 10^6"
-)
+FORMULA = "decoding only; price: USD an hour / 3600 / (tok/s of all users) x 10^6"
 MEETS, FAILS, UNKNOWN = "meets", "fails", "not measured"
 VERDICTS = (MEETS, FAILS, UNKNOWN)  # in the order of the answer
 
@@ -266,7 +263,7 @@ def text(answers: Sequence[Offer]) -> str:
         for answer in answers
     ]
     gpus = sorted({answer.option.of("gpu") for answer in answers})
-    return "\n".join([*lines, "", f"Speeds are of {' and '.join(gpus)}. {FORMULA}."])
+    return "\n".join([*lines, "", f"Speeds are of {' and '.join(gpus)}; {FORMULA}."])
 
 
 def _told(answer: Offer) -> str:

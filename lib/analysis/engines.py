@@ -288,14 +288,15 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     ax, drawn = axes(ax, figsize=(8, 4.6)), False
     batches = [p for p in points.points(rows) if is_drawn(p.setup[WEIGHTS])]
     lines = points.by_line([*batches, *_singles(rows, {(p.model, p.context) for p in batches})])
-    names = points.names(lines)
+    names, stacks = _short_names(list(lines)), list(STACKS)
     for where, line in lines.items():
         dots = [p for p in line if p.per_user.value is not None]
         if not dots:
             continue
-        drawn, shade, name = True, color(where[0]), names[where]
+        drawn, shade, stack = True, color(where[0]), where[1 + SETUP.index("stack")].split()[0]
+        dashes = style(stacks.index(stack) if stack in stacks else len(stacks))
         at = [p.per_user.value for p in dots], [p.total.value for p in dots]
-        ax.plot(*at, ls=style(name.place), lw=1, alpha=0.6, color=shade, label=name.label)
+        ax.plot(*at, ls=dashes, lw=1, alpha=0.6, color=shade, label=names[where])
         for p in dots:
             ax.plot(
                 [p.per_user.value],
@@ -318,6 +319,24 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     if drawn:
         logarithmic(ax, both=True)
     return ax
+
+
+def _short_names(lines: Sequence[tuple]) -> dict[tuple, str]:
+    """Model and stack of each line, the number format where it is not bfloat16, and the context
+    where that does not tell two lines apart."""
+
+    def short_name(where: tuple) -> str:
+        setup = dict(zip(SETUP, where[1:], strict=False))
+        dtype = "" if setup["dtype"] == "bfloat16" else f" {setup['dtype']}"
+        every = " every expert" if setup["experts"] == "all_experts" else ""
+        return f"{where[0]}, {setup['stack']}{dtype}{every}"
+
+    names = {where: short_name(where) for where in lines}
+    several = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {
+        where: f"{name}, {where[-1]:,} tokens" if name in several else name
+        for where, name in names.items()
+    }
 
 
 def _bounds(batches: Sequence[points.Point]) -> dict[str, list[bounds.Arm]]:

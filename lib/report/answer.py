@@ -158,9 +158,8 @@ def card(
     columns = [_marked(cells, better) for better, cells in pairs]
     example = "an example: give GPU_HOUR_USD" if gpu_hour_usd is None else "as given"
     notes = (
-        f"Room, first token and one user: {context:,} tokens of context. Whole GPU, energy and "
-        f"price: the number of users with the most tokens a second. {choice.FORMULA}; "
-        f"here {price:g} USD an hour, {example}.",
+        f"Up to one user: {context:,} tokens of context; then the users with the most tokens a "
+        f"second. Decoding only; {price:g} USD an hour, {example}.",
     )
     rows = tuple(zip(*columns, strict=True))
     return Table("answer", "The models on one GPU", tuple(COLUMNS), rows, below=notes)
@@ -195,11 +194,17 @@ def _exact(value: float | None, reason: str) -> Estimate:
 
 
 def _marked(cells: Sequence, better: int) -> list:
-    """The cells of a column, with a mark at the best of several numbers."""
-    numbers = [cell if isinstance(cell, Number) else Number(cell) for cell in cells] * bool(better)
+    """The cells of a column, with a mark at the best of several numbers, which open to tell their
+    intervals."""
+    if not better:
+        return list(cells)
+    numbers = [
+        replace(cell if isinstance(cell, Number) else Number(cell), show_interval=False)
+        for cell in cells
+    ]
     values = [x.estimate.value for x in numbers if x.estimate.value is not None]
     if len(set(values)) < 2:
-        return list(cells)
+        return numbers
     best = max(values, key=lambda value: better * value)
     return [replace(x, verdict=BEST if x.estimate.value == best else None) for x in numbers]
 
@@ -297,7 +302,7 @@ def picture(rows: Sequence[Record]) -> Markup:
     """Throughput of the GPU against that of each user; empty where no batch was timed."""
     if not any(r.kind == "batch" and r.samples.get("e2e_s") for r in rows):
         return Markup("")
-    return figure.html(engines.users(rows), rows, ("batch",))
+    return figure.html(engines.users(rows), rows, note="Numbers are users; faint ones are leads")
 
 
 def planner(options: Sequence[Option]) -> Markup:

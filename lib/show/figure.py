@@ -169,17 +169,17 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
     return "; ".join(filter(None, ["; ".join(sorted(cards)), "; ".join(sorted(setups)), n, when]))
 
 
-def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = ()) -> Markup:
+def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = (), *, note: str = "") -> Markup:
     """The figure as HTML that needs no other file; the same rows give the same bytes.
 
-    Its caption is about the rows of these `kinds`, or all.
+    Its caption is the `note`, or about the rows of these `kinds`, or all.
     """
     text = describe(ax)
     label_ends(ax)
     picture = svg(ax, text)
     plt.close(ax.figure)
     return Markup('<figure class="picture">{}<figcaption>{}. {}.</figcaption></figure>').format(
-        picture, ax.get_title(), caption(rows, kinds)
+        picture, ax.get_title(), note or caption(rows, kinds)
     )
 
 

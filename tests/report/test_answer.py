@@ -13,7 +13,6 @@ from bs4 import BeautifulSoup
 from lib.analysis import choice
 from lib.records.record import Record, environment_record
 from lib.report import answer, document
-from lib.stats import Estimate
 from tests.analysis.batch.test_points import line
 from tests.analysis.test_choice import TOY, cell, option
 from tests.analysis.test_fit import CARD
@@ -67,7 +66,7 @@ def test_a_model_whose_times_are_withheld_is_named_beside_the_winner():
     assert found.lead.startswith("late serves most on one G: 100.0 tokens a second for 8 users")
     assert "; fast may serve more, but some times of several users are withheld" in found.lead
     whole = dict(zip(column(found.card, "model"), column(found.card, "whole GPU"), strict=True))
-    (reason,) = [cell.reason for model, cell in whole.items() if model.text == "fast"]
+    (reason,) = [cell.estimate.reason for model, cell in whole.items() if model.text == "fast"]
     assert reason.startswith("times withheld")
 
 
@@ -87,9 +86,7 @@ def test_the_best_of_each_column_is_marked(told):
     price = column(told.card, "price")[0].estimate.value
     assert price == pytest.approx(2.5 / 3600 / 400 * 1e6, rel=1e-3)
     assert "2.5 USD an hour, an example" in told.card.below[0]
-    assert all(
-        isinstance(x, Estimate) and x.value is None for x in column(told.card, "first token")
-    )
+    assert all(x.estimate.value is None for x in column(told.card, "first token"))
 
 
 def test_one_user_is_no_whole_gpu_beside_models_that_shared_it():
@@ -97,9 +94,9 @@ def test_one_user_is_no_whole_gpu_beside_models_that_shared_it():
     card = answer.answer([*FAST, *alone]).card
     for title in ("whole GPU", "energy", "price"):
         _, missing = column(card, title)
-        assert getattr(missing, "estimate", missing).reason == "measured for one user only"
+        assert missing.estimate.reason == "measured for one user only"
     card = answer.answer(alone).card
-    assert column(card, "whole GPU")[0].value == pytest.approx(900, rel=1e-3)
+    assert column(card, "whole GPU")[0].estimate.value == pytest.approx(900, rel=1e-3)
 
 
 def test_the_readme_says_what_the_released_rows_say():
