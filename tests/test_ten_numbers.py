@@ -272,7 +272,7 @@ def test_9_the_rung_with_every_expert_computed():
 
 
 def test_10_a_verdict_and_a_bandwidth():
-    """The claim of 31.8 % more throughput: the gain is that of test 9, and its rows spread over more
+    """The claim of 31.8 % more throughput: the gain is that of test 9. Its rows spread over more
     than 10 % of their median, so that they decide nothing.
 
     MBU = bytes of a decode step / median slope / best measured read stream.
