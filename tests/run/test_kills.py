@@ -54,6 +54,8 @@ def alive(bench: Bench) -> list[psutil.Process]:
 
 def end(runner: subprocess.Popen, what: str, number: int) -> None:
     """The signal to the runner, or to its kernel alone."""
+    if runner.poll() is not None:  # it ended by itself just before
+        return
     victims = [psutil.Process(runner.pid)]
     with contextlib.suppress(psutil.Error):
         if what == "kernel":
