@@ -1,4 +1,4 @@
-"""The browser in which pages are opened."""
+"""The browser in which pages are opened; closed with its module, for it runs an event loop."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.browser import CHROMIUM_FLAGS, chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
     path = chromium()
     sync_api = pytest.importorskip("playwright.sync_api")
