@@ -15,7 +15,7 @@ from markupsafe import Markup
 from lib import stats
 from lib.analysis import choice, engines, gates
 from lib.analysis.choice import Cell, Option
-from lib.analysis.rows import Rows
+from lib.analysis.rows import NO_GPU, Rows
 from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
 from lib.records.record import Record, environments
 from lib.show import figure
@@ -216,8 +216,8 @@ def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
     others = [other for other in others if other.alone == first.alone]
     most = first.most
     text = (
-        f"{first.name} serves most on one {first.option.of('gpu')}: {short(first.rank)} tokens a "
-        f"second for {most.users:,} user{'s' if most.users > 1 else ''} on {first.option.engine}"
+        f"{first.name} serves most on {_device(first.option)}: {short(first.rank)} tokens a second "
+        f"for {most.users:,} user{'s' if most.users > 1 else ''} on {first.option.engine}"
     )
     if others:
         text += f", {first.rank / others[0].rank:.2g} times what {others[0].name} reaches"
@@ -230,6 +230,11 @@ def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
             "withheld until its logits are checked again"
         )
     return f"{text}."
+
+
+def _device(option: Option) -> str:
+    gpu = option.of("gpu")
+    return "this CPU" if gpu == NO_GPU else f"one {gpu}"
 
 
 def for_one(best: Sequence[Candidate], options: Sequence[Option], context: int) -> str:

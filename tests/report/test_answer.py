@@ -107,6 +107,12 @@ def test_what_it_rests_on(told):
     assert told.basis.startswith("random weights · 1 board · 24 rows, 0 of them failed")
 
 
+def test_a_cpu_is_called_one():
+    assert answer.answer(PLAIN).lead.startswith("fast serves most on one G: ")
+    bare = [r for r in PLAIN if r.kind != "environment"]
+    assert answer.answer(bare).lead.startswith("fast serves most on this CPU: ")
+
+
 def test_without_decoding_there_is_no_answer():
     assert answer.answer([r for r in FAST if r.kind != "batch"]) is None
 
