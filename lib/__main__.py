@@ -33,18 +33,17 @@ import argparse
 import errno
 import functools
 import json
-import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lib import files
 from lib.analysis import cost
-from lib.files import ParamsError, resolve, unknown
+from lib.files import ParamsError, resolve
 from lib.records import store
 from lib.records.kinds import DTYPES
-from lib.run import profiles
+from lib.run import options, profiles
 from lib.run.console import say
 from lib.run.lease import BusyError
 from lib.run.preflight import PreflightError
@@ -59,7 +58,7 @@ def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
     from lib.report import document as report
 
-    refuse_variables(os.environ.get("WORKBOOK_GIVEN", ""), bool(args.source))
+    options.refuse_variables(os.environ.get("WORKBOOK_GIVEN", ""), bool(args.source))
     os.environ["JUPYTER_PATH"] = files.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
     prices = cost.Prices(args.gpu_hour_usd, args.kwh_usd)
@@ -82,43 +81,6 @@ def make_report(args: argparse.Namespace) -> int:
         write_page=report.write_notebook_page,
         write_report=write_report,
     )
-
-
-REBUILT = ("FROM", "OUT", "GPU_HOUR_USD", "KWH_USD", "STUDY", "PYTHON")
-RUN = (
-    *(name for name in REBUILT if name != "FROM"),
-    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "SERVER"),
-    *("FORCE", "WAIT", "TIMEOUT"),
-)
-
-
-def refuse_variables(given: str, rebuilds: bool) -> None:
-    """Raise for a variable on make's command line that `make report` would not heed.
-
-    Other names are for the processes that it starts, such as HF_HOME.
-    """
-    takes = REBUILT if rebuilds else RUN
-    own = (
-        *RUN,
-        *REBUILT,
-        "MODEL",
-        "USERS",
-        "TTFT_MS",
-        "ITL_MS",
-        "GPU_GB",
-        "BANDWIDTH_GB_S",
-        "CONTEXT",
-        "CSV",
-        "A",
-        "B",
-        "ARGS",
-    )
-    for name in sorted({*given.split()} - {*takes}):
-        if name in own:
-            what = "make report FROM=" if rebuilds else "make report"
-            raise unknown(f"variable of {what}:", name, takes)
-        if near := [x for x in takes if files.alike(name, x)]:
-            raise unknown("variable of make report:", name, near)
 
 
 def require_results(source: Path) -> Path:
@@ -328,7 +290,7 @@ def audit_study(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All verbs with their options."""
-    top = Parser(
+    top = options.Parser(
         prog="python -m lib",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -344,9 +306,9 @@ def parser() -> argparse.ArgumentParser:
     one = verb("report", make_report, errors=REFUSED)
     add_run_options(one)
     one.add_argument("--from", dest="source", type=Path, help="only rebuild a report")
-    one.add_argument("--gpu-hour-usd", type=PRICE, help="price: shows cost per token")
+    one.add_argument("--gpu-hour-usd", type=options.PRICE, help="price: shows cost per token")
     one.add_argument("--study", type=Path, help="default: the study of this workbook")
-    one.add_argument("--kwh-usd", type=PRICE, help="price: shows cost of energy per token")
+    one.add_argument("--kwh-usd", type=options.PRICE, help="price: shows cost of energy per token")
 
     one = verb("job", run_one, errors=REFUSED)
     one.add_argument("name", nargs="?", metavar="NAME", help="its folder below the results")
@@ -356,8 +318,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", required=True, help="the folder that gets the visit's own folder")
     one.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     one.add_argument("--models", nargs="+", metavar="NAME")
-    one.add_argument("--contexts", nargs="+", type=TOKENS, metavar="TOKENS")
-    one.add_argument("--new-tokens", type=TOKENS, metavar="TOKENS")
+    one.add_argument("--contexts", nargs="+", type=options.TOKENS, metavar="TOKENS")
+    one.add_argument("--new-tokens", type=options.TOKENS, metavar="TOKENS")
     one.add_argument("--dtype", default="bfloat16", choices=DTYPES)
 
     one = verb("merge", merge_folders)
@@ -382,22 +344,20 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("fit", check_fit)
     one.add_argument("--model")
-    one.add_argument("--gpu-gb", type=number("GB of 10^9 bytes", 80, 1e6))
+    one.add_argument("--gpu-gb", type=options.GB)
     one.add_argument("--dtype", default="", help="bfloat16, mxfp4, 4-bit ...")
-    one.add_argument(
-        "--bandwidth-gb-s", type=number("GB/s", 3350, 1e9), help="for the decode limit"
-    )
-    one.add_argument("--context", type=token_counts, help="tokens: 2048,8192")
+    one.add_argument("--bandwidth-gb-s", type=options.BANDWIDTH, help="for the decode limit")
+    one.add_argument("--context", type=options.token_counts, help="tokens: 2048,8192")
     one.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
 
     one = verb("plan", make_plan)
     one.add_argument("source", nargs="?", default=RELEASED, help="a folder of results")
-    one.add_argument("--gpu-gb", type=number("GB of 10^9 bytes", 80, 1e6), help="of the card")
-    one.add_argument("--context", type=number("tokens", 2048, 1e9, whole=True), default=2048)
-    one.add_argument("--users", type=number("users at once", 20, 1e9, whole=True), default=1)
-    one.add_argument("--ttft-ms", type=MS, help="longest wait for the first token")
-    one.add_argument("--itl-ms", type=MS, help="longest mean wait between tokens")
-    one.add_argument("--gpu-hour-usd", type=PRICE, help="for USD a million tokens")
+    one.add_argument("--gpu-gb", type=options.GB, help="of the card")
+    one.add_argument("--context", type=options.TOKENS, default=2048)
+    one.add_argument("--users", type=options.USERS, default=1)
+    one.add_argument("--ttft-ms", type=options.MS, help="longest wait for the first token")
+    one.add_argument("--itl-ms", type=options.MS, help="longest mean wait between tokens")
+    one.add_argument("--gpu-hour-usd", type=options.PRICE, help="for USD a million tokens")
 
     one = verb("audit", audit_study)
     one.add_argument("--study", type=Path, help="default: the study of this workbook")
@@ -412,72 +372,11 @@ def add_run_options(verb: argparse.ArgumentParser) -> None:
         verb.add_argument(f"--{name}", default="", help="comma or space separated")
     verb.add_argument("--server", default="", help="URL of a server that runs: loads that one")
     verb.add_argument("--out", type=Path, help="default: outputs/<profile>")
-    verb.add_argument("--force", **FLAG, help="measure finished jobs again")
-    verb.add_argument("--timeout", type=SECONDS, default=3600, help="seconds for one notebook")
-    verb.add_argument("--wait", **FLAG, help="wait for a GPU that is in use")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as everything else here does, and takes no abbreviations."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple:
-        options, more = super().parse_known_args(args, namespace)
-        if more:  # said by the verb, which knows its own options
-            self.error(f"unrecognized arguments: {' '.join(more)}")
-        return options, more
-
-    def error(self, message: str) -> None:
-        message = message.replace("\n", " ")
-        if match := re.match(r"unrecognized arguments: (-\S+)", message):
-            options = [x for x in self._option_string_actions if x.startswith("--")]
-            message = str(unknown("option", match[1].partition("=")[0], options))
-        say(f"error: {message} (`{self.prog} --help` lists all)")
-        raise SystemExit(2)
-
-
-def number(what: str, example: float, most: float, *, whole: bool = False) -> Callable:
-    """The type of an option that takes a number above 0, and what it counts."""
-
-    def parse(text: str) -> float:
-        try:
-            value = int(text) if whole else float(text)
-        except ValueError:
-            value = 0
-        if not 0 < value <= most:
-            kind = "a whole number" if whole else "a number"
-            raise argparse.ArgumentTypeError(
-                f"{text!r:.60} is not {kind} of {what} above 0 and up to {most:,.0f}, "
-                f"such as {example}"
-            )
-        return value
-
-    return parse
-
-
-def boolean(text: str) -> bool:
-    """Yes or no, as people write it."""
-    word = text.strip().lower()
-    if word in ("1", "y", "yes", "t", "true", "on"):
-        return True
-    if word in ("0", "n", "no", "f", "false", "off", ""):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r:.60} is neither yes nor no; write 1 or 0")
-
-
-FLAG = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "YES"}
-PRICE = number("USD", 2.5, 1e9)
-MS = number("milliseconds", 500, 1e9)
-BANDWIDTH = number("GB/s", 3350, 1e9)
-SECONDS = number("seconds", 3600, 1e7)
-TOKENS = number("tokens", 2048, 1e9, whole=True)
-
-
-def token_counts(text: str) -> tuple[int, ...]:
-    """Contexts of a command line: 2048,8192."""
-    return tuple(TOKENS(item) for item in files.split(text)) or (TOKENS(text),)
+    verb.add_argument("--force", **options.FLAG, help="measure finished jobs again")
+    verb.add_argument(
+        "--timeout", type=options.SECONDS, default=3600, help="seconds for one notebook"
+    )
+    verb.add_argument("--wait", **options.FLAG, help="wait for a GPU that is in use")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

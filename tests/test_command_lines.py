@@ -12,7 +12,7 @@ import pytest
 
 from lib import __main__ as command
 from lib.files import ROOT
-from lib.run import loop
+from lib.run import loop, options
 from tools import failure_matrix
 
 LONG = "x" * 5000
@@ -192,12 +192,12 @@ def test_yes_and_no_as_people_write_them(words, value):
 )
 def test_a_variable_that_would_not_be_heeded_is_refused(given, rebuilds, says):
     with pytest.raises(command.ParamsError, match=says):
-        command.refuse_variables(given, rebuilds)
+        options.refuse_variables(given, rebuilds)
 
 
 def test_variables_for_other_programs_pass():
-    command.refuse_variables("PROFILE MODELS HF_HOME CUDA_VISIBLE_DEVICES OMP_NUM_THREADS", False)
-    command.refuse_variables("FROM OUT STUDY", True)
+    options.refuse_variables("PROFILE MODELS HF_HOME CUDA_VISIBLE_DEVICES OMP_NUM_THREADS", False)
+    options.refuse_variables("FROM OUT STUDY", True)
 
 
 @pytest.mark.parametrize("wait_s", [0.3, 0.8, 2.0])

@@ -1,0 +1,114 @@
+"""What the options of a command line take: numbers with their unit, yes and no, and the variables
+of make; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import Any
+
+from lib import files
+from lib.files import unknown
+from lib.run.console import say
+
+REBUILT = ("FROM", "OUT", "GPU_HOUR_USD", "KWH_USD", "STUDY", "PYTHON")
+RUN = (
+    *(name for name in REBUILT if name != "FROM"),
+    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "SERVER"),
+    *("FORCE", "WAIT", "TIMEOUT"),
+)
+
+
+def refuse_variables(given: str, rebuilds: bool) -> None:
+    """Raise for a variable on make's command line that `make report` would not heed.
+
+    Other names are for the processes that it starts, such as HF_HOME.
+    """
+    takes = REBUILT if rebuilds else RUN
+    own = (
+        *RUN,
+        *REBUILT,
+        "MODEL",
+        "USERS",
+        "TTFT_MS",
+        "ITL_MS",
+        "GPU_GB",
+        "BANDWIDTH_GB_S",
+        "CONTEXT",
+        "CSV",
+        "A",
+        "B",
+        "ARGS",
+    )
+    for name in sorted({*given.split()} - {*takes}):
+        if name in own:
+            what = "make report FROM=" if rebuilds else "make report"
+            raise unknown(f"variable of {what}:", name, takes)
+        if near := [x for x in takes if files.alike(name, x)]:
+            raise unknown("variable of make report:", name, near)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else here does, and takes no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple:
+        options, more = super().parse_known_args(args, namespace)
+        if more:  # said by the verb, which knows its own options
+            self.error(f"unrecognized arguments: {' '.join(more)}")
+        return options, more
+
+    def error(self, message: str) -> None:
+        message = message.replace("\n", " ")
+        if match := re.match(r"unrecognized arguments: (-\S+)", message):
+            options = [x for x in self._option_string_actions if x.startswith("--")]
+            message = str(unknown("option", match[1].partition("=")[0], options))
+        say(f"error: {message} (`{self.prog} --help` lists all)")
+        raise SystemExit(2)
+
+
+def number(what: str, example: float, most: float, *, whole: bool = False) -> Callable:
+    """The type of an option that takes a number above 0, and what it counts."""
+
+    def parse(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = 0
+        if not 0 < value <= most:
+            kind = "a whole number" if whole else "a number"
+            raise argparse.ArgumentTypeError(
+                f"{text!r:.60} is not {kind} of {what} above 0 and up to {most:,.0f}, "
+                f"such as {example}"
+            )
+        return value
+
+    return parse
+
+
+def boolean(text: str) -> bool:
+    """Yes or no, as people write it."""
+    word = text.strip().lower()
+    if word in ("1", "y", "yes", "t", "true", "on"):
+        return True
+    if word in ("0", "n", "no", "f", "false", "off", ""):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is neither yes nor no; write 1 or 0")
+
+
+FLAG = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "YES"}
+GB = number("GB of 10^9 bytes", 80, 1e6)
+BANDWIDTH = number("GB/s", 3350, 1e9)
+USERS = number("users at once", 20, 1e9, whole=True)
+PRICE = number("USD", 2.5, 1e9)
+MS = number("milliseconds", 500, 1e9)
+SECONDS = number("seconds", 3600, 1e7)
+TOKENS = number("tokens", 2048, 1e9, whole=True)
+
+
+def token_counts(text: str) -> tuple[int, ...]:
+    """Contexts of a command line: 2048,8192."""
+    return tuple(TOKENS(item) for item in files.split(text)) or (TOKENS(text),)
