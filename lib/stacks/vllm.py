@@ -136,7 +136,7 @@ class VllmEngine:
         if settings.weights == "random":
             self.source["draws"] = draws.digest(self.plan, settings.seed)
             self.source["draws_generator"] = draws.GENERATOR
-        self.barred: dict[str, list[float]] = {}
+        self.barred: list[dict[str, list[float]]] = []
         self.expected: list[dict[str, Any]] = []
         self.known: dict[str, Any] = {}
         self.pins = 0

@@ -481,7 +481,7 @@ def seen(found, how=""):
 def test_the_gate_passes_rounding_and_tells_both_looks():
     near, free = (seen(logits([1.0, 2.0, 2 + x], [2.0, 1 + x, 2.0])) for x in (0.03, 0.06))
     row = rows.gate_row(
-        {"stack": "vllm"}, near, free=free, pinned_experts=4, values={"a": 1}, env_id="e"
+        {"stack": "vllm"}, [near], free=free, pinned_experts=4, values={"a": 1}, env_id="e"
     )
     assert row.kind == "gate" and row.key == {"stack": "vllm", "new_tokens": 2}
     assert row.values["mean_error"] == pytest.approx(0.01, rel=1e-3)
@@ -492,18 +492,43 @@ def test_the_gate_passes_rounding_and_tells_both_looks():
     assert row.samples["free_error"] == pytest.approx([0.02, 0.02], rel=1e-3)
 
 
-@pytest.mark.parametrize("wrong", [0, 1])
-def test_the_gate_stops_other_work_in_either_look(wrong):
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_the_gate_stops_other_work_in_any_look(wrong):
     near = seen(logits([1.0, 2.0, 2.03], [2.0, 1.03, 2.0]))
-    other = seen(logits([2.0, 2.0, 1.0], [1.0, 2.0, 2.0]), ", the routers choosing freely")
-    looks = [near, near]
-    looks[wrong] = other
-    with pytest.raises(
-        logits_check.GateError, match="steps, the routers .*where rounding explains 3.12%"
-    ):
-        rows.gate_row({}, looks[0], free=looks[1], values={}, env_id="e")
+    looks, free = [near, near], near
+    if wrong == 2:
+        free = seen(-EXPECTED, logits_check.FREELY)
+    else:
+        looks[wrong] = seen(logits([2.0, 2.0, 1.0], [1.0, 2.0, 2.0]))
+    allowed = "3.12%" if wrong < 2 else "70.71%"
+    with pytest.raises(logits_check.GateError, match=f"where rounding explains {allowed}"):
+        rows.gate_row({}, looks, free=free, pinned_experts=4, values={}, env_id="e")
     with pytest.raises(logits_check.GateError, match="nan%"):
-        rows.gate_row({}, seen(EXPECTED * float("nan")), values={}, env_id="e")
+        rows.gate_row({}, [seen(EXPECTED * float("nan"))], values={}, env_id="e")
+
+
+def test_what_rounding_turns_in_routers_that_choose_freely_stops_nothing():
+    """A floor of half a percent, and logits 38 % off: one choice that turned."""
+    near, turned = seen(EXPECTED), seen(logits([1.0, 2.0, 3.14], [2.0, 2.14, 2.0]), ", freely")
+    assert turned.mean == pytest.approx(0.38, rel=1e-2) and turned.floor < 0.01
+    row = rows.gate_row({}, [near], free=turned, pinned_experts=4, values={}, env_id="e")
+    assert row.values["free_mean_error"] == turned.mean
+
+
+def test_the_row_of_several_rounds_tells_the_one_that_is_furthest_off():
+    near, further = (seen(logits([1.0, 2.0, 2 + x], [2.0, 1 + x, 2.0])) for x in (0.03, 0.06))
+    row = rows.gate_row({}, [near, further, near], pinned_experts=4, values={}, env_id="e")
+    assert row.values["mean_error"] == pytest.approx(0.02, rel=1e-3)
+    assert row.values["pinned_rounds"] == 3 and len(row.samples["relative_error"]) == 6
+
+
+def test_every_expert_has_its_turn_under_pins():
+    net, laws = draws.build(config_of(find("tiny-gpt-oss")), "float32", "cpu")
+    draws.fill_net(net, laws, 0)
+    rounds = [vllm_gate.barred(net, 2, seed=0, turn=n) for n in range(vllm_gate.rounds(net, 2))]
+    name = "model.layers.1.mlp.router.bias"
+    left = [n for one in rounds for n, v in enumerate(one[name]) if v != models_experts.BARRED]
+    assert sorted(left) == list(range(8))
 
 
 def test_routers_are_barred_as_the_net_itself_is_pinned():
