@@ -34,6 +34,7 @@ LEAST_MIXES = 12  # a fit of energy takes eight, and four are held out
 MOST_GAPS = 4000  # of a record, evenly over time; the trace has all
 BUSY_CLIENT = 0.7  # of one processor, above which the client itself may be late
 LATE_CLIENT_S = 0.005
+STALL_S, STALL_TTFTS = 0.5, 3.0  # a silence of all streams longer than both is told
 SATURATED = 1.10  # twice the users must give this much more throughput
 PROBES = 3
 # Prompt and output tokens of the mixes that a fit of energy needs, from prompts to outputs only.
@@ -312,6 +313,7 @@ def _record(session: Session, cell: Cell, run: Run, kind: str, sha: str) -> Reco
         if at.seconds
         else None,
         "itl_count": len(gaps),
+        "silence_s": timing.silence_s(run.requests, at) if cell.load.users else None,
         "arrivals_p": law.p if law else None,
         "client_cpu_share": cpu_s / wall_s if cpu_s is not None else None,
         "metrics": run.counters,
@@ -411,6 +413,12 @@ def _warnings(
     if delays and (late := statistics.median(delays)) > LATE_CLIENT_S:
         text = f"the client sent its requests {late * 1e3:.1f} ms late (median); free its host"
         warnings.append(warning("client_late", text))
+    waits = [fact["first_s"] - fact["scheduled_s"] for fact in requests if fact["first_s"]]
+    silence = values["silence_s"] or 0.0
+    if waits and silence > max(STALL_S, STALL_TTFTS * statistics.median(waits)):
+        text = f"no user got anything for {silence:.2f} s: the server compiled, or stopped to read"
+        text += " prompts that came together; a longer warm-up tells which"
+        warnings.append(warning("stalled", text))
     hits = sum(fact["cached_tokens"] or 0 for fact in requests)
     prompts = sum(fact["prompt_tokens"] or 0 for fact in requests)
     if hits > 0.01 * prompts:
