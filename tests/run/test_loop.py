@@ -511,12 +511,12 @@ def test_two_runs_cannot_share_a_gpu_or_a_folder(tmp_path):
             lease.lease(two[:1], folder=tmp_path),
         ):
             pass
-        with lease.lease(two, folder=tmp_path) as gpu:
+        with lease.lease(two, folder=tmp_path) as (gpu,):
             assert gpu.uuid == "GPU-2"
     finally:
         holder.kill()
         holder.communicate()
-    with lease.lease(two[:1], wait=True, folder=tmp_path) as gpu:  # freed by the death
+    with lease.lease(two[:1], wait=True, folder=tmp_path) as (gpu,):  # freed by the death
         assert gpu.uuid == "GPU-1"
 
 
@@ -625,9 +625,9 @@ def test_the_kernel_sees_the_gpu_that_is_held_and_no_other(bench, monkeypatch, l
     """Another run holds the first GPU; a list that is set already names both."""
     held = []
 
-    def leased(candidates, *, wait):
+    def leased(candidates, count, *, wait):
         held.append(next(gpu for gpu in candidates if gpu.uuid == "GPU-2"))
-        return contextlib.nullcontext(held[0])
+        return contextlib.nullcontext(held[:count])
 
     monkeypatch.setattr(lease, "gpus", lambda: [lease.Gpu(f"GPU-{i}", "A") for i in (1, 2)])
     monkeypatch.setattr(lease, "lease", leased)
