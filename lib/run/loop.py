@@ -140,9 +140,7 @@ def _lease_gpus(
     the CPU."""
     devices = {job.parameters.get("device", "cpu") for job in jobs}
     count = max((job.devices for job in jobs), default=1)
-    if devices <= {"cpu"} and count == 1:
-        return []
-    gpus = lease.visible(lease.gpus())
+    gpus = [] if devices <= {"cpu"} else lease.visible(lease.gpus())
     if not gpus and "cuda" in devices:
         raise preflight.PreflightError(
             f"profile {profile.name!r} measures on an NVIDIA GPU, and the driver shows none here; "

@@ -266,7 +266,8 @@ def _choices_of(
     if not notebooks:
         return []
     base = {"weights": "random", "stack": STUDY_STACK, "devices": 1, **defaults, **own}
-    counts = base["devices"] if isinstance(base["devices"], list) else [base["devices"]]
+    counts = base["devices"]
+    counts = counts if isinstance(counts, list) and counts else [counts]
     choices = []
     for source, stack, devices in product(
         slices["weights"] or (base["weights"],),

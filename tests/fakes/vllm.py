@@ -68,6 +68,10 @@ class Engine:
         if self.how == "falls-back":
             quantised = {"GptOssMxfp4MoEMethod": 1}
             return STARTED | {"worker": STARTED["worker"] | {"experts": quantised}}
+        self.gpus = arguments.get("tensor_parallel_size", 1)
+        if self.gpus > 1 and self.how != "one-gpu":
+            draws = [f"weights-{n if self.how == 'other-draws' else 0}" for n in range(self.gpus)]
+            return STARTED | {"worker": STARTED["worker"] | {"draws": draws}}
         if self.how == "no-plugin":
             return STARTED | {"worker": STARTED["worker"] | {"loaded": {}}}
         if self.how == "caches":
@@ -82,7 +86,10 @@ class Engine:
         return {"compiled": {"late_kernels": self.compiled}}
 
     def memory(self, answer):
-        return {"weights_bytes": 192, "cache_reserved_bytes": 1000}
+        boards = [
+            {"weights_bytes": 192 // self.gpus, "cache_reserved_bytes": 1000 // self.gpus}
+        ] * self.gpus
+        return {"weights_bytes": 192, "cache_reserved_bytes": 1000, "boards": boards}
 
     def generate(self, number, new_tokens, stream, answer):
         self.calls += 1
