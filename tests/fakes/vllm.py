@@ -53,6 +53,7 @@ class Engine:
 
     def __init__(self, how: str) -> None:
         self.how, self.kept, self.compiled, self.calls = how, {}, 0, 0
+        self.gpus = 1
 
     def start(self, arguments, answer):
         print("INFO loading\nModel loading took 3 GiB and 1.5 seconds")

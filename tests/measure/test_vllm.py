@@ -11,11 +11,13 @@ import re
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from lib.files import ROOT
 from lib.measure import batch, latency, session, vllm_gate
+from lib.models import origin
 from lib.models.card import ModelError
 from lib.records import store
 from lib.records.record import select
@@ -23,6 +25,7 @@ from lib.run import preflight
 from lib.stacks import vllm_settings
 from lib.stacks.engine_process import EngineError
 from lib.stacks.logits_check import GateError
+from lib.stacks.stack import StackError
 
 FAKE = ROOT / "tests" / "fakes" / "vllm.py"
 MODEL = "tiny-gpt-oss"
@@ -164,6 +167,7 @@ def test_what_can_run_passes_the_preflight(installed):
         ({"dtype": "float32"}, "runs bfloat16, mxfp4, fp8, not float32"),
         ({"weights": "gguf"}, "not GGUF; use WEIGHTS=random"),
         ({"context": 10**7}, "exceeds the .* positions"),
+        ({"devices": 3}, "8 attention heads cannot be shared evenly by devices: 3"),
     ],
 )
 def test_what_cannot_run_is_refused_before_any_work(installed, changes, text):
@@ -187,6 +191,32 @@ def test_without_vllm_the_run_is_refused_before_any_work(tmp_path, monkeypatch, 
         monkeypatch.setenv("VLLM_PYTHON", named)
     with pytest.raises(EngineError, match=text):
         vllm_settings.require_installed(tmp_path)
+
+
+@pytest.mark.parametrize(("devices", "fits"), [(1, False), (2, True)])
+def test_each_gpu_holds_its_part_of_the_weights(installed, devices, fits):
+    """Room for two thirds of the weights and the margin."""
+    card = vllm_settings.held_card(origin.find(MODEL), "bfloat16")
+    free = card.kv_bytes(24, 1) + card.margin_bytes + 2 * card.weight_bytes // 3
+    gpu = SimpleNamespace(free_bytes=lambda: free, torch_device="cuda")
+    problems = preflight.check([ARM | {"devices": devices}], device=gpu)
+    assert problems == [] if fits else "needs" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("stack", "devices", "text"),
+    [
+        ("graph", 2, "'graph' computes on one GPU, not on devices: 2; STACK=vllm shards"),
+        ("vllm", 2, "devices: 2 are GPUs, and this is a CPU"),
+        ("vllm", 0, "devices: 0 is no whole number"),
+    ],
+)
+def test_devices_that_cannot_be_used_are_refused(installed, tmp_path, stack, devices, text):
+    with pytest.raises((StackError, RuntimeError), match=text):
+        session.opened(
+            MODEL, stack=stack, weights="random", dtype="bfloat16", device="cpu", seed=0,
+            tokens=64, devices=devices, records_path=tmp_path / "records.jsonl",
+        )  # fmt: skip
 
 
 def test_an_engine_is_no_stack_of_a_loaded_net(installed, tmp_path):
