@@ -69,6 +69,8 @@ def table(rows: Sequence[Record], prices: Prices) -> Table:
             costs.append(energy_usd_per_million_tokens(call_j, tokens, prices.kwh_usd))
         return costs
 
+    several = any(r.key.get("devices") for r in calls)
+    sharded = ["where a model is sharded, every one of its GPUs is paid"] if several else []
     columns, notes = [], []
     if prices.gpu_hour_usd is not None:
         columns += [
@@ -80,6 +82,7 @@ def table(rows: Sequence[Record], prices: Prices) -> Table:
             "10^6 output tokens, c / 3600 x t / b x 1000 for 1,000 requests of this context and "
             "length; t is the end-to-end latency (s) of a call of b requests with g new tokens "
             "each, prefill included",
+            *sharded,
             "the GPU is paid while it works and not while it waits; a service that is idle half of "
             "the time pays twice as much",
         ]

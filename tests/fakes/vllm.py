@@ -166,7 +166,9 @@ class Honest(Engine):
             )
         self.routed = arguments.get("enable_return_routed_experts", False)
         seqs = {"max_num_seqs": arguments["max_num_seqs"], "enforce_eager": self.routed}
+        self.gpus = arguments.get("tensor_parallel_size", 1)
         worker = STARTED["worker"] | {"experts": experts_of, "parameter_bytes": parts}
+        worker["draws"] = ["the same"] * self.gpus
         return STARTED | {"settings": STARTED["settings"] | seqs, "worker": worker}
 
     def _ids(self, number):

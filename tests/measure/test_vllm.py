@@ -6,6 +6,7 @@ told to draw, so that a gate is passed by right logits and stops wrong ones.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -26,6 +27,7 @@ from lib.stacks import vllm_settings
 from lib.stacks.engine_process import EngineError
 from lib.stacks.logits_check import GateError
 from lib.stacks.stack import StackError
+from tests.fakes.device import FakeDevice
 
 FAKE = ROOT / "tests" / "fakes" / "vllm.py"
 MODEL = "tiny-gpt-oss"
@@ -148,6 +150,49 @@ def test_a_parent_opens_no_cuda(installed, tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert run.stdout.strip() == "False", run.stderr
+
+
+class TwoBoards(FakeDevice):
+    """300 W and 150 W, on a clock that ticks when it is read."""
+
+    kind = "cpu"  # of the process that computes our own net
+
+    def __init__(self) -> None:
+        super().__init__(tick_s=0.05, watts=300.0)
+        board = SimpleNamespace(gpu_used_bytes=lambda: 10, process_count=lambda: 1)
+        self.boards = [board, board]
+
+    def environment(self):
+        boards = [{"uuid": f"GPU-{n}", "gpu": "Fake GPU"} for n in (1, 2)]
+        return {"gpu": "2 x Fake GPU", "gpu_uuid": "GPU-1", "devices": 2, "boards": boards}
+
+    @contextlib.contextmanager
+    def power_trace(self, period_s=0.025, uuids=()):
+        with super().power_trace(period_s) as trace:
+            yield trace
+        halves = ("energy_j", "power_w")
+        other = [row | {name: row[name] / 2 for name in halves} | {"gpu": 1} for row in trace]
+        trace[:] = sorted(trace + other, key=lambda row: row["t_s"])
+
+
+def test_a_batch_on_two_boards_has_the_joules_of_each(installed, in_process, tmp_path):
+    installed("honest")
+    engine = session.opened(
+        "tiny-qwen3", stack="vllm", weights="random", dtype="bfloat16", device=TwoBoards(), seed=0,
+        contexts=[16], tokens=64, devices=2, records_path=tmp_path / "records.jsonl",
+    )  # fmt: skip
+    env, card = session.begin_records(engine, tmp_path / "records.jsonl")
+    assert env.values["devices"] == 2 and card.key["devices"] == 2
+    rows = batched(engine, tmp_path, sizes=(2,))
+    assert [r.error for r in rows] == [None] * len(rows)
+    assert {r.key["devices"] for r in rows} == {2}
+    metered = select(rows, "batch-energy")
+    assert len(metered) == 2
+    for row in metered:
+        (total,), ((first, second),) = row.samples["energy_j"], row.samples["board_energy_j"]
+        assert total == pytest.approx(first + second) and first == pytest.approx(2 * second)
+    (start,) = select(rows, "engine")
+    assert start.values["board_weights_bytes"] == [96, 96]
 
 
 ARM = {
