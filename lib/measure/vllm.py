@@ -41,13 +41,15 @@ def opened(
     contexts: Sequence[int] = (),
     tokens: int,
     batch: int = 1,
+    devices: int = 1,
     folder: str | Path,
 ) -> VllmEngine:
-    """An engine with the model in it, and what our own net computes at each of `contexts`."""
+    """An engine with the model in it, and what our own net computes at each of `contexts`; of a
+    model that our net cannot hold, `unchecked` says why it is not compared."""
     where = origin.find(name)
     interpreter()  # before any work
-    require_runs(where, weights, dtype)
-    machine = open_apart(device) if isinstance(device, str) else device
+    require_runs(where, weights, dtype, devices)
+    machine = open_apart(device, devices) if isinstance(device, str) else device
     config = origin.config_of(where)
     card = held_card(where, dtype)
     checkpoint, tokenizer, source = None, None, {"model_source": "random weights drawn by name"}
@@ -62,10 +64,12 @@ def opened(
         checkpoint=checkpoint and str(checkpoint),
         seed=seed,
         max_num_batched_tokens=BATCHED_TOKENS,
+        devices=devices,
     )
     known = {"name": name, "weights": weights, "form": dtype, "seed": seed}
     ours: dict[str, Any] = {"looks": [], "barred": [], "pins": 0}
-    if contexts:
+    unchecked = too_large(where, machine.environment()) if machine.kind == "cuda" else ""
+    if contexts and not unchecked:
         looks = [
             {"ids": [prompt_of(config, tokenizer, context, seed)], "steps": GATE_STEPS}
             for context in contexts
@@ -82,8 +86,21 @@ def opened(
         tokenizer=tokenizer,
     )
     engine.known, engine.expected, engine.barred = known, ours["looks"], ours["barred"]
-    engine.pins = ours["pins"]
+    engine.pins, engine.unchecked = ours["pins"], unchecked
     return engine
+
+
+def too_large(where: origin.Origin, environment: Mapping[str, Any]) -> str:
+    """Why one GPU does not hold our own net of a model, in bfloat16; empty where it does."""
+    kind, count = record.board(environment)
+    total = environment.get("gpu_total_bytes")
+    needed = held_card(where, "bfloat16").weight_bytes
+    if total is None or needed <= total // count:
+        return ""
+    return (
+        f"its logits are not checked: our own net of {where.name} takes {needed / 1e9:.0f} GB in "
+        f"bfloat16, and one {kind} has {total / count / 1e9:.0f}"
+    )
 
 
 def longest(tokens: int) -> int:
@@ -320,11 +337,18 @@ def gate_row(
     )
 
 
+def not_checked(engine: VllmEngine, env_id: str | None, **place: Any) -> Record:
+    """The `gate` row of a model that our own net cannot hold: an error that says so."""
+    return Record("gate", engine.key(**place), error=engine.unchecked, env_id=env_id)
+
+
 def gates(engine: VllmEngine, env_id: str | None) -> Iterator[Record]:
     """The `gate` row of each context that the engine was opened for: decode steps of one sequence.
 
     Raises GateError where its logits are those of something else.
     """
+    if engine.unchecked:
+        yield not_checked(engine, env_id)
     for expected in engine.expected:
         ids, looks = expected["ids"], []
         for turn, ours in enumerate([*expected["pinned"], expected["free"]]):
@@ -366,6 +390,11 @@ def batch_gates(
     A batch that computes something else, or that our net cannot hold, is a row with its error.
     """
     engine.close()
+    if engine.unchecked:
+        for one in batches:
+            place = {"context": len(one["ids"][0]), "batch": len(one["ids"])}
+            yield not_checked(engine, env_id, **place)
+        return
     kind = engine.device.kind if engine.device else "cpu"
     for one, ours in zip(
         batches, vllm_gate.computed(engine.known, batches, kind)["looks"], strict=True

@@ -50,24 +50,28 @@ def run(
         stack.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
         for job in jobs:
             recover(job.folder)
-        gpu = _lease_gpu(profile, jobs, stack, wait)
-        name = gpu.name if gpu else "cpu"
+        gpus = _lease_gpus(profile, jobs, stack, wait)
+
+        def name_of(job: Task) -> str:
+            return lease.together(gpus[: job.devices])
 
         def env_of(job: Task) -> dict[str, str]:
             offline = profile.name in OFFLINE_PROFILES or job.weights == "random"
-            env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+            seen = gpus[: job.devices] if job.model else gpus  # the machine is all of them
+            env = kernel.kernel_env(offline=offline, gpu_uuids=[gpu.uuid for gpu in seen])
             return {files.START_VARIABLE: start} | env
 
-        todo = [x for x in jobs if force or not _finished(x, name, models_path)]
+        todo = [x for x in jobs if force or not _finished(x, name_of(x), models_path)]
         if todo:
             files.require_room(out_dir)
         offline = profile.name in OFFLINE_PROFILES
-        env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+        env = kernel.kernel_env(offline=offline, gpu_uuids=[gpu.uuid for gpu in gpus])
         check(preflight.arms(todo), env)
         _record_plan(every, out_dir, profile.name, {})
 
         tally, stale = Tally(jobs), {}
         for job in jobs:
+            name = name_of(job)
             sha = plan.job_sha(job, name, models_path)
             reasons = None if force else _kept(job, sha, name)
             stale[job.name] = "; ".join(reasons or ())
@@ -129,26 +133,28 @@ def _record_plan(jobs: list[Task], out_dir: Path, profile: str, stale: dict[str,
         plan.record_plan(jobs, out_dir, profile, stale)
 
 
-def _lease_gpu(
+def _lease_gpus(
     profile: Profile, jobs: list[Task], stack: contextlib.ExitStack, wait: bool
-) -> lease.Gpu | None:
-    """The GPU that this run holds; None where it measures on the CPU."""
+) -> list[lease.Gpu]:
+    """The GPUs that this run holds, as many as its largest job asks for; none where it measures on
+    the CPU."""
     devices = {job.parameters.get("device", "cpu") for job in jobs}
-    if devices <= {"cpu"}:
-        return None
-    gpus = lease.visible(lease.gpus())
+    count = max((job.devices for job in jobs), default=1)
+    gpus = [] if devices <= {"cpu"} else lease.visible(lease.gpus())
     if not gpus and "cuda" in devices:
         raise preflight.PreflightError(
             f"profile {profile.name!r} measures on an NVIDIA GPU, and the driver shows none here; "
             "run `make report` for the demo profile on the CPU, or check that nvidia-smi lists "
             "the GPU and that CUDA_VISIBLE_DEVICES does not hide it"
         )
-    if not gpus:
-        return None
-    gpu = stack.enter_context(lease.lease(gpus, wait=wait))
-    if gpu.processes:
-        say(f"warning: {gpu.processes} other process(es) use {gpu.name}; they disturb the numbers")
-    return gpu
+    if not gpus and count == 1:
+        return []
+    held = stack.enter_context(lease.lease(lease.alike(gpus, count), count, wait=wait))
+    for gpu in held:
+        if gpu.processes:
+            text = f"{gpu.processes} other process(es) use {gpu.name}; they disturb the numbers"
+            say(f"warning: {text}")
+    return held
 
 
 def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, path: Path) -> None:
