@@ -58,6 +58,9 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     ("report --dtype bf16", "bf16", "DTYPE=<name>"),
     ("report --dtype float32,bfloat16", "float32, bfloat16", "one value"),
     ("report --dtype int3", "int3", "DTYPE=<name>"),
+    ("report --devices 2", "devices: 2", "STACK=vllm"),
+    ("report --devices 0", "devices: 0", "whole number of GPUs"),
+    ("report --devices two", "'two'", "whole number of GPUs"),
     # how
     ("report --timeout -5", "'-5'", "seconds above 0"),
     ("report --timeout=-5", "'-5'", "seconds above 0"),

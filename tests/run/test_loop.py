@@ -550,8 +550,9 @@ def test_two_that_wait_for_several_gpus_never_wait_for_each_other(tmp_path):
     threads = [threading.Thread(target=run, args=(order,), daemon=True) for order in orders]
     for thread in threads:
         thread.start()
+    end_s = time.monotonic() + 30
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=max(0.0, end_s - time.monotonic()))
     assert not any(thread.is_alive() for thread in threads)
     assert len(turns) == 80 and all(len(held) == 2 for held in turns)
 
