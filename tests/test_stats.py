@@ -260,7 +260,9 @@ def test_the_smallest_effect_is_resolved_in_four_runs_of_five(rounds, level):
     assert blocks.power(0) == pytest.approx(1 - level, abs=1e-3)
     effect, rng = math.log1p(blocks.least()), np.random.default_rng(rounds)
     logs = rng.normal(0, 0.01, (1000, rounds, 4)) + effect * np.array([0, 1, 1, 0])
-    share = np.mean([stats.abba(np.exp(x), level=level).ratio.resolved_from() for x in logs])
+    share = np.mean(
+        [stats.abba(np.exp(x).tolist(), level=level).ratio.resolved_from() for x in logs]
+    )
     assert share == pytest.approx(0.8, abs=0.04)
 
 
