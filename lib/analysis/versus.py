@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lib.files import ParamsError, short
 from lib.records import store
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, select
+from lib.show import wording
 from lib.show.table import Column, Number, Table
 from lib.show.wording import listed, sentence
 from lib.show.wording import short as digits
@@ -29,7 +30,9 @@ from lib.stats import Estimate
 SIDES = ("A", "B")
 ALL = "all"  # of a fact that holds for every stack
 SLOWER, FASTER, SAME, UNSEEN = "slower", "faster", "no difference", "could not have been seen"
-COUNTED, PROFILED = "one call counted in each block", "profiler"
+COUNTED, PROFILED = "one call counted in each block", "one reading in each block"
+STEP, WORK = "time of a decode step", "device work of a decode step"
+READING_LEVEL = 0.99  # of the readings that may explain a difference there are several
 STEADY = 0.01  # readings of one side that differ by less are told as one
 
 
@@ -186,8 +189,8 @@ def _verdict(
 class Fact:
     """One thing that may explain a difference: a reading of each side, and B / A.
 
-    `counted` facts are whole numbers, which differ or do not; of others the readings of the sides
-    must lie apart.
+    `counted` facts are whole numbers, which differ or do not. Others are read in the four blocks of
+    one round, and told apart as times are, at READING_LEVEL each.
     """
 
     title: str
@@ -205,7 +208,10 @@ class Fact:
             return False
         if self.counted:
             return {*self.a} != {*self.b}
-        return max(self.a) < min(self.b) or max(self.b) < min(self.a)
+        if (len(self.a), len(self.b)) != (2, 2) or min(*self.a, *self.b) <= 0:
+            return False
+        (a1, a2), (b1, b2) = self.a, self.b
+        return bool(stats.abba([(a1, b1, b2, a2)], level=READING_LEVEL).ratio.resolved_from())
 
     @property
     def ratio(self) -> float | None:
@@ -301,9 +307,10 @@ def facts(run: Run) -> list[Fact]:
             ),
             _fact(run, "kernels of a decode step", "", "busy", stack, "decode_kernels"),
             _fact(
-                run, "device work of a decode step", "ms", "busy", stack, "decode_busy_s",
-                factor=1e3,
+                run, STEP, "ms", "latency", stack, "e2e_s", factor=1e3,
+                read=lambda rows, stack=stack: _step_s(rows, stack),
             ),
+            _fact(run, WORK, "ms", "busy", stack, "decode_busy_s", factor=1e3),
             _fact(
                 run, "device work of the first token", "ms", "busy", stack, "prefill_busy_s",
                 factor=1e3,
@@ -335,7 +342,8 @@ def why(run: Run) -> list[str]:
         for fact in every
         if fact.differs
     ]
-    lines += [text for text in (_per_token(run, every), _control(run), _ids(run)) if text]
+    texts = (_per_token(run, every), _split(run, every), _control(run), _ids(run))
+    lines += [text for text in texts if text]
     if equal := [f for f in every if f.a and f.b and not f.differs]:
         lines.append(f"not told apart: {_titles(equal)}")
     unread: dict[str, list[Fact]] = {}
@@ -344,6 +352,12 @@ def why(run: Run) -> list[str]:
             unread.setdefault(fact.reason, []).append(fact)
     lines += [f"not read: {_titles(several)} ({reason})" for reason, several in unread.items()]
     return [sentence(line) for line in lines]
+
+
+def cautions(run: Run) -> list[str]:
+    """What a reader of the times should beware of: warnings of the calls, and random weights."""
+    rows = [row for block in run.blocks for row in select(block.rows, "latency")]
+    return wording.cautions([replace(row, missing={}) for row in rows])
 
 
 def _titles(several: Sequence[Fact]) -> str:
@@ -379,6 +393,23 @@ def _per_token(run: Run, every: Sequence[Fact]) -> str:
             change = verdict.blocks.ratio.value / made.ratio - 1
             parts.append(f"a token of a {verdict.title} takes {100 * change:+.1f} %")
     return "the calls make other numbers of tokens: " + listed(parts) if parts else ""
+
+
+def _split(run: Run, every: Sequence[Fact]) -> str:
+    """How much of what a decode step of generate() takes more, or less, is the device's work."""
+    whole = next((v for v in verdicts(run) if v.stack == STUDY_STACK and v.new_tokens > 1), None)
+    means = {
+        fact.title: [statistics.fmean(side) for side in (fact.a, fact.b)]
+        for fact in every
+        if fact.stack == STUDY_STACK and fact.a and fact.b
+    }
+    if whole is None or whole.word not in (SLOWER, FASTER) or not {STEP, WORK} <= {*means}:
+        return ""
+    more, busy = (means[title][1] - means[title][0] for title in (STEP, WORK))
+    return (
+        f"of {more:+.3g} ms a decode step of generate(), {busy:+.3g} ms are the device's work and "
+        f"{more - busy:+.3g} ms waiting for the host"
+    )
 
 
 def _control(run: Run) -> str:
@@ -482,8 +513,8 @@ def why_table(run: Run) -> Table:
     )
     note = (
         "read after all times were taken, in the four blocks of the first round; the mean of a "
-        "side's two blocks. Counts differ or do not; readings of a profiler are told apart where "
-        "those of the two sides do not overlap"
+        "side's two blocks. Counts differ or do not; times and readings of a profiler are told "
+        f"apart by the interval over these blocks, at {100 * READING_LEVEL:g} % each"
     )
     return Table("why", "What else differs", columns, rows, (note,))
 

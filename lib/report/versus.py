@@ -15,7 +15,8 @@ from lib.show.wording import bullets
 def summary(run: versus.Run) -> str:
     """The verdicts and the reasons as Markdown."""
     verdicts = bullets([v.text for v in versus.verdicts(run)])
-    return f"{versus.headline(run)}\n\n{verdicts}\n\nWhy:\n\n{bullets(versus.why(run))}\n"
+    lines = [*versus.why(run), *versus.cautions(run)]
+    return f"{versus.headline(run)}\n\n{verdicts}\n\nWhy:\n\n{bullets(lines)}\n"
 
 
 def tables(run: versus.Run) -> list[Table]:
@@ -37,6 +38,7 @@ def write(folder: Path) -> Path:
         subtitle=versus.headline(run),
         verdicts=[v.text for v in versus.verdicts(run)],
         reasons=versus.why(run),
+        cautions=versus.cautions(run),
         grids=grids,
         environments=[(letter, run.manifest[letter]["text"]) for letter in versus.SIDES],
         downloads=[(grid.name, data_link(grid.write_csv(folder))) for grid in grids],
