@@ -172,6 +172,16 @@ def test_the_time_of_a_step_is_split_between_the_device_and_the_host(fakes):
     assert any("the control is slower too" in text.lower() for text in analysis.why(run))
 
 
+def test_a_text_that_is_more_tokens_in_b_is_told(fakes):
+    """A tokenizer that splits finer: 9 % more tokens for a text, which no arm's time shows."""
+    run = trial(0, Plant())
+    for block in run.blocks:
+        for row in select(block.rows, "made"):
+            row.values["text_tokens"] = 109 if block.letter == "B" else 100
+    assert "Tokens of the same text: 100.0 in A, 109.0 in B, 1.090 times." in analysis.why(run)
+    assert not {*words(run)} & {analysis.SLOWER, analysis.FASTER}
+
+
 def test_other_tokens_of_the_same_number_are_told(fakes):
     run = trial(0, Plant())
     assert analysis.same_ids(run) is True
