@@ -95,15 +95,17 @@ class Verdict:
         if self.blocks is None:
             return sentence(f"{self.title}: not measured ({self.reason})")
         change = stats.change(self.blocks.ratio)
-        least = f"{digits(float(f'{100 * self.blocks.least():.2g}'))} %"
+        least = 100 * self.blocks.least()
+        least = f"{least:,.0f} %" if least >= 10 else f"{least:.2g} %"
         seen = f"the smallest effect that could have been seen is {least}"
         sought = f"{100 * self.sought:.3g} %"
+        blind = self.blocks.least() > self.sought
+        unseen = "could not have been seen" if blind else "is neither shown nor ruled out"
         text = {
             SLOWER: f"B is slower, {change}; {seen}",
             FASTER: f"B is faster, {change}; {seen}",
             SAME: f"no difference of {sought} or more ({change}); {seen}",
-            UNSEEN: f"a difference of {sought} could not have been seen or ruled out ({change}); "
-            f"{seen}",
+            UNSEEN: f"a difference of {sought} {unseen} ({change}); {seen}",
         }
         return sentence(f"{self.title}: {text[self.word]}")
 
@@ -455,7 +457,7 @@ def verdict_table(run: Run) -> Table:
         Column("B", "ms"),
         Column("B / A"),
         Column("verdict", numeric=False),
-        Column("smallest effect that could have been seen", "%"),
+        Column("smallest effect seen", "%"),
         Column(f"chance to see {sought:.3g} %", "%"),
         Column("noise of a block", "%"),
     )

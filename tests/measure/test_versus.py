@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib import files
+from lib import files, stats
 from lib.analysis import versus as analysis
 from lib.files import ROOT
 from lib.measure import versus
@@ -28,6 +28,7 @@ from lib.stacks.registry import STACKS
 from lib.stacks.stack import Decoded
 from tests.fakes.device import FakeDevice, FakeModel, opened
 
+DOCS = ROOT / "docs" / "versus.md"
 TRIALS, ROUNDS, CALLS, NEW_TOKENS = 200, 3, 8, 100
 BLOCK_NOISE, CALL_NOISE, DRIFT = 0.01, 0.03, 0.01
 
@@ -128,7 +129,16 @@ def test_five_per_cent_more_time_is_found(fakes):
 
 
 def documented() -> str:
-    return " ".join((ROOT / "docs/versus.md").read_text(encoding="utf-8").split())
+    return " ".join(DOCS.read_text(encoding="utf-8").split())
+
+
+def test_the_documented_smallest_effects_are_those_of_the_rule():
+    lines = re.findall(r"^\| ([\d.]+) % \|(.*)\|$", DOCS.read_text(encoding="utf-8"), re.M)
+    assert len(lines) == 5
+    even = stats.Estimate(1.0, level=1 - 0.05 / 3)
+    for noise, cells in lines:
+        blocks = [stats.Blocks(even, float(noise) / 100, rounds) for rounds in (1, 2, 3, 4)]
+        assert cells.split("|") == [f" {100 * b.least():.2g} % " for b in blocks]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -196,7 +206,7 @@ def test_a_run_of_one_round_has_wide_intervals_and_says_what_it_could_see(fakes)
     run = trial(0, Plant(time=1.05), rounds=1)
     verdict = analysis.verdicts(run)[1]
     assert verdict.word == analysis.UNSEEN and verdict.blocks.least() > 0.05
-    assert "could not have been seen or ruled out" in verdict.text
+    assert "a difference of 5 % could not have been seen (" in verdict.text
     assert re.search(r"smallest effect that could have been seen is [\d.]+ %", verdict.text)
 
 
