@@ -43,14 +43,12 @@ from typing import Any
 from lib import files
 from lib.analysis import cost
 from lib.files import ParamsError, resolve
-from lib.models.card import ModelError
 from lib.records import store
 from lib.records.kinds import DTYPES, WEIGHTS
 from lib.run import options, profiles
 from lib.run.console import say
 from lib.run.lease import BusyError
 from lib.run.preflight import PreflightError
-from lib.run.versus import BlockError
 
 BAD_INPUT = (ValueError, OSError, RuntimeError)
 # A run has more to say: whatever else it raises is a fault of ours, shown whole.
@@ -378,7 +376,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("b", metavar="B")
     one.add_argument("--out", help="default: outputs/compared/<A>--<B>")
 
-    one = verb("versus", make_versus, errors=(*REFUSED, BlockError, ModelError))
+    one = verb("versus", make_versus)
     one.add_argument("a", nargs="?", default="", metavar="A", help="an interpreter or a folder")
     one.add_argument("b", nargs="?", default="", metavar="B", help="of packages, or both: x:y")
     one.add_argument("--model", help="hub id, folder or entry of params/models.yaml")

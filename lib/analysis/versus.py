@@ -114,8 +114,9 @@ def load(folder: Path) -> Run:
     """The whole rounds of a run's folder; raises ParamsError where there is none."""
     try:
         manifest = json.loads((folder / "versus.json").read_text(encoding="utf-8"))
-        rounds = manifest["rounds"]
-    except (OSError, ValueError, KeyError) as error:
+        rounds = int(manifest["rounds"])
+        [float(manifest["sought"]), *({**manifest[side]["versions"]} for side in SIDES)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ParamsError(
             f"{short(folder)} holds no run of versus ({error}); choose a folder that it wrote"
         ) from None

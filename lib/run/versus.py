@@ -128,16 +128,16 @@ def run(
     options: dict[str, Any],
     after_round: Callable[[Path], object],
 ) -> None:
-    """Measure `rounds` times four blocks into `out`, which holds no other run.
+    """Measure `rounds` times four blocks into `out`, a new folder.
 
     `options` go to each block as they are. `after_round` is called with `out` after four blocks, so
     that what is cut off later has a verdict on what is whole. Raises BlockError where a block ends
     badly or lasts longer than `timeout_s`.
     """
     store.refuse_released(out)
-    if (out / MANIFEST).exists():
+    if out.is_dir() and any(out.iterdir()):
         raise ParamsError(
-            f"OUT={short(out)} holds another run, and a run is one stretch of time; choose another"
+            f"OUT={short(out)} is not empty, and a run is one stretch of time; choose a new folder"
         )
     options = {**options, "name": _everywhere(options["name"])}
     sides = {env.letter: env for env in (a, b)}

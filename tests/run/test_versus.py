@@ -166,10 +166,35 @@ def test_a_block_that_hangs_is_killed(machine, capsys):
 def test_another_run_s_folder_is_not_written_again_and_its_rows_are_read_again(machine, capsys):
     run(machine, "--rounds", "1")
     assert run(machine, "--rounds", "1") == 2
-    assert "holds another run" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
     assert len(calls(machine)) == 4
     assert command.main(["versus", "--from", str(machine / "out")]) == 0
     assert "B is slower" in capsys.readouterr().out
+
+
+DAMAGE = {
+    "no JSON": ("versus.json", lambda text: text[:40]),
+    "a list": ("versus.json", lambda text: "[]"),
+    "no versions": ("versus.json", lambda text: text.replace("versions", "other")),
+    "rounds in words": ("versus.json", lambda text: text.replace('"rounds": 1', '"rounds": "x"')),
+    "a line of a block cut": ("02-B/records.jsonl", lambda text: text[:-9]),
+    "a block emptied": ("03-B/records.jsonl", lambda text: ""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_refused_in_one_line_or_said(machine, capsys, damage):
+    run(machine, "--rounds", "1")
+    name, change = DAMAGE[damage]
+    path = machine / "out" / name
+    path.write_text(change(path.read_text()))
+    capsys.readouterr()
+    status = command.main(["versus", "--from", str(machine / "out")])
+    out, err = capsys.readouterr()
+    if damage == "a block emptied":
+        assert status == 0 and "not measured (no row in block 3)" in out
+    else:
+        assert status == 2 and err.count("\n") == 1 and str(machine / "out") in err
 
 
 PLANT = """
