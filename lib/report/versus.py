@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.analysis import versus
+from lib.analysis import versus, versus_why
 from lib.files import write_text
 from lib.records import store
 from lib.show.page import data_link, document
@@ -15,13 +15,13 @@ from lib.show.wording import bullets
 def summary(run: versus.Run) -> str:
     """The verdicts and the reasons as Markdown."""
     verdicts = bullets([v.text for v in versus.verdicts(run)])
-    lines = [*versus.why(run), *versus.cautions(run)]
+    lines = [*versus_why.why(run), *versus_why.cautions(run)]
     return f"{versus.headline(run)}\n\n{verdicts}\n\nWhy:\n\n{bullets(lines)}\n"
 
 
 def tables(run: versus.Run) -> list[Table]:
     """Verdicts, what else differs, versions."""
-    return [versus.verdict_table(run), versus.why_table(run), versus.version_table(run)]
+    return [versus.verdict_table(run), versus_why.why_table(run), versus.version_table(run)]
 
 
 def write(folder: Path) -> Path:
@@ -37,8 +37,8 @@ def write(folder: Path) -> Path:
         kicker="Deployment workbook · versus",
         subtitle=versus.headline(run),
         verdicts=[v.text for v in versus.verdicts(run)],
-        reasons=versus.why(run),
-        cautions=versus.cautions(run),
+        reasons=versus_why.why(run),
+        cautions=versus_why.cautions(run),
         grids=grids,
         environments=[(letter, run.manifest[letter]["text"]) for letter in versus.SIDES],
         downloads=[(grid.name, data_link(grid.write_csv(folder))) for grid in grids],

@@ -19,6 +19,7 @@ import torch
 
 from lib import files, stats
 from lib.analysis import versus as analysis
+from lib.analysis import versus_why
 from lib.files import ROOT
 from lib.measure import versus
 from lib.records import store
@@ -169,10 +170,11 @@ def test_a_cache_of_four_times_the_bytes_is_told_and_is_no_time(fakes, seed):
     """A layer of two tensors of 50 float32 numbers is 400 bytes; in B 1,600."""
     run = trial(seed, Plant(cache=4))
     assert not {*words(run)} & {analysis.SLOWER, analysis.FASTER}
-    assert "Bytes of the cache (hf-eager): 0.0004 in A, 0.0016 in B, 4.000 times." in analysis.why(
-        run
+    assert (
+        "Bytes of the cache (hf-eager): 0.0004 in A, 0.0016 in B, 4.000 times."
+        in versus_why.why(run)
     )
-    others = [f for f in analysis.facts(run) if f.counted and not f.title.startswith("bytes")]
+    others = [f for f in versus_why.facts(run) if f.counted and not f.title.startswith("bytes")]
     assert len(others) == 4 and not any(fact.differs for fact in others)
 
 
@@ -181,7 +183,7 @@ def test_nine_per_cent_more_tokens_are_told_as_the_cause_of_the_time(fakes, seed
     """109 tokens for 100: (0.1 + 1.09) / (0.1 + 1.0) s is 8.2 % more, and a token takes less."""
     run = trial(seed, Plant(tokens=1.09))
     assert words(run)[1:] == [analysis.SLOWER] * 2
-    why = analysis.why(run)
+    why = versus_why.why(run)
     assert "Tokens made by a call (hf-eager): 100.0 in A, 109.0 in B, 1.090 times." in why
     sentence = next(line for line in why if line.startswith("The calls make other numbers"))
     (on_eager, on_graph) = map(float, re.findall(r"takes ([+-][\d.]+) %", sentence))
@@ -190,7 +192,9 @@ def test_nine_per_cent_more_tokens_are_told_as_the_cause_of_the_time(fakes, seed
 
 def test_readings_of_equal_environments_are_seldom_told_apart(fakes):
     """Of eight readings of 30 runs, at a level of 99 %."""
-    every = [fact for seed in range(30) for fact in analysis.facts(trial(seed, Plant(), rounds=1))]
+    every = [
+        fact for seed in range(30) for fact in versus_why.facts(trial(seed, Plant(), rounds=1))
+    ]
     read = [fact for fact in every if fact.a and fact.b and not fact.counted]
     assert len(read) == 240
     assert sum(fact.differs for fact in read) <= 8
@@ -199,10 +203,10 @@ def test_readings_of_equal_environments_are_seldom_told_apart(fakes):
 def test_the_time_of_a_step_is_split_between_the_device_and_the_host(fakes):
     """A step takes 10 ms in A and 15 ms in B; the fake device works in half of it."""
     run = trial(0, Plant(time=1.5), noise=Noise())
-    line = next(line for line in analysis.why(run) if "decode step of generate()" in line)
+    line = next(line for line in versus_why.why(run) if "decode step of generate()" in line)
     more, device, host = map(float, re.findall(r"([+-][\d.]+) ms", line))
     assert (more, device, host) == pytest.approx((5, 2.5, 2.5))
-    assert any("the control is slower too" in text.lower() for text in analysis.why(run))
+    assert any("the control is slower too" in text.lower() for text in versus_why.why(run))
 
 
 def test_a_text_that_is_more_tokens_in_b_is_told(fakes):
@@ -211,17 +215,17 @@ def test_a_text_that_is_more_tokens_in_b_is_told(fakes):
     for block in run.blocks:
         for row in select(block.rows, "made"):
             row.values["text_tokens"] = 109 if block.letter == "B" else 100
-    assert "Tokens of the same text: 100.0 in A, 109.0 in B, 1.090 times." in analysis.why(run)
+    assert "Tokens of the same text: 100.0 in A, 109.0 in B, 1.090 times." in versus_why.why(run)
     assert not {*words(run)} & {analysis.SLOWER, analysis.FASTER}
 
 
 def test_other_tokens_of_the_same_number_are_told(fakes):
     run = trial(0, Plant())
-    assert analysis.same_ids(run) is True
+    assert versus_why.same_ids(run) is True
     other = next(r for r in run.blocks[1].rows if r.kind == "made")
     other.values["made_sha"] = "0"
-    assert analysis.same_ids(run) is False
-    assert any("differ between blocks" in line for line in analysis.why(run))
+    assert versus_why.same_ids(run) is False
+    assert any("differ between blocks" in line for line in versus_why.why(run))
 
 
 def test_a_run_of_one_round_has_wide_intervals_and_says_what_it_could_see(fakes):
