@@ -28,6 +28,10 @@ ITL_MS ?=
 CSV ?=
 STUDY ?=
 WITH ?=
+EFFECT ?=
+ROUNDS ?=
+CALLS ?=
+NEW_TOKENS ?=
 KILLS ?= 50
 SEED ?= 0
 
@@ -35,7 +39,7 @@ SEED ?= 0
 # it was given, and what make does not export it does not expand.
 VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
     TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS \
-    CSV STUDY WITH KILLS SEED SERVER DEVICES
+    CSV STUDY WITH KILLS SEED SERVER DEVICES EFFECT ROUNDS CALLS NEW_TOKENS
 unexport $(VARIABLES)
 define newline
 
@@ -65,7 +69,7 @@ given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin 
 export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle export fit plan audit clients serve-check vllm test kill-tests sweep lab lint lock clean
+.PHONY: help setup report merge compare versus bundle export fit plan audit clients serve-check vllm test kill-tests sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -85,8 +89,8 @@ help:  ## list the targets and variables
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
 	@echo "  DEVICES=                 GPUs that share a model (STACK=vllm)"
 	@echo "  SERVER=url               NOTEBOOKS=serving: load a server that runs; without it one is started"
-	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle"
-	@echo "  OUT=folder               make report, merge, compare, bundle (a .zip): write here"
+	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle, versus"
+	@echo "  OUT=folder               make report, merge, compare, versus, bundle (a .zip): write here"
 	@echo "  GPU_HOUR_USD= KWH_USD=   make report: prices; shows what tokens, requests and energy cost"
 	@echo "  FORCE=1                  make report: measure finished jobs again, and drop what is not"
 	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
@@ -96,6 +100,9 @@ help:  ## list the targets and variables
 	@echo "  CONTEXT=                 make fit: only these contexts"
 	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
 	@echo "  USERS= TTFT_MS= ITL_MS=  make plan: users at once, limits on the first token and between tokens"
+	@echo "  A= B=                    make compare: result folders; make versus: an interpreter or a folder of packages"
+	@echo "  ROUNDS= CALLS=           make versus: of four blocks A B B A (3); of each arm in a block (8)"
+	@echo "  NEW_TOKENS= EFFECT=      make versus: of a whole call (64); the difference that matters, in per cent (5)"
 	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
 	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
@@ -121,6 +128,14 @@ merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/
 compare:  ## ratios with intervals between two result sets: A=outputs/x B=outputs/y
 	@$(call find,report) exec "$$py" -m lib compare $(if $(value A),$(call text,A)) \
 	    $(if $(value B),$(call text,B)) $(call option,--out,OUT)
+
+versus:  ## the same calls under two environments, A B B A: is B slower, and why? A=python3 B=folder MODEL=
+	@$(call find,report) exec "$$py" -m lib versus $(if $(value FROM),$(call option,--from,FROM),$(if \
+	    $(value A),$(call text,A)) $(if $(value B),$(call text,B)) $(call option,--model,MODEL) \
+	    $(call option,--weights,WEIGHTS) $(call option,--dtype,DTYPE) \
+	    $(call option,--context,CONTEXT) $(call option,--new-tokens,NEW_TOKENS) \
+	    $(call option,--calls,CALLS) $(call option,--rounds,ROUNDS) $(call option,--effect,EFFECT) \
+	    $(call option,--timeout,TIMEOUT) $(call option,--out,OUT) $(call items,ARGS))
 
 bundle:  ## a zip of the report and all it rests on, to send: FROM=outputs/x (default outputs/PROFILE)
 	@$(call find,report) exec "$$py" -m lib bundle \
