@@ -178,7 +178,7 @@ def _everywhere(model: str) -> str:
 def _gpu(device: str, stack: contextlib.ExitStack) -> lease.Gpu | None:
     """The GPU that all blocks use, held until the stack closes; None on a CPU."""
     gpus = [] if device == "cpu" else lease.visible(lease.gpus())
-    return stack.enter_context(lease.lease(gpus)) if gpus else None
+    return stack.enter_context(lease.lease(gpus))[0] if gpus else None
 
 
 def measure(
