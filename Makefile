@@ -64,7 +64,7 @@ given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin 
 export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle export fit plan audit clients serve-check vllm test kill-tests sweep lab lint lock clean
+.PHONY: help setup report merge compare bundle export fit plan score audit clients serve-check vllm test kill-tests sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -139,6 +139,9 @@ plan:  ## which model on which stack serves USERS of CONTEXT tokens within TTFT_
 	    $(call option,--gpu-gb,GPU_GB) $(call option,--context,CONTEXT) \
 	    $(call option,--users,USERS) $(call option,--ttft-ms,TTFT_MS) \
 	    $(call option,--itl-ms,ITL_MS) $(call option,--gpu-hour-usd,GPU_HOUR_USD)
+
+score:  ## registered predictions against what was measured since: FROM="outputs/x outputs/y" (default: released)
+	@$(call find,report) exec "$$py" -m lib score $(call items,FROM) $(call option,--out,OUT)
 
 audit:  ## check a published study against its own data; CSV=folder compares its released files
 	@$(call find,report) exec "$$py" -m lib audit $(call option,--study,STUDY) \

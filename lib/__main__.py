@@ -256,6 +256,17 @@ def make_plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def score_predictions(args: argparse.Namespace) -> int:
+    """Set the registered predictions against what was measured since; default: released sets."""
+    from lib.analysis.capacity import score, scored
+
+    sources = [require_results(resolve(source)) for source in args.sources]
+    out = resolve(args.out or "outputs/scored") if args.out or sources else None
+    path = scored.write(sources or score.released(), out)
+    say(f"{files.short(path)} and {path.with_suffix('.md').name}")
+    return 0
+
+
 def study_of(args: argparse.Namespace) -> Any:
     """The published study that a command line names, or this workbook's."""
     from lib.studies import study as studies
@@ -358,6 +369,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--ttft-ms", type=options.MS, help="longest wait for the first token")
     one.add_argument("--itl-ms", type=options.MS, help="longest mean wait between tokens")
     one.add_argument("--gpu-hour-usd", type=options.PRICE, help="for USD a million tokens")
+
+    one = verb("score", score_predictions)
+    one.add_argument("sources", nargs="*", metavar="FOLDER", help="default: the released sets")
+    one.add_argument("--out", help="default: outputs/predictions; outputs/scored with FOLDER")
 
     one = verb("audit", audit_study)
     one.add_argument("--study", type=Path, help="default: the study of this workbook")

@@ -103,10 +103,9 @@ def options(rows: Sequence[Record]) -> list[Option]:
     for (model, setup, context, users), group in grouped(
         rows, (*TIMED, *JOULES), ("context", "batch")
     ).items():
-        timed = next((m for kind in TIMED if (m := [r for r in group if r.kind == kind])), [])
+        timed = _timed(group)
         if timed and context:
-            cell = _cell(context, users or 1, timed, [r for r in group if r.kind in JOULES])
-            groups.setdefault((model, *setup), []).append(cell)
+            groups.setdefault((model, *setup), []).append(cell_of(context, users or 1, group))
             members[model, *setup] = timed[0]
     names, cards = named(list(groups)), select(rows, "card")
     return [
@@ -123,13 +122,20 @@ def options(rows: Sequence[Record]) -> list[Option]:
     ]
 
 
-def _cell(context: int, users: int, timed: list[Record], metered: list[Record]) -> Cell:
+def _timed(rows: Sequence[Record]) -> list[Record]:
+    """The calls of the first of the kinds of timed calls that is there."""
+    return next((mine for kind in TIMED if (mine := [r for r in rows if r.kind == kind])), [])
+
+
+def cell_of(context: int, users: int, rows: Sequence[Record]) -> Cell:
+    """The cell of the rows of one model in one setup, at a context (tokens) and so many users."""
+    timed = _timed(rows)
     per_user = METRICS["decode"].of(timed)
     if per_user.value is None:
         marked = METRICS["decode_marked"].of(timed)
         per_user = marked if marked.value is not None else per_user
     error = next((r.error for r in timed if r.error), "") if per_user.value is None else ""
-    _, token_j = quantities.split(metered, JOULES)
+    _, token_j = quantities.split(rows, JOULES)
     if token_j.value is not None and token_j.value <= 0:
         token_j = stats.missing("not resolved: noise hides the energy of decoding")
     first = [r for r in timed if r.samples.get("ttft_s")]

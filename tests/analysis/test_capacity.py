@@ -31,7 +31,7 @@ from lib.records import record, store
 from lib.records.record import Record
 
 H100, H200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
-REGISTERED = sorted((ROOT / "outputs" / "predictions").glob("*.json"))
+REGISTERED = sorted((ROOT / "outputs" / "predictions").glob("*-capacity.json"))
 QUESTION = ROOT / "params" / "predictions" / "2026-11-27-capacity.yaml"
 # What was registered, by file: a change of the file and its sidecar together is seen here.
 HASHES: dict[str, str] = {
