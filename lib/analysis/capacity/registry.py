@@ -38,7 +38,7 @@ from lib.analysis.capacity.model import (
     predict,
 )
 from lib.files import ROOT, read_yaml
-from lib.hardware.datasheets import VALUES, datasheet
+from lib.hardware.datasheets import VALUES, datasheet, datasheets
 from lib.models.card import ModelCard
 from lib.records import store
 
@@ -533,6 +533,67 @@ def _left_out(lines: Sequence[Mapping[str, Any]]) -> str:
     return _table(head, rows, left=2)
 
 
+# --- other cards of the datasheet list
+
+
+def cards_file(date: str, root: Path = ROOT) -> Path:
+    """Write what the laws of a registration say of every other listed card; not registered.
+
+    Cells that the card holds, at the contexts and batches that were asked of the H200: decode
+    throughput of all sequences (tok/s) and TTFT (s), each with the ends of its interval.
+    """
+    question = read_yaml(root / QUESTIONS / f"{date}-capacity.yaml")
+    model, asked = learned(question, root), cells_of(question)
+    cards = {name: card_of(data) for name, data in question["cards"].items()}
+    by_stack = {
+        stack: sorted({(c["context"], c["batch"]) for c in asked
+                       if c["stack"] == stack and c["gpu"] != question["gpu"]})
+        for stack in dict.fromkeys(c["stack"] for c in asked)
+    }  # fmt: skip
+    arms = dict.fromkeys((c["model"], c["form"], c["stack"]) for c in asked)
+    done = {c["gpu"] for c in asked}
+    cells = []
+    for gpu in (name for name in datasheets() if name not in done):
+        for name, form, stack in arms:
+            for context, batch in by_stack[stack]:
+                told = predict(
+                    model, cards[f"{name} {form}"], gpu, stack, context, batch, form=form
+                )
+                decode, first = told["decode_tok_per_s"], told["ttft_s"]
+                if decode.value is not None:
+                    cells.append(
+                        [gpu, name, form, stack, context, batch, _ends(decode), _ends(first)]
+                    )
+    head = {
+        "schema": 1,
+        "registered": f"{date}-capacity.json",
+        "git": _git(root),
+        "level": LEVEL,
+        "fields": [
+            "gpu",
+            "model",
+            "form",
+            "stack",
+            "context",
+            "batch",
+            "decode_tok_per_s",
+            "ttft_s",
+        ],
+    }
+    lines = ",\n".join(json.dumps(cell) for cell in cells)
+    path = root / FOLDER / f"{date}-cards.json"
+    path.write_text(
+        f'{json.dumps(head, indent=1)[:-2]},\n "cells": [\n{lines}\n]}}\n', encoding="utf-8"
+    )
+    return path
+
+
+def _ends(told: Prediction) -> list[float] | None:
+    if told.value is None:
+        return None
+    return [_round(x, 4) for x in (told.value, told.low, told.high)]
+
+
 # --- the command line
 
 
@@ -548,6 +609,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     once.add_argument("--date", required=True, help="YYYY-MM-DD, of a file in params/predictions")
     shown = commands.add_parser("errors", help="coefficients and leave-one-out errors")
     shown.add_argument("--date", required=True, help="YYYY-MM-DD, of a file in params/predictions")
+    other = commands.add_parser("cards", help="the other cards of the datasheet list, in a file")
+    other.add_argument("--date", required=True, help="YYYY-MM-DD, of a file in params/predictions")
     check = commands.add_parser("check", help="whether a registered file is still what it was")
     check.add_argument("file", help="outputs/predictions/....json")
     args = parser.parse_args(argv)
@@ -555,6 +618,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "register":
             path = register(args.date)
             sys.stdout.write(f"registered {path.name}, sha256 beside it\n")
+        elif args.command == "cards":
+            sys.stdout.write(f"{cards_file(args.date).name}\n")
         elif args.command == "errors":
             sys.stdout.write(errors(args.date) + "\n")
         else:
