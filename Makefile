@@ -17,6 +17,7 @@ TIMEOUT ?=
 PYTHON ?=
 ARGS ?=
 MODEL ?=
+GPU ?=
 GPU_GB ?=
 DTYPE ?=
 BANDWIDTH_GB_S ?=
@@ -33,7 +34,7 @@ SEED ?= 0
 # What a variable holds is text: neither make nor the shell evaluates it. $(value X) is the text as
 # it was given, and what make does not export it does not expand.
 VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
-    TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS \
+    TIMEOUT PYTHON ARGS MODEL GPU GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS \
     CSV STUDY WITH KILLS SEED SERVER
 unexport $(VARIABLES)
 define newline
@@ -94,6 +95,7 @@ help:  ## list the targets and variables
 	@echo "  CONTEXT=                 make fit: only these contexts"
 	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
 	@echo "  USERS= TTFT_MS= ITL_MS=  make plan: users at once, limits on the first token and between tokens"
+	@echo "  GPU=                     make plan: a card of params/gpus.yaml (H200, L4), also one not measured"
 	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
 	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
@@ -136,7 +138,7 @@ fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; n
 
 plan:  ## which model on which stack serves USERS of CONTEXT tokens within TTFT_MS and ITL_MS on GPU_GB?
 	@$(call find,report) exec "$$py" -m lib plan $(if $(value FROM),$(call text,FROM)) \
-	    $(call option,--gpu-gb,GPU_GB) $(call option,--context,CONTEXT) \
+	    $(call option,--gpu,GPU) $(call option,--gpu-gb,GPU_GB) $(call option,--context,CONTEXT) \
 	    $(call option,--users,USERS) $(call option,--ttft-ms,TTFT_MS) \
 	    $(call option,--itl-ms,ITL_MS) $(call option,--gpu-hour-usd,GPU_HOUR_USD)
 

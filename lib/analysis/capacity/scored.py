@@ -290,10 +290,9 @@ def read() -> dict[str, Any]:
 def write(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Score result sets and write the JSON file and its page, by default beside the registered
     file."""
-    data, target = score.build(folders), path()
-    if out is not None:
-        store.refuse_released(out)
-        target = out / target.name
+    target = path() if out is None else out / path().name
+    store.refuse_released(target)
+    data = score.build(folders)
     files.write_text(target, text(data))
     files.write_text(target.with_suffix(".md"), page(data))
     return target

@@ -1,0 +1,124 @@
+"""What nobody measured, as options of the planner: the registered predictions, and what the same
+laws say of other cards of the datasheet list. Every number has its interval, and is marked."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lib import stats
+from lib.analysis import fit
+from lib.analysis.capacity import registry
+from lib.analysis.choice import Cell, Option
+from lib.files import ROOT, read_yaml, unknown
+from lib.hardware.datasheets import datasheets
+from lib.models.card import ModelCard
+from lib.stats import Estimate
+
+NONE = stats.missing("not predicted")
+Place = tuple[str, str, str, str]  # GPU, model, number format, stack
+
+
+def options(measured: Sequence[Option] = ()) -> list[Option]:
+    """Every predicted option less the cells that were measured; none where no model is one of
+    theirs. Without `measured` all of them."""
+    cards, every = _model_cards(), _cells()
+    arms = dict.fromkeys(place[1:] for place in every)
+    if measured and not {option.model for option in measured} & {model for model, *_ in arms}:
+        return []
+    places = {(*_place(o), cell.context, cell.users) for o in measured for cell in o.measured}
+    return [
+        option
+        for gpu, sheet in datasheets().items()
+        for arm in arms
+        if (option := _option(gpu, arm, cards, sheet.memory_bytes, every, places))
+    ]
+
+
+def _option(
+    gpu: str,
+    arm: tuple[str, str, str],
+    cards: Mapping[str, ModelCard],
+    memory: int | None,
+    every: Mapping[Place, Sequence[Cell]],
+    measured: Collection[tuple],
+) -> Option | None:
+    """One model on one card; without cells only where its weights do not fit, an answer too."""
+    (model, form, stack), place = arm, (gpu, *arm)
+    cells = every.get(place, ())
+    left = tuple(c for c in cells if (*place, c.context, c.users) not in measured)
+    card = cards[f"{model} {form}"]
+    fits = memory is None or fit.short_bytes(card, memory) < 0
+    if not left and (cells or fits):
+        return None
+    setup = ("random", form, stack, "grouped_mm" if card.experts else "none", gpu)
+    return Option(model, setup, model, card, memory, left, predicted=True)
+
+
+def card_named(text: str, others: Iterable[str] = ()) -> str:
+    """The card of the datasheet list, or one of `others`, that a text names: `H200`, `nvidia l4`.
+
+    Raises ParamsError for an unknown one.
+    """
+    names = list(dict.fromkeys((*datasheets(), *others)))
+    folded = {name.casefold(): name for name in names}
+    for wanted in (text.casefold(), f"nvidia {text.casefold()}"):
+        if wanted in folded:
+            return folded[wanted]
+    raise unknown("GPU", text, names)
+
+
+def _place(option: Option) -> Place:
+    return (option.of("gpu"), option.model, option.of("dtype"), option.of("stack"))
+
+
+@functools.cache
+def _model_cards() -> dict[str, ModelCard]:
+    """The cards of the question, by model and number format."""
+    question = read_yaml(ROOT / registry.QUESTIONS / f"{_file().stem}.yaml")
+    return {name: registry.card_of(data) for name, data in question["cards"].items()}
+
+
+def _file() -> Path:
+    return max((ROOT / registry.FOLDER).glob("*-capacity.json"))
+
+
+@functools.cache
+def _cells() -> dict[Place, tuple[Cell, ...]]:
+    """The predicted cells of each place: as registered, and those of other cards."""
+    cells: dict[Place, list[Cell]] = {}
+    for place, cell in (*_registered(), *_of_other_cards()):
+        cells.setdefault(place, []).append(cell)
+    return {place: tuple(several) for place, several in cells.items()}
+
+
+def _registered() -> Iterator[tuple[Place, Cell]]:
+    data = registry.sealed(_file())
+    shapes: dict[tuple, dict[str, Estimate]] = {}
+    for line in data["cells"]:
+        names = ("gpu", "model", "form", "stack", "context", "batch")
+        shape = shapes.setdefault(tuple(line[name] for name in names), {})
+        ends = [line.get(name) for name in ("value", "low", "high")]
+        shape[line["metric"]] = _estimate(ends, data["level"], line.get("missing", ""))
+    for (*place, context, users), told in shapes.items():
+        decode = told["decode_tok_per_s"]
+        if decode.value is not None:
+            joules = stats.scaled(told["decode_j_per_1k"], 1e-3)
+            each = stats.scaled(decode, 1 / users)
+            yield tuple(place), Cell(context, users, told["ttft_s"], each, joules)
+
+
+def _of_other_cards() -> Iterator[tuple[Place, Cell]]:
+    path = _file().with_name(_file().name.replace("-capacity", "-cards"))
+    data = json.loads(path.read_text(encoding="utf-8"))
+    for *place, context, users, decode, first in data["cells"]:
+        each = stats.scaled(_estimate(decode, data["level"]), 1 / users)
+        yield tuple(place), Cell(context, users, _estimate(first, data["level"]), each, NONE)
+
+
+def _estimate(ends: Sequence[float | None] | None, level: float, reason: str = "") -> Estimate:
+    if ends is None or ends[0] is None:
+        return stats.missing(f"not predicted: {reason}") if reason else NONE
+    return Estimate(*ends, 1, "predicted", level=level)
