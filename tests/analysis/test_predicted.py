@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from lib import stats
@@ -52,8 +50,7 @@ def test_every_registered_cell_is_the_planner_s_and_no_other():
 
 
 def test_other_cards_are_those_of_the_list_with_the_numbers_of_their_file():
-    path = FILE.with_name(FILE.name.replace("-capacity", "-cards"))
-    lines = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = registry.other_cards(FILE)["cells"]
     registered = {line["gpu"] for line in CELLS}
     mine = {place: c for place, c in planned().items() if place[0] not in registered}
     assert mine.keys() == {tuple(line[:6]) for line in lines}

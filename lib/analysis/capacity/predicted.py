@@ -4,15 +4,13 @@ laws say of other cards of the datasheet list. Every number has its interval, an
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from lib import stats
 from lib.analysis import fit
 from lib.analysis.capacity import registry
 from lib.analysis.choice import Cell, Option
-from lib.files import ROOT, read_yaml, unknown
+from lib.files import unknown
 from lib.hardware.datasheets import datasheets
 from lib.models.card import ModelCard
 from lib.stats import Estimate
@@ -24,7 +22,7 @@ Place = tuple[str, str, str, str]  # GPU, model, number format, stack
 def options(measured: Sequence[Option] = ()) -> list[Option]:
     """Every predicted option less the cells that were measured; none where no model is one of
     theirs. Without `measured` all of them."""
-    cards, every = _model_cards(), _cells()
+    cards, every = registry.model_cards(registry.newest()), _cells()
     arms = dict.fromkeys(place[1:] for place in every)
     if measured and not {option.model for option in measured} & {model for model, *_ in arms}:
         return []
@@ -75,17 +73,6 @@ def _place(option: Option) -> Place:
 
 
 @functools.cache
-def _model_cards() -> dict[str, ModelCard]:
-    """The cards of the question, by model and number format."""
-    question = read_yaml(ROOT / registry.QUESTIONS / f"{_file().stem}.yaml")
-    return {name: registry.card_of(data) for name, data in question["cards"].items()}
-
-
-def _file() -> Path:
-    return max((ROOT / registry.FOLDER).glob("*-capacity.json"))
-
-
-@functools.cache
 def _cells() -> dict[Place, tuple[Cell, ...]]:
     """The predicted cells of each place: as registered, and those of other cards."""
     cells: dict[Place, list[Cell]] = {}
@@ -95,7 +82,7 @@ def _cells() -> dict[Place, tuple[Cell, ...]]:
 
 
 def _registered() -> Iterator[tuple[Place, Cell]]:
-    data = registry.sealed(_file())
+    data = registry.sealed(registry.newest())
     shapes: dict[tuple, dict[str, Estimate]] = {}
     for line in data["cells"]:
         names = ("gpu", "model", "form", "stack", "context", "batch")
@@ -111,8 +98,7 @@ def _registered() -> Iterator[tuple[Place, Cell]]:
 
 
 def _of_other_cards() -> Iterator[tuple[Place, Cell]]:
-    path = _file().with_name(_file().name.replace("-capacity", "-cards"))
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = registry.other_cards(registry.newest())
     for *place, context, users, decode, first in data["cells"]:
         each = stats.scaled(_estimate(decode, data["level"]), 1 / users)
         yield tuple(place), Cell(context, users, _estimate(first, data["level"]), each, NONE)

@@ -319,7 +319,7 @@ class Question:
 
 def question(root: Path = ROOT) -> Question:
     """The newest registered file, with its entry in params/predictions."""
-    file = max((root / registry.FOLDER).glob("*-capacity.json"))
+    file = registry.newest(root)
     data = read_yaml(root / registry.QUESTIONS / f"{file.stem}-scored.yaml")
     for place in data["measured_first"]:
         if odd := sorted(place.keys() - {*PLACE, "reason"}):
