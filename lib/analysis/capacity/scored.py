@@ -201,8 +201,10 @@ def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -
 
     A released set shows what all released sets say together, as the page in Git has it.
     """
+    note = "Hollow dots lie outside their interval"
     if files.resolve(source).parent == store.RELEASED:
-        lines = read()["cells"]
+        data = read()
+        lines, note = data["cells"], f"{note}; rows of {_sets(data)}"
     else:
         lines = score.lines_of(rows, entries)
     grid = error_table(lines)
@@ -214,7 +216,7 @@ def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -
         [
             SECTION,
             Markup("<p>{}</p>").format(sentence(lines)),
-            figure.html(errors(lines), [], note="Hollow dots lie outside their interval"),
+            figure.html(errors(lines), [], note=note),
             *(folded.format(x.title, len(x.rows), x.html()) for x in (worst, grid)),
             Markup("</section>\n"),
         ]
@@ -227,7 +229,7 @@ def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -
 def page(data: Mapping[str, Any]) -> str:
     """The scored predictions in Markdown."""
     told, lines, registered = data["summary"], data["cells"], data["registered"]
-    sets = " and ".join(f"`{one['folder']}` ({one['rows']:,} rows)" for one in data["sets"])
+    sets = _sets(data)
     held = [f"{x['cells']} said {x['said']!r}, {'held' if x['held'] else 'did not hold'}"
             for x in told["memory"]]  # fmt: skip
     places = next(told[name] for name in told if name.startswith("by gpu"))
@@ -256,6 +258,10 @@ def page(data: Mapping[str, Any]) -> str:
         *(f"## {x.title}\n\n{_body(x)}" for x in grids if x.rows),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _sets(data: Mapping[str, Any]) -> str:
+    return " and ".join(f"{one['folder']} ({one['rows']:,} rows)" for one in data["sets"])
 
 
 def _mean(told: Mapping[str, Any]) -> str:
