@@ -329,7 +329,7 @@ def data(choices: Sequence[Option]) -> list[dict[str, Any]]:
             "model": option.model,
             "engine": option.engine,
             "gpu": option.of("gpu"),
-            "gb": option.gpu_bytes and option.gpu_bytes / 1e9,
+            "gb": option.gpu_bytes and round(option.gpu_bytes / 1e9, 1),
             "predicted": option.predicted,
             "fit": fit.line(option.card) if option.card and option.card.kv_layers else None,
             "limit": option.card.context_limit if option.card else None,

@@ -115,7 +115,7 @@ def load(folder: str | Path) -> Rows:
 
 
 def of_jobs(several: Iterable[jobs.Job], folder: str | Path) -> Rows:
-    """The rows of jobs, which may be of several sets, and visits recorded beside `folder`."""
+    """The rows of the jobs of a folder, as `load` gives them."""
     entries = sorted(several, key=lambda job: precedence(job.run))
     if broken := [f"{job.path}: {job.damage}" for job in entries if job.damage]:
         raise ValueError(f"{folder} has damaged jobs: {'; '.join(broken)}")

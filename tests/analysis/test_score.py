@@ -180,6 +180,27 @@ def test_a_listed_cell_with_an_unknown_field_is_refused(tmp_path, monkeypatch):
 # --- together
 
 
+def test_a_cell_of_two_sets_is_their_median_with_their_range():
+    sets = [score.measured(rows({1: rate})) for rate in (90.0, 120.0)]
+    (one,) = score.score({"cells": [HIT]}, score.together(sets), at=AT)
+    assert (one["measured"], one["measured_low"], one["measured_high"]) == (105.0, 90.0, 120.0)
+    assert (one["n"], one["level"], one["covered"]) == (2, None, True)
+
+
+def test_a_check_in_one_set_says_nothing_about_times_of_another():
+    """Logits that were wrong on one card withhold its times, and not those of the other."""
+    wrong = [
+        Record("gate", r.key | {"new_tokens": 4}, samples={"relative_error": [0.5]})
+        for r in rows({1: 100.0}) if r.kind == "batch"
+    ]  # fmt: skip
+    other = environment_record({"gpu": "H", "date": "2026-11-28"})
+    sets = [score.measured([*rows({1: 100.0}), *wrong]), score.measured(rows({1: 50.0}, other))]
+    cells = [HIT, HIT | {"gpu": "H"}]
+    one, two = score.score({"cells": cells}, score.together(sets), at=AT)
+    assert one["measured"] is None and "times withheld" in one["missing"]
+    assert two["measured"] == 50.0
+
+
 def test_hf_eager_stands_apart_and_the_target_is_the_registered_one():
     eager = [
         cell(b, value=v, low=v / 2, high=v * 2, stack="hf-eager") for b, v in ((1, 9), (2, 18))

@@ -330,16 +330,41 @@ def question(root: Path = ROOT) -> Question:
 
 def lines_of(rows: Sequence[Record], entries: Iterable[jobs.Job] = ()) -> list[dict[str, Any]]:
     """The newest registered predictions against rows; `entries` are the jobs that they are of."""
-    asked = question()
-    starts = {
+    return _lines(measured(rows, _starts(entries)))
+
+
+def _starts(entries: Iterable[jobs.Job]) -> dict[str, str]:
+    """When the run of each environment began."""
+    return {
         row.env_id: str(job.run_of(row.env_id).get("start") or "")
         for job in entries
         for row in job.records
         if row.env_id
     }
-    return score(
-        registry.sealed(asked.file), measured(rows, starts), at=asked.at, first=asked.first
-    )
+
+
+def _lines(arms: Mapping[Place, Arm]) -> list[dict[str, Any]]:
+    asked = question()
+    return score(registry.sealed(asked.file), arms, at=asked.at, first=asked.first)
+
+
+def together(sets: Iterable[Mapping[Place, Arm]]) -> dict[Place, Arm]:
+    """The arms of several result sets; one of several is the median over them, as of visits."""
+    places: dict[Place, list[Arm]] = {}
+    for arms in sets:
+        for place, arm in arms.items():
+            places.setdefault(place, []).append(arm)
+    return {place: _over_sets(several) for place, several in places.items()}
+
+
+def _over_sets(several: Sequence[Arm]) -> Arm:
+    estimates = {}
+    for name, first in several[0].estimates.items():
+        mine = [e for a in several if (e := a.estimates[name]).value is not None]
+        over = stats.over_visits([e.value for e in mine]) if len(mine) > 1 else None
+        estimates[name] = over or (mine[0] if mine else first)
+    held = [arm.held for arm in several if arm.held is not None]
+    return Arm(estimates, min(a.start for a in several), any(held) if held else None)
 
 
 def released() -> list[Path]:
@@ -351,8 +376,12 @@ def build(folders: Sequence[Path], root: Path = ROOT) -> dict[str, Any]:
     """All that the scored page says, as JSON data."""
     asked = question(root)
     entries = {folder: jobs.find(folder) for folder in folders}
-    every = [job for several in entries.values() for job in several]
-    lines = lines_of(of_jobs(every, folders[0]), every)
+    lines = _lines(
+        together(
+            measured(of_jobs(several, folder), _starts(several))
+            for folder, several in entries.items()
+        )
+    )
     data = registry.sealed(asked.file)
     return {
         "schema": 1,

@@ -28,13 +28,14 @@ NAMES = {
     score.CALL_J: "J per 1,000, whole call",
 }
 TITLES = {"gpu": "GPU", "metric": "quantity", "bound": "said to wait for", "beyond": "shape"}
+WRONG = "What the model did not know: errors by what a cell was said to wait for"
 HIT, MISS = Verdict("covered", "", "✓", "holds"), Verdict("missed", "", "✗", "fails", 1)
 NOT_COUNTED = ("?", "untestable", 2)
 CELL_IN, GROUP_IN, EDGE_IN = 0.06, 0.55, 1.4  # heights in the figure; of a group at least
 SECTION = Markup("""<section>
 <h2 id="predicted">Predicted first, measured afterwards</h2>
 <p>A small model, fitted to rows of one H100, predicted these cells with 90&nbsp;% intervals before
-anybody had measured them; the file has not changed since. Lines are the intervals, dots what was
+they were measured here; the file has not changed since. Lines are the intervals, dots what was
 measured, both over the prediction; hollow dots lie outside.</p>
 """)
 
@@ -210,7 +211,7 @@ def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -
     grid = error_table(lines)
     if not grid.rows:
         return Markup("")
-    worst = figures_table("predicted-wrong", "Where it was wrong", score.not_known(lines))
+    worst = figures_table("predicted-wrong", WRONG, score.not_known(lines))
     folded = Markup('<details class="more"><summary>{}, {} rows</summary>{}</details>')
     return Markup("").join(
         [
@@ -241,7 +242,7 @@ def page(data: Mapping[str, Any]) -> str:
         figures_table("places", "By model and context", places),
         figures_table("stacks", "By stack", told["by stack"]),
         figures_table("metrics", "By quantity", told["by metric"]),
-        figures_table("wrong", "What the model did not know",
+        figures_table("wrong", WRONG,
                       told["not_known"]),
         error_table(lines),
     ]  # fmt: skip
