@@ -86,7 +86,14 @@ def test_a_model_that_does_not_fit_a_card_says_so():
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("H200", "NVIDIA H200"), ("nvidia l4", "NVIDIA L4"), ("Mine", "mine"), ("NVIDIA H200", None)],
+    [
+        ("H200", "NVIDIA H200"),
+        ("nvidia l4", "NVIDIA L4"),
+        ("Mine", "mine"),
+        ("NVIDIA H200", None),
+        ("4090", "NVIDIA GeForce RTX 4090"),
+        ("b200", "NVIDIA B200"),
+    ],
 )
 def test_a_card_is_named_with_or_without_its_maker(text, name):
     assert predicted.card_named(text, ["mine"]) == (name or text)
@@ -95,6 +102,8 @@ def test_a_card_is_named_with_or_without_its_maker(text, name):
 def test_an_unknown_card_is_refused_by_name():
     with pytest.raises(ParamsError, match="unknown GPU 'H300'.*NVIDIA H200"):
         predicted.card_named("H300")
+    with pytest.raises(ParamsError, match="'h100' may be NVIDIA H100 80GB HBM3 or .*give one"):
+        predicted.card_named("h100")
 
 
 def test_the_command_predicts_a_card_with_its_memory(capsys):

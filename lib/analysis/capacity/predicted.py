@@ -10,7 +10,7 @@ from lib import stats
 from lib.analysis import fit
 from lib.analysis.capacity import registry
 from lib.analysis.choice import Cell, Option
-from lib.files import unknown
+from lib.files import ParamsError, unknown
 from lib.hardware.datasheets import datasheets
 from lib.models.card import ModelCard
 from lib.stats import Estimate
@@ -56,15 +56,20 @@ def _option(
 
 
 def card_named(text: str, others: Iterable[str] = ()) -> str:
-    """The card of the datasheet list, or one of `others`, that a text names: `H200`, `nvidia l4`.
+    """The card of the datasheet list, or one of `others`, that a text names: `H200`, `4090`.
 
-    Raises ParamsError for an unknown one.
+    Raises ParamsError for an unknown one, and for a part of several names.
     """
     names = list(dict.fromkeys((*datasheets(), *others)))
     folded = {name.casefold(): name for name in names}
     for wanted in (text.casefold(), f"nvidia {text.casefold()}"):
         if wanted in folded:
             return folded[wanted]
+    within = [name for name in names if text.casefold() in name.casefold()]
+    if len(within) > 1:
+        raise ParamsError(f"GPU {text!r} may be {' or '.join(within)}; give one of these")
+    if within:
+        return within[0]
     raise unknown("GPU", text, names)
 
 
