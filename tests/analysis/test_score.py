@@ -73,17 +73,21 @@ def test_the_ends_of_an_interval_belong_to_it(measured, covered):
 
 
 def test_joules_are_those_of_the_tables():
-    """400 W at 100 tokens a second: 4,000 J for 1,000; the made calls are of 16 and 48 tokens."""
+    """400 W at 100 tokens a second: 4,000 J for 1,000. The made calls are of 16 and 48 tokens; one
+    of 64 would take 63 steps of 4 J and 500 J for its prefill."""
     step = cell(1, score.DECODE_J, value=5000.0, low=4000.0, high=6000.0)
     call = cell(1, score.CALL_J, value=5000.0, low=4000.0, high=6000.0)
     first, whole = lines([step, call], rows({1: 100.0}))
     assert first["measured"] == 4000.0 and first["error"] == 0.25
-    assert whole["measured"] is None
-    assert whole["missing"] == "not measured: calls of 16, 48 tokens, not of 64"
+    assert whole["measured"] == 11_750.0  # 752 J for 64 tokens
+    assert whole["measured_low"] is None and "at 64 tokens" in whole["method"]
     key = sample.key("m", stack="graph", context=512, batch=2, new_tokens=64)
     sixty_four = Record("batch-energy", key, {"energy_j": [640.0] * 3}, env_id=LATER.env_id)
     (one,) = lines([call | {"batch": 2}], [LATER, sixty_four])
     assert one["measured"] == 5000.0  # 640 J for 128 tokens
+    key |= {"new_tokens": 16}
+    (one,) = lines([call | {"batch": 2}], [LATER, replace(sixty_four, key=key)])
+    assert one["missing"] == "not measured: blocks of one length only"
 
 
 def test_what_was_not_measured_has_no_value_and_its_reason():
@@ -270,7 +274,7 @@ def test_a_report_of_rows_that_were_predicted_shows_them(tmp_path):
     path.write_text(path.read_text(encoding="utf-8").replace("2026-11-24T", "2026-12-01T"))
     page = BeautifulSoup(document.write(tmp_path / "h200").read_text("utf-8"), "html.parser")
     part = page.find(id="predicted").parent
-    assert "of 4 measured cells lie in their interval" in " ".join(part.text.split())
+    assert "of 6 measured cells lie in their interval" in " ".join(part.text.split())
     table = [x.text for x in part.select("#grid-predicted-errors tbody tr")]
     covered, missed = (x for x in table if "decode (tok/s)" in x)
     assert "covered" in covered and "missed" in missed

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lib import files, stats
-from lib.analysis import choice
+from lib.analysis import choice, gates
 from lib.analysis.batch import points
 from lib.analysis.capacity import registry
-from lib.analysis.metrics import METRICS, per_1k
+from lib.analysis.energy import quantities
+from lib.analysis.metrics import METRICS
 from lib.analysis.rows import SETUP, Rows, of_jobs
 from lib.analysis.setups import grouped
 from lib.files import ROOT, ParamsError, read_yaml
@@ -85,7 +86,7 @@ def _arm(
         DECODE: total,
         TTFT: cell.ttft_s,
         DECODE_J: stats.scaled(cell.token_j, 1e3),
-        CALL_J: _call_j(group),
+        CALL_J: _call_j(group, users),
     }
     values = any(estimate.value is not None for estimate in estimates.values())
     began = min(_start(one, rows, starts) for row in group for one in (row, *row.others))
@@ -93,18 +94,21 @@ def _arm(
 
 
 def _failed(error: str) -> Estimate:
-    return stats.missing(f"failed: {error}")
+    return stats.missing(error if error.startswith(gates.WITHHELD) else f"failed: {error}")
 
 
-def _call_j(group: Sequence[Record]) -> Estimate:
-    """Joules for 1,000 tokens of whole calls of CALL_TOKENS tokens."""
+def _call_j(group: Sequence[Record], users: int) -> Estimate:
+    """Joules for 1,000 tokens of whole calls of CALL_TOKENS tokens: measured, or read off the line
+    of the tables through calls of other lengths."""
     kinds = ("energy", "batch-energy")
     mine = [r for r in group if r.kind in kinds]
     calls = [r for r in mine if r.key["new_tokens"] == CALL_TOKENS]
-    if mine and not calls:
-        lengths = ", ".join(str(n) for n in sorted({r.key["new_tokens"] for r in mine}))
-        return stats.missing(f"not measured: calls of {lengths} tokens, not of {CALL_TOKENS}")
-    return replace(METRICS["j_per_1k"].of, kinds=kinds, scale=per_1k)(calls)
+    first_j, step_j = quantities.split(mine, kinds)
+    if calls or None in (first_j.value, step_j.value):
+        return replace(METRICS["j_per_1k"].of, kinds=kinds)(calls) if calls else first_j
+    value = 1e3 * (first_j.value + (CALL_TOKENS - 1) * step_j.value) / (users * CALL_TOKENS)
+    method = f"line through calls of other lengths, at {CALL_TOKENS} tokens"
+    return Estimate(value, n=first_j.n, method=method, reason="of a line, no interval")
 
 
 def _start(row: Record, rows: Rows, starts: Mapping[str, str]) -> datetime:

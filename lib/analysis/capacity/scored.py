@@ -31,7 +31,8 @@ TITLES = {"gpu": "GPU", "metric": "quantity", "bound": "said to wait for", "beyo
 WRONG = "What the model did not know: errors by what a cell was said to wait for"
 HIT, MISS = Verdict("covered", "", "✓", "holds"), Verdict("missed", "", "✗", "fails", 1)
 NOT_COUNTED = ("?", "untestable", 2)
-CELL_IN, GROUP_IN, EDGE_IN = 0.06, 0.55, 1.4  # heights in the figure; of a group at least
+CELL_IN, EDGE_IN, GAP = 0.08, 1.4, 2  # height of a cell and of all else in the figure; cells between
+TIMES = (0.25, 0.5, 0.8, 1, 1.25, 2, 4)  # ticks of measured / predicted
 SECTION = Markup("""<section>
 <h2 id="predicted">Predicted first, measured afterwards</h2>
 <p>A small model, fitted to rows of one H100, predicted these cells with 90&nbsp;% intervals before
@@ -145,13 +146,13 @@ def errors(lines: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in sorted(mine, key=lambda x: (list(NAMES).index(x["metric"]), x["stack"])):
         groups.setdefault((line["metric"], line["stack"]), []).append(line)
-    most = max(map(len, groups.values()), default=0)
-    ax = axes(ax, figsize=(9, EDGE_IN + max(len(groups), 1) * max(GROUP_IN, CELL_IN * most)))
-    labels: set[str] = set()
-    for place, group in enumerate(groups.values()):
+    ax = axes(ax, figsize=(9, EDGE_IN + CELL_IN * (len(mine) + GAP * max(len(groups), 1))))
+    labels, ticks, at = set(), [], -1
+    for group in groups.values():
         ordered = sorted(group, key=lambda x: (x["gpu"], model_order(x["model"]), x["context"]))
-        for number, line in enumerate(ordered):
-            at, shade = place + 0.8 * (number + 0.5) / len(ordered) - 0.4, color(line["model"])
+        ticks.append(at + (len(group) + 1) / 2)
+        for line in ordered:
+            at, shade = at + 1, color(line["model"])
             ends = [line[end] / line["predicted"] for end in ("low", "high")]
             ax.plot(ends, [at, at], lw=2, alpha=0.3, color=shade)
             new = line["model"] not in labels
@@ -166,22 +167,23 @@ def errors(lines: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
                 mfc=shade if line["covered"] else "none",
                 label=line["model"] if new else None,
             )
+        at += GAP
     labelled(ax, "Measured over predicted", "measured / predicted", "")
     if groups:
         ax.axvline(1, color="0.5", lw=0.8)
         ax.set_xscale("log", base=2)
-        ticks = (0.25, 0.5, 0.8, 1, 1.25, 2, 4)
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks(TIMES, [f"{times:g}" for times in TIMES])
         names = [f"{NAMES[metric].split(' (')[0]}, {stack}" for metric, stack in groups]
-        ax.set_yticks(range(len(names)), names)
-        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_yticks(ticks, names)
+        ax.set_ylim(at - GAP + 1, -1)
     return ax
 
 
 def sentence(lines: Sequence[Mapping[str, Any]]) -> str:
     """How many cells are covered, and how far decoding was off."""
-    one, eager = (
-        score.figures(x) for x in (lines, [x for x in lines if x["stack"] == score.EAGER])
+    one, eager, others = (
+        score.figures(x for x in lines if (x["stack"] == score.EAGER) in stacks)
+        for stacks in ((True, False), (True,), (False,))
     )
     if not one["cells"]:
         return "No cell that counts has been measured yet."
@@ -192,8 +194,12 @@ def sentence(lines: Sequence[Mapping[str, Any]]) -> str:
     )
     if one["median_decode_error"] is not None:
         text += f"; of decoding it is {one['median_decode_error']:.1%}"
-    if 0 < eager["cells"] < one["cells"]:
-        text += f"; {eager['cells']} are of hf-eager, whose host decides: {eager['coverage']:.0%}"
+    if eager["cells"] and others["cells"]:
+        text += (
+            f". Of the {eager['cells']} on hf-eager, where the host decides, "
+            f"{eager['coverage']:.0%} are covered; of the {others['cells']} others "
+            f"{others['coverage']:.0%}"
+        )
     return f"{text}."
 
 
