@@ -111,12 +111,7 @@ def load(folder: str | Path) -> Rows:
 
     A folder without results, or with a job that cannot be read, is an error.
     """
-    return of_jobs(jobs.find(folder), folder)
-
-
-def of_jobs(several: Iterable[jobs.Job], folder: str | Path) -> Rows:
-    """The rows of the jobs of a folder, as `load` gives them."""
-    entries = sorted(several, key=lambda job: precedence(job.run))
+    entries = sorted(jobs.find(folder), key=lambda job: precedence(job.run))
     if broken := [f"{job.path}: {job.damage}" for job in entries if job.damage]:
         raise ValueError(f"{folder} has damaged jobs: {'; '.join(broken)}")
     rows = Rows(merge([row for job in entries for row in job.records], folder))

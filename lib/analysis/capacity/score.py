@@ -22,7 +22,7 @@ from lib.analysis.batch import points
 from lib.analysis.capacity import registry
 from lib.analysis.energy import quantities
 from lib.analysis.metrics import METRICS
-from lib.analysis.rows import SETUP, Rows, of_jobs
+from lib.analysis.rows import SETUP, Rows, load
 from lib.analysis.setups import grouped
 from lib.files import ROOT, ParamsError, read_yaml
 from lib.records import jobs
@@ -381,10 +381,7 @@ def build(folders: Sequence[Path], root: Path = ROOT) -> dict[str, Any]:
     asked = question(root)
     entries = {folder: jobs.find(folder) for folder in folders}
     lines = _lines(
-        together(
-            measured(of_jobs(several, folder), _starts(several))
-            for folder, several in entries.items()
-        )
+        together(measured(load(folder), _starts(several)) for folder, several in entries.items())
     )
     data = registry.sealed(asked.file)
     return {

@@ -31,7 +31,11 @@ TITLES = {"gpu": "GPU", "metric": "quantity", "bound": "said to wait for", "beyo
 WRONG = "What the model did not know: errors by what a cell was said to wait for"
 HIT, MISS = Verdict("covered", "", "✓", "holds"), Verdict("missed", "", "✗", "fails", 1)
 NOT_COUNTED = ("?", "untestable", 2)
-CELL_IN, EDGE_IN, GAP = 0.08, 1.4, 2  # height of a cell and of all else in the figure; cells between
+CELL_IN, EDGE_IN, GAP = (
+    0.08,
+    1.4,
+    2,
+)  # height of a cell and of all else in the figure; cells between
 TIMES = (0.25, 0.5, 0.8, 1, 1.25, 2, 4)  # ticks of measured / predicted
 SECTION = Markup("""<section>
 <h2 id="predicted">Predicted first, measured afterwards</h2>
