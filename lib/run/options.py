@@ -33,6 +33,7 @@ def refuse_variables(given: str, rebuilds: bool) -> None:
         "USERS",
         "TTFT_MS",
         "ITL_MS",
+        "GPU",
         "GPU_GB",
         "BANDWIDTH_GB_S",
         "CONTEXT",
