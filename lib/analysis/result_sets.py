@@ -19,7 +19,7 @@ from lib.analysis.rows import load as load_rows
 from lib.analysis.setups import ARM
 from lib.records import jobs
 from lib.records.kinds import model_order
-from lib.records.record import KEY_FIELDS, Record
+from lib.records.record import KEY_FIELDS, Record, shared_gpu
 from lib.show.wording import verdict
 from lib.stats import Estimate
 
@@ -150,6 +150,9 @@ def _reason(
     for letter, rows in zip(SIDES, (ours, theirs), strict=True):
         if rows[0].error:
             return f"failed in {letter}: {rows[0].error}"
+    for letter, side, rows in zip(SIDES, sides, (ours, theirs), strict=True):
+        if reason := shared_gpu(side.environments.get(rows[0].env_id or "", {})):
+            return f"{reason} in {letter}"
     sources = [
         ", ".join(str(r[0].value(n)) for n in ("model_source", "model_revision") if r[0].value(n))
         for r in (ours, theirs)
