@@ -141,6 +141,8 @@ def print_jobs(args: argparse.Namespace) -> int:
     """Print files that run a profile elsewhere, one for each GPU; ENGINE=slurm runs them too."""
     from lib.run import elsewhere, groups, plan
 
+    if args.more and not args.engine:
+        raise ParamsError(f"{' '.join(args.more)} is for the engine: add ENGINE=slurm")
     out_dir = resolve(args.out or f"outputs/jobs/{args.profile}")
     profile = profile_of(args)
     jobs = plan.plan(profile, out_dir)

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from lib.files import ROOT, ParamsError, short, write_text
+from lib.files import ROOT, ParamsError, require_room, short, write_text
 from lib.records import store
 from lib.records.jobs import slug
 from lib.run.groups import Group, way_back
@@ -216,6 +216,7 @@ def write(
     """
     store.refuse_released(out)
     ending, content, submit = FORMATS[form]
+    require_room(out)
     texts = {f"{one.name}.{ending}": content(one, out, gpu, image) for one in every}
     texts["submit.sh"] = (
         "#!/bin/sh\n# Submits every file of this folder; options go on to each.\n"

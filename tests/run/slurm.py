@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -64,7 +65,11 @@ def _path(environ: Mapping[str, str]) -> str:
     return os.pathsep.join([environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
-def until(condition: Callable[[], object], what: str, limit_s: float = 60) -> object:
+def _env(home: Path) -> dict[str, str]:
+    return os.environ | {"PATH": _path(os.environ), "SLURM_CONF": str(home / "slurm.conf")}
+
+
+def until(condition: Callable[[], object], what: str, limit_s: float = 120) -> object:
     """What the condition is once it is true; fails where it stays false."""
     deadline = time.monotonic() + limit_s
     while not (value := condition()):
@@ -78,7 +83,7 @@ class Cluster:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.env = os.environ | {"PATH": _path(os.environ), "SLURM_CONF": str(home / "slurm.conf")}
+        self.env = _env(home)
 
     def __call__(self, *command: str) -> str:
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
@@ -113,6 +118,11 @@ def running(home: Path) -> Iterator[Cluster]:
         home=home, host=host, port=ports[0], user=getpass.getuser(), nodes="\n".join(nodes)
     )
     (home / "slurm.conf").write_text(text)
+    version = subprocess.run(["slurmctld", "-V"], env=_env(home), capture_output=True, text=True)
+    # No node here is limited by cgroups; the older version has a word for it that does nothing.
+    newer = tuple(map(int, re.findall(r"\d+", version.stdout)[:2])) >= (23, 11)
+    plugin = "disabled" if newer else "cgroup/v1"
+    (home / "cgroup.conf").write_text(f"CgroupPlugin={plugin}\n")
     gpus = []
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (home / name).mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -160,3 +161,11 @@ def test_cancelled_drained_and_submitted_again_it_ends_as_undisturbed(cluster, w
     }
     assert visits == {"a/one": 2, "b/three": 2}
     assert sorted(store.read_plan(merged)["jobs"]) == sorted(names)
+
+
+def test_a_missing_slurm_skips_here_and_fails_where_one_is_required(monkeypatch):
+    monkeypatch.setattr(slurm, "PROGRAMS", ("sh", "a-program-that-nobody-has"))
+    with pytest.raises(pytest.skip.Exception, match="no a-program-that-nobody-has on PATH"):
+        slurm.require(os.environ | {"WORKBOOK_REQUIRE_SLURM": "0"})
+    with pytest.raises(pytest.fail.Exception, match="SLURM is required here: no a-program"):
+        slurm.require(os.environ | {"WORKBOOK_REQUIRE_SLURM": "1"})
