@@ -17,6 +17,7 @@ import pytest
 from lib.files import ROOT, ParamsError
 from lib.records import record, store
 from lib.run import groups, lease, plan, preflight, profiles, several
+from tests.run import miniature
 from tests.run.test_loop import bench as bench  # the fixture
 from tests.run.test_loop import make_notebook
 
@@ -233,6 +234,67 @@ def test_a_signal_goes_on_to_every_process_and_no_other_begins(workers, tmp_path
     thread.join()
     assert signum == signal.SIGTERM
     assert len(list(out.glob("*.end"))) == 2 and len(list(out.iterdir())) == 4
+
+
+DRIVER = """
+class NVMLError(Exception):
+    pass
+
+BOARDS = ("GPU-one-of-a-test", "GPU-two-of-a-test")
+nvmlInit = lambda: None
+nvmlDeviceGetCount = lambda: len(BOARDS)
+nvmlDeviceGetHandleByIndex = lambda index: BOARDS[index]
+nvmlDeviceGetHandleByUUID = nvmlDeviceGetUUID = lambda handle: handle
+nvmlDeviceGetName = lambda handle: "Board"
+nvmlDeviceGetComputeRunningProcesses = lambda handle: []
+
+def unknown(*_, **__):
+    raise NVMLError("Not Supported")
+
+nvmlDeviceGetMigMode = nvmlDeviceGetVirtualizationMode = unknown
+nvmlDeviceGetMemoryInfo = nvmlDeviceGetDisplayActive = unknown
+"""
+
+
+def test_a_profile_on_two_gpus_of_one_host(tmp_path):
+    """Two groups at once, each on its board; then the report, with every job in one tally."""
+    workbook, driver = miniature.make(tmp_path / "w"), tmp_path / "driver"
+    driver.mkdir()
+    (driver / "pynvml.py").write_text(DRIVER)
+    out = workbook / "outputs" / "tiny"
+    for name in ("latency", "memory"):  # so that one board cannot do both
+        (workbook / "hold" / name).touch()
+
+    def release():
+        pattern = f"*/*/*/{store.PARTIAL}/records.jsonl"
+        deadline = time.monotonic() + 120
+        while len({p.parts[-3] for p in out.glob(pattern)}) < 2 and time.monotonic() < deadline:
+            if over.wait(0.1):
+                break
+        for name in ("latency", "memory"):
+            (workbook / "hold" / name).unlink()
+
+    over = threading.Event()
+    thread = threading.Thread(target=release)
+    thread.start()
+    done = miniature.run(
+        workbook, "report", "--profile", "tiny", "--jobs", "2", PYTHONPATH=str(driver)
+    )
+    over.set()
+    thread.join()
+    assert "3 jobs: 3 ok" in done.stderr, done.stderr
+    assert (out / "report.html").exists() and done.returncode == 0
+    envs = {
+        path.parent.name: {
+            (env["CUDA_VISIBLE_DEVICES"], env["WORKBOOK_NEIGHBOURS"])
+            for env in record.environments(store.load(path)).values()
+        }
+        for path in out.rglob("records.jsonl")
+    }
+    boards = {board for pairs in envs.values() for board, _ in pairs}
+    assert boards == {"GPU-one-of-a-test", "GPU-two-of-a-test"}
+    assert {count for pairs in envs.values() for _, count in pairs} == {"1"}
+    assert len(list(out.rglob("notebook.html"))) == 3
 
 
 def test_what_others_ran_is_told_and_not_run_again(bench, capsys):

@@ -4,35 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from lib.files import ROOT
-from lib.records import record, slices, store
-from lib.run import elsewhere
-from tests.run import slurm
-from tests.run.slurm import until
-from tests.run.test_loop import make_notebook
-
-HEAD = 'model = "x"\nrecords_path = "x"\ndevice = "auto"\nhold = "x"'
-NOTE = """
-import os, time
-from pathlib import Path
 from lib.records import record, store
-visit = os.environ.get("SLURMD_NODENAME", "here") + os.environ["WORKBOOK_START"]
-env = store.append(records_path, record.environment_record({"device": "cpu", "visit": visit}))
-def row(context):
-    key = {"model": model, "context": context}
-    return record.Record(KIND, key, {"e2e_s": [float(len(model))]}, env_id=env.env_id)
-first = store.append(records_path, row(1))
-while Path(hold, KIND).exists():
-    time.sleep(0.05)
-second = store.append(records_path, row(2))
-"""
+from tests.run import miniature, slurm
+from tests.run.miniature import rows
+from tests.run.slurm import until
 
 
 @pytest.fixture(scope="module")
@@ -42,42 +21,14 @@ def cluster(tmp_path_factory):
         yield running
 
 
-@pytest.fixture
-def workbook(tmp_path) -> Path:
-    """A small workbook with a library like this one: two models, whose notebooks can be held."""
-    root = tmp_path / "a workbook"
-    shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "hold").mkdir()
-    (root / "notebooks").mkdir()
-    for name in ("latency", "memory"):
-        make_notebook(
-            root / "notebooks" / f"{name}.ipynb", HEAD, f"KIND = {name!r}\n{NOTE.strip()}"
-        )
-    profile = {
-        "defaults": {"device": "auto", "hold": str(root / "hold")},
-        "notebooks": {"latency": {}, "memory": {}},
-        "models": ["a/one", {"name": "b/three", "notebooks": ["latency"]}],
-    }
-    (root / "params").mkdir()
-    (root / "params" / "tiny.yaml").write_text(json.dumps(profile))
-    (root / "params" / "models.yaml").write_text("{}\n")
-    return root
-
-
 def lib(workbook: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "lib", *arguments]
-    done = subprocess.run(command, cwd=workbook, capture_output=True, text=True, timeout=120)
+    done = miniature.run(workbook, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def rows(folder: Path) -> list[tuple]:
-    """What was measured, each visit by itself, without where and when."""
-    merged = [one for row in store.load_tree(folder) for one in (row, *row.others)]
-    return sorted((r.kind, *r.key.values(), *r.samples["e2e_s"]) for r in merged if r.samples)
-
-
-def test_cancelled_drained_and_submitted_again_it_ends_as_undisturbed(cluster, workbook):
+def test_cancelled_drained_and_submitted_again_it_ends_as_undisturbed(cluster, tmp_path):
+    workbook = miniature.make(tmp_path / "a workbook")
     out = workbook / "outputs" / "jobs"
     printed = lib(workbook, "jobs", "--profile", "tiny", "--out", str(out)).splitlines()
     assert [Path(line).suffix for line in printed] == [".sbatch", ".sbatch", ".sh"]
@@ -150,7 +101,8 @@ def test_cancelled_drained_and_submitted_again_it_ends_as_undisturbed(cluster, w
 
     # Merged, it is what a run without any of this gives, and every visit of an arm is the same.
     merged, undisturbed = workbook / "outputs" / "merged", workbook / "outputs" / "here"
-    assert slices.merge(elsewhere.parts(out), merged) == []
+    lib(workbook, "merge", str(out), "--out", str(merged))
+    assert (merged / "report.html").exists()
     names = lib(workbook, "job", "--profile", "tiny").split()
     lib(workbook, "job", "--profile", "tiny", "--out", str(undisturbed), *names)
     here = rows(undisturbed)
