@@ -75,8 +75,8 @@ def make_report(args: argparse.Namespace) -> int:
     from lib.run import loop
 
     profile = profile_of(args)
-    ran = on_several(args, profile, out_dir) if args.jobs > 1 else ()
-    return loop.run(
+    ran, broken = on_several(args, profile, out_dir) if args.jobs > 1 else ((), ())
+    status = loop.run(
         profile,
         out_dir,
         ran=ran,
@@ -86,10 +86,16 @@ def make_report(args: argparse.Namespace) -> int:
         write_page=report.write_notebook_page,
         write_report=write_report,
     )
+    for text in broken:
+        say(f"error: {text}")
+    return status or min(len(broken), 1)
 
 
-def on_several(args: argparse.Namespace, profile: profiles.Profile, out_dir: Path) -> list[str]:
-    """Run what measures on several GPUs of this host; returns the names of those jobs."""
+def on_several(
+    args: argparse.Namespace, profile: profiles.Profile, out_dir: Path
+) -> tuple[list[str], list[str]]:
+    """Run what measures on several GPUs of this host; returns the names of those jobs, and what
+    kept some of them from being run."""
     from lib.run import groups, plan, several
 
     jobs = groups.groups(plan.plan(profile, out_dir))
@@ -101,9 +107,10 @@ def on_several(args: argparse.Namespace, profile: profiles.Profile, out_dir: Pat
     store.refuse_released(out_dir)
     files.require_room(out_dir)
     own = [*options.of_run(args), f"--out={out_dir}"]
-    if signum := several.run(jobs, several.choose(args.jobs), own):
+    signum, broken = several.run(jobs, several.choose(args.jobs), own)
+    if signum:
         raise SystemExit(128 + signum)
-    return [job.name for group in jobs for job in group.jobs]
+    return [job.name for group in jobs for job in group.jobs], broken
 
 
 def require_results(source: Path) -> Path:
@@ -164,7 +171,11 @@ def print_jobs(args: argparse.Namespace) -> int:
 def make_visit(args: argparse.Namespace) -> int:
     """Measure one visit; 2 where it ended before its last round."""
     from lib.measure import visit
-    from lib.run import plan, scrub
+    from lib.run import lease, plan, scrub
+
+    for gpu in lease.visible(lease.gpus())[:1] if args.device == "cuda" else ():
+        if reason := lease.shared_by(gpu):
+            raise lease.shared_error(gpu, reason)
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

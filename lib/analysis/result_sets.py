@@ -110,6 +110,8 @@ def _of_lengths(a: Side, b: Side) -> list[Pair]:
             sides.append(arms)
         for name in sorted(sides[0].keys() & sides[1].keys(), key=str):
             arms = [arms[name] for arms in sides]
+            if any(shared_gpu(x, side.environments) for x, side in zip(arms, (a, b), strict=True)):
+                continue  # told arm by arm
             ours, theirs = (metric.of(rows) for rows in arms)
             if None not in (ours.value, theirs.value):
                 key = arms[0][0].key | {"new_tokens": None}
@@ -151,7 +153,7 @@ def _reason(
         if rows[0].error:
             return f"failed in {letter}: {rows[0].error}"
     for letter, side, rows in zip(SIDES, sides, (ours, theirs), strict=True):
-        if reason := shared_gpu(side.environments.get(rows[0].env_id or "", {})):
+        if reason := shared_gpu(rows, side.environments):
             return f"{reason} in {letter}"
     sources = [
         ", ".join(str(r[0].value(n)) for n in ("model_source", "model_revision") if r[0].value(n))

@@ -92,12 +92,15 @@ def visit_of(environment: dict[str, Any]) -> str:
     return f"{gpu}, {host}, {environment.get('date')}"
 
 
-def shared_gpu(environment: dict[str, Any]) -> str:
-    """Why the GPU of an environment was not its own; empty where nothing says so."""
-    if reason := environment.get("gpu_shared"):
-        return f"measured on a GPU that is shared ({reason})"
-    if str(environment.get("gpu_uuid")).startswith("MIG-"):
-        return f"measured on a MIG slice ({environment.get('gpu')})"
+def shared_gpu(records: Iterable[Record], environments: dict[str, dict[str, Any]]) -> str:
+    """Why the GPU of some rows, or of their other visits, was not theirs alone; empty where nothing
+    says so."""
+    for row in (one for record in records for one in (record, *record.others)):
+        environment = environments.get(row.env_id or "", {})
+        if reason := environment.get("gpu_shared"):
+            return f"measured on a GPU that is shared ({reason})"
+        if str(environment.get("gpu_uuid")).startswith("MIG-"):
+            return f"measured on a MIG slice ({environment.get('gpu')})"
     return ""
 
 
@@ -145,10 +148,8 @@ def require_comparable(
     `differ` names the fields whose difference is the point of the comparison. Rows of a GPU that
     was shared are compared with nothing.
     """
-    if len(records) > 1:
-        for row in records:
-            if reason := shared_gpu(environments.get(row.env_id or "", {})):
-                raise ValueError(f"{reason}: a ratio would hold what others did there")
+    if len(records) > 1 and (reason := shared_gpu(records, environments)):
+        raise ValueError(f"{reason}: a ratio would hold what others did there")
     fields: dict[str, set] = {name: set() for name in COMPARABLE if name not in differ}
     for row in records:
         for name, values in fields.items():

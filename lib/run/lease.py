@@ -170,6 +170,14 @@ def shared_by(gpu: Gpu, env: Mapping[str, str] = os.environ) -> str:
     return ""
 
 
+def shared_error(gpu: Gpu, reason: str) -> BusyError:
+    """What to say where a GPU that is shared would measure what is to be compared."""
+    return BusyError(
+        f"GPU {gpu.name} ({gpu.uuid}) is shared: {reason}. What is to be compared needs a whole "
+        "GPU to itself: ask the scheduler for one, or name another in CUDA_VISIBLE_DEVICES"
+    )
+
+
 @contextlib.contextmanager
 def lock(name: str, *, what: str, wait: bool = False, folder: Path | None = None) -> Iterator[None]:
     """Hold the lock `name` of this machine; the system frees it when the process ends, however.

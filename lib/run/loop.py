@@ -174,10 +174,7 @@ def _say_shared(gpu: lease.Gpu, back: Path | None) -> str:
     """Why others may use the GPU; raises where what it measures is to be compared."""
     reason = lease.shared_by(gpu)
     if reason and back is not None:
-        raise preflight.PreflightError(
-            f"GPU {gpu.name} ({gpu.uuid}) is shared: {reason}. What is to be compared needs a "
-            "whole GPU to itself; ask the scheduler for one, or leave --back out"
-        )
+        raise lease.shared_error(gpu, reason)
     if reason:
         say(f"warning: {gpu.name} is shared, which disturbs the numbers: {reason}")
     return reason

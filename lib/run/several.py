@@ -66,15 +66,19 @@ class Workers:
                 signal.signal(name, handler)
 
 
-def run(groups: Sequence[Group], gpus: Sequence[lease.Gpu], options: Sequence[str]) -> int:
+def run(
+    groups: Sequence[Group], gpus: Sequence[lease.Gpu], options: Sequence[str]
+) -> tuple[int, list[str]]:
     """Run the groups, each as `python -m lib job NAME... OPTIONS` on the next GPU that is free.
 
-    Returns the signal that ended it, or 0; how each job went is in its run.json.
+    Returns the signal that ended it, or 0, and what is wrong with processes that did not do their
+    work; how each job of the others went is in its run.json.
     """
     waiting: queue.SimpleQueue[Group] = queue.SimpleQueue()
     for group in groups:
         waiting.put(group)
     mark, workers = uuid.uuid4().hex, Workers()
+    broken: list[str] = []
     env = os.environ | {
         BATCH_VARIABLE: mark,
         NEIGHBOURS_VARIABLE: str(len(gpus) - 1),
@@ -105,6 +109,11 @@ def run(groups: Sequence[Group], gpus: Sequence[lease.Gpu], options: Sequence[st
                     if line.strip():
                         say(f"GPU {place}: {line.rstrip()}")
             workers.running.discard(process)
+            if process.returncode not in (0, 1) and not workers.signum:
+                broken.append(
+                    f"the process for {', '.join(names)} on {gpu.name} ({gpu.uuid}) ended with "
+                    f"status {process.returncode}; its lines are above"
+                )
 
     with processes.guard(mark), workers.installed(), ThreadPoolExecutor(len(gpus)) as pool:
         for future in [pool.submit(work, *pair) for pair in enumerate(gpus)]:
@@ -114,4 +123,4 @@ def run(groups: Sequence[Group], gpus: Sequence[lease.Gpu], options: Sequence[st
             future.result()
     if workers.signum:
         say(GOES_ON)
-    return workers.signum
+    return workers.signum, broken

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from lib.__main__ import main
 from lib.files import ROOT, ParamsError
 from lib.records import record, store
-from lib.run import groups, lease, plan, preflight, profiles, several
+from lib.run import groups, lease, plan, profiles, several
 from tests.run import miniature
 from tests.run.test_loop import bench as bench  # the fixture
 from tests.run.test_loop import make_notebook
@@ -137,7 +138,7 @@ def test_a_shared_gpu_is_refused_for_what_is_compared_and_told_by_the_rest(
 ):
     held(processes=1)
     several_models(bench, NOTE)
-    with pytest.raises(preflight.PreflightError, match=r"GPU A \(GPU-1\) is shared: 1 other"):
+    with pytest.raises(lease.BusyError, match=r"GPU A \(GPU-1\) is shared: 1 other"):
         bench.run(only=names_of(bench), back=tmp_path / "back")
     assert not (tmp_path / "order").exists()
     assert bench.run() == 0
@@ -147,6 +148,14 @@ def test_a_shared_gpu_is_refused_for_what_is_compared_and_told_by_the_rest(
     assert {env["gpu_shared"] for env in envs.values()} == {"1 other process(es) use it"}
     with pytest.raises(ValueError, match="GPU that is shared .*1 other process"):
         record.require_comparable(record.select(rows, "latency"), envs)
+
+
+def test_a_visit_is_refused_on_a_shared_gpu(held, tmp_path, capsys):
+    held(mode=2)
+    assert main(["visit", "--out", str(tmp_path / "v")]) == 2
+    err = capsys.readouterr().err
+    assert "GPU A (GPU-1) is shared: it is virtual" in err and err.count("\n") == 1
+    assert not (tmp_path / "v").exists()
 
 
 # --- several at once
@@ -205,7 +214,7 @@ def make_groups(*names: str) -> list[groups.Group]:
 def test_each_gpu_has_a_process_of_its_own(workers, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
-    assert several.run(make_groups("a", "b", "c"), [ONE, TWO], [f"--out={out}"]) == 0
+    assert several.run(make_groups("a", "b", "c"), [ONE, TWO], [f"--out={out}"]) == (0, [])
     notes = [json.loads(path.read_text()) for path in out.iterdir()]
     assert sorted(name for note in notes for name in note["names"]) == [
         "a/x/latency",
@@ -215,6 +224,17 @@ def test_each_gpu_has_a_process_of_its_own(workers, tmp_path, capsys):
     assert {note["CUDA_VISIBLE_DEVICES"] for note in notes} == {"GPU-1", "GPU-2"}
     assert {note["WORKBOOK_NEIGHBOURS"] for note in notes} == {"1"}
     assert {"GPU 0: [1/1] done", "GPU 1: [1/1] done"} <= {*capsys.readouterr().err.splitlines()}
+
+
+def test_a_process_that_does_not_do_its_work_is_told(monkeypatch, tmp_path):
+    """Such as one whose GPU another run has taken since: what it should measure is of before."""
+    path = tmp_path / "python"
+    path.write_text("#!/bin/sh\nexit 2\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(several.sys, "executable", str(path))
+    signum, broken = several.run(make_groups("a"), [ONE], [])
+    assert signum == 0 and len(broken) == 1
+    assert re.search(r"a/x/latency on A \(GPU-1\) ended with status 2", broken[0])
 
 
 def test_a_signal_goes_on_to_every_process_and_no_other_begins(workers, tmp_path):
@@ -230,9 +250,9 @@ def test_a_signal_goes_on_to_every_process_and_no_other_begins(workers, tmp_path
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    signum = several.run(make_groups("a", "b", "c"), [ONE, TWO], [f"--out={out}"])
+    signum, broken = several.run(make_groups("a", "b", "c"), [ONE, TWO], [f"--out={out}"])
     thread.join()
-    assert signum == signal.SIGTERM
+    assert (signum, broken) == (signal.SIGTERM, [])
     assert len(list(out.glob("*.end"))) == 2 and len(list(out.iterdir())) == 4
 
 
@@ -312,8 +332,6 @@ def test_what_others_ran_is_told_and_not_run_again(bench, capsys):
 
 
 def test_a_profile_for_the_cpu_takes_no_several_jobs(capsys):
-    from lib.__main__ import main
-
     assert main(["report", "--jobs", "2", "--out", "outputs/none"]) == 2
     err = capsys.readouterr().err
     assert "JOBS=2 is one job a GPU" in err and err.count("\n") == 1
