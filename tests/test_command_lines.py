@@ -206,6 +206,8 @@ def test_yes_and_no_as_people_write_them(words, value):
         ("MODEL", False, "'MODEL'; did you mean 'MODELS'"),
         ("MODLES", False, "'MODLES'; did you mean 'MODELS'"),
         ("GPU_GB", False, "'GPU_GB'"),
+        ("ENGINE", False, "'ENGINE'"),
+        ("JOBS", True, "make report FROM=: 'JOBS'"),
         ("MODELS FORCE", True, "make report FROM=: 'FORCE'"),
         ("FORCE", True, "'FORCE'"),
     ],

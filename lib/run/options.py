@@ -41,6 +41,7 @@ def refuse_variables(given: str, rebuilds: bool) -> None:
         "A",
         "B",
         "ARGS",
+        *("FORMAT", "ENGINE", "GPU", "IMAGE"),
     )
     for name in sorted({*given.split()} - {*takes}):
         if name in own:

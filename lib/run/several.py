@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -21,6 +20,7 @@ from lib.files import BATCH_VARIABLE, NEIGHBOURS_VARIABLE, ROOT, ParamsError
 from lib.run import lease, processes
 from lib.run.console import GOES_ON, say
 from lib.run.groups import Group
+from lib.run.job import Stop
 
 
 def choose(count: int) -> list[lease.Gpu]:
@@ -44,26 +44,15 @@ def choose(count: int) -> list[lease.Gpu]:
 
 
 @dataclass
-class Workers:
+class Workers(Stop):
     """The processes in progress; a signal to this one goes on to them."""
 
     running: set[subprocess.Popen] = field(default_factory=set)
-    signum: int = 0
 
     def __call__(self, signum: int, frame: object = None) -> None:
         self.signum = self.signum or signum
         for process in [*self.running]:
             process.send_signal(signum)
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[Workers]:
-        names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        old = {name: signal.signal(name, self) for name in names}
-        try:
-            yield self
-        finally:
-            for name, handler in old.items():
-                signal.signal(name, handler)
 
 
 def run(
