@@ -4,6 +4,7 @@ MODELS ?=
 NOTEBOOKS ?=
 WEIGHTS ?=
 STACK ?=
+DEVICES ?=
 SERVER ?=
 FROM ?=
 OUT ?=
@@ -32,6 +33,10 @@ FORMAT ?=
 ENGINE ?=
 GPU ?=
 IMAGE ?=
+EFFECT ?=
+ROUNDS ?=
+CALLS ?=
+NEW_TOKENS ?=
 KILLS ?= 50
 SEED ?= 0
 
@@ -39,7 +44,8 @@ SEED ?= 0
 # it was given, and what make does not export it does not expand.
 VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
     TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS \
-    CSV STUDY WITH KILLS SEED SERVER JOBS FORMAT ENGINE GPU IMAGE
+    CSV STUDY WITH KILLS SEED SERVER DEVICES EFFECT ROUNDS CALLS NEW_TOKENS \
+    JOBS FORMAT ENGINE GPU IMAGE
 unexport $(VARIABLES)
 define newline
 
@@ -65,8 +71,9 @@ flag = $(if $(filter-out $(NO),$(value $(2))),$(1) $(text_of))
 # What to run and how: of report and jobs.
 run_options = $(call option,--profile,PROFILE) $(call option,--models,MODELS) \
     $(call option,--notebooks,NOTEBOOKS) $(call option,--weights,WEIGHTS) \
-    $(call option,--stack,STACK) $(call option,--dtype,DTYPE) $(call option,--server,SERVER) \
-    $(call option,--timeout,TIMEOUT) $(call flag,--wait,WAIT) $(call flag,--force,FORCE)
+    $(call option,--stack,STACK) $(call option,--dtype,DTYPE) $(call option,--devices,DEVICES) \
+    $(call option,--server,SERVER) $(call option,--timeout,TIMEOUT) $(call flag,--wait,WAIT) \
+    $(call flag,--force,FORCE)
 # Which of the variables came with the command: those that a target does not take are refused.
 given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 
@@ -74,7 +81,7 @@ given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin 
 export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report jobs merge compare bundle export fit plan audit clients serve-check vllm test kill-tests sweep lab lint lock clean
+.PHONY: help setup report jobs merge compare versus bundle export fit plan audit clients serve-check vllm test kill-tests sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -92,9 +99,10 @@ help:  ## list the targets and variables
 	@echo "  PROFILE=demo|gpu|paper   what to measure (demo needs no GPU and no network)"
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
+	@echo "  DEVICES=                 GPUs that share a model (STACK=vllm)"
 	@echo "  SERVER=url               NOTEBOOKS=serving: load a server that runs; without it one is started"
-	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle"
-	@echo "  OUT=folder               make report, merge, compare, bundle (a .zip): write here"
+	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle, versus"
+	@echo "  OUT=folder               make report, merge, compare, versus, bundle (a .zip): write here"
 	@echo "  GPU_HOUR_USD= KWH_USD=   make report: prices; shows what tokens, requests and energy cost"
 	@echo "  FORCE=1                  make report: measure finished jobs again, and drop what is not"
 	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
@@ -106,6 +114,9 @@ help:  ## list the targets and variables
 	@echo "  CONTEXT=                 make fit: only these contexts"
 	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
 	@echo "  USERS= TTFT_MS= ITL_MS=  make plan: users at once, limits on the first token and between tokens"
+	@echo "  A= B=                    make compare: result folders; make versus: an interpreter or a folder of packages"
+	@echo "  ROUNDS= CALLS=           make versus: of four blocks A B B A (3); of each arm in a block (8)"
+	@echo "  NEW_TOKENS= EFFECT=      make versus: of a whole call (64); the difference that matters, in per cent (5)"
 	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
 	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
@@ -131,6 +142,14 @@ merge:  ## add the slices of result folders up, or those of make jobs: FROM="out
 compare:  ## ratios with intervals between two result sets: A=outputs/x B=outputs/y
 	@$(call find,report) exec "$$py" -m lib compare $(if $(value A),$(call text,A)) \
 	    $(if $(value B),$(call text,B)) $(call option,--out,OUT)
+
+versus:  ## the same calls under two environments, A B B A: is B slower, and why? A=python3 B=folder MODEL=
+	@$(call find,report) exec "$$py" -m lib versus $(if $(value FROM),$(call option,--from,FROM),$(if \
+	    $(value A),$(call text,A)) $(if $(value B),$(call text,B)) $(call option,--model,MODEL) \
+	    $(call option,--weights,WEIGHTS) $(call option,--dtype,DTYPE) \
+	    $(call option,--context,CONTEXT) $(call option,--new-tokens,NEW_TOKENS) \
+	    $(call option,--calls,CALLS) $(call option,--rounds,ROUNDS) $(call option,--effect,EFFECT) \
+	    $(call option,--timeout,TIMEOUT) $(call option,--out,OUT) $(call items,ARGS))
 
 bundle:  ## a zip of the report and all it rests on, to send: FROM=outputs/x (default outputs/PROFILE)
 	@$(call find,report) exec "$$py" -m lib bundle \

@@ -6,6 +6,7 @@ jobs     print files that run a profile on SLURM, Kubernetes or SkyPilot
 visit    measure a visit: the arms that wait for the host, in one stretch of time
 merge    add the slices of several result folders up, job by job
 compare  ratios with intervals between two result sets
+versus   the same calls under two environments: slower, faster, or neither, and why
 bundle   a zip of a report and all it rests on
 export   every number of a result set as CSV and Parquet
 fit      will a model fit a GPU? computed from its architecture alone
@@ -37,6 +38,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from lib import files
 from lib.analysis import cost
 from lib.files import ParamsError, resolve
 from lib.records import store
-from lib.records.kinds import DTYPES
+from lib.records.kinds import DTYPES, WEIGHTS
 from lib.run import options, profiles
 from lib.run.console import say
 from lib.run.lease import BusyError
@@ -104,6 +106,7 @@ def on_several(
             f"JOBS={args.jobs} is one job a GPU, and profile {profile.name!r} measures on the CPU, "
             "where jobs share every core; leave JOBS out"
         )
+    several.refuse_sharded(jobs)
     store.refuse_released(out_dir)
     files.require_room(out_dir)
     own = [*options.of_run(args), f"--out={out_dir}"]
@@ -247,6 +250,49 @@ def compare_sets(args: argparse.Namespace) -> int:
         say("nothing is comparable; the report says why")
     say(f"report: {files.short(page)}")
     return 0 if count else 1
+
+
+def make_versus(args: argparse.Namespace) -> int:
+    """Measure two environments in turn and say which is slower; with --from only say it again."""
+    from lib.analysis import versus as analysis
+    from lib.report import versus as report
+    from lib.run import versus
+
+    def verdict(folder: Path) -> None:
+        run = analysis.load(folder)
+        sys.stdout.write("\n".join(["", report.summary(run), ""]))
+        say(f"report: {files.short(report.write(folder))}")
+
+    if args.source:
+        verdict(resolve(args.source))
+        return 0
+    if not args.model:
+        raise ParamsError("MODEL is needed: make versus A=python3 B=folder MODEL=Qwen3-32B")
+    start = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` sends it
+    try:
+        versus.run(
+            versus.environment("A", args.a),
+            versus.environment("B", args.b),
+            out=resolve(args.out or f"outputs/versus/{store.model_folder(args.model)}-{start}"),
+            rounds=args.rounds,
+            timeout_s=args.timeout,
+            device=args.device,
+            sought=args.effect / 100,
+            options={
+                "name": args.model,
+                "weights": args.weights,
+                "dtype": args.dtype,
+                "context": args.context,
+                "new_tokens": args.new_tokens,
+                "calls": args.calls,
+                "seed": 0,
+            },
+            after_round=verdict,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
 
 
 def write_bundle(args: argparse.Namespace) -> int:
@@ -401,6 +447,22 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("a", metavar="A")
     one.add_argument("b", metavar="B")
     one.add_argument("--out", help="default: outputs/compared/<A>--<B>")
+
+    one = verb("versus", make_versus)
+    one.add_argument("a", nargs="?", default="", metavar="A", help="an interpreter or a folder")
+    one.add_argument("b", nargs="?", default="", metavar="B", help="of packages, or both: x:y")
+    one.add_argument("--model", help="hub id, folder or entry of params/models.yaml")
+    one.add_argument("--weights", default="random", choices=WEIGHTS)
+    one.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    one.add_argument("--context", type=options.TOKENS, default=2048)
+    one.add_argument("--new-tokens", type=options.TOKENS, default=64)
+    one.add_argument("--calls", type=options.CALLS, default=8, help="of each arm in a block")
+    one.add_argument("--rounds", type=options.ROUNDS, default=3, help="of four blocks A B B A")
+    one.add_argument("--effect", type=options.PERCENT, default=5, help="%% that matters")
+    one.add_argument("--timeout", type=options.SECONDS, default=900, help="seconds for a block")
+    one.add_argument("--from", dest="source", type=Path, help="only say what a run's rows say")
+    one.add_argument("--out", help="default: outputs/versus/<model>-<start>")
 
     one = verb("bundle", write_bundle)
     one.add_argument("source", nargs="?", default="outputs/demo")

@@ -502,6 +502,19 @@ def test_fit_passes_its_variables_on():
     )
 
 
+def test_versus_passes_its_variables_on():
+    short = recipe("versus", "A=python3", "B=new:other", "MODEL=Qwen3-32B")
+    assert short.endswith('lib versus "python3" "new:other" --model "Qwen3-32B"')
+    values = {"WEIGHTS": "checkpoint", "DTYPE": "float16", "CONTEXT": "512", "NEW_TOKENS": "32"}
+    values |= {"CALLS": "6", "ROUNDS": "2", "EFFECT": "3", "TIMEOUT": "300", "OUT": "outputs/x"}
+    full = recipe("versus", *(f"{name}={value}" for name, value in values.items()))
+    assert full.endswith(
+        'lib versus --weights "checkpoint" --dtype "float16" --context "512" --new-tokens "32" '
+        '--calls "6" --rounds "2" --effect "3" --timeout "300" --out "outputs/x"'
+    )
+    assert recipe("versus", "FROM=outputs/x", "A=y").endswith('lib versus --from "outputs/x"')
+
+
 def test_report_from_records_measures_nothing():
     command = recipe("report", "FROM=outputs/released/h100-sxm", "MODELS=x")
     assert command.endswith('lib report --from "outputs/released/h100-sxm"')

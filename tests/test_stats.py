@@ -1,5 +1,7 @@
 """Statistics: numbers that a reader can check with pencil and paper."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -211,3 +213,68 @@ def test_over_visits_the_estimate_is_of_their_medians():
     assert (six.value, six.low, six.high, six.level) == (3.5, 1.0, 6.0, stats.CONFIDENCE)
     eight = stats.over_visits([float(i) for i in range(1, 9)])
     assert (eight.low, eight.high) == (1.0, 8.0) and "8 visits" in eight.method
+
+
+# --- blocks in the order A B B A ---------------------------------------------------------------
+
+
+def test_a_steady_drift_cancels_between_the_sides_of_a_round():
+    """Each block takes twice the time of the one before it, and B three times that of A."""
+    blocks = stats.abba([(1.0, 3 * 2.0, 3 * 4.0, 8.0), (1.0, 3 * 2.0, 3 * 4.0, 8.0)])
+    assert blocks.ratio.value == pytest.approx(3) and blocks.ratio.n == 4
+
+
+def test_the_noise_of_a_block_is_what_blocks_of_one_side_differ_by():
+    """Logs 0, 0, 0, x: A against A gives x^2 / 2, two degrees of freedom give x / 2."""
+    x = 0.04
+    blocks = stats.abba([(1.0, 1.0, 1.0, math.exp(x))])
+    assert blocks.noise == pytest.approx(x / 2)
+    half = 4.302653 * x / 2  # Student's t of two degrees of freedom
+    assert math.log(blocks.ratio.value) == pytest.approx(-x / 2)
+    assert math.log(blocks.ratio.high) == pytest.approx(-x / 2 + half)
+    assert blocks.ratio.resolved_from() is False
+
+
+def test_rounds_that_differ_are_noise_too():
+    """B / A is e^d in one round and e^-d in the other: d^2 + d^2 over five degrees of freedom."""
+    d = 0.03
+    blocks = stats.abba(
+        [(1.0, math.exp(d), math.exp(d), 1.0), (1.0, math.exp(-d), math.exp(-d), 1.0)]
+    )
+    assert blocks.noise == pytest.approx((2 * d * d / 5) ** 0.5)
+    assert blocks.ratio.value == pytest.approx(1)
+
+
+def test_the_noise_is_never_less_than_what_the_calls_say():
+    same = (1.0, 1.001, 1.001, 1.0)
+    assert stats.abba([same]).ratio.resolved_from() is True
+    assert stats.abba([same], within=0.01).ratio.resolved_from() is False
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+@pytest.mark.parametrize("level", [0.95, 1 - 0.05 / 3])
+def test_the_smallest_effect_is_resolved_in_four_runs_of_five(rounds, level):
+    """Against runs drawn at random; without an effect one in twenty, or in sixty, is resolved."""
+    even = stats.Estimate(1.0, level=level)
+    blocks = stats.Blocks(even, 0.01, rounds)
+    assert blocks.power(0) == pytest.approx(1 - level, abs=1e-3)
+    effect, rng = math.log1p(blocks.least()), np.random.default_rng(rounds)
+    logs = rng.normal(0, 0.01, (1000, rounds, 4)) + effect * np.array([0, 1, 1, 0])
+    share = np.mean(
+        [stats.abba(np.exp(x).tolist(), level=level).ratio.resolved_from() for x in logs]
+    )
+    assert share == pytest.approx(0.8, abs=0.04)
+
+
+def test_blocks_without_noise_see_everything_but_nothing():
+    blocks = stats.abba([(1.0, 1.0, 1.0, 1.0)])
+    assert blocks.least() == 0 and blocks.power(0) == 0 and blocks.power(0.001) == 1
+    with pytest.raises(ValueError, match="no round"):
+        stats.abba([])
+
+
+def test_a_few_slow_calls_do_not_move_the_error_of_a_median():
+    calm = [1.0, 1.01, 0.99, 1.02, 0.98, 1.0, 1.01, 0.99]
+    slow = [*calm[:-1], 2.0]
+    assert stats.median_error(slow) == pytest.approx(stats.median_error(calm), rel=0.5)
+    assert stats.median_error([1.0]) == 0

@@ -95,9 +95,9 @@ class Option:
 
 
 def options(rows: Sequence[Record]) -> list[Option]:
-    """Every model and setup with calls of several tokens, in the order of the tables; leads and an
-    engine's stand-in weights are none."""
-    rows = points.results(rows)
+    """Every model and setup of one GPU with calls of several tokens, in the order of the tables;
+    leads and an engine's stand-in weights are none."""
+    rows = points.results(rows).where(lambda row: not row.key.get("devices"))
     groups: dict[tuple, list[Cell]] = {}
     members: dict[tuple, Record] = {}
     for (model, setup, context, users), group in grouped(

@@ -17,7 +17,7 @@ from lib.models import load
 from lib.records import record, store
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
-from lib.stacks.registry import STACKS
+from lib.stacks.registry import STACKS, require_devices
 
 
 def opened(
@@ -31,6 +31,7 @@ def opened(
     contexts: Sequence[int] = (),
     tokens: int,
     batch: int = 1,
+    devices: int = 1,
     records_path: str | Path,
 ) -> Any:
     """What a notebook measures: a model loaded on a device, or, for a stack that is an engine, the
@@ -38,7 +39,9 @@ def opened(
 
     `tokens` is the longest sequence of the calls to come and `batch` the most of them at once; an
     engine reserves for both. At each of `contexts` its logits are to be compared with our net's.
+    `devices` are the GPUs that an engine shards the model over.
     """
+    require_devices(stack, devices)
     if not STACKS[stack].apart:
         return load.load(name, weights=weights, dtype=dtype, device=open_device(device), seed=seed)
     from lib.measure import vllm
@@ -52,6 +55,7 @@ def opened(
         contexts=contexts,
         tokens=tokens,
         batch=batch,
+        devices=devices,
         folder=Path(records_path).parent,
     )
 

@@ -90,8 +90,9 @@ class Job:
         if self.by_script:
             return f"Rows of {self.run['by']}, {self.notebook}"
         name = "APE" if self.notebook == "ape" else self.notebook.replace("_", " ").capitalize()
-        stack = self._parameter("stack")
-        return name if stack in (None, STUDY_STACK) else f"{name} ({stack})"
+        stack, devices = self._parameter("stack"), self._parameter("devices") or 1
+        several = f", {devices} GPUs" if devices > 1 else ""
+        return name if stack in (None, STUDY_STACK) else f"{name} ({stack}{several})"
 
     @property
     def status(self) -> str:
@@ -168,7 +169,7 @@ class Job:
         if self.parts[0] != ACROSS:
             values["MODELS"] = self._parameter("model") or self.parts[0]
         values["NOTEBOOKS"] = self.notebook
-        names = ("server",) if self._parameter("server") else ("weights", "stack")
+        names = ("server",) if self._parameter("server") else ("weights", "stack", "devices")
         return values | {n.upper(): v for n in names if (v := self._parameter(n))}
 
 

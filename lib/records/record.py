@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA = 1
 KEY_FIELDS = (
     "model", "weights", "dtype", "stack", "experts", "attention", "cache",
-    "batch", "context", "new_tokens", "decoding", "engine", "server", "load",
+    "batch", "context", "new_tokens", "decoding", "engine", "server", "load", "devices",
 )  # fmt: skip
 # Rows that differ in one of these answer different questions; a ratio would mix causes.
-COMPARABLE = ("gpu", "dtype", "stack", "weights")
+COMPARABLE = ("gpu", "dtype", "stack", "weights", "devices")
 
 
 @dataclass(frozen=True)
 class Record:
     """One arm of one measurement. `env_id` names the `environment` record of the same file.
 
+    The key's `devices` are the GPUs that a model was sharded over, None where it was on one.
     A visit is one stretch of time on one machine. `visit` is this row's and `others` are the rows
     of the same arm in other visits; neither is in the file, `store.merge` finds them.
     """
@@ -72,6 +73,16 @@ def environment_record(environment: dict[str, Any]) -> Record:
 def environments(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     """Environment values by id."""
     return {r.env_id: r.values for r in records if r.kind == "environment" and r.env_id}
+
+
+def board(environment: Mapping[str, Any]) -> tuple[str | None, int]:
+    """The kind of GPU of an environment, and over how many of them a model was sharded.
+
+    The environment's `gpu` names all of them ("2 x NVIDIA H100"), so that their rows are never
+    taken for those of one.
+    """
+    count = environment.get("devices") or 1
+    return (environment["boards"][0]["gpu"] if count > 1 else environment.get("gpu")), count
 
 
 def identity(record: Record, environment: dict[str, Any] | None = None) -> tuple:

@@ -24,6 +24,7 @@ FIELDS = (
     "engine",
     "server",
     "load",
+    "devices",
 )
 LONGEST = 12  # samples shown of one name
 NOTE = (

@@ -1,6 +1,6 @@
 """Files that run a plan elsewhere: SLURM's sbatch, Kubernetes, SkyPilot, Snakemake on SLURM.
 
-One file for each group of jobs, for one GPU that is its own. Nothing is tried again unasked: a
+One file for each group of jobs, for GPUs that are its own. Nothing is tried again unasked: a
 failure stays where it is seen, and the same file, submitted again, goes on with what is not
 finished. Results come into `parts/`, which `make merge` adds up.
 """
@@ -27,6 +27,7 @@ from lib.files import ROOT, ParamsError, require_room, short, write_text
 from lib.records import store
 from lib.records.jobs import slug
 from lib.run.groups import Group, way_back
+from lib.run.plan import Task
 
 PARTS, LOGS, DONE = "parts", "logs", "done"
 CPUS, MEMORY_GB = 8, 64  # of the host for one GPU
@@ -48,7 +49,7 @@ class Stretch:
     arguments: tuple[str, ...]
     compares: bool
     minutes: int
-    on_gpu: bool
+    gpus: int  # that it needs at once; none where it measures on the CPU
 
     def command(self, base: str) -> list[str]:
         """The arguments of Python; `base` is where the folder of the files lies there."""
@@ -67,7 +68,7 @@ def stretches(
             (*options, *(job.name for job in group.jobs)),
             group.compares,
             math.ceil(_count(group) * timeout_s / 60) + MARGIN_MIN,
-            any(job.parameters.get("device", "cpu") != "cpu" for job in group.jobs),
+            max(_gpus(job) for job in group.jobs),
         )
         for group in groups
     ]
@@ -77,6 +78,10 @@ def _name(whole: str, title: str) -> str:
     """As every scheduler takes it: letters, digits, dashes, a letter first, 63 at most."""
     words = slug(title).replace(".", "-")[:45].strip("-")
     return f"workbook-{words}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
+
+
+def _gpus(job: Task) -> int:
+    return 0 if job.parameters.get("device", "cpu") == "cpu" else job.devices
 
 
 def _count(group: Group) -> int:
@@ -93,12 +98,12 @@ def sbatch(one: Stretch, out: Path, gpu: str, image: str) -> str:
         "dependency": "singleton",
         "nodes": 1,
         "ntasks": 1,
-        "cpus-per-task": CPUS,
-        "mem": f"{MEMORY_GB}G",
+        "cpus-per-task": CPUS * max(one.gpus, 1),
+        "mem": f"{MEMORY_GB * max(one.gpus, 1)}G",
         "time": one.minutes,
         "output": f"{LOGS}/%x-%j.txt",
     }
-    names |= {"gres": gres(gpu)} if one.on_gpu else {}
+    names |= {"gres": gres(one, gpu)} if one.gpus else {}
     lines = [f"#SBATCH --{name}={value}" for name, value in names.items()]
     root = shlex.quote(str(ROOT))
     command = shlex.join([sys.executable, *one.command(str(out))])
@@ -108,9 +113,9 @@ def sbatch(one: Stretch, out: Path, gpu: str, image: str) -> str:
     )
 
 
-def gres(gpu: str) -> str:
-    """One whole GPU, of a type where one is named."""
-    return f"gpu:{gpu}:1" if gpu else "gpu:1"
+def gres(one: Stretch, gpu: str) -> str:
+    """Whole GPUs, of a type where one is named."""
+    return f"gpu:{gpu}:{one.gpus}" if gpu else f"gpu:{one.gpus}"
 
 
 def k8s(one: Stretch, out: Path, gpu: str, image: str) -> str:
@@ -120,8 +125,9 @@ def k8s(one: Stretch, out: Path, gpu: str, image: str) -> str:
             f"FORMAT=k8s needs IMAGE=<an image with this repository in {IMAGE_ROOT} and Python's "
             "packages>; docs/clusters.md has a Dockerfile"
         )
-    size = {"cpu": str(CPUS), "memory": f"{MEMORY_GB}Gi"}
-    size |= {"nvidia.com/gpu": 1} if one.on_gpu else {}
+    share = max(one.gpus, 1)
+    size = {"cpu": str(CPUS * share), "memory": f"{MEMORY_GB * share}Gi"}
+    size |= {"nvidia.com/gpu": one.gpus} if one.gpus else {}
     matches: list[dict[str, Any]] = [
         {"key": label, "operator": "NotIn", "values": [*values]}
         if values
@@ -148,7 +154,7 @@ def k8s(one: Stretch, out: Path, gpu: str, image: str) -> str:
         "containers": [container],
         "volumes": [{"name": "results", "persistentVolumeClaim": {"claimName": CLAIM}}],
     }
-    if one.on_gpu:
+    if one.gpus:
         pod |= {
             "affinity": {
                 "nodeAffinity": {
@@ -177,14 +183,15 @@ def k8s(one: Stretch, out: Path, gpu: str, image: str) -> str:
 
 
 def skypilot(one: Stretch, out: Path, gpu: str, image: str) -> str:
-    """A task of SkyPilot: one machine with one GPU, that is not taken back and not started anew."""
-    if one.on_gpu and not gpu:
+    """A task of SkyPilot: one machine, that is not taken back and not started anew."""
+    if one.gpus and not gpu:
         raise ParamsError("FORMAT=skypilot needs GPU=<accelerator>, such as H100 (`sky show-gpus`)")
     find = '"$(python3 tools/bootstrap.py report)"'
     where = f"outputs/jobs/{out.name}"
-    resources = {"cpus": f"{CPUS}+", "memory": f"{MEMORY_GB}+", "use_spot": False}
+    share = max(one.gpus, 1)
+    resources = {"cpus": f"{CPUS * share}+", "memory": f"{MEMORY_GB * share}+", "use_spot": False}
     resources |= {"job_recovery": "none"}
-    resources |= {"accelerators": f"{gpu}:1"} if one.on_gpu else {}
+    resources |= {"accelerators": f"{gpu}:{one.gpus}"} if one.gpus else {}
     task = {
         "name": one.name,
         "workdir": str(ROOT),
@@ -248,12 +255,13 @@ SNAKEFILE = """\
 # Submits the files of this folder and waits for them; what has ended well is not run again.
 import json
 
-LIMITS = json.loads('''{limits}''')
+# Of each file: minutes, processors, megabytes, GPUs.
+SHARES = json.loads('''{shares}''')
 
 
 rule all:
     input:
-        expand("{done}/{{name}}", name=LIMITS),
+        expand("{done}/{{name}}", name=SHARES),
 
 
 rule measure:
@@ -262,11 +270,11 @@ rule measure:
     output:
         touch("{done}/{{name}}"),
     retries: 0
-    threads: {cpus}
+    threads: lambda wildcards: SHARES[wildcards.name][1]
     resources:
-        mem_mb={memory_mb},
-        runtime=lambda wildcards: LIMITS[wildcards.name],
-        {gres}
+        runtime=lambda wildcards: SHARES[wildcards.name][0],
+        mem_mb=lambda wildcards: SHARES[wildcards.name][2],
+        gres=lambda wildcards: SHARES[wildcards.name][3],
     shell:
         "bash {{input}}"
 """
@@ -283,13 +291,16 @@ def snakemake(every: Sequence[Stretch], out: Path, gpu: str, more: Sequence[str]
             f"ENGINE=slurm needs Snakemake 9 with its SLURM plugin, and here is {has}: "
             "pip install '.[slurm]'"
         )
-    text = SNAKEFILE.format(
-        limits=json.dumps({one.name: one.minutes for one in every}),
-        done=DONE,
-        cpus=CPUS,
-        memory_mb=1000 * MEMORY_GB,
-        gres=f'gres="{gres(gpu)}",' if any(one.on_gpu for one in every) else "",
-    )
+    shares = {
+        one.name: (
+            one.minutes,
+            CPUS * max(one.gpus, 1),
+            1000 * MEMORY_GB * max(one.gpus, 1),
+            gres(one, gpu) if one.gpus else "",
+        )
+        for one in every
+    }
+    text = SNAKEFILE.format(shares=json.dumps(shares), done=DONE)
     write_text(out / "Snakefile", text)
     command = [program, "--executor=slurm", "--slurm-no-requeue", "--jobs=unlimited"]
     command += ["--keep-going", "--retries=0", "--rerun-incomplete", f"--directory={out}"]

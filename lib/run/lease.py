@@ -246,20 +246,58 @@ def _open_lock(folder: Path, name: str) -> int:
     return descriptor
 
 
+def alike(gpus: list[Gpu], count: int) -> list[Gpu]:
+    """The GPUs that a model can be sharded over `count` of: those of the first kind that is there
+    so often. Raises ParamsError where there are too few."""
+    names = [gpu.name for gpu in gpus]
+    kind = next((name for name in names if names.count(name) >= count), None)
+    if count > 1 and kind is None:
+        raise ParamsError(
+            f"devices: {count} needs so many GPUs of one kind, and {len(gpus)} can be seen here "
+            f"({', '.join(names) or 'none'}); use DEVICES=1, a host that has them, or name more in "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    return [gpu for gpu in gpus if count == 1 or gpu.name == kind]
+
+
 @contextlib.contextmanager
 def lease(
-    candidates: list[Gpu], *, wait: bool = False, folder: Path | None = None
-) -> Iterator[Gpu]:
-    """The first GPU of the list that no other run holds, held until the block ends."""
+    candidates: list[Gpu], count: int = 1, *, wait: bool = False, folder: Path | None = None
+) -> Iterator[list[Gpu]]:
+    """The first `count` GPUs of the list that no other run holds, held until the block ends.
+
+    Where so many are not free, `wait` waits for the last ones of the list: it lets go of all, and
+    takes these in the order of their numbers, so that two that wait never hold what the other
+    lacks.
+    """
+    one_by_one = count > 1 or len(candidates) == 1
     with contextlib.ExitStack() as stack:
+        held: list[Gpu] = []
+        busy: BusyError | None = None
         for gpu in candidates:
-            last = gpu is candidates[-1]
-            what = f"GPU {gpu.name} ({gpu.uuid})" if len(candidates) == 1 else "every visible GPU"
+            what = _called(gpu) if one_by_one else "every visible GPU"
             try:
-                stack.enter_context(lock(gpu.uuid, what=what, wait=wait and last, folder=folder))
-            except BusyError:
-                if last:
-                    raise
+                stack.enter_context(lock(gpu.uuid, what=what, folder=folder))
+            except BusyError as error:
+                busy = error
                 continue
-            yield gpu
-            return
+            held.append(gpu)
+            if len(held) == count:
+                break
+        if len(held) < count:
+            if not wait:
+                raise busy
+            stack.close()
+            held = candidates[-count:]
+            for gpu in sorted(held, key=lambda gpu: gpu.uuid):
+                stack.enter_context(lock(gpu.uuid, what=_called(gpu), wait=True, folder=folder))
+        yield held
+
+
+def _called(gpu: Gpu) -> str:
+    return f"GPU {gpu.name} ({gpu.uuid})"
+
+
+def together(gpus: list[Gpu]) -> str:
+    """What some GPUs of one kind are called, as in the environment of what runs on them."""
+    return f"{len(gpus)} x {gpus[0].name}" if len(gpus) > 1 else gpus[0].name if gpus else "cpu"

@@ -61,23 +61,26 @@ def run(
         for job in jobs:
             recover(job.folder)
         mine = [job for job in jobs if job.name not in ran]
-        gpu = _lease_gpu(profile, mine, stack, wait)
-        name = gpu.name if gpu else "cpu"
-        shared = _say_shared(gpu, back) if gpu else ""
+        gpus = _lease_gpus(profile, mine, stack, wait)
+        shared = _say_shared(gpus, back)
+
+        def name_of(job: Task) -> str:
+            return lease.together(gpus[: job.devices])
 
         def env_of(job: Task) -> dict[str, str]:
             offline = profile.name in OFFLINE_PROFILES or job.weights == "random"
-            env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+            seen = gpus[: job.devices] if job.model else gpus  # the machine is all of them
+            env = kernel.kernel_env(offline=offline, gpu_uuids=[gpu.uuid for gpu in seen])
             start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             own = {files.START_VARIABLE: starts.setdefault(job.out, start)}
             return own | env | ({files.SHARED_VARIABLE: shared} if shared else {})
 
-        todo = [x for x in mine if force or not _finished(x, name, models_path)]
+        todo = [x for x in mine if force or not _finished(x, name_of(x), models_path)]
         if todo:
             for place in places:
                 files.require_room(place)
         offline = profile.name in OFFLINE_PROFILES
-        env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+        env = kernel.kernel_env(offline=offline, gpu_uuids=[gpu.uuid for gpu in gpus])
         check(preflight.arms(todo), env)
         for place in places:
             _record_plan(every[place], place, profile.name, {})
@@ -89,6 +92,7 @@ def run(
                     tally.ran(job, manifest)
                     _guarded(tally, "notebook page", write_page, job.folder)
                 continue
+            name = name_of(job)
             sha = plan.job_sha(job, name, models_path)
             reasons = None if force else _kept(job, sha, name)
             stale[job.out][job.name] = "; ".join(reasons or ())
@@ -151,28 +155,29 @@ def _record_plan(jobs: list[Task], out_dir: Path, profile: str, stale: dict[str,
         plan.record_plan(jobs, out_dir, profile, stale)
 
 
-def _lease_gpu(
+def _lease_gpus(
     profile: Profile, jobs: list[Task], stack: contextlib.ExitStack, wait: bool
-) -> lease.Gpu | None:
-    """The GPU that this run holds; None where it measures on the CPU."""
+) -> list[lease.Gpu]:
+    """The GPUs that this run holds, as many as its largest job asks for; none where it measures on
+    the CPU."""
     devices = {job.parameters.get("device", "cpu") for job in jobs}
-    if devices <= {"cpu"}:
-        return None
-    gpus = lease.visible(lease.gpus())
+    count = max((job.devices for job in jobs), default=1)
+    gpus = [] if devices <= {"cpu"} else lease.visible(lease.gpus())
     if not gpus and "cuda" in devices:
         raise preflight.PreflightError(
             f"profile {profile.name!r} measures on an NVIDIA GPU, and the driver shows none here; "
             "run `make report` for the demo profile on the CPU, or check that nvidia-smi lists "
             "the GPU and that CUDA_VISIBLE_DEVICES does not hide it"
         )
-    if not gpus:
-        return None
-    return stack.enter_context(lease.lease(gpus, wait=wait))
+    if not gpus and count == 1:
+        return []
+    return stack.enter_context(lease.lease(lease.alike(gpus, count), count, wait=wait))
 
 
-def _say_shared(gpu: lease.Gpu, back: Path | None) -> str:
-    """Why others may use the GPU; raises where what it measures is to be compared."""
-    reason = lease.shared_by(gpu)
+def _say_shared(gpus: Sequence[lease.Gpu], back: Path | None) -> str:
+    """Why others may use one of the GPUs; raises where what they measure is to be compared."""
+    reasons = ((gpu, reason) for gpu in gpus if (reason := lease.shared_by(gpu)))
+    gpu, reason = next(reasons, (None, ""))
     if reason and back is not None:
         raise lease.shared_error(gpu, reason)
     if reason:

@@ -16,7 +16,7 @@ from lib.run.profiles import SLICES
 REBUILT = ("FROM", "OUT", "GPU_HOUR_USD", "KWH_USD", "STUDY", "PYTHON")
 RUN = (
     *(name for name in REBUILT if name != "FROM"),
-    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "SERVER"),
+    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "DEVICES", "SERVER"),
     *("FORCE", "WAIT", "TIMEOUT", "JOBS"),
 )
 
@@ -40,6 +40,10 @@ def refuse_variables(given: str, rebuilds: bool) -> None:
         "CSV",
         "A",
         "B",
+        "ROUNDS",
+        "CALLS",
+        "NEW_TOKENS",
+        "EFFECT",
         "ARGS",
         *("FORMAT", "ENGINE", "GPU", "IMAGE"),
     )
@@ -109,6 +113,9 @@ USERS = number("users at once", 20, 1e9, whole=True)
 PRICE = number("USD", 2.5, 1e9)
 MS = number("milliseconds", 500, 1e9)
 SECONDS = number("seconds", 3600, 1e7)
+CALLS = number("timed calls", 8, 1e6, whole=True)
+ROUNDS = number("rounds of four blocks", 3, 1000, whole=True)
+PERCENT = number("per cent", 5, 1000)
 TOKENS = number("tokens", 2048, 1e9, whole=True)
 
 

@@ -23,6 +23,16 @@ from lib.run.groups import Group
 from lib.run.job import Stop
 
 
+def refuse_sharded(groups: Sequence[Group]) -> None:
+    """Raise where a model wants several GPUs at once: those have no neighbour to spare."""
+    for job in (job for group in groups for job in group.jobs):
+        if job.devices > 1:
+            raise ParamsError(
+                f"JOBS is one GPU a job, and {job.name} is sharded over {job.devices}; leave JOBS "
+                "out, or choose other jobs with MODELS and NOTEBOOKS"
+            )
+
+
 def choose(count: int) -> list[lease.Gpu]:
     """The first `count` GPUs that are visible, whole and held by no other run."""
     gpus = lease.visible(lease.gpus())

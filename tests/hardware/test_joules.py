@@ -452,9 +452,46 @@ def test_boards_are_summed_and_one_that_fails_fails_the_sum():
         return [{**row, "gpu": number} for row in board.trace(0.0, 12.0)]
 
     trace = sorted(rows(0, 300.0) + rows(1, 200.0), key=lambda row: row["t_s"])
-    assert validity.judge(trace, 4.0, 9.0).energy_j == pytest.approx(2500)
+    both = validity.judge(trace, 4.0, 9.0)
+    assert both.energy_j == pytest.approx(2500)
+    assert both.boards_j == pytest.approx([1500, 1000])
+    alone = validity.judge(rows(0, 300.0), 4.0, 9.0)
+    assert alone.boards_j == [] and alone.energy_j == pytest.approx(1500)
     broken_one = [falls(row) if row["gpu"] else row for row in trace]
     assert validity.judge(broken_one, 4.0, 9.0).energy_j is None
+
+
+def two_boards(pids):
+    """Two boards at 300 and 200 W, each with its list of processes, numbered by the host."""
+    rows = [
+        {**row, "gpu": gpu} | ({"pids": pids[gpu]} if "pids" in row else {})
+        for gpu, watts in enumerate((300.0, 200.0))
+        for row in steady(watts).trace(0.0, 12.0)
+    ]
+    return sorted(rows, key=lambda row: row["t_s"])
+
+
+@pytest.mark.parametrize(
+    ("pids", "own", "believed"),
+    [
+        ([[1], [2]], (), True),
+        ([[1, 2], [2]], (), False),  # a worker reaches over to the first board
+        ([[1, 2], [2]], (2, 1), True),
+        ([[1, 2], [2, 3]], (2, 1), False),
+        ([[1, 2, 3], [2]], (2, 1), False),
+    ],
+)
+def test_processes_of_an_engine_are_its_own_on_each_board(pids, own, believed):
+    window = validity.judge(two_boards(pids), 4.0, 9.0, own_pid=99, own=own)
+    assert (window.energy_j is not None) is believed
+    assert believed or window.reason.startswith("foreign_process")
+
+
+def test_idle_power_of_several_boards_is_shared_by_them():
+    """500 W idle together: a board at 200 W draws more than half of its 250."""
+    assert validity.judge(two_boards([[1], [2]]), 4.0, 9.0, idle_w=500.0).energy_j
+    low = validity.judge(two_boards([[1], [2]]), 4.0, 9.0, idle_w=900.0)
+    assert low.reason.startswith("power_range")
 
 
 # --- additivity

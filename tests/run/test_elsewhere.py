@@ -15,7 +15,7 @@ import yaml
 from lib.__main__ import main
 from lib.files import ROOT, ParamsError
 from lib.records import store
-from lib.run import elsewhere, groups, plan, profiles
+from lib.run import elsewhere, groups, plan, profiles, several
 
 OPTIONS = ("--profile=paper", "--weights=random", "--timeout=3600")
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")  # of a label in DNS, a letter first
@@ -90,6 +90,26 @@ def test_sbatch_asks_for_a_gpu_and_no_second_start(tmp_path):
     places = [word.partition("=") for word in command if re.match("--(out|back)=", word)]
     home = f"{tmp_path}/parts/{one.name}"
     assert [(p[0], p[2]) for p in places] == [("--out", f"{home}/out"), ("--back", f"{home}/back")]
+
+
+def test_a_sharded_model_asks_for_all_its_gpus_at_once(tmp_path):
+    """The same model on one and on two is compared: one file, for two."""
+    slices = {"stack": "vllm", "models": "gpt-oss-20b", "notebooks": "latency", "devices": "1,2"}
+    (one,) = every(tmp_path, **slices)
+    assert (one.gpus, one.compares) == (2, True)
+    setups = [word.split("/")[1] for word in one.arguments[-2:]]
+    assert setups == ["random-vllm", "random-vllm-2gpus"]
+    values = options(elsewhere.sbatch(one, tmp_path, "h100", ""))
+    assert (values["gres"], values["cpus-per-task"], values["mem"]) == ("gpu:h100:2", "16", "128G")
+    pod = job_of(elsewhere.k8s(one, tmp_path, "", "x"))["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
+    task = yaml.safe_load(elsewhere.skypilot(one, tmp_path, "H100", ""))
+    assert task["resources"]["accelerators"] == "H100:2"
+    jobs = plan.plan(profiles.profile("paper", {"weights": "random"} | slices), tmp_path)
+    with pytest.raises(
+        ParamsError, match="random-vllm-2gpus/latency is sharded over 2; leave JOBS"
+    ):
+        several.refuse_sharded(groups.groups(jobs))
 
 
 def test_what_is_not_compared_has_no_way_back(tmp_path):
@@ -260,8 +280,8 @@ def test_the_engine_gets_the_same_files_and_no_retries(snakemake, tmp_path):
     words = asked.read_text().split("\n")
     assert {"--executor=slurm", "--slurm-no-requeue", "--retries=0", "--dry-run"} <= {*words}
     text = (out / "Snakefile").read_text()
-    assert 'gres="gpu:1"' in text and "retries: 0" in text
-    assert all(f'"{one.name}": 5' in text for one in stretches)
+    assert "retries: 0" in text
+    assert all(f'"{one.name}": [5, 8, 64000, "gpu:1"]' in text for one in stretches)
 
 
 @pytest.mark.parametrize(
