@@ -29,6 +29,11 @@ ITL_MS ?=
 CSV ?=
 STUDY ?=
 WITH ?=
+JOBS ?=
+FORMAT ?=
+ENGINE ?=
+GPU ?=
+IMAGE ?=
 EFFECT ?=
 ROUNDS ?=
 CALLS ?=
@@ -40,7 +45,7 @@ SEED ?= 0
 # it was given, and what make does not export it does not expand.
 VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
     TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS CSV STUDY \
-    WITH KILLS SEED SERVER DEVICES EFFECT ROUNDS CALLS NEW_TOKENS GPU
+    WITH KILLS SEED SERVER DEVICES EFFECT ROUNDS CALLS NEW_TOKENS GPU JOBS FORMAT ENGINE IMAGE
 unexport $(VARIABLES)
 define newline
 
@@ -63,6 +68,12 @@ items = $(call escaped,$(hash),$(call escaped,[,$(call escaped,?,$(call escaped,
 # $(call flag,--x,X): the option where X is not one of the words for no.
 NO := 0 n N no No NO f F false False FALSE off Off OFF
 flag = $(if $(filter-out $(NO),$(value $(2))),$(1) $(text_of))
+# What to run and how: of report and jobs.
+run_options = $(call option,--profile,PROFILE) $(call option,--models,MODELS) \
+    $(call option,--notebooks,NOTEBOOKS) $(call option,--weights,WEIGHTS) \
+    $(call option,--stack,STACK) $(call option,--dtype,DTYPE) $(call option,--devices,DEVICES) \
+    $(call option,--server,SERVER) $(call option,--timeout,TIMEOUT) $(call flag,--wait,WAIT) \
+    $(call flag,--force,FORCE)
 # Which of the variables came with the command: those that a target does not take are refused.
 given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 
@@ -70,7 +81,7 @@ given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin 
 export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare versus bundle export fit plan score audit clients serve-check vllm test kill-tests sweep lab lint lock clean
+.PHONY: help setup report jobs merge compare versus bundle export fit plan score audit clients serve-check vllm test kill-tests sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -95,6 +106,8 @@ help:  ## list the targets and variables
 	@echo "  GPU_HOUR_USD= KWH_USD=   make report: prices; shows what tokens, requests and energy cost"
 	@echo "  FORCE=1                  make report: measure finished jobs again, and drop what is not"
 	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
+	@echo "  JOBS=2                   make report: on so many GPUs of this host at once (default: one after another)"
+	@echo "  FORMAT=sbatch|k8s|skypilot ENGINE=slurm GPU=kind IMAGE=name   make jobs: docs/clusters.md"
 	@echo "  PYTHON=path              use this interpreter (default: the active one if it will do, else .venv)"
 	@echo "  MODEL= GPU_GB=           make fit: hub id, folder or entry of params/models.yaml; GB are 10^9"
 	@echo "  DTYPE=                   make report: of the weights; make fit: only these (bfloat16, mxfp4, 4-bit ...)"
@@ -114,17 +127,17 @@ setup:  ## prepare the environment the other targets use, and say which it is
 
 report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	@$(call find,report) WORKBOOK_GIVEN="$(strip $(given))" exec "$$py" -m lib report \
-	    $(if $(value FROM),$(call option,--from,FROM),$(call option,--profile,PROFILE) \
-	    $(call option,--models,MODELS) $(call option,--notebooks,NOTEBOOKS) \
-	    $(call option,--weights,WEIGHTS) $(call option,--stack,STACK) \
-	    $(call option,--dtype,DTYPE) $(call option,--devices,DEVICES) \
-	    $(call option,--server,SERVER) \
-	    $(call option,--timeout,TIMEOUT) \
-	    $(call flag,--wait,WAIT) $(call flag,--force,FORCE)) $(call option,--out,OUT) \
+	    $(if $(value FROM),$(call option,--from,FROM),$(run_options) \
+	    $(call option,--jobs,JOBS)) $(call option,--out,OUT) \
 	    $(call option,--gpu-hour-usd,GPU_HOUR_USD) $(call option,--kwh-usd,KWH_USD) \
 	    $(call option,--study,STUDY)
 
-merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/b" OUT=outputs/c
+jobs:  ## print files that run PROFILE on a cluster, FORMAT=sbatch|k8s|skypilot; then make merge
+	@$(call find,report) exec "$$py" -m lib jobs $(run_options) $(call option,--out,OUT) \
+	    $(call option,--format,FORMAT) $(call option,--engine,ENGINE) $(call option,--gpu,GPU) \
+	    $(call option,--image,IMAGE) $(if $(value ARGS),-- $(call items,ARGS))
+
+merge:  ## add the slices of result folders up, or those of make jobs: FROM="outputs/a outputs/b" OUT=outputs/c
 	@$(call find,report) exec "$$py" -m lib merge $(call items,FROM) $(call option,--out,OUT)
 
 compare:  ## ratios with intervals between two result sets: A=outputs/x B=outputs/y

@@ -1,7 +1,8 @@
 """The command line behind the Makefile: python -m lib VERB.
 
 report   run the notebooks of a profile, or rebuild a report from records
-job      run one job of a profile by its name; without a name, list them
+job      run jobs of a profile by their names, in turn; without a name, list them
+jobs     print files that run a profile on SLURM, Kubernetes or SkyPilot
 visit    measure a visit: the arms that wait for the host, in one stretch of time
 merge    add the slices of several result folders up, job by job
 compare  ratios with intervals between two result sets
@@ -34,6 +35,7 @@ import argparse
 import errno
 import functools
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -74,15 +76,44 @@ def make_report(args: argparse.Namespace) -> int:
         return 0
     from lib.run import loop
 
-    return loop.run(
-        profile_of(args),
+    profile = profile_of(args)
+    ran, broken = on_several(args, profile, out_dir) if args.jobs > 1 else ((), ())
+    status = loop.run(
+        profile,
         out_dir,
+        ran=ran,
         force=args.force,
         timeout_s=args.timeout,
         wait=args.wait,
         write_page=report.write_notebook_page,
         write_report=write_report,
     )
+    for text in broken:
+        say(f"error: {text}")
+    return status or min(len(broken), 1)
+
+
+def on_several(
+    args: argparse.Namespace, profile: profiles.Profile, out_dir: Path
+) -> tuple[list[str], list[str]]:
+    """Run what measures on several GPUs of this host; returns the names of those jobs, and what
+    kept some of them from being run."""
+    from lib.run import groups, plan, several
+
+    jobs = groups.groups(plan.plan(profile, out_dir))
+    if all(job.parameters.get("device", "cpu") == "cpu" for group in jobs for job in group.jobs):
+        raise ParamsError(
+            f"JOBS={args.jobs} is one job a GPU, and profile {profile.name!r} measures on the CPU, "
+            "where jobs share every core; leave JOBS out"
+        )
+    several.refuse_sharded(jobs)
+    store.refuse_released(out_dir)
+    files.require_room(out_dir)
+    own = [*options.of_run(args), f"--out={out_dir}"]
+    signum, broken = several.run(jobs, several.choose(args.jobs), own)
+    if signum:
+        raise SystemExit(128 + signum)
+    return [job.name for group in jobs for job in group.jobs], broken
 
 
 def require_results(source: Path) -> Path:
@@ -97,28 +128,57 @@ def require_results(source: Path) -> Path:
 
 
 def run_one(args: argparse.Namespace) -> int:
-    """Run one job, in a process of its own beside others; writes no report."""
+    """Run jobs in turn, in a process beside others; writes no report."""
     from lib.run import loop, plan
 
     out_dir = resolve(args.out or f"outputs/{args.profile}")
     profile = profile_of(args)
-    if not args.name:
+    if not args.names:
         sys.stdout.write("".join(f"{job.name}\n" for job in plan.plan(profile, out_dir)))
         return 0
     return loop.run(
         profile,
         out_dir,
-        only=args.name,
+        only=args.names,
+        back=resolve(args.back) if args.back else None,
         force=args.force,
         timeout_s=args.timeout,
         wait=args.wait,
     )
 
 
+def print_jobs(args: argparse.Namespace) -> int:
+    """Print files that run a profile elsewhere, one for each GPU; ENGINE=slurm runs them too."""
+    from lib.run import elsewhere, groups, plan
+
+    if args.more and not args.engine:
+        raise ParamsError(f"{' '.join(args.more)} is for the engine: add ENGINE=slurm")
+    out_dir = resolve(args.out or f"outputs/jobs/{args.profile}")
+    profile = profile_of(args)
+    jobs = plan.plan(profile, out_dir)
+    every = elsewhere.stretches(groups.groups(jobs), out_dir, options.of_run(args), args.timeout)
+    form = "sbatch" if args.engine else args.format
+    for path in elsewhere.write(form, every, out_dir, gpu=args.gpu, image=args.image):
+        sys.stdout.write(f"{files.short(path)}\n")
+    status = elsewhere.snakemake(every, out_dir, args.gpu, args.more) if args.engine else 0
+    if not args.engine:
+        say(f"submit them: sh {files.short(out_dir / 'submit.sh')} [options of the scheduler]")
+    say(f"then: make merge FROM={files.short(out_dir)} OUT=<folder>")
+    if reading := ",".join(dict.fromkeys(job.notebook for job in jobs if job.reads)):
+        names = ("profile", *(name for name in profiles.SLICES if name != "notebooks"))
+        given = (f"{n.upper()}={shlex.quote(v)} " for n in names if (v := getattr(args, n)))
+        say(f"and what reads: make report {''.join(given)}NOTEBOOKS={reading} OUT=<folder>")
+    return status
+
+
 def make_visit(args: argparse.Namespace) -> int:
     """Measure one visit; 2 where it ended before its last round."""
     from lib.measure import visit
-    from lib.run import plan, scrub
+    from lib.run import lease, plan, scrub
+
+    for gpu in lease.visible(lease.gpus())[:1] if args.device == "cuda" else ():
+        if reason := lease.shared_by(gpu):
+            raise lease.shared_error(gpu, reason)
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -165,9 +225,11 @@ def merge_folders(args: argparse.Namespace) -> int:
     """Merge result folders and write the report of what they hold together."""
     from lib.records import slices
     from lib.report import document as report
+    from lib.run import elsewhere
 
     out_dir = resolve(args.out)
-    stale = slices.merge([resolve(source) for source in args.sources], out_dir)
+    sources = [part for source in args.sources for part in elsewhere.parts(resolve(source))]
+    stale = slices.merge(sources, out_dir)
     page = report.write(out_dir)
     for name in stale:
         say(f"left out, since it has read other rows: {name}")
@@ -371,9 +433,19 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--gpu-hour-usd", type=options.PRICE, help="price: shows cost per token")
     one.add_argument("--study", type=Path, help="default: the study of this workbook")
     one.add_argument("--kwh-usd", type=options.PRICE, help="price: shows cost of energy per token")
+    one.add_argument("--jobs", type=options.JOBS, default=1, help="at once, one a GPU")
 
     one = verb("job", run_one, errors=REFUSED)
-    one.add_argument("name", nargs="?", metavar="NAME", help="its folder below the results")
+    one.add_argument("names", nargs="*", metavar="NAME", help="its folder below the results")
+    one.add_argument("--back", type=Path, help="then again into this folder, the last one first")
+    add_run_options(one)
+
+    one = verb("jobs", print_jobs, errors=REFUSED)
+    one.add_argument("--format", default="sbatch", choices=("sbatch", "k8s", "skypilot"))
+    one.add_argument("--engine", default="", choices=("", "slurm"), help="run them by Snakemake")
+    one.add_argument("--gpu", default="", help="its kind, as the scheduler calls it")
+    one.add_argument("--image", default="", help="of a container, for k8s")
+    one.add_argument("more", nargs="*", metavar="OPTION", help="for the engine, after --")
     add_run_options(one)
 
     one = verb("visit", make_visit, errors=REFUSED)

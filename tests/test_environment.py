@@ -483,6 +483,15 @@ def test_report_passes_its_variables_on():
     assert "--force" not in recipe("report", "FORCE=0")
 
 
+def test_jobs_pass_their_variables_on():
+    assert '--jobs "2"' in recipe("report", "JOBS=2") and "--jobs" not in recipe("report")
+    full = recipe("jobs", "PROFILE=gpu", "FORMAT=k8s", "IMAGE=a/b:1", "GPU=H100", "OUT=x")
+    assert 'lib jobs --profile "gpu" ' in full
+    assert '--out "x" --format "k8s" --gpu "H100" --image "a/b:1"' in full
+    engine = recipe("jobs", "ENGINE=slurm", "ARGS=--dry-run -n")
+    assert engine.endswith('--engine "slurm" -- --dry-run -n')
+
+
 def test_fit_passes_its_variables_on():
     short = recipe("fit", "MODEL=Qwen/Qwen3-8B", "GPU_GB=24")
     assert short.endswith('lib fit --model "Qwen/Qwen3-8B" --gpu-gb "24"')
@@ -569,7 +578,17 @@ def test_what_a_variable_holds_is_text_and_arrives_as_it_is(project, value):
 
 @pytest.mark.parametrize("value", ["$(shell touch bad); touch bad", "'; touch bad; '"])
 def test_no_target_evaluates_a_variable(project, value):
-    for target in ("merge", "compare", "fit", "audit", "clients", "test", "kill-tests", "lock"):
+    for target in (
+        "merge",
+        "jobs",
+        "compare",
+        "fit",
+        "audit",
+        "clients",
+        "test",
+        "kill-tests",
+        "lock",
+    ):
         make_with(project, target, value)
     make_with(project, "report", value, "FROM=", env=True)
     make_with(project, "fit", value, env=True)
@@ -614,12 +633,13 @@ def test_git_ignores_results_but_not_the_released_ones(tmp_path):
     assert answer.stdout.split() == ignored
 
 
-def test_ci_requires_a_browser_and_calls_make_test():
+def test_ci_requires_a_browser_and_slurm_and_calls_make_test():
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     text = script.read_text()
-    steps = ["\nexport WORKBOOK_REQUIRE_BROWSER=1\n", "\nmake test\n", "\nmake lint\n"]
+    required = "\nexport WORKBOOK_REQUIRE_BROWSER=1 WORKBOOK_REQUIRE_SLURM=1\n"
+    steps = [required, "\nmake test\n", "\nmake lint\n"]
     assert sorted(map(text.index, steps)) == list(map(text.index, steps))
 
 

@@ -8,12 +8,14 @@ out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lib.analysis import gates, physics
 from lib.records import jobs
-from lib.records.record import Record, environments, record_id
+from lib.records.record import Record, environments, record_id, shared_gpu, warning
+from lib.records.slices import NO_ARM
 from lib.records.store import merge, precedence
 
 SETUP = ("weights", "dtype", "stack", "experts", "gpu")
@@ -23,7 +25,8 @@ NO_GPU = "none (CPU)"
 class Rows(Sequence[Record]):
     """Records with their environments (by id), setups, and, where a folder was read, their runs.
 
-    Those of numbers that contradict each other carry a warning, see `physics`. Times of a stack
+    Those of numbers that contradict each other carry a warning, see `physics`, and so do those of a
+    GPU that was shared. Times of a stack
     whose check of logits shows too little are left out, see `gates`.
     """
 
@@ -34,6 +37,7 @@ class Rows(Sequence[Record]):
         )
         if of is None:
             self.records = physics.warned(self.records, self.environments)
+            self.records = tuple(_told_shared(row, self.environments) for row in self.records)
         self.runs: dict[str, str] = {} if of is None else of.runs
         self._setups: dict[int, tuple[Record, tuple]] = {} if of is None else of._setups
         self._kinds: dict[str, list[tuple[int, Record]]] | None = None
@@ -104,6 +108,14 @@ class Rows(Sequence[Record]):
             if (title := title_of.get(str(row.key.get("model")).lower())) is not None:
                 members[title].append(row)
         return {title: Rows(rows, of=self) for title, rows in members.items()}
+
+
+def _told_shared(row: Record, environments: dict[str, dict[str, Any]]) -> Record:
+    """The row, with a warning where its GPU was not its own, so that it decides nothing."""
+    reason = shared_gpu([row], environments) if row.kind not in NO_ARM else ""
+    mark = warning("shared_gpu", reason)
+    told = not reason or mark in row.warnings
+    return row if told else replace(row, warnings=(*row.warnings, mark))
 
 
 def load(folder: str | Path) -> Rows:

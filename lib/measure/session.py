@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lib.files import BATCH_VARIABLE, START_VARIABLE
+from lib.files import BATCH_VARIABLE, NEIGHBOURS_VARIABLE, SHARED_VARIABLE, START_VARIABLE
 from lib.hardware.device import open_device
 from lib.models import load
 from lib.records import record, store
@@ -76,6 +76,10 @@ def environment(device: Any) -> Record:
     values = device.environment()
     start = os.environ.get(START_VARIABLE) or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     visit = record.visit_of({**values, "date": start})
+    if reason := os.environ.get(SHARED_VARIABLE):
+        values["gpu_shared"] = reason
+    if neighbours := os.environ.get(NEIGHBOURS_VARIABLE):
+        values["neighbours"] = int(neighbours)
     return record.environment_record({**values, "visit": visit})
 
 

@@ -20,7 +20,8 @@ from lib.records.store import ACROSS, load, manifest_of, manifests
 ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits for its repetition
 BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
 CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
-SECOND_PASS = ("energy_again",)  # run when all models are through, the last model first
+SECOND_PASS = {"energy_again": "energy"}  # run when all models are through, the last model first
+COMPARED = ("latency", "energy", "stacks", "batch", "serving")  # of models, in time or joules
 OWN_STACK = {"serving": "server"}  # notebooks that measure a stack of their own, whatever is asked
 ON_REQUEST = ("serving",)  # run where a profile lists them for a model, or NOTEBOOKS= names them
 ORDER = (

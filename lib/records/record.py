@@ -103,6 +103,18 @@ def visit_of(environment: dict[str, Any]) -> str:
     return f"{gpu}, {host}, {environment.get('date')}"
 
 
+def shared_gpu(records: Iterable[Record], environments: dict[str, dict[str, Any]]) -> str:
+    """Why the GPU of some rows, or of their other visits, was not theirs alone; empty where nothing
+    says so."""
+    for row in (one for record in records for one in (record, *record.others)):
+        environment = environments.get(row.env_id or "", {})
+        if reason := environment.get("gpu_shared"):
+            return f"measured on a GPU that is shared ({reason})"
+        if str(environment.get("gpu_uuid")).startswith("MIG-"):
+            return f"measured on a MIG slice ({environment.get('gpu')})"
+    return ""
+
+
 def visits(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Rows by visit, those of other visits that they carry among them."""
     by_visit: dict[str, list[Record]] = {}
@@ -144,8 +156,11 @@ def require_comparable(
 ) -> None:
     """Raise unless the rows agree in GPU, dtype, stack and weights.
 
-    `differ` names the fields whose difference is the point of the comparison.
+    `differ` names the fields whose difference is the point of the comparison. Rows of a GPU that
+    was shared are compared with nothing.
     """
+    if len(records) > 1 and (reason := shared_gpu(records, environments)):
+        raise ValueError(f"{reason}: a ratio would hold what others did there")
     fields: dict[str, set] = {name: set() for name in COMPARABLE if name not in differ}
     for row in records:
         for name, values in fields.items():

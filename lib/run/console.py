@@ -63,6 +63,10 @@ class Tally:
         self.ended.append((job, status, why))
         self.spent_s.setdefault(job.notebook, []).append(spent_s)
 
+    def ran(self, job: Task, manifest: dict[str, Any]) -> None:
+        """A job that another process has just run, and has told of."""
+        self.ended.append((job, manifest["status"], reason(manifest["error"])))
+
     def fail(self, text: str) -> None:
         """Something beside the jobs went wrong, such as a page."""
         self.broken.append(text)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import ParamsError
+from lib.hardware import memory_in_use
 
 try:
     import fcntl
@@ -28,7 +29,6 @@ class Gpu:
 
     uuid: str
     name: str
-    processes: int = 0  # compute processes on it when it was listed
     slices: tuple[Gpu, ...] = ()  # where MIG is on
 
 
@@ -54,11 +54,7 @@ def gpus() -> list[Gpu]:
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
-    try:
-        processes = len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    except nvml.NVMLError:
-        processes = 0
-    return Gpu(nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle), processes)
+    return Gpu(nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle))
 
 
 def _slices(nvml: Any, handle: Any) -> Iterator[Gpu]:
@@ -138,6 +134,47 @@ def _nothing(text: str, all_gpus: list[Gpu]) -> str:
     return (
         f"CUDA_VISIBLE_DEVICES={text} names {what} that the driver does not list (it lists: "
         f"{listed}); `nvidia-smi -L` shows GPUs and MIG slices with their UUIDs"
+    )
+
+
+MPS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
+VIRTUAL = (2, 3)  # NVML's modes of a virtual GPU, and of a board that is given out as several
+IDLE_BYTES = 10**8  # a driver alone holds less, a process with CUDA more
+
+
+def shared_by(gpu: Gpu, env: Mapping[str, str] = os.environ) -> str:
+    """Why others may use a GPU that this run holds, as the driver tells now; empty where nothing
+    says so. A neighbour in another container shows by the memory that is in use."""
+    if gpu.uuid.startswith("MIG-"):
+        return "it is a MIG slice, and others may use the rest of its board"
+    if names := [name for name in MPS if env.get(name)]:
+        return f"{names[0]} is set, so that MPS divides it"
+    try:
+        import pynvml as nvml
+
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+    except Exception:  # as in `gpus`
+        return ""
+    with contextlib.suppress(nvml.NVMLError):
+        if nvml.nvmlDeviceGetVirtualizationMode(handle) in VIRTUAL:
+            return "it is virtual (vGPU), and its board divides its time"
+    if count := memory_in_use.process_count(nvml, handle):
+        return f"{count} other process(es) use it"
+    used = memory_in_use.gpu_used_bytes(nvml, handle)[0] or 0
+    with contextlib.suppress(nvml.NVMLError):
+        if nvml.nvmlDeviceGetDisplayActive(handle):  # a screen's memory is no neighbour
+            return ""
+    if used > IDLE_BYTES:
+        return f"{used / 1e9:.1f} GB of its memory are in use, as where its time is sliced"
+    return ""
+
+
+def shared_error(gpu: Gpu, reason: str) -> BusyError:
+    """What to say where a GPU that is shared would measure what is to be compared."""
+    return BusyError(
+        f"GPU {gpu.name} ({gpu.uuid}) is shared: {reason}. What is to be compared needs a whole "
+        "GPU to itself: ask the scheduler for one, or name another in CUDA_VISIBLE_DEVICES"
     )
 
 

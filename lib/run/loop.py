@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lib import files
 from lib.files import short
 from lib.records import store
-from lib.run import kernel, lease, plan, preflight
+from lib.run import groups, kernel, lease, plan, preflight
 from lib.run.console import Tally, say
 from lib.run.job import Stop, recover, run_job
 from lib.run.plan import Task
@@ -24,7 +24,9 @@ def run(
     profile: Profile,
     out_dir: Path,
     *,
-    only: str | None = None,
+    only: Sequence[str] | None = None,
+    back: Path | None = None,
+    ran: Collection[str] = (),
     force: bool = False,
     timeout_s: float | None = None,
     wait: bool = False,
@@ -35,22 +37,32 @@ def run(
 ) -> int:
     """Run every job of a profile that is not finished yet, then write the report.
 
-    `only` names one job, by its folder below `out_dir`; other processes may run others there.
+    `only` names jobs, by their folders below `out_dir`; other processes may run others there. With
+    `back` they are then repeated in that folder, the last one first, on the same GPU: A B B A,
+    which a GPU that is shared is refused for. `ran` names jobs that others have just run.
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
-    store.refuse_released(out_dir)
-    store.refuse_links(out_dir)
-    every, stop = plan.plan(profile, out_dir), Stop()
-    start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    jobs = every if only is None else [named(every, only)]
+    places = [place for place in (out_dir, back) if place is not None]
+    for place in places:
+        store.refuse_released(place)
+        store.refuse_links(place)
+    every, stop = {place: plan.plan(profile, place) for place in places}, Stop()
+    starts: dict[Path, str] = {}
+    jobs = every[out_dir]
+    if only is not None:
+        jobs = [named(jobs, name) for name in dict.fromkeys(only)]
+    if back is not None:
+        jobs += [named(every[back], job.name) for job in groups.way_back(jobs)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.installed())
-        own = out_dir if only is None else jobs[0].folder
-        folder = hashlib.sha256(str(own.resolve()).encode()).hexdigest()[:12]
-        stack.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
+        for own in [out_dir] if only is None else [job.folder for job in jobs]:
+            folder = hashlib.sha256(str(own.resolve()).encode()).hexdigest()[:12]
+            stack.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
         for job in jobs:
             recover(job.folder)
-        gpus = _lease_gpus(profile, jobs, stack, wait)
+        mine = [job for job in jobs if job.name not in ran]
+        gpus = _lease_gpus(profile, mine, stack, wait)
+        shared = _say_shared(gpus, back)
 
         def name_of(job: Task) -> str:
             return lease.together(gpus[: job.devices])
@@ -59,22 +71,31 @@ def run(
             offline = profile.name in OFFLINE_PROFILES or job.weights == "random"
             seen = gpus[: job.devices] if job.model else gpus  # the machine is all of them
             env = kernel.kernel_env(offline=offline, gpu_uuids=[gpu.uuid for gpu in seen])
-            return {files.START_VARIABLE: start} | env
+            start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            own = {files.START_VARIABLE: starts.setdefault(job.out, start)}
+            return own | env | ({files.SHARED_VARIABLE: shared} if shared else {})
 
-        todo = [x for x in jobs if force or not _finished(x, name_of(x), models_path)]
+        todo = [x for x in mine if force or not _finished(x, name_of(x), models_path)]
         if todo:
-            files.require_room(out_dir)
+            for place in places:
+                files.require_room(place)
         offline = profile.name in OFFLINE_PROFILES
         env = kernel.kernel_env(offline=offline, gpu_uuids=[gpu.uuid for gpu in gpus])
         check(preflight.arms(todo), env)
-        _record_plan(every, out_dir, profile.name, {})
+        for place in places:
+            _record_plan(every[place], place, profile.name, {})
 
-        tally, stale = Tally(jobs), {}
+        tally, stale = Tally(jobs), {place: {} for place in places}
         for job in jobs:
+            if job.name in ran:
+                if manifest := store.read(job.folder):
+                    tally.ran(job, manifest)
+                    _guarded(tally, "notebook page", write_page, job.folder)
+                continue
             name = name_of(job)
             sha = plan.job_sha(job, name, models_path)
             reasons = None if force else _kept(job, sha, name)
-            stale[job.name] = "; ".join(reasons or ())
+            stale[job.out][job.name] = "; ".join(reasons or ())
             if reasons is not None:
                 tally.skip(job, reasons)
                 continue
@@ -92,7 +113,8 @@ def run(
             if stop.signum:
                 break
             _guarded(tally, "notebook page", write_page, job.folder)
-        _record_plan(every, out_dir, profile.name, stale)
+        for place in places:
+            _record_plan(every[place], place, profile.name, stale[place])
         if not stop.signum:
             _guarded(tally, "report", write_report, out_dir)
         tally.summary(out_dir, interrupted=bool(stop.signum))
@@ -149,12 +171,18 @@ def _lease_gpus(
         )
     if not gpus and count == 1:
         return []
-    held = stack.enter_context(lease.lease(lease.alike(gpus, count), count, wait=wait))
-    for gpu in held:
-        if gpu.processes:
-            text = f"{gpu.processes} other process(es) use {gpu.name}; they disturb the numbers"
-            say(f"warning: {text}")
-    return held
+    return stack.enter_context(lease.lease(lease.alike(gpus, count), count, wait=wait))
+
+
+def _say_shared(gpus: Sequence[lease.Gpu], back: Path | None) -> str:
+    """Why others may use one of the GPUs; raises where what they measure is to be compared."""
+    reasons = ((gpu, reason) for gpu in gpus if (reason := lease.shared_by(gpu)))
+    gpu, reason = next(reasons, (None, ""))
+    if reason and back is not None:
+        raise lease.shared_error(gpu, reason)
+    if reason:
+        say(f"warning: {gpu.name} is shared, which disturbs the numbers: {reason}")
+    return reason
 
 
 def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, path: Path) -> None:

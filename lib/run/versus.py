@@ -178,7 +178,12 @@ def _everywhere(model: str) -> str:
 def _gpu(device: str, stack: contextlib.ExitStack) -> lease.Gpu | None:
     """The GPU that all blocks use, held until the stack closes; None on a CPU."""
     gpus = [] if device == "cpu" else lease.visible(lease.gpus())
-    return stack.enter_context(lease.lease(gpus))[0] if gpus else None
+    if not gpus:
+        return None
+    (gpu,) = stack.enter_context(lease.lease(gpus))
+    if reason := lease.shared_by(gpu):
+        raise lease.shared_error(gpu, reason)
+    return gpu
 
 
 def measure(

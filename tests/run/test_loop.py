@@ -635,7 +635,7 @@ def test_cuda_visible_devices_is_obeyed():
 H100 = lease.Gpu(
     "GPU-a1",
     "H100",
-    slices=(lease.Gpu("MIG-b1", "H100 MIG 1g.10gb"), lease.Gpu("MIG-b2", "H100 MIG 1g.10gb", 1)),
+    slices=(lease.Gpu("MIG-b1", "H100 MIG 1g.10gb"), lease.Gpu("MIG-b2", "H100 MIG 1g.10gb")),
 )
 L4 = lease.Gpu("GPU-a2", "L4")
 
@@ -706,7 +706,6 @@ def fake_nvml(*, mig):
         nvmlInit=lambda: None,
         nvmlDeviceGetCount=lambda: 1,
         nvmlDeviceGetHandleByIndex=lambda index: "GPU-1",
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: [],
         nvmlDeviceGetUUID=lambda handle: handle,
         nvmlDeviceGetName=lambda handle: f"name of {handle}",
         nvmlDeviceGetMigMode=mode,
@@ -903,8 +902,8 @@ def test_one_job_runs_beside_others_and_is_named_by_its_folder(bench):
     name = "a--one/random-hf-eager/ok"
     whole = hashlib.sha256(str(bench.out.resolve()).encode()).hexdigest()[:12]
     with lease.lock(f"out-{whole}", what="another job's folder"):
-        assert bench.run(only=name) == 0
+        assert bench.run(only=[name]) == 0
     assert bench.manifest("ok")["status"] == "ok" and not bench.job("raise").exists()
     assert len(json.loads((bench.out / "plan.json").read_text())["jobs"]) == 2
     with pytest.raises(ParamsError, match="unknown job .*did you mean 'a--one/"):
-        bench.run(only="a--one/random-hf-eager/okk")
+        bench.run(only=["a--one/random-hf-eager/okk"])

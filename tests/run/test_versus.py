@@ -110,6 +110,14 @@ def test_all_blocks_use_the_one_gpu_that_is_held(machine, monkeypatch):
     assert [gpu for _, _, gpu, _ in calls(machine)] == ["GPU-a"] * 4
 
 
+def test_a_shared_gpu_is_refused_before_the_first_block(machine, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "gpus", lambda: [lease.Gpu("MIG-a", "H100 MIG 1g.10gb")])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert run(machine, "--rounds", "1") == 2
+    assert "(MIG-a) is shared: it is a MIG slice" in capsys.readouterr().err
+    assert not (machine / "calls").exists() or calls(machine) == []
+
+
 def test_a_folder_of_packages_comes_before_all_others(machine, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "inherited")
     (machine / "new" / "x").mkdir(parents=True)
