@@ -12,7 +12,7 @@ from lib.analysis import fit, predictions
 from lib.files import ROOT, ParamsError
 from lib.measure.memory import forecast
 from lib.models import formats, load
-from lib.models.card import ModelCard, ModelError
+from lib.models.card import Block, ModelCard, ModelError
 from lib.records.store import load_tree
 
 GB = 10**9
@@ -133,6 +133,179 @@ def test_weights_by_hand(form, total, experts):
 def test_experts_only_leaves_a_dense_model_unanswered():
     with pytest.raises(ModelError, match="toy has no routed experts"):
         formats.held_as(replace(CARD, expert_matrix_params=0), formats.FORMS["mxfp4"])
+
+
+BARE = replace(CARD, context_limit=None, kv_layers=())
+BLOCKS = replace(BARE, kv_blocks=(Block(4, full_bytes=100, left_bytes=100),))
+
+
+@pytest.mark.parametrize(
+    ("card", "free", "tokens"),
+    [
+        (CARD, 99_999, 99),  # 1,000 bytes each
+        (CARD, 100_000, 100),
+        (CARD, 100_499, 100),  # the 101st takes 500
+        (CARD, 10**9, 10_000),  # the model's own limit
+        (BLOCKS, 299, 0),  # before a block of four is full, three tokens of 100 are held
+        (BLOCKS, 300, 3),
+        (BLOCKS, 399, 3),
+        (BLOCKS, 400, 7),  # a full block, and three tokens
+        (BARE, 0, 2**30),  # nothing grows
+    ],
+)
+def test_the_largest_context_by_hand(card, free, tokens):
+    assert fit.largest_context(card, free) == tokens
+
+
+def test_a_cache_that_does_not_grow_limits_nothing():
+    row = plan(0, BARE, contexts=())
+    assert (row["largest_context"], row["limited_by"]) == (None, "nothing")
+    assert row["missing"] == {
+        "largest_context": "no cache grows without end, and the model states no limit"
+    }
+    assert plan(7, replace(BARE, context_limit=5), contexts=())["largest_context"] == 5
+
+
+def test_what_a_token_takes_where_blocks_are_kept():
+    """Four tokens in a block of 100 bytes are 25 a token; the first on its own takes 100."""
+    row = plan(1000, replace(BLOCKS, state_bytes=7), contexts=())
+    assert (row["token_bytes"], row["token_beyond_window_bytes"], row["state_bytes"]) == (
+        100,
+        25,
+        7,
+    )
+
+
+@pytest.mark.parametrize(
+    ("left", "users"), [(-1, 0), (0, 0), (549_999, 0), (550_000, 1), (1_099_999, 1), (1_100_000, 2)]
+)
+def test_room_is_for_whole_users(left, users):
+    """1,000 tokens take 1,000 x 250 x 2 bytes, and 100 x 250 x 2 in the window."""
+    gpu_bytes = CARD.weight_bytes + RESERVE + left
+    assert fit.room(CARD, gpu_bytes, 1000) == users
+    assert fit.short_bytes(CARD, gpu_bytes) == -left
+    assert plan(left, contexts=(1000,))["users_1000"] == users
+
+
+def test_the_line_that_room_reads_bends_at_the_window_and_ends_at_the_limit():
+    line = fit.line(CARD)
+    assert line["fixed_bytes"] == 2 * GB + RESERVE
+    assert line["user_bytes"] == [[0, 0], [100, 100_000], [10_000, 100_000 + 9_900 * 500]]
+    assert [n for n, _ in fit.line(BARE)["user_bytes"]] == [0, 2**30]
+
+
+@pytest.mark.parametrize(
+    ("left", "contexts", "options", "why"),
+    [
+        (0, (1000,), {"bytes_per_s": 1.0}, "does not fit: 0.00 GB short, before any cache"),
+        (1, (1000,), {"bytes_per_s": 1.0}, "a sequence of 1,000 tokens does not fit"),
+        (549_999, (1000,), {"bytes_per_s": 1.0}, "a sequence of 1,000 tokens does not fit"),
+        (550_000, (1000,), {}, "no decode limit without a bandwidth: give BANDWIDTH_GB_S"),
+        (550_000, (1000,), {"bytes_per_s": 1.0}, None),
+        (GB, (10_000,), {"bytes_per_s": 1.0}, None),
+        (GB, (10_001,), {"bytes_per_s": 1.0},
+         "10,001 tokens are beyond the model's own limit of 10,000"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_no_decode_limit(left, contexts, options, why):
+    row = plan(left, contexts=contexts, **options)
+    assert row["missing"].get(f"decode_tok_per_s_{contexts[0]}") == why
+    assert (row[f"decode_tok_per_s_{contexts[0]}"] is None) == bool(why)
+
+
+def test_a_workspace_is_asked_for_up_to_the_models_limit():
+    row = plan(GB, contexts=(10_000,), workspace=lambda tokens: tokens)
+    assert row["workspace_bytes_10000"] == 10_000
+    own = 10_000 * 500 + 100 * 500
+    assert (row["users_in_turn_10000"], row["users_10000"]) == (GB // own, GB // (own + 10_000))
+    # One user fits, and none with the workspace of its prefill.
+    tight = plan(550_000, contexts=(1000,), workspace=lambda tokens: 1)
+    assert (tight["users_in_turn_1000"], tight["users_1000"]) == (1, 0)
+
+
+def toy(**options):
+    """The toy on a GPU of 4 GB at 1,000 GB/s: 0.8 GB are left beside bfloat16 weights."""
+    given = {"gpu_gb": 4, "forms": ("bfloat16", "4-bit"), "bandwidth_gb_s": 1000}
+    given |= {"contexts": (1000, 20_000)}
+    return fit.answer(lambda dtype: options.get("card", CARD), **(given | options.get("more", {})))
+
+
+def cells(text):
+    return {line[:36].strip(): line[36:].split() for line in text.splitlines() if line[36:]}
+
+
+def test_an_answer_in_bytes_by_hand():
+    result = toy()
+    assert (result["gpu_bytes"], result["bandwidth_bytes_per_s"]) == (4 * GB, 1000 * GB)
+    assert result["weights"]["bfloat16"]["left_bytes"] == 4 * GB - 2 * GB - RESERVE
+    assert toy(more={"bandwidth_gb_s": None})["bandwidth_bytes_per_s"] is None
+    for wrong in (
+        {"gpu_gb": float("inf")},
+        {"gpu_gb": 0},
+        {"bandwidth_gb_s": 0},
+        {"contexts": (0,)},
+    ):
+        with pytest.raises(ParamsError, match="give GPU_GB, BANDWIDTH_GB_S and CONTEXT above 0"):
+            toy(more=wrong)
+    assert toy(more={"gpu_gb": 0.5, "bandwidth_gb_s": 0.5, "contexts": (1,)})["gpu_bytes"] == GB / 2
+
+
+def test_the_table_of_a_toy_by_hand():
+    text = fit.text(toy(more={"workspace_of": lambda dtype, tokens: 1000 * tokens}))
+    four_bit = 741_601_562  # bytes, see above; of its reserve 5 % are 0.037 GB
+    left = 4 * GB - four_bit - 600_000_000 - 500_000_000 - 37_080_078
+    table = cells(text)
+    assert table["weights (GB)"] == ["2.00", "0.74"]
+    assert table["reserve (GB)"] == ["1.20", "1.14"]
+    assert table["left for the cache (GB)"] == ["0.80", f"{left / 1e9:.2f}"] == ["0.80", "2.12"]
+    assert table["cache of one token (kB)"] == ["1.00", "1.00"]
+    assert table["beyond the window (kB)"] == ["0.50", "0.50"]
+    assert table["largest context at batch 1 (tokens)"] == ["10,000", "10,000"]
+    assert table["prefill of one of 1,000 (GB)"] == ["0.001", "0.001"]
+    # 0.8 GB of 550,000 and 1,000,000 bytes; in turn of 550,000.
+    assert table["users at 1,000 tokens each"][0] == "516"
+    assert table["prefilled in turn"][0] == f"{800_000_000 // 550_000:,}" == "1,454"
+    assert table["users at 20,000 tokens each"] == ["-", "-"]
+    # 0.6 GB of weights and 549,500 bytes of cache a step.
+    assert table["decode limit at 1,000 (tok/s)"][0] == f"{1e12 / 600_549_500:,.1f}" == "1,665.1"
+    assert table["decode limit at 20,000 (tok/s)"] == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("title", "card"),
+    [
+        ("beyond the window (kB)", replace(CARD, kv_layers=((250, None),))),
+        ("state of a sequence (MB)", CARD),
+    ],
+)
+def test_a_line_of_the_table_that_no_form_has_is_left_out(title, card):
+    assert title not in cells(fit.text(toy(card=card)))
+
+
+def test_blocks_and_states_have_their_lines():
+    table = cells(fit.text(toy(card=replace(BLOCKS, state_bytes=3_000_000))))
+    assert table["state of a sequence (MB)"] == ["3.00", "3.00"]
+    assert table["beyond the window (kB)"] == ["0.03", "0.03"]  # 25 bytes
+
+
+def test_the_head_and_the_notes_of_the_table():
+    text = " ".join(fit.text(toy()).split())
+    assert text.startswith(
+        "toy (toy): 1.000 B parameters, 0.300 B active; the model's own context limit: "
+        "10,000 tokens GPU of 4 GB, 1,000 GB/s"
+    )
+    assert "window: 1 of 2 layers keep the last 100 tokens only" in text
+    assert "reserve: 0.6 GB for the CUDA context, 0.5 GB and 5% of the weights" in text
+    assert "bfloat16, 4-bit: 20,000 tokens are beyond the model's own limit" in text
+    assert formats.KEPT.split()[0] in text
+    plain = toy(card=replace(CARD, context_limit=None), more={"bandwidth_gb_s": None})
+    text = " ".join(fit.text(plain).split())
+    assert "context limit: not stated GPU of 4 GB bfloat16" in text
+    assert "decode limit at" not in text
+
+
+def test_contexts_are_a_list_of_whole_numbers():
+    assert fit.tokens("2048, 8192") == (2048, 8192)
 
 
 def test_gpt_oss_20b_fits_80_gb_and_not_24(gpt_oss):
