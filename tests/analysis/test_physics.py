@@ -182,7 +182,9 @@ def test_decoding_as_fast_as_the_whole_call_is_possible():
     ],
 )
 def test_a_call_uses_no_less_than_the_idle_board(joules, seconds, below):
-    row = Record("energy", key("m"), {"energy_j": [*joules], "e2e_s": [*seconds]}, {"idle_w": 100.0})
+    row = Record(
+        "energy", key("m"), {"energy_j": [*joules], "e2e_s": [*seconds]}, {"idle_w": 100.0}
+    )
     assert [pair.kind for pair in physics.of_energy(row)] == ["idle board"] * below
 
 
