@@ -181,6 +181,96 @@ def test_a_batch_must_read_the_experts_that_its_router_was_traced_to_choose():
     assert (arm.step_bytes, arm.realised_bytes) == (2150, None)
 
 
+def engine_trace(**changes):
+    fields = {"model": "moe", "weights": "random", "dtype": "bfloat16", "batch": 3} | changes
+    return Record("engine-trace", fields, {"distinct_experts": [2.5, 3.5]}, {})
+
+
+@pytest.mark.parametrize(
+    ("told", "batch", "size"),
+    [
+        # Of an even router 3.5 of 4 for three tokens, 2 for one; told are 3 in the mean.
+        ([], 3, 1800 + 350),
+        ([engine_trace()], 3, 1800 + 300),
+        ([engine_trace(batch=1)], 1, 1800 + 200),
+        ([engine_trace(batch=2)], 3, 1800 + 350),
+        ([engine_trace(weights="checkpoint")], 3, 1800 + 350),
+        ([engine_trace(dtype="float32")], 3, 1800 + 350),
+        ([engine_trace(model="m")], 3, 1800 + 350),
+    ],
+)
+def test_an_engine_tells_how_many_experts_its_batches_chose(told, batch, size):
+    card = replace(CARD, experts=4, experts_per_token=2, routed_bytes=400, kv_layers=())
+    moe = Record("card", {"model": "moe", "dtype": "bfloat16"}, {}, card.as_dict())
+    mine = rows(
+        0.1, None, model="moe", kind="batch", batch=batch, stack="vllm", engine="0123456789"
+    )
+    (arm,) = bounds.arms([ENV, moe, *told, *mine], "batch")
+    assert arm.step_bytes == size
+    if told and size == 2100:
+        assert arm.traced == {"experts_chosen_decode": 3}
+    else:
+        assert arm.traced == {}
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "batch", "tokens"),
+    [((10, 20), 1, 138), ((10, 21), None, 138), ((10, 20), 2, 138)],
+)
+def test_a_size_that_no_row_has_is_the_cards_in_the_middle_of_the_longest_call(
+    new_tokens, batch, tokens
+):
+    """128 tokens of context and half of twenty: 138."""
+    calls = [
+        Record("latency", key("m", context=128, new_tokens=g, batch=batch), {"e2e_s": [1 + g] * 3},
+               env_id=ENV.env_id)
+        for g in new_tokens
+    ]  # fmt: skip
+    (arm,) = bounds.arms([ENV, card_row(), *calls])
+    assert arm.step_bytes == CARD.decode_bytes(tokens, batch or 1)
+    assert arm.batch == (batch or 1)
+    (arm,) = bounds.arms([ENV, card_row(), *rows(0.02, 777)])
+    assert arm.step_bytes == 777  # what the row says comes first
+
+
+def test_experts_of_one_sequence_are_those_of_its_row():
+    """A trace of what a batch of one chose changes nothing; of two it does."""
+    card = replace(CARD, experts=4, experts_per_token=2, routed_bytes=400, kv_layers=())
+    moe = Record("card", {"model": "moe", "dtype": "bfloat16"}, {}, card.as_dict())
+    values = {"decode_bytes": 2000, "decode_bytes_realised": 2300, "experts_chosen_decode": 3.0}
+    for batch, size in ((1, 1999), (2, 1800 + 300)):
+        traced = Record("trace", key("moe", new_tokens=None, batch=batch), {}, values)
+        mine = rows(0.1, 1999, model="moe", batch=batch, decode_experts="grouped_mm")
+        (arm,) = bounds.arms([ENV, moe, traced, *mine])
+        assert (arm.step_bytes, arm.realised_bytes) == (size, size + 300)
+
+
+def test_the_nearest_traced_context_is_taken_on_either_side():
+    mine = rows(0.1, GB, model="moe", context=400, decode_experts="loop", experts="loop")
+    near, far = trace(GB, 3 * GB, 512, experts="loop"), trace(GB, 2 * GB, 64, experts="loop")
+    (arm,) = bounds.arms([ENV, far, near, *mine])
+    assert arm.realised_bytes == 3 * GB
+
+
+def test_a_share_of_just_one_is_possible():
+    """Four steps a second of 837.5 GB are the 3,350 GB/s of the datasheet."""
+    just = [H100, *rows(0.25, 837.5 * GB, env=H100)]
+    assert bounds.violations(just) == []
+    (arm,) = bounds.arms(just)
+    assert arm.mbu(realised=False, datasheet=True).value == 1 and arm.remark == ""
+    beyond = bounds.utilisation([H100, *rows(0.2, 837.5 * GB, env=H100)])
+    assert not {c.title: c.numeric for c in beyond.columns}["remark"]
+
+
+def test_without_a_bandwidth_an_arm_has_no_bound():
+    bare = environment_record({"gpu": "G"})
+    (arm,) = bounds.arms([bare, *rows(0.02, env=bare)])
+    assert (arm.bound_per_s, arm.remark) == (None, "")
+    assert arm.mbu(realised=False, datasheet=False).reason == "no bandwidth measured"
+    (line,) = lines(bounds.utilisation([bare, *rows(0.02, env=bare)]))
+    assert "bound (tok/s)" not in line
+
+
 def test_models_and_contexts_are_kept_apart():
     """Pooled, the two models would give a slope that neither has."""
     long = rows(0.05, model="b", context=512)
