@@ -195,6 +195,7 @@ def main() -> int:
     counts = {}
     for module, (_, same) in parts.items():
         mutants = [mutant for name, mutant in pool if name == module]
+        print(f"{module}: {len(mutants)} mutants", file=sys.stderr)
         alive = survivors(module, mutants, settings[module]["tests"])
         counts[module] = len(mutants), len(alive), len(same)
     lines, share = summary(counts)
