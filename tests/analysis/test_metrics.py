@@ -277,6 +277,19 @@ def test_a_busy_time_below_one_is_a_reading():
     assert METRICS["decode_kernels"].of([row("busy", values={"decode_kernels": 0.5})]).value == 0.5
 
 
+def test_each_repetition_is_in_the_unit_of_the_metric():
+    two = replace(FIVE, samples={"e2e_s": [0.5, None, 2.0]})
+    assert METRICS["p50"].of.raw(two) == [0.5, 2.0]
+    assert METRICS["p50"].of.each(two) == [500, 2000]
+    assert METRICS["output"].of.each(two) == [10, 2.5]  # five tokens
+    assert METRICS["itl"].of.raw(
+        replace(ITL, samples={"token_s": [[1, 2, 4, 6], [1, 2], [1]]})
+    ) == [
+        2,
+        1,
+    ]
+
+
 def test_power_counts_the_calls_of_its_window():
     assert METRICS["power"].of([ENERGY]).n == 6
     bare = row("energy", values={"window_energy_j": 330.0, "window_s": 6.0})
