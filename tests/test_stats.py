@@ -199,6 +199,8 @@ def test_an_interval_says_its_level_and_there_is_none_below_90_percent():
     assert stats.inverse(stats.scaled(est, 2)).level == est.level
     assert stats.quotient(est, stats.median(range(1, 11))).level == est.level
     assert stats.slope(x + [128], [*y, 12.9]).level == stats.CONFIDENCE
+    three = stats.slope([64] * 3 + [128] * 3, [6.4, 6.5, 6.6, 12.8, 12.9, 13.0])
+    assert three.level == 0.9 and three.low == pytest.approx(6.2 / 64)  # just enough
     lone = stats.slope(x[:7], y[:7])
     assert lone.value is not None and lone.low is None
     assert lone.reason == "n = 7: all pairs together hold at 71%, 90% are needed"
@@ -332,6 +334,9 @@ def test_an_a_a_check_needs_two_blocks_of_six():
     step = stats.aa_coverage([1.0] * 6 + [2.0] * 12)
     assert step.n == 7 and 0 < step.value < 1
     assert stats.aa_coverage([1.0, 1.0, 2.0, 2.0], block=1).n == 3
+    assert stats.aa_coverage([1.0] * 6 + [2.0] * 6).value == 0
+    # Six slow ones of eighteen: blocks that both hold two to four of them look alike.
+    assert stats.aa_coverage([1.0] * 6 + [2.0] * 6 + [1.0] * 6).value == 3 / 7
 
 
 def test_in_order_is_the_second_half_over_the_first():
