@@ -28,7 +28,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ROOT / "tools" / "mutants.yaml"
@@ -81,14 +81,21 @@ def faults(module: str) -> list[dict[str, Any]]:
 
 def all_faults(modules: list[str]) -> Faults:
     """`faults` of modules, by Cosmic Ray's own environment, which is made where there is none."""
-    python = str(VENV / "bin" / "python")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    if not Path(python).exists():
-        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, *project["optional-dependencies"]["mutants"]], check=True)
+    wanted = project["optional-dependencies"]["mutants"]
+    python = str(VENV / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+    for command in ([sys.executable, "-m", "venv", str(VENV)], pip):
+        if subprocess.run(command).returncode != 0:
+            fail(f"{' '.join(wanted)} was not installed in {VENV}: see above, then run it again")
     command = [python, str(Path(__file__)), "--make", *modules]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def fail(why: str) -> NoReturn:
+    """End with status 2 and one line."""
+    print(f"mutants: {why}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 # --- in the environment of the tests -----------------------------------------------------------
@@ -139,8 +146,7 @@ def survivors(module: str, mutants: list[dict[str, Any]], tests: list[str]) -> l
     """Mutants that the tests pass with. Raises SystemExit where they fail without any."""
     start_s = time.monotonic()
     if not passes(module, (ROOT / module).read_text(encoding="utf-8"), tests, 600):
-        print(f"{module}: {' '.join(tests)} fail without a mutant", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"{module}: {' '.join(tests)} fail without a mutant; mend them first")
     limit_s, alive = max(20.0, 10 * (time.monotonic() - start_s)), []
     for mutant in mutants:
         if passes(module, mutant["text"], tests, limit_s):
@@ -155,8 +161,7 @@ def split(module: str, mutants: list[dict], listed: list[dict[str, str]]) -> tup
     lines = {(mutant["was"], mutant["now"]) for mutant in mutants}
     equivalent = {(entry["was"], entry["now"]) for entry in listed}
     for was, now in equivalent - lines:
-        print(f"{SETTINGS.name}: {module} has no mutant {was!r} -> {now!r}", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"{module} has no mutant {was!r} -> {now!r}: take it out of {SETTINGS.name}")
     same = [mutant for mutant in mutants if (mutant["was"], mutant["now"]) in equivalent]
     return [mutant for mutant in mutants if mutant not in same], same
 
@@ -182,6 +187,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     options = parser.parse_args()
     modules = options.modules or list(settings)
+    if unknown := [name for name in modules if name not in settings]:
+        fail(f"{unknown[0]} is not in {SETTINGS.name}, which has {', '.join(settings)}")
     for name in PACKAGES:
         importlib.import_module(name)
     gc.freeze()  # or each process would walk, and so copy, all that these hold
@@ -201,10 +208,8 @@ def main() -> int:
     lines, share = summary(counts)
     print("\n".join(["", *lines]))
     if options.sample:
-        interval = importlib.import_module("scipy.stats").binomtest(
-            round(share * len(pool)), len(pool)
-        )
-        low, high = interval.proportion_ci()
+        binomtest = importlib.import_module("scipy.stats").binomtest
+        low, high = binomtest(round(share * len(pool)), len(pool)).proportion_ci()
         print(f"a sample of {len(pool)}: {share:.1%}, 95 % interval [{low:.1%}, {high:.1%}]")
     return 0 if share >= LEAST else 1
 
