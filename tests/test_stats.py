@@ -56,6 +56,7 @@ def test_a_high_percentile_by_hand():
     assert stats.percentile(range(13), 51).value == pytest.approx(0.51 * 12)
     assert stats.percentile(range(13), 49).value == pytest.approx(0.49 * 12)
     assert stats.percentile(range(59), 5).low is None  # all 59 lie above p5 in 4.8 %
+    assert stats.percentile(range(5), 51).method == "p51, one-sided upper bound"  # 0.51**5: 3.5 %
     assert stats.percentile(range(3), 51).method == "max of 3"
 
 

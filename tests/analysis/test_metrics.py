@@ -277,6 +277,45 @@ def test_a_busy_time_below_one_is_a_reading():
     assert METRICS["decode_kernels"].of([row("busy", values={"decode_kernels": 0.5})]).value == 0.5
 
 
+def test_of_several_rows_the_last_counts():
+    """Nine seconds for two sequences, and visits of its own: none of it is told."""
+    other = row("latency", {"e2e_s": times(9.0)}, visit="a", new_tokens=5, batch=2)
+    early = replace(other, others=(replace(other, visit="b"),))
+    output = METRICS["output"].of([early, FIVE])
+    assert output.value == 5 and output.records == (record_id(FIVE),)
+    assert "visit" not in output.method
+    visited = in_visits("latency", "e2e_s", [1.0, 2.0], new_tokens=5)
+    both = METRICS["p50"].of([other, visited])
+    assert both.value == pytest.approx(1500)
+    assert both.records == (record_id(visited), record_id(visited.others[0]))
+    late = replace(MEMORY, values=BYTES | {"peak_bytes": 7e9})
+    assert METRICS["peak"].of([MEMORY, late]).value == 7
+    assert METRICS["active"].of([CARD, replace(CARD, values={"active_params": 5e9})]).value == 5
+    assert METRICS["j_per_1k_net"].of(
+        [ENERGY, replace(ENERGY, samples=ENERGY.samples | {"net_energy_j": times(10.0)})]
+    ).value == pytest.approx(2000)
+    assert (
+        METRICS["power"]
+        .of([ENERGY, replace(ENERGY, values={"window_energy_j": 6.0, "window_s": 2.0})])
+        .value
+        == 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ({"energy_j": "no counter"}, "no counter"),  # what it is measured with
+        ({"energy_j": "no counter", "idle_w": "the board was busy"}, "the board was busy"),
+        ({"idle_w": "the board was busy"}, "the board was busy"),
+        ({}, "no reading"),
+    ],
+)
+def test_a_reading_without_a_reason_has_that_of_what_it_is_like(missing, reason):
+    bare = replace(row("energy"), missing=missing)
+    assert METRICS["idle"].of([bare]).reason == f"not measured: {reason}"
+
+
 def test_each_repetition_is_in_the_unit_of_the_metric():
     two = replace(FIVE, samples={"e2e_s": [0.5, None, 2.0]})
     assert METRICS["p50"].of.raw(two) == [0.5, 2.0]

@@ -175,6 +175,7 @@ def counter(times, period_s=0.1):
         ([1.0, 1.1, 1.2, 2.0], 0.2, "counter_stalled"),
         ([1.0, 1.3, 1.6, 2.0], None, ""),  # in the median 0.3 s
         ([1.0, 1.1, 1.2, 1.3, 2.0], None, "counter_stalled"),  # in the median 0.1 s
+        ([1.0, 2.0], None, ""),  # two ticks are a line
         ([1.0], 0.1, "counter_stalled"),
         ([1.1, 1.2, 2.0], 0.3, "not_covered"),
         ([1.0, 1.2, 1.9], 0.3, "not_covered"),
