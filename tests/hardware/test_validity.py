@@ -246,6 +246,13 @@ def beside(lone, width=1, near=10.0):
         (beside(1.9), None, "invalid"),
         (beside(5.0), 10.0, "ok"),  # a board that waits between calls shows its idle power
         (powers(10, 10, 51), 10.0, "ok"),  # nothing after it to tell
+        # Its neighbours are half a second to a second away, on either side.
+        (powers(*[20] * 2, *[10] * 4, 51, *[10] * 3, *[20] * 3), 10.0, "invalid"),
+        (powers(*[10] * 3, 11, *[10] * 2, 51, *[10] * 6), 10.0, "ok"),
+        (powers(*[10] * 2, 11, *[10] * 3, 51, *[10] * 6), 10.0, "ok"),
+        (powers(*[10] * 6, 51, 10, 11, *[10] * 4), 10.0, "ok"),
+        (powers(*[10] * 6, 51, *[10] * 2, 11, *[10] * 3), 10.0, "ok"),
+        (powers(*[10] * 4, *[11] * 2, 51, 11, *[10] * 5), 10.0, "invalid"),
     ],
 )
 def test_a_lone_reading_is_five_times_its_neighbours_on_both_sides(trace, idle_w, level):
