@@ -394,6 +394,12 @@ def test_decode_throughput_is_the_median_of_the_slopes_of_visits():
     decode = METRICS["decode"].of([ones, fives])
     assert (decode.value, decode.n) == (pytest.approx(5), 3)
     assert (decode.low, decode.high) == (pytest.approx(2), pytest.approx(10))
+    ones = in_visits("latency", "ttft_s", [1.0, 1.0], new_tokens=1)
+    two = METRICS["decode"].of([ones, in_visits("latency", "e2e_s", [1.4, 1.8], new_tokens=5)])
+    assert (two.value, two.n, two.level) == (pytest.approx(7.5), 2, None)
+    # Where only one of two visits has a slope, the line is of all calls.
+    lone = METRICS["decode"].of([ones, in_visits("latency", "e2e_s", [1.4], new_tokens=5)])
+    assert (lone.value, lone.n) == (pytest.approx(10), 12)
 
 
 # --- ratios and series
