@@ -329,6 +329,8 @@ GATHER = "at::native::vectorized_gather_kernel"
     [
         (1, [(GATHER, 6.0, 1e-3)], 2 * GB),  # 2 of 8 experts are 1 GB: written, and read again
         (4, [(GATHER, 6.0, 1e-3)], 8 * GB),  # each token has copies of its own
+        (None, [(GATHER, 6.0, 1e-3)], 2 * GB),  # one sequence where no batch is told
+        (1, [(GATHER, 6.0, 2.5e-4)], 2 * GB),  # 2 GB at 8 TB/s
         (1, [("x::indexSelectLargeIndex", 3.0, 5e-4), (GATHER, 3.0, 5e-4)], 2 * GB),
         (1, [(GATHER, 5.0, 1e-3)], None),  # not two a layer
         (1, [(GATHER, 96.0, 1e-5)], None),  # too short: no memory moves 200 TB/s
@@ -347,6 +349,61 @@ def test_copies_of_experts_are_moved_where_a_profile_shows_them(batch, kernels, 
     assert "no model card" in bounds.moved_beyond(used, [profiled(*kernels)])[1]
     other = profiled(*kernels, stack="graph")
     assert bounds.moved_beyond(used, [MOE, other])[0] is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "seconds", "shown"),
+    [(None, 2.5e-4, True), (4, 7.5e-4, False), (4, 8.5e-4, True), (1, 2.0e-4, True)],
+)
+def test_a_profile_of_several_tokens_must_have_taken_the_time_of_their_copies(
+    batch, seconds, shown
+):
+    """At most 10 TB/s: 2 GB for each of the profiled tokens."""
+    used = trace(2 * GB, 3 * GB, experts="batched_mm")
+    busy = profiled((GATHER, 6.0, seconds), batch=batch)
+    beyond = bounds.moved_beyond(used, [MOE, busy])[0]
+    assert beyond == (3 * GB if shown else None)
+
+
+FULL = replace(CARD, matrix_params=1000)
+
+
+@pytest.mark.parametrize(
+    ("row_dtype", "dtype", "bytes_a_weight"),
+    [
+        ("bfloat16", "bfloat16", 2),
+        (None, "bfloat16", 2),  # a card that tells no dtype
+        ("bfloat16", "8-bit", None),  # 8.125 bits of each weight in a matrix
+        ("float32", "8-bit", 0),  # is held from bfloat16 only
+        ("bfloat16", "float32", 0),
+        ("bfloat16", "float16", 0),
+        ("bfloat16", "unheard of", 0),
+    ],
+)
+def test_a_card_is_held_in_another_form_where_that_is_known(row_dtype, dtype, bytes_a_weight):
+    row = Record("card", {"model": "m", "dtype": row_dtype}, {}, FULL.as_dict())
+    card = bounds.card_of(row, dtype)
+    if bytes_a_weight == 0:
+        assert card is None
+    else:
+        matrices = 2000 if bytes_a_weight else 1000 * 8.125 / 8
+        assert card.weight_bytes == pytest.approx(2400 - 2000 + matrices, abs=1)
+    assert bounds.card_of(None, dtype) is None
+    assert bounds.card_of(replace(row, values={"total_params": 1}), dtype) is None
+
+
+def test_an_engines_card_is_the_last_of_its_model_in_its_form():
+    early, late = (
+        Record("card", {"model": "m", "dtype": "bfloat16"}, {}, card.as_dict())
+        for card in (replace(FULL, weight_bytes=9999), FULL)
+    )
+    other = Record("card", {"model": "n", "dtype": "bfloat16"}, {}, FULL.as_dict())
+    mine = rows(0.1, None, dtype="8-bit", stack="vllm", engine="0123456789")
+    (arm,) = bounds.arms([ENV, early, late, other, *mine])
+    held = bounds.card_of(late, "8-bit")
+    assert arm.step_bytes == held.decode_bytes(138) < CARD.decode_bytes(138)
+    plain = rows(0.1, None, dtype="8-bit")  # what is no engine has no card of another form
+    assert bounds.arms([ENV, early, late, *plain]) == []
 
 
 def test_a_step_of_the_released_set_moves_more_than_twice_what_its_experts_hold():

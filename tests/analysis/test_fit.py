@@ -264,14 +264,17 @@ def test_the_table_divides_by_what_its_units_say():
     """10^18 bytes are 10^9 GB to the last digit."""
     result, big = toy(more={"workspace_of": lambda dtype, tokens: tokens}), 10**18
     sizes = ("weight_bytes", "reserve_bytes", "left_bytes", "workspace_bytes_1000")
-    result["weights"]["bfloat16"] |= dict.fromkeys((*sizes, "state_bytes"), big)
+    small = ("token_bytes", "token_beyond_window_bytes", "state_bytes")
+    result["weights"]["bfloat16"] |= dict.fromkeys((*sizes, *small), big)
     result["card"] |= {"total_params": big, "active_params": 2 * big, "state_bytes": 1}
     text = fit.text(result | {"bandwidth_bytes_per_s": big})
     table, billion = cells(text), "1,000,000,000"
     titles = ("weights (GB)", "reserve (GB)", "left for the cache (GB)")
     assert [table[title][0] for title in titles] == [f"{billion}.00"] * 3
     assert table["prefill of one of 1,000 (GB)"][0] == f"{billion}.000"
-    assert table["state of a sequence (MB)"][0] == "1,000,000,000,000.00"
+    assert table["state of a sequence (MB)"][0] == f"{billion},000.00"
+    for title in ("cache of one token (kB)", "beyond the window (kB)"):
+        assert table[title][0] == f"{billion},000,000.00"
     assert "1000000000.000 B parameters, 2000000000.000 B active" in text
     assert f"GPU of 4 GB, {billion} GB/s" in text
     why = plan(-big, bytes_per_s=1.0, contexts=(1,))["missing"]["decode_tok_per_s_1"]

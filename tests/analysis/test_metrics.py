@@ -475,3 +475,4 @@ def test_a_ratio_as_a_change_in_percent():
 def test_a_card_and_a_reading_name_their_rows():
     assert METRICS["active"].of([CARD]).records == (record_id(CARD),)
     assert METRICS["peak"].of([MEMORY]).n == METRICS["active"].of([CARD]).n == 1
+    assert METRICS["active_realised"].of([ONE, TRACE]).n == 1

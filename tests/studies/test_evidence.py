@@ -241,6 +241,8 @@ def test_the_share_of_the_copys_bandwidth_by_hand():
     assert evidence.decode_share(e, e.base, "Ours") == pytest.approx(1)
     double = of(*both("ours", size=2 * GB))
     assert evidence.decode_share(double, double.base, "Ours") == pytest.approx(2)
+    quick = of(calls("ours", 0.25, 1), calls("ours", 0.75, 5))  # four in half a second
+    assert evidence.decode_share(quick, quick.base, "Ours") == pytest.approx(2)
     assert evidence.calls_s(e, e.base, "Wide") is None
     assert evidence.calls_s(of(both("ours")[1]), of(both("ours")[1]).base, "Ours") is None
 
