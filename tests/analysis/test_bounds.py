@@ -226,7 +226,8 @@ def test_a_size_that_no_row_has_is_the_cards_in_the_middle_of_the_longest_call(
                env_id=ENV.env_id)
         for g in new_tokens
     ]  # fmt: skip
-    (arm,) = bounds.arms([ENV, card_row(), *calls])
+    other = Record("card", {"model": "n"}, {}, replace(CARD, weight_bytes=9999).as_dict())
+    (arm,) = bounds.arms([ENV, card_row(), other, *calls])
     assert arm.step_bytes == CARD.decode_bytes(tokens, batch or 1)
     assert arm.batch == (batch or 1)
     (arm,) = bounds.arms([ENV, card_row(), *rows(0.02, 777)])
@@ -459,7 +460,76 @@ def test_the_datasheets_rate_is_not_that_of_float32():
     assert "bfloat16, this is float32" in arm.mfu(datasheet=True).reason
 
 
+def test_every_share_stands_in_its_own_column():
+    """50 steps a second of 10 GB, 12 GB as traced, of 3,350 GB/s and of measured 2,000 GB/s."""
+    operations = prefill_flop(CARD, 128)
+    card = Record("card", {"model": "moe", "dtype": "bfloat16"}, {}, CARD.as_dict())
+    first = Record(
+        "latency",
+        key("moe", context=128, new_tokens=1, experts="loop"),
+        {"ttft_s": [0.5] * 6},
+        env_id=H100.env_id,
+    )
+    calls = rows(0.02, 10 * GB, model="moe", env=H100, experts="loop")
+    measured = ceilings(2e12, flop=4 * operations, env=H100)
+    used = trace(GB, 3 * GB, experts="loop")
+    table = bounds.utilisation([H100, measured, card, used, first, *calls])
+    (line,) = lines(table)
+    steps = line["decode throughput (tok/s)"]
+    assert line["a step reads (GB)"] == 10 and line["bound (tok/s)"] == 200
+    shares = {
+        c.title: line[c.title] for c in bounds.COLUMNS if "MBU" in c.title or "MFU" in c.title
+    }
+    assert shares == {
+        "useful MBU, datasheet": pytest.approx(steps * 10 / 3350),
+        "useful MBU, measured": pytest.approx(steps * 10 / 2000),
+        "realised MBU, datasheet": pytest.approx(steps * 12 / 3350),
+        "realised MBU, measured": pytest.approx(steps * 12 / 2000),
+        "prefill MFU, datasheet": pytest.approx(operations / 0.5 / 989.4e12),
+        "prefill MFU, measured": pytest.approx(0.5),
+    }
+    (cells,) = table.rows
+    (step,) = [cell for cell in cells if getattr(cell, "value", None) == 10]
+    assert (step.n, step.method) == (1, "counted")
+
+
+def test_a_step_is_told_in_units_of_a_billion_bytes():
+    (line,) = lines(bounds.utilisation([ENV, *rows(0.02, 10**18)]))
+    assert line["a step reads (GB)"] == 10**9
+
+
+def test_a_trace_without_both_sizes_tells_nothing():
+    mine = rows(0.1, GB, model="moe", context=128, decode_experts="loop")
+    whole = trace(GB, 3 * GB, experts="loop")
+    for half in ((GB, None), (None, 9 * GB)):
+        (arm,) = bounds.arms([ENV, whole, trace(*half, context=128, experts="loop"), *mine])
+        assert arm.realised_bytes == 3 * GB
+
+
+def test_the_figure_has_the_tokens_of_all_sequences_under_their_bound():
+    """Four sequences: 10 steps a second are 40 tokens, of 50 steps that 100 GB/s allow 200."""
+    noisy = [
+        replace(
+            r, samples={"e2e_s": [t * f for f in (0.98, 1, 1, 1.02) for t in r.samples["e2e_s"]]}
+        )
+        for r in rows(0.1, 2 * GB, batch=4)
+    ]
+    (arm,) = bounds.arms([ENV, *noisy])
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in bounds.figure(
+        [ENV, *noisy]).lines]  # fmt: skip
+    ends = (4 * arm.steps_per_s.low, 4 * arm.steps_per_s.high)
+    assert [x for x, _ in drawn] == [[128, 128], [128], [128]]
+    assert drawn[0][1] == pytest.approx(ends)
+    assert (drawn[1][1], drawn[2][1]) == ([pytest.approx(4 * arm.steps_per_s.value)], [200])
+
+
 # --- what cannot be
+
+
+@pytest.mark.parametrize(("batch", "where"), [(1, "at 128: "), (2, "at 128, batch 2: ")])
+def test_a_violation_names_its_batch_where_there_are_several(batch, where):
+    (sentence,) = bounds.violations([ENV, *rows(0.005, kind="batch", batch=batch)])
+    assert where + "200.0 steps/s beat the bound" in sentence
 
 
 def test_an_arm_that_beats_its_bound_is_named():
