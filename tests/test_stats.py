@@ -119,7 +119,7 @@ def test_a_ratio_holds_what_95_of_100_redrawn_medians_are():
 
 def test_pairs_by_hand():
     """2 and 8 times as long: 4 in the mean of their logarithms, which lie log 2 from it."""
-    est = stats.paired_ratio([2.0, 8.0], [1.0, 1.0])
+    est = stats.paired_ratio([4.0, 8.0], [2.0, 1.0])
     assert (est.value, est.n) == (pytest.approx(4), 2)
     assert (est.low, est.high) == pytest.approx((4 * 2**-12.7062, 4 * 2**12.7062), rel=1e-3)
     assert stats.paired_ratio([2.0], [1.0, 1.0]).reason == "pairs are needed, got 1 and 2"
