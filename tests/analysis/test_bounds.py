@@ -8,6 +8,7 @@ import pytest
 from lib.analysis import bounds
 from lib.models.card import ModelCard, bound_tok_per_s, prefill_flop
 from lib.records.record import KEY_FIELDS, Record, environment_record
+from lib.show.figure import color
 from tests.samples.records import key
 
 ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
@@ -515,8 +516,9 @@ def test_the_figure_has_the_tokens_of_all_sequences_under_their_bound():
         for r in rows(0.1, 2 * GB, batch=4)
     ]
     (arm,) = bounds.arms([ENV, *noisy])
-    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in bounds.figure(
-        [ENV, *noisy]).lines]  # fmt: skip
+    plotted = bounds.figure([ENV, *noisy]).lines
+    assert {line.get_color() for line in plotted} == {color("m")}
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in plotted]
     ends = (4 * arm.steps_per_s.low, 4 * arm.steps_per_s.high)
     assert [x for x, _ in drawn] == [[128, 128], [128], [128]]
     assert drawn[0][1] == pytest.approx(ends)

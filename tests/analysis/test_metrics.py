@@ -13,7 +13,7 @@ from lib import stats
 from lib.analysis import metrics
 from lib.analysis.metrics import METRICS
 from lib.analysis.series import Series
-from lib.records.record import Record, record_id
+from lib.records.record import Record, record_id, warning
 from tests.samples import serving
 
 GIB = 2**30
@@ -359,6 +359,32 @@ def test_a_trace_is_of_the_experts_that_decode():
     assert METRICS["active_realised"].of([arm, other]).value is None
 
 
+def test_what_contradicts_is_the_reason():
+    """Ten tokens in 2 s and twenty in 7 s: 2 tok/s of decode, of whole calls 5."""
+    ten, twenty = (
+        row("latency", {"e2e_s": [s] * 6}, new_tokens=n) for n, s in ((10, 2.0), (20, 7.0))
+    )
+    reason = METRICS["decode"].of([ten, twenty]).reason
+    assert reason.startswith("contradiction: decode throughput 2.000 tok/s [2.000, 2.000] lies")
+    warned = replace(FIVE, warnings=(warning("contradiction", "decode throughput: planted"),))
+    assert METRICS["decode"].of([ONE, warned]).reason == "contradiction: planted"
+    idle = replace(ENERGY, values={"idle_w": 100.0})  # 100 J in its time, and it uses 50
+    assert METRICS["j_per_1k_net"].of([idle]).reason.startswith("contradiction: a call uses")
+
+
+def test_a_note_is_a_reason_only_where_it_is_meant_as_one():
+    noted = row("memory", values={"note": "it lies"})
+    for note, reason in ((True, "it lies"), (False, "not measured: no reading")):
+        assert metrics.Reading("peak_bytes", ("memory",), note=note)([noted]).reason == reason
+    plain = metrics.Reading("peak_bytes", ("memory",), note=True)([row("memory")])
+    assert plain.reason == "not measured: no reading"
+
+
+def test_p95_of_a_hundred_calls():
+    hundred = replace(FIVE, samples={"e2e_s": [n / 1000 for n in range(1, 101)]})
+    assert METRICS["p95"].of([hundred]).value == pytest.approx(1 + 0.95 * 99)
+
+
 # --- visits
 
 
@@ -412,6 +438,7 @@ def test_a_ratio_is_by_samples_where_there_are_any_and_turned_where_less_is_more
     more = replace(MEMORY, values=BYTES | {"peak_bytes": 9 * GIB})
     assert METRICS["peak"].ratio([more], [MEMORY]).value == pytest.approx(1.5)
     assert METRICS["p50"].ratio([], [FIVE]).value is None
+    assert METRICS["p50"].ratio([FIVE, slow], [slow, FIVE]).value == pytest.approx(2)  # the last
 
 
 @pytest.mark.parametrize(

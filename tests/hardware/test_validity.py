@@ -350,6 +350,15 @@ def test_a_window_is_judged_by_the_readings_inside_it():
         assert calm.energy_j == pytest.approx(250) and calm.mean_w == pytest.approx(100)
 
 
+@pytest.mark.parametrize(
+    ("at_s", "others"), [(4.75, 0), (5.0, 1), (10.0, 1), (15.0, 1), (15.25, 0)]
+)
+def test_readings_at_the_edges_are_inside(at_s, others):
+    busy = board(every_s=0.25, pids=lambda t: [1, 2] if t == at_s else [1])
+    window = validity.judge(busy, 5.0, 15.0, own_pid=1)
+    assert {g.code: g.value for g in window.gates}["foreign_process"] == others
+
+
 def test_gates_that_are_lenient_warn_at_most_and_those_of_the_session_count():
     warm = board(temperature_c=lambda t: 30 + 2 * t)
     assert validity.judge(warm, 5.0, 15.0).reason.startswith("temperature_drift")
