@@ -23,6 +23,7 @@ from lib.show.table import Column, Number, Table, Text, Verdict
 from lib.show.wording import short
 from lib.stats import Estimate
 
+MOST = 12  # models of the card and the figure
 EXAMPLE_GB = 80  # of the planner, where the memory of the device is not known
 EXAMPLE_USD = 2.5  # an hour of the GPU, where no price is given; said wherever it is used
 NONE = stats.missing("not measured")
@@ -67,10 +68,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """The first screen."""
+    """The first screen. Its card and figure are of the `leading` models, a dozen at most; `every`
+    is the card of all."""
 
     lead: str
     card: Table
+    every: Table
+    leading: tuple[str, ...]
     sentences: tuple[str, ...]
     basis: str
     figure: Markup
@@ -100,11 +104,21 @@ def answer(
     best = candidates(options, context)
     if not best:
         return None
+    first, rests_on = best[:MOST], basis(rows)
+    leading = tuple(candidate.name for candidate in first)
+    every = card(best, context, gpu_hour_usd, waiting)
+    shown = card(first, context, gpu_hour_usd, waiting)
+    if len(best) > MOST:
+        note = f"The {MOST} that serve most of {len(best)}; all stand under “Models”."
+        shown = replace(shown, below=(*shown.below, note))
+        rows = rows.where(lambda r: r.key.get("model") in (None, *leading))
     return Answer(
         lead=lead(best, waiting),
-        card=card(best, context, gpu_hour_usd, waiting),
+        card=shown,
+        every=every,
+        leading=leading,
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
-        basis=basis(rows),
+        basis=rests_on,
         figure=picture(rows),
         planner=planner(options),
         context=context,
@@ -226,10 +240,17 @@ def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
             text += f", with {joules[0] / joules[1]:.0%} of its energy for a token"
     if waiting:
         text += (
-            f"; {' and '.join(waiting)} may serve more, but some times of several users are "
+            f"; {_named(waiting)} may serve more, but some times of several users are "
             "withheld until its logits are checked again"
         )
     return f"{text}."
+
+
+def _named(names: Sequence[str], most: int = 3) -> str:
+    """Names in a sentence; of many the first and how many more."""
+    if len(names) > most:
+        names = [", ".join(names[:most]), f"{len(names) - most} more"]
+    return " and ".join(names)
 
 
 def _device(option: Option) -> str:

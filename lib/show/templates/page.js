@@ -20,6 +20,18 @@
     });
   }
 
+  // A page that may lie beside this one is a link only where this file lies in its own folder:
+  // mailed alone, the name stays text.
+  var folders = location.pathname.split("/");
+  document.querySelectorAll("[data-home] [data-page]").forEach(function (name) {
+    var here = "", link = document.createElement("a");
+    try { here = decodeURIComponent(folders[folders.length - 2] || ""); } catch (e) { here = ""; }
+    if (here !== name.closest("[data-home]").getAttribute("data-home")) { return; }
+    link.href = name.getAttribute("data-page");
+    while (name.firstChild) { link.appendChild(name.firstChild); }
+    name.appendChild(link);
+  });
+
   // Sorting: a button in each sortable header; numbers by data-value; what is missing comes last.
   function value(row, column) {
     var cell = row.cells[column];
