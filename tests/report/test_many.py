@@ -13,7 +13,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib.analysis.cost import Prices
-from lib.records import store
+from lib.records import jobs, store
 from lib.report import bundle, document, many
 from tests.browser import Page
 from tests.samples import records as sample
@@ -46,32 +46,38 @@ def few(root: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def source(tmp_path) -> Path:
-    many_models.copies(few(tmp_path / "few"), COUNT, tmp_path / "set")
-    return tmp_path / "set"
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """The report of the set, elsewhere than its rows."""
+    """The set with its report, made once."""
     folder = tmp_path_factory.mktemp("many")
     many_models.copies(few(folder / "few"), COUNT, folder / "set")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(many, "WORKERS", 1)
-        return document.write(folder / "set", folder / "out").parent
+        return write(folder / "set").parent
+
+
+def write(source: Path, out: Path | None = None, **options) -> Path:
+    """The report of a set, which its commands call the same wherever it lies."""
+    return document.write(source, out, called="outputs/set", **options)
+
+
+@pytest.fixture
+def source(built, tmp_path) -> Path:
+    """The set with its report, to be changed."""
+    return Path(shutil.copytree(built, tmp_path / "set"))
+
+
+@pytest.fixture
+def pair(tmp_path) -> Path:
+    """Two models."""
+    return few(tmp_path / "set")
 
 
 @pytest.fixture
 def written(monkeypatch) -> list[str]:
-    """The folders of the models whose pages are written, in turn."""
-    folders, write = [], document._write_one
-
-    def note(task):
-        folders.append(task.folder)
-        write(task)
-
-    monkeypatch.setattr(document, "_write_one", note)
+    """The folders of the models whose pages would be written, in turn."""
+    folders = []
+    monkeypatch.setattr(document, "_write_one", lambda task: folders.append(task.folder))
     return folders
 
 
@@ -82,10 +88,10 @@ def soup_of(path: Path) -> BeautifulSoup:
 # --- what stands where ---------------------------------------------------------------------------
 
 
-def test_a_copied_model_has_rows_and_hashes_of_its_own(source):
-    assert sorted(MODELS) == sorted(p.name for p in source.iterdir() if p.name != "_all")
+def test_a_copied_model_has_rows_and_hashes_of_its_own(built):
+    assert sorted(MODELS) == sorted(p.parts[-4] for p in built.rglob(f"{JOB}/run.json"))
     for model in MODELS:
-        folder = source / model / JOB
+        folder = built / model / JOB
         rows = store.load(folder / "records.jsonl")
         assert {r.key["model"] for r in rows if r.kind != "environment"} == {model}
         assert store.fault(folder) == ""
@@ -108,12 +114,11 @@ def test_details_are_pages_of_their_own(built):
         assert folders == {f"{model}/{JOB}"}
 
 
-def test_the_numbers_are_those_of_one_page(built, tmp_path, monkeypatch):
+def test_the_numbers_are_those_of_one_page(built, pair):
     """Each number of a model is the same where one page holds all models."""
-    monkeypatch.setattr(many, "DOZEN", COUNT)
-    whole = soup_of(document.write(built.parent / "set", tmp_path))
-    assert not list(tmp_path.rglob("details.html"))
-    for model in (MODELS[0], MODELS[-1]):
+    whole = soup_of(write(pair))
+    assert not list(pair.rglob("details.html"))
+    for model in FEW:
         page = soup_of(built / model / "details.html")
         for grid in page.select("figure.table[id^=grid-]"):
             if grid["id"] != "grid-costs":  # rows by job
@@ -139,46 +144,29 @@ def test_what_is_over_all_models_is_bounded(built):
     assert "2 more" in places
 
 
-def test_a_dozen_models_share_one_page(source, tmp_path):
-    for model in MODELS[12:]:
-        shutil.rmtree(source / model)
-    report = soup_of(document.write(source, tmp_path / "out"))
-    assert len(report.select("details.job")) == 13
-    assert not list((tmp_path / "out").rglob("details.html"))
-
-
-def test_nothing_of_the_other_form_is_left(source, tmp_path):
-    """A set that grows beyond a dozen models, or shrinks to it, where its report stands already."""
-    out = tmp_path / "out"
-    for model in MODELS[12:]:
-        shutil.move(source / model, tmp_path / model)
-    document.write(source, out)
-    assert (out / "tables/latency.csv").exists()
-    for model in MODELS[12:]:
-        shutil.move(tmp_path / model, source / model)
-    document.write(source, out)
-    assert [p.name for p in (out / "tables").iterdir()] == ["models.csv"]
-    assert (out / "demo-moe/tables/latency.csv").exists()
-    for model in MODELS[12:]:
-        shutil.rmtree(source / model)
-    document.write(source, out)
-    assert not [p for p in out.rglob("details.html") if p.parent.name in MODELS[:12]]
-    assert not (out / "tables/models.csv").exists()
+def test_a_set_that_grows_or_shrinks_leaves_nothing_of_its_other_form(pair, monkeypatch):
+    assert many.DOZEN == 12
+    for most in (2, 1, 2):  # models that one page holds
+        monkeypatch.setattr(many, "DOZEN", most)
+        jobs = soup_of(write(pair)).select("details.job")
+        pages = sorted(p.parent.name for p in pair.rglob("details.html"))
+        tables = {p.name for p in (pair / "tables").iterdir()}
+        if most == 2:
+            assert len(jobs) == 3 and not pages
+            assert "latency.csv" in tables and "models.csv" not in tables
+        else:
+            assert len(jobs) == 1 and pages == [*FEW]
+            assert tables == {"models.csv"} and (pair / FEW[0] / "tables/latency.csv").exists()
 
 
 # --- made once -----------------------------------------------------------------------------------
 
 
 def test_a_second_build_renders_nothing_again(source, written, monkeypatch):
-    before = document.write(source).read_bytes()
-    assert written == sorted(MODELS)
     pages = {p: p.read_bytes() for p in source.rglob("*.html")}
-    rendered, render = [], document.render_fragment
-    monkeypatch.setattr(
-        document, "render_fragment", lambda *a, **k: rendered.append(a) or render(*a, **k)
-    )
-    written.clear()
-    assert document.write(source).read_bytes() == before
+    rendered = []
+    monkeypatch.setattr(document, "render_fragment", lambda *a, **k: rendered.append(a))
+    write(source)
     assert (written, rendered) == ([], [])
     assert {p: p.read_bytes() for p in source.rglob("*.html")} == pages
 
@@ -235,30 +223,33 @@ CHANGES = {
 
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_page_is_made_again_where_what_it_shows_has_changed(source, written, monkeypatch, case):
-    document.write(source)
-    before = {m: (source / m / "details.html").read_bytes() for m in MODELS}
-    written.clear()
     change, models = CHANGES[case]
-    document.write(source, **change(source, monkeypatch))
+    write(source, **change(source, monkeypatch))
     assert written == sorted(models)
-    after = {m: (source / m / "details.html").read_bytes() for m in MODELS}
-    same = [m for m in MODELS if before[m] == after[m]]
-    assert same == [m for m in MODELS if m not in models] or "gone" in case
+
+
+def test_what_has_changed_is_what_the_page_shows(source):
+    path = source / OTHER / JOB / "notebook.ipynb"
+    path.write_text(path.read_text().replace("Question", "Query"))
+    before = {p: p.read_bytes() for p in source.rglob("*.html")}
+    write(source)
+    after = {p: p.read_bytes() for p in source.rglob("*.html")}
+    pages = {source / OTHER / "details.html", path.with_suffix(".html")}
+    assert {p for p in after if before[p] != after[p]} == pages
+    assert all(b"Query" in after[p] for p in pages)
 
 
 # --- several processes ---------------------------------------------------------------------------
 
 
-def test_processes_write_what_one_would(source, tmp_path, monkeypatch):
-    document.write(source, tmp_path / "a" / "out")
+def test_processes_write_what_one_would(source, monkeypatch):
+    before = {p: p.read_bytes() for p in source.rglob("*.html")}
+    for model in MODELS[:2]:
+        (source / model / "details.html").unlink()
     monkeypatch.setattr(many, "WORKERS", 2)
     monkeypatch.setattr(many, "cores", lambda: 2)
-    document.write(source, tmp_path / "b" / "out")
-    pages = [
-        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.html")}
-        for n in ("a", "b")
-    ]
-    assert pages[0] == pages[1] and len(pages[0]) == 2 * COUNT + 2
+    write(source)
+    assert {p: p.read_bytes() for p in source.rglob("*.html")} == before
 
 
 def test_what_fails_in_a_process_is_raised_here(monkeypatch):
@@ -297,10 +288,11 @@ def test_mailed_alone_nothing_leads_to_what_is_not_there(built, name):
     assert not [x for x in links if not x.startswith(("#", "data:", "https://", "http://"))]
 
 
-def test_the_bundle_carries_every_page(source, tmp_path):
-    with zipfile.ZipFile(bundle.write(source, tmp_path / "x.zip", [])) as file:
+def test_the_bundle_carries_every_page(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(many, "DOZEN", 1)
+    with zipfile.ZipFile(bundle.write(pair, tmp_path / "x.zip", [])) as file:
         names = {*file.namelist()}
-    assert {f"set/{model}/details.html" for model in MODELS} < names
+    assert {f"set/{model}/details.html" for model in FEW} < names
 
 
 @pytest.mark.browser
@@ -324,3 +316,14 @@ def test_the_tool_refuses_a_folder_that_is_there(tmp_path, capsys):
     with pytest.raises(SystemExit):
         many_models.main([str(tmp_path), "3", str(tmp_path)])
     assert "exists" in capsys.readouterr().err
+
+
+def test_one_notebook_of_many_models_reads_no_other_job(source, monkeypatch):
+    """A run writes the page of each notebook when it ends."""
+    paths, read = [], jobs._read
+    monkeypatch.setattr(jobs, "_read", lambda root, path: paths.append(path) or read(root, path))
+    page = source / OTHER / JOB / "notebook.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert document.write_notebook_page(page.parent) == page
+    assert page.read_bytes() == before and paths == [f"{OTHER}/{JOB}"]

@@ -243,6 +243,7 @@
     var form = document.querySelector("form.planner"), table = document.querySelector("table.plan");
     if (!form) { return; }
     var options = JSON.parse(document.getElementById("options").textContent);
+    var MOST = 100;  // options in the answer
     var verdicts = ["meets", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd"];
 
     function grouped(x, digits) { return x.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }); }
@@ -316,7 +317,7 @@
       offers.sort(function (a, b) {
         return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || (b.total || 0) - (a.total || 0);
       });
-      table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.map(function (x) {
+      table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.slice(0, MOST).map(function (x) {
         var row = document.createElement("tr"), basis = x.cell ? "measured at " + place(x.cell) : "";
         var sign = { meets: "holds", fails: "fails" }[x.verdict] || "";
         function number(value, digits) { return value === null ? "\u2013" : digits === undefined ? short(value) : grouped(value, digits); }
@@ -330,6 +331,11 @@
         cellOf(row, "td", "num", number(x.price, 2));
         return row;
       }));
+      if (offers.length > MOST) {
+        var rest = document.createElement("tr");
+        cellOf(rest, "th", "", "and " + (offers.length - MOST) + " more options");
+        table.tBodies[0].append(rest);
+      }
       table.hidden = false;
     }
     function keep() {
