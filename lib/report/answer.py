@@ -23,7 +23,7 @@ from lib.show.table import Column, Number, Table, Text, Verdict
 from lib.show.wording import short
 from lib.stats import Estimate
 
-MOST = 12  # models of the card and the figure
+MOST, FIRST = 12, 4  # models of the card; where there are more, those of figure and sentences
 EXAMPLE_GB = 80  # of the planner, where the memory of the device is not known
 EXAMPLE_USD = 2.5  # an hour of the GPU, where no price is given; said wherever it is used
 NONE = stats.missing("not measured")
@@ -68,8 +68,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """The first screen. Its card and figure are of the `leading` models, a dozen at most; `every`
-    is the card of all."""
+    """The first screen. Its card is of a dozen models at most, and `every` of all; of more than a
+    dozen, the figure is of the `leading` ones alone."""
 
     lead: str
     card: Table
@@ -104,22 +104,25 @@ def answer(
     best = candidates(options, context)
     if not best:
         return None
-    first, rests_on = best[:MOST], basis(rows)
-    leading = tuple(candidate.name for candidate in first)
-    every = card(best, context, gpu_hour_usd, waiting)
-    shown = card(first, context, gpu_hour_usd, waiting)
+    every, leading = card(best, context, gpu_hour_usd, waiting), tuple(c.name for c in best)
+    shown, drawn = every, rows
     if len(best) > MOST:
-        note = f"The {MOST} that serve most of {len(best)}; all stand under “Models”."
+        leading = leading[:FIRST]
+        note = (
+            f"The {MOST} that serve most of {len(best)}; all stand under “Models”. The figure is "
+            f"of the first {FIRST}."
+        )
+        shown = card(best[:MOST], context, gpu_hour_usd, waiting)
         shown = replace(shown, below=(*shown.below, note))
-        rows = rows.where(lambda r: r.key.get("model") in (None, *leading))
+        drawn = rows.where(lambda r: r.key.get("model") in (None, *leading))
     return Answer(
         lead=lead(best, waiting),
         card=shown,
         every=every,
         leading=leading,
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
-        basis=rests_on,
-        figure=picture(rows),
+        basis=basis(rows),
+        figure=picture(drawn),
         planner=planner(options),
         context=context,
         gpu_gb=round(max(o.gpu_bytes or 0 for o in options) / 1e9, 1) or EXAMPLE_GB,

@@ -259,7 +259,11 @@ def render(
     keep = {*csvs, *(replicated.files if replicated else ())}
     for old in {*(out / "tables").glob("*.csv")} - keep:  # of other rows or prices
         old.unlink()
-    stated = _about(every, _leading(paper, published, first_screen)) if models else every
+    stated, of_first = every, []
+    if models:
+        stated = _about(every, _leading(paper, published, first_screen))
+        if first_screen and not paper:
+            of_first = [f"Of the {len(first_screen.leading)} models that serve most."]
     return page.document(
         "report.html",
         title=jobs[0].model if made else TITLE,
@@ -267,7 +271,7 @@ def render(
         subtitle=_subtitle(every, ended),
         demo=demo,
         answer=first_screen,
-        cautions=[*(context or _cautions(every)), _contradictions(every)],
+        cautions=[*of_first, *(context or _cautions(every)), _contradictions(every)],
         findings=[
             *findings(stated, published, paper),
             *(replicated.findings if replicated else ()),

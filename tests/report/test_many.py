@@ -14,8 +14,9 @@ from bs4 import BeautifulSoup
 
 from lib.analysis.cost import Prices
 from lib.records import jobs, store
-from lib.report import bundle, document, many
+from lib.report import answer, bundle, document, many
 from tests.browser import Page
+from tests.report.test_answer import rows as timed
 from tests.samples import records as sample
 from tools import many_models
 
@@ -108,6 +109,7 @@ def test_details_are_pages_of_their_own(built):
     for model in MODELS:
         page = soup_of(built / model / "details.html")
         assert page.h1.text == model
+        assert "Demo" in page.select_one(".banner").text  # its rows' environment says a CPU
         assert [job["id"] for job in page.select("details.job")] == [f"{model}--latency"]
         assert page.select("details.job .notebook") and page.select("#grid-latency tbody tr")
         folders = {tr.find_all("td")[-1].text for tr in page.select("#records tbody tr")}
@@ -138,10 +140,18 @@ def test_what_is_over_all_models_is_bounded(built):
     assert "The 12 that serve most of 14" in report.select_one("#card").text
     stated = report.select_one(".abstract").text
     named = {m for m in MODELS if re.search(rf"{m}(?![\w-])", stated)}
-    shown = {th.find(string=True).strip() for th in report.select("#card tbody th")}
-    assert named == shown and len(named) == 12
+    shown = [th.find(string=True).strip() for th in report.select("#card tbody th")]
+    assert named == {*shown[:4]} and "Of the 4 models that serve most" in stated
     places = report.select_one("#places").text
     assert "2 more" in places
+
+
+def test_the_first_figure_is_of_the_few_that_serve_most():
+    rates = {f"fast-{n:02d}": {1: 10.0 + n, 8: 40.0 + n} for n in range(COUNT)}
+    first = answer.answer([r for name in rates for r in timed(name, "graph", rates[name], 400.0)])
+    assert list(first.leading) == [*reversed(rates)][:4]
+    assert {*re.findall(r"fast-\d\d", first.figure)} == {*first.leading}
+    assert (len(first.card.rows), len(first.every.rows)) == (12, 14)
 
 
 def test_a_set_that_grows_or_shrinks_leaves_nothing_of_its_other_form(pair, monkeypatch):
