@@ -24,6 +24,7 @@ from lib.show.table import Column, Number, Table, Text, Verdict
 from lib.show.wording import short
 from lib.stats import Estimate
 
+MOST, FIRST = 12, 4  # models of the card; where there are more, those of figure and sentences
 EXAMPLE_GB = 80  # of the planner, where the memory of the device is not known
 EXAMPLE_USD = 2.5  # an hour of the GPU, where no price is given; said wherever it is used
 NONE = stats.missing("not measured")
@@ -68,10 +69,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """The first screen."""
+    """The first screen. Its card is of a dozen models at most, and `every` of all; of more than a
+    dozen, the figure is of the `leading` ones alone."""
 
     lead: str
     card: Table
+    every: Table
+    leading: tuple[str, ...]
     sentences: tuple[str, ...]
     basis: str
     figure: Markup
@@ -101,12 +105,25 @@ def answer(
     best = candidates(options, context)
     if not best:
         return None
+    every, leading = card(best, context, gpu_hour_usd, waiting), tuple(c.name for c in best)
+    shown, drawn = every, rows
+    if len(best) > MOST:
+        leading = leading[:FIRST]
+        note = (
+            f"The {MOST} that serve most of {len(best)}; all stand under “Models”. The figure is "
+            f"of the first {FIRST}."
+        )
+        shown = card(best[:MOST], context, gpu_hour_usd, waiting)
+        shown = replace(shown, below=(*shown.below, note))
+        drawn = rows.where(lambda r: r.key.get("model") in (None, *leading))
     return Answer(
         lead=lead(best, waiting),
-        card=card(best, context, gpu_hour_usd, waiting),
+        card=shown,
+        every=every,
+        leading=leading,
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
         basis=basis(rows),
-        figure=picture(rows),
+        figure=picture(drawn),
         planner=planner([*options, *predicted.options(options)]),
         context=context,
         gpu_gb=round(max(o.gpu_bytes or 0 for o in options) / 1e9, 1) or EXAMPLE_GB,
@@ -227,10 +244,17 @@ def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
             text += f", with {joules[0] / joules[1]:.0%} of its energy for a token"
     if waiting:
         text += (
-            f"; {' and '.join(waiting)} may serve more, but some times of several users are "
+            f"; {_named(waiting)} may serve more, but some times of several users are "
             "withheld until its logits are checked again"
         )
     return f"{text}."
+
+
+def _named(names: Sequence[str], most: int = 3) -> str:
+    """Names in a sentence; of many the first and how many more."""
+    if len(names) > most:
+        names = [", ".join(names[:most]), f"{len(names) - most} more"]
+    return " and ".join(names)
 
 
 def _device(option: Option) -> str:

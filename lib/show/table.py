@@ -65,7 +65,8 @@ class Verdict:
 @dataclass(frozen=True)
 class Text:
     """A text, with what stands small under it, where it leads, or the reasons below the table;
-    `sort` is what it is sorted by."""
+    `sort` is what it is sorted by. `page` is a file that may stand beside this one: where it does
+    not, the text is no link."""
 
     text: str
     small: str = ""
@@ -73,6 +74,7 @@ class Text:
     reasons: tuple[str, ...] = ()
     title: str = ""
     sort: str | None = None
+    page: str = ""
 
 
 @dataclass(frozen=True)
@@ -354,13 +356,14 @@ def _data(number: Number) -> dict[str, Any]:
 def _line(cell: Any) -> dict[str, Any]:
     """One line of a cell: its text with what stands beside and under it."""
     line = {"text": "", "value": False, "small": "", "url": "", "title": "", "reasons": ()}
+    line |= {"page": ""}
     line |= {"verdict": None, "strong": ""}
     if isinstance(cell, Estimate):
         cell = Number(cell)
     if isinstance(cell, Verdict):
         return line | {"verdict": cell, "strong": cell.word, "small": cell.why}
     if isinstance(cell, Text):
-        names = ("text", "small", "url", "title", "reasons")
+        names = ("text", "small", "url", "title", "reasons", "page")
         return line | {name: getattr(cell, name) for name in names}
     if not isinstance(cell, Number):
         counted = isinstance(cell, int) and not isinstance(cell, bool)

@@ -20,6 +20,18 @@
     });
   }
 
+  // A page that may lie beside this one is a link only where this file lies in its own folder:
+  // mailed alone, the name stays text.
+  var folders = location.pathname.split("/");
+  document.querySelectorAll("[data-home] [data-page]").forEach(function (name) {
+    var here = "", link = document.createElement("a");
+    try { here = decodeURIComponent(folders[folders.length - 2] || ""); } catch (e) { here = ""; }
+    if (here !== name.closest("[data-home]").getAttribute("data-home")) { return; }
+    link.href = name.getAttribute("data-page");
+    while (name.firstChild) { link.appendChild(name.firstChild); }
+    name.appendChild(link);
+  });
+
   // Sorting: a button in each sortable header; numbers by data-value; what is missing comes last.
   function value(row, column) {
     var cell = row.cells[column];
@@ -231,6 +243,7 @@
     var form = document.querySelector("form.planner"), table = document.querySelector("table.plan");
     if (!form) { return; }
     var options = JSON.parse(document.getElementById("options").textContent);
+    var MOST = 100;  // options in the answer
     var verdicts = ["meets", "may meet", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd"];
 
     function grouped(x, digits) { return x.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }); }
@@ -315,7 +328,7 @@
       offers.sort(function (a, b) {
         return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || (b.total || 0) - (a.total || 0);
       });
-      table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.map(function (x) {
+      table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.slice(0, MOST).map(function (x) {
         var row = document.createElement("tr"), basis = x.cell ? "measured at " + place(x.cell) : "";
         if (x.cell && x.option.predicted) {
           basis = "predicted at " + place(x.cell) + ": " + short(x.cell.each_ends[0]) + " to " + short(x.cell.each_ends[1]) + " tok/s each at 90%";
@@ -332,6 +345,11 @@
         cellOf(row, "td", "num", number(x.price, 2));
         return row;
       }));
+      if (offers.length > MOST) {
+        var rest = document.createElement("tr");
+        cellOf(rest, "th", "", "and " + (offers.length - MOST) + " more options");
+        table.tBodies[0].append(rest);
+      }
       table.hidden = false;
     }
     function keep() {
