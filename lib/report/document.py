@@ -158,6 +158,11 @@ def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) 
     return _page(job, out, _fragment(job, out), many.PAGE if own else "report.html")
 
 
+def _source(job: Job) -> Path:
+    """The folder of results that a job is of."""
+    return job.folder.parents[len(job.parts) - 1]
+
+
 def _results_root(folder: Path) -> Path:
     """Two levels above a cross-model notebook without setup, three above any other."""
     return folder.parents[1] if folder.parent.name == ACROSS else folder.parents[2]
@@ -291,7 +296,7 @@ def render(
         bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
         batch=batch + deployed,
         serving=serving_figures.section(rows),
-        predicted=scored.section(rows, jobs, source),
+        predicted="" if made else scored.section(every, jobs, _source(jobs[0])),
         generic=generic,
         priced=priced,
         ledgers=ledgers,
