@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from lib.analysis import bounds, cost, engines, host_bound, machine, physics, predictions
+from lib.analysis import bounds, cost, engines, glossary, host_bound, machine, physics, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
@@ -119,6 +119,7 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
     up = "/".join([".."] * len(job.parts))
     text = page.document(
         "notebook.html",
+        terms=glossary.terms(),
         title=f"{job.title} · {job.model}",
         kicker=job.setup or job.profile,
         subtitle="",
@@ -169,6 +170,8 @@ def render(
     ended = max((str(job.run.get("end") or "") for job in jobs), default="")
     return page.document(
         "report.html",
+        terms=glossary.terms(),
+        definitions=glossary.DEFINITIONS,
         title=TITLE,
         kicker=f"Deployment workbook · profile {source.name}",
         subtitle=_subtitle(rows, ended),
@@ -203,8 +206,10 @@ def render(
         arm_errors=provenance.arm_errors(rows),
         warnings=provenance.warnings_table(rows),
         costs=provenance.table(jobs),
-        downloads=[(p.name, page.data_link(p)) for p in (replicated.files if replicated else [])]
-        + [(p.name, page.data_link(p)) for p in csvs],
+        downloads=[
+            (path.name, page.data_link(path.read_bytes()))
+            for path in (*(replicated.files if replicated else ()), *csvs)
+        ],
         records=record_list.table(rows, _by_end(jobs)),
         footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
     )
