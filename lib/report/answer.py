@@ -157,7 +157,9 @@ def card(
     pairs = zip(COLUMNS.values(), lines, strict=True)
     columns = [_marked(cells, better) for better, cells in pairs]
     example = " (GPU_HOUR_USD)" if gpu_hour_usd is None else ""
-    notes = (f"One user: {context:,} tokens. Decoding only, at {price:g} USD an hour{example}.",)
+    notes = (
+        f"Up to one user: {context:,} tokens. Decoding only, at {price:g} USD an hour{example}.",
+    )
     rows = tuple(zip(*columns, strict=True))
     kinds = dict.fromkeys("CPU" if c.option.of("gpu") == NO_GPU else "GPU" for c in best)
     return Table("answer", f"Models on one {' or '.join(kinds)}", tuple(COLUMNS), rows, below=notes)
