@@ -170,7 +170,11 @@ def test_a_word_opens_its_definition_by_mouse_and_keyboard(browser, report):
         assert panel.get_attribute("aria-label") == "What the word means"
         page.keyboard.press("Escape")
         assert panel.count() == 0
-        header = page.locator("#grid-latency thead").get_by_role("button", name="What TTFT means")
+        header = (
+            page.locator("#grid-latency thead")
+            .get_by_role("button", name="What this column means")
+            .first
+        )
         header.focus()
         assert header.evaluate("e => getComputedStyle(e).opacity") == "1"
         page.keyboard.press("Enter")

@@ -16,9 +16,9 @@
   function nextTerm(text, from) {  // where, what is written, its entry; an acronym is in capitals
     wordPattern.lastIndex = from;
     for (var match; (match = wordPattern.exec(text));) {
-      var known = glossary[match[2].toLowerCase().replace(/\s+/g, " ")], at = match.index + match[1].length;
-      if (known.word === known.word.toLowerCase() || known.word === match[2]) {
-        return { at: at, text: match[2], entry: known.entry };
+      var term = glossary[match[2].toLowerCase().replace(/\s+/g, " ")], at = match.index + match[1].length;
+      if (term.word === term.word.toLowerCase() || term.word === match[2]) {
+        return { at: at, text: match[2], entry: term.entry };
       }
       wordPattern.lastIndex = at + match[2].length;
     }
@@ -69,7 +69,7 @@
       root.querySelectorAll("table.data thead th").forEach(function (th) {
         var term = nextTerm(th.textContent, 0);
         if (!term || !isFirst(th, term.entry)) { return; }
-        var button = control(term.entry, "What " + term.text + " means");
+        var button = control(term.entry, "What this column means");
         button.dataset.shows = "?";
         th.append(button);
       });
