@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from lib.analysis import bounds, cost, engines, host_bound, machine, physics, predictions
+from lib.analysis import bounds, cost, engines, glossary, host_bound, machine, physics, predictions
 from lib.analysis.batch import figures, tables
 from lib.analysis.capacity import scored
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
@@ -195,6 +195,7 @@ def _page(job: Job, out: Path, fragment: str, report: str) -> Path:
     up = "/".join([".."] * (len(job.parts) - (report == many.PAGE)))
     text = page.document(
         "notebook.html",
+        terms=glossary.terms(),
         title=f"{job.title} · {job.model}",
         kicker=job.setup or job.profile,
         subtitle="",
@@ -272,6 +273,8 @@ def render(
             of_first = [f"Of the {len(first_screen.leading)} models that serve most."]
     return page.document(
         "report.html",
+        terms=glossary.terms(),
+        definitions=glossary.DEFINITIONS,
         title=jobs[0].model if made else TITLE,
         kicker=f"Deployment workbook · profile {profile}",
         subtitle=_subtitle(every, ended),
@@ -307,8 +310,10 @@ def render(
         arm_errors=provenance.arm_errors(rows),
         warnings=provenance.warnings_table(rows),
         costs=provenance.table(whole),
-        downloads=[(p.name, page.data_link(p)) for p in (replicated.files if replicated else [])]
-        + [(p.name, page.data_link(p)) for p in csvs],
+        downloads=[
+            (path.name, page.data_link(path.read_bytes()))
+            for path in (*(replicated.files if replicated else ()), *csvs)
+        ],
         records=record_list.table(rows, _by_end(whole)),
         footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
     )

@@ -54,7 +54,6 @@ def table(rows: Sequence[Record], jobs: Sequence[Job]) -> Table:
         tuple(Column(title, numeric=False) for title in titles),
         tuple(cells),
         (NOTE,),
-        row_ids=tuple(f"record-{name}" for name in names),
     )
 
 
