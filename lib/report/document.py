@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -49,6 +49,7 @@ def write(
     prices: cost.Prices | None = None,
     study: Published | None = None,
     called: str | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> Path:
     """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
 
@@ -56,7 +57,7 @@ def write(
     (run.json, records.jsonl, notebook.ipynb) and is only read when `out_dir` is another folder.
     Costs are shown where `prices` are given; `study` is the published one beside the rows, by
     default this workbook's. `called` is what commands to run a job again call the results, if not
-    by their path.
+    by their path. `tell` hears how far it has come where that takes long.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -72,7 +73,10 @@ def write(
     path, models = out / "report.html", None
     if len(parts) > many.DOZEN:
         models = Models(parts, many.rows_of(rows, jobs), out.resolve().name)
-        _write_details(models, jobs, source, out, prices, study)
+        tasks = _stale_details(models, jobs, source, out, prices, study)
+        for number in many.each(_write_one, tasks):
+            if tell and (number % many.DOZEN == 0 or number == len(tasks)):
+                tell(f"pages of models: {number} of {len(tasks)}")
     else:
         for folder in parts:
             (out / folder / many.PAGE).unlink(missing_ok=True)  # of when there were more
@@ -104,15 +108,15 @@ class _Details(NamedTuple):
     made: str
 
 
-def _write_details(
+def _stale_details(
     models: Models,
     jobs: Sequence[Job],
     source: Path,
     out: Path,
     prices: cost.Prices | None,
     study: Published,
-) -> None:
-    """Write the page of each model where it is not what it would be now."""
+) -> list[_Details]:
+    """The pages of models that are not what they would be now."""
     shared, tasks = many.common(source, jobs, prices, study), []
     for folder, mine in models.jobs.items():
         made = many.made_from(mine, shared)
@@ -120,7 +124,7 @@ def _write_details(
             both = (*models.rows.get(ACROSS, ()), *models.rows.get(folder, ()))
             rows = tuple({id(row): row for row in both}.values())  # environments may be in both
             tasks.append(_Details(folder, mine, rows, source.name, out, prices, study, made))
-    many.each(_write_one, tasks)
+    return tasks
 
 
 def _write_one(task: _Details) -> None:

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -148,21 +148,23 @@ def is_current(out: Path, folder: str, jobs: Iterable[Job], made: str) -> bool:
     return same and all(path.is_file() for path in pages)
 
 
-def each(function: Callable[[Any], object], tasks: Sequence[Any]) -> None:
-    """Call a function of a module with every task, in as many processes as there are cores.
+def each(function: Callable[[Any], object], tasks: Sequence[Any]) -> Iterator[int]:
+    """Call a function of a module with every task, in as many processes as there are cores; yields
+    how many are through.
 
     What it raises is raised here, and no process is left behind.
     """
     count = min(WORKERS, cores(), len(tasks))
     if count < 2:
-        for task in tasks:
+        for number, task in enumerate(tasks, start=1):
             function(task)
+            yield number
         return
     method = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=method, initializer=_follow)
     try:
-        for _ in pool.map(function, tasks):
-            pass
+        for number, _ in enumerate(pool.map(function, tasks), start=1):
+            yield number
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -57,9 +57,9 @@ def built(tmp_path_factory) -> Path:
         return write(folder / "set").parent
 
 
-def write(source: Path, out: Path | None = None, **options) -> Path:
+def write(source: Path, **options) -> Path:
     """The report of a set, which its commands call the same wherever it lies."""
-    return document.write(source, out, called="outputs/set", **options)
+    return document.write(source, called="outputs/set", **options)
 
 
 @pytest.fixture
@@ -238,6 +238,12 @@ def test_a_page_is_made_again_where_what_it_shows_has_changed(source, written, m
     assert written == sorted(models)
 
 
+def test_it_tells_how_far_it_has_come(source, written):
+    texts = []
+    write(source, prices=Prices(2.0), tell=texts.append)
+    assert texts == ["pages of models: 12 of 14", "pages of models: 14 of 14"]
+
+
 def test_what_has_changed_is_what_the_page_shows(source):
     path = source / OTHER / JOB / "notebook.ipynb"
     path.write_text(path.read_text().replace("Question", "Query"))
@@ -266,7 +272,7 @@ def test_what_fails_in_a_process_is_raised_here(monkeypatch):
     monkeypatch.setattr(many, "WORKERS", 2)
     monkeypatch.setattr(many, "cores", lambda: 2)
     with pytest.raises(ValueError, match="'x'"):
-        many.each(int, ["1", "x", "2"])
+        list(many.each(int, ["1", "x", "2"]))
 
 
 # --- links ---------------------------------------------------------------------------------------
