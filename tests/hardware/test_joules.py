@@ -197,6 +197,8 @@ def test_between_ticks_the_counter_is_on_a_line():
     assert joules.counter_j(rows, 2.0, 6.5) == (pytest.approx(45), "")
     assert joules.reset(rows) == "" == joules.reset(rows[:1] * 2)
     assert joules.reset(rows[::-1]).startswith("counter_reset")
+    once = [{"t_s": float(n), "energy_j": j} for n, j in enumerate((1.0, 2.0, 3.0, 2.5, 4.0))]
+    assert joules.reset(once).startswith("counter_reset")
     assert joules.counter_j([], 2.0, 6.5)[1] == "not_supported: no energy_j in the trace"
 
 
@@ -237,6 +239,8 @@ def test_over_boards_one_that_lacks_fails_the_sum():
     lacking = both + [{"t_s": 5.0, "gpu": 2}]
     assert joules.over_boards(joules.average_j, lacking, 5, 10)[1].startswith("not_supported")
     assert joules.over_boards(joules.average_j, [], 5, 10)[1] == "not_covered: no readings"
+    lame = joules.over_boards(lambda rows, *_: (None, f"GPU {rows[0]['gpu']}"), both, 5, 10)
+    assert lame == (None, "GPU 0")  # the first that lacks
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.25, 0.5])
@@ -247,9 +251,23 @@ def test_how_far_the_mean_is_from_the_counter_by_hand(factor):
     ]
     assert joules.average_off(rows, 1.06, 5.0)[0] == pytest.approx(factor - 1)
     assert joules.average_off(rows, 1.04, 5.0)[1].startswith("not_covered")
-    assert joules.average_off(rows, 2.0, 9.5)[1].startswith("not_covered")
+    why = "not_covered: no power_w before and after the window"
+    assert joules.average_off(rows, 2.0, 9.5) == (None, why)
+    for ticks, told in ((1, False), (2, True)):  # between two ticks there is a line
+        few = [row | {"energy_j": 100.0 + min(n, ticks)} for n, row in enumerate(rows)]
+        assert (joules.average_off(few, 2.0, 5.0)[0] is not None) is told
     for lacking in ([], rows[:2], [{"t_s": 0.0, "energy_j": 1.0}]):
         assert joules.average_off(lacking, 2.0, 5.0)[1].startswith("not_covered")
+
+
+def test_a_mean_of_one_second_is_held_against_the_last_tick():
+    """100 W more each second: up to a reading at t the counter has 50 t^2 J, of which the last
+    second took 100 t - 50."""
+    rows = [
+        {"t_s": n / 10, "energy_j": 1 + 50 * (n / 10) ** 2, "power_w": 10.0 * n - 50}
+        for n in range(101)
+    ]
+    assert joules.average_off(rows, 3.0, 8.0)[0] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -679,6 +697,8 @@ def test_halves_of_a_window_add_up_each_from_its_own_readings():
     board = Board([(3, 110.0), *decode(26, rng)], phase_s=0.021)
     off, reason = joules.additivity(board.trace(0.0, 28.0), 5.0, 25.0)
     assert reason == "" and 0 < abs(off) < 1e-3
+    steady_off, reason = joules.additivity(steady().trace(0.0, 30.0), 15.0, 25.0)
+    assert reason == "" and abs(steady_off) < 1e-3
 
 
 # --- a real H100, recorded once: 14 s of decoding at 2,048 tokens of context, read every 25 ms
