@@ -18,6 +18,7 @@ TIMEOUT ?=
 PYTHON ?=
 ARGS ?=
 MODEL ?=
+GPU ?=
 GPU_GB ?=
 DTYPE ?=
 BANDWIDTH_GB_S ?=
@@ -31,7 +32,6 @@ WITH ?=
 JOBS ?=
 FORMAT ?=
 ENGINE ?=
-GPU ?=
 IMAGE ?=
 EFFECT ?=
 ROUNDS ?=
@@ -43,9 +43,8 @@ SEED ?= 0
 # What a variable holds is text: neither make nor the shell evaluates it. $(value X) is the text as
 # it was given, and what make does not export it does not expand.
 VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
-    TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS \
-    CSV STUDY WITH KILLS SEED SERVER DEVICES EFFECT ROUNDS CALLS NEW_TOKENS \
-    JOBS FORMAT ENGINE GPU IMAGE
+    TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS CSV STUDY \
+    WITH KILLS SEED SERVER DEVICES EFFECT ROUNDS CALLS NEW_TOKENS GPU JOBS FORMAT ENGINE IMAGE
 unexport $(VARIABLES)
 define newline
 
@@ -81,7 +80,7 @@ given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin 
 export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report jobs merge compare versus bundle export fit plan audit clients serve-check vllm test kill-tests sweep lab lint lock clean
+.PHONY: help setup report jobs merge compare versus bundle export fit plan score audit clients serve-check vllm test kill-tests sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -117,6 +116,7 @@ help:  ## list the targets and variables
 	@echo "  A= B=                    make compare: result folders; make versus: an interpreter or a folder of packages"
 	@echo "  ROUNDS= CALLS=           make versus: of four blocks A B B A (3); of each arm in a block (8)"
 	@echo "  NEW_TOKENS= EFFECT=      make versus: of a whole call (64); the difference that matters, in per cent (5)"
+	@echo "  GPU=                     make plan: a card of params/gpus.yaml (H200, L4), also one not measured"
 	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
 	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
@@ -168,9 +168,12 @@ fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; n
 
 plan:  ## which model on which stack serves USERS of CONTEXT tokens within TTFT_MS and ITL_MS on GPU_GB?
 	@$(call find,report) exec "$$py" -m lib plan $(if $(value FROM),$(call text,FROM)) \
-	    $(call option,--gpu-gb,GPU_GB) $(call option,--context,CONTEXT) \
+	    $(call option,--gpu,GPU) $(call option,--gpu-gb,GPU_GB) $(call option,--context,CONTEXT) \
 	    $(call option,--users,USERS) $(call option,--ttft-ms,TTFT_MS) \
 	    $(call option,--itl-ms,ITL_MS) $(call option,--gpu-hour-usd,GPU_HOUR_USD)
+
+score:  ## registered predictions against what was measured since: FROM="outputs/x outputs/y" (default: released)
+	@$(call find,report) exec "$$py" -m lib score $(call items,FROM) $(call option,--out,OUT)
 
 audit:  ## check a published study against its own data; CSV=folder compares its released files
 	@$(call find,report) exec "$$py" -m lib audit $(call option,--study,STUDY) \

@@ -344,22 +344,39 @@ def check_fit(args: argparse.Namespace) -> int:
 
 
 def make_plan(args: argparse.Namespace) -> int:
-    """Print which measured options serve so many users, and what stops the others."""
+    """Print which options serve so many users, and what stops the others; a GPU is predicted."""
     from lib.analysis import choice
+    from lib.analysis.capacity import predicted
     from lib.analysis.rows import load
+    from lib.hardware.datasheets import datasheet
 
-    if args.gpu_gb is None:
-        raise ParamsError("GPU_GB is needed: make plan GPU_GB=80 CONTEXT=2048 USERS=20 TTFT_MS=500")
+    options = choice.options(load(require_results(resolve(args.source))))
+    gpu = predicted.card_named(args.gpu, (o.of("gpu") for o in options)) if args.gpu else ""
+    gpu_gb = args.gpu_gb or (datasheet(gpu).memory_bytes or 0) / 1e9
+    if not gpu_gb:
+        raise ParamsError("GPU_GB or GPU is needed: make plan GPU_GB=80 CONTEXT=2048 USERS=20")
     ask = choice.Ask(
-        gpu_gb=args.gpu_gb,
+        gpu_gb=gpu_gb,
         context=args.context,
         users=args.users,
         ttft_ms=args.ttft_ms,
         itl_ms=args.itl_ms,
         gpu_hour_usd=args.gpu_hour_usd,
+        gpu=gpu,
     )
-    answers = choice.offers(choice.options(load(require_results(resolve(args.source)))), ask)
+    answers = choice.offers([*options, *predicted.options(options)], ask)
     sys.stdout.write(choice.text(answers) + "\n")
+    return 0
+
+
+def score_predictions(args: argparse.Namespace) -> int:
+    """Set the registered predictions against what was measured since; default: released sets."""
+    from lib.analysis.capacity import score, scored
+
+    sources = [require_results(resolve(source)) for source in args.sources]
+    out = resolve(args.out or "outputs/scored") if args.out or sources else None
+    path = scored.write(sources or score.released(), out)
+    say(f"{files.short(path)} and {path.with_suffix('.md').name}")
     return 0
 
 
@@ -485,12 +502,17 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("plan", make_plan)
     one.add_argument("source", nargs="?", default=RELEASED, help="a folder of results")
-    one.add_argument("--gpu-gb", type=options.GB, help="of the card")
+    one.add_argument("--gpu", default="", help="a card of params/gpus.yaml: H200, L4 ...")
+    one.add_argument("--gpu-gb", type=options.GB, help="of the card; default: that of --gpu")
     one.add_argument("--context", type=options.TOKENS, default=2048)
     one.add_argument("--users", type=options.USERS, default=1)
     one.add_argument("--ttft-ms", type=options.MS, help="longest wait for the first token")
     one.add_argument("--itl-ms", type=options.MS, help="longest mean wait between tokens")
     one.add_argument("--gpu-hour-usd", type=options.PRICE, help="for USD a million tokens")
+
+    one = verb("score", score_predictions)
+    one.add_argument("sources", nargs="*", metavar="FOLDER", help="default: the released sets")
+    one.add_argument("--out", help="default: outputs/predictions; outputs/scored with FOLDER")
 
     one = verb("audit", audit_study)
     one.add_argument("--study", type=Path, help="default: the study of this workbook")

@@ -154,6 +154,13 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     (f"bundle {RELEASED} --out outputs/released/x.zip", "outputs/released/x.zip", "choose another"),
     (f"bundle {RELEASED} --out tests", "tests", "a file"),
     (f"bundle {RELEASED} --out README.md/x.zip", "README.md", "choose another"),
+    ("score outputs/nowhere", "outputs/nowhere", "FROM takes a folder"),
+    (f"score {RELEASED} --out outputs/released/x", "outputs/released/x", "choose another"),
+    ("score tests", "tests", "choose a folder"),
+    # which option
+    ("plan", "GPU_GB or GPU", "make plan GPU_GB="),
+    ("plan --gpu H300", "'H300'", "Known: "),
+    ("plan outputs/nowhere --gpu H200", "outputs/nowhere", "FROM takes a folder"),
     # will it fit
     ("fit", "MODEL and GPU_GB", "make fit MODEL="),
     ("fit --model gpt-oss-20b", "GPU_GB", "make fit MODEL="),

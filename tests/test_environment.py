@@ -515,6 +515,14 @@ def test_versus_passes_its_variables_on():
     assert recipe("versus", "FROM=outputs/x", "A=y").endswith('lib versus --from "outputs/x"')
 
 
+def test_plan_and_score_pass_their_variables_on():
+    said = recipe("plan", "GPU=NVIDIA H200", "CONTEXT=512")
+    assert said.endswith('lib plan --gpu "NVIDIA H200" --context "512"')
+    assert recipe("score").endswith("lib score")
+    said = recipe("score", "FROM=outputs/a outputs/b", "OUT=outputs/c")
+    assert said.endswith('lib score outputs/a outputs/b --out "outputs/c"')
+
+
 def test_report_from_records_measures_nothing():
     command = recipe("report", "FROM=outputs/released/h100-sxm", "MODELS=x")
     assert command.endswith('lib report --from "outputs/released/h100-sxm"')

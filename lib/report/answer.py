@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from lib import stats
 from lib.analysis import choice, engines, gates
+from lib.analysis.capacity import predicted
 from lib.analysis.choice import Cell, Option
 from lib.analysis.rows import NO_GPU, Rows
 from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
@@ -106,7 +107,7 @@ def answer(
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
         basis=basis(rows),
         figure=picture(rows),
-        planner=planner(options),
+        planner=planner([*options, *predicted.options(options)]),
         context=context,
         gpu_gb=round(max(o.gpu_bytes or 0 for o in options) / 1e9, 1) or EXAMPLE_GB,
         usd=EXAMPLE_USD if gpu_hour_usd is None else gpu_hour_usd,

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from lib.analysis import bounds, cost, engines, host_bound, machine, physics, predictions
 from lib.analysis.batch import figures, tables
+from lib.analysis.capacity import scored
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
 from lib.analysis.serving import figures as serving_figures
@@ -194,6 +195,7 @@ def render(
         bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
         batch=batch + deployed,
         serving=serving_figures.section(rows),
+        predicted=scored.section(rows, jobs, source),
         generic=generic,
         priced=priced,
         ledgers=ledgers,

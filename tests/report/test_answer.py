@@ -14,7 +14,7 @@ from lib.analysis import choice
 from lib.records.record import Record, environment_record
 from lib.report import answer, document
 from tests.analysis.batch.test_points import line
-from tests.analysis.test_choice import TOY, cell, option
+from tests.analysis.test_choice import GUESS, TOY, cell, option
 from tests.analysis.test_fit import CARD
 from tests.browser import Page
 from tests.samples import records as sample
@@ -143,13 +143,13 @@ def test_the_first_screen_has_few_words(browser, tmp_path):
 
 GRID = list(
     product((0.5, 3.25, 80), (1, 512, 2000, 12_000), (1, 8, 16, 33), ("", 450), ("", 30), (2.5,))
-)
+) + list(product((3.25, 80), (512, 2000), (1, 8, 9), ("", 39, 50), ("", 5, 9), (2.5,), ("Other",)))
 
 
 @pytest.mark.browser
 def test_the_planner_answers_as_the_command_does(browser, tmp_path):
     """Every ask of a grid, typed into the page, against `choice.offers` of the same options."""
-    options = [TOY, SLOW, BARE]
+    options = [TOY, SLOW, BARE, GUESS]
     root = sample.write_demo(tmp_path)
     path = document.write(root)
     soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
@@ -157,8 +157,8 @@ def test_the_planner_answers_as_the_command_does(browser, tmp_path):
     path.write_text(str(soup), encoding="utf-8")
     with Page(browser, path) as opened:
         for ask in GRID:
-            names = ("gb", "context", "users", "ttft", "itl", "usd")
-            for name, value in zip(names, ask, strict=True):
+            names = ("gb", "context", "users", "ttft", "itl", "usd", "gpu")
+            for name, value in zip(names, (*ask, "")[: len(names)], strict=True):
                 opened.page.evaluate(
                     "([n, v]) => { document.querySelector('.planner').elements[n].value = v; }",
                     [name, str(value)],
@@ -181,19 +181,36 @@ def line_of(cells):
 
 
 def expected(options, ask):
-    gb, context, users, ttft, itl, usd = (None if x == "" else x for x in ask)
-    offers = choice.offers(options, choice.Ask(gb, context, users, ttft, itl, usd))
+    offers = choice.offers(options, choice.Ask(*(None if x == "" else x for x in ask)))
     return [
         (
             offer.option.model,
             offer.verdict,
-            "; ".join(filter(None, (offer.why, at and f"measured at {at}"))),
+            "; ".join(filter(None, (offer.why, choice.basis(offer)))),
             "–" if offer.room is None else f"{offer.room:,}",
             "–" if offer.total is None else choice.short(offer.total),
         )
         for offer in offers
-        if (at := choice.basis(offer)) is not None
     ]
+
+
+@pytest.mark.browser
+def test_a_card_that_was_not_measured_can_be_chosen(browser, tmp_path):
+    """Of a registered model: the H200's memory is put in, and what is said is marked."""
+    mine = rows("Qwen3-32B", "graph", {1: 26.0}, 400.0)
+    where = "Qwen3-32B/random-graph/batch"
+    sample.write_job(tmp_path, where, mine[1:], sample.GPU, model="Qwen3-32B")
+    with Page(browser, document.write(tmp_path), viewport={"width": 1280, "height": 900}) as opened:
+        page = opened.page
+        page.locator(".planner [name=context]").fill("512")
+        assert "measured at" in page.locator("table.plan tbody").inner_text()
+        page.locator(".planner [name=gpu]").select_option("NVIDIA H200")
+        assert page.locator(".planner [name=gb]").input_value() == "141"
+        page.locator(".planner [name=context]").fill("2048")
+        lines = page.locator("table.plan tbody tr").all_inner_texts()
+        assert lines and all("predicted at" in line for line in lines)
+        assert "gpu=NVIDIA%20H200" in page.evaluate("location.hash")
+        assert opened.errors == []
 
 
 @pytest.mark.browser

@@ -231,7 +231,7 @@
     var form = document.querySelector("form.planner"), table = document.querySelector("table.plan");
     if (!form) { return; }
     var options = JSON.parse(document.getElementById("options").textContent);
-    var verdicts = ["meets", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd"];
+    var verdicts = ["meets", "may meet", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd"];
 
     function grouped(x, digits) { return x.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }); }
     function short(x) {
@@ -258,7 +258,7 @@
       if (!measured.length) { return "no decode throughput"; }
       var most = least(measured, function (c) { return -(c.users * 1e9 + c.context); });
       var longest = least(measured, function (c) { return -(c.context * 1e9 + c.users); });
-      return "measured up to " + place(most) + (most === longest ? "" : " and " + place(longest));
+      return (option.predicted ? "predicted" : "measured") + " up to " + place(most) + (most === longest ? "" : " and " + place(longest));
     }
     function offer(option, ask) {
       var users = room(option, ask.gb * 1e9, ask.context);
@@ -278,9 +278,17 @@
         return end("fails", "room for " + people(users) + " (" + grouped(ask.users, 0) + " asked)");
       }
       if (!cell) { return end("not measured", nearest(option, ask)); }
-      if (ask.ttft && cell.ttft_ms === null) { return end("not measured", "TTFT at " + people(cell.users) + " is not measured"); }
-      if (ask.ttft && cell.ttft_ms > ask.ttft) { return end("fails", "TTFT " + short(cell.ttft_ms) + " ms > " + ask.ttft); }
-      if (ask.itl && 1e3 / cell.each > ask.itl) { return end("fails", "a token takes " + short(1e3 / cell.each) + " ms > " + ask.itl); }
+      if (ask.ttft && cell.ttft_ms === null) {
+        return end("not measured", "TTFT at " + people(cell.users) + " is not " + (option.predicted ? "predicted" : "measured"));
+      }
+      var doubt = "", limits = [["TTFT", ask.ttft, cell.ttft_ms, cell.ttft_ms_ends], ["a token takes", ask.itl, 1e3 / cell.each,
+        cell.each_ends && [1e3 / cell.each_ends[1], 1e3 / cell.each_ends[0]]]];
+      for (var at = 0; at < limits.length; at += 1) {
+        var what = limits[at][0], limit = limits[at][1], time = limits[at][2], ends = limits[at][3] || [time, time];
+        if (limit && ends[0] > limit) { return end("fails", what + " " + short(time) + " ms > " + limit); }
+        if (limit && ends[1] > limit) { doubt = doubt || what + " " + short(ends[0]) + " to " + short(ends[1]) + " ms, " + limit + " asked"; }
+      }
+      if (doubt) { return end("may meet", doubt); }
       return found;
     }
     function cellOf(row, tag, css, text, small) {
@@ -300,12 +308,18 @@
       var ask = {};
       names.forEach(function (name) { ask[name] = Number(form.elements[name].value) || 0; });
       if (!form.checkValidity()) { return; }
-      var offers = options.map(function (option) { return offer(option, ask); });
+      ask.gpu = form.elements.gpu.value;
+      var offers = options.filter(function (option) {
+        return ask.gpu ? option.gpu === ask.gpu : !option.predicted;
+      }).map(function (option) { return offer(option, ask); });
       offers.sort(function (a, b) {
         return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || (b.total || 0) - (a.total || 0);
       });
       table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.map(function (x) {
         var row = document.createElement("tr"), basis = x.cell ? "measured at " + place(x.cell) : "";
+        if (x.cell && x.option.predicted) {
+          basis = "predicted at " + place(x.cell) + ": " + short(x.cell.each_ends[0]) + " to " + short(x.cell.each_ends[1]) + " tok/s each at 90%";
+        }
         var sign = { meets: "holds", fails: "fails" }[x.verdict] || "";
         function number(value, digits) { return value === null ? "\u2013" : digits === undefined ? short(value) : grouped(value, digits); }
         cellOf(row, "th", "", x.option.model);
@@ -321,13 +335,24 @@
       table.hidden = false;
     }
     function keep() {
-      var given = names.map(function (name) { return name + "=" + form.elements[name].value; });
+      var given = names.concat("gpu").map(function (name) { return name + "=" + encodeURIComponent(form.elements[name].value); });
       try { history.replaceState(null, "", "#plan?" + given.join("&")); } catch (e) { /* the address stays */ }
     }
+    var cards = form.elements.gpu;
+    options.forEach(function (option) {
+      var known = Array.prototype.some.call(cards.options, function (card) { return card.value === option.gpu; });
+      if (!option.predicted || known) { return; }
+      cards.add(new Option(option.gpu, option.gpu));
+      cards.parentNode.hidden = false;
+    });
+    cards.addEventListener("input", function () {
+      var card = options.filter(function (option) { return option.gpu === cards.value && option.gb; })[0];
+      if (card) { form.elements.gb.value = card.gb; }
+    });
     var asked = location.hash.split("?");
     if (asked[0] === "#plan" && asked[1]) {
       new URLSearchParams(asked[1]).forEach(function (value, name) {
-        if (names.indexOf(name) >= 0) { form.elements[name].value = value; }
+        if (names.indexOf(name) >= 0 || name === "gpu") { form.elements[name].value = value; }
       });
     }
     form.hidden = false;
