@@ -32,7 +32,6 @@ WITH ?=
 JOBS ?=
 FORMAT ?=
 ENGINE ?=
-GPU ?=
 IMAGE ?=
 EFFECT ?=
 ROUNDS ?=

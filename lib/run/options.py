@@ -46,7 +46,7 @@ def refuse_variables(given: str, rebuilds: bool) -> None:
         "NEW_TOKENS",
         "EFFECT",
         "ARGS",
-        *("FORMAT", "ENGINE", "GPU", "IMAGE"),
+        *("FORMAT", "ENGINE", "IMAGE"),
     )
     for name in sorted({*given.split()} - {*takes}):
         if name in own:
