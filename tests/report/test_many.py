@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from lib.analysis.cost import Prices
 from lib.records import jobs, store
 from lib.report import answer, bundle, document, many
-from tests.browser import Page
+from tests.browser import Page, records_of
 from tests.report.test_answer import rows as timed
 from tests.samples import records as sample
 from tools import many_models
@@ -112,8 +112,7 @@ def test_details_are_pages_of_their_own(built):
         assert "Demo" in page.select_one(".banner").text  # its rows' environment says a CPU
         assert [job["id"] for job in page.select("details.job")] == [f"{model}--latency"]
         assert page.select("details.job .notebook") and page.select("#grid-latency tbody tr")
-        folders = {tr.find_all("td")[-1].text for tr in page.select("#records tbody tr")}
-        assert folders == {f"{model}/{JOB}"}
+        assert {line["folder"] for line in records_of(page).values()} == {f"{model}/{JOB}"}
 
 
 def test_the_numbers_are_those_of_one_page(built, pair):
