@@ -80,7 +80,7 @@ given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin 
 export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report jobs merge compare versus bundle export fit plan score audit clients serve-check vllm test kill-tests sweep lab lint lock clean
+.PHONY: help setup report jobs merge compare versus bundle export fit plan score audit clients serve-check vllm test kill-tests mutants sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -119,7 +119,7 @@ help:  ## list the targets and variables
 	@echo "  GPU=                     make plan: a card of params/gpus.yaml (H200, L4), also one not measured"
 	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
-	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
+	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle, mutants"
 
 setup:  ## prepare the environment the other targets use, and say which it is
 	@$(call find,lab) :
@@ -200,6 +200,10 @@ kill-tests:  ## 50 whole runs killed at random times, against the undisturbed on
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 KILLS=$(call text,KILLS) SEED=$(call text,SEED) \
 	    exec "$$py" -m pytest \
 	    tests/run/test_kills.py tests/run/test_settle.py $(call items,ARGS)
+
+mutants:  ## how many small faults in the arithmetic its tests see (half an hour; ARGS=--help)
+	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec nice -n 19 "$$py" tools/mutants.py \
+	    $(call items,ARGS)
 
 sweep:  ## every model type of the installed transformers, tiny: writes docs/models.md (ten minutes)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec nice -n 10 "$$py" tools/sweep.py \

@@ -66,7 +66,7 @@ def make_report(args: argparse.Namespace) -> int:
     os.environ["JUPYTER_PATH"] = files.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
     prices = cost.Prices(args.gpu_hour_usd, args.kwh_usd)
-    write_report = functools.partial(report.write, prices=prices, study=study_of(args))
+    write_report = functools.partial(report.write, prices=prices, study=study_of(args), tell=say)
     if args.source:
         store.refuse_released(out_dir)
         source = require_results(resolve(args.source))

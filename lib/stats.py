@@ -94,6 +94,7 @@ def required_n(q: float) -> int:
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(q / 100))
 
 
+@functools.lru_cache(maxsize=4096)  # samples are of few sizes, and a table holds many
 def _order_statistic_ranks(n: int, p: float) -> tuple[int | None, int | None]:
     """Zero-based ranks of the order statistics that cover the p-quantile with 95 %, two-sided.
 

@@ -313,8 +313,8 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     labelled(
         ax,
         "Throughput of all users and of each",
-        "tokens per second for each user",
-        "tokens per second of all users",
+        "tok/s for each user",
+        "tok/s of all users",
     )
     if drawn:
         logarithmic(ax, both=True)
@@ -337,7 +337,7 @@ def _short_names(lines: Sequence[tuple]) -> dict[tuple, str]:
     names = {where: short_name(where) for where in lines}
     several = {name for name in names.values() if list(names.values()).count(name) > 1}
     return {
-        where: f"{name}, {where[-1]:,} tokens" if name in several else name
+        where: f"{name} at {where[-1]:,}" if name in several else name
         for where, name in names.items()
     }
 

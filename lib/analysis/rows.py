@@ -40,6 +40,7 @@ class Rows(Sequence[Record]):
             self.records = tuple(_told_shared(row, self.environments) for row in self.records)
         self.runs: dict[str, str] = {} if of is None else of.runs
         self._setups: dict[int, tuple[Record, tuple]] = {} if of is None else of._setups
+        self._made: dict[tuple, Any] = {}
         self._kinds: dict[str, list[tuple[int, Record]]] | None = None
         self._engines: dict[tuple, set[str]] | None = None if of is None else of._engines
 
@@ -95,6 +96,12 @@ class Rows(Sequence[Record]):
         names = (kinds,) if isinstance(kinds, str) else dict.fromkeys(kinds)
         placed = [pair for name in names for pair in self._kinds.get(name, ())]
         return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+    def once(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function makes of these rows and of arguments, made when it is first asked for."""
+        if (function, arguments) not in self._made:
+            self._made[function, arguments] = function(self, *arguments)
+        return self._made[function, arguments]
 
     def where(self, test: Callable[[Record], Any]) -> Rows:
         """Those that pass a test, with the index of all."""

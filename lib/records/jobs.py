@@ -183,11 +183,12 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower() or "x"
 
 
-def find(source: str | Path, out: str | None = None) -> list[Job]:
+def find(source: str | Path, out: str | None = None, *, only: str | None = None) -> list[Job]:
     """Every job below the folder: those with a run.json, and those of plan.json that have none.
 
-    `out` is what the commands of the jobs call the folder: by default its path, and nothing for a
-    released set, which is never written.
+    Files are read of the job whose path is `only`, by default of all. `out` is what the commands of
+    the jobs call the folder: by default its path, and nothing for a released set, which is never
+    written.
     """
     source = Path(source)
     store.refuse_links(source)
@@ -195,7 +196,10 @@ def find(source: str | Path, out: str | None = None) -> list[Job]:
     out = out or ("" if released else files.short(source))
     plan = store.read_plan(source)
     paths = {p.parent.relative_to(source).as_posix() for p in manifests(source)} | {*plan["jobs"]}
-    found = [_read(source, path) for path in sorted(paths, key=_order)]
+    found = [
+        _read(source, path) if only in (None, path) else Job(path, source / path)
+        for path in sorted(paths, key=_order)
+    ]
     notes = ((plan["commands"].get(job.path, {}), plan["stale"].get(job.path, "")) for job in found)
     return _with_ids(
         [

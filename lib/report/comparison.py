@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import files
+from lib.analysis import glossary
 from lib.analysis.result_sets import COMPARED, Pair, Refused, Side, compare, load
 from lib.analysis.setups import arm_text
 from lib.analysis.waits import NOT_OF_CARD, UNTOLD, Cause, Waits, cause
@@ -228,6 +229,7 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
     csvs = _csvs(pairs, whys, refused, places, out)
     text = document(
         "compare.html",
+        terms=glossary.terms(),
         title=f"B against A: {b.name} against {a.name}",
         kicker="Deployment workbook · comparison",
         subtitle=f"A is {a.name} ({values_text(facts(a).get('gpu', []))}), "
@@ -237,7 +239,7 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
         places=places,
         grids=tables(pairs, whys),
         refused=refused_table(refused),
-        downloads=[(path.name, data_link(path)) for path in csvs],
+        downloads=[(path.name, data_link(path.read_bytes())) for path in csvs],
         footer="Ratios are B / A. Nothing was measured here.",
     )
     write_text(out / "report.html", text)

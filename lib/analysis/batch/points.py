@@ -85,6 +85,10 @@ def points(rows: Sequence[Record]) -> list[Point]:
 
 def pointed(rows: Sequence[Record]) -> list[tuple[Point, list[Record]]]:
     """Every point with the rows that it was made from."""
+    return Rows.of(rows).once(_every_point)
+
+
+def _every_point(rows: Rows) -> list[tuple[Point, list[Record]]]:
     arms = {(a.model, a.setup, a.context, a.batch): a for a in bounds.arms(rows, "batch")}
     passed = checked(rows)
     return [
