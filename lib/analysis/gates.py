@@ -38,16 +38,30 @@ WITHIN = "gate_"  # before the values of a check that stand in a timed row
 
 
 def withheld(records: Iterable[Record]) -> tuple[Record, ...]:
-    """The records; those without a check that shows enough have an error in place of times."""
+    """The records; those without a check that shows enough have an error in place of times.
+
+    Of several visits each is judged by its own checks, or by all where it has none.
+    """
     records = tuple(records)
-    reasons: dict[tuple, list[str]] = {}
-    for row in records:
-        if row.kind == "gate" and not row.error:
-            errors = row.samples.get("relative_error") or ()
-            reasons.setdefault(_place(row), []).append(doubt(row.key, row.values, errors))
-    return tuple(
-        _without_times(row, why) if (why := _doubt_of(row, reasons)) else row for row in records
-    )
+    reasons: dict[tuple, dict[str, list[str]]] = {}
+    for check in (one for row in records if row.kind == "gate" for one in (row, *row.others)):
+        if not check.error:
+            errors = check.samples.get("relative_error") or ()
+            of_place = reasons.setdefault(_place(check), {})
+            told = of_place.setdefault(check.visit, [])
+            told.append(doubt(check.key, check.values, errors))
+    return tuple(_of_sound_visits(row, reasons) for row in records)
+
+
+def _of_sound_visits(row: Record, reasons: Mapping[tuple, Mapping[str, Sequence[str]]]) -> Record:
+    """A row with those of its visits whose times stand; the last of them leads."""
+    whys = [_doubt_of(one, reasons) for one in (*row.others, row)]
+    if not any(whys):
+        return row
+    sound = [one for one, why in zip((*row.others, row), whys, strict=True) if not why]
+    if not sound:
+        return _without_times(row, whys[-1])
+    return replace(sound[-1], others=tuple(sound[:-1]))
 
 
 def waiting(records: Iterable[Record]) -> list[str]:
@@ -67,12 +81,14 @@ def _place(row: Record) -> tuple:
     return tuple(row.key.get(name) for name in PLACE)
 
 
-def _doubt_of(row: Record, reasons: Mapping[tuple, Sequence[str]]) -> str:
+def _doubt_of(row: Record, reasons: Mapping[tuple, Mapping[str, Sequence[str]]]) -> str:
     """Why the times of a row do not stand; one check that shows enough is enough."""
     if row.kind not in TIMED or row.error:
         return ""
     own = {n.removeprefix(WITHIN): v for n, v in row.values.items() if n.startswith(WITHIN)}
-    told = [doubt(row.key, own)] if own else reasons.get(_place(row), [""])
+    of_place = reasons.get(_place(row), {})
+    told = of_place.get(row.visit) or [why for whys in of_place.values() for why in whys] or [""]
+    told = [doubt(row.key, own)] if own else told
     return "" if "" in told else told[-1]
 
 

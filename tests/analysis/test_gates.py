@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lib.analysis import gates, rows
@@ -107,3 +109,29 @@ def test_in_the_released_set_the_mixtures_batches_wait_for_another_check():
             and r.key["context"] == 512
         ]
         assert checks and all(checks)
+
+
+def of_visits(earlier, later):
+    """Two rows of one arm as the merge hands them over: the later one carries the other visit."""
+    named = replace(earlier, visit="monday")
+    return replace(later, visit="friday", others=(named,))
+
+
+def test_each_visit_is_judged_by_its_own_check():
+    good, bad = gate([0.02], **PINNED), gate([0.5, 0.4])
+    for first, second, left in ((good, bad, "monday"), (bad, good, "friday")):
+        row = read(of_visits(first, second), of_visits(timed(), timed()))
+        assert row.error is None and (row.visit, row.others) == (left, ())
+    row = read(of_visits(good, good), of_visits(timed(), timed()))
+    assert row.error is None and [other.visit for other in row.others] == ["monday"]
+    row = read(of_visits(bad, bad), of_visits(timed(), timed()))
+    assert gates.is_withheld(row) and row.others == ()
+
+
+def test_a_visit_without_a_check_is_judged_by_that_of_another():
+    named = replace(gate([0.02], **PINNED), visit="friday")
+    row = read(named, of_visits(timed(), timed()))
+    assert row.error is None and len(row.others) == 1
+    assert gates.is_withheld(
+        read(replace(gate([0.5]), visit="friday"), of_visits(timed(), timed()))
+    )
