@@ -11,7 +11,7 @@ from pathlib import Path
 from lib import files
 from lib.files import short
 from lib.records import store
-from lib.run import kernel, lease, plan, preflight
+from lib.run import kernel, lease, plan, preflight, warm
 from lib.run.console import Tally, say
 from lib.run.job import Stop, recover, run_job
 from lib.run.plan import Task
@@ -61,6 +61,9 @@ def run(
         todo = [x for x in jobs if force or not _finished(x, name, models_path)]
         if todo:
             files.require_room(out_dir)
+        workers = stack.enter_context(warm.Warm([job.source for job in todo]))
+        if todo:  # it imports while the models are checked and fetched
+            workers.ready(env_of(todo[0]))
         offline = profile.name in OFFLINE_PROFILES
         env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
         check(preflight.arms(todo), env)
@@ -83,6 +86,7 @@ def run(
                 timeout_s=timeout_s,
                 stop=stop,
                 force=force,
+                worker=workers.ready(env_of(job)),
             )
             tally.end(job, manifest)
             if stop.signum:
