@@ -5,6 +5,7 @@ NOTEBOOKS ?=
 WEIGHTS ?=
 STACK ?=
 SERVER ?=
+ALSO ?=
 FROM ?=
 OUT ?=
 A ?=
@@ -34,7 +35,7 @@ SEED ?= 0
 # it was given, and what make does not export it does not expand.
 VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
     TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS \
-    CSV STUDY WITH KILLS SEED SERVER
+    CSV STUDY WITH KILLS SEED SERVER ALSO
 unexport $(VARIABLES)
 define newline
 
@@ -82,6 +83,7 @@ help:  ## list the targets and variables
 	@echo "  PROFILE=demo|gpu|paper   what to measure (demo needs no GPU and no network)"
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
+	@echo "  ALSO=                    PROFILE=gpu: graph-compiled (two minutes more), vllm (three)"
 	@echo "  SERVER=url               NOTEBOOKS=serving: load a server that runs; without it one is started"
 	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle"
 	@echo "  OUT=folder               make report, merge, compare, bundle (a .zip): write here"
@@ -106,7 +108,7 @@ report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	    $(if $(value FROM),$(call option,--from,FROM),$(call option,--profile,PROFILE) \
 	    $(call option,--models,MODELS) $(call option,--notebooks,NOTEBOOKS) \
 	    $(call option,--weights,WEIGHTS) $(call option,--stack,STACK) \
-	    $(call option,--dtype,DTYPE) $(call option,--server,SERVER) \
+	    $(call option,--dtype,DTYPE) $(call option,--server,SERVER) $(call option,--also,ALSO) \
 	    $(call option,--timeout,TIMEOUT) \
 	    $(call flag,--wait,WAIT) $(call flag,--force,FORCE)) $(call option,--out,OUT) \
 	    $(call option,--gpu-hour-usd,GPU_HOUR_USD) $(call option,--kwh-usd,KWH_USD) \

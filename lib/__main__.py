@@ -34,7 +34,8 @@ import errno
 import functools
 import json
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from lib.run.preflight import PreflightError
 BAD_INPUT = (ValueError, OSError, RuntimeError)
 # A run has more to say: whatever else it raises is a fault of ours, shown whole.
 RELEASED = "outputs/released/h100-sxm"
+FIRST_S, AGAIN_S = 75.0, 45.0  # before the first report of a run that goes on, and the next one
 REFUSED = (ParamsError, PreflightError, BusyError)
 
 
@@ -80,7 +82,27 @@ def make_report(args: argparse.Namespace) -> int:
         wait=args.wait,
         write_page=report.write_notebook_page,
         write_report=write_report,
+        after_job=between(write_report),
     )
+
+
+def between(write: Callable[[Path], Path]) -> Callable[[Path], None]:
+    """Writes the report of a run that goes on: two minutes after its begin or a little earlier,
+    then after jobs, and never for a large part of the time."""
+    began_s = time.monotonic()
+    last = {"end_s": began_s, "took_s": 0.0}
+
+    def after_job(out_dir: Path) -> None:
+        start_s = time.monotonic()
+        first = last["end_s"] == began_s
+        if start_s - last["end_s"] < max(FIRST_S if first else AGAIN_S, 20 * last["took_s"]):
+            return
+        page = write(out_dir)
+        last.update(end_s=time.monotonic(), took_s=time.monotonic() - start_s)
+        if first:
+            say(f"report so far, which fills as jobs end: {files.short(page)}")
+
+    return after_job
 
 
 def require_results(source: Path) -> Path:
@@ -148,7 +170,8 @@ def profile_of(args: argparse.Namespace) -> profiles.Profile:
             raise ParamsError(
                 f"{name.upper()}={text} names nothing; leave it out for all, or name some"
             )
-    slices = {key: getattr(args, key) for key in (*profiles.SLICES, profiles.SERVER)}
+    names = (*profiles.SLICES, profiles.SERVER, profiles.ALSO)
+    slices = {key: getattr(args, key) for key in names}
     if args.server and not args.models:
         from lib.measure.serving import server
 
@@ -371,6 +394,7 @@ def add_run_options(verb: argparse.ArgumentParser) -> None:
     for name in profiles.SLICES:
         verb.add_argument(f"--{name}", default="", help="comma or space separated")
     verb.add_argument("--server", default="", help="URL of a server that runs: loads that one")
+    verb.add_argument("--also", default="", help="further stacks: graph-compiled, vllm")
     verb.add_argument("--out", type=Path, help="default: outputs/<profile>")
     verb.add_argument("--force", **options.FLAG, help="measure finished jobs again")
     verb.add_argument(

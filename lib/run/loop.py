@@ -11,8 +11,8 @@ from pathlib import Path
 from lib import files
 from lib.files import short
 from lib.records import store
-from lib.run import kernel, lease, plan, preflight, warm
-from lib.run.console import Tally, say
+from lib.run import eta, kernel, lease, plan, preflight, warm
+from lib.run.console import Tally, beforehand, say
 from lib.run.job import Stop, recover, run_job
 from lib.run.plan import Task
 from lib.run.profiles import Profile
@@ -28,13 +28,16 @@ def run(
     force: bool = False,
     timeout_s: float | None = None,
     wait: bool = False,
-    check: Callable[[list, dict], None] = preflight.check_apart,
+    check: Callable[[list, dict], object] = preflight.check_apart,
     write_page: Callable[[Path], object] | None = None,
     write_report: Callable[[Path], object] | None = None,
+    after_job: Callable[[Path], object] | None = None,
     models_path: Path = files.ROOT / "params" / "models.yaml",
 ) -> int:
     """Run every job of a profile that is not finished yet, then write the report.
 
+    `after_job` is called with `out_dir` when a job has ended and more are to come: it may write a
+    report of what is there. An interrupted run leaves its report too.
     `only` names one job, by its folder below `out_dir`; other processes may run others there.
     Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
     """
@@ -66,10 +69,13 @@ def run(
             workers.ready(env_of(todo[0]))
         offline = profile.name in OFFLINE_PROFILES
         env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
-        check(preflight.arms(todo), env)
+        sizes = eta.told(check(preflight.arms(todo), env))
         _record_plan(every, out_dir, profile.name, {})
 
-        tally, stale = Tally(jobs), {}
+        tally, stale = Tally(jobs, forecast=eta.Forecast(out_dir, sizes)), {}
+        if profile.name == "gpu" and todo and (costs := beforehand(jobs)):
+            say(costs)
+        tally.skips = {job.name for job in jobs} - {job.name for job in todo}
         for job in jobs:
             sha = plan.job_sha(job, name, models_path)
             reasons = None if force else _kept(job, sha, name)
@@ -78,22 +84,25 @@ def run(
                 tally.skip(job, reasons)
                 continue
             tally.start(job, "" if force else store.fault(job.folder))
-            manifest = run_job(
-                job,
-                sha=sha,
-                gpu=name,
-                env=env_of(job),
-                timeout_s=timeout_s,
-                stop=stop,
-                force=force,
-                worker=workers.ready(env_of(job)),
-            )
+            with tally.beating(job):
+                manifest = run_job(
+                    job,
+                    sha=sha,
+                    gpu=name,
+                    env=env_of(job),
+                    timeout_s=timeout_s,
+                    stop=stop,
+                    force=force,
+                    worker=workers.ready(env_of(job)),
+                )
             tally.end(job, manifest)
             if stop.signum:
                 break
             _guarded(tally, "notebook page", write_page, job.folder)
+            if job is not jobs[-1]:
+                _guarded(tally, "first report", after_job, out_dir)
         _record_plan(every, out_dir, profile.name, stale)
-        if not stop.signum:
+        if not stop.signum or tally.measured:
             _guarded(tally, "report", write_report, out_dir)
         tally.summary(out_dir, interrupted=bool(stop.signum))
     if stop.signum:

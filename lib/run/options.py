@@ -15,7 +15,7 @@ from lib.run.console import say
 REBUILT = ("FROM", "OUT", "GPU_HOUR_USD", "KWH_USD", "STUDY", "PYTHON")
 RUN = (
     *(name for name in REBUILT if name != "FROM"),
-    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "SERVER"),
+    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "SERVER", "ALSO"),
     *("FORCE", "WAIT", "TIMEOUT"),
 )
 

@@ -29,6 +29,7 @@ OF_ENGINES = ("latency", "batch", "energy")  # notebooks that measure a stack th
 _COMMON = ("weights", "stack", "dtype")
 SLICES = ("models", "notebooks", *_COMMON)
 SERVER, SERVING = "server", "serving"  # a server that runs, and the notebook that loads it
+ALSO = "also"  # further stacks, beside those that the profile names
 _MODELS = "models.yaml"
 _NO_PROFILES = ("models", "gpus")  # other files of the folder
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -88,6 +89,8 @@ def profile(
 ) -> Profile:
     """Load a profile, apply the slices (models, notebooks, weights, stack, dtype), check it all.
 
+    The override `also` names stacks to measure beside the profile's: one of our own where stacks
+    are compared, an engine in notebooks of its own.
     The override `server` is the address of a server that runs: the notebook `serving` alone then
     measures what it serves, whose name is in `models`.
     A model of the list is a name, or a mapping with `name`, optionally `notebooks` (the ones to
@@ -107,13 +110,17 @@ def profile(
     signatures = {notebook: notebook_parameters(sources[notebook]) for notebook in sections}
 
     slices = {key: files.split((overrides or {}).get(key)) for key in SLICES}
-    if odd := set(overrides or {}) - {*SLICES, SERVER}:
+    slices[ALSO] = files.split((overrides or {}).get(ALSO))
+    if odd := set(overrides or {}) - {*SLICES, SERVER, ALSO}:
         raise unknown("slice", min(odd), SLICES)
     server = (overrides or {}).get(SERVER)
     if server:
         _require_serving(name, slices, sections)
         slices["notebooks"] = (SERVING,)
         sections[SERVING][SERVER] = server
+    if odd := [stack for stack in slices[ALSO] if stack not in STACKS]:
+        raise unknown("stack", odd[0], STACKS, hint="Use ALSO=<name>[,<name>].")
+    _also(sections, [stack for stack in slices[ALSO] if not STACKS[stack].apart])
     if odd := [notebook for notebook in slices["notebooks"] if notebook not in sections]:
         raise unknown("notebook", odd[0], sections, hint="Use NOTEBOOKS=<name>[,<name>].")
     _check_sections(name, defaults, sections, signatures)
@@ -147,6 +154,13 @@ def _require_serving(name: str, slices: dict, sections: dict) -> None:
         )
     if not slices["models"]:
         raise ParamsError("SERVER= needs the name of the model that is served: MODELS=<name>")
+
+
+def _also(sections: dict, stacks: list[str]) -> None:
+    """Add stacks to the lists of those that a notebook compares."""
+    for section in sections.values():
+        for key in {"stacks_to_compare", "trace_stacks"} & section.keys():
+            section[key] = list(dict.fromkeys([*section[key], *stacks]))
 
 
 def profiles(folder: Path) -> list[str]:
@@ -248,7 +262,8 @@ def _choices_of(
     choices = []
     for source in (slices["weights"] or (base["weights"],)) if notebooks else ():
         weights = "gguf" if gguf and source == "checkpoint" else source
-        for stack in slices["stack"] or (base["stack"],):
+        engines = [] if again else [stack for stack in slices[ALSO] if STACKS[stack].apart]
+        for stack in dict.fromkeys((*(slices["stack"] or (base["stack"],)), *engines)):
             settings = {**own, "weights": weights, "stack": stack}
             _check_settings({**base, **settings}, slices["dtype"])
             mine = notebooks
