@@ -53,11 +53,16 @@ BAD_INPUT = (ValueError, OSError, RuntimeError)
 # A run has more to say: whatever else it raises is a fault of ours, shown whole.
 RELEASED = "outputs/released/h100-sxm"
 FIRST_S, AGAIN_S = 75.0, 45.0  # before the first report of a run that goes on, and the next one
+NEXT = {
+    True: "next: make fit MODEL=<yours> GPU_GB=24, or make report PROFILE=gpu MODELS=<yours>",
+    False: "next: make bundle FROM={out}, or make lab",
+}
 REFUSED = (ParamsError, PreflightError, BusyError)
 
 
 def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
+    from lib.report import closing
     from lib.report import document as report
 
     options.refuse_variables(os.environ.get("WORKBOOK_GIVEN", ""), bool(args.source))
@@ -74,7 +79,7 @@ def make_report(args: argparse.Namespace) -> int:
         return 0
     from lib.run import loop
 
-    return loop.run(
+    status = loop.run(
         profile_of(args),
         out_dir,
         force=args.force,
@@ -83,7 +88,11 @@ def make_report(args: argparse.Namespace) -> int:
         write_page=report.write_notebook_page,
         write_report=write_report,
         after_job=between(write_report),
+        results=closing.text,
     )
+    if status == 0:
+        say(NEXT[args.profile == "demo"].format(out=files.short(out_dir)))
+    return status
 
 
 def between(write: Callable[[Path], Path]) -> Callable[[Path], None]:
@@ -204,11 +213,12 @@ def compare_sets(args: argparse.Namespace) -> int:
 
     a, b = resolve(args.a), resolve(args.b)
     out = resolve(args.out or f"outputs/compared/{a.name}--{b.name}")
-    page, count = comparison.write(a, b, out)
-    if not count:
+    page, pairs = comparison.write(a, b, out)
+    sys.stdout.write(comparison.text(pairs))
+    if not pairs:
         say("nothing is comparable; the report says why")
     say(f"report: {files.short(page)}")
-    return 0 if count else 1
+    return 0 if pairs else 1
 
 
 def write_bundle(args: argparse.Namespace) -> int:

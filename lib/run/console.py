@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any
 from lib.files import short
 
 if TYPE_CHECKING:
+    from lib.records.record import Record
     from lib.run.eta import Forecast
     from lib.run.plan import Task
 
 MINUTES = {"graph-compiled": 2, "vllm": 3}  # with the calls of the profile gpu
+# Errors of arms that a stack, the memory or this machine does not allow, which is a result.
+LIMITS = ("StackError", "ModelError", "OutOfMemoryError", "InvalidCxxCompiler", "TritonMissing")
+ARM = ("stack", "experts", "dtype", "context", "new_tokens", "batch", "decoding")
+SHOWN = 10  # arms that failed; the report has all
 BEAT_S = 60.0  # the longest silence while a job runs
 GOES_ON = "interrupted: finished jobs are kept, the same command goes on from here"
 
@@ -34,11 +39,15 @@ class Tally:
     started_s: float = 0.0
     forecast: Forecast | None = None
     skips: Collection[str] = ()  # names of jobs that were finished before
+    arms: int = 0
+    failed_arms: list[str] = field(default_factory=list)
+    barred_arms: list[str] = field(default_factory=list)
 
     @property
     def all_good(self) -> bool:
-        """Every job is finished, and every page could be written."""
-        return len(self._bad()) == 0 and len(self.ended) == len(self.jobs) and not self.broken
+        """Every job is finished, no arm failed, and every page could be written."""
+        whole = len(self._bad()) == 0 and len(self.ended) == len(self.jobs)
+        return whole and not self.broken and not self.failed_arms
 
     @property
     def measured(self) -> bool:
@@ -102,13 +111,25 @@ class Tally:
             ended.set()
             thread.join()
 
+    def count(self, job: Task, rows: Iterable[Record]) -> None:
+        """The arms of a job; those with an error are told at the end."""
+        for row in rows:
+            self.arms += row.kind not in ("environment", "card")
+            if row.error:
+                arm = ", ".join(str(x) for name in ARM if (x := row.key.get(name)) is not None)
+                barred = any(name in row.error for name in LIMITS)
+                texts = self.barred_arms if barred else self.failed_arms
+                texts.append(f"{job.title}: {row.kind} of {arm}: {row.error}")
+
     def fail(self, text: str) -> None:
         """Something beside the jobs went wrong, such as a page."""
         self.broken.append(text)
         say(f"error: {text}")
 
-    def summary(self, out_dir: Path, *, interrupted: bool = False) -> None:
-        """Counts, what failed and where to look, and the report."""
+    def summary(self, out_dir: Path, *, interrupted: bool = False, results: str = "") -> None:
+        """Results, counts, what failed and where to look, and the report."""
+        if results:
+            say(f"\n{results}")
         bad, total = self._bad(), len(self.jobs)
         counts = {
             "ok": self._count("ok"),
@@ -122,13 +143,29 @@ class Tally:
             say(f"  {status}: {job.title}: {why}\n    see {short(job.folder / 'notebook.ipynb')}")
         for text in self.broken:
             say(f"  error: {text}")
+        self._summary_of_arms()
         for why, jobs in self.stale.items():
             more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
             say(f"warning: measured with {why}: {jobs[0].title}{more}; FORCE=1 measures again")
         if interrupted:
             say(GOES_ON)
         if (out_dir / "report.html").exists():
-            say(f"report: {short(out_dir / 'report.html')}")
+            page = out_dir / "report.html"
+            say(f"report: {short(page)}\n        {page.resolve().as_uri()}")
+
+    def _summary_of_arms(self) -> None:
+        for texts, what in (
+            (self.failed_arms, "failed"),
+            (self.barred_arms, "are beyond what a stack or the memory allows"),
+        ):
+            if texts:
+                say(f"{len(texts)} of {self.arms} arms {what}:")
+            for text in texts[:SHOWN]:
+                say(f"  {text}")
+            if len(texts) > SHOWN:
+                say(f"  and {len(texts) - SHOWN} more; the report lists all")
+        if self.failed_arms:
+            say("FORCE=1 measures them again")
 
     def _place(self) -> str:
         return f"[{len(self.ended) + 1}/{len(self.jobs)}]"

@@ -14,6 +14,7 @@ from typing import Any
 
 from lib.files import ParamsError
 from lib.records import store
+from lib.records.jobs import BEFORE_MODELS
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import select
 from lib.records.store import ACROSS
@@ -239,14 +240,13 @@ class Forecast:
     """Seconds of the jobs to come. `sizes` are of models by name and dtype, as `preflight` tells.
 
     It begins when the machine is known. What ended jobs took beside their forecasts is believed
-    the more the more seconds they took.
+    the more the more seconds they took; for a notebook that has ended before, its own.
     """
 
     out_dir: Path
     sizes: Mapping[tuple[str, str], Size]
-    spent_s: float = 0.0
-    foreseen_s: float = 0.0
-    here: Speed | None = field(default=None)
+    here: Speed | None = None
+    done: dict[str, list[float]] = field(default_factory=dict)  # seconds spent and foreseen
 
     def of(self, task: Task) -> float | None:
         """One job, as foreseen; None where that is unknown."""
@@ -256,13 +256,17 @@ class Forecast:
 
     def ended(self, task: Task, spent_s: float) -> None:
         """A job took so long."""
-        if task.notebook != "machine" and (foreseen_s := self.of(task)):
-            self.spent_s, self.foreseen_s = self.spent_s + spent_s, self.foreseen_s + foreseen_s
+        if task.notebook not in BEFORE_MODELS and (foreseen_s := self.of(task)):
+            spent, foreseen = self.done.get(task.notebook, (0.0, 0.0))
+            self.done[task.notebook] = [spent + spent_s, foreseen + foreseen_s]
 
     def left_s(self, tasks: Sequence[Task]) -> float | None:
         """All jobs to come; None where one is unknown."""
-        each = [self.of(task) for task in tasks]
-        if None in each:
-            return None
-        slower = (self.spent_s + UNCERTAIN_S) / (self.foreseen_s + UNCERTAIN_S)
-        return sum(each) * slower
+        every = tuple(sum(column) for column in zip(*self.done.values(), strict=True)) or (0.0, 0.0)
+        total_s = 0.0
+        for task in tasks:
+            if (foreseen_s := self.of(task)) is None:
+                return None
+            spent, foreseen = self.done.get(task.notebook, every)
+            total_s += foreseen_s * (spent + UNCERTAIN_S) / (foreseen + UNCERTAIN_S)
+        return total_s

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from lib import files
 from lib.files import short
@@ -32,14 +33,17 @@ def run(
     write_page: Callable[[Path], object] | None = None,
     write_report: Callable[[Path], object] | None = None,
     after_job: Callable[[Path], object] | None = None,
+    results: Callable[[Path], str] | None = None,
     models_path: Path = files.ROOT / "params" / "models.yaml",
 ) -> int:
     """Run every job of a profile that is not finished yet, then write the report.
 
     `after_job` is called with `out_dir` when a job has ended and more are to come: it may write a
-    report of what is there. An interrupted run leaves its report too.
+    report of what is there. `results` tells in a few lines what was found. An interrupted run
+    leaves its report too.
     `only` names one job, by its folder below `out_dir`; other processes may run others there.
-    Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
+    Returns the exit code: 0, 1 if a job did not end well or an arm of one failed, or 128 + the
+    signal that ended it.
     """
     store.refuse_released(out_dir)
     store.refuse_links(out_dir)
@@ -104,7 +108,11 @@ def run(
         _record_plan(every, out_dir, profile.name, stale)
         if not stop.signum or tally.measured:
             _guarded(tally, "report", write_report, out_dir)
-        tally.summary(out_dir, interrupted=bool(stop.signum))
+        for job in jobs:
+            if not job.reads and (path := job.folder / "records.jsonl").exists():
+                tally.count(job, store.load(path))
+        told = _guarded(tally, "closing table", results, out_dir)
+        tally.summary(out_dir, interrupted=bool(stop.signum), results=told or "")
     if stop.signum:
         return 128 + stop.signum
     return 0 if tally.all_good else 1
@@ -164,12 +172,12 @@ def _lease_gpu(
     return gpu
 
 
-def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, path: Path) -> None:
+def _guarded(tally: Tally, what: str, write: Callable[[Path], Any] | None, path: Path) -> Any:
     """Write a page or the report; a failure is shown and costs no measurement."""
     if write is None:
-        return
+        return None
     try:
-        write(path)
+        return write(path)
     except Exception as error:  # whatever it is, the measurements are safe and must be listed
         first = (str(error).splitlines() or [""])[0]
         fault = files.disk_fault(error) if isinstance(error, OSError) and error.filename else ""

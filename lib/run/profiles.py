@@ -18,8 +18,9 @@ from lib import files
 from lib.files import ParamsError, check, read_yaml, unknown
 from lib.models.entries import Entry, checked_models
 from lib.records.jobs import CROSS_MODEL, ON_REQUEST
-from lib.records.kinds import DTYPES, ENGINE_FORMS, STUDY_STACK, UNKNOWN, WEIGHTS
+from lib.records.kinds import DTYPES, ENGINE_FORMS, EXPERTS, STUDY_STACK, UNKNOWN, WEIGHTS
 from lib.run.parameters import check_parameters, notebook_parameters
+from lib.stacks import decoding
 from lib.stacks.registry import STACKS
 
 __all__ = ["Choice", "ParamsError", "Profile", "profile"]
@@ -33,6 +34,14 @@ ALSO = "also"  # further stacks, beside those that the profile names
 _MODELS = "models.yaml"
 _NO_PROFILES = ("models", "gpus")  # other files of the folder
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+# Arms of lists, by the parameter that holds them; decodings are settings with values.
+ARMS = {
+    **dict.fromkeys(("stacks", "stacks_to_compare", "trace_stacks"), tuple(STACKS)),
+    "dtypes": (*DTYPES, "mxfp4"),
+    **dict.fromkeys(("experts", "also_experts"), EXPERTS),
+}
 
 
 class ProfileFile(TypedDict):
@@ -77,7 +86,9 @@ class Profile:
                 f"{where}: no value for {', '.join(missing)}; add it to the profile's defaults or "
                 f"to its section {notebook!r}"
             )
-        return check_parameters({name: values[name] for name in names}, signature, where=where)
+        checked = check_parameters({name: values[name] for name in names}, signature, where=where)
+        _check_arms(checked, where)
+        return checked
 
 
 def profile(
@@ -142,6 +153,18 @@ def profile(
         for choice in (None,) if notebook in CROSS_MODEL else result.choices:
             result.parameters(notebook, choice)
     return result
+
+
+def _check_arms(values: dict[str, Any], where: str) -> None:
+    """Refuse, before anything is measured, an arm that no stack could run."""
+    for key, known in ARMS.items():
+        if odd := [arm for arm in values.get(key) or () if arm not in known]:
+            raise unknown(f"arm of {where}, {key}:", str(odd[0]), known)
+    for text in values.get("decodings", ()):
+        try:
+            decoding.options(text)
+        except ValueError as error:
+            raise ParamsError(f"{where}, decodings: {error}") from None
 
 
 def _require_serving(name: str, slices: dict, sections: dict) -> None:

@@ -125,6 +125,9 @@ def test_jobs_that_took_longer_make_what_is_left_longer(monkeypatch, tmp_path):
     assert forecast.left_s(jobs) == 300
     forecast.ended(jobs[0], 245.0)
     assert forecast.left_s(jobs[1:]) == pytest.approx(400)
+    forecast.ended(jobs[1], 100.0)  # a notebook's own time counts for it: once as foreseen
+    assert forecast.left_s([task("memory")]) == pytest.approx(100)
+    assert forecast.left_s([task("latency")]) == pytest.approx(200)
 
 
 def test_nothing_is_foretold_before_the_machine_is_known_or_of_what_is_not(tmp_path):

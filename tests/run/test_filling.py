@@ -14,7 +14,7 @@ import pytest
 from lib import __main__ as cli
 from lib.files import ParamsError
 from lib.run import console, profiles
-from tests.run.test_loop import Bench, needs_linux
+from tests.run.test_loop import RECORD, Bench, make_notebook, needs_linux
 
 
 def test_each_job_but_the_last_is_followed_by_a_report_of_what_is_there(tmp_path):
@@ -112,3 +112,48 @@ def test_silence_is_broken_while_a_job_runs(capsys):
     with tally.beating(tally.jobs[0], every_s=0.02):
         time.sleep(0.1)
     assert "[1/1] long job: running for 2 min\n" in capsys.readouterr().err
+
+
+def failing(bench: Bench, name: str, error: str) -> None:
+    row = (
+        f"store.append(records_path, record.Record('ablation-decoding', "
+        f"{{'model': model, 'decoding': 'top-p 0.5', 'context': 16}}, error={error!r}))"
+    )
+    head = 'model = "x"\nrecords_path = "x"\nmark = ""\nnumber = 1'
+    make_notebook(bench.source(name), head, RECORD, row)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        ("ValueError: no such setting", 1, "1 of 3 arms failed:"),
+        ("GateError: it computes something else", 1, "1 of 3 arms failed:"),
+        ("StackError: cannot be captured", 0, "1 of 3 arms are beyond what a stack or"),
+        ("OutOfMemoryError: CUDA out of memory", 0, "1 of 3 arms are beyond"),
+        ("InductorError: InvalidCxxCompiler: none here", 0, "1 of 3 arms are beyond"),
+    ],
+)
+def test_a_failed_arm_is_told_and_is_in_the_exit_code(tmp_path, capsys, error, status, says):
+    """Also where its job was finished before; what a stack cannot do is a result."""
+    bench = Bench(tmp_path)
+    bench.write(first="ok", second="ok")
+    failing(bench, "second", error)
+    for _ in range(2):
+        assert bench.run() == status
+        err = capsys.readouterr().err
+        assert says in err
+        assert f"a/one random-hf-eager second: ablation-decoding of 16, top-p 0.5: {error}" in err
+        assert ("FORCE=1 measures them again" in err) == bool(status)
+
+
+def test_results_come_last_with_the_reports_address(tmp_path, capsys):
+    bench = Bench(tmp_path)
+    bench.write(first="ok")
+
+    def write(out: Path) -> None:
+        (out / "report.html").write_text("x")
+
+    assert bench.run(write_report=write, results=lambda out: "a table of results") == 0
+    err = capsys.readouterr().err
+    assert err.index("a table of results") < err.index("1 jobs: 1 ok")
+    assert f"file://{bench.out.resolve().as_posix()}/report.html" in err
