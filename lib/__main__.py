@@ -250,18 +250,25 @@ def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
     from lib.analysis import fit, predictions
     from lib.measure.memory import forecast
-    from lib.models import formats, load
+    from lib.models import card, formats, load, origin, shapes
 
     if not args.model or args.gpu_gb is None:
         raise ParamsError("MODEL and GPU_GB are needed: make fit MODEL=gpt-oss-20b GPU_GB=80")
-    answer = fit.answer(
-        functools.partial(load.card, args.model),
-        gpu_gb=args.gpu_gb,
-        forms=files.split(args.dtype) or formats.USUAL,
-        bandwidth_gb_s=args.bandwidth_gb_s,
-        contexts=args.context or fit.CONTEXTS,
-        workspace_of=forecast.workspace_of(args.model),
-    )
+    shipped = None if resolve(args.model).exists() else shapes.shipped(args.model)
+    model = origin.Origin(shipped[0], config=shipped[1]) if shipped else args.model
+    try:
+        answer = fit.answer(
+            functools.partial(load.card, model),
+            gpu_gb=args.gpu_gb,
+            forms=formats.listed(args.dtype) or formats.USUAL,
+            bandwidth_gb_s=args.bandwidth_gb_s,
+            contexts=args.context or fit.CONTEXTS,
+            workspace_of=forecast.workspace_of(model),
+        )
+    except card.ModelError as error:
+        raise ParamsError(f"{error}; {shapes.hint()}") from None
+    if shipped:
+        answer["shapes"] = f"shapes ship with the workbook, the hub was not asked: {shipped[2]}"
     if lines := predictions.released_lines(answer["card"]["name"]):
         answer["measured"] = lines
     text = json.dumps(answer, indent=2, allow_nan=False) if args.json else fit.text(answer)

@@ -100,7 +100,20 @@ def boolean(text: str) -> bool:
 
 
 FLAG = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "YES"}
-GB = number("GB of 10^9 bytes", 80, 1e6)
+GIB = 2**30 / 1e9  # in GB
+_GB = number("GB of 10^9 bytes", 80, 1e6)
+
+
+def gigabytes(text: str) -> float:
+    """GB of 10^9 bytes, as people write them: 24, 24GB, 24 gb, 22.4GiB."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*(g|gb|gib)\s*", text, re.IGNORECASE)
+    if match is None:
+        return _GB(text)
+    value = _GB(match[1]) * (GIB if match[2].lower() == "gib" else 1)
+    return round(value, 3)
+
+
+GB = gigabytes
 BANDWIDTH = number("GB/s", 3350, 1e9)
 USERS = number("users at once", 20, 1e9, whole=True)
 PRICE = number("USD", 2.5, 1e9)

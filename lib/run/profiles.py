@@ -32,7 +32,7 @@ SLICES = ("models", "notebooks", *_COMMON)
 SERVER, SERVING = "server", "serving"  # a server that runs, and the notebook that loads it
 ALSO = "also"  # further stacks, beside those that the profile names
 _MODELS = "models.yaml"
-_NO_PROFILES = ("models", "gpus")  # other files of the folder
+_NO_PROFILES = ("models", "gpus", "shapes")  # other files of the folder
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
