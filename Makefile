@@ -4,6 +4,7 @@ MODELS ?=
 NOTEBOOKS ?=
 WEIGHTS ?=
 STACK ?=
+DEVICES ?=
 SERVER ?=
 ALSO ?=
 FROM ?=
@@ -18,6 +19,7 @@ TIMEOUT ?=
 PYTHON ?=
 ARGS ?=
 MODEL ?=
+GPU ?=
 GPU_GB ?=
 DTYPE ?=
 BANDWIDTH_GB_S ?=
@@ -28,14 +30,23 @@ ITL_MS ?=
 CSV ?=
 STUDY ?=
 WITH ?=
+JOBS ?=
+FORMAT ?=
+ENGINE ?=
+GPU ?=
+IMAGE ?=
+EFFECT ?=
+ROUNDS ?=
+CALLS ?=
+NEW_TOKENS ?=
 KILLS ?= 50
 SEED ?= 0
 
 # What a variable holds is text: neither make nor the shell evaluates it. $(value X) is the text as
 # it was given, and what make does not export it does not expand.
 VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
-    TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS \
-    CSV STUDY WITH KILLS SEED SERVER ALSO
+    TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS CSV STUDY \
+    WITH KILLS SEED SERVER ALSO DEVICES EFFECT ROUNDS CALLS NEW_TOKENS GPU JOBS FORMAT ENGINE IMAGE
 unexport $(VARIABLES)
 define newline
 
@@ -58,6 +69,13 @@ items = $(call escaped,$(hash),$(call escaped,[,$(call escaped,?,$(call escaped,
 # $(call flag,--x,X): the option where X is not one of the words for no.
 NO := 0 n N no No NO f F false False FALSE off Off OFF
 flag = $(if $(filter-out $(NO),$(value $(2))),$(1) $(text_of))
+# What to run and how: of report and jobs.
+run_options = $(call option,--profile,PROFILE) $(call option,--models,MODELS) \
+    $(call option,--notebooks,NOTEBOOKS) $(call option,--weights,WEIGHTS) \
+    $(call option,--stack,STACK) $(call option,--dtype,DTYPE) $(call option,--devices,DEVICES) \
+    $(call option,--server,SERVER) $(call option,--also,ALSO) $(call option,--timeout,TIMEOUT) \
+    $(call flag,--wait,WAIT) \
+    $(call flag,--force,FORCE)
 # Which of the variables came with the command: those that a target does not take are refused.
 given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 
@@ -65,7 +83,7 @@ given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin 
 export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report merge compare bundle export fit plan audit clients serve-check vllm test kill-tests sweep lab lint lock clean
+.PHONY: help setup report jobs merge compare versus bundle export fit plan score audit clients serve-check vllm test kill-tests mutants sweep lab lint lock clean
 
 # $(call find,PURPOSE): the shell variable py is the interpreter for report, lab or test.
 # Any Python from 3.8 on can look for it; one of 3.11 or newer does the work.
@@ -84,42 +102,58 @@ help:  ## list the targets and variables
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
 	@echo "  ALSO=                    PROFILE=gpu: graph-compiled (two minutes more), vllm (three)"
+	@echo "  DEVICES=                 GPUs that share a model (STACK=vllm)"
 	@echo "  SERVER=url               NOTEBOOKS=serving: load a server that runs; without it one is started"
-	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle"
-	@echo "  OUT=folder               make report, merge, compare, bundle (a .zip): write here"
+	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle, versus"
+	@echo "  OUT=folder               make report, merge, compare, versus, bundle (a .zip): write here"
 	@echo "  GPU_HOUR_USD= KWH_USD=   make report: prices; shows what tokens, requests and energy cost"
 	@echo "  FORCE=1                  make report: measure finished jobs again, and drop what is not"
 	@echo "  WAIT=1 TIMEOUT=seconds   make report: wait for a GPU in use; limit of one notebook"
+	@echo "  JOBS=2                   make report: on so many GPUs of this host at once (default: one after another)"
+	@echo "  FORMAT=sbatch|k8s|skypilot ENGINE=slurm GPU=kind IMAGE=name   make jobs: docs/clusters.md"
 	@echo "  PYTHON=path              use this interpreter (default: the active one if it will do, else .venv)"
 	@echo "  MODEL= GPU_GB=           make fit: hub id, folder or entry of params/models.yaml; GB are 10^9"
 	@echo "  DTYPE=                   make report: of the weights; make fit: only these (bfloat16, mxfp4, 4-bit ...)"
 	@echo "  CONTEXT=                 make fit: only these contexts"
 	@echo "  BANDWIDTH_GB_S=          make fit: the memory's bandwidth, for the decode limit in tok/s"
 	@echo "  USERS= TTFT_MS= ITL_MS=  make plan: users at once, limits on the first token and between tokens"
+	@echo "  A= B=                    make compare: result folders; make versus: an interpreter or a folder of packages"
+	@echo "  ROUNDS= CALLS=           make versus: of four blocks A B B A (3); of each arm in a block (8)"
+	@echo "  NEW_TOKENS= EFFECT=      make versus: of a whole call (64); the difference that matters, in per cent (5)"
+	@echo "  GPU=                     make plan: a card of params/gpus.yaml (H200, L4), also one not measured"
 	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
-	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle"
+	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle, mutants"
 
 setup:  ## prepare the environment the other targets use, and say which it is
 	@$(call find,lab) :
 
 report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
 	@$(call find,report) WORKBOOK_GIVEN="$(strip $(given))" exec "$$py" -m lib report \
-	    $(if $(value FROM),$(call option,--from,FROM),$(call option,--profile,PROFILE) \
-	    $(call option,--models,MODELS) $(call option,--notebooks,NOTEBOOKS) \
-	    $(call option,--weights,WEIGHTS) $(call option,--stack,STACK) \
-	    $(call option,--dtype,DTYPE) $(call option,--server,SERVER) $(call option,--also,ALSO) \
-	    $(call option,--timeout,TIMEOUT) \
-	    $(call flag,--wait,WAIT) $(call flag,--force,FORCE)) $(call option,--out,OUT) \
+	    $(if $(value FROM),$(call option,--from,FROM),$(run_options) \
+	    $(call option,--jobs,JOBS)) $(call option,--out,OUT) \
 	    $(call option,--gpu-hour-usd,GPU_HOUR_USD) $(call option,--kwh-usd,KWH_USD) \
 	    $(call option,--study,STUDY)
 
-merge:  ## add the slices of several result folders up: FROM="outputs/a outputs/b" OUT=outputs/c
+jobs:  ## print files that run PROFILE on a cluster, FORMAT=sbatch|k8s|skypilot; then make merge
+	@$(call find,report) exec "$$py" -m lib jobs $(run_options) $(call option,--out,OUT) \
+	    $(call option,--format,FORMAT) $(call option,--engine,ENGINE) $(call option,--gpu,GPU) \
+	    $(call option,--image,IMAGE) $(if $(value ARGS),-- $(call items,ARGS))
+
+merge:  ## add the slices of result folders up, or those of make jobs: FROM="outputs/a outputs/b" OUT=outputs/c
 	@$(call find,report) exec "$$py" -m lib merge $(call items,FROM) $(call option,--out,OUT)
 
 compare:  ## ratios with intervals between two result sets: A=outputs/x B=outputs/y
 	@$(call find,report) exec "$$py" -m lib compare $(if $(value A),$(call text,A)) \
 	    $(if $(value B),$(call text,B)) $(call option,--out,OUT)
+
+versus:  ## the same calls under two environments, A B B A: is B slower, and why? A=python3 B=folder MODEL=
+	@$(call find,report) exec "$$py" -m lib versus $(if $(value FROM),$(call option,--from,FROM),$(if \
+	    $(value A),$(call text,A)) $(if $(value B),$(call text,B)) $(call option,--model,MODEL) \
+	    $(call option,--weights,WEIGHTS) $(call option,--dtype,DTYPE) \
+	    $(call option,--context,CONTEXT) $(call option,--new-tokens,NEW_TOKENS) \
+	    $(call option,--calls,CALLS) $(call option,--rounds,ROUNDS) $(call option,--effect,EFFECT) \
+	    $(call option,--timeout,TIMEOUT) $(call option,--out,OUT) $(call items,ARGS))
 
 bundle:  ## a zip of the report and all it rests on, to send: FROM=outputs/x (default outputs/PROFILE)
 	@$(call find,report) exec "$$py" -m lib bundle \
@@ -138,9 +172,12 @@ fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; n
 
 plan:  ## which model on which stack serves USERS of CONTEXT tokens within TTFT_MS and ITL_MS on GPU_GB?
 	@$(call find,report) exec "$$py" -m lib plan $(if $(value FROM),$(call text,FROM)) \
-	    $(call option,--gpu-gb,GPU_GB) $(call option,--context,CONTEXT) \
+	    $(call option,--gpu,GPU) $(call option,--gpu-gb,GPU_GB) $(call option,--context,CONTEXT) \
 	    $(call option,--users,USERS) $(call option,--ttft-ms,TTFT_MS) \
 	    $(call option,--itl-ms,ITL_MS) $(call option,--gpu-hour-usd,GPU_HOUR_USD)
+
+score:  ## registered predictions against what was measured since: FROM="outputs/x outputs/y" (default: released)
+	@$(call find,report) exec "$$py" -m lib score $(call items,FROM) $(call option,--out,OUT)
 
 audit:  ## check a published study against its own data; CSV=folder compares its released files
 	@$(call find,report) exec "$$py" -m lib audit $(call option,--study,STUDY) \
@@ -167,6 +204,10 @@ kill-tests:  ## 50 whole runs killed at random times, against the undisturbed on
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 KILLS=$(call text,KILLS) SEED=$(call text,SEED) \
 	    exec "$$py" -m pytest \
 	    tests/run/test_kills.py tests/run/test_settle.py $(call items,ARGS)
+
+mutants:  ## how many small faults in the arithmetic its tests see (half an hour; ARGS=--help)
+	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec nice -n 19 "$$py" tools/mutants.py \
+	    $(call items,ARGS)
 
 sweep:  ## every model type of the installed transformers, tiny: writes docs/models.md (ten minutes)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec nice -n 10 "$$py" tools/sweep.py \

@@ -1,10 +1,12 @@
 """The command line behind the Makefile: python -m lib VERB.
 
 report   run the notebooks of a profile, or rebuild a report from records
-job      run one job of a profile by its name; without a name, list them
+job      run jobs of a profile by their names, in turn; without a name, list them
+jobs     print files that run a profile on SLURM, Kubernetes or SkyPilot
 visit    measure a visit: the arms that wait for the host, in one stretch of time
 merge    add the slices of several result folders up, job by job
 compare  ratios with intervals between two result sets
+versus   the same calls under two environments: slower, faster, or neither, and why
 bundle   a zip of a report and all it rests on
 export   every number of a result set as CSV and Parquet
 fit      will a model fit a GPU? computed from its architecture alone
@@ -33,9 +35,11 @@ import argparse
 import errno
 import functools
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +47,7 @@ from lib import files
 from lib.analysis import cost
 from lib.files import ParamsError, resolve
 from lib.records import store
-from lib.records.kinds import DTYPES
+from lib.records.kinds import DTYPES, WEIGHTS
 from lib.run import options, profiles
 from lib.run.console import say
 from lib.run.lease import BusyError
@@ -79,9 +83,12 @@ def make_report(args: argparse.Namespace) -> int:
         return 0
     from lib.run import loop
 
+    profile = profile_of(args)
+    ran, broken = on_several(args, profile, out_dir) if args.jobs > 1 else ((), ())
     status = loop.run(
-        profile_of(args),
+        profile,
         out_dir,
+        ran=ran,
         force=args.force,
         timeout_s=args.timeout,
         wait=args.wait,
@@ -90,9 +97,11 @@ def make_report(args: argparse.Namespace) -> int:
         after_job=between(write_report),
         results=closing.text,
     )
-    if status == 0:
+    for text in broken:
+        say(f"error: {text}")
+    if status == 0 and not broken:
         say(NEXT[args.profile == "demo"].format(out=files.short(out_dir)))
-    return status
+    return status or min(len(broken), 1)
 
 
 def between(write: Callable[[Path], Path]) -> Callable[[Path], None]:
@@ -114,6 +123,29 @@ def between(write: Callable[[Path], Path]) -> Callable[[Path], None]:
     return after_job
 
 
+def on_several(
+    args: argparse.Namespace, profile: profiles.Profile, out_dir: Path
+) -> tuple[list[str], list[str]]:
+    """Run what measures on several GPUs of this host; returns the names of those jobs, and what
+    kept some of them from being run."""
+    from lib.run import groups, plan, several
+
+    jobs = groups.groups(plan.plan(profile, out_dir))
+    if all(job.parameters.get("device", "cpu") == "cpu" for group in jobs for job in group.jobs):
+        raise ParamsError(
+            f"JOBS={args.jobs} is one job a GPU, and profile {profile.name!r} measures on the CPU, "
+            "where jobs share every core; leave JOBS out"
+        )
+    several.refuse_sharded(jobs)
+    store.refuse_released(out_dir)
+    files.require_room(out_dir)
+    own = [*options.of_run(args), f"--out={out_dir}"]
+    signum, broken = several.run(jobs, several.choose(args.jobs), own)
+    if signum:
+        raise SystemExit(128 + signum)
+    return [job.name for group in jobs for job in group.jobs], broken
+
+
 def require_results(source: Path) -> Path:
     """The folder, if a run wrote it; nothing is measured there and it is left as it is."""
     if not source.is_dir():
@@ -126,28 +158,57 @@ def require_results(source: Path) -> Path:
 
 
 def run_one(args: argparse.Namespace) -> int:
-    """Run one job, in a process of its own beside others; writes no report."""
+    """Run jobs in turn, in a process beside others; writes no report."""
     from lib.run import loop, plan
 
     out_dir = resolve(args.out or f"outputs/{args.profile}")
     profile = profile_of(args)
-    if not args.name:
+    if not args.names:
         sys.stdout.write("".join(f"{job.name}\n" for job in plan.plan(profile, out_dir)))
         return 0
     return loop.run(
         profile,
         out_dir,
-        only=args.name,
+        only=args.names,
+        back=resolve(args.back) if args.back else None,
         force=args.force,
         timeout_s=args.timeout,
         wait=args.wait,
     )
 
 
+def print_jobs(args: argparse.Namespace) -> int:
+    """Print files that run a profile elsewhere, one for each GPU; ENGINE=slurm runs them too."""
+    from lib.run import elsewhere, groups, plan
+
+    if args.more and not args.engine:
+        raise ParamsError(f"{' '.join(args.more)} is for the engine: add ENGINE=slurm")
+    out_dir = resolve(args.out or f"outputs/jobs/{args.profile}")
+    profile = profile_of(args)
+    jobs = plan.plan(profile, out_dir)
+    every = elsewhere.stretches(groups.groups(jobs), out_dir, options.of_run(args), args.timeout)
+    form = "sbatch" if args.engine else args.format
+    for path in elsewhere.write(form, every, out_dir, gpu=args.gpu, image=args.image):
+        sys.stdout.write(f"{files.short(path)}\n")
+    status = elsewhere.snakemake(every, out_dir, args.gpu, args.more) if args.engine else 0
+    if not args.engine:
+        say(f"submit them: sh {files.short(out_dir / 'submit.sh')} [options of the scheduler]")
+    say(f"then: make merge FROM={files.short(out_dir)} OUT=<folder>")
+    if reading := ",".join(dict.fromkeys(job.notebook for job in jobs if job.reads)):
+        names = ("profile", *(name for name in profiles.SLICES if name != "notebooks"))
+        given = (f"{n.upper()}={shlex.quote(v)} " for n in names if (v := getattr(args, n)))
+        say(f"and what reads: make report {''.join(given)}NOTEBOOKS={reading} OUT=<folder>")
+    return status
+
+
 def make_visit(args: argparse.Namespace) -> int:
     """Measure one visit; 2 where it ended before its last round."""
     from lib.measure import visit
-    from lib.run import plan, scrub
+    from lib.run import lease, plan, scrub
+
+    for gpu in lease.visible(lease.gpus())[:1] if args.device == "cuda" else ():
+        if reason := lease.shared_by(gpu):
+            raise lease.shared_error(gpu, reason)
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -195,9 +256,11 @@ def merge_folders(args: argparse.Namespace) -> int:
     """Merge result folders and write the report of what they hold together."""
     from lib.records import slices
     from lib.report import document as report
+    from lib.run import elsewhere
 
     out_dir = resolve(args.out)
-    stale = slices.merge([resolve(source) for source in args.sources], out_dir)
+    sources = [part for source in args.sources for part in elsewhere.parts(resolve(source))]
+    stale = slices.merge(sources, out_dir)
     page = report.write(out_dir)
     for name in stale:
         say(f"left out, since it has read other rows: {name}")
@@ -219,6 +282,49 @@ def compare_sets(args: argparse.Namespace) -> int:
         say("nothing is comparable; the report says why")
     say(f"report: {files.short(page)}")
     return 0 if pairs else 1
+
+
+def make_versus(args: argparse.Namespace) -> int:
+    """Measure two environments in turn and say which is slower; with --from only say it again."""
+    from lib.analysis import versus as analysis
+    from lib.report import versus as report
+    from lib.run import versus
+
+    def verdict(folder: Path) -> None:
+        run = analysis.load(folder)
+        sys.stdout.write("\n".join(["", report.summary(run), ""]))
+        say(f"report: {files.short(report.write(folder))}")
+
+    if args.source:
+        verdict(resolve(args.source))
+        return 0
+    if not args.model:
+        raise ParamsError("MODEL is needed: make versus A=python3 B=folder MODEL=Qwen3-32B")
+    start = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` sends it
+    try:
+        versus.run(
+            versus.environment("A", args.a),
+            versus.environment("B", args.b),
+            out=resolve(args.out or f"outputs/versus/{store.model_folder(args.model)}-{start}"),
+            rounds=args.rounds,
+            timeout_s=args.timeout,
+            device=args.device,
+            sought=args.effect / 100,
+            options={
+                "name": args.model,
+                "weights": args.weights,
+                "dtype": args.dtype,
+                "context": args.context,
+                "new_tokens": args.new_tokens,
+                "calls": args.calls,
+                "seed": 0,
+            },
+            after_round=verdict,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
 
 
 def write_bundle(args: argparse.Namespace) -> int:
@@ -277,22 +383,39 @@ def check_fit(args: argparse.Namespace) -> int:
 
 
 def make_plan(args: argparse.Namespace) -> int:
-    """Print which measured options serve so many users, and what stops the others."""
+    """Print which options serve so many users, and what stops the others; a GPU is predicted."""
     from lib.analysis import choice
+    from lib.analysis.capacity import predicted
     from lib.analysis.rows import load
+    from lib.hardware.datasheets import datasheet
 
-    if args.gpu_gb is None:
-        raise ParamsError("GPU_GB is needed: make plan GPU_GB=80 CONTEXT=2048 USERS=20 TTFT_MS=500")
+    options = choice.options(load(require_results(resolve(args.source))))
+    gpu = predicted.card_named(args.gpu, (o.of("gpu") for o in options)) if args.gpu else ""
+    gpu_gb = args.gpu_gb or (datasheet(gpu).memory_bytes or 0) / 1e9
+    if not gpu_gb:
+        raise ParamsError("GPU_GB or GPU is needed: make plan GPU_GB=80 CONTEXT=2048 USERS=20")
     ask = choice.Ask(
-        gpu_gb=args.gpu_gb,
+        gpu_gb=gpu_gb,
         context=args.context,
         users=args.users,
         ttft_ms=args.ttft_ms,
         itl_ms=args.itl_ms,
         gpu_hour_usd=args.gpu_hour_usd,
+        gpu=gpu,
     )
-    answers = choice.offers(choice.options(load(require_results(resolve(args.source)))), ask)
+    answers = choice.offers([*options, *predicted.options(options)], ask)
     sys.stdout.write(choice.text(answers) + "\n")
+    return 0
+
+
+def score_predictions(args: argparse.Namespace) -> int:
+    """Set the registered predictions against what was measured since; default: released sets."""
+    from lib.analysis.capacity import score, scored
+
+    sources = [require_results(resolve(source)) for source in args.sources]
+    out = resolve(args.out or "outputs/scored") if args.out or sources else None
+    path = scored.write(sources or score.released(), out)
+    say(f"{files.short(path)} and {path.with_suffix('.md').name}")
     return 0
 
 
@@ -349,9 +472,19 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--gpu-hour-usd", type=options.PRICE, help="price: shows cost per token")
     one.add_argument("--study", type=Path, help="default: the study of this workbook")
     one.add_argument("--kwh-usd", type=options.PRICE, help="price: shows cost of energy per token")
+    one.add_argument("--jobs", type=options.JOBS, default=1, help="at once, one a GPU")
 
     one = verb("job", run_one, errors=REFUSED)
-    one.add_argument("name", nargs="?", metavar="NAME", help="its folder below the results")
+    one.add_argument("names", nargs="*", metavar="NAME", help="its folder below the results")
+    one.add_argument("--back", type=Path, help="then again into this folder, the last one first")
+    add_run_options(one)
+
+    one = verb("jobs", print_jobs, errors=REFUSED)
+    one.add_argument("--format", default="sbatch", choices=("sbatch", "k8s", "skypilot"))
+    one.add_argument("--engine", default="", choices=("", "slurm"), help="run them by Snakemake")
+    one.add_argument("--gpu", default="", help="its kind, as the scheduler calls it")
+    one.add_argument("--image", default="", help="of a container, for k8s")
+    one.add_argument("more", nargs="*", metavar="OPTION", help="for the engine, after --")
     add_run_options(one)
 
     one = verb("visit", make_visit, errors=REFUSED)
@@ -370,6 +503,22 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("a", metavar="A")
     one.add_argument("b", metavar="B")
     one.add_argument("--out", help="default: outputs/compared/<A>--<B>")
+
+    one = verb("versus", make_versus)
+    one.add_argument("a", nargs="?", default="", metavar="A", help="an interpreter or a folder")
+    one.add_argument("b", nargs="?", default="", metavar="B", help="of packages, or both: x:y")
+    one.add_argument("--model", help="hub id, folder or entry of params/models.yaml")
+    one.add_argument("--weights", default="random", choices=WEIGHTS)
+    one.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    one.add_argument("--context", type=options.TOKENS, default=2048)
+    one.add_argument("--new-tokens", type=options.TOKENS, default=64)
+    one.add_argument("--calls", type=options.CALLS, default=8, help="of each arm in a block")
+    one.add_argument("--rounds", type=options.ROUNDS, default=3, help="of four blocks A B B A")
+    one.add_argument("--effect", type=options.PERCENT, default=5, help="%% that matters")
+    one.add_argument("--timeout", type=options.SECONDS, default=900, help="seconds for a block")
+    one.add_argument("--from", dest="source", type=Path, help="only say what a run's rows say")
+    one.add_argument("--out", help="default: outputs/versus/<model>-<start>")
 
     one = verb("bundle", write_bundle)
     one.add_argument("source", nargs="?", default="outputs/demo")
@@ -392,12 +541,17 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("plan", make_plan)
     one.add_argument("source", nargs="?", default=RELEASED, help="a folder of results")
-    one.add_argument("--gpu-gb", type=options.GB, help="of the card")
+    one.add_argument("--gpu", default="", help="a card of params/gpus.yaml: H200, L4 ...")
+    one.add_argument("--gpu-gb", type=options.GB, help="of the card; default: that of --gpu")
     one.add_argument("--context", type=options.TOKENS, default=2048)
     one.add_argument("--users", type=options.USERS, default=1)
     one.add_argument("--ttft-ms", type=options.MS, help="longest wait for the first token")
     one.add_argument("--itl-ms", type=options.MS, help="longest mean wait between tokens")
     one.add_argument("--gpu-hour-usd", type=options.PRICE, help="for USD a million tokens")
+
+    one = verb("score", score_predictions)
+    one.add_argument("sources", nargs="*", metavar="FOLDER", help="default: the released sets")
+    one.add_argument("--out", help="default: outputs/predictions; outputs/scored with FOLDER")
 
     one = verb("audit", audit_study)
     one.add_argument("--study", type=Path, help="default: the study of this workbook")

@@ -21,6 +21,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_VARIABLE = "WORKBOOK_BATCH"  # set by the runner for the kernels that it starts
 START_VARIABLE = "WORKBOOK_START"  # when the run began, which is when its visit did
+SHARED_VARIABLE = "WORKBOOK_GPU_SHARED"  # why others may use the GPU at the same time
+NEIGHBOURS_VARIABLE = "WORKBOOK_NEIGHBOURS"  # how many jobs run on other GPUs of the host
 _TRAPS = {
     r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?[0-9]+\.[0-9]*[eE][0-9]+": (
         "YAML 1.1 reads it as text; for a number write a point and a sign, as in 1.0e-3 or "

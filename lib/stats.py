@@ -21,6 +21,8 @@ LEAST_LEVEL = 0.90  # an interval that holds less often than this is none
 MIN_N_MEDIAN = 6  # below, no pair of order statistics covers the median with 95 %: 1 - 2 / 2**n
 TOO_FEW = "an interval needs n >= "
 BOOTSTRAP_DRAWS = 5000
+POWER = 0.8  # of an effect that "could have been seen"
+POWER_POINTS = 1000  # of the noise, over which the power is a mean
 AA_LEAST = 0.85  # share of pairs of blocks; 0.95 is expected, and blocks that overlap go together
 
 
@@ -92,6 +94,7 @@ def required_n(q: float) -> int:
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(q / 100))
 
 
+@functools.lru_cache(maxsize=4096)  # samples are of few sizes, and a table holds many
 def _order_statistic_ranks(n: int, p: float) -> tuple[int | None, int | None]:
     """Zero-based ranks of the order statistics that cover the p-quantile with 95 %, two-sided.
 
@@ -202,6 +205,80 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
         return missing(f"pairs are needed, got {len(a)} and {len(b)}")
     logs = mean([math.log(x / y) for x, y in zip(a, b, strict=True)])
     return replace(_mapped(logs, math.exp), method="geometric mean of paired ratios")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What blocks of calls in the order A B B A say of B / A.
+
+    `ratio` has its interval; `noise` is the standard deviation of one block's log, what blocks of
+    one side differ by; `rounds` of four blocks each.
+    """
+
+    ratio: Estimate
+    noise: float
+    rounds: int
+
+    def power(self, effect: float) -> float:
+        """How often a true ratio of 1 + `effect` is resolved at this noise."""
+        shift = abs(math.log1p(effect)) * self.rounds**0.5
+        if not self.noise:
+            return float(shift > 0)
+        return _power(shift / self.noise, 3 * self.rounds - 1, self.ratio.level)
+
+    def least(self, power: float = POWER) -> float:
+        """The smallest effect (share of A, 0.02 is 2 %) that is resolved with this power."""
+        free, level = 3 * self.rounds - 1, self.ratio.level
+        low, high = 0.0, 1.0
+        while _power(high, free, level) < power:
+            low, high = high, 2 * high
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if _power(middle, free, level) < power else (low, middle)
+        return math.expm1(high * self.noise / self.rounds**0.5)
+
+
+def _power(shift: float, free: int, level: float) -> float:
+    """How often Student's t of a mean `shift` standard errors from zero is outside its interval:
+    the mean over what the noise may be estimated as."""
+    limit = scipy_stats.t.ppf((1 + level) / 2, free)
+    places = (np.arange(POWER_POINTS) + 0.5) / POWER_POINTS
+    limits = limit * np.sqrt(scipy_stats.chi2.ppf(places, free) / free)
+    outside = scipy_stats.norm.sf(limits - shift) + scipy_stats.norm.cdf(-limits - shift)
+    return float(np.mean(outside))
+
+
+def abba(
+    rounds: Sequence[Sequence[float]], within: float = 0.0, level: float = CONFIDENCE
+) -> Blocks:
+    """B / A from one positive value a block, `rounds` of four in the order A, B, B, A.
+
+    Calls within a block are not independent, so that a block is one value. In a round the mean log
+    of B less that of A has lost what drifts steadily. Its noise is that of one block, learnt from A
+    against A and B against B within rounds and from how rounds differ: 3 * rounds - 1 degrees of
+    freedom. It is never taken to be less than `within`, what the calls of one block say.
+    """
+    if not rounds:
+        raise ValueError("no round of A B B A")
+    logs = [[math.log(value) for value in blocks] for blocks in rounds]
+    shifts = [(b1 + b2 - a1 - a2) / 2 for a1, b1, b2, a2 in logs]
+    shift, free = statistics.fmean(shifts), 3 * len(rounds) - 1
+    squares = sum(((a1 - a2) ** 2 + (b1 - b2) ** 2) / 2 for a1, b1, b2, a2 in logs)
+    squares += sum((one - shift) ** 2 for one in shifts)
+    noise = max((squares / free) ** 0.5, within)
+    half = scipy_stats.t.ppf((1 + level) / 2, free) * noise / len(rounds) ** 0.5
+    ends = (math.exp(x) for x in (shift, shift - half, shift + half))
+    estimate = Estimate(*ends, 2 * len(rounds), "blocks A B B A, t interval", level=level)
+    return Blocks(estimate, noise, len(rounds))
+
+
+def median_error(samples: Sequence[float]) -> float:
+    """Standard error of the log of the median of positive samples, by the median distance from it,
+    which a few slow calls do not move; 0 for one sample."""
+    logs = [math.log(x) for x in samples]
+    middle = statistics.median(logs)
+    spread = statistics.median(abs(x - middle) for x in logs) / scipy_stats.norm.ppf(0.75)
+    return float((math.pi / 2 / len(logs)) ** 0.5 * spread)
 
 
 def _boot_medians(samples: Sequence[float], rng: np.random.Generator) -> np.ndarray:

@@ -1,13 +1,17 @@
-"""The Chromium that browser tests drive: one already installed, never a download."""
+"""A page as tests see it: in the Chromium that is installed (never a download), and its data."""
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -39,6 +43,13 @@ def chromium(environ: Mapping[str, str] = os.environ) -> str:
     if environ.get("WORKBOOK_REQUIRE_BROWSER") == "1":
         pytest.fail(f"a browser is required here: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+def records_of(soup: BeautifulSoup) -> dict[str, dict[str, str]]:
+    """The lines of the embedded records.csv by the name of their record."""
+    link = soup.find("a", download="records.csv")["href"]
+    text = base64.b64decode(link.partition(",")[2]).decode()
+    return {line["record"]: line for line in csv.DictReader(io.StringIO(text))}
 
 
 class Page:

@@ -66,3 +66,7 @@ def run(block: str, names: dict) -> object:
     if last is None or "set_ylabel" in ast.unparse(last):
         return None
     return eval(compile(ast.Expression(last.value), "docs/data.md", "eval"), names)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000

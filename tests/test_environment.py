@@ -121,8 +121,9 @@ def sources(folder: str) -> Iterator[str]:
 
 
 def brought(names: set[str]) -> set[str]:
-    """Distributions that some distributions require outright."""
-    lines = [line for name in names for line in metadata.requires(name) or ()]
+    """Distributions that some distributions require outright, as far as they are installed."""
+    here = {lock.canonical(x.name) for x in metadata.distributions()}
+    lines = [line for name in names & here for line in metadata.requires(name) or ()]
     found = [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
     return {lock.canonical(name) for name in found}
 
@@ -132,17 +133,17 @@ def test_every_import_is_declared(folder):
     """Declared itself, or required by what is (tokenizers by transformers)."""
     own = {"lib", "tests", "tools"}
     declared = {bootstrap.parse(item)[0] for item in PROJECT["dependencies"]}
-    if folder == "tests":
+    if folder in ("tests", "tools"):  # tools of developers run where the tests do
         declared |= DIRECT.keys()
     allowed = declared | brought(declared)
-    modules = {
+    modules = declared | {  # a distribution that is not installed here by its own name
         module
         for module, names in metadata.packages_distributions().items()
         if any(lock.canonical(name) in allowed for name in names)
     }
     used = {name for source in sources(folder) for name in imports(source)}
-    # A torch for GPUs brings triton, and no other; vllm runs in an environment of its own.
-    elsewhere = {"triton", "vllm"}
+    # A torch for GPUs brings triton, and no other; the others run in environments of their own.
+    elsewhere = {"triton", "vllm", "cosmic_ray"}
     assert used - sys.stdlib_module_names - own - modules - elsewhere == set()
 
 
@@ -177,7 +178,7 @@ def test_only_tests_need_the_extras_and_a_report_needs_no_jupyterlab():
         purpose: {bootstrap.parse(item)[0] for item in bootstrap.needs(PROJECT, purpose)}
         for purpose in ("report", "lab", "test")
     }
-    assert names["lab"] - names["report"] == {"jupyterlab"}
+    assert names["lab"] - names["report"] == {"jupyterlab", "itables"}
     assert names["test"] - names["lab"] == {
         "pytest",
         "pytest-xdist",
@@ -483,6 +484,15 @@ def test_report_passes_its_variables_on():
     assert "--force" not in recipe("report", "FORCE=0")
 
 
+def test_jobs_pass_their_variables_on():
+    assert '--jobs "2"' in recipe("report", "JOBS=2") and "--jobs" not in recipe("report")
+    full = recipe("jobs", "PROFILE=gpu", "FORMAT=k8s", "IMAGE=a/b:1", "GPU=H100", "OUT=x")
+    assert 'lib jobs --profile "gpu" ' in full
+    assert '--out "x" --format "k8s" --gpu "H100" --image "a/b:1"' in full
+    engine = recipe("jobs", "ENGINE=slurm", "ARGS=--dry-run -n")
+    assert engine.endswith('--engine "slurm" -- --dry-run -n')
+
+
 def test_fit_passes_its_variables_on():
     short = recipe("fit", "MODEL=Qwen/Qwen3-8B", "GPU_GB=24")
     assert short.endswith('lib fit --model "Qwen/Qwen3-8B" --gpu-gb "24"')
@@ -491,6 +501,27 @@ def test_fit_passes_its_variables_on():
     assert full.endswith(
         'lib fit --dtype "4-bit" --bandwidth-gb-s "3350" --context "512,1024" --json'
     )
+
+
+def test_versus_passes_its_variables_on():
+    short = recipe("versus", "A=python3", "B=new:other", "MODEL=Qwen3-32B")
+    assert short.endswith('lib versus "python3" "new:other" --model "Qwen3-32B"')
+    values = {"WEIGHTS": "checkpoint", "DTYPE": "float16", "CONTEXT": "512", "NEW_TOKENS": "32"}
+    values |= {"CALLS": "6", "ROUNDS": "2", "EFFECT": "3", "TIMEOUT": "300", "OUT": "outputs/x"}
+    full = recipe("versus", *(f"{name}={value}" for name, value in values.items()))
+    assert full.endswith(
+        'lib versus --weights "checkpoint" --dtype "float16" --context "512" --new-tokens "32" '
+        '--calls "6" --rounds "2" --effect "3" --timeout "300" --out "outputs/x"'
+    )
+    assert recipe("versus", "FROM=outputs/x", "A=y").endswith('lib versus --from "outputs/x"')
+
+
+def test_plan_and_score_pass_their_variables_on():
+    said = recipe("plan", "GPU=NVIDIA H200", "CONTEXT=512")
+    assert said.endswith('lib plan --gpu "NVIDIA H200" --context "512"')
+    assert recipe("score").endswith("lib score")
+    said = recipe("score", "FROM=outputs/a outputs/b", "OUT=outputs/c")
+    assert said.endswith('lib score outputs/a outputs/b --out "outputs/c"')
 
 
 def test_report_from_records_measures_nothing():
@@ -548,7 +579,18 @@ def test_what_a_variable_holds_is_text_and_arrives_as_it_is(project, value):
 
 @pytest.mark.parametrize("value", ["$(shell touch bad); touch bad", "'; touch bad; '"])
 def test_no_target_evaluates_a_variable(project, value):
-    for target in ("merge", "compare", "fit", "audit", "clients", "test", "kill-tests", "lock"):
+    for target in (
+        "merge",
+        "jobs",
+        "compare",
+        "fit",
+        "audit",
+        "clients",
+        "test",
+        "kill-tests",
+        "mutants",
+        "lock",
+    ):
         make_with(project, target, value)
     make_with(project, "report", value, "FROM=", env=True)
     make_with(project, "fit", value, env=True)
@@ -593,12 +635,13 @@ def test_git_ignores_results_but_not_the_released_ones(tmp_path):
     assert answer.stdout.split() == ignored
 
 
-def test_ci_requires_a_browser_and_calls_make_test():
+def test_ci_requires_a_browser_and_slurm_and_calls_make_test():
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     text = script.read_text()
-    steps = ["\nexport WORKBOOK_REQUIRE_BROWSER=1\n", "\nmake test\n", "\nmake lint\n"]
+    required = "\nexport WORKBOOK_REQUIRE_BROWSER=1 WORKBOOK_REQUIRE_SLURM=1\n"
+    steps = [required, "\nmake test\n", "\nmake lint\n"]
     assert sorted(map(text.index, steps)) == list(map(text.index, steps))
 
 

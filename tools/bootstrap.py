@@ -94,7 +94,7 @@ def needs(project, purpose):
     """Requirements a target has: a report runs without JupyterLab, only tests need extras."""
     wanted = list(project["dependencies"])
     if purpose == "report":
-        wanted = [item for item in wanted if parse(item)[0] != "jupyterlab"]
+        wanted = [item for item in wanted if parse(item)[0] not in ("jupyterlab", "itables")]
     if purpose == "test":
         extras = project["optional-dependencies"]
         wanted += extras["test"] + extras["serve"]

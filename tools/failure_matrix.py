@@ -25,7 +25,7 @@ def parts() -> Iterable[tuple[str, str, str, Sequence[str], Iterable[Sequence[st
     """Title, test, a sentence, the columns and the lines of each table."""
     from tests import test_command_lines, test_environment, test_strangers
     from tests.report import test_bundle
-    from tests.run import test_deaths, test_settle, test_truth
+    from tests.run import test_deaths, test_settle, test_several, test_truth
 
     def contexts(rows: set[int]) -> str:
         return " and ".join(f"the arm of {n}" for n in sorted(rows)) or "nothing"
@@ -61,6 +61,18 @@ def parts() -> Iterable[tuple[str, str, str, Sequence[str], Iterable[Sequence[st
         "The job is `dead-kernel`, later jobs run, the exit status is 1, and no process is left.",
         ("death", "what is said (a pattern)"),
         [(n, f"`{says}`") for n, (_, says) in test_deaths.DEATHS.items()],
+    )
+    yield (
+        "A GPU that is shared",
+        "tests/run/test_several.py",
+        "What is to be compared is refused there; the rows of other jobs say so, and are compared "
+        "with nothing. With time slices of Kubernetes a neighbour is seen by the memory it holds, "
+        "and the files of `make jobs` ask for nodes without them.",
+        ("what the driver or a variable tells", "which makes it"),
+        [
+            (", ".join(f"{k} {v}" for k, v in (told | env).items()) or "nothing", _plain(reason))
+            for told, env, reason in test_several.SHARED
+        ],
     )
     yield (
         "Folders of others",
@@ -99,6 +111,10 @@ def parts() -> Iterable[tuple[str, str, str, Sequence[str], Iterable[Sequence[st
             for line, value, fix in test_command_lines.BAD
         ],
     )
+
+
+def _plain(pattern: str) -> str:
+    return f"shared: {pattern}".replace("\\", "") if pattern else "its own"
 
 
 def _short(text: str) -> str:

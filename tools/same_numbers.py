@@ -10,7 +10,9 @@ that is wanted is named in the message of the commit that makes it.
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import sys
 from pathlib import Path
 
@@ -31,7 +33,9 @@ def numbers(report: Path) -> Cells:
     and the reason or the words where it has no number.
     """
     page = BeautifulSoup(report.read_text(encoding="utf-8"), "html.parser")
-    cells: Cells = {}
+    cells = _records(page)
+    for summary in page.select("details.clip > summary"):  # the start of a name that follows whole
+        summary.extract()
     for figure in page.select("figure.table"):
         reasons = {item["id"]: _text(item) for item in figure.select("ul.footnotes li[id]")}
         titles = _titles(figure)
@@ -43,6 +47,18 @@ def numbers(report: Path) -> Cells:
             for title, cell in zip(titles, row, strict=True):
                 place = (figure["id"], *words, str(seen[words]), title)
                 cells[place] = _content(cell, reasons)
+    return cells
+
+
+def _records(page: BeautifulSoup) -> Cells:
+    """The lines of the embedded records.csv."""
+    link = page.find("a", download="records.csv")
+    text = base64.b64decode(link["href"].partition(",")[2]).decode() if link else ""
+    cells: Cells = {}
+    for line in csv.DictReader(io.StringIO(text)):
+        row = {title: " ".join(value.split()) for title, value in line.items()}
+        for title, value in row.items():
+            cells["records", *row.values(), "1", title] = ("", "", "", "", value)
     return cells
 
 

@@ -12,7 +12,7 @@ from lib.analysis import stacks
 from lib.analysis.metrics import BETWEEN_MODELS, Metric, Shape, longest
 from lib.analysis.rows import Rows
 from lib.analysis.setups import Group, failures, setup_order
-from lib.records.record import Record, machines_differ, require_comparable
+from lib.records.record import Record, machines_differ, require_comparable, shared_gpu
 from lib.show.wording import bullets, cautions, compared, short
 from lib.stats import Estimate
 
@@ -88,6 +88,8 @@ def _pair(
     stack, shape, before = earlier.get(pair, ("", None, None))
     shape = shape if shape in common else longest(common)
     arms = [metric.arm(group, shape) for group in (a, b)]
+    if reason := shared_gpu([row for arm in arms for row in arm], rows.environments):
+        return f"{metric.lead}: {a.label} and {b.label} are not compared; {reason}."
     ratio = metric.ratio(*arms)
     what = f"At {shape[0]} tokens, {metric.title} of {a.label}"
     sentence = compared(what, {b.label: ratio})

@@ -19,6 +19,7 @@ from lib import stats
 from lib.analysis.machine import Limits, bandwidth_notes, limits
 from lib.analysis.metrics import decode_tok_per_s
 from lib.analysis.physics import TOLERANCE, comes_from_memory, line
+from lib.analysis.rows import Rows
 from lib.analysis.setups import build, grouped, named, sampled
 from lib.hardware.datasheets import datasheet
 from lib.models.card import ModelCard, bound_tok_per_s, computed, prefill_flop
@@ -154,8 +155,12 @@ def arms(rows: Sequence[Record], kind: str = "latency") -> list[Arm]:
 
 
 def _arms(rows: Sequence[Record], kind: str) -> list[tuple[Arm, list[Record]]]:
+    return Rows.of(rows).once(_every_arm, kind)
+
+
+def _every_arm(rows: Rows, kind: str) -> list[tuple[Arm, list[Record]]]:
     lookups = _Lookups(rows)
-    groups = grouped([r for r in rows if not r.error], (kind,), ("context", "batch"))
+    groups = grouped(rows.where(lambda r: not r.error), (kind,), ("context", "batch"))
     pairs = [(lookups.arm(setup, group), group) for (_, setup, *_), group in groups.items()]
     return [(arm, group) for arm, group in pairs if arm.step_bytes]
 

@@ -3,9 +3,12 @@
 An `Option` is one model on one stack in one number format; its `Cell`s say what so many users at
 once got at a context. `offers` sets them against an `Ask`, names the limit that fails first, and
 says so where nothing was measured. Speeds are those of the GPU that was measured: the asked memory
-decides what fits and how many users have room.
+decides what fits and how many users have room. An ask that names a card is answered with what was
+measured on it and, marked, with what is predicted: a limit inside an interval is one that it may
+meet.
 
     make plan GPU_GB=80 CONTEXT=2048 USERS=20 TTFT_MS=500 GPU_HOUR_USD=2.5
+    make plan GPU=H200 CONTEXT=2048
 """
 
 from __future__ import annotations
@@ -32,8 +35,14 @@ from lib.stats import Estimate
 TIMED = ("latency", "batch")  # kinds of calls, those that are timed most often first
 JOULES = (*quantities.LENGTHS, "batch-energy")
 FORMULA = "decoding only; price: USD an hour / 3600 / (tok/s of all users) x 10^6"
-MEETS, FAILS, UNKNOWN = "meets", "fails", "not measured"
-VERDICTS = (MEETS, FAILS, UNKNOWN)  # in the order of the answer
+PREDICTED = (
+    "Predicted: not measured; 90 % intervals of laws fitted to rows of one H100, random weights. "
+    "Those of the H200 and the H100 were registered before measuring; other cards are the same "
+    "laws, and the less a card is like an H100, the less its interval promises. hf-eager waits for "
+    "a host that nobody knows."
+)
+MEETS, MAY, FAILS, UNKNOWN = "meets", "may meet", "fails", "not measured"
+VERDICTS = (MEETS, MAY, FAILS, UNKNOWN)  # in the order of the answer
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Option:
-    """One model in one setup (the values of SETUP), with its card where a row holds one."""
+    """One model in one setup (the values of SETUP), with its card where a row holds one.
+
+    The cells of one that is `predicted` were not measured: their intervals are predictions.
+    """
 
     model: str
     setup: tuple[str, ...]
@@ -66,6 +78,7 @@ class Option:
     card: ModelCard | None
     gpu_bytes: int | None
     cells: tuple[Cell, ...]
+    predicted: bool = False
 
     def of(self, name: str) -> str:
         """A value of the setup."""
@@ -95,18 +108,17 @@ class Option:
 
 
 def options(rows: Sequence[Record]) -> list[Option]:
-    """Every model and setup with calls of several tokens, in the order of the tables; leads and an
-    engine's stand-in weights are none."""
-    rows = points.results(rows)
+    """Every model and setup of one GPU with calls of several tokens, in the order of the tables;
+    leads and an engine's stand-in weights are none."""
+    rows = points.results(rows).where(lambda row: not row.key.get("devices"))
     groups: dict[tuple, list[Cell]] = {}
     members: dict[tuple, Record] = {}
     for (model, setup, context, users), group in grouped(
         rows, (*TIMED, *JOULES), ("context", "batch")
     ).items():
-        timed = next((m for kind in TIMED if (m := [r for r in group if r.kind == kind])), [])
+        timed = _timed(group)
         if timed and context:
-            cell = _cell(context, users or 1, timed, [r for r in group if r.kind in JOULES])
-            groups.setdefault((model, *setup), []).append(cell)
+            groups.setdefault((model, *setup), []).append(cell_of(context, users or 1, group))
             members[model, *setup] = timed[0]
     names, cards = named(list(groups)), select(rows, "card")
     return [
@@ -123,13 +135,20 @@ def options(rows: Sequence[Record]) -> list[Option]:
     ]
 
 
-def _cell(context: int, users: int, timed: list[Record], metered: list[Record]) -> Cell:
+def _timed(rows: Sequence[Record]) -> list[Record]:
+    """The calls of the first of the kinds of timed calls that is there."""
+    return next((mine for kind in TIMED if (mine := [r for r in rows if r.kind == kind])), [])
+
+
+def cell_of(context: int, users: int, rows: Sequence[Record]) -> Cell:
+    """The cell of the rows of one model in one setup, at a context (tokens) and so many users."""
+    timed = _timed(rows)
     per_user = METRICS["decode"].of(timed)
     if per_user.value is None:
         marked = METRICS["decode_marked"].of(timed)
         per_user = marked if marked.value is not None else per_user
     error = next((r.error for r in timed if r.error), "") if per_user.value is None else ""
-    _, token_j = quantities.split(metered, JOULES)
+    _, token_j = quantities.split(rows, JOULES)
     if token_j.value is not None and token_j.value <= 0:
         token_j = stats.missing("not resolved: noise hides the energy of decoding")
     first = [r for r in timed if r.samples.get("ttft_s")]
@@ -155,7 +174,10 @@ def _card(cards: Sequence[Record], model: str, dtype: str) -> ModelCard | None:
 @dataclass(frozen=True)
 class Ask:
     """What a user needs: memory of the card (GB, 10^9 bytes), tokens of context for each of so many
-    users at once, the longest wait for the first token and between tokens (ms), USD an hour."""
+    users at once, the longest wait for the first token and between tokens (ms), USD an hour.
+
+    `gpu` is the card by its name; without one the answer stands on what was measured, on whatever.
+    """
 
     gpu_gb: float
     context: int
@@ -163,10 +185,11 @@ class Ask:
     ttft_ms: float | None = None
     itl_ms: float | None = None
     gpu_hour_usd: float | None = None
+    gpu: str = ""
 
     def __post_init__(self) -> None:
         for name, number in vars(self).items():
-            if number is not None and not 0 < number < math.inf:
+            if name != "gpu" and number is not None and not 0 < number < math.inf:
                 raise ParamsError(f"{name.upper()} is {number:g}; give a number above 0")
 
 
@@ -200,7 +223,8 @@ class Offer:
 
 def offers(choices: Sequence[Option], ask: Ask) -> list[Offer]:
     """What each option answers: those that meet the ask first, by speed of all users."""
-    answers = [_offer(option, ask) for option in choices]
+    asked = (o for o in choices if (o.of("gpu") == ask.gpu if ask.gpu else not o.predicted))
+    answers = [_offer(option, ask) for option in asked]
     return sorted(answers, key=lambda a: (VERDICTS.index(a.verdict), -(a.total or 0)))
 
 
@@ -220,14 +244,22 @@ def _offer(option: Option, ask: Ask) -> Offer:
         return offer(FAILS, why or f"room for {room:,} users ({ask.users:,} asked)")
     if cell is None:
         return offer(UNKNOWN, _nearest(option, ask))
-    if ask.ttft_ms is not None:
-        if cell.ttft_s.value is None:
-            return offer(UNKNOWN, f"TTFT at {_users(cell.users)} is not measured")
-        if cell.ttft_s.value * 1e3 > ask.ttft_ms:
-            return offer(FAILS, f"TTFT {short(cell.ttft_s.value * 1e3)} ms > {ask.ttft_ms:g}")
-    if ask.itl_ms is not None and 1e3 / cell.per_user.value > ask.itl_ms:
-        return offer(FAILS, f"a token takes {short(1e3 / cell.per_user.value)} ms > {ask.itl_ms:g}")
-    return offer(MEETS)
+    if ask.ttft_ms is not None and cell.ttft_s.value is None:
+        word = "predicted" if option.predicted else "measured"
+        return offer(UNKNOWN, f"TTFT at {_users(cell.users)} is not {word}")
+    doubt = ""
+    for what, time, limit in (
+        ("TTFT", stats.scaled(cell.ttft_s, 1e3), ask.ttft_ms),
+        ("a token takes", stats.inverse(cell.per_user, 1e3), ask.itl_ms),
+    ):
+        if limit is None:
+            continue
+        low, high = (time.low, time.high) if option.predicted else (time.value, time.value)
+        if low > limit:
+            return offer(FAILS, f"{what} {short(time.value)} ms > {limit:g}")
+        if high > limit:
+            doubt = doubt or f"{what} {short(low)} to {short(high)} ms, {limit:g} asked"
+    return offer(MAY, doubt) if doubt else offer(MEETS)
 
 
 def _nearest(option: Option, ask: Ask) -> str:
@@ -240,7 +272,7 @@ def _nearest(option: Option, ask: Ask) -> str:
     most = max(option.measured, key=lambda c: (c.users, c.context))
     longest = max(option.measured, key=lambda c: (c.context, c.users))
     ends = dict.fromkeys(f"{_users(c.users)} of {c.context:,} tokens" for c in (most, longest))
-    return f"measured up to {' and '.join(ends)}"
+    return f"{'predicted' if option.predicted else 'measured'} up to {' and '.join(ends)}"
 
 
 def _users(count: int) -> str:
@@ -248,9 +280,14 @@ def _users(count: int) -> str:
 
 
 def basis(offer: Offer) -> str:
-    """The measured cell that an offer stands on."""
-    cell = offer.cell
-    return f"{_users(cell.users)} of {cell.context:,} tokens" if cell else ""
+    """The cell that an offer stands on, with the interval of a prediction; empty without one."""
+    if (cell := offer.cell) is None:
+        return ""
+    place = f"{_users(cell.users)} of {cell.context:,} tokens"
+    if not offer.option.predicted:
+        return f"measured at {place}"
+    ends = f"{short(cell.per_user.low)} to {short(cell.per_user.high)}"
+    return f"predicted at {place}: {ends} tok/s each at {cell.per_user.level:.0%}"
 
 
 def text(answers: Sequence[Offer]) -> str:
@@ -263,13 +300,16 @@ def text(answers: Sequence[Offer]) -> str:
         for answer in answers
     ]
     gpus = sorted({answer.option.of("gpu") for answer in answers})
-    return "\n".join([*lines, "", f"Speeds are of {' and '.join(gpus)}; {FORMULA}."])
+    notes = [f"Speeds are of {' and '.join(gpus)}; {FORMULA}."]
+    if any(answer.option.predicted for answer in answers):
+        notes.append(textwrap.fill(PREDICTED, 100))
+    return "\n".join([*lines, "", *notes])
 
 
 def _told(answer: Offer) -> str:
     cell, price = answer.cell, answer.usd_per_million
     facts = [answer.why]
-    if answer.verdict == MEETS and answer.room is not None:
+    if answer.verdict in (MEETS, MAY) and answer.room is not None:
         facts.append(f"room for {_users(answer.room)}")
     if cell:
         first = cell.ttft_s.value
@@ -277,7 +317,7 @@ def _told(answer: Offer) -> str:
             f"TTFT {short(first * 1e3)} ms" if first else "",
             f"{short(cell.per_user.value)} tok/s each, {short(answer.total)} together",
             "" if price is None else f"{price:.2f} USD for a million tokens",
-            f"measured at {basis(answer)}",
+            basis(answer),
         ]
     return f"{answer.option.model} on {answer.option.engine}: {'; '.join(filter(None, facts))}"
 
@@ -289,15 +329,16 @@ def data(choices: Sequence[Option]) -> list[dict[str, Any]]:
             "model": option.model,
             "engine": option.engine,
             "gpu": option.of("gpu"),
+            "gb": option.gpu_bytes and round(option.gpu_bytes / 1e9, 1),
+            "predicted": option.predicted,
             "fit": fit.line(option.card) if option.card and option.card.kv_layers else None,
             "limit": option.card.context_limit if option.card else None,
             "cells": [
                 {
                     "context": cell.context,
                     "users": cell.users,
-                    "ttft_ms": stats.scaled(cell.ttft_s, 1e3).value,
-                    "each": cell.per_user.value,
-                    "token_j": cell.token_j.value,
+                    **_ends("ttft_ms", stats.scaled(cell.ttft_s, 1e3), option.predicted),
+                    **_ends("each", cell.per_user, option.predicted),
                     "error": cell.error,
                 }
                 for cell in option.cells
@@ -305,3 +346,10 @@ def data(choices: Sequence[Option]) -> list[dict[str, Any]]:
         }
         for option in choices
     ]
+
+
+def _ends(name: str, estimate: Estimate, predicted: bool) -> dict[str, Any]:
+    """The value, and of a prediction the ends of its interval."""
+    if not predicted or estimate.value is None:
+        return {name: estimate.value}
+    return {name: estimate.value, f"{name}_ends": [estimate.low, estimate.high]}

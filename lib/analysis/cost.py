@@ -57,17 +57,20 @@ def table(rows: Sequence[Record], prices: Prices) -> Table:
     def cells(group: list[Record]) -> Sequence[Any]:
         requests = group[0].key.get("batch") or 1
         tokens = requests * group[0].key["new_tokens"]
+        hour_usd = prices.gpu_hour_usd and prices.gpu_hour_usd * (group[0].key.get("devices") or 1)
         timed = [r for r in group if r.kind != "energy"] or group
         call_s = sampled(timed, "e2e_s")
         call_j = sampled([r for r in group if r.kind == "energy"], "energy_j")
         costs = []
         if prices.gpu_hour_usd is not None:
-            costs.append(usd_per_million_tokens(call_s, tokens, prices.gpu_hour_usd))
-            costs.append(usd_per_thousand_requests(call_s, requests, prices.gpu_hour_usd))
+            costs.append(usd_per_million_tokens(call_s, tokens, hour_usd))
+            costs.append(usd_per_thousand_requests(call_s, requests, hour_usd))
         if prices.kwh_usd is not None:
             costs.append(energy_usd_per_million_tokens(call_j, tokens, prices.kwh_usd))
         return costs
 
+    several = any(r.key.get("devices") for r in calls)
+    sharded = ["where a model is sharded, every one of its GPUs is paid"] if several else []
     columns, notes = [], []
     if prices.gpu_hour_usd is not None:
         columns += [
@@ -79,6 +82,7 @@ def table(rows: Sequence[Record], prices: Prices) -> Table:
             "10^6 output tokens, c / 3600 x t / b x 1000 for 1,000 requests of this context and "
             "length; t is the end-to-end latency (s) of a call of b requests with g new tokens "
             "each, prefill included",
+            *sharded,
             "the GPU is paid while it works and not while it waits; a service that is idle half of "
             "the time pays twice as much",
         ]

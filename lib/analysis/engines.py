@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from lib import stats
-from lib.analysis import bounds, routers
+from lib.analysis import boards, bounds, routers
 from lib.analysis.batch import points
 from lib.analysis.metrics import METRICS, Reading
 from lib.analysis.routers import COUNTED, ENGINES, LEAD, WEIGHTS, is_drawn, is_engine
@@ -313,8 +313,8 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
     labelled(
         ax,
         "Throughput of all users and of each",
-        "tokens per second for each user",
-        "tokens per second of all users",
+        "tok/s for each user",
+        "tok/s of all users",
     )
     if drawn:
         logarithmic(ax, both=True)
@@ -322,19 +322,22 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
 
 
 def _short_names(lines: Sequence[tuple]) -> dict[tuple, str]:
-    """Model and stack of each line, the number format where it is not bfloat16, and the context
-    where that does not tell two lines apart."""
+    """Model and stack of each line, the number format where it is not bfloat16, the GPUs where some
+    are of several, and the context where that does not tell two lines apart."""
+    at = 1 + SETUP.index("gpu")
+    shown = any(" x " in where[at] for where in lines)
 
     def short_name(where: tuple) -> str:
         setup = dict(zip(SETUP, where[1:], strict=False))
         dtype = "" if setup["dtype"] == "bfloat16" else f" {setup['dtype']}"
         every = " every expert" if setup["experts"] == "all_experts" else ""
-        return f"{where[0]}, {setup['stack']}{dtype}{every}"
+        gpus = f", {setup['gpu']}" if shown else ""
+        return f"{where[0]}, {setup['stack']}{dtype}{every}{gpus}"
 
     names = {where: short_name(where) for where in lines}
     several = {name for name in names.values() if list(names.values()).count(name) > 1}
     return {
-        where: f"{name}, {where[-1]:,} tokens" if name in several else name
+        where: f"{name} at {where[-1]:,}" if name in several else name
         for where, name in names.items()
     }
 
@@ -366,11 +369,12 @@ def _singles(rows: Sequence[Record], places: set[tuple[str, int]]) -> Iterator[p
 
 
 def conclusion(rows: Sequence[Record]) -> str:
-    """Where ours is faster, where the engine is, and what its formats and its router change."""
+    """Where ours is faster, where the engine is, what its formats and its router change, and what
+    further GPUs."""
     pairs = beside(rows)
     lines = [text for which in (OURS, THEIRS, EVEN, "") if (text := _where(which, pairs))]
-    more = (*_formats(rows), *_prefills(rows), *routers.sentences(rows))
-    return bullets([*lines, *more]) if pairs else ""
+    more = (*_formats(rows), *_prefills(rows), *routers.sentences(rows)) if pairs else ()
+    return bullets([*lines, *more, *boards.sentences(rows)])
 
 
 def _where(which: str, pairs: Sequence[Beside]) -> str:
@@ -413,7 +417,8 @@ def _formats(rows: Sequence[Record]) -> list[str]:
         metric = METRICS[name]
         groups = [g for g in metric.groups(rows) if _of_drawn(g)]
         for group in groups:
-            base = next((g for g in groups if _plain(g) and g.model == group.model), None)
+            like = [g for g in groups if (g.model, g.of("gpu")) == (group.model, group.of("gpu"))]
+            base = next((g for g in like if _plain(g)), None)
             common = metric.shapes(group) & metric.shapes(base) if base else set()
             if base is None or base is group or not common:
                 continue
@@ -459,7 +464,13 @@ def tables(rows: Sequence[Record]) -> list[Table]:
     """Those that have rows, where an engine was measured."""
     if not of_engines(rows):
         return []
-    every = (table(rows), prefill(rows), routers.routed_table(rows), started(rows))
+    every = (
+        table(rows),
+        boards.table(rows),
+        prefill(rows),
+        routers.routed_table(rows),
+        started(rows),
+    )
     return [grid for grid in every if grid.rows]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 
-from lib.analysis import efficiency, latency
+from lib.analysis import efficiency, frame, latency
 from lib.analysis.energy import figures as energy
 from lib.analysis.memory import figures as memory
 from lib.files import ParamsError, unknown
@@ -31,6 +32,21 @@ def draw(metric: str, rows: Sequence[Record]) -> None:
     if metric not in FIGURES:
         raise unknown("metric", metric, FIGURES)
     figure.show(FIGURES[metric](rows), rows)
+
+
+def browse(folder: str | Path) -> str | None:
+    """Show every number of a result set, to search, sort and page through; what has a value first.
+
+    Where itables is not installed, which only a JupyterLab needs, a sentence says so instead.
+    """
+    numbers = frame.frame(folder)
+    numbers = numbers.iloc[numbers["value"].isna().argsort(kind="stable")]
+    try:
+        import itables
+    except ImportError:
+        return f"{len(numbers):,} numbers; install itables to search and sort them here"
+    itables.init_notebook_mode(all_interactive=False, connected=False)  # its script goes along
+    return itables.show(numbers, connected=False, maxBytes=0, showIndex=False)
 
 
 def stacks_of(rows: Sequence[Record], model: str) -> list[str]:

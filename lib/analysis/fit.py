@@ -99,7 +99,7 @@ def plan(
         "token_beyond_window_bytes": (more - held) // block,
         "state_bytes": card.state_bytes,
     }
-    least = min(min(contexts), limit)
+    least = min((*contexts, limit))
     row["need_bytes"] += card.kv_bytes(least, cache="static")
     row["largest_context"] = largest_context(card, left)
     row["limited_by"] = "model" if row["largest_context"] == limit else "memory"

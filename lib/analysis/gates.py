@@ -17,7 +17,17 @@ from lib.records.record import Record
 from lib.stacks.registry import STACKS
 from lib.stacks.stack import MOST_ERROR, MOST_ERROR_DENSE
 
-PLACE = ("model", "weights", "dtype", "experts", "attention", "stack", "context", "batch")
+PLACE = (
+    "model",
+    "weights",
+    "dtype",
+    "experts",
+    "attention",
+    "stack",
+    "context",
+    "batch",
+    "devices",
+)
 TIMED = (
     "latency", "itl", "aa", "busy", "harness", "batch", "batch-energy", "energy", "energy-slope",
     "energy-again", "energy-weights", *(f"ablation-{name}" for name in ABLATIONS),

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from lib import stats
 from lib.analysis.metrics import shown_in
 from lib.hardware.datasheets import Datasheet, datasheet
-from lib.records.record import Record, environments, select
+from lib.records.record import Record, board, environments, select
 from lib.show.figure import PALETTE, axes, labelled
 from lib.show.table import Column, Table, without_empty
 from lib.show.wording import bullets, cautions, short
@@ -48,22 +48,26 @@ class Limits:
 
 
 def limits(rows: Sequence[Record]) -> dict[str, Limits]:
-    """Limits by environment: the ceilings measured on the same card, else that environment's copy.
+    """Limits by environment: the ceilings measured on the same card, else that environment's copy;
+    of several boards the sums.
 
     Two environments are of one card if they name the same GPU, or without one the same processor.
     """
     envs = environments(rows)
     measured = {_device(envs.get(r.env_id or "", {})): r for r in select(rows, "ceilings")}
-    return {env_id: _limits(env, measured.get(_device(env))) for env_id, env in envs.items()}
+    kinds = {env_id: board(env)[0] or _device(env) for env_id, env in envs.items()}
+    return {env_id: _limits(env, measured.get(kinds[env_id])) for env_id, env in envs.items()}
 
 
 def _limits(env: dict[str, Any], ceilings: Record | None) -> Limits:
-    sheet = datasheet(env.get("gpu"))
-    cache = env.get("cache_bytes") or sheet.cache_bytes
+    gpu, count = board(env)
+    sheet = datasheet(gpu).times(count)
+    cache = count * (env.get("cache_bytes") or 0) or sheet.cache_bytes
     if ceilings is None:
         return Limits(_device(env), sheet, env.get("copy_bytes_per_s"), "copy", cache_bytes=cache)
     names = ("read_bytes_per_s", "matmul_flop_per_s", "matmul_float32_flop_per_s")
-    rates = {name: ceilings.value(name) for name in names}
+    values = {name: ceilings.value(name) for name in names}
+    rates = {name: None if v is None else count * v for name, v in values.items()}
     return Limits(_device(env), sheet, **rates, cache_bytes=cache)
 
 

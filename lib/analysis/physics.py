@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lib import stats
 from lib.hardware.datasheets import datasheet
-from lib.records.record import KEY_FIELDS, Record, warning
+from lib.records.record import KEY_FIELDS, Record, board, warning
 from lib.show import wording
 from lib.show.table import Column, Table
 from lib.stacks.registry import STACKS
@@ -159,11 +159,11 @@ def contradictions(
     pairs = []
     for (_, env_id, *_), arm in arms.items():
         environment = environments.get(env_id, {})
-        gpu = environment.get("gpu")
-        sheet, stream = datasheet(gpu), best.get(gpu)
+        gpu, count = board(environment)
+        sheet, stream = datasheet(gpu).times(count), best.get(gpu) and count * best[gpu]
         rate = sheet.memory_bytes_per_s or (stream and TOLERANCE * stream)
         size = max((r.value("decode_bytes") or 0 for r in arm), default=0)
-        cache = environment.get("cache_bytes") or sheet.cache_bytes
+        cache = count * (environment.get("cache_bytes") or 0) or sheet.cache_bytes
         # Of several sequences of a mixture they are those to expect of an even router, no least.
         least = (arm[0].key.get("batch") or 1) == 1 or arm[0].key.get("experts") in (None, "none")
         bound = rate if least and comes_from_memory(size, cache) else None

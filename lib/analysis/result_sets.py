@@ -19,7 +19,7 @@ from lib.analysis.rows import load as load_rows
 from lib.analysis.setups import ARM
 from lib.records import jobs
 from lib.records.kinds import model_order
-from lib.records.record import KEY_FIELDS, Record
+from lib.records.record import KEY_FIELDS, Record, shared_gpu
 from lib.show.wording import verdict
 from lib.stats import Estimate
 
@@ -110,6 +110,8 @@ def _of_lengths(a: Side, b: Side) -> list[Pair]:
             sides.append(arms)
         for name in sorted(sides[0].keys() & sides[1].keys(), key=str):
             arms = [arms[name] for arms in sides]
+            if any(shared_gpu(x, side.environments) for x, side in zip(arms, (a, b), strict=True)):
+                continue  # told arm by arm
             ours, theirs = (metric.of(rows) for rows in arms)
             if None not in (ours.value, theirs.value):
                 key = arms[0][0].key | {"new_tokens": None}
@@ -150,6 +152,9 @@ def _reason(
     for letter, rows in zip(SIDES, (ours, theirs), strict=True):
         if rows[0].error:
             return f"failed in {letter}: {rows[0].error}"
+    for letter, side, rows in zip(SIDES, sides, (ours, theirs), strict=True):
+        if reason := shared_gpu(rows, side.environments):
+            return f"{reason} in {letter}"
     sources = [
         ", ".join(str(r[0].value(n)) for n in ("model_source", "model_revision") if r[0].value(n))
         for r in (ours, theirs)

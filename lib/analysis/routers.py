@@ -67,8 +67,8 @@ def routed(rows: Sequence[Record]) -> list[Routed]:
     found = []
     for arm in arms:
         told = bounds.experts_told(rows, arm.model, arm.setup[WEIGHTS], arm.setup[dtype], arm.batch)
-        if told is None or arm.batch == 1:
-            continue
+        if told is None or arm.batch == 1 or " x " in arm.setup[SETUP.index("gpu")]:
+            continue  # over several GPUs the router is the same, and other things are not
         how = "collapsed" if not is_drawn(arm.setup[WEIGHTS]) else "drawn"
         total = stats.scaled(arm.steps_per_s, arm.batch)
         found.append(Routed(arm.model, arm.dtype, arm.context, arm.batch, how, told, total))

@@ -8,12 +8,14 @@ out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lib.analysis import gates, physics
 from lib.records import jobs
-from lib.records.record import Record, environments, record_id
+from lib.records.record import Record, environments, record_id, shared_gpu, warning
+from lib.records.slices import NO_ARM
 from lib.records.store import merge, precedence
 
 SETUP = ("weights", "dtype", "stack", "experts", "gpu")
@@ -23,7 +25,8 @@ NO_GPU = "none (CPU)"
 class Rows(Sequence[Record]):
     """Records with their environments (by id), setups, and, where a folder was read, their runs.
 
-    Those of numbers that contradict each other carry a warning, see `physics`. Times of a stack
+    Those of numbers that contradict each other carry a warning, see `physics`, and so do those of a
+    GPU that was shared. Times of a stack
     whose check of logits shows too little are left out, see `gates`.
     """
 
@@ -34,8 +37,10 @@ class Rows(Sequence[Record]):
         )
         if of is None:
             self.records = physics.warned(self.records, self.environments)
+            self.records = tuple(_told_shared(row, self.environments) for row in self.records)
         self.runs: dict[str, str] = {} if of is None else of.runs
         self._setups: dict[int, tuple[Record, tuple]] = {} if of is None else of._setups
+        self._made: dict[tuple, Any] = {}
         self._kinds: dict[str, list[tuple[int, Record]]] | None = None
         self._engines: dict[tuple, set[str]] | None = None if of is None else of._engines
 
@@ -92,6 +97,12 @@ class Rows(Sequence[Record]):
         placed = [pair for name in names for pair in self._kinds.get(name, ())]
         return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
 
+    def once(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function makes of these rows and of arguments, made when it is first asked for."""
+        if (function, arguments) not in self._made:
+            self._made[function, arguments] = function(self, *arguments)
+        return self._made[function, arguments]
+
     def where(self, test: Callable[[Record], Any]) -> Rows:
         """Those that pass a test, with the index of all."""
         return Rows((row for row in self.records if test(row)), of=self)
@@ -104,6 +115,14 @@ class Rows(Sequence[Record]):
             if (title := title_of.get(str(row.key.get("model")).lower())) is not None:
                 members[title].append(row)
         return {title: Rows(rows, of=self) for title, rows in members.items()}
+
+
+def _told_shared(row: Record, environments: dict[str, dict[str, Any]]) -> Record:
+    """The row, with a warning where its GPU was not its own, so that it decides nothing."""
+    reason = shared_gpu([row], environments) if row.kind not in NO_ARM else ""
+    mark = warning("shared_gpu", reason)
+    told = not reason or mark in row.warnings
+    return row if told else replace(row, warnings=(*row.warnings, mark))
 
 
 def load(folder: str | Path) -> Rows:

@@ -174,7 +174,7 @@ def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:
 
 def arm_text(key: dict[str, Any]) -> str:
     """The fields of a key that say which arm it is."""
-    fields = ("weights", "dtype", "stack", "server", "experts", *ARM, "load")
+    fields = ("weights", "dtype", "stack", "devices", "server", "experts", *ARM, "load")
     return ", ".join(
         f"{f.replace('_', ' ')} {key[f]}" for f in fields if key.get(f) not in (None, "none")
     )

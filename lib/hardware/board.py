@@ -78,6 +78,20 @@ def wait_for_first(path: Path, sampler: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+def link(*boards: tuple[Any, Any]) -> str | None:
+    """How the first of some boards (NVML and handle of each) reaches the others; None where the
+    driver does not tell."""
+    (nvml, first), *others = boards
+    try:
+        answers = [
+            nvml.nvmlDeviceGetP2PStatus(first, handle, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+            for _, handle in others
+        ]
+    except Exception:  # NVML's own classes, and boards that were not opened
+        return None
+    return "NVLink" if {*answers} == {nvml.NVML_P2P_STATUS_OK} else "no NVLink"
+
+
 def state(nvml: Any, handle: Any) -> dict[str, Any]:
     """What a board's readings depend on; None where the driver does not tell."""
     questions: dict[str, Callable[[], Any]] = {

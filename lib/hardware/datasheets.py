@@ -6,7 +6,7 @@ Nothing is guessed: an unknown card has no values, and says so.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -31,6 +31,11 @@ class Datasheet:
     source: list[str] = field(default_factory=list)
     date: str = ""
     missing: dict[str, str] = field(default_factory=dict)
+
+    def times(self, count: int) -> Datasheet:
+        """What so many of these cards have together."""
+        values = {name: getattr(self, name) for name in VALUES}
+        return replace(self, **{n: None if v is None else v * count for n, v in values.items()})
 
 
 ENTRY = TypedDict("ENTRY", {k: v for k, v in get_type_hints(Datasheet).items() if k != "gpu"})

@@ -75,6 +75,12 @@ class Window:
     gates: tuple[Gate, ...]
     estimator: str | None = None
     reason: str = ""
+    parts: tuple[Window, ...] = ()  # of several boards: the window of each
+
+    @property
+    def boards_j(self) -> list[float]:
+        """Joules of each of several boards, by the estimator that is published."""
+        return [part.joules[self.estimator] for part in self.parts] if self.estimator else []
 
     @property
     def energy_j(self) -> float | None:
@@ -102,17 +108,23 @@ def judge(
     lenient: Sequence[str] = (),
     calls_s: Sequence[tuple[float, float]] = (),
     guard_s: float = 2.0,
+    own: Sequence[int] = (),
 ) -> Window:
     """The energy of a window over all its boards, and every gate on the way.
 
-    `idle_w` is the power of one board with nothing running; `session` are gates that hold for all
-    windows, such as the sampler's effect on throughput. Gates named in `lenient` warn at most: a
-    board that has just been busy cools while it idles. `calls_s` are the calls that the window is
-    made of: prefill and decoding differ in clock and heat, so that only whole calls tell a drift.
+    `idle_w` is the power of all boards with nothing running, `own` how many processes of each board
+    are the measured ones where they are others than `own_pid` (one each, if not said). `session`
+    are gates that hold for all windows, such as the sampler's effect on throughput. Gates named in
+    `lenient` warn at most: a board that has just been busy cools while it idles. `calls_s` are the
+    calls that the window is made of: prefill and decoding differ in clock and heat, so that only
+    whole calls tell a drift.
     """
+    boards = joules.boards(joules.cut(trace, start_s, stop_s, guard_s))
+    each_w = None if idle_w is None else idle_w / max(1, len(boards))
+    counts = [*own, *[1] * len(boards)]
     parts = [
-        _board(rows, start_s, stop_s, idle_w=idle_w, own_pid=own_pid, calls_s=calls_s)
-        for rows in joules.boards(joules.cut(trace, start_s, stop_s, guard_s))
+        _board(rows, start_s, stop_s, idle_w=each_w, own_pid=own_pid, calls_s=calls_s, own=count)
+        for rows, count in zip(boards, counts, strict=False)
     ]
     if not parts:
         reason = "not_covered: no readings around the window"
@@ -139,6 +151,7 @@ def _board(
     idle_w: float | None,
     own_pid: int | None,
     calls_s: Sequence[tuple[float, float]],
+    own: int,
 ) -> Window:
     by_estimator, reasons = joules.estimates(trace, start_s, stop_s)
     inside = [row for row in trace if start_s <= row["t_s"] <= stop_s]
@@ -153,7 +166,7 @@ def _board(
         slowed("throttled", inside, seconds, THROTTLES),
         temperature_drift(inside, calls_s),
         clock_drift(inside, calls_s),
-        foreign_process(inside, own_pid),
+        foreign_process(inside, own_pid, own),
         power_range(inside, by_estimator.get(estimator), seconds, idle_w),
     ]
     if readout in ABOVE_LIMIT:
@@ -180,7 +193,8 @@ def add(parts: Sequence[Window]) -> Window:
         replace(g, text=f"GPU {n}: {g.text}") for n, p in enumerate(parts) for g in p.gates
     )
     if len({p.estimator for p in parts}) == 1 and parts[0].estimator:
-        return Window(parts[0].seconds, summed, reasons, gates, parts[0].estimator)
+        seconds, estimator = parts[0].seconds, parts[0].estimator
+        return Window(seconds, summed, reasons, gates, estimator, parts=tuple(parts))
     reason = next((p.reason for p in parts if not p.estimator), "the boards have no readout alike")
     return Window(parts[0].seconds, summed, reasons, gates, None, reason)
 
@@ -292,17 +306,17 @@ def clock_drift(inside: Trace, calls_s: Sequence[tuple[float, float]] = ()) -> G
     return limited("clock_drift", drift, f"the GPU's clock moved by {drift:+.1%}", abs(drift))
 
 
-def foreign_process(inside: Trace, own_pid: int | None) -> Gate:
+def foreign_process(inside: Trace, own_pid: int | None, own: int = 1) -> Gate:
     """Other programs that hold a context on the GPU.
 
-    In a container the driver tells process numbers of the host, where ours is another; then one
-    process is taken for ours.
+    In a container the driver tells process numbers of the host, where ours is another; and an
+    engine is other processes than ours. Then `own` processes are taken for ours.
     """
     lists = [row["pids"] for row in inside if "pids" in row]
     if not lists:
         return Gate("foreign_process", "unknown", None, "processes were not listed")
     others = max(
-        len(set(pids) - {own_pid}) if own_pid in pids else max(0, len(pids) - 1) for pids in lists
+        len(set(pids) - {own_pid}) if own_pid in pids else max(0, len(pids) - own) for pids in lists
     )
     return limited("foreign_process", others, f"{others} other process(es) on the GPU")
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lib.files import BATCH_VARIABLE, START_VARIABLE
+from lib.files import BATCH_VARIABLE, NEIGHBOURS_VARIABLE, SHARED_VARIABLE, START_VARIABLE
 from lib.hardware.device import open_device
 from lib.models import load
 from lib.records import record, store
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record
-from lib.stacks.registry import STACKS
+from lib.stacks.registry import STACKS, require_devices
 
 
 def opened(
@@ -31,6 +31,7 @@ def opened(
     contexts: Sequence[int] = (),
     tokens: int,
     batch: int = 1,
+    devices: int = 1,
     records_path: str | Path,
 ) -> Any:
     """What a notebook measures: a model loaded on a device, or, for a stack that is an engine, the
@@ -38,7 +39,9 @@ def opened(
 
     `tokens` is the longest sequence of the calls to come and `batch` the most of them at once; an
     engine reserves for both. At each of `contexts` its logits are to be compared with our net's.
+    `devices` are the GPUs that an engine shards the model over.
     """
+    require_devices(stack, devices)
     if not STACKS[stack].apart:
         return load.load(name, weights=weights, dtype=dtype, device=open_device(device), seed=seed)
     from lib.measure import vllm
@@ -52,6 +55,7 @@ def opened(
         contexts=contexts,
         tokens=tokens,
         batch=batch,
+        devices=devices,
         folder=Path(records_path).parent,
     )
 
@@ -72,6 +76,10 @@ def environment(device: Any) -> Record:
     values = device.environment()
     start = os.environ.get(START_VARIABLE) or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     visit = record.visit_of({**values, "date": start})
+    if reason := os.environ.get(SHARED_VARIABLE):
+        values["gpu_shared"] = reason
+    if neighbours := os.environ.get(NEIGHBOURS_VARIABLE):
+        values["neighbours"] = int(neighbours)
     return record.environment_record({**values, "visit": visit})
 
 

@@ -1,7 +1,8 @@
 """What our own net computes on an engine's weights, by a process of its own that ends after it.
 
 A look at one sequence gives logits along our greedy continuation, with routers pinned and free; a
-look at what an engine sampled in a batch gives how far its log-probabilities are from ours.
+look at what an engine sampled in a batch gives how far its log-probabilities are from ours. The
+first look is taken in as many rounds as it takes until every expert had its turn under pins.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ PART = 8  # sequences of a batch that are computed together
 
 
 def computed(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> dict[str, Any]:
-    """`looks` as our net sees them, `barred` biases of its routers by name, and `pins`, how many
-    experts they leave; `known` holds name, weights, form and seed, `kind` is cuda or cpu."""
+    """`looks` as our net sees them, `barred` biases of its routers by name for each round, and
+    `pins`, how many experts they leave; `known` holds name, weights, form and seed, `kind` is cuda
+    or cpu."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "asked", Path(folder) / "answer"
         torch.save({"known": dict(known), "looks": list(looks), "kind": kind}, asked)
@@ -55,15 +57,16 @@ def net_of(known: Mapping[str, Any], kind: str) -> Any:
     return net.eval().requires_grad_(False)
 
 
-def barred(net: Any, chosen: int, *, seed: int) -> dict[str, list[float]]:
+def barred(net: Any, chosen: int, *, seed: int, turn: int = 0) -> dict[str, list[float]]:
     """Biases with which every router of a net chooses the same `chosen` experts, by name.
 
-    The choice that `models.experts.pinned` gives the net itself, for `VllmEngine.pinned`.
+    The choice that `models.experts.pinned` gives the net itself for the sequence `turn`, for
+    `VllmEngine.pinned`.
     """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     barred = {}
     for layer, bias in enumerate(experts.biases(net)):
-        kept = experts.pins(len(bias), chosen, seed=seed, layer=layer, sequence=0)
+        kept = experts.pins(len(bias), chosen, seed=seed, layer=layer, sequence=turn)
         row = [value if n in kept else experts.BARRED for n, value in enumerate(bias.tolist())]
         barred[names[id(bias)]] = row
     return barred
@@ -116,18 +119,27 @@ def beside(net: Any, ids: torch.Tensor, sampled: Mapping[str, Any]) -> dict[str,
     }
 
 
+def rounds(net: Any, pins: int) -> int:
+    """Rounds of pins until every expert had its turn; 0 of a dense net."""
+    return -(-len(experts.biases(net)[0]) // pins) if pins else 0
+
+
 def answered(net: Any, looks: Sequence[Mapping], *, pins: int, seed: int) -> list[dict[str, Any]]:
     """Each look; of a batch that does not fit the memory, the error."""
 
-    def pinned() -> Any:
-        return experts.pinned(net, pins, seed=seed) if pins else contextlib.nullcontext()
+    def pinned(turn: int = 0) -> Any:
+        if not pins:
+            return contextlib.nullcontext()
+        return experts.pinned(net, pins, seed=seed, sequences=[turn])
 
     answers = []
-    for look in looks:
+    for place, look in enumerate(looks):
         ids = torch.tensor(look["ids"], device=net.device)
         if "sampled" not in look:
-            with pinned():
-                fixed = along(net, ids, look["steps"]) if pins else None
+            fixed = []
+            for turn in range(min(1, pins) if place else rounds(net, pins)):
+                with pinned(turn):
+                    fixed.append(along(net, ids, look["steps"]))
             answer = {"pinned": fixed, "free": along(net, ids, look["steps"])}
             answers.append({"ids": look["ids"], **answer})
             continue
@@ -147,7 +159,9 @@ def answer_to(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> 
         pins = config.num_experts_per_tok if experts.biases(net) else 0
         return {
             "pins": pins,
-            "barred": barred(net, pins, seed=known["seed"]) if pins else {},
+            "barred": [
+                barred(net, pins, seed=known["seed"], turn=n) for n in range(rounds(net, pins))
+            ],
             "looks": answered(net, looks, pins=pins, seed=known["seed"]),
         }
 

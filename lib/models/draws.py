@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import NormalDist
@@ -331,12 +331,12 @@ def is_mxfp4_name(name: str) -> bool:
     return name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
 
 
-def in_mxfp4(name: str, weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The two tensors that stand for experts (experts, in, out) in gpt-oss's checkpoint.
+def in_mxfp4(name: str, experts: Iterable[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The two tensors that stand for experts, each (in, out), in gpt-oss's checkpoint.
 
     Each expert's matrix is stored transposed, so that a block runs along what is summed over.
     """
-    pairs = [to_mxfp4(expert.T) for expert in weight]
+    pairs = [to_mxfp4(expert.T) for expert in experts]
     yield f"{name}_blocks", torch.stack([blocks for blocks, _ in pairs])
     yield f"{name}_scales", torch.stack([scales for _, scales in pairs])
 

@@ -25,6 +25,7 @@ _FILLERS = (
 )  # fmt: skip
 _STEPS_BACK = 24
 _MOST_WORDS = 10**7
+TEXT_WORDS = 400  # of the text that is counted in tokens
 SYSTEM = "You are a helpful assistant."  # where a template demands such a turn
 
 _SUBJECTS = (
@@ -96,15 +97,13 @@ def exact_prompt(
     if tokenizer is None:
         return _drawn_ids(tokens, seed, vocab_size, special_ids)
 
-    templated = bool(getattr(tokenizer, "chat_template", None))
-    render = _renderer(tokenizer) if templated else None
-    before, after = _around(render) if render else WRAPPER
+    render, before, after = _parts(tokenizer)
 
     def encode(body: str) -> list[int]:
         text = before + body + after
-        return tokenizer(text, add_special_tokens=not templated)["input_ids"]
+        return tokenizer(text, add_special_tokens=render is None)["input_ids"]
 
-    kind = "template" if templated else "wrapper"
+    kind = "template" if render else "wrapper"
     body = _body(encode, tokens, seed, kind)
     text = render(body) if render else before + body + after
     if text != before + body + after:
@@ -116,6 +115,21 @@ def exact_prompt(
     assert len(ids) == tokens, f"{len(ids)} tokens instead of {tokens}"
     _require_rows(tokenizer, ids, rows)
     return Prompt(ids, kind, text)
+
+
+def text_tokens(tokenizer: Any, words: int = TEXT_WORDS) -> int:
+    """Tokens of a fixed text of so many words, as the model is given it in a user's turn."""
+    render, before, after = _parts(tokenizer)
+    text = before + " ".join(_words(0, words)) + after
+    return len(tokenizer(text, add_special_tokens=render is None)["input_ids"])
+
+
+def _parts(tokenizer: Any) -> tuple[Callable[[str], str] | None, str, str]:
+    """What renders a conversation, None without a chat template, and what is put around a text."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None, *WRAPPER
+    render = _renderer(tokenizer)
+    return render, *_around(render)
 
 
 def _rows(model: Any) -> int:

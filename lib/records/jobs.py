@@ -20,7 +20,8 @@ from lib.records.store import ACROSS, load, manifest_of, manifests
 ADDS_UP = ("ok", "interrupted")  # what a run measured before it failed waits for its repetition
 BEFORE_MODELS = ("machine",)  # notebooks that run once, before the models
 CROSS_MODEL = (*BEFORE_MODELS, "summary", "audit")  # the others run once, over all models
-SECOND_PASS = ("energy_again",)  # run when all models are through, the last model first
+SECOND_PASS = {"energy_again": "energy"}  # run when all models are through, the last model first
+COMPARED = ("latency", "energy", "stacks", "batch", "serving")  # of models, in time or joules
 OWN_STACK = {"serving": "server"}  # notebooks that measure a stack of their own, whatever is asked
 ON_REQUEST = ("serving",)  # run where a profile lists them for a model, or NOTEBOOKS= names them
 ORDER = (
@@ -89,8 +90,9 @@ class Job:
         if self.by_script:
             return f"Rows of {self.run['by']}, {self.notebook}"
         name = "APE" if self.notebook == "ape" else self.notebook.replace("_", " ").capitalize()
-        stack = self._parameter("stack")
-        return name if stack in (None, STUDY_STACK) else f"{name} ({stack})"
+        stack, devices = self._parameter("stack"), self._parameter("devices") or 1
+        several = f", {devices} GPUs" if devices > 1 else ""
+        return name if stack in (None, STUDY_STACK) else f"{name} ({stack}{several})"
 
     @property
     def status(self) -> str:
@@ -167,7 +169,7 @@ class Job:
         if self.parts[0] != ACROSS:
             values["MODELS"] = self._parameter("model") or self.parts[0]
         values["NOTEBOOKS"] = self.notebook
-        names = ("server",) if self._parameter("server") else ("weights", "stack")
+        names = ("server",) if self._parameter("server") else ("weights", "stack", "devices")
         return values | {n.upper(): v for n in names if (v := self._parameter(n))}
 
 
@@ -181,11 +183,12 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower() or "x"
 
 
-def find(source: str | Path, out: str | None = None) -> list[Job]:
+def find(source: str | Path, out: str | None = None, *, only: str | None = None) -> list[Job]:
     """Every job below the folder: those with a run.json, and those of plan.json that have none.
 
-    `out` is what the commands of the jobs call the folder: by default its path, and nothing for a
-    released set, which is never written.
+    Files are read of the job whose path is `only`, by default of all. `out` is what the commands of
+    the jobs call the folder: by default its path, and nothing for a released set, which is never
+    written.
     """
     source = Path(source)
     store.refuse_links(source)
@@ -193,7 +196,10 @@ def find(source: str | Path, out: str | None = None) -> list[Job]:
     out = out or ("" if released else files.short(source))
     plan = store.read_plan(source)
     paths = {p.parent.relative_to(source).as_posix() for p in manifests(source)} | {*plan["jobs"]}
-    found = [_read(source, path) for path in sorted(paths, key=_order)]
+    found = [
+        _read(source, path) if only in (None, path) else Job(path, source / path)
+        for path in sorted(paths, key=_order)
+    ]
     notes = ((plan["commands"].get(job.path, {}), plan["stale"].get(job.path, "")) for job in found)
     return _with_ids(
         [

@@ -29,6 +29,7 @@ KINDS = {
     "itl": "calls whose tokens are stamped one by one: token_s",
     "aa": "one arm against itself: ttft_s",
     "busy": "a profiled step: how long the device works, and on which kernels",
+    "made": "what one call made: how many tokens, and the bytes of its cache",
     "harness": "calls through the harness and in a bare loop",
     "trace": "which experts decoding used, and the parameters and bytes that makes",
     "memory-paper": "bytes of a call by the paper's protocol, which holds the prompt's logits",

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA = 1
 KEY_FIELDS = (
     "model", "weights", "dtype", "stack", "experts", "attention", "cache",
-    "batch", "context", "new_tokens", "decoding", "engine", "server", "load",
+    "batch", "context", "new_tokens", "decoding", "engine", "server", "load", "devices",
 )  # fmt: skip
 # Rows that differ in one of these answer different questions; a ratio would mix causes.
-COMPARABLE = ("gpu", "dtype", "stack", "weights")
+COMPARABLE = ("gpu", "dtype", "stack", "weights", "devices")
 
 
 @dataclass(frozen=True)
 class Record:
     """One arm of one measurement. `env_id` names the `environment` record of the same file.
 
+    The key's `devices` are the GPUs that a model was sharded over, None where it was on one.
     A visit is one stretch of time on one machine. `visit` is this row's and `others` are the rows
     of the same arm in other visits; neither is in the file, `store.merge` finds them.
     """
@@ -74,6 +75,16 @@ def environments(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
     return {r.env_id: r.values for r in records if r.kind == "environment" and r.env_id}
 
 
+def board(environment: Mapping[str, Any]) -> tuple[str | None, int]:
+    """The kind of GPU of an environment, and over how many of them a model was sharded.
+
+    The environment's `gpu` names all of them ("2 x NVIDIA H100"), so that their rows are never
+    taken for those of one.
+    """
+    count = environment.get("devices") or 1
+    return (environment["boards"][0]["gpu"] if count > 1 else environment.get("gpu")), count
+
+
 def identity(record: Record, environment: dict[str, Any] | None = None) -> tuple:
     """What makes two rows the same arm: kind, key and GPU. An environment is its own id."""
     if record.kind == "environment":
@@ -90,6 +101,18 @@ def visit_of(environment: dict[str, Any]) -> str:
     gpu = environment.get("gpu_uuid") or environment.get("gpu") or environment.get("device")
     host = f"{environment.get('cpu')} x {environment.get('cpu_count')}"
     return f"{gpu}, {host}, {environment.get('date')}"
+
+
+def shared_gpu(records: Iterable[Record], environments: dict[str, dict[str, Any]]) -> str:
+    """Why the GPU of some rows, or of their other visits, was not theirs alone; empty where nothing
+    says so."""
+    for row in (one for record in records for one in (record, *record.others)):
+        environment = environments.get(row.env_id or "", {})
+        if reason := environment.get("gpu_shared"):
+            return f"measured on a GPU that is shared ({reason})"
+        if str(environment.get("gpu_uuid")).startswith("MIG-"):
+            return f"measured on a MIG slice ({environment.get('gpu')})"
+    return ""
 
 
 def visits(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -133,8 +156,11 @@ def require_comparable(
 ) -> None:
     """Raise unless the rows agree in GPU, dtype, stack and weights.
 
-    `differ` names the fields whose difference is the point of the comparison.
+    `differ` names the fields whose difference is the point of the comparison. Rows of a GPU that
+    was shared are compared with nothing.
     """
+    if len(records) > 1 and (reason := shared_gpu(records, environments)):
+        raise ValueError(f"{reason}: a ratio would hold what others did there")
     fields: dict[str, set] = {name: set() for name in COMPARABLE if name not in differ}
     for row in records:
         for name, values in fields.items():

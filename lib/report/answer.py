@@ -6,7 +6,6 @@ Everything is computed from rows; what was not measured is a dash with its reaso
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,15 +13,18 @@ from markupsafe import Markup
 
 from lib import stats
 from lib.analysis import choice, engines, gates
+from lib.analysis.capacity import predicted
 from lib.analysis.choice import Cell, Option
 from lib.analysis.rows import NO_GPU, Rows
 from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
 from lib.records.record import Record, environments
 from lib.show import figure
+from lib.show.page import embedded
 from lib.show.table import Column, Number, Table, Text, Verdict
 from lib.show.wording import short
 from lib.stats import Estimate
 
+MOST, FIRST = 12, 4  # models of the card; where there are more, those of figure and sentences
 EXAMPLE_GB = 80  # of the planner, where the memory of the device is not known
 EXAMPLE_USD = 2.5  # an hour of the GPU, where no price is given; said wherever it is used
 NONE = stats.missing("not measured")
@@ -33,10 +35,10 @@ COLUMNS = {
     Column("room", "users"): MORE,
     Column("first token", "ms"): LESS,
     Column("one user", "tok/s"): MORE,
-    Column("whole GPU", "tok/s"): MORE,
+    Column("all users", "tok/s"): MORE,
     Column("for", "users"): NEITHER,
     Column("energy", "J per 1,000 tokens"): LESS,
-    Column("price", "USD per million tokens"): LESS,
+    Column("price", "USD per million"): LESS,
 }
 
 
@@ -51,7 +53,7 @@ class Candidate:
 
     @property
     def rank(self) -> float:
-        """Throughput of the whole GPU (tok/s)."""
+        """Throughput of all users (tok/s)."""
         return self.most.total.value
 
     @property
@@ -67,10 +69,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """The first screen."""
+    """The first screen. Its card is of a dozen models at most, and `every` of all; of more than a
+    dozen, the figure is of the `leading` ones alone."""
 
     lead: str
     card: Table
+    every: Table
+    leading: tuple[str, ...]
     sentences: tuple[str, ...]
     basis: str
     figure: Markup
@@ -100,13 +105,26 @@ def answer(
     best = candidates(options, context)
     if not best:
         return None
+    every, leading = card(best, context, gpu_hour_usd, waiting), tuple(c.name for c in best)
+    shown, drawn = every, rows
+    if len(best) > MOST:
+        leading = leading[:FIRST]
+        note = (
+            f"The {MOST} that serve most of {len(best)}; all stand under “Models”. The figure is "
+            f"of the first {FIRST}."
+        )
+        shown = card(best[:MOST], context, gpu_hour_usd, waiting)
+        shown = replace(shown, below=(*shown.below, note))
+        drawn = rows.where(lambda r: r.key.get("model") in (None, *leading))
     return Answer(
         lead=lead(best, waiting),
-        card=card(best, context, gpu_hour_usd, waiting),
+        card=shown,
+        every=every,
+        leading=leading,
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
         basis=basis(rows),
-        figure=picture(rows),
-        planner=planner(options),
+        figure=picture(drawn),
+        planner=planner([*options, *predicted.options(options)]),
         context=context,
         gpu_gb=round(max(o.gpu_bytes or 0 for o in options) / 1e9, 1) or EXAMPLE_GB,
         usd=EXAMPLE_USD if gpu_hour_usd is None else gpu_hour_usd,
@@ -156,17 +174,18 @@ def card(
     lines = zip(*(_cells(c, context, price, shared, c.name in waiting) for c in best), strict=True)
     pairs = zip(COLUMNS.values(), lines, strict=True)
     columns = [_marked(cells, better) for better, cells in pairs]
-    example = "an example: give GPU_HOUR_USD" if gpu_hour_usd is None else "as given"
+    example = " (GPU_HOUR_USD)" if gpu_hour_usd is None else ""
     notes = (
-        f"Up to one user: {context:,} tokens of context; then the users with the most tokens a "
-        f"second. Decoding only; {price:g} USD an hour, {example}.",
+        f"Up to one user: {context:,} tokens. Decoding only, at {price:g} USD an hour{example}.",
     )
     rows = tuple(zip(*columns, strict=True))
-    return Table("answer", "The models on one GPU", tuple(COLUMNS), rows, below=notes)
+    kinds = dict.fromkeys("CPU" if c.option.of("gpu") == NO_GPU else "GPU" for c in best)
+    return Table("answer", f"Models on one {' or '.join(kinds)}", tuple(COLUMNS), rows, below=notes)
 
 
 def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiting: bool) -> tuple:
-    """The cells of a model. Where others `shared` the GPU and it did not, it has no whole GPU."""
+    """The cells of a model. Where others were `shared` by users and it was not, it has none of all
+    users."""
     option, one, most = candidate.option, candidate.one, candidate.most
     room = option.room(option.gpu_bytes, context) if option.gpu_bytes else None
     whole = (
@@ -174,9 +193,11 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiti
         stats.scaled(most.token_j, 1e3),
         stats.inverse(most.total, price / 3600 * 1e6),
     )
+    users = Text(f"{most.users:,}", f"of {most.context:,} tokens")
     if shared and candidate.alone:
-        reason = f"{gates.WITHHELD} until its logits are checked again"
-        whole = (stats.missing(reason if waiting else "measured for one user only"),) * 3
+        reason = f"{gates.WITHHELD} until its logits are checked"
+        missing = Number(stats.missing(reason if waiting else "one user only"))
+        whole, users = (missing,) * 3, missing
     size = f", {option.card.weight_bytes / 1e9:.1f} GB" if option.card else ""
     return (
         Text(option.model, f"{option.engine}{size}"),
@@ -184,7 +205,7 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiti
         stats.scaled(one.ttft_s, 1e3) if one else NONE,
         one.per_user if one else NONE,
         whole[0],
-        Text(f"{most.users:,}", f"of {most.context:,} tokens"),
+        users,
         *whole[1:],
     )
 
@@ -217,7 +238,7 @@ def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
     most = first.most
     text = (
         f"{first.name} serves most on {_device(first.option)}: {short(first.rank)} tokens a second "
-        f"for {most.users:,} user{'s' if most.users > 1 else ''} on {first.option.engine}"
+        f"for {most.users:,} user{'s' if most.users > 1 else ''}"
     )
     if others:
         text += f", {first.rank / others[0].rank:.2g} times what {others[0].name} reaches"
@@ -225,11 +246,15 @@ def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
         if None not in joules:
             text += f", with {joules[0] / joules[1]:.0%} of its energy for a token"
     if waiting:
-        text += (
-            f"; {' and '.join(waiting)} may serve more, but some times of several users are "
-            "withheld until its logits are checked again"
-        )
+        text += f"; {_named(waiting)} may serve more, but some of its times are withheld"
     return f"{text}."
+
+
+def _named(names: Sequence[str], most: int = 3) -> str:
+    """Names in a sentence; of many the first and how many more."""
+    if len(names) > most:
+        names = [", ".join(names[:most]), f"{len(names) - most} more"]
+    return " and ".join(names)
 
 
 def _device(option: Option) -> str:
@@ -244,16 +269,10 @@ def for_one(best: Sequence[Candidate], options: Sequence[Option], context: int) 
         return ""
     first, other = sorted(pair, key=lambda c: -c.one.per_user.value)
     times = first.one.per_user.value / other.one.per_user.value
-    text = (
-        f"For one user {first.name} decodes {short(first.one.per_user.value)} tokens a second and "
-        f"{other.name} {short(other.one.per_user.value)}, {times:.2g} times apart"
-    )
+    text = f"For one user {first.name} decodes {times:.2g} times as fast as {other.name}"
     plain = [_on_reference(options, c.name, context) for c in (first, other)]
     if None not in plain and first.option.of("stack") != STUDY_STACK:
-        text += (
-            f"; on {STUDY_STACK} the same pair is {plain[0] / plain[1]:.2g} times apart, since "
-            "the host sets the pace there"
-        )
+        text += f"; on {STUDY_STACK}, where the host sets the pace, {plain[0] / plain[1]:.2g} times"
     return f"{text}."
 
 
@@ -265,22 +284,20 @@ def _on_reference(options: Sequence[Option], model: str, context: int) -> float 
 
 
 def for_many(first: Candidate) -> str:
-    """What sharing the GPU does to each user and to the energy."""
+    """What sharing does to each user and to the energy."""
     line = [c for c in first.option.measured if c.context == first.most.context]
     alone = next((c for c in line if c.users == 1), None)
     if alone is None or first.most is alone:
         return ""
     most = first.most
     text = (
-        f"From 1 to {most.users:,} users at {most.context:,} tokens the GPU gives "
-        f"{most.total.value / alone.total.value:.2g} times the tokens and each user "
-        f"{short(most.per_user.value)} instead of {short(alone.per_user.value)} a second"
+        f"{most.users:,} users of {first.name} get {most.total.value / alone.total.value:.2g} "
+        f"times the tokens of one, each at {most.per_user.value / alone.per_user.value:.0%} of "
+        "its speed"
     )
     joules = [cell.token_j.value for cell in (alone, most)]
     if None not in joules:
-        text += (
-            f"; 1,000 tokens take {short(joules[1] * 1e3)} J instead of {short(joules[0] * 1e3)}"
-        )
+        text += f", a token for {joules[1] / joules[0]:.1%} of its energy"
     return f"{text}."
 
 
@@ -296,20 +313,20 @@ def basis(rows: Sequence[Record]) -> str:
     parts = [
         f"{' and '.join(weights)} weights",
         f"{len(boards)} board{'s' if len(boards) > 1 else ''}" if boards else "no GPU",
-        f"{len(arms):,} rows, {sum(bool(r.error) for r in arms) - withheld:,} of them failed",
-        f"times of {withheld:,} withheld" if withheld else "",
+        f"{len(arms):,} rows ({sum(bool(r.error) for r in arms) - withheld:,} failed"
+        + (f", {withheld:,} withheld)" if withheld else ")"),
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
     ]
-    return " · ".join(filter(None, parts))
+    return ", ".join(filter(None, parts))
 
 
 def picture(rows: Sequence[Record]) -> Markup:
     """Throughput of the GPU against that of each user; empty where no batch was timed."""
     if not any(r.kind == "batch" and r.samples.get("e2e_s") for r in rows):
         return Markup("")
-    return figure.html(engines.users(rows), rows, note="Numbers are users; faint ones are leads")
+    return figure.html(engines.users(rows), rows, note="Numbers are users, faint ones unchecked")
 
 
 def planner(options: Sequence[Option]) -> Markup:
     """The options as data for the page's script."""
-    return Markup(json.dumps(choice.data(options), separators=(",", ":")).replace("<", "\\u003c"))
+    return embedded(choice.data(options))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lib import files
+from lib.analysis import glossary
 from lib.analysis.result_sets import COMPARED, Pair, Refused, Side, compare, load
 from lib.analysis.setups import arm_text
+from lib.analysis.waits import NOT_OF_CARD, UNTOLD, Cause, Waits, cause
 from lib.files import ParamsError, write_text
 from lib.records import jobs, store
 from lib.records.record import KEY_FIELDS
@@ -23,8 +26,15 @@ OF_ONE_RUN = ("gpu_uuid", "device")
 HOST_LIMIT = 0.1  # a host faster by more than this share changes every number that it limits
 
 
-def tables(pairs: Sequence[Pair]) -> list[Table]:
+def causes(pairs: Sequence[Pair], a: Side, b: Side) -> list[Cause]:
+    """What the ratio of each pair is put down to."""
+    ours, theirs = Waits(a.rows), Waits(b.rows)
+    return [cause(pair.metric, pair.key, ours, theirs) for pair in pairs]
+
+
+def tables(pairs: Sequence[Pair], whys: Sequence[Cause]) -> list[Table]:
     """One table for each quantity, with the key fields that differ between its rows."""
+    why = {id(pair): one for pair, one in zip(pairs, whys, strict=True)}
     ratios = []
     for metric in COMPARED:
         mine = [pair for pair in pairs if pair.metric is metric]
@@ -45,6 +55,8 @@ def tables(pairs: Sequence[Pair]) -> list[Table]:
             Column("B", metric.unit),
             Column("B / A"),
             Column("verdict", numeric=False),
+            Column("cause", numeric=False),
+            Column("B / A of the cause"),
         )
         rows = tuple(
             (
@@ -54,6 +66,8 @@ def tables(pairs: Sequence[Pair]) -> list[Table]:
                 pair.b,
                 pair.ratio,
                 pair.verdict,
+                why[id(pair)].text,
+                why[id(pair)].expected,
             )
             for i, pair in enumerate(mine)
         )
@@ -72,8 +86,11 @@ def refused_table(refused: Sequence[Refused]) -> Table:
     return Table("refused", "Not compared", tuple(Column(n, numeric=False) for n in names), rows)
 
 
-def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[str, str]]:
-    """For each quantity how many arms are higher, lower or not told apart, and the ratios."""
+def findings(
+    pairs: Sequence[Pair], refused: Sequence[Refused], whys: Sequence[Cause]
+) -> list[tuple[str, str]]:
+    """For each quantity how many arms are higher, lower or not told apart, the ratios, and what
+    they are put down to."""
     sentences = []
     for metric in COMPARED:
         mine = [pair for pair in pairs if pair.metric is metric]
@@ -93,13 +110,30 @@ def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[st
         if len(mine) == 1 and one.value is not None:
             span = " ".join(filter(None, (f"B / A {short(one.value)}", interval(one))))
         arms = f"{len(mine)} arm" + ("s" if len(mine) > 1 else "")
-        sentences.append((metric.title, f"{arms} compared: {', '.join(counts)}; {span}."))
+        text = f"{arms} compared: {', '.join(counts)}; {span}."
+        own = [(p, w) for p, w in zip(pairs, whys, strict=True) if p.metric is metric]
+        sentences.append((metric.title, " ".join((text, *_put_down(own)))))
     if refused:
         text = f"{len(refused)} arms or quantities, each with its reason."
         sentences.append(("Not compared", text))
     if not pairs:
         sentences.insert(0, ("Nothing is comparable", "No arm of A has a partner in B."))
     return sentences
+
+
+def _put_down(pairs: Sequence[tuple[Pair, Cause]]) -> list[str]:
+    """A sentence for each cause: how many arms, their median ratio, and that of the cause."""
+    groups: dict[str, list[tuple[Pair, Cause]]] = {}
+    for pair, why in pairs:
+        if why.text not in (NOT_OF_CARD, UNTOLD):
+            groups.setdefault(why.text, []).append((pair, why))
+    lines = []
+    for name, members in groups.items():
+        seen = statistics.median(pair.ratio.value for pair, _ in members)
+        stated = [why.expected.value for _, why in members if why.expected.value is not None]
+        own = f", {short(statistics.median(stated))} by itself" if stated else ""
+        lines.append(f"{name.capitalize()}: {len(members)}, B / A {short(seen)}{own}.")
+    return lines
 
 
 def facts(side: Side) -> dict[str, list[Any]]:
@@ -214,20 +248,22 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, list[Pair]]:
             )
     a, b = load(source_a), load(source_b)
     pairs, refused = compare(a, b)
+    whys = causes(pairs, a, b)
     places = environment_table(a, b)
-    csvs = _csvs(pairs, refused, places, out)
+    csvs = _csvs(pairs, whys, refused, places, out)
     text = document(
         "compare.html",
+        terms=glossary.terms(),
         title=f"B against A: {b.name} against {a.name}",
         kicker="Deployment workbook · comparison",
         subtitle=f"A is {a.name} ({values_text(facts(a).get('gpu', []))}), "
         f"B is {b.name} ({values_text(facts(b).get('gpu', []))})",
-        findings=findings(pairs, refused),
+        findings=findings(pairs, refused, whys),
         cautions=cautions(a, b),
         places=places,
-        grids=tables(pairs),
+        grids=tables(pairs, whys),
         refused=refused_table(refused),
-        downloads=[(path.name, data_link(path)) for path in csvs],
+        downloads=[(path.name, data_link(path.read_bytes())) for path in csvs],
         footer="Ratios are B / A. Nothing was measured here.",
     )
     write_text(out / "report.html", text)
@@ -235,7 +271,11 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, list[Pair]]:
 
 
 def _csvs(
-    pairs: Sequence[Pair], refused: Sequence[Refused], places: Table, out: Path
+    pairs: Sequence[Pair],
+    whys: Sequence[Cause],
+    refused: Sequence[Refused],
+    places: Table,
+    out: Path,
 ) -> list[Path]:
     """ratios.csv, refused.csv and environments.csv in full precision."""
     ratios = (
@@ -248,8 +288,10 @@ def _csvs(
             "b": p.b,
             "ratio": p.ratio,
             "verdict": p.verdict,
+            "cause": why.text,
+            "ratio of the cause": why.expected,
         }
-        for p in pairs
+        for p, why in zip(pairs, whys, strict=True)
     )
     left_out = (
         {"kind": r.kind, **_fields(r.key), "in": r.where, "reason": r.reason} for r in refused

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 from urllib.parse import quote
 
 from markupsafe import Markup
 
-from lib.analysis import bounds, cost, engines, host_bound, machine, physics, predictions
+from lib.analysis import bounds, cost, engines, glossary, host_bound, machine, physics, predictions
 from lib.analysis.batch import figures, tables
+from lib.analysis.capacity import scored
 from lib.analysis.memory.figures import PROTOCOLS, memory_ledger
 from lib.analysis.rows import Rows
 from lib.analysis.serving import figures as serving_figures
@@ -27,7 +29,7 @@ from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
 from lib.records.store import merge, precedence, refuse_links, sha
-from lib.report import answer, provenance, record_list, sections
+from lib.report import answer, many, provenance, record_list, sections
 from lib.report.abstract import findings
 from lib.show import figure, notebook_html, page
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
@@ -50,10 +52,11 @@ def write(
 ) -> Path:
     """Write report.html, tables/*.csv and each job's notebook.html; return the report's path.
 
-    `source_dir` holds jobs (run.json, records.jsonl, notebook.ipynb) and is only read when
-    `out_dir` is another folder. Costs are shown where `prices` are given; `study` is the published
-    one beside the rows, by default this workbook's. `called` is what commands to run a job again
-    call the results, if not by their path.
+    Of more than a dozen models each has a page of its own, see `many`. `source_dir` holds jobs
+    (run.json, records.jsonl, notebook.ipynb) and is only read when `out_dir` is another folder.
+    Costs are shown where `prices` are given; `study` is the published one beside the rows, by
+    default this workbook's. `called` is what commands to run a job again call the results, if not
+    by their path.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -64,13 +67,78 @@ def write(
         raise FileNotFoundError(f"no run.json below {source}; run `make report` first")
     refuse_links(out)
     out.mkdir(parents=True, exist_ok=True)
-    fragments = {job.id: _fragment(job, out) for job in jobs if job.notebook_path}
-    for job in jobs:
-        if job.notebook_path:
-            _page(job, out, fragments[job.id])
-    path = out / "report.html"
-    write_text(path, render(jobs, source, out, fragments, prices, study or load()))
+    rows = Rows(merge([r for job in _by_end(jobs) for r in job.records], source))
+    study, parts = study or load(), many.by_model(jobs)
+    path, models = out / "report.html", None
+    if len(parts) > many.DOZEN:
+        models = Models(parts, many.rows_of(rows, jobs), out.resolve().name)
+        _write_details(models, jobs, source, out, prices, study)
+    else:
+        for folder in parts:
+            (out / folder / many.PAGE).unlink(missing_ok=True)  # of when there were more
+    whole = [job for job in jobs if models is None or job.parts[0] == ACROSS]
+    fragments = _pages(whole, out)
+    write_text(path, render(jobs, rows, source.name, out, fragments, prices, study, models=models))
     return path
+
+
+class Models(NamedTuple):
+    """Jobs and rows of each of more than a dozen models by its folder, the rows over all models
+    under ACROSS; and what the folder of the report is called."""
+
+    jobs: Mapping[str, Sequence[Job]]
+    rows: Mapping[str, Sequence[Record]]
+    home: str
+
+
+class _Details(NamedTuple):
+    """What a process needs to write the page of one model."""
+
+    folder: str
+    jobs: Sequence[Job]
+    rows: Sequence[Record]
+    profile: str
+    out: Path
+    prices: cost.Prices | None
+    study: Published
+    made: str
+
+
+def _write_details(
+    models: Models,
+    jobs: Sequence[Job],
+    source: Path,
+    out: Path,
+    prices: cost.Prices | None,
+    study: Published,
+) -> None:
+    """Write the page of each model where it is not what it would be now."""
+    shared, tasks = many.common(source, jobs, prices, study), []
+    for folder, mine in models.jobs.items():
+        made = many.made_from(mine, shared)
+        if not many.is_current(out, folder, mine, made):
+            both = (*models.rows.get(ACROSS, ()), *models.rows.get(folder, ()))
+            rows = tuple({id(row): row for row in both}.values())  # environments may be in both
+            tasks.append(_Details(folder, mine, rows, source.name, out, prices, study, made))
+    many.each(_write_one, tasks)
+
+
+def _write_one(task: _Details) -> None:
+    """Write the page of one model and those of its notebooks."""
+    folder = task.out / task.folder
+    fragments, rows = _pages(task.jobs, task.out, many.PAGE), Rows(task.rows)
+    text = render(
+        task.jobs, rows, task.profile, folder, fragments, task.prices, task.study, made=task.made
+    )
+    write_text(folder / many.PAGE, text)
+
+
+def _pages(jobs: Sequence[Job], out: Path, report: str = "report.html") -> dict[str, str]:
+    """Write each notebook's page; returns what is in them, by the id of the job."""
+    fragments = {job.id: _fragment(job, out) for job in jobs if job.notebook_path}
+    for job in (job for job in jobs if job.id in fragments):
+        _page(job, out, fragments[job.id], report)
+    return fragments
 
 
 def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) -> Path:
@@ -81,11 +149,18 @@ def write_notebook_page(job_dir: str | Path, out_dir: str | Path | None = None) 
     """
     folder = Path(job_dir).resolve()
     root = _results_root(folder)
-    job = next((j for j in find(root) if j.folder.resolve() == folder), None)
+    jobs = find(root, only=folder.relative_to(root).as_posix())
+    job = next((j for j in jobs if j.folder.resolve() == folder), None)
     if job is None or job.notebook_path is None:
         raise FileNotFoundError(f"{folder} holds no run.json with an executed notebook")
     out = Path(out_dir) if out_dir is not None else root
-    return _page(job, out, _fragment(job, out))
+    own = len(many.by_model(jobs)) > many.DOZEN and job.parts[0] != ACROSS
+    return _page(job, out, _fragment(job, out), many.PAGE if own else "report.html")
+
+
+def _source(job: Job) -> Path:
+    """The folder of results that a job is of."""
+    return job.folder.parents[len(job.parts) - 1]
 
 
 def _results_root(folder: Path) -> Path:
@@ -112,13 +187,15 @@ def _rendered_from(job: Job) -> str:
     return sha([job.id, file_sha(job.notebook_path), file_sha(Path(notebook_html.__file__))])
 
 
-def _page(job: Job, out: Path, fragment: str) -> Path:
-    """Write a notebook as its own page below `out`; returns its path."""
+def _page(job: Job, out: Path, fragment: str, report: str) -> Path:
+    """Write a notebook as its own page below `out`, with a link to its section in the report, or
+    in its model's page; returns its path."""
     target = out / job.path / "notebook.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    up = "/".join([".."] * len(job.parts))
+    up = "/".join([".."] * (len(job.parts) - (report == many.PAGE)))
     text = page.document(
         "notebook.html",
+        terms=glossary.terms(),
         title=f"{job.title} · {job.model}",
         kicker=job.setup or job.profile,
         subtitle="",
@@ -127,7 +204,7 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
         job=job,
         fragment=Markup(FRAGMENT[0] + fragment + FRAGMENT[1]),
         rendered_from=_rendered_from(job),
-        report_href=f"{up}/report.html",
+        report_href=f"{up}/{report}",
         ipynb_href=quote(Path(os.path.relpath(job.notebook_path, target.parent)).as_posix()),
     )
     write_text(target, text)
@@ -136,16 +213,27 @@ def _page(job: Job, out: Path, fragment: str) -> Path:
 
 def render(
     jobs: Sequence[Job],
-    source: Path,
+    every: Rows,
+    profile: str,
     out: Path,
     fragments: dict[str, str],
     prices: cost.Prices | None,
     study: Published,
+    *,
+    models: Models | None = None,
+    made: str = "",
 ) -> str:
-    """The report as text; writes the CSVs that it embeds."""
-    rows = Rows(merge([r for job in _by_end(jobs) for r in job.records], source))
+    """The report as text; writes the CSVs that it embeds.
+
+    With `models` it holds the answer, the study and what is over all of them; with `made`, which
+    names what it is made from, it is the page of one of them, without these.
+    """
+    rows, whole = every, jobs
+    if models:
+        rows = Rows(models.rows.get(ACROSS, ()))
+        whole = [job for job in jobs if job.parts[0] == ACROSS]
     published = study.data
-    paper = paper_tables.paper_tables(rows, published)
+    paper = [] if made else paper_tables.paper_tables(every, published)
     bound = bounds.utilisation(rows)
     beside = [t for t in (bound, machine.table(rows), predictions.table(rows)) if t.rows]
     beside += [*tables.tables(rows), *engines.tables(rows), *serving_tables.tables(rows)]
@@ -156,35 +244,52 @@ def render(
         *paper_tables.write_csvs(paper, out),
         *(table.write_csv(out) for table in (*generic, *beside, *ledgers, *kernels)),
     ]
-    replicated = section.part(rows, study, out)
+    replicated = None if made else section.part(every, study, out)
     generic += [*host_bound.tables(rows), *kernels]
-    priced = cost.table(rows, prices) if prices and prices.given else None
-    (out / "tables" / "money.csv").unlink(missing_ok=True)  # of other prices
+    priced = cost.table(rows, prices) if prices and prices.given and not models else None
     csvs += [priced.write_csv(out)] if priced else []
-    context = _paper_caption(rows, published, jobs) if paper else []
+    context = _paper_caption(every, published, jobs) if paper else []
     first = [t for t in paper if t.spec.get("main")]
     failures = [job for job in jobs if job.status != "ok"]
-    demo = provenance.is_demo(rows)
-    groups = _groups(jobs, fragments)
+    demo = provenance.is_demo(every)
+    groups = _groups(whole, fragments)
     ended = max((str(job.run.get("end") or "") for job in jobs), default="")
-    return page.document(
-        "report.html",
-        title=TITLE,
-        kicker=f"Deployment workbook · profile {source.name}",
-        subtitle=_subtitle(rows, ended),
-        demo=demo,
-        answer=answer.answer(
-            rows,
+    first_screen = None
+    if not made:
+        first_screen = answer.answer(
+            every,
             context=published["context"] if paper else None,
             gpu_hour_usd=prices.gpu_hour_usd if prices else None,
-        ),
-        cautions=[*(context or _cautions(rows)), _contradictions(rows)],
+        )
+    listed = models and many.table(models.jobs, models.rows, first_screen and first_screen.every)
+    csvs += [listed.write_csv(out)] if listed else []
+    keep = {*csvs, *(replicated.files if replicated else ())}
+    for old in {*(out / "tables").glob("*.csv")} - keep:  # of other rows or prices
+        old.unlink()
+    stated, of_first = every, []
+    if models:
+        stated = _about(every, _leading(paper, published, first_screen))
+        if first_screen and not paper:
+            of_first = [f"Of the {len(first_screen.leading)} models that serve most."]
+    return page.document(
+        "report.html",
+        terms=glossary.terms(),
+        definitions=glossary.DEFINITIONS,
+        title=jobs[0].model if made else TITLE,
+        kicker=f"Deployment workbook · profile {profile}",
+        subtitle=_subtitle(every, ended),
+        demo=demo,
+        answer=first_screen,
+        cautions=[*of_first, *(context or _cautions(every)), _contradictions(every)],
         findings=[
-            *findings(rows, published, paper),
+            *findings(stated, published, paper),
             *(replicated.findings if replicated else ()),
         ],
         replicated=replicated,
-        counts=provenance.counts(jobs, rows),
+        models=listed,
+        home=models.home if models else jobs[0].parts[0] if made else "",
+        **({"rendered_from": made} if made else {}),
+        counts=provenance.counts(jobs, [r for r in every if not made or r.kind != "ceilings"]),
         provenance=provenance.provenance(jobs),
         paper=published,
         paper_main=[paper_grid(t, context) for t in first],
@@ -194,20 +299,39 @@ def render(
         bound_figure=bound.rows and figure.html(bounds.figure(rows), rows, ["latency"]),
         batch=batch + deployed,
         serving=serving_figures.section(rows),
+        predicted="" if made else scored.section(every, jobs, _source(jobs[0])),
         generic=generic,
         priced=priced,
         ledgers=ledgers,
         ledger_figures=_ledger_figures(rows),
         groups=groups,
-        failures=failures,
+        failures=failures[: many.DOZEN] if models else failures,
+        further=max(0, len(failures) - many.DOZEN) if models else 0,
         arm_errors=provenance.arm_errors(rows),
         warnings=provenance.warnings_table(rows),
-        costs=provenance.table(jobs),
-        downloads=[(p.name, page.data_link(p)) for p in (replicated.files if replicated else [])]
-        + [(p.name, page.data_link(p)) for p in csvs],
-        records=record_list.table(rows, _by_end(jobs)),
+        costs=provenance.table(whole),
+        downloads=[
+            (path.name, page.data_link(path.read_bytes()))
+            for path in (*(replicated.files if replicated else ()), *csvs)
+        ],
+        records=record_list.table(rows, _by_end(whole)),
         footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
     )
+
+
+def _leading(
+    paper: Sequence[paper_tables.PaperTable], published: StudyFile, first: answer.Answer | None
+) -> set[str]:
+    """The models that sentences are about where there are many: those of the study, or those that
+    serve most."""
+    if paper:
+        return {name.lower() for names in published["models"].values() for name in names}
+    return {name.lower() for name in first.leading} if first else set()
+
+
+def _about(rows: Rows, names: set[str]) -> Rows:
+    """The rows of these models, and those of none."""
+    return rows.where(lambda r: str(r.key.get("model") or "").lower() in {"", *names})
 
 
 def _ledger_figures(rows: Sequence[Record]) -> list[Markup]:
@@ -253,6 +377,7 @@ def _contradictions(rows: Rows) -> str:
 def _subtitle(rows: Sequence[Record], ended: str) -> str:
     studied = {str(r.key["model"]) for r in rows if r.key.get("model") and r.kind != "energy-real"}
     models = sorted(studied, key=model_order)  # without the small one that checks weight values
+    models = models if len(models) <= many.DOZEN else [f"{len(models)} models"]
     gpus = sorted({str(env.get("gpu") or "CPU") for env in environments(rows).values()})
     parts = [", ".join(models), " and ".join(gpus), readable(ended)[:10]]
     return " · ".join(filter(None, parts))

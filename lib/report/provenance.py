@@ -130,8 +130,15 @@ def _range(values: set[str]) -> str:
     return ", ".join(texts) if len(texts) <= 2 else f"{texts[0]} to {texts[-1]}"
 
 
+def _several(values: set[str], most: int = 12) -> str:
+    """Values by name; of very many the first and how many more."""
+    texts = sorted(values)
+    more = [f"{len(texts) - most} more"] if len(texts) > most else []
+    return ", ".join([*texts[:most], *more])
+
+
 def _place(where: dict[str, str], values: dict[str, set]) -> dict[str, str]:
-    texts = {name: ", ".join(sorted(several)) for name, several in values.items() if several}
+    texts = {name: _several(several) for name, several in values.items() if several}
     software = ", ".join(
         f"{n} {where[n]}" for n in ("driver", "CUDA", "torch", "transformers") if n in where
     )

@@ -24,6 +24,7 @@ FIELDS = (
     "engine",
     "server",
     "load",
+    "devices",
 )
 LONGEST = 12  # samples shown of one name
 NOTE = (
@@ -34,12 +35,13 @@ BEHIND_A_TRACE = ("start_s", "stop_s", "token_s")
 
 
 def table(rows: Sequence[Record], jobs: Sequence[Job]) -> Table:
-    """The rows: arm, repetitions, environment, and the folder whose records.jsonl holds them.
+    """The rows of these jobs: arm, repetitions, environment, and the folder whose records.jsonl
+    holds them.
 
     `jobs` are in the order in which their rows replace each other, so that the last one counts.
     """
     home = {record_id(row): job for job in jobs for row in job.records}
-    rows = [row for row in rows if row.kind != "environment"]
+    rows = [row for row in rows if row.kind != "environment" and record_id(row) in home]
     names = [record_id(row) for row in rows]
     titles = ("record", "kind", "model", "arm", "repetitions and readings", "folder")
     cells = (
@@ -52,7 +54,6 @@ def table(rows: Sequence[Record], jobs: Sequence[Job]) -> Table:
         tuple(Column(title, numeric=False) for title in titles),
         tuple(cells),
         (NOTE,),
-        row_ids=tuple(f"record-{name}" for name in names),
     )
 
 

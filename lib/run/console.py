@@ -121,6 +121,10 @@ class Tally:
                 texts = self.barred_arms if barred else self.failed_arms
                 texts.append(f"{job.title}: {row.kind} of {arm}: {row.error}")
 
+    def ran(self, job: Task, manifest: dict[str, Any]) -> None:
+        """A job that another process has just run, and has told of."""
+        self.ended.append((job, manifest["status"], reason(manifest["error"])))
+
     def fail(self, text: str) -> None:
         """Something beside the jobs went wrong, such as a page."""
         self.broken.append(text)

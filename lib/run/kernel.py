@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -349,10 +350,11 @@ def _owned_kernel(
     return OwnedKernel
 
 
-def kernel_env(*, offline: bool, gpu_uuid: str | None = None) -> dict[str, str]:
+def kernel_env(*, offline: bool, gpu_uuids: Sequence[str] = ()) -> dict[str, str]:
     """The environment of a kernel: this one, `lib` importable, no hub where it is not needed.
 
-    The kernel sees the GPU (or MIG slice) that is held and no other, whatever was visible before.
+    The kernel sees the GPUs (or the MIG slice) that are held and no other, whatever was visible
+    before.
     """
     env = dict(os.environ)
     paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
@@ -365,8 +367,8 @@ def kernel_env(*, offline: bool, gpu_uuid: str | None = None) -> dict[str, str]:
     env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which NVML counts
     if offline:
         env.setdefault("HF_HUB_OFFLINE", "1")
-    if gpu_uuid:
-        env["CUDA_VISIBLE_DEVICES"] = gpu_uuid
+    if gpu_uuids:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_uuids)
     return env
 
 

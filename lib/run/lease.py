@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import ParamsError
+from lib.hardware import memory_in_use
 
 try:
     import fcntl
@@ -28,7 +29,6 @@ class Gpu:
 
     uuid: str
     name: str
-    processes: int = 0  # compute processes on it when it was listed
     slices: tuple[Gpu, ...] = ()  # where MIG is on
 
 
@@ -54,11 +54,7 @@ def gpus() -> list[Gpu]:
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
-    try:
-        processes = len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    except nvml.NVMLError:
-        processes = 0
-    return Gpu(nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle), processes)
+    return Gpu(nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle))
 
 
 def _slices(nvml: Any, handle: Any) -> Iterator[Gpu]:
@@ -141,6 +137,47 @@ def _nothing(text: str, all_gpus: list[Gpu]) -> str:
     )
 
 
+MPS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
+VIRTUAL = (2, 3)  # NVML's modes of a virtual GPU, and of a board that is given out as several
+IDLE_BYTES = 10**8  # a driver alone holds less, a process with CUDA more
+
+
+def shared_by(gpu: Gpu, env: Mapping[str, str] = os.environ) -> str:
+    """Why others may use a GPU that this run holds, as the driver tells now; empty where nothing
+    says so. A neighbour in another container shows by the memory that is in use."""
+    if gpu.uuid.startswith("MIG-"):
+        return "it is a MIG slice, and others may use the rest of its board"
+    if names := [name for name in MPS if env.get(name)]:
+        return f"{names[0]} is set, so that MPS divides it"
+    try:
+        import pynvml as nvml
+
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+    except Exception:  # as in `gpus`
+        return ""
+    with contextlib.suppress(nvml.NVMLError):
+        if nvml.nvmlDeviceGetVirtualizationMode(handle) in VIRTUAL:
+            return "it is virtual (vGPU), and its board divides its time"
+    if count := memory_in_use.process_count(nvml, handle):
+        return f"{count} other process(es) use it"
+    used = memory_in_use.gpu_used_bytes(nvml, handle)[0] or 0
+    with contextlib.suppress(nvml.NVMLError):
+        if nvml.nvmlDeviceGetDisplayActive(handle):  # a screen's memory is no neighbour
+            return ""
+    if used > IDLE_BYTES:
+        return f"{used / 1e9:.1f} GB of its memory are in use, as where its time is sliced"
+    return ""
+
+
+def shared_error(gpu: Gpu, reason: str) -> BusyError:
+    """What to say where a GPU that is shared would measure what is to be compared."""
+    return BusyError(
+        f"GPU {gpu.name} ({gpu.uuid}) is shared: {reason}. What is to be compared needs a whole "
+        "GPU to itself: ask the scheduler for one, or name another in CUDA_VISIBLE_DEVICES"
+    )
+
+
 @contextlib.contextmanager
 def lock(name: str, *, what: str, wait: bool = False, folder: Path | None = None) -> Iterator[None]:
     """Hold the lock `name` of this machine; the system frees it when the process ends, however.
@@ -209,20 +246,58 @@ def _open_lock(folder: Path, name: str) -> int:
     return descriptor
 
 
+def alike(gpus: list[Gpu], count: int) -> list[Gpu]:
+    """The GPUs that a model can be sharded over `count` of: those of the first kind that is there
+    so often. Raises ParamsError where there are too few."""
+    names = [gpu.name for gpu in gpus]
+    kind = next((name for name in names if names.count(name) >= count), None)
+    if count > 1 and kind is None:
+        raise ParamsError(
+            f"devices: {count} needs so many GPUs of one kind, and {len(gpus)} can be seen here "
+            f"({', '.join(names) or 'none'}); use DEVICES=1, a host that has them, or name more in "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    return [gpu for gpu in gpus if count == 1 or gpu.name == kind]
+
+
 @contextlib.contextmanager
 def lease(
-    candidates: list[Gpu], *, wait: bool = False, folder: Path | None = None
-) -> Iterator[Gpu]:
-    """The first GPU of the list that no other run holds, held until the block ends."""
+    candidates: list[Gpu], count: int = 1, *, wait: bool = False, folder: Path | None = None
+) -> Iterator[list[Gpu]]:
+    """The first `count` GPUs of the list that no other run holds, held until the block ends.
+
+    Where so many are not free, `wait` waits for the last ones of the list: it lets go of all, and
+    takes these in the order of their numbers, so that two that wait never hold what the other
+    lacks.
+    """
+    one_by_one = count > 1 or len(candidates) == 1
     with contextlib.ExitStack() as stack:
+        held: list[Gpu] = []
+        busy: BusyError | None = None
         for gpu in candidates:
-            last = gpu is candidates[-1]
-            what = f"GPU {gpu.name} ({gpu.uuid})" if len(candidates) == 1 else "every visible GPU"
+            what = _called(gpu) if one_by_one else "every visible GPU"
             try:
-                stack.enter_context(lock(gpu.uuid, what=what, wait=wait and last, folder=folder))
-            except BusyError:
-                if last:
-                    raise
+                stack.enter_context(lock(gpu.uuid, what=what, folder=folder))
+            except BusyError as error:
+                busy = error
                 continue
-            yield gpu
-            return
+            held.append(gpu)
+            if len(held) == count:
+                break
+        if len(held) < count:
+            if not wait:
+                raise busy
+            stack.close()
+            held = candidates[-count:]
+            for gpu in sorted(held, key=lambda gpu: gpu.uuid):
+                stack.enter_context(lock(gpu.uuid, what=_called(gpu), wait=True, folder=folder))
+        yield held
+
+
+def _called(gpu: Gpu) -> str:
+    return f"GPU {gpu.name} ({gpu.uuid})"
+
+
+def together(gpus: list[Gpu]) -> str:
+    """What some GPUs of one kind are called, as in the environment of what runs on them."""
+    return f"{len(gpus)} x {gpus[0].name}" if len(gpus) > 1 else gpus[0].name if gpus else "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from lib import files
 from lib.files import short
 from lib.records import store
-from lib.run import eta, kernel, lease, plan, preflight, warm
+from lib.run import eta, groups, kernel, lease, plan, preflight, warm
 from lib.run.console import Tally, beforehand, say
 from lib.run.job import Stop, recover, run_job
 from lib.run.plan import Task
@@ -25,7 +25,9 @@ def run(
     profile: Profile,
     out_dir: Path,
     *,
-    only: str | None = None,
+    only: Sequence[str] | None = None,
+    back: Path | None = None,
+    ran: Collection[str] = (),
     force: bool = False,
     timeout_s: float | None = None,
     wait: bool = False,
@@ -41,49 +43,73 @@ def run(
     `after_job` is called with `out_dir` when a job has ended and more are to come: it may write a
     report of what is there. `results` tells in a few lines what was found. An interrupted run
     leaves its report too.
-    `only` names one job, by its folder below `out_dir`; other processes may run others there.
+    `only` names jobs, by their folders below `out_dir`; other processes may run others there. With
+    `back` they are then repeated in that folder, the last one first, on the same GPU: A B B A,
+    which a GPU that is shared is refused for. `ran` names jobs that others have just run.
     Returns the exit code: 0, 1 if a job did not end well or an arm of one failed, or 128 + the
     signal that ended it.
     """
-    store.refuse_released(out_dir)
-    store.refuse_links(out_dir)
-    every, stop = plan.plan(profile, out_dir), Stop()
-    start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    jobs = every if only is None else [named(every, only)]
+    places = [place for place in (out_dir, back) if place is not None]
+    for place in places:
+        store.refuse_released(place)
+        store.refuse_links(place)
+    every, stop = {place: plan.plan(profile, place) for place in places}, Stop()
+    starts: dict[Path, str] = {}
+    jobs = every[out_dir]
+    if only is not None:
+        jobs = [named(jobs, name) for name in dict.fromkeys(only)]
+    if back is not None:
+        jobs += [named(every[back], job.name) for job in groups.way_back(jobs)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.installed())
-        own = out_dir if only is None else jobs[0].folder
-        folder = hashlib.sha256(str(own.resolve()).encode()).hexdigest()[:12]
-        stack.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
+        for own in [out_dir] if only is None else [job.folder for job in jobs]:
+            folder = hashlib.sha256(str(own.resolve()).encode()).hexdigest()[:12]
+            stack.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
         for job in jobs:
             recover(job.folder)
-        gpu = _lease_gpu(profile, jobs, stack, wait)
-        name = gpu.name if gpu else "cpu"
+        mine = [job for job in jobs if job.name not in ran]
+        gpus = _lease_gpus(profile, mine, stack, wait)
+        shared = _say_shared(gpus, back)
+
+        def name_of(job: Task) -> str:
+            return lease.together(gpus[: job.devices])
 
         def env_of(job: Task) -> dict[str, str]:
             offline = profile.name in OFFLINE_PROFILES or job.weights == "random"
-            env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
-            return {files.START_VARIABLE: start} | env
+            seen = gpus[: job.devices] if job.model else gpus  # the machine is all of them
+            env = kernel.kernel_env(offline=offline, gpu_uuids=[gpu.uuid for gpu in seen])
+            start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            own = {files.START_VARIABLE: starts.setdefault(job.out, start)}
+            return own | env | ({files.SHARED_VARIABLE: shared} if shared else {})
 
-        todo = [x for x in jobs if force or not _finished(x, name, models_path)]
+        todo = [x for x in mine if force or not _finished(x, name_of(x), models_path)]
         if todo:
-            files.require_room(out_dir)
+            for place in places:
+                files.require_room(place)
         workers = stack.enter_context(warm.Warm([job.source for job in todo]))
         if todo:  # it imports while the models are checked and fetched
             workers.ready(env_of(todo[0]))
         offline = profile.name in OFFLINE_PROFILES
-        env = kernel.kernel_env(offline=offline, gpu_uuid=gpu.uuid if gpu else None)
+        env = kernel.kernel_env(offline=offline, gpu_uuids=[gpu.uuid for gpu in gpus])
         sizes = eta.told(check(preflight.arms(todo), env))
-        _record_plan(every, out_dir, profile.name, {})
+        for place in places:
+            _record_plan(every[place], place, profile.name, {})
 
-        tally, stale = Tally(jobs, forecast=eta.Forecast(out_dir, sizes)), {}
+        tally, stale = Tally(jobs), {place: {} for place in places}
+        tally.forecast = eta.Forecast(out_dir, sizes)
         if profile.name == "gpu" and todo and (costs := beforehand(jobs)):
             say(costs)
         tally.skips = {job.name for job in jobs} - {job.name for job in todo}
         for job in jobs:
+            if job.name in ran:
+                if manifest := store.read(job.folder):
+                    tally.ran(job, manifest)
+                    _guarded(tally, "notebook page", write_page, job.folder)
+                continue
+            name = name_of(job)
             sha = plan.job_sha(job, name, models_path)
             reasons = None if force else _kept(job, sha, name)
-            stale[job.name] = "; ".join(reasons or ())
+            stale[job.out][job.name] = "; ".join(reasons or ())
             if reasons is not None:
                 tally.skip(job, reasons)
                 continue
@@ -105,7 +131,8 @@ def run(
             _guarded(tally, "notebook page", write_page, job.folder)
             if job is not jobs[-1]:
                 _guarded(tally, "first report", after_job, out_dir)
-        _record_plan(every, out_dir, profile.name, stale)
+        for place in places:
+            _record_plan(every[place], place, profile.name, stale[place])
         if not stop.signum or tally.measured:
             _guarded(tally, "report", write_report, out_dir)
         for job in jobs:
@@ -150,26 +177,34 @@ def _record_plan(jobs: list[Task], out_dir: Path, profile: str, stale: dict[str,
         plan.record_plan(jobs, out_dir, profile, stale)
 
 
-def _lease_gpu(
+def _lease_gpus(
     profile: Profile, jobs: list[Task], stack: contextlib.ExitStack, wait: bool
-) -> lease.Gpu | None:
-    """The GPU that this run holds; None where it measures on the CPU."""
+) -> list[lease.Gpu]:
+    """The GPUs that this run holds, as many as its largest job asks for; none where it measures on
+    the CPU."""
     devices = {job.parameters.get("device", "cpu") for job in jobs}
-    if devices <= {"cpu"}:
-        return None
-    gpus = lease.visible(lease.gpus())
+    count = max((job.devices for job in jobs), default=1)
+    gpus = [] if devices <= {"cpu"} else lease.visible(lease.gpus())
     if not gpus and "cuda" in devices:
         raise preflight.PreflightError(
             f"profile {profile.name!r} measures on an NVIDIA GPU, and the driver shows none here; "
             "run `make report` for the demo profile on the CPU, or check that nvidia-smi lists "
             "the GPU and that CUDA_VISIBLE_DEVICES does not hide it"
         )
-    if not gpus:
-        return None
-    gpu = stack.enter_context(lease.lease(gpus, wait=wait))
-    if gpu.processes:
-        say(f"warning: {gpu.processes} other process(es) use {gpu.name}; they disturb the numbers")
-    return gpu
+    if not gpus and count == 1:
+        return []
+    return stack.enter_context(lease.lease(lease.alike(gpus, count), count, wait=wait))
+
+
+def _say_shared(gpus: Sequence[lease.Gpu], back: Path | None) -> str:
+    """Why others may use one of the GPUs; raises where what they measure is to be compared."""
+    reasons = ((gpu, reason) for gpu in gpus if (reason := lease.shared_by(gpu)))
+    gpu, reason = next(reasons, (None, ""))
+    if reason and back is not None:
+        raise lease.shared_error(gpu, reason)
+    if reason:
+        say(f"warning: {gpu.name} is shared, which disturbs the numbers: {reason}")
+    return reason
 
 
 def _guarded(tally: Tally, what: str, write: Callable[[Path], Any] | None, path: Path) -> Any:

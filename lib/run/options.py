@@ -11,12 +11,13 @@ from typing import Any
 from lib import files
 from lib.files import unknown
 from lib.run.console import say
+from lib.run.profiles import SLICES
 
 REBUILT = ("FROM", "OUT", "GPU_HOUR_USD", "KWH_USD", "STUDY", "PYTHON")
 RUN = (
     *(name for name in REBUILT if name != "FROM"),
-    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "SERVER", "ALSO"),
-    *("FORCE", "WAIT", "TIMEOUT"),
+    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "DEVICES", "SERVER", "ALSO"),
+    *("FORCE", "WAIT", "TIMEOUT", "JOBS"),
 )
 
 
@@ -33,13 +34,19 @@ def refuse_variables(given: str, rebuilds: bool) -> None:
         "USERS",
         "TTFT_MS",
         "ITL_MS",
+        "GPU",
         "GPU_GB",
         "BANDWIDTH_GB_S",
         "CONTEXT",
         "CSV",
         "A",
         "B",
+        "ROUNDS",
+        "CALLS",
+        "NEW_TOKENS",
+        "EFFECT",
         "ARGS",
+        *("FORMAT", "ENGINE", "GPU", "IMAGE"),
     )
     for name in sorted({*given.split()} - {*takes}):
         if name in own:
@@ -115,11 +122,23 @@ def gigabytes(text: str) -> float:
 
 GB = gigabytes
 BANDWIDTH = number("GB/s", 3350, 1e9)
+JOBS = number("jobs at once", 2, 1024, whole=True)
 USERS = number("users at once", 20, 1e9, whole=True)
 PRICE = number("USD", 2.5, 1e9)
 MS = number("milliseconds", 500, 1e9)
 SECONDS = number("seconds", 3600, 1e7)
+CALLS = number("timed calls", 8, 1e6, whole=True)
+ROUNDS = number("rounds of four blocks", 3, 1000, whole=True)
+PERCENT = number("per cent", 5, 1000)
 TOKENS = number("tokens", 2048, 1e9, whole=True)
+
+
+def of_run(args: argparse.Namespace) -> list[str]:
+    """What to run and how, as the options of another process of this command line."""
+    names = ("profile", *SLICES, "server", "also", "timeout")
+    values = ((name, getattr(args, name)) for name in names)
+    flags = [f"--{name}" for name in ("force", "wait") if getattr(args, name)]
+    return [*(f"--{name}={value}" for name, value in values if value), *flags]
 
 
 def token_counts(text: str) -> tuple[int, ...]:

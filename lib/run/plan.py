@@ -1,7 +1,8 @@
 """What there is to run, what identifies a job, and run.json, the only truth about one.
 
 A job is one notebook for one model, source of weights and stack. Its folder is
-`<out>/<model>/<weights>-<stack>/<notebook>/`, or `<out>/_all/<notebook>/` over all models.
+`<out>/<model>/<weights>-<stack>/<notebook>/`, the second part ending in `-2gpus` where a model is
+sharded over two, or `<out>/_all/<notebook>/` over all models.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lib.records.store import ACROSS, PARTIAL, sha
 from lib.run import scrub
 from lib.run.console import say
 from lib.run.profiles import Choice, Profile
+from lib.stacks.registry import STACKS
 
 PACKAGES = (
     "torch",
@@ -61,11 +63,17 @@ class Task:
     reads: Path | None = None
 
     @property
+    def devices(self) -> int:
+        """The GPUs that it computes on together."""
+        return self.parameters.get("devices", 1)
+
+    @property
     def title(self) -> str:
         """Short name for people: model, weights-stack, notebook."""
         if self.notebook in BEFORE_MODELS:
             return f"this {self.notebook}"
-        where = f"{self.model} {self.weights}-{self.stack}" if self.model else "all models"
+        setup = _setup(self.weights, self.stack, self.devices)
+        where = f"{self.model} {setup}" if self.model else "all models"
         return f"{where} {self.notebook}"
 
     @property
@@ -97,11 +105,15 @@ def plan(profile: Profile, out_dir: Path) -> list[Task]:
         for choice in choices:
             for notebook in (n for n in notebooks if n in choice.notebooks):
                 own = replace(choice, stack=OWN_STACK.get(notebook, choice.stack))
-                setup = f"{own.weights}-{own.stack}"
+                setup = _setup(own.weights, own.stack, own.devices)
                 folder = out_dir / store.model_folder(choice.model) / setup
                 if all(task.folder != folder / notebook for task in tasks):
                     tasks.append(_task(profile, notebook, own, folder / notebook, folder))
     return tasks + [task for notebook, task in once.items() if notebook not in BEFORE_MODELS]
+
+
+def _setup(weights: str, stack: str, devices: int) -> str:
+    return f"{weights}-{stack}" + (f"-{devices}gpus" if devices > 1 else "")
 
 
 def _task(
@@ -170,17 +182,22 @@ def command(task: Task, profile: str) -> dict[str, str]:
     else:
         values |= {"WEIGHTS": task.weights, "STACK": task.stack}
     values["DTYPE"] = str(task.parameters.get("dtype") or "")
+    if task.stack in STACKS and STACKS[task.stack].shards:
+        values["DEVICES"] = str(task.devices)
     return {name: value for name, value in values.items() if value}
 
 
 def job_sha(task: Task, gpu: str, models_path: Path) -> str:
     """Identity of what a job measures: two jobs of the same hash would repeat each other."""
     paths, study = ("records_path", "results_dir"), task.parameters.get("published")
+    alone = ("devices", 1)  # jobs from before models were sharded do not say it
     return sha(
         {
             "notebook": task.notebook,
             "model": identity_of_model(task.model, models_path) if task.model else None,
-            "parameters": {k: v for k, v in task.parameters.items() if k not in paths},
+            "parameters": {
+                k: v for k, v in task.parameters.items() if k not in paths and (k, v) != alone
+            },
             "weights": task.weights,
             "stack": task.stack,
             "gpu": gpu,

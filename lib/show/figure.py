@@ -21,11 +21,19 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
+from lib.records.jobs import slug
 from lib.records.kinds import listed_models, model_order
 from lib.records.record import Record, environments
+from lib.show.page import data_link
+from lib.show.table import csv_text
 from lib.show.wording import short
 
 PALETTE = sns.color_palette("colorblind", 10)
+PICTURE = Markup(
+    '<figure class="picture" id="{0}">{1}<figcaption><b>{2}.</b> {3}. <span class="tools">'
+    '<a download="{0}.csv" href="{4}" aria-label="CSV of {2}" data-shows="CSV"></a></span>'
+    "</figcaption></figure>"
+)
 EMPTY_IN = 1.5  # height of a figure that has nothing to draw
 STYLE = {
     "figure.dpi": 110, "savefig.dpi": 110, "figure.figsize": (7.2, 4.0), "font.size": 10,
@@ -90,12 +98,14 @@ def curves(
 
 
 def logarithmic(ax: Axes, *, both: bool = False) -> None:
-    """A logarithmic axis of values whose ticks are plain numbers: 20, 50, 100; `both` are so."""
+    """A logarithmic axis of values whose ticks are plain numbers: 20, 50, 100, fewer where it is
+    long; `both` axes are so."""
     for name in ("x", "y") if both else ("y",):
         getattr(ax, f"set_{name}scale")("log")
         ax.autoscale(axis=name)
         axis = getattr(ax, f"{name}axis")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 3) if high > 100 * low else (1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
 
@@ -174,13 +184,32 @@ def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = (), *, note: s
 
     Its caption is the `note`, or about the rows of these `kinds`, or all.
     """
-    text = describe(ax)
+    text, title, csv = describe(ax), ax.get_title(), csv_text(points(ax))
+    ax.set_title("")  # the caption has it
     label_ends(ax)
     picture = svg(ax, text)
     plt.close(ax.figure)
-    return Markup('<figure class="picture">{}<figcaption>{}. {}.</figcaption></figure>').format(
-        picture, ax.get_title(), note or caption(rows, kinds)
+    name = f"figure-{slug(title)}"
+    return PICTURE.format(
+        name, picture, title, note or caption(rows, kinds), data_link(csv.encode())
     )
+
+
+def points(ax: Axes) -> list[dict[str, Any]]:
+    """What is drawn: each point of a series that has a name, each part of a bar."""
+    x, y = ax.get_xlabel() or "x", ax.get_ylabel() or "y"
+    lines = [
+        {"series": line.get_label(), x: float(at), y: float(value)}
+        for line in ax.get_lines()
+        if not line.get_label().startswith("_")
+        for at, value in line.get_xydata()
+    ]
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    return lines + [
+        {"series": container.get_label(), "bar": name, x: float(bar.get_width())}
+        for container in ax.containers
+        for name, bar in zip(names, container, strict=False)
+    ]
 
 
 def svg(ax: Axes, text: str) -> Markup:
@@ -243,9 +272,15 @@ def label_ends(ax: Axes) -> None:
     for at in reversed(range(len(heights))):  # what was pushed out at the top comes down again
         heights[at] = min(heights[at], limit)
         limit = heights[at] - gap
-    for height, ((name, color), (_, x, y)) in zip(heights, places, strict=True):
+    above = [*(key for key, _ in places[1:]), ("", None)]
+    for height, ((name, color), (_, x, y)), (upper, its) in zip(
+        heights, places, above, strict=True
+    ):
+        model, comma, rest = name.partition(", ")  # is said once of neighbours in its colour
+        same = comma and its == color and upper.startswith(f"{model}, ")
         ax.annotate(
-            name, (x, y), (1.02, height), xycoords="axes fraction", textcoords="axes fraction",
+            f"    {rest}" if same else name, (x, y),
+            (1.02, height), xycoords="axes fraction", textcoords="axes fraction",
             color=color, fontsize=LABEL_POINTS, va="center", annotation_clip=False,
             arrowprops=LEADER | {"color": color} if x > 0.4 else None,  # longer ones only confuse
         )  # fmt: skip

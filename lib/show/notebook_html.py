@@ -17,7 +17,9 @@ import nbformat
 import nh3
 from bs4 import BeautifulSoup, NavigableString, Tag
 from latex2mathml.converter import convert as latex_to_mathml
-from nbconvert import HTMLExporter
+from nbconvert import HTMLExporter, TemplateExporter
+from nbconvert.filters.highlight import Highlight2HTML
+from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from PIL import Image
 from traitlets.config import Config
 
@@ -85,8 +87,7 @@ def render_fragment(notebook: nbformat.NotebookNode, prefix: str, *, title: bool
     Code is folded, tables stand in regions that scroll by themselves, formulas are MathML.
     `title=False` leaves out the notebook's first heading, for a page that has its own.
     """
-    body, _ = _exporter().from_notebook_node(notebook)
-    soup = BeautifulSoup(clean(body), "html.parser")
+    soup = BeautifulSoup(clean(_body(notebook)), "html.parser")
     for prompt in soup.select("div.prompt"):
         prompt.decompose()
     for pre in soup.find_all("pre"):
@@ -99,6 +100,23 @@ def render_fragment(notebook: nbformat.NotebookNode, prefix: str, *, title: bool
     _tables(soup, prefix)
     _prefix_ids(soup, prefix)
     return str(soup)
+
+
+def _body(notebook: nbformat.NotebookNode) -> str:
+    """What the exporter's template makes of the notebook.
+
+    `HTMLExporter` would parse it once more, for alternative texts and focus, which are ours.
+    """
+    exporter, language = _exporter(), notebook.metadata.get("language_info", {})
+    lexer = language.get("pygments_lexer", language.get("name"))
+    exporter.register_filter(
+        "highlight_code", Highlight2HTML(pygments_lexer=lexer, parent=exporter)
+    )
+    kinds = WidgetsDataTypeFilter(
+        notebook_metadata=notebook.metadata, parent=exporter, resources={}
+    )
+    exporter.register_filter("filter_data_type", kinds)
+    return TemplateExporter.from_notebook_node(exporter, notebook)[0]
 
 
 @cache

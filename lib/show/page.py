@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,13 @@ from markupsafe import Markup
 
 SECTION = re.compile(r'<h2[^>]* id="([^"]+)"[^>]*>(.*?)</h2>', re.DOTALL)
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = (
+    "popover",
+    "terms",
+    "records",
+    "tables",
+    "page",
+)  # parts of one function; the last one starts
 
 
 @cache
@@ -26,8 +35,10 @@ def shell() -> Environment:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    css, js = ((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    environment.filters["math"] = _display_math
+    css = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    parts = [(TEMPLATES / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    js = "\n".join(['"use strict";\n(function () {', *parts, "})();\n"])
+    environment.filters |= {"math": _display_math, "embedded": embedded}
     environment.globals |= {"css": Markup(css), "js": Markup(js), "csp": _policy(css, js)}
     return environment
 
@@ -49,17 +60,25 @@ def _policy(css: str, js: str) -> str:
     )
 
 
-def data_link(path: Path) -> str:
+def embedded(data: Any) -> Markup:
+    """Data as JSON that a page's script reads; no text in it can end the element around it."""
+    return Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def data_link(csv: bytes) -> str:
     """A CSV file as a link that needs no other file."""
-    return "data:text/csv;base64," + base64.b64encode(path.read_bytes()).decode()
+    return "data:text/csv;base64," + base64.b64encode(csv).decode()
 
 
-def document(template: str, **values: Any) -> str:
-    """A page: the body that a template makes, in the shell; its sections are the contents."""
+def document(template: str, *, terms: Sequence[Mapping[str, Any]], **values: Any) -> str:
+    """A page: the body that a template makes, in the shell; its sections are the contents.
+
+    `terms` open on their words, see `analysis.glossary.terms`.
+    """
     body = shell().get_template(template).render(values)
     contents = [(name, Markup(text).striptags()) for name, text in SECTION.findall(body)]
     return (
         shell()
         .get_template("page.html")
-        .render(values | {"body": Markup(body), "contents": contents})
+        .render(values | {"body": Markup(body), "contents": contents, "terms": terms})
     )

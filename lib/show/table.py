@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from lib import files
-from lib.show.page import shell
+from lib.show.page import data_link, shell
 from lib.show.wording import interval, level, number_text, sentence, short
 from lib.stats import CONFIDENCE, Estimate
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LONG = 36  # characters of a text that stay on one line
+CLIP = 64  # characters of one word, such as a kernel's mangled name; the rest opens
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Verdict:
 @dataclass(frozen=True)
 class Text:
     """A text, with what stands small under it, where it leads, or the reasons below the table;
-    `sort` is what it is sorted by."""
+    `sort` is what it is sorted by. `page` is a file that may stand beside this one: where it does
+    not, the text is no link."""
 
     text: str
     small: str = ""
@@ -73,6 +75,7 @@ class Text:
     reasons: tuple[str, ...] = ()
     title: str = ""
     sort: str | None = None
+    page: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,10 @@ class Table:
 
         return pd.DataFrame([flat(line) for line in self.lines()])
 
+    def csv_link(self) -> str:
+        """The rows as a link that needs no other file."""
+        return data_link(csv_text(self.lines()).encode())
+
     def write_csv(self, out_dir: str | Path) -> Path:
         """tables/<name>.csv below `out_dir`."""
         return write_csv(Path(out_dir) / "tables" / f"{self.name}.csv", self.lines())
@@ -197,7 +204,7 @@ def flat(line: Mapping[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def write_csv(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
+def csv_text(lines: Iterable[Mapping[str, Any]]) -> str:
     """Lines as CSV, see `flat`; numbers have 8 significant digits, what is missing is empty."""
     rows = [flat(line) for line in lines]
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -206,7 +213,12 @@ def write_csv(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
     writer.writeheader()
     for row in rows:
         writer.writerow({k: number_text(v) if isinstance(v, float) else v for k, v in row.items()})
-    files.write_text(path, file.getvalue())
+    return file.getvalue()
+
+
+def write_csv(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
+    """Write `csv_text` of lines to a file, which is returned."""
+    files.write_text(path, csv_text(lines))
     return path
 
 
@@ -354,18 +366,20 @@ def _data(number: Number) -> dict[str, Any]:
 def _line(cell: Any) -> dict[str, Any]:
     """One line of a cell: its text with what stands beside and under it."""
     line = {"text": "", "value": False, "small": "", "url": "", "title": "", "reasons": ()}
+    line |= {"page": "", "clip": ""}
     line |= {"verdict": None, "strong": ""}
     if isinstance(cell, Estimate):
         cell = Number(cell)
     if isinstance(cell, Verdict):
         return line | {"verdict": cell, "strong": cell.word, "small": cell.why}
     if isinstance(cell, Text):
-        names = ("text", "small", "url", "title", "reasons")
+        names = ("text", "small", "url", "title", "reasons", "page")
         return line | {name: getattr(cell, name) for name in names}
     if not isinstance(cell, Number):
         counted = isinstance(cell, int) and not isinstance(cell, bool)
         text = f"{cell:,}" if counted else "–" if cell is None else words(cell)
-        return line | {"text": text}
+        clipped = any(len(word) > CLIP for word in text.split())
+        return line | {"text": text, "clip": f"{text[:CLIP]}…" if clipped else ""}
     x = cell.estimate
     if x.value is None:
         reasons = (x.reason or "not measured",)

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.records.kinds import STUDY_STACK
 from lib.stacks.decoding import GREEDY, options
-from lib.stacks.stack import Generate, Stack, Subject
+from lib.stacks.stack import Generate, Stack, StackError, Subject
 
 
 def _generate(net: Any, **options: Any) -> Generate:
@@ -131,6 +131,7 @@ STACKS = {
             _apart,
             _configured,
             apart=True,
+            shards=True,
         ),
     )
 }
@@ -156,6 +157,18 @@ def open_stack(
     if STACKS[name].rehearse is not None:
         stack.before = partial(require_runs, name, net)
     return stack
+
+
+def require_devices(name: str, devices: int) -> None:
+    """Raise a StackError unless `devices` are GPUs that a stack can compute on together."""
+    if type(devices) is not int or devices < 1:
+        raise StackError(f"devices: {devices!r} is no whole number of GPUs from 1 on")
+    if devices > 1 and not STACKS[name].shards:
+        sharding = ", ".join(stack for stack, entry in STACKS.items() if entry.shards)
+        raise StackError(
+            f"the stack {name!r} computes on one GPU, not on devices: {devices}; STACK={sharding} "
+            "shards a model, or use DEVICES=1"
+        )
 
 
 def require_runs(name: str, net: Any) -> None:

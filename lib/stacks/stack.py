@@ -53,6 +53,7 @@ class Stack:
     (dynamic) or has a fixed size (static). `captured` steps are launched as one graph, so that the
     device sets their pace. One that `samples` decodes otherwise than greedily too. One that is
     `apart` is an engine in a process of its own, and a `Subject` itself: no net is opened on it.
+    One that `shards` splits a model over several GPUs of a host.
     `rehearse` runs the stack with a twin of a net that has shapes and no values, and raises what
     keeps it from it.
     """
@@ -65,6 +66,7 @@ class Stack:
     captured: bool = False
     samples: bool = False
     apart: bool = False
+    shards: bool = False
     rehearse: Callable[[Any], None] | None = None
 
 

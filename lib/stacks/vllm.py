@@ -77,7 +77,7 @@ class VllmEngine:
 
     `known` says whose weights it has; `barred` are the biases with which all routers choose the
     same `pins` experts, and `expected` what our own net computed along a continuation, where
-    `measure.vllm.opened` was asked for them.
+    `measure.vllm.opened` was asked for them; `unchecked` says why it could not.
 
     Raises EngineError where it cannot start within `START_LIMIT_S`, or holds the weights in another
     form than asked: a fallback to bfloat16 is not measured under the name of MXFP4.
@@ -119,7 +119,7 @@ class VllmEngine:
         model = config_of(config, type(net).__name__, settings)
         arguments = arguments_of(model, self.plan, settings, place)
         script = [python or interpreter(), str(place / "vllm_engine.py")]
-        before = _used_bytes(device)
+        before = _board_state(device)
         start_s = time.monotonic()
         self.process = Process(command or script, self.folder / "vllm.log", environment(place))
         self.started = self.process.ask(
@@ -129,17 +129,16 @@ class VllmEngine:
             arguments=arguments,
         )
         self.start_s = time.monotonic() - start_s
-        after = _used_bytes(device)
-        self.used_bytes = None if None in (before, after) else after - before
+        self.used_bytes = self._used_since(before)
         self.vocab_size = vocab_size(config)
         self.source = {**(source or {}), "loaded_dtype": settings.form}
         if settings.weights == "random":
             self.source["draws"] = draws.digest(self.plan, settings.seed)
             self.source["draws_generator"] = draws.GENERATOR
-        self.barred: dict[str, list[float]] = {}
+        self.barred: list[dict[str, list[float]]] = []
         self.expected: list[dict[str, Any]] = []
         self.known: dict[str, Any] = {}
-        self.pins = 0
+        self.pins, self.unchecked = 0, ""
         self._prompts: dict[int, tuple[int, Any]] = {}
         self._count, self._compiled = 0, None
         try:
@@ -150,6 +149,15 @@ class VllmEngine:
         except Exception:
             self.close()
             raise
+
+    def _used_since(self, before: Mapping[str, Any]) -> list[int] | None:
+        """Bytes of each GPU that the start has taken; says how many processes there are its own."""
+        after = _board_state(self.device)
+        if not after or None in (*before["used"], *after["used"]):
+            return None
+        counts = zip(after["processes"], before["processes"], strict=True)
+        self.device.own_processes = [max(1, (late or 0) - (early or 0)) for late, early in counts]
+        return [late - early for late, early in zip(after["used"], before["used"], strict=True)]
 
     def anew(self, **changes: Any) -> VllmEngine:
         """Another engine with other settings, after this one has ended."""
@@ -191,6 +199,7 @@ class VllmEngine:
             "batch": 1,
             "decoding": "greedy",
             "engine": self.engine_id,
+            "devices": self.settings.devices if self.settings.devices > 1 else None,
         }
         if unknown := changes.keys() - base.keys():
             raise EngineError(f"unknown key fields {sorted(unknown)}; known: {list(KEY_FIELDS)}")
@@ -326,7 +335,8 @@ class VllmEngine:
         """A row of kind `engine`: seconds of the start by its parts, and memory in four columns.
 
         Bytes: weights, cache reserved, cache used (by the fullest call so far), and what the board
-        has in use more than before the start.
+        has in use more than before the start. Of several GPUs they are sums, and those of each
+        stand in the `board_` values of the same names.
         """
         told = logged(self.folder / "vllm.log")
         stamps = dict(self.started["stamps"])
@@ -338,7 +348,8 @@ class VllmEngine:
             **told,
             **{n: memory[n] for n in ("weights_bytes", "cache_reserved_bytes") if n in memory},
             "cache_used_bytes": self.cache_bytes(self._share),
-            "used_bytes": self.used_bytes,
+            "used_bytes": self.used_bytes and sum(self.used_bytes),
+            **self._of_boards(memory),
             "drawn_s": self.started["worker"]["loaded"].get("seconds"),
             "parameter_bytes": self.started["worker"]["parameter_bytes"],
         }
@@ -359,6 +370,14 @@ class VllmEngine:
             missing={n: reason for n, reason in reasons.items() if values.get(n) is None},
             env_id=env_id,
         )
+
+    def _of_boards(self, memory: Mapping[str, Any]) -> dict[str, list[int]]:
+        """Bytes of each GPU, where there are several."""
+        if self.settings.devices == 1:
+            return {}
+        names = ("weights_bytes", "cache_reserved_bytes")
+        held = {f"board_{n}": [one[n] for one in memory["boards"]] for n in names}
+        return {"board_used_bytes": self.used_bytes, **held}
 
     _share = 0.0  # of the cache, in the fullest call so far
 
@@ -411,8 +430,17 @@ def _lists(ids: Any) -> list[list[int]]:
     return ids.tolist() if hasattr(ids, "tolist") else [list(row) for row in ids]
 
 
-def _used_bytes(device: Any) -> int | None:
-    return device.gpu_used_bytes() if device is not None else None
+def _board_state(device: Any) -> dict[str, Any]:
+    """Bytes in use and processes of each GPU of a device; empty where nothing tells."""
+    boards = getattr(device, "boards", ())
+    return (
+        {
+            "used": [board.gpu_used_bytes() for board in boards],
+            "processes": [board.process_count() for board in boards],
+        }
+        if boards
+        else {}
+    )
 
 
 def logged(log: Path) -> dict[str, float | None]:

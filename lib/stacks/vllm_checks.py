@@ -46,12 +46,28 @@ def require(started: Mapping[str, Any], settings: Settings, form: str) -> None:
             f"the weights were asked in {settings.form}, but the engine holds them in {form}: "
             "this version of vLLM or this GPU has no kernels for it; ask for that form"
         )
+    require_sharded(started["worker"], settings.devices)
     if started["settings"]["prefix_caching"]:
         raise EngineError("the engine caches prefixes, so that repeated prompts cost nothing")
     if settings.weights == "random" and not started["worker"]["loaded"].get("tensors"):
         raise EngineError(
             "the engine did not draw its weights by name: its plugin was not found; set "
             "VLLM_PLUGINS so that drawn_weights is among them, or unset it"
+        )
+
+
+def require_sharded(worker: Mapping[str, Any], devices: int) -> None:
+    """Raise unless so many workers hold the model, all with the same weights drawn by name."""
+    digests = worker.get("draws") or [None]
+    if len(digests) != devices:
+        raise EngineError(
+            f"the engine was asked for devices: {devices} and runs on {len(digests)}: this version "
+            "of vLLM does not shard so"
+        )
+    if len({*digests}) > 1:
+        raise EngineError(
+            f"the GPUs drew different weights ({', '.join(map(str, digests))}), whose parts make "
+            "no model"
         )
 
 

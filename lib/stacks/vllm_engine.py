@@ -186,17 +186,18 @@ class Engine:
         return {
             "versions": versions(),
             "settings": settings(config),
-            "worker": self._rpc("describe"),
+            "worker": described(self._each("describe")),
             "pids": below(os.getppid()),
         }
 
     def memory(self, answer: Any = None) -> dict[str, Any]:
-        """Bytes by the worker's own count."""
-        return self._rpc("held_bytes")
+        """Bytes by the workers' own count: the sums, and those of each GPU in `boards`."""
+        boards = self._each("held_bytes")
+        return {**summed(boards), "boards": boards}
 
     def counters(self, answer: Any = None) -> dict[str, Any]:
         """How much was compiled or captured so far."""
-        return {"compiled": self._rpc("compiled")}
+        return {"compiled": summed(self._each("compiled"))}
 
     def prompts(self, number: int, ids: list[list[int]], answer: Any) -> dict[str, Any]:
         """Keep prompts under a number, so that a timed call need not send them."""
@@ -311,8 +312,12 @@ class Engine:
         return [streamed.tokens[name] if streamed else done[name] for name in order]
 
     def _rpc(self, method: str, *arguments: Any) -> Any:
-        """The answer of the first worker."""
-        return self.engine.collective_rpc(method, args=arguments)[0]
+        """The answer of the first worker; all of them are asked."""
+        return self._each(method, *arguments)[0]
+
+    def _each(self, method: str, *arguments: Any) -> list[Any]:
+        """The answers of all workers, one for each GPU, in the order of their ranks."""
+        return self.engine.collective_rpc(method, args=arguments)
 
 
 class Streamed:
@@ -331,6 +336,22 @@ class Streamed:
         for place in range(self.told + 1, reached + 1):
             self.send(place)
         self.told = max(self.told, reached)
+
+
+def summed(parts: list[Any]) -> Any:
+    """Numbers of several workers added up, name by name; None where one of them has none."""
+    if isinstance(parts[0], dict):
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: summed([part[name] for part in parts if name in part]) for name in names}
+    return None if None in parts else sum(parts)
+
+
+def described(workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all workers hold as the one model that it is: bytes are added up, the rest is that of
+    the first; `draws` are the digests of what each has drawn."""
+    held = summed([worker["parameter_bytes"] for worker in workers])
+    digests = [worker["loaded"].get("digest") for worker in workers]
+    return {**workers[0], "parameter_bytes": held, "draws": digests}
 
 
 def _greedy() -> dict[str, Any]:
@@ -357,6 +378,9 @@ def settings(config: Any) -> dict[str, Any]:
     """What changes speed, as vLLM resolved it."""
     scheduler, cache, model = config.scheduler_config, config.cache_config, config.model_config
     compilation, parallel = config.compilation_config, config.parallel_config
+    sharded = {}
+    if parallel.tensor_parallel_size > 1:
+        sharded["custom_all_reduce"] = not parallel.disable_custom_all_reduce
     return {
         "max_num_seqs": scheduler.max_num_seqs,
         "max_num_batched_tokens": scheduler.max_num_batched_tokens,
@@ -375,6 +399,7 @@ def settings(config: Any) -> dict[str, Any]:
         "cudagraph_mode": plain(compilation.cudagraph_mode),
         "cudagraph_sizes": list(compilation.cudagraph_capture_sizes or ()),
         "tensor_parallel": parallel.tensor_parallel_size,
+        **sharded,
         "model_runner": "v2" if getattr(config, "use_v2_model_runner", False) else "v1",
     }
 

@@ -102,7 +102,8 @@ class Inspect:
             return []
         logits = torch.stack(self.kept_logits[1:])
         self.kept_logits = []
-        logits.numpy().tofile(path)
+        if not getattr(self, "rank", 0):  # every GPU has them all
+            logits.numpy().tofile(path)
         return list(logits.shape)
 
     def overwrite(self, values: dict[str, list[float]]) -> dict[str, list[float]]:

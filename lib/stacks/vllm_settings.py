@@ -33,7 +33,7 @@ class Settings:
     `form` is what the weights are asked to be held in: bfloat16, mxfp4 (a mixture's experts, as
     gpt-oss is published) or fp8 (vLLM's online quantisation). `weights` is random (drawn by name),
     dummy, or checkpoint, of the folder named so. `max_model_len` counts prompt and new tokens of
-    the longest sequence.
+    the longest sequence. `devices` are GPUs that share every layer (tensor parallelism).
     """
 
     max_model_len: int
@@ -47,6 +47,7 @@ class Settings:
     graph_sizes: tuple[int, ...] | None = GRAPH_SIZES
     enforce_eager: bool = False
     routed_experts: bool = False
+    devices: int = 1
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -108,7 +109,7 @@ def held_card(where: origin.Origin, form: str) -> ModelCard:
     )
 
 
-def require_runs(where: origin.Origin, weights: str, form: str) -> None:
+def require_runs(where: origin.Origin, weights: str, form: str, devices: int = 1) -> None:
     """Raise where vLLM cannot run a model so, before anything is started."""
     if weights == "gguf" or where.gguf or (where.wheel and weights != "random"):
         raise ModelError(
@@ -117,7 +118,13 @@ def require_runs(where: origin.Origin, weights: str, form: str) -> None:
         )
     if form not in FORMS:
         raise ModelError(f"{where.name}: the stack vllm runs {', '.join(FORMS)}, not {form}")
-    kind = origin.config_of(where).get_text_config(decoder=True).model_type
+    config = origin.config_of(where).get_text_config(decoder=True)
+    kind, heads = config.model_type, config.num_attention_heads
+    if heads % devices:
+        raise ModelError(
+            f"{where.name}: its {heads} attention heads cannot be shared evenly by devices: "
+            f"{devices}; use a number that divides {heads}"
+        )
     if form == "mxfp4" and kind != "gpt_oss":
         raise ModelError(
             f"{where.name}: vLLM holds only gpt-oss in mxfp4, this is {kind}; use bfloat16 or fp8"
@@ -188,6 +195,8 @@ def arguments_of(
         arguments["model_loader_extra_config"] = {"plan": str(path), "form": form}
     if settings.form == "fp8":
         arguments["quantization"] = "fp8"
+    if settings.devices > 1:
+        arguments["tensor_parallel_size"] = settings.devices
     if settings.max_num_batched_tokens:
         arguments["max_num_batched_tokens"] = settings.max_num_batched_tokens
     if settings.graph_sizes and not settings.enforce_eager:

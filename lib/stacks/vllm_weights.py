@@ -3,14 +3,15 @@
 vLLM loads this module by an entry point of the group `vllm.general_plugins`, in every process of
 its own, so that workers see it too; it registers the load format `drawn`. The loader yields one
 tensor after another, and the model's own `load_weights` fuses and shards them as it would those of
-a checkpoint. Imports nothing of lib: it lies beside `draws.py` in a folder on the path of vLLM's
-interpreter.
+a checkpoint: each of several GPUs draws every tensor whole and keeps its part. Imports nothing of
+lib: it lies beside `draws.py` in a folder on the path of vLLM's interpreter.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import signal
 import sys
 import time
@@ -79,12 +80,16 @@ def drawn(plan: str, form: str = "", device: Any = "cpu") -> Iterator[tuple[str,
     REPORT.update(generator=draws.GENERATOR, seed=seed, digest=draws.digest(wanted, seed))
     REPORT.update(form=form, tensors=0, values=0, quantised=0)
     for draw in wanted:
-        weight = draws.tensor(draw, seed, device)
-        REPORT["values"] += weight.numel()
-        pairs: Any = [(draw.name, weight)]
+        values = math.prod(draw.shape)
+        REPORT["values"] += values
         if form == "mxfp4" and draws.is_mxfp4_name(draw.name):
-            pairs = draws.in_mxfp4(draw.name, weight)
-            REPORT["quantised"] += weight.numel()
+            # Expert by expert: a whole tensor of a large mixture takes gigabytes in bfloat16.
+            rows = (range(n, n + 1) for n in range(draw.shape[0]))
+            experts = (draws.tensor(draw, seed, device, row)[0] for row in rows)
+            pairs = draws.in_mxfp4(draw.name, experts)
+            REPORT["quantised"] += values
+        else:
+            pairs = iter([(draw.name, draws.tensor(draw, seed, device))])
         for name, stored in pairs:
             REPORT["tensors"] += 1
             yield name, stored

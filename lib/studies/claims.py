@@ -150,6 +150,12 @@ def counts(entries: Sequence[Entry]) -> dict[str, int]:
     return {word: words[word] for word in WORDS}
 
 
+def verdicts(entries: Sequence[Entry]) -> str:
+    """How many claims there are and how many have each verdict, in words."""
+    words = ", ".join(f"{n} {word}" for word, n in counts(entries).items() if n)
+    return f"{len(entries)} claims: {words}"
+
+
 def finding(entries: Sequence[Entry]) -> list[Statement]:
     """The sentence of the abstract: how many claims hold."""
     if not entries:
@@ -189,13 +195,12 @@ def table(entries: Sequence[Entry]) -> Table:
     if not entries:
         why = "none of the paper's models is among the rows"
         return Table("ledger", "Claims ledger", columns, (), (why,))
-    verdicts = ", ".join(f"{n} {word}" for word, n in counts(entries).items())
     return Table(
         "ledger",
         "Claims ledger",
         columns,
         tuple(map(_cells, entries)),
-        (f"{len(entries)} claims: {verdicts}", tolerances()),
+        (verdicts(entries), tolerances()),
         row_ids=tuple(f"claim-{entry.name}" for entry in entries),
         prose=True,
     )

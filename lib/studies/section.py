@@ -20,10 +20,12 @@ from lib.studies.study import Published, load, paper_name
 class Part:
     """Each piece for the page, the files that were written, and sentences for the abstract.
 
-    `own` are the pieces of the study's own rules, by name: tables and figures.
+    `verdicts` say in words how many claims got which; `own` are the pieces of the study's own
+    rules, by name: tables and figures.
     """
 
     ledger: Table
+    verdicts: str
     governance: Table | None
     files: list[Path]
     findings: list[Statement]
@@ -43,6 +45,7 @@ def part(records: Sequence[Record], study: Published, out_dir: str | Path) -> Pa
     stated = "governance" in study.data
     return Part(
         ledger=claims.table(entries),
+        verdicts=claims.verdicts(entries),
         governance=governance.table(study) if stated else None,
         files=[
             *claims.write_csv(entries, out_dir),

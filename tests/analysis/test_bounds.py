@@ -8,6 +8,7 @@ import pytest
 from lib.analysis import bounds
 from lib.models.card import ModelCard, bound_tok_per_s, prefill_flop
 from lib.records.record import KEY_FIELDS, Record, environment_record
+from lib.show.figure import color
 from tests.samples.records import key
 
 ENV = environment_record({"gpu": "G", "copy_bytes_per_s": 1e11})
@@ -181,6 +182,97 @@ def test_a_batch_must_read_the_experts_that_its_router_was_traced_to_choose():
     assert (arm.step_bytes, arm.realised_bytes) == (2150, None)
 
 
+def engine_trace(**changes):
+    fields = {"model": "moe", "weights": "random", "dtype": "bfloat16", "batch": 3} | changes
+    return Record("engine-trace", fields, {"distinct_experts": [2.5, 3.5]}, {})
+
+
+@pytest.mark.parametrize(
+    ("told", "batch", "size"),
+    [
+        # Of an even router 3.5 of 4 for three tokens, 2 for one; told are 3 in the mean.
+        ([], 3, 1800 + 350),
+        ([engine_trace()], 3, 1800 + 300),
+        ([engine_trace(batch=1)], 1, 1800 + 200),
+        ([engine_trace(batch=2)], 3, 1800 + 350),
+        ([engine_trace(weights="checkpoint")], 3, 1800 + 350),
+        ([engine_trace(dtype="float32")], 3, 1800 + 350),
+        ([engine_trace(model="m")], 3, 1800 + 350),
+    ],
+)
+def test_an_engine_tells_how_many_experts_its_batches_chose(told, batch, size):
+    card = replace(CARD, experts=4, experts_per_token=2, routed_bytes=400, kv_layers=())
+    moe = Record("card", {"model": "moe", "dtype": "bfloat16"}, {}, card.as_dict())
+    mine = rows(
+        0.1, None, model="moe", kind="batch", batch=batch, stack="vllm", engine="0123456789"
+    )
+    (arm,) = bounds.arms([ENV, moe, *told, *mine], "batch")
+    assert arm.step_bytes == size
+    if told and size == 2100:
+        assert arm.traced == {"experts_chosen_decode": 3}
+    else:
+        assert arm.traced == {}
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "batch", "tokens"),
+    [((10, 20), 1, 138), ((10, 21), None, 138), ((10, 20), 2, 138)],
+)
+def test_a_size_that_no_row_has_is_the_cards_in_the_middle_of_the_longest_call(
+    new_tokens, batch, tokens
+):
+    """128 tokens of context and half of twenty: 138."""
+    calls = [
+        Record("latency", key("m", context=128, new_tokens=g, batch=batch), {"e2e_s": [1 + g] * 3},
+               env_id=ENV.env_id)
+        for g in new_tokens
+    ]  # fmt: skip
+    other = Record("card", {"model": "n"}, {}, replace(CARD, weight_bytes=9999).as_dict())
+    (arm,) = bounds.arms([ENV, card_row(), other, *calls])
+    assert arm.step_bytes == CARD.decode_bytes(tokens, batch or 1)
+    assert arm.batch == (batch or 1)
+    (arm,) = bounds.arms([ENV, card_row(), *rows(0.02, 777)])
+    assert arm.step_bytes == 777  # what the row says comes first
+
+
+def test_experts_of_one_sequence_are_those_of_its_row():
+    """A trace of what a batch of one chose changes nothing; of two it does."""
+    card = replace(CARD, experts=4, experts_per_token=2, routed_bytes=400, kv_layers=())
+    moe = Record("card", {"model": "moe", "dtype": "bfloat16"}, {}, card.as_dict())
+    values = {"decode_bytes": 2000, "decode_bytes_realised": 2300, "experts_chosen_decode": 3.0}
+    for batch, size in ((1, 1999), (2, 1800 + 300)):
+        traced = Record("trace", key("moe", new_tokens=None, batch=batch), {}, values)
+        mine = rows(0.1, 1999, model="moe", batch=batch, decode_experts="grouped_mm")
+        (arm,) = bounds.arms([ENV, moe, traced, *mine])
+        assert (arm.step_bytes, arm.realised_bytes) == (size, size + 300)
+
+
+def test_the_nearest_traced_context_is_taken_on_either_side():
+    mine = rows(0.1, GB, model="moe", context=400, decode_experts="loop", experts="loop")
+    near, far = trace(GB, 3 * GB, 512, experts="loop"), trace(GB, 2 * GB, 64, experts="loop")
+    (arm,) = bounds.arms([ENV, far, near, *mine])
+    assert arm.realised_bytes == 3 * GB
+
+
+def test_a_share_of_just_one_is_possible():
+    """Four steps a second of 837.5 GB are the 3,350 GB/s of the datasheet."""
+    just = [H100, *rows(0.25, 837.5 * GB, env=H100)]
+    assert bounds.violations(just) == []
+    (arm,) = bounds.arms(just)
+    assert arm.mbu(realised=False, datasheet=True).value == 1 and arm.remark == ""
+    beyond = bounds.utilisation([H100, *rows(0.2, 837.5 * GB, env=H100)])
+    assert not {c.title: c.numeric for c in beyond.columns}["remark"]
+
+
+def test_without_a_bandwidth_an_arm_has_no_bound():
+    bare = environment_record({"gpu": "G"})
+    (arm,) = bounds.arms([bare, *rows(0.02, env=bare)])
+    assert (arm.bound_per_s, arm.remark) == (None, "")
+    assert arm.mbu(realised=False, datasheet=False).reason == "no bandwidth measured"
+    (line,) = lines(bounds.utilisation([bare, *rows(0.02, env=bare)]))
+    assert "bound (tok/s)" not in line
+
+
 def test_models_and_contexts_are_kept_apart():
     """Pooled, the two models would give a slope that neither has."""
     long = rows(0.05, model="b", context=512)
@@ -239,6 +331,8 @@ GATHER = "at::native::vectorized_gather_kernel"
     [
         (1, [(GATHER, 6.0, 1e-3)], 2 * GB),  # 2 of 8 experts are 1 GB: written, and read again
         (4, [(GATHER, 6.0, 1e-3)], 8 * GB),  # each token has copies of its own
+        (None, [(GATHER, 6.0, 1e-3)], 2 * GB),  # one sequence where no batch is told
+        (1, [(GATHER, 6.0, 2.5e-4)], 2 * GB),  # 2 GB at 8 TB/s
         (1, [("x::indexSelectLargeIndex", 3.0, 5e-4), (GATHER, 3.0, 5e-4)], 2 * GB),
         (1, [(GATHER, 5.0, 1e-3)], None),  # not two a layer
         (1, [(GATHER, 96.0, 1e-5)], None),  # too short: no memory moves 200 TB/s
@@ -257,6 +351,61 @@ def test_copies_of_experts_are_moved_where_a_profile_shows_them(batch, kernels, 
     assert "no model card" in bounds.moved_beyond(used, [profiled(*kernels)])[1]
     other = profiled(*kernels, stack="graph")
     assert bounds.moved_beyond(used, [MOE, other])[0] is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "seconds", "shown"),
+    [(None, 2.5e-4, True), (4, 7.5e-4, False), (4, 8.5e-4, True), (1, 2.0e-4, True)],
+)
+def test_a_profile_of_several_tokens_must_have_taken_the_time_of_their_copies(
+    batch, seconds, shown
+):
+    """At most 10 TB/s: 2 GB for each of the profiled tokens."""
+    used = trace(2 * GB, 3 * GB, experts="batched_mm")
+    busy = profiled((GATHER, 6.0, seconds), batch=batch)
+    beyond = bounds.moved_beyond(used, [MOE, busy])[0]
+    assert beyond == (3 * GB if shown else None)
+
+
+FULL = replace(CARD, matrix_params=1000)
+
+
+@pytest.mark.parametrize(
+    ("row_dtype", "dtype", "bytes_a_weight"),
+    [
+        ("bfloat16", "bfloat16", 2),
+        (None, "bfloat16", 2),  # a card that tells no dtype
+        ("bfloat16", "8-bit", None),  # 8.125 bits of each weight in a matrix
+        ("float32", "8-bit", 0),  # is held from bfloat16 only
+        ("bfloat16", "float32", 0),
+        ("bfloat16", "float16", 0),
+        ("bfloat16", "unheard of", 0),
+    ],
+)
+def test_a_card_is_held_in_another_form_where_that_is_known(row_dtype, dtype, bytes_a_weight):
+    row = Record("card", {"model": "m", "dtype": row_dtype}, {}, FULL.as_dict())
+    card = bounds.card_of(row, dtype)
+    if bytes_a_weight == 0:
+        assert card is None
+    else:
+        matrices = 2000 if bytes_a_weight else 1000 * 8.125 / 8
+        assert card.weight_bytes == pytest.approx(2400 - 2000 + matrices, abs=1)
+    assert bounds.card_of(None, dtype) is None
+    assert bounds.card_of(replace(row, values={"total_params": 1}), dtype) is None
+
+
+def test_an_engines_card_is_the_last_of_its_model_in_its_form():
+    early, late = (
+        Record("card", {"model": "m", "dtype": "bfloat16"}, {}, card.as_dict())
+        for card in (replace(FULL, weight_bytes=9999), FULL)
+    )
+    other = Record("card", {"model": "n", "dtype": "bfloat16"}, {}, FULL.as_dict())
+    mine = rows(0.1, None, dtype="8-bit", stack="vllm", engine="0123456789")
+    (arm,) = bounds.arms([ENV, early, late, other, *mine])
+    held = bounds.card_of(late, "8-bit")
+    assert arm.step_bytes == held.decode_bytes(138) < CARD.decode_bytes(138)
+    plain = rows(0.1, None, dtype="8-bit")  # what is no engine has no card of another form
+    assert bounds.arms([ENV, early, late, *plain]) == []
 
 
 def test_a_step_of_the_released_set_moves_more_than_twice_what_its_experts_hold():
@@ -312,7 +461,77 @@ def test_the_datasheets_rate_is_not_that_of_float32():
     assert "bfloat16, this is float32" in arm.mfu(datasheet=True).reason
 
 
+def test_every_share_stands_in_its_own_column():
+    """50 steps a second of 10 GB, 12 GB as traced, of 3,350 GB/s and of measured 2,000 GB/s."""
+    operations = prefill_flop(CARD, 128)
+    card = Record("card", {"model": "moe", "dtype": "bfloat16"}, {}, CARD.as_dict())
+    first = Record(
+        "latency",
+        key("moe", context=128, new_tokens=1, experts="loop"),
+        {"ttft_s": [0.5] * 6},
+        env_id=H100.env_id,
+    )
+    calls = rows(0.02, 10 * GB, model="moe", env=H100, experts="loop")
+    measured = ceilings(2e12, flop=4 * operations, env=H100)
+    used = trace(GB, 3 * GB, experts="loop")
+    table = bounds.utilisation([H100, measured, card, used, first, *calls])
+    (line,) = lines(table)
+    steps = line["decode throughput (tok/s)"]
+    assert line["a step reads (GB)"] == 10 and line["bound (tok/s)"] == 200
+    shares = {
+        c.title: line[c.title] for c in bounds.COLUMNS if "MBU" in c.title or "MFU" in c.title
+    }
+    assert shares == {
+        "useful MBU, datasheet": pytest.approx(steps * 10 / 3350),
+        "useful MBU, measured": pytest.approx(steps * 10 / 2000),
+        "realised MBU, datasheet": pytest.approx(steps * 12 / 3350),
+        "realised MBU, measured": pytest.approx(steps * 12 / 2000),
+        "prefill MFU, datasheet": pytest.approx(operations / 0.5 / 989.4e12),
+        "prefill MFU, measured": pytest.approx(0.5),
+    }
+    (cells,) = table.rows
+    (step,) = [cell for cell in cells if getattr(cell, "value", None) == 10]
+    assert (step.n, step.method) == (1, "counted")
+
+
+def test_a_step_is_told_in_units_of_a_billion_bytes():
+    (line,) = lines(bounds.utilisation([ENV, *rows(0.02, 10**18)]))
+    assert line["a step reads (GB)"] == 10**9
+
+
+def test_a_trace_without_both_sizes_tells_nothing():
+    mine = rows(0.1, GB, model="moe", context=128, decode_experts="loop")
+    whole = trace(GB, 3 * GB, experts="loop")
+    for half in ((GB, None), (None, 9 * GB)):
+        (arm,) = bounds.arms([ENV, whole, trace(*half, context=128, experts="loop"), *mine])
+        assert arm.realised_bytes == 3 * GB
+
+
+def test_the_figure_has_the_tokens_of_all_sequences_under_their_bound():
+    """Four sequences: 10 steps a second are 40 tokens, of 50 steps that 100 GB/s allow 200."""
+    noisy = [
+        replace(
+            r, samples={"e2e_s": [t * f for f in (0.98, 1, 1, 1.02) for t in r.samples["e2e_s"]]}
+        )
+        for r in rows(0.1, 2 * GB, batch=4)
+    ]
+    (arm,) = bounds.arms([ENV, *noisy])
+    plotted = bounds.figure([ENV, *noisy]).lines
+    assert {line.get_color() for line in plotted} == {color("m")}
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in plotted]
+    ends = (4 * arm.steps_per_s.low, 4 * arm.steps_per_s.high)
+    assert [x for x, _ in drawn] == [[128, 128], [128], [128]]
+    assert drawn[0][1] == pytest.approx(ends)
+    assert (drawn[1][1], drawn[2][1]) == ([pytest.approx(4 * arm.steps_per_s.value)], [200])
+
+
 # --- what cannot be
+
+
+@pytest.mark.parametrize(("batch", "where"), [(1, "at 128: "), (2, "at 128, batch 2: ")])
+def test_a_violation_names_its_batch_where_there_are_several(batch, where):
+    (sentence,) = bounds.violations([ENV, *rows(0.005, kind="batch", batch=batch)])
+    assert where + "200.0 steps/s beat the bound" in sentence
 
 
 def test_an_arm_that_beats_its_bound_is_named():

@@ -10,7 +10,7 @@ import pytest
 from lib import stats
 from lib.__main__ import main
 from lib.analysis import choice, fit
-from lib.analysis.choice import FAILS, MEETS, UNKNOWN, Ask, Cell, Option
+from lib.analysis.choice import FAILS, MAY, MEETS, UNKNOWN, Ask, Cell, Option
 from lib.files import ParamsError
 from tests.analysis.batch.test_points import failed, line
 from tests.analysis.test_fit import CARD, GB, RESERVE
@@ -28,8 +28,25 @@ def cell(context, users, each, ttft_s=None, error=""):
     return Cell(context, users, number(ttft_s), number(each), number(None), error)
 
 
-def option(*cells, model="toy", card=CARD, setup=SETUP):
-    return Option(model, setup, model, card, 80 * GB, cells)
+def option(*cells, model="toy", card=CARD, setup=SETUP, **more):
+    return Option(model, setup, model, card, 80 * GB, cells, **more)
+
+
+def guess(context, users, each, ttft_s=None):
+    """A predicted cell: intervals from 20 % below to 25 % above."""
+
+    def around(value):
+        if value is None:
+            return stats.missing("not predicted")
+        return stats.Estimate(value, 0.8 * value, 1.25 * value, 1, "predicted", level=0.9)
+
+    return Cell(context, users, around(ttft_s), around(each), number(None))
+
+
+OTHER = (*SETUP[:-1], "Other")
+GUESS = option(
+    guess(2000, 1, 200.0, 0.05), guess(2000, 8, 100.0), model="toy", setup=OTHER, predicted=True
+)
 
 
 TOY = option(cell(2000, 1, 100.0, 0.1), cell(2000, 8, 50.0, 0.4), cell(512, 32, 20.0))
@@ -113,6 +130,37 @@ def test_what_meets_comes_first_and_faster_before_slower():
 def test_an_impossible_ask_is_refused_by_name(name, bad):
     with pytest.raises(ParamsError, match=f"{name.upper()} is .*above 0"):
         Ask(**({"gpu_gb": 80, "context": 2000} | {name: bad}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict", "why"),
+    [
+        ({}, MEETS, ""),
+        ({"ttft_ms": 63}, MEETS, ""),  # 40 to 62.5 ms
+        ({"ttft_ms": 50}, MAY, "TTFT 40.00 to 62.50 ms, 50 asked"),
+        ({"ttft_ms": 39}, FAILS, "TTFT 50.00 ms > 39"),
+        ({"itl_ms": 6.25}, MEETS, ""),  # 4 to 6.25 ms
+        ({"itl_ms": 5}, MAY, "a token takes 4.000 to 6.250 ms, 5 asked"),
+        ({"itl_ms": 3.9}, FAILS, "a token takes 5.000 ms > 3.9"),
+        ({"ttft_ms": 50, "itl_ms": 3.9}, FAILS, "a token takes 5.000 ms > 3.9"),
+        ({"users": 8, "ttft_ms": 50}, UNKNOWN, "TTFT at 8 users is not predicted"),
+        ({"users": 9}, UNKNOWN, "predicted up to 8 users of 2,000 tokens"),
+    ],
+)
+def test_a_predicted_interval_decides_only_where_all_of_it_does(asked, verdict, why):
+    offer = one(Ask(**({"gpu_gb": 80, "context": 2000, "gpu": "Other"} | asked)), [GUESS])
+    assert (offer.verdict, offer.why) == (verdict, why)
+
+
+def test_predictions_answer_only_an_ask_that_names_their_card():
+    ask = Ask(gpu_gb=80, context=2000)
+    assert [o.option for o in choice.offers([TOY, GUESS], ask)] == [TOY]
+    assert [o.option for o in choice.offers([TOY, GUESS], replace(ask, gpu="Other"))] == [GUESS]
+    assert [o.option for o in choice.offers([TOY, GUESS], replace(ask, gpu="G"))] == [TOY]
+    text = choice.text(choice.offers([TOY, GUESS], replace(ask, gpu="Other")))
+    assert "predicted at 1 user of 2,000 tokens: 160.0 to 250.0" in " ".join(text.split())
+    assert "Predicted: not measured" in text
+    assert "redicted" not in choice.text(choice.offers([TOY, GUESS], ask))
 
 
 def test_options_are_read_from_rows():

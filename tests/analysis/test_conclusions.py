@@ -8,6 +8,7 @@ from lib import stats
 from lib.analysis import ablations, across_models, efficiency, latency
 from lib.analysis.energy import conclusions
 from lib.analysis.memory import ledger
+from lib.analysis.rows import Rows
 from lib.records.record import Record, environment_record, warning
 from lib.show import wording
 from lib.stats import Estimate
@@ -359,6 +360,19 @@ def test_models_are_compared_in_the_direction_that_the_sentence_says():
     first = lines(across_models.models([ENV, *pair(1.0, 1.0)]))[0]
     start = "- At 200 tokens, output throughput of a: no difference resolved from b (1.000 times ["
     assert first.startswith(start)
+
+
+def test_models_on_a_shared_gpu_are_not_compared_and_their_rows_carry_a_warning():
+    """Also where the visit on the shared one is not the last."""
+    shared = environment_record({"gpu": "G", "gpu_uuid": "MIG-1"})
+    one, other = pair(1.0, 2.0)
+    visited = replace(one, others=(replace(one, env_id=shared.env_id),))
+    for first in (replace(one, env_id=shared.env_id), visited):
+        text = across_models.models([ENV, shared, first, other])
+        assert "Output throughput: a and b are not compared; measured on a MIG slice (G)." in text
+        assert "2.000 times" not in text and "Warning on 1 arm(s), shared_gpu" in text
+    rows = Rows([ENV, shared, visited, other])
+    assert [w["code"] for row in Rows(rows) for w in row.warnings] == ["shared_gpu"]
 
 
 def test_models_on_different_machines_are_compared_with_a_word_about_it():

@@ -1,5 +1,9 @@
 """Looking by hand: what exists is offered, what does not is an error that lists it."""
 
+import re
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from lib.analysis import explore
@@ -52,3 +56,24 @@ def test_the_panel_offers_what_exists(monkeypatch):
     assert stack.options == ("hf-eager",) and stack.value == "hf-eager"
     metric.value = "memory"
     assert drawn[-1] == ("memory", len(explore.pick(ROWS, "two", "hf-eager")))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_every_number_can_be_searched_and_measured_ones_come_first(
+    tmp_path, monkeypatch, installed
+):
+    shown = []
+    tables = SimpleNamespace(
+        init_notebook_mode=lambda **options: shown.append(options["connected"]),
+        show=lambda numbers, **options: shown.append(numbers),
+    )
+    monkeypatch.setitem(sys.modules, "itables", tables if installed else None)
+    sample.write_job(tmp_path, "one/random-hf-eager/latency", ROWS[1:], sample.GPU, model="one")
+    text = explore.browse(tmp_path)
+    if not installed:
+        assert re.match(r"\d+ numbers; install itables", text) and shown == []
+        return
+    connected, numbers = shown
+    missing = list(numbers["value"].isna())
+    assert text is None and connected is False
+    assert len(numbers) > 5 and any(missing) and missing == sorted(missing)

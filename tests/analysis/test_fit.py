@@ -1,21 +1,13 @@
-"""Will it fit: a card made by hand, published sizes, and what cannot be computed."""
+"""Will it fit: a card made by hand, and every number of its table."""
 
-import argparse
-import json
 from dataclasses import replace
-from functools import partial
 
 import pytest
-from transformers import OpenAIGPTConfig
 
-from lib.__main__ import main
-from lib.analysis import fit, predictions
-from lib.files import ROOT, ParamsError
-from lib.measure.memory import forecast
-from lib.models import formats, load
-from lib.models.card import ModelCard, ModelError
-from lib.records.store import load_tree
-from lib.run import options
+from lib.analysis import fit
+from lib.files import ParamsError
+from lib.models import formats
+from lib.models.card import Block, ModelCard, ModelError
 
 GB = 10**9
 # 1 billion parameters: a table of 0.1, experts of 0.8 (2 of 8 used), and 0.1 always used, half of
@@ -47,11 +39,6 @@ CARD = ModelCard(
 )
 # CUDA context, half a GB, and 5 % of 2 GB.
 RESERVE = 600_000_000 + 500_000_000 + 100_000_000
-
-
-@pytest.fixture(scope="module")
-def gpt_oss():
-    return fit.answer(partial(load.card, "gpt-oss-20b"), gpu_gb=80)["weights"]
 
 
 def plan(left, card=CARD, **options):
@@ -137,106 +124,213 @@ def test_experts_only_leaves_a_dense_model_unanswered():
         formats.held_as(replace(CARD, expert_matrix_params=0), formats.FORMS["mxfp4"])
 
 
-def test_gpt_oss_20b_fits_80_gb_and_not_24(gpt_oss):
-    assert gpt_oss["bfloat16"]["left_bytes"] > 0 and gpt_oss["bfloat16"]["users_32768"] > 0
-    assert gpt_oss["float32"]["left_bytes"] < 0
-    small = fit.answer(partial(load.card, "gpt-oss-20b"), gpu_gb=24, forms=("bfloat16", "mxfp4"))[
-        "weights"
-    ]
-    assert small["bfloat16"]["left_bytes"] < 0 < small["mxfp4"]["left_bytes"]
-    assert small["bfloat16"]["users_2048"] == small["bfloat16"]["largest_context"] == 0
+BARE = replace(CARD, context_limit=None, kv_layers=())
+BLOCKS = replace(BARE, kv_blocks=(Block(4, full_bytes=100, left_bytes=100),))
 
 
-def test_mxfp4_of_gpt_oss_is_the_published_size(gpt_oss):
-    size = gpt_oss["mxfp4"]["weight_bytes"]
-    assert size == 13_761_264_768  # total_size in the repository's index of tensors
-    assert 11.27 < size / 2**30 < 12.88  # as GGUF with a smaller table; as loaded by a server
-    experts = 24 * 32 * 3 * 2880 * 2880
-    assert size == 2 * (20_914_757_184 - experts) + experts * 17 // 32
-    larger = fit.answer(partial(load.card, "gpt-oss-120b"), gpu_gb=80, forms=("mxfp4",))["weights"][
-        "mxfp4"
-    ]
-    assert larger["weight_bytes"] == 65_248_815_744 and larger["left_bytes"] > 0
+@pytest.mark.parametrize(
+    ("card", "free", "tokens"),
+    [
+        (CARD, 99_999, 99),  # 1,000 bytes each
+        (CARD, 100_000, 100),
+        (CARD, 100_499, 100),  # the 101st takes 500
+        (CARD, 10**9, 10_000),  # the model's own limit
+        (BLOCKS, 299, 0),  # before a block of four is full, three tokens of 100 are held
+        (BLOCKS, 300, 3),
+        (BLOCKS, 399, 3),
+        (BLOCKS, 400, 7),  # a full block, and three tokens
+        (BARE, 0, 2**30),  # nothing grows
+    ],
+)
+def test_the_largest_context_by_hand(card, free, tokens):
+    assert fit.largest_context(card, free) == tokens
 
 
-def test_qwen3_32b_on_80_gb_by_hand():
-    row = fit.answer(partial(load.card, "Qwen3-32B"), gpu_gb=80, forms=("bfloat16",))["weights"][
-        "bfloat16"
-    ]
-    per_token = 64 * 2 * 8 * 128 * 2  # layers, keys and values, heads, elements, bytes
-    left = 80 * GB - 65_524_246_528 - (600_000_000 + 500_000_000 + 3_276_212_326)
-    assert (row["token_bytes"], row["left_bytes"]) == (per_token, left) == (262_144, 10_099_541_146)
-    assert row["users_2048"] == left // (2048 * per_token) == 18
-    assert (row["users_8192"], row["users_32768"]) == (4, 1)
-    assert row["largest_context"] == left // per_token == 38_526
+def test_a_cache_that_does_not_grow_limits_nothing():
+    row = plan(0, BARE, contexts=())
+    assert (row["largest_context"], row["limited_by"]) == (None, "nothing")
+    assert row["missing"] == {
+        "largest_context": "no cache grows without end, and the model states no limit"
+    }
+    assert plan(7, replace(BARE, context_limit=5), contexts=())["largest_context"] == 5
 
 
-def test_float32_doubles_weights_and_cache(gpt_oss):
-    for key in ("weight_bytes", "token_bytes"):
-        assert gpt_oss["float32"][key] == 2 * gpt_oss["bfloat16"][key]
-
-
-def test_an_unknown_cache_is_named_and_the_weights_are_told(tmp_path, capsys):
-    """A folder with a configuration and no weights is enough."""
-    OpenAIGPTConfig(n_embd=8, n_layer=1, n_head=2, vocab_size=16).save_pretrained(tmp_path)
-    assert main(["fit", "--model", str(tmp_path), "--gpu-gb", "8"]) == 0
-    text = capsys.readouterr().out
-    assert "cache is unknown, because it keeps nothing" in " ".join(text.split())
-    row = fit.answer(partial(load.card, str(tmp_path)), gpu_gb=8)["weights"]["bfloat16"]
-    assert row["weight_bytes"] > 0 and "users_2048" not in row and row["missing"]["users"]
-
-
-def test_the_table(capsys):
-    command = ["--model", "gpt-oss-20b", "--gpu-gb", "80", "--bandwidth-gb-s", "3350"]
-    assert main(["fit", *command, "--dtype", "bfloat16,mxfp4", "--context", "2048"]) == 0
-    lines = {line[:36].strip(): line[36:].split() for line in capsys.readouterr().out.splitlines()}
-    assert lines["weights (GB)"] == ["41.83", "13.76"]
-    assert lines["cache of one token (kB)"] == ["49.15", "49.15"]
-    assert lines["beyond the window (kB)"] == ["24.58", "24.58"]
-    assert lines["largest context at batch 1 (tokens)"] == ["131,072", "131,072"]
-    assert lines["users at 2,048 tokens each"] == ["19", "35"]
-    assert lines["prefilled in turn"] == ["654", "1,205"]
-    assert lines["decode limit at 2,048 (tok/s)"] == ["460.8", "890.6"]
-    assert "users at 8,192 tokens each" not in lines
-
-
-def test_json_is_the_answer(capsys):
-    assert main(["fit", "--model", "tiny-yi", "--gpu-gb", "8", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == fit.answer(
-        partial(load.card, "tiny-yi"), gpu_gb=8, workspace_of=forecast.workspace_of("tiny-yi")
+def test_what_a_token_takes_where_blocks_are_kept():
+    """Four tokens in a block of 100 bytes are 25 a token; the first on its own takes 100."""
+    row = plan(1000, replace(BLOCKS, state_bytes=7), contexts=())
+    assert (row["token_bytes"], row["token_beyond_window_bytes"], row["state_bytes"]) == (
+        100,
+        25,
+        7,
     )
 
 
-def test_what_the_released_set_measured_stands_among_the_notes(capsys, monkeypatch):
-    monkeypatch.setattr(predictions, "released_lines", lambda name: [f"measured: {name}"])
-    assert main(["fit", "--model", "tiny-yi", "--gpu-gb", "8"]) == 0
-    assert "- measured: tiny-yi" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("left", "users"), [(-1, 0), (0, 0), (549_999, 0), (550_000, 1), (1_099_999, 1), (1_100_000, 2)]
+)
+def test_room_is_for_whole_users(left, users):
+    """1,000 tokens take 1,000 x 250 x 2 bytes, and 100 x 250 x 2 in the window."""
+    gpu_bytes = CARD.weight_bytes + RESERVE + left
+    assert fit.room(CARD, gpu_bytes, 1000) == users
+    assert fit.short_bytes(CARD, gpu_bytes) == -left
+    assert plan(left, contexts=(1000,))["users_1000"] == users
 
 
-def test_errors_name_value_and_remedy(capsys, monkeypatch):
-    with pytest.raises(ParamsError, match="unknown dtype 'bfloat'; did you mean 'bfloat16'"):
-        fit.answer(partial(load.card, "tiny-yi"), gpu_gb=8, forms=("bfloat",))
-    for wrong in ({"gpu_gb": -8}, {"gpu_gb": 8, "contexts": (0,)}, {"gpu_gb": float("nan")}):
-        with pytest.raises(ParamsError, match=r"(-8|0|nan): give GPU_GB, .* above 0"):
-            fit.answer(partial(load.card, "tiny-yi"), **wrong)
-    assert main(["fit", "--model", "gpt-oss-2b", "--gpu-gb", "8"]) == 2
-    assert "did you mean gpt-oss-20b" in capsys.readouterr().err
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert main(["fit", "--model", "nobody/nothing", "--gpu-gb", "8"]) == 2
-    assert "HF_HUB_OFFLINE is set, and nobody/nothing" in capsys.readouterr().err
-    assert main(["fit", "--model", "tiny-yi"]) == 2
-    assert "MODEL and GPU_GB are needed" in capsys.readouterr().err
+def test_the_line_that_room_reads_bends_at_the_window_and_ends_at_the_limit():
+    line = fit.line(CARD)
+    assert line["fixed_bytes"] == 2 * GB + RESERVE
+    assert line["user_bytes"] == [[0, 0], [100, 100_000], [10_000, 100_000 + 9_900 * 500]]
+    assert [n for n, _ in fit.line(BARE)["user_bytes"]] == [0, 2**30]
 
 
-def test_a_form_that_is_not_timed_says_what_its_bytes_would_allow():
-    card = load.card("gpt-oss-20b")
-    text = str(formats.not_run(card, "mxfp4", 2048))
-    held = formats.held_as(card, formats.FORMS["mxfp4"]).decode_bytes(2048)
-    assert "package kernels" in text and f"{held / 1e9:.3g} GB" in text
-    assert f"{card.decode_bytes(2048) / held:.2f} times the bfloat16 bound" in text
-    with pytest.raises(ModelError, match="no routed experts"):
-        formats.not_run(load.card("tiny-yi"), "mxfp4", 64)
+@pytest.mark.parametrize(
+    ("left", "contexts", "options", "why"),
+    [
+        (0, (1000,), {"bytes_per_s": 1.0}, "does not fit: 0.00 GB short, before any cache"),
+        (1, (1000,), {"bytes_per_s": 1.0}, "a sequence of 1,000 tokens does not fit"),
+        (549_999, (1000,), {"bytes_per_s": 1.0}, "a sequence of 1,000 tokens does not fit"),
+        (550_000, (1000,), {}, "no decode limit without a bandwidth: give BANDWIDTH_GB_S"),
+        (550_000, (1000,), {"bytes_per_s": 1.0}, None),
+        (GB, (10_000,), {"bytes_per_s": 1.0}, None),
+        (GB, (10_001,), {"bytes_per_s": 1.0},
+         "10,001 tokens are beyond the model's own limit of 10,000"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_no_decode_limit(left, contexts, options, why):
+    row = plan(left, contexts=contexts, **options)
+    assert row["missing"].get(f"decode_tok_per_s_{contexts[0]}") == why
+    assert (row[f"decode_tok_per_s_{contexts[0]}"] is None) == bool(why)
+
+
+def test_a_workspace_is_asked_for_up_to_the_models_limit():
+    row = plan(GB, contexts=(10_000,), workspace=lambda tokens: tokens)
+    assert row["workspace_bytes_10000"] == 10_000
+    own = 10_000 * 500 + 100 * 500
+    assert (row["users_in_turn_10000"], row["users_10000"]) == (GB // own, GB // (own + 10_000))
+    # One user fits, and none with the workspace of its prefill.
+    tight = plan(550_000, contexts=(1000,), workspace=lambda tokens: 1)
+    assert (tight["users_in_turn_1000"], tight["users_1000"]) == (1, 0)
+
+
+def toy(**options):
+    """The toy on a GPU of 4 GB at 1,000 GB/s: 0.8 GB are left beside bfloat16 weights."""
+    given = {"gpu_gb": 4, "forms": ("bfloat16", "4-bit"), "bandwidth_gb_s": 1000}
+    given |= {"contexts": (1000, 20_000)}
+    return fit.answer(lambda dtype: options.get("card", CARD), **(given | options.get("more", {})))
+
+
+def cells(text):
+    return {line[:36].strip(): line[36:].split() for line in text.splitlines() if line[36:]}
+
+
+def test_an_answer_in_bytes_by_hand():
+    result = toy()
+    assert (result["gpu_bytes"], result["bandwidth_bytes_per_s"]) == (4 * GB, 1000 * GB)
+    assert result["weights"]["bfloat16"]["left_bytes"] == 4 * GB - 2 * GB - RESERVE
+    assert toy(more={"bandwidth_gb_s": None})["bandwidth_bytes_per_s"] is None
+    for wrong in (
+        {"gpu_gb": float("inf")},
+        {"gpu_gb": 0},
+        {"bandwidth_gb_s": 0},
+        {"contexts": (0,)},
+    ):
+        with pytest.raises(ParamsError, match="give GPU_GB, BANDWIDTH_GB_S and CONTEXT above 0"):
+            toy(more=wrong)
+    assert toy(more={"gpu_gb": 0.5, "bandwidth_gb_s": 0.5, "contexts": (1,)})["gpu_bytes"] == GB / 2
+
+
+def test_the_table_of_a_toy_by_hand():
+    text = fit.text(toy(more={"workspace_of": lambda dtype, tokens: 1000 * tokens}))
+    four_bit = 741_601_562  # bytes, see above; of its reserve 5 % are 0.037 GB
+    left = 4 * GB - four_bit - 600_000_000 - 500_000_000 - 37_080_078
+    table = cells(text)
+    assert table["weights (GB)"] == ["2.00", "0.74"]
+    assert table["reserve (GB)"] == ["1.20", "1.14"]
+    assert table["left for the cache (GB)"] == ["0.80", f"{left / 1e9:.2f}"] == ["0.80", "2.12"]
+    assert table["cache of one token (kB)"] == ["1.00", "1.00"]
+    assert table["beyond the window (kB)"] == ["0.50", "0.50"]
+    assert table["largest context at batch 1 (tokens)"] == ["10,000", "10,000"]
+    assert table["prefill of one of 1,000 (GB)"] == ["0.001", "0.001"]
+    # 0.8 GB of 550,000 and 1,000,000 bytes; in turn of 550,000.
+    assert table["users at 1,000 tokens each"][0] == "516"
+    assert table["prefilled in turn"][0] == f"{800_000_000 // 550_000:,}" == "1,454"
+    assert table["users at 20,000 tokens each"] == ["-", "-"]
+    # 0.6 GB of weights and 549,500 bytes of cache a step.
+    assert table["decode limit at 1,000 (tok/s)"][0] == f"{1e12 / 600_549_500:,.1f}" == "1,665.1"
+    assert table["decode limit at 20,000 (tok/s)"] == ["-", "-"]
+
+
+def test_the_table_divides_by_what_its_units_say():
+    """10^18 bytes are 10^9 GB to the last digit."""
+    result, big = toy(more={"workspace_of": lambda dtype, tokens: tokens}), 10**18
+    sizes = ("weight_bytes", "reserve_bytes", "left_bytes", "workspace_bytes_1000")
+    small = ("token_bytes", "token_beyond_window_bytes", "state_bytes")
+    result["weights"]["bfloat16"] |= dict.fromkeys((*sizes, *small), big)
+    result["card"] |= {"total_params": big, "active_params": 2 * big, "state_bytes": 1}
+    text = fit.text(result | {"bandwidth_bytes_per_s": big})
+    table, billion = cells(text), "1,000,000,000"
+    titles = ("weights (GB)", "reserve (GB)", "left for the cache (GB)")
+    assert [table[title][0] for title in titles] == [f"{billion}.00"] * 3
+    assert table["prefill of one of 1,000 (GB)"][0] == f"{billion}.000"
+    assert table["state of a sequence (MB)"][0] == f"{billion},000.00"
+    for title in ("cache of one token (kB)", "beyond the window (kB)"):
+        assert table[title][0] == f"{billion},000,000.00"
+    assert "1000000000.000 B parameters, 2000000000.000 B active" in text
+    assert f"GPU of 4 GB, {billion} GB/s" in text
+    why = plan(-big, bytes_per_s=1.0, contexts=(1,))["missing"]["decode_tok_per_s_1"]
+    assert why == "does not fit: 1000000000.00 GB short, before any cache"
+
+
+def test_the_columns_stand_under_their_forms_and_notes_are_folded():
+    lines = fit.text(toy()).partition("\n\n")[2].splitlines()  # after the answer
+    assert lines[3] == " " * 36 + "   bfloat16      4-bit"
+    assert lines[4] == f"{'weights (GB)':36}" + "       2.00       0.74"
+    assert max(map(len, lines[4:])) <= 96
+
+
+def test_the_card_is_that_of_the_last_form():
+    forms = ("bfloat16", "float16", "float32")
+    result = fit.answer(lambda dtype: replace(CARD, dtype=dtype), gpu_gb=4, forms=forms)
+    assert result["card"]["dtype"] == "float32" and list(result["weights"]) == list(forms)
+    assert result["contexts"] == [2048, 8192, 32768]
+    assert {f"users_{n}" for n in (2048, 8192, 32768)} < plan(GB).keys()
+
+
+@pytest.mark.parametrize(
+    ("title", "card"),
+    [
+        ("beyond the window (kB)", replace(CARD, kv_layers=((250, None),))),
+        ("state of a sequence (MB)", CARD),
+    ],
+)
+def test_a_line_of_the_table_that_no_form_has_is_left_out(title, card):
+    assert title not in cells(fit.text(toy(card=card)))
+
+
+def test_blocks_and_states_have_their_lines():
+    table = cells(fit.text(toy(card=replace(BLOCKS, state_bytes=3_000_000))))
+    assert table["state of a sequence (MB)"] == ["3.00", "3.00"]
+    assert table["beyond the window (kB)"] == ["0.03", "0.03"]  # 25 bytes
+
+
+def test_the_head_and_the_notes_of_the_table():
+    text = " ".join(fit.text(toy()).partition("\n\n")[2].split())
+    assert text.startswith(
+        "toy (toy): 1.000 B parameters, 0.300 B active; the model's own context limit: "
+        "10,000 tokens GPU of 4 GB, 1,000 GB/s"
+    )
+    assert "window: 1 of 2 layers keep the last 100 tokens only" in text
+    assert "reserve: 0.6 GB for the CUDA context, 0.5 GB and 5% of the weights" in text
+    assert "bfloat16, 4-bit: 20,000 tokens are beyond the model's own limit" in text
+    assert formats.KEPT.split()[0] in text
+    plain = toy(card=replace(CARD, context_limit=None), more={"bandwidth_gb_s": None})
+    text = " ".join(fit.text(plain).split())
+    assert "context limit: not stated GPU of 4 GB bfloat16" in text
+    assert "decode limit at" not in text
+
+
+def test_contexts_are_a_list_of_whole_numbers():
+    assert fit.tokens("2048, 8192") == (2048, 8192)
 
 
 def test_users_are_prefilled_together_and_their_workspace_counts():
@@ -251,126 +345,3 @@ def test_users_are_prefilled_together_and_their_workspace_counts():
     assert "workspace is not known: Runtime" in unknown["missing"]["workspace_bytes_1000"]
     for left, tokens in ((-1, 1000), (one - 1, 1000), (10 * one, 20_000)):  # none asks for it
         plan(left, contexts=(tokens,), workspace=lambda tokens: pytest.fail("asked"))
-
-
-def test_the_forecast_agrees_with_what_ran_and_what_ran_out_of_memory():
-    """On the H100 of the released set, Qwen3-32B: 32 of 512 + 48 tokens ran, 64 did not fit."""
-    released = ROOT / "outputs" / "released"
-    arms = [r for r in load_tree(released / "h100-sxm") if r.kind == "batch"]
-    arms = [r for r in arms if r.key["model"] == "Qwen3-32B" and r.key["stack"] == "graph-compiled"]
-    ran = max(r.key["batch"] for r in arms if not r.error)
-    failed = min(r.key["batch"] for r in arms if r.error)
-    row = fit.answer(
-        partial(load.card, "Qwen3-32B"),
-        gpu_gb=85.017493504,
-        forms=("bfloat16",),
-        contexts=(560,),
-        workspace_of=forecast.workspace_of("Qwen3-32B"),
-    )["weights"]["bfloat16"]
-    assert (ran, failed) == (32, 64) and ran <= row["users_560"] < failed
-    assert row["users_in_turn_560"] > failed  # which is what was promised before
-    (line,) = [x for x in predictions.released_lines("Qwen3-32B") if "on graph-compiled, b" in x]
-    assert "512 tokens" in line and "32 with 48 new ones ran, 64 failed (OutOfMemoryError" in line
-
-
-def test_what_a_prefill_holds_grows_with_its_tokens_and_is_a_reason_where_it_does_not_run():
-    workspace = forecast.workspace_of("tiny-yi")
-    few, many = (workspace("bfloat16", n) for n in (100, 400))
-    assert 0 < few < many <= 4.5 * few
-    assert isinstance(forecast.workspace_of("nobody-here")("bfloat16", 10), str)
-
-
-def led(card=CARD, *, gpu_gb, forms=("bfloat16",), contexts=(2000,)):
-    return fit.lead(fit.answer(lambda dtype: card, gpu_gb=gpu_gb, forms=forms, contexts=contexts))
-
-
-def test_the_answer_is_yes_with_the_room_and_the_smallest_card():
-    """2 GB of weights, 1.2 in reserve, 2,000 tokens of 500 bytes and 100 of the same: 1.05 MB."""
-    assert led(gpu_gb=4) == (
-        "Yes: toy fits 4 GB in bfloat16, with room for 761 users of 2,000 tokens. It needs 3.2 GB "
-        "for one user of 2,000 tokens; the smallest card: NVIDIA L4 or NVIDIA A10 (24 GB)."
-    )
-
-
-def test_the_answer_is_no_with_what_is_lacking():
-    text = led(gpu_gb=3)
-    assert text.startswith("No: toy does not fit 3 GB; 0.2 GB are lacking. It needs at least 3.2")
-    huge = replace(CARD, weight_bytes=1000 * GB)
-    assert "no single card here has that, the largest 180 GB" in led(huge, gpu_gb=80)
-
-
-def test_the_usual_form_answers_where_it_fits_and_another_one_where_only_that_does():
-    """4.156 bits of 850 million weights save 1.26 of 2 GB; the reserve stays that of 5 %."""
-    assert "Yes: toy fits 4 GB in bfloat16" in led(gpu_gb=4, forms=("4-bit", "bfloat16"))
-    text = led(gpu_gb=2, forms=("bfloat16", "4-bit"))
-    assert text.startswith("Yes: toy fits 2 GB in 4-bit")
-    assert "; in bfloat16 it would need 3.2 GB." in text
-    assert "in 4-bit, the smallest form asked for," in led(gpu_gb=1, forms=("bfloat16", "4-bit"))
-
-
-def test_yes_and_no_change_where_the_need_does():
-    need = fit.answer(lambda dtype: CARD, gpu_gb=4, forms=("bfloat16",), contexts=(2000,))
-    bytes_needed = need["answer"]["need_bytes"]
-    assert bytes_needed == CARD.weight_bytes + RESERVE + CARD.kv_bytes(2000, cache="static")
-    for gpu_bytes, fits in ((bytes_needed, True), (bytes_needed - 1, False)):
-        plan_of = fit.answer(lambda dtype: CARD, gpu_gb=gpu_bytes / 1e9, forms=("bfloat16",),
-                             contexts=(2000,))  # fmt: skip
-        assert plan_of["answer"]["fits"] is fits
-        assert (plan_of["weights"]["bfloat16"]["users_2000"] >= 1) is fits
-
-
-@pytest.mark.parametrize(
-    ("text", "form"),
-    [
-        ("4-bit", "4-bit"), ("4bit", "4-bit"), ("4 bit", "4-bit"), ("INT4", "4-bit"),
-        ("Q4_K_M", "4-bit"), ("8bit", "8-bit"), ("BF16", "bfloat16"), ("fp16", "float16"),
-        ("16-bit", "bfloat16"), ("MXFP4", "mxfp4"), ("FP8", "fp8"), ("float32", "float32"),
-    ],
-)  # fmt: skip
-def test_number_formats_as_people_write_them(text, form):
-    assert formats.listed(text) == [form]
-    assert formats.listed(f"{text}, bf16") == [form, "bfloat16"]
-
-
-@pytest.mark.parametrize(
-    ("text", "gb"),
-    [("24", 24), ("24GB", 24), ("24 gb", 24), ("24G", 24), ("1GiB", 1.074), ("79.6 GiB", 85.47)],
-)
-def test_memory_as_people_write_it(text, gb):
-    assert options.GB(text) == pytest.approx(gb, abs=0.01)
-
-
-@pytest.mark.parametrize("text", ["GB", "-1GB", "24 TB", "1e9GB", "24GBs", ""])
-def test_memory_that_is_none_is_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="is not a number of GB"):
-        options.GB(text)
-
-
-def test_a_popular_model_needs_no_hub_and_says_so(capsys, monkeypatch):
-    """Neither a request nor a cache: asking the hub's configuration would raise here."""
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)
-    command = ["fit", "--model", "qwen3-0.6b", "--gpu-gb", "24GB", "--dtype", "4bit,bf16"]
-    assert main([*command, "--context", "2048"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("Yes: Qwen/Qwen3-0.6B fits 24 GB in bfloat16")
-    assert "shapes ship with the workbook, the hub was not asked: mlc-ai/mlc-llm" in out
-
-
-def test_a_folder_with_a_configuration_alone_is_enough(tmp_path, capsys):
-    config = load.config_of(load.find("tiny-yi"))
-    (tmp_path / "mine").mkdir()
-    config.save_pretrained(tmp_path / "mine")
-    assert main(["fit", "--model", str(tmp_path / "mine"), "--gpu-gb", "24GB"]) == 0
-    assert capsys.readouterr().out.startswith("Yes: mine fits 24 GB in bfloat16")
-    assert main(["fit", "--model", "no-such-model", "--gpu-gb", "24GB"]) == 2
-    assert "a folder with a config.json alone will do" in capsys.readouterr().err
-
-
-def test_the_answer_agrees_with_what_was_measured():
-    """Qwen3-32B in bfloat16 ran on the released set's H100, whose memory is 85.0 GB, and no card of
-    its weights' 65.5 GB could hold it."""
-    answer = fit.answer(partial(load.card, "Qwen3-32B"), gpu_gb=85.0, forms=("bfloat16",),
-                        workspace_of=forecast.workspace_of("Qwen3-32B"))  # fmt: skip
-    assert answer["answer"]["fits"] and answer["answer"]["need_bytes"] > 65.5e9
-    small = fit.answer(partial(load.card, "Qwen3-32B"), gpu_gb=65.5, forms=("bfloat16",))
-    assert not small["answer"]["fits"]

@@ -99,6 +99,133 @@ def test_what_is_derived_is_missing_and_names_the_pair_and_what_was_timed_stays(
     assert "contradiction" in stacks.conclusion(arms)
 
 
+@pytest.mark.parametrize(
+    ("size", "cache", "comes"),
+    [
+        (4 * 50_000_000, 50_000_000, True),  # four caches full
+        (4 * 50_000_000 - 1, 50_000_000, False),
+        (2**28, None, True),
+        (2**28 - 1, None, False),
+        (None, 50_000_000, False),
+        (0, None, False),
+    ],
+)
+def test_what_comes_from_memory_is_several_caches_full(size, cache, comes):
+    assert physics.comes_from_memory(size, cache) is comes
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "step_s"),
+    [
+        ((1, 1.0, 3, "hf-eager"), (11, 2.0, 3, "hf-eager"), 0.1),
+        ((1, 1.0, 2, "hf-eager"), (11, 2.0, 3, "hf-eager"), None),  # three calls of each
+        ((1, 1.0, 2, "graph"), (11, 2.0, 2, "graph"), 0.1),  # captured steps: two
+        ((1, 1.0, 1, "graph"), (11, 2.0, 2, "graph"), None),
+        ((1, 1.0, 2, "some engine"), (11, 2.0, 2, "some engine"), None),
+        ((1, 1.0, 3, "hf-eager"), (11, 1.0, 3, "hf-eager"), None),  # a step takes no time
+        ((1, 1.0, 3, "hf-eager"), (11, 0.9, 3, "hf-eager"), None),
+        ((1, 1.0, 3, "hf-eager"), (11, 31.0, 3, "hf-eager"), 3.0),
+    ],
+)
+def test_a_line_needs_calls_of_two_lengths_that_take_longer(first, second, step_s):
+    arms = [calls(n, s, spread=(1.0,) * k, stack=stack) for n, s, k, stack in (first, second)]
+    line, used = physics.line(arms)
+    assert line.value == (None if step_s is None else pytest.approx(step_s))
+    enough = [k >= (2 if stack == "graph" else 3) for _, _, k, stack in (first, second)]
+    assert used == [arm for arm, counts in zip(arms, enough, strict=True) if counts]
+
+
+@pytest.mark.parametrize(
+    ("ttft_s", "e2e_s", "apart"),
+    [
+        ((1.5,) * 6, (1.5,) * 6, False),  # as long as each other
+        ((1.51,) * 6, (1.5,) * 6, True),
+        ([1.01 * f for f in SPREAD], SPREAD, False),  # 0.99 to 1.03, and 0.98 to 1.02
+    ],
+)
+def test_a_first_token_takes_no_longer_than_the_call(ttft_s, e2e_s, apart):
+    arms = [calls(1, 1.0, spread=tuple(ttft_s)), calls(16, 1.0, spread=tuple(e2e_s))]
+    assert ("first token" in [pair.kind for pair in pairs(*arms)]) is apart
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "size", "apart"),
+    [
+        (2e9, 10**9, False),  # 2 steps a second of 1 GB: just what 2 GB/s deliver
+        (1.9e9, 10**9, True),
+        (1.9e9, None, False),
+        (1.0, None, False),
+        (None, 10**9, False),
+    ],
+)
+def test_a_step_takes_as_long_as_its_bytes(bytes_per_s, size, apart):
+    arms = [calls(1, 1.0, spread=EVEN, size=size), calls(5, 3.0, spread=EVEN, size=size)]
+    found = physics.of_calls(arms, bytes_per_s)
+    assert [pair.kind for pair in found] == ["bytes of a step"] * apart
+    if apart:
+        assert found[0].text.endswith("above the 1.900 steps/s at which memory delivers its bytes")
+
+
+def test_decoding_as_fast_as_the_whole_call_is_possible():
+    """4 and 8 tokens in 2 and 4 s: 2 tok/s of both, and no prefill."""
+    assert physics.of_calls([calls(4, 2.0, spread=EVEN), calls(8, 4.0, spread=EVEN)]) == []
+
+
+@pytest.mark.parametrize(
+    ("joules", "seconds", "below"),
+    [
+        ((100.0,) * 6, (1.0,) * 6, False),  # what the idle board draws
+        ((99.0,) * 6, (1.0,) * 6, True),
+        ([99 * f for f in SPREAD], SPREAD, False),  # 97 to 101 J, and 98 to 102 J
+        ((), (1.0,) * 6, False),
+        ((1.0,) * 6, (), False),
+    ],
+)
+def test_a_call_uses_no_less_than_the_idle_board(joules, seconds, below):
+    row = Record(
+        "energy", key("m"), {"energy_j": [*joules], "e2e_s": [*seconds]}, {"idle_w": 100.0}
+    )
+    assert [pair.kind for pair in physics.of_energy(row)] == ["idle board"] * below
+
+
+def at_rate(per_s, **changes):
+    return [calls(n, 0.1 + (n - 1) / per_s, spread=EVEN, **changes) for n in (1, 11)]
+
+
+@pytest.mark.parametrize(
+    ("values", "arms", "apart"),
+    [
+        # No datasheet: the best stream of 3 TB/s, and a tenth, for 1 GB.
+        ({"gpu": "G"}, at_rate(3200), False),
+        ({"gpu": "G"}, at_rate(3400), True),
+        # An H100: 3.35 TB/s, and 50 MB of cache where the machine tells none.
+        ({"gpu": "NVIDIA H100 80GB HBM3"}, at_rate(20_000, size=210_000_000), True),
+        ({"gpu": "NVIDIA H100 80GB HBM3"}, at_rate(20_000, size=190_000_000), False),
+        ({"gpu": "NVIDIA H100 80GB HBM3", "cache_bytes": 10**7}, at_rate(50_000, size=10**8), True),
+        # One sequence, though no batch is told, reads no less than it must.
+        ({"gpu": "G"}, at_rate(3400, batch=None, experts="grouped_mm"), True),
+        ({"gpu": "G"}, at_rate(3400, batch=2, experts="grouped_mm"), False),
+        ({"gpu": "G"}, at_rate(3400, batch=2, experts=None), True),
+    ],
+)
+def test_a_step_is_held_against_the_memory_of_its_card(values, arms, apart):
+    env = environment_record(values)
+    stream = Record("ceilings", values={"read_bytes_per_s": 3e12}, env_id=env.env_id)
+    rows = [replace(arm, env_id=env.env_id) for arm in (*arms, stream)]
+    assert [pair.kind for pair in pairs(*rows, env=env)] == ["bytes of a step"] * apart
+
+
+def test_the_table_has_a_line_a_pair_in_words():
+    table = physics.table([energy(90.0, 1.0)], {CARD.env_id: CARD.values})
+    assert table.rows[0][:4] == (
+        "m",
+        "stack hf-eager, context 2048, batch 1",
+        "idle board",
+        physics.NET,
+    )
+    assert not any(column.numeric for column in table.columns)
+
+
 def test_the_bytes_of_a_mixture_at_several_users_are_expected_ones_and_no_least():
     def fast(**changes):
         return [calls(n, 0.1 + n / 4000, kind="batch", spread=EVEN, **changes) for n in (1, 11)]

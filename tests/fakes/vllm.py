@@ -53,6 +53,7 @@ class Engine:
 
     def __init__(self, how: str) -> None:
         self.how, self.kept, self.compiled, self.calls = how, {}, 0, 0
+        self.gpus = 1
 
     def start(self, arguments, answer):
         print("INFO loading\nModel loading took 3 GiB and 1.5 seconds")
@@ -68,6 +69,10 @@ class Engine:
         if self.how == "falls-back":
             quantised = {"GptOssMxfp4MoEMethod": 1}
             return STARTED | {"worker": STARTED["worker"] | {"experts": quantised}}
+        self.gpus = arguments.get("tensor_parallel_size", 1)
+        if self.gpus > 1 and self.how != "one-gpu":
+            draws = [f"weights-{n if self.how == 'other-draws' else 0}" for n in range(self.gpus)]
+            return STARTED | {"worker": STARTED["worker"] | {"draws": draws}}
         if self.how == "no-plugin":
             return STARTED | {"worker": STARTED["worker"] | {"loaded": {}}}
         if self.how == "caches":
@@ -82,7 +87,10 @@ class Engine:
         return {"compiled": {"late_kernels": self.compiled}}
 
     def memory(self, answer):
-        return {"weights_bytes": 192, "cache_reserved_bytes": 1000}
+        boards = [
+            {"weights_bytes": 192 // self.gpus, "cache_reserved_bytes": 1000 // self.gpus}
+        ] * self.gpus
+        return {"weights_bytes": 192, "cache_reserved_bytes": 1000, "boards": boards}
 
     def generate(self, number, new_tokens, stream, answer):
         self.calls += 1
@@ -158,7 +166,9 @@ class Honest(Engine):
             )
         self.routed = arguments.get("enable_return_routed_experts", False)
         seqs = {"max_num_seqs": arguments["max_num_seqs"], "enforce_eager": self.routed}
+        self.gpus = arguments.get("tensor_parallel_size", 1)
         worker = STARTED["worker"] | {"experts": experts_of, "parameter_bytes": parts}
+        worker["draws"] = ["the same"] * self.gpus
         return STARTED | {"settings": STARTED["settings"] | seqs, "worker": worker}
 
     def _ids(self, number):

@@ -13,6 +13,7 @@ import torch
 
 from lib.files import ROOT
 from lib.hardware import board, device, host, joules, memory_in_use, validity
+from lib.records import record
 
 FAKE_NVML = ROOT / "tests" / "fakes" / "nvml"
 SHARED = {
@@ -366,6 +367,77 @@ def test_the_gpus_of_a_model_are_named_as_cuda_counts_them(open_gpu, monkeypatch
     net = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=p) for p in places])
     assert gpu.gpus_of(net) == ["GPU-other", "GPU-fake"]
     assert device.CpuDevice().gpus_of(net) == []
+
+
+ONE = {"gpu": "Fake GPU", "gpu_uuid": "GPU-fake", "copy_bytes_per_s": 3e12, "device": "cuda"}
+TWO = [
+    {"uuid": uuid, "gpu": "Fake GPU", "gpu_total_bytes": 80 * 10**9}
+    for uuid in ("GPU-fake", "GPU-other")
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "link"), [("", "NVLink"), ("unlinked", "no NVLink"), ("no-link", None)]
+)
+def test_several_boards_are_read_as_one_device(open_gpu, mode, link):
+    """300 W and 200 W, each with 52 GB in use of 80."""
+    open_gpu(mode)
+    boards = device.BoardDevice(ONE, TWO, 2)
+    assert boards.power_w() == 500 and boards.gpus_of(None) == ["GPU-fake", "GPU-other"]
+    assert boards.gpu_used_bytes() == 104 * 10**9 and boards.free_bytes() == 56 * 10**9
+    assert [one.gpu_used_bytes() for one in boards.boards] == [52 * 10**9] * 2
+    assert boards.energy_j() == pytest.approx(sum(b.energy_j() for b in boards.boards), rel=1e-3)
+    env = boards.environment()
+    assert (env["gpu"], env["devices"], env["link"]) == ("2 x Fake GPU", 2, link)
+    assert env["gpu_total_bytes"] == 160 * 10**9 and env["copy_bytes_per_s"] == 6e12
+    assert [(b["uuid"], b["nvml_index"]) for b in env["boards"]] == [
+        ("GPU-fake", 0), ("GPU-other", 1)
+    ]  # fmt: skip
+    assert record.board(env) == ("Fake GPU", 2)
+    with boards.power_trace(period_s=0.01) as trace:
+        time.sleep(0.2)
+    assert [part[0]["power_w"] for part in joules.boards(trace)] == [300.0, 200.0]
+
+
+def test_one_of_several_boards_is_what_it_was(open_gpu):
+    open_gpu()
+    one = device.BoardDevice(ONE, TWO, 1)
+    assert one.environment() == ONE and one.gpus_of(None) == ["GPU-fake"]
+    assert one.power_w() == 300 and record.board(ONE) == ("Fake GPU", 1)
+
+
+def test_a_board_that_tells_nothing_leaves_no_sum(open_gpu):
+    open_gpu()
+    boards = device.BoardDevice(ONE, [TWO[0], TWO[1] | {"uuid": "GPU-gone"}], 2)
+    assert boards.power_w() is None and boards.gpu_used_bytes() is None
+    assert "no NVML power readings" in boards.missing["energy"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "text"),
+    [
+        (TWO[:1], r"devices: 2 were asked for, and CUDA sees 1 .Fake GPU.; use DEVICES=1"),
+        ([TWO[0], TWO[1] | {"gpu": "A100"}], r"different kinds .A100, Fake GPU.*CUDA_VISIBLE"),
+    ],
+)
+def test_boards_that_cannot_share_a_model_are_refused(open_gpu, gpus, text):
+    open_gpu()
+    with pytest.raises(RuntimeError, match=text):
+        device.BoardDevice(ONE, gpus, 2)
+    with pytest.raises(RuntimeError, match="devices: 2 are GPUs, and this is a CPU"):
+        device.open_apart("cpu", 2)
+
+
+def test_the_environment_names_every_gpu_that_can_be_seen(open_gpu, monkeypatch):
+    monkeypatch.setattr(device.CudaDevice, "launch_s", lambda self: 3e-6)
+    gpu = open_gpu()
+    assert "boards" not in gpu.card()
+    cuda = [
+        SimpleNamespace(uuid=name, name="Fake GPU", total_memory=8) for name in ("fake", "other")
+    ]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cuda.__getitem__)
+    assert [one["uuid"] for one in gpu.card()["boards"]] == ["GPU-fake", "GPU-other"]
 
 
 def test_a_driver_without_the_fields_is_asked_by_function(open_gpu):

@@ -93,6 +93,183 @@ def test_uneven_ticks_are_placed_in_the_middle_of_their_brackets():
     assert joules.ticks(rows).times_s == pytest.approx(late - 0.0025)
 
 
+@pytest.mark.parametrize(
+    ("latencies", "middle"), [((0.0, 0.0), 0.5), ((0.2, 0.4), (-0.1 + 1.2) / 2)]
+)
+def test_a_tick_lies_between_the_calls_that_saw_the_old_and_the_new_value(latencies, middle):
+    rows = [{"t_s": float(n), "latency_s": s, "energy_j": 5.0 + n} for n, s in enumerate(latencies)]
+    ticks = joules.ticks(rows)
+    assert ticks.times_s == pytest.approx([middle]) and ticks.joules.tolist() == [6.0]
+
+
+EARLY, LATE = np.array([0.1, 0.4, 0.4, 0.1, 0.4]), np.array([0.4, 0.1, 0.4, 0.4, 0.1])
+
+
+@pytest.mark.parametrize("steps", [(0, 1, 2, 3, 4), (0, 1, 2, 4, 5, 6), (0, 2, 3, 4, 5, 8)])
+def test_the_grid_has_the_same_room_on_both_sides(steps):
+    """Brackets that reach 0.1 s at least to each side of ticks 2 s apart, some missed."""
+    true = 7.0 + 2.0 * np.array(steps)
+    early, late = true - 0.1, true + 0.1
+    early[2], late[1] = true[2] - 0.4, true[1] + 0.3
+    times, period = joules.even_grid(early, late)
+    assert period == pytest.approx(2.0, abs=1e-6) and times == pytest.approx(true, abs=1e-6)
+
+
+def test_the_period_is_the_one_with_the_most_room():
+    true = 7.0 + np.arange(5)
+    times, period = joules.even_grid(true - EARLY, true + LATE)
+    assert period == pytest.approx(1.0, abs=1e-6) and times == pytest.approx(true, abs=1e-6)
+
+
+@pytest.mark.parametrize(("off_s", "even"), [(0.0, True), (0.0055, True), (0.0065, False)])
+def test_a_grid_may_miss_a_bracket_by_two_milliseconds(off_s, even):
+    """Brackets of 1 ms to each side: a tick in the middle that is 6 ms late is 4 ms beyond."""
+    true = np.arange(5.0) + off_s * (np.arange(5) == 2)
+    assert (joules.even_grid(true - 0.001, true + 0.001) is not None) is even
+    assert joules.even_grid(true[:3] - 0.001, true[:3] + 0.001) is None  # fewer than four
+    assert joules.even_grid(np.arange(4.0) - 0.001, np.arange(4.0) + 0.001) is not None
+
+
+# --- by hand
+
+
+def ramp(name="power_w", per_s=100.0, seconds=20):
+    """Power that rises by 100 W a second, read ten times a second."""
+    return [{"t_s": n / 10, name: per_s * n / 10} for n in range(10 * seconds + 1)]
+
+
+def test_a_reading_stands_for_what_was_its_lag_before():
+    """Of a ramp of 100 W/s from 5 to 10 s: 3,750 J, and 500 J more for each second of lag."""
+    assert joules.held_j(ramp(), "power_w", 5, 10, 0.0)[0] == pytest.approx(3750)
+    assert joules.held_j(ramp(), "power_w", 5, 10, 0.5)[0] == pytest.approx(4000)
+    assert joules.instant_j(ramp("instant_w"), 5, 10)[0] == pytest.approx(3750 + 500 * 0.0625)
+    assert joules.average_j(ramp(), 5, 10)[0] == pytest.approx(3750 + 500 * 0.55)
+
+
+@pytest.mark.parametrize(
+    ("start_s", "stop_s", "energy_j"),
+    [
+        (1.0, 3.0, 150 + 200),
+        (1.5, 2.5, 0.5 * (150 + 200) / 2 + 0.5 * 200),
+        (1.0, 4.0, 550),
+        (0.5, 3.0, None),  # no reading before
+        (1.0, 4.5, None),
+    ],
+)
+def test_trapezoids_between_readings(start_s, stop_s, energy_j):
+    """100 W at 1 s, 200 W from 2 s to 4 s."""
+    rows = [{"t_s": 1.0 + n, "power_w": w} for n, w in enumerate((100.0, 200.0, 200.0, 200.0))]
+    reading, reason = joules.held_j(rows, "power_w", start_s, stop_s, 0.0)
+    assert reading == (None if energy_j is None else pytest.approx(energy_j))
+    assert reason.startswith("not_covered") == (energy_j is None)
+
+
+def counter(times, period_s=0.1):
+    return joules.Ticks(np.array(times), np.arange(len(times), dtype=float), period_s)
+
+
+@pytest.mark.parametrize(
+    ("times", "period_s", "code"),
+    [
+        ([1.0, 1.1, 1.2, 2.0], 0.3, ""),  # 0.8 s are less than three and a half of 0.3 s
+        ([1.0, 1.1, 1.2, 2.0], 0.2, "counter_stalled"),
+        ([1.0, 1.3, 1.6, 2.0], None, ""),  # in the median 0.3 s
+        ([1.0, 1.1, 1.2, 1.3, 2.0], None, "counter_stalled"),  # in the median 0.1 s
+        ([1.0, 2.0], None, ""),  # two ticks are a line
+        ([1.0], 0.1, "counter_stalled"),
+        ([1.1, 1.2, 2.0], 0.3, "not_covered"),
+        ([1.0, 1.2, 1.9], 0.3, "not_covered"),
+        ([0.0, 1.0, 1.5, 2.0, 3.0], 0.2, ""),  # the pauses are outside
+        ([0.9, 1.8, 2.0], 0.2, "counter_stalled"),  # one begins before the window
+        ([1.0, 1.2, 2.1], 0.2, "counter_stalled"),  # one ends after it
+    ],
+)
+def test_a_counter_ticks_before_after_and_in_the_window(times, period_s, code):
+    reason = joules.stalled(counter(times, period_s), 1.0, 2.0)
+    assert reason.partition(":")[0] == code
+    if code == "counter_stalled" and len(times) > 1:
+        assert f"for {max(np.diff(times)):.2f} s" in reason
+
+
+def test_between_ticks_the_counter_is_on_a_line():
+    assert counter([1.0, 2.0, 4.0]).at(3.0) == pytest.approx(1.5)
+    rows = [{"t_s": float(n), "energy_j": 10.0 * n + 5} for n in range(10)]
+    assert joules.counter_j(rows, 2.0, 6.5) == (pytest.approx(45), "")
+    assert joules.reset(rows) == "" == joules.reset(rows[:1] * 2)
+    assert joules.reset(rows[::-1]).startswith("counter_reset")
+    assert joules.counter_j([], 2.0, 6.5)[1] == "not_supported: no energy_j in the trace"
+
+
+STEPS = [{"t_s": t, "power_w": w, "energy_j": j} for t, w, j in (
+    (1.0, 100.0, 10.0), (2.0, 300.0, 50.0), (3.0, 500.0, 50.0))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("t_s", "watts"), [(0.9, None), (1.0, 100), (1.9, 100), (2.0, 300), (3.0, 500), (3.1, None)]
+)
+def test_who_asks_is_told_the_last_reading(t_s, watts):
+    assert joules.shown(STEPS, "power_w", t_s) == watts
+    assert joules.shown(STEPS, "instant_w", t_s) is None
+
+
+def test_the_papers_estimator_and_two_readings_by_hand():
+    assert joules.paper_j(STEPS, 1.5, 2.5) == ((100 + 300) / 2 * 1.0, "")
+    assert joules.paper_j(STEPS, 1.0, 3.0) == ((100 + 500) / 2 * 2.0, "")
+    assert joules.two_readings_j(STEPS, 1.5, 2.5) == (40.0, "")
+    assert joules.two_readings_j(STEPS, 2.0, 3.0) == (0.0, "")
+    for estimator in (joules.paper_j, joules.two_readings_j):
+        for span in ((0.5, 2.0), (2.0, 3.5)):
+            assert estimator(STEPS, *span)[1].startswith("not_covered")
+    back = [row | {"energy_j": 100 - row["energy_j"]} for row in STEPS]
+    assert joules.two_readings_j(back, 1.5, 2.5)[1].startswith("counter_reset")
+
+
+def test_a_cut_holds_its_edges_and_boards_come_by_number():
+    rows = [{"t_s": float(n), "gpu": n % 2} for n in range(10)]
+    assert [row["t_s"] for row in joules.cut(rows, 4, 5, 2)] == [2, 3, 4, 5, 6, 7]
+    assert [[row["gpu"] for row in own] for own in joules.boards(rows)] == [[0] * 5, [1] * 5]
+    assert joules.boards([{"t_s": 0.0}]) == [[{"t_s": 0.0}]]
+
+
+def test_over_boards_one_that_lacks_fails_the_sum():
+    both = [row | {"gpu": n} for n in (0, 1) for row in ramp()]
+    assert joules.over_boards(joules.average_j, both, 5, 10)[0] == pytest.approx(2 * 4025)
+    lacking = both + [{"t_s": 5.0, "gpu": 2}]
+    assert joules.over_boards(joules.average_j, lacking, 5, 10)[1].startswith("not_supported")
+    assert joules.over_boards(joules.average_j, [], 5, 10)[1] == "not_covered: no readings"
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.25, 0.5])
+def test_how_far_the_mean_is_from_the_counter_by_hand(factor):
+    """300 W by the counter, from the tick at 0.05 s on."""
+    rows = [
+        {"t_s": n / 10, "energy_j": 100 + 30.0 * n, "power_w": 300.0 * factor} for n in range(100)
+    ]
+    assert joules.average_off(rows, 1.06, 5.0)[0] == pytest.approx(factor - 1)
+    assert joules.average_off(rows, 1.04, 5.0)[1].startswith("not_covered")
+    assert joules.average_off(rows, 2.0, 9.5)[1].startswith("not_covered")
+    for lacking in ([], rows[:2], [{"t_s": 0.0, "energy_j": 1.0}]):
+        assert joules.average_off(lacking, 2.0, 5.0)[1].startswith("not_covered")
+
+
+@pytest.mark.parametrize(
+    ("readings", "reasons", "chosen"),
+    [
+        ({"counter_j": 1.0, "average_j": 2.0}, {}, ("counter_j", "")),
+        (
+            {"average_j": 2.0, "instant_j": 3.0},
+            {"counter_j": "not_supported: x"},
+            ("average_j", ""),
+        ),
+        ({"average_j": 2.0}, {"counter_j": "counter_reset: x"}, (None, "counter_reset: x")),
+        ({"average_j": 2.0}, {"counter_j": "not_covered: x"}, (None, "not_covered: x")),
+        ({}, {"counter_j": "not_supported: x", "average_j": "why"}, (None, "why")),
+    ],
+)
+def test_what_is_published(readings, reasons, chosen):
+    assert joules.primary(readings, reasons) == chosen
+
+
 # --- the paper's estimator, on a board that does what its runs do
 
 
@@ -452,9 +629,46 @@ def test_boards_are_summed_and_one_that_fails_fails_the_sum():
         return [{**row, "gpu": number} for row in board.trace(0.0, 12.0)]
 
     trace = sorted(rows(0, 300.0) + rows(1, 200.0), key=lambda row: row["t_s"])
-    assert validity.judge(trace, 4.0, 9.0).energy_j == pytest.approx(2500)
+    both = validity.judge(trace, 4.0, 9.0)
+    assert both.energy_j == pytest.approx(2500)
+    assert both.boards_j == pytest.approx([1500, 1000])
+    alone = validity.judge(rows(0, 300.0), 4.0, 9.0)
+    assert alone.boards_j == [] and alone.energy_j == pytest.approx(1500)
     broken_one = [falls(row) if row["gpu"] else row for row in trace]
     assert validity.judge(broken_one, 4.0, 9.0).energy_j is None
+
+
+def two_boards(pids):
+    """Two boards at 300 and 200 W, each with its list of processes, numbered by the host."""
+    rows = [
+        {**row, "gpu": gpu} | ({"pids": pids[gpu]} if "pids" in row else {})
+        for gpu, watts in enumerate((300.0, 200.0))
+        for row in steady(watts).trace(0.0, 12.0)
+    ]
+    return sorted(rows, key=lambda row: row["t_s"])
+
+
+@pytest.mark.parametrize(
+    ("pids", "own", "believed"),
+    [
+        ([[1], [2]], (), True),
+        ([[1, 2], [2]], (), False),  # a worker reaches over to the first board
+        ([[1, 2], [2]], (2, 1), True),
+        ([[1, 2], [2, 3]], (2, 1), False),
+        ([[1, 2, 3], [2]], (2, 1), False),
+    ],
+)
+def test_processes_of_an_engine_are_its_own_on_each_board(pids, own, believed):
+    window = validity.judge(two_boards(pids), 4.0, 9.0, own_pid=99, own=own)
+    assert (window.energy_j is not None) is believed
+    assert believed or window.reason.startswith("foreign_process")
+
+
+def test_idle_power_of_several_boards_is_shared_by_them():
+    """500 W idle together: a board at 200 W draws more than half of its 250."""
+    assert validity.judge(two_boards([[1], [2]]), 4.0, 9.0, idle_w=500.0).energy_j
+    low = validity.judge(two_boards([[1], [2]]), 4.0, 9.0, idle_w=900.0)
+    assert low.reason.startswith("power_range")
 
 
 # --- additivity

@@ -6,16 +6,19 @@ told to draw, so that a gate is passed by right logits and stops wrong ones.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from lib.files import ROOT
 from lib.measure import batch, latency, session, vllm_gate
+from lib.models import origin
 from lib.models.card import ModelError
 from lib.records import store
 from lib.records.record import select
@@ -23,6 +26,8 @@ from lib.run import preflight
 from lib.stacks import vllm_settings
 from lib.stacks.engine_process import EngineError
 from lib.stacks.logits_check import GateError
+from lib.stacks.stack import StackError
+from tests.fakes.device import FakeDevice
 
 FAKE = ROOT / "tests" / "fakes" / "vllm.py"
 MODEL = "tiny-gpt-oss"
@@ -147,6 +152,49 @@ def test_a_parent_opens_no_cuda(installed, tmp_path):
     assert run.stdout.strip() == "False", run.stderr
 
 
+class TwoBoards(FakeDevice):
+    """300 W and 150 W, on a clock that ticks when it is read."""
+
+    kind = "cpu"  # of the process that computes our own net
+
+    def __init__(self) -> None:
+        super().__init__(tick_s=0.05, watts=300.0)
+        board = SimpleNamespace(gpu_used_bytes=lambda: 10, process_count=lambda: 1)
+        self.boards = [board, board]
+
+    def environment(self):
+        boards = [{"uuid": f"GPU-{n}", "gpu": "Fake GPU"} for n in (1, 2)]
+        return {"gpu": "2 x Fake GPU", "gpu_uuid": "GPU-1", "devices": 2, "boards": boards}
+
+    @contextlib.contextmanager
+    def power_trace(self, period_s=0.025, uuids=()):
+        with super().power_trace(period_s) as trace:
+            yield trace
+        halves = ("energy_j", "power_w")
+        other = [row | {name: row[name] / 2 for name in halves} | {"gpu": 1} for row in trace]
+        trace[:] = sorted(trace + other, key=lambda row: row["t_s"])
+
+
+def test_a_batch_on_two_boards_has_the_joules_of_each(installed, in_process, tmp_path):
+    installed("honest")
+    engine = session.opened(
+        "tiny-qwen3", stack="vllm", weights="random", dtype="bfloat16", device=TwoBoards(), seed=0,
+        contexts=[16], tokens=64, devices=2, records_path=tmp_path / "records.jsonl",
+    )  # fmt: skip
+    env, card = session.begin_records(engine, tmp_path / "records.jsonl")
+    assert env.values["devices"] == 2 and card.key["devices"] == 2
+    rows = batched(engine, tmp_path, sizes=(2,))
+    assert [r.error for r in rows] == [None] * len(rows)
+    assert {r.key["devices"] for r in rows} == {2}
+    metered = select(rows, "batch-energy")
+    assert len(metered) == 2
+    for row in metered:
+        (total,), ((first, second),) = row.samples["energy_j"], row.samples["board_energy_j"]
+        assert total == pytest.approx(first + second) and first == pytest.approx(2 * second)
+    (start,) = select(rows, "engine")
+    assert start.values["board_weights_bytes"] == [96, 96]
+
+
 ARM = {
     "model": MODEL, "weights": "random", "dtype": "bfloat16", "stack": "vllm", "device": "cpu",
     "context": 16, "new_tokens": 8,
@@ -164,6 +212,7 @@ def test_what_can_run_passes_the_preflight(installed):
         ({"dtype": "float32"}, "runs bfloat16, mxfp4, fp8, not float32"),
         ({"weights": "gguf"}, "not GGUF; use WEIGHTS=random"),
         ({"context": 10**7}, "exceeds the .* positions"),
+        ({"devices": 3}, "8 attention heads cannot be shared evenly by devices: 3"),
     ],
 )
 def test_what_cannot_run_is_refused_before_any_work(installed, changes, text):
@@ -187,6 +236,32 @@ def test_without_vllm_the_run_is_refused_before_any_work(tmp_path, monkeypatch, 
         monkeypatch.setenv("VLLM_PYTHON", named)
     with pytest.raises(EngineError, match=text):
         vllm_settings.require_installed(tmp_path)
+
+
+@pytest.mark.parametrize(("devices", "fits"), [(1, False), (2, True)])
+def test_each_gpu_holds_its_part_of_the_weights(installed, devices, fits):
+    """Room for two thirds of the weights and the margin."""
+    card = vllm_settings.held_card(origin.find(MODEL), "bfloat16")
+    free = card.kv_bytes(24, 1) + card.margin_bytes + 2 * card.weight_bytes // 3
+    gpu = SimpleNamespace(free_bytes=lambda: free, torch_device="cuda")
+    problems = preflight.check([ARM | {"devices": devices}], device=gpu)
+    assert problems == [] if fits else "needs" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("stack", "devices", "text"),
+    [
+        ("graph", 2, "'graph' computes on one GPU, not on devices: 2; STACK=vllm shards"),
+        ("vllm", 2, "devices: 2 are GPUs, and this is a CPU"),
+        ("vllm", 0, "devices: 0 is no whole number"),
+    ],
+)
+def test_devices_that_cannot_be_used_are_refused(installed, tmp_path, stack, devices, text):
+    with pytest.raises((StackError, RuntimeError), match=text):
+        session.opened(
+            MODEL, stack=stack, weights="random", dtype="bfloat16", device="cpu", seed=0,
+            tokens=64, devices=devices, records_path=tmp_path / "records.jsonl",
+        )  # fmt: skip
 
 
 def test_an_engine_is_no_stack_of_a_loaded_net(installed, tmp_path):

@@ -346,3 +346,17 @@ def test_the_embedding_counts_and_not_the_number_of_tokens():
 def test_drawn_ids_are_within_every_table_that_tokens_are_looked_up_in(rows, more, largest):
     ids = prompts.prompt_ids(model_of(rows=rows, more=more, special_ids=(0,)), 400, seed=0)
     assert (ids.min(), ids.max()) == (1, largest)
+
+
+@pytest.mark.parametrize("template", [None, CHAT])
+def test_a_fixed_text_is_counted_as_a_user_s_turn(template):
+    """Words and what is put around them; fewer merges give more tokens for the same text."""
+    coarse, fine = (tokenizer(template, vocab_size=size) for size in (600, 300))
+    count = prompts.text_tokens(coarse, words=50)
+    assert count == prompts.text_tokens(coarse, words=50)
+    assert count > prompts.text_tokens(coarse, words=49)
+    assert prompts.text_tokens(fine, words=50) > count
+    around = "".join(prompts._parts(coarse)[1:])
+    assert prompts.text_tokens(coarse, words=0) == len(
+        coarse(around, add_special_tokens=template is None)["input_ids"]
+    )

@@ -89,6 +89,22 @@ def test_rows_of_two_gpus_or_dtypes_are_not_compared():
     record.require_comparable(mixed, envs, differ=("dtype",))
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"gpu_shared": "2 other process(es) use it"}, r"is shared \(2 other process"),
+        ({"gpu_uuid": "MIG-1"}, r"a MIG slice \(A\)"),  # rows of before
+    ],
+)
+def test_rows_of_a_shared_gpu_are_compared_with_nothing(values, reason):
+    shared = record.environment_record({"gpu": "A", "gpu_uuid": "GPU-1"} | values)
+    envs = record.environments([ENV_A, shared])
+    record.require_comparable([row(env=shared)], envs)  # one row is no comparison
+    for pair in ([row(env=shared), row()], [row(env=shared), row(env=shared)]):
+        with pytest.raises(ValueError, match=reason):
+            record.require_comparable(pair, envs)
+
+
 def test_every_kind_that_was_released_is_listed():
     """Whoever reads a row can look up what it holds."""
     paths = sorted((ROOT / "outputs" / "released").rglob("records.jsonl"))

@@ -15,6 +15,7 @@ from bs4 import BeautifulSoup
 from lib.__main__ import main
 from lib.files import ROOT, ParamsError
 from lib.report import bundle, document
+from tests.browser import records_of
 from tests.samples import records as sample
 
 ANN = [("user name", "ann"), ("host name", "ann-laptop"), ("home folder", "/srv/people/ann")]
@@ -71,7 +72,7 @@ def test_folders_are_inside_and_a_report_can_be_built_from_it(archive, tmp_path)
     with zipfile.ZipFile(archive) as file:
         file.extractall(tmp_path)
     soup = BeautifulSoup((tmp_path / "demo" / "report.html").read_text(), "html.parser")
-    folders = {tr.find_all("td")[-1].text.strip() for tr in soup.select("#records tbody tr")}
+    folders = {line["folder"] for line in records_of(soup).values()}
     assert folders and all((tmp_path / "demo" / f / "records.jsonl").exists() for f in folders)
     again = document.write(tmp_path / "demo", tmp_path / "x" / "demo")
     assert again.with_name("tables").is_dir()

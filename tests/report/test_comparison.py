@@ -62,6 +62,17 @@ def test_a_ratio_is_b_over_a_with_its_interval():
     assert pair.verdict == "B lower"
 
 
+def test_an_arm_of_a_shared_gpu_is_refused_on_either_side():
+    values = {"gpu_shared": "it is virtual"}
+    shared = environment_record(sample.GPU | values)
+    arms = [row(env, {"e2e_s": sample.spread(2.0)}) for env in (A, shared)]
+    sides = [Side(name, (A, shared, arm)) for name, arm in zip("ab", arms, strict=True)]
+    for pair, letter in ((sides, "B"), (sides[::-1], "A")):
+        pairs, (refused,) = result_sets.compare(*pair)
+        assert pairs == []
+        assert refused.reason == f"measured on a GPU that is shared (it is virtual) in {letter}"
+
+
 def test_an_interval_that_contains_one_resolves_nothing():
     near = row(B, {"e2e_s": sample.spread(2.002)})
     assert (
@@ -228,3 +239,7 @@ def test_a_metric_of_all_lengths_is_compared_once_for_the_arm():
     (pair,) = [p for p in pairs if p.metric.name == "decode"]
     assert (pair.a.value, pair.b.value, pair.ratio.value) == pytest.approx((10, 20, 2))
     assert pair.key["new_tokens"] is None
+    shared = environment_record(sample.GPU | {"gpu_uuid": "MIG-1"})
+    theirs = [replace(row, env_id=shared.env_id) for row in theirs]
+    pairs, refused = result_sets.compare(Side("a", (A, *ours)), Side("b", (shared, *theirs)))
+    assert pairs == [] and {r.reason[:22] for r in refused} == {"measured on a MIG slic"}

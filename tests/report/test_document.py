@@ -23,7 +23,7 @@ from lib.show.wording import compared
 from lib.stats import Estimate
 from lib.studies.paper_tables import paper_tables
 from lib.studies.study import load_published
-from tests.browser import Page
+from tests.browser import Page, records_of
 from tests.samples import records as sample
 
 WIDTHS = (320, 390, 768, 1024, 1280, 1440)
@@ -144,27 +144,23 @@ def test_each_number_carries_interval_n_method_and_setup(soup):
 
 def test_each_number_of_the_papers_tables_names_its_records(paper, soup):
     """TTFT comes from the row of one new token, a change or a difference from two rows."""
-    listed = {
-        tr["id"]: text_of(BeautifulSoup(str(tr), "html.parser"), "tr")
-        for tr in soup.select("#records tbody tr")
-    }
+    listed = {name: " ".join(line.values()) for name, line in records_of(soup).items()}
     rows = [r for r in load_tree(paper) if r.kind != "environment"]
     assert len(listed) == len(rows)
     for number in range(1, 13):
         for cell in soup.select(f"#table-{number} td.measured[data-n]"):
             ids = cell["data-records"].split()
-            assert ids and all(f"record-{name}" in listed for name in ids), number
+            assert ids and all(name in listed for name in ids), number
 
-    def records_of(selector: str) -> list[str]:
-        ids = soup.select_one(selector)["data-records"].split()
-        return [listed[f"record-{name}"] for name in ids]
+    def behind(selector: str) -> list[str]:
+        return [listed[name] for name in soup.select_one(selector)["data-records"].split()]
 
-    (ttft,) = records_of("#table-1 td.measured")
+    (ttft,) = behind("#table-1 td.measured")
     assert "latency gpt-oss-20b context 2048, new tokens 1," in ttft
     assert "ttft_s: 0.1045, 0.1067, 0.1089" in ttft and "latency" in ttft.split()[-1]
-    both = sorted(records_of("#table-4 td.measured"), key=lambda text: "context 2048" in text)
+    both = sorted(behind("#table-4 td.measured"), key=lambda text: "context 2048" in text)
     assert "context 128, new tokens 64" in both[0] and "context 2048, new tokens 64" in both[1]
-    (peak,) = records_of("#grid-memory td[data-n]")
+    (peak,) = behind("#grid-memory td[data-n]")
     assert "memory" in peak and "peak_bytes" in peak
 
 
@@ -172,12 +168,12 @@ def test_each_number_of_a_grid_names_its_records(soup):
     """A published number comes from no record, nor does the 1 of the arm that others are over, nor
     what the measuring cost, which manifests tell."""
     of_no_record = ("published", "the base arm", "clock")
-    listed = {tr["id"] for tr in soup.select("#records tbody tr")}
+    listed = records_of(soup)
     without = {}
     for grid in soup.select("figure.table[id^=grid-]"):
         for cell in grid.select("td[data-n]"):
             ids = cell.get("data-records", "").split()
-            assert all(f"record-{name}" in listed for name in ids)
+            assert all(name in listed for name in ids)
             if not ids and cell["data-method"] not in of_no_record:
                 at = len(cell.find_previous_siblings())
                 without.setdefault(grid["id"], set()).add(text_of(grid, f'th[data-col="{at}"]'))
@@ -185,7 +181,7 @@ def test_each_number_of_a_grid_names_its_records(soup):
 
 
 def test_a_record_names_its_folder(paper, soup):
-    folders = [tr.find_all("td")[-1].text.strip() for tr in soup.select("#records tbody tr")]
+    folders = [line["folder"] for line in records_of(soup).values()]
     assert folders and all((paper / folder / "records.jsonl").exists() for folder in folders)
 
 
@@ -610,11 +606,40 @@ def test_a_number_opens_by_mouse_and_leads_to_its_record(browser, paper):
             assert text in content
         panel.locator("a").click()
         assert not panel.is_visible() and "#record-" in opened.page.url
-        row = opened.page.locator("#records tr:target")
+        row = opened.page.locator("#records tr.here")
         assert row.is_visible() and row.inner_text().split()[1] == "latency"
+        assert opened.page.url.endswith(row.get_attribute("id"))
+        again = opened.page.url
         numbers.first.click()
         opened.page.locator("h1").click()  # a click elsewhere closes it
         assert not panel.is_visible() and opened.errors == []
+    with Page(browser, paper / "report.html", again[again.index("#") :]) as opened:
+        assert opened.page.locator("#records tr.here").is_visible()
+
+
+@pytest.mark.browser
+def test_records_are_shown_a_few_at_a_time_and_all_can_be_found(browser, paper, soup):
+    lines = records_of(soup)
+    with Page(browser, paper / "report.html") as opened:
+        records, rows = opened.page.locator("#records"), opened.page.locator("#records tbody tr")
+        assert rows.count() == 0
+        records.locator("summary").click()
+        assert rows.count() == 20
+        status = records.get_by_role("status")
+        assert status.inner_text() == f"20 of {len(lines)} records"
+        records.get_by_role("searchbox").fill("memory-paper yi-34b 2048")
+        wanted = {
+            name
+            for name, line in lines.items()
+            if all(word in " ".join(line.values()).lower() for word in ("memory-paper", "yi-34b"))
+            and "2048" in " ".join(line.values())
+        }
+        assert {row.get_attribute("id")[7:] for row in rows.all()} == wanted
+        records.get_by_role("searchbox").fill("")
+        records.get_by_role("button", name="Show all").click()
+        assert rows.count() == len(lines)
+        cells = [cell.inner_text() for cell in rows.last.locator("th, td").all()]
+        assert cells == [" ".join(text.split()) for text in list(lines.values())[-1].values()]
 
 
 @pytest.mark.browser
@@ -653,7 +678,7 @@ def test_an_open_number_stays_inside_the_page(browser, paper):
     with Page(browser, paper / "report.html") as opened:
         for width in WIDTHS:
             opened.page.set_viewport_size({"width": width, "height": 900})
-            opened.page.locator("#table-1 .open").last.click()
+            opened.page.locator("#table-1 .open").filter(visible=True).last.click()
             box = opened.page.locator(".about").bounding_box()
             assert box["x"] >= 0 and box["x"] + box["width"] <= width
             assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
@@ -745,7 +770,9 @@ def test_readable_without_javascript(browser, paper):
         assert not opened.page.locator(".theme").is_visible()
         assert opened.page.locator("button, input").filter(visible=True).count() == 0
         opened.page.locator("details.raw summary").click()  # the records are there all the same
-        assert opened.page.locator("#records tbody tr").first.is_visible()
+        with opened.page.expect_download() as download:
+            opened.page.locator('#records a[download="records.csv"]').click()
+        assert Path(download.value.path()).read_text().startswith("record,kind,model,arm,")
 
 
 @pytest.mark.browser

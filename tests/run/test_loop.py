@@ -365,7 +365,7 @@ def test_an_unknown_parameter_stops_before_any_work(bench):
     bench.write(ok="ok")
     job = lib_manifest.plan(bench.profile(), bench.out)[0]
     wrong = dataclasses.replace(job, parameters={**job.parameters, "nmber": 2})
-    with pytest.raises(files.ParamsError, match="'nmber'; did you mean 'number'"):
+    with pytest.raises(ParamsError, match="'nmber'; did you mean 'number'"):
         run_job.run_job(wrong, sha="x", env={})
     assert not bench.out.exists()
 
@@ -511,13 +511,115 @@ def test_two_runs_cannot_share_a_gpu_or_a_folder(tmp_path):
             lease.lease(two[:1], folder=tmp_path),
         ):
             pass
-        with lease.lease(two, folder=tmp_path) as gpu:
+        with lease.lease(two, folder=tmp_path) as (gpu,):
             assert gpu.uuid == "GPU-2"
     finally:
         holder.kill()
         holder.communicate()
-    with lease.lease(two[:1], wait=True, folder=tmp_path) as gpu:  # freed by the death
+    with lease.lease(two[:1], wait=True, folder=tmp_path) as (gpu,):  # freed by the death
         assert gpu.uuid == "GPU-1"
+
+
+FOUR = [lease.Gpu(f"GPU-{n}", "A") for n in range(4)]
+
+
+def test_several_gpus_are_held_together(tmp_path):
+    """The first free ones, in the order given; one too few names the holder and holds none."""
+    with lease.lease(FOUR[1:2], folder=tmp_path):
+        with lease.lease(FOUR, 2, folder=tmp_path) as held:
+            assert [gpu.uuid for gpu in held] == ["GPU-0", "GPU-2"]
+        with (
+            pytest.raises(lease.BusyError, match=rf"GPU A .GPU-1.*process {os.getpid()}.*--wait"),
+            lease.lease(FOUR[:2], 2, folder=tmp_path),
+        ):
+            pass
+        with lease.lease(FOUR[:1], folder=tmp_path) as held:  # was let go
+            assert held == FOUR[:1]
+
+
+def test_two_that_wait_for_several_gpus_never_wait_for_each_other(tmp_path):
+    """Each names the other's GPUs first, many times over; a thread's lock is its own."""
+    turns = []
+
+    def run(order):
+        for _ in range(20):
+            with lease.lease(order, 2, wait=True, folder=tmp_path) as held:
+                turns.append({gpu.uuid for gpu in held})
+
+    orders = (FOUR[:2], FOUR[1::-1], FOUR[:3], FOUR[2::-1])
+    threads = [threading.Thread(target=run, args=(order,), daemon=True) for order in orders]
+    for thread in threads:
+        thread.start()
+    end_s = time.monotonic() + 30
+    for thread in threads:
+        thread.join(timeout=max(0.0, end_s - time.monotonic()))
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(turns) == 80 and all(len(held) == 2 for held in turns)
+
+
+def test_a_model_is_sharded_over_gpus_of_one_kind():
+    mixed = [lease.Gpu("1", "A"), lease.Gpu("2", "B"), lease.Gpu("3", "B")]
+    assert lease.alike(mixed, 1) == mixed
+    assert [gpu.uuid for gpu in lease.alike(mixed, 2)] == ["2", "3"]
+    with pytest.raises(ParamsError, match=r"devices: 3 needs .* 3 can be seen here .A, B, B"):
+        lease.alike(mixed, 3)
+    with pytest.raises(ParamsError, match=r"0 can be seen here .none.; use DEVICES=1"):
+        lease.alike([], 2)
+
+
+def sharded(bench, devices) -> None:
+    """A profile with the machine, and a model on each of these numbers of GPUs."""
+    cell = "import os\nos.environ['CUDA_VISIBLE_DEVICES']"
+    head = 'records_path = "x"\ndevice = "auto"'
+    make_notebook(bench.source("machine"), head, cell)
+    make_notebook(bench.source("latency"), f'model = "x"\nstack = ""\ndevices = 1\n{head}', cell)
+    profile = {
+        "defaults": {"device": "auto", "stack": "vllm"},
+        "notebooks": {"machine": {}, "latency": {}},
+        "models": [{"name": "a/one", "devices": devices}],
+    }
+    (bench.folder / "params" / "tiny.yaml").write_text(json.dumps(profile))
+
+
+def test_a_job_sees_the_gpus_that_it_asks_for(bench, monkeypatch):
+    """The machine is all that the run holds; run.json names them."""
+    monkeypatch.setattr(lease, "gpus", lambda: FOUR[1:3])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    sharded(bench, [1, 2])
+    assert bench.run(check=lambda arms, env: None) == 0
+    seen, names = {}, {}
+    for path in sorted(bench.out.rglob("run.json")):
+        job = path.parent
+        nb = nbformat.read(job / "notebook.ipynb", as_version=4)
+        name = job.relative_to(bench.out).as_posix()
+        seen[name] = nb.cells[-1].outputs[0]["data"]["text/plain"].strip("'")
+        names[name] = json.loads(path.read_text())["env"]["gpu"]
+    assert seen == {
+        "_all/machine": "GPU-1,GPU-2",
+        "a--one/random-vllm/latency": "GPU-1",
+        "a--one/random-vllm-2gpus/latency": "GPU-1,GPU-2",
+    }
+    assert sorted(names.values()) == ["2 x A", "A", "A"]
+
+
+def test_fewer_gpus_than_asked_for_is_one_line_before_any_work(bench, monkeypatch):
+    monkeypatch.setattr(lease, "gpus", lambda: FOUR[1:3])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    sharded(bench, 3)
+    with pytest.raises(ParamsError, match="devices: 3 needs so many GPUs") as error:
+        bench.run(check=lambda arms, env: None)
+    assert "\n" not in str(error.value) and not list(bench.out.rglob("run.json"))
+
+
+def test_the_preflight_asks_for_each_number_of_gpus(bench):
+    sharded(bench, [1, 2])
+    head = 'model = "x"\nstack = ""\ndevices = 1\nrecords_path = "x"\ndevice = "auto"\ncontext = 8'
+    make_notebook(bench.source("latency"), head)
+    text = (bench.folder / "params" / "tiny.yaml").read_text()
+    text = text.replace('"latency": {}', '"latency": {"context": 8}')
+    (bench.folder / "params" / "tiny.yaml").write_text(text)
+    arms = preflight.arms(lib_manifest.plan(bench.profile(), bench.out))
+    assert [arm["devices"] for arm in arms] == [1, 2]
 
 
 def test_cuda_visible_devices_is_obeyed():
@@ -533,7 +635,7 @@ def test_cuda_visible_devices_is_obeyed():
 H100 = lease.Gpu(
     "GPU-a1",
     "H100",
-    slices=(lease.Gpu("MIG-b1", "H100 MIG 1g.10gb"), lease.Gpu("MIG-b2", "H100 MIG 1g.10gb", 1)),
+    slices=(lease.Gpu("MIG-b1", "H100 MIG 1g.10gb"), lease.Gpu("MIG-b2", "H100 MIG 1g.10gb")),
 )
 L4 = lease.Gpu("GPU-a2", "L4")
 
@@ -604,7 +706,6 @@ def fake_nvml(*, mig):
         nvmlInit=lambda: None,
         nvmlDeviceGetCount=lambda: 1,
         nvmlDeviceGetHandleByIndex=lambda index: "GPU-1",
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: [],
         nvmlDeviceGetUUID=lambda handle: handle,
         nvmlDeviceGetName=lambda handle: f"name of {handle}",
         nvmlDeviceGetMigMode=mode,
@@ -625,9 +726,9 @@ def test_the_kernel_sees_the_gpu_that_is_held_and_no_other(bench, monkeypatch, l
     """Another run holds the first GPU; a list that is set already names both."""
     held = []
 
-    def leased(candidates, *, wait):
+    def leased(candidates, count, *, wait):
         held.append(next(gpu for gpu in candidates if gpu.uuid == "GPU-2"))
-        return contextlib.nullcontext(held[0])
+        return contextlib.nullcontext(held[:count])
 
     monkeypatch.setattr(lease, "gpus", lambda: [lease.Gpu(f"GPU-{i}", "A") for i in (1, 2)])
     monkeypatch.setattr(lease, "lease", leased)
@@ -801,8 +902,8 @@ def test_one_job_runs_beside_others_and_is_named_by_its_folder(bench):
     name = "a--one/random-hf-eager/ok"
     whole = hashlib.sha256(str(bench.out.resolve()).encode()).hexdigest()[:12]
     with lease.lock(f"out-{whole}", what="another job's folder"):
-        assert bench.run(only=name) == 0
+        assert bench.run(only=[name]) == 0
     assert bench.manifest("ok")["status"] == "ok" and not bench.job("raise").exists()
     assert len(json.loads((bench.out / "plan.json").read_text())["jobs"]) == 2
-    with pytest.raises(files.ParamsError, match="unknown job .*did you mean 'a--one/"):
-        bench.run(only="a--one/random-hf-eager/okk")
+    with pytest.raises(ParamsError, match="unknown job .*did you mean 'a--one/"):
+        bench.run(only=["a--one/random-hf-eager/okk"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -413,6 +414,65 @@ def test_an_engine_runs_the_notebooks_that_can_measure_it(with_batch):
 def test_what_an_engine_cannot_run_is_refused_before_any_work(with_batch, slices, message):
     with pytest.raises(ParamsError, match=message):
         load(with_batch, ENGINE, **slices)
+
+
+SHARDED = ENGINE | {
+    "defaults": ENGINE["defaults"] | {"stack": "vllm"},
+    "notebooks": ENGINE["notebooks"] | {"batch": {"stacks_to_compare": [], "trace_stacks": []}},
+    "models": [{"name": "tiny", "devices": [1, 2]}],
+}
+
+
+def test_a_model_may_be_sharded_over_numbers_of_gpus(with_batch):
+    notebook(with_batch, "latency", LATENCY + "\ndevices = 1")
+    profile = load(with_batch, SHARDED)
+    assert [choice.devices for choice in profile.choices] == [1, 2]
+    jobs = plan.plan(profile, with_batch / "out")
+    assert [job.name for job in jobs if job.notebook == "latency"] == [
+        "tiny/random-vllm/latency", "tiny/random-vllm-2gpus/latency"
+    ]  # fmt: skip
+    assert [job.devices for job in jobs if job.notebook == "latency"] == [1, 2]
+    assert plan.command(jobs[-1], "demo")["DEVICES"] == str(jobs[-1].devices)
+    (choice,) = load(with_batch, SHARDED, devices="2").choices
+    assert choice.devices == 2
+    assert profile.parameters("batch", choice)["trace_stacks"] == []  # as the profile says
+
+
+def test_one_gpu_is_what_a_job_was_before(with_batch):
+    """A finished job is not measured again because it can now say `devices`."""
+    notebook(with_batch, "latency", LATENCY + "\ndevices = 1")
+    jobs = plan.plan(load(with_batch, SHARDED), with_batch / "out")
+    one, two = (job for job in jobs if job.notebook == "latency")
+    before = replace(one, parameters={k: v for k, v in one.parameters.items() if k != "devices"})
+    shas = [plan.job_sha(job, "GPU", Path("none")) for job in (before, one, two)]
+    assert shas[0] == shas[1] != shas[2]
+
+
+@pytest.mark.parametrize(
+    ("slices", "message"),
+    [
+        (
+            {"devices": "2", "stack": "graph"},
+            "'graph' computes on one GPU, not on devices: 2;",
+        ),
+        ({"devices": "2", "stack": "hf-eager"}, "STACK=vllm shards a model, or use DEVICES=1"),
+        ({"devices": "0"}, "devices: 0 is no whole number of GPUs"),
+        ({"devices": "-1"}, "devices: '-1' is no whole number of GPUs"),
+        ({"devices": "two"}, "devices: 'two' is no whole number of GPUs"),
+        ({"devices": "1.5"}, "devices: '1.5' is no whole number of GPUs"),
+    ],
+)
+def test_devices_that_a_stack_cannot_use_are_refused_before_any_work(with_batch, slices, message):
+    notebook(with_batch, "latency", LATENCY + "\ndevices = 1")
+    with pytest.raises(ParamsError, match=message):
+        load(with_batch, SHARDED, **slices)
+
+
+@pytest.mark.parametrize("devices", [0, "2", 2.0, True, None, [1, 0], []])
+def test_devices_of_a_profile_are_whole_numbers(with_batch, devices):
+    notebook(with_batch, "latency", LATENCY + "\ndevices = 1")
+    with pytest.raises(ParamsError, match="devices"):
+        load(with_batch, SHARDED | {"models": [{"name": "tiny", "devices": devices}]})
 
 
 def test_a_slice_is_split_but_not_inside_a_path_that_exists(tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_other_code_or_another_environment_is_imported_anew(monkeypatch, tmp_pat
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with warm.Warm([path, path]) as workers:
         first = workers.ready(env)
-        assert workers.ready(dict(env)) is first
+        assert workers.ready(env | {"CUDA_VISIBLE_DEVICES": "GPU-1"}) is first  # read by a fork
         offline = workers.ready(env | {"HF_HUB_OFFLINE": "2"})
         assert offline is not first
         assert first.process.poll() is not None

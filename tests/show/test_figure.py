@@ -1,11 +1,13 @@
 """Figures: what is drawn, what the alternative text says of it, and that gaps are named."""
 
+import base64
 import sys
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 
 from lib.analysis import ablations, efficiency, energy, latency, memory
 from lib.models import entries
@@ -307,6 +309,39 @@ def test_names_of_lines_that_end_together_do_not_touch_and_stay_within():
     heights = sorted(text.get_position()[1] for text in ax.texts)
     gaps = [b - a for a, b in zip(heights, heights[1:], strict=False)]
     assert len(heights) == 8 and min(gaps) > 0.04 and heights[-1] <= 1
+
+
+def test_neighbours_of_one_colour_name_their_model_once():
+    ax = figure.axes()
+    for place, (name, colour) in enumerate(
+        [("b, graph", "C1"), ("a, bound", "C0"), ("a, vllm", "C0"), ("c", "C0"), ("b, vllm", "C1")]
+    ):
+        ax.plot([0, 1], [0, place], color=colour, label=name)
+    figure.labelled(ax, "t", "x", "y")
+    figure.label_ends(ax)
+    names = [text.get_text() for text in sorted(ax.texts, key=lambda x: x.get_position()[1])]
+    assert [name.strip() for name in names] == ["b, graph", "bound", "a, vllm", "c", "b, vllm"]
+
+
+def test_a_figure_carries_its_points_as_csv():
+    ax = figure.axes()
+    ax.plot([128, 512], [1.5, 2], label="a, graph")
+    ax.plot([128], [9.0], label="_one sample")
+    figure.labelled(ax, "Speed of all", "context (tokens)", "tok/s")
+    page = BeautifulSoup(figure.html(ax, []), "html.parser")
+    link = page.select_one("figure#figure-speed-of-all a[download]")
+    assert link["download"] == "figure-speed-of-all.csv"
+    assert base64.b64decode(link["href"].partition(",")[2]).decode() == (
+        'series,context (tokens),tok/s\n"a, graph",128,1.5\n"a, graph",512,2\n'
+    )
+    ax = figure.axes()
+    ax.barh([0, 1], [3, 4], label="cache")
+    ax.set_yticks([0, 1], ["m at 128", "m at 512"])
+    figure.labelled(ax, "Ledger", "GB", "")
+    assert figure.points(ax) == [
+        {"series": "cache", "bar": "m at 128", "GB": 3.0},
+        {"series": "cache", "bar": "m at 512", "GB": 4.0},
+    ]
 
 
 def test_a_bound_has_one_name_for_each_colour():

@@ -342,6 +342,17 @@ def test_columns_of_a_group_share_a_header():
     assert table.frame().columns[1] == "TTFT (ms), paper"
 
 
+def test_a_word_too_long_to_read_opens_on_demand():
+    name = "_ZN7cutlass13device_kernel" + "I" * 60
+    grid = Table("k", "Kernels", (Column("of"), Column("kernel")), (("m", name), ("m", "gather")))
+    page = BeautifulSoup(grid.html(), "html.parser")
+    (clipped,) = page.select("details.clip")
+    assert clipped.summary.text == name[:64] + "…"
+    clipped.summary.extract()
+    assert clipped.text == name
+    assert name in grid.markdown() and grid.lines()[0]["kernel"] == name
+
+
 def test_a_table_without_rows_says_why():
     table = or_why(replace(small(SIX), rows=()), "no call was profiled")
     assert "No call was profiled." in table._repr_html_() and "<table" not in table._repr_html_()

@@ -191,6 +191,32 @@ def test_an_error_in_a_request_is_an_answer_and_the_next_is_served(monkeypatch, 
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_what_several_workers_tell_is_one_model():
+    """Bytes are added up, and a number that one of them lacks is none."""
+    held = [
+        {"parameter_bytes": {"rest": {"bfloat16": 6}}, "linear": {"L": 2}, "loaded": {"digest": d}}
+        for d in ("a", "b")
+    ]
+    assert vllm_engine.described(held) == {
+        "parameter_bytes": {"rest": {"bfloat16": 12}}, "linear": {"L": 2},
+        "loaded": {"digest": "a"}, "draws": ["a", "b"],
+    }  # fmt: skip
+    assert vllm_engine.described(held[:1])["parameter_bytes"] == {"rest": {"bfloat16": 6}}
+    parts = [{"weights_bytes": 2, "allocated_bytes": None}, {"weights_bytes": 3, "more": 1}]
+    assert vllm_engine.summed(parts) == {"weights_bytes": 5, "allocated_bytes": None, "more": 1}
+
+
+def test_one_gpu_of_several_writes_the_logits(tmp_path):
+    """All have the same ones, and two that write a file at once leave half of it."""
+    model = Model()
+    inspect, path = worker(model), tmp_path / "logits.bin"
+    inspect.rank = 1
+    inspect.force(1, [4])
+    for _ in range(2):
+        model.compute_logits(torch.zeros(1, 1))
+    assert inspect.forced_logits(str(path)) == [1, 1, 5] and not path.exists()
+
+
 def test_what_json_cannot_hold_is_told_by_its_name():
     assert vllm_engine.plain(torch.bfloat16) == "bfloat16"
     assert vllm_engine.plain(SimpleNamespace(name="FULL")) == "FULL"

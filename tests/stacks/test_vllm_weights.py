@@ -53,6 +53,45 @@ def test_the_published_form_stores_experts_in_two_tensors(plan):
     assert vllm_weights.REPORT["quantised"] == 4 * 8 * (64 * 128 + 64 * 64)
 
 
+def test_experts_are_stored_without_a_whole_tensor_in_memory(plan, monkeypatch):
+    """A large mixture's take gigabytes: drawn one by one they are the same to the bit."""
+    path, net = plan
+    drawn, tensor = [], draws.tensor
+    beside = vllm_weights.sibling("draws")
+
+    def watched(draw, *arguments):
+        drawn.append((draw.name, tensor(draw, *arguments)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(beside, "tensor", watched)
+    found = dict(vllm_weights.drawn(str(path), form="mxfp4"))
+    assert max(len(t) for name, t in drawn if draws.is_mxfp4_name(name)) == 1
+    for name, weight in net.named_parameters():
+        if draws.is_mxfp4_name(name):
+            for stored, whole in draws.in_mxfp4(name, weight):
+                assert torch.equal(found[stored], whole)
+
+
+def test_parts_of_several_gpus_are_the_whole(plan):
+    """Each draws all and keeps its part, as the model's own loading cuts it: attention by heads, a
+    mixture by its inner size, whose scales are those of the whole."""
+    path, _ = plan
+    whole = dict(vllm_weights.drawn(str(path), form="mxfp4"))
+    layer, ranks = "model.layers.0", [dict(vllm_weights.drawn(str(path), "mxfp4")) for _ in "ab"]
+    cuts = {
+        f"{layer}.self_attn.q_proj.weight": 0,
+        f"{layer}.self_attn.o_proj.weight": 1,
+        f"{layer}.mlp.experts.gate_up_proj_blocks": 1,
+        f"{layer}.mlp.experts.gate_up_proj_scales": 1,
+        f"{layer}.mlp.experts.down_proj_blocks": 2,
+        f"{layer}.mlp.experts.down_proj_scales": 2,
+    }
+    for name, axis in cuts.items():
+        parts = [one[name].chunk(2, axis)[rank] for rank, one in enumerate(ranks)]
+        assert parts[0].shape[axis] * 2 == whole[name].shape[axis]
+        assert torch.equal(torch.cat(parts, axis), whole[name]), name
+
+
 @pytest.fixture
 def vllm(monkeypatch):
     """As much of vLLM as registering and loading touch."""

@@ -85,10 +85,14 @@ def points(rows: Sequence[Record]) -> list[Point]:
 
 def pointed(rows: Sequence[Record]) -> list[tuple[Point, list[Record]]]:
     """Every point with the rows that it was made from."""
+    return Rows.of(rows).once(_every_point)
+
+
+def _every_point(rows: Rows) -> list[tuple[Point, list[Record]]]:
     arms = {(a.model, a.setup, a.context, a.batch): a for a in bounds.arms(rows, "batch")}
-    checked = _checked(rows)
+    passed = checked(rows)
     return [
-        (replace(_point(where, group, arms.get(where)), gated=_gated(group[0], checked)), group)
+        (replace(_point(where, group, arms.get(where)), gated=is_gated(group[0], passed)), group)
         for where, group in grouped(rows, KINDS, FIELDS).items()
     ]
 
@@ -96,21 +100,21 @@ def pointed(rows: Sequence[Record]) -> list[tuple[Point, list[Record]]]:
 def results(rows: Sequence[Record]) -> Rows:
     """The rows that a choice may rest on: no leads, and no stand-in weights of an engine."""
     rows = Rows.of(rows)
-    checked = _checked(rows)
+    passed = checked(rows)
     return rows.where(
-        lambda r: r.key.get("weights") != STAND_IN and (r.kind not in KINDS or _gated(r, checked))
+        lambda r: r.key.get("weights") != STAND_IN and (r.kind not in KINDS or is_gated(r, passed))
     )
 
 
-def _checked(rows: Sequence[Record]) -> set[tuple]:
+def checked(rows: Sequence[Record]) -> set[tuple]:
     """Where a gate passed."""
     gates = [r for r in rows if r.kind == "gate" and not r.error]
     return {tuple(r.key.get(name) for name in CHECKED) for r in gates}
 
 
-def _gated(row: Record, checked: set[tuple]) -> bool:
+def is_gated(row: Record, passed: set[tuple]) -> bool:
     """Whether a gate passed at the row's batch; rows of loaded nets are not written without one."""
-    return not row.key.get("engine") or tuple(row.key.get(name) for name in CHECKED) in checked
+    return not row.key.get("engine") or tuple(row.key.get(name) for name in CHECKED) in passed
 
 
 def _point(where: tuple, group: Sequence[Record], arm: bounds.Arm | None) -> Point:

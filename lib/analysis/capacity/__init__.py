@@ -1,7 +1,7 @@
-"""What a GPU or a load that was not measured would give: predictions with intervals, registered.
+"""Predictions of cards that were not measured, registered first and scored afterwards.
 
-`model` learns from rows and predicts, `fit` is its arithmetic, `registry` writes predictions down
-before anybody measures.
+`registry` reads what was registered, `score` sets it against rows, `scored` shows that, and
+`predicted` makes options of the planner of it.
 """
 
 from lib import modules_of

@@ -26,7 +26,7 @@ SATURATED = 1.10  # twice the users must give this much more throughput
 # What a load was not, or a client could not: its row is shown and decides nothing.
 DOUBTS = {
     "unsteady", "few_requests", "client_busy", "client_late", "cached", "stopped",
-    "metrics_differ", "arrivals", "ran_out",
+    "metrics_differ", "arrivals", "ran_out", "stalled",
 }  # fmt: skip
 NOTES = (
     "closed: so many users, each with one request in flight; poisson: requests arrive at that rate",

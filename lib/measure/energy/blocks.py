@@ -100,14 +100,15 @@ def samples_of(blocks: Sequence[Block], idle_w: float | None) -> dict[str, list[
 
     `energy_j` is by the estimator that is published, `average_energy_j` and `instant_energy_j` by
     the power readings, `paper_energy_j` by the paper's estimator, `net_energy_j` is energy less
-    what the idle board draws in that time. `start_s` and `stop_s` are the edges on the traces.
+    what the idle board draws in that time. `start_s` and `stop_s` are the edges on the traces. Of
+    several boards all of these are sums, and `board_energy_j` holds the joules of each.
     """
     samples = {"e2e_s": [stop - start for b in blocks for start, stop in b.span.calls_s]}
     good = believed(blocks)
     if not good:
         return samples
     calls = [len(b.span.calls_s) for b in good]
-    columns: dict[str, list[float | None]] = {
+    columns: dict[str, list[Any]] = {
         "energy_j": [b.window.energy_j / n for b, n in zip(good, calls, strict=True)],
         "average_energy_j": [b.per_call_j("average_j") for b in good],
         "instant_energy_j": [b.per_call_j("instant_j") for b in good],
@@ -118,6 +119,10 @@ def samples_of(blocks: Sequence[Block], idle_w: float | None) -> dict[str, list[
         columns["net_energy_j"] = [
             (b.window.energy_j - idle_w * b.window.seconds) / n
             for b, n in zip(good, calls, strict=True)
+        ]
+    if all(b.window.parts for b in good):
+        columns["board_energy_j"] = [
+            [joules / n for joules in b.window.boards_j] for b, n in zip(good, calls, strict=True)
         ]
     columns["start_s"] = [b.span.start_s for b in good]
     columns["stop_s"] = [b.span.stop_s for b in good]

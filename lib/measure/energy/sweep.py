@@ -165,7 +165,8 @@ def open_session(
 
 
 def idle_power(session: Session, idle_s: float, when: str) -> dict[str, Any]:
-    """Mean board power (W) with the model loaded and nothing running; empty without readings."""
+    """Mean power of all boards (W) with the model loaded and nothing running, and of each of
+    several; empty without readings."""
     device = session.model.device
     if "energy" in device.missing:
         return {}
@@ -178,8 +179,11 @@ def idle_power(session: Session, idle_s: float, when: str) -> dict[str, Any]:
         span.stop_s,
         own_pid=os.getpid(),
         lenient=("temperature_drift", "clock_drift"),
+        own=getattr(device, "own_processes", ()),
     )
-    return {f"idle_{when}_w": window.mean_w, "idle_reason": window.reason}
+    boards_w = [joules / window.seconds for joules in window.boards_j]
+    each = {f"idle_{when}_board_w": boards_w} if boards_w else {}
+    return {f"idle_{when}_w": window.mean_w, "idle_reason": window.reason, **each}
 
 
 def idle_both(values: dict[str, Any]) -> dict[str, Any]:
@@ -304,6 +308,7 @@ def judged(
         own_pid=os.getpid(),
         session=session.gates,
         calls_s=span.calls_s,
+        own=getattr(session.model.device, "own_processes", ()),
     )
     paper = [joules.over_boards(joules.paper_j, trace, *edges)[0] for edges in span.calls_s]
     mean = None if None in paper else sum(paper) / len(paper)

@@ -12,9 +12,11 @@ A request's row: `scheduled_s` (the plan's instant; in a closed loop when its us
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from lib.measure.serving.stream import Stream, StreamError, error_text, usage_of
 
 SCHEMA = 1
 KEY = "SERVER_API_KEY"
+AHEAD = 32  # clients that are opened before requests arrive by a law; more where they are needed
 LEAD_S = 0.3  # between the client's start and the run's zero
 # Why a request failed; `cancelled` was ended by the client itself, at the limit of the run.
 CLASSES = (
@@ -76,11 +79,11 @@ class StampedBackend(httpcore.AnyIOBackend):
         return StampedStream(await super().connect_tcp(*args, **options))
 
 
-def transport(connections: int | None) -> httpx.AsyncHTTPTransport:
-    """A transport of httpx over stamped connections; at most so many, None for any number."""
-    over = httpx.AsyncHTTPTransport(trust_env=False)
+def transport(connections: int, context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
+    """A transport of httpx over at most so many stamped connections."""
+    over = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
     over._pool = httpcore.AsyncConnectionPool(
-        ssl_context=httpx.create_ssl_context(trust_env=False),
+        ssl_context=context,
         max_connections=connections,
         max_keepalive_connections=None,
         network_backend=StampedBackend(),
@@ -91,9 +94,13 @@ def transport(connections: int | None) -> httpx.AsyncHTTPTransport:
 class Run:
     """What the requests of one run share."""
 
-    def __init__(self, plan: Row, http: httpx.AsyncClient, write: Callable[[Row], None]) -> None:
-        self.plan, self.http, self.write = plan, http, write
+    def __init__(
+        self, plan: Row, opened: Callable[[], httpx.AsyncClient], write: Callable[[Row], None]
+    ) -> None:
+        self.plan, self.opened, self.write = plan, opened, write
         self.zero_s = 0.0
+        count = len(plan.get("user_starts_s") or ()) or min(AHEAD, len(plan["requests"]))
+        self.free = [opened() for _ in range(count)]
         self.built = [self._build(request) for request in plan["requests"]]
 
     def _build(self, request: Row) -> httpx.Request:
@@ -101,7 +108,20 @@ class Run:
         headers = {"Content-Type": "application/json", "X-Request-Id": str(request["id"])}
         headers |= authorization()
         content = json.dumps(request["body"]).encode()
-        return self.http.build_request("POST", self.plan["url"], content=content, headers=headers)
+        return httpx.Request("POST", self.plan["url"], content=content, headers=headers)
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[httpx.AsyncClient]:
+        """A client that is free, or another one.
+
+        Each has a connection of its own: a shared pool looks through all of them whenever it gets a
+        request, so that those of many users who were answered together left late.
+        """
+        http = self.free.pop() if self.free else self.opened()
+        try:
+            yield http
+        finally:
+            self.free.append(http)
 
     def now(self) -> float:
         """Seconds since the run's zero."""
@@ -152,7 +172,8 @@ async def one(run: Run, number: int, scheduled_s: float, user: int | None = None
     row |= {"read_s": [], "read_bytes": [], "failure": None}
     try:
         async with asyncio.timeout(run.plan["timeout_s"]):
-            await _exchange(run, run.built[number], stream, row)
+            with run.client() as http:
+                await _exchange(run, http, run.built[number], stream, row)
         failure = _wrong(run.plan, request, stream)
     except asyncio.CancelledError:
         row |= {"end_s": run.now(), "failure": _failure("cancelled", "the run's limit was reached")}
@@ -165,13 +186,15 @@ async def one(run: Run, number: int, scheduled_s: float, user: int | None = None
     return row
 
 
-async def _exchange(run: Run, request: httpx.Request, stream: Stream, row: Row) -> None:
+async def _exchange(
+    run: Run, http: httpx.AsyncClient, request: httpx.Request, stream: Stream, row: Row
+) -> None:
     async def trace(name: str, info: Any) -> None:
         if name == "http11.send_request_body.complete":
             row["sent_s"] = run.now()
 
     request.extensions["trace"] = trace
-    response = await run.http.send(request, stream=True)
+    response = await http.send(request, stream=True)
     try:
         row["status"] = response.status_code
         _check_kind(response, (await _body(response)) if response.status_code != 200 else b"")
@@ -292,11 +315,20 @@ async def run_plan(plan: Row, write: Callable[[Row], None]) -> None:
     if plan.get("schema") != SCHEMA:
         raise ValueError(f"the plan has schema {plan.get('schema')}, this client reads {SCHEMA}")
     timeout = httpx.Timeout(None, connect=plan["connect_timeout_s"])
-    over = transport(plan.get("connections"))
-    # No proxy and no .netrc of the machine: the endpoint is spoken to directly.
-    async with httpx.AsyncClient(transport=over, timeout=timeout, trust_env=False) as http:
-        run, reason = Run(plan, http, write), None
-        await warm(http)
+    context = httpx.create_ssl_context(trust_env=False)
+    async with contextlib.AsyncExitStack() as open_clients:
+
+        def client_of(connections: int) -> httpx.AsyncClient:
+            # No proxy and no .netrc of the machine: the endpoint is spoken to directly.
+            over = transport(connections, context)
+            http = httpx.AsyncClient(transport=over, timeout=timeout, trust_env=False)
+            open_clients.push_async_callback(http.aclose)
+            return http
+
+        shared = client_of(plan.get("connections") or 1)
+        run = Run(plan, lambda: shared if plan.get("connections") else client_of(1), write)
+        reason = None
+        await warm(shared)
         busy_s = time.process_time()
         run.zero_s = clock() + LEAD_S
         header = {"row": "header", "schema": SCHEMA, "zero_s": run.zero_s}

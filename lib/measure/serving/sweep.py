@@ -34,6 +34,7 @@ LEAST_MIXES = 12  # a fit of energy takes eight, and four are held out
 MOST_GAPS = 4000  # of a record, evenly over time; the trace has all
 BUSY_CLIENT = 0.7  # of one processor, above which the client itself may be late
 LATE_CLIENT_S = 0.005
+STALL_S, STALL_TTFTS = 0.5, 3.0  # a silence of all streams longer than both is told
 SATURATED = 1.10  # twice the users must give this much more throughput
 PROBES = 3
 # Prompt and output tokens of the mixes that a fit of energy needs, from prompts to outputs only.
@@ -46,8 +47,9 @@ class Session:
     """What the cells of one server share. `values` and `key` go into every record.
 
     By lengths, `shortest_s` is the least latency on the idle server, `under_load_s` the users of
-    the last closed loop and the least latency in it. `gone` says why the server does not answer any
-    more; cells are then rows with that error.
+    the last closed loop and the least latency in it. So many `processes` held the board when the
+    load began: the server's and this one. `gone` says why the server does not answer any more;
+    cells are then rows with that error.
     """
 
     endpoint: Endpoint
@@ -62,6 +64,7 @@ class Session:
     least_energy_s: float = steady.LEAST_ENERGY_S
     shortest_s: dict[str, float] = field(default_factory=dict)
     under_load_s: dict[str, tuple[int, float]] = field(default_factory=dict)
+    processes: int = 1
     gone: str = ""
 
     @property
@@ -79,8 +82,11 @@ def begin(session: Session, idle_s: float) -> None:
         return
     with device.power_trace() as trace:
         span = windows.idle(device, idle_s)
+    lists = [row["pids"] for row in trace if row.get("pids")]
+    session.processes = len(lists[0]) if lists else 1
     lenient = ("temperature_drift", "clock_drift")
-    idle = validity.judge(trace, span.start_s, span.stop_s, lenient=lenient)
+    own = [session.processes]
+    idle = validity.judge(trace, span.start_s, span.stop_s, lenient=lenient, own=own)
     if idle.mean_w is None:
         session.missing["idle_w"] = idle.reason
     else:
@@ -312,6 +318,7 @@ def _record(session: Session, cell: Cell, run: Run, kind: str, sha: str) -> Reco
         if at.seconds
         else None,
         "itl_count": len(gaps),
+        "silence_s": timing.silence_s(run.requests, at) if cell.load.users else None,
         "arrivals_p": law.p if law else None,
         "client_cpu_share": cpu_s / wall_s if cpu_s is not None else None,
         "metrics": run.counters,
@@ -358,7 +365,8 @@ def _energy(
         text = f"the window has {at.seconds:g} s; the counter needs {session.least_energy_s:g}"
         return {}, {"energy_j": text}, None
     edges = run.zero_s + at.start_s, run.zero_s + at.stop_s
-    window = validity.judge(run.trace, *edges, idle_w=session.values.get("idle_w"))
+    idle_w, own = session.values.get("idle_w"), [session.processes]
+    window = validity.judge(run.trace, *edges, idle_w=idle_w, own=own)
     values = {"gates": validity.as_dicts(window.gates), "joules": window.joules}
     if window.energy_j is None:
         return values, {"energy_j": window.reason}, window
@@ -411,6 +419,12 @@ def _warnings(
     if delays and (late := statistics.median(delays)) > LATE_CLIENT_S:
         text = f"the client sent its requests {late * 1e3:.1f} ms late (median); free its host"
         warnings.append(warning("client_late", text))
+    waits = [fact["first_s"] - fact["scheduled_s"] for fact in requests if fact["first_s"]]
+    silence = values["silence_s"] or 0.0
+    if waits and silence > max(STALL_S, STALL_TTFTS * statistics.median(waits)):
+        text = f"no user got anything for {silence:.2f} s: the server compiled, or stopped to read"
+        text += " prompts that came together; a longer warm-up tells which"
+        warnings.append(warning("stalled", text))
     hits = sum(fact["cached_tokens"] or 0 for fact in requests)
     prompts = sum(fact["prompt_tokens"] or 0 for fact in requests)
     if hits > 0.01 * prompts:

@@ -72,6 +72,13 @@ def credits(row: Row) -> list[tuple[float, float]]:
     return [(t, float(count)) for t, count in zip(row["event_s"], counts, strict=True)]
 
 
+def silence_s(rows: Iterable[Row], window: Window) -> float:
+    """The longest time within the window in which no request got a byte; for a closed loop, where
+    somebody always waits."""
+    reads = sorted(t for row in rows for t in row["read_s"] if window.holds(t))
+    return max(b - a for a, b in pairwise([window.start_s, *reads, window.stop_s]))
+
+
 def computed_prompt_tokens(row: Row) -> int | None:
     """Prompt tokens that the server had to compute: all, less those from its prefix cache."""
     prompt = row["usage"]["prompt_tokens"]

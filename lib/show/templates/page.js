@@ -1,5 +1,3 @@
-"use strict";
-(function () {
   var root = document.documentElement;
 
   // Theme: system, light, dark. Where storage is closed (some file:// pages) it lasts for the visit.
@@ -20,110 +18,21 @@
     });
   }
 
-  // Sorting: a button in each sortable header; numbers by data-value; what is missing comes last.
-  function value(row, column) {
-    var cell = row.cells[column];
-    if (!cell) { return ""; }
-    return cell.hasAttribute("data-value") ? cell.getAttribute("data-value") : cell.textContent.trim();
-  }
-  function number(text) {
-    var plain = text.replace(/,/g, "").replace(/[\u2212\u2013]/g, "-");
-    return plain !== "" && isFinite(plain) ? Number(plain) : null;
-  }
-  function missing(text) { return /^(|-|\u2013|\u2014|None|nan)$/i.test(text); }
-  function compare(a, b) {
-    var x = number(a), y = number(b);
-    if (x !== null && y !== null) { return x - y; }
-    if (x !== null || y !== null) { return x !== null ? -1 : 1; }
-    return a.localeCompare(b);
-  }
-  function sort(table, header) {
-    var column = Number(header.getAttribute("data-col"));
-    var down = header.getAttribute("aria-sort") === "ascending";
-    table.querySelectorAll("th[aria-sort]").forEach(function (th) { th.removeAttribute("aria-sort"); });
-    header.setAttribute("aria-sort", down ? "descending" : "ascending");
-    var rows = Array.prototype.slice.call(table.tBodies[0].rows);
-    rows.sort(function (r, s) {
-      var a = value(r, column), b = value(s, column);
-      if (missing(a) || missing(b)) { return missing(a) - missing(b); }
-      return down ? compare(b, a) : compare(a, b);
-    });
-    rows.forEach(function (row) { table.tBodies[0].appendChild(row); });
-  }
-  document.querySelectorAll("table.sortable").forEach(function (table) {
-    if (!table.tBodies.length || table.tBodies[0].rows.length < 2) { return; }
-    table.querySelectorAll("th[data-col]").forEach(function (th) {
-      var control = document.createElement("button");
-      control.type = "button";
-      control.className = "sort";
-      while (th.firstChild) { control.appendChild(th.firstChild); }
-      th.appendChild(control);
-      control.addEventListener("click", function () { sort(table, th); });
-    });
-  });
-
-  // Filtering: long tables get a field; a row stays if it holds every word.
-  document.querySelectorAll("table.sortable").forEach(function (table) {
-    var body = table.tBodies[0], rows = body ? Array.prototype.slice.call(body.rows) : [];
-    var region = table.closest(".scroll");
-    if (rows.length < 8 || !region) { return; }
-    var box = document.createElement("p"), field = document.createElement("input");
-    var count = document.createElement("span");
-    var names = table.getAttribute("aria-labelledby") || region.getAttribute("aria-labelledby");
-    var caption = names && document.getElementById(names);
-    var title = caption ? (caption.querySelector("b") || caption).textContent : region.getAttribute("aria-label");
-    box.className = "filter";
-    field.type = "search";
-    field.placeholder = "Filter rows";
-    field.autocomplete = "off";
-    field.setAttribute("aria-label", "Filter rows: " + title);
-    count.setAttribute("role", "status");
-    box.append(field, count);
-    region.before(box);
-    field.addEventListener("input", function () {
-      var words = field.value.toLowerCase().split(/\s+/).filter(Boolean), left = 0;
-      rows.forEach(function (row) {
-        var text = row.textContent.toLowerCase();
-        text += " " + text.replace(/(\d),(?=\d{3})/g, "$1");
-        row.hidden = !words.every(function (word) { return text.indexOf(word) >= 0; });
-        left += row.hidden ? 0 : 1;
-      });
-      count.textContent = words.length ? left + " of " + rows.length + " rows" : "";
-    });
-  });
-
-  // Wide tables show their first columns; a button shows the rest.
-  var COLUMNS = 8;
-  document.querySelectorAll("table.sortable").forEach(function (table) {
-    var region = table.closest(".scroll"), head = table.tHead && table.tHead.rows;
-    if (!region || !head || head.length > 1 || head[0].cells.length <= COLUMNS) { return; }
-    var total = head[0].cells.length, box = document.createElement("p"), control = document.createElement("button");
-    Array.prototype.forEach.call(table.rows, function (row) {
-      Array.prototype.slice.call(row.cells, COLUMNS).forEach(function (cell) { cell.classList.add("further"); });
-    });
-    box.className = "columns";
-    control.type = "button";
-    function fold(closed) {
-      table.classList.toggle("folded", closed);
-      control.setAttribute("aria-expanded", String(!closed));
-      control.textContent = closed ? "Show all " + total + " columns" : "Show the first " + COLUMNS + " columns";
-    }
-    control.addEventListener("click", function () { fold(!table.classList.contains("folded")); });
-    box.append(control);
-    region.before(box);
-    fold(true);
+  // A page that may lie beside this one is a link only where this file lies in its own folder:
+  // mailed alone, the name stays text.
+  var folders = location.pathname.split("/");
+  document.querySelectorAll("[data-home] [data-page]").forEach(function (name) {
+    var here = "", link = document.createElement("a");
+    try { here = decodeURIComponent(folders[folders.length - 2] || ""); } catch (e) { here = ""; }
+    if (here !== name.closest("[data-home]").getAttribute("data-home")) { return; }
+    link.href = name.getAttribute("data-page");
+    while (name.firstChild) { link.appendChild(name.firstChild); }
+    name.appendChild(link);
   });
 
   // A number opens what it rests on. One stop of the Tab key a table; arrows move between numbers.
   function details() {
-    var panel = document.createElement("div");
-    if (!panel.showPopover) { return; }
-    panel.className = "about";
-    panel.tabIndex = -1;
-    panel.setAttribute("popover", "auto");
-    panel.setAttribute("role", "dialog");
-    panel.setAttribute("aria-label", "What this number rests on");
-    document.body.appendChild(panel);
+    if (!panel) { return; }
 
     function line(list, name, content) {
       if (!content) { return; }
@@ -135,50 +44,30 @@
     function records(ids) {
       var all = document.createElement("span");
       ids.split(" ").filter(Boolean).forEach(function (id) {
-        if (!document.getElementById("record-" + id)) { return; }
+        if (!record(id)) { return; }
         var link = document.createElement("a");
         link.href = "#record-" + id;
         link.textContent = id;
         link.addEventListener("click", function () {
-          panel.hidePopover();
-          document.getElementById("record-" + id).hidden = false;
+          panel.close();
           setTimeout(reveal, 0);
         });
         all.append(all.firstChild ? ", " : "", link);
       });
       return all.firstChild ? all : "";
     }
-    function heading(table, column) {
-      var above = 0, names = [];
-      Array.prototype.some.call(table.tHead.rows[0].cells, function (th) {
-        above += th.colSpan;
-        return above > column && names.push(th.textContent);
-      });
-      var own = table.tHead.rows.length > 1 && table.querySelector('th[data-col="' + column + '"]');
-      return names.concat(own ? own.textContent : []).join(", ");
-    }
     function open(control) {
       var cell = control.closest("td"), data = cell.dataset, list = document.createElement("dl");
-      var close = document.createElement("button"), place = control.getBoundingClientRect();
       var name = cell.parentElement.querySelector("th");
-      line(list, "number", (name ? name.textContent + ": " : "") + heading(cell.closest("table"), cell.cellIndex));
+      line(list, "number", (name ? name.textContent + ": " : "") + heading(cell.closest("table"), cell.cellIndex).join(", "));
+      line(list, "meaning", meaningOf(heading(cell.closest("table"), cell.cellIndex).join(" ")));
       line(list, "value", data.value);
       line(list, (data.level || "95 %") + " interval", data.low || data.high ? (data.low || "\u2026") + " to " + (data.high || "\u2026") : "none: " + (data.reason || "one reading"));
       line(list, "n", data.n);
       line(list, "method", data.method);
       line(list, "set-up", data.setup);
       line(list, data.records && data.records.indexOf(" ") > 0 ? "records" : "record", records(data.records || ""));
-      close.type = "button";
-      close.textContent = "Close";
-      close.addEventListener("click", function () { panel.hidePopover(); });
-      panel.replaceChildren(list, close);
-      panel.showPopover();
-      if (window.matchMedia("(min-width: 40.01rem)").matches) {
-        var left = Math.min(place.left, root.clientWidth - panel.offsetWidth - 8);
-        panel.style.left = Math.max(8, left) + window.scrollX + "px";
-        panel.style.top = place.bottom + 6 + window.scrollY + "px";
-      } else { panel.style.left = panel.style.top = ""; }
-      panel.focus();
+      panel.open(control, "What this number rests on", [list]);
     }
     function step(control, key) {
       var row = control.closest("tr"), at = control.closest("td").cellIndex, along = "nextElementSibling";
@@ -224,6 +113,7 @@
     });
   }
   details();
+  markTerms(document.querySelector("main"));
 
   // The planner: which measured option serves so many users within the limits. The rules are those
   // of lib/analysis/choice.py; the answer stays in the address.
@@ -231,7 +121,8 @@
     var form = document.querySelector("form.planner"), table = document.querySelector("table.plan");
     if (!form) { return; }
     var options = JSON.parse(document.getElementById("options").textContent);
-    var verdicts = ["meets", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd"];
+    var MOST = 100;  // options in the answer
+    var verdicts = ["meets", "may meet", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd"];
 
     function grouped(x, digits) { return x.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }); }
     function short(x) {
@@ -258,7 +149,7 @@
       if (!measured.length) { return "no decode throughput"; }
       var most = least(measured, function (c) { return -(c.users * 1e9 + c.context); });
       var longest = least(measured, function (c) { return -(c.context * 1e9 + c.users); });
-      return "measured up to " + place(most) + (most === longest ? "" : " and " + place(longest));
+      return (option.predicted ? "predicted" : "measured") + " up to " + place(most) + (most === longest ? "" : " and " + place(longest));
     }
     function offer(option, ask) {
       var users = room(option, ask.gb * 1e9, ask.context);
@@ -278,9 +169,17 @@
         return end("fails", "room for " + people(users) + " (" + grouped(ask.users, 0) + " asked)");
       }
       if (!cell) { return end("not measured", nearest(option, ask)); }
-      if (ask.ttft && cell.ttft_ms === null) { return end("not measured", "TTFT at " + people(cell.users) + " is not measured"); }
-      if (ask.ttft && cell.ttft_ms > ask.ttft) { return end("fails", "TTFT " + short(cell.ttft_ms) + " ms > " + ask.ttft); }
-      if (ask.itl && 1e3 / cell.each > ask.itl) { return end("fails", "a token takes " + short(1e3 / cell.each) + " ms > " + ask.itl); }
+      if (ask.ttft && cell.ttft_ms === null) {
+        return end("not measured", "TTFT at " + people(cell.users) + " is not " + (option.predicted ? "predicted" : "measured"));
+      }
+      var doubt = "", limits = [["TTFT", ask.ttft, cell.ttft_ms, cell.ttft_ms_ends], ["a token takes", ask.itl, 1e3 / cell.each,
+        cell.each_ends && [1e3 / cell.each_ends[1], 1e3 / cell.each_ends[0]]]];
+      for (var at = 0; at < limits.length; at += 1) {
+        var what = limits[at][0], limit = limits[at][1], time = limits[at][2], ends = limits[at][3] || [time, time];
+        if (limit && ends[0] > limit) { return end("fails", what + " " + short(time) + " ms > " + limit); }
+        if (limit && ends[1] > limit) { doubt = doubt || what + " " + short(ends[0]) + " to " + short(ends[1]) + " ms, " + limit + " asked"; }
+      }
+      if (doubt) { return end("may meet", doubt); }
       return found;
     }
     function cellOf(row, tag, css, text, small) {
@@ -300,12 +199,18 @@
       var ask = {};
       names.forEach(function (name) { ask[name] = Number(form.elements[name].value) || 0; });
       if (!form.checkValidity()) { return; }
-      var offers = options.map(function (option) { return offer(option, ask); });
+      ask.gpu = form.elements.gpu.value;
+      var offers = options.filter(function (option) {
+        return ask.gpu ? option.gpu === ask.gpu : !option.predicted;
+      }).map(function (option) { return offer(option, ask); });
       offers.sort(function (a, b) {
         return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || (b.total || 0) - (a.total || 0);
       });
-      table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.map(function (x) {
+      table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.slice(0, MOST).map(function (x) {
         var row = document.createElement("tr"), basis = x.cell ? "measured at " + place(x.cell) : "";
+        if (x.cell && x.option.predicted) {
+          basis = "predicted at " + place(x.cell) + ": " + short(x.cell.each_ends[0]) + " to " + short(x.cell.each_ends[1]) + " tok/s each at 90%";
+        }
         var sign = { meets: "holds", fails: "fails" }[x.verdict] || "";
         function number(value, digits) { return value === null ? "\u2013" : digits === undefined ? short(value) : grouped(value, digits); }
         cellOf(row, "th", "", x.option.model);
@@ -318,16 +223,32 @@
         cellOf(row, "td", "num", number(x.price, 2));
         return row;
       }));
+      if (offers.length > MOST) {
+        var rest = document.createElement("tr");
+        cellOf(rest, "th", "", "and " + (offers.length - MOST) + " more options");
+        table.tBodies[0].append(rest);
+      }
       table.hidden = false;
     }
     function keep() {
-      var given = names.map(function (name) { return name + "=" + form.elements[name].value; });
+      var given = names.concat("gpu").map(function (name) { return name + "=" + encodeURIComponent(form.elements[name].value); });
       try { history.replaceState(null, "", "#plan?" + given.join("&")); } catch (e) { /* the address stays */ }
     }
+    var cards = form.elements.gpu;
+    options.forEach(function (option) {
+      var known = Array.prototype.some.call(cards.options, function (card) { return card.value === option.gpu; });
+      if (!option.predicted || known) { return; }
+      cards.add(new Option(option.gpu, option.gpu));
+      cards.parentNode.hidden = false;
+    });
+    cards.addEventListener("input", function () {
+      var card = options.filter(function (option) { return option.gpu === cards.value && option.gb; })[0];
+      if (card) { form.elements.gb.value = card.gb; }
+    });
     var asked = location.hash.split("?");
     if (asked[0] === "#plan" && asked[1]) {
       new URLSearchParams(asked[1]).forEach(function (value, name) {
-        if (names.indexOf(name) >= 0) { form.elements[name].value = value; }
+        if (names.indexOf(name) >= 0 || name === "gpu") { form.elements[name].value = value; }
       });
     }
     form.hidden = false;
@@ -341,14 +262,15 @@
   var toc = document.querySelector(".toc > details");
   if (toc && window.matchMedia("(max-width: 65.99rem)").matches) { toc.open = false; }
   function reveal() {
-    var target = null;
-    try { target = document.getElementById(decodeURIComponent(location.hash.slice(1).split("?")[0])); } catch (e) { target = null; }
+    var target = null, name = "";
+    try { name = decodeURIComponent(location.hash.slice(1).split("?")[0]); } catch (e) { /* no link of ours */ }
+    if (name.indexOf("record-") === 0) { showRecord(name.slice(7)); }
+    target = document.getElementById(name);
     for (var at = target; at; at = at.parentElement) { if (at.tagName === "DETAILS") { at.open = true; } }
     if (target) { target.scrollIntoView(); }
   }
   window.addEventListener("hashchange", reveal);
   reveal();
   window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details:not(.code, .raw, .job)").forEach(function (d) { d.open = true; });
+    document.querySelectorAll("details:not(.code, .raw, .job, .clip)").forEach(function (d) { d.open = true; });
   });
-})();

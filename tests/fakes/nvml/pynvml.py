@@ -1,7 +1,8 @@
 """NVML as a test needs it: boards under a constant load, their counters ticking every 0.1 s.
 
-FAKE_NVML chooses what goes wrong: `no-counter`, `no-power`, `split` (MIG is on), `old` (fields are
-not known), `flaky` (every third reading fails), or `dies` (the sampler is killed after ten).
+FAKE_NVML chooses what goes wrong: `unlinked` (no NVLink), `no-link` (not told), `no-counter`,
+`no-power`, `split` (MIG is on), `old` (fields are not known), `flaky` (every third reading fails),
+or `dies` (the sampler is killed after ten).
 The library searches this folder before the installed package where a test puts it on PYTHONPATH.
 """
 
@@ -111,6 +112,15 @@ def nvmlDeviceGetPersistenceMode(handle):
 
 def nvmlDeviceGetPowerManagementLimitConstraints(handle):
     raise NVMLError("Not Supported")
+
+
+NVML_P2P_CAPS_INDEX_NVLINK, NVML_P2P_STATUS_OK = 2, 0
+
+
+def nvmlDeviceGetP2PStatus(handle, other, index):
+    if MODE == "no-link":
+        raise NVMLError("Not Supported")
+    return 5 if MODE == "unlinked" else NVML_P2P_STATUS_OK
 
 
 def nvmlDeviceGetEnforcedPowerLimit(handle):

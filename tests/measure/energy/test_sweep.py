@@ -3,6 +3,7 @@
 A call of g tokens takes 0.2 + 0.05 (g - 1) s and 100 + 15 (g - 1) J.
 """
 
+import contextlib
 import itertools
 import random
 from dataclasses import replace
@@ -52,6 +53,36 @@ def test_a_sweep_has_a_row_for_each_cell_and_one_for_the_sampler(rows):
         ("energy-slope", 512, 1),
         ("energy-slope", 512, 41),
     ]
+
+
+class TwoBoards(BoardDevice):
+    """A second board that always draws half of what the first one does."""
+
+    @contextlib.contextmanager
+    def power_trace(self, period_s=0.023, uuids=()):
+        with super().power_trace(period_s) as trace:
+            yield trace
+        halves = ("energy_j", "instant_w", "power_w")
+        other = [row | {name: row[name] / 2 for name in halves} | {"gpu": 1} for row in trace]
+        trace[:] = sorted(trace + other, key=lambda row: row["t_s"])
+
+
+def test_joules_of_several_boards_are_their_sum_with_each_beside(monkeypatch, tmp_path):
+    """A call takes 400 J of the first board and 200 J of the second; both idle at 110 and 55 W."""
+    rows = sweep(monkeypatch, tmp_path, device=TwoBoards(Board(idle_w=110.0, phase_s=0.041)))
+    (row,) = [r for r in rows if r.kind == "energy" and r.key["context"] == 512]
+    for total, (first, second) in zip(
+        row.samples["energy_j"], row.samples["board_energy_j"], strict=True
+    ):
+        assert total == pytest.approx(first + second) == pytest.approx(1.5 * CALL_J, rel=0.01)
+        assert first == pytest.approx(2 * second, rel=0.01)
+    assert row.values["idle_w"] == pytest.approx(165, rel=0.01)
+    assert row.values["idle_before_board_w"] == pytest.approx([110, 55], rel=0.01)
+
+
+def test_a_row_of_one_board_names_no_others(rows):
+    assert not any("board_energy_j" in r.samples for r in rows)
+    assert not any("idle_before_board_w" in r.values for r in rows)
 
 
 def test_a_second_pass_stands_beside_the_first_and_replaces_nothing(rows, monkeypatch, tmp_path):

@@ -132,7 +132,7 @@ def test_a_key_is_sent_and_stays_out_of_plan_and_rows(tmp_path, monkeypatch):
     monkeypatch.setenv("SERVER_API_KEY", "a-secret")
     with nullserver.start(tmp_path, [Behaviour()]) as (url, _):
         data = slow_plan(url, 2, 5.0)
-        run = client.Run(data, httpx.AsyncClient(), print)
+        run = client.Run(data, httpx.AsyncClient, print)
         assert run.built[0].headers["Authorization"] == "Bearer a-secret"
         rows: list[dict] = []
         asyncio.run(client.run_plan(data, rows.append))

@@ -51,6 +51,20 @@ class RealTimeBoard:
         trace += board.trace(start_s, stop_s)
 
 
+class SharedBoard(RealTimeBoard):
+    """Held by this process and the server's from the beginning."""
+
+    pids = (10, 20)
+
+    @contextlib.contextmanager
+    def power_trace(self, uuids=()):
+        with super().power_trace(uuids) as trace:
+            yield trace
+        for row in trace:
+            if "pids" in row:
+                row["pids"] = list(self.pids)
+
+
 class NoBoard(RealTimeBoard):
     def __init__(self) -> None:
         super().__init__()
@@ -168,6 +182,28 @@ def test_failures_caches_and_missing_joules_are_told(tmp_path):
     good = reading.goodput(row, Limits())
     assert good.failed == pytest.approx(good.of / 3, abs=1)
     assert good.good == good.of - good.failed
+
+
+def test_a_server_that_stops_for_all_users_is_told(tmp_path):
+    """Every thirteenth answer begins 0.9 s late, where the others take 0.05 s."""
+    behaviours = [*[Behaviour()] * 12, Behaviour(ttft_s=0.9)]
+    with nullserver.start(tmp_path / "server", behaviours) as (url, _):
+        result = session(url, tmp_path / "out", NoBoard())
+        result.missing["energy_j"] = "no board"
+        row = sweep.one(result, cell(Load("closed", 1)))
+    assert row.values["silence_s"] == pytest.approx(0.9, abs=0.2)
+    assert "no user got anything for" in {w["code"]: w["text"] for w in row.warnings}["stalled"]
+
+
+def test_a_process_that_came_later_spoils_the_joules(tmp_path):
+    with nullserver.start(tmp_path / "server", [Behaviour()]) as (url, _):
+        result = session(url, tmp_path / "out", SharedBoard(), least_energy_s=1.0)
+        sweep.begin(result, 2.0)
+        good = sweep.one(result, cell(Load("closed", 1)))
+        result.device.pids = (10, 20, 30)
+        spoilt = sweep.one(result, cell(Load("closed", 1)))
+    assert good.values["energy_j"] > 0 and "idle_w" in good.values
+    assert spoilt.missing["energy_j"].startswith("foreign_process: 1 other process(es)")
 
 
 def test_without_a_board_joules_are_missing_with_its_reason(tmp_path, monkeypatch):

@@ -203,6 +203,13 @@ def test_cached_and_reasoning_tokens_are_kept_and_absent_ones_are_none():
     assert timing.computed_prompt_tokens({"usage": result}) == 3
 
 
+def test_silence_is_the_longest_time_in_which_nobody_got_anything():
+    at = window.Window(1.0, 3.0, "all")
+    rows = [{"read_s": [0.9, 1.1, 2.6]}, {"read_s": [1.4, 2.0, 3.5]}]
+    assert timing.silence_s(rows, at) == pytest.approx(0.6)  # from 1.4 to 2.0, and 2.0 to 2.6
+    assert timing.silence_s([], at) == 2.0
+
+
 def test_each_kind_of_server_is_asked_in_its_own_way():
     vllm = kinds.body("vllm", "completions", "m", (1, 2), 8)
     assert vllm["prompt"] == [1, 2] and vllm["ignore_eos"] and vllm["min_tokens"] == 8

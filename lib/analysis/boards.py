@@ -1,0 +1,212 @@
+"""What a second card buys: a model sharded over several GPUs beside the same on one of them.
+
+Both sides are of one engine, number format and kind of GPU. Joules and bytes of several boards are
+their sum, with each of them beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lib import stats
+from lib.analysis.batch import points
+from lib.analysis.metrics import decode_tok_per_s, per_1k, tokens
+from lib.analysis.routers import LEAD
+from lib.analysis.rows import Rows
+from lib.analysis.series import visit_ratio
+from lib.analysis.setups import sampled
+from lib.records.kinds import model_order
+from lib.records.record import Record, board
+from lib.show.table import Table, of_lines
+from lib.show.wording import interval, short, verdict
+from lib.stats import Estimate
+
+TIMED, METERED = ("latency", "batch"), ("energy", "batch-energy")
+TTFT, OUTPUT, DECODE, JOULES = (
+    "TTFT (ms)", "output throughput (tok/s)", "decode throughput (tok/s)", "J/1K tokens",
+)  # fmt: skip
+SIZES = {
+    "weights_bytes": "weights (GB)",
+    "cache_reserved_bytes": "cache reserved (GB)",
+    "used_bytes": "memory in use (GB)",
+}
+NOTES = (
+    "the same engine, weights, number format and kind of GPU; whole calls of the fewest tokens, "
+    "decode throughput by slope, both of all users",
+    "joules and bytes of several GPUs are the sum, and each of them stands beside it: energy by "
+    "the boards' own counters, memory in use by NVML, less what was in use before",
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One quantity of a model at a place, on one GPU and on `devices` of them; `ratio` is that of
+    several over one, `each` what each of several has. `users` is 0 for what no call has."""
+
+    model: str
+    dtype: str
+    what: str
+    context: int
+    users: int
+    devices: int
+    one: Estimate
+    several: Estimate
+    ratio: Estimate
+    each: tuple[float, ...] = ()
+    remark: str = ""
+
+
+def pairs(rows: Sequence[Record]) -> list[Pair]:
+    """Every quantity that was measured on one GPU and on several, by model."""
+    rows = Rows.of(rows)
+    sides: dict[tuple, dict[int, list[Record]]] = {}
+    for row in rows.of_kinds((*TIMED, *METERED, "engine")):
+        if row.key.get("engine"):
+            setup = (row.key[name] for name in ("model", "weights", "dtype", "stack"))
+            kind, _ = board(rows.environment(row))
+            by_count = sides.setdefault((*setup, str(kind)), {})
+            by_count.setdefault(row.key.get("devices") or 1, []).append(row)
+    both = [
+        (setup, count, by_count[1], several)
+        for setup, by_count in sides.items()
+        for count, several in sorted(by_count.items())
+        if count > 1 and 1 in by_count
+    ]
+    both.sort(key=lambda side: (model_order(side[0][0]), side[0], side[1]))
+    return [pair for side in both for pair in _of_sides(rows, *side)]
+
+
+def _of_sides(
+    rows: Rows, setup: tuple, count: int, alone: Sequence[Record], several: Sequence[Record]
+) -> Iterator[Pair]:
+    """Of each place the quantities, those of calls of one sequence from the first kind that has
+    them."""
+    passed, shown = points.checked(rows), set()
+    for kind in (*TIMED, *METERED, "engine"):
+        mine = [r for r in several if r.kind == kind]
+        places = {(r.key["context"] or 0, r.key["batch"] or 0) for r in mine if not r.error}
+        for place in sorted(places):
+            sides = [
+                _same_host(rows, mine, [r for r in side if r.kind == kind and _at(r) == place])
+                for side in (alone, several)
+            ]
+            if not all(sides):
+                continue
+            checked = all(points.is_gated(r, passed) for side in sides for r in side)
+            remark = "" if kind == "engine" or checked else LEAD
+            for what, *values in _quantities(kind, *sides):
+                if (what, place) not in shown:
+                    shown.add((what, place))
+                    users = 0 if kind == "engine" else place[1]
+                    where = (setup[0], setup[2], what, place[0], users, count)
+                    yield Pair(*where, *values, remark=remark)
+
+
+def _at(row: Record) -> tuple[int, int]:
+    return (row.key["context"] or 0, row.key["batch"] or 0)
+
+
+def _same_host(rows: Rows, several: Sequence[Record], side: Sequence[Record]) -> list[Record]:
+    """Those rows of a side that were measured on a board of the sharded ones, where there are."""
+    numbers = {one["uuid"] for row in several for one in rows.environment(row).get("boards") or ()}
+    near = [r for r in side if rows.environment(r).get("gpu_uuid") in numbers]
+    return near or list(side)
+
+
+def _quantities(
+    kind: str, one: Sequence[Record], several: Sequence[Record]
+) -> Iterator[tuple[str, Estimate, Estimate, Estimate, tuple[float, ...]]]:
+    """Name, value on one GPU, on several, their ratio, and what each of several has."""
+    if kind == "engine":
+        for name, title in SIZES.items():
+            a, b = (_bytes(side[-1], name) for side in (one, several))
+            each = several[-1].value(f"board_{name}") or ()
+            yield title, a, b, stats.quotient(b, a), tuple(size / 1e9 for size in each)
+        return
+    lengths = sorted({r.key["new_tokens"] for r in one} & {r.key["new_tokens"] for r in several})
+    whole = next((n for n in lengths if n > 1), None)
+    if kind in TIMED:
+        if 1 in lengths:
+            a, b = (_of_length(side, 1) for side in (one, several))
+            values = [sampled([row], "ttft_s", factor=1e3) for row in (a, b)]
+            yield TTFT, *values, visit_ratio(b, a, "ttft_s"), ()
+        if whole:
+            a, b = (_of_length(side, whole) for side in (one, several))
+            values = [stats.inverse(sampled([row], "e2e_s"), tokens(row)) for row in (a, b)]
+            yield OUTPUT, *values, visit_ratio(a, b, "e2e_s"), ()
+        rates = [
+            stats.scaled(decode_tok_per_s(side), side[0].key["batch"] or 1)
+            for side in (one, several)
+        ]
+        yield DECODE, *rates, stats.quotient(*rates[::-1]), ()
+    elif whole:
+        a, b = (_of_length(side, whole) for side in (one, several))
+        values = [_joules(row) for row in (a, b)]
+        blocks = zip(*b.samples.get("board_energy_j") or (), strict=True)
+        each = tuple(statistics.fmean(board_j) * per_1k(b) for board_j in blocks)
+        yield JOULES, *values, stats.quotient(*values[::-1]), each
+
+
+def _of_length(side: Sequence[Record], new_tokens: int) -> Record:
+    return [r for r in side if r.key["new_tokens"] == new_tokens][-1]
+
+
+def _joules(row: Record) -> Estimate:
+    """Joules for 1,000 tokens: the mean over blocks."""
+    if not row.samples.get("energy_j"):
+        return sampled([row], "energy_j")
+    return stats.scaled(stats.mean(row.samples["energy_j"]), per_1k(row))
+
+
+def _bytes(row: Record, name: str) -> Estimate:
+    if row.value(name) is None:
+        return stats.missing(f"not measured: {row.missing.get(name, 'no reading')}")
+    return stats.exact(row.value(name) / 1e9)
+
+
+def table(rows: Sequence[Record]) -> Table:
+    """One GPU and several side by side, with the ratio and its interval."""
+    lines = [
+        {
+            "model": one.model,
+            "dtype": one.dtype,
+            "quantity": one.what,
+            "users": one.users or "",
+            "context": one.context or "",
+            "one GPU": one.one,
+            "GPUs": one.devices,
+            "all of them": one.several,
+            "of several / of one": one.ratio,
+            "each": ", ".join(map(short, one.each)),
+            "remark": one.remark,
+        }
+        for one in pairs(rows)
+    ]
+    grid = of_lines("boards", "What a second card buys", lines)
+    return replace(grid, notes=NOTES) if lines else grid
+
+
+def sentences(rows: Sequence[Record]) -> list[str]:
+    """Of each model and place, what several GPUs change."""
+    by_place: dict[tuple, list[Pair]] = {}
+    for one in pairs(rows):
+        if one.users and one.ratio.value is not None:
+            place = (one.model, one.dtype, one.devices, one.users, one.context)
+            by_place.setdefault(place, []).append(one)
+    texts = []
+    for (model, dtype, count, users, context), several in by_place.items():
+        parts = [
+            f"{one.what.partition(' (')[0]} {short(one.ratio.value)} times "
+            f"{interval(one.ratio)}".rstrip()
+            + f" ({verdict(one.ratio)})"
+            for one in several
+        ]
+        who = "one user" if users == 1 else f"{users} users"
+        lead = next((f"; {one.remark}" for one in several if one.remark), "")
+        texts.append(
+            f"{model} in {dtype} on {count} GPUs against one, {who} at {context:,} tokens: "
+            f"{'; '.join(parts)}{lead}."
+        )
+    return texts

@@ -1,0 +1,115 @@
+"""What nobody measured, as options of the planner: the registered predictions, and what the same
+laws say of other cards of the datasheet list. Every number has its interval, and is marked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from lib import stats
+from lib.analysis import fit
+from lib.analysis.capacity import registry
+from lib.analysis.choice import Cell, Option
+from lib.files import ParamsError, unknown
+from lib.hardware.datasheets import datasheets
+from lib.models.card import ModelCard
+from lib.stats import Estimate
+
+NONE = stats.missing("not predicted")
+Place = tuple[str, str, str, str]  # GPU, model, number format, stack
+
+
+def options(measured: Sequence[Option] = ()) -> list[Option]:
+    """Every predicted option less the cells that were measured; none where no model is one of
+    theirs. Without `measured` all of them."""
+    cards, every = registry.model_cards(registry.newest()), _cells()
+    arms = dict.fromkeys(place[1:] for place in every)
+    if measured and not {option.model for option in measured} & {model for model, *_ in arms}:
+        return []
+    places = {(*_place(o), cell.context, cell.users) for o in measured for cell in o.measured}
+    return [
+        option
+        for gpu, sheet in datasheets().items()
+        for arm in arms
+        if (option := _option(gpu, arm, cards, sheet.memory_bytes, every, places))
+    ]
+
+
+def _option(
+    gpu: str,
+    arm: tuple[str, str, str],
+    cards: Mapping[str, ModelCard],
+    memory: int | None,
+    every: Mapping[Place, Sequence[Cell]],
+    measured: Collection[tuple],
+) -> Option | None:
+    """One model on one card; without cells only where its weights do not fit, an answer too."""
+    (model, form, stack), place = arm, (gpu, *arm)
+    cells = every.get(place, ())
+    left = tuple(c for c in cells if (*place, c.context, c.users) not in measured)
+    card = cards[f"{model} {form}"]
+    fits = memory is None or fit.short_bytes(card, memory) < 0
+    if not left and (cells or fits):
+        return None
+    setup = ("random", form, stack, "grouped_mm" if card.experts else "none", gpu)
+    return Option(model, setup, model, card, memory, left, predicted=True)
+
+
+def card_named(text: str, others: Iterable[str] = ()) -> str:
+    """The card of the datasheet list, or one of `others`, that a text names: `H200`, `4090`.
+
+    Raises ParamsError for an unknown one, and for a part of several names.
+    """
+    names = list(dict.fromkeys((*datasheets(), *others)))
+    folded = {name.casefold(): name for name in names}
+    for wanted in (text.casefold(), f"nvidia {text.casefold()}"):
+        if wanted in folded:
+            return folded[wanted]
+    within = [name for name in names if text.casefold() in name.casefold()]
+    if len(within) > 1:
+        raise ParamsError(f"GPU {text!r} may be {' or '.join(within)}; give one of these")
+    if within:
+        return within[0]
+    raise unknown("GPU", text, names)
+
+
+def _place(option: Option) -> Place:
+    return (option.of("gpu"), option.model, option.of("dtype"), option.of("stack"))
+
+
+@functools.cache
+def _cells() -> dict[Place, tuple[Cell, ...]]:
+    """The predicted cells of each place: as registered, and those of other cards."""
+    cells: dict[Place, list[Cell]] = {}
+    for place, cell in (*_registered(), *_of_other_cards()):
+        cells.setdefault(place, []).append(cell)
+    return {place: tuple(several) for place, several in cells.items()}
+
+
+def _registered() -> Iterator[tuple[Place, Cell]]:
+    data = registry.sealed(registry.newest())
+    shapes: dict[tuple, dict[str, Estimate]] = {}
+    for line in data["cells"]:
+        names = ("gpu", "model", "form", "stack", "context", "batch")
+        shape = shapes.setdefault(tuple(line[name] for name in names), {})
+        ends = [line.get(name) for name in ("value", "low", "high")]
+        shape[line["metric"]] = _estimate(ends, data["level"], line.get("missing", ""))
+    for (*place, context, users), told in shapes.items():
+        decode = told["decode_tok_per_s"]
+        if decode.value is not None:
+            joules = stats.scaled(told["decode_j_per_1k"], 1e-3)
+            each = stats.scaled(decode, 1 / users)
+            yield tuple(place), Cell(context, users, told["ttft_s"], each, joules)
+
+
+def _of_other_cards() -> Iterator[tuple[Place, Cell]]:
+    data = registry.other_cards(registry.newest())
+    for *place, context, users, decode, first in data["cells"]:
+        each = stats.scaled(_estimate(decode, data["level"]), 1 / users)
+        yield tuple(place), Cell(context, users, _estimate(first, data["level"]), each, NONE)
+
+
+def _estimate(ends: Sequence[float | None] | None, level: float, reason: str = "") -> Estimate:
+    if ends is None or ends[0] is None:
+        return stats.missing(f"not predicted: {reason}") if reason else NONE
+    return Estimate(*ends, 1, "predicted", level=level)

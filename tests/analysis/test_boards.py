@@ -1,0 +1,193 @@
+"""One GPU beside two of them: arithmetic that a reader can do."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib.analysis import boards, bounds, choice, cost, engines, gates, machine
+from lib.analysis.rows import Rows
+from lib.analysis.setups import by_setup
+from lib.records.record import Record, environment_record, identity, require_comparable
+from lib.show.wording import short
+from tests.samples.records import key, spread
+
+GPU = "NVIDIA H100 80GB HBM3"
+BOARDS = [{"uuid": f"GPU-{n}", "gpu": GPU, "gpu_total_bytes": 85 * 10**9} for n in (1, 2)]
+ONE = environment_record({"gpu": GPU, "gpu_uuid": "GPU-1", "device": "cuda"})
+FAR = environment_record({"gpu": GPU, "gpu_uuid": "GPU-9", "device": "cuda"})
+TWO = environment_record(
+    {"gpu": f"2 x {GPU}", "gpu_uuid": "GPU-1", "devices": 2, "boards": BOARDS, "device": "cuda"}
+)
+MODEL = "gpt-oss-120b"
+ENGINE = {"stack": "vllm", "experts": "Triton", "dtype": "mxfp4", "context": 512, "batch": 8}
+
+
+def row(kind, samples=None, values=None, env=ONE, **changes) -> Record:
+    devices = 2 if env is TWO else None
+    where = ENGINE | {"engine": f"e{devices}", "devices": devices} | changes
+    return Record(kind, key(MODEL, **where), samples or {}, values or {}, env_id=env.env_id)
+
+
+def calls(first_s, step_s, env=ONE, kind="batch", **changes) -> list[Record]:
+    """Calls of 1, 64 and 128 tokens in each sequence."""
+    return [
+        row(
+            kind,
+            {"ttft_s" if n == 1 else "e2e_s": spread(first_s + step_s * (n - 1), 11)},
+            env=env, new_tokens=n, **changes,
+        )
+        for n in (1, 64, 128)
+    ]  # fmt: skip
+
+
+def joules(each, env=ONE) -> Record:
+    """Three windows; with several boards the sum and each."""
+    blocks = [[share * watts for watts in each] for share in (0.99, 1.0, 1.01)]
+    samples = {"energy_j": [sum(block) for block in blocks]}
+    samples |= {"board_energy_j": blocks} if len(each) > 1 else {}
+    return row("batch-energy", samples, env=env, new_tokens=64)
+
+
+def started(sizes, env=ONE) -> Record:
+    values = {"used_bytes": sum(sizes) * 10**9}
+    values |= {"board_used_bytes": [size * 10**9 for size in sizes]} if len(sizes) > 1 else {}
+    return row("engine", values=values, env=env, context=None, batch=1, new_tokens=None)
+
+
+def both() -> list[Record]:
+    """Two GPUs halve the first token, give 1.6 times the steps, and take 1.25 times the energy."""
+    one = [*calls(0.2, 0.008), joules([1024.0]), started([70])]
+    two = [*calls(0.1, 0.005, env=TWO), joules([680.0, 600.0], env=TWO), started([40, 41], env=TWO)]
+    return [ONE, TWO, *one, *two]
+
+
+def found(rows) -> dict[str, boards.Pair]:
+    return {one.what: one for one in boards.pairs(rows)}
+
+
+def test_two_gpus_stand_beside_one():
+    pairs = found(both())
+    assert all((p.users, p.context) == (8, 512) for p in pairs.values() if p.users)
+    first = pairs[boards.TTFT]
+    assert (first.one.value, first.several.value) == pytest.approx((200, 100))
+    assert first.ratio.value == pytest.approx(0.5) and first.ratio.resolved_from(1.0)
+    decode = pairs[boards.DECODE]
+    assert decode.one.value == pytest.approx(1000) and decode.several.value == pytest.approx(1600)
+    assert decode.ratio.value == pytest.approx(1.6) and None not in (
+        decode.ratio.low, decode.ratio.high
+    )  # fmt: skip
+    whole = pairs[boards.OUTPUT]
+    assert whole.one.value == pytest.approx(8 * 64 / (0.2 + 63 * 0.008))
+    assert whole.ratio.value == pytest.approx((0.2 + 63 * 0.008) / (0.1 + 63 * 0.005))
+
+
+def test_joules_and_bytes_are_the_sum_and_each_board():
+    """1,024 J for 512 tokens are 2,000 for a thousand; 680 + 600 are 2,500."""
+    pairs = found(both())
+    energy = pairs[boards.JOULES]
+    assert (energy.one.value, energy.several.value) == pytest.approx((2000, 2500))
+    assert energy.ratio.value == pytest.approx(1.25) and energy.ratio.low > 1
+    assert energy.each == pytest.approx((680 / 0.512, 600 / 0.512))
+    memory = pairs["memory in use (GB)"]
+    assert (memory.one.value, memory.several.value, memory.each) == (70, 81, (40, 41))
+    assert memory.ratio.value == pytest.approx(81 / 70)
+
+
+def test_the_table_is_in_the_place_of_the_engines_rows():
+    rows = both()
+    (grid,) = [grid for grid in engines.tables(rows) if grid.name == "boards"]
+    titles = [column.title for column in grid.columns]
+    line = next(line for line in grid.rows if line[2] == boards.JOULES)
+    assert line[titles.index("each")] == ", ".join(map(short, (680 / 0.512, 600 / 0.512)))
+    assert line[titles.index("remark")] == boards.LEAD  # no gate passed at this batch
+    html = str(engines.section(rows))
+    assert "What a second card buys" in html and "on 2 GPUs against one, 8 users at 512" in html
+
+
+def test_a_batch_that_was_checked_on_both_sides_is_no_lead():
+    rows = both()
+    gated = [
+        row("gate", {"relative_error": [0.01]}, {"pinned_experts": 4}, env=env, new_tokens=4)
+        for env in (ONE, TWO)
+    ]
+    assert {p.remark for p in boards.pairs([*rows, *gated])} == {""}
+    assert boards.LEAD in {p.remark for p in boards.pairs([*rows, gated[0]])}
+
+
+def test_one_gpu_is_that_of_the_same_host_where_it_was_measured():
+    """Another host's slower board does not make two cards look better."""
+    far = calls(0.4, 0.016, env=FAR)
+    assert found([*both(), FAR, *far])[boards.TTFT].one.value == pytest.approx(200)
+    alone = [r for r in both() if r.env_id != ONE.env_id]
+    assert found([*alone, FAR, *far])[boards.TTFT].one.value == pytest.approx(400)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dtype": "bfloat16"}, {"weights": "checkpoint"}, {"context": 1024}, {"batch": 4}]
+)
+def test_unlike_is_not_set_beside(changes):
+    rows = [ONE, TWO, *calls(0.2, 0.008, **changes), *calls(0.1, 0.005, env=TWO)]
+    assert boards.pairs(rows) == []
+
+
+def test_a_side_that_failed_or_lacks_a_number_says_why():
+    failed = row("batch", env=TWO, new_tokens=64)
+    failed = Record(failed.kind, failed.key, error="EngineError: no room", env_id=TWO.env_id)
+    assert boards.pairs([ONE, TWO, *calls(0.2, 0.008), failed]) == []
+    none = row("batch-energy", env=TWO, new_tokens=64)
+    none = Record(none.kind, none.key, missing={"energy_j": "no counter"}, env_id=TWO.env_id)
+    rows = [r for r in both() if (r.kind, r.env_id) != ("batch-energy", TWO.env_id)]
+    energy = found([*rows, none])[boards.JOULES]
+    assert energy.several.value is None and "no counter" in energy.ratio.reason
+
+
+def test_rows_of_several_gpus_are_never_those_of_one():
+    rows = Rows(both())
+    groups = by_setup(rows, "batch")
+    assert {g.of("gpu") for g in groups} == {GPU, f"2 x {GPU}"} and len(groups) == 2
+    one, two = calls(0.2, 0.008)[0], calls(0.2, 0.008, env=TWO)[0]
+    assert identity(one, ONE.values) != identity(two, TWO.values)
+    with pytest.raises(ValueError, match="devices"):
+        require_comparable([one, two], {ONE.env_id: ONE.values, TWO.env_id: TWO.values})
+    assert {o.setup[-1] for o in choice.options([*both()])} <= {GPU}
+
+
+def test_several_boards_are_bounded_by_all_of_them():
+    """Two read streams of 3 TB/s: 6 TB/s, and what both datasheets state."""
+    ceilings = Record("ceilings", key(MODEL), values={"read_bytes_per_s": 3e12}, env_id=ONE.env_id)
+    limits = machine.limits([ONE, TWO, ceilings])
+    assert limits[ONE.env_id].read_bytes_per_s == 3e12
+    assert limits[TWO.env_id].read_bytes_per_s == 6e12
+    sheets = [limits[env.env_id].sheet for env in (ONE, TWO)]
+    assert sheets[1].memory_bytes_per_s == 2 * sheets[0].memory_bytes_per_s > 6e12
+
+
+def test_a_step_that_two_boards_can_do_contradicts_nothing():
+    """20 GB a step in 5 ms are 4 TB/s: too much for one board, and not for two."""
+    fast = {"batch": 1, "experts": "none"}
+    for env, impossible in ((ONE, 1), (TWO, 0)):
+        rows = [
+            Record(r.kind, r.key, r.samples, {"decode_bytes": 20 * 10**9}, env_id=r.env_id)
+            for r in calls(0.2, 0.005, env=env, kind="latency", **fast)
+        ]
+        assert len(bounds.violations([env, *rows])) == impossible
+        warned = [r for r in Rows([env, *rows]) if r.warnings]
+        assert bool(warned) == bool(impossible)
+
+
+def test_a_check_on_one_gpu_is_none_of_two():
+    """An engine whose only check failed to show enough has no times, whatever another's did."""
+    bad = row("gate", {"relative_error": [0.5]}, {"pinned_experts": 4}, env=TWO)
+    rows = Rows([*both(), bad])
+    withheld = [r for r in rows if gates.is_withheld(r)]
+    assert withheld and {r.key["devices"] for r in withheld} == {2}
+
+
+def test_two_gpus_cost_two_hours():
+    table = cost.table(both(), cost.Prices(gpu_hour_usd=3.6))
+    by_gpu = {}
+    for line in table.rows:
+        by_gpu.setdefault([c for c in line if isinstance(c, str) and GPU in c][0], []).append(line)
+    at = [c.title for c in table.columns].index("GPU time, 10^6 output tokens")
+    one, two = (by_gpu[name][0][at].value for name in (GPU, f"2 x {GPU}"))
+    assert two / one == pytest.approx(2 * (0.1 + 63 * 0.005) / (0.2 + 63 * 0.008))

@@ -1,0 +1,126 @@
+"""What the planner predicts is what the files hold, cell by cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from lib import stats
+from lib.__main__ import main
+from lib.analysis import choice
+from lib.analysis.capacity import predicted, registry, score
+from lib.files import ParamsError
+from lib.hardware.datasheets import datasheets
+from tests.analysis.test_choice import cell, option
+
+FILE = score.question().file
+CELLS = registry.sealed(FILE)["cells"]
+
+
+def numbers(estimate, factor=1.0):
+    ends = (estimate.value, estimate.low, estimate.high)
+    return None if None in ends else tuple(factor * x for x in ends)
+
+
+def planned():
+    return {
+        (o.of("gpu"), o.model, o.of("dtype"), o.of("stack"), c.context, c.users): c
+        for o in predicted.options()
+        for c in o.cells
+    }
+
+
+def test_every_registered_cell_is_the_planner_s_and_no_other():
+    wanted: dict[tuple, dict[str, tuple]] = {}
+    for line in CELLS:
+        if "value" in line:
+            place = tuple(line[name] for name in score.PLACE)
+            ends = tuple(line[name] for name in ("value", "low", "high"))
+            wanted.setdefault(place, {})[line["metric"]] = ends
+    wanted = {place: told for place, told in wanted.items() if score.DECODE in told}
+    registered = {line["gpu"] for line in CELLS}
+    mine = {place: c for place, c in planned().items() if place[0] in registered}
+    assert mine.keys() == wanted.keys() and len(mine) == 204
+    for place, told in wanted.items():
+        users = place[-1]
+        assert numbers(mine[place].per_user, users) == pytest.approx(told[score.DECODE])
+        assert numbers(mine[place].ttft_s) == told.get(score.TTFT)
+        joules = numbers(mine[place].token_j, 1e3)
+        assert joules == (pytest.approx(told[score.DECODE_J]) if score.DECODE_J in told else None)
+        assert mine[place].per_user.level == 0.9
+
+
+def test_other_cards_are_those_of_the_list_with_the_numbers_of_their_file():
+    lines = registry.other_cards(FILE)["cells"]
+    registered = {line["gpu"] for line in CELLS}
+    mine = {place: c for place, c in planned().items() if place[0] not in registered}
+    assert mine.keys() == {tuple(line[:6]) for line in lines}
+    for *place, decode, first in lines:
+        told = mine[tuple(place)]
+        assert numbers(told.per_user, place[-1]) == pytest.approx(tuple(decode))
+        assert numbers(told.ttft_s) == (None if first is None else tuple(first))
+    assert {place[0] for place in planned()} == set(datasheets())
+
+
+def test_what_was_measured_is_not_predicted_beside_it():
+    setup = ("random", "bfloat16", "graph", "none", "NVIDIA H200")
+    measured = option(cell(512, 2, 30.0), model="Qwen3-32B", setup=setup)
+    (left,) = (
+        o for o in predicted.options([measured])
+        if o.setup == setup and o.model == "Qwen3-32B"
+    )  # fmt: skip
+    assert (512, 2) not in {(c.context, c.users) for c in left.cells}
+    assert (512, 4) in {(c.context, c.users) for c in left.cells}
+
+
+def test_rows_of_other_models_get_no_predictions():
+    assert predicted.options([option(cell(512, 2, 30.0), model="toy")]) == []
+
+
+def test_a_model_that_does_not_fit_a_card_says_so():
+    ask = choice.Ask(24, 2048, gpu="NVIDIA L4")
+    offers = choice.offers(predicted.options(), ask)
+    whys = {o.why for o in offers if (o.option.model, o.verdict) == ("Qwen3-32B", choice.FAILS)}
+    # 65.52 GB, 5 % and 1.1 GB of reserve, less 24
+    assert whys == {"weights are 45.9 GB too large"}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("H200", "NVIDIA H200"),
+        ("nvidia l4", "NVIDIA L4"),
+        ("Mine", "mine"),
+        ("NVIDIA H200", None),
+        ("4090", "NVIDIA GeForce RTX 4090"),
+        ("b200", "NVIDIA B200"),
+    ],
+)
+def test_a_card_is_named_with_or_without_its_maker(text, name):
+    assert predicted.card_named(text, ["mine"]) == (name or text)
+
+
+def test_an_unknown_card_is_refused_by_name():
+    with pytest.raises(ParamsError, match="unknown GPU 'H300'.*NVIDIA H200"):
+        predicted.card_named("H300")
+    with pytest.raises(ParamsError, match="'h100' may be NVIDIA H100 80GB HBM3 or .*give one"):
+        predicted.card_named("h100")
+
+
+def test_the_command_predicts_a_card_with_its_memory(capsys):
+    assert main(["plan", "--gpu", "H200", "--context", "512", "--users", "8"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    line = next(
+        x for x in CELLS
+        if x.items() >= {"gpu": "NVIDIA H200", "model": "gpt-oss-20b", "stack": "graph",
+                         "context": 512, "batch": 8, "metric": score.DECODE}.items()
+    )  # fmt: skip
+    ends = " to ".join(choice.short(line[end] / 8) for end in ("low", "high"))
+    assert f"predicted at 8 users of 512 tokens: {ends} tok/s each at 90%" in text
+    assert "Speeds are of NVIDIA H200" in text and "not measured; 90 % intervals" in text
+
+
+def test_a_predicted_number_is_never_exact():
+    for option_ in predicted.options():
+        for one in option_.cells:
+            assert one.per_user.low < one.per_user.value < one.per_user.high
+            assert one.per_user.method == "predicted" != stats.exact(1.0).method
