@@ -6,6 +6,7 @@ WEIGHTS ?=
 STACK ?=
 DEVICES ?=
 SERVER ?=
+ALSO ?=
 FROM ?=
 OUT ?=
 A ?=
@@ -44,7 +45,7 @@ SEED ?= 0
 # it was given, and what make does not export it does not expand.
 VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
     TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS CSV STUDY \
-    WITH KILLS SEED SERVER DEVICES EFFECT ROUNDS CALLS NEW_TOKENS GPU JOBS FORMAT ENGINE IMAGE
+    WITH KILLS SEED SERVER ALSO DEVICES EFFECT ROUNDS CALLS NEW_TOKENS GPU JOBS FORMAT ENGINE IMAGE
 unexport $(VARIABLES)
 define newline
 
@@ -71,7 +72,8 @@ flag = $(if $(filter-out $(NO),$(value $(2))),$(1) $(text_of))
 run_options = $(call option,--profile,PROFILE) $(call option,--models,MODELS) \
     $(call option,--notebooks,NOTEBOOKS) $(call option,--weights,WEIGHTS) \
     $(call option,--stack,STACK) $(call option,--dtype,DTYPE) $(call option,--devices,DEVICES) \
-    $(call option,--server,SERVER) $(call option,--timeout,TIMEOUT) $(call flag,--wait,WAIT) \
+    $(call option,--server,SERVER) $(call option,--also,ALSO) $(call option,--timeout,TIMEOUT) \
+    $(call flag,--wait,WAIT) \
     $(call flag,--force,FORCE)
 # Which of the variables came with the command: those that a target does not take are refused.
 given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -98,6 +100,7 @@ help:  ## list the targets and variables
 	@echo "  PROFILE=demo|gpu|paper   what to measure (demo needs no GPU and no network)"
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
+	@echo "  ALSO=                    PROFILE=gpu: graph-compiled (two minutes more), vllm (three)"
 	@echo "  DEVICES=                 GPUs that share a model (STACK=vllm)"
 	@echo "  SERVER=url               NOTEBOOKS=serving: load a server that runs; without it one is started"
 	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle, versus"

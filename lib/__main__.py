@@ -37,7 +37,8 @@ import functools
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,17 @@ from lib.run.preflight import PreflightError
 BAD_INPUT = (ValueError, OSError, RuntimeError)
 # A run has more to say: whatever else it raises is a fault of ours, shown whole.
 RELEASED = "outputs/released/h100-sxm"
+FIRST_S, AGAIN_S = 75.0, 45.0  # before the first report of a run that goes on, and the next one
+NEXT = {
+    True: "next: make fit MODEL=<yours> GPU_GB=24, or make report PROFILE=gpu MODELS=<yours>",
+    False: "next: make bundle FROM={out}, or make lab",
+}
 REFUSED = (ParamsError, PreflightError, BusyError)
 
 
 def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
+    from lib.report import closing
     from lib.report import document as report
 
     options.refuse_variables(os.environ.get("WORKBOOK_GIVEN", ""), bool(args.source))
@@ -87,10 +94,33 @@ def make_report(args: argparse.Namespace) -> int:
         wait=args.wait,
         write_page=report.write_notebook_page,
         write_report=write_report,
+        after_job=between(write_report),
+        results=closing.text,
     )
     for text in broken:
         say(f"error: {text}")
+    if status == 0 and not broken:
+        say(NEXT[args.profile == "demo"].format(out=files.short(out_dir)))
     return status or min(len(broken), 1)
+
+
+def between(write: Callable[[Path], Path]) -> Callable[[Path], None]:
+    """Writes the report of a run that goes on: two minutes after its begin or a little earlier,
+    then after jobs, and never for a large part of the time."""
+    began_s = time.monotonic()
+    last = {"end_s": began_s, "took_s": 0.0}
+
+    def after_job(out_dir: Path) -> None:
+        start_s = time.monotonic()
+        first = last["end_s"] == began_s
+        if start_s - last["end_s"] < max(FIRST_S if first else AGAIN_S, 20 * last["took_s"]):
+            return
+        page = write(out_dir)
+        last.update(end_s=time.monotonic(), took_s=time.monotonic() - start_s)
+        if first:
+            say(f"report so far, which fills as jobs end: {files.short(page)}")
+
+    return after_job
 
 
 def on_several(
@@ -210,7 +240,8 @@ def profile_of(args: argparse.Namespace) -> profiles.Profile:
             raise ParamsError(
                 f"{name.upper()}={text} names nothing; leave it out for all, or name some"
             )
-    slices = {key: getattr(args, key) for key in (*profiles.SLICES, profiles.SERVER)}
+    names = (*profiles.SLICES, profiles.SERVER, profiles.ALSO)
+    slices = {key: getattr(args, key) for key in names}
     if args.server and not args.models:
         from lib.measure.serving import server
 
@@ -245,11 +276,12 @@ def compare_sets(args: argparse.Namespace) -> int:
 
     a, b = resolve(args.a), resolve(args.b)
     out = resolve(args.out or f"outputs/compared/{a.name}--{b.name}")
-    page, count = comparison.write(a, b, out)
-    if not count:
+    page, pairs = comparison.write(a, b, out)
+    sys.stdout.write(comparison.text(pairs))
+    if not pairs:
         say("nothing is comparable; the report says why")
     say(f"report: {files.short(page)}")
-    return 0 if count else 1
+    return 0 if pairs else 1
 
 
 def make_versus(args: argparse.Namespace) -> int:
@@ -324,18 +356,25 @@ def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
     from lib.analysis import fit, predictions
     from lib.measure.memory import forecast
-    from lib.models import formats, load
+    from lib.models import card, formats, load, origin, shapes
 
     if not args.model or args.gpu_gb is None:
         raise ParamsError("MODEL and GPU_GB are needed: make fit MODEL=gpt-oss-20b GPU_GB=80")
-    answer = fit.answer(
-        functools.partial(load.card, args.model),
-        gpu_gb=args.gpu_gb,
-        forms=files.split(args.dtype) or formats.USUAL,
-        bandwidth_gb_s=args.bandwidth_gb_s,
-        contexts=args.context or fit.CONTEXTS,
-        workspace_of=forecast.workspace_of(args.model),
-    )
+    shipped = None if resolve(args.model).exists() else shapes.shipped(args.model)
+    model = origin.Origin(shipped[0], config=shipped[1]) if shipped else args.model
+    try:
+        answer = fit.answer(
+            functools.partial(load.card, model),
+            gpu_gb=args.gpu_gb,
+            forms=formats.listed(args.dtype) or formats.USUAL,
+            bandwidth_gb_s=args.bandwidth_gb_s,
+            contexts=args.context or fit.CONTEXTS,
+            workspace_of=forecast.workspace_of(model),
+        )
+    except card.ModelError as error:
+        raise ParamsError(f"{error}; {shapes.hint()}") from None
+    if shipped:
+        answer["shapes"] = f"shapes ship with the workbook, the hub was not asked: {shipped[2]}"
     if lines := predictions.released_lines(answer["card"]["name"]):
         answer["measured"] = lines
     text = json.dumps(answer, indent=2, allow_nan=False) if args.json else fit.text(answer)
@@ -526,6 +565,7 @@ def add_run_options(verb: argparse.ArgumentParser) -> None:
     for name in profiles.SLICES:
         verb.add_argument(f"--{name}", default="", help="comma or space separated")
     verb.add_argument("--server", default="", help="URL of a server that runs: loads that one")
+    verb.add_argument("--also", default="", help="further stacks: graph-compiled, vllm")
     verb.add_argument("--out", type=Path, help="default: outputs/<profile>")
     verb.add_argument("--force", **options.FLAG, help="measure finished jobs again")
     verb.add_argument(

@@ -173,7 +173,7 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     ("fit --model gpt-oss-20b --gpu-gb nan", "'nan'", "above 0"),
     ("fit --model gpt-oss-20b --gpu-gb inf", "'inf'", "above 0"),
     ("fit --model gpt-oss-20b --gpu-gb 1e300", "'1e300'", "up to 1,000,000"),
-    ("fit --model gpt-oss-20b --gpu-gb 80GB", "'80GB'", "such as 80"),
+    ("fit --model gpt-oss-20b --gpu-gb 80TB", "'80TB'", "such as 80"),
     (f"{FIT} --dtype int99", "int99", "Known: "),
     (f"{FIT} --bandwidth-gb-s -1", "'-1'", "above 0"),
     (f"{FIT} --bandwidth-gb-s 1e300", "'1e300'", "up to"),

@@ -16,13 +16,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lib.files import ParamsError, split, unknown
+from lib.hardware.datasheets import datasheets
 from lib.models.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError, bound_tok_per_s
-from lib.models.formats import FORMS, KEPT, USUAL, held_as
+from lib.models.formats import FORMS, KEPT, USUAL, held_as, named
 
 # What a process takes before it holds a tensor: CUDA context, libraries and kernels. nvidia-smi
 # shows about 0.4 to 0.6 GB with PyTorch on recent cards; a round number, not measured here.
 CUDA_CONTEXT_BYTES = 600_000_000
 CONTEXTS = (2048, 8192, 32768)
+PREFERRED = ("bfloat16", "float16")  # what weights are published in
 _ENDLESS = 2**30  # tokens; where the search stops if the model states no limit
 
 
@@ -71,6 +73,8 @@ def plan(
     `users` are sequences of so many tokens each (prompt and answer) that fit at the same time; a
     sliding layer counts up to its window, and all are prefilled together: `workspace` tells what
     one of so many tokens needs for it beside its cache (bytes, or why that is not known).
+    `need_bytes` is what one user of the fewest tokens needs; where its cache does not fit without
+    what the prefill takes.
     `decode_tok_per_s` is what no step at batch 1 can beat.
     """
     reserve = CUDA_CONTEXT_BYTES + card.margin_bytes
@@ -82,6 +86,7 @@ def plan(
         "left_bytes": left,
         "missing": missing,
     }
+    row["need_bytes"] = card.weight_bytes + reserve
     if card.kv_layers is None:
         why = f"the size of the cache is unknown, because {card.kv_reason}"
         missing |= dict.fromkeys(("cache", "largest_context", "users", "decode_tok_per_s"), why)
@@ -94,6 +99,8 @@ def plan(
         "token_beyond_window_bytes": (more - held) // block,
         "state_bytes": card.state_bytes,
     }
+    least = min((*contexts, limit))
+    row["need_bytes"] += card.kv_bytes(least, cache="static")
     row["largest_context"] = largest_context(card, left)
     row["limited_by"] = "model" if row["largest_context"] == limit else "memory"
     if row["largest_context"] == _ENDLESS:
@@ -109,6 +116,7 @@ def plan(
         elif extra:
             in_turn, row[users] = row[users], left // (own + extra)
             row |= {f"workspace_bytes_{context}": extra, f"users_in_turn_{context}": in_turn}
+            row["need_bytes"] += extra if context == least else 0
         if context > limit:
             row[users] = None
             missing[users] = f"{context:,} tokens are beyond the model's own limit of {limit:,}"
@@ -138,6 +146,7 @@ def answer(
     `card_of` gives the model's card in a number format, as `models.load.card` does for a name;
     `workspace_of` the workspace of a prefill in it, of one sequence of so many tokens.
     """
+    forms = [named(name) for name in forms]
     for name in forms:
         if name not in FORMS:
             raise unknown("dtype", name, FORMS)
@@ -163,7 +172,58 @@ def answer(
         "bandwidth_bytes_per_s": rate,
         "contexts": list(contexts),
         "weights": rows,
+        "answer": verdict(rows, gpu_bytes),
     }
+
+
+def verdict(rows: dict[str, dict[str, Any]], gpu_bytes: float) -> dict[str, Any]:
+    """Whether it fits: in the usual form where that fits, or the first that does; else in the form
+    that needs least. `cards` are the smallest of params/gpus.yaml that hold it."""
+    needs = {name: row["need_bytes"] for name, row in rows.items() if "need_bytes" in row}
+    if not needs:
+        return {"fits": None}
+    fitting = [name for name, need in needs.items() if need <= gpu_bytes]
+    order = sorted(fitting, key=lambda name: name not in PREFERRED)
+    form = order[0] if order else min(needs, key=lambda name: needs[name])
+    sizes = {name: x.memory_bytes for name, x in datasheets().items() if x.memory_bytes}
+    holding = [size for size in sizes.values() if size >= needs[form]]
+    least = min(holding, default=None)
+    return {
+        "fits": bool(fitting),
+        "form": form,
+        "need_bytes": needs[form],
+        "card_bytes": least,
+        "cards": [name for name, size in sizes.items() if size == least],
+        "largest_card_bytes": max(sizes.values()),
+    }
+
+
+def lead(result: dict[str, Any]) -> str:
+    """Yes or no in a sentence or two, with what it needs and the smallest card that has that."""
+    answer, rows, context = result["answer"], result["weights"], min(result["contexts"])
+    name, gpu_gb = result["card"]["name"] or result["card"]["model_type"], result["gpu_bytes"] / 1e9
+    if answer["fits"] is None:
+        return f"Nothing can be said of {name}: its size is not known."
+    form, need_gb = answer["form"], answer["need_bytes"] / 1e9
+    one = f"one user of {context:,} tokens"
+    if answer["fits"]:
+        users = rows[form].get(f"users_{context}")
+        room = f", with room for {users:,} users of {context:,} tokens" if users else ""
+        first = f"Yes: {name} fits {gpu_gb:g} GB in {form}{room}."
+        usual = rows.get(PREFERRED[0], {}).get("need_bytes")
+        if form not in PREFERRED and usual:
+            first = f"{first[:-1]}; in {PREFERRED[0]} it would need {usual / 1e9:.1f} GB."
+        needs = f"It needs {need_gb:.1f} GB for {one}"
+    else:
+        short_gb = need_gb - gpu_gb
+        first = f"No: {name} does not fit {gpu_gb:g} GB; {short_gb:.1f} GB are lacking."
+        least = f" in {form}, the smallest form asked for," if len(rows) > 1 else f" in {form}"
+        needs = f"It needs at least {need_gb:.1f} GB{least} for {one}"
+    if answer["cards"]:
+        cards = " or ".join(answer["cards"][:2])
+        return f"{first} {needs}; the smallest card: {cards} ({answer['card_bytes'] / 1e9:g} GB)."
+    largest_gb = answer["largest_card_bytes"] / 1e9
+    return f"{first} {needs}; no single card here has that, the largest {largest_gb:g} GB."
 
 
 def text(result: dict[str, Any]) -> str:
@@ -224,10 +284,12 @@ def text(result: dict[str, Any]) -> str:
         f"{card.name} ({card.model_type}): {card.total_params / 1e9:.3f} B parameters, "
         f"{card.active_params / 1e9:.3f} B active; the model's own context limit: {limit}"
     )
+    notes += [result["shapes"]] if "shapes" in result else []
     notes += result.get("measured", ())
     folded = [textwrap.fill(f"- {n}", 96, subsequent_indent="  ") for n in notes]
     gpu = f"GPU of {result['gpu_bytes'] / 1e9:g} GB{speed}"
-    return "\n".join([head, gpu, "", *table, "", *folded])
+    first = textwrap.fill(lead(result), 96)
+    return "\n".join([first, "", head, gpu, "", *table, "", *folded])
 
 
 def tokens(text: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from lib.models.card import ModelCard, ModelError
@@ -31,11 +32,39 @@ FORMS = {
     "4-bit": Form("bfloat16", _LINEAR.format("4.156", "a 16-bit scale and a 4-bit zero"),
                   "matrix_params", 4 + (16 + 4) / 128),
 }  # fmt: skip
+# What people call them, less case, spaces, hyphens and underscores.
+ALIASES = {
+    "float32": ("fp32", "f32", "32bit", "float"),
+    "bfloat16": ("bf16", "16bit"),
+    "float16": ("fp16", "f16", "half"),
+    "8-bit": ("8bits", "int8", "q8", "q80", "w8a16", "w8a8"),
+    "fp8": ("f8", "float8", "e4m3", "fp8e4m3"),
+    "4-bit": ("4bits", "int4", "uint4", "q4", "q40", "q4km", "nf4", "fp4", "awq", "gptq", "w4a16"),
+}
 KEPT = (
     "8-bit, mxfp4 and 4-bit leave embeddings, output matrix, routers, norms, biases and the "
     "cache in bfloat16"
 )
 USUAL = tuple(name for name in FORMS if name not in ("float16", "fp8"))
+
+
+def named(text: str) -> str:
+    """The form that people mean by a text such as "4bit" or "BF16"; the text where none is."""
+    plain = _plain(text)
+    for name in FORMS:
+        if plain in (_plain(name), *ALIASES.get(name, ())):
+            return name
+    return text
+
+
+def listed(text: str) -> list[str]:
+    """The forms of a list such as "bf16, 4 bit"."""
+    joined = re.sub(r"(\d)\s+bits?\b", r"\1bit", text, flags=re.IGNORECASE)
+    return [named(part) for part in re.split(r"[,\s]+", joined) if part]
+
+
+def _plain(text: str) -> str:
+    return text.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
 def held_as(card: ModelCard, form: Form) -> ModelCard:

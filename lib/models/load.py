@@ -18,6 +18,7 @@ from lib.models import experts as implementations
 from lib.models.card import ModelCard, ModelError, require_context
 from lib.models.fetch import NOT_OURS, quiet, require_all_loaded
 from lib.models.origin import (
+    Origin,
     config_of,
     files,
     find,
@@ -91,10 +92,15 @@ class Model:
         return base | changes
 
 
-def card(config_or_name: PreTrainedConfig | dict | str, dtype: str = "bfloat16") -> ModelCard:
-    """The model card of a configuration (the library's, or a dict with model_type) or a name."""
+def card(
+    config_or_name: PreTrainedConfig | dict | str | Origin, dtype: str = "bfloat16"
+) -> ModelCard:
+    """The model card of a configuration (the library's, or a dict with model_type), of a name or
+    of what one leads to."""
     if isinstance(config_or_name, str):
-        origin = find(config_or_name)
+        config_or_name = find(config_or_name)
+    if isinstance(config_or_name, Origin):
+        origin = config_or_name
         return count.count(config_of(origin), name=origin.name, dtype=dtype)
     if isinstance(config_or_name, dict):
         config_or_name = made_of(config_or_name)

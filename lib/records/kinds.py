@@ -12,6 +12,8 @@ WEIGHTS = ("random", "checkpoint", "gguf")
 UNKNOWN = "unknown"  # weights and dtype of a server that somebody else has started
 DTYPES = ("bfloat16", "float16", "float32")
 ENGINE_FORMS = ("bfloat16", "mxfp4", "fp8")  # that a stack which is an engine holds weights in
+# Implementations of a mixture of experts, ours included.
+EXPERTS = ("loop", "grouped_mm", "batched_mm", "all_experts", "deepgemm", "sonicmoe")
 STAND_IN = "random-dummy"  # an engine's own weights: all tokens choose the same experts
 STUDY_STACK = "hf-eager"  # statements are about this stack first, then what others change
 ABLATIONS = ("decoding", "context", "precision", "experts", "stack")

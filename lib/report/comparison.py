@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -214,8 +215,31 @@ def cautions(a: Side, b: Side) -> list[str]:
     return sentences
 
 
-def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
-    """report.html and CSV files into `out`; returns the page and the number of compared pairs."""
+def text(pairs: Sequence[Pair], lines: int = 40) -> str:
+    """The ratios for a console, those that differ for sure first, the largest change at the top."""
+    rows = [_console_row(pair) for pair in sorted(pairs, key=_by_change)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shown = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows[:lines]]
+    more = [f"and {len(rows) - lines} more in the report"] if len(rows) > lines else []
+    return "".join(f"{line}\n" for line in (*(["B / A"] if rows else []), *shown, *more))
+
+
+def _by_change(pair: Pair) -> tuple[bool, float]:
+    ratio = pair.ratio
+    size = abs(math.log(ratio.value)) if ratio.value else 0.0
+    return not ratio.resolved_from(1.0), -size
+
+
+def _console_row(pair: Pair) -> tuple[str, ...]:
+    ratio = pair.ratio
+    stack = str(pair.key.get("stack") or "")
+    value = "–" if ratio.value is None else f"{short(ratio.value)} {interval(ratio)}".strip()
+    where = ", ".join(filter(None, (stack, arm_text(pair.key))))
+    return (value, pair.metric.title, str(pair.key.get("model") or "–"), where, pair.verdict)
+
+
+def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, list[Pair]]:
+    """report.html and CSV files into `out`; returns the page and the compared pairs."""
     store.refuse_released(out)
     for source in (source_a, source_b):
         if not source.is_dir() or not jobs.find(source):
@@ -243,7 +267,7 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, int]:
         footer="Ratios are B / A. Nothing was measured here.",
     )
     write_text(out / "report.html", text)
-    return out / "report.html", len(pairs)
+    return out / "report.html", list(pairs)
 
 
 def _csvs(

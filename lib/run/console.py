@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +14,16 @@ from typing import TYPE_CHECKING, Any
 from lib.files import short
 
 if TYPE_CHECKING:
+    from lib.records.record import Record
+    from lib.run.eta import Forecast
     from lib.run.plan import Task
 
+MINUTES = {"graph-compiled": 2, "vllm": 3}  # with the calls of the profile gpu
+# Errors of arms that a stack, the memory or this machine does not allow, which is a result.
+LIMITS = ("StackError", "ModelError", "OutOfMemoryError", "InvalidCxxCompiler", "TritonMissing")
+ARM = ("stack", "experts", "dtype", "context", "new_tokens", "batch", "decoding")
+SHOWN = 10  # arms that failed; the report has all
+BEAT_S = 60.0  # the longest silence while a job runs
 GOES_ON = "interrupted: finished jobs are kept, the same command goes on from here"
 
 
@@ -26,18 +37,33 @@ class Tally:
     stale: dict[str, list[Task]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     started_s: float = 0.0
+    forecast: Forecast | None = None
+    skips: Collection[str] = ()  # names of jobs that were finished before
+    arms: int = 0
+    failed_arms: list[str] = field(default_factory=list)
+    barred_arms: list[str] = field(default_factory=list)
 
     @property
     def all_good(self) -> bool:
-        """Every job is finished, and every page could be written."""
-        return len(self._bad()) == 0 and len(self.ended) == len(self.jobs) and not self.broken
+        """Every job is finished, no arm failed, and every page could be written."""
+        whole = len(self._bad()) == 0 and len(self.ended) == len(self.jobs)
+        return whole and not self.broken and not self.failed_arms
+
+    @property
+    def measured(self) -> bool:
+        """Whether a job of this run has ended well."""
+        return self._count("ok") > 0
 
     def left_s(self) -> float | None:
-        """Seconds until the end, from the mean of ended jobs of the same notebook; or unknown."""
+        """Seconds until the end: as foreseen from the machine's speed, or else from the mean of
+        ended jobs of the same notebook; None where nothing has ended."""
+        waiting = [job for job in self.jobs[len(self.ended) :] if job.name not in self.skips]
+        if self.forecast and (left_s := self.forecast.left_s(waiting)) is not None:
+            return left_s
         every = [s for times in self.spent_s.values() for s in times]
         if not every:
             return None
-        times = [self.spent_s.get(job.notebook, every) for job in self.jobs[len(self.ended) :]]
+        times = [self.spent_s.get(job.notebook, every) for job in waiting]
         return sum(sum(t) / len(t) for t in times)
 
     def skip(self, job: Task, stale: list[str]) -> None:
@@ -62,6 +88,38 @@ class Tally:
         say(f"{self._place()} {job.title}: {status} after {span(spent_s)}{why and ': ' + why}")
         self.ended.append((job, status, why))
         self.spent_s.setdefault(job.notebook, []).append(spent_s)
+        if self.forecast and status == "ok":
+            self.forecast.ended(job, spent_s)
+
+    @contextlib.contextmanager
+    def beating(self, job: Task, every_s: float = BEAT_S) -> Iterator[None]:
+        """While the block runs, a line now and then: for how long it has, and what is left."""
+        ended, left_s = threading.Event(), self.left_s()
+
+        def beat() -> None:
+            while not ended.wait(every_s):
+                spent_s = time.monotonic() - self.started_s
+                more_s = None if left_s is None else left_s - spent_s
+                about = f", about {span(more_s)} left in all" if (more_s or 0) > 0 else ""
+                say(f"{self._place()} {job.title}: running for {span(spent_s)}{about}")
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def count(self, job: Task, rows: Iterable[Record]) -> None:
+        """The arms of a job; those with an error are told at the end."""
+        for row in rows:
+            self.arms += row.kind not in ("environment", "card")
+            if row.error:
+                arm = ", ".join(str(x) for name in ARM if (x := row.key.get(name)) is not None)
+                barred = any(name in row.error for name in LIMITS)
+                texts = self.barred_arms if barred else self.failed_arms
+                texts.append(f"{job.title}: {row.kind} of {arm}: {row.error}")
 
     def ran(self, job: Task, manifest: dict[str, Any]) -> None:
         """A job that another process has just run, and has told of."""
@@ -72,8 +130,10 @@ class Tally:
         self.broken.append(text)
         say(f"error: {text}")
 
-    def summary(self, out_dir: Path, *, interrupted: bool = False) -> None:
-        """Counts, what failed and where to look, and the report."""
+    def summary(self, out_dir: Path, *, interrupted: bool = False, results: str = "") -> None:
+        """Results, counts, what failed and where to look, and the report."""
+        if results:
+            say(f"\n{results}")
         bad, total = self._bad(), len(self.jobs)
         counts = {
             "ok": self._count("ok"),
@@ -87,13 +147,29 @@ class Tally:
             say(f"  {status}: {job.title}: {why}\n    see {short(job.folder / 'notebook.ipynb')}")
         for text in self.broken:
             say(f"  error: {text}")
+        self._summary_of_arms()
         for why, jobs in self.stale.items():
             more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
             say(f"warning: measured with {why}: {jobs[0].title}{more}; FORCE=1 measures again")
         if interrupted:
             say(GOES_ON)
-        elif (out_dir / "report.html").exists():
-            say(f"report: {short(out_dir / 'report.html')}")
+        if (out_dir / "report.html").exists():
+            page = out_dir / "report.html"
+            say(f"report: {short(page)}\n        {page.resolve().as_uri()}")
+
+    def _summary_of_arms(self) -> None:
+        for texts, what in (
+            (self.failed_arms, "failed"),
+            (self.barred_arms, "are beyond what a stack or the memory allows"),
+        ):
+            if texts:
+                say(f"{len(texts)} of {self.arms} arms {what}:")
+            for text in texts[:SHOWN]:
+                say(f"  {text}")
+            if len(texts) > SHOWN:
+                say(f"  and {len(texts) - SHOWN} more; the report lists all")
+        if self.failed_arms:
+            say("FORCE=1 measures them again")
 
     def _place(self) -> str:
         return f"[{len(self.ended) + 1}/{len(self.jobs)}]"
@@ -103,6 +179,22 @@ class Tally:
 
     def _bad(self) -> list[tuple[Task, str, str]]:
         return [entry for entry in self.ended if entry[1] not in ("ok", "skipped")]
+
+
+def beforehand(jobs: Sequence[Task]) -> str:
+    """What stacks that take minutes of their own cost, of those that run and those that could; in
+    numbers of 8 billion parameters on an H100."""
+    compared = [stack for job in jobs for stack in job.parameters.get("stacks_to_compare", ())]
+    if not compared:
+        return ""
+    stacks = {*compared, *(job.stack for job in jobs)}
+    parts = [
+        f"{stack} takes about {minutes} min of it"
+        if stack in stacks
+        else f"{stack} is left out, ALSO={stack} adds about {minutes} min"
+        for stack, minutes in MINUTES.items()
+    ]
+    return f"stacks: {'; '.join(parts)}"
 
 
 def reason(error: dict[str, Any] | None) -> str:

@@ -16,7 +16,7 @@ from lib import files
 from lib.files import short
 from lib.records import slices, store
 from lib.records.store import PARTIAL, PREVIOUS
-from lib.run import kernel, plan, scrub
+from lib.run import kernel, plan, scrub, warm
 from lib.run.console import GOES_ON, say
 from lib.run.parameters import check_parameters, notebook_parameters
 from lib.run.plan import Task
@@ -122,6 +122,7 @@ def run_job(
     timeout_s: float | None = None,
     stop: Stop | None = None,
     force: bool = False,
+    worker: warm.Worker | None = None,
 ) -> dict[str, Any]:
     """Execute one notebook and record how it ended; returns the manifest.
 
@@ -144,6 +145,7 @@ def run_job(
             watch=stop.watch,
             timeout_s=timeout_s,
             progress=sys.stderr.isatty(),
+            worker=worker,
         )
         scrub.files(staged.rglob("*"), folders)
         manifest = {

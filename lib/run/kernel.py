@@ -32,7 +32,7 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.log import logger
 
 from lib.files import BATCH_VARIABLE, ROOT, write_text
-from lib.run import processes
+from lib.run import processes, warm
 
 ENGINE = "workbook"
 NOISE = (
@@ -108,17 +108,21 @@ def execute(
     watch: Watch,
     timeout_s: float | None = None,
     progress: bool = False,
+    worker: warm.Worker | None = None,
 ) -> Outcome:
     """Run a notebook by papermill into `output`, in the repository's root.
 
-    `timeout_s` limits the whole notebook. Every process that the notebook started is gone when
-    this returns.
+    `timeout_s` limits the whole notebook. Its kernel is a fork of the `worker`, where there is one.
+    Every process that the notebook started is gone when this returns.
     """
     engines.papermill_engines.register(ENGINE, Engine)
     account, mark = Account(source, output, watch, timeout_s), uuid.uuid4().hex
+    guard = processes.guard(mark)
+    if worker:  # which has a guard of its own, and whose forks carry its mark
+        mark, guard = worker.mark, contextlib.nullcontext()
     timer = threading.Timer(timeout_s or 0, watch.stop, ["timeout"])
     timer.daemon = True
-    with tempfile.TemporaryFile() as log, processes.guard(mark), processes.adopt_orphans():
+    with tempfile.TemporaryFile() as log, guard, processes.adopt_orphans():
         children = {*processes.descendants(os.getpid())}
         if timeout_s:
             timer.start()
@@ -133,7 +137,7 @@ def execute(
                 cwd=str(ROOT),
                 progress_bar=progress,
                 account=account,
-                kernel=_owned_kernel(env | {BATCH_VARIABLE: mark}, log, watch),
+                kernel=_owned_kernel(env | {BATCH_VARIABLE: mark}, log, watch, worker),
             )
         except PapermillExecutionError as error:
             if account.outcome.status == "ok":  # a cell that went on shows an error
@@ -306,7 +310,9 @@ def _raised(error: CellExecutionError | PapermillExecutionError, cell: int | Non
     return {"name": error.ename, "value": error.evalue, "cell": cell}
 
 
-def _owned_kernel(env: dict[str, str], log: IO[bytes], watch: Watch) -> type[AsyncKernelManager]:
+def _owned_kernel(
+    env: dict[str, str], log: IO[bytes], watch: Watch, worker: warm.Worker | None
+) -> type[AsyncKernelManager]:
     """A kernel manager for this interpreter, whatever kernel specifications are installed."""
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
@@ -328,7 +334,18 @@ def _owned_kernel(env: dict[str, str], log: IO[bytes], watch: Watch) -> type[Asy
                 if watch.reason:  # it came while the kernel was starting
                     watch.kill()
 
+        async def _async_launch_kernel(self, command: list[str], **options: Any) -> None:
+            environ = {**options["env"], "JPY_PARENT_PID": str(os.getpid())}
+            child = worker and worker.fork(command[3:], environ, log.fileno())
+            if not child:
+                await super()._async_launch_kernel(command, **options)
+                return
+            ours = self.provisioner
+            ours.process, ours.pid, ours.pgid, ours.cwd = child, child.pid, child.pid, ROOT
+            self._reconcile_connection_info(ours.connection_info)
+
         start_kernel = _async_start_kernel
+        _launch_kernel = _async_launch_kernel
 
     return OwnedKernel
 

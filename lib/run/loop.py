@@ -7,12 +7,13 @@ import hashlib
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from lib import files
 from lib.files import short
 from lib.records import store
-from lib.run import groups, kernel, lease, plan, preflight
-from lib.run.console import Tally, say
+from lib.run import eta, groups, kernel, lease, plan, preflight, warm
+from lib.run.console import Tally, beforehand, say
 from lib.run.job import Stop, recover, run_job
 from lib.run.plan import Task
 from lib.run.profiles import Profile
@@ -30,17 +31,23 @@ def run(
     force: bool = False,
     timeout_s: float | None = None,
     wait: bool = False,
-    check: Callable[[list, dict], None] = preflight.check_apart,
+    check: Callable[[list, dict], object] = preflight.check_apart,
     write_page: Callable[[Path], object] | None = None,
     write_report: Callable[[Path], object] | None = None,
+    after_job: Callable[[Path], object] | None = None,
+    results: Callable[[Path], str] | None = None,
     models_path: Path = files.ROOT / "params" / "models.yaml",
 ) -> int:
     """Run every job of a profile that is not finished yet, then write the report.
 
+    `after_job` is called with `out_dir` when a job has ended and more are to come: it may write a
+    report of what is there. `results` tells in a few lines what was found. An interrupted run
+    leaves its report too.
     `only` names jobs, by their folders below `out_dir`; other processes may run others there. With
     `back` they are then repeated in that folder, the last one first, on the same GPU: A B B A,
     which a GPU that is shared is refused for. `ran` names jobs that others have just run.
-    Returns the exit code: 0, 1 if a job did not end well, or 128 + the signal that ended it.
+    Returns the exit code: 0, 1 if a job did not end well or an arm of one failed, or 128 + the
+    signal that ended it.
     """
     places = [place for place in (out_dir, back) if place is not None]
     for place in places:
@@ -79,13 +86,20 @@ def run(
         if todo:
             for place in places:
                 files.require_room(place)
+        workers = stack.enter_context(warm.Warm([job.source for job in todo]))
+        if todo:  # it imports while the models are checked and fetched
+            workers.ready(env_of(todo[0]))
         offline = profile.name in OFFLINE_PROFILES
         env = kernel.kernel_env(offline=offline, gpu_uuids=[gpu.uuid for gpu in gpus])
-        check(preflight.arms(todo), env)
+        sizes = eta.told(check(preflight.arms(todo), env))
         for place in places:
             _record_plan(every[place], place, profile.name, {})
 
         tally, stale = Tally(jobs), {place: {} for place in places}
+        tally.forecast = eta.Forecast(out_dir, sizes)
+        if profile.name == "gpu" and todo and (costs := beforehand(jobs)):
+            say(costs)
+        tally.skips = {job.name for job in jobs} - {job.name for job in todo}
         for job in jobs:
             if job.name in ran:
                 if manifest := store.read(job.folder):
@@ -100,24 +114,32 @@ def run(
                 tally.skip(job, reasons)
                 continue
             tally.start(job, "" if force else store.fault(job.folder))
-            manifest = run_job(
-                job,
-                sha=sha,
-                gpu=name,
-                env=env_of(job),
-                timeout_s=timeout_s,
-                stop=stop,
-                force=force,
-            )
+            with tally.beating(job):
+                manifest = run_job(
+                    job,
+                    sha=sha,
+                    gpu=name,
+                    env=env_of(job),
+                    timeout_s=timeout_s,
+                    stop=stop,
+                    force=force,
+                    worker=workers.ready(env_of(job)),
+                )
             tally.end(job, manifest)
             if stop.signum:
                 break
             _guarded(tally, "notebook page", write_page, job.folder)
+            if job is not jobs[-1]:
+                _guarded(tally, "first report", after_job, out_dir)
         for place in places:
             _record_plan(every[place], place, profile.name, stale[place])
-        if not stop.signum:
+        if not stop.signum or tally.measured:
             _guarded(tally, "report", write_report, out_dir)
-        tally.summary(out_dir, interrupted=bool(stop.signum))
+        for job in jobs:
+            if not job.reads and (path := job.folder / "records.jsonl").exists():
+                tally.count(job, store.load(path))
+        told = _guarded(tally, "closing table", results, out_dir)
+        tally.summary(out_dir, interrupted=bool(stop.signum), results=told or "")
     if stop.signum:
         return 128 + stop.signum
     return 0 if tally.all_good else 1
@@ -185,12 +207,12 @@ def _say_shared(gpus: Sequence[lease.Gpu], back: Path | None) -> str:
     return reason
 
 
-def _guarded(tally: Tally, what: str, write: Callable[[Path], object] | None, path: Path) -> None:
+def _guarded(tally: Tally, what: str, write: Callable[[Path], Any] | None, path: Path) -> Any:
     """Write a page or the report; a failure is shown and costs no measurement."""
     if write is None:
-        return
+        return None
     try:
-        write(path)
+        return write(path)
     except Exception as error:  # whatever it is, the measurements are safe and must be listed
         first = (str(error).splitlines() or [""])[0]
         fault = files.disk_fault(error) if isinstance(error, OSError) and error.filename else ""

@@ -16,7 +16,7 @@ from lib.run.profiles import SLICES
 REBUILT = ("FROM", "OUT", "GPU_HOUR_USD", "KWH_USD", "STUDY", "PYTHON")
 RUN = (
     *(name for name in REBUILT if name != "FROM"),
-    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "DEVICES", "SERVER"),
+    *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "DEVICES", "SERVER", "ALSO"),
     *("FORCE", "WAIT", "TIMEOUT", "JOBS"),
 )
 
@@ -107,7 +107,20 @@ def boolean(text: str) -> bool:
 
 
 FLAG = {"type": boolean, "nargs": "?", "const": True, "default": False, "metavar": "YES"}
-GB = number("GB of 10^9 bytes", 80, 1e6)
+GIB = 2**30 / 1e9  # in GB
+_GB = number("GB of 10^9 bytes", 80, 1e6)
+
+
+def gigabytes(text: str) -> float:
+    """GB of 10^9 bytes, as people write them: 24, 24GB, 24 gb, 22.4GiB."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*(g|gb|gib)\s*", text, re.IGNORECASE)
+    if match is None:
+        return _GB(text)
+    value = _GB(match[1]) * (GIB if match[2].lower() == "gib" else 1)
+    return round(value, 3)
+
+
+GB = gigabytes
 BANDWIDTH = number("GB/s", 3350, 1e9)
 JOBS = number("jobs at once", 2, 1024, whole=True)
 USERS = number("users at once", 20, 1e9, whole=True)
@@ -122,7 +135,7 @@ TOKENS = number("tokens", 2048, 1e9, whole=True)
 
 def of_run(args: argparse.Namespace) -> list[str]:
     """What to run and how, as the options of another process of this command line."""
-    names = ("profile", *SLICES, "server", "timeout")
+    names = ("profile", *SLICES, "server", "also", "timeout")
     values = ((name, getattr(args, name)) for name in names)
     flags = [f"--{name}" for name in ("force", "wait") if getattr(args, name)]
     return [*(f"--{name}={value}" for name, value in values if value), *flags]

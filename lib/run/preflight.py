@@ -6,6 +6,7 @@ otherwise stay there, and be measured, for as long as the runner lives.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -90,6 +91,26 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
     return problems
 
 
+def sizes(arms: Iterable[dict[str, Any]], models: Any = None) -> list[dict[str, Any]]:
+    """What `eta` needs of each arm's model: bytes, parameters, layers; nothing of one whose card
+    cannot be counted."""
+    if models is None:
+        from lib.models import load as models
+    known = []
+    for arm in arms:
+        with contextlib.suppress(ValueError, OSError, RuntimeError):
+            card = models.card(arm["model"], dtype=arm["dtype"])
+            size = {
+                "weight_bytes": card.weight_bytes,
+                "step_bytes": card.weight_bytes * card.active_share,
+                "active_params": card.active_params,
+                "layers": card.layers,
+                "mixture": bool(card.experts),
+            }
+            known.append({"model": arm["model"], "dtype": arm["dtype"], "size": size})
+    return known
+
+
 def _engine_card(arm: dict[str, Any]) -> Any:
     """The card of a model as an engine holds it; raises where there is no engine for it."""
     from lib.models import origin
@@ -123,10 +144,10 @@ def _fetch(model: str, weights: str) -> None:
     origins.files(origin)
 
 
-def check_apart(arms: list[dict[str, Any]], env: dict[str, str]) -> None:
-    """`check` in another process; raises PreflightError with everything that is wrong."""
+def check_apart(arms: list[dict[str, Any]], env: dict[str, str]) -> list[dict[str, Any]]:
+    """`check` and `sizes` in another process; raises PreflightError with all that is wrong."""
     if not arms:
-        return
+        return []
     mark = uuid.uuid4().hex
     with processes.guard(mark), processes.adopt_orphans():
         children = {*processes.descendants(os.getpid())}
@@ -149,9 +170,19 @@ def check_apart(arms: list[dict[str, Any]], env: dict[str, str]) -> None:
         if process.returncode == -signal.SIGKILL:
             why = "SIGKILL; where memory runs out the system does that"
         raise PreflightError(f"the check of the models was ended by {why}; its lines are above")
-    if problems := json.loads(lines[-1]):
+    told = json.loads(lines[-1])
+    if problems := told["problems"]:
         raise PreflightError("\n".join(problems))
+    return told["sizes"]
+
+
+def main() -> None:
+    """Arms from standard input; problems and sizes as the last line of the output."""
+    arms = json.load(sys.stdin)
+    problems = check(arms)
+    told = {"problems": problems, "sizes": [] if problems else sizes(arms)}
+    sys.stdout.write(json.dumps(told) + "\n")
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(check(json.load(sys.stdin))) + "\n")
+    main()

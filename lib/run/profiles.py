@@ -19,8 +19,9 @@ from lib import files
 from lib.files import ParamsError, check, read_yaml, unknown
 from lib.models.entries import Entry, checked_models
 from lib.records.jobs import CROSS_MODEL, ON_REQUEST
-from lib.records.kinds import DTYPES, ENGINE_FORMS, STUDY_STACK, UNKNOWN, WEIGHTS
+from lib.records.kinds import DTYPES, ENGINE_FORMS, EXPERTS, STUDY_STACK, UNKNOWN, WEIGHTS
 from lib.run.parameters import check_parameters, notebook_parameters
+from lib.stacks import decoding
 from lib.stacks.registry import STACKS, require_devices
 from lib.stacks.stack import StackError
 
@@ -31,9 +32,18 @@ OF_ENGINES = ("latency", "batch", "energy")  # notebooks that measure a stack th
 _COMMON = ("weights", "stack", "dtype", "devices")
 SLICES = ("models", "notebooks", *_COMMON)
 SERVER, SERVING = "server", "serving"  # a server that runs, and the notebook that loads it
+ALSO = "also"  # further stacks, beside those that the profile names
 _MODELS = "models.yaml"
-_NO_PROFILES = ("models", "gpus")  # other files of the folder
+_NO_PROFILES = ("models", "gpus", "shapes")  # other files of the folder
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+# Arms of lists, by the parameter that holds them; decodings are settings with values.
+ARMS = {
+    **dict.fromkeys(("stacks", "stacks_to_compare", "trace_stacks"), tuple(STACKS)),
+    "dtypes": (*DTYPES, "mxfp4"),
+    **dict.fromkeys(("experts", "also_experts"), EXPERTS),
+}
 
 
 class ProfileFile(TypedDict):
@@ -83,7 +93,9 @@ class Profile:
                 f"{where}: no value for {', '.join(missing)}; add it to the profile's defaults or "
                 f"to its section {notebook!r}"
             )
-        return check_parameters({name: values[name] for name in names}, signature, where=where)
+        checked = check_parameters({name: values[name] for name in names}, signature, where=where)
+        _check_arms(checked, where)
+        return checked
 
 
 def profile(
@@ -95,6 +107,8 @@ def profile(
 ) -> Profile:
     """Load a profile, apply the slices (models, notebooks, weights, stack, dtype), check it all.
 
+    The override `also` names stacks to measure beside the profile's: one of our own where stacks
+    are compared, an engine in notebooks of its own.
     The override `server` is the address of a server that runs: the notebook `serving` alone then
     measures what it serves, whose name is in `models`.
     A model of the list is a name, or a mapping with `name`, optionally `notebooks` (the ones to
@@ -116,13 +130,17 @@ def profile(
 
     slices = {key: files.split((overrides or {}).get(key)) for key in SLICES}
     slices["devices"] = tuple(int(x) if x.isdecimal() else x for x in slices["devices"])
-    if odd := set(overrides or {}) - {*SLICES, SERVER}:
+    slices[ALSO] = files.split((overrides or {}).get(ALSO))
+    if odd := set(overrides or {}) - {*SLICES, SERVER, ALSO}:
         raise unknown("slice", min(odd), SLICES)
     server = (overrides or {}).get(SERVER)
     if server:
         _require_serving(name, slices, sections)
         slices["notebooks"] = (SERVING,)
         sections[SERVING][SERVER] = server
+    if odd := [stack for stack in slices[ALSO] if stack not in STACKS]:
+        raise unknown("stack", odd[0], STACKS, hint="Use ALSO=<name>[,<name>].")
+    _also(sections, [stack for stack in slices[ALSO] if not STACKS[stack].apart])
     if odd := [notebook for notebook in slices["notebooks"] if notebook not in sections]:
         raise unknown("notebook", odd[0], sections, hint="Use NOTEBOOKS=<name>[,<name>].")
     _check_sections(name, defaults, sections, signatures)
@@ -146,6 +164,18 @@ def profile(
     return result
 
 
+def _check_arms(values: dict[str, Any], where: str) -> None:
+    """Refuse, before anything is measured, an arm that no stack could run."""
+    for key, known in ARMS.items():
+        if odd := [arm for arm in values.get(key) or () if arm not in known]:
+            raise unknown(f"arm of {where}, {key}:", str(odd[0]), known)
+    for text in values.get("decodings", ()):
+        try:
+            decoding.options(text)
+        except ValueError as error:
+            raise ParamsError(f"{where}, decodings: {error}") from None
+
+
 def _require_serving(name: str, slices: dict, sections: dict) -> None:
     """What a server that runs can be measured by."""
     if SERVING not in sections:
@@ -156,6 +186,13 @@ def _require_serving(name: str, slices: dict, sections: dict) -> None:
         )
     if not slices["models"]:
         raise ParamsError("SERVER= needs the name of the model that is served: MODELS=<name>")
+
+
+def _also(sections: dict, stacks: list[str]) -> None:
+    """Add stacks to the lists of those that a notebook compares."""
+    for section in sections.values():
+        for key in {"stacks_to_compare", "trace_stacks"} & section.keys():
+            section[key] = list(dict.fromkeys([*section[key], *stacks]))
 
 
 def profiles(folder: Path) -> list[str]:
@@ -268,10 +305,11 @@ def _choices_of(
     base = {"weights": "random", "stack": STUDY_STACK, "devices": 1, **defaults, **own}
     counts = base["devices"]
     counts = counts if isinstance(counts, list) and counts else [counts]
+    engines = [] if again else [stack for stack in slices[ALSO] if STACKS[stack].apart]
     choices = []
     for source, stack, devices in product(
         slices["weights"] or (base["weights"],),
-        slices["stack"] or (base["stack"],),
+        dict.fromkeys((*(slices["stack"] or (base["stack"],)), *engines)),
         slices["devices"] or counts,
     ):
         weights = "gguf" if gguf and source == "checkpoint" else source

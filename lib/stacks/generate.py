@@ -10,23 +10,10 @@ from typing import Any
 import torch
 
 from lib.models import dry_run
+from lib.stacks.decoding import options
 from lib.stacks.stack import Decoded, StackError
 
 _CACHE = "past_key_values"
-
-# top_k = 0 and top_p = 1 switch the library's own filters off. First, one change against greedy
-# each; then the settings of arXiv 2508.16700's script, where the library's own top_k of 50 is on.
-_SAMPLE = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-_THEIRS = {**_SAMPLE, "top_k": 50}
-DECODING = {
-    "greedy": {"do_sample": False},
-    "top-p 0.9": {**_SAMPLE, "top_p": 0.9},
-    "top-k 50": {**_SAMPLE, "top_k": 50},
-    "temperature 0.7 top-p 0.9": {**_THEIRS, "temperature": 0.7, "top_p": 0.9},
-    "temperature 0.7 top-k 50": {**_THEIRS, "temperature": 0.7},
-    "temperature 1.0 top-p 0.95": {**_THEIRS, "top_p": 0.95},
-    "temperature 0.3 top-p 0.8": {**_THEIRS, "temperature": 0.3, "top_p": 0.8},
-}
 
 
 class _Stamp:
@@ -78,7 +65,7 @@ class GenerateStack:
 
         # The model's own defaults (stop tokens, sampling) would fill what a call leaves unset.
         net.generation_config = GenerationConfig()
-        self.net, self._options = net, dict(DECODING[decoding])
+        self.net, self._options = net, options(decoding)
         self._static, self._capacity = static, capacity or 0
         self._cache, self._size = None, (0, 0)
         self.before: Callable[[], None] = lambda: None  # raises for a net that cannot be run

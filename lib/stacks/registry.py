@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from lib.records.kinds import STUDY_STACK
+from lib.stacks.decoding import GREEDY, options
 from lib.stacks.stack import Generate, Stack, StackError, Subject
 
 
@@ -144,13 +145,10 @@ def open_stack(
     `capacity` is the longest sequence (tokens, prompt included) of the calls to come: a stack with
     fixed buffers then prepares once, in the first call.
     """
-    from lib.stacks.generate import DECODING
-
     if name not in STACKS:
         raise ValueError(f"unknown stack {name!r}; known: {sorted(STACKS)}")
-    if decoding not in DECODING:
-        raise ValueError(f"unknown decoding {decoding!r}; known: {list(DECODING)}")
-    if decoding != "greedy" and not STACKS[name].samples:
+    options(decoding)  # raises for one that is unknown
+    if decoding != GREEDY and not STACKS[name].samples:
         sampling = ", ".join(stack for stack, entry in STACKS.items() if entry.samples)
         raise ValueError(
             f"the stack {name!r} decodes greedily only, not {decoding!r}; use {sampling}"

@@ -211,6 +211,12 @@ def test_the_same_sets_give_the_same_bytes(report, tmp_path):
 def test_the_command(report, tmp_path, capsys):
     x, y, out = str(report.parent / "x"), str(report.parent / "y"), str(tmp_path / "out")
     assert main(["compare", x, y, "--out", out]) == 0
+    told = capsys.readouterr().out
+    with Path(out, "ratios.csv").open() as file:
+        ratios = list(csv.DictReader(file))
+    assert len(told.splitlines()) == 1 + min(len(ratios), 40) + (len(ratios) > 40)
+    assert "2.000 [1." in told and "TTFT" in told
+    assert told.splitlines()[1].endswith(("B higher", "B lower"))
     sample.write_demo(tmp_path / "demo")
     assert main(["compare", x, str(tmp_path / "demo"), "--out", out]) == 1
     assert "nothing is comparable" in capsys.readouterr().err

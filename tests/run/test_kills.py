@@ -53,14 +53,14 @@ def alive(bench: Bench) -> list[psutil.Process]:
 
 
 def end(runner: subprocess.Popen, what: str, number: int) -> None:
-    """The signal to the runner, or to its kernel alone."""
+    """The signal to the runner, or to its kernel and what that is forked from."""
     if runner.poll() is not None:  # it ended by itself just before
         return
     victims = [psutil.Process(runner.pid)]
     with contextlib.suppress(psutil.Error):
         if what == "kernel":
             every = victims[0].children(recursive=True)
-            victims = [p for p in every if "ipykernel_launcher" in p.cmdline()]
+            victims = [p for p in every if {"ipykernel_launcher", "lib.run.warm"} & {*p.cmdline()}]
         for process in victims:
             process.send_signal(number)
 

@@ -486,3 +486,37 @@ def test_a_slice_is_split_but_not_inside_a_path_that_exists(tmp_path, monkeypatc
     assert files.split("a,b") == ("a,b",) and files.split("a,c") == ("a", "c")
     assert files.split(["my model", "x y"]) == ("my model", "x", "y")
     assert files.split("x" * 5000) == ("x" * 5000,) and files.split(" ") == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "arms", "says"),
+    [
+        ("decodings", ["greedy", "min-q 0.1"], "decodings: unknown .*'min-q' may be 'min-p'"),
+        ("dtypes", ["bfloat16", "bf16"], "dtypes: 'bf16'.*'bfloat16'"),
+        ("stacks", ["grahp"], "stacks: 'grahp'; did you mean 'graph'"),
+        ("experts", ["grouped"], "experts: 'grouped'.*'grouped_mm'"),
+    ],
+)
+def test_an_arm_that_nothing_could_run_is_refused_before_the_run(tmp_path, key, arms, says):
+    """Those of a profile's own section, and of one model in its list."""
+    data = files.read_yaml(files.ROOT / "params" / "demo.yaml")
+    (tmp_path / "models.yaml").write_text((files.ROOT / "params" / "models.yaml").read_text())
+    own = {"name": "tiny-qwen3", "notebooks": {"ablations": {key: arms}}}
+    for mine in ({"ablations": data["notebooks"]["ablations"] | {key: arms}}, {"models": [own]}):
+        changed = (
+            data | {"notebooks": data["notebooks"] | mine} if "ablations" in mine else data | mine
+        )
+        (tmp_path / "mine.yaml").write_text(json.dumps(data | changed))
+        with pytest.raises(ParamsError, match=says):
+            profiles.profile("mine", {"notebooks": "ablations"}, params_dir=tmp_path)
+
+
+def test_an_arm_is_one_line_of_a_profile(tmp_path):
+    data = files.read_yaml(files.ROOT / "params" / "demo.yaml")
+    data["notebooks"]["ablations"]["decodings"].append(
+        "temperature 0.7 min-p 0.1 repetition-penalty 1.2"
+    )
+    (tmp_path / "models.yaml").write_text((files.ROOT / "params" / "models.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(json.dumps(data))
+    profile = profiles.profile("mine", {"models": "tiny-qwen3"}, params_dir=tmp_path)
+    assert len(profile.parameters("ablations", profile.choices[0])["decodings"]) == 4

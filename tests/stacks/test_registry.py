@@ -7,12 +7,24 @@ import torch
 from transformers import GenerationConfig
 
 from lib.hardware.device import open_device
-from lib.models import entries, load
-from lib.stacks import generate as lib_generate
+from lib.models import entries, experts, load
+from lib.records.kinds import EXPERTS
+from lib.stacks import decoding as lib_decoding
 from lib.stacks import registry
 
 TINY = [name for name, entry in entries.models().items() if entry["tiny"]]
 CONTEXT = 24
+SAMPLED = (
+    "top-p 0.9",
+    "top-k 50",
+    "temperature 0.7 top-p 0.9",
+    "temperature 0.7 top-k 50",
+    "temperature 1.0 top-p 0.95",
+    "temperature 0.3 top-p 0.8",
+    "temperature 1.5",
+    "top-k 7 top-p 0.9",
+)
+DECODINGS = ("greedy", *SAMPLED, "min-p 0.1", "repetition-penalty 1.3", "greedy no-repeat-ngram 2")
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -72,7 +84,7 @@ def test_a_batch_decodes_each_row_as_if_alone(model, ids):
     assert out[0].tolist() == generate(ids, 5).tokens[0].tolist()
 
 
-@pytest.mark.parametrize("decoding", lib_generate.DECODING)
+@pytest.mark.parametrize("decoding", DECODINGS)
 def test_no_token_ends_a_call_although_every_token_is_an_end(model, ids, decoding, monkeypatch):
     """Whatever the checkpoint brings: here it also samples, stops at once, and pads."""
     every = list(range(model.vocab_size))
@@ -123,7 +135,7 @@ def allowed(scores, decoding):
     return {*order.tolist()}
 
 
-@pytest.mark.parametrize("decoding", [name for name in lib_generate.DECODING if name != "greedy"])
+@pytest.mark.parametrize("decoding", SAMPLED)
 def test_sampling_draws_what_its_name_allows(model, ids, decoding):
     generate = registry.open_stack("hf-eager", model.net, decoding=decoding)
     drawn = []
@@ -165,3 +177,44 @@ def test_which_experts_the_decode_steps_use(model):
     found = registry.experts_in_decode(model.net, "hf-eager")
     assert (found is None) == (model.card.experts == 0)
     assert found in (None, "grouped_mm", "batched_mm", "loop")
+
+
+def test_a_decoding_is_settings_with_values():
+    off = {"top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    cases = {
+        "greedy": {"do_sample": False},
+        "top-p 0.5": {"do_sample": True, **off, "top_p": 0.5},
+        "temperature 0.7 min-p 0.1": {
+            **off, "do_sample": True, "temperature": 0.7, "min_p": 0.1, "top_k": 50,
+        },
+        "temperature 0.7 top-k 3": {**off, "do_sample": True, "temperature": 0.7, "top_k": 3},
+        "repetition-penalty 1.1": {"do_sample": False, "repetition_penalty": 1.1},
+        "beams 4": {"do_sample": False, "num_beams": 4},
+    }  # fmt: skip
+    assert {name: lib_decoding.options(name) for name in cases} == cases
+    fields = GenerationConfig()
+    assert all(hasattr(fields, setting.name) for setting in lib_decoding.SETTINGS.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "write 'greedy', or settings"),
+        ("top-q 0.5", "unknown decoding 'top-q 0.5': 'top-q' may be 'top-p'"),
+        ("top-p", "write 'greedy', or settings"),
+        ("top-p 1.5", "top-p 1.5 is not a number above 0 and at most 1"),
+        ("top-p 0", "above 0"),
+        ("top-k 2.5", "top-k 2.5 is not a whole number"),
+        ("temperature hot", "temperature hot is not a number"),
+        ("temperature nan", "temperature nan is not"),
+        ("beams 1", "of at least 2"),
+        ("greedy top-p 0.9", "greedy does not sample"),
+    ],
+)
+def test_an_unknown_decoding_names_what_is_wrong_in_it(text, says):
+    with pytest.raises(ValueError, match=says):
+        lib_decoding.options(text)
+
+
+def test_experts_are_those_that_the_library_knows():
+    assert {*experts.names()} == {*EXPERTS}

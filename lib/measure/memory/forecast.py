@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lib.hardware.live_tensors import Live
 from lib.models import count, experts, load
-from lib.models.origin import config_of, find
+from lib.models.origin import Origin, config_of, find
 from lib.records import record
 
 BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
@@ -49,15 +49,15 @@ def on_meta(net: Any) -> Any:
     return twin.eval().requires_grad_(False)
 
 
-def workspace_of(name: str) -> Callable[[str, int], int | str]:
-    """For a model by name: what a prefill of one sequence holds at its peak beside the cache.
+def workspace_of(name: str | Origin) -> Callable[[str, int], int | str]:
+    """What a prefill of one sequence of a model holds at its peak beside the cache.
 
     The function takes a dtype and tokens, and returns bytes, or why they are not known.
     """
 
     @functools.cache
     def twin_of(dtype: str) -> tuple[Any, Any]:
-        config = config_of(find(name))
+        config = config_of(find(name) if isinstance(name, str) else name)
         return count.on_meta(copy.deepcopy(config), dtype), load.card(name, dtype)
 
     @functools.cache
