@@ -70,6 +70,14 @@ def test_a_model_whose_times_are_withheld_is_named_beside_the_winner():
     assert reason.startswith("times withheld")
 
 
+def test_one_user_is_told_of_the_fastest_stack():
+    """The stack of many users need not be the one for a single user."""
+    alone = rows("fast", "graph-compiled", {1: 300.0}, 400.0)
+    found = answer.answer([*FAST, *alone, *LATE, *PLAIN])
+    assert "400.0 tokens a second for 8 users" in found.lead
+    assert "fast decodes 6 times as fast as late; on hf-eager" in found.sentences[0]
+
+
 def test_one_user_and_many(told):
     one, many = told.sentences
     assert "fast decodes 2 times as fast as late; on hf-eager" in one
