@@ -41,6 +41,7 @@ def browse(folder: str | Path) -> str | None:
     """
     numbers = frame.frame(folder)
     numbers = numbers.iloc[numbers["value"].isna().argsort(kind="stable")]
+    numbers = numbers.astype(object).where(numbers.notna(), "")  # its reason has a column
     try:
         import itables
     except ImportError:

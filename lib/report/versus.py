@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.analysis import versus, versus_why
+from lib.analysis import glossary, versus, versus_why
 from lib.files import write_text
 from lib.records import store
 from lib.show.page import data_link, document
@@ -33,6 +33,7 @@ def write(folder: Path) -> Path:
     write_text(folder / "verdict.md", "\n\n".join(parts) + "\n")
     page = document(
         "versus.html",
+        terms=glossary.terms(),
         title="Upgrade verdict: B against A",
         kicker="Deployment workbook · versus",
         subtitle=versus.headline(run),
@@ -41,7 +42,7 @@ def write(folder: Path) -> Path:
         cautions=versus_why.cautions(run),
         grids=grids,
         environments=[(letter, run.manifest[letter]["text"]) for letter in versus.SIDES],
-        downloads=[(grid.name, data_link(grid.write_csv(folder))) for grid in grids],
+        downloads=[(grid.name, data_link(grid.write_csv(folder).read_bytes())) for grid in grids],
         footer=f"Measured from {run.manifest['start']} on, {len(run.rounds)} of "
         f"{run.manifest['rounds']} rounds.",
     )

@@ -37,6 +37,8 @@ from lib.run import plan, processes
 LATE = ("CUDA_VISIBLE_DEVICES", START_VARIABLE, SHARED_VARIABLE, NEIGHBOURS_VARIABLE)
 PATIENCE_S = 120.0  # for imports from a slow disk
 KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib_inline.backend_inline")
+# matplotlib is there before the kernel is, which would else be told of it as it is imported.
+FIGURES = "--InteractiveShellApp.matplotlib=inline"
 # What is imported inside functions, so that the reading side does without.
 LOADING = (
     "lib.models.dry_run",
@@ -242,7 +244,7 @@ def main(descriptor: str, names: str) -> None:
     if arguments is not None:
         from ipykernel import kernelapp
 
-        kernelapp.launch_new_instance(argv=arguments)
+        kernelapp.launch_new_instance(argv=[*arguments, FIGURES])
 
 
 if __name__ == "__main__":

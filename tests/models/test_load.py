@@ -112,6 +112,7 @@ def test_model_says_what_it_is():
         "context": 128,
         "new_tokens": 16,
         "decoding": "greedy",
+        "devices": None,
         "engine": None,
         "server": None,
         "load": None,

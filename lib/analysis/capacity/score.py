@@ -102,7 +102,7 @@ def _call_j(group: Sequence[Record], users: int) -> Estimate:
     of the tables through calls of other lengths."""
     kinds = ("energy", "batch-energy")
     mine = [r for r in group if r.kind in kinds]
-    calls = [r for r in mine if r.key["new_tokens"] == CALL_TOKENS]
+    calls = [r for r in mine if r.key.get("new_tokens") == CALL_TOKENS]
     first_j, step_j = quantities.split(mine, kinds)
     if calls or None in (first_j.value, step_j.value):
         return replace(METRICS["j_per_1k"].of, kinds=kinds)(calls) if calls else first_j

@@ -344,7 +344,7 @@ def test_a_job_keeps_the_rows_of_a_server_that_dies(tmp_path):
         (task,) = plans.plan(profile_now, tmp_path / "out")
         other = profile(tmp_path, "http://127.0.0.1:9", most_users=4)
         (elsewhere,) = plans.plan(other, tmp_path / "out")
-    assert code == 0 and manifest["status"] == "ok"
+    assert code == 1 and manifest["status"] == "ok"  # an arm failed, and the notebook went on
     loads = [row for row in job.records if row.kind == "serving"]
     assert loads[0].error is None and loads[-1].error
     assert "is the server started" in loads[-1].error
