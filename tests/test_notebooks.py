@@ -456,7 +456,11 @@ def test_the_first_notebook_runs_as_it_is(tmp_path):
     values = notebook_parameters(SOURCES["start"])
     folder = tmp_path / "out" / "_all" / "start"
     job = lib_manifest.Task("start", None, "", "", SOURCES["start"], folder, values)
-    told = run_job.run_job(job, sha="x", env=kernel.kernel_env(offline=True))
+    env = kernel.kernel_env(offline=True)
+    for _ in range(2):  # the client waits for ever, once in many runs, for the reply to a widget
+        told = run_job.run_job(job, sha="x", env=env, timeout_s=120.0)
+        if told["status"] != "timeout":
+            break
     assert (told["status"], told["error"]) == ("ok", None)
     name = f"{values['model']} (experts grouped_mm)"
     assert f"- {name} at {values['context']} tokens" in conclusion(read(folder / "notebook.ipynb"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -164,10 +165,19 @@ def _commit(run: dict[str, Any]) -> str | None:
 
 
 def arm_errors(rows: Sequence[Record]) -> Table:
-    """Arms that failed, with their error."""
-    columns = tuple(Column(n, numeric=False) for n in ("model", "kind", "arm", "error"))
-    lines = [(r.key.get("model"), r.kind, arm_text(r.key), r.error) for r in rows if r.error]
-    return Table("arm-errors", "Arms that failed", columns, tuple(lines))
+    """Arms that failed, with their error; those of a model and kind whose errors differ in numbers
+    only are a line, which tells the first."""
+    arms: dict[tuple, list[Record]] = {}
+    for row in (r for r in rows if r.error):
+        alike = re.sub(r"[\d.,]+", "", row.error)
+        arms.setdefault((row.key.get("model"), row.kind, alike), []).append(row)
+    names = ("model", "kind", "arm, or the first of them", "error")
+    columns = (*(Column(name, numeric=False) for name in names), Column("arms"))
+    lines = tuple(
+        (model, kind, arm_text(several[0].key), several[0].error, len(several))
+        for (model, kind, _), several in arms.items()
+    )
+    return Table("arm-errors", "Arms that failed", columns, lines)
 
 
 def warnings_table(rows: Sequence[Record]) -> Table:

@@ -17,7 +17,7 @@ from typing import Any
 
 from lib.files import ROOT, write_text
 
-TEXTS = (".ipynb", ".json", ".jsonl")
+TEXTS = (".ipynb", ".json", ".jsonl", ".log")
 Names = list[tuple[re.Pattern[str], str]]
 
 
