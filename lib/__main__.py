@@ -37,8 +37,7 @@ import functools
 import json
 import shlex
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,6 @@ from lib.run.preflight import PreflightError
 BAD_INPUT = (ValueError, OSError, RuntimeError)
 # A run has more to say: whatever else it raises is a fault of ours, shown whole.
 RELEASED = "outputs/released/h100-sxm"
-FIRST_S, AGAIN_S = 75.0, 45.0  # before the first report of a run that goes on, and the next one
 NEXT = {
     True: "next: make fit MODEL=<yours> GPU_GB=24, or make report PROFILE=gpu MODELS=<yours>",
     False: "next: make bundle FROM={out}, or make lab",
@@ -81,10 +79,12 @@ def make_report(args: argparse.Namespace) -> int:
         page = write_report(source, out_dir)
         say(f"report: {files.short(page)}")
         return 0
-    from lib.run import loop
+    from lib.run import interim, loop, several
 
-    profile = profile_of(args)
-    ran, broken = on_several(args, profile, out_dir) if args.jobs > 1 else ((), ())
+    profile, ran, broken = profile_of(args), (), ()
+    if args.jobs > 1:
+        own = [*options.of_run(args), f"--out={out_dir}"]
+        ran, broken = several.measure(profile, out_dir, args.jobs, own)
     status = loop.run(
         profile,
         out_dir,
@@ -94,7 +94,7 @@ def make_report(args: argparse.Namespace) -> int:
         wait=args.wait,
         write_page=report.write_notebook_page,
         write_report=write_report,
-        after_job=between(write_report),
+        after_job=interim.Interim(write_report),
         results=closing.text,
     )
     for text in broken:
@@ -102,48 +102,6 @@ def make_report(args: argparse.Namespace) -> int:
     if status == 0 and not broken:
         say(NEXT[args.profile == "demo"].format(out=files.short(out_dir)))
     return status or min(len(broken), 1)
-
-
-def between(write: Callable[[Path], Path]) -> Callable[[Path], None]:
-    """Writes the report of a run that goes on: two minutes after its begin or a little earlier,
-    then after jobs, and never for a large part of the time."""
-    began_s = time.monotonic()
-    last = {"end_s": began_s, "took_s": 0.0}
-
-    def after_job(out_dir: Path) -> None:
-        start_s = time.monotonic()
-        first = last["end_s"] == began_s
-        if start_s - last["end_s"] < max(FIRST_S if first else AGAIN_S, 20 * last["took_s"]):
-            return
-        page = write(out_dir)
-        last.update(end_s=time.monotonic(), took_s=time.monotonic() - start_s)
-        if first:
-            say(f"report so far, which fills as jobs end: {files.short(page)}")
-
-    return after_job
-
-
-def on_several(
-    args: argparse.Namespace, profile: profiles.Profile, out_dir: Path
-) -> tuple[list[str], list[str]]:
-    """Run what measures on several GPUs of this host; returns the names of those jobs, and what
-    kept some of them from being run."""
-    from lib.run import groups, plan, several
-
-    jobs = groups.groups(plan.plan(profile, out_dir))
-    if all(job.parameters.get("device", "cpu") == "cpu" for group in jobs for job in group.jobs):
-        raise ParamsError(
-            f"JOBS={args.jobs} is one job a GPU, and profile {profile.name!r} measures on the CPU, "
-            "where jobs share every core; leave JOBS out"
-        )
-    several.refuse_sharded(jobs)
-    store.refuse_released(out_dir)
-    files.require_room(out_dir)
-    own = [*options.of_run(args), f"--out={out_dir}"]
-    signum, broken = several.run(jobs, several.choose(args.jobs), own)
-    if signum:
-        raise SystemExit(128 + signum)
-    return [job.name for group in jobs for job in group.jobs], broken
 
 
 def require_results(source: Path) -> Path:
@@ -533,7 +491,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("fit", check_fit)
     one.add_argument("--model")
-    one.add_argument("--gpu-gb", type=options.GB)
+    one.add_argument("--gpu-gb", type=options.gigabytes)
     one.add_argument("--dtype", default="", help="bfloat16, mxfp4, 4-bit ...")
     one.add_argument("--bandwidth-gb-s", type=options.BANDWIDTH, help="for the decode limit")
     one.add_argument("--context", type=options.token_counts, help="tokens: 2048,8192")
@@ -542,7 +500,7 @@ def parser() -> argparse.ArgumentParser:
     one = verb("plan", make_plan)
     one.add_argument("source", nargs="?", default=RELEASED, help="a folder of results")
     one.add_argument("--gpu", default="", help="a card of params/gpus.yaml: H200, L4 ...")
-    one.add_argument("--gpu-gb", type=options.GB, help="of the card; default: that of --gpu")
+    one.add_argument("--gpu-gb", type=options.gigabytes, help="of the card; default: that of --gpu")
     one.add_argument("--context", type=options.TOKENS, default=2048)
     one.add_argument("--users", type=options.USERS, default=1)
     one.add_argument("--ttft-ms", type=options.MS, help="longest wait for the first token")

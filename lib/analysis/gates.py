@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from lib.records.kinds import ABLATIONS
-from lib.records.record import Record
+from lib.records.record import Record, of_visits
 from lib.stacks.registry import STACKS
 from lib.stacks.stack import MOST_ERROR, MOST_ERROR_DENSE
 
@@ -61,7 +61,7 @@ def _of_sound_visits(row: Record, reasons: Mapping[tuple, Mapping[str, Sequence[
     sound = [one for one, why in zip((*row.others, row), whys, strict=True) if not why]
     if not sound:
         return _without_times(row, whys[-1])
-    return replace(sound[-1], others=tuple(sound[:-1]))
+    return of_visits(sound)
 
 
 def waiting(records: Iterable[Record]) -> list[str]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.hardware.device import open_apart, time_call
+from lib.hardware.apart import open_apart
+from lib.hardware.device import time_call
 from lib.measure import vllm_gate
 from lib.models import origin
 from lib.models.card import computed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 SCHEMA = 1
@@ -91,6 +91,11 @@ def identity(record: Record, environment: dict[str, Any] | None = None) -> tuple
         return ("environment", record.env_id)
     gpu = (environment or {}).get("gpu")
     return (record.kind, *(str(record.key.get(name)) for name in KEY_FIELDS), gpu)
+
+
+def of_visits(rows: Sequence[Record]) -> Record:
+    """The last of an arm's rows, one for each visit, with the others."""
+    return replace(rows[-1], others=tuple(rows[:-1]))
 
 
 def visit_of(environment: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Any
 
 from lib.files import ROOT, ParamsError, file_sha, resolve, short
-from lib.records.record import SCHEMA, Record, environments, identity, visit_of
+from lib.records.record import SCHEMA, Record, environments, identity, of_visits, visit_of
 
 PARTIAL, PREVIOUS, ACROSS = ".partial", ".previous", "_all"
 RELEASED = ROOT / "outputs" / "released"
@@ -192,7 +192,7 @@ def _of_visits(arm: dict[str, Record]) -> Record:
     if not sound:
         return next(reversed(arm.values()))
     named = [replace(row, visit=visit) for visit, row in sound.items()]
-    return replace(named[-1], others=tuple(named[:-1]))
+    return of_visits(named)
 
 
 def recorded_visits(root: str | Path) -> list[tuple[Record, Record]]:

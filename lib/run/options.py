@@ -120,7 +120,6 @@ def gigabytes(text: str) -> float:
     return round(value, 3)
 
 
-GB = gigabytes
 BANDWIDTH = number("GB/s", 3350, 1e9)
 JOBS = number("jobs at once", 2, 1024, whole=True)
 USERS = number("users at once", 20, 1e9, whole=True)

@@ -15,17 +15,40 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from lib import files
 from lib.files import BATCH_VARIABLE, NEIGHBOURS_VARIABLE, ROOT, ParamsError
-from lib.run import lease, processes
+from lib.records import store
+from lib.run import groups, lease, plan, processes, profiles
 from lib.run.console import GOES_ON, say
 from lib.run.groups import Group
 from lib.run.job import Stop
 
 
-def refuse_sharded(groups: Sequence[Group]) -> None:
+def measure(
+    profile: profiles.Profile, out_dir: Path, count: int, options: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Run what a profile measures on `count` GPUs; returns the names of those jobs, and what kept
+    some of them from being run. A signal that ends it raises SystemExit."""
+    jobs = groups.groups(plan.plan(profile, out_dir))
+    if all(job.parameters.get("device", "cpu") == "cpu" for group in jobs for job in group.jobs):
+        raise ParamsError(
+            f"JOBS={count} is one job a GPU, and profile {profile.name!r} measures on the CPU, "
+            "where jobs share every core; leave JOBS out"
+        )
+    refuse_sharded(jobs)
+    store.refuse_released(out_dir)
+    files.require_room(out_dir)
+    signum, broken = run(jobs, choose(count), options)
+    if signum:
+        raise SystemExit(128 + signum)
+    return [job.name for group in jobs for job in group.jobs], broken
+
+
+def refuse_sharded(every: Sequence[Group]) -> None:
     """Raise where a model wants several GPUs at once: those have no neighbour to spare."""
-    for job in (job for group in groups for job in group.jobs):
+    for job in (job for group in every for job in group.jobs):
         if job.devices > 1:
             raise ParamsError(
                 f"JOBS is one GPU a job, and {job.name} is sharded over {job.devices}; leave JOBS "
@@ -66,7 +89,7 @@ class Workers(Stop):
 
 
 def run(
-    groups: Sequence[Group], gpus: Sequence[lease.Gpu], options: Sequence[str]
+    every: Sequence[Group], gpus: Sequence[lease.Gpu], options: Sequence[str]
 ) -> tuple[int, list[str]]:
     """Run the groups, each as `python -m lib job NAME... OPTIONS` on the next GPU that is free.
 
@@ -74,7 +97,7 @@ def run(
     work; how each job of the others went is in its run.json.
     """
     waiting: queue.SimpleQueue[Group] = queue.SimpleQueue()
-    for group in groups:
+    for group in every:
         waiting.put(group)
     mark, workers = uuid.uuid4().hex, Workers()
     broken: list[str] = []

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lib.files import ROOT
-from lib.hardware import board, device, host, joules, memory_in_use, validity
+from lib.hardware import apart, board, device, host, joules, memory_in_use, validity
 from lib.records import record
 
 FAKE_NVML = ROOT / "tests" / "fakes" / "nvml"
@@ -382,7 +382,7 @@ TWO = [
 def test_several_boards_are_read_as_one_device(open_gpu, mode, link):
     """300 W and 200 W, each with 52 GB in use of 80."""
     open_gpu(mode)
-    boards = device.BoardDevice(ONE, TWO, 2)
+    boards = apart.BoardDevice(ONE, TWO, 2)
     assert boards.power_w() == 500 and boards.gpus_of(None) == ["GPU-fake", "GPU-other"]
     assert boards.gpu_used_bytes() == 104 * 10**9 and boards.free_bytes() == 56 * 10**9
     assert [one.gpu_used_bytes() for one in boards.boards] == [52 * 10**9] * 2
@@ -401,14 +401,14 @@ def test_several_boards_are_read_as_one_device(open_gpu, mode, link):
 
 def test_one_of_several_boards_is_what_it_was(open_gpu):
     open_gpu()
-    one = device.BoardDevice(ONE, TWO, 1)
+    one = apart.BoardDevice(ONE, TWO, 1)
     assert one.environment() == ONE and one.gpus_of(None) == ["GPU-fake"]
     assert one.power_w() == 300 and record.board(ONE) == ("Fake GPU", 1)
 
 
 def test_a_board_that_tells_nothing_leaves_no_sum(open_gpu):
     open_gpu()
-    boards = device.BoardDevice(ONE, [TWO[0], TWO[1] | {"uuid": "GPU-gone"}], 2)
+    boards = apart.BoardDevice(ONE, [TWO[0], TWO[1] | {"uuid": "GPU-gone"}], 2)
     assert boards.power_w() is None and boards.gpu_used_bytes() is None
     assert "no NVML power readings" in boards.missing["energy"]
 
@@ -423,9 +423,9 @@ def test_a_board_that_tells_nothing_leaves_no_sum(open_gpu):
 def test_boards_that_cannot_share_a_model_are_refused(open_gpu, gpus, text):
     open_gpu()
     with pytest.raises(RuntimeError, match=text):
-        device.BoardDevice(ONE, gpus, 2)
+        apart.BoardDevice(ONE, gpus, 2)
     with pytest.raises(RuntimeError, match="devices: 2 are GPUs, and this is a CPU"):
-        device.open_apart("cpu", 2)
+        apart.open_apart("cpu", 2)
 
 
 def test_the_environment_names_every_gpu_that_can_be_seen(open_gpu, monkeypatch):

@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib import __main__ as cli
 from lib.files import ParamsError
-from lib.run import console, profiles
+from lib.run import console, interim, profiles
 from tests.run.test_loop import RECORD, Bench, make_notebook, needs_linux
 
 
@@ -55,14 +54,14 @@ def test_an_interrupted_run_leaves_a_report_of_what_it_measured(tmp_path, done, 
 
 def test_the_first_report_comes_before_two_minutes_and_no_report_takes_much(monkeypatch, capsys):
     clock, written = [0.0], []
-    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(interim, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def write(out: Path) -> Path:
         written.append(clock[0])
         clock[0] += 4.0
         return out / "report.html"
 
-    after_job = cli.between(write)
+    after_job = interim.Interim(write)
     for second in (8, 60, 110, 130, 170, 200, 290):
         clock[0] = float(second)
         after_job(Path("out"))
