@@ -7,13 +7,21 @@ import pytest
 from lib import stats
 from lib.__main__ import main
 from lib.analysis import choice
-from lib.analysis.capacity import predicted, registry, score
+from lib.analysis.capacity import predicted, registry, score, scored
 from lib.files import ParamsError
 from lib.hardware.datasheets import datasheets
 from tests.analysis.test_choice import cell, option
 
 FILE = score.question().file
 CELLS = registry.sealed(FILE)["cells"]
+
+
+def test_without_registered_files_nothing_is_predicted_and_scoring_says_why(monkeypatch, tmp_path):
+    """Whoever deletes outputs/ has reports and plans all the same."""
+    monkeypatch.setattr(registry, "newest", lambda root=tmp_path: None)
+    assert predicted.options() == [] and scored.section([], [], tmp_path) == ""
+    with pytest.raises(ParamsError, match="holds no registered predictions.*git checkout"):
+        score.question()
 
 
 def numbers(estimate, factor=1.0):

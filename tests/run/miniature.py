@@ -34,7 +34,7 @@ second = store.append(records_path, row(2))
 
 def make(root: Path) -> Path:
     """The workbook; files `hold/latency` and `hold/memory` hold its notebooks."""
-    for name in ("lib", "params", "outputs/predictions"):
+    for name in ("lib", "params"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("hold", "notebooks"):
         (root / name).mkdir()

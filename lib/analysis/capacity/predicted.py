@@ -22,7 +22,9 @@ Place = tuple[str, str, str, str]  # GPU, model, number format, stack
 def options(measured: Sequence[Option] = ()) -> list[Option]:
     """Every predicted option less the cells that were measured; none where no model is one of
     theirs. Without `measured` all of them."""
-    cards, every = registry.model_cards(registry.newest()), _cells()
+    if (file := registry.newest()) is None:
+        return []
+    cards, every = registry.model_cards(file), _cells()
     arms = dict.fromkeys(place[1:] for place in every)
     if measured and not {option.model for option in measured} & {model for model, *_ in arms}:
         return []

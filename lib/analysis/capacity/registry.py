@@ -28,9 +28,9 @@ class Registered(ValueError):
     """A registered file that is not what was registered."""
 
 
-def newest(root: Path = ROOT) -> Path:
-    """The registered file of the last date."""
-    return max((root / FOLDER).glob("*-capacity.json"))
+def newest(root: Path = ROOT) -> Path | None:
+    """The registered file of the last date; None where outputs/ was deleted with it."""
+    return max((root / FOLDER).glob("*-capacity.json"), default=None)
 
 
 def sealed(path: Path) -> dict[str, Any]:

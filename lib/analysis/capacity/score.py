@@ -26,6 +26,7 @@ from lib.analysis.rows import SETUP, Rows, load
 from lib.analysis.setups import grouped
 from lib.files import ROOT, ParamsError, read_yaml
 from lib.records import jobs
+from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, visit_of
 from lib.records.store import RELEASED
 from lib.stacks.registry import STACKS
@@ -34,10 +35,8 @@ from lib.stats import Estimate
 PLACE = ("gpu", "model", "form", "stack", "context", "batch")
 DECODE, TTFT, DECODE_J, CALL_J = "decode_tok_per_s", "ttft_s", "decode_j_per_1k", "call_j_per_1k"
 CALL_TOKENS = 64  # of the whole call whose joules were predicted
-EAGER = "hf-eager"
 OWN_EXPERTS = ("none", "None", "grouped_mm")  # the library's own choice, which was predicted
 FULL = "OutOfMemory"  # in the error of what the card did not hold
-SHARING = ("graph", "graph-compiled")  # stacks whose first token is that of hf-eager
 SHARED = "not measured on this stack: its prefill is that of hf-eager, and is scored there"
 # What was fixed at registration: of `figures`, of the target, and whether more is better.
 TARGETS = {
@@ -165,7 +164,7 @@ def _line(
     estimate = arm.estimates[cell["metric"]] if arm else stats.missing("not measured")
     line |= {"held": arm.held if arm else None, "predicted": cell.get("value"), "measured": None}
     if estimate.value is None:
-        shared = arm and cell["metric"] == TTFT and cell["stack"] in SHARING
+        shared = arm and cell["metric"] == TTFT and STACKS[cell["stack"]].captured
         return line | {"missing": SHARED if shared else estimate.reason or "not measured"}
     line |= {name: cell[name] for name in ("low", "high", "half_width", "bound") if name in cell}
     line["beyond"] = bool(cell.get("notes"))  # the registration flagged an extrapolation
@@ -242,8 +241,8 @@ def summary(lines: Sequence[Mapping[str, Any]], registered: Mapping[str, Any]) -
     width, target = registered["summary"]["all"]["median_half_width"], registered["target"]
     apart = {
         "all": lines,
-        "without hf-eager": [x for x in lines if x["stack"] != EAGER],
-        "hf-eager": [x for x in lines if x["stack"] == EAGER],
+        "without hf-eager": [x for x in lines if x["stack"] != STUDY_STACK],
+        "hf-eager": [x for x in lines if x["stack"] == STUDY_STACK],
     }
     places = by(lines, *APART)
     shares = [one["coverage"] for one in places.values()]
@@ -323,7 +322,11 @@ class Question:
 
 def question(root: Path = ROOT) -> Question:
     """The newest registered file, with its entry in params/predictions."""
-    file = registry.newest(root)
+    if (file := registry.newest(root)) is None:
+        raise ParamsError(
+            f"{registry.FOLDER} holds no registered predictions; take them from the history: "
+            f"git checkout -- {registry.FOLDER}"
+        )
     data = read_yaml(root / registry.QUESTIONS / f"{file.stem}-scored.yaml")
     for place in data["measured_first"]:
         if odd := sorted(place.keys() - {*PLACE, "reason"}):

@@ -11,10 +11,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from lib import files, stats
-from lib.analysis.capacity import score
+from lib.analysis.capacity import registry, score
 from lib.files import ROOT
 from lib.records import jobs, store
-from lib.records.kinds import model_order
+from lib.records.kinds import STUDY_STACK, model_order
 from lib.records.record import Record
 from lib.show import figure
 from lib.show.figure import axes, color, labelled
@@ -186,7 +186,7 @@ def errors(lines: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
 def sentence(lines: Sequence[Mapping[str, Any]]) -> str:
     """How many cells are covered, and how far decoding was off."""
     one, eager, others = (
-        score.figures(x for x in lines if (x["stack"] == score.EAGER) in stacks)
+        score.figures(x for x in lines if (x["stack"] == STUDY_STACK) in stacks)
         for stacks in ((True, False), (True,), (False,))
     )
     if not one["cells"]:
@@ -212,6 +212,8 @@ def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -
 
     A released set shows what all released sets say together, as the page in Git has it.
     """
+    if registry.newest() is None:
+        return Markup("")
     note = "Hollow dots lie outside their interval"
     if files.resolve(source).parent == store.RELEASED:
         data = read()
