@@ -73,13 +73,13 @@ def test_number_formats_as_people_write_them(text, form):
     [("24", 24), ("24GB", 24), ("24 gb", 24), ("24G", 24), ("1GiB", 1.074), ("79.6 GiB", 85.47)],
 )
 def test_memory_as_people_write_it(text, gb):
-    assert options.GB(text) == pytest.approx(gb, abs=0.01)
+    assert options.gigabytes(text) == pytest.approx(gb, abs=0.01)
 
 
 @pytest.mark.parametrize("text", ["GB", "-1GB", "24 TB", "1e9GB", "24GBs", ""])
 def test_memory_that_is_none_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not a number of GB"):
-        options.GB(text)
+        options.gigabytes(text)
 
 
 def test_a_popular_model_needs_no_hub_and_says_so(capsys, monkeypatch):
