@@ -193,7 +193,8 @@ serve-check:  ## load a small trained model behind transformers serve
 vllm: .venv-vllm/.done  ## vLLM in an environment of its own (several GB; Linux, NVIDIA, Python 3.12)
 
 .venv-vllm/.done: requirements-vllm.lock
-	@"$(or $(PYTHON),python3.12)" -m venv .venv-vllm && .venv-vllm/bin/python -m pip install -q -r $< && touch $@
+	@"$(or $(PYTHON),python3.12)" -m venv .venv-vllm && .venv-vllm/bin/python -m pip install -q \
+	    --require-hashes --no-deps -r $< && touch $@
 
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)
 	@$(call find,test) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 exec "$$py" -m pytest \
@@ -223,8 +224,8 @@ lab:  ## open JupyterLab on your own copies of the notebooks, in outputs/lab; st
 lint:  ## check the style of code and notebooks with ruff
 	@$(call find,test) "$$py" -m ruff check . && "$$py" -m ruff format --check .
 
-lock:  ## resolve requirements.lock anew (WITH='torch==2.13.0' holds versions; Python 3.11)
-	@$(if $(value PYTHON),$(call text,PYTHON),python3.11) tools/lock.py --with $(call items,WITH)
+lock:  ## resolve the locks anew, with their hashes (WITH='torch==2.13.0' holds versions)
+	@$(if $(value PYTHON),$(call text,PYTHON),python3) tools/lock.py --with $(call items,WITH)
 
 clean:  ## delete caches, partial files and what can be rebuilt in minutes; measurements stay
 	@rm -rf outputs/demo outputs/rebuilt .pytest_cache .ruff_cache build dist *.egg-info

@@ -26,11 +26,12 @@ from tools import bootstrap, lock
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = dict(map(bootstrap.parse, bootstrap.needs(PROJECT, "test")))
-PINS = dict(
-    line.split("==")
-    for line in (ROOT / "requirements.lock").read_text().splitlines()
-    if line and not line.startswith("#")
-)
+LOCKS = {
+    name: (ROOT / f"{name}.lock").read_text()
+    for name in ("requirements", "requirements-torch", "requirements-vllm")
+}
+PINS = lock.pins(LOCKS["requirements"])
+TORCH = lock.pins(LOCKS["requirements-torch"])
 PYPI_NAME = {"pytorch": "torch"}  # conda's name -> the index's
 
 
@@ -57,15 +58,34 @@ def test_conda_uses_conda_forge_alone():
 
 
 def test_every_direct_dependency_is_locked_inside_its_range():
-    assert not DIRECT.keys() - PINS.keys()
-    outside = [name for name, bounds in DIRECT.items() if not bootstrap.inside(PINS[name], bounds)]
+    every = PINS | TORCH
+    assert not DIRECT.keys() - every.keys()
+    outside = [name for name, bounds in DIRECT.items() if not bootstrap.inside(every[name], bounds)]
     assert outside == []
 
 
-def test_lock_holds_public_versions_and_leaves_cuda_to_torch():
-    assert [name for name, version in PINS.items() if not re.fullmatch(r"[\d.]+", version)] == []
-    cuda = [name for name in PINS if lock.BROUGHT_BY_TORCH.match(name)]
-    assert cuda == ["nvidia-ml-py"]
+def test_locks_hold_public_versions_and_torch_with_its_cuda_stands_apart():
+    every = PINS | TORCH
+    assert [name for name, version in every.items() if not re.fullmatch(r"[\d.]+", version)] == []
+    assert [name for name in PINS if lock.BROUGHT_BY_TORCH.match(name)] == ["nvidia-ml-py"]
+    assert {"torch", "triton", "nvidia-cublas"} <= TORCH.keys()
+    assert [name for name in TORCH if not lock.BROUGHT_BY_TORCH.match(name)] == []
+
+
+@pytest.mark.parametrize("name", sorted(LOCKS))
+def test_every_file_of_a_lock_is_held_by_its_hash(name):
+    found = lock.entries(LOCKS[name])
+    hashed = re.compile(r"[\w.-]+==[^\\]+( \\\n    --hash=sha256:[0-9a-f]{64})+")
+    assert [entry for entry in found if not hashed.fullmatch(entry)] == []
+    names = list(lock.pins(LOCKS[name]))
+    assert names == sorted({lock.canonical(name) for name in names})
+    assert len(names) == len(found)
+
+
+def test_vllm_reads_configurations_with_the_same_transformers():
+    engine = lock.pins(LOCKS["requirements-vllm"])
+    assert engine["transformers"] == PINS["transformers"]
+    assert f"vllm=={engine['vllm']}" == lock.VLLM
 
 
 def test_pins_installed_here_suit_the_first_release_of_the_oldest_python():
@@ -82,20 +102,17 @@ def test_pins_installed_here_suit_the_first_release_of_the_oldest_python():
     assert too_new == {}
 
 
-def test_lock_is_sorted_and_each_name_canonical_and_once():
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line]
-    names = [line.split("==")[0] for line in lines if not line.startswith("#")]
-    assert names == sorted({lock.canonical(name) for name in names})
-
-
-def test_lock_lines_drop_local_parts_and_what_torch_brings():
-    resolved = [("torch", "2.13.0+cpu"), ("triton", "3.7.1"), ("nvidia-cublas", "13.1")]
-    resolved += [("nvidia-ml-py", "13.6"), ("Jinja2", "3.1.6"), ("cuda-toolkit", "13.0")]
-    assert lock.pins(resolved, ["torch", "nvidia-ml-py"]) == [
-        "jinja2==3.1.6",
-        "nvidia-ml-py==13.6",
-        "torch==2.13.0",
-    ]
+def test_a_resolved_lock_is_parted_into_torch_and_all_else():
+    both = (
+        "jinja2==3.1.6 \\\n    --hash=sha256:aa \\\n    --hash=sha256:ab\n"
+        "nvidia-cublas==13.1 ; sys_platform == 'linux' \\\n    --hash=sha256:bb\n"
+        "nvidia-ml-py==13.6 \\\n    --hash=sha256:cc\n"
+        "torch==2.13.0 \\\n    --hash=sha256:dd\ntorchinfo==1 \\\n    --hash=sha256:ee\n"
+    )
+    rest, torch = lock.apart(both, ["torch", "nvidia-ml-py"])
+    assert lock.pins(rest) == {"jinja2": "3.1.6", "nvidia-ml-py": "13.6", "torchinfo": "1"}
+    assert lock.pins(torch) == {"nvidia-cublas": "13.1", "torch": "2.13.0"}
+    assert sorted((rest + torch).splitlines()) == sorted(both.splitlines())
 
 
 def test_oldest_python_is_the_same_everywhere():
@@ -220,7 +237,7 @@ case "$1" in
     -c) echo '{{"version": {numbers}, "venv": {venv}, "executable": "'$0'"}}' ;;
     -m) case "$2" in
         venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-        pip) sh {root}/pip ;;
+        pip) sh {root}/pip "$@" ;;
         esac ;;
     *) cat "$0.lacks" 2>/dev/null || echo '[]' ;;
 esac
@@ -236,7 +253,9 @@ class Sandbox:
         self.bin.mkdir()
         (root / "tools").mkdir()
         shutil.copy(ROOT / "tools/bootstrap.py", root / "tools/bootstrap.py")
-        (root / "requirements.lock").write_text("torch==2.13.0\n")
+        (root / "requirements.lock").write_text("jinja2==3.1.6\n")
+        (root / "requirements-torch.lock").write_text("torch==2.13.0\n")
+        self.torch = "2.13.0"
         self.pip("exit 0")
         self.venv_python = str(root / ".venv/bin/python")
 
@@ -252,8 +271,11 @@ class Sandbox:
         return str(path)
 
     def pip(self, script: str) -> None:
-        """What the fakes' pip does, as shell."""
-        (self.root / "pip").write_text(script)
+        """What the fakes' pip does, as shell. Asked for torch, it finds `self.torch` first."""
+        found = json.dumps({"install": [{"metadata": {"version": self.torch}}]})
+        answer = f"""case "$*" in *--dry-run*) while [ "$1" != --report ]; do shift; done
+            echo '{found}' > "$2"; exit ;; esac\n"""
+        (self.root / "pip").write_text(answer + script)
 
     def start(self, *arguments: str, **environ: str) -> subprocess.Popen:
         # The tools of the fakes' own scripts come last, and no real Python is among them.
@@ -279,7 +301,7 @@ class Sandbox:
         return process.returncode, out.strip(), " ".join(err.split())
 
     def installs(self) -> int:
-        return (self.root / "calls").read_text().count("-m pip install")
+        return (self.root / "calls").read_text().count("/requirements.lock")
 
 
 @pytest.fixture
@@ -317,11 +339,12 @@ def test_the_environment_finds_lib_without_being_installed(sandbox):
     assert added.read_text().strip() == str(sandbox.root)
 
 
-def test_a_changed_lock_builds_anew(sandbox):
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-torch.lock"])
+def test_a_changed_lock_builds_anew(sandbox, name):
     sandbox.python(lacks=["torch"])
     sandbox.find()
     (sandbox.root / ".venv/leftover").touch()
-    (sandbox.root / "requirements.lock").write_text("torch==2.14.0\n")
+    (sandbox.root / name).write_text("torch==2.14.0\n")
     assert sandbox.find()[0] == 0
     assert sandbox.installs() == 2
     assert not (sandbox.root / ".venv/leftover").exists()
@@ -352,6 +375,37 @@ def test_an_environment_that_was_moved_is_built_anew(sandbox, tmp_path_factory):
     stamp.write_text(stamp.read_text().replace(str(sandbox.root), "/elsewhere"))
     assert sandbox.find()[0] == 0
     assert sandbox.installs() == 2
+
+
+def test_no_file_is_taken_that_a_lock_does_not_name(sandbox):
+    sandbox.python(lacks=["torch"])
+    assert sandbox.find()[0] == 0
+    calls = (sandbox.root / "calls").read_text().splitlines()
+    installs = [line for line in calls if "pip install" in line and "--dry-run" not in line]
+    assert [line.rpartition("/")[2] for line in installs] == [
+        "requirements.lock", "requirements-torch.lock",
+    ]  # fmt: skip
+    assert [line for line in installs if "--require-hashes --no-deps" not in line] == []
+
+
+def test_a_build_of_torch_from_an_index_that_the_user_named_is_taken_and_said(sandbox):
+    sandbox.python(lacks=["torch"])
+    sandbox.torch = "2.13.0+cpu"
+    sandbox.pip("exit 0")
+    status, _, said = sandbox.find()
+    assert (status, "torch 2.13.0+cpu is of another index than PyPI" in said) == (0, True)
+    calls = (sandbox.root / "calls").read_text()
+    assert "requirements-torch.lock" not in calls
+    assert "--progress-bar off torch==2.13.0+cpu\n" in calls
+
+
+def test_another_file_than_the_lock_names_is_said(sandbox):
+    sandbox.python(lacks=["torch"])
+    sandbox.pip("echo 'ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE FILE'; exit 1")
+    status, out, said = sandbox.find()
+    assert (status, out) == (1, "")
+    assert "the index gave another file than the lock names" in said
+    assert not (sandbox.root / ".venv").exists()
 
 
 def test_an_unreachable_index_is_said_in_one_paragraph(sandbox):
@@ -397,7 +451,7 @@ def test_a_venv_made_by_somebody_else_is_never_deleted(sandbox):
     assert Path(sandbox.venv_python).exists()
     sandbox.python("../.venv/bin/python")
     assert sandbox.find()[0] == 0
-    assert "pip install" not in (sandbox.root / "calls").read_text()
+    assert sandbox.installs() == 0
 
 
 def test_python_given_is_used_or_refused_but_never_replaced(sandbox):
@@ -625,6 +679,7 @@ def test_git_ignores_results_but_not_the_released_ones(tmp_path):
         "outputs/released/h100-sxm/x",
         "outputs/released/h100-sxm/traces/power.jsonl.gz",
         "requirements.lock",
+        "requirements-torch.lock",
         ".ci/run",
     ]
     answer = subprocess.run(

@@ -5,7 +5,8 @@
 prints the path of one interpreter on stdout; everything said to a person goes to stderr. The
 interpreter is, in this order: the one PYTHON= names; the active environment (VIRTUAL_ENV,
 CONDA_PREFIX, then python3 on PATH) where it satisfies the ranges of pyproject.toml; .venv in the
-repository, built from requirements.lock if it is not there or was built from another lock.
+repository, built from the locks if it is not there or was built from other ones. pip takes no file
+whose sha256 is not in a lock, but for a build of torch from an index that the user named.
 
 Standard library only, and written so that Python 3.8 can read it: an old Python must be able to
 start this file and be told what is wrong.
@@ -28,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 SPARE = ROOT / ".venv.old"
 LOCK = ROOT / "requirements.lock"
-STAMP = "workbook.json"  # in .venv: which lock it was built from; null while it is being built
+TORCH_LOCK = ROOT / "requirements-torch.lock"
+STAMP = "workbook.json"  # in .venv: which locks it was built from; null while it is being built
 OLDEST = (3, 11)  # requires-python
 # Where more than python3 is there, the versions the lock is tested with come first.
 NAMES = ("python3", "python3.13", "python3.12", "python3.11", "python3.14", "python")
@@ -49,6 +51,9 @@ UNREACHABLE = re.compile(
     r"Could not find a version .*\(from versions: none\)|Could not fetch URL",
     re.IGNORECASE,
 )
+# Only files that a lock names, all of them there, and none that runs code when it is built.
+HASHED = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
+OTHER_FILE = "DO NOT MATCH THE HASHES"  # pip, of a file whose sha256 the lock does not have
 
 
 class SetupError(Exception):
@@ -185,8 +190,8 @@ def given(python, purpose):
     if lacking:
         raise SetupError(
             f"PYTHON={python} lacks {listed(lacking, most=30)}. Install that there with "
-            f"'{info['executable']} -m pip install -r requirements.lock', or leave PYTHON out "
-            "and make builds .venv by itself."
+            f"'{info['executable']} -m pip install -r {LOCK.name} -r {TORCH_LOCK.name}', or leave "
+            "PYTHON out and make builds .venv by itself."
         )
     return info
 
@@ -230,7 +235,7 @@ def foreign(purpose):
         raise SetupError(
             f"{VENV} is there but was not made by make, and lacks {listed(lacking)}. "
             "Rename or delete it and run make again, or install into it with "
-            "'.venv/bin/python -m pip install -r requirements.lock'."
+            f"'.venv/bin/python -m pip install -r {LOCK.name} -r {TORCH_LOCK.name}'."
         )
     return info
 
@@ -276,7 +281,8 @@ def stamp():
 
 def expected():
     """The stamp of a finished .venv; its path is in it because environments cannot be moved."""
-    return {"lock": hashlib.sha256(LOCK.read_bytes()).hexdigest(), "path": str(VENV)}
+    locks = LOCK.read_bytes() + TORCH_LOCK.read_bytes()
+    return {"lock": hashlib.sha256(locks).hexdigest(), "path": str(VENV)}
 
 
 def ready():
@@ -327,26 +333,52 @@ def build(info, say):
 
 
 def install(environ, say):
-    """pip install the lock into .venv; shows the large downloads, keeps the rest for an error."""
+    """pip install the locks into .venv."""
+    version, other = torch_offered(environ, say)
+    pip([*HASHED, "-r", str(LOCK)], environ, say)
+    if other:
+        say(f"  torch {version} is of another index than PyPI: no lock has its hash")
+        pip([f"torch=={version}"], environ, say)
+    else:
+        pip([*HASHED, "-r", str(TORCH_LOCK)], environ, say)
+
+
+def torch_offered(environ, say):
+    """The locked version of torch as pip would choose it here, and whether that is another build
+    than the lock's: one with a local part ("2.13.0+cpu"), from an index that pip was given."""
+    locked = re.search(r"^torch==([^\s;]+)", TORCH_LOCK.read_text(), re.MULTILINE).group(1)
+    report = VENV / "torch.json"
+    # Where two indexes have the version, pip takes the build with a local part.
+    pip(["--dry-run", "--no-deps", "--report", str(report), f"torch=={locked}"], environ, say)
+    found = json.loads(report.read_text())["install"]
+    report.unlink()
+    version = found[0]["metadata"]["version"]
+    return version, "+" in version
+
+
+def pip(arguments, environ, say):
+    """pip install with some arguments; shows the large downloads, keeps the rest for an error."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar", "off", "-r", str(LOCK)]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", *arguments]
     tail = deque(maxlen=12)
-    unreachable = False
-    pip = subprocess.Popen(
+    other = unreachable = False
+    process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
     )
     try:
-        for line in pip.stdout:
+        for line in process.stdout:
             tail.append(line.rstrip())
+            other = other or OTHER_FILE in line
             unreachable = unreachable or bool(UNREACHABLE.search(line))
             if re.search(r"Downloading .*\(\d{2,}[\d.]* MB\)", line):
                 say("  " + line.strip())
             elif line.startswith("Installing collected packages"):
-                say(f"  installing {line.count(',') + 1} packages")
-        code = pip.wait()
+                count = line.count(",") + 1
+                say(f"  installing {count} package{'s' if count > 1 else ''}")
+        code = process.wait()
     except BaseException:
-        pip.terminate()
-        pip.wait()
+        process.terminate()
+        process.wait()
         raise
     if code == 0:
         return
@@ -356,6 +388,12 @@ def install(environ, say):
         if SPARE.exists()
         else ""
     )
+    if other:
+        raise SetupError(
+            "the index gave another file than the lock names (the sha256 above differ), so .venv "
+            "was not built. Use another index or mirror; if the file is meant to be another, "
+            "'make lock' writes its hash." + kept
+        )
     if unreachable:
         raise SetupError(
             "pip could not reach a package index, so .venv was not built. Connect this machine, "

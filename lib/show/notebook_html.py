@@ -6,8 +6,6 @@ security policy are independent of each other; either alone keeps a planted scri
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from functools import cache
 from pathlib import Path
@@ -20,8 +18,9 @@ from latex2mathml.converter import convert as latex_to_mathml
 from nbconvert import HTMLExporter, TemplateExporter
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
-from PIL import Image
 from traitlets.config import Config
+
+from lib.records import pictures
 
 # nbconvert's own, with the code of each cell folded.
 TEMPLATE = """{% extends "basic/index.html.j2" %}
@@ -59,18 +58,16 @@ TEXT_TAGS = (
     "figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q s samp small span strong sub "
     "summary sup table tbody td tfoot th thead tr u ul var"
 )
-DATA = ("value", "low", "high", "n", "method", "setup", "reason", "records")  # of a number
 ATTRIBUTES = {
     "*": {"class", "id", "title"},
     "a": {"href"},
     "img": {"src", "alt", "width", "height"},
-    "td": {"colspan", "rowspan", *(f"data-{name}" for name in DATA)},
+    "td": {"colspan", "rowspan", "data-value"},
     "th": {"colspan", "rowspan", "data-value", "scope"},
     "ol": {"start"},
 }
 HEADING = re.compile(r"<(/?)h([1-6])(?=[\s>])")
 PNG = "data:image/png;base64,"
-COLORS = 128
 LONG = 36  # characters of a cell's text that stay on one line
 NUMBER = re.compile(r"[-+−]?[\d,.]+(e[-+]?\d+)?|[-–—]|None|NaN|")
 DATA_IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml)[;,]")
@@ -237,27 +234,8 @@ def _images(soup: BeautifulSoup) -> None:
             where = heading.get_text(strip=True) if heading else "this notebook"
             image["alt"] = f"Figure under “{where}”; the notebook gives no description"
         image["class"] = "figure"
-        image["src"] = _fewer_colors(image["src"])
-
-
-def _fewer_colors(source: str) -> str:
-    """An embedded PNG with a palette, which takes a quarter of the bytes; others as they are.
-
-    Charts have few colours. What cannot be read, or is not opaque, stays.
-    """
-    head, _, data = source.partition(PNG)
-    if head or not data:
-        return source
-    try:
-        picture = Image.open(io.BytesIO(base64.b64decode(data)))
-        if picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255:
-            return source
-        smaller = io.BytesIO()
-        picture.convert("RGB").quantize(COLORS, Image.Quantize.FASTOCTREE).save(smaller, "png")
-    except Exception:  # of a picture that a stranger made, whatever it is
-        return source
-    encoded = PNG + base64.b64encode(smaller.getvalue()).decode()
-    return min(encoded, source, key=len)
+        if image["src"].startswith(PNG):
+            image["src"] = PNG + pictures.fewer_colors(image["src"].removeprefix(PNG))
 
 
 def _tables(soup: BeautifulSoup, prefix: str) -> None:

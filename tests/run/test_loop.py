@@ -125,11 +125,13 @@ class Bench:
         return [c.metadata.papermill["status"] for c in nb.cells if c.cell_type == "code"]
 
     def start(self, *more: str) -> subprocess.Popen:
-        """The runner in a process of its own."""
+        """The runner in a process of its own; like the command, it has no work to lose at first."""
         code = textwrap.dedent(f"""
-            import sys
+            import os, signal, sys
+            signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
             from pathlib import Path
             from lib.run import loop, profiles
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             profile = profiles.profile("tiny", params_dir={str(self.folder / "params")!r},
                                      notebooks_dir={str(self.folder / "notebooks")!r})
             sys.exit(loop.run(profile, Path({str(self.out)!r}), models_path=Path("none")))

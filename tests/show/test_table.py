@@ -359,14 +359,17 @@ def test_a_table_without_rows_says_why():
     assert repr(table) == "T.\n\nNo call was profiled." and table.frame().empty
 
 
-def test_in_a_notebook_a_number_keeps_what_it_rests_on():
+def test_in_a_notebook_a_tooltip_says_what_a_number_rests_on():
+    """The page's own tables open it; a notebook is read by programs that have no such script."""
     output = v4.new_output("display_data", {"text/html": small(SIX, WHY)._repr_html_()})
     notebook = v4.new_notebook(cells=[v4.new_code_cell("t", outputs=[output])])
     soup = BeautifulSoup(render_fragment(notebook, "x"), "html.parser")
     (region,) = soup.select(".scroll")
     cell, missing = region.select("tbody td")
     assert cell.text == "6,473 [6,332, 6,516]" and cell["class"] == ["num"]
-    assert (cell["data-n"], cell["data-records"]) == ("6", "r1")
+    assert cell["title"].startswith("n = 6; ") and "interval [6,332, 6,516]" in cell["title"]
+    assert set(cell.attrs) == {"class", "title", "data-value"}
+    assert BeautifulSoup(small(SIX).html(), "html.parser").td["data-records"] == "r1"
     assert WHY.reason.strip() in soup.find(id=missing.a["href"][1:]).text
 
 

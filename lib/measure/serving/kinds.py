@@ -43,7 +43,8 @@ class Kind:
 
 def _vllm_command(python: str, model: str, port: int) -> list[str]:
     module = "vllm.entrypoints.openai.api_server"
-    return [python, "-m", module, "--model", model, "--host", "127.0.0.1", "--port", str(port)]
+    command = [python, "-m", module, "--model", model, "--host", "127.0.0.1", "--port", str(port)]
+    return [*command, "--disable-uvicorn-access-log"]  # a line a request, written beside the work
 
 
 def _transformers_command(python: str, model: str, port: int) -> list[str]:

@@ -236,6 +236,7 @@ for name in ("model-loader-extra-config", "compilation-config"):
     parser.add_argument(f"--{{name}}", type=json.loads)
 for name in ("skip-tokenizer-init", "enable-prefix-caching", "enforce-eager"):
     parser.add_argument(f"--{{name}}", action=argparse.BooleanOptionalAction)
+parser.add_argument("--disable-uvicorn-access-log", action="store_true", required=True)
 args = parser.parse_args()
 seen = vars(args) | {{"config": json.loads(pathlib.Path(args.model, "config.json").read_text())}}
 seen["plan"] = pathlib.Path(args.model_loader_extra_config["plan"]).exists()
