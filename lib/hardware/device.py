@@ -25,11 +25,16 @@ PACKAGES = ("torch", "transformers", "numpy", "nvidia-ml-py")
 
 
 class Device:
-    """What both kinds of device share: a monotonic clock and the host's description."""
+    """What all kinds of device share: a monotonic clock and the host's description.
+
+    `own_processes` is how many processes of each board are measured: this one where nothing says
+    more.
+    """
 
     kind = ""
     torch_device = ""
     memory_source = ""
+    own_processes: Sequence[int] = (1,)
 
     def clock_s(self) -> float:
         """Monotonic seconds (CLOCK_MONOTONIC on Linux, the same for all processes)."""

@@ -103,7 +103,6 @@ def judge(
     stop_s: float,
     *,
     idle_w: float | None = None,
-    own_pid: int | None = None,
     session: Sequence[Gate] = (),
     lenient: Sequence[str] = (),
     calls_s: Sequence[tuple[float, float]] = (),
@@ -113,7 +112,7 @@ def judge(
     """The energy of a window over all its boards, and every gate on the way.
 
     `idle_w` is the power of all boards with nothing running, `own` how many processes of each board
-    are the measured ones where they are others than `own_pid` (one each, if not said). `session`
+    are the measured ones (one each, if not said: this process). `session`
     are gates that hold for all windows, such as the sampler's effect on throughput. Gates named in
     `lenient` warn at most: a board that has just been busy cools while it idles. `calls_s` are the
     calls that the window is made of: prefill and decoding differ in clock and heat, so that only
@@ -123,7 +122,7 @@ def judge(
     each_w = None if idle_w is None else idle_w / max(1, len(boards))
     counts = [*own, *[1] * len(boards)]
     parts = [
-        _board(rows, start_s, stop_s, idle_w=each_w, own_pid=own_pid, calls_s=calls_s, own=count)
+        _board(rows, start_s, stop_s, idle_w=each_w, calls_s=calls_s, own=count)
         for rows, count in zip(boards, counts, strict=False)
     ]
     if not parts:
@@ -149,7 +148,6 @@ def _board(
     stop_s: float,
     *,
     idle_w: float | None,
-    own_pid: int | None,
     calls_s: Sequence[tuple[float, float]],
     own: int,
 ) -> Window:
@@ -166,7 +164,7 @@ def _board(
         slowed("throttled", inside, seconds, THROTTLES),
         temperature_drift(inside, calls_s),
         clock_drift(inside, calls_s),
-        foreign_process(inside, own_pid, own),
+        foreign_process(inside, own),
         power_range(inside, by_estimator.get(estimator), seconds, idle_w),
     ]
     if readout in ABOVE_LIMIT:
@@ -306,18 +304,15 @@ def clock_drift(inside: Trace, calls_s: Sequence[tuple[float, float]] = ()) -> G
     return limited("clock_drift", drift, f"the GPU's clock moved by {drift:+.1%}", abs(drift))
 
 
-def foreign_process(inside: Trace, own_pid: int | None, own: int = 1) -> Gate:
-    """Other programs that hold a context on the GPU.
+def foreign_process(inside: Trace, own: int = 1) -> Gate:
+    """Programs that hold a context on the GPU, beyond `own` that are measured.
 
-    In a container the driver tells process numbers of the host, where ours is another; and an
-    engine is other processes than ours. Then `own` processes are taken for ours.
+    They are counted, not named: in a container the driver tells process numbers of the host.
     """
     lists = [row["pids"] for row in inside if "pids" in row]
     if not lists:
         return Gate("foreign_process", "unknown", None, "processes were not listed")
-    others = max(
-        len(set(pids) - {own_pid}) if own_pid in pids else max(0, len(pids) - own) for pids in lists
-    )
+    others = max(max(0, len(set(pids)) - own) for pids in lists)
     return limited("foreign_process", others, f"{others} other process(es) on the GPU")
 
 

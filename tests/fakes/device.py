@@ -22,6 +22,7 @@ class FakeDevice:
     kind = "fake"
     torch_device = "cpu"
     memory_source = "fake allocator"
+    own_processes = (1,)
 
     def __init__(self, tick_s: float = 0.0, watts: float | None = None) -> None:
         self.now_s, self.tick_s, self.watts = 0.0, tick_s, watts

@@ -579,7 +579,7 @@ def slow(**values):
     ],
 )
 def test_what_disturbs_a_window_has_a_code(code, level, values):
-    window = validity.judge(broken(slow(**values)), 4.0, 9.0, idle_w=100.0, own_pid=77)
+    window = validity.judge(broken(slow(**values)), 4.0, 9.0, idle_w=100.0)
     flagged = {g.code: g.level for g in window.gates if g.level != "ok"}
     assert flagged == {code: level}
     assert (window.energy_j is None) == (level == "invalid")
@@ -611,11 +611,6 @@ def test_one_call_has_no_drift_of_its_own():
     levels = {g.code: (g.level, g.text) for g in window.gates}
     assert levels["clock_drift"][0] == levels["temperature_drift"][0] == "unknown"
     assert "one call" in levels["clock_drift"][1]
-
-
-def test_in_a_container_one_process_of_another_number_is_ours():
-    fine = broken(slow(pids=[4242]))
-    assert validity.judge(fine, 4.0, 9.0, own_pid=77).energy_j is not None
 
 
 def test_what_was_not_read_is_unknown_not_fine():
@@ -677,7 +672,7 @@ def two_boards(pids):
     ],
 )
 def test_processes_of_an_engine_are_its_own_on_each_board(pids, own, believed):
-    window = validity.judge(two_boards(pids), 4.0, 9.0, own_pid=99, own=own)
+    window = validity.judge(two_boards(pids), 4.0, 9.0, own=own)
     assert (window.energy_j is not None) is believed
     assert believed or window.reason.startswith("foreign_process")
 

@@ -153,13 +153,14 @@ def test_a_drift_of_calls_is_between_the_first_third_of_them_and_the_last(calls,
         ([[77]], 0),
         ([[77, 78]], 1),
         ([[77], [77, 78, 79]], 2),  # the most at once
-        ([[5]], 0),  # one of another number is ours
+        ([[5]], 0),  # a container's number
+        ([[77, 77]], 0),  # listed for computing and for drawing
         ([[5, 6]], 1),
         ([[]], 0),
     ],
 )
 def test_other_processes_are_counted_beside_our_own(pids, others):
-    gate = validity.foreign_process([{"t_s": 0.0, "pids": list(p)} for p in pids], 77)
+    gate = validity.foreign_process([{"t_s": 0.0, "pids": list(p)} for p in pids])
     assert (gate.value, gate.level) == (others, "invalid" if others else "ok")
 
 
@@ -355,7 +356,7 @@ def test_a_window_is_judged_by_the_readings_inside_it():
 )
 def test_readings_at_the_edges_are_inside(at_s, others):
     busy = board(every_s=0.25, pids=lambda t: [1, 2] if t == at_s else [1])
-    window = validity.judge(busy, 5.0, 15.0, own_pid=1)
+    window = validity.judge(busy, 5.0, 15.0)
     assert {g.code: g.value for g in window.gates}["foreign_process"] == others
 
 

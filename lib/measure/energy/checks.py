@@ -272,9 +272,7 @@ def both(
             theirs.append(monitor.end_window(f"{number}", sync_execution=False).total_energy)
         windows.keep_busy(lead, windows.LEAD_S, device)
     ours = [
-        validity.judge(
-            trace, span.start_s, span.stop_s, own_pid=os.getpid(), calls_s=span.calls_s
-        ).energy_j
+        validity.judge(trace, span.start_s, span.stop_s, calls_s=span.calls_s).energy_j
         for span in spans
     ]
     return [

@@ -7,7 +7,6 @@ seeded order, reversed in every second round, so that a slow drift falls on all 
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -177,9 +176,8 @@ def idle_power(session: Session, idle_s: float, when: str) -> dict[str, Any]:
         trace,
         span.start_s,
         span.stop_s,
-        own_pid=os.getpid(),
         lenient=("temperature_drift", "clock_drift"),
-        own=getattr(device, "own_processes", ()),
+        own=device.own_processes,
     )
     boards_w = [joules / window.seconds for joules in window.boards_j]
     each = {f"idle_{when}_board_w": boards_w} if boards_w else {}
@@ -305,10 +303,9 @@ def judged(
         span.start_s,
         span.stop_s,
         idle_w=idle_w,
-        own_pid=os.getpid(),
         session=session.gates,
         calls_s=span.calls_s,
-        own=getattr(session.model.device, "own_processes", ()),
+        own=session.model.device.own_processes,
     )
     paper = [joules.over_boards(joules.paper_j, trace, *edges)[0] for edges in span.calls_s]
     mean = None if None in paper else sum(paper) / len(paper)

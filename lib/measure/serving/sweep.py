@@ -47,9 +47,8 @@ class Session:
     """What the cells of one server share. `values` and `key` go into every record.
 
     By lengths, `shortest_s` is the least latency on the idle server, `under_load_s` the users of
-    the last closed loop and the least latency in it. So many `processes` held the board when the
-    load began: the server's and this one. `gone` says why the server does not answer any more;
-    cells are then rows with that error.
+    the last closed loop and the least latency in it. `gone` says why the server does not answer
+    any more; cells are then rows with that error.
     """
 
     endpoint: Endpoint
@@ -64,7 +63,6 @@ class Session:
     least_energy_s: float = steady.LEAST_ENERGY_S
     shortest_s: dict[str, float] = field(default_factory=dict)
     under_load_s: dict[str, tuple[int, float]] = field(default_factory=dict)
-    processes: int = 1
     gone: str = ""
 
     @property
@@ -83,9 +81,9 @@ def begin(session: Session, idle_s: float) -> None:
     with device.power_trace() as trace:
         span = windows.idle(device, idle_s)
     lists = [row["pids"] for row in trace if row.get("pids")]
-    session.processes = len(lists[0]) if lists else 1
+    device.own_processes = [len(lists[0]) if lists else 1]  # the server's, and this one
     lenient = ("temperature_drift", "clock_drift")
-    own = [session.processes]
+    own = device.own_processes
     idle = validity.judge(trace, span.start_s, span.stop_s, lenient=lenient, own=own)
     if idle.mean_w is None:
         session.missing["idle_w"] = idle.reason
@@ -365,7 +363,7 @@ def _energy(
         text = f"the window has {at.seconds:g} s; the counter needs {session.least_energy_s:g}"
         return {}, {"energy_j": text}, None
     edges = run.zero_s + at.start_s, run.zero_s + at.stop_s
-    idle_w, own = session.values.get("idle_w"), [session.processes]
+    idle_w, own = session.values.get("idle_w"), session.device.own_processes
     window = validity.judge(run.trace, *edges, idle_w=idle_w, own=own)
     values = {"gates": validity.as_dicts(window.gates), "joules": window.joules}
     if window.energy_j is None:
