@@ -38,8 +38,8 @@ FIXES = {
     "timeout": "the server is too slow or hangs; look at its log, or raise timeout_s",
     "closed": "the server ended the answer; look at its log",
     "malformed": "does this address speak the OpenAI protocol?",
-    "status": "the server refuses the request; is its kind right, does it serve this model, and "
-    f"does it want a key ({KEY}=...)?",
+    "status": "the server refuses the request; is it up and not full, is its kind right, does it "
+    f"serve this model, and does it want a key ({KEY}=...)?",
     "not_streaming": "the server must stream server-sent events; turn streaming on",
     "error_event": "the server failed while it answered; look at its log",
     "wrong_model": "name the model that the server serves",
