@@ -129,8 +129,8 @@ class LawCheck:
     Tests for Poisson arrivals of a stated rate: `rate` (the time that n gaps take is gamma
     distributed), `gaps` (Kolmogorov-Smirnov against the exponential law), `spread` (the coefficient
     of variation of the gaps, against seeded draws), `counts` (variance over mean of the arrivals in
-    equal bins, chi-square), which sees bursts and gaps that depend on each other, `trend` (Laplace's
-    test: the mean instant between the first and the last), which sees a client that slows down.
+    equal bins, chi-square), which sees bursts and gaps that depend on each other, `trend`
+    (Laplace's test: the mean instant between the first and the last), which sees one that slows.
     """
 
     law: str
