@@ -210,3 +210,14 @@ def test_the_command_prints_the_answer(tmp_path, capsys):
         main([*arguments, "--users", "0"])
     assert refused.value.code == 2
     assert main(["plan", str(tmp_path / "none"), "--gpu-gb", "80"]) == 2
+
+
+def test_a_card_that_was_measured_has_the_memory_of_its_board(tmp_path, capsys, monkeypatch):
+    """As the page has it, and not what the datasheet rounds it to: here 30 users have room."""
+    name = sample.GPU["gpu"]
+    setup = (*SETUP[:-1], name)
+    board = replace(option(cell(2000, 1, 9.0), setup=setup), gpu_bytes=round(ROOM * GB))
+    monkeypatch.setattr(choice, "options", lambda rows: [board])
+    root = sample.write_paper(tmp_path / "set")
+    assert main(["plan", str(root), "--gpu", name, "--context", "2000"]) == 0
+    assert "room for 30 users" in capsys.readouterr().out
