@@ -168,6 +168,11 @@ def test_whatever_is_answered_has_a_class_and_a_reason(raw_answers, name):
     failure["text"].encode()  # a record can be written of it
 
 
+def test_a_user_s_next_request_counts_from_its_last_answer(raw_answers):
+    first, second = list(raw_answers.values())[:2]
+    assert first["failure"] is None and second["scheduled_s"] == first["end_s"]
+
+
 def test_an_address_of_the_new_protocol_is_an_address():
     try:
         (row,) = asyncio.run(answered(["a type in capitals"], host="::1"))

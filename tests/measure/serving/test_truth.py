@@ -74,6 +74,9 @@ def test_every_failure_is_a_row_with_its_class(mixed):
     rows, _, planned = mixed
     requests = plan.requests_of(rows)
     assert len(requests) == len(planned)
+    zero_s = rows[0]["zero_s"]  # a request is scheduled at its instant, and not when it was begun
+    apart = [zero_s + row["scheduled_s"] - planned[str(row["id"])] for row in requests]
+    assert max(map(abs, apart)) < 2e-6
     classes = {row["failure"]["class"] for row in requests if row["failure"]}
     assert classes == {"closed", "wrong_length"}
     reset = next(r for r in requests if r["failure"] and r["failure"]["class"] == "closed")
