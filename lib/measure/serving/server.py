@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ipaddress
 import json
 import os
 import socket
@@ -32,6 +33,7 @@ GUARD = Path(__file__).with_name("guard.py")
 GRACE_S = 10.0
 CHECK_TOKENS = 4
 CONNECT_S = 5.0
+MOST_PAGE = 2**24  # bytes
 # What to do about each class of failure (lib.measure.serving.client.CLASSES).
 FIXES = {
     "unreachable": "is the server started, and are host and port right?",
@@ -192,12 +194,20 @@ def wait_until_ready(url: str, process: subprocess.Popen, log: Path, limit_s: fl
 
 def get(url: str, timeout_s: float = 5.0) -> bytes:
     """A page, without any proxy of the machine. Raises OSError, HTTPException or ValueError where
-    there is none, or it is not answered by 200."""
+    there is none, it is not answered by 200, or it is not whole within the time or MOST_PAGE."""
+    deadline = time.monotonic() + timeout_s
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(
         urllib.request.Request(url, headers=authorization()), timeout=timeout_s
     ) as page:
-        return page.read()
+        body = bytearray()
+        while piece := page.read1(2**16):  # the timeout of a socket is that of each read
+            body += piece
+            if len(body) > MOST_PAGE or time.monotonic() > deadline:
+                raise TimeoutError(f"no end of the page after {len(body):,} bytes")
+        if page.length:
+            raise http.client.IncompleteRead(bytes(body), page.length)
+        return bytes(body)
 
 
 def base(url: str) -> str:
@@ -252,7 +262,11 @@ def kind_of(url: str) -> str:
 
 def is_local(url: str) -> bool:
     """Whether a server runs on this machine, so that its joules are those of the board here."""
-    return urllib.parse.urlsplit(base(url)).hostname in ("127.0.0.1", "localhost", "::1")
+    host = urllib.parse.urlsplit(base(url)).hostname or ""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified  # 0.0.0.0 is what servers print
+    return host in ("localhost", socket.gethostname().lower())
 
 
 def log_end(log: Path, lines: int = 5) -> str:
