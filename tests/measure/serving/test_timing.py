@@ -266,9 +266,23 @@ def test_cached_and_reasoning_tokens_are_kept_and_absent_ones_are_none():
 
 def test_silence_is_the_longest_time_in_which_nobody_got_anything():
     at = window.Window(1.0, 3.0, "all")
-    rows = [{"read_s": [0.9, 1.1, 2.6]}, {"read_s": [1.4, 2.0, 3.5]}]
+    rows = [
+        {"scheduled_s": 0.0, "read_s": [0.9, 1.1, 2.6], "end_s": 2.6},
+        {"scheduled_s": 0.0, "read_s": [1.4, 2.0, 3.5], "end_s": 3.5},
+    ]
     assert timing.silence_s(rows, at) == pytest.approx(0.6)  # from 1.4 to 2.0, and 2.0 to 2.6
-    assert timing.silence_s([], at) == 2.0
+    assert timing.silence_s([], at) == 0.0
+
+
+def test_silence_while_nobody_waits_is_none():
+    """Of the 1.5 s between two answers the second request waited for 0.3 s."""
+    at = window.Window(1.0, 4.0, "all")
+    rows = [
+        {"scheduled_s": 0.5, "read_s": [1.4, 1.5], "end_s": 1.5},
+        {"scheduled_s": 2.7, "read_s": [3.0, 3.2], "end_s": 3.2},
+    ]
+    assert timing.silence_s(rows, at) == pytest.approx(0.4)  # from 1.0 to 1.4
+    assert timing.silence_s(rows[1:], at) == pytest.approx(0.3)
 
 
 def test_each_kind_of_server_is_asked_in_its_own_way():
