@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from lib.files import ROOT
 from lib.measure.serving import kinds, plan, timing, window
 from lib.measure.serving.client import KEY, SCHEMA, authorization
@@ -211,9 +213,21 @@ def get(url: str, timeout_s: float = 5.0) -> bytes:
 
 
 def base(url: str) -> str:
-    """An address as users give it, such as localhost:8000 or one that ends in /v1, in one form."""
-    url = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-    return url if "://" in url else f"http://{url}"
+    """An address as users give it, such as localhost:8000 or one that ends in /v1, in one form.
+
+    Raises EndpointError where it is none.
+    """
+    one = url.strip() if "://" in url else f"http://{url.strip()}"
+    one = one.rstrip("/").removesuffix("/v1").rstrip("/")
+    try:
+        parts = httpx.URL(one)
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise httpx.InvalidURL("http or https and a host are needed")
+        _ = urllib.parse.urlsplit(one).port  # raises where it is out of range
+    except (httpx.InvalidURL, ValueError) as error:
+        text = f"{url!r} is no address: {error}; give one such as http://127.0.0.1:8000"
+        raise EndpointError("unreachable", text) from None
+    return one
 
 
 def models(url: str) -> list[dict[str, Any]]:

@@ -195,6 +195,15 @@ def test_addresses_are_taken_as_users_give_them():
     assert server.base("https://a.b/llm/v1") == "https://a.b/llm"
 
 
+@pytest.mark.parametrize(
+    "url", ["", "http://", "h:port", "h:99999", "ftp://h", "http://[::1", "/tmp"]
+)
+def test_what_is_no_address_is_told_before_anything_is_asked(url, tmp_path, here):
+    with pytest.raises(EndpointError, match="is no address: .*; give one such as") as caught:
+        run(url or " ", tmp_path, model="m")
+    assert caught.value.failure_class == "unreachable"
+
+
 LOCAL = ("localhost:8000", "LOCALHOST", "127.0.0.2:80", "[::1]:8000", "http://0.0.0.0:8000")
 
 
@@ -203,7 +212,7 @@ def test_addresses_of_this_machine_have_its_joules(url):
     assert server.is_local(url)
 
 
-@pytest.mark.parametrize("url", ["http://10.0.0.7:8000/v1", "elsewhere:80", "", "[fe80::1]:80"])
+@pytest.mark.parametrize("url", ["http://10.0.0.7:8000/v1", "elsewhere:80", "[fe80::1]:80"])
 def test_other_addresses_have_none_of_them(url):
     assert not server.is_local(url)
 
