@@ -242,10 +242,12 @@ def _refusal(response: httpx.Response, body: bytes) -> StreamError:
     headers, status = response.headers, response.status_code
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = body.decode("utf-8", "replace")
     if status != 200:
-        hints = [words.format(headers[name]) for name, words in HINTS.items() if name in headers]
+        hints = [
+            words.format(headers[name][:100]) for name, words in HINTS.items() if name in headers
+        ]
         text = "; ".join((error_text(answer) or "no text", *hints))
         return StreamError("status", f"HTTP {status}: {text}")
     if is_error(answer):

@@ -125,7 +125,7 @@ class Stream:
         if channel and self.complete:
             raise ValueError("text after the end of the answer")
         if finish:
-            self.finish = finish
+            self.finish = _text(finish)
             self._ends(read_s)
         count = self._count(usage, choice is not None and finish is None)
         if usage:
@@ -138,12 +138,10 @@ class Stream:
             self._credit(channel, count, read_s)
 
     def _names(self, model: str | None) -> None:
-        if model and not isinstance(model, str):
-            raise TypeError
         if model and self.model and model != self.model:
             text = f"the answer is by model {self.model!r}, and then by {model!r}"
             raise StreamError("wrong_model", text)
-        self.model = model or self.model
+        self.model = _text(model) if model else self.model
 
     def _count(self, usage: dict[str, Any] | None, before_the_end: bool) -> int | None:
         """Tokens since the last count, where the server counts with every chunk.
@@ -157,6 +155,12 @@ class Stream:
         total = usage["completion_tokens"]
         new, self._counted = total - (self._counted or 0), total
         return new if new >= 0 else None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def _channel(choice: dict[str, Any]) -> tuple[str, list[int] | None, str | None]:

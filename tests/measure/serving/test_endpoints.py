@@ -100,6 +100,7 @@ ANSWERS = {
         "error_event",
         "the server says: it is loading",
     ),
+    "a refusal too deep": (http("500 No", body=b"[" * 4000), "status", "HTTP 500: [["),
     "compressed": (
         http("200 OK", STREAM, "Content-Encoding: gzip", body=gzip.compress(SAID)),
         "not_streaming",

@@ -207,6 +207,8 @@ CANNOT_BE = [
     (b"data: [DONE]\n\n" + text("late"), "malformed", "text after the end"),
     (event(model="a") + event(model="b"), "wrong_model", "by model 'a', and then by 'b'"),
     (event(model={"a": 1}), "malformed", "another form"),
+    (event(model=3), "malformed", "another form"),
+    (text("", finish=float("nan")), "malformed", "another form"),
     (event(usage=[1]), "malformed", "another form"),
     (usage_event(prompt_tokens_details=3), "malformed", "another form"),
     (usage_event(prompt_tokens_details={"cached_tokens": 9}), "malformed", "with 9 cached"),
