@@ -349,7 +349,8 @@ def make_plan(args: argparse.Namespace) -> int:
 
     options = choice.options(load(require_results(resolve(args.source))))
     gpu = predicted.card_named(args.gpu, (o.of("gpu") for o in options)) if args.gpu else ""
-    gpu_gb = args.gpu_gb or (datasheet(gpu).memory_bytes or 0) / 1e9
+    board = next((o.gpu_bytes for o in options if gpu and o.of("gpu") == gpu and o.gpu_bytes), None)
+    gpu_gb = args.gpu_gb or (board or datasheet(gpu).memory_bytes or 0) / 1e9
     if not gpu_gb:
         raise ParamsError("GPU_GB or GPU is needed: make plan GPU_GB=80 CONTEXT=2048 USERS=20")
     ask = choice.Ask(

@@ -43,6 +43,11 @@ PREDICTED = (
 )
 MEETS, MAY, FAILS, UNKNOWN = "meets", "may meet", "fails", "not measured"
 VERDICTS = (MEETS, MAY, FAILS, UNKNOWN)  # in the order of the answer
+WORSE = (MEETS, MAY, UNKNOWN, FAILS)  # of the verdicts on several limits the last one holds
+TIMES_MS = {  # of a cell, by what has a limit
+    "TTFT": lambda cell: stats.scaled(cell.ttft_s, 1e3),
+    "a token takes": lambda cell: stats.inverse(cell.per_user, 1e3),
+}
 
 
 @dataclass(frozen=True)
@@ -242,36 +247,50 @@ def _offer(option: Option, ask: Ask) -> Offer:
         short_gb = fit.short_bytes(option.card, ask.gpu_gb * 1e9) / 1e9
         why = f"weights are {short_gb:.1f} GB too large" if short_gb > 0 else ""
         return offer(FAILS, why or f"room for {room:,} users ({ask.users:,} asked)")
+    limits = {"TTFT": ask.ttft_ms, "a token takes": ask.itl_ms}
+    answers = [_limit(option, ask, cell, what, ms) for what, ms in limits.items() if ms is not None]
+    answers = answers or [(MEETS, "") if cell else (UNKNOWN, _nearest(option, ask))]
+    return offer(*max(answers, key=lambda answer: WORSE.index(answer[0])))
+
+
+def _limit(option: Option, ask: Ask, cell: Cell | None, what: str, limit: float) -> tuple[str, str]:
+    """The verdict on a limit (ms), and why. It fails where that is sure: at a place that is no
+    harder than the one asked for; a harder `cell` that fails says nothing."""
+
+    def ends(one: Cell) -> tuple[float, float]:
+        time = TIMES_MS[what](one)
+        return (time.low, time.high) if option.predicted else (time.value, time.value)
+
+    told = [c for c in option.measured if TIMES_MS[what](c).value is not None]
+    easier = [c for c in told if c.context <= ask.context and c.users <= ask.users]
+    for one in sorted(easier, key=lambda c: (c.users, c.context), reverse=True):
+        if ends(one)[0] > limit:
+            where = "" if one is cell else f" at {_place(one)}"
+            return FAILS, f"{what} {short(TIMES_MS[what](one).value)} ms > {limit:g}{where}"
     if cell is None:
-        return offer(UNKNOWN, _nearest(option, ask))
-    if ask.ttft_ms is not None and cell.ttft_s.value is None:
+        return UNKNOWN, _nearest(option, ask)
+    if cell not in told:
         word = "predicted" if option.predicted else "measured"
-        return offer(UNKNOWN, f"TTFT at {_users(cell.users)} is not {word}")
-    doubt = ""
-    for what, time, limit in (
-        ("TTFT", stats.scaled(cell.ttft_s, 1e3), ask.ttft_ms),
-        ("a token takes", stats.inverse(cell.per_user, 1e3), ask.itl_ms),
-    ):
-        if limit is None:
-            continue
-        low, high = (time.low, time.high) if option.predicted else (time.value, time.value)
-        if low > limit:
-            return offer(FAILS, f"{what} {short(time.value)} ms > {limit:g}")
-        if high > limit:
-            doubt = doubt or f"{what} {short(low)} to {short(high)} ms, {limit:g} asked"
-    return offer(MAY, doubt) if doubt else offer(MEETS)
+        return UNKNOWN, f"{what} at {_users(cell.users)} is not {word}"
+    low, high = ends(cell)
+    if low > limit:
+        time = short(TIMES_MS[what](cell).value)
+        return UNKNOWN, f"{what} {time} ms > {limit:g} at more than was asked"
+    if high > limit:
+        return MAY, f"{what} {short(low)} to {short(high)} ms, {limit:g} asked"
+    return MEETS, ""
 
 
 def _nearest(option: Option, ask: Ask) -> str:
     """What was measured instead, or failed."""
     for cell in option.cells:
         if cell.error and cell.users <= ask.users and cell.context <= ask.context:
-            return f"failed at {cell.users:,} users of {cell.context:,} tokens: {cell.error}"
+            return f"failed at {_place(cell)}: {cell.error}"
     if not option.measured:
         return "no decode throughput"
     most = max(option.measured, key=lambda c: (c.users, c.context))
     longest = max(option.measured, key=lambda c: (c.context, c.users))
-    ends = dict.fromkeys(f"{_users(c.users)} of {c.context:,} tokens" for c in (most, longest))
+    ends = dict.fromkeys(map(_place, (most, longest)))
     return f"{'predicted' if option.predicted else 'measured'} up to {' and '.join(ends)}"
 
 
@@ -279,11 +298,15 @@ def _users(count: int) -> str:
     return f"{count:,} user{'s' if count > 1 else ''}"
 
 
+def _place(cell: Cell) -> str:
+    return f"{_users(cell.users)} of {cell.context:,} tokens"
+
+
 def basis(offer: Offer) -> str:
     """The cell that an offer stands on, with the interval of a prediction; empty without one."""
     if (cell := offer.cell) is None:
         return ""
-    place = f"{_users(cell.users)} of {cell.context:,} tokens"
+    place = _place(cell)
     if not offer.option.predicted:
         return f"measured at {place}"
     ends = f"{short(cell.per_user.low)} to {short(cell.per_user.high)}"

@@ -4,7 +4,7 @@ differ in that.
 A step whose device works 70 % of the time or less by the profiler waits for the host. One that
 waits for the device is put down to the larger of its floors, bytes / bandwidth and operations /
 peak of the datasheet, where that makes a third of its time; else to its kernels. Without a profile
-the host is excluded where a floor makes a third, or where the step was captured.
+the host is excluded where a floor alone makes more than 70 %, or where the step was captured.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ class Waits:
             COMPUTE: operations / peak if operations and peak else 0.0,
         }
         name = max(floors, key=floors.get)
-        if time_s and floors[name] >= LEAST * time_s:
-            return name
-        return KERNELS if time_s and (sure or word.startswith("device-bound")) else UNTOLD
+        share = floors[name] / time_s if time_s else 0.0
+        sure = sure or word.startswith("device-bound") or share > host_bound.HOST_BOUND
+        return (name if share >= LEAST else KERNELS) if time_s and sure else UNTOLD
 
     def has(self, cause: str, place: Place) -> float | None:
         """How much of a cause this set has: bytes/s, operations/s, or loops/s of one thread."""

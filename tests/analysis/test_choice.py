@@ -95,6 +95,15 @@ def test_the_line_of_the_page_is_the_room_of_a_card(context):
             "measured up to 32 users of 512 tokens and 8 users of 2,000 tokens",
         ),
         ({"users": 9, "context": 512, "ttft_ms": 9}, UNKNOWN, "TTFT at 32 users is not measured"),
+        # What a harder place says is no failure of an easier one, and the other way round it is.
+        ({"users": 2, "ttft_ms": 150}, UNKNOWN, "TTFT 400.0 ms > 150 at more than was asked"),
+        ({"users": 2, "ttft_ms": 99}, FAILS, "TTFT 100.0 ms > 99 at 1 user of 2,000 tokens"),
+        ({"users": 9, "ttft_ms": 99}, FAILS, "TTFT 400.0 ms > 99 at 8 users of 2,000 tokens"),
+        (
+            {"users": 2, "ttft_ms": 150, "itl_ms": 9},
+            FAILS,
+            "a token takes 10.00 ms > 9 at 1 user of 2,000 tokens",
+        ),
     ],
 )
 def test_the_limit_that_fails_is_named(asked, verdict, why):
@@ -144,6 +153,8 @@ def test_an_impossible_ask_is_refused_by_name(name, bad):
         ({"itl_ms": 3.9}, FAILS, "a token takes 5.000 ms > 3.9"),
         ({"ttft_ms": 50, "itl_ms": 3.9}, FAILS, "a token takes 5.000 ms > 3.9"),
         ({"users": 8, "ttft_ms": 50}, UNKNOWN, "TTFT at 8 users is not predicted"),
+        ({"users": 4, "itl_ms": 7}, UNKNOWN, "a token takes 10.00 ms > 7 at more than was asked"),
+        ({"users": 9, "itl_ms": 7}, FAILS, "a token takes 10.00 ms > 7 at 8 users of 2,000 tokens"),
         ({"users": 9}, UNKNOWN, "predicted up to 8 users of 2,000 tokens"),
     ],
 )
@@ -199,3 +210,14 @@ def test_the_command_prints_the_answer(tmp_path, capsys):
         main([*arguments, "--users", "0"])
     assert refused.value.code == 2
     assert main(["plan", str(tmp_path / "none"), "--gpu-gb", "80"]) == 2
+
+
+def test_a_card_that_was_measured_has_the_memory_of_its_board(tmp_path, capsys, monkeypatch):
+    """As the page has it, and not what the datasheet rounds it to: here 30 users have room."""
+    name = sample.GPU["gpu"]
+    setup = (*SETUP[:-1], name)
+    board = replace(option(cell(2000, 1, 9.0), setup=setup), gpu_bytes=round(ROOM * GB))
+    monkeypatch.setattr(choice, "options", lambda rows: [board])
+    root = sample.write_paper(tmp_path / "set")
+    assert main(["plan", str(root), "--gpu", name, "--context", "2000"]) == 0
+    assert "room for 30 users" in capsys.readouterr().out

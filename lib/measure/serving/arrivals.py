@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 LAWS = ("poisson", "fixed", "closed")
-# A law is rejected below this; four tests of one run, so a true law fails one run in some 250.
+# A law is rejected below this; five tests of one run, so a true law fails one run in some 200.
 P_LEAST = 0.001
 LEAST_ARRIVALS = 30
 CV_DRAWS = 20_000
@@ -129,7 +129,8 @@ class LawCheck:
     Tests for Poisson arrivals of a stated rate: `rate` (the time that n gaps take is gamma
     distributed), `gaps` (Kolmogorov-Smirnov against the exponential law), `spread` (the coefficient
     of variation of the gaps, against seeded draws), `counts` (variance over mean of the arrivals in
-    equal bins, chi-square), which sees bursts and gaps that depend on each other.
+    equal bins, chi-square), which sees bursts and gaps that depend on each other, `trend`
+    (Laplace's test: the mean instant between the first and the last), which sees one that slows.
     """
 
     law: str
@@ -175,6 +176,7 @@ def check_law(times_s: Sequence[float], load: Load) -> LawCheck:
         "gaps": float(scipy_stats.kstest(gaps, "expon", args=(0, 1 / rate)).pvalue),
         "spread": _spread_p(gaps),
         "counts": _counts_p(times),
+        "trend": _trend_p(times),
     }
     return LawCheck(load.law, n, rate, actual_rate, p)
 
@@ -202,3 +204,10 @@ def _counts_p(times: np.ndarray) -> float:
     counts, _ = np.histogram(times, bins=bins)
     statistic = float(np.sum((counts - counts.mean()) ** 2) / counts.mean())
     return _two_sided(float(scipy_stats.chi2.cdf(statistic, bins - 1)))
+
+
+def _trend_p(times: np.ndarray) -> float:
+    """Instants between the first and the last are spread evenly, so that their mean is normal."""
+    inside = (times[1:-1] - times[0]) / (times[-1] - times[0])
+    deviations = (inside.mean() - 0.5) * math.sqrt(12 * len(inside))
+    return _two_sided(float(scipy_stats.norm.cdf(deviations)))

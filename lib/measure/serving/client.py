@@ -26,7 +26,14 @@ from typing import Any
 import httpcore
 import httpx
 
-from lib.measure.serving.stream import Stream, StreamError, error_text, usage_of
+from lib.measure.serving.stream import (
+    ABORTED,
+    Stream,
+    StreamError,
+    error_text,
+    is_error,
+    usage_of,
+)
 
 SCHEMA = 1
 KEY = "SERVER_API_KEY"
@@ -37,6 +44,8 @@ CLASSES = (
     "unreachable", "timeout", "closed", "malformed", "status", "not_streaming", "error_event",
     "wrong_model", "no_usage", "wrong_length", "cancelled",
 )  # fmt: skip
+# Headers of a refusal that say what to do.
+HINTS = {"location": "it points to {}", "retry-after": "it asks to come again after {}"}
 clock: Callable[[], float] = time.perf_counter
 Row = dict[str, Any]
 
@@ -106,7 +115,7 @@ class Run:
     def _build(self, request: Row) -> httpx.Request:
         # Built before the run: a long prompt takes milliseconds to write as JSON.
         headers = {"Content-Type": "application/json", "X-Request-Id": str(request["id"])}
-        headers |= authorization()
+        headers |= {"Accept-Encoding": "identity"} | authorization()
         content = json.dumps(request["body"]).encode()
         return httpx.Request("POST", self.plan["url"], content=content, headers=headers)
 
@@ -180,7 +189,7 @@ async def one(run: Run, number: int, scheduled_s: float, user: int | None = None
         run.write(_finished(row, stream))
         raise
     except Exception as error:  # every failure is a row with its class, and the run goes on
-        failure = _named(error, run.plan, stream)
+        failure = _named(error, run.plan, stream, row["status"])
     row |= {"end_s": run.now() if failure else row["read_s"][-1], "failure": failure}
     run.write(_finished(row, stream))
     return row
@@ -197,7 +206,8 @@ async def _exchange(
     response = await http.send(request, stream=True)
     try:
         row["status"] = response.status_code
-        _check_kind(response, (await _body(response)) if response.status_code != 200 else b"")
+        if not _is_stream(response):
+            raise _refusal(response, await _body(response))
         read_s, read_bytes = row["read_s"], row["read_bytes"]
         connection = response.extensions["network_stream"]
         async for data in response.aiter_raw():
@@ -221,20 +231,35 @@ async def _body(response: httpx.Response) -> bytes:
     return text
 
 
-def _check_kind(response: httpx.Response, body: bytes) -> None:
-    if response.status_code != 200:
-        try:
-            reason = error_text(json.loads(body))
-        except ValueError:
-            reason = " ".join(body.decode("utf-8", "replace").split())[:300]
-        raise StreamError("status", f"HTTP {response.status_code}: {reason or 'no text'}")
-    content = response.headers.get("content-type", "no content type")
-    if "text/event-stream" not in content:
-        raise StreamError("not_streaming", f"the answer is {content}, no event stream")
+def _is_stream(response: httpx.Response) -> bool:
+    plain = response.headers.get("content-encoding", "identity") == "identity"
+    content = response.headers.get("content-type", "").lower()
+    return response.status_code == 200 and plain and "text/event-stream" in content
+
+
+def _refusal(response: httpx.Response, body: bytes) -> StreamError:
+    """What an answer says that is no stream of events."""
+    headers, status = response.headers, response.status_code
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = body.decode("utf-8", "replace")
+    if status != 200:
+        hints = [
+            words.format(headers[name][:100]) for name, words in HINTS.items() if name in headers
+        ]
+        text = "; ".join((error_text(answer) or "no text", *hints))
+        return StreamError("status", f"HTTP {status}: {text}")
+    if is_error(answer):
+        return StreamError("error_event", f"the server says: {error_text(answer)}")
+    names = ("content-type", "content-encoding")
+    content = ", ".join(headers[name] for name in names if name in headers) or "of no content type"
+    return StreamError("not_streaming", f"the answer is {content}, no event stream")
 
 
 def _failure(failure_class: str, text: str) -> dict[str, str]:
-    return {"class": failure_class, "text": text}
+    # A server may say what is no Unicode, which no file takes.
+    return {"class": failure_class, "text": text.encode("utf-8", "replace").decode()}
 
 
 def _wrong(plan: Row, request: Row, stream: Stream) -> dict[str, str] | None:
@@ -246,6 +271,8 @@ def _wrong(plan: Row, request: Row, stream: Stream) -> dict[str, str] | None:
     if stream.model and stream.model != model and not stream.model.startswith(f"{model}@"):
         text = f"asked for model {model!r}, answered by {stream.model!r}"
         return _failure("wrong_model", text)
+    if stream.finish in ABORTED:
+        return _failure("error_event", f"the server ended the answer with {stream.finish!r}")
     if usage["output_tokens"] is None:
         return _failure("no_usage", "the answer has no usage, so that its tokens are not known")
     for name in ("prompt_tokens", "output_tokens"):
@@ -255,10 +282,11 @@ def _wrong(plan: Row, request: Row, stream: Stream) -> dict[str, str] | None:
     return None
 
 
-def _named(error: Exception, plan: Row, stream: Stream) -> dict[str, str]:
+def _named(error: Exception, plan: Row, stream: Stream, status: int | None) -> dict[str, str]:
     """The class of an exception, and a sentence."""
     text = " ".join(str(error).split()) or type(error).__name__
     after = f" after {stream.chunks} chunks" if stream.chunks else " before any chunk"
+    after += f" of HTTP {status}" if status not in (None, 200) else ""
     if isinstance(error, StreamError):
         return _failure(error.failure_class, text)
     if isinstance(error, httpx.ConnectTimeout):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ipaddress
 import json
 import os
 import socket
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from lib.files import ROOT
 from lib.measure.serving import kinds, plan, timing, window
 from lib.measure.serving.client import KEY, SCHEMA, authorization
@@ -32,14 +35,15 @@ GUARD = Path(__file__).with_name("guard.py")
 GRACE_S = 10.0
 CHECK_TOKENS = 4
 CONNECT_S = 5.0
+MOST_PAGE = 2**24  # bytes
 # What to do about each class of failure (lib.measure.serving.client.CLASSES).
 FIXES = {
     "unreachable": "is the server started, and are host and port right?",
     "timeout": "the server is too slow or hangs; look at its log, or raise timeout_s",
     "closed": "the server ended the answer; look at its log",
     "malformed": "does this address speak the OpenAI protocol?",
-    "status": "the server refuses the request; is its kind right, does it serve this model, and "
-    f"does it want a key ({KEY}=...)?",
+    "status": "the server refuses the request; is it up and not full, is its kind right, does it "
+    f"serve this model, and does it want a key ({KEY}=...)?",
     "not_streaming": "the server must stream server-sent events; turn streaming on",
     "error_event": "the server failed while it answered; look at its log",
     "wrong_model": "name the model that the server serves",
@@ -192,18 +196,38 @@ def wait_until_ready(url: str, process: subprocess.Popen, log: Path, limit_s: fl
 
 def get(url: str, timeout_s: float = 5.0) -> bytes:
     """A page, without any proxy of the machine. Raises OSError, HTTPException or ValueError where
-    there is none, or it is not answered by 200."""
+    there is none, it is not answered by 200, or it is not whole within the time or MOST_PAGE."""
+    deadline = time.monotonic() + timeout_s
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(
         urllib.request.Request(url, headers=authorization()), timeout=timeout_s
     ) as page:
-        return page.read()
+        body = bytearray()
+        while piece := page.read1(2**16):  # the timeout of a socket is that of each read
+            body += piece
+            if len(body) > MOST_PAGE or time.monotonic() > deadline:
+                raise TimeoutError(f"no end of the page after {len(body):,} bytes")
+        if page.length:
+            raise http.client.IncompleteRead(bytes(body), page.length)
+        return bytes(body)
 
 
 def base(url: str) -> str:
-    """An address as users give it, such as localhost:8000 or one that ends in /v1, in one form."""
-    url = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-    return url if "://" in url else f"http://{url}"
+    """An address as users give it, such as localhost:8000 or one that ends in /v1, in one form.
+
+    Raises EndpointError where it is none.
+    """
+    one = url.strip() if "://" in url else f"http://{url.strip()}"
+    one = one.rstrip("/").removesuffix("/v1").rstrip("/")
+    try:
+        parts = httpx.URL(one)
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise httpx.InvalidURL("http or https and a host are needed")
+        _ = urllib.parse.urlsplit(one).port  # raises where it is out of range
+    except (httpx.InvalidURL, ValueError) as error:
+        text = f"{url!r} is no address: {error}; give one such as http://127.0.0.1:8000"
+        raise EndpointError("unreachable", text) from None
+    return one
 
 
 def models(url: str) -> list[dict[str, Any]]:
@@ -252,7 +276,11 @@ def kind_of(url: str) -> str:
 
 def is_local(url: str) -> bool:
     """Whether a server runs on this machine, so that its joules are those of the board here."""
-    return urllib.parse.urlsplit(base(url)).hostname in ("127.0.0.1", "localhost", "::1")
+    host = urllib.parse.urlsplit(base(url)).hostname or ""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified  # 0.0.0.0 is what servers print
+    return host in ("localhost", socket.gethostname().lower())
 
 
 def log_end(log: Path, lines: int = 5) -> str:

@@ -316,7 +316,7 @@ def _record(session: Session, cell: Cell, run: Run, kind: str, sha: str) -> Reco
         if at.seconds
         else None,
         "itl_count": len(gaps),
-        "silence_s": timing.silence_s(run.requests, at) if cell.load.users else None,
+        "silence_s": timing.silence_s(run.requests, at),
         "arrivals_p": law.p if law else None,
         "client_cpu_share": cpu_s / wall_s if cpu_s is not None else None,
         "metrics": run.counters,
@@ -405,10 +405,13 @@ def _warnings(
     if len(requests) < stats.MIN_N_MEDIAN:
         text = f"{len(requests)} requests were scheduled in the window; lengthen it, or load more"
         warnings.append(warning("few_requests", text))
-    if failures := [fact["failure"] for fact in requests if fact["failure"]]:
-        classes = ", ".join(f"{failures.count(name)} {name}" for name in sorted(set(failures)))
-        text = f"{len(failures)} of {len(requests)} requests failed ({classes})"
-        warnings.append(warning("failures", f"{text}; they are no samples"))
+    own = [fact for fact in facts if fact["failure"] != "cancelled"]
+    for told, where in ((requests, ""), (own, " of the whole run")):
+        if failures := [fact["failure"] for fact in told if fact["failure"]]:
+            classes = ", ".join(f"{failures.count(name)} {name}" for name in sorted(set(failures)))
+            text = f"{len(failures)} of {len(told)} requests{where} failed ({classes})"
+            warnings.append(warning("failures", f"{text}; they are no samples"))
+            break  # those outside the window are told where none are inside: they ended it
     share = values["client_cpu_share"]
     if share is not None and share > BUSY_CLIENT:
         text = f"the client used {share:.0%} of a processor; lower the load or use a faster host"
@@ -418,7 +421,7 @@ def _warnings(
         text = f"the client sent its requests {late * 1e3:.1f} ms late (median); free its host"
         warnings.append(warning("client_late", text))
     waits = [fact["first_s"] - fact["scheduled_s"] for fact in requests if fact["first_s"]]
-    silence = values["silence_s"] or 0.0
+    silence = values["silence_s"]
     if waits and silence > max(STALL_S, STALL_TTFTS * statistics.median(waits)):
         text = f"no user got anything for {silence:.2f} s: the server compiled, or stopped to read"
         text += " prompts that came together; a longer warm-up tells which"

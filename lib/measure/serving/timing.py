@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -72,11 +72,17 @@ def credits(row: Row) -> list[tuple[float, float]]:
     return [(t, float(count)) for t, count in zip(row["event_s"], counts, strict=True)]
 
 
-def silence_s(rows: Iterable[Row], window: Window) -> float:
-    """The longest time within the window in which no request got a byte; for a closed loop, where
-    somebody always waits."""
+def silence_s(rows: Sequence[Row], window: Window) -> float:
+    """The longest time within the window in which a request waited and none got a byte."""
     reads = sorted(t for row in rows for t in row["read_s"] if window.holds(t))
-    return max(b - a for a, b in pairwise([window.start_s, *reads, window.stop_s]))
+    gaps = list(pairwise([window.start_s, *reads, window.stop_s]))
+    longest = 0.0
+    for a, b in sorted(gaps, key=lambda gap: gap[0] - gap[1]):
+        if b - a <= longest:
+            break
+        waits = (min(b, row["end_s"]) - max(a, row["scheduled_s"]) for row in rows)
+        longest = max(longest, *waits, 0.0)
+    return longest
 
 
 def computed_prompt_tokens(row: Row) -> int | None:

@@ -168,19 +168,32 @@
         if (lack > 0) { return end("fails", "weights are " + grouped(lack / 1e9, 1) + " GB too large"); }
         return end("fails", "room for " + people(users) + " (" + grouped(ask.users, 0) + " asked)");
       }
-      if (!cell) { return end("not measured", nearest(option, ask)); }
-      if (ask.ttft && cell.ttft_ms === null) {
-        return end("not measured", "TTFT at " + people(cell.users) + " is not " + (option.predicted ? "predicted" : "measured"));
+      var limits = [["TTFT", ask.ttft, "ttft_ms"], ["a token takes", ask.itl, "each"]].filter(function (x) { return x[1]; });
+      var answers = limits.map(function (x) { return limited(option, ask, cell, x[0], x[1], x[2]); });
+      if (!limits.length) { answers = cell ? [["meets", ""]] : [["not measured", nearest(option, ask)]]; }
+      var worse = ["meets", "may meet", "not measured", "fails"];
+      var worst = least(answers, function (x) { return -worse.indexOf(x[0]); });
+      return end(worst[0], worst[1]);
+    }
+    function limited(option, ask, cell, what, limit, name) {
+      function time(c) { return name === "each" ? 1e3 / c.each : c.ttft_ms; }
+      function ends(c) {
+        if (!c[name + "_ends"]) { return [time(c), time(c)]; }
+        return name === "each" ? [1e3 / c.each_ends[1], 1e3 / c.each_ends[0]] : c.ttft_ms_ends;
       }
-      var doubt = "", limits = [["TTFT", ask.ttft, cell.ttft_ms, cell.ttft_ms_ends], ["a token takes", ask.itl, 1e3 / cell.each,
-        cell.each_ends && [1e3 / cell.each_ends[1], 1e3 / cell.each_ends[0]]]];
-      for (var at = 0; at < limits.length; at += 1) {
-        var what = limits[at][0], limit = limits[at][1], time = limits[at][2], ends = limits[at][3] || [time, time];
-        if (limit && ends[0] > limit) { return end("fails", what + " " + short(time) + " ms > " + limit); }
-        if (limit && ends[1] > limit) { doubt = doubt || what + " " + short(ends[0]) + " to " + short(ends[1]) + " ms, " + limit + " asked"; }
+      var sure = least(option.cells.filter(function (c) {
+        return c.each !== null && c[name] !== null && c.context <= ask.context && c.users <= ask.users && ends(c)[0] > limit;
+      }), function (c) { return -(c.users * 1e9 + c.context); });
+      if (sure) { return ["fails", what + " " + short(time(sure)) + " ms > " + limit + (sure === cell ? "" : " at " + place(sure))]; }
+      if (!cell) { return ["not measured", nearest(option, ask)]; }
+      if (cell[name] === null) {
+        return ["not measured", what + " at " + people(cell.users) + " is not " + (option.predicted ? "predicted" : "measured")];
       }
-      if (doubt) { return end("may meet", doubt); }
-      return found;
+      if (ends(cell)[0] > limit) {
+        return ["not measured", what + " " + short(time(cell)) + " ms > " + limit + " at more than was asked"];
+      }
+      if (ends(cell)[1] > limit) { return ["may meet", what + " " + short(ends(cell)[0]) + " to " + short(ends(cell)[1]) + " ms, " + limit + " asked"]; }
+      return ["meets", ""];
     }
     function cellOf(row, tag, css, text, small) {
       var cell = document.createElement(tag);

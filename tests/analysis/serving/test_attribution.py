@@ -16,8 +16,8 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def mixes(noise: float = 0.0, extra=lambda mix: 0.0) -> list[dict]:
-    rng, result = np.random.default_rng(3), []
+def mixes(noise: float = 0.0, extra=lambda mix: 0.0, seed: int = 3) -> list[dict]:
+    rng, result = np.random.default_rng(seed), []
     for seconds, prompt, output in SHAPES:
         mix = {"seconds": seconds, "prompt_tokens": prompt, "output_tokens": output}
         joules = IDLE_W * seconds + PROMPT_J * prompt + OUTPUT_J * output + extra(mix)
@@ -44,6 +44,28 @@ def test_costs_under_noise_lie_in_their_intervals():
         assert estimate.low <= value <= estimate.high, name
         assert estimate.low < estimate.value < estimate.high
     assert result.ok and 0 < result.median_error <= 0.05
+
+
+def test_a_right_model_keeps_the_limits_and_its_intervals_in_many_trials():
+    """A hundred boards with 2 % of noise, and a hundred draws of what is held out."""
+    truth = {"idle_w": IDLE_W, "prompt_token_j": PROMPT_J, "output_token_j": OUTPUT_J}
+    fits = [fit(mixes(noise=0.02, seed=n), seed=n) for n in range(100)]
+    assert sum(one.ok for one in fits) >= 95
+    for name, value in truth.items():
+        assert sum(f.costs[name].low <= value <= f.costs[name].high for f in fits) >= 88, name
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        lambda mix: 4e-5 * mix["output_tokens"] ** 2,  # long answers cost more a token
+        lambda mix: 0.5 * mix["output_tokens"] if mix["prompt_tokens"] > 50_000 else 0,  # contexts
+        lambda mix: 4e6 / mix["output_tokens"] ** 0.5 * mix["seconds"] / 500,  # small batches
+    ],
+)
+def test_a_wrong_model_is_told_in_many_trials(extra):
+    fits = [fit(mixes(noise=0.005, extra=extra, seed=n), seed=n) for n in range(100)]
+    assert sum(one.ok for one in fits) <= 20
 
 
 def test_a_cost_that_is_not_in_the_model_spoils_the_prediction():

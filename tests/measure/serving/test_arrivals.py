@@ -64,6 +64,22 @@ def test_workers_that_repeat_each_others_gaps_are_found():
     assert "counts" in result.failing
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_client_that_slows_down_is_found(seed):
+    """From 30 to 10 requests a second: the rate asked for in the mean, and no one law."""
+    gaps = np.random.default_rng(seed).exponential(1 / np.linspace(30, 10, 400))
+    assert "trend" in check_law(np.cumsum(gaps).tolist(), Load("poisson", 20)).failing
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.3])
+def test_a_closed_loop_that_poses_as_open_is_found(spread):
+    """Six users, each back as soon as its answer of 0.29 s is there: some 20 requests a second."""
+    rng = np.random.default_rng(0)
+    spans = 0.29 * (1 + spread * rng.standard_normal((6, 80)))
+    times = np.sort((rng.uniform(0, 0.3, (6, 1)) + spans.cumsum(axis=1)).ravel())
+    assert "counts" in check_law(times.tolist(), Load("poisson", 20)).failing
+
+
 def test_a_fixed_rate_is_told_from_a_drifting_one():
     load = Load("fixed", 10)
     even = [n / 10 for n in range(50)]

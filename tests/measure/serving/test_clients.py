@@ -14,7 +14,7 @@ from lib.measure.serving.clients import CLIENTS, Client, Scenario
 from lib.measure.serving.nullserver import prompt_key
 from lib.measure.serving.script import Behaviour
 
-pytestmark = pytest.mark.usefixtures("a_processor_is_free")
+timed = pytest.mark.usefixtures("a_processor_is_free")
 
 AIPERF = [
     {
@@ -79,6 +79,7 @@ def test_guidellms_report_is_read_as_claims_with_its_errors():
     assert [claim["delay_s"] for claim in result] == [0.25, None]  # -1 is no instant
 
 
+@timed
 def test_our_client_passes_in_the_table(tmp_path):
     scenario = Scenario((Behaviour(bundle=4),), requests=12)
     result = clients.measure(CLIENTS["ours"], Path(sys.executable), scenario, tmp_path / "run")

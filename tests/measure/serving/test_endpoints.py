@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from lib.measure.serving.plan import Cell, Endpoint
 from lib.measure.serving.script import Behaviour
 from lib.measure.serving.server import EndpointError
 
-pytestmark = pytest.mark.usefixtures("a_processor_is_free")
+timed = pytest.mark.usefixtures("a_processor_is_free")
 
 # How the server misbehaves, the class of the failure, and words of its reason.
 BAD = [
@@ -60,6 +61,7 @@ def answers(tmp_path_factory):
         return in_process(data | {"pause_after_failure_s": 0.0})
 
 
+@timed
 @pytest.mark.parametrize("number", range(len(BAD)))
 def test_a_bad_answer_has_a_class_and_a_reason(answers, number):
     row, (_, failure_class, words) = answers[number], BAD[number]
@@ -70,6 +72,114 @@ def test_a_bad_answer_has_a_class_and_a_reason(answers, number):
         assert row["failure"]["class"] == failure_class in client.CLASSES
         assert words in row["failure"]["text"]
     assert row["end_s"] - row["scheduled_s"] < 0.6 + 0.5
+
+
+def http(status: str, *headers: str, body: bytes = b"") -> bytes:
+    lines = (f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "", "")
+    return "\r\n".join(lines).encode() + body
+
+
+STREAM = "Content-Type: text/event-stream"
+SAID = (
+    b'data: {"choices": [{"text": "a b", "finish_reason": "length"}]}\n\n'
+    b'data: {"choices": [], "usage": {"completion_tokens": 2}}\n\n'
+)
+# An answer byte by byte, the class of its failure, and words of the reason.
+ANSWERS = {
+    "a type in capitals": (http("200 OK", STREAM.title(), body=SAID), None, ""),
+    "hints first": (b"HTTP/1.1 103 H\r\n\r\n" + http("200 OK", STREAM, body=SAID), None, ""),
+    "moved": (http("307 Moved", "Location: /v2"), "status", "HTTP 307: no text; it points to /v2"),
+    "too many": (
+        http("429 Busy", "Retry-After: 7", body=b'{"error": {"message": "slow down"}}'),
+        "status",
+        "HTTP 429: slow down; it asks to come again after 7",
+    ),
+    "not up yet": (http("503 No", "Retry-After: 3"), "status", "HTTP 503: no text; it asks"),
+    "an error as JSON": (
+        http("200 OK", "Content-Type: application/json", body=b'{"error": "it is loading"}'),
+        "error_event",
+        "the server says: it is loading",
+    ),
+    "a refusal too deep": (http("500 No", body=b"[" * 4000), "status", "HTTP 500: [["),
+    "compressed": (
+        http("200 OK", STREAM, "Content-Encoding: gzip", body=gzip.compress(SAID)),
+        "not_streaming",
+        "text/event-stream, gzip",
+    ),
+    "no type": (http("200 OK", body=SAID), "not_streaming", "of no content type"),
+    "a body that is short": (
+        http("200 OK", STREAM, body=SAID).replace(b"Length: ", b"Length: 9"),
+        "closed",
+        "closed the connection after 2 chunks",
+    ),
+    "a refusal without an end": (http("500 No", body=b"wait")[:-1], "timeout", "of HTTP 500"),
+    "a head without an end": (b"HTTP/1.1 200 OK\r\nX-", "timeout", "before any chunk"),
+    "no HTTP but TLS": (b"\x15\x03\x01\x00\x02\x02\x46", "malformed", "the answer is no HTTP"),
+    "given up": (
+        http("200 OK", STREAM, body=SAID.replace(b"length", b"abort")),
+        "error_event",
+        "ended the answer with 'abort'",
+    ),
+    "no Unicode": (
+        http("200 OK", STREAM, body=b'data: {"error": "bad \\ud83d"}\n\n'),
+        "error_event",
+        "the server says: bad ?",
+    ),
+    "no usage that can be": (
+        http("200 OK", STREAM, body=SAID.replace(b": 2", b": NaN")),
+        "malformed",
+        "usage whose output_tokens are nan",
+    ),
+}
+
+
+async def answered(names: list[str], host: str = "127.0.0.1") -> list[dict]:
+    """Rows of one user who gets these answers in turn, each on a connection of its own."""
+    left = iter(names)
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(ANSWERS[name := next(left)][0])
+        if ANSWERS[name][1] == "timeout":
+            await reader.read()  # until the client has gone
+        writer.close()
+
+    async with await asyncio.start_server(answer, host, 0) as listener:
+        place = f"[{host}]" if ":" in host else host
+        url = f"http://{place}:{listener.sockets[0].getsockname()[1]}"
+        cell = Cell(Load("closed", 1), Lengths(8), Lengths(2), 0.0, 30.0)
+        data = plan.build(Endpoint(url, "m"), cell, seed=0, shortest_s=1.0, timeout_s=1.0)
+        data["requests"] = data["requests"][: len(names)]
+        rows: list[dict] = []
+        await client.run_plan(data | {"pause_after_failure_s": 0.0}, rows.append)
+    return plan.requests_of(json.loads(json.dumps(rows, allow_nan=False)))
+
+
+@pytest.fixture(scope="module")
+def raw_answers():
+    return dict(zip(ANSWERS, asyncio.run(answered([*ANSWERS])), strict=True))
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_whatever_is_answered_has_a_class_and_a_reason(raw_answers, name):
+    row, (_, failure_class, words) = raw_answers[name], ANSWERS[name]
+    failure = row["failure"] or {"class": None, "text": ""}
+    assert failure["class"] == failure_class and words in failure["text"]
+    assert row["end_s"] - row["scheduled_s"] < 1.0 + 0.5
+    failure["text"].encode()  # a record can be written of it
+
+
+def test_a_user_s_next_request_counts_from_its_last_answer(raw_answers):
+    first, second = list(raw_answers.values())[:2]
+    assert first["failure"] is None and second["scheduled_s"] == first["end_s"]
+
+
+def test_an_address_of_the_new_protocol_is_an_address():
+    try:
+        (row,) = asyncio.run(answered(["a type in capitals"], host="::1"))
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6: {error}")
+    assert row["failure"] is None
 
 
 def test_an_endpoint_that_nobody_listens_to_is_told_at_once():
@@ -99,6 +209,7 @@ def slow_plan(url: str, count: int, limit_s: float) -> dict:
     return plan.build(endpoint, cell, seed=0) | {"limit_s": limit_s}
 
 
+@timed
 def test_the_limit_of_a_run_ends_it_and_finished_rows_stay(tmp_path):
     """Every third request hangs: the limit cancels those, and says so."""
     behaviours = [Behaviour(), Behaviour(), Behaviour(hang_after=1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client as http_client
 import json
 import re
 import socket
@@ -192,7 +193,54 @@ def test_addresses_are_taken_as_users_give_them():
     same = ("localhost:8000", "http://localhost:8000", "http://localhost:8000/v1/")
     assert {server.base(url) for url in same} == {"http://localhost:8000"}
     assert server.base("https://a.b/llm/v1") == "https://a.b/llm"
-    assert server.is_local("localhost:8000") and not server.is_local("http://10.0.0.7:8000/v1")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://", "h:port", "h:99999", "ftp://h", "http://[::1", "/tmp"]
+)
+def test_what_is_no_address_is_told_before_anything_is_asked(url, tmp_path, here):
+    with pytest.raises(EndpointError, match="is no address: .*; give one such as") as caught:
+        run(url or " ", tmp_path, model="m")
+    assert caught.value.failure_class == "unreachable"
+
+
+LOCAL = ("localhost:8000", "LOCALHOST", "127.0.0.2:80", "[::1]:8000", "http://0.0.0.0:8000")
+
+
+@pytest.mark.parametrize("url", [*LOCAL, socket.gethostname()])
+def test_addresses_of_this_machine_have_its_joules(url):
+    assert server.is_local(url)
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.7:8000/v1", "elsewhere:80", "[fe80::1]:80"])
+def test_other_addresses_have_none_of_them(url):
+    assert not server.is_local(url)
+
+
+@pytest.mark.parametrize(
+    ("piece", "count", "words"),
+    [(b"x", 9999, "no end of the page"), (b"x" * 2**20, 99, "no end of"), (b"x", 1, "Incomplete")],
+)
+def test_a_page_without_an_end_is_given_up(piece, count, words, monkeypatch):
+    """A byte at a time, more than is wanted, or less than was promised: no reader waits for it."""
+    monkeypatch.setattr(server, "MOST_PAGE", 2**21)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n")
+            for _ in range(count):
+                connection.sendall(piece)
+                time.sleep(0.02)
+
+    threading.Thread(target=serve, daemon=True).start()
+    begin_s = time.monotonic()
+    with pytest.raises((OSError, http_client.HTTPException), match=words):
+        server.get(f"http://127.0.0.1:{listener.getsockname()[1]}/metrics", timeout_s=0.3)
+    assert time.monotonic() - begin_s < 3.0
+    listener.close()
 
 
 def test_joules_of_another_machine_are_not_those_of_the_board_here(monkeypatch):

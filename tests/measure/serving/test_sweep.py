@@ -18,6 +18,7 @@ from lib.measure.serving.arrivals import Lengths, Load
 from lib.measure.serving.plan import Cell, Endpoint
 from lib.measure.serving.script import Behaviour
 from lib.measure.serving.server import EndpointError
+from lib.measure.serving.stream import usage_of
 from lib.records import record, store
 from tests.fakes.board import Board
 
@@ -300,6 +301,42 @@ def test_requests_that_were_not_sent_by_the_law_are_told():
     assert "gaps" in sweep._law(asked, pairs).failing
     assert sweep._law(cell(Load("closed", 2)), pairs) is None
     assert sweep._law(asked, pairs[:5]) is None
+
+
+def codes(folder, load: Load, answers) -> dict[str, str]:
+    """Warnings of a cell of 4.4 s, from (scheduled, end, class of failure) of its requests."""
+    rows = [{"row": "header", "zero_s": 0.0}]
+    for number, (scheduled_s, end_s, failure) in enumerate(answers):
+        reads = [] if failure else [end_s]
+        row = {"row": "request", "id": number, "user": None, "chunks": len(reads)}
+        row |= {"scheduled_s": scheduled_s, "sent_s": scheduled_s, "end_s": end_s}
+        row |= {"read_s": reads, "event_s": reads, "event_channels": "c" * len(reads)}
+        row |= {"event_tokens": [8] * len(reads), "asked": {"output_tokens": 8}}
+        row |= {"usage": usage_of({"completion_tokens": None if failure else 8})}
+        rows.append(row | {"failure": {"class": failure, "text": ""} if failure else None})
+    rows.append({"row": "footer", "wall_s": 5.0, "cpu_s": 0.1, "stopped": None})
+    run = sweep.Run(rows, plan.requests_of(rows), [], None, "no page")
+    result = session("http://x", folder, NoBoard())
+    result.missing["energy_j"] = "no board"
+    row = sweep._record(result, cell(load, window_s=4.0), run, sweep.KIND, "")
+    return {w["code"]: w["text"] for w in row.warnings}
+
+
+def test_a_stall_is_told_also_where_requests_come_by_a_law(tmp_path):
+    """Ten a second, each answered after 50 ms; between 2.0 and 2.9 s nobody is."""
+    times = [n / 10 for n in range(50)]
+    whole = [(t, t + 0.05, "") for t in times]
+    stalled = [(t, max(t, 2.9 if 2.0 <= t < 2.9 else 0.0) + 0.05, "") for t in times]
+    assert "stalled" not in codes(tmp_path, Load("fixed", 10), whole)
+    assert "got anything for 0.95 s" in codes(tmp_path, Load("fixed", 10), stalled)["stalled"]
+
+
+def test_failures_that_ended_the_window_are_told(tmp_path):
+    """One user is answered for a second; then the server is gone, and no window is left."""
+    answers = [(n / 10, n / 10 + 0.1, "") for n in range(10)]
+    answers += [(1.0 + n / 10, 1.0 + n / 10, "unreachable") for n in range(35)]
+    told = codes(tmp_path, Load("closed", 1), answers)["failures"]
+    assert told.startswith("35 of 45 requests of the whole run failed (35 unreachable)")
 
 
 def test_gaps_are_thinned_evenly():

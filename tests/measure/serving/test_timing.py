@@ -188,6 +188,69 @@ def test_a_stream_that_is_none_says_so(data, failure_class, words):
     assert caught.value.failure_class == failure_class
 
 
+def usage_event(**usage) -> bytes:
+    return event(choices=[], usage={"prompt_tokens": 8, "completion_tokens": 2, **usage})
+
+
+END = text("", finish="length")
+SAYS_IT_FAILED = [
+    (b'event: error\ndata: {"message": "boom", "code": 500}\n\n', "error_event", "says: boom"),
+    (b"event: error\ndata: boom\n\n", "error_event", "says: boom"),
+    (event(object="error", message="boom"), "error_event", "says: boom"),
+    (event(error="boom"), "error_event", "says: boom"),
+]
+CANNOT_BE = [
+    (b"data: " + b"[" * 100_000 + b"\n\n", "malformed", "no JSON"),
+    (b'data: {"choices": [],\n\n', "malformed", "no JSON"),
+    (b"data: " + b"x" * 2**22, "malformed", "a line of over"),
+    (END + text("late"), "malformed", "text after the end"),
+    (b"data: [DONE]\n\n" + text("late"), "malformed", "text after the end"),
+    (event(model="a") + event(model="b"), "wrong_model", "by model 'a', and then by 'b'"),
+    (event(model={"a": 1}), "malformed", "another form"),
+    (event(model=3), "malformed", "another form"),
+    (text("", finish=float("nan")), "malformed", "another form"),
+    (event(usage=[1]), "malformed", "another form"),
+    (usage_event(prompt_tokens_details=3), "malformed", "another form"),
+    (usage_event(prompt_tokens_details={"cached_tokens": 9}), "malformed", "with 9 cached"),
+    *((usage_event(completion_tokens=n), "malformed", "usage whose output_tokens are")
+      for n in (-1, 2.0, "2", True, float("nan"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data, failure_class, words", [*SAYS_IT_FAILED, *CANNOT_BE])
+def test_what_an_answer_cannot_say_has_a_reason(data, failure_class, words):
+    with pytest.raises(StreamError, match=words) as caught:
+        fed((1.0, data))
+    assert caught.value.failure_class == failure_class
+
+
+def test_an_event_may_have_several_lines_and_a_last_line_no_end():
+    """As the format allows: a mark of the byte order, any line ends, an event on two lines."""
+    head, tail = text("a", usage=1).split(b", ", 1)
+    data = b"\xef\xbb\xbf" + head + b",\r\ndata: " + tail + b"data\n\n" + total(1)
+    stream = fed((1.0, data), (2.0, b"data: [DONE]"))
+    assert stream.done and stream.event_s == [1.0] and stream.usage["completion_tokens"] == 1
+
+
+def test_characters_that_reads_cut_are_whole_again():
+    data = 'data: {"choices": [{"text": "\N{SNOWMAN}"}]}\n\n'.encode()
+    stream = fed(*((float(n), data[n : n + 1]) for n in range(len(data))))
+    assert stream.channels == ["c"] and stream.event_s == [len(data) - 2]
+
+
+def test_tokens_that_were_never_shown_came_with_the_end():
+    """The usage counts two, and no event had text: they have a time, and count for throughput."""
+    result = row(fed((1.0, END), (2.0, total(2))))
+    assert timing.credits(result) == [(1.0, 2.0)] and figure("ttft_s", result) == 1.0
+    assert figure("visible_s", result) is None
+
+
+def test_a_count_that_falls_is_not_believed():
+    result = row(fed((1.0, text("a", usage=3)), (2.0, text("b", usage=2)), (2.0, total(2))))
+    assert result["event_tokens"] == [3, None]
+    assert all(count >= 0 for _, count in timing.credits(result))
+
+
 def test_comments_and_other_fields_of_a_stream_are_passed_over():
     stream = fed((1.0, b": ping\nevent: message\r\nid: 3\r\n\r\n" + b"data: [DONE]\r\n\r\n"))
     assert stream.done and not stream.event_s
@@ -205,9 +268,23 @@ def test_cached_and_reasoning_tokens_are_kept_and_absent_ones_are_none():
 
 def test_silence_is_the_longest_time_in_which_nobody_got_anything():
     at = window.Window(1.0, 3.0, "all")
-    rows = [{"read_s": [0.9, 1.1, 2.6]}, {"read_s": [1.4, 2.0, 3.5]}]
+    rows = [
+        {"scheduled_s": 0.0, "read_s": [0.9, 1.1, 2.6], "end_s": 2.6},
+        {"scheduled_s": 0.0, "read_s": [1.4, 2.0, 3.5], "end_s": 3.5},
+    ]
     assert timing.silence_s(rows, at) == pytest.approx(0.6)  # from 1.4 to 2.0, and 2.0 to 2.6
-    assert timing.silence_s([], at) == 2.0
+    assert timing.silence_s([], at) == 0.0
+
+
+def test_silence_while_nobody_waits_is_none():
+    """Of the 1.5 s between two answers the second request waited for 0.3 s."""
+    at = window.Window(1.0, 4.0, "all")
+    rows = [
+        {"scheduled_s": 0.5, "read_s": [1.4, 1.5], "end_s": 1.5},
+        {"scheduled_s": 2.7, "read_s": [3.0, 3.2], "end_s": 3.2},
+    ]
+    assert timing.silence_s(rows, at) == pytest.approx(0.4)  # from 1.0 to 1.4
+    assert timing.silence_s(rows[1:], at) == pytest.approx(0.3)
 
 
 def test_each_kind_of_server_is_asked_in_its_own_way():

@@ -9,7 +9,7 @@ from lib.measure.serving.arrivals import Lengths, Load, offsets_s
 from lib.measure.serving.plan import Cell, Endpoint
 from lib.measure.serving.script import Behaviour
 
-pytestmark = pytest.mark.usefixtures("a_processor_is_free")
+timed = pytest.mark.usefixtures("a_processor_is_free")
 
 # The limit of the truth table is 1 ms; a machine that runs tests beside this may be busy.
 TTFT_LIMIT_S = 0.005
@@ -61,6 +61,7 @@ def score(claims, stamps, planned, load=RATE):
     return truth.score(claims, stamps, load=load, scheduled_s=planned, ttft_limit_s=TTFT_LIMIT_S)
 
 
+@timed
 def test_our_client_tells_the_truth(mixed):
     rows, stamps, planned = mixed
     checks = score(truth.claims_of(rows), stamps, planned)
@@ -68,10 +69,14 @@ def test_our_client_tells_the_truth(mixed):
     assert [c.name for c in checks if c.ok is None] == ["delay_s"]  # all else was judged
 
 
+@timed
 def test_every_failure_is_a_row_with_its_class(mixed):
     rows, _, planned = mixed
     requests = plan.requests_of(rows)
     assert len(requests) == len(planned)
+    zero_s = rows[0]["zero_s"]  # a request is scheduled at its instant, and not when it was begun
+    apart = [zero_s + row["scheduled_s"] - planned[str(row["id"])] for row in requests]
+    assert max(map(abs, apart)) < 2e-6
     classes = {row["failure"]["class"] for row in requests if row["failure"]}
     assert classes == {"closed", "wrong_length"}
     reset = next(r for r in requests if r["failure"] and r["failure"]["class"] == "closed")
@@ -80,6 +85,7 @@ def test_every_failure_is_a_row_with_its_class(mixed):
     assert len(reset["read_s"]) == len(reset["read_bytes"]) >= 5
 
 
+@timed
 def test_latency_counts_from_the_schedule_where_the_client_is_late(stalled):
     rows, stamps, planned = stalled
     claims = truth.claims_of(rows)
@@ -143,6 +149,7 @@ FAULTS = {
 }
 
 
+@timed
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 def test_a_planted_fault_is_found(fault, request):
     scenario, claims, check = FAULTS[fault]
@@ -151,6 +158,7 @@ def test_a_planted_fault_is_found(fault, request):
     assert check in truth.failing(score(claims(rows), stamps, planned, load))
 
 
+@timed
 def test_uniform_arrivals_are_found(tmp_path, monkeypatch):
     """A client whose gaps have the right mean and the wrong law."""
 
@@ -165,6 +173,7 @@ def test_uniform_arrivals_are_found(tmp_path, monkeypatch):
     assert "arrivals" in truth.failing(score(truth.claims_of(rows), stamps, planned, load))
 
 
+@timed
 def test_a_client_that_ignores_its_plan_is_found(mixed):
     rows, stamps, planned = mixed
     early = {name: at_s + 0.1 for name, at_s in planned.items()}
