@@ -61,8 +61,17 @@ def test_other_cards_are_those_of_the_list_with_the_numbers_of_their_file():
     lines = registry.other_cards(FILE)["cells"]
     registered = {line["gpu"] for line in CELLS}
     mine = {place: c for place, c in planned().items() if place[0] not in registered}
-    assert mine.keys() == {tuple(line[:6]) for line in lines}
+    at = {tuple(line[:6]): line[6] for line in lines}
+    eager = {place: at.get((*place[:3], "hf-eager", *place[4:])) for place in at}
+    impossible = {
+        place for place, ends in at.items()
+        if place[3] in ("graph", "graph-compiled") and eager[place] and ends[2] < eager[place][1]
+    }  # fmt: skip
+    assert ("NVIDIA L4", "Llama-3.1-8B", "bfloat16", "graph", 2048, 1) in impossible
+    assert len(impossible) == 7 and mine.keys() == at.keys() - impossible
     for *place, decode, first in lines:
+        if tuple(place) in impossible:
+            continue
         told = mine[tuple(place)]
         assert numbers(told.per_user, place[-1]) == pytest.approx(tuple(decode))
         assert numbers(told.ttft_s) == (None if first is None else tuple(first))
