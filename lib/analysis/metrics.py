@@ -17,7 +17,7 @@ from lib.analysis import physics
 from lib.analysis.rows import Rows
 from lib.analysis.series import Series, visit_ratio
 from lib.analysis.serving import reading
-from lib.analysis.setups import Group, by_setup, sampled
+from lib.analysis.setups import Group, by_setup, sampled, values_of
 from lib.records.kinds import ABLATIONS
 from lib.records.record import Record, record_id, select, visits
 from lib.show.table import Column
@@ -68,12 +68,7 @@ class Sample:
 
     def raw(self, row: Record) -> list[float]:
         """One number for each repetition, in SI units."""
-        return [x for x in row.samples.get(self.name) or () if x is not None]
-
-    def by_visit(self, row: Record) -> dict[str, float]:
-        """The median of each visit of an arm, in SI units."""
-        samples = {one.visit: self.raw(one) for one in (row, *row.others)}
-        return {visit: statistics.median(values) for visit, values in samples.items() if values}
+        return values_of(row, self.name)
 
     def each(self, row: Record) -> list[float]:
         """One number for each repetition, in the unit of the metric."""
@@ -85,11 +80,7 @@ class Sample:
         plain = sampled(mine, self.name, self.q)
         if plain.value is None:
             return plain
-        if self.q == 50 and len(medians := self.by_visit(mine[-1])) > 1:
-            over = stats.over_visits(list(medians.values()))
-            plain = replace(over, records=tuple(map(record_id, (mine[-1], *mine[-1].others))))
-        else:
-            plain = _within(plain, mine[-1:])
+        plain = _within(plain, mine[-1:])
         scaling = stats.inverse if self.inverse else stats.scaled
         return scaling(plain, self.scale(mine[-1]))
 
@@ -243,7 +234,7 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
 
 def _within(estimate: Estimate, rows: Sequence[Record]) -> Estimate:
     """The estimate, whose method says that its interval is of one visit where that is known."""
-    if estimate.low is None or not any(row.visit for row in rows):
+    if estimate.low is None or estimate.visits or not any(row.visit for row in rows):
         return estimate
     return replace(estimate, method=f"{estimate.method}, within one visit")
 
@@ -262,6 +253,25 @@ def _decode_in_visit(rows: Sequence[Record]) -> Estimate:
 def tpot_ms(rows: Sequence[Record]) -> Estimate:
     """Time of a decode step (ms): 1 / decode throughput."""
     return stats.inverse(decode_tok_per_s(rows), 1e3)
+
+
+SLOPES = (decode_tok_per_s, tpot_ms)  # of the calls of a visit
+
+
+def _slope_ratio(of: Of, a: Sequence[Record], b: Sequence[Record]) -> Estimate:
+    """One slope over another, paired within each visit that has both, else of all visits."""
+    sides = []
+    for rows in (a, b):
+        alone = {v: [replace(r, others=()) for r in mine] for v, mine in visits(rows).items()}
+        sides.append({v: rate for v, mine in alone.items() if (rate := of(mine)).value is not None})
+    common = [visit for visit in sides[0] if visit in sides[1]]
+    if len(common) > 1:
+        ratio = stats.over_visits([sides[0][v].value / sides[1][v].value for v in common])
+        rates = [side[visit] for side in sides for visit in common]
+    else:
+        rates = [side[common[0]] for side in sides] if common else [of(a), of(b)]
+        ratio = stats.quotient(*rates)
+    return replace(ratio, records=tuple(dict.fromkeys(id for x in rates for id in x.records)))
 
 
 def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
@@ -397,6 +407,8 @@ class Metric:
 
     def ratio(self, a: Sequence[Record], b: Sequence[Record]) -> Estimate:
         """Of some rows over that of others: by bootstrap where it has repetitions."""
+        if self.of in SLOPES:
+            return _slope_ratio(self.of, a, b)
         if not isinstance(self.of, Sample):
             return stats.quotient(self.of(a), self.of(b))
         rows = [mine[-1] if (mine := self.of.rows(x)) else Record("") for x in (a, b)]
@@ -642,17 +654,29 @@ def at(
     `kind` are the rows to take where the metric reads several.
     """
     metric = METRICS[name]
-    kinds = [kind] if kind else [k for k in metric.kinds if k != "card"]
+    kinds = _kinds(metric, kind)
     length = 1 if isinstance(metric.of, Sample) and metric.of.one_token else new_tokens
-    lengths = (length,) if isinstance(metric.of, Sample | Reading) else (1, length)
-    arms = [r for r in select(series.rows, context=context) if r.kind in kinds]
-    rows = [r for r in arms if length is None or r.key.get("new_tokens") in lengths]
+    rows = rows_at(name, series, context, length, kind)
     if kinds and not rows:
         what = f"no {kinds[0]} row at {context} context" + f" and {length} new tokens" * bool(
             length
         )
         return stats.missing(series.reason or f"not measured: {what}")
     return metric.of([*select(series.rows, "card"), *rows])
+
+
+def _kinds(metric: Metric, kind: str) -> list[str]:
+    return [kind] if kind else [k for k in metric.kinds if k != "card"]
+
+
+def rows_at(
+    name: str, series: Series, context: int, new_tokens: int | None = None, kind: str = ""
+) -> list[Record]:
+    """The rows of a series that `at` estimates a metric from."""
+    metric = METRICS[name]
+    lengths = (new_tokens,) if isinstance(metric.of, Sample | Reading) else (1, new_tokens)
+    arms = [r for r in select(series.rows, context=context) if r.kind in _kinds(metric, kind)]
+    return [r for r in arms if new_tokens is None or r.key.get("new_tokens") in lengths]
 
 
 def percent_change(estimate: Estimate) -> Estimate:
