@@ -243,7 +243,9 @@ def _decode_in_visit(rows: Sequence[Record]) -> Estimate:
     timed = [r for r in rows if r.kind in physics.TIMED]
     step_s, used = physics.line(timed)
     pairs = physics.of_calls(timed)
-    if why := physics.contradicted(used, physics.DECODE) or next((pair.text for pair in pairs), ""):
+    if why := physics.contradicted(used, physics.DECODE) or next(
+        (pair.text for pair in pairs if pair.missing == physics.DECODE), ""
+    ):
         return stats.missing(f"contradiction: {why}")
     if step_s.value is None:
         return step_s
@@ -283,6 +285,10 @@ def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
     marked = [r for r in rows if r.samples.get("decode_s")]
     if not marked:
         return stats.missing("not measured: only captured steps are marked on the device")
+    pairs = (pair for row in marked for pair in physics.of_calls([row]))
+    own = next((pair.text for pair in pairs if pair.missing == physics.MARKED), "")
+    if why := physics.contradicted(marked, physics.MARKED) or own:
+        return stats.missing(f"contradiction: {why}")
     steps = [t / (r.key["new_tokens"] - 1) for r in marked for t in r.samples["decode_s"]]
     return replace(stats.inverse(stats.median(steps)), records=tuple(map(record_id, marked)))
 

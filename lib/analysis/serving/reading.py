@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lib import stats
+from lib.analysis import physics
 from lib.measure.serving import window as windows
 from lib.measure.serving.arrivals import Load
 from lib.measure.serving.window import FACTS, Fact, Window
@@ -229,6 +230,8 @@ def idle_share(record: Record) -> Estimate:
     if energy is None or idle_w is None:
         reasons = (record.missing.get(name) for name in ("energy_j", "idle_w"))
         return missing(next(filter(None, reasons), "idle power was not measured"))
+    if pairs := physics.of_energy(record):
+        return missing(f"contradiction: {pairs[0].text}")
     return exact(idle_w * window(record).seconds / energy, "idle power x time over energy")
 
 
