@@ -96,7 +96,7 @@ class Number:
         value = self.estimate.value
         if value is None:
             return "–"
-        text = short(value) if self.decimals is None else f"{value:,.{self.decimals}f}"
+        text = short(value) if self.decimals is None else f"{value:z,.{self.decimals}f}"
         return f"{text} {self.unit}".strip()
 
 

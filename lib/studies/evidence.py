@@ -17,7 +17,7 @@ from lib.analysis.rows import Rows
 from lib.analysis.series import BASE_KINDS, Series, configuration
 from lib.hardware.datasheets import datasheet
 from lib.models.card import bound_tok_per_s
-from lib.records.record import Record, machines_differ, require_comparable, visits
+from lib.records.record import Record, machines_differ, require_comparable
 from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 from lib.studies import verdict
@@ -310,13 +310,11 @@ def decode_share(e: Evidence, m: Map, model: str) -> float | None:
 def machines(
     e: Evidence, subjects: Sequence[tuple[Map, str]], arm: Arm | None = None, kind: str = "latency"
 ) -> str:
-    """Where models were measured on different machines, and no visit has both, so that their ratio
-    is not paired: how fast the hosts of their arms are."""
+    """Where models were measured on different machines: how fast the hosts of their arms are."""
     context, tokens = arm or e.arm
     rows = {model: m[model].one(kind, context=context, new_tokens=tokens) for m, model in subjects}
     rows = {model: row for model, row in rows.items() if row}
-    paired = set.intersection(*(set(visits([row])) for row in rows.values())) if rows else ()
-    if any(paired) or not machines_differ(rows.values(), e.envs):
+    if not machines_differ(rows.values(), e.envs):
         return ""
     speeds = {m: e.envs[r.env_id].get("host_score_per_s") for m, r in rows.items()}
     texts = {m: f"{speed:.1f}" for m, speed in speeds.items() if speed}

@@ -375,6 +375,16 @@ def test_models_on_a_shared_gpu_are_not_compared_and_their_rows_carry_a_warning(
     assert [w["code"] for row in Rows(rows) for w in row.warnings] == ["shared_gpu"]
 
 
+def test_a_ratio_within_a_visit_is_of_one_machine_whatever_the_last_rows_are_of():
+    one, other = (environment_record({"gpu": "G", "gpu_uuid": uuid}) for uuid in ("u1", "u2"))
+    a, b = pair(1.0, 2.0)
+    ours = replace(a, env_id=one.env_id, visit="1")
+    theirs = [replace(b, env_id=e.env_id, visit=v) for e, v in ((one, "1"), (other, "2"))]
+    both = [ours, replace(theirs[1], others=(theirs[0],))]
+    assert "different machines" not in lines(across_models.models([one, other, *both]))[0]
+    assert "different machines" in lines(across_models.models([one, other, ours, theirs[1]]))[0]
+
+
 def test_models_on_different_machines_are_compared_with_a_word_about_it():
     """As far as the numbers of the boards are known."""
     one, other = (environment_record({"gpu": "G", "gpu_uuid": uuid}) for uuid in ("u1", "u2"))

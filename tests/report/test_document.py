@@ -271,6 +271,19 @@ def test_abstract_refuses_to_compare_gpus(tmp_path):
     assert "not measured" in sentences[3].text.lower()
 
 
+def test_abstract_says_where_a_ratio_is_one_between_machines(tmp_path):
+    text = " The ratio is one between machines:"
+    for name, boards in (("apart", ("GPU-1", "GPU-2")), ("same", ("GPU-1", "GPU-1"))):
+        for model, uuid in zip(("one", "two"), boards, strict=True):
+            where = sample.GPU | {"gpu_uuid": uuid}
+            rows = sample.latency(model, sample.environment_record(where).env_id, (512,))
+            path = f"{model}/random-hf-eager/latency"
+            sample.write_job(tmp_path / name, path, rows, where, model=model)
+        sentences = findings(load_tree(tmp_path / name), load_published(), [])
+        for sentence in sentences[:2]:  # throughput and TTFT
+            assert (text in sentence.text) is (name == "apart")
+
+
 def test_the_memory_ledger_has_its_section_figures_and_tables(paper, soup):
     """The sample's rows are older than the ledger: what they lack leads to its reason."""
     assert soup.select_one('nav a[href="#memory-ledger"]')
