@@ -95,12 +95,21 @@ class Gaps(Sample):
 
     def __call__(self, rows: Sequence[Record]) -> Estimate:
         mine = [r for r in rows if r.kind in self.kinds]
-        stamped = [call for r in mine for call in r.samples.get(self.name) or ()]
-        gaps = [gap for call in stamped for gap in stats.gaps(call)]
-        if not gaps:
+        gaps = [
+            [
+                gap
+                for r in rows
+                for call in r.samples.get(self.name) or ()
+                for gap in stats.gaps(call)
+            ]
+            for rows in visits(mine).values()
+        ]
+        if not (gaps := list(filter(None, gaps))):
             return sampled(mine, self.name)
+        if len(gaps) > 1:
+            return stats.scaled(stats.of_visits(gaps), 1e3)
         why = "steps of one call are correlated: no interval"
-        middle = stats.median(gaps)
+        middle = stats.median(gaps[0])
         return Estimate(middle.value * 1e3, n=middle.n, method="median of all gaps", reason=why)
 
 
@@ -289,17 +298,23 @@ def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
     own = next((pair.text for pair in pairs if pair.missing == physics.MARKED), "")
     if why := physics.contradicted(marked, physics.MARKED) or own:
         return stats.missing(f"contradiction: {why}")
-    steps = [t / (r.key["new_tokens"] - 1) for r in marked for t in r.samples["decode_s"]]
-    return replace(stats.inverse(stats.median(steps)), records=tuple(map(record_id, marked)))
+    steps = [
+        [t / (r.key["new_tokens"] - 1) for r in mine for t in values_of(r, "decode_s")]
+        for mine in visits(marked).values()
+    ]
+    step_s = stats.of_visits(list(filter(None, steps)))
+    return replace(stats.inverse(step_s), records=tuple(map(record_id, marked)))
 
 
 def net_j_per_1k(rows: Sequence[Record]) -> Estimate:
     """J/1K tokens less what the idle board draws in that time; may be negative, never cut off."""
     row = calls(rows, JOULES)[-1]
-    if pairs := physics.of_energy(row):
+    every = (*row.others, row)
+    if pairs := [pair for one in every for pair in physics.of_energy(one)]:
         return stats.missing(f"contradiction: {pairs[0].text}")
-    if values := row.samples.get("net_energy_j"):
-        return stats.median([per_1k(row) * v for v in values])
+    if values_of(row, "net_energy_j"):
+        samples = (values_of(one, "net_energy_j") for one in every)
+        return stats.of_visits([[per_1k(row) * v for v in own] for own in samples if own])
     reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
     return stats.missing(f"not measured: {reason}")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from lib.analysis import bounds, metrics
-from lib.analysis.rows import Rows
+from lib.analysis.rows import Rows, objections
 from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
 from lib.analysis.setups import ORDER
 from lib.records.record import Record, environments, machines_differ, require_comparable
@@ -94,7 +94,7 @@ def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "
     return Statement(
         lead,
         f"{wording.levels(rates, 'tok/s')} {wording.compared(reference, others)}".strip()
-        + _apart({m: (base[m], base[reference]) for m in others}, envs, "latency", arm),
+        + _cautions({m: (base[m], base[reference]) for m in others}, envs, "latency", arm),
     )
 
 
@@ -110,7 +110,7 @@ def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> 
     return Statement(
         lead,
         f"{wording.levels(times, 'ms')} {wording.compared(reference, others)}".strip()
-        + _apart({m: (base[m], base[reference]) for m in others}, envs, "latency", one),
+        + _cautions({m: (base[m], base[reference]) for m in others}, envs, "latency", one),
     )
 
 
@@ -156,7 +156,7 @@ def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Statement:
     return Statement(
         lead,
         f"{wording.levels(joules, 'J')} {wording.compared(reference, others)}".strip()
-        + _apart({m: (base[m], base[reference]) for m in others}, envs, "energy", arm),
+        + _cautions({m: (base[m], base[reference]) for m in others}, envs, "energy", arm),
     )
 
 
@@ -240,18 +240,22 @@ def _against(
         if ratio.value is not None:
             ratios.append(f"{model} {wording.than('', ratio)}")
     pairs = {m: (there[m], base[m]) for m in there if m in base}
-    apart = _apart(pairs, envs, kind, arm)
-    return f" Against {stack}: {wording.listed(ratios)}.{apart}" if ratios else ""
+    cautions = _cautions(pairs, envs, kind, arm)
+    return f" Against {stack}: {wording.listed(ratios)}.{cautions}" if ratios else ""
 
 
-def _apart(pairs: Mapping[str, tuple[Series, Series]], envs: dict, kind: str, arm: Arm) -> str:
-    """Of which models a ratio is one between machines, since no visit has both sides."""
-    names = []
+def _cautions(pairs: Mapping[str, tuple[Series, Series]], envs: dict, kind: str, arm: Arm) -> str:
+    """Of which models a ratio is one between machines, since no visit has both sides, and of which
+    a row warns, in any visit."""
+    apart, warned = [], []
     for model, pair in pairs.items():
         rows = [series.one(kind, context=arm[0], new_tokens=arm[1]) for series in pair]
-        sound = all(row is not None and row.samples and not row.error for row in rows)
-        names += [model] if sound and machines_differ(rows, envs) else []
-    return f" The ratio is one between machines: {wording.listed(names)}." if names else ""
+        if all(row is not None and row.samples and not row.error for row in rows):
+            apart += [model] if machines_differ(rows, envs) else []
+            codes = objections(one for row in rows for one in (row, *row.others))
+            warned += [f"{model} ({codes})"] if codes else []
+    text = f" The ratio is one between machines: {wording.listed(apart)}." if apart else ""
+    return text + (f" Rows warn, and decide nothing: {wording.listed(warned)}." if warned else "")
 
 
 def _has(base: Base, arm: Arm | None) -> bool:

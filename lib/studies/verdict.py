@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from lib import stats
+from lib.analysis.rows import HARMLESS
 from lib.records.record import Record, record_id
 from lib.show.wording import short
 from lib.stats import Estimate
@@ -29,13 +30,6 @@ FILES = "read in the study's files"
 EXACT = frozenset({COUNTED, READING, DIFFERENCE, QUOTIENT, FILES})
 MOST = 3  # reasons that a verdict spells out
 TIE = 0.02  # a ratio whose whole interval lies this near to 1 is neither higher nor lower
-# Warnings that say nothing against a row's numbers; every other one does.
-HARMLESS = {
-    "active-params": "it says which experts the row ran",
-    "gate_repeated": "the second look passed, or the row would have no times",
-    "instant_agreement": "it is another readout than the counter that is off",
-    "power_cap": "a board at its limit is not broken",
-}
 ARM = ("context", "new_tokens", "experts", "decoding")  # of the key, to name a row
 PLAIN = (None, "none", "greedy")
 REPETITIONS = ("ttft_s", "e2e_s", "energy_j")

@@ -288,6 +288,20 @@ def test_ablations_compare_with_the_first_arm_that_worked():
     assert sentences[3].startswith(same)
 
 
+def test_an_ablation_whose_rows_warn_has_no_verdict():
+    """A longer prompt that is faster: the short arm warns that it spread."""
+    noisy = warning("spread", "repetitions spread over 28% of their median")
+    harmless = warning("power_cap", "the board ran at its power limit")
+    for marks, word in (((noisy,), "not judged: a row warns of spread"), ((harmless,), "faster")):
+        short = replace(arm("context", 1.0, context=512), warnings=marks)
+        arms = [short, arm("context", 0.5, context=1024)]
+        table = ablations.table(arms, "context").frame().set_index("context")
+        assert table.loc[1024, "verdict"] == word
+        (sentence,) = [x for x in lines(ablations.conclusion(arms)) if "context 1024" in x]
+        assert ("higher" in sentence) is (word == "faster")
+        assert ("a row warns of spread" in sentence) is (word != "faster")
+
+
 def test_ablations_in_which_nothing_can_be_compared():
     rows = [arm("decoding", 1.0), arm("context", error="ModelError: too long", context=4096)]
     sentences = lines(ablations.conclusion(rows))

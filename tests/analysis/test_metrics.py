@@ -429,6 +429,27 @@ def test_shares_and_times_of_an_arm_are_of_the_same_visits():
     assert METRICS["prefill_share"].of([first, busy]).value == pytest.approx(0.5)
 
 
+def test_gaps_device_clock_and_net_energy_are_of_the_visits_too():
+    """Two visits each: gaps of 0.1 and of 0.3 s, however many calls; steps of 0.15 and 0.45 s; 20
+    and 30 J more than the idle board."""
+
+    def visited(first, second):
+        return replace(first, visit="2", others=(replace(second, visit="1"),))
+
+    calls = [row("itl", {"token_s": [[0.0, gap, 2 * gap]] * n}, new_tokens=3)
+             for gap, n in ((0.1, 5), (0.3, 1))]  # fmt: skip
+    itl = METRICS["itl"].of([visited(*calls)])
+    assert (itl.value, itl.low, itl.high) == tuple(map(pytest.approx, (200, 100, 300)))
+    assert (itl.n, itl.visits, itl.level) == (2, 2, None)
+    fives = [replace(FIVE, samples={"decode_s": [t] * 6}) for t in (0.6, 1.8)]
+    marked = METRICS["decode_marked"].of([visited(*fives)])
+    assert marked.value == pytest.approx(1 / 0.3) and marked.visits == 2
+    joules = [replace(ENERGY, samples=ENERGY.samples | {"net_energy_j": [x] * 6})
+              for x in (20.0, 30.0)]  # fmt: skip
+    net = METRICS["j_per_1k_net"].of([visited(*joules)])
+    assert net.value == pytest.approx(25e3 / 5) and net.visits == 2
+
+
 def test_decode_throughput_is_the_median_of_the_slopes_of_visits():
     """Steps of 0.1, 0.2 and 0.5 s: 10, 5 and 2 tok/s."""
     ones = in_visits("latency", "ttft_s", [1.0, 1.0, 1.0], new_tokens=1)
