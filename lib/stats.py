@@ -135,7 +135,7 @@ def of_visits(samples: Sequence[Sequence[float]], q: float = 50) -> Estimate:
         return over
     counts = sorted(e.n for e in each)
     most = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
-    method = f"max of {most} a visit, median of {over.n} visits"
+    method = f"max of {most}, over {over.n} visits"
     return Estimate(over.value, n=over.n, method=method, reason=largest[0].reason)
 
 

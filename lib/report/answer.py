@@ -281,7 +281,7 @@ def for_one(best: Sequence[Candidate], options: Sequence[Option], context: int) 
     )
     plain = [_on_reference(options, name, context) for name in (first, other)]
     if None not in plain and option.of("stack") != STUDY_STACK:
-        text += f"; on {STUDY_STACK}, where the host sets the pace, {plain[0] / plain[1]:.2g} times"
+        text += f"; on {STUDY_STACK}, at the host's pace, {plain[0] / plain[1]:.2g} times"
     return f"{text}."
 
 

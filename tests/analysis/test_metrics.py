@@ -414,7 +414,7 @@ def test_a_high_percentile_is_of_the_visits_that_the_median_is_of():
         p95, p50 = (METRICS[name].of([one]) for name in ("p95", "p50"))
         assert p50.value == pytest.approx(1500) and len(p95.records) == 2
         assert p95.value == pytest.approx((1100 + 2200) / 2)
-        assert p95.method == "max of 6 a visit, median of 2 visits" and p95.low is None
+        assert p95.method == "max of 6, over 2 visits" and p95.low is None
     many = [replace(one, samples={"e2e_s": times(one.samples["e2e_s"][0]) * 10})
             for one in (arm, *arm.others)]  # fmt: skip
     p95 = METRICS["p95"].of([replace(many[0], others=tuple(many[1:]))])
