@@ -31,8 +31,9 @@ class Estimate:
     """A number with its interval. `value` is None with a `reason`; so may the interval be.
 
     `level` is how often such an interval covers; 0.95 unless there were too few repetitions for it,
-    and None where `low` and `high` are the range of a few visits.
-    `records` are the ids of the rows that it comes from, where they are known.
+    and None where `low` and `high` are the range of a few visits, or come from such ranges.
+    `visits` are those that the interval or range is over, 0 within one. `records` are the ids of
+    the rows that it comes from, where they are known.
     """
 
     value: float | None
@@ -43,6 +44,7 @@ class Estimate:
     reason: str = ""
     records: tuple[str, ...] = ()
     level: float | None = CONFIDENCE
+    visits: int = 0
 
     def resolved_from(self, reference: float = 1.0) -> bool | None:
         """Whether the interval excludes `reference`; None without an interval."""
@@ -83,7 +85,9 @@ def percentile(samples: Sequence[float], q: float) -> Estimate:
     low = None if lower is None else ordered[lower]
     high = None if upper is None else ordered[upper]
     if q > 50 and upper is None:  # the maximum still bounds it from above, one-sided
-        return Estimate(value, low, ordered[-1], n, f"{name}, one-sided upper bound")
+        below = 0.0 if lower is None else float(scipy_stats.binom.cdf(lower, n, p))
+        method, level = f"{name}, one-sided upper bound", min(1 - p**n - below, CONFIDENCE)
+        return Estimate(value, low, ordered[-1], n, method, level=level)
     if low is None or high is None:
         return of_few(value, n, name, MIN_N_MEDIAN)
     return Estimate(value, low, high, n, f"{name}, order statistics")
@@ -114,10 +118,25 @@ def over_visits(values: Sequence[float]) -> Estimate:
     est = median(values)
     method = f"median of {est.n} visits"
     if est.low is not None or est.n < 2:
-        return replace(est, method=f"{method}, order statistics")
-    return Estimate(
-        est.value, min(values), max(values), est.n, f"{method}, their range", level=None
-    )
+        return replace(est, method=f"{method}, order statistics", visits=est.n if est.low else 0)
+    ends, method = (min(values), max(values)), f"{method}, their range"
+    return Estimate(est.value, *ends, est.n, method, level=None, visits=est.n)
+
+
+def of_visits(samples: Sequence[Sequence[float]], q: float = 50) -> Estimate:
+    """The percentile of the calls of one visit; of several the median of what each says, without an
+    interval where one of them says its maximum."""
+    each = [percentile(values, q) for values in samples]
+    if len(each) == 1:
+        return each[0]
+    over = over_visits([estimate.value for estimate in each])
+    largest = [e for e in each if e.method.startswith("max")]
+    if not largest:
+        return over
+    counts = sorted(e.n for e in each)
+    most = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
+    method = f"max of {most}, over {over.n} visits"
+    return Estimate(over.value, n=over.n, method=method, reason=largest[0].reason)
 
 
 def exact(value: float, method: str = "single reading") -> Estimate:
@@ -393,7 +412,9 @@ def quotient(a: Estimate, b: Estimate) -> Estimate:
     if None in (a.low, a.high, b.low, b.high) or b.low <= 0:
         reason = a.reason or b.reason or "no interval"
         return Estimate(a.value / b.value, n=n, method=method, reason=reason)
-    return Estimate(a.value / b.value, a.low / b.high, a.high / b.low, n, method, level=level)
+    visits = 0 if level is None else max(a.visits, b.visits)
+    ends = (a.low / b.high, a.high / b.low)
+    return Estimate(a.value / b.value, *ends, n, method, level=level, visits=visits)
 
 
 def _mapped(estimate: Estimate, function) -> Estimate:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lib import stats
+from lib.show import wording
 from tools import coverage
 
 
@@ -363,6 +364,28 @@ def test_over_visits_the_estimate_is_of_their_medians():
     assert (six.value, six.low, six.high, six.level) == (3.5, 1.0, 6.0, stats.CONFIDENCE)
     eight = stats.over_visits([float(i) for i in range(1, 9)])
     assert (eight.low, eight.high) == (1.0, 8.0) and "8 visits" in eight.method
+
+
+def test_what_an_interval_is_over_goes_with_it():
+    few, six = (stats.over_visits([1.0 + i for i in range(n)]) for n in (3, 6))
+    within = stats.median([1.0] * 6)
+    assert (few.visits, six.visits, within.visits) == (3, 6, 0)
+    assert wording.interval(few) == "[1.000, 3.000], range of 3 visits"
+    assert wording.interval(six) == "[1.000, 6.000] over 6 visits"
+    assert wording.interval(within) == "[1.000, 1.000]"
+    assert wording.interval(stats.scaled(six, 2)) == "[2.000, 12.00] over 6 visits"
+    assert wording.interval(stats.quotient(six, within)).endswith("over 6 visits")
+    # The ends of two ranges bound a ratio, and are the range of no visits' ratios.
+    assert wording.interval(stats.quotient(few, within)) == "[1.000, 3.000], from ranges of visits"
+
+
+@pytest.mark.parametrize("q, n", [(95, 59), (95, 65), (95, 71), (99, 299), (99, 330)])
+def test_a_percentile_bounded_by_the_maximum_says_the_level_that_holds(q, n):
+    """The k-th smallest and the largest of n hold the quantile where k to n - 1 lie below it."""
+    estimate = stats.percentile([float(i) for i in range(1, n + 1)], q)
+    p, k = q / 100, int(estimate.low)
+    held = sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n))
+    assert estimate.high == n and estimate.level == pytest.approx(min(held, 0.95), abs=1e-9)
 
 
 # --- blocks in the order A B B A ---------------------------------------------------------------

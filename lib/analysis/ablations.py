@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from lib import stats
-from lib.analysis.rows import SETUP, Rows
+from lib.analysis.rows import SETUP, Rows, objections
 from lib.analysis.setups import by_setup, sampled, setups
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, record_id
@@ -24,6 +24,7 @@ CHANGED = {
     "decoding": "decoding", "context": "context", "precision": "dtype", "experts": "experts",
     "stack": "stack",
 }  # fmt: skip
+WARNS = "a row warns of "
 SENTENCE_ORDER = ("decoding", "context", "stack", "experts", "precision")
 
 
@@ -71,6 +72,8 @@ def _ablation_row(row: Record, base: Record, changed: str, setup: Sequence[str])
         stats.ratio(base.samples.get("e2e_s") or [], row.samples["e2e_s"]),
         records=(record_id(row), record_id(base)),
     )
+    if codes := objections([row, base]):
+        return (*start, ratio, f"not judged: {WARNS}{codes}")
     return (*start, ratio, wording.verdict(ratio, "faster", "slower"))
 
 
@@ -95,6 +98,8 @@ def conclusion(rows: Sequence[Record]) -> str:
                     lines.append(f"{title} failed: {row.error}.")
                 elif row is not worked[0]:
                     ratio = stats.ratio(worked[0].samples["e2e_s"], row.samples["e2e_s"])
+                    if codes := objections([worked[0], row]):
+                        ratio = replace(ratio, low=None, high=None, reason=f"{WARNS}{codes}")
                     reference = str(worked[0].key.get(field))
                     lines.append(
                         wording.compared(f"Output throughput of {title}", {reference: ratio})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from lib import stats
 from lib.analysis.batch import points
-from lib.analysis.metrics import decode_tok_per_s, per_1k, tokens
+from lib.analysis.metrics import METRICS, decode_tok_per_s, per_1k, tokens
 from lib.analysis.routers import LEAD
 from lib.analysis.rows import Rows
 from lib.analysis.series import visit_ratio
@@ -140,7 +140,7 @@ def _quantities(
             stats.scaled(decode_tok_per_s(side), side[0].key["batch"] or 1)
             for side in (one, several)
         ]
-        yield DECODE, *rates, stats.quotient(*rates[::-1]), ()
+        yield DECODE, *rates, METRICS["decode"].ratio(several, one), ()
     elif whole:
         a, b = (_of_length(side, whole) for side in (one, several))
         values = [_joules(row) for row in (a, b)]

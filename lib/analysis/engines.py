@@ -6,7 +6,7 @@ size is a lead, and every sentence about one says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from lib.analysis import boards, bounds, routers
 from lib.analysis.batch import points
 from lib.analysis.metrics import METRICS, Reading
 from lib.analysis.routers import COUNTED, ENGINES, LEAD, WEIGHTS, is_drawn, is_engine
-from lib.analysis.rows import SETUP, Rows
+from lib.analysis.rows import SETUP, Rows, objections
 from lib.analysis.setups import Group, build, by_setup
 from lib.records.record import Record, machines_differ, select
 from lib.show.figure import BOUND, axes, color, html, labelled, logarithmic, style
@@ -50,7 +50,8 @@ def of_engines(rows: Sequence[Record]) -> Rows:
 class Beside:
     """One quantity of one model at one place: the best of our stacks, and the engine's.
 
-    `ratio` is the engine's over ours; `faster` is OURS, THEIRS, EVEN, or empty without an interval.
+    `ratio` is the engine's over ours; `faster` is OURS, THEIRS, EVEN, or empty without an interval
+    or where a row warns.
     """
 
     model: str
@@ -65,11 +66,12 @@ class Beside:
     ratio: Estimate
     higher_is_better: bool
     lead: bool = False
+    warned: str = ""  # of what its rows warn, so that they do not say who is faster
 
     @property
     def faster(self) -> str:
         resolved = self.ratio.resolved_from(1.0)
-        if resolved is None:
+        if resolved is None or self.warned:
             return ""
         better = (self.ratio.value > 1) is self.higher_is_better
         return EVEN if not resolved else THEIRS if better else OURS
@@ -108,7 +110,7 @@ def _one_user(rows: Rows) -> Iterator[Beside]:
                 yield Beside(
                     theirs.model, metric.title, metric.unit, 1, shape[0], group.of("stack"), best,
                     theirs.of("stack"), value, metric.ratio(mine, arm),
-                    bool(metric.higher_is_better),
+                    bool(metric.higher_is_better), warned=_warned([*mine, *arm]),
                 )  # fmt: skip
 
 
@@ -139,7 +141,19 @@ def _many_users(rows: Rows) -> Iterator[Beside]:
                 theirs.model, "throughput of all", "tok/s", theirs.batch, theirs.context,
                 best.setup[stack], best.total, theirs.setup[stack], theirs.total,
                 stats.quotient(theirs.total, best.total), True, not theirs.gated,
+                _warned(r for p in (theirs, best) for r in _rows_of(p, rows)),
             )  # fmt: skip
+
+
+def _warned(rows: Iterable[Record]) -> str:
+    return objections(one for row in rows for one in (row, *row.others))
+
+
+def _rows_of(point: points.Point, rows: Rows) -> Iterator[Record]:
+    place = (point.model, point.setup, point.context, point.batch)
+    for row in rows.of_kinds("batch"):
+        if (row.key["model"], rows.setup(row), row.key["context"], row.key["batch"]) == place:
+            yield row
 
 
 def _greedy(rows: Sequence[Record]) -> bool:
@@ -164,7 +178,9 @@ def table(rows: Sequence[Record]) -> Table:
             "ours": one.ours,
             "vLLM": one.theirs,
             "vLLM / ours": one.ratio,
-            "better": one.faster or one.ratio.reason or "no interval",
+            "better": one.faster
+            or (f"a row warns of {one.warned}" if one.warned else one.ratio.reason)
+            or "no interval",
             "remark": LEAD if one.lead else "",
         }
         for one in beside(rows)
@@ -385,7 +401,7 @@ def _where(which: str, pairs: Sequence[Beside]) -> str:
         OURS: "Ours is faster, or needs less energy",
         THEIRS: "vLLM is faster, or needs less energy",
         EVEN: "Not told apart",
-        "": "Not judged, too few repetitions for an interval",
+        "": "Not judged, too few repetitions for an interval, or rows that warn",
     }[which]
     by_what: dict[tuple[str, str], list[Beside]] = {}
     for one in mine:

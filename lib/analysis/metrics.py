@@ -17,7 +17,7 @@ from lib.analysis import physics
 from lib.analysis.rows import Rows
 from lib.analysis.series import Series, visit_ratio
 from lib.analysis.serving import reading
-from lib.analysis.setups import Group, by_setup, sampled
+from lib.analysis.setups import Group, by_setup, sampled, values_of
 from lib.records.kinds import ABLATIONS
 from lib.records.record import Record, record_id, select, visits
 from lib.show.table import Column
@@ -68,12 +68,7 @@ class Sample:
 
     def raw(self, row: Record) -> list[float]:
         """One number for each repetition, in SI units."""
-        return [x for x in row.samples.get(self.name) or () if x is not None]
-
-    def by_visit(self, row: Record) -> dict[str, float]:
-        """The median of each visit of an arm, in SI units."""
-        samples = {one.visit: self.raw(one) for one in (row, *row.others)}
-        return {visit: statistics.median(values) for visit, values in samples.items() if values}
+        return values_of(row, self.name)
 
     def each(self, row: Record) -> list[float]:
         """One number for each repetition, in the unit of the metric."""
@@ -85,11 +80,7 @@ class Sample:
         plain = sampled(mine, self.name, self.q)
         if plain.value is None:
             return plain
-        if self.q == 50 and len(medians := self.by_visit(mine[-1])) > 1:
-            over = stats.over_visits(list(medians.values()))
-            plain = replace(over, records=tuple(map(record_id, (mine[-1], *mine[-1].others))))
-        else:
-            plain = _within(plain, mine[-1:])
+        plain = _within(plain, mine[-1:])
         scaling = stats.inverse if self.inverse else stats.scaled
         return scaling(plain, self.scale(mine[-1]))
 
@@ -104,12 +95,21 @@ class Gaps(Sample):
 
     def __call__(self, rows: Sequence[Record]) -> Estimate:
         mine = [r for r in rows if r.kind in self.kinds]
-        stamped = [call for r in mine for call in r.samples.get(self.name) or ()]
-        gaps = [gap for call in stamped for gap in stats.gaps(call)]
-        if not gaps:
+        gaps = [
+            [
+                gap
+                for r in rows
+                for call in r.samples.get(self.name) or ()
+                for gap in stats.gaps(call)
+            ]
+            for rows in visits(mine).values()
+        ]
+        if not (gaps := list(filter(None, gaps))):
             return sampled(mine, self.name)
+        if len(gaps) > 1:
+            return stats.scaled(stats.of_visits(gaps), 1e3)
         why = "steps of one call are correlated: no interval"
-        middle = stats.median(gaps)
+        middle = stats.median(gaps[0])
         return Estimate(middle.value * 1e3, n=middle.n, method="median of all gaps", reason=why)
 
 
@@ -243,7 +243,7 @@ def decode_tok_per_s(rows: Sequence[Record]) -> Estimate:
 
 def _within(estimate: Estimate, rows: Sequence[Record]) -> Estimate:
     """The estimate, whose method says that its interval is of one visit where that is known."""
-    if estimate.low is None or not any(row.visit for row in rows):
+    if estimate.low is None or estimate.visits or not any(row.visit for row in rows):
         return estimate
     return replace(estimate, method=f"{estimate.method}, within one visit")
 
@@ -252,7 +252,9 @@ def _decode_in_visit(rows: Sequence[Record]) -> Estimate:
     timed = [r for r in rows if r.kind in physics.TIMED]
     step_s, used = physics.line(timed)
     pairs = physics.of_calls(timed)
-    if why := physics.contradicted(used, physics.DECODE) or next((pair.text for pair in pairs), ""):
+    if why := physics.contradicted(used, physics.DECODE) or next(
+        (pair.text for pair in pairs if pair.missing == physics.DECODE), ""
+    ):
         return stats.missing(f"contradiction: {why}")
     if step_s.value is None:
         return step_s
@@ -264,6 +266,25 @@ def tpot_ms(rows: Sequence[Record]) -> Estimate:
     return stats.inverse(decode_tok_per_s(rows), 1e3)
 
 
+SLOPES = (decode_tok_per_s, tpot_ms)  # of the calls of a visit
+
+
+def _slope_ratio(of: Of, a: Sequence[Record], b: Sequence[Record]) -> Estimate:
+    """One slope over another, paired within each visit that has both, else of all visits."""
+    sides = []
+    for rows in (a, b):
+        alone = {v: [replace(r, others=()) for r in mine] for v, mine in visits(rows).items()}
+        sides.append({v: rate for v, mine in alone.items() if (rate := of(mine)).value is not None})
+    common = [visit for visit in sides[0] if visit in sides[1]]
+    if len(common) > 1:
+        ratio = stats.over_visits([sides[0][v].value / sides[1][v].value for v in common])
+        rates = [side[visit] for side in sides for visit in common]
+    else:
+        rates = [side[common[0]] for side in sides] if common else [of(a), of(b)]
+        ratio = stats.quotient(*rates)
+    return replace(ratio, records=tuple(dict.fromkeys(id for x in rates for id in x.records)))
+
+
 def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
     """Decode throughput a second way: steps over their time by the device's clock (tok/s).
 
@@ -273,17 +294,27 @@ def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:
     marked = [r for r in rows if r.samples.get("decode_s")]
     if not marked:
         return stats.missing("not measured: only captured steps are marked on the device")
-    steps = [t / (r.key["new_tokens"] - 1) for r in marked for t in r.samples["decode_s"]]
-    return replace(stats.inverse(stats.median(steps)), records=tuple(map(record_id, marked)))
+    pairs = (pair for row in marked for pair in physics.of_calls([row]))
+    own = next((pair.text for pair in pairs if pair.missing == physics.MARKED), "")
+    if why := physics.contradicted(marked, physics.MARKED) or own:
+        return stats.missing(f"contradiction: {why}")
+    steps = [
+        [t / (r.key["new_tokens"] - 1) for r in mine for t in values_of(r, "decode_s")]
+        for mine in visits(marked).values()
+    ]
+    step_s = stats.of_visits(list(filter(None, steps)))
+    return replace(stats.inverse(step_s), records=tuple(map(record_id, marked)))
 
 
 def net_j_per_1k(rows: Sequence[Record]) -> Estimate:
     """J/1K tokens less what the idle board draws in that time; may be negative, never cut off."""
     row = calls(rows, JOULES)[-1]
-    if pairs := physics.of_energy(row):
+    every = (*row.others, row)
+    if pairs := [pair for one in every for pair in physics.of_energy(one)]:
         return stats.missing(f"contradiction: {pairs[0].text}")
-    if values := row.samples.get("net_energy_j"):
-        return stats.median([per_1k(row) * v for v in values])
+    if values_of(row, "net_energy_j"):
+        samples = (values_of(one, "net_energy_j") for one in every)
+        return stats.of_visits([[per_1k(row) * v for v in own] for own in samples if own])
     reason = row.missing.get("net_energy_j") or row.missing.get("energy_j") or "no idle power"
     return stats.missing(f"not measured: {reason}")
 
@@ -397,6 +428,8 @@ class Metric:
 
     def ratio(self, a: Sequence[Record], b: Sequence[Record]) -> Estimate:
         """Of some rows over that of others: by bootstrap where it has repetitions."""
+        if self.of in SLOPES:
+            return _slope_ratio(self.of, a, b)
         if not isinstance(self.of, Sample):
             return stats.quotient(self.of(a), self.of(b))
         rows = [mine[-1] if (mine := self.of.rows(x)) else Record("") for x in (a, b)]
@@ -642,17 +675,29 @@ def at(
     `kind` are the rows to take where the metric reads several.
     """
     metric = METRICS[name]
-    kinds = [kind] if kind else [k for k in metric.kinds if k != "card"]
+    kinds = _kinds(metric, kind)
     length = 1 if isinstance(metric.of, Sample) and metric.of.one_token else new_tokens
-    lengths = (length,) if isinstance(metric.of, Sample | Reading) else (1, length)
-    arms = [r for r in select(series.rows, context=context) if r.kind in kinds]
-    rows = [r for r in arms if length is None or r.key.get("new_tokens") in lengths]
+    rows = rows_at(name, series, context, length, kind)
     if kinds and not rows:
         what = f"no {kinds[0]} row at {context} context" + f" and {length} new tokens" * bool(
             length
         )
         return stats.missing(series.reason or f"not measured: {what}")
     return metric.of([*select(series.rows, "card"), *rows])
+
+
+def _kinds(metric: Metric, kind: str) -> list[str]:
+    return [kind] if kind else [k for k in metric.kinds if k != "card"]
+
+
+def rows_at(
+    name: str, series: Series, context: int, new_tokens: int | None = None, kind: str = ""
+) -> list[Record]:
+    """The rows of a series that `at` estimates a metric from."""
+    metric = METRICS[name]
+    lengths = (new_tokens,) if isinstance(metric.of, Sample | Reading) else (1, new_tokens)
+    arms = [r for r in select(series.rows, context=context) if r.kind in _kinds(metric, kind)]
+    return [r for r in arms if new_tokens is None or r.key.get("new_tokens") in lengths]
 
 
 def percent_change(estimate: Estimate) -> Estimate:

@@ -1,10 +1,10 @@
 """The line of an arm's calls over new tokens, and what its rows cannot say together.
 
 Decoding is never slower than the whole call, a call of one token never longer than one of many, no
-step faster than its bytes allow, and no call uses less energy than the idle board in its time. A
-pair of intervals that lie apart the wrong way round is a `Contradiction`. What was derived from it,
-such as a slope, is then missing, with the pair as its reason; what was timed directly stays, and
-its row gets a warning.
+step faster than its bytes allow, by either clock, and no call or window of a server uses less
+energy than the idle board in its time. A pair of intervals that lie apart the wrong way round is a
+`Contradiction`. What was derived from it, such as a slope, is then missing, with the pair as its
+reason; what was timed directly stays, and its row gets a warning.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ LEAST_CALLS = 3  # of one length, for a line
 SEVERAL = 4
 CACHE_BYTES = 2**28  # so many bytes count as several caches where the cache is not known
 TOLERANCE = 1.10  # a measured ceiling is a best of some
-TIMED, ENERGY = ("latency", "batch"), ("energy", "energy-slope", "energy-again")
-DECODE, NET = "decode throughput", "net energy"  # what is derived
+TIMED, SERVED = ("latency", "batch"), "serving"
+ENERGY = ("energy", "energy-slope", "energy-again", "batch-energy", SERVED)
+# What is derived.
+DECODE, MARKED, NET = "decode throughput", "decode by device clock", "net energy"
 NO_PAIR = "no two numbers of one arm contradict each other"
 
 
@@ -93,6 +95,7 @@ def of_calls(rows: Sequence[Record], bytes_per_s: float | None = None) -> list[C
                     f"of {many.key['new_tokens']} tokens"
                 )
                 pairs.append(Contradiction("first token", (one, many), DECODE, text))
+    pairs += [pair for row in rows for pair in _of_one(row, bytes_per_s)]
     rate = stats.inverse(step_s) if step_s.value is not None else step_s
     if rate.low is None or rate.high is None:
         return pairs
@@ -116,18 +119,46 @@ def of_calls(rows: Sequence[Record], bytes_per_s: float | None = None) -> list[C
     return pairs
 
 
+def _of_one(row: Record, bytes_per_s: float | None) -> list[Contradiction]:
+    """What the calls of one row and their steps by the device's clock cannot be: shorter than the
+    bytes of the steps allow, and steps longer than their calls."""
+    steps, size = (row.key.get("new_tokens") or 1) - 1, row.value("decode_bytes") or 0
+    ends = {n: _ends(row.samples[n]) for n in ("e2e_s", "decode_s") if row.samples.get(n)}
+    pairs = []
+    if len(ends) == 2 and ends["decode_s"][0] > ends["e2e_s"][1]:
+        text = (
+            f"{steps} steps take {_span(ends['decode_s'])} s by the device's clock, longer than "
+            f"the {_span(ends['e2e_s'])} s of their calls"
+        )
+        pairs.append(Contradiction("device clock", (row,), MARKED, text))
+    least_s = steps * size / bytes_per_s if bytes_per_s else 0.0
+    for name, missing in (("e2e_s", DECODE), ("decode_s", MARKED)):
+        if name in ends and ends[name][1] < least_s:
+            text = (
+                f"{steps} steps take {_span(ends[name])} s, less than the "
+                f"{wording.short(least_s)} s in which memory delivers their bytes"
+            )
+            pairs.append(Contradiction("bytes of a call", (row,), missing, text))
+    return pairs
+
+
 def of_energy(row: Record) -> list[Contradiction]:
-    """Whether calls of an energy row use less than the idle board would in their time."""
+    """Whether calls of an energy row, or a window of a server, use less than the idle board would
+    in their time."""
     energy_j, seconds = (row.samples.get(name) or [] for name in ("energy_j", "e2e_s"))
+    if row.kind == SERVED and not row.error:
+        energy_j = [row.value("energy_j")]
+        seconds = [row.values["window_stop_s"] - row.values["window_start_s"]]
     energy_j, idle_w = [x for x in energy_j if x is not None], row.value("idle_w")
     if not energy_j or not seconds or not idle_w:
         return []
     used, idle = _ends(energy_j), [idle_w * t for t in _ends(seconds)]
     if used[1] >= idle[0]:
         return []
+    what = "window" if row.kind == SERVED else "call"
     text = (
-        f"a call uses {_span(used)} J, less than the {_span(idle)} J that the idle board draws in "
-        "its time"
+        f"a {what} uses {_span(used)} J, less than the {_span(idle)} J that the idle board draws "
+        "in its time"
     )
     return [Contradiction("idle board", (row,), NET, text)]
 
@@ -145,8 +176,9 @@ def _span(ends: Sequence[float]) -> str:
 def contradictions(
     rows: Iterable[Record], environments: Mapping[str, Mapping[str, Any]]
 ) -> list[Contradiction]:
-    """Every pair among the rows; those of one arm were measured in one environment."""
-    rows = [r for r in rows if not r.error]
+    """Every pair among the rows, those of other visits among them; those of one arm were measured
+    in one environment and visit."""
+    rows = [one for r in rows for one in (r, *r.others) if not one.error]
     best = {  # the best read stream by card; a copy is no bound
         environments.get(r.env_id, {}).get("gpu"): r.value("read_bytes_per_s")
         for r in rows
@@ -155,9 +187,9 @@ def contradictions(
     arms: dict[tuple, list[Record]] = {}
     for row in (r for r in rows if r.kind in TIMED):
         fields = (str(row.key.get(name)) for name in KEY_FIELDS if name != "new_tokens")
-        arms.setdefault((row.kind, row.env_id, *fields), []).append(row)
+        arms.setdefault((row.env_id, row.kind, row.visit, *fields), []).append(row)
     pairs = []
-    for (_, env_id, *_), arm in arms.items():
+    for (env_id, *_), arm in arms.items():
         environment = environments.get(env_id, {})
         gpu, count = board(environment)
         sheet, stream = datasheet(gpu).times(count), best.get(gpu) and count * best[gpu]
@@ -179,7 +211,16 @@ def warned(
     for pair in contradictions(rows, environments):
         for row in pair.rows:
             texts.setdefault(id(row), {})[f"{pair.missing}: {pair.text}"] = None
-    return tuple(_with_warnings(row, texts.get(id(row), ())) for row in rows)
+    if not texts:
+        return tuple(rows)
+
+    def told(row: Record) -> Record:
+        return _with_warnings(row, texts.get(id(row), ()))
+
+    visited = (replace(r, others=tuple(map(told, r.others))) if r.others else r for r in rows)
+    return tuple(
+        _with_warnings(v, texts.get(id(r), ())) for v, r in zip(visited, rows, strict=True)
+    )
 
 
 def _with_warnings(row: Record, texts: Iterable[str]) -> Record:

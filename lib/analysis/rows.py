@@ -20,6 +20,13 @@ from lib.records.store import merge, precedence
 
 SETUP = ("weights", "dtype", "stack", "experts", "gpu")
 NO_GPU = "none (CPU)"
+# Warnings that say nothing against a row's numbers; every other one does.
+HARMLESS = {
+    "active-params": "it says which experts the row ran",
+    "gate_repeated": "the second look passed, or the row would have no times",
+    "instant_agreement": "it is another readout than the counter that is off",
+    "power_cap": "a board at its limit is not broken",
+}
 
 
 class Rows(Sequence[Record]):
@@ -115,6 +122,12 @@ class Rows(Sequence[Record]):
             if (title := title_of.get(str(row.key.get("model")).lower())) is not None:
                 members[title].append(row)
         return {title: Rows(rows, of=self) for title, rows in members.items()}
+
+
+def objections(rows: Iterable[Record]) -> str:
+    """The codes of warnings that speak against rows, so that they decide nothing; or empty."""
+    codes = dict.fromkeys(w["code"] for row in rows for w in row.warnings)
+    return ", ".join(code for code in codes if code not in HARMLESS)
 
 
 def _told_shared(row: Record, environments: dict[str, dict[str, Any]]) -> Record:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lib import stats
-from lib.records.record import Record, require_comparable, select
+from lib.analysis.setups import values_of
+from lib.records.record import Record, record_id, require_comparable, select
 from lib.stats import Estimate
 
 BASE_KINDS = ("latency", "memory-paper", "energy", "card")
@@ -85,7 +86,7 @@ def samples(
     if row.error:
         return [], f"failed: {row.error}"
     reason = row.missing.get(name) or row.missing.get(name.removesuffix("_j")) or f"no {name}"
-    values = [x for x in row.samples.get(name) or [] if x is not None]
+    values = values_of(row, name)
     return values, "" if values else f"not measured: {reason}"
 
 
@@ -122,18 +123,22 @@ def pair_ratio(
 def visit_ratio(a: Record, b: Record, name: str) -> Estimate:
     """Ratio of medians of a sample of two rows, paired within each visit that both have.
 
-    Of one such visit it is bootstrapped within it; without any, over the rows as they are.
+    Of one such visit it is bootstrapped within it. Without any it is the ratio of what all visits
+    of each say, so that no visit is chosen.
     """
-    sides = [{one.visit: _sample(one, name) for one in (row, *row.others)} for row in (a, b)]
-    common = [v for v in sides[0] if sides[0][v] and sides[1].get(v)]
-    if len(common) > 1:
-        return stats.over_visits(
-            [statistics.median(sides[0][v]) / statistics.median(sides[1][v]) for v in common]
-        )
+    sides = [
+        {one.visit: one for one in (row, *row.others) if values_of(one, name)} or {"": row}
+        for row in (a, b)
+    ]
+    common = [visit for visit in sides[0] if visit in sides[1]]
     if common:
-        return stats.ratio(sides[0][common[0]], sides[1][common[0]])
-    return stats.ratio(_sample(a, name), _sample(b, name))
-
-
-def _sample(row: Record, name: str) -> list[float]:
-    return [x for x in row.samples.get(name) or () if x is not None]
+        sides = [{visit: side[visit] for visit in common} for side in sides]
+    samples = [[values_of(row, name) for row in side.values()] for side in sides]
+    if len(common) > 1:
+        medians = ([statistics.median(values) for values in side] for side in samples)
+        ratio = stats.over_visits([x / y for x, y in zip(*medians, strict=True)])
+    elif max(map(len, samples)) == 1:
+        ratio = stats.ratio(*(values for (values,) in samples))
+    else:
+        ratio = stats.quotient(*map(stats.of_visits, samples))
+    return replace(ratio, records=tuple(record_id(row) for side in sides for row in side.values()))

@@ -150,17 +150,24 @@ def whole_calls(group: Group) -> list[Record]:
 
 
 def sampled(rows: Sequence[Record], name: str, q: float = 50, factor: float = 1) -> Estimate:
-    """The percentile of a sample of the last row that has it, or why there is none."""
+    """The percentile of a sample of the last row that has it, of its other visits too, or why there
+    is none."""
     reason = "not measured"
     for row in reversed(rows):
-        if values := [x for x in row.samples.get(name) or () if x is not None]:
-            estimate = stats.scaled(stats.percentile(values, q), factor)
-            return replace(estimate, records=(record_id(row),))
+        if values_of(row, name):
+            every = {one.visit: one for one in (*row.others, row) if values_of(one, name)}.values()
+            estimate = stats.of_visits([values_of(one, name) for one in every], q)
+            return replace(stats.scaled(estimate, factor), records=tuple(map(record_id, every)))
         if row.error:
             reason = f"failed: {row.error}"
         elif name in row.missing:
             reason = f"not measured: {row.missing[name]}"
     return stats.missing(reason)
+
+
+def values_of(row: Record, name: str) -> list[float]:
+    """A sample of a row, without the repetitions that have none."""
+    return [x for x in row.samples.get(name) or () if x is not None]
 
 
 def failures(rows: Sequence[Record], kinds: str | Sequence[str]) -> list[str]:

@@ -145,10 +145,14 @@ def select(records: Iterable[Record], kind: str | None = None, **key: Any) -> li
 
 
 def machines_differ(records: Iterable[Record], environments: dict[str, dict[str, Any]]) -> bool:
-    """Whether rows come from several machines, as far as the numbers of their GPUs are known.
+    """Whether rows come from several machines, as far as the numbers of their GPUs are known, and
+    no visit has all of them, within which they are compared.
 
     What waits for the host is then compared across hosts, which no other field tells apart.
     """
+    records = list(records)
+    if records and set.intersection(*(set(visits([r])) for r in records)) - {""}:
+        return False
     numbers = (environments.get(r.env_id or "", {}).get("gpu_uuid") for r in records)
     return len({number for number in numbers if number}) > 1
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from lib.analysis import bounds, metrics
-from lib.analysis.rows import Rows
+from lib.analysis.rows import Rows, objections
 from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
 from lib.analysis.setups import ORDER
-from lib.records.record import Record, environments, require_comparable
+from lib.records.record import Record, environments, machines_differ, require_comparable
 from lib.show import wording
 from lib.show.wording import Statement, interval, short
 from lib.stats import Estimate
@@ -92,7 +92,9 @@ def _throughput(base: Base, arm: Arm, reference: str, envs: dict, where: str = "
     }
     lead = f"Output throughput at {arm[0]:,} tokens of context and {arm[1]} new tokens{where}"
     return Statement(
-        lead, f"{wording.levels(rates, 'tok/s')} {wording.compared(reference, others)}".strip()
+        lead,
+        f"{wording.levels(rates, 'tok/s')} {wording.compared(reference, others)}".strip()
+        + _cautions({m: (base[m], base[reference]) for m in others}, envs, "latency", arm),
     )
 
 
@@ -106,12 +108,14 @@ def _ttft(base: Base, arm: Arm, reference: str, envs: dict, where: str = "") -> 
     }
     lead = f"Time to first token at {arm[0]:,} tokens of context{where}"
     return Statement(
-        lead, f"{wording.levels(times, 'ms')} {wording.compared(reference, others)}".strip()
+        lead,
+        f"{wording.levels(times, 'ms')} {wording.compared(reference, others)}".strip()
+        + _cautions({m: (base[m], base[reference]) for m in others}, envs, "latency", one),
     )
 
 
 def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Statement:
-    lead = "Peak memory in the paper's protocol"
+    lead = "Peak memory with the logits of the prompt held, as the paper's script does"
     peaks = {m: metrics.at("peak_mib", s, *arm) for m, s in base.items()}
     if all(p.value is None for p in peaks.values()):
         return Statement(lead, f"{_common_reason(peaks)}.")
@@ -150,7 +154,9 @@ def _energy(base: Base, arm: Arm, envs: dict, reference: str) -> Statement:
         if m != reference
     }
     return Statement(
-        lead, f"{wording.levels(joules, 'J')} {wording.compared(reference, others)}".strip()
+        lead,
+        f"{wording.levels(joules, 'J')} {wording.compared(reference, others)}".strip()
+        + _cautions({m: (base[m], base[reference]) for m in others}, envs, "energy", arm),
     )
 
 
@@ -233,7 +239,23 @@ def _against(
         )
         if ratio.value is not None:
             ratios.append(f"{model} {wording.than('', ratio)}")
-    return f" Against {stack}: {wording.listed(ratios)}." if ratios else ""
+    pairs = {m: (there[m], base[m]) for m in there if m in base}
+    cautions = _cautions(pairs, envs, kind, arm)
+    return f" Against {stack}: {wording.listed(ratios)}.{cautions}" if ratios else ""
+
+
+def _cautions(pairs: Mapping[str, tuple[Series, Series]], envs: dict, kind: str, arm: Arm) -> str:
+    """Of which models a ratio is one between machines, since no visit has both sides, and of which
+    a row warns, in any visit."""
+    apart, warned = [], []
+    for model, pair in pairs.items():
+        rows = [series.one(kind, context=arm[0], new_tokens=arm[1]) for series in pair]
+        if all(row is not None and row.samples and not row.error for row in rows):
+            apart += [model] if machines_differ(rows, envs) else []
+            codes = objections(one for row in rows for one in (row, *row.others))
+            warned += [f"{model} ({codes})"] if codes else []
+    text = f" The ratio is one between machines: {wording.listed(apart)}." if apart else ""
+    return text + (f" Rows warn, and decide nothing: {wording.listed(warned)}." if warned else "")
 
 
 def _has(base: Base, arm: Arm | None) -> bool:

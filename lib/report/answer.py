@@ -273,11 +273,15 @@ def for_one(best: Sequence[Candidate], options: Sequence[Option], context: int) 
     pair = [(c.name, *fastest[c.name]) for c in best if c.name in fastest][:2]
     if len(pair) < 2:
         return ""
-    (first, speed, option), (other, slower, _) = sorted(pair, key=lambda x: -x[1])
-    text = f"For one user {first} decodes {speed / slower:.2g} times as fast as {other}"
+    (first, speed, option), (other, slower, its) = sorted(pair, key=lambda x: -x[1])
+    stacks = dict.fromkeys((option.of("stack"), its.of("stack")))
+    text = (
+        f"For one user {first} decodes {speed / slower:.2g} times as fast as {other} "
+        f"({' against '.join(stacks)})"
+    )
     plain = [_on_reference(options, name, context) for name in (first, other)]
     if None not in plain and option.of("stack") != STUDY_STACK:
-        text += f"; on {STUDY_STACK}, where the host sets the pace, {plain[0] / plain[1]:.2g} times"
+        text += f"; on {STUDY_STACK}, at the host's pace, {plain[0] / plain[1]:.2g} times"
     return f"{text}."
 
 

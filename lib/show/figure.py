@@ -169,6 +169,7 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
         {
             len(s)
             for r in measured
+            if r.kind != "serving"  # its samples are requests, of the window and around it
             for name, s in r.samples.items()
             if name not in ("warmup_s", "token_s", "itl_s") and not name.endswith("_by_s")
         }

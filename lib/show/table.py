@@ -96,7 +96,7 @@ class Number:
         value = self.estimate.value
         if value is None:
             return "–"
-        text = short(value) if self.decimals is None else f"{value:,.{self.decimals}f}"
+        text = short(value) if self.decimals is None else f"{value:z,.{self.decimals}f}"
         return f"{text} {self.unit}".strip()
 
 
@@ -386,7 +386,7 @@ def _line(cell: Any) -> dict[str, Any]:
         return line | {"text": "–", "reasons": reasons, "small": cell.label}
     beside = interval(x) or (x.method if x.method.startswith("max of") else "")
     if cell.label or cell.unit:
-        beside = ", ".join(filter(None, (interval(x), f"n = {x.n}" if x.n > 1 else "", cell.label)))
+        beside = ", ".join(filter(None, (beside, f"n = {x.n}" if x.n > 1 else "", cell.label)))
     small = beside if cell.show_interval else ""
     return line | {
         "text": cell.value,

@@ -37,14 +37,17 @@ def size(value_bytes: float) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """The interval as text, with its level where that is not 95 %; an open end is "…"; empty
-    without an interval."""
+    """The interval as text, with its level where that is not 95 %, and the visits that it is over
+    where that is not one; an open end is "…"; empty without an interval."""
     if estimate.low is None and estimate.high is None:
         return ""
     low, high = (("…" if x is None else short(x)) for x in (estimate.low, estimate.high))
     if estimate.level is None:
-        return f"[{low}, {high}], range of {estimate.n} visits"
-    return f"[{low}, {high}]" + ("" if estimate.level == CONFIDENCE else f" at {level(estimate)}")
+        over = f"range of {estimate.visits} visits" if estimate.visits else "from ranges of visits"
+        return f"[{low}, {high}], {over}"
+    over = f" over {estimate.visits} visits" if estimate.visits else ""
+    at = "" if estimate.level == CONFIDENCE else f" at {level(estimate)}"
+    return f"[{low}, {high}]{over}{at}"
 
 
 def level(estimate: Estimate) -> str:

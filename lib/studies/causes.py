@@ -98,7 +98,7 @@ def _host(e: Evidence, models: list[str]) -> list[str]:
     if not shares or max(shares.values()) >= HALF:
         return []
     busy = {m: s for m in models if (s := busy_share(e, m)) is not None}
-    text = f"host-bound: decoding at {each(shares, '.0%')} of what its bytes allow"
+    text = f"host-bound: decoding at {each(shares, '.0%')} of what its bytes allow a copy"
     return [text + (f", and the GPU works {each(busy, '.0%')} of a step" if busy else "")]
 
 

@@ -18,7 +18,7 @@ from lib.analysis import metrics
 from lib.analysis.metrics import MIB
 from lib.analysis.series import samples
 from lib.files import unknown
-from lib.records.record import record_id
+from lib.records.record import Record
 from lib.stats import Estimate
 from lib.studies import evidence, verdict
 from lib.studies.evidence import (
@@ -94,7 +94,16 @@ class Metric:
         if reason := next((x.reason for x in pair if x.value is None), ""):
             return stats.missing(reason)
         rows = [next((r for r in m[x].rows if r.kind != "card"), None) for m, x, _ in (a, b)]
-        return evidence.refused(e, rows, differ) or quotient(*pair)
+        if reason := evidence.refused(e, rows, differ):
+            return reason
+        if known and known.of in metrics.SLOPES:
+            return known.ratio(*(self._rows(e, *place) for place in (a, b)))
+        return quotient(*pair)
+
+    def _rows(self, e: Evidence, m: Map, model: str, context: int) -> list[Record]:
+        """The rows that `at` reads of one model."""
+        length = None if self.every else e.arm[1]
+        return metrics.rows_at(str(self.of), m[model], context, length, self.kind)
 
     def against(self, e: Evidence, m: Map, other: str, context: int | None = None) -> Estimate:
         """The study's model over another."""
@@ -110,9 +119,7 @@ def _of_samples(
     if reason := next((reason for values, reason in pair if not values), ""):
         return stats.missing(reason)
     rows = [m[x].one(kind, context=c, new_tokens=tokens) for m, x, c in places]
-    ratio = metric.ratio(*([row] for row in rows))
-    ids = tuple(map(record_id, rows))
-    return evidence.refused(e, rows, differ) or replace(ratio, records=ids)
+    return evidence.refused(e, rows, differ) or metric.ratio(*([row] for row in rows))
 
 
 def _prefill_seconds(e: Evidence, m: Map, model: str, context: int, rate: str) -> Estimate:

@@ -45,8 +45,10 @@ def tolerances() -> str:
         f"({t.points:g} percentage points where it is a percentage) for time, throughput and "
         f"energy, {m.share:.0%} ({m.points:g} points) for memory, {few.points:g} point for effects "
         "of a few percent, or one unit of the last printed digit. An order is reproduced if every "
-        f"ratio is resolved and differs from 1 by more than {TIE:.0%}. Without an interval nothing "
-        "is decided, except for counts and readings of the allocator, nor by a row that warns."
+        f"ratio's interval excludes 1 and reaches further from it than {TIE:.0%}. Of two to five "
+        "visits their range decides as an interval would, without its level. Without either "
+        "nothing is decided, except for counts and readings of the allocator, nor by a row that "
+        "warns, in any visit."
     )
 
 

@@ -151,8 +151,7 @@ def arm_ratio(series: Series, spec: PrintedTable, label: str, other: str) -> Est
         return stats.missing(series.reason or f"not measured: no row for {absent}")
     if reason := next((why for _, why in map(_arm_samples, arms) if why), ""):
         return stats.missing(reason)
-    ratio = metrics.METRICS["output"].ratio(*([arm] for arm in arms))
-    return replace(ratio, records=tuple(map(record_id, arms)))
+    return metrics.METRICS["output"].ratio(*([arm] for arm in arms))
 
 
 def _arm_samples(arm: Record) -> tuple[list[float], str]:

@@ -4,7 +4,8 @@ A printed value is reproduced where the measured interval lies within its tolera
 itself where it is exact (a count, or one reading of the allocator). Where it does not, and the
 claim has a direction, the direction may still hold. A sampled value without an interval decides
 nothing, and neither does an interval that reaches into the tolerance and beyond it, nor a row that
-warns.
+warns. Of two to five visits the range has no level, and decides as an interval would: it excludes
+what no visit said.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from lib import stats
+from lib.analysis.rows import HARMLESS
 from lib.records.record import Record, record_id
 from lib.show.wording import short
 from lib.stats import Estimate
@@ -28,13 +30,6 @@ FILES = "read in the study's files"
 EXACT = frozenset({COUNTED, READING, DIFFERENCE, QUOTIENT, FILES})
 MOST = 3  # reasons that a verdict spells out
 TIE = 0.02  # a ratio whose whole interval lies this near to 1 is neither higher nor lower
-# Warnings that say nothing against a row's numbers; every other one does.
-HARMLESS = {
-    "active-params": "it says which experts the row ran",
-    "gate_repeated": "the second look passed, or the row would have no times",
-    "instant_agreement": "it is another readout than the counter that is off",
-    "power_cap": "a board at its limit is not broken",
-}
 ARM = ("context", "new_tokens", "experts", "decoding")  # of the key, to name a row
 PLAIN = (None, "none", "greedy")
 REPETITIONS = ("ttft_s", "e2e_s", "energy_j")
@@ -97,11 +92,12 @@ def ends(estimate: Estimate) -> tuple[float, float] | None:
     return estimate.low, estimate.high
 
 
-def doubts(rows: Iterable[Record]) -> dict[str, str]:
-    """By record id, why a row cannot decide: its warnings, and repetitions that spread widely, as
-    they do where one of them was the first call of its length."""
+def doubts(rows: Iterable[Record], where: str = "") -> dict[str, str]:
+    """By record id, why a row, or one of its other visits, cannot decide: its warnings, and
+    repetitions that spread widely, as they do where one was the first call of its length."""
     texts = {}
     for row in rows:
+        texts |= doubts(row.others, " in another visit")
         reasons = {w["code"]: w["text"].partition(";")[0] for w in row.warnings}
         spreads = [stats.spread(row.samples.get(name) or ()) or 0.0 for name in REPETITIONS]
         if max(spreads) > WIDE:
@@ -111,8 +107,8 @@ def doubts(rows: Iterable[Record]) -> dict[str, str]:
         if codes:
             own = {k: row.key.get(k) for k in ARM}
             arm = [f"{k.replace('_', ' ')} {v}" for k, v in own.items() if v not in PLAIN]
-            why = ", ".join(f"{code} ({reasons[code]})" for code in codes)
-            of = ", ".join([str(row.key.get("model")), *arm])
+            why = ", ".join(code if where else f"{code} ({reasons[code]})" for code in codes)
+            of = ", ".join([str(row.key.get("model")), *arm]) + where
             texts[record_id(row)] = f"the {row.kind} row of {of}{WARNS}{why}"
     return texts
 

@@ -288,6 +288,20 @@ def test_ablations_compare_with_the_first_arm_that_worked():
     assert sentences[3].startswith(same)
 
 
+def test_an_ablation_whose_rows_warn_has_no_verdict():
+    """A longer prompt that is faster: the short arm warns that it spread."""
+    noisy = warning("spread", "repetitions spread over 28% of their median")
+    harmless = warning("power_cap", "the board ran at its power limit")
+    for marks, word in (((noisy,), "not judged: a row warns of spread"), ((harmless,), "faster")):
+        short = replace(arm("context", 1.0, context=512), warnings=marks)
+        arms = [short, arm("context", 0.5, context=1024)]
+        table = ablations.table(arms, "context").frame().set_index("context")
+        assert table.loc[1024, "verdict"] == word
+        (sentence,) = [x for x in lines(ablations.conclusion(arms)) if "context 1024" in x]
+        assert ("higher" in sentence) is (word == "faster")
+        assert ("a row warns of spread" in sentence) is (word != "faster")
+
+
 def test_ablations_in_which_nothing_can_be_compared():
     rows = [arm("decoding", 1.0), arm("context", error="ModelError: too long", context=4096)]
     sentences = lines(ablations.conclusion(rows))
@@ -373,6 +387,16 @@ def test_models_on_a_shared_gpu_are_not_compared_and_their_rows_carry_a_warning(
         assert "2.000 times" not in text and "Warning on 1 arm(s), shared_gpu" in text
     rows = Rows([ENV, shared, visited, other])
     assert [w["code"] for row in Rows(rows) for w in row.warnings] == ["shared_gpu"]
+
+
+def test_a_ratio_within_a_visit_is_of_one_machine_whatever_the_last_rows_are_of():
+    one, other = (environment_record({"gpu": "G", "gpu_uuid": uuid}) for uuid in ("u1", "u2"))
+    a, b = pair(1.0, 2.0)
+    ours = replace(a, env_id=one.env_id, visit="1")
+    theirs = [replace(b, env_id=e.env_id, visit=v) for e, v in ((one, "1"), (other, "2"))]
+    both = [ours, replace(theirs[1], others=(theirs[0],))]
+    assert "different machines" not in lines(across_models.models([one, other, *both]))[0]
+    assert "different machines" in lines(across_models.models([one, other, ours, theirs[1]]))[0]
 
 
 def test_models_on_different_machines_are_compared_with_a_word_about_it():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lib.analysis import bounds, engines, routers
@@ -9,7 +11,7 @@ from lib.analysis.batch import points
 from lib.analysis.rows import Rows
 from lib.analysis.setups import by_setup
 from lib.models.load import card
-from lib.records.record import Record, environment_record
+from lib.records.record import Record, environment_record, warning
 from tests.samples.records import key, spread
 
 ENV = environment_record({"gpu": "NVIDIA H100 80GB HBM3", "device": "cuda"})
@@ -51,6 +53,22 @@ def test_who_is_faster_is_said_by_the_interval(theirs_s, ours_s, n, faster):
     assert one.what == "TTFT" and one.faster == faster
     lead = {engines.THEIRS: "- vLLM is", engines.EVEN: "- Not told", "": "- Not judged"}[faster]
     assert engines.conclusion(rows).startswith(lead)
+
+
+def test_rows_that_warn_do_not_say_who_is_faster():
+    noisy = (warning("spread", "repetitions spread over 22% of their median"),)
+    theirs, ours = both(0.5, 1.0)
+    earlier = replace(ours, others=(replace(ours, warnings=noisy, visit="1"),), visit="2")
+    for rows in ([replace(theirs, warnings=noisy), ours], [theirs, earlier]):
+        (one,) = [b for b in engines.beside([ENV, *rows]) if b.what == "output throughput"]
+        assert one.faster == "" and one.ratio.low > 1
+        assert engines.table([ENV, *rows]).rows[0][-2] == "a row warns of spread"
+        assert engines.conclusion([ENV, *rows]).startswith("- Not judged")
+    several = [*batch(0.1, 0.01, 8, **VLLM), *batch(0.1, 0.02, 8, stack="graph")]
+    (one,) = engines.beside([ENV, *several])
+    assert one.faster == engines.THEIRS
+    (one,) = engines.beside([ENV, *(replace(r, warnings=noisy) for r in several)])
+    assert one.faster == ""
 
 
 @pytest.mark.parametrize(

@@ -407,10 +407,47 @@ def test_over_visits_the_median_of_their_medians_with_their_range():
     assert one.n == 6 and one.method.endswith("within one visit")
 
 
-def test_a_high_percentile_is_of_one_visit():
+def test_a_high_percentile_is_of_the_visits_that_the_median_is_of():
+    """That of the last visit alone, 1.1 s, would lie below the median of visits, 1.5 s."""
     arm = in_visits("latency", "e2e_s", [1.0, 2.0], new_tokens=5)
-    assert METRICS["p95"].of([arm]).value == pytest.approx(1100)
-    assert METRICS["p50"].of([arm]).value == pytest.approx(1500)
+    for one in (arm, replace(arm.others[0], others=(replace(arm, others=()),))):
+        p95, p50 = (METRICS[name].of([one]) for name in ("p95", "p50"))
+        assert p50.value == pytest.approx(1500) and len(p95.records) == 2
+        assert p95.value == pytest.approx((1100 + 2200) / 2)
+        assert p95.method == "max of 6, over 2 visits" and p95.low is None
+    many = [replace(one, samples={"e2e_s": times(one.samples["e2e_s"][0]) * 10})
+            for one in (arm, *arm.others)]  # fmt: skip
+    p95 = METRICS["p95"].of([replace(many[0], others=tuple(many[1:]))])
+    assert (p95.visits, p95.level) == (2, None) and p95.low < p95.value < p95.high
+
+
+def test_shares_and_times_of_an_arm_are_of_the_same_visits():
+    """TTFT of 0.2 and 0.4 s is 0.3 s; the device works 0.15 s of it, half."""
+    first = in_visits("latency", "ttft_s", [0.4, 0.2], new_tokens=1)
+    busy = row("busy", values={"prefill_busy_s": 0.15})
+    assert METRICS["ttft"].of([first]).value == pytest.approx(300)
+    assert METRICS["prefill_share"].of([first, busy]).value == pytest.approx(0.5)
+
+
+def test_gaps_device_clock_and_net_energy_are_of_the_visits_too():
+    """Two visits each: gaps of 0.1 and of 0.3 s, however many calls; steps of 0.15 and 0.45 s; 20
+    and 30 J more than the idle board."""
+
+    def visited(first, second):
+        return replace(first, visit="2", others=(replace(second, visit="1"),))
+
+    calls = [row("itl", {"token_s": [[0.0, gap, 2 * gap]] * n}, new_tokens=3)
+             for gap, n in ((0.1, 5), (0.3, 1))]  # fmt: skip
+    itl = METRICS["itl"].of([visited(*calls)])
+    assert (itl.value, itl.low, itl.high) == tuple(map(pytest.approx, (200, 100, 300)))
+    assert (itl.n, itl.visits, itl.level) == (2, 2, None)
+    fives = [replace(FIVE, samples={"decode_s": [t] * 6}) for t in (0.6, 1.8)]
+    marked = METRICS["decode_marked"].of([visited(*fives)])
+    assert marked.value == pytest.approx(1 / 0.3) and marked.visits == 2
+    joules = [replace(ENERGY, samples=ENERGY.samples | {"net_energy_j": [x] * 6})
+              for x in (20.0, 30.0)]  # fmt: skip
+    net = METRICS["j_per_1k_net"].of([visited(*joules)])
+    assert net.value == pytest.approx(25e3 / 5) and net.visits == 2
 
 
 def test_decode_throughput_is_the_median_of_the_slopes_of_visits():

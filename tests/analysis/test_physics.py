@@ -9,6 +9,7 @@ from lib.analysis import bounds, latency, metrics, physics, rows, stacks
 from lib.files import ROOT
 from lib.records.record import Record, environment_record
 from lib.report import sections
+from tests.samples import serving
 from tests.samples.records import key
 
 CARD = environment_record({"gpu": "NVIDIA H100 80GB HBM3", "cache_bytes": 50_000_000})
@@ -29,6 +30,24 @@ def energy(joules, seconds, idle_w=100.0, kind="energy"):
     samples = {"energy_j": [joules * f for f in SPREAD], "e2e_s": [seconds * f for f in SPREAD]}
     samples["net_energy_j"] = [joules - (idle_w or 0.0) * seconds] * 6
     return Record(kind, key("m"), samples, {"idle_w": idle_w}, env_id=CARD.env_id)
+
+
+def marked(tokens, seconds, device_s):
+    """A captured call whose steps are timed by the device too."""
+    row = calls(tokens, seconds, stack="graph")
+    return replace(row, samples=row.samples | {"decode_s": [device_s * f for f in SPREAD]})
+
+
+def served(joules):
+    """A window of ten seconds of a server, on a board that draws 100 W when idle."""
+    return serving.row(
+        [serving.fact(11.0, 12.0)], energy_j=joules, idle_w=100.0, env_id=CARD.env_id
+    )
+
+
+def in_visits(last, earlier=None):
+    """An arm that was measured in another visit too, as it was unless that differs."""
+    return replace(last, visit="2", others=(replace(earlier or last, visit="1"),))
 
 
 def pairs(*arms, env=CARD):
@@ -54,13 +73,23 @@ def pairs(*arms, env=CARD):
         ("idle board", [energy(90.0, 1.0)]),
         ("idle board", [energy(90.0, 1.0, kind="energy-slope")]),
         ("idle board", [energy(90.0, 1.0, kind="energy-again")]),
+        ("idle board", [energy(90.0, 1.0, kind="batch-energy")]),
+        ("idle board", [served(joules=900.0)]),
+        # 64 steps of 1 GB at 3.35 TB/s take 19 ms, whatever the prefill.
+        ("bytes of a call", [calls(65, 0.018)]),
+        ("bytes of a call", [calls(65, 0.018, stack="vllm", experts="Fused")]),
+        ("bytes of a call", [marked(11, 1.0, 10 / 4000)]),
+        ("device clock", [marked(11, 1.0, 2.0)]),
+        ("first token", [in_visits(calls(1, 0.5), calls(1, 2.8)), in_visits(calls(16, 1.5))]),
     ],
 )  # fmt: skip
 def test_planted_pairs_are_found_and_their_rows_warn(kind, arms):
     assert kind in [pair.kind for pair in pairs(*arms)]
     read = rows.Rows([CARD, *arms])
-    texts = [w["text"] for r in read for w in r.warnings if w["code"] == physics.CODE]
-    assert texts and all(text.split(": ")[0] in (physics.DECODE, physics.NET) for text in texts)
+    every = [one for r in read for one in (r, *r.others)]
+    texts = [w["text"] for r in every for w in r.warnings if w["code"] == physics.CODE]
+    lacking = (physics.DECODE, physics.MARKED, physics.NET)
+    assert texts and all(text.split(": ")[0] in lacking for text in texts)
     assert tuple(rows.Rows(read.records)) == read.records  # a second reading adds nothing
     assert [r.samples for r in read][1:] == [arm.samples for arm in arms]
 
@@ -78,6 +107,10 @@ def test_planted_pairs_are_found_and_their_rows_warn(kind, arms):
         [calls(1, 2.8), replace(calls(16, 1.5), error="OutOfMemoryError: x")],
         [calls(1, 0.1, size=10**6), calls(11, 0.1 + 10 / 4000, size=10**6)],  # a cache holds it
         [energy(101.0, 1.0), energy(50.0, 1.0, idle_w=None)],
+        [served(joules=1001.0), served(joules=None)],
+        [marked(11, 1.0, 0.9)],  # the prefill takes the rest
+        [calls(65, 0.02)],  # 64 steps of 1 GB, and a millisecond for the prefill
+        [in_visits(calls(1, 1.0), calls(1, 1.2)), in_visits(calls(16, 1.5))],
         [calls(10, 2.0), Record("latency", key("m"), missing={"e2e_s": "x"}, env_id=CARD.env_id)],
     ],
 )
@@ -254,6 +287,21 @@ def test_energy_below_the_idle_board_loses_its_net_value_alone():
     net = metrics.net_j_per_1k([row])
     assert net.value is None and "less than the [98.00, 102.0] J that the idle board" in net.reason
     assert metrics.METRICS["j_per_1k"].of([row]).value == pytest.approx(90e3 / 64)
+
+
+def test_steps_by_the_device_clock_that_cannot_be_are_a_dash():
+    for row in (marked(11, 1.0, 2.0), marked(11, 1.0, 10 / 4000)):
+        (read,) = [r for r in rows.Rows([CARD, row]) if r.kind == "latency"]
+        assert metrics.METRICS["decode_marked"].of([read]).reason.startswith("contradiction: ")
+        assert metrics.METRICS["output"].of([read]).value == pytest.approx(11)
+    (read,) = [r for r in rows.Rows([CARD, marked(11, 1.0, 0.5)]) if r.kind == "latency"]
+    assert metrics.METRICS["decode_marked"].of([read]).value == pytest.approx(20)
+
+
+def test_a_served_window_below_the_idle_board_has_no_share_of_it():
+    assert metrics.METRICS["served_idle_share"].of([served(2000.0)]).value == pytest.approx(50)
+    share = metrics.METRICS["served_idle_share"].of([served(900.0)])
+    assert share.value is None and share.reason.startswith("contradiction: a window uses")
 
 
 def test_the_report_counts_the_pairs():

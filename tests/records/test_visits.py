@@ -117,6 +117,38 @@ def test_ratios_are_paired_within_a_visit():
     assert ratio.value == 3 and "bootstrap" in ratio.method
 
 
+def test_a_ratio_of_slopes_is_paired_within_a_visit():
+    """Steps of 0.1 and 0.4 s of a, of 0.2 and 0.8 s of b: twice in each visit, 0.5 to 8 across."""
+    one, two, alone = env(FIRST), env(SECOND), env(THIRD)
+    steps = [(one, "a", 0.1), (two, "a", 0.4), (one, "b", 0.2), (two, "b", 0.8), (alone, "b", 9.0)]
+    arms = [calls(where, 1.0 + (tokens - 1) * step, model, tokens)
+            for where, model, step in steps for tokens in (1, 11)]  # fmt: skip
+    a, b = (select(merged(one, two, alone, *arms), model=name) for name in "ab")
+    ratio = metrics.METRICS["decode"].ratio(a, b)
+    assert (ratio.value, ratio.low, ratio.high) == tuple(map(pytest.approx, (2, 2, 2)))
+    assert (ratio.level, ratio.visits, len(ratio.records)) == (None, 2, 8)
+    inverse = metrics.METRICS["tpot"].ratio(a, b)
+    assert inverse.value == pytest.approx(0.5) and inverse.visits == 2
+    fewer = [r for r in arms if r.env_id != two.env_id]
+    a, b = (select(merged(one, alone, *fewer), model=name) for name in "ab")
+    ratio = metrics.METRICS["decode"].ratio(a, b)  # one visit in common
+    assert ratio.value == pytest.approx(2) and ratio.level is not None and not ratio.visits
+
+
+def test_rows_without_a_common_visit_are_compared_by_all_their_visits():
+    """Medians of 2 and of 8 s: the last visits alone would say 1."""
+    starts = [env(f"2026-11-{20 + i}T10:00:00Z") for i in range(4)]
+    rows_ = merged(*starts, calls(starts[0], 1.0, "a"), calls(starts[1], 3.0, "a"),
+                   calls(starts[2], 13.0, "b"), calls(starts[3], 3.0, "b"))  # fmt: skip
+    a, b = (select(rows_, model=name) for name in "ab")
+    ratio = series.visit_ratio(b[0], a[0], "e2e_s")
+    cells = [metrics.METRICS["p50"].of(side).value for side in (b, a)]
+    assert ratio.value == pytest.approx(cells[0] / cells[1]) == pytest.approx(4)
+    assert (ratio.low, ratio.high) == (pytest.approx(1), pytest.approx(13))
+    assert (ratio.level, ratio.visits) == (None, 0)  # ends of two ranges are no range of ratios
+    assert len(ratio.records) == 4
+
+
 def test_files_keep_the_rows_of_every_visit_when_sets_are_merged(tmp_path):
     one, two = env(FIRST), env(SECOND)
     job(tmp_path / "a" / "m" / "latency", [one, calls(one, 1.0)], "2026-01-01T10:00:00Z")

@@ -75,12 +75,15 @@ def test_one_user_is_told_of_the_fastest_stack():
     alone = rows("fast", "graph-compiled", {1: 300.0}, 400.0)
     found = answer.answer([*FAST, *alone, *LATE, *PLAIN])
     assert "400.0 tokens a second for 8 users" in found.lead
-    assert "fast decodes 6 times as fast as late; on hf-eager" in found.sentences[0]
+    assert (
+        "fast decodes 6 times as fast as late (graph-compiled against graph); on hf-eager"
+        in found.sentences[0]
+    )
 
 
 def test_one_user_and_many(told):
     one, many = told.sentences
-    assert "fast decodes 2 times as fast as late; on hf-eager" in one
+    assert "fast decodes 2 times as fast as late (graph); on hf-eager" in one
     assert one.endswith("1.2 times.")  # 20 / 16
     assert many == (  # 400 / 100; 50 / 100; 400 W / 400 tok/s over 400 W / 100 tok/s
         "8 users of fast get 4 times the tokens of one, each at 50% of its speed, a token for "

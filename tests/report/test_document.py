@@ -14,7 +14,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib.records.jobs import find
-from lib.records.record import Record
+from lib.records.record import Record, warning
 from lib.records.store import load_tree
 from lib.report import comparison, document
 from lib.report.abstract import findings
@@ -269,6 +269,30 @@ def test_abstract_refuses_to_compare_gpus(tmp_path):
     sentences = findings(load_tree(tmp_path), load_published(), [])
     assert "not compared with" in sentences[0].text and "A100" in sentences[0].text
     assert "not measured" in sentences[3].text.lower()
+
+
+def test_abstract_says_where_a_ratio_is_one_between_machines(tmp_path):
+    text = " The ratio is one between machines:"
+    for name, boards in (("apart", ("GPU-1", "GPU-2")), ("same", ("GPU-1", "GPU-1"))):
+        for model, uuid in zip(("one", "two"), boards, strict=True):
+            where = sample.GPU | {"gpu_uuid": uuid}
+            rows = sample.latency(model, sample.environment_record(where).env_id, (512,))
+            path = f"{model}/random-hf-eager/latency"
+            sample.write_job(tmp_path / name, path, rows, where, model=model)
+        sentences = findings(load_tree(tmp_path / name), load_published(), [])
+        for sentence in sentences[:2]:  # throughput and TTFT
+            assert (text in sentence.text) is (name == "apart")
+
+
+def test_abstract_names_models_whose_rows_warn(tmp_path):
+    for model in ("one", "two"):
+        rows = sample.latency(model, sample.environment_record(sample.GPU).env_id, (512,))
+        noisy = warning("spread", "repetitions spread over 22% of their median")
+        rows = [replace(r, warnings=(noisy,)) if model == "two" else r for r in rows]
+        path = f"{model}/random-hf-eager/latency"
+        sample.write_job(tmp_path, path, rows, sample.GPU, model=model)
+    throughput = findings(load_tree(tmp_path), load_published(), [])[0].text
+    assert "Rows warn, and decide nothing:" in throughput and "(spread)" in throughput
 
 
 def test_the_memory_ledger_has_its_section_figures_and_tables(paper, soup):

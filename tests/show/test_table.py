@@ -719,3 +719,14 @@ def test_the_level_of_an_interval_stands_beside_it_where_it_is_not_95_percent():
     usual = replace(rate, level=stats.CONFIDENCE)
     assert "level" not in small(usual).html().split("<tbody>")[1]
     assert set(flat({"x": usual})) == {"x", "x_low", "x_high", "x_n"}
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, -1e-14, -0.004, 0.004])
+def test_what_rounds_to_nothing_has_no_sign(value):
+    assert Number(stats.exact(value), decimals=2).value == "0.00"
+
+
+def test_a_largest_sample_says_so_beside_what_it_is_of():
+    largest = stats.percentile([1.0, 2.0, 3.0], 95)
+    table = Table("t", "T", (Column("m"), Column("p95")), (("a", Number(largest, label="today")),))
+    assert "max of 3, n = 3, today" in " ".join(table.html().striptags().split())

@@ -534,7 +534,9 @@ def test_a_host_that_sets_the_pace_is_named():
         if r.kind != "environment"
     ]
     text = of([env, *rows, busy], "throughput-vs-qwen").cause
-    assert f"host-bound: decoding at 20% ({GPT}), 10% ({QWEN}) of what its bytes allow" in text
+    assert (
+        f"host-bound: decoding at 20% ({GPT}), 10% ({QWEN}) of what its bytes allow a copy" in text
+    )
     assert f"the GPU works 20% ({GPT}) of a step" in text
     fast = [replace(r, values=r.values | {"decode_bytes": 9e9}) for r in rows]  # 111 tok/s allowed
     assert "host-bound" not in of([env, *fast], "throughput-vs-qwen").cause

@@ -274,6 +274,13 @@ def test_hosts_are_named_where_the_machines_differ():
     assert evidence.machines(e, pairs, (8, 1)) == said + hosts
     assert evidence.machines(e, pairs, (9, 1)) == ""
     assert evidence.machines(e, pairs, kind="energy") == ""
+    # Where an earlier visit has both, the ratio is paired in it, on one machine.
+    shared = {
+        name: [replace(r, visit=name, others=(replace(r, visit="both"),)) for r in rows]
+        for name, rows in (("ours", both("ours")), ("wide", both("wide", env=AGAIN)))
+    }
+    e = of(*shared["ours"], wide=shared["wide"])
+    assert evidence.machines(e, [(e.base, "Ours"), (e.base, "Wide")]) == ""
 
 
 def test_rows_that_must_not_be_compared_say_why():

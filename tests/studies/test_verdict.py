@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from lib import stats
+from lib.analysis import metrics
 from lib.records.record import Record, record_id
 from lib.stats import Estimate
 from lib.studies import verdict
@@ -213,6 +214,21 @@ def test_repetitions_that_spread_over_more_than_a_tenth_cannot_decide(samples, s
     one = row(samples)
     text = f"the latency row of m warns of spread (repetitions spread over {spread} of their median"
     assert verdict.doubts([one]) == ({record_id(one): text + ")"} if spread else {})
+
+
+def test_a_warning_in_another_visit_is_a_doubt_of_an_estimate_over_visits():
+    """The last visit agrees within 2 %, an earlier one spreads over 40 %."""
+    last, wide = (
+        Record("latency", {"model": "m", "new_tokens": 1}, {"ttft_s": times}, env_id=id)
+        for times, id in (([0.99, 1.0, 1.01] * 2, "b"), ([0.8, 1.0, 1.2] * 2, "a"))
+    )
+    arm = replace(last, visit="2", others=(replace(wide, visit="1"),))
+    doubts = verdict.doubts([arm])
+    said = "the latency row of m, new tokens 1 in another visit warns of spread"
+    assert doubts == {record_id(wide): said}
+    assert verdict.settled(metrics.METRICS["ttft"].of([arm]), doubts).low is None
+    pair = metrics.METRICS["ttft"].ratio([arm], [arm])
+    assert pair.visits == 2 and verdict.settled(pair, doubts).reason == said
 
 
 def test_a_warning_is_a_doubt_in_its_first_clause_unless_it_is_harmless():

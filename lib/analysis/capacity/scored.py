@@ -134,7 +134,9 @@ def _predicted(line: Mapping[str, Any]) -> Estimate:
 
 def _measured(line: Mapping[str, Any]) -> Estimate:
     ends = (line["measured_low"], line["measured_high"])
-    return Estimate(line["measured"], *ends, line["n"], line["method"], level=line["level"])
+    own = {name: line[name] for name in ("n", "method", "level")}
+    visits = line["n"] if "visits" in line["method"] else 0
+    return Estimate(line["measured"], *ends, **own, visits=visits)
 
 
 def _verdict(line: Mapping[str, Any]) -> Verdict:

@@ -105,7 +105,8 @@ def section(rows: Sequence[Record]) -> Markup:
     grids = tables.tables(rows)
     if not grids:
         return Markup("")
-    pieces = [html(draw(rows), rows, (KIND,)) for draw in (throughput, latency, energy)]
+    drawn = [draw(rows) for draw in (throughput, latency, energy)]
+    pieces = [html(ax, rows, (KIND,)) for ax in drawn if ax.get_lines()]
     folded = Markup('<details class="more"><summary>{}, {} rows</summary>{}</details>')
     pieces += [folded.format(grid.title, len(grid.rows), grid.html()) for grid in grids]
     pieces.append(clients.table().html())

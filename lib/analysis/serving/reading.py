@@ -8,10 +8,11 @@ window, counts from the scheduled instant, and has the failures beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lib import stats
+from lib.analysis import physics
 from lib.measure.serving import window as windows
 from lib.measure.serving.arrivals import Load
 from lib.measure.serving.window import FACTS, Fact, Window
@@ -69,6 +70,7 @@ def window(record: Record) -> Window:
     return Window(v["window_start_s"], v["window_stop_s"], v["window_rule"], v["window_reason"])
 
 
+ALONE = Load("closed", 1)
 FIGURES: dict[str, Callable[[Fact], float | None]] = {
     "ttft_s": windows.ttft_s,
     "visible_s": windows.visible_s,
@@ -79,13 +81,21 @@ FIGURES: dict[str, Callable[[Fact], float | None]] = {
 
 
 def percentile(record: Record, figure: str, q: float) -> Estimate:
-    """The q-th percentile of one of FIGURES over the answered requests of the window (s)."""
+    """The q-th percentile of one of FIGURES over the answered requests of the window (s).
+
+    Requests that are served together wait together, so that they are no repetitions: only those of
+    a single user, who sends one after the other, have an interval.
+    """
     mine = in_window(record)
     values = [FIGURES[figure](fact) for fact in mine if not fact["failure"]]
     values = [value for value in values if value is not None]
     if not values:
         return missing(f"none of {len(mine)} requests of the window has {figure}")
-    return stats.percentile(values, q)
+    tail = stats.percentile(values, q)
+    if load(record) == ALONE:
+        return tail
+    why = tail.reason or "requests that are served together are correlated: no interval"
+    return replace(tail, low=None, high=None, level=stats.CONFIDENCE, reason=why)
 
 
 def in_window(record: Record) -> list[Fact]:
@@ -220,6 +230,8 @@ def idle_share(record: Record) -> Estimate:
     if energy is None or idle_w is None:
         reasons = (record.missing.get(name) for name in ("energy_j", "idle_w"))
         return missing(next(filter(None, reasons), "idle power was not measured"))
+    if pairs := physics.of_energy(record):
+        return missing(f"contradiction: {pairs[0].text}")
     return exact(idle_w * window(record).seconds / energy, "idle power x time over energy")
 
 

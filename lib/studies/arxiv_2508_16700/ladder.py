@@ -153,7 +153,9 @@ def _measured(e: Evidence, other: str) -> list[Rung]:
     stack = e.published.data["stack"]
     shares = {m: evidence.decode_share(e, e.base, m) for m in (e.reference, other)}
     shares = {m: share for m, share in shares.items() if share is not None}
-    reach = f"; decoding reaches {each(shares, '.0%')} of what its bytes allow" if shares else ""
+    reach = (
+        f"; decoding reaches {each(shares, '.0%')} of what its bytes allow a copy" if shares else ""
+    )
 
     def apart(m: Map, arm: evidence.Arm) -> str:
         text = evidence.machines(e, [(m, e.reference), (e.base, other)], arm)

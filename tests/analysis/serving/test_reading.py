@@ -53,6 +53,17 @@ def test_a_percentile_keeps_the_sample_rule_and_has_no_failure_in_it():
     assert result.value is None and "none of 1 requests" in result.reason
 
 
+def test_only_a_single_users_requests_are_repetitions():
+    """Eight users wait together: 80 requests are ten waves, too few for so narrow an interval."""
+    facts = [fact(10.0 + wave, 19.0 + wave / 10) for wave in range(10) for _ in range(8)]
+    for load, has_one in ((Load("closed", 1), True), (Load("closed", 8), False),
+                          (Load("poisson", 3.0), False)):  # fmt: skip
+        for q in (50, 95):
+            tail = reading.percentile(row(facts, load), "latency_s", q)
+            assert tail.n == 80 and (tail.low is not None) is has_one
+            assert ("correlated" in tail.reason) is not has_one
+
+
 def test_figures_count_from_the_schedule_and_have_one_name_each():
     late = row([fact(11.0, 13.0, sent_s=11.5, visible_s=12.0)])
     seconds = {name: reading.percentile(late, name, 50).value for name in reading.FIGURES}

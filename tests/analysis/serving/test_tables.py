@@ -185,6 +185,10 @@ def test_the_section_holds_tables_figures_and_the_clients():
     assert figures.section([ENV]) == ""
     page = figures.section([ENV, *curve(1, 2)])
     assert 'id="serving"' in page and page.count('class="picture"') == 3
+    assert "n = " not in page.split("<details")[0]  # requests around the window are not of it
+    unmetered = [replace(r, values=r.values | {"energy_j": None}) for r in curve(1, 2)]
+    page = figures.section([ENV, *unmetered])
+    assert page.count('class="picture"') == 2 and "Energy under load" not in page
     for title in ("Servers under load", "Latency under load", "Clients, and whether they tell"):
         assert title in page
 
