@@ -351,7 +351,7 @@ def make_plan(args: argparse.Namespace) -> int:
     gpu = predicted.card_named(args.gpu, (o.of("gpu") for o in options)) if args.gpu else ""
     gpu_gb = args.gpu_gb or (datasheet(gpu).memory_bytes or 0) / 1e9
     if not gpu_gb:
-        raise ParamsError("GPU_GB or GPU is needed: make plan GPU_GB=80 CONTEXT=2048 USERS=20")
+        raise ParamsError("GPU or GPU_GB is needed: make plan GPU=H100 CONTEXT=2048 USERS=8")
     ask = choice.Ask(
         gpu_gb=gpu_gb,
         context=args.context,
@@ -362,7 +362,7 @@ def make_plan(args: argparse.Namespace) -> int:
         gpu=gpu,
     )
     answers = choice.offers([*options, *predicted.options(options)], ask)
-    sys.stdout.write(choice.text(answers) + "\n")
+    sys.stdout.write(choice.text(answers, ask) + "\n")
     return 0
 
 

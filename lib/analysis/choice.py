@@ -266,7 +266,7 @@ def _nearest(option: Option, ask: Ask) -> str:
     """What was measured instead, or failed."""
     for cell in option.cells:
         if cell.error and cell.users <= ask.users and cell.context <= ask.context:
-            return f"failed at {cell.users:,} users of {cell.context:,} tokens: {cell.error}"
+            return f"failed at {_users(cell.users)} of {cell.context:,} tokens: {cell.error}"
     if not option.measured:
         return "no decode throughput"
     most = max(option.measured, key=lambda c: (c.users, c.context))
@@ -290,8 +290,34 @@ def basis(offer: Offer) -> str:
     return f"predicted at {place}: {ends} tok/s each at {cell.per_user.level:.0%}"
 
 
-def text(answers: Sequence[Offer]) -> str:
-    """The answer to an ask for a terminal, an option a line, and what it holds for."""
+def lead(answers: Sequence[Offer], ask: Ask) -> str:
+    """The answer in a sentence or two: the first option, or that none is known and what to do."""
+    what = f"{_users(ask.users)} of {ask.context:,} tokens"
+    if not answers:
+        return f"Nothing is known of {what} on {ask.gpu or 'this card'}."
+    verdicts = [answer.verdict for answer in answers]
+    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+    first, of = answers[0], f"{len(answers)} option{'s' if len(answers) > 1 else ''}"
+    if first.verdict in (MEETS, MAY):
+        how = "serves most" if first.verdict == MEETS else "may serve"
+        others = f"{counts[MEETS]} of {of} meet{'s' if counts[MEETS] == 1 else ''} the limits"
+        return (
+            f"{first.option.model} on {first.option.engine} {how} for {what}: "
+            f"{short(first.total)} tok/s together. {others}."
+        )
+    remedy = "ask for fewer users or tokens, or wider limits"
+    if counts[UNKNOWN] and not ask.gpu:
+        remedy += "; or name a card (GPU), and what was not measured is predicted"
+    return (
+        f"None of {of} is known to serve {what}: {counts[FAILS]} fail, {counts[UNKNOWN]} lack a "
+        f"{'prediction' if ask.gpu else 'measurement'}. What to try: {remedy}."
+    )
+
+
+def text(answers: Sequence[Offer], ask: Ask) -> str:
+    """The answer to an ask for a terminal: its sentence, an option a line, what it holds for."""
+    if not answers:
+        return lead(answers, ask)
     width = max(map(len, VERDICTS)) + 2
     lines = [
         textwrap.fill(
@@ -303,13 +329,13 @@ def text(answers: Sequence[Offer]) -> str:
     notes = [f"Speeds are of {' and '.join(gpus)}; {FORMULA}."]
     if any(answer.option.predicted for answer in answers):
         notes.append(textwrap.fill(PREDICTED, 100))
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([textwrap.fill(lead(answers, ask), 100), "", *lines, "", *notes])
 
 
 def _told(answer: Offer) -> str:
     cell, price = answer.cell, answer.usd_per_million
     facts = [answer.why]
-    if answer.verdict in (MEETS, MAY) and answer.room is not None:
+    if answer.verdict != FAILS and answer.room is not None:
         facts.append(f"room for {_users(answer.room)}")
     if cell:
         first = cell.ttft_s.value

@@ -183,12 +183,18 @@ def test_the_planner_answers_as_the_command_does(browser, tmp_path):
                 "c.querySelector('.ci').textContent : '']))"
             )
             assert [line_of(row) for row in shown] == expected(options, ask), ask
+            assert opened.page.locator(".planned").inner_text() == sentence(options, ask), ask
         assert opened.errors == []
 
 
 def line_of(cells):
     texts = [text for text, _ in cells]
     return (texts[0], texts[2], cells[2][1], texts[3], texts[6])
+
+
+def sentence(options, ask):
+    asked = choice.Ask(*(None if x == "" else x for x in ask))
+    return choice.lead(choice.offers(options, asked), asked)
 
 
 def expected(options, ask):
@@ -221,7 +227,44 @@ def test_a_card_that_was_not_measured_can_be_chosen(browser, tmp_path):
         lines = page.locator("table.plan tbody tr").all_inner_texts()
         assert lines and all("predicted at" in line for line in lines)
         assert "gpu=NVIDIA%20H200" in page.evaluate("location.hash")
+        page.locator(".planner [name=gpu]").select_option("")
+        assert page.locator(".planner [name=gb]").input_value() == "80"  # as before
         assert opened.errors == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("gb", "", "memory needs a number"),
+        ("context", "2.5", "context needs a whole number"),
+        ("users", "0", "users needs a whole number"),
+        ("itl", "-1", "each further needs a number"),
+    ],
+)
+def test_a_field_that_is_no_number_leaves_no_old_answer(browser, report, name, value, told):
+    with Page(browser, report) as opened:
+        field = opened.page.locator(f".planner [name={name}]")
+        before = field.input_value()
+        field.fill(value)
+        assert not opened.page.locator("table.plan").is_visible()
+        assert told in opened.page.locator(".planned").inner_text()
+        field.fill(before)
+        assert opened.page.locator("table.plan").is_visible()
+
+
+@pytest.mark.browser
+def test_no_column_of_the_planner_is_cut_off_on_a_desk(browser, report):
+    every = replace(TOY, setup=("random", "bfloat16", "graph-compiled", "all_experts", "G"))
+    soup = BeautifulSoup(report.read_text(encoding="utf-8"), "html.parser")
+    soup.find(id="options").string = str(answer.planner([replace(every, model="gpt-oss-20b")]))
+    path = report.with_name("wide.html")
+    path.write_text(str(soup), encoding="utf-8")
+    with Page(browser, path, viewport={"width": 1280, "height": 900}) as opened:
+        wide, room = opened.page.evaluate(
+            "(r => [r.scrollWidth, r.clientWidth])(document.querySelector('.planned + .scroll'))"
+        )
+        assert wide <= room
 
 
 @pytest.mark.browser
