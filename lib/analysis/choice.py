@@ -222,9 +222,17 @@ class Offer:
 
 
 def offers(choices: Sequence[Option], ask: Ask) -> list[Offer]:
-    """What each option answers: those that meet the ask first, by speed of all users."""
-    asked = (o for o in choices if (o.of("gpu") == ask.gpu if ask.gpu else not o.predicted))
-    answers = [_offer(option, ask) for option in asked]
+    """What each option answers: those that meet the ask first, by speed of all users. Where a
+    measured one has an answer, there is no prediction of the same beside it."""
+    asked = [o for o in choices if (o.of("gpu") == ask.gpu if ask.gpu else not o.predicted)]
+    answered = {
+        (o.model, o.engine) for o in asked if not o.predicted and o.at(ask.context, ask.users)
+    }
+    answers = [
+        _offer(option, ask)
+        for option in asked
+        if not (option.predicted and (option.model, option.engine) in answered)
+    ]
     return sorted(answers, key=lambda a: (VERDICTS.index(a.verdict), -(a.total or 0)))
 
 
@@ -303,14 +311,20 @@ def lead(answers: Sequence[Offer], ask: Ask) -> str:
         others = f"{counts[MEETS]} of {of} meet{'s' if counts[MEETS] == 1 else ''} the limits"
         return (
             f"{first.option.model} on {first.option.engine} {how} for {what}: "
-            f"{short(first.total)} tok/s together. {others}."
+            f"{short(first.total)} tok/s together"
+            f"{', predicted' if first.option.predicted else ''}. {others}."
         )
-    remedy = "ask for fewer users or tokens, or wider limits"
+    cells = [cell for answer in answers for cell in answer.option.measured]
+    shorter = [c.context for c in cells if c.users >= ask.users and c.context < ask.context]
+    fewer = [c.users for c in cells if c.context >= ask.context and c.users < ask.users]
+    nearest = [f"{_users(ask.users)} of {max(shorter):,} tokens"] if shorter else []
+    nearest += [f"{_users(max(fewer))} of {ask.context:,} tokens"] if fewer else []
+    remedy = f"{' or '.join(nearest) or 'other numbers'}, or wider limits"
     if counts[UNKNOWN] and not ask.gpu:
         remedy += "; or name a card (GPU), and what was not measured is predicted"
     return (
         f"None of {of} is known to serve {what}: {counts[FAILS]} fail, {counts[UNKNOWN]} lack a "
-        f"{'prediction' if ask.gpu else 'measurement'}. What to try: {remedy}."
+        f"{'prediction' if ask.gpu else 'measurement'}. Ask for {remedy}."
     )
 
 

@@ -133,7 +133,9 @@ def test_what_meets_comes_first_and_faster_before_slower():
         ({"itl_ms": 600}, "1 of 2 options meets the limits."),
         ({"users": 2}, "None of 2 options is known to serve 2 users of 2,000 tokens: 0 fail, 2 "),
         ({"users": 2}, "or name a card (GPU), and what was not measured is predicted."),
-        ({"itl_ms": 9}, "2 fail, 0 lack a measurement. What to try: ask for fewer users"),
+        ({"users": 2}, "Ask for 1 user of 2,000 tokens, or wider limits; or name a card"),
+        ({"context": 3000}, "Ask for 1 user of 2,000 tokens, or wider limits; or name a card"),
+        ({"itl_ms": 9}, "2 fail, 0 lack a measurement. Ask for other numbers, or wider limits."),
         ({"gpu": "None such"}, "Nothing is known of 1 user of 2,000 tokens on None such."),
     ],
 )
@@ -142,6 +144,15 @@ def test_the_answer_starts_with_a_sentence_that_answers(asked, told):
     ask = Ask(**({"gpu_gb": 80, "context": 2000} | asked))
     text = choice.text(choice.offers([slow, fast], ask), ask)
     assert told in " ".join(text.split())
+
+
+def test_a_prediction_is_no_second_answer_beside_a_measured_one():
+    guess = replace(GUESS, model=TOY.model, setup=TOY.setup)
+    ask = Ask(gpu_gb=80, context=2000, gpu="G")
+    assert [o.option for o in choice.offers([TOY, guess], ask)] == [TOY]
+    beyond = choice.offers([replace(TOY, cells=()), guess], ask)  # nothing was measured there
+    assert [o.option.predicted for o in beyond] == [True, False]
+    assert "together, predicted." in " ".join(choice.text(beyond, ask).split())
 
 
 def test_one_user_is_no_users():

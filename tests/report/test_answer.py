@@ -154,13 +154,16 @@ def test_the_first_screen_has_few_words(browser, tmp_path):
 
 GRID = list(
     product((0.5, 3.25, 80), (1, 512, 2000, 12_000), (1, 8, 16, 33), ("", 450), ("", 30), (2.5,))
-) + list(product((3.25, 80), (512, 2000), (1, 8, 9), ("", 39, 50), ("", 5, 9), (2.5,), ("Other",)))
+) + list(
+    product((3.25, 80), (512, 2000), (1, 8, 9), ("", 39, 50), ("", 5, 9), (2.5,), ("Other", "G"))
+)
 
 
 @pytest.mark.browser
 def test_the_planner_answers_as_the_command_does(browser, tmp_path):
     """Every ask of a grid, typed into the page, against `choice.offers` of the same options."""
-    options = [TOY, SLOW, BARE, GUESS]
+    twice = replace(GUESS, model=TOY.model, setup=("random", "bfloat16", "graph", "none", "G"))
+    options = [TOY, SLOW, BARE, GUESS, twice]
     root = sample.write_demo(tmp_path)
     path = document.write(root)
     soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")

@@ -191,12 +191,21 @@
       var of = offers.length + " option" + (offers.length > 1 ? "s" : "");
       if (first.verdict === "meets" || first.verdict === "may meet") {
         return first.option.model + " on " + first.option.engine + (first.verdict === "meets" ? " serves most" : " may serve") + " for " + what +
-          ": " + short(first.total) + " tok/s together. " + counts.meets + " of " + of + (counts.meets === 1 ? " meets" : " meet") + " the limits.";
+          ": " + short(first.total) + " tok/s together" + (first.option.predicted ? ", predicted" : "") + ". " + counts.meets + " of " + of + (counts.meets === 1 ? " meets" : " meet") + " the limits.";
       }
-      var remedy = "ask for fewer users or tokens, or wider limits";
+      var shorter = 0, fewer = 0, nearest = [];
+      offers.forEach(function (x) {
+        x.option.cells.filter(function (c) { return c.each !== null; }).forEach(function (c) {
+          if (c.users >= ask.users && c.context < ask.context) { shorter = Math.max(shorter, c.context); }
+          if (c.context >= ask.context && c.users < ask.users) { fewer = Math.max(fewer, c.users); }
+        });
+      });
+      if (shorter) { nearest.push(place({ users: ask.users, context: shorter })); }
+      if (fewer) { nearest.push(place({ users: fewer, context: ask.context })); }
+      var remedy = (nearest.join(" or ") || "other numbers") + ", or wider limits";
       if (counts["not measured"] && !ask.gpu) { remedy += "; or name a card (GPU), and what was not measured is predicted"; }
       return "None of " + of + " is known to serve " + what + ": " + counts.fails + " fail, " + counts["not measured"] + " lack a " +
-        (ask.gpu ? "prediction" : "measurement") + ". What to try: " + remedy + ".";
+        (ask.gpu ? "prediction" : "measurement") + ". Ask for " + remedy + ".";
     }
     function cellOf(row, tag, css, text, small) {
       var cell = document.createElement(tag);
@@ -224,6 +233,11 @@
       var offers = options.filter(function (option) {
         return ask.gpu ? option.gpu === ask.gpu : !option.predicted;
       }).map(function (option) { return offer(option, ask); });
+      offers = offers.filter(function (x) {
+        return !x.option.predicted || !offers.some(function (y) {
+          return !y.option.predicted && y.cell && y.option.model === x.option.model && y.option.engine === x.option.engine;
+        });
+      });
       offers.sort(function (a, b) {
         return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || (b.total || 0) - (a.total || 0);
       });
