@@ -311,7 +311,7 @@ def lead(answers: Sequence[Offer], ask: Ask) -> str:
         others = f"{counts[MEETS]} of {of} meet{'s' if counts[MEETS] == 1 else ''} the limits"
         return (
             f"{first.option.model} on {first.option.engine} {how} for {what}: "
-            f"{short(first.total)} tok/s together"
+            f"{short(first.total)} tok/s{' together' if ask.users > 1 else ''}"
             f"{', predicted' if first.option.predicted else ''}. {others}."
         )
     cells = [cell for answer in answers for cell in answer.option.measured]

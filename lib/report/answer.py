@@ -274,10 +274,13 @@ def for_one(best: Sequence[Candidate], options: Sequence[Option], context: int) 
     if len(pair) < 2:
         return ""
     (first, speed, option), (other, slower, _) = sorted(pair, key=lambda x: -x[1])
-    text = f"For one user {first} decodes {speed / slower:.2g} times as fast as {other}"
+    text = (
+        f"For one user, each on its fastest stack, {first} decodes {speed / slower:.2g} times as "
+        f"fast as {other}"
+    )
     plain = [_on_reference(options, name, context) for name in (first, other)]
     if None not in plain and option.of("stack") != STUDY_STACK:
-        text += f"; on {STUDY_STACK}, where the host sets the pace, {plain[0] / plain[1]:.2g} times"
+        text += f"; on {STUDY_STACK} {plain[0] / plain[1]:.2g} times"
     return f"{text}."
 
 

@@ -129,7 +129,7 @@ def test_what_meets_comes_first_and_faster_before_slower():
     ("asked", "told"),
     [
         ({}, "2.0 on graph, bfloat16 serves most for 1 user of 2,000 tokens: 2.000 tok/s"),
-        ({}, "together. 2 of 2 options meet the limits."),
+        ({}, "tok/s. 2 of 2 options meet the limits."),
         ({"itl_ms": 600}, "1 of 2 options meets the limits."),
         ({"users": 2}, "None of 2 options is known to serve 2 users of 2,000 tokens: 0 fail, 2 "),
         ({"users": 2}, "or name a card (GPU), and what was not measured is predicted."),
@@ -152,7 +152,7 @@ def test_a_prediction_is_no_second_answer_beside_a_measured_one():
     assert [o.option for o in choice.offers([TOY, guess], ask)] == [TOY]
     beyond = choice.offers([replace(TOY, cells=()), guess], ask)  # nothing was measured there
     assert [o.option.predicted for o in beyond] == [True, False]
-    assert "together, predicted." in " ".join(choice.text(beyond, ask).split())
+    assert "tok/s, predicted." in " ".join(choice.text(beyond, ask).split())
 
 
 def test_one_user_is_no_users():

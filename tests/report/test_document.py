@@ -795,6 +795,32 @@ def test_prints(browser, paper):
         assert opened.page.locator("#table-1 .v >> nth=0").is_visible()
 
 
+BROKEN = r"""() => {
+    const broken = [], place = document.createRange();
+    const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
+    for (let text = walker.nextNode(); text; text = walker.nextNode()) {
+        if (!text.parentElement.closest('td, th')) { continue; }
+        for (const word of text.data.matchAll(/[\w.,]{2,12}/g)) {
+            place.setStart(text, word.index);
+            place.setEnd(text, word.index + word[0].length);
+            const lines = [...place.getClientRects()].filter(box => box.width);
+            if (new Set(lines.map(box => Math.round(box.top))).size > 1) { broken.push(word[0]); }
+        }
+    }
+    return broken;
+}"""
+
+
+@pytest.mark.browser
+def test_on_paper_no_word_is_broken_and_nothing_is_wider_than_the_sheet(browser, paper):
+    sheet = {"width": 718, "height": 1020}  # A4 less its margins, at 96 pixels an inch
+    with Page(browser, paper / "report.html", viewport=sheet) as opened:
+        opened.page.emulate_media(media="print")
+        opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert opened.page.evaluate(BROKEN) == []
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= sheet["width"]
+
+
 def test_plan_json_tells_what_is_missing(tmp_path):
     root = sample.write_demo(tmp_path)
     (root / "plan.json").write_text(json.dumps({"jobs": ["new/random-hf-eager/latency"]}))

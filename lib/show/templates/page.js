@@ -191,7 +191,7 @@
       var of = offers.length + " option" + (offers.length > 1 ? "s" : "");
       if (first.verdict === "meets" || first.verdict === "may meet") {
         return first.option.model + " on " + first.option.engine + (first.verdict === "meets" ? " serves most" : " may serve") + " for " + what +
-          ": " + short(first.total) + " tok/s together" + (first.option.predicted ? ", predicted" : "") + ". " + counts.meets + " of " + of + (counts.meets === 1 ? " meets" : " meet") + " the limits.";
+          ": " + short(first.total) + " tok/s" + (ask.users > 1 ? " together" : "") + (first.option.predicted ? ", predicted" : "") + ". " + counts.meets + " of " + of + (counts.meets === 1 ? " meets" : " meet") + " the limits.";
       }
       var shorter = 0, fewer = 0, nearest = [];
       offers.forEach(function (x) {
