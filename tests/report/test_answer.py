@@ -129,6 +129,13 @@ def test_without_decoding_there_is_no_answer():
     assert answer.answer([r for r in FAST if r.kind != "batch"]) is None
 
 
+@pytest.mark.parametrize(("held", "told"), [(2_000_000_000, "2.0 GB"), (427_000, "0.427 MB")])
+def test_the_size_of_a_model_is_never_nought(held, told):
+    small = replace(TOY, card=replace(CARD, weight_bytes=held))
+    (name, *_), *_ = answer.card(answer.candidates([small], 2000), 2000).rows
+    assert name.small.endswith(told)
+
+
 def test_a_context_that_all_models_share_is_taken():
     assert answer.shared_context([TOY, SLOW]) == 2000
     assert answer.shared_context([TOY, option(cell(4000, 1, 9.0), model="x")]) == 4000
