@@ -19,7 +19,7 @@ from lib.records.store import load_tree
 from lib.report import comparison, document
 from lib.report.abstract import findings
 from lib.show.notebook_html import clean, demoted, mathml, read_notebook, render_fragment
-from lib.show.wording import compared
+from lib.show.wording import compared, once
 from lib.stats import Estimate
 from lib.studies.paper_tables import paper_tables
 from lib.studies.study import load_published
@@ -216,6 +216,12 @@ def test_abstract_is_computed(soup):
     assert "33.3 % less than Qwen3-32B" in text
     assert "Qwen3-32B 20,000 J" in text
     assert "Random weights: valid for memory and dense latency" in text
+
+
+def test_a_long_reason_is_said_once_in_a_sentence():
+    why = "times withheld: its logits differ from those of generate() by 22%"
+    text = f"A ({why}); B 2 (n = 6). A: not compared with B ({why}); C (n = 6), not with D ({why})."
+    assert once(text) == f"A ({why}); B 2 (n = 6). A: not compared with B; C (n = 6), not with D."
 
 
 def test_sentences_can_say_no():
