@@ -176,7 +176,8 @@ def card(
     columns = [_marked(cells, better) for better, cells in pairs]
     example = " (GPU_HOUR_USD)" if gpu_hour_usd is None else ""
     notes = (
-        f"Room and one user at {context:,} tokens. Decoding only, at {price:g} USD an hour{example}.",
+        f"Room and one user at {context:,} tokens. "
+        f"Decoding only, at {price:g} USD an hour{example}.",
     )
     rows = tuple(zip(*columns, strict=True))
     kinds = dict.fromkeys("CPU" if c.option.of("gpu") == NO_GPU else "GPU" for c in best)
