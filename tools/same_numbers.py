@@ -36,7 +36,7 @@ def numbers(report: Path) -> Cells:
     cells = _records(page)
     for summary in page.select("details.clip > summary"):  # the start of a name that follows whole
         summary.extract()
-    for figure in page.select("figure.table"):
+    for figure in page.select("figure.table:has(thead)"):  # one without rows has no columns
         reasons = {item["id"]: _text(item) for item in figure.select("ul.footnotes li[id]")}
         titles = _titles(figure)
         seen: dict[tuple[str, ...], int] = {}
