@@ -75,7 +75,7 @@ run_options = $(call option,--profile,PROFILE) $(call option,--models,MODELS) \
     $(call option,--server,SERVER) $(call option,--also,ALSO) $(call option,--timeout,TIMEOUT) \
     $(call flag,--wait,WAIT) \
     $(call flag,--force,FORCE)
-# Which of the variables came with the command: those that a target does not take are refused.
+# Which of the variables came with the command: those that a verb does not take are refused.
 given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 
 # lib is importable in every environment and every notebook kernel, installed or not.
@@ -91,7 +91,8 @@ py=$$(for p in python3 python3.13 python3.12 python3.11 python3.14 python $(call
     if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1; then \
         exec "$$p" tools/bootstrap.py $(1) --python $(call text,PYTHON); fi; done; \
     echo "set-up: Python 3.11 or newer is needed and none was found on PATH. Install one (Debian:" >&2; \
-    echo "apt-get install python3 python3-venv) or name one with PYTHON=path." >&2; exit 1) || exit $$?;
+    echo "apt-get install python3 python3-venv) or name one with PYTHON=path." >&2; exit 1) || exit $$?; \
+export WORKBOOK_GIVEN="$(strip $(given))";
 endef
 
 help:  ## list the targets and variables
@@ -119,7 +120,7 @@ help:  ## list the targets and variables
 	@echo "  A= B=                    make compare: result folders; make versus: an interpreter or a folder of packages"
 	@echo "  ROUNDS= CALLS=           make versus: of four blocks A B B A (3); of each arm in a block (8)"
 	@echo "  NEW_TOKENS= EFFECT=      make versus: of a whole call (64); the difference that matters, in per cent (5)"
-	@echo "  GPU=                     make plan: a card of params/gpus.yaml (H200, L4), also one not measured"
+	@echo "  GPU=                     make plan, fit: a card of params/gpus.yaml (H200, L4), also one not measured"
 	@echo "  STUDY=file               make report, audit: a study of params/published/ (default: arxiv-2508.16700)"
 	@echo "  CSV=folder               make audit: the study's released CSV files, to compare its facts with"
 	@echo "  ARGS=                    passed on to pytest (make test), JupyterLab (make lab), make fit (--json), audit, bundle, mutants"
@@ -128,7 +129,7 @@ setup:  ## prepare the environment the other targets use, and say which it is
 	@$(call find,lab) :
 
 report:  ## run the notebooks of PROFILE and build outputs/PROFILE/report.html
-	@$(call find,report) WORKBOOK_GIVEN="$(strip $(given))" exec "$$py" -m lib report \
+	@$(call find,report) exec "$$py" -m lib report \
 	    $(if $(value FROM),$(call option,--from,FROM),$(run_options) \
 	    $(call option,--jobs,JOBS)) $(call option,--out,OUT) \
 	    $(call option,--gpu-hour-usd,GPU_HOUR_USD) $(call option,--kwh-usd,KWH_USD) \
@@ -163,9 +164,9 @@ export:  ## every number as CSV and Parquet with a data dictionary: FROM=outputs
 	@$(call find,report) exec "$$py" -m lib export $(if $(value FROM),$(call text,FROM)) \
 	    $(call option,--out,OUT)
 
-fit:  ## will MODEL fit a GPU of GPU_GB? largest context, users, decode limit; needs no GPU
+fit:  ## will MODEL fit a GPU, or GPU_GB? largest context, users, decode limit; needs no GPU
 	@$(call find,report) exec "$$py" -m lib fit $(call option,--model,MODEL) \
-	    $(call option,--gpu-gb,GPU_GB) $(call option,--dtype,DTYPE) \
+	    $(call option,--gpu,GPU) $(call option,--gpu-gb,GPU_GB) $(call option,--dtype,DTYPE) \
 	    $(call option,--bandwidth-gb-s,BANDWIDTH_GB_S) \
 	    $(call option,--context,CONTEXT) $(call items,ARGS)
 

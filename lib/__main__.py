@@ -67,7 +67,6 @@ def make_report(args: argparse.Namespace) -> int:
     from lib.report import closing
     from lib.report import document as report
 
-    options.refuse_variables(os.environ.get("WORKBOOK_GIVEN", ""), bool(args.source))
     os.environ["JUPYTER_PATH"] = files.jupyter_path(sys.path, os.environ.get("JUPYTER_PATH", ""))
     out_dir = resolve(args.out or f"outputs/{'rebuilt' if args.source else args.profile}")
     prices = cost.Prices(args.gpu_hour_usd, args.kwh_usd)
@@ -216,6 +215,9 @@ def merge_folders(args: argparse.Namespace) -> int:
     from lib.report import document as report
     from lib.run import elsewhere
 
+    if not args.sources or not args.out:
+        example = 'make merge FROM="outputs/a outputs/b" OUT=outputs/c'
+        raise ParamsError(f"FROM and OUT are needed: {example}")
     out_dir = resolve(args.out)
     sources = [part for source in args.sources for part in elsewhere.parts(resolve(source))]
     stale = slices.merge(sources, out_dir)
@@ -232,6 +234,8 @@ def compare_sets(args: argparse.Namespace) -> int:
     """Compare two result sets; 1 where no arm of them can be compared."""
     from lib.report import comparison
 
+    if not args.a or not args.b:
+        raise ParamsError("A and B are needed: make compare A=outputs/x B=outputs/y")
     a, b = resolve(args.a), resolve(args.b)
     out = resolve(args.out or f"outputs/compared/{a.name}--{b.name}")
     page, pairs = comparison.write(a, b, out)
@@ -313,24 +317,30 @@ def export_numbers(args: argparse.Namespace) -> int:
 def check_fit(args: argparse.Namespace) -> int:
     """Print whether a model fits a GPU, as text or JSON."""
     from lib.analysis import fit, predictions
+    from lib.analysis.capacity import predicted
+    from lib.hardware.datasheets import datasheet
     from lib.measure.memory import forecast
     from lib.models import card, formats, load, origin, shapes
 
-    if not args.model or args.gpu_gb is None:
-        raise ParamsError("MODEL and GPU_GB are needed: make fit MODEL=gpt-oss-20b GPU_GB=80")
+    sheet = datasheet(predicted.card_named(args.gpu) if args.gpu else None)
+    gpu_gb = args.gpu_gb or (sheet.memory_bytes or 0) / 1e9
+    bandwidth_gb_s = args.bandwidth_gb_s or (sheet.memory_bytes_per_s or 0) / 1e9
+    if not args.model or not gpu_gb:
+        example = "make fit MODEL=gpt-oss-20b GPU_GB=80, or GPU=H200"
+        raise ParamsError(f"MODEL and GPU_GB are needed: {example}")
     shipped = None if resolve(args.model).exists() else shapes.shipped(args.model)
     model = origin.Origin(shipped[0], config=shipped[1]) if shipped else args.model
     try:
         answer = fit.answer(
             functools.partial(load.card, model),
-            gpu_gb=args.gpu_gb,
+            gpu_gb=gpu_gb,
             forms=formats.listed(args.dtype) or formats.USUAL,
-            bandwidth_gb_s=args.bandwidth_gb_s,
+            bandwidth_gb_s=bandwidth_gb_s or None,
             contexts=args.context or fit.CONTEXTS,
             workspace_of=forecast.workspace_of(model),
         )
     except card.ModelError as error:
-        raise ParamsError(f"{error}; {shapes.hint()}") from None
+        raise ParamsError(f"{error}; {shapes.hint(args.model)}") from None
     if shipped:
         answer["shapes"] = f"shapes ship with the workbook, the hub was not asked: {shipped[2]}"
     if lines := predictions.released_lines(answer["card"]["name"]):
@@ -352,7 +362,7 @@ def make_plan(args: argparse.Namespace) -> int:
     board = next((o.gpu_bytes for o in options if gpu and o.of("gpu") == gpu and o.gpu_bytes), None)
     gpu_gb = args.gpu_gb or (board or datasheet(gpu).memory_bytes or 0) / 1e9
     if not gpu_gb:
-        raise ParamsError("GPU_GB or GPU is needed: make plan GPU_GB=80 CONTEXT=2048 USERS=20")
+        raise ParamsError("GPU or GPU_GB is needed: make plan GPU=H100 CONTEXT=2048 USERS=8")
     ask = choice.Ask(
         gpu_gb=gpu_gb,
         context=args.context,
@@ -363,7 +373,7 @@ def make_plan(args: argparse.Namespace) -> int:
         gpu=gpu,
     )
     answers = choice.offers([*options, *predicted.options(options)], ask)
-    sys.stdout.write(choice.text(answers) + "\n")
+    sys.stdout.write(choice.text(answers, ask) + "\n")
     return 0
 
 
@@ -455,12 +465,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--dtype", default="bfloat16", choices=DTYPES)
 
     one = verb("merge", merge_folders)
-    one.add_argument("sources", nargs="+", metavar="FOLDER")
-    one.add_argument("--out", required=True)
+    one.add_argument("sources", nargs="*", metavar="FOLDER")
+    one.add_argument("--out", help="the folder that gets all of them")
 
     one = verb("compare", compare_sets)
-    one.add_argument("a", metavar="A")
-    one.add_argument("b", metavar="B")
+    one.add_argument("a", nargs="?", metavar="A")
+    one.add_argument("b", nargs="?", metavar="B")
     one.add_argument("--out", help="default: outputs/compared/<A>--<B>")
 
     one = verb("versus", make_versus)
@@ -492,7 +502,8 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("fit", check_fit)
     one.add_argument("--model")
-    one.add_argument("--gpu-gb", type=options.gigabytes)
+    one.add_argument("--gpu", default="", help="a card of params/gpus.yaml: H200, L4 ...")
+    one.add_argument("--gpu-gb", type=options.gigabytes, help="of the card; default: that of --gpu")
     one.add_argument("--dtype", default="", help="bfloat16, mxfp4, 4-bit ...")
     one.add_argument("--bandwidth-gb-s", type=options.BANDWIDTH, help="for the decode limit")
     one.add_argument("--context", type=options.token_counts, help="tokens: 2048,8192")
@@ -537,6 +548,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit status."""
     args = parser().parse_args(argv)
     try:
+        options.refuse_variables(os.environ.pop("WORKBOOK_GIVEN", ""), args)
         return args.run(args)
     except KeyboardInterrupt:
         say("interrupted")

@@ -121,14 +121,15 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     ("jobs --out README.md", "README.md", "choose another"),
     ("jobs -- --dry-run", "--dry-run", "ENGINE=slurm"),
     # folders of results
-    ("merge", "FOLDER", "--help"),
-    (f"merge {RELEASED}", "--out", "--help"),
+    ("merge", "FROM and OUT", "make merge FROM="),
+    (f"merge {RELEASED}", "OUT", "make merge FROM="),
     ("merge outputs/nowhere --out outputs/x-merged", "outputs/nowhere", "FROM takes results"),
     (f"merge {RELEASED} --out {RELEASED}/sub", f"{RELEASED}/sub", "choose another"),
     (f"merge {RELEASED} --out outputs/released", "outputs/released", "choose another"),
     (f"merge {RELEASED} --out outputs", "outputs", "choose a"),
     (f"merge {RELEASED} --out tests", "tests", "choose a new OUT"),
-    (f"compare {RELEASED}", "B", "--help"),
+    ("compare", "A and B", "make compare A="),
+    (f"compare {RELEASED}", "B", "make compare A="),
     (f"compare {RELEASED} outputs/nowhere", "outputs/nowhere", "folder"),
     (f"compare README.md {RELEASED}", "README.md", "folder"),
     ("compare a b c", "c", "--help"),
@@ -158,13 +159,16 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     (f"score {RELEASED} --out outputs/released/x", "outputs/released/x", "choose another"),
     ("score tests", "tests", "choose a folder"),
     # which option
-    ("plan", "GPU_GB or GPU", "make plan GPU_GB="),
+    ("plan", "GPU or GPU_GB", "make plan GPU="),
+    ("plan --gpu A100", "'A100'", "GPU="),
     ("plan --gpu H300", "'H300'", "Known: "),
     ("plan outputs/nowhere --gpu H200", "outputs/nowhere", "FROM takes a folder"),
     # will it fit
     ("fit", "MODEL and GPU_GB", "make fit MODEL="),
     ("fit --model gpt-oss-20b", "GPU_GB", "make fit MODEL="),
     ("fit --gpu-gb 80", "MODEL", "make fit MODEL="),
+    ("fit --model gpt-oss-20b --gpu H300", "'H300'", "Known: "),
+    ("fit --model Llama-3.3-70B --gpu-gb 24", "Llama-3.3-70B", "meta-llama/Llama-3.3-70B-Instruct"),
     ("fit --model gpt-oss-20 --gpu-gb 80", "gpt-oss-20", "did you mean"),
     (f"fit --model {LONG} --gpu-gb 80", "xxx", "shorter name"),
     ("fit --model nowhere.gguf --gpu-gb 80", "nowhere.gguf", ".gguf file"),
@@ -227,25 +231,71 @@ def test_yes_and_no_as_people_write_them(words, value):
 
 
 @pytest.mark.parametrize(
-    ("given", "rebuilds", "says"),
+    ("line", "given", "says"),
     [
-        ("MODEL", False, "'MODEL'; did you mean 'MODELS'"),
-        ("MODLES", False, "'MODLES'; did you mean 'MODELS'"),
-        ("GPU_GB", False, "'GPU_GB'"),
-        ("ENGINE", False, "'ENGINE'"),
-        ("JOBS", True, "make report FROM=: 'JOBS'"),
-        ("MODELS FORCE", True, "make report FROM=: 'FORCE'"),
-        ("FORCE", True, "'FORCE'"),
+        ("report", "MODEL", "'MODEL'; did you mean 'MODELS'"),
+        ("report", "MODLES", "'MODLES'; did you mean 'MODELS'"),
+        ("report", "GPU_GB", "'GPU_GB'"),
+        ("report", "ENGINE", "'ENGINE'"),
+        ("report --from x", "JOBS", "make report FROM=: 'JOBS'"),
+        ("report --from x", "MODELS FORCE", "make report FROM=: 'FORCE'"),
+        ("report --from x", "FORCE", "'FORCE'"),
+        ("plan", "gpu", "make plan: 'gpu'; did you mean 'GPU'"),
+        ("plan", "MODEL", "make plan: 'MODEL'"),
+        ("fit", "USERS", "make fit: 'USERS'"),
+        ("fit", "MODELS", "did you mean 'MODEL'"),
+        ("compare a b", "FROM", "make compare: 'FROM'"),
+        ("merge a --out b", "PROFILE", "make merge: 'PROFILE'"),
+        ("bundle", "MODELS", "make bundle: 'MODELS'"),
+        ("export", "A", "make export: 'A'"),
+        ("audit", "FROM", "make audit: 'FROM'"),
+        ("score", "STUDY", "make score: 'STUDY'"),
+        ("versus a b", "MODELS", "did you mean 'MODEL'"),
+        ("jobs", "JOBS", "make jobs: 'JOBS'"),
     ],
 )
-def test_a_variable_that_would_not_be_heeded_is_refused(given, rebuilds, says):
+def test_a_variable_that_would_not_be_heeded_is_refused(line, given, says):
     with pytest.raises(command.ParamsError, match=says):
-        options.refuse_variables(given, rebuilds)
+        options.refuse_variables(given, command.parser().parse_args(line.split()))
+
+
+def test_make_tells_every_verb_what_was_given():
+    ran = subprocess.run(
+        ["make", "plan", "gpu=H200", f"PYTHON={sys.executable}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == 2 and "did you mean 'GPU'" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "given"),
+    [
+        ("bundle", "PROFILE FROM OUT ARGS PYTHON"),
+        ("plan", "FROM GPU GPU_GB CONTEXT USERS TTFT_MS ITL_MS GPU_HOUR_USD"),
+        ("fit", "MODEL GPU GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT ARGS"),
+        (
+            "versus",
+            "FROM A B MODEL WEIGHTS DTYPE CONTEXT NEW_TOKENS CALLS ROUNDS EFFECT TIMEOUT OUT",
+        ),
+        ("jobs", "PROFILE MODELS STACK OUT FORMAT ENGINE GPU IMAGE ARGS FORCE WAIT TIMEOUT"),
+        ("merge", "FROM OUT"),
+        ("compare", "A B OUT"),
+        ("export", "FROM OUT"),
+        ("score", "FROM OUT"),
+        ("audit", "STUDY CSV ARGS"),
+    ],
+)
+def test_every_verb_takes_what_the_makefile_hands_it(line, given):
+    options.refuse_variables(given, command.parser().parse_args([line]))
 
 
 def test_variables_for_other_programs_pass():
-    options.refuse_variables("PROFILE MODELS HF_HOME CUDA_VISIBLE_DEVICES OMP_NUM_THREADS", False)
-    options.refuse_variables("FROM OUT STUDY", True)
+    measured, rebuilt = (
+        command.parser().parse_args(line.split()) for line in ("report", "report --from x")
+    )
+    foreign = "HF_HOME CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
+    options.refuse_variables(f"PROFILE MODELS JOBS ALSO KWH_USD {foreign}", measured)
+    options.refuse_variables("FROM OUT STUDY", rebuilt)
 
 
 @pytest.mark.parametrize("wait_s", [0.3, 0.8, 2.0])

@@ -227,9 +227,17 @@ class Offer:
 
 
 def offers(choices: Sequence[Option], ask: Ask) -> list[Offer]:
-    """What each option answers: those that meet the ask first, by speed of all users."""
-    asked = (o for o in choices if (o.of("gpu") == ask.gpu if ask.gpu else not o.predicted))
-    answers = [_offer(option, ask) for option in asked]
+    """What each option answers: those that meet the ask first, by speed of all users. Where a
+    measured one has an answer, there is no prediction of the same beside it."""
+    asked = [o for o in choices if (o.of("gpu") == ask.gpu if ask.gpu else not o.predicted)]
+    answered = {
+        (o.model, o.engine) for o in asked if not o.predicted and o.at(ask.context, ask.users)
+    }
+    answers = [
+        _offer(option, ask)
+        for option in asked
+        if not (option.predicted and (option.model, option.engine) in answered)
+    ]
     return sorted(answers, key=lambda a: (VERDICTS.index(a.verdict), -(a.total or 0)))
 
 
@@ -313,8 +321,40 @@ def basis(offer: Offer) -> str:
     return f"predicted at {place}: {ends} tok/s each at {cell.per_user.level:.0%}"
 
 
-def text(answers: Sequence[Offer]) -> str:
-    """The answer to an ask for a terminal, an option a line, and what it holds for."""
+def lead(answers: Sequence[Offer], ask: Ask) -> str:
+    """The answer in a sentence or two: the first option, or that none is known and what to do."""
+    what = f"{_users(ask.users)} of {ask.context:,} tokens"
+    if not answers:
+        return f"Nothing is known of {what} on {ask.gpu or 'this card'}."
+    verdicts = [answer.verdict for answer in answers]
+    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+    first, of = answers[0], f"{len(answers)} option{'s' if len(answers) > 1 else ''}"
+    if first.verdict in (MEETS, MAY):
+        how = "serves most" if first.verdict == MEETS else "may serve"
+        others = f"{counts[MEETS]} of {of} meet{'s' if counts[MEETS] == 1 else ''} the limits"
+        return (
+            f"{first.option.model} on {first.option.engine} {how} for {what}: "
+            f"{short(first.total)} tok/s{' together' if ask.users > 1 else ''}"
+            f"{', predicted' if first.option.predicted else ''}. {others}."
+        )
+    cells = [cell for answer in answers for cell in answer.option.measured]
+    shorter = [c.context for c in cells if c.users >= ask.users and c.context < ask.context]
+    fewer = [c.users for c in cells if c.context >= ask.context and c.users < ask.users]
+    nearest = [f"{_users(ask.users)} of {max(shorter):,} tokens"] if shorter else []
+    nearest += [f"{_users(max(fewer))} of {ask.context:,} tokens"] if fewer else []
+    remedy = f"{' or '.join(nearest) or 'other numbers'}, or wider limits"
+    if counts[UNKNOWN] and not ask.gpu:
+        remedy += "; or name a card (GPU), and what was not measured is predicted"
+    return (
+        f"None of {of} is known to serve {what}: {counts[FAILS]} fail, {counts[UNKNOWN]} lack a "
+        f"{'prediction' if ask.gpu else 'measurement'}. Ask for {remedy}."
+    )
+
+
+def text(answers: Sequence[Offer], ask: Ask) -> str:
+    """The answer to an ask for a terminal: its sentence, an option a line, what it holds for."""
+    if not answers:
+        return lead(answers, ask)
     width = max(map(len, VERDICTS)) + 2
     lines = [
         textwrap.fill(
@@ -326,13 +366,13 @@ def text(answers: Sequence[Offer]) -> str:
     notes = [f"Speeds are of {' and '.join(gpus)}; {FORMULA}."]
     if any(answer.option.predicted for answer in answers):
         notes.append(textwrap.fill(PREDICTED, 100))
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([textwrap.fill(lead(answers, ask), 100), "", *lines, "", *notes])
 
 
 def _told(answer: Offer) -> str:
     cell, price = answer.cell, answer.usd_per_million
     facts = [answer.why]
-    if answer.verdict in (MEETS, MAY) and answer.room is not None:
+    if answer.verdict != FAILS and answer.room is not None:
         facts.append(f"room for {_users(answer.room)}")
     if cell:
         first = cell.ttft_s.value

@@ -31,7 +31,8 @@ def draw(metric: str, rows: Sequence[Record]) -> None:
     """Show one of FIGURES."""
     if metric not in FIGURES:
         raise unknown("metric", metric, FIGURES)
-    figure.show(FIGURES[metric](rows), rows)
+    own = [row for row in rows if row.kind != "trace"]  # of whatever stack, for the caption of none
+    figure.show(FIGURES[metric](rows), own)
 
 
 def browse(folder: str | Path) -> str | None:
@@ -51,8 +52,9 @@ def browse(folder: str | Path) -> str | None:
 
 
 def stacks_of(rows: Sequence[Record], model: str) -> list[str]:
-    """The stacks on which calls of a model were timed."""
-    timed = [r for r in select(rows, "latency", model=model) if r.samples.get("e2e_s")]
+    """The stacks on which calls of a model were timed, and not withheld."""
+    calls = (r for r in select(rows, "latency", model=model) if not r.error)
+    timed = [r for r in calls if r.samples.get("e2e_s")]
     return list(dict.fromkeys(str(r.key.get("stack")) for r in timed))
 
 
@@ -80,6 +82,16 @@ def pick(
     return [*select(rows, "environment"), *mine]
 
 
+def metrics_of(rows: Sequence[Record], model: str, stack: str) -> list[str]:
+    """The metrics of FIGURES that have something to draw of a model on a stack."""
+    mine, names = pick(rows, model, stack), []
+    for name, draw_it in FIGURES.items():
+        ax = draw_it(mine)
+        names += [name] if figure.points(ax) else []
+        plt.close(ax.figure)
+    return names
+
+
 def panel(rows: Sequence[Record]) -> VBox:
     """Three lists to choose from, of what the rows hold, over the figure of the choice."""
     import ipywidgets
@@ -87,16 +99,28 @@ def panel(rows: Sequence[Record]) -> VBox:
     models = [name for name in figure.models_of(rows) if stacks_of(rows, name)]
     model = ipywidgets.Dropdown(options=models, description="model")
     stack = ipywidgets.Dropdown(options=stacks_of(rows, model.value), description="stack")
-    metric = ipywidgets.Dropdown(options=list(FIGURES), description="metric")
+    metric = ipywidgets.Dropdown(
+        options=metrics_of(rows, model.value, stack.value), description="metric"
+    )
 
     def offer_stacks(change: object) -> None:
         stack.options = stacks_of(rows, model.value)
+        offer_metrics(change)
+
+    def offer_metrics(change: object) -> None:
+        names = metrics_of(rows, model.value, stack.value)
+        if list(metric.options) != names:
+            kept = metric.value if metric.value in names else names[0]
+            metric.options = names
+            metric.value = kept
 
     def show(model: str, stack: str, metric: str) -> None:
-        if stack in stacks_of(rows, model):  # the list of stacks follows the model a moment later
+        # The lists follow each other a moment later.
+        if stack in stacks_of(rows, model) and metric in metrics_of(rows, model, stack):
             plt.close("all")
             draw(metric, pick(rows, model, stack))
 
     model.observe(offer_stacks, names="value")
+    stack.observe(offer_metrics, names="value")
     shown = ipywidgets.interactive_output(show, {"model": model, "stack": stack, "metric": metric})
     return ipywidgets.VBox([ipywidgets.HBox([model, stack, metric]), shown])

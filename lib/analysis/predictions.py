@@ -131,12 +131,18 @@ def released_lines(model: str, folder: str | Path = RELEASED) -> list[str]:
             start = "all rows: "
             shared = [n.removeprefix(start) for n in grid.notes if n.startswith(start)]
             where = ", ".join([*map(str, setup), *shared, f"{row[-len(COLUMNS) - 1]:,} tokens"])
-            cells = [short(cell.value) for cell in row[-len(COLUMNS) :]]
-            lines.append(
-                f"measured in the released set {root.name} ({where}), and predicted: weights "
-                f"{cells[1]} and {cells[0]} GB; cache {cells[3]} and {cells[2]} MB; decode "
-                f"{cells[5]} tok/s under a limit of {cells[4]}"
-            )
+            cells = row[-len(COLUMNS) :]
+            pairs = zip(("weights", "cache", "decode"), cells[::2], cells[1::2], strict=True)
+            parts = [
+                f"{what} {short(cell.value)} {column.unit} ("
+                + ("a limit of " if what == "decode" else "predicted ")
+                + f"{short(guess.value)})"
+                for (what, guess, cell), column in zip(pairs, COLUMNS[1::2], strict=True)
+                if cell.value is not None
+            ]
+            if parts:
+                about = f"measured in the released set {root.name} ({where})"
+                lines.append(f"{about}: {', '.join(parts)}")
         lines += [f"measured in the released set {root.name}: {text}" for text in batches(rows)]
     return lines
 

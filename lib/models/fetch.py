@@ -120,8 +120,8 @@ def _hub_reason(error: BaseException, repo: str, revision: str) -> str | None:
         why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         return (
             f"{why}, and {repo} (revision {revision}) is not complete in the local cache; "
-            "connect, download it beforehand, give a local folder, or use weights=random with an "
-            "entry of params/models.yaml"
+            "connect, download it beforehand, give a local folder, or random weights of an entry "
+            "of params/models.yaml"
         )
     if "EntryNotFoundError" in names or "does not appear to have a file named" in str(error):
         return f"{repo} (revision {revision}) lacks a file that a checkpoint needs: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ def names(path: str | Path = FILE) -> list[str]:
     return list(read_yaml(resolve(path))["models"])
 
 
-def hint(path: str | Path = FILE) -> str:
-    """What else `make fit` takes, for who has no hub."""
+def hint(name: str = "", path: str | Path = FILE) -> str:
+    """What else `make fit` takes, for who has no hub: the models here that have all words of the
+    name first."""
+    words = re.split(r"\W+", name.casefold())
+    near = [hub for hub in names(path) if all(word in hub.casefold() for word in words)]
+    such = f", such as {' or '.join(near[:3])}" if name and near else ""
     return (
         f"make fit needs no weights: a folder with a config.json alone will do (MODEL=<folder>), "
-        f"and {len(names(path))} models of {FILE} need no hub"
+        f"and {len(names(path))} models of {FILE} need no hub{such}"
     )

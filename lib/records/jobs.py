@@ -157,20 +157,27 @@ class Job:
 
     @property
     def rerun(self) -> str:
-        """The command that runs this job again: as its run noted it, else as its folders say."""
-        values = self.command or self._guess()
+        """The command that runs this job again: as its run noted it, else as its folders say. A
+        profile that is no longer there gives way to the study's."""
+        values = dict(self.command or self._guess())
+        if not has_profile(values["PROFILE"]):
+            values["PROFILE"] = "paper"
         values |= {"OUT": self.out} if self.out not in ("", f"outputs/{values['PROFILE']}") else {}
         values |= {"FORCE": "1"} if self.status == "ok" else {}
         return "make report " + " ".join(f"{k}={shlex.quote(str(v))}" for k, v in values.items())
 
     def _guess(self) -> dict[str, Any]:
-        exists = (files.ROOT / "params" / f"{self.profile}.yaml").exists()
-        values = {"PROFILE": self.profile if exists else "paper"}
+        values: dict[str, Any] = {"PROFILE": self.profile}
         if self.parts[0] != ACROSS:
             values["MODELS"] = self._parameter("model") or self.parts[0]
         values["NOTEBOOKS"] = self.notebook
         names = ("server",) if self._parameter("server") else ("weights", "stack", "devices")
         return values | {n.upper(): v for n in names if (v := self._parameter(n))}
+
+
+def has_profile(name: str) -> bool:
+    """Whether there is a profile of the name, here and now."""
+    return (files.ROOT / "params" / f"{name}.yaml").exists()
 
 
 def readable(end: str | None) -> str:

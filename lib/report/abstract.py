@@ -55,7 +55,8 @@ def findings(
         sentences += [Statement("Against the bound", f"{bound}: {meaning}")] if bound else []
     for other in others(records, stack):
         sentences += _other_stack(base_of(other), other, base, stack, arm, published, records)
-    return [*sentences, *section.against_paper(tables)]
+    every = [*sentences, *section.against_paper(tables)]
+    return [statement._replace(text=wording.once(statement.text)) for statement in every]
 
 
 def _arm(base: Base, published: StudyFile) -> Arm | None:

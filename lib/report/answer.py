@@ -18,7 +18,7 @@ from lib.analysis.choice import Cell, Option
 from lib.analysis.rows import NO_GPU, Rows
 from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
 from lib.records.record import Record, environments
-from lib.show import figure
+from lib.show import figure, wording
 from lib.show.page import embedded
 from lib.show.table import Column, Number, Table, Text, Verdict
 from lib.show.wording import short
@@ -176,7 +176,8 @@ def card(
     columns = [_marked(cells, better) for better, cells in pairs]
     example = " (GPU_HOUR_USD)" if gpu_hour_usd is None else ""
     notes = (
-        f"Up to one user: {context:,} tokens. Decoding only, at {price:g} USD an hour{example}.",
+        f"Room and one user at {context:,} tokens. "
+        f"Decoding only, at {price:g} USD an hour{example}.",
     )
     rows = tuple(zip(*columns, strict=True))
     kinds = dict.fromkeys("CPU" if c.option.of("gpu") == NO_GPU else "GPU" for c in best)
@@ -198,7 +199,14 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiti
         reason = f"{gates.WITHHELD} until its logits are checked"
         missing = Number(stats.missing(reason if waiting else "one user only"))
         whole, users = (missing,) * 3, missing
-    size = f", {option.card.weight_bytes / 1e9:.1f} GB" if option.card else ""
+    held = option.card.weight_bytes if option.card else None
+    size = (
+        f", {held / 1e9:.1f} GB"
+        if held and held >= 1e9
+        else f", {wording.size(held)}"
+        if held
+        else ""
+    )
     return (
         Text(option.model, f"{option.engine}{size}"),
         Number(_exact(room, "no model card, or the device's memory is not known"), decimals=0),

@@ -221,6 +221,8 @@ def text(pairs: Sequence[Pair], lines: int = 40) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     shown = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows[:lines]]
     more = [f"and {len(rows) - lines} more in the report"] if len(rows) > lines else []
+    if rows and not any(pair.key.get("model") for pair in pairs):
+        more.append("of the machines alone: no number of a model is in both; the report says why")
     return "".join(f"{line}\n" for line in (*(["B / A"] if rows else []), *shown, *more))
 
 

@@ -14,46 +14,34 @@ from lib.run.console import say
 from lib.run.profiles import SLICES
 
 REBUILT = ("FROM", "OUT", "GPU_HOUR_USD", "KWH_USD", "STUDY", "PYTHON")
-RUN = (
-    *(name for name in REBUILT if name != "FROM"),
+OWN = (
     *("PROFILE", "MODELS", "NOTEBOOKS", "WEIGHTS", "STACK", "DTYPE", "DEVICES", "SERVER", "ALSO"),
-    *("FORCE", "WAIT", "TIMEOUT", "JOBS"),
+    *("FROM", "OUT", "A", "B", "GPU_HOUR_USD", "KWH_USD", "FORCE", "WAIT", "TIMEOUT", "JOBS"),
+    *("MODEL", "GPU", "GPU_GB", "BANDWIDTH_GB_S", "CONTEXT", "USERS", "TTFT_MS", "ITL_MS"),
+    *("STUDY", "CSV", "FORMAT", "ENGINE", "IMAGE", "ROUNDS", "CALLS", "NEW_TOKENS", "EFFECT"),
+    *("PYTHON", "ARGS"),
 )
+# Those of a verb that are no option of its own name.
+ALSO = {
+    "bundle": ("PROFILE", "ARGS"),
+    **dict.fromkeys(("jobs", "versus", "fit", "audit"), ("ARGS",)),
+}
 
 
-def refuse_variables(given: str, rebuilds: bool) -> None:
-    """Raise for a variable on make's command line that `make report` would not heed.
+def refuse_variables(given: str, args: argparse.Namespace) -> None:
+    """Raise for a variable on make's command line that the verb of the arguments would not heed.
 
     Other names are for the processes that it starts, such as HF_HOME.
     """
-    takes = REBUILT if rebuilds else RUN
-    own = (
-        *RUN,
-        *REBUILT,
-        "MODEL",
-        "USERS",
-        "TTFT_MS",
-        "ITL_MS",
-        "GPU",
-        "GPU_GB",
-        "BANDWIDTH_GB_S",
-        "CONTEXT",
-        "CSV",
-        "A",
-        "B",
-        "ROUNDS",
-        "CALLS",
-        "NEW_TOKENS",
-        "EFFECT",
-        "ARGS",
-        *("FORMAT", "ENGINE", "IMAGE"),
-    )
+    names = {"FROM" if n in ("source", "sources") else n.upper() for n in vars(args)}
+    names |= {"PYTHON", *ALSO.get(args.verb, ())}
+    rebuilds = args.verb == "report" and args.source
+    takes = REBUILT if rebuilds else tuple(name for name in OWN if name in names)
+    what = f"make {args.verb}{' FROM=' if rebuilds else ''}"
     for name in sorted({*given.split()} - {*takes}):
-        if name in own:
-            what = "make report FROM=" if rebuilds else "make report"
-            raise unknown(f"variable of {what}:", name, takes)
-        if near := [x for x in takes if files.alike(name, x)]:
-            raise unknown("variable of make report:", name, near)
+        near = [x for x in takes if files.alike(name, x)]
+        if name in OWN or near:
+            raise unknown(f"variable of {what}:", name, takes if name in OWN else near)
 
 
 class Parser(argparse.ArgumentParser):

@@ -44,9 +44,16 @@ STYLE = {
 BOUND = ", bound"  # ends the name of a line that is a bound
 RING = 10  # points; larger marks stand around a point of another line
 LABEL_POINTS = 8
-LEADER = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.5, "shrinkA": 0}  # from a name to its line
+# From the start of a name, not from under it, to its line.
+LEADER = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.5, "shrinkA": 0, "relpos": (0, 0.5)}
 PIXELS = 96 / 72  # of a point
-INK = {"#000000": "currentColor", "#e6e6e6": "var(--rule)"}  # text and axes, the grid
+INK = {"#000000": "currentColor", "#e6e6e6": "var(--rule)", "#ffffff": "var(--paper)"} | {
+    grey: "var(--muted)" for grey in ("#4d4d4d", "#595959", "#808080", "#999999")
+}  # text and axes, the grid, what hides a line, notes
+HUES = frozenset(mpl.colors.to_hex(shade) for shade in PALETTE)
+# How much of a colour of PALETTE is left beside the page's ink, in per cent: names in it are text,
+# and have a contrast of 4.5 in both themes.
+LEFT = {"text": 45, "": 75}
 STYLE_ITEM = re.compile(r"([\w-]+): ([^;]+)")
 REFERENCE = re.compile(r'(?:url\(#|href="#)([\w-]+)')
 SVG = "http://www.w3.org/2000/svg"
@@ -183,9 +190,14 @@ def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
 def html(ax: Axes, rows: Sequence[Record], kinds: Sequence[str] = (), *, note: str = "") -> Markup:
     """The figure as HTML that needs no other file; the same rows give the same bytes.
 
-    Its caption is the `note`, or about the rows of these `kinds`, or all.
+    Its caption is the `note`, or about the rows of these `kinds`, or all. Where there is nothing to
+    draw, a line says so.
     """
-    text, title, csv = describe(ax), ax.get_title(), csv_text(points(ax))
+    title = ax.get_title()
+    if not (drawn := points(ax)):
+        plt.close(ax.figure)
+        return Markup('<p class="note">{}: not measured.</p>').format(title)
+    text, csv = describe(ax), csv_text(drawn)
     ax.set_title("")  # the caption has it
     label_ends(ax)
     picture = svg(ax, text)
@@ -233,7 +245,7 @@ def svg(ax: Axes, text: str) -> Markup:
             if name == "font":
                 tag.set("font-size", re.search(r"[\d.]+px", value)[0])
             elif name != "font-family":
-                tag.set(name, INK.get(value, value))
+                tag.set(name, _themed(value, "text" if tag.tag == f"{{{SVG}}}text" else ""))
         if tag.get("id") not in used:
             tag.attrib.pop("id", None)
     _, _, width, height = root.get("viewBox").split()
@@ -242,6 +254,13 @@ def svg(ax: Axes, text: str) -> Markup:
     pixels = {"width": float(width) * PIXELS, "height": float(height) * PIXELS}
     root.attrib |= {name: f"{size:.0f}" for name, size in pixels.items()}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _themed(value: str, what: str) -> str:
+    """A colour of matplotlib as one that is readable in both themes of the page."""
+    if value in HUES:
+        return f"color-mix(in srgb, {value} {LEFT[what]}%, var(--ink))"
+    return INK.get(value, value)
 
 
 def label_ends(ax: Axes) -> None:
@@ -279,6 +298,7 @@ def label_ends(ax: Axes) -> None:
     ):
         model, comma, rest = name.partition(", ")  # is said once of neighbours in its colour
         same = comma and its == color and upper.startswith(f"{model}, ")
+        rest = f"({rest}" if model.count("(") > model.count(")") else rest
         ax.annotate(
             f"    {rest}" if same else name, (x, y),
             (1.02, height), xycoords="axes fraction", textcoords="axes fraction",

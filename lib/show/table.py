@@ -318,6 +318,8 @@ def _view(column: Column, cell: Any, leads: bool) -> dict[str, Any]:
     css = ["text"]
     if isinstance(cell, tuple):
         view |= {"many": True, "lines": [_line(line) for line in cell]}
+        numbers = all(isinstance(line, Number | Estimate) for line in cell)
+        css = ["num"] if column.numeric and numbers else css
     elif isinstance(cell, Estimate | Number):
         number = cell if isinstance(cell, Number) else Number(cell)
         css, view["lines"] = ["num"], [_line(number)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from lib.records.record import Record
 from lib.stats import CONFIDENCE, Estimate
+
+REASON = 40  # characters of one in brackets that is not repeated
 
 
 def short(value: float | None) -> str:
@@ -116,6 +119,20 @@ def compared(name: str, others: dict[str, Estimate]) -> str:
     """A sentence on what one has against each other one; empty without others."""
     parts = [than(other, ratio) for other, ratio in others.items()]
     return f"{name}: {listed(parts)}." if parts else ""
+
+
+def once(text: str) -> str:
+    """A text with each long reason in brackets said once; where it comes again it is left out."""
+    reasons: set[str] = set()
+
+    def first(match: re.Match) -> str:
+        reason = match[0]
+        if len(reason) > REASON and reason in reasons:
+            return ""
+        reasons.add(reason)
+        return reason
+
+    return re.sub(r" \((?:[^()]|\([^()]*\))*\)", first, text)
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -129,9 +129,44 @@ def test_what_meets_comes_first_and_faster_before_slower():
     ask = Ask(gpu_gb=80, context=2000, ttft_ms=500)
     names = [o.option.model for o in choice.offers([late, slow, fast], ask)]
     assert names == ["2.0", "1.0", "late"]
-    text = choice.text(choice.offers([late, slow, fast], ask))
+    text = choice.text(choice.offers([late, slow, fast], ask), ask)
     assert text.index("2.0 on") < text.index("1.0 on") < text.index("late on")
     assert "TTFT 900.0 ms > 500" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "2.0 on graph, bfloat16 serves most for 1 user of 2,000 tokens: 2.000 tok/s"),
+        ({}, "tok/s. 2 of 2 options meet the limits."),
+        ({"itl_ms": 600}, "1 of 2 options meets the limits."),
+        ({"users": 2}, "None of 2 options is known to serve 2 users of 2,000 tokens: 0 fail, 2 "),
+        ({"users": 2}, "or name a card (GPU), and what was not measured is predicted."),
+        ({"users": 2}, "Ask for 1 user of 2,000 tokens, or wider limits; or name a card"),
+        ({"context": 3000}, "Ask for 1 user of 2,000 tokens, or wider limits; or name a card"),
+        ({"itl_ms": 9}, "2 fail, 0 lack a measurement. Ask for other numbers, or wider limits."),
+        ({"gpu": "None such"}, "Nothing is known of 1 user of 2,000 tokens on None such."),
+    ],
+)
+def test_the_answer_starts_with_a_sentence_that_answers(asked, told):
+    slow, fast = (option(cell(2000, 1, rate, 0.2), model=str(rate)) for rate in (1.0, 2.0))
+    ask = Ask(**({"gpu_gb": 80, "context": 2000} | asked))
+    text = choice.text(choice.offers([slow, fast], ask), ask)
+    assert told in " ".join(text.split())
+
+
+def test_a_prediction_is_no_second_answer_beside_a_measured_one():
+    guess = replace(GUESS, model=TOY.model, setup=TOY.setup)
+    ask = Ask(gpu_gb=80, context=2000, gpu="G")
+    assert [o.option for o in choice.offers([TOY, guess], ask)] == [TOY]
+    beyond = choice.offers([replace(TOY, cells=()), guess], ask)  # nothing was measured there
+    assert [o.option.predicted for o in beyond] == [True, False]
+    assert "tok/s, predicted." in " ".join(choice.text(beyond, ask).split())
+
+
+def test_one_user_is_no_users():
+    choices = [option(cell(512, 1, None, error="OutOfMemoryError"))]
+    assert one(Ask(gpu_gb=80, context=512), choices).why.startswith("failed at 1 user of")
 
 
 @pytest.mark.parametrize("name", ["gpu_gb", "context", "users", "ttft_ms", "gpu_hour_usd"])
@@ -168,10 +203,11 @@ def test_predictions_answer_only_an_ask_that_names_their_card():
     assert [o.option for o in choice.offers([TOY, GUESS], ask)] == [TOY]
     assert [o.option for o in choice.offers([TOY, GUESS], replace(ask, gpu="Other"))] == [GUESS]
     assert [o.option for o in choice.offers([TOY, GUESS], replace(ask, gpu="G"))] == [TOY]
-    text = choice.text(choice.offers([TOY, GUESS], replace(ask, gpu="Other")))
+    other = replace(ask, gpu="Other")
+    text = choice.text(choice.offers([TOY, GUESS], other), other)
     assert "predicted at 1 user of 2,000 tokens: 160.0 to 250.0" in " ".join(text.split())
     assert "Predicted: not measured" in text
-    assert "redicted" not in choice.text(choice.offers([TOY, GUESS], ask))
+    assert "redicted" not in choice.text(choice.offers([TOY, GUESS], ask), ask)
 
 
 def test_options_are_read_from_rows():

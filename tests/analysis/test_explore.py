@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -51,11 +52,25 @@ def test_the_panel_offers_what_exists(monkeypatch):
     box = explore.panel(ROWS)
     model, stack, metric = box.children[0].children
     assert model.options == ("qwen3-32b", "two") and stack.options == ("hf-eager", "graph")
+    assert "memory" not in metric.options  # no row of it: nothing to draw
     stack.value = "graph"
     model.value = "two"  # which was not timed on graph
     assert stack.options == ("hf-eager",) and stack.value == "hf-eager"
-    metric.value = "memory"
-    assert drawn[-1] == ("memory", len(explore.pick(ROWS, "two", "hf-eager")))
+    metric.value = "ttft"
+    assert drawn[-1] == ("ttft", len(explore.pick(ROWS, "two", "hf-eager")))
+
+
+def test_a_stack_whose_times_are_withheld_is_not_offered():
+    late = replace(ROWS[-1], key=ROWS[-1].key | {"stack": "graph"}, error="times withheld: why")
+    assert explore.stacks_of([*ROWS, late], "two") == ["hf-eager"]
+
+
+def test_the_caption_names_no_stack_that_is_not_drawn(monkeypatch):
+    row = replace(ROWS[-1], kind="trace", key=ROWS[-1].key | {"stack": "graph"})
+    shown = []
+    monkeypatch.setattr(explore.figure, "show", lambda ax, rows: shown.extend(rows))
+    explore.draw("ttft", [*explore.pick([*ROWS, row], "two", "hf-eager")])
+    assert "graph" not in explore.figure.caption(shown)
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -110,6 +110,7 @@ def test_a_model_that_does_not_fit_a_card_says_so():
         ("NVIDIA H200", None),
         ("4090", "NVIDIA GeForce RTX 4090"),
         ("b200", "NVIDIA B200"),
+        ("rtx 4090", "NVIDIA GeForce RTX 4090"),
     ],
 )
 def test_a_card_is_named_with_or_without_its_maker(text, name):
@@ -121,6 +122,13 @@ def test_an_unknown_card_is_refused_by_name():
         predicted.card_named("H300")
     with pytest.raises(ParamsError, match="'h100' may be NVIDIA H100 80GB HBM3 or .*give one"):
         predicted.card_named("h100")
+
+
+def test_of_several_cards_the_measured_one_is_meant():
+    measured = "NVIDIA H100 80GB HBM3"
+    assert predicted.card_named("H100", [measured]) == measured
+    with pytest.raises(ParamsError, match="SXM4-80GB or NVIDIA A100 80GB PCIe; give one of these"):
+        predicted.card_named("A100 80GB", [measured])
 
 
 def test_the_command_predicts_a_card_with_its_memory(capsys):

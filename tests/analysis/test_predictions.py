@@ -56,9 +56,15 @@ def test_what_a_released_set_measured_is_told_in_a_line(tmp_path):
     write_job(tmp_path / "a-set", "m/random-hf-eager/latency", records, GPU, model="m")
     (line,) = predictions.released_lines("m", tmp_path)
     assert line.startswith("measured in the released set a-set (weights random, dtype bfloat16")
-    assert "8 tokens), and predicted: weights 3e-06 and 2.4e-06 GB" in line
-    assert "decode 50.00 tok/s under a limit of" in line
+    assert "8 tokens): weights 3e-06 GB (predicted 2.4e-06), cache " in line
+    assert "decode 50.00 tok/s (a limit of " in line
     assert predictions.released_lines("another", tmp_path) == []
+    only = [card_row(H100), memory()]
+    write_job(tmp_path / "b-set", "n/random-hf-eager/memory", only, GPU, model="m")
+    assert "weights" in predictions.released_lines("m", tmp_path)[1]
+    assert not any(
+        "decode -" in x or "- GB" in x for x in predictions.released_lines("m", tmp_path)
+    )
     assert predictions.released_lines("m", tmp_path / "none") == []
 
 

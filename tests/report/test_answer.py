@@ -131,6 +131,13 @@ def test_without_decoding_there_is_no_answer():
     assert answer.answer([r for r in FAST if r.kind != "batch"]) is None
 
 
+@pytest.mark.parametrize(("held", "told"), [(2_000_000_000, "2.0 GB"), (427_000, "0.427 MB")])
+def test_the_size_of_a_model_is_never_nought(held, told):
+    small = replace(TOY, card=replace(CARD, weight_bytes=held))
+    (name, *_), *_ = answer.card(answer.candidates([small], 2000), 2000).rows
+    assert name.small.endswith(told)
+
+
 def test_a_context_that_all_models_share_is_taken():
     assert answer.shared_context([TOY, SLOW]) == 2000
     assert answer.shared_context([TOY, option(cell(4000, 1, 9.0), model="x")]) == 4000
@@ -157,13 +164,16 @@ def test_the_first_screen_has_few_words(browser, tmp_path):
 
 GRID = list(
     product((0.5, 3.25, 80), (1, 512, 2000, 12_000), (1, 8, 16, 33), ("", 450), ("", 30), (2.5,))
-) + list(product((3.25, 80), (512, 2000), (1, 8, 9), ("", 39, 50), ("", 5, 9), (2.5,), ("Other",)))
+) + list(
+    product((3.25, 80), (512, 2000), (1, 8, 9), ("", 39, 50), ("", 5, 9), (2.5,), ("Other", "G"))
+)
 
 
 @pytest.mark.browser
 def test_the_planner_answers_as_the_command_does(browser, tmp_path):
     """Every ask of a grid, typed into the page, against `choice.offers` of the same options."""
-    options = [TOY, SLOW, BARE, GUESS]
+    twice = replace(GUESS, model=TOY.model, setup=("random", "bfloat16", "graph", "none", "G"))
+    options = [TOY, SLOW, BARE, GUESS, twice]
     root = sample.write_demo(tmp_path)
     path = document.write(root)
     soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
@@ -186,12 +196,18 @@ def test_the_planner_answers_as_the_command_does(browser, tmp_path):
                 "c.querySelector('.ci').textContent : '']))"
             )
             assert [line_of(row) for row in shown] == expected(options, ask), ask
+            assert opened.page.locator(".planned").inner_text() == sentence(options, ask), ask
         assert opened.errors == []
 
 
 def line_of(cells):
     texts = [text for text, _ in cells]
     return (texts[0], texts[2], cells[2][1], texts[3], texts[6])
+
+
+def sentence(options, ask):
+    asked = choice.Ask(*(None if x == "" else x for x in ask))
+    return choice.lead(choice.offers(options, asked), asked)
 
 
 def expected(options, ask):
@@ -224,7 +240,44 @@ def test_a_card_that_was_not_measured_can_be_chosen(browser, tmp_path):
         lines = page.locator("table.plan tbody tr").all_inner_texts()
         assert lines and all("predicted at" in line for line in lines)
         assert "gpu=NVIDIA%20H200" in page.evaluate("location.hash")
+        page.locator(".planner [name=gpu]").select_option("")
+        assert page.locator(".planner [name=gb]").input_value() == "80"  # as before
         assert opened.errors == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("gb", "", "memory needs a number"),
+        ("context", "2.5", "context needs a whole number"),
+        ("users", "0", "users needs a whole number"),
+        ("itl", "-1", "each further needs a number"),
+    ],
+)
+def test_a_field_that_is_no_number_leaves_no_old_answer(browser, report, name, value, told):
+    with Page(browser, report) as opened:
+        field = opened.page.locator(f".planner [name={name}]")
+        before = field.input_value()
+        field.fill(value)
+        assert not opened.page.locator("table.plan").is_visible()
+        assert told in opened.page.locator(".planned").inner_text()
+        field.fill(before)
+        assert opened.page.locator("table.plan").is_visible()
+
+
+@pytest.mark.browser
+def test_no_column_of_the_planner_is_cut_off_on_a_desk(browser, report):
+    every = replace(TOY, setup=("random", "bfloat16", "graph-compiled", "all_experts", "G"))
+    soup = BeautifulSoup(report.read_text(encoding="utf-8"), "html.parser")
+    soup.find(id="options").string = str(answer.planner([replace(every, model="gpt-oss-20b")]))
+    path = report.with_name("wide.html")
+    path.write_text(str(soup), encoding="utf-8")
+    with Page(browser, path, viewport={"width": 1280, "height": 900}) as opened:
+        wide, room = opened.page.evaluate(
+            "(r => [r.scrollWidth, r.clientWidth])(document.querySelector('.planned + .scroll'))"
+        )
+        assert wide <= room
 
 
 @pytest.mark.browser

@@ -93,6 +93,14 @@ def test_single_readings_have_a_ratio_and_no_interval():
     assert only_pair(ours, replace(ours, env_id=B.env_id)).verdict == "equal readings"
 
 
+def test_the_console_says_where_only_the_machines_can_be_compared():
+    pair = only_pair(row(A, {"e2e_s": sample.spread(2.0)}), row(B, {"e2e_s": sample.spread(1.0)}))
+    assert "machines alone" not in comparison.text([pair])
+    machine = replace(pair, key={**pair.key, "model": None})
+    assert "no number of a model is in both" in comparison.text([machine])
+    assert comparison.text([]) == ""
+
+
 def test_of_stamped_calls_the_call_is_the_repetition():
     """Gaps of 2 s and of 1 s in each of six calls: six repetitions, not thirty gaps."""
     calls = [[[i * gap for i in range(6)] for _ in range(6)] for gap in (2.0, 1.0)]

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -185,8 +186,9 @@ def variables(command: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words[2:])
 
 
-def test_run_it_again_names_profile_folder_and_force(bench):
+def test_run_it_again_names_profile_folder_and_force(bench, monkeypatch):
     """A failed job needs no FORCE, a finished one does; the folder is named where it is another."""
+    monkeypatch.setattr(jobs, "has_profile", lambda name: name == "tiny")
     assert bench.run() == 0
     job = jobs.find(bench.out)[0]
     values = variables(job.rerun)
@@ -207,6 +209,15 @@ def test_run_it_again_names_profile_folder_and_force(bench):
     missing = jobs.find(bench.out)[0]
     assert missing.status == "missing"
     assert variables(missing.rerun) == {k: v for k, v in values.items() if k != "FORCE"}
+
+
+def test_run_it_again_names_no_profile_that_is_gone(bench):
+    """Results outlive the profile that they were measured with."""
+    assert bench.run() == 0
+    job = replace(
+        jobs.find(bench.out)[0], command={"PROFILE": "of-last-year", "NOTEBOOKS": "first"}
+    )
+    assert variables(job.rerun)["PROFILE"] == "paper"
 
 
 def test_a_full_disk_is_said_before_any_work(bench, monkeypatch):

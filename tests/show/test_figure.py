@@ -1,6 +1,7 @@
 """Figures: what is drawn, what the alternative text says of it, and that gaps are named."""
 
 import base64
+import re
 import sys
 from xml.etree import ElementTree
 
@@ -8,8 +9,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from matplotlib.colors import to_rgb
 
 from lib.analysis import ablations, efficiency, energy, latency, memory
+from lib.files import ROOT
 from lib.models import entries
 from lib.records.record import Record, environment_record
 from lib.show import figure
@@ -279,6 +282,48 @@ def test_an_svg_follows_the_theme_and_repeats_itself():
     assert not ids & {tag.get("id") for tag in other.iter()}  # two figures in one page
 
 
+def relative_luminance(rgb):
+    """Of WCAG 2.2, of three numbers from 0 to 1."""
+    red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in rgb)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize(("ink", "paper"), [("#1c2127", "#ffffff"), ("#e4e7ea", "#15181b")])
+def test_names_in_the_colours_of_models_are_readable_in_both_themes(ink, paper):
+    css = (ROOT / "lib/show/templates/page.css").read_text(encoding="utf-8")
+    assert ink in css and paper in css
+    share = figure.LEFT["text"] / 100
+    for shade in figure.PALETTE:
+        mixed = [share * a + (1 - share) * b for a, b in zip(shade, to_rgb(ink), strict=True)]
+        light = sorted((relative_luminance(mixed), relative_luminance(to_rgb(paper))))
+        assert (light[1] + 0.05) / (light[0] + 0.05) >= 4.5, shade
+
+
+def test_no_colour_in_an_svg_is_of_one_theme_only():
+    ax = latency.ttft(TWO)
+    figure.label_ends(ax)
+    ax.plot([1, 2], [1, 2], color=figure.PALETTE[0], **figure.HOLLOW)
+    ax.text(0.5, 0.5, "why", color="0.35", bbox={"fc": "white"})
+    text = str(figure.svg(ax, "x"))
+    colours = re.findall(r'(?:fill|stroke)="([^"]+)"', text)
+    assert not [c for c in colours if c.startswith("#")]
+    names = re.findall(r"<text[^>]*color-mix\([^>]*>([^<]*)", text)
+    assert {name.strip() for name in names} == {"gpt-oss-20b", "qwen3-32b"}
+
+
+def test_where_nothing_was_measured_there_are_no_empty_axes():
+    ax = latency.ttft([])
+    title = ax.get_title()
+    assert figure.html(ax, []) == f'<p class="note">{title}: not measured.</p>'
+    assert not plt.fignum_exists(ax.figure.number)
+
+
+def test_a_leader_starts_beside_its_name():
+    ax = latency.ttft(TWO)
+    figure.label_ends(ax)
+    assert {text.arrow_patch is not None and text._arrow_relpos for text in ax.texts} == {(0, 0.5)}
+
+
 def test_hostile_names_stay_text():
     rows = sample.latency("<script>alert(1)</script>", ENV.env_id, (128, 512))
     assert "<script" not in str(figure.html(latency.ttft(rows), rows))
@@ -321,6 +366,15 @@ def test_neighbours_of_one_colour_name_their_model_once():
     figure.label_ends(ax)
     names = [text.get_text() for text in sorted(ax.texts, key=lambda x: x.get_position()[1])]
     assert [name.strip() for name in names] == ["b, graph", "bound", "a, vllm", "c", "b, vllm"]
+
+
+def test_what_is_left_of_a_name_keeps_its_brackets():
+    ax = figure.axes()
+    for place, name in enumerate(("a (f32, vllm)", "a (f32, graph), 8 users")):
+        ax.plot([0, 1], [0, place], color="C0", label=name)
+    figure.labelled(ax, "t", "x", "y")
+    figure.label_ends(ax)
+    assert {text.get_text().strip() for text in ax.texts} == {"(vllm)", "a (f32, graph), 8 users"}
 
 
 def test_a_figure_carries_its_points_as_csv():

@@ -302,6 +302,15 @@ def test_cells_of_every_type_and_their_words():
     assert table.frame()["c6 (s)"].tolist() == [words(cells[-1])]
 
 
+def test_several_numbers_in_a_cell_stand_under_those_of_other_rows():
+    two = (stats.exact(1.0), Number(stats.exact(2.0), label="another way"))
+    columns = (Column("model", numeric=False), Column("time", "s"), Column("why", numeric=False))
+    rows = (("a", two, ("one", "two")), ("b", stats.exact(3.0), "no"))
+    soup = BeautifulSoup(Table("t", "T", columns, rows).html(), "html.parser")
+    cells = [td["class"][0] for tr in soup.select("tbody tr") for td in tr.select("td")]
+    assert cells == ["num", "text", "num", "text"]
+
+
 def test_a_table_is_shown_whole_with_its_reasons():
     table = small(*[SIX, WHY] * 15)
     for text in (table._repr_html_(), repr(table)):

@@ -59,18 +59,23 @@ def _option(
 
 
 def card_named(text: str, others: Iterable[str] = ()) -> str:
-    """The card of the datasheet list, or one of `others`, that a text names: `H200`, `4090`.
+    """The card of the datasheet list, or one of `others`, that a text names by its words: `H200`,
+    `RTX 4090`. Where it may be several, the one that is among the `others`.
 
-    Raises ParamsError for an unknown one, and for a part of several names.
+    Raises ParamsError for an unknown one, and for words of several names.
     """
+    others = list(others)
     names = list(dict.fromkeys((*datasheets(), *others)))
     folded = {name.casefold(): name for name in names}
     for wanted in (text.casefold(), f"nvidia {text.casefold()}"):
         if wanted in folded:
             return folded[wanted]
-    within = [name for name in names if text.casefold() in name.casefold()]
+    within = [name for name in names if all(w in name.casefold() for w in text.casefold().split())]
+    within = [name for name in within if name in others] or within
     if len(within) > 1:
-        raise ParamsError(f"GPU {text!r} may be {' or '.join(within)}; give one of these")
+        raise ParamsError(
+            f'GPU {text!r} may be {" or ".join(within)}; give one of these: GPU="{within[0]}"'
+        )
     if within:
         return within[0]
     raise unknown("GPU", text, names)

@@ -53,7 +53,7 @@ def memory_ledger(
             ax.barh(range(len(ledgers)), sizes, left=left, color=PALETTE[number], label=label)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for place, (_, book) in enumerate(ledgers):
-        ax.text(left[place], place, _closing(book), va="center", fontsize=7)
+        ax.text(left[place], place, _closing(book), va="center", fontsize=8)
     ax.set_yticks(range(len(ledgers)), [f"{name} ({_weights(book)})" for name, book in ledgers])
     ax.invert_yaxis()
     ax.set_xlim(0, 1.5 * max([*left, 1e-9]))

@@ -118,7 +118,7 @@
   // The planner: which measured option serves so many users within the limits. The rules are those
   // of lib/analysis/choice.py; the answer stays in the address.
   function planner() {
-    var form = document.querySelector("form.planner"), table = document.querySelector("table.plan");
+    var form = document.querySelector("form.planner"), table = document.querySelector("table.plan"), told = document.querySelector(".planned");
     if (!form) { return; }
     var options = JSON.parse(document.getElementById("options").textContent);
     var MOST = 100;  // options in the answer
@@ -195,6 +195,31 @@
       if (ends(cell)[1] > limit) { return ["may meet", what + " " + short(ends(cell)[0]) + " to " + short(ends(cell)[1]) + " ms, " + limit + " asked"]; }
       return ["meets", ""];
     }
+    function lead(offers, ask) {
+      var what = place(ask), counts = {}, first = offers[0];
+      if (!first) { return "Nothing is known of " + what + " on " + (ask.gpu || "this card") + "."; }
+      verdicts.forEach(function (verdict) {
+        counts[verdict] = offers.filter(function (x) { return x.verdict === verdict; }).length;
+      });
+      var of = offers.length + " option" + (offers.length > 1 ? "s" : "");
+      if (first.verdict === "meets" || first.verdict === "may meet") {
+        return first.option.model + " on " + first.option.engine + (first.verdict === "meets" ? " serves most" : " may serve") + " for " + what +
+          ": " + short(first.total) + " tok/s" + (ask.users > 1 ? " together" : "") + (first.option.predicted ? ", predicted" : "") + ". " + counts.meets + " of " + of + (counts.meets === 1 ? " meets" : " meet") + " the limits.";
+      }
+      var shorter = 0, fewer = 0, nearest = [];
+      offers.forEach(function (x) {
+        x.option.cells.filter(function (c) { return c.each !== null; }).forEach(function (c) {
+          if (c.users >= ask.users && c.context < ask.context) { shorter = Math.max(shorter, c.context); }
+          if (c.context >= ask.context && c.users < ask.users) { fewer = Math.max(fewer, c.users); }
+        });
+      });
+      if (shorter) { nearest.push(place({ users: ask.users, context: shorter })); }
+      if (fewer) { nearest.push(place({ users: fewer, context: ask.context })); }
+      var remedy = (nearest.join(" or ") || "other numbers") + ", or wider limits";
+      if (counts["not measured"] && !ask.gpu) { remedy += "; or name a card (GPU), and what was not measured is predicted"; }
+      return "None of " + of + " is known to serve " + what + ": " + counts.fails + " fail, " + counts["not measured"] + " lack a " +
+        (ask.gpu ? "prediction" : "measurement") + ". Ask for " + remedy + ".";
+    }
     function cellOf(row, tag, css, text, small) {
       var cell = document.createElement(tag);
       cell.className = css;
@@ -211,11 +236,21 @@
     function answer() {
       var ask = {};
       names.forEach(function (name) { ask[name] = Number(form.elements[name].value) || 0; });
-      if (!form.checkValidity()) { return; }
+      var bad = form.querySelector(":invalid");
+      table.hidden = Boolean(bad);
+      if (bad) {
+        told.textContent = "No answer: " + bad.parentNode.firstChild.textContent.trim() + " needs a " + (bad.step === "1" ? "whole " : "") + "number above 0.";
+        return;
+      }
       ask.gpu = form.elements.gpu.value;
       var offers = options.filter(function (option) {
         return ask.gpu ? option.gpu === ask.gpu : !option.predicted;
       }).map(function (option) { return offer(option, ask); });
+      offers = offers.filter(function (x) {
+        return !x.option.predicted || !offers.some(function (y) {
+          return !y.option.predicted && y.cell && y.option.model === x.option.model && y.option.engine === x.option.engine;
+        });
+      });
       offers.sort(function (a, b) {
         return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || (b.total || 0) - (a.total || 0);
       });
@@ -241,7 +276,7 @@
         cellOf(rest, "th", "", "and " + (offers.length - MOST) + " more options");
         table.tBodies[0].append(rest);
       }
-      table.hidden = false;
+      told.textContent = lead(offers, ask);
     }
     function keep() {
       var given = names.concat("gpu").map(function (name) { return name + "=" + encodeURIComponent(form.elements[name].value); });
@@ -256,7 +291,7 @@
     });
     cards.addEventListener("input", function () {
       var card = options.filter(function (option) { return option.gpu === cards.value && option.gb; })[0];
-      if (card) { form.elements.gb.value = card.gb; }
+      form.elements.gb.value = card ? card.gb : form.elements.gb.defaultValue;
     });
     var asked = location.hash.split("?");
     if (asked[0] === "#plan" && asked[1]) {

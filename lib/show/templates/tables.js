@@ -142,7 +142,9 @@
   function svgOf(picture) {
     var copy = picture.cloneNode(true);
     copy.setAttribute("font-family", "sans-serif");
-    return new XMLSerializer().serializeToString(copy).replace(/var\(--rule\)/g, "#e6e6e6").replace(/currentColor/g, "#000000");
+    var inks = { "var(--rule)": "#e6e6e6", "var(--paper)": "#ffffff", "var(--muted)": "#595959", currentColor: "#000000" };
+    return new XMLSerializer().serializeToString(copy).replace(/color-mix\(in srgb, (#\w+) \d+%, var\(--ink\)\)/g, "$1")
+      .replace(/var\(--\w+\)|currentColor/g, function (ink) { return inks[ink] || ink; });
   }
   function save(name, type, text) {
     var link = document.createElement("a");
