@@ -7,7 +7,6 @@ the engine starts or after it ended, since one GPU does not hold both.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,9 @@ PIECE, BEYOND = 2048, 256  # an engine's longest sequence is some pieces and a l
 BATCHED_TOKENS = 8192
 GATE_STEPS = 8
 TRACED_TOKENS = 17
+# The kernels of MXFP4 route inside themselves and tell nobody; Marlin's are given the choice.
+TRACED_WITH = {"mxfp4": {"moe_backend": "marlin"}}
+MOST_WINDOWS = 3  # times that a window is measured until nothing was compiled in it
 
 
 def opened(
@@ -129,21 +131,20 @@ def measured(
     """One arm: warm up its shape, then `repeats` timed calls of exactly `new_tokens` tokens each.
 
     samples: `ttft_s` for one new token, `e2e_s` otherwise; `engine_s`, the same by the engine's own
-    clock; `warmup_s`. A timed call in which something was compiled or captured fails the row.
+    clock; `warmup_s`. Where something was compiled or captured in a timed call, all of them were
+    warm-up, and others are timed; a shape that is still not warm after `most_warmup_calls` fails
+    the row.
     """
     batch, context = len(ids), len(ids[0])
     shape = {"batch": batch, "context": context, "new_tokens": new_tokens}
     try:
-        warmup = warm_up(engine, ids, new_tokens, most_warmup_calls)
-        calls = []
-        for _ in range(repeats):
+        warmup, calls = warm_up(engine, ids, new_tokens, most_warmup_calls), []
+        while len(calls) < repeats:
             seconds, out = time_call(lambda: engine.generate(ids, new_tokens), engine)
-            if out.prepare_s:
-                raise EngineError(
-                    "vLLM compiled or captured inside a timed call, after "
-                    f"{len(warmup)} calls that warmed this shape up; measure it again"
-                )
             calls.append((seconds, out))
+            if prepare_s := out.prepare_s:
+                warmup += [*((s, 0.0) for s, _ in calls[:-1]), (seconds, prepare_s)]
+                warmup, calls = warm_up(engine, ids, new_tokens, most_warmup_calls, warmup), []
     except EngineError as error:
         text = str(error).strip().splitlines()[0]
         return Record(
@@ -189,14 +190,18 @@ def measured(
 
 
 def warm_up(
-    engine: VllmEngine, ids: Any, new_tokens: int, most: int = MOST_WARMUP_CALLS
+    engine: VllmEngine,
+    ids: Any,
+    new_tokens: int,
+    most: int = MOST_WARMUP_CALLS,
+    before: Sequence[tuple[float, float]] = (),
 ) -> list[tuple[float, float]]:
     """Calls until nothing was compiled or captured in two of them in a row: (seconds, those of them
-    in a call that compiled). Sequences of a batch arrive in other groups each time, and some
-    kernels are compiled for each size of a group."""
-    calls: list[tuple[float, float]] = []
+    in a call that compiled); `before` are calls that have already been made. Sequences of a batch
+    arrive in other groups each time, and some kernels are compiled for each size of a group."""
+    calls = list(before)
     while len(calls) < 2 or any(prepare_s for _, prepare_s in calls[-2:]):
-        if len(calls) == most:
+        if len(calls) >= most:
             raise EngineError(
                 f"vLLM still compiles after {most} calls of this shape; it is never warm"
             )
@@ -228,14 +233,19 @@ def distinct_experts(routed: Sequence, context: int) -> list[float]:
     return means
 
 
-@contextlib.contextmanager
-def warm(model: Any) -> Iterator[None]:
-    """Raise at the end of the block where an engine compiled or captured something in it."""
+def while_warm(model: Any, measure: Callable[[], Any]) -> Any:
+    """What `measure()` gives, done again where an engine compiled or captured something in it;
+    raises where it did each of MOST_WINDOWS times."""
     compiled = getattr(model, "something_compiled", bool)
     compiled()
-    yield
-    if compiled():
-        raise EngineError("vLLM compiled or captured inside a window; measure it again")
+    for _ in range(MOST_WINDOWS):
+        measured = measure()
+        if not compiled():
+            return measured
+    raise EngineError(
+        f"vLLM compiled or captured inside a window, {MOST_WINDOWS} times in a row; measure it "
+        "again"
+    )
 
 
 def traced(
@@ -253,7 +263,15 @@ def traced(
     """
     if not engine.card.experts:
         return
-    with engine.anew(routed_experts=True, enforce_eager=True) as other:
+    more = TRACED_WITH.get(engine.settings.form, {})
+    try:
+        other = engine.anew(routed_experts=True, enforce_eager=True, more=more)
+    except EngineError as error:  # what was timed before stands by itself
+        for batch in batches:
+            key = engine.key(context=context, new_tokens=TRACED_TOKENS, batch=batch)
+            yield Record("engine-trace", key, error=record.first_line(error), env_id=env_id)
+        return
+    with other:
         for batch in batches:
             key = other.key(context=context, new_tokens=TRACED_TOKENS, batch=batch)
             try:

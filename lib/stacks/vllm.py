@@ -38,13 +38,13 @@ from lib.stacks.vllm_settings import (
 STACK = "vllm"
 START_LIMIT_S, CALL_LIMIT_S = 900.0, 600.0
 KEPT_PROMPTS = 8
-MOST_WARMUP_CALLS = 12
+MOST_WARMUP_CALLS = 24
 SAMPLED_IDS = 128  # as many as vLLM gives log-probabilities of in one request
 # What vLLM tells of its start in its log alone: seconds, and the bytes of the model.
 _LOGGED = {
     "model_gib": r"Model loading took ([\d.]+) GiB",
     "load_s": r"Model loading took .*? and ([\d.]+) seconds",
-    "compile_s": r"torch\.compile (?:took|takes) ([\d.]+) s in total",
+    "compile_s": r"torch\.compile(?: and .*)? (?:took|takes) ([\d.]+) s in total",
     "capture_s": r"Graph capturing finished in ([\d.]+) secs",
     "init_s": r"init engine \(.*?\) took ([\d.]+) (?:s\b|seconds)",
 }
@@ -118,6 +118,7 @@ class VllmEngine:
         self.plan = draws.plan_of(net, laws)
         model = config_of(config, type(net).__name__, settings)
         arguments = arguments_of(model, self.plan, settings, place)
+        arguments["model"] = model_path(arguments["model"], place)
         script = [python or interpreter(), str(place / "vllm_engine.py")]
         before = _board_state(device)
         start_s = time.monotonic()
@@ -413,6 +414,16 @@ class VllmEngine:
         now = self.process.ask("counters", CALL_LIMIT_S, needs=("compiled",))["compiled"]
         before, self._compiled = self._compiled, now
         return before is not None and now != before
+
+
+def model_path(model: str, place: Path) -> str:
+    """The model's folder as the engine is told it, which works in `place`.
+
+    vLLM keeps what it compiled under a key that holds this path: of a model stated in `place` it
+    is the name alone, so that the next engine of the same kind need not compile.
+    """
+    path = Path(model).absolute()
+    return path.name if path.parent == place.absolute() else str(path)
 
 
 def vocab_size(config: Any) -> int:

@@ -110,6 +110,15 @@ def test_a_notebooks_calls_measure_an_engine(installed, tmp_path):
     assert engine.ended
 
 
+def test_an_engine_that_cannot_trace_leaves_what_was_timed(installed, in_process, tmp_path):
+    installed("honest-untraced")
+    rows = batched(opened(tmp_path), tmp_path, trace_stacks=["vllm"])
+    traces = select(rows, "engine-trace")
+    assert [r.key["batch"] for r in traces] == [1, 2] and not any(r.samples for r in traces)
+    assert all("no kernel tells its choice" in r.error for r in traces)
+    assert all(r.error is None for r in rows if r.kind != "engine-trace")
+
+
 def test_an_engine_with_other_logits_is_not_timed(installed, in_process, tmp_path):
     installed("honest-wrong")
     with opened(tmp_path) as engine, pytest.raises(GateError, match="its times are not shown"):
