@@ -75,9 +75,10 @@ class Answered:
 class VllmEngine:
     """A running engine: a `Subject`, and a decode stack for one model.
 
-    `known` says whose weights it has; `barred` are the biases with which all routers choose the
-    same `pins` experts, and `expected` what our own net computed along a continuation, where
-    `measure.vllm.opened` was asked for them; `unchecked` says why it could not.
+    `known` says whose weights it has; `barred` are, a round each, the values of parameters with
+    which all routers choose the same `pins` experts, or with which a `block` of layers is left; and
+    `expected` is what our own net computed along a continuation, where `measure.vllm.opened` was
+    asked for them; `unchecked` says why it could not.
 
     Raises EngineError where it cannot start within `START_LIMIT_S`, or holds the weights in another
     form than asked: a fallback to bfloat16 is not measured under the name of MXFP4.
@@ -139,7 +140,7 @@ class VllmEngine:
         self.barred: list[dict[str, list[float]]] = []
         self.expected: list[dict[str, Any]] = []
         self.known: dict[str, Any] = {}
-        self.pins, self.unchecked = 0, ""
+        self.pins, self.block, self.unchecked = 0, 0, ""
         self._prompts: dict[int, tuple[int, Any]] = {}
         self._count, self._compiled = 0, None
         try:
@@ -299,7 +300,8 @@ class VllmEngine:
 
     @contextlib.contextmanager
     def pinned(self, barred: Mapping[str, Sequence[float]]) -> Iterator[None]:
-        """Other values for small parameters inside the block, by vLLM's name (routers' biases)."""
+        """Other values for small parameters inside the block, by vLLM's name (routers' biases,
+        norms); one number fills all of a parameter."""
         before = self.process.ask(
             "overwrite", CALL_LIMIT_S, needs=("before",), values=dict(barred)
         )["before"]

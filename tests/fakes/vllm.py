@@ -166,6 +166,15 @@ class Honest(Engine):
                 {"Mxfp4MoEMethod": 1},
                 {"uint8": round(4.25 * values / 8)},
             )
+        linear = {"UnquantizedLinearMethod": 8}
+        if arguments.get("quantization") == "fp8":
+            linear = {"Fp8PerTensorOnlineLinearMethod": 8}
+            inner = [d for d in plan if not d.name.startswith(("model.embed", "lm_head"))]
+            parts = {"rest": {"float8_e4m3fn": sum(math.prod(d.shape) for d in inner)}}
+            for name, weight in self.net.named_parameters():
+                if name.endswith("_proj.weight"):
+                    scale = weight.abs().max() / 448
+                    weight.copy_((weight / scale).to(torch.float8_e4m3fn).to(weight.dtype) * scale)
         self.routed = arguments.get("enable_return_routed_experts", False)
         if self.routed and self.how == "honest-untraced":
             raise RuntimeError("no kernel tells its choice")
@@ -174,6 +183,7 @@ class Honest(Engine):
         seqs = {"max_num_seqs": arguments["max_num_seqs"], "enforce_eager": self.routed}
         self.gpus = arguments.get("tensor_parallel_size", 1)
         worker = STARTED["worker"] | {"experts": experts_of, "parameter_bytes": parts}
+        worker["linear"] = linear
         worker["draws"] = ["the same"] * self.gpus
         return STARTED | {"settings": STARTED["settings"] | seqs, "worker": worker}
 
