@@ -47,8 +47,10 @@ def opened(
     devices: int = 1,
     folder: str | Path,
 ) -> VllmEngine:
-    """An engine with the model in it, and what our own net computes at each of `contexts`; of a
-    model that our net cannot hold, `unchecked` says why it is not compared."""
+    """An engine with the model in it, and what our own net computes at each of `contexts`. An
+    engine for a `batch` is compared when it has ended, so that before it only the rounds are made
+    in which that is done. Of a model that our net cannot hold, `unchecked` says why it is not
+    compared."""
     where = origin.find(name)
     interpreter()  # before any work
     require_runs(where, weights, dtype, devices)
@@ -72,10 +74,11 @@ def opened(
     known = {"name": name, "weights": weights, "form": dtype, "seed": seed}
     ours: dict[str, Any] = {"looks": [], "barred": [], "pins": 0, "block": 0}
     unchecked = too_large(where, machine.environment()) if machine.kind == "cuda" else ""
-    if contexts and not unchecked:
+    rounds = card.experts or dtype == "fp8"  # some of it has to be looked at at once
+    if contexts and not unchecked and (batch == 1 or rounds):
         looks = [
             {"ids": [prompt_of(config, tokenizer, context, seed)], "steps": GATE_STEPS}
-            for context in contexts
+            for context in (contexts if batch == 1 else ())
         ]
         ours = vllm_gate.computed(known, looks, machine.kind)
     engine = VllmEngine(

@@ -25,8 +25,13 @@ _OURS = (vllm_engine, vllm_inspect, vllm_weights, draws)  # what the engine is g
 # A process that was started for this interpreter must not lend its paths to another one.
 _DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP", "VLLM_PYTHON")
 # What is as here unless the user's own environment says otherwise. Symmetric memory asks the switch
-# between the GPUs for multicast, whose failure takes a shared host's GPUs away from everybody.
-_DEFAULTS = {"VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
+# between the GPUs for multicast, whose failure takes a shared host's GPUs away from everybody. All
+# processes of an engine are on one host, which may have no other network and no name.
+_DEFAULTS = {
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,30 @@ def test_a_context_that_our_net_cannot_hold_is_not_compared(
     assert len(select(rows, "latency")) == 3 and not any(r.error for r in select(rows, "latency"))
 
 
+@pytest.mark.parametrize(
+    ("model", "dtype", "rounds"), [("tiny-qwen3", "bfloat16", 0), ("tiny-gpt-oss", "bfloat16", 4)]
+)
+def test_an_engine_for_batches_is_compared_when_it_has_ended(
+    installed, in_process, tmp_path, monkeypatch, model, dtype, rounds
+):
+    """Before it starts our net computes no logits: of a dense model it is not even made."""
+    asked = []
+    computed = vllm_gate.computed
+    monkeypatch.setattr(
+        vllm_gate, "computed", lambda known, looks, kind: asked.append(len(looks))
+        or computed(known, looks, kind),
+    )  # fmt: skip
+    installed("honest")
+    with session.opened(
+        model, stack="vllm", weights="random", dtype=dtype, device="cpu", seed=0,
+        contexts=[16], tokens=64, batch=2, records_path=tmp_path / "records.jsonl",
+    ) as engine:  # fmt: skip
+        assert len(engine.barred) == rounds and engine.expected == []
+        assert asked == [0] * bool(rounds)
+        rows = batched(engine, tmp_path)
+    assert {r.key["batch"]: r.error for r in select(rows, "gate")} == {1: None, 2: None}
+
+
 def test_an_engine_that_cannot_trace_leaves_what_was_timed(installed, in_process, tmp_path):
     installed("honest-untraced")
     rows = batched(opened(tmp_path), tmp_path, trace_stacks=["vllm"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import math
@@ -25,6 +26,7 @@ from lib.models.card import ModelError
 from lib.models.draws import Draw, Law
 from lib.models.load import card
 from lib.models.origin import config_of, find
+from lib.run import profiles
 from lib.stacks import logits_check, vllm_checks, vllm_settings
 from lib.stacks import vllm as vllm_stack
 from lib.stacks.engine_process import EngineError, tail
@@ -234,6 +236,15 @@ def test_gpus_add_up_without_multicast_unless_it_is_asked_for(tmp_path, monkeypa
     assert env["VLLM_ALLREDUCE_USE_SYMM_MEM"] == env["NCCL_NVLS_ENABLE"] == "0"
     monkeypatch.setenv("VLLM_ALLREDUCE_USE_SYMM_MEM", "1")
     assert vllm_settings.environment(tmp_path)["VLLM_ALLREDUCE_USE_SYMM_MEM"] == "1"
+
+
+def test_the_processes_of_an_engine_find_each_other_without_a_network(tmp_path, monkeypatch):
+    for name in ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    env = vllm_settings.environment(tmp_path)
+    assert (env["VLLM_HOST_IP"], env["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    assert vllm_settings.environment(tmp_path)["GLOO_SOCKET_IFNAME"] == "eth0"
 
 
 def test_two_engines_of_one_kind_are_told_the_same_model(tmp_path):
@@ -492,6 +503,31 @@ def test_heads_that_cannot_be_shared_evenly_are_refused(devices):
     vllm_settings.require_runs(find("tiny-qwen3"), "random", "bfloat16", 2)
     with pytest.raises(ModelError, match=f"8 attention heads .* devices: {devices};.*divides 8"):
         vllm_settings.require_runs(find("tiny-qwen3"), "random", "bfloat16", devices)
+
+
+OF_80_GB = 85.03e9  # bytes that CUDA tells of an H100, of which vLLM takes a share
+BESIDE = 2.3e9  # what it held beside weights and cache in every start that was measured on one
+
+
+def held_card(name, form):
+    return vllm_settings.held_card(find(name), form)
+
+
+@pytest.mark.parametrize("name", ["vllm", "two-gpus"])
+def test_every_engine_of_a_profile_has_room_for_its_calls(name):
+    """On one H100 of 80 GB, or its shares on two."""
+    profile, card_of = profiles.profile(name), functools.cache(held_card)
+    for choice in profile.choices:
+        for notebook in choice.notebooks:
+            values = profile.parameters(notebook, choice)
+            card = card_of(choice.model, values["dtype"])
+            lengths = values["new_tokens"]
+            contexts = [values["context"]] if notebook == "batch" else values["contexts"]
+            tokens = max(contexts) + max(lengths if isinstance(lengths, list) else [lengths])
+            batch = max(values.get("batch_sizes", [1]))
+            room = choice.devices * (Settings(1, 1).gpu_memory_utilization * OF_80_GB - BESIDE)
+            needed = card.weight_bytes + card.kv_bytes(tokens, batch)
+            assert needed < room, (choice.model, notebook, needed / 1e9, room / 1e9)
 
 
 H100 = {"gpu": "NVIDIA H100 80GB HBM3", "gpu_total_bytes": 85 * 10**9}
