@@ -15,7 +15,7 @@ from typing import Any
 from lib.records.kinds import ABLATIONS
 from lib.records.record import Record, of_visits
 from lib.stacks.registry import STACKS
-from lib.stacks.stack import MOST_ERROR, MOST_ERROR_DENSE
+from lib.stacks.stack import MOST_ERROR, MOST_ERROR_DENSE, MOST_ERROR_FP8
 
 PLACE = (
     "model",
@@ -99,6 +99,8 @@ def doubt(key: Mapping[str, Any], values: Mapping[str, Any], errors: Sequence[fl
         return f"{WITHHELD}: the check of its logits holds no error; measure it again"
     mixture = key.get("experts") not in (None, "none")
     most = MOST_ERROR if mixture else MOST_ERROR_DENSE
+    if key.get("dtype") == "fp8" and not mixture and values.get("layers_at_once"):
+        most = MOST_ERROR_FP8
     if not mean <= most:
         return (
             f"{WITHHELD}: its logits differ by {mean:.1%} of their norm from those of "

@@ -3,6 +3,11 @@
 A look at one sequence gives logits along our greedy continuation, with routers pinned and free; a
 look at what an engine sampled in a batch gives how far its log-probabilities are from ours. The
 first look is taken in as many rounds as it takes until every expert had its turn under pins.
+
+FP8 rounds each layer by some per cent, and a deep net makes of that logits which have nothing in
+common any more. So of a dense net in FP8 some layers are looked at at once, a block a round, until
+every layer had its turn: the norms before all others are set to zero, which takes them out of the
+sum that goes from layer to layer.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import contextlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +30,14 @@ from lib.stacks.engine_process import EngineError
 from lib.stacks.logits_check import REFERENCE
 
 PART = 8  # sequences of a batch that are computed together
+LAYERS_AT_ONCE = 8  # in FP8: off by 0.2 to 0.5 of the logits' norm, where a wrong layer is by 1.2
+_SILENCED = ("input_layernorm", "post_attention_layernorm")
 
 
 def computed(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> dict[str, Any]:
-    """`looks` as our net sees them, `barred` biases of its routers by name for each round, and
-    `pins`, how many experts they leave; `known` holds name, weights, form and seed, `kind` is cuda
-    or cpu."""
+    """`looks` as our net sees them, `barred` values of its parameters by name for each round, and
+    `pins`, how many experts they leave, or `block`, how many layers; `known` holds name, weights,
+    form and seed, `kind` is cuda or cpu."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "asked", Path(folder) / "answer"
         torch.save({"known": dict(known), "looks": list(looks), "kind": kind}, asked)
@@ -70,6 +77,35 @@ def barred(net: Any, chosen: int, *, seed: int, turn: int = 0) -> dict[str, list
         row = [value if n in kept else experts.BARRED for n, value in enumerate(bias.tolist())]
         barred[names[id(bias)]] = row
     return barred
+
+
+def silenced(net: Any, turn: int) -> dict[str, list[float]] | None:
+    """Norms at zero, by name, that leave the layers of one block; None where a layer's norms are
+    others than the two that most architectures have."""
+    layers, names = net.get_decoder().layers, {}
+    block = range(turn * LAYERS_AT_ONCE, (turn + 1) * LAYERS_AT_ONCE)
+    paths = {id(module): path for path, module in net.named_modules()}
+    for number, layer in enumerate(layers):
+        norms = [n for n, child in layer.named_children() if "Norm" in type(child).__name__]
+        if sorted(norms) != sorted(_SILENCED):
+            return None
+        if number not in block:
+            names |= {f"{paths[id(layer)]}.{norm}.weight": [0.0] for norm in norms}
+    return names
+
+
+@contextlib.contextmanager
+def overwritten(net: Any, values: Mapping[str, Sequence[float]]) -> Iterator[None]:
+    """Other values for some of a net's parameters inside the block; one number fills all of one."""
+    parameters = {name: net.get_parameter(name) for name in values}
+    before = {name: parameter.clone() for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.tensor(values[name], dtype=parameter.dtype))
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.copy_(before[name])
 
 
 def sampled_errors(sampled: Mapping[str, Any], logits: torch.Tensor) -> torch.Tensor:
@@ -124,30 +160,51 @@ def rounds(net: Any, pins: int) -> int:
     return -(-len(experts.biases(net)[0]) // pins) if pins else 0
 
 
-def answered(net: Any, looks: Sequence[Mapping], *, pins: int, seed: int) -> list[dict[str, Any]]:
-    """Each look; of a batch that does not fit the memory, the error."""
+def blocks(net: Any, form: str) -> list[dict[str, list[float]]]:
+    """What silences all layers but those of a block, for each block; none where all layers are
+    looked at together."""
+    if form != "fp8" or silenced(net, 0) is None:
+        return []
+    return [silenced(net, n) for n in range(-(-len(net.get_decoder().layers) // LAYERS_AT_ONCE))]
+
+
+def answered(
+    net: Any,
+    looks: Sequence[Mapping],
+    *,
+    pins: int,
+    seed: int,
+    silent: Sequence[Mapping[str, Sequence[float]]] = (),
+) -> list[dict[str, Any]]:
+    """Each look; of one that does not fit the memory, the error. `silent` are those of
+    `blocks`; where there are any, all layers together are not looked at."""
 
     def pinned(turn: int = 0) -> Any:
+        if silent:
+            return overwritten(net, silent[turn])
         if not pins:
             return contextlib.nullcontext()
         return experts.pinned(net, pins, seed=seed, sequences=[turn])
 
+    turns = len(silent) or rounds(net, pins)
+
+    def answer(place: int, look: Mapping) -> dict[str, Any]:
+        ids = torch.tensor(look["ids"], device=net.device)
+        if "sampled" in look:
+            with pinned():
+                return beside(net, ids, look["sampled"])
+        fixed = []
+        for turn in range(min(1, turns) if place else turns):
+            with pinned(turn):
+                fixed.append(along(net, ids, look["steps"]))
+        return {"pinned": fixed, "free": None if silent else along(net, ids, look["steps"])}
+
     answers = []
     for place, look in enumerate(looks):
-        ids = torch.tensor(look["ids"], device=net.device)
-        if "sampled" not in look:
-            fixed = []
-            for turn in range(min(1, pins) if place else rounds(net, pins)):
-                with pinned(turn):
-                    fixed.append(along(net, ids, look["steps"]))
-            answer = {"pinned": fixed, "free": along(net, ids, look["steps"])}
-            answers.append({"ids": look["ids"], **answer})
-            continue
         try:
-            with pinned():
-                answers.append(beside(net, ids, look["sampled"]))
+            answers.append({"ids": look["ids"], **answer(place, look)})
         except torch.OutOfMemoryError as error:
-            answers.append({"error": record.first_line(error)})
+            answers.append({"ids": look["ids"], "error": record.first_line(error)})
     return answers
 
 
@@ -156,13 +213,14 @@ def answer_to(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> 
     config = origin.config_of(origin.find(known["name"])).get_text_config(decoder=True)
     with torch.inference_mode():
         net = net_of(known, kind)
-        pins = config.num_experts_per_tok if experts.biases(net) else 0
+        pins, seed = config.num_experts_per_tok if experts.biases(net) else 0, known["seed"]
+        silent = [] if pins else blocks(net, known["form"])
         return {
             "pins": pins,
-            "barred": [
-                barred(net, pins, seed=known["seed"], turn=n) for n in range(rounds(net, pins))
-            ],
-            "looks": answered(net, looks, pins=pins, seed=known["seed"]),
+            "block": LAYERS_AT_ONCE if silent else 0,
+            "barred": silent
+            or [barred(net, pins, seed=seed, turn=n) for n in range(rounds(net, pins))],
+            "looks": answered(net, looks, pins=pins, seed=seed, silent=silent),
         }
 
 

@@ -181,7 +181,7 @@ def command(task: Task, profile: str) -> dict[str, str]:
         values["SERVER"] = server
     else:
         values |= {"WEIGHTS": task.weights, "STACK": task.stack}
-    values["DTYPE"] = str(task.parameters.get("dtype") or "")
+    values["DTYPE"] = str(task.parameters.get("form") or task.parameters.get("dtype") or "")
     if task.stack in STACKS and STACKS[task.stack].shards:
         values["DEVICES"] = str(task.devices)
     return {name: value for name, value in values.items() if value}

@@ -32,6 +32,7 @@ OF_ENGINES = ("latency", "batch", "energy")  # notebooks that measure a stack th
 _COMMON = ("weights", "stack", "dtype", "devices")
 SLICES = ("models", "notebooks", *_COMMON)
 SERVER, SERVING = "server", "serving"  # a server that runs, and the notebook that loads it
+_SERVED = set(ENGINE_FORMS) - set(DTYPES)  # forms of weights that a server alone holds
 ALSO = "also"  # further stacks, beside those that the profile names
 _MODELS = "models.yaml"
 _NO_PROFILES = ("models", "gpus", "shapes")  # other files of the folder
@@ -110,7 +111,8 @@ def profile(
     The override `also` names stacks to measure beside the profile's: one of our own where stacks
     are compared, an engine in notebooks of its own.
     The override `server` is the address of a server that runs: the notebook `serving` alone then
-    measures what it serves, whose name is in `models`.
+    measures what it serves, whose name is in `models`. With that notebook alone, `dtype` may be
+    what the server that is started holds its weights in.
     A model of the list is a name, or a mapping with `name`, optionally `notebooks` (the ones to
     run for it: names, or a mapping to values for that notebook alone) and values that differ.
     `devices` is a number of GPUs to shard it over, or a list of numbers, each a choice. It
@@ -138,6 +140,10 @@ def profile(
         _require_serving(name, slices, sections)
         slices["notebooks"] = (SERVING,)
         sections[SERVING][SERVER] = server
+    # What a server holds its weights in may be no dtype of a net of ours.
+    served = [*slices["notebooks"]] == [SERVING] and {*slices["dtype"]} & _SERVED
+    slices["form"] = slices["dtype"][0] if served else ""
+    slices["dtype"] = () if served else slices["dtype"]
     if odd := [stack for stack in slices[ALSO] if stack not in STACKS]:
         raise unknown("stack", odd[0], STACKS, hint="Use ALSO=<name>[,<name>].")
     _also(sections, [stack for stack in slices[ALSO] if not STACKS[stack].apart])
@@ -291,6 +297,8 @@ def _choices_of(
     _check_sections(name, {}, sections, signatures, f" of model {model!r}")
     own = {key: item[key] for key in item if key not in ("name", "notebooks")}
     dtype = {"dtype": slices["dtype"][0]} if slices["dtype"] else {}
+    if slices["form"]:
+        sections = sections | {SERVING: (sections.get(SERVING) or {}) | {"form": slices["form"]}}
     notebooks = {
         notebook: (sections.get(notebook) or {}) | dtype
         for notebook in slices["notebooks"] or sections

@@ -38,13 +38,13 @@ from lib.stacks.vllm_settings import (
 STACK = "vllm"
 START_LIMIT_S, CALL_LIMIT_S = 900.0, 600.0
 KEPT_PROMPTS = 8
-MOST_WARMUP_CALLS = 12
+MOST_WARMUP_CALLS = 24
 SAMPLED_IDS = 128  # as many as vLLM gives log-probabilities of in one request
 # What vLLM tells of its start in its log alone: seconds, and the bytes of the model.
 _LOGGED = {
     "model_gib": r"Model loading took ([\d.]+) GiB",
     "load_s": r"Model loading took .*? and ([\d.]+) seconds",
-    "compile_s": r"torch\.compile (?:took|takes) ([\d.]+) s in total",
+    "compile_s": r"torch\.compile(?: and .*)? (?:took|takes) ([\d.]+) s in total",
     "capture_s": r"Graph capturing finished in ([\d.]+) secs",
     "init_s": r"init engine \(.*?\) took ([\d.]+) (?:s\b|seconds)",
 }
@@ -75,9 +75,10 @@ class Answered:
 class VllmEngine:
     """A running engine: a `Subject`, and a decode stack for one model.
 
-    `known` says whose weights it has; `barred` are the biases with which all routers choose the
-    same `pins` experts, and `expected` what our own net computed along a continuation, where
-    `measure.vllm.opened` was asked for them; `unchecked` says why it could not.
+    `known` says whose weights it has; `barred` are, a round each, the values of parameters with
+    which all routers choose the same `pins` experts, or with which a `block` of layers is left; and
+    `expected` is what our own net computed along a continuation, where `measure.vllm.opened` was
+    asked for them; `unchecked` says why it could not.
 
     Raises EngineError where it cannot start within `START_LIMIT_S`, or holds the weights in another
     form than asked: a fallback to bfloat16 is not measured under the name of MXFP4.
@@ -118,6 +119,7 @@ class VllmEngine:
         self.plan = draws.plan_of(net, laws)
         model = config_of(config, type(net).__name__, settings)
         arguments = arguments_of(model, self.plan, settings, place)
+        arguments["model"] = model_path(arguments["model"], place)
         script = [python or interpreter(), str(place / "vllm_engine.py")]
         before = _board_state(device)
         start_s = time.monotonic()
@@ -138,7 +140,7 @@ class VllmEngine:
         self.barred: list[dict[str, list[float]]] = []
         self.expected: list[dict[str, Any]] = []
         self.known: dict[str, Any] = {}
-        self.pins, self.unchecked = 0, ""
+        self.pins, self.block, self.unchecked = 0, 0, ""
         self._prompts: dict[int, tuple[int, Any]] = {}
         self._count, self._compiled = 0, None
         try:
@@ -298,7 +300,8 @@ class VllmEngine:
 
     @contextlib.contextmanager
     def pinned(self, barred: Mapping[str, Sequence[float]]) -> Iterator[None]:
-        """Other values for small parameters inside the block, by vLLM's name (routers' biases)."""
+        """Other values for small parameters inside the block, by vLLM's name (routers' biases,
+        norms); one number fills all of a parameter."""
         before = self.process.ask(
             "overwrite", CALL_LIMIT_S, needs=("before",), values=dict(barred)
         )["before"]
@@ -413,6 +416,16 @@ class VllmEngine:
         now = self.process.ask("counters", CALL_LIMIT_S, needs=("compiled",))["compiled"]
         before, self._compiled = self._compiled, now
         return before is not None and now != before
+
+
+def model_path(model: str, place: Path) -> str:
+    """The model's folder as the engine is told it, which works in `place`.
+
+    vLLM keeps what it compiled under a key that holds this path: of a model stated in `place` it
+    is the name alone, so that the next engine of the same kind need not compile.
+    """
+    path = Path(model).absolute()
+    return path.name if path.parent == place.absolute() else str(path)
 
 
 def vocab_size(config: Any) -> int:

@@ -381,6 +381,8 @@ def settings(config: Any) -> dict[str, Any]:
     sharded = {}
     if parallel.tensor_parallel_size > 1:
         sharded["custom_all_reduce"] = not parallel.disable_custom_all_reduce
+        symmetric = os.environ.get("VLLM_ALLREDUCE_USE_SYMM_MEM", "1")
+        sharded["symmetric_memory_all_reduce"] = symmetric != "0"
     return {
         "max_num_seqs": scheduler.max_num_seqs,
         "max_num_batched_tokens": scheduler.max_num_batched_tokens,
@@ -413,7 +415,8 @@ def plain(value: Any) -> Any:
 
 
 def main(answers: int, lifeline: int) -> None:
-    """Leave a guard behind and serve."""
+    """Leave a guard behind and serve, from the folder in which this file lies."""
+    os.chdir(Path(__file__).resolve().parent)
     parent = os.getppid()
     adopt_orphans()
     engine = os.fork()

@@ -107,7 +107,8 @@ class Inspect:
         return list(logits.shape)
 
     def overwrite(self, values: dict[str, list[float]]) -> dict[str, list[float]]:
-        """Write parameters in place, so that captured steps follow; returns what they were."""
+        """Write parameters in place, so that captured steps follow; returns what they were. One
+        number fills a parameter, and stands for one whose numbers are all the same."""
         import torch
 
         parameters = dict(self.model_runner.get_model().named_parameters())
@@ -115,9 +116,10 @@ class Inspect:
         with torch.no_grad():
             for name, numbers in values.items():
                 parameter = parameters[name]
-                before[name] = parameter.float().flatten().tolist()
+                held = parameter.float().flatten()
+                before[name] = held[:1].tolist() if (held == held[0]).all() else held.tolist()
                 new = torch.tensor(numbers, dtype=parameter.dtype, device=parameter.device)
-                parameter.copy_(new.view(parameter.shape))
+                parameter.copy_(new.expand(held.shape).view(parameter.shape))
         return before
 
 

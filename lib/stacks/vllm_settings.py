@@ -24,6 +24,14 @@ GRAPH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _OURS = (vllm_engine, vllm_inspect, vllm_weights, draws)  # what the engine is given, in one folder
 # A process that was started for this interpreter must not lend its paths to another one.
 _DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP", "VLLM_PYTHON")
+# What is as here unless the user's own environment says otherwise. Symmetric memory asks the switch
+# between the GPUs for multicast, whose failure takes a shared host's GPUs away from everybody. All
+# processes of an engine are on one host, which may have no other network and no name.
+_DEFAULTS = {
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
 
 
 @dataclass(frozen=True)
@@ -150,16 +158,21 @@ def lay_out(folder: Path) -> Path:
 def environment(folder: Path) -> dict[str, str]:
     """The environment of vLLM's interpreter: no telemetry, no hub, our folder on its path."""
     kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
-    path = [str(folder), *filter(None, [kept.pop("VLLM_PYTHONPATH", None)])]
-    return kept | {
-        "PYTHONPATH": os.pathsep.join(path),
-        "PYTHONUNBUFFERED": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_DO_NOT_TRACK": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_LOGGING_COLOR": "0",
-    }
+    more = filter(None, kept.pop("VLLM_PYTHONPATH", "").split(os.pathsep))
+    path = [str(folder), *map(os.path.abspath, more)]  # the engine works in another folder
+    return (
+        _DEFAULTS
+        | kept
+        | {
+            "PYTHONPATH": os.pathsep.join(path),
+            "PYTHONUNBUFFERED": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_DO_NOT_TRACK": "1",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_LOGGING_COLOR": "0",
+        }
+    )
 
 
 def arguments_of(

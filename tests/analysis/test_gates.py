@@ -135,3 +135,20 @@ def test_a_visit_without_a_check_is_judged_by_that_of_another():
     assert gates.is_withheld(
         read(replace(gate([0.5]), visit="friday"), of_visits(timed(), timed()))
     )
+
+
+@pytest.mark.parametrize(
+    ("found", "dtype", "experts", "values", "stands"),
+    [
+        (0.47, "fp8", "none", {"layers_at_once": 8}, True),  # what rounding leaves of a block
+        (0.72, "fp8", "none", {"layers_at_once": 8}, False),
+        (0.47, "fp8", "none", {}, False),  # all layers together: nobody can tell
+        (0.47, "bfloat16", "none", {"layers_at_once": 8}, False),  # does not round so
+        (0.47, "fp8", "TRITON", {"layers_at_once": 8}, False),  # turned experts
+    ],
+)
+def test_a_block_of_layers_in_fp8_may_be_off_by_what_fp8_rounds(
+    found, dtype, experts, values, stands
+):
+    key = PLACE | {"stack": "vllm", "dtype": dtype, "experts": experts}
+    assert bool(gates.doubt(key, values, [found] * 8)) != stands

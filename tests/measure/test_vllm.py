@@ -15,10 +15,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from lib.files import ROOT
-from lib.measure import batch, latency, session, vllm_gate
-from lib.models import origin
+from lib.measure import batch, latency, session, vllm, vllm_gate
+from lib.models import draws, origin
 from lib.models.card import ModelError
 from lib.records import store
 from lib.records.record import select
@@ -61,9 +62,9 @@ def in_process(monkeypatch):
     monkeypatch.setattr(vllm_gate, "computed", vllm_gate.answer_to)
 
 
-def opened(tmp_path, dtype="bfloat16", contexts=(16,)):
+def opened(tmp_path, dtype="bfloat16", contexts=(16,), model=MODEL):
     return session.opened(
-        MODEL, stack="vllm", weights="random", dtype=dtype, device="cpu", seed=0,
+        model, stack="vllm", weights="random", dtype=dtype, device="cpu", seed=0,
         contexts=contexts, tokens=64, records_path=tmp_path / "records.jsonl",
     )  # fmt: skip
 
@@ -108,6 +109,120 @@ def test_a_notebooks_calls_measure_an_engine(installed, tmp_path):
     traces = {r.key["batch"]: r.samples["distinct_experts"] for r in select(rows, "engine-trace")}
     assert set(traces) == {1, 2} and set(traces[1]) == {2.0}
     assert engine.ended
+
+
+@pytest.fixture
+def two_layers(monkeypatch):
+    """Two layers at once, so that four make two rounds."""
+    monkeypatch.setattr(vllm_gate, "LAYERS_AT_ONCE", 2)
+
+
+def test_a_deep_net_in_fp8_is_compared_some_layers_at_once(
+    installed, in_process, two_layers, tmp_path
+):
+    """Each layer has its turn at the first context, a block is enough at the others and in batches;
+    all layers together are not judged, since rounding alone leaves nothing in common there."""
+    installed("honest")
+    with opened(tmp_path, dtype="fp8", contexts=(16, 8), model="tiny-qwen3") as engine:
+        assert engine.block == 2 and len(engine.barred) == 2 and engine.pins == 0
+        assert [len(one["pinned"]) for one in engine.expected] == [2, 1]
+        assert [one["free"] for one in engine.expected] == [None, None]
+        first, second = rows_of_gates(engine)
+        assert first.values["layer_rounds"] == 2 and len(first.samples["relative_error"]) == 16
+        assert second.values["layer_rounds"] == 1 and first.values["layers_at_once"] == 2
+        assert 0 < first.values["mean_error"] < 0.3 and first.key["dtype"] == "fp8"
+        rows = batched(engine, tmp_path)
+    assert [r.error for r in rows] == [None] * len(rows)
+    assert {r.values["layers_at_once"] for r in select(rows, "gate")} == {2}
+
+
+def test_other_logits_in_fp8_are_found_some_layers_at_once(
+    installed, in_process, two_layers, tmp_path
+):
+    installed("honest-wrong")
+    engine = opened(tmp_path, dtype="fp8", model="tiny-qwen3")
+    with engine, pytest.raises(GateError, match="where rounding explains 70.71%"):
+        rows_of_gates(engine)
+
+
+def rows_of_gates(engine):
+    return list(vllm.gates(engine, "e"))
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_silenced_layers_are_as_if_they_were_not_there(two_layers, turn):
+    net, laws = draws.build(origin.config_of(origin.find("tiny-qwen3")), "float32", "cpu")
+    draws.fill_net(net, laws, 0)
+    ids = torch.arange(10, 18)[None]
+    with torch.no_grad():
+        whole = net(ids).logits
+        with vllm_gate.overwritten(net, vllm_gate.silenced(net, turn)):
+            block = net(ids).logits
+        assert torch.equal(net(ids).logits, whole)  # put back
+        net.model.layers = net.model.layers[2 * turn : 2 * turn + 2]
+        for place, layer in enumerate(net.model.layers):
+            layer.self_attn.layer_idx = place
+        assert torch.allclose(net(ids, use_cache=False).logits, block, atol=1e-5)
+
+
+def test_a_net_of_few_layers_is_one_block_and_other_norms_are_not_silenced():
+    net, laws = draws.build(origin.config_of(origin.find("tiny-qwen3")), "float32", "cpu")
+    assert vllm_gate.blocks(net, "fp8") == [{}] and vllm_gate.blocks(net, "bfloat16") == []
+    net.model.layers[3].post_feedforward_layernorm = type(net.model.norm)(4)
+    assert vllm_gate.blocks(net, "fp8") == []
+
+
+def test_a_context_that_our_net_cannot_hold_is_not_compared(
+    installed, in_process, tmp_path, monkeypatch
+):
+    """The others are, and all are timed."""
+    along = vllm_gate.along
+
+    def short(net, ids, steps):
+        if ids.shape[1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 34 GiB")
+        return along(net, ids, steps)
+
+    monkeypatch.setattr(vllm_gate, "along", short)
+    installed("honest")
+    with opened(tmp_path, contexts=(16, 8), model="tiny-qwen3") as engine:
+        rows = swept(engine, tmp_path)
+    long, other = select(rows, "gate")
+    assert "CUDA out of memory" in long.error and long.key["context"] == 16 and other.error is None
+    assert len(select(rows, "latency")) == 3 and not any(r.error for r in select(rows, "latency"))
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "rounds"), [("tiny-qwen3", "bfloat16", 0), ("tiny-gpt-oss", "bfloat16", 4)]
+)
+def test_an_engine_for_batches_is_compared_when_it_has_ended(
+    installed, in_process, tmp_path, monkeypatch, model, dtype, rounds
+):
+    """Before it starts our net computes no logits: of a dense model it is not even made."""
+    asked = []
+    computed = vllm_gate.computed
+    monkeypatch.setattr(
+        vllm_gate, "computed", lambda known, looks, kind: asked.append(len(looks))
+        or computed(known, looks, kind),
+    )  # fmt: skip
+    installed("honest")
+    with session.opened(
+        model, stack="vllm", weights="random", dtype=dtype, device="cpu", seed=0,
+        contexts=[16], tokens=64, batch=2, records_path=tmp_path / "records.jsonl",
+    ) as engine:  # fmt: skip
+        assert len(engine.barred) == rounds and engine.expected == []
+        assert asked == [0] * bool(rounds)
+        rows = batched(engine, tmp_path)
+    assert {r.key["batch"]: r.error for r in select(rows, "gate")} == {1: None, 2: None}
+
+
+def test_an_engine_that_cannot_trace_leaves_what_was_timed(installed, in_process, tmp_path):
+    installed("honest-untraced")
+    rows = batched(opened(tmp_path), tmp_path, trace_stacks=["vllm"])
+    traces = select(rows, "engine-trace")
+    assert [r.key["batch"] for r in traces] == [1, 2] and not any(r.samples for r in traces)
+    assert all("no kernel tells its choice" in r.error for r in traces)
+    assert all(r.error is None for r in rows if r.kind != "engine-trace")
 
 
 def test_an_engine_with_other_logits_is_not_timed(installed, in_process, tmp_path):

@@ -185,6 +185,26 @@ def test_a_server_that_runs_is_measured_by_one_notebook_alone(folder):
         load(folder, server=url, models="m")
 
 
+@pytest.mark.parametrize("form", ["fp8", "mxfp4"])
+def test_a_server_may_hold_weights_in_what_no_net_of_ours_does(folder, form):
+    """Whatever form the profile gives the model; other notebooks refuse it, and a dtype is one."""
+    notebook(folder, "serving", SERVED + '\ndtype = "x"\nform = ""')
+    data = {**GOOD, "notebooks": {**GOOD["notebooks"], "serving": {"server": "", "form": ""}}}
+    data["defaults"] = {**GOOD["defaults"], "dtype": "bfloat16"}
+    data["models"] = [{"name": "tiny", "notebooks": {"serving": {"form": "mxfp4"}}}]
+    slices = {"notebooks": "serving", "models": "tiny"}
+    profile = load(folder, data, **slices, dtype=form)
+    values = profile.parameters("serving", profile.choices[0])
+    assert (values["form"], values["dtype"]) == (form, "bfloat16")
+    (task,) = plan.plan(profile, folder)
+    assert plan.command(task, "demo")["DTYPE"] == form  # so that it can be run again
+    profile = load(folder, data, **slices, dtype="float16")
+    values = profile.parameters("serving", profile.choices[0])
+    assert (values["form"], values["dtype"]) == ("mxfp4", "float16")
+    with pytest.raises(ParamsError, match=f"unknown dtype '{form}'"):
+        load(folder, data, notebooks="serving latency", models="tiny", dtype=form)
+
+
 def test_what_runs_on_request_is_not_run_because_a_model_lists_nothing(folder):
     notebook(folder, "serving", SERVED)
     data = {**GOOD, "notebooks": {**GOOD["notebooks"], "serving": {"server": ""}}}

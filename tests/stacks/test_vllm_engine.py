@@ -166,6 +166,16 @@ def test_parameters_are_overwritten_in_place():
     assert model.bias.tolist() == before["bias"]
 
 
+def test_one_number_stands_for_a_parameter_of_equal_numbers():
+    """Norms of a deep model are written and told back as one number each."""
+    model = torch.nn.LayerNorm(4)
+    before = worker(model).overwrite({"weight": [0.0], "bias": [1.0, 2.0, 3.0, 4.0]})
+    assert before == {"weight": [1.0], "bias": [0.0]}
+    assert model.weight.tolist() == [0.0] * 4 and model.bias.tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert worker(model).overwrite(before)["bias"] == [1.0, 2.0, 3.0, 4.0]
+    assert model.weight.tolist() == [1.0] * 4 and model.bias.tolist() == [0.0] * 4
+
+
 def test_an_answer_is_one_line_whatever_its_length():
     """A pipe takes 64 KiB at once; nothing started here inherits it."""
     read, write = os.pipe()

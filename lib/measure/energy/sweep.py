@@ -259,22 +259,42 @@ def measure_round(
 
     `prepare` is called before the lead-in of each.
     """
-    device, rng, spans = session.model.device, random.Random(f"{session.seed} {name}"), []
-    with vllm.warm(session.model), device.power_trace(uuids=session.gpus) as trace:
+    rng = random.Random(f"{session.seed} {name}")
+
+    def spans() -> list[windows.Span]:
+        taken = []
         for cell in order:
             prepare(cell)
-            spans.append(windows.busy(*_call_and_lead(session, cell), device, window_s, rng))
-    _keep(session, order, spans, trace, name)
+            call, lead = _call_and_lead(session, cell)
+            taken.append(windows.busy(call, lead, session.model.device, window_s, rng))
+        return taken
+
+    _measure(session, order, name, spans)
 
 
 def measure_together(session: Session, order: Sequence[Cell], name: str, window_s: float) -> None:
     """The same for cells of about the same power: one lead-in and one lead-out for all."""
-    device, rng = session.model.device, random.Random(f"{session.seed} {name}")
-    with vllm.warm(session.model), device.power_trace(uuids=session.gpus) as trace:
-        spans = windows.in_turn(
-            [_call_and_lead(session, cell) for cell in order], device, window_s, rng
-        )
-    _keep(session, order, spans, trace, name)
+    rng = random.Random(f"{session.seed} {name}")
+    calls = [_call_and_lead(session, cell) for cell in order]
+    _measure(
+        session,
+        order,
+        name,
+        lambda: windows.in_turn(calls, session.model.device, window_s, rng),
+    )
+
+
+def _measure(
+    session: Session, order: Sequence[Cell], name: str, spans: Callable[[], list[windows.Span]]
+) -> None:
+    """The spans of windows, one for each cell, under one trace, and what they gave."""
+
+    def traced() -> tuple[list[windows.Span], list[dict[str, Any]]]:
+        with session.model.device.power_trace(uuids=session.gpus) as trace:
+            taken = spans()
+        return taken, trace
+
+    _keep(session, order, *vllm.while_warm(session.model, traced), name)
 
 
 def _call_and_lead(session: Session, cell: Cell) -> tuple[windows.Call, windows.Call]:
