@@ -39,6 +39,10 @@ __all__ = ["Model", "ModelCard", "ModelError", "card", "load", "require_context"
 
 WEIGHTS = ("random", "checkpoint", "gguf")
 _FILL_STD = 0.02
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tiktoken.model", "tekken.json",
+    "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
 
 
 @dataclass
@@ -175,7 +179,8 @@ def load(
     device.synchronize()
     load_s = device.clock_s() - start_s
 
-    form = quantised.values(asked, net)
+    plain_files = quantised.is_expanded(asked) and asked and not checkpoint_files.scaled(folder)
+    form = quantised.values(None if plain_files else asked, net)
     _require_numbers(origin.name, net)
     loaded = _loaded_dtype(net, as_stored="matrix_kernels" in form)
     if loaded != dtype:
@@ -281,11 +286,14 @@ def _checkpoint_net(
     except Exception as error:  # whatever the library and a method's package raise
         names = f" ({checkpoint_files.named(troubled)})" if troubled else ""
         raise ModelError(
-            f"{folder.name} cannot be loaded: {count.reason_of(error)}{names}"
+            f"{checkpoint_files.title(folder)} cannot be loaded: {count.reason_of(error)}{names}; "
+            "give a complete checkpoint in a form that the installed transformers reads"
         ) from error
     held = checkpoint_files.tensors(folder)
     require_all_loaded(
-        folder.name, report, [t.name for t in held if checkpoint_files.is_made_anew(t)]
+        checkpoint_files.title(folder),
+        report,
+        [t.name for t in held if checkpoint_files.is_made_anew(t)],
     )
     return net
 
@@ -331,16 +339,29 @@ def tokenizer_of(folder: Path) -> Any:
     """The checkpoint's tokenizer, or None where the folder has none."""
     from transformers import AutoTokenizer
 
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    if not any((folder / name).is_file() for name in names):
+    present = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    if not present:
         return None
+    reason = ""
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        if set(tokenizer.get_vocab()) <= {str(t) for t in tokenizer.added_tokens_decoder.values()}:
+            reason = "it has no vocabulary, only special tokens"
     except Exception as error:  # of a library, or that its code is not run
+        reason = count.reason_of(error)
+        if "custom code" in reason:
+            reason = (
+                "it needs code of its own (auto_map), and code from a hub or a folder is never "
+                "executed here"
+            )
+    if reason:
         raise ModelError(
-            f"the tokenizer of {folder.name} cannot be read: {count.reason_of(error)}; remove "
-            "its files to measure with drawn ids"
-        ) from error
+            f"the tokenizer of {checkpoint_files.title(folder)} cannot be read: {reason}; fetch "
+            f"all of its files, or remove them ({', '.join(present)}) to measure with drawn ids"
+        )
+    return tokenizer
 
 
 def _loaded_dtype(net: torch.nn.Module, *, as_stored: bool = False) -> str:

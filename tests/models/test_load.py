@@ -196,7 +196,7 @@ def test_pickled_weights_are_refused(saved):
         models_load.load(str(folder), weights="checkpoint", device=open_device("cpu"))
     (folder / "config.json").unlink()
     for weights in ("checkpoint", "random"):
-        with pytest.raises(ModelError, match=r"mine.*no config\.json; give a folder"):
+        with pytest.raises(ModelError, match=r"mine.*no config\.json; give a complete"):
             models_load.load(str(folder), weights=weights, device=open_device("cpu"))
 
 
