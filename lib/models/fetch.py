@@ -330,7 +330,11 @@ def set_rotations(path: Path, config: Any) -> None:
         own = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].numpy()
         if plain.shape == factors[0].shape and np.allclose(own, plain / factors[0], rtol=1e-4):
             return
-    if factors or any(kind not in ("", "none") for kind in kinds):
+    if not factors and kinds == ["linear"]:  # of layers without a window, where kinds differ
+        (factor,) = [f.contents() for n, f in read.fields.items() if n.endswith("scaling.factor")]
+        stretched = {"rope_type": "linear", "factor": float(factor)}
+        rope.get("full_attention", rope).update(stretched)
+    elif factors or any(kind not in ("", "none") for kind in kinds):
         raise ModelError(
             f"{path.name} stretches its rotary positions ({', '.join(kinds) or 'by a tensor'}), "
             "which the installed transformers leaves aside for this architecture; give the "

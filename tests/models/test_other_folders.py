@@ -207,13 +207,31 @@ def test_rotations_of_llama_3_are_stretched_as_the_file_says(net4, tmp_path, mon
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"kind": "yarn"}, "yarn"), ({"kind": "linear"}, "linear"),
+    [({"kind": "yarn"}, "yarn"), ({"kind": "longrope"}, "longrope"),
      ({"factors": [1, 2, 3, 4]}, "by a tensor"), ({"factors": [3, 3]}, "by a tensor")],
 )  # fmt: skip
 def test_other_stretched_rotations_are_refused(net4, tmp_path, monkeypatch, changes, reason):
     path = rotations(tmp_path / "x.gguf", net4, **changes, monkeypatch=monkeypatch)
     with pytest.raises(ModelError, match=f"x.gguf stretches its rotary positions .{reason}.*give"):
         loaded_from(path, weights="gguf")
+
+
+def test_rotations_stretched_by_a_number_are_read(net4, tmp_path, monkeypatch):
+    path = rotations(tmp_path / "x.gguf", net4, kind="linear", monkeypatch=monkeypatch)
+    plain = 10000.0 ** -(torch.arange(0, 8, 2) / 8)
+    loaded = loaded_from(path, weights="gguf")
+    assert torch.allclose(loaded.net.model.rotary_emb.inv_freq, plain / 4)
+
+
+def test_a_number_stretches_the_layers_without_a_window_only(net4, tmp_path, monkeypatch):
+    """As Gemma 3 does."""
+    config = AutoConfig.for_model("gemma3_text")
+    before = dict(config.rope_parameters["sliding_attention"])
+    path = rotations(tmp_path / "x.gguf", net4, kind="linear", monkeypatch=monkeypatch)
+    fetch.set_rotations(path, config)
+    full = config.rope_parameters["full_attention"]
+    assert (full["rope_type"], full["factor"]) == ("linear", 4.0)
+    assert config.rope_parameters["sliding_attention"] == before
 
 
 def test_rotations_that_are_not_stretched_are_left(net4, tmp_path, monkeypatch):
