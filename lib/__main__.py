@@ -330,7 +330,7 @@ def check_fit(args: argparse.Namespace) -> int:
             workspace_of=forecast.workspace_of(model),
         )
     except card.ModelError as error:
-        raise ParamsError(f"{error}; {shapes.hint()}") from None
+        raise ParamsError(f"{error}; {shapes.hint(args.model)}") from None
     if shipped:
         answer["shapes"] = f"shapes ship with the workbook, the hub was not asked: {shipped[2]}"
     if lines := predictions.released_lines(answer["card"]["name"]):

@@ -363,7 +363,7 @@ def _experts_per_token(config: PreTrainedConfig, experts: int) -> int:
                 return top_k
     raise ModelError(
         f"{config.model_type!r} has {experts} experts, and its config says under none of "
-        f"{', '.join(_TOP_K_NAMES)} how many a token uses"
+        f"{', '.join(_TOP_K_NAMES)} how many of them a token uses; set one in its config.json"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ __all__ = ["Model", "ModelCard", "ModelError", "card", "load", "require_context"
 
 WEIGHTS = ("random", "checkpoint", "gguf")
 _FILL_STD = 0.02
+_EH_PROJ = re.compile(r"(.*\blayers\.(\d+)\.)eh_proj\.")
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tiktoken.model", "tekken.json",
     "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
@@ -290,12 +292,23 @@ def _checkpoint_net(
             "give a complete checkpoint in a form that the installed transformers reads"
         ) from error
     held = checkpoint_files.tensors(folder)
+    behind = _drafting(held, net.config)
+    unexpected = [n for n in report.get("unexpected_keys") or () if not n.startswith(behind)]
     require_all_loaded(
         checkpoint_files.title(folder),
-        report,
+        {**report, "unexpected_keys": unexpected},
         [t.name for t in held if checkpoint_files.is_made_anew(t)],
     )
     return net
+
+
+def _drafting(held: list[checkpoint_files.Tensor], config: PreTrainedConfig) -> tuple[str, ...]:
+    """Layers behind the last one that draft more tokens at once, as beginnings of names: each joins
+    an embedding and a hidden state (`eh_proj`). Decoding token by token does not read them; the
+    library leaves them aside, but by the layer's number in the models that it knows."""
+    last = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None) or 0
+    heads = [n for t in held if (n := _EH_PROJ.match(t.name)) and int(n[2]) >= last]
+    return tuple(head[1] for head in heads)
 
 
 def _require_numbers(name: str, net: torch.nn.Module) -> None:

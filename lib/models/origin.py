@@ -55,7 +55,8 @@ def find(name: str) -> Origin:
         return Origin(path.resolve().name, folder=path.resolve())
     if _HUB_ID.fullmatch(name):
         return Origin(name, hub=name)
-    near = difflib.get_close_matches(name, entries, n=3, cutoff=0.5)
+    lowered = {key.lower(): key for key in entries}
+    near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(entries)}."
     raise ModelError(
         f"unknown model {name!r}; {hint} Or give a hub id (owner/name), an existing folder or a "

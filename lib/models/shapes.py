@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ def names(path: str | Path = FILE) -> list[str]:
     return list(read_yaml(resolve(path))["models"])
 
 
-def hint(path: str | Path = FILE) -> str:
-    """What else `make fit` takes, for who has no hub."""
+def hint(name: str = "", path: str | Path = FILE) -> str:
+    """What else `make fit` takes, for who has no hub; the models that are called most alike."""
+    asked = {hub.rpartition("/")[2].casefold(): hub for hub in names(path)}
+    near = difflib.get_close_matches(name.rpartition("/")[2].casefold(), asked, n=2, cutoff=0.7)
+    alike = f", as {' and '.join(asked[key] for key in near)}" if near else ""
     return (
         f"make fit needs no weights: a folder with a config.json alone will do (MODEL=<folder>), "
-        f"and {len(names(path))} models of {FILE} need no hub"
+        f"and {len(names(path))} models of {FILE} need no hub{alike}"
     )

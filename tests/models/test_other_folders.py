@@ -105,6 +105,22 @@ def test_a_checkpoint_of_a_hub_is_called_by_its_repository(saved, tmp_path):
         load.tokenizer_of(snapshot)
 
 
+def behind_the_last(held, *, joined):
+    """One more layer, which joins an embedding and a hidden state, or is like the others."""
+    more = {k.replace(".3.", ".4."): t.clone() for k, t in held.items() if ".layers.3." in k}
+    return held | more | ({"model.layers.4.eh_proj.weight": torch.ones(32, 64)} if joined else {})
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "glm4_moe", "glm4_moe_lite"])
+def test_layers_that_draft_tokens_are_not_read(saved, model_type):
+    net = checkpoints.small(model_type)
+    loaded = loaded_from(saved(net, tensors=lambda held: behind_the_last(held, joined=True)))
+    assert loaded.card.total_params == net.num_parameters()
+    folder = saved(net, tensors=lambda held: behind_the_last(held, joined=False), name="longer")
+    with pytest.raises(ModelError, match=r"it holds model\.layers\.4\.\S+, .*does not have"):
+        loaded_from(folder)
+
+
 @pytest.mark.parametrize("form", [{}, {"bits": 4}])
 def test_a_quantisation_without_a_name_is_refused(saved, form):
     folder = saved(config={"quantization_config": form})
