@@ -27,6 +27,7 @@ from lib.models.origin import (
     plain,
     read_config,
     require_checkpoint,
+    set_usual_outputs,
 )
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import KEY_FIELDS
@@ -291,6 +292,7 @@ def _checkpoint_net(
             f"{checkpoint_files.title(folder)} cannot be loaded: {count.reason_of(error)}{names}; "
             "give a complete checkpoint in a form that the installed transformers reads"
         ) from error
+    set_usual_outputs(net.config)
     held = checkpoint_files.tensors(folder)
     behind = _drafting(held, net.config)
     unexpected = [n for n in report.get("unexpected_keys") or () if not n.startswith(behind)]

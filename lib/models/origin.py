@@ -154,7 +154,15 @@ def plain(config: PreTrainedConfig) -> PreTrainedConfig:
     for part in count.parts(config):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
+    set_usual_outputs(config)
     return config
+
+
+def set_usual_outputs(config: PreTrainedConfig) -> None:
+    """Let a step return logits and cache alone, as a dict, whatever a configuration was saved with:
+    all layers' states or attentions would be work that decoding does not need."""
+    for part in (config, *count.parts(config)):
+        part.return_dict, part.output_hidden_states, part.output_attentions = True, False, False
 
 
 def require_checkpoint(origin: Origin, weights: str) -> None:

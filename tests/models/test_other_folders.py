@@ -145,6 +145,16 @@ def test_a_type_that_the_library_does_not_know(tmp_path, fields):
         origin.made_of(fields)
 
 
+@pytest.mark.parametrize("weights", ["checkpoint", "random"])
+@pytest.mark.parametrize("name", ["return_dict", "output_hidden_states", "output_attentions"])
+def test_a_step_returns_what_decoding_needs_whatever_was_saved(saved, name, weights):
+    folder = saved(config={name: name != "return_dict"})
+    loaded = loaded_from(folder, weights=weights)
+    out = loaded.net(torch.tensor([[3, 4, 5]]))
+    assert {*out} == {"logits", "past_key_values"}
+    assert loaded.card.kv_layers is not None
+
+
 # Tokenizers
 
 
