@@ -56,18 +56,29 @@ def _file_names(folder: Path) -> list[str]:
     if (folder / SINGLE).is_file():
         return [SINGLE]
     if not index.is_file():
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        files = sorted(folder.glob("*.safetensors"))
+        if gone := [path.name for path in files if not path.is_file()]:
+            raise ModelError(
+                f"{title(folder)}: {named(gone)} is a folder, or a link that leads nowhere; fetch "
+                "the checkpoint again"
+            )
+        names = [path.name for path in files]
         raise ModelError(
-            f"{folder.name} holds {named(names)} and no {INDEX} that tells which belong together; "
-            f"fetch the whole checkpoint, or rename a single file to {SINGLE}"
+            f"{title(folder)} holds {named(names)} and no {INDEX} that tells which belong "
+            f"together; fetch the whole checkpoint, or rename a single file to {SINGLE}"
         )
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in shards if not (folder / name).is_file()]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index} cannot be read as an index of shards ({error})") from error
-    if missing := [name for name in shards if not (folder / name).is_file()]:
         raise ModelError(
-            f"{folder.name} lacks {named(missing)} of {len(shards)} shards; fetch the whole "
+            f"{index} cannot be read as an index of shards ({error}); fetch it again"
+        ) from error
+    if not shards:
+        raise ModelError(f"{index} names no shard; fetch it again")
+    if missing:
+        raise ModelError(
+            f"{title(folder)} lacks {named(missing)} of {len(shards)} shards; fetch the whole "
             "checkpoint"
         )
     return shards
@@ -108,31 +119,35 @@ def require_scales(folder: Path, method: str | None) -> None:
     Either no method is named that applies it, or, in eight bits of floating point, no scale of its
     own lies beside the matrix.
     """
-    held = tensors(folder)
-    scaled = [t for t in held if _means_more(t) and not is_made_anew(t)]
-    if method is None and scaled:
+    numbers, names = scaled(folder), {t.name for t in tensors(folder)}
+    if method is None and numbers:
         raise ModelError(
-            f"{folder.name} holds {named([t.name for t in scaled])} in "
-            f"{', '.join(sorted({t.dtype for t in scaled}))}, and its config.json names no "
+            f"{title(folder)} holds {named([t.name for t in numbers])} in "
+            f"{', '.join(sorted({t.dtype for t in numbers}))}, and its config.json names no "
             "quantization_config that says how they are scaled: read as they are they would be "
             "other weights. Give a checkpoint with its quantisation, or one that is not quantised"
         )
-    names = {t.name for t in held}
-    if bare := [t.name for t in scaled if t.dtype in EIGHT_BITS and not _scales(t.name, names)]:
+    if bare := [t.name for t in numbers if t.dtype in EIGHT_BITS and not _scales(t.name, names)]:
         raise ModelError(
-            f"{folder.name} holds {named(bare)} in eight bits of floating point, and no scale "
+            f"{title(folder)} holds {named(bare)} in eight bits of floating point, and no scale "
             "beside them: read as they are they would be other weights; fetch the whole checkpoint"
         )
+
+
+def scaled(folder: Path) -> list[Tensor]:
+    """The tensors whose numbers are not yet those of weights."""
+    return [t for t in tensors(folder) if _means_more(t) and not is_made_anew(t)]
 
 
 def _means_more(tensor: Tensor) -> bool:
     """Whether its numbers are not yet those of a weight."""
     if tensor.dtype.startswith("F8_"):
         return bool(tensor.shape)
-    if len(tensor.shape) < 2:
-        return False
-    whole = tensor.dtype[0] in "IUB" and tensor.dtype != "BF16"  # tables and masks may be so
-    return tensor.dtype in SCALED or (whole and tensor.name.endswith("weight"))
+    # Tables and masks may be whole numbers.
+    other = tensor.dtype[0] in "IUBC" and tensor.dtype != "BF16"
+    if other and tensor.name.endswith("weight"):
+        return True
+    return tensor.dtype in SCALED and len(tensor.shape) > 1
 
 
 def _scales(name: str, names: set[str]) -> list[str]:
@@ -148,6 +163,13 @@ def dtypes(folder: Path) -> dict[str, int]:
     for tensor in tensors(folder):
         counted[tensor.dtype] += tensor.size_bytes
     return dict(counted)
+
+
+def title(folder: Path) -> str:
+    """What a folder of a checkpoint is called: the repository where the hub's client made it."""
+    if folder.parent.name == "snapshots":
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    return folder.name
 
 
 def named(names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -190,8 +191,15 @@ def on_meta(config: PreTrainedConfig, dtype: str) -> torch.nn.Module:
                 f"{kind!r} is not a causal language model of the installed transformers; use a "
                 "decoder-only model, or update transformers"
             ) from error
+        package = re.search(r"pip install ([\w.-]+)", str(error))
+        if package and isinstance(error, ImportError):
+            raise ModelError(
+                f"{kind!r} needs {package[1]}, which is not installed: pip install {package[1]} "
+                "into this environment, or use another model"
+            ) from error
         raise ModelError(
-            f"{kind!r} cannot be built from this configuration: {reason_of(error)}"
+            f"{kind!r} cannot be built from this configuration: {reason_of(error)}; give a "
+            "config.json that the installed transformers builds, or update transformers"
         ) from error
     return net.eval().requires_grad_(False)
 
@@ -355,7 +363,7 @@ def _experts_per_token(config: PreTrainedConfig, experts: int) -> int:
                 return top_k
     raise ModelError(
         f"{config.model_type!r} has {experts} experts, and its config says under none of "
-        f"{', '.join(_TOP_K_NAMES)} how many a token uses"
+        f"{', '.join(_TOP_K_NAMES)} how many of them a token uses; set one in its config.json"
     )
 
 

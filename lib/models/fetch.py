@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -24,8 +25,15 @@ from lib.models.card import ModelError
 from lib.models.checkpoint_files import named
 
 CACHE_VARIABLE = "WORKBOOK_CACHE"
-CONVERSION = 2  # of GGUF files: the first one took files that lack tensors
+# Of GGUF files: the first one took files that lack tensors, the second lost stretched rotations.
+CONVERSION = 3
+ADAPTER = "adapter_config.json"
 _ROTATIONS = re.compile("rope_freqs|rope_factors|attn_rot_embd")  # constants of GGUF files
+# How Llama 3 stretches its rotations; the factor stands in the tensor of a GGUF file.
+_LLAMA3 = {
+    "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 # Reports of a machine without room or reach, which say nothing of a model.
 NOT_OURS = (MemoryError, ConnectionError, KeyboardInterrupt)
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -65,13 +73,39 @@ def forbid_hub_code() -> None:
 def require_config(folder: Path) -> Path:
     """The folder, if it holds a configuration."""
     if not (folder / "config.json").is_file():
-        raise ModelError(f"folder {folder} has no config.json; give a folder of save_pretrained")
+        raise ModelError(f"folder {folder} has no config.json; {_instead_of(folder)}")
     return folder
+
+
+def _instead_of(folder: Path) -> str:
+    """What to give in place of a folder that is no checkpoint."""
+    if (folder / ADAPTER).is_file():
+        return (
+            f"it is an adapter of {_base_of(folder)}: merge it into that model (merge_and_unload "
+            "of peft), and give the folder of the whole"
+        )
+    if ggufs := sorted(folder.glob("*.gguf")):
+        return f"give its GGUF file by name ({ggufs[0]})"
+    return "give a complete checkpoint, a folder of save_pretrained"
+
+
+def _base_of(folder: Path) -> str:
+    try:
+        fields = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        return str(fields["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError):
+        return "another model"
 
 
 def require_safetensors(folder: Path) -> Path:
     """The folder, if it holds a configuration and safetensors; otherwise what is wrong with it."""
     require_config(folder)
+    if (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"folder {folder} holds an adapter ({ADAPTER}) of {_base_of(folder)}, which would be "
+            "left aside: merge it into that model first (merge_and_unload of peft), or remove the "
+            "adapter's files to measure without it"
+        )
     if any(folder.glob("*.safetensors")):
         return folder
     if pickled := sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt*"))):
@@ -79,7 +113,7 @@ def require_safetensors(folder: Path) -> Path:
             f"folder {folder} holds pickled weights only ({pickled[0]}), which can run code when "
             "loaded; convert them to .safetensors first (save_pretrained writes that)"
         )
-    raise ModelError(f"folder {folder} has no .safetensors file; give a complete checkpoint")
+    raise ModelError(f"folder {folder} has no .safetensors file; {_instead_of(folder)}")
 
 
 @contextlib.contextmanager
@@ -228,6 +262,11 @@ def require_whole_gguf(path: Path) -> None:
         read = GGUFReader(path)
     except Exception as error:  # of numpy or of the reader, by where the file ends
         lines = str(error).strip().splitlines() or [""]
+        if "GGMLQuantizationType" in lines[0]:
+            raise ModelError(
+                f"{path.name} holds tensors of a type that the installed gguf does not know "
+                f"({lines[0]}); give a file of another type, or update gguf"
+            ) from error
         raise ModelError(
             f"{path.name} is no whole GGUF file ({type(error).__name__}: {lines[0]}); fetch it "
             "again"
@@ -272,6 +311,37 @@ def require_all_used(path: Path, net: Any) -> None:
     )
 
 
+def set_rotations(path: Path, config: Any) -> None:
+    """Stretch the rotary positions of a configuration as a GGUF file does; raise where that is not
+    understood. The library leaves aside what most architectures say of it."""
+    import numpy as np
+    from gguf import GGUFReader
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    read, rope = GGUFReader(path), getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default":
+        return  # the library read it
+    kinds = [f.contents() for n, f in read.fields.items() if n.endswith("rope.scaling.type")]
+    factors = [t.data for t in read.tensors if _ROTATIONS.search(t.name) and (t.data != 1).any()]
+    if len(factors) == 1 and config.model_type == "llama":
+        stretched = rope | _LLAMA3 | {"factor": float(factors[0].max())}
+        plain = rope["rope_theta"] ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+        config.rope_parameters = stretched
+        own = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].numpy()
+        if plain.shape == factors[0].shape and np.allclose(own, plain / factors[0], rtol=1e-4):
+            return
+    if not factors and kinds == ["linear"]:  # of layers without a window, where kinds differ
+        (factor,) = [f.contents() for n, f in read.fields.items() if n.endswith("scaling.factor")]
+        stretched = {"rope_type": "linear", "factor": float(factor)}
+        rope.get("full_attention", rope).update(stretched)
+    elif factors or any(kind not in ("", "none") for kind in kinds):
+        raise ModelError(
+            f"{path.name} stretches its rotary positions ({', '.join(kinds) or 'by a tensor'}), "
+            "which the installed transformers leaves aside for this architecture; give the "
+            "checkpoint it was made of"
+        )
+
+
 def _convert(gguf: Path, folder: Path) -> None:
     """Write the dequantised model (float32, which holds its values exactly) and its tokenizer."""
     import torch
@@ -298,10 +368,13 @@ def _convert(gguf: Path, folder: Path) -> None:
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise ModelError(
-            f"{gguf.name} cannot be read: {type(error).__name__}: {lines[0]}"
+            f"{gguf.name} cannot be read: {type(error).__name__}: {lines[0]}; give a GGUF file "
+            "of an architecture and of types that the installed transformers and gguf read, or the "
+            "checkpoint it was made of"
         ) from error
     require_all_loaded(gguf.name, report)
     require_all_used(gguf, net)
+    set_rotations(gguf, net.config)
     # The weights are dequantised now; these two would make save_pretrained refuse.
     net.hf_quantizer = None
     if hasattr(net.config, "quantization_config"):

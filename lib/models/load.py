@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from lib.models.origin import (
     plain,
     read_config,
     require_checkpoint,
+    set_usual_outputs,
 )
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import KEY_FIELDS
@@ -39,6 +41,11 @@ __all__ = ["Model", "ModelCard", "ModelError", "card", "load", "require_context"
 
 WEIGHTS = ("random", "checkpoint", "gguf")
 _FILL_STD = 0.02
+_EH_PROJ = re.compile(r"(.*\blayers\.(\d+)\.)eh_proj\.")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tiktoken.model", "tekken.json",
+    "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
 
 
 @dataclass
@@ -175,7 +182,8 @@ def load(
     device.synchronize()
     load_s = device.clock_s() - start_s
 
-    form = quantised.values(asked, net)
+    plain_files = quantised.is_expanded(asked) and asked and not checkpoint_files.scaled(folder)
+    form = quantised.values(None if plain_files else asked, net)
     _require_numbers(origin.name, net)
     loaded = _loaded_dtype(net, as_stored="matrix_kernels" in form)
     if loaded != dtype:
@@ -281,13 +289,28 @@ def _checkpoint_net(
     except Exception as error:  # whatever the library and a method's package raise
         names = f" ({checkpoint_files.named(troubled)})" if troubled else ""
         raise ModelError(
-            f"{folder.name} cannot be loaded: {count.reason_of(error)}{names}"
+            f"{checkpoint_files.title(folder)} cannot be loaded: {count.reason_of(error)}{names}; "
+            "give a complete checkpoint in a form that the installed transformers reads"
         ) from error
+    set_usual_outputs(net.config)
     held = checkpoint_files.tensors(folder)
+    behind = _drafting(held, net.config)
+    unexpected = [n for n in report.get("unexpected_keys") or () if not n.startswith(behind)]
     require_all_loaded(
-        folder.name, report, [t.name for t in held if checkpoint_files.is_made_anew(t)]
+        checkpoint_files.title(folder),
+        {**report, "unexpected_keys": unexpected},
+        [t.name for t in held if checkpoint_files.is_made_anew(t)],
     )
     return net
+
+
+def _drafting(held: list[checkpoint_files.Tensor], config: PreTrainedConfig) -> tuple[str, ...]:
+    """Layers behind the last one that draft more tokens at once, as beginnings of names: each joins
+    an embedding and a hidden state (`eh_proj`). Decoding token by token does not read them; the
+    library leaves them aside, but by the layer's number in the models that it knows."""
+    last = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None) or 0
+    heads = [n for t in held if (n := _EH_PROJ.match(t.name)) and int(n[2]) >= last]
+    return tuple(head[1] for head in heads)
 
 
 def _require_numbers(name: str, net: torch.nn.Module) -> None:
@@ -331,16 +354,29 @@ def tokenizer_of(folder: Path) -> Any:
     """The checkpoint's tokenizer, or None where the folder has none."""
     from transformers import AutoTokenizer
 
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    if not any((folder / name).is_file() for name in names):
+    present = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    if not present:
         return None
+    reason = ""
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        if set(tokenizer.get_vocab()) <= {str(t) for t in tokenizer.added_tokens_decoder.values()}:
+            reason = "it has no vocabulary, only special tokens"
     except Exception as error:  # of a library, or that its code is not run
+        reason = count.reason_of(error)
+        if "custom code" in reason:
+            reason = (
+                "it needs code of its own (auto_map), and code from a hub or a folder is never "
+                "executed here"
+            )
+    if reason:
         raise ModelError(
-            f"the tokenizer of {folder.name} cannot be read: {count.reason_of(error)}; remove "
-            "its files to measure with drawn ids"
-        ) from error
+            f"the tokenizer of {checkpoint_files.title(folder)} cannot be read: {reason}; fetch "
+            f"all of its files, or remove them ({', '.join(present)}) to measure with drawn ids"
+        )
+    return tokenizer
 
 
 def _loaded_dtype(net: torch.nn.Module, *, as_stored: bool = False) -> str:

@@ -21,6 +21,8 @@ from lib.models.card import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+# How the library names a type that it does not have.
+_UNKNOWN_TYPE = re.compile(r"(?:model type `|model identifier: )(.+?)(?:`|\. Should)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -45,7 +47,7 @@ def find(name: str) -> Origin:
             wanted = ("config", "hub", "revision", "wheel")
             return Origin(key, **{k: entry.get(k) for k in wanted})
     path = Path(name).expanduser()
-    if name.endswith(".gguf"):
+    if name.lower().endswith(".gguf"):
         if not path.is_file():
             raise ModelError(f"no file {name!r}; give the path of an existing .gguf file")
         return Origin(path.stem, gguf=path.resolve())
@@ -53,7 +55,8 @@ def find(name: str) -> Origin:
         return Origin(path.resolve().name, folder=path.resolve())
     if _HUB_ID.fullmatch(name):
         return Origin(name, hub=name)
-    near = difflib.get_close_matches(name, entries, n=3, cutoff=0.5)
+    lowered = {key.lower(): key for key in entries}
+    near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(entries)}."
     raise ModelError(
         f"unknown model {name!r}; {hint} Or give a hub id (owner/name), an existing folder or a "
@@ -110,9 +113,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """The configuration of a folder; code that lies in it is never run."""
     from transformers import AutoConfig
 
-    with readable(folder.name):
+    with readable(name := checkpoint_files.title(folder)):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        _require_own_kernels(config, folder.name)
+        _require_own_kernels(config, name)
         return config
 
 
@@ -131,8 +134,14 @@ def readable(name: str) -> Iterator[None]:
                 "or a folder is never executed here; use a model whose type the installed "
                 "transformers knows, or update transformers"
             ) from error
+        if unknown := _UNKNOWN_TYPE.search(str(error)):
+            raise ModelError(
+                f"{name} is of model type {unknown[1]!r}, which the installed transformers does "
+                "not know; update transformers, or use another model"
+            ) from error
         raise ModelError(
-            f"the configuration of {name} cannot be read: {count.reason_of(error)}"
+            f"the configuration of {name} cannot be read: {count.reason_of(error)}; give the "
+            "config.json of a model that the installed transformers knows"
         ) from error
 
 
@@ -145,7 +154,15 @@ def plain(config: PreTrainedConfig) -> PreTrainedConfig:
     for part in count.parts(config):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
+    set_usual_outputs(config)
     return config
+
+
+def set_usual_outputs(config: PreTrainedConfig) -> None:
+    """Let a step return logits and cache alone, as a dict, whatever a configuration was saved with:
+    all layers' states or attentions would be work that decoding does not need."""
+    for part in (config, *count.parts(config)):
+        part.return_dict, part.output_hidden_states, part.output_attentions = True, False, False
 
 
 def require_checkpoint(origin: Origin, weights: str) -> None:

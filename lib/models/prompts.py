@@ -24,7 +24,11 @@ _FILLERS = (
     " 7", "a", "e", "o", "s", "x", "1",
 )  # fmt: skip
 _STEPS_BACK = 24
-_MOST_WORDS = 10**7
+_SPANNED = 1000  # words that no token spans
+_OTHER = (
+    "pass a tokenizer with another template, or remove it (chat_template.jinja, or chat_template "
+    "in tokenizer_config.json) for a plain wrapper"
+)
 TEXT_WORDS = 400  # of the text that is counted in tokens
 SYSTEM = "You are a helpful assistant."  # where a template demands such a turn
 
@@ -105,7 +109,12 @@ def exact_prompt(
 
     kind = "template" if render else "wrapper"
     body = _body(encode, tokens, seed, kind)
-    text = render(body) if render else before + body + after
+    try:
+        text = render(body) if render else before + body + after
+    except Exception as error:  # of Jinja, or of Python inside the template
+        raise PromptError(
+            f"the chat template refuses a text that it is given ({_first_line(error)}); {_OTHER}"
+        ) from error
     if text != before + body + after:
         raise PromptError(
             "the chat template changes the text of the user's turn, so that the fixed part cannot "
@@ -181,19 +190,19 @@ def _renderer(tokenizer: Any) -> Callable[[str], str]:
                 try:
                     text = render(_MARK)
                 except Exception as error:  # of Jinja, or of Python inside the template
-                    lines = str(error).strip().splitlines() or [type(error).__name__]
                     reasons.append(
                         f"refuses one user turn, with and without a system turn before "
-                        f"it ({lines[0]})"
+                        f"it ({_first_line(error)})"
                     )
                     continue
                 if text.count(_MARK) == 1:
                     return render
                 reasons.append("does not show the user's text exactly once")
-    raise PromptError(
-        f"the chat template {reasons[0]}; pass a tokenizer with another template, or remove it "
-        "(chat_template.jinja, or chat_template in tokenizer_config.json) for a plain wrapper"
-    )
+    raise PromptError(f"the chat template {reasons[0]}; {_OTHER}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _render(
@@ -245,8 +254,14 @@ def _body(encode: Callable[[str], list[int]], tokens: int, seed: int, kind: str)
         return ""
     words = _words(seed, tokens - fixed + 1)
     # A token may span words; of those that are too many, bisection keeps what fits.
-    while len(words) < _MOST_WORDS and len(encode(" ".join(words))) <= tokens:
+    while (length := len(encode(" ".join(words)))) <= tokens:
         words = _words(seed, 2 * len(words))
+        if len(words) > _SPANNED and len(encode(" ".join(words))) == length:
+            raise PromptError(
+                f"this tokenizer makes {length} tokens of {len(words)} words and of half as many: "
+                "its vocabulary holds no English. Give the vocabulary that belongs to the model, "
+                "or a checkpoint without its tokenizer's files, to measure with drawn ids"
+            )
     fits, too_many = 0, len(words) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

@@ -69,7 +69,7 @@ def asked_for(config: Any) -> dict[str, Any] | None:
 
     for name in ("quantization_config", "compression_config"):
         form = getattr(config, name, None)
-        if form:
+        if form is not None:
             return dict(form if isinstance(form, Mapping) else form.to_dict())
     for part in vars(config).values():
         if isinstance(part, PreTrainedConfig) and (form := asked_for(part)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ def names(path: str | Path = FILE) -> list[str]:
 
 def hint(name: str = "", path: str | Path = FILE) -> str:
     """What else `make fit` takes, for who has no hub: the models here that have all words of the
-    name first."""
+    name first, else those that are called most alike."""
+    asked = {hub.rpartition("/")[2].casefold(): hub for hub in names(path)}
     words = re.split(r"\W+", name.casefold())
-    near = [hub for hub in names(path) if all(word in hub.casefold() for word in words)]
+    near = [hub for hub in asked.values() if all(word in hub.casefold() for word in words)]
+    alike = difflib.get_close_matches(name.rpartition("/")[2].casefold(), asked, cutoff=0.7)
+    near = near or [asked[key] for key in alike]
     such = f", such as {' or '.join(near[:3])}" if name and near else ""
     return (
         f"make fit needs no weights: a folder with a config.json alone will do (MODEL=<folder>), "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,9 @@ try:
     import fcntl
 except ImportError:  # not on Windows: there, runs are not kept apart
     fcntl = None
+
+
+_NUMBER = re.compile("-?[0-9]+")
 
 
 class BusyError(RuntimeError):
@@ -79,7 +83,7 @@ def visible(all_gpus: list[Gpu], env: Mapping[str, str] = os.environ) -> list[Gp
     cards: list[Gpu] = []
     for item in env["CUDA_VISIBLE_DEVICES"].split(","):
         text = item.strip()
-        if text.lstrip("-").isdigit():
+        if _NUMBER.fullmatch(text):
             match = _by_number(all_gpus, int(text), env)
         else:
             match = _by_uuid(all_gpus, text)
@@ -87,6 +91,11 @@ def visible(all_gpus: list[Gpu], env: Mapping[str, str] = os.environ) -> list[Gp
             raise ParamsError(_nothing(text, all_gpus))
         if not match:
             break  # CUDA, too, stops at the first entry that names no GPU
+        if match[0] in cards:
+            raise ParamsError(
+                f"CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']} names {match[0].uuid} twice, "
+                "and CUDA then shows no GPU at all; name each once"
+            )
         cards += match
     return _open(cards)
 

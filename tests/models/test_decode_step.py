@@ -287,7 +287,7 @@ def test_a_package_that_an_architecture_needs_is_named(monkeypatch):
         raise ImportError("\nXModel requires the xyz library but it was not found. pip install xyz")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", build)
-    with pytest.raises(ModelError, match="'llama' cannot be built .*requires the xyz library"):
+    with pytest.raises(ModelError, match="'llama' needs xyz, .*: pip install xyz into"):
         load.card({**SMALL, "model_type": "llama"})
 
 

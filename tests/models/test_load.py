@@ -196,7 +196,7 @@ def test_pickled_weights_are_refused(saved):
         models_load.load(str(folder), weights="checkpoint", device=open_device("cpu"))
     (folder / "config.json").unlink()
     for weights in ("checkpoint", "random"):
-        with pytest.raises(ModelError, match=r"mine.*no config\.json; give a folder"):
+        with pytest.raises(ModelError, match=r"mine.*no config\.json; give a complete"):
             models_load.load(str(folder), weights=weights, device=open_device("cpu"))
 
 
@@ -333,6 +333,8 @@ def test_names_lead_to_entries_by_key_and_by_hub_id():
 def test_unknown_names_get_near_matches():
     with pytest.raises(ModelError, match="unknown model 'Qwen3-23B'; did you mean Qwen3-32B"):
         models_load.card("Qwen3-23B")
+    with pytest.raises(ModelError, match="did you mean gpt-oss-20b"):
+        models_load.card("GPT-OSS-21B")
     with pytest.raises(ModelError, match="'zzz'; known: gpt-oss-20b, .*Or give a hub id"):
         models_load.load("zzz", device=open_device("cpu"))
     with pytest.raises(ModelError, match=r"no file 'missing\.gguf'; give the path"):

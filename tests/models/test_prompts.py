@@ -267,6 +267,21 @@ def test_a_template_that_takes_nothing_is_refused_with_the_remedy(template, reas
         exact_prompt(tokenizer(template), 60)
 
 
+def test_a_template_that_refuses_some_texts_only_is_refused_with_the_remedy():
+    template = "{% if 'e' in messages[0]['content'] %}{{ raise_exception('no e') }}{% endif %}"
+    with pytest.raises(PromptError, match=r"refuses a text .* \(no e\); pass .* plain wrapper"):
+        exact_prompt(tokenizer(template + "{{ messages[0]['content'] }}"), 60)
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_a_vocabulary_that_holds_no_word_is_refused(unknown):
+    """Where all that is unknown becomes nothing, or one token, no number of words is enough."""
+    raw = Tokenizer(bpe.BPE({"<unk>": 0}, [], unk_token=unknown, fuse_unk=True))
+    words = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token=unknown)
+    with pytest.raises(PromptError, match=r"tokens of \d+ words .* holds no English. Give"):
+        exact_prompt(words, 60)
+
+
 def test_several_templates_and_none_for_a_conversation():
     words = tokenizer({"tool_use": CHAT, "rag": CHAT})
     with pytest.raises(PromptError, match="refuses one user turn.*for a plain wrapper"):

@@ -58,3 +58,11 @@ def test_a_model_is_found_by_its_hub_id_or_its_own_name_whatever_the_case():
         assert (hub, fields["num_hidden_layers"]) == ("Qwen/Qwen3-8B", 36)
         assert "source" not in fields and "alibaba/InferSim" in source
     assert shapes.shipped("somebody/Qwen3-8B") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "alike"),
+    [("Qwen3-8BB", "as Qwen/Qwen3-8B"), ("me/qwen3_8b", "as Qwen/Qwen3-8B"), ("zzz", "no hub")],
+)
+def test_a_name_that_is_unknown_gets_the_models_that_are_called_alike(name, alike):
+    assert alike in shapes.hint(name).rpartition("need ")[2]

@@ -669,6 +669,11 @@ def test_slices_are_named_by_uuid_and_stand_for_a_gpu_that_is_split(text, uuids)
         ),
         ({"CUDA_VISIBLE_DEVICES": "GPU-zz"}, "names a GPU that the driver does not list"),
         ({"CUDA_VISIBLE_DEVICES": "7"}, "names a GPU that the driver does not list"),
+        ({"CUDA_VISIBLE_DEVICES": "--1"}, "names a GPU that the driver does not list"),
+        ({"CUDA_VISIBLE_DEVICES": "²"}, "names a GPU that the driver does not list"),
+        ({"CUDA_VISIBLE_DEVICES": "1,1"}, "names GPU-a2 twice, and CUDA then shows no GPU"),
+        ({"CUDA_VISIBLE_DEVICES": "1,GPU-a2"}, "names GPU-a2 twice"),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-b1,MIG-b1"}, "names MIG-b1 twice"),
         ({"CUDA_VISIBLE_DEVICES": "GPU-a"}, "fits GPU-a1, GPU-a2; give one UUID in full"),
         (
             {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"},
