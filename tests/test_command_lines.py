@@ -118,6 +118,7 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     ("jobs --format k8s --out outputs/x-jobs", "FORMAT=k8s", "IMAGE="),
     ("jobs --profile paper --format skypilot --out outputs/x-jobs", "FORMAT=skypilot", "GPU="),
     (f"jobs --out {RELEASED}", RELEASED, "choose another"),
+    ("jobs --gpu a;b --out outputs/x-jobs", "'a;b'", "as the scheduler does"),
     ("jobs --out README.md", "README.md", "choose another"),
     ("jobs -- --dry-run", "--dry-run", "ENGINE=slurm"),
     # folders of results

@@ -103,6 +103,25 @@ def test_a_plans_name_does_not_lead_out(received, name):
     assert everything_outside(received) == before
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"PROFILE": "demo", "X; touch bad; Y": "1"},
+        {"PROFILE": "demo", "PYTHON": "./bad"},
+        {"PROFILE": "demo\ntouch bad"},
+        {"PROFILE": 7},
+        {"MODELS": "m"},
+        [],
+    ],
+    ids=str,
+)
+def test_a_plan_s_command_is_one_that_people_may_copy(received, command):
+    plan = {"jobs": [JOB], "commands": {JOB: command}}
+    (received / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ParamsError, match=r"plan\.json is damaged .*; delete it"):
+        jobs.find(received)
+
+
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_traces_name_does_not_lead_out(received, name, tmp_path):
     env = environment(host=2.0)

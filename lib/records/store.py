@@ -52,6 +52,8 @@ NESTED: dict[str, dict[str, tuple[type, ...]]] = {  # within these fields
     "error": {"log": (list, NoneType)},
     "git": {"commit": (str, NoneType), "dirty": (bool, NoneType)},
 }
+# The variables of make that a command of plan.json may have.
+TOLD = {"PROFILE", "MODELS", "NOTEBOOKS", "SERVER", "WEIGHTS", "STACK", "DTYPE", "DEVICES"}
 EARLIER = {  # what an entry of `earlier` must have
     **{name: FIELDS[name] for name in ("start", "end", "job_sha")},
     "env_ids": (list,),
@@ -139,13 +141,19 @@ def read_plan(root: Path) -> dict[str, Any]:
         names = [*plan["jobs"], *plan["commands"], *plan["stale"]]
         if odd := [name for name in names if not is_inside(name)]:
             raise ValueError(f"it names {odd[0]!r}, which is no folder below it")
-        {name: {**values} for name, values in plan["commands"].items()}
+        for values in plan["commands"].values():  # people copy them into a shell
+            if not {"PROFILE"} <= values.keys() <= TOLD or not all(map(_is_line, values.values())):
+                raise ValueError(f"it has a command that no run has written: {values!r:.100}")
         {name: "" + text for name, text in plan["stale"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ParamsError(
             f"{short(path)} is damaged ({error}); delete it, the next run writes it again"
         ) from None
     return plan
+
+
+def _is_line(text: Any) -> bool:
+    return isinstance(text, str) and text.isprintable()
 
 
 def is_inside(name: Any) -> bool:
