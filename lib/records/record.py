@@ -110,14 +110,13 @@ def fault_of(row: Record) -> str:
 
 
 def told(row: Record) -> Record:
-    """The row with every field of ARM; failed where those are missing that say what was timed."""
-    if row.kind not in CALLS or not (absent := [n for n in ARM if row.key.get(n) is None]):
+    """The row; failed, with every field of ARM, where its key does not say how long calls were."""
+    absent = [name for name in ARM[-2:] if row.kind in CALLS and row.key.get(name) is None]
+    if not absent:
         return row
     row = replace(row, key=dict.fromkeys(ARM) | row.key)
-    lengths = [name for name in absent if name in COUNTS[2:]]
-    if not lengths or not row.samples:
-        return row
-    return replace(row, samples={}, error=f"no {' and no '.join(lengths)} in its key")
+    error = f"no {' and no '.join(absent)} in its key"
+    return replace(row, samples={}, error=error) if row.samples else row
 
 
 def _are_numbers(values: Any) -> bool:
