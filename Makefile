@@ -194,7 +194,7 @@ serve-check:  ## load a small trained model behind transformers serve
 vllm: .venv-vllm/.done  ## vLLM in an environment of its own (several GB; Linux, NVIDIA, Python 3.12)
 
 .venv-vllm/.done: requirements-vllm.lock
-	@"$(or $(PYTHON),python3.12)" -m venv .venv-vllm && .venv-vllm/bin/python -m pip install -q \
+	@$(if $(value PYTHON),$(call text,PYTHON),python3.12) -m venv .venv-vllm && .venv-vllm/bin/python -m pip install -q \
 	    --require-hashes --no-deps -r $< && touch $@
 
 test:  ## run the tests (browser tests need Chromium; CHROMIUM= names one)

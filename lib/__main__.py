@@ -149,8 +149,9 @@ def print_jobs(args: argparse.Namespace) -> int:
         sys.stdout.write(f"{files.short(path)}\n")
     status = elsewhere.snakemake(every, out_dir, args.gpu, args.more) if args.engine else 0
     if not args.engine:
-        say(f"submit them: sh {files.short(out_dir / 'submit.sh')} [options of the scheduler]")
-    say(f"then: make merge FROM={files.short(out_dir)} OUT=<folder>")
+        script = shlex.quote(files.short(out_dir / "submit.sh"))
+        say(f"submit them: sh {script} [options of the scheduler]")
+    say(f"then: make merge FROM={shlex.quote(files.short(out_dir))} OUT=<folder>")
     if reading := ",".join(dict.fromkeys(job.notebook for job in jobs if job.reads)):
         names = ("profile", *(name for name in profiles.SLICES if name != "notebooks"))
         given = (f"{n.upper()}={shlex.quote(v)} " for n in names if (v := getattr(args, n)))
@@ -220,6 +221,7 @@ def merge_folders(args: argparse.Namespace) -> int:
         raise ParamsError(f"FROM and OUT are needed: {example}")
     out_dir = resolve(args.out)
     sources = [part for source in args.sources for part in elsewhere.parts(resolve(source))]
+    files.require_room(out_dir.parent)
     stale = slices.merge(sources, out_dir)
     page = report.write(out_dir)
     for name in stale:
@@ -550,9 +552,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options.refuse_variables(os.environ.pop("WORKBOOK_GIVEN", ""), args)
         return args.run(args)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         say("interrupted")
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     except args.errors as error:
         text = files.disk_fault(error) if isinstance(error, OSError) else ""
         say(f"error: {text or error}")
@@ -564,6 +566,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if error.errno == errno.ENAMETOOLONG else 1
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):  # what is half written goes, whoever ends it
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_DFL:
+            signal.signal(getattr(signal, name), _interrupt)
     sys.exit(main())

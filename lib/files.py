@@ -7,6 +7,7 @@ import difflib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -108,7 +109,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.unlink(missing_ok=True)  # a link there would lead the text elsewhere
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+        # Half a pair of letters, as of a file's odd name, is none in UTF-8: it becomes a "?".
+        with temporary.open("x", encoding="utf-8", errors="replace", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -120,6 +122,28 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """`data` as a JSON file, never half of one."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def parse_json(text: str) -> Any:
+    """What a text in JSON says; raises ValueError for what no file here holds: NaN, infinity, a
+    number beyond 64 bits, half a pair of letters, or nesting without end."""
+
+    def refuse(word: str) -> Any:
+        raise ValueError(f"{word:.20} is no number")
+
+    def whole(word: str) -> int:
+        return int(word) if len(word) < 20 and -(2**63) <= int(word) < 2**63 else refuse(word)
+
+    def real(word: str) -> float:
+        return value if math.isfinite(value := float(word)) else refuse(word)
+
+    try:
+        data = json.loads(text, parse_constant=refuse, parse_int=whole, parse_float=real)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if "\\ud" in text.lower():
+        json.dumps(data, ensure_ascii=False).encode()  # raises UnicodeEncodeError, a ValueError
+    return data
 
 
 ROOM_BYTES = 50_000_000  # what a run needs at least: notebooks, rows, pages

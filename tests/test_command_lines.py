@@ -118,6 +118,7 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     ("jobs --format k8s --out outputs/x-jobs", "FORMAT=k8s", "IMAGE="),
     ("jobs --profile paper --format skypilot --out outputs/x-jobs", "FORMAT=skypilot", "GPU="),
     (f"jobs --out {RELEASED}", RELEASED, "choose another"),
+    ("jobs --gpu a;b --out outputs/x-jobs", "'a;b'", "as the scheduler does"),
     ("jobs --out README.md", "README.md", "choose another"),
     ("jobs -- --dry-run", "--dry-run", "ENGINE=slurm"),
     # folders of results
@@ -317,6 +318,62 @@ def test_ctrl_c_in_the_first_seconds_leaves_no_traceback(wait_s, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in err and "interrupted" in err
+
+
+WAITING = {  # a verb, and a function of it that is held
+    "merge": ("lib.records.slices", "_write_plan"),
+    "bundle": ("lib.report.bundle", "leaks"),
+    "compare": ("lib.report.comparison", "load"),
+    "export": ("lib.analysis.frame", "frame"),
+    "score": ("lib.analysis.capacity.score", "build"),
+    "plan": ("lib.analysis.choice", "options"),
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "number"),
+    [
+        *((verb, signal.SIGTERM) for verb in WAITING),
+        ("merge", signal.SIGINT),
+        ("merge", signal.SIGHUP),
+    ],
+)
+def test_a_verb_that_is_ended_leaves_nothing_half_written(verb, number, tmp_path):
+    module, name = WAITING[verb]
+    code = "import sys, runpy, time, importlib\n"
+    code += f"setattr(importlib.import_module({module!r}), {name!r}, lambda *_, **__: ("
+    code += "print('.', flush=True), time.sleep(60)))\nsys.argv[0] = 'lib'\n"
+    code += "runpy.run_module('lib', run_name='__main__', alter_sys=True)"
+    out, temporary = tmp_path / "o" / "x", tmp_path / "t"
+    temporary.mkdir()
+    more = [str(ROOT / RELEASED)] * (2 if verb == "compare" else 1)
+    more += [] if verb == "plan" else ["--out", str(out)]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            code,
+            verb,
+            *more,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: [
+            signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        ],
+    )
+    assert process.stdout.readline() == ".\n", process.communicate()[1]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and err.endswith("interrupted\n")
+    assert "Traceback" not in err
+    left = [
+        path for folder in (out.parent, temporary) for path in folder.rglob("*") if path.is_file()
+    ]
+    assert left == []
 
 
 def test_the_page_of_failures_is_what_the_tables_say():

@@ -417,7 +417,7 @@ def test_an_unreachable_index_is_said_in_one_paragraph(sandbox):
     assert not (sandbox.root / ".venv").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_build_does_not_count_as_ready(sandbox, number):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     sandbox.python(lacks=["torch"])
@@ -434,12 +434,106 @@ def test_an_interrupted_build_does_not_count_as_ready(sandbox, number):
     assert process.returncode != 0
     assert out == ""
     assert "Traceback" not in err
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert "interrupted" in err
         assert not (sandbox.root / ".venv").exists()
     sandbox.pip("exit 0")
     assert sandbox.find()[:2] == (0, sandbox.venv_python)
     assert sandbox.installs() == 2
+
+
+STEERING = {
+    "PIP_TARGET": "/elsewhere",
+    "PIP_PREFIX": "/elsewhere",
+    "PIP_ROOT": "/elsewhere",
+    "PIP_PYTHON": "/elsewhere/python",
+    "PIP_CONSTRAINT": "/elsewhere/constraints.txt",
+    "PIP_REQUIREMENT": "/elsewhere/more.txt",
+    "PIP_EDITABLE": "/elsewhere",
+    "PIP_NO_BINARY": ":all:",
+    "PIP_PLATFORM": "win32",
+    "PIP_PYTHON_VERSION": "3.8",
+    "PIP_REPORT": "/elsewhere/report",
+    "PIP_QUIET": "3",
+    "PIP_UPGRADE": "1",
+    "PIP_IGNORE_INSTALLED": "1",
+}
+
+
+def test_no_setting_of_pip_says_what_is_installed_or_where_to(sandbox):
+    sandbox.python(lacks=["torch"])
+    sandbox.pip(f"set >> {sandbox.root}/variables")
+    named = {"PIP_INDEX_URL": "a", "PIP_FIND_LINKS": "b", "PIP_CONFIG_FILE": "c"}
+    off = dict.fromkeys(f"PIP_{name}" for name in bootstrap.OVERRULED)
+    assert sandbox.find(**STEERING, **named, **dict.fromkeys(off, "1"))[0] == 0
+    lines = (sandbox.root / "variables").read_text().splitlines()
+    seen = {line.partition("=")[0]: line.partition("=")[2].strip("'") for line in lines}
+    assert not seen.keys() & STEERING.keys()
+    assert {name: seen[name] for name in named} == named
+    assert {seen[name] for name in off} == {"0"}
+
+
+def test_an_environment_that_lacks_packages_after_pip_is_not_ready(sandbox):
+    """Such as one whose packages went to the `target` of a configuration file."""
+    sandbox.python(lacks=["torch"])
+    sandbox.pip(f"echo '[\"torch>=2.11,<3\"]' > {sandbox.root}/.venv/bin/python.lacks")
+    status, out, said = sandbox.find()
+    assert (status, out) == (1, "")
+    assert "yet .venv lacks torch>=2.11,<3. A setting of pip sends packages elsewhere" in said
+    assert not (sandbox.root / ".venv").exists()
+
+
+HALF = {  # what may stand in place of .venv, and whether it is ours to replace
+    "an empty folder": (lambda path: path.mkdir(), True),
+    "a folder whose build was killed": (
+        lambda path: stamped(path, '{"lock": null, "path": "x"}'),
+        True,
+    ),
+    "a stamp that is a list": (lambda path: stamped(path, "[]"), False),
+    "a stamp without sense": (lambda path: stamped(path, "{}"), False),
+    "half a stamp": (lambda path: stamped(path, '{"lock'), False),
+    "a file": (lambda path: path.write_text("x"), False),
+    "a link to nothing": (lambda path: path.symlink_to("nowhere"), False),
+}
+
+
+def stamped(path: Path, text: str) -> None:
+    path.mkdir()
+    (path / bootstrap.STAMP).write_text(text)
+
+
+@pytest.mark.parametrize("case", HALF)
+def test_what_is_no_whole_environment_is_built_anew_or_told(sandbox, case):
+    sandbox.python(lacks=["torch"])
+    make_it, ours = HALF[case]
+    make_it(sandbox.root / ".venv")
+    status, _, said = sandbox.find()
+    assert status == (0 if ours else 1)
+    assert ours or "was not made by make" in said
+    assert ours or os.path.lexists(sandbox.root / ".venv")
+
+
+def test_a_finished_environment_needs_nothing_written(sandbox):
+    sandbox.python(lacks=["torch"])
+    assert sandbox.find()[0] == 0
+    (sandbox.root / ".venv.lock").unlink()
+    (sandbox.root / ".venv.lock").mkdir()  # cannot be opened, whoever the user
+    assert sandbox.find()[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_is_one_paragraph(sandbox):
+    sandbox.python(lacks=["torch"])
+    (sandbox.root / ".venv.lock").mkdir()
+    status, out, said = sandbox.find()
+    assert (status, out) == (1, "") and ".venv.lock: Is a directory" in said
+
+
+def test_an_interpreter_that_talks_at_its_start_is_asked_all_the_same(sandbox):
+    path = Path(sandbox.python())
+    path.with_name("python3.lacks").write_text("sitecustomize says hello\n[]")
+    assert sandbox.find()[:2] == (0, str(path))
+    path.with_name("python3.lacks").write_text("no JSON")
+    assert "lacks an interpreter that works (no JSON)" in sandbox.find()[2]
 
 
 def test_a_venv_made_by_somebody_else_is_never_deleted(sandbox):
@@ -644,6 +738,12 @@ def test_no_target_evaluates_a_variable(project, value):
         "kill-tests",
         "mutants",
         "lock",
+        "versus",
+        "export",
+        "plan",
+        "score",
+        "vllm",
+        "sweep",
     ):
         make_with(project, target, value)
     make_with(project, "report", value, "FROM=", env=True)

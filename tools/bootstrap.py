@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -53,6 +54,13 @@ UNREACHABLE = re.compile(
 )
 # Only files that a lock names, all of them there, and none that runs code when it is built.
 HASHED = ("--require-hashes", "--no-deps", "--only-binary", ":all:")
+# Settings of pip that say where its files come from; others say what is installed, and where to.
+SOURCES = re.compile(
+    "PIP_(INDEX_URL|EXTRA_INDEX_URL|NO_INDEX|FIND_LINKS|TRUSTED_HOST|PROXY|CERT|CLIENT_CERT|"
+    "CACHE_DIR|NO_CACHE_DIR|DEFAULT_TIMEOUT|TIMEOUT|RETRIES|CONFIG_FILE|KEYRING_PROVIDER)"
+)
+# What a configuration file of pip may hold, and the variables here overrule.
+OVERRULED = ("USER", "REQUIRE_HASHES", "NO_DEPS", "DRY_RUN", "PRE")
 OTHER_FILE = "DO NOT MATCH THE HASHES"  # pip, of a file whose sha256 the lock does not have
 
 
@@ -142,9 +150,10 @@ def lacks(python, purpose):
     """`problems` as another interpreter sees them."""
     command = [str(python), str(Path(__file__).resolve()), purpose, "--check"]
     answer = subprocess.run(command, capture_output=True, text=True)
-    if answer.returncode != 0:
-        return [f"an interpreter that works ({answer.stderr.strip()[-200:]})"]
-    return json.loads(answer.stdout)
+    try:
+        return json.loads(answer.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        return [f"an interpreter that works ({(answer.stderr or answer.stdout).strip()[-200:]})"]
 
 
 def new_enough(info):
@@ -213,13 +222,16 @@ def choose(purpose, python, environ, say):
             return info
         reason = f"{named(info)} lacks {listed(lacking)}"
         break
-    with (ROOT / ".venv.lock").open("w") as handle:
+    if ready():  # also where nothing can be written
+        return probe(VENV / "bin" / "python")
+    with (ROOT / ".venv.lock").open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             say("another make is setting up .venv: waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if VENV.exists() and stamp() is None:
+        mine = VENV.is_dir() and not VENV.is_symlink() and (stamp() or not any(VENV.iterdir()))
+        if os.path.lexists(str(VENV)) and not mine:
             return foreign(purpose)
         if not ready():
             say(reason)
@@ -274,9 +286,10 @@ def base(environ):
 def stamp():
     """Contents of the stamp in .venv, or None where it is not ours (or not there)."""
     try:
-        return json.loads((VENV / STAMP).read_text())
+        content = json.loads((VENV / STAMP).read_text())
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) and {"lock", "path"} <= content.keys() else None
 
 
 def expected():
@@ -309,7 +322,8 @@ def build(info, say):
     say(f"building .venv with {named(info)} from requirements.lock (once; a few minutes)")
     # Packages on PYTHONPATH, or a user-wide install, must not stand in for those of the lock.
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    clean["PIP_USER"] = "0"
+    clean = {k: v for k, v in clean.items() if k[:4] != "PIP_" or SOURCES.fullmatch(k)}
+    clean.update({"PIP_" + name: "0" for name in OVERRULED})
     try:
         VENV.mkdir()
         write_stamp({"lock": None, "path": str(VENV)})
@@ -320,6 +334,13 @@ def build(info, say):
         if made.returncode != 0:
             raise SetupError(f"'{' '.join(command)}' failed: {made.stdout.strip()[-500:]}")
         install(clean, say)
+        lacking = lacks(VENV / "bin" / "python", "test")
+        if lacking:
+            raise SetupError(
+                f"pip ended well, and yet .venv lacks {listed(lacking)}. A setting of pip sends "
+                "packages elsewhere: see 'pip config list' (target, prefix, root, python, "
+                "constraint), or set PIP_CONFIG_FILE=/dev/null."
+            )
         site = VENV / "lib" / "python{}.{}".format(*info["version"]) / "site-packages"
         site.mkdir(parents=True, exist_ok=True)
         (site / "workbook.pth").write_text(f"{ROOT}\n")  # makes lib importable everywhere
@@ -420,9 +441,15 @@ def main(arguments=None):
     def say(text):
         print(text, file=sys.stderr, flush=True)
 
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)  # pip must not go on alone
     try:
         info = choose(options.purpose, options.python, os.environ, say)
-    except SetupError as error:
+    except (SetupError, OSError) as error:
+        if isinstance(error, OSError):
+            error = f"{error.filename or ROOT}: {error.strerror}, so .venv was not built."
         wrapped = textwrap.fill(
             f"set-up: {error}", 96, break_long_words=False, break_on_hyphens=False
         )

@@ -88,12 +88,35 @@ def parts() -> Iterable[tuple[str, str, str, Sequence[str], Iterable[Sequence[st
         ],
     )  # fmt: skip
     yield (
+        "Odd files",
+        "tests/test_strangers.py",
+        "Damage that the report tells, or one line that says what to remove or rename; no reader "
+        "ends in a traceback or waits for ever.",
+        ("what no run has written", "as"),
+        [
+            *((f"in a row: {n}", "damaged") for n in test_strangers.ODD_ROWS),
+            *((f"in run.json: `{next(iter(x))}`", "damaged") for x in test_strangers.ODD_RUNS),
+            *((f"as notebook: `{text:.60}`", "damaged") for text in test_strangers.NOTEBOOKS),
+            *((n, "refused") for n in test_strangers.ODD_FILES),
+            *((f"in a row of a script, `{n.strip()}`: `{value}`", "refused")
+              for n, value in test_strangers.LOOSE.items()),
+        ],
+    )  # fmt: skip
+    yield (
         "Secrets in a bundle",
         "tests/report/test_bundle.py",
-        "The bundle is refused, with file and line.",
+        "The bundle is refused, with file and line; so is a file that cannot be looked through.",
         ("a token",),
-        [(n,) for n in test_bundle.HIDDEN],
+        [*((n,) for n in test_bundle.HIDDEN), *((f"packed in {n}",) for n in test_bundle.PACKED)],
     )
+    yield (
+        "What stands in place of .venv",
+        "tests/test_environment.py",
+        "What make has begun it builds anew; what is somebody else's it never deletes.",
+        ("in its place", "then"),
+        [(n, "built" if ours else "one paragraph") for n, (_, ours) in
+         test_environment.HALF.items()],
+    )  # fmt: skip
     yield (
         "What a variable of make holds",
         "tests/test_environment.py",

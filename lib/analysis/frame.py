@@ -13,6 +13,7 @@ import pandas as pd
 from lib.analysis.efficiency import with_card
 from lib.analysis.metrics import METRICS, ONE_ROW, Metric
 from lib.analysis.rows import SETUP, Rows, load
+from lib.files import require_room
 from lib.records.record import Record, record_id
 from lib.show.table import write_csv
 
@@ -99,7 +100,7 @@ def export(folder: str | Path, out: str | Path) -> list[Path]:
     Returns numbers.csv, numbers.parquet, columns.csv and metrics.csv below `out`.
     """
     target = Path(out)
-    target.mkdir(parents=True, exist_ok=True)
+    require_room(target)
     numbers = frame(folder)
     paths = [target / f"numbers.{kind}" for kind in ("csv", "parquet")]
     numbers.to_csv(paths[0], index=False)

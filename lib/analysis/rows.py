@@ -14,7 +14,7 @@ from typing import Any
 
 from lib.analysis import gates, physics
 from lib.records import jobs
-from lib.records.record import Record, environments, record_id, shared_gpu, warning
+from lib.records.record import Record, environments, record_id, shared_gpu, told, warning
 from lib.records.slices import NO_ARM
 from lib.records.store import merge, precedence
 
@@ -38,7 +38,7 @@ class Rows(Sequence[Record]):
     """
 
     def __init__(self, records: Iterable[Record] = (), *, of: Rows | None = None) -> None:
-        self.records = tuple(records) if of is not None else gates.withheld(records)
+        self.records = tuple(records) if of is not None else gates.withheld(map(told, records))
         self.environments: dict[str, dict[str, Any]] = (
             environments(self.records) if of is None else of.environments
         )

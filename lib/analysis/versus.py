@@ -9,15 +9,16 @@ and lies within the effect that is sought. Else the run could not have seen that
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from lib import stats
-from lib.files import ParamsError, short
+from lib.files import ParamsError, check, parse_json, short
 from lib.records import store
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, select
@@ -27,6 +28,25 @@ from lib.stats import Estimate
 
 SIDES = ("A", "B")
 SLOWER, FASTER, SAME, UNSEEN = "slower", "faster", "no difference", "could not have been seen"
+
+
+class Side(TypedDict):
+    """What versus.json says of A or B."""
+
+    text: str
+    versions: dict[str, str]
+
+
+class Manifest(TypedDict):
+    """versus.json."""
+
+    start: str
+    rounds: int
+    sought: float
+    device: str
+    options: dict[str, Any]
+    A: Side
+    B: Side
 
 
 @dataclass(frozen=True)
@@ -106,20 +126,26 @@ class Verdict:
 def load(folder: Path) -> Run:
     """The whole rounds of a run's folder; raises ParamsError where there is none."""
     try:
-        manifest = json.loads((folder / "versus.json").read_text(encoding="utf-8"))
-        rounds = int(manifest["rounds"])
-        [float(manifest["sought"]), *({**manifest[side]["versions"]} for side in SIDES)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = parse_json((folder / "versus.json").read_text(encoding="utf-8"))
+        check(manifest, Manifest, "versus.json")
+        if not (0 < manifest["sought"] < 100 and 0 < manifest["rounds"] < 10_000):
+            raise ValueError(f"{manifest['rounds']} rounds for {manifest['sought']}")
+    except (OSError, ValueError, TypeError) as error:
         raise ParamsError(
             f"{short(folder)} holds no run of versus ({error}); choose a folder that it wrote"
         ) from None
+    store.refuse_links(folder)
+    rounds = manifest["rounds"]
     blocks = []
     for number in range(1, 4 * rounds + 1):
         letter = "ABBA"[(number - 1) % 4]
         path = folder / f"{number:02}-{letter}" / "records.jsonl"
         if not path.exists():
             break
-        blocks.append(Block(letter, number, store.load(path)))
+        rows = store.load(path)
+        if odd := [row for row in select(rows, "latency") if None in _arm(row)]:
+            raise ParamsError(f"{short(path)}: a row does not say what it timed: {odd[0].key}")
+        blocks.append(Block(letter, number, rows))
     whole = len(blocks) // 4 * 4
     if not whole:
         raise ParamsError(f"{short(folder)} holds {len(blocks)} blocks, and a round has four")
@@ -141,7 +167,7 @@ def verdicts(run: Run) -> list[Verdict]:
 
 
 def _arm(row: Record) -> tuple[str, int, int]:
-    return row.key["stack"], row.key["context"], row.key["new_tokens"]
+    return row.key.get("stack"), row.key.get("context"), row.key.get("new_tokens")
 
 
 def _row(block: Block, arm: tuple[str, int, int]) -> Record | None:

@@ -225,13 +225,11 @@ def _read(source: Path, path: str) -> Job:
     try:
         if run and not damage and (folder / "records.jsonl").exists():
             records = tuple(load(folder / "records.jsonl"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         damage = str(error).replace(str(folder), path)
-    try:
-        if run and (folder / "notebook.ipynb").exists():
-            json.loads((folder / "notebook.ipynb").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        damage = damage or f"notebook.ipynb is no notebook: {error}"
+    if run and (folder / "notebook.ipynb").exists():
+        why = store.notebook_fault(folder / "notebook.ipynb")
+        damage = damage or (f"notebook.ipynb is no notebook: {why}" if why else "")
     if store.damage(folder, run, ("records.jsonl",)):
         records = ()  # not those that were measured
     damage = damage or store.damage(folder, run)

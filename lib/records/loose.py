@@ -6,6 +6,7 @@ field `engine`, which is newer than some rows, is the `engine_id` that they hold
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from lib.files import ParamsError
 from lib.records import store
 from lib.records.record import Record, environments
 
+WORD = re.compile(r"[A-Za-z0-9][\w.+-]*")  # a folder's name that means no other place
 SCRIPT = "a script"  # the `by` of a run.json that no runner wrote
 
 
@@ -29,6 +31,7 @@ def folders(source: Path) -> list[Path]:
 
 def take_in(source: Path, target: Path) -> Path:
     """Write each folder of loose rows below `source` as a job below `target`, which is returned."""
+    store.refuse_links(source)
     for folder in folders(source):
         _write(folder, target)
     return target
@@ -57,6 +60,10 @@ def _write(folder: Path, target: Path) -> None:
         raise ParamsError(f"{files.short(folder)} holds {len(setups)} setups, not one: split it")
     ((model, weights, stack),) = setups
     name = folder.name.removeprefix(f"{model}-")
+    if odd := [x for x in (f"{weights}-{stack}", name) if not WORD.fullmatch(x)] or not model:
+        raise ParamsError(
+            f"{files.short(folder)}: {odd or model!r} cannot name a folder; rename it"
+        )
     job = target / store.model_folder(model) / f"{weights}-{stack}" / name
     job.mkdir(parents=True)
     for path in folder.iterdir():

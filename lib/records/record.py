@@ -9,15 +9,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import Any
+
+from lib.records import kinds
 
 SCHEMA = 1
 KEY_FIELDS = (
     "model", "weights", "dtype", "stack", "experts", "attention", "cache",
     "batch", "context", "new_tokens", "decoding", "engine", "server", "load", "devices",
 )  # fmt: skip
+COUNTS = ("batch", "devices", "context", "new_tokens")  # the other fields of a key are words
+FIELDS: dict[str, tuple[type, ...]] = {  # of a row; those of a key and an environment are below
+    "kind": (str,),
+    "key": (dict,),
+    "samples": (dict,),
+    "values": (dict,),
+    "missing": (dict,),
+    "error": (str, NoneType),
+    "warnings": (tuple,),
+    "env_id": (str, NoneType),
+}
+ENVIRONMENT = {name: (str, NoneType) for name in ("gpu", "gpu_uuid", "cpu", "visit", "date")} | {
+    "devices": (int, NoneType),
+    "packages": (dict, NoneType),
+    "boards": (list, NoneType),
+}
+ARM = ("model", "weights", "dtype", "stack", "experts", "batch", "context", "new_tokens")
+NOT_CALLS = ("environment", "card", "ceilings", "trace", "instrument", "engine")
+CALLS = {*kinds.KINDS} - {*NOT_CALLS}  # rows of these kinds say all of ARM
+NESTED = "token_s"  # of each call a list
+UNITS = re.compile(r".*_(s|bytes|j|w|params|hz|tokens)")  # what is called so is a number
 # Rows that differ in one of these answer different questions; a ratio would mix causes.
 COMPARABLE = ("gpu", "dtype", "stack", "weights", "devices")
 
@@ -50,6 +75,52 @@ class Record:
     def value(self, name: str) -> Any:
         """A single reading, or None where it is missing (the reason is in `missing`)."""
         return self.values.get(name)
+
+
+def fault_of(row: Record) -> str:
+    """The first thing in a row that no measurement writes so; empty where all is sound."""
+    fields = {name: getattr(row, name) for name in FIELDS}
+    for name, value in fields.items():
+        if not isinstance(value, FIELDS[name]):
+            return f"{name} is {value!r:.80}"
+    of_key = {name: (int, NoneType) if name in COUNTS else (str, NoneType) for name in row.key}
+    typed = [(row.key, of_key), (row.missing, dict.fromkeys(row.missing, (str,)))]
+    typed += [(row.values, ENVIRONMENT)] if row.kind == "environment" else []
+    numbers = {
+        name: (int, float, list, dict, NoneType) for name in row.values if UNITS.fullmatch(name)
+    }
+    typed += [(row.samples, dict.fromkeys(row.samples, (list,))), (row.values, numbers)]
+    typed += [
+        ({"code": None, "text": None} | w, {"code": (str,), "text": (str,)}) for w in row.warnings
+    ]
+    for values, types in typed:
+        for name in values.keys() & types.keys():
+            value = values[name]
+            if not isinstance(value, types[name]) or isinstance(value, bool):
+                return f"{name} is {value!r:.80}"
+    for name in COUNTS:
+        if (count := row.key.get(name)) is not None and count < 1:
+            return f"{name} is {count}, and a count is 1 or more"
+    columns = row.kind.startswith("serving")  # of facts of requests, which may be missing
+    for name, values in row.samples.items():
+        nested = [values] if name != NESTED else values
+        if UNITS.fullmatch(name) and not columns and not all(map(_are_numbers, nested)):
+            return f"{name} holds what is no number: {values!r:.80}"
+    return ""
+
+
+def told(row: Record) -> Record:
+    """The row; failed, with every field of ARM, where its key does not say how long calls were."""
+    absent = [name for name in ARM[-2:] if row.kind in CALLS and row.key.get(name) is None]
+    if not absent:
+        return row
+    row = replace(row, key=dict.fromkeys(ARM) | row.key)
+    error = f"no {' and no '.join(absent)} in its key"
+    return replace(row, samples={}, error=error) if row.samples else row
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and {*map(type, values)} <= {int, float}
 
 
 def warning(code: str, text: str) -> dict[str, str]:

@@ -120,8 +120,7 @@ def _end(job: Job) -> str:
 def _rewrite(path: Path, rows: Sequence[Record], own: Sequence[bool]) -> None:
     """Rows of other runs before those of the file's `own` that stay, whose lines do not change."""
     lines = [store.line(row) for row in rows]
-    there = path.read_text(encoding="utf-8").splitlines()
-    lines += [line for line, stays in zip(there, own, strict=True) if stays]
+    lines += [line for line, stays in zip(store.lines(path), own, strict=True) if stays]
     files.write_text(path, "\n".join(lines) + "\n")
 
 
@@ -220,17 +219,25 @@ def _merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     _refuse_mixed(jobs)
     partial = out_dir.with_name(f".{out_dir.name}.partial")  # a killed merge leaves no half set
     shutil.rmtree(partial, ignore_errors=True)
-    for name, runs in jobs.items():
-        _write(runs, partial / name)
+    try:
+        for name, runs in jobs.items():
+            _write(runs, partial / name)
+        _write_plan(sources, [*jobs], partial)
+        stale = _drop_stale({name: runs[-1].folder for name, runs in jobs.items()}, partial)
+        if out_dir.exists():
+            out_dir.rmdir()  # it is empty
+        partial.rename(out_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return stale
+
+
+def _write_plan(sources: Sequence[Path], jobs: Sequence[str], target: Path) -> None:
+    """The plan of all, with the jobs that none of them has run."""
     plans = [store.read_plan(source) for source in sources]
     plan = {key: {k: v for p in plans for k, v in p[key].items()} for key in ("commands", "stale")}
     names = sorted({*jobs, *(name for p in plans for name in p["jobs"])})
-    files.write_json(partial / "plan.json", {"jobs": names} | {k: v for k, v in plan.items() if v})
-    stale = _drop_stale({name: runs[-1].folder for name, runs in jobs.items()}, partial)
-    if out_dir.exists():
-        out_dir.rmdir()  # it is empty
-    partial.rename(out_dir)
-    return stale
+    files.write_json(target / "plan.json", {"jobs": names} | {k: v for k, v in plan.items() if v})
 
 
 def _unreadable(path: Path) -> Job:

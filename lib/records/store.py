@@ -14,8 +14,16 @@ from pathlib import Path, PurePosixPath
 from types import NoneType
 from typing import Any
 
-from lib.files import ROOT, ParamsError, file_sha, resolve, short
-from lib.records.record import SCHEMA, Record, environments, identity, of_visits, visit_of
+from lib.files import ROOT, ParamsError, file_sha, parse_json, resolve, short
+from lib.records.record import (
+    SCHEMA,
+    Record,
+    environments,
+    fault_of,
+    identity,
+    of_visits,
+    visit_of,
+)
 
 PARTIAL, PREVIOUS, ACROSS = ".partial", ".previous", "_all"
 RELEASED = ROOT / "outputs" / "released"
@@ -36,6 +44,16 @@ FIELDS: dict[str, tuple[type, ...]] = {  # of run.json, as far as anything here 
     "earlier": (list, NoneType),
     "artefacts": (list, NoneType),
 }
+NESTED: dict[str, dict[str, tuple[type, ...]]] = {  # within these fields
+    "parameters": {n: (str, NoneType) for n in ("model", "weights", "stack", "server", "dtype")}
+    | {"devices": (int, NoneType), "results_dir": (str, NoneType)},
+    "env": {n: (str, NoneType) for n in ("gpu", "python", "platform", "lock")}
+    | {"packages": (dict, NoneType)},
+    "error": {"log": (list, NoneType)},
+    "git": {"commit": (str, NoneType), "dirty": (bool, NoneType)},
+}
+# The variables of make that a command of plan.json may have.
+TOLD = {"PROFILE", "MODELS", "NOTEBOOKS", "SERVER", "WEIGHTS", "STACK", "DTYPE", "DEVICES"}
 EARLIER = {  # what an entry of `earlier` must have
     **{name: FIELDS[name] for name in ("start", "end", "job_sha")},
     "env_ids": (list,),
@@ -47,7 +65,7 @@ def append(path: str | Path, record: Record) -> Record:
     """Write one line at once, so that a later failure cannot lose it; returns the record."""
     path, text = Path(path), line(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors="replace") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -75,19 +93,29 @@ def read_trace(path: str | Path) -> list[dict[str, Any]]:
 def load(path: str | Path) -> list[Record]:
     """All records of one file. A line that is not a record of this schema is an error."""
     rows = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not text in UTF-8: {error}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines(path), start=1):
         try:
-            data = json.loads(line)
+            data = parse_json(line)
             if data.get("schema") != SCHEMA:
-                raise ValueError(f"schema {data.get('schema')}, this version reads {SCHEMA}")
-            rows.append(Record(**{**data, "warnings": tuple(data["warnings"])}))
+                raise ValueError(f"schema {data.get('schema')!r:.80}, this version reads {SCHEMA}")
+            row = Record(**{**data, "warnings": tuple(data["warnings"])})
+            if odd := fault_of(row):
+                raise ValueError(odd)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}: not a record: {error}") from None
+        rows.append(row)
     return rows
+
+
+def lines(path: str | Path) -> list[str]:
+    """The lines of a file of records. A text in a row may hold other ends of a line than \\n."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text in UTF-8: {error}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: a folder is where a file should be") from None
+    return text.split("\n") if text else []
 
 
 def manifests(root: str | Path) -> list[Path]:
@@ -109,17 +137,23 @@ def read_plan(root: Path) -> dict[str, Any]:
     if not path.exists():
         return plan
     try:
-        plan |= {**json.loads(path.read_text(encoding="utf-8"))}
+        plan |= {**parse_json(path.read_text(encoding="utf-8"))}
         names = [*plan["jobs"], *plan["commands"], *plan["stale"]]
         if odd := [name for name in names if not is_inside(name)]:
             raise ValueError(f"it names {odd[0]!r}, which is no folder below it")
-        {name: {**values} for name, values in plan["commands"].items()}
+        for values in plan["commands"].values():  # people copy them into a shell
+            if not {"PROFILE"} <= values.keys() <= TOLD or not all(map(_is_line, values.values())):
+                raise ValueError(f"it has a command that no run has written: {values!r:.100}")
         {name: "" + text for name, text in plan["stale"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ParamsError(
             f"{short(path)} is damaged ({error}); delete it, the next run writes it again"
         ) from None
     return plan
+
+
+def _is_line(text: Any) -> bool:
+    return isinstance(text, str) and text.isprintable()
 
 
 def is_inside(name: Any) -> bool:
@@ -130,14 +164,27 @@ def is_inside(name: Any) -> bool:
 
 
 def refuse_links(root: Path) -> None:
-    """Raise where a link below a folder of results leads out of it, whoever put it there."""
+    """Raise where a link below a folder of results leads out of it, whoever put it there, or where
+    something is neither file nor folder, such as a pipe, which would be read for ever."""
     home = root.resolve()
     for path in sorted(root.rglob("*")):
-        if path.is_symlink() and not path.resolve().is_relative_to(home):
+        name = path.relative_to(root).as_posix()
+        if not name.isprintable():
+            raise ParamsError(f"{short(root)}: {name!r} is no name for a file; rename it")
+        if not (path.is_symlink() or path.is_file() or path.is_dir()):
+            raise ParamsError(f"{short(path)} is neither a file nor a folder; remove it")
+        if path.is_symlink() and not _leads_within(path, home):
             raise ParamsError(
-                f"{short(root)} is not closed: {path.relative_to(root).as_posix()} is a link that "
-                "leads out of it; remove the link, or put what it names in its place"
+                f"{short(root)} is not closed: {name} is a link that leads out of it; remove the "
+                "link, or put what it names in its place"
             )
+
+
+def _leads_within(link: Path, home: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(home)
+    except (OSError, RuntimeError):  # it leads in a circle
+        return False
 
 
 def precedence(manifest: dict[str, Any]) -> tuple[bool, str]:
@@ -259,11 +306,11 @@ def read(folder: Path) -> dict[str, Any] | None:
 def manifest_of(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """run.json of a job's folder, or None and what is wrong with it."""
     try:
-        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        manifest = parse_json((folder / "run.json").read_text(encoding="utf-8"))
         fault = _fault(manifest)
     except OSError as error:
         fault = error.strerror
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         fault = f"it is no JSON ({error})"
     return (None, f"run.json is damaged: {fault}") if fault else (manifest, "")
 
@@ -279,6 +326,11 @@ def _fault(manifest: Any) -> str:
     for name, kinds in FIELDS.items():
         if name in manifest and not isinstance(manifest[name], kinds):
             return f"{name} is {manifest[name]!r:.80}"
+    for field, types in NESTED.items():
+        inner = manifest.get(field)
+        for name in inner.keys() & types.keys() if isinstance(inner, dict) else ():
+            if not isinstance(inner[name], types[name]):
+                return f"{field}, {name} is {inner[name]!r:.80}"
     for name in ("start", "end"):
         try:
             datetime.fromisoformat(manifest.get(name) or "2000-01-01")
@@ -287,11 +339,38 @@ def _fault(manifest: Any) -> str:
     for item in manifest.get("artefacts") or ():
         if not isinstance(item, dict) or not is_inside(item.get("path")):
             return f"artefacts lists {item!r:.80}, no file of this folder"
+        if item["path"] == "notebook.html":  # a report may take over what it has rendered itself
+            return "artefacts lists notebook.html, which no run has written"
     for entry in manifest.get("earlier") or ():
         if not isinstance(entry, dict) or not all(
             isinstance(entry.get(name, ...), kinds) for name, kinds in EARLIER.items()
         ):
             return f"earlier lists {entry!r:.80}"
+        if inner := _fault({"status": "ok", **entry, "earlier": None, "artefacts": None}):
+            return f"earlier lists a run in which {inner}"
+        if not all(isinstance(env_id, (str, NoneType)) for env_id in entry["env_ids"]):
+            return f"earlier lists {entry['env_ids']!r:.80}"
+    return ""
+
+
+def notebook_fault(path: Path) -> str:
+    """Why a file is no executed notebook; empty where it is one."""
+    texts, kinds = (str, list), ("code", "markdown", "raw")
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        if notebook["nbformat"] != 4 or not isinstance(notebook["metadata"], dict):
+            return "its format is another"
+        for cell in notebook["cells"]:
+            outputs = cell.get("outputs", [])
+            if cell["cell_type"] not in kinds or not isinstance(cell["source"], texts):
+                return f"it has a cell {cell!r:.60}"
+            cell["metadata"].get("papermill", {}).get("duration")
+            for output in outputs:
+                output["output_type"], output.get("data", {}).items()
+    except (OSError, ValueError, RecursionError) as error:
+        return str(error)
+    except (TypeError, KeyError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
     return ""
 
 

@@ -321,7 +321,7 @@ def for_many(first: Candidate) -> str:
 def basis(rows: Sequence[Record]) -> str:
     """What the answer rests on: weights, boards, rows, and how many failed."""
     arms = [r for r in rows if r.kind not in ("environment", "card")]
-    timed = (str(r.key["weights"]) for r in arms if r.kind in choice.TIMED)
+    timed = (str(r.key.get("weights")) for r in arms if r.kind in choice.TIMED)
     weights = sorted({*timed} - {STAND_IN})
     withheld = sum(map(gates.is_withheld, arms))
     envs = environments(rows).values()

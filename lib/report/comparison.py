@@ -146,7 +146,8 @@ def facts(side: Side) -> dict[str, list[Any]]:
             if not isinstance(value, dict | list):
                 values.setdefault(name, []).append(value)
     for run in side.runs:
-        commit = (run.get("git") or {}).get("commit")
+        git = run.get("git")
+        commit = git.get("commit") if isinstance(git, dict) else git
         values.setdefault("commit", []).append(commit and str(commit)[:12])
     return {name: list(dict.fromkeys(several)) for name, several in values.items()}
 
@@ -248,6 +249,7 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, list[Pair]]:
             raise ParamsError(
                 f"no results in {files.short(source)}; A and B take folders of run.json files"
             )
+    files.require_room(out)
     a, b = load(source_a), load(source_b)
     pairs, refused = compare(a, b)
     whys = causes(pairs, a, b)

@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from lib.analysis import gates
@@ -195,7 +195,8 @@ def warnings_table(rows: Sequence[Record]) -> Table:
 
 def table(jobs: Sequence[Job]) -> Table:
     """One line for each finished job of a measuring notebook; seconds."""
-    ok = [j for j in jobs if j.status == "ok" and j.run.get("start") and not j.by_script]
+    ok = [j for j in jobs if j.status == "ok" and j.run.get("start") and j.run.get("end")]
+    ok = [job for job in ok if not job.by_script]
     measured = [job for job in ok if select(job.records, "environment")]
     rows = tuple(
         (job.model, job.setup, job.title, *map(_seconds, parts(job).values())) for job in measured
@@ -223,7 +224,8 @@ def parts(job: Job) -> dict[str, float]:
 def span_s(run: dict[str, Any]) -> float:
     """Seconds between the start and the end of a job, by its manifest."""
     ends = [datetime.fromisoformat(run[name]) for name in ("start", "end")]
-    return (ends[1] - ends[0]).total_seconds()
+    start, end = (time if time.tzinfo else time.replace(tzinfo=UTC) for time in ends)
+    return (end - start).total_seconds()
 
 
 def cell_seconds(job: Job) -> list[float]:
@@ -245,10 +247,10 @@ def _seconds(value: float) -> Estimate:
 
 
 def _notes(jobs: Sequence[Job]) -> tuple[str, ...]:
-    if not jobs:
-        return ()
     seconds = [parts(job) for job in jobs]
     whole_s = sum(part["job"] for part in seconds)
+    if not whole_s:
+        return ()
     setup_s = sum(part["startup"] + part["imports"] + part["build"] for part in seconds)
     return (
         *NOTES,

@@ -29,6 +29,7 @@ from lib.records.jobs import slug
 from lib.run.groups import Group, way_back
 from lib.run.plan import Task
 
+OWN = r"workbook-[\w-]*-[0-9a-f]{6}\.(sbatch|yaml)"  # the names of files that are written here
 PARTS, LOGS, DONE = "parts", "logs", "done"
 CPUS, MEMORY_GB = 8, 64  # of the host for one GPU
 MARGIN_MIN = 10  # for start and end, beside the limits of the notebooks
@@ -222,6 +223,10 @@ def write(
     A file that says the same is left as it is, so that what has run of it still counts.
     """
     store.refuse_released(out)
+    if gpu and not re.fullmatch(r"[A-Za-z0-9][\w.:+-]*", gpu):  # it stands in lines of schedulers
+        raise ParamsError(
+            f"GPU={gpu!r:.100} is no kind of GPU; name it as the scheduler does: H100"
+        )
     ending, content, submit = FORMATS[form]
     require_room(out)
     texts = {f"{one.name}.{ending}": content(one, out, gpu, image) for one in every}
@@ -232,7 +237,7 @@ def write(
     for name in (PARTS, LOGS, DONE):
         (out / name).mkdir(parents=True, exist_ok=True)
     for old in out.glob("workbook-*"):
-        if old.name not in texts:
+        if old.name not in texts and re.fullmatch(OWN, old.name) and not old.is_dir():
             old.unlink()
     for name, text in texts.items():
         if not (out / name).exists() or (out / name).read_text(encoding="utf-8") != text:

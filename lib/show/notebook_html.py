@@ -84,7 +84,8 @@ def render_fragment(notebook: nbformat.NotebookNode, prefix: str, *, title: bool
     Code is folded, tables stand in regions that scroll by themselves, formulas are MathML.
     `title=False` leaves out the notebook's first heading, for a page that has its own.
     """
-    soup = BeautifulSoup(clean(_body(notebook)), "html.parser")
+    body = _body(notebook).encode("utf-8", "replace").decode()  # half a pair of letters is none
+    soup = BeautifulSoup(clean(body), "html.parser")
     for prompt in soup.select("div.prompt"):
         prompt.decompose()
     for pre in soup.find_all("pre"):

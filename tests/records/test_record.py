@@ -110,3 +110,12 @@ def test_every_kind_that_was_released_is_listed():
     paths = sorted((ROOT / "outputs" / "released").rglob("records.jsonl"))
     kinds = {json.loads(line)["kind"] for path in paths for line in path.open(encoding="utf-8")}
     assert len(paths) > 20 and kinds <= KINDS.keys()
+
+
+def test_a_row_that_does_not_say_how_long_its_calls_were_has_failed():
+    odd = record.told(Record("latency", {"model": "m"}, {"e2e_s": [1.0]}))
+    assert odd.error == "no context and no new_tokens in its key" and odd.samples == {}
+    assert odd.key["weights"] is None  # so that readers may ask
+    whole = Record("latency", {"context": 8, "new_tokens": 4}, {"e2e_s": [1.0]})
+    assert record.told(whole) is whole
+    assert record.told(ENV_A) is ENV_A

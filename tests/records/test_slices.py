@@ -23,6 +23,7 @@ def at(second: int) -> str:
 
 
 JOB = "m/random-hf-eager/energy"
+NOTEBOOK = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 
 
 def environment(gpu: str | None = "A", host: float = 1.0) -> Record:
@@ -46,7 +47,7 @@ def job(folder: Path, rows: list[Record], traces: dict[str, str] | None = None, 
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (traces or {}).items():
         (folder / name).write_text(text)
-    (folder / "notebook.ipynb").write_text("{}")
+    (folder / "notebook.ipynb").write_text(NOTEBOOK)
     defaults = {
         "status": "ok",
         "env": {"gpu": "A"},

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import gzip
 import hashlib
+import io
 import json
+import lzma
+import random
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
+from PIL import Image
 
 from lib.__main__ import main
 from lib.files import ROOT, ParamsError
@@ -102,6 +109,47 @@ def test_the_same_results_give_the_same_bytes(source, archive, tmp_path):
         ("AKIA" + "A" * 16, "AWS key"),
         ("-----BEGIN RSA PRIVATE KEY-----", "private key"),
         ("https://ann:secret@example.org", "password in an address"),
+        ("-----BEGIN PGP PRIVATE KEY BLOCK-----", "private key"),
+        ("PuTTY-User-Key-File-3: ssh-ed25519", "private key"),
+        ("glrt-" + "a1B2" * 6, "GitLab token"),
+        ("xapp-1-" + "A1" * 10, "Slack token"),
+        *(
+            (text, "token of a service")
+            for text in (
+                "sk_" + "live_" + "a1B2" * 6,
+                "npm_" + "a1B2" * 9,
+                "pypi-" + "a1B2" * 12,
+                "nvapi-" + "a1B2" * 16,
+                "gsk_" + "a1B2" * 13,
+                "xai-" + "a1B2" * 20,
+                "pplx-" + "a1B2" * 12,
+                "r8_" + "a1B2" * 9,
+                "dop_v1_" + "a1" * 32,
+                "dapi" + "a1" * 16,
+                "dckr_pat_" + "a1B2" * 7,
+                "SG." + "a1B2" * 6 + "." + "a1B2" * 10,
+                "glsa_" + "a1B2" * 9,
+                "hvs." + "a1B2" * 8,
+                "ya29." + "a1B2" * 8,
+                "GOCSPX-" + "a1B2" * 7,
+                "123456789:AA" + "a1B2" * 8 + "x",
+                "https://hooks.slack.com/services/T1/B2/a1B2",
+                "shpat_" + "a1" * 16,
+                "AccountKey=" + "a1B2" * 21 + "==",
+                "https://x.example/y?sv=1&sig=" + "a1B2" * 11,
+                "AGE-SECRET-KEY-1" + "A1" * 29,
+            )
+        ),
+        *(
+            (text, "secret by its name")
+            for text in (
+                "WANDB_API_KEY=" + "a1" * 20,
+                "aws_secret_access_key = " + "wJ7/" * 10,
+                "Authorization: Bearer " + "a1B2" * 6,
+                "wandb login " + "a1" * 20,
+                "'password': '" + "a1B2" * 6 + "'",
+            )
+        ),
     ],
 )
 def test_what_is_personal_is_found_with_file_and_line(tmp_path, text, what):
@@ -139,6 +187,16 @@ HIDDEN = {
     "in two lines": f"{TOKEN[:12]}\n{TOKEN[12:]}",
     "in two lines with a backslash": f"{TOKEN[:12]}\\\n    {TOKEN[12:]}",
     "in two lines of a notebook": f'"{TOKEN[:12]}\\n",\n   "{TOKEN[12:]}"',
+    "behind a link of a terminal": f"\x1b]8;;x\x1b\\{TOKEN[:9]}\x1b]8;;\x07{TOKEN[9:]}",
+    "between signs of a terminal": f"{TOKEN[:9]}\x1b[K{TOKEN[9:]}",
+    "between tags": f"<span>{TOKEN[:9]}</span><wbr><span>{TOKEN[9:]}</span>",
+    "with a hyphen that is not seen": f"{TOKEN[:9]}\u00ad{TOKEN[9:]}",
+    "with a space without width": f"{TOKEN[:9]}\u200b{TOKEN[9:]}",
+    "in wide letters": "".join(chr(ord(c) + 0xFEE0) for c in TOKEN),
+    "in hexadecimal": f"token {TOKEN}".encode().hex(),
+    "as octal numbers": "".join(f"\\{ord(c):03o}" for c in TOKEN),
+    "as long numbers of letters": "".join(f"\\U{ord(c):08x}" for c in TOKEN),
+    "in base64 of compressed lines": base64.b64encode(gzip.compress(TOKEN.encode())).decode(),
     "in two texts of a program": f'"{TOKEN[:12]}" +\n    "{TOKEN[12:]}"',
 }
 
@@ -159,6 +217,72 @@ def test_a_secret_is_found_in_other_codes_and_in_bytes(tmp_path, code):
     assert files == {"a.txt", "b.bin"}
 
 
+def picture(kind: bytes, body: bytes) -> bytes:
+    """A PNG of noise, of some size, with one more chunk."""
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    noise = random.Random(1).randbytes(3 * 100 * 100)
+    file = io.BytesIO()
+    Image.frombytes("RGB", (100, 100), noise).save(file, "png")
+    return file.getvalue()[:33] + chunk + file.getvalue()[33:]
+
+
+def zipped(name: str, data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return file.getvalue()
+
+
+TEXT, NOISE = TOKEN.encode(), random.Random(2).randbytes(9000)
+PACKED = {
+    "a.jsonl.gz": gzip.compress(b"x" * 9000) + gzip.compress(TEXT),  # in the second part
+    "a.gz": gzip.compress(gzip.compress(TEXT)),
+    "a.bz2": bz2.compress(TEXT),
+    "a.xz": lzma.compress(TEXT),
+    "a.npz": zipped("x.npy", TEXT),
+    "b.zip": zipped(f"{TOKEN}.txt", b""),
+    "text.png": picture(b"tEXt", b"Comment\0" + TEXT),
+    "packed.png": picture(b"zTXt", b"Comment\0\0" + zlib.compress(TEXT)),
+    "many.png": picture(b"iTXt", b"Comment\0\1\0en\0\0" + zlib.compress(TEXT)),
+    "exif.png": picture(b"eXIf", TEXT),
+    "late.txt": b"x" * 20_000 + "\n".join(TOKEN).encode().replace(b"\n", b"\0"),
+    "other-name.txt": gzip.compress(NOISE + TEXT),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_secret_is_found_in_what_is_packed(tmp_path, name):
+    (tmp_path / name).write_bytes(PACKED[name])
+    assert {leak.file for leak in bundle.leaks(tmp_path, bundle.secrets(ANN))} == {name}
+
+
+@pytest.mark.parametrize("name", [name for name in PACKED if name.endswith("png")])
+def test_a_secret_is_found_in_a_picture_of_a_notebook(tmp_path, name):
+    coded = base64.b64encode(PACKED[name]).decode()
+    assert len(coded) > 20_000
+    output = {"output_type": "display_data", "data": {"image/png": coded + "\n"}}
+    (tmp_path / "notebook.ipynb").write_text(json.dumps({"cells": [{"outputs": [output]}]}))
+    assert bundle.leaks(tmp_path, bundle.secrets(ANN))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("bomb.jsonl.gz", gzip.compress(bytes(3_000_000))),
+        ("bomb.bz2", bz2.compress(bytes(3_000_000))),
+        ("bomb.zip", zipped("a", bytes(3_000_000))),
+        ("bombs.gz", gzip.compress(gzip.compress(bytes(3_000_000)))),
+        ("half.gz", gzip.compress(NOISE)[:4000]),
+        ("half.zip", zipped("a", NOISE)[:4000]),
+    ],
+)
+def test_what_cannot_be_looked_through_is_not_sent(tmp_path, monkeypatch, name, data):
+    monkeypatch.setattr(bundle, "MOST", 2_000_000)
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ParamsError, match=f"not bundled, {name} cannot be looked through: "):
+        bundle.leaks(tmp_path, bundle.secrets(ANN))
+
+
 @pytest.mark.parametrize("text", ["a\nann", "a\tann-laptop", f"x\n/{HOME}/someone", "<b>ann</b>"])
 def test_a_name_is_found_behind_an_escape(tmp_path, text):
     (tmp_path / "a.json").write_text(json.dumps([text]))
@@ -174,6 +298,9 @@ def test_a_name_is_found_behind_an_escape(tmp_path, text):
         f"https://example.org/{HOME}/page",
         "outputs/paper/Qwen3-32B/latency",
         "hf_eager sk-learn <out>/x ~/models/y",
+        "api_key=None; the secret of a_long_name_with_1_digit_or_two",
+        "login with the_name_of_your_account_and_nothing",
+        "max_new_tokens=12345678901234567890123 pad_token=x sha256 " + "0a" * 32,
     ],
 )
 def test_what_is_not_personal_is_let_through(tmp_path, text):

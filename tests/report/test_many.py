@@ -109,7 +109,7 @@ def test_details_are_pages_of_their_own(built):
     for model in MODELS:
         page = soup_of(built / model / "details.html")
         assert page.h1.text == model
-        assert "Measured on a CPU" in page.select_one(".banner").text  # its rows' environment says a CPU
+        assert "Measured on a CPU" in page.select_one(".banner").text
         assert [job["id"] for job in page.select("details.job")] == [f"{model}--latency"]
         assert page.select("details.job .notebook") and page.select("#grid-latency tbody tr")
         assert {line["folder"] for line in records_of(page).values()} == {f"{model}/{JOB}"}

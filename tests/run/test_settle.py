@@ -18,7 +18,7 @@ import pytest
 from lib import files
 from lib.records import slices, store
 from lib.run import job as run_job
-from tests.records.test_slices import at, card, environment, job, row, seconds
+from tests.records.test_slices import NOTEBOOK, at, card, environment, job, row, seconds
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 READS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.getxattr", "os.listxattr")
@@ -55,7 +55,7 @@ class History:
         store.append(staged / "records.jsonl", self.env)
         store.append(staged / "records.jsonl", row(self.env, 512, 2.0, trace="u.jsonl.gz"))
         (staged / "u.jsonl.gz").write_text("new")
-        (staged / "notebook.ipynb").write_text("{}")
+        (staged / "notebook.ipynb").write_text(NOTEBOOK)
         manifest = {
             "status": self.status,
             "env": self.gpu,

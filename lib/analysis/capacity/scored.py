@@ -313,6 +313,7 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
     file."""
     target = path() if out is None else out / path().name
     store.refuse_released(target)
+    files.require_room(target.parent)
     data = score.build(folders)
     files.write_text(target, text(data))
     files.write_text(target.with_suffix(".md"), page(data))
