@@ -251,7 +251,7 @@ def test_the_table_and_the_figure_hold_every_measured_cell():
     table = scored.error_table(told)
     assert [row[4] for row in table.rows] == [1, 2]
     assert [row[-1].word for row in table.rows] == ["covered", "not counted"]
-    assert table.rows[0][-2].value == pytest.approx(10)
+    assert table.rows[0][-2].estimate.value == pytest.approx(10)
     ax = scored.errors(told)
     dots = [x for x in ax.get_lines() if x.get_marker() == "o"]
     assert [float(x.get_xdata()[0]) for x in dots] == pytest.approx([100 / 110])

@@ -79,12 +79,11 @@ def _arm(
     context: int, users: int, group: Sequence[Record], rows: Rows, starts: Mapping[str, str]
 ) -> Arm:
     cell = choice.cell_of(context, users, group)
-    last = choice.cell_of(context, users, [replace(row, others=()) for row in group])
     failed = cell.error or next((r.error for r in group if r.error), "")
     total = cell.total if cell.per_user.value is not None or not cell.error else _failed(cell.error)
     estimates = {
         DECODE: total,
-        TTFT: last.ttft_s,  # of the last visit, as the page in Git was scored
+        TTFT: cell.ttft_s,
         DECODE_J: stats.scaled(cell.token_j, 1e3),
         CALL_J: _call_j(group, users),
     }

@@ -18,7 +18,7 @@ from lib.records.kinds import STUDY_STACK, model_order
 from lib.records.record import Record
 from lib.show import figure
 from lib.show.figure import axes, color, labelled
-from lib.show.table import Column, Table, Verdict
+from lib.show.table import Column, Number, Table, Verdict
 from lib.stats import Estimate
 
 NAMES = {
@@ -72,8 +72,12 @@ def _text(name: str, value: Any) -> str:
     return NAMES.get(value, f"{value:,}" if isinstance(value, int) else str(value))
 
 
-def _percent(share: float | None) -> Estimate:
-    return stats.missing("no cell counts") if share is None else stats.exact(100 * share, "median")
+def _percent(share: float | None) -> Number:
+    missing = share is None
+    return Number(
+        stats.missing("no cell counts") if missing else stats.exact(100 * share, "median"),
+        decimals=1,
+    )
 
 
 def target_table(data: Mapping[str, Any]) -> Table:
