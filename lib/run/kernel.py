@@ -19,10 +19,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty
 from typing import IO, Any
 
 import nbformat
 import papermill
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -59,6 +62,7 @@ CAUSE = re.compile(
     r"CUDA error|[Aa]ssert(ion)?\b.*(fail|trigger)|what\(\):|NCCL|cuBLAS|cuDNN|Xid|"
     r"^\w*Error: |terminate called|free\(\)|corrupted|out of memory|bad_alloc"
 )
+LOOK_S = 1.0  # how often a reply is looked for without being woken
 GRACE_S = 8.0  # schedulers and Docker kill ten seconds after their first signal or later
 
 
@@ -209,8 +213,30 @@ class Account(engines.NotebookExecutionManager):
         self.save()
 
 
+def look_again(channel: AsyncZMQSocketChannel) -> None:
+    """Let a channel that waits without a limit look for a message each second.
+
+    Widgets send on the socket that a reply is awaited on, and a send can take the only wake-up that
+    the reply has given: the cell is done, and its reader sleeps for ever.
+    """
+    wait = channel.get_msg
+
+    async def get_msg(timeout: float | None = None) -> dict[str, Any]:
+        while timeout is None:
+            with contextlib.suppress(Empty):
+                return await wait(timeout=LOOK_S)
+        return await wait(timeout=timeout)
+
+    channel.get_msg = get_msg
+
+
 class Client(PapermillNotebookClient):
     """Tells the account of all that ends a cell, of which papermill knows exceptions alone."""
+
+    def start_new_kernel_client(self) -> AsyncKernelClient:
+        client = super().start_new_kernel_client()
+        look_again(client.shell_channel)
+        return client
 
     def execute_cell(
         self, cell: nbformat.NotebookNode, cell_index: int, **options: Any
