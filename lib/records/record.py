@@ -41,7 +41,7 @@ ENVIRONMENT = {name: (str, NoneType) for name in ("gpu", "gpu_uuid", "cpu", "vis
 ARM = ("model", "weights", "dtype", "stack", "experts", "batch", "context", "new_tokens")
 NOT_CALLS = ("environment", "card", "ceilings", "trace", "instrument", "engine")
 CALLS = {*kinds.KINDS} - {*NOT_CALLS}  # rows of these kinds say all of ARM
-NESTED = "token_s"  # of each call a list
+NESTED = re.compile(r"token_s|board_.*")  # of each call a list
 UNITS = re.compile(r".*_(s|bytes|j|w|params|hz|tokens)")  # what is called so is a number
 # Rows that differ in one of these answer different questions; a ratio would mix causes.
 COMPARABLE = ("gpu", "dtype", "stack", "weights", "devices")
@@ -103,7 +103,7 @@ def fault_of(row: Record) -> str:
             return f"{name} is {count}, and a count is 1 or more"
     columns = row.kind.startswith("serving")  # of facts of requests, which may be missing
     for name, values in row.samples.items():
-        nested = [values] if name != NESTED else values
+        nested = values if NESTED.fullmatch(name) else [values]
         if UNITS.fullmatch(name) and not columns and not all(map(_are_numbers, nested)):
             return f"{name} holds what is no number: {values!r:.80}"
     return ""

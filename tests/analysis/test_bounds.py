@@ -183,7 +183,8 @@ def test_a_batch_must_read_the_experts_that_its_router_was_traced_to_choose():
 
 
 def engine_trace(**changes):
-    fields = {"model": "moe", "weights": "random", "dtype": "bfloat16", "batch": 3} | changes
+    fields = {"model": "moe", "weights": "random", "dtype": "bfloat16", "batch": 3}
+    fields |= {"context": 128, "new_tokens": 17} | changes
     return Record("engine-trace", fields, {"distinct_experts": [2.5, 3.5]}, {})
 
 

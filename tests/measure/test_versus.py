@@ -285,6 +285,7 @@ def trial_on_disk(folder, plant: Plant, blocks: int) -> analysis.Run:
             records_path=folder / f"{number:02}-{letter}" / "records.jsonl",
         )
     sides = {n: {"text": "python3", "versions": {"torch": v}} for n, v in (("A", "1"), ("B", "2"))}
-    manifest = {"rounds": 3, "sought": 0.05, "start": "2026-01-01T00:00:00Z", **sides}
+    manifest = {"rounds": 3, "sought": 0.05, "start": "2026-01-01T00:00:00Z", "device": "cpu"}
+    manifest |= {"options": {}, **sides}
     files.write_json(folder / "versus.json", manifest)
     return analysis.load(folder)

@@ -655,6 +655,7 @@ def test_records_are_shown_a_few_at_a_time_and_all_can_be_found(browser, paper, 
         records, rows = opened.page.locator("#records"), opened.page.locator("#records tbody tr")
         assert rows.count() == 0
         records.locator("summary").click()
+        rows.nth(19).wait_for()
         assert rows.count() == 20
         status = records.get_by_role("status")
         assert status.inner_text() == f"20 of {len(lines)} records"
