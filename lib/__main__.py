@@ -298,7 +298,6 @@ def write_bundle(args: argparse.Namespace) -> int:
     source = resolve(args.source)
     target = resolve(args.out or f"outputs/bundles/{source.name}.zip")
     personal = [pair for pair in bundle.here() if pair[1] not in args.allow]
-    say(f"bundle: {files.short(source)} is read for names and secrets first; a minute where large")
     path = bundle.write(source, target, personal)
     size = path.stat().st_size / 1e6
     say(f"bundle: {files.short(path)} ({size:.1f} MB, SHA-256 {files.file_sha(path)})")
