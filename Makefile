@@ -92,7 +92,7 @@ py=$$(for p in python3 python3.13 python3.12 python3.11 python3.14 python $(call
         exec "$$p" tools/bootstrap.py $(1) --python $(call text,PYTHON); fi; done; \
     echo "set-up: Python 3.11 or newer is needed and none was found on PATH. Install one (Debian:" >&2; \
     echo "apt-get install python3 python3-venv) or name one with PYTHON=path." >&2; exit 1) || exit $$?; \
-export WORKBOOK_GIVEN="$(strip $(given))";
+$(if $(filter report,$(1)),export WORKBOOK_GIVEN="$(strip $(given))";)
 endef
 
 help:  ## list the targets and variables
