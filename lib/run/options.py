@@ -39,9 +39,8 @@ def refuse_variables(given: str, args: argparse.Namespace) -> None:
     takes = REBUILT if rebuilds else tuple(name for name in OWN if name in names)
     what = f"make {args.verb}{' FROM=' if rebuilds else ''}"
     for name in sorted({*given.split()} - {*takes}):
-        near = [x for x in takes if files.alike(name, x)]
-        if name in OWN or near:
-            raise unknown(f"variable of {what}:", name, takes if name in OWN else near)
+        if name in OWN or any(files.alike(name, x) for x in takes):
+            raise unknown(f"variable of {what}:", name, takes)
 
 
 class Parser(argparse.ArgumentParser):
