@@ -265,20 +265,20 @@ def test_a_secret_is_found_in_a_picture_of_a_notebook(tmp_path, name):
     assert bundle.leaks(tmp_path, bundle.secrets(ANN))
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("bomb.jsonl.gz", gzip.compress(bytes(3_000_000))),
-        ("bomb.bz2", bz2.compress(bytes(3_000_000))),
-        ("bomb.zip", zipped("a", bytes(3_000_000))),
-        ("bombs.gz", gzip.compress(gzip.compress(bytes(3_000_000)))),
-        ("half.gz", gzip.compress(NOISE)[:4000]),
-        ("half.zip", zipped("a", NOISE)[:4000]),
-    ],
-)
-def test_what_cannot_be_looked_through_is_not_sent(tmp_path, monkeypatch, name, data):
+UNREADABLE = {
+    "bomb.jsonl.gz": gzip.compress(bytes(3_000_000)),
+    "bomb.bz2": bz2.compress(bytes(3_000_000)),
+    "bomb.zip": zipped("a", bytes(3_000_000)),
+    "bombs.gz": gzip.compress(gzip.compress(bytes(3_000_000))),
+    "half.gz": gzip.compress(NOISE)[:4000],
+    "half.zip": zipped("a", NOISE)[:4000],
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_looked_through_is_not_sent(tmp_path, monkeypatch, name):
     monkeypatch.setattr(bundle, "MOST", 2_000_000)
-    (tmp_path / name).write_bytes(data)
+    (tmp_path / name).write_bytes(UNREADABLE[name])
     with pytest.raises(ParamsError, match=f"not bundled, {name} cannot be looked through: "):
         bundle.leaks(tmp_path, bundle.secrets(ANN))
 
