@@ -107,7 +107,15 @@ def main() -> int:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         subprocess.run([f"{folder}/bin/python", "-m", "pip", "install", "-q", UV], check=True)
         uv = f"{folder}/bin/uv"
-        every = resolve(uv, wanted + held, "--universal", "--python-version", oldest)
+        every = resolve(
+            uv,
+            wanted + held,
+            "--universal",
+            "--python-version",
+            oldest,
+            "--fork-strategy",
+            "fewest",
+        )  # one version of each package, which every Python takes
         rest, torch = apart(every, (re.split(r"[<>=]", item)[0] for item in wanted))
         same = f"transformers=={pins(rest)['transformers']}"
         engine = resolve(
