@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,19 +97,21 @@ def panel(rows: Sequence[Record]) -> VBox:
     """Three lists to choose from, of what the rows hold, over the figure of the choice."""
     import ipywidgets
 
+    @functools.cache  # each name costs a drawing, and the lists ask again with every choice
+    def names_of(model: str, stack: str) -> list[str]:
+        return metrics_of(rows, model, stack)
+
     models = [name for name in figure.models_of(rows) if stacks_of(rows, name)]
     model = ipywidgets.Dropdown(options=models, description="model")
     stack = ipywidgets.Dropdown(options=stacks_of(rows, model.value), description="stack")
-    metric = ipywidgets.Dropdown(
-        options=metrics_of(rows, model.value, stack.value), description="metric"
-    )
+    metric = ipywidgets.Dropdown(options=names_of(model.value, stack.value), description="metric")
 
     def offer_stacks(change: object) -> None:
         stack.options = stacks_of(rows, model.value)
         offer_metrics(change)
 
     def offer_metrics(change: object) -> None:
-        names = metrics_of(rows, model.value, stack.value)
+        names = names_of(model.value, stack.value)
         if list(metric.options) != names:
             kept = metric.value if metric.value in names else names[0]
             metric.options = names
@@ -116,7 +119,7 @@ def panel(rows: Sequence[Record]) -> VBox:
 
     def show(model: str, stack: str, metric: str) -> None:
         # The lists follow each other a moment later.
-        if stack in stacks_of(rows, model) and metric in metrics_of(rows, model, stack):
+        if stack in stacks_of(rows, model) and metric in names_of(model, stack):
             plt.close("all")
             draw(metric, pick(rows, model, stack))
 

@@ -199,14 +199,9 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiti
         reason = f"{gates.WITHHELD} until its logits are checked"
         missing = Number(stats.missing(reason if waiting else "one user only"))
         whole, users = (missing,) * 3, missing
-    held = option.card.weight_bytes if option.card else None
-    size = (
-        f", {held / 1e9:.1f} GB"
-        if held and held >= 1e9
-        else f", {wording.size(held)}"
-        if held
-        else ""
-    )
+    size = ""
+    if option.card and (held := option.card.weight_bytes):
+        size = f", {held / 1e9:.1f} GB" if held >= 1e9 else f", {wording.size(held)}"
     return (
         Text(option.model, f"{option.engine}{size}"),
         Number(_exact(room, "no model card, or the device's memory is not known"), decimals=0),
