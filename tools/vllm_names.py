@@ -28,6 +28,8 @@ FIELDS = {  # what a class can be given or asked for: its fields
 }
 METHODS = {  # what is called or overridden: its parameters
     "LLMEngine": "v1/engine/llm_engine.py",
+    "SyncMPClient": "v1/engine/core_client.py",
+    "EngineCore": "v1/engine/core.py",
     "StatLoggerManager": "v1/metrics/loggers.py",
     "BaseModelLoader": "model_executor/model_loader/base_loader.py",
     "DefaultModelLoader": "model_executor/model_loader/default_loader.py",

@@ -200,8 +200,7 @@ def warm_up(
     before: Sequence[tuple[float, float]] = (),
 ) -> list[tuple[float, float]]:
     """Calls until nothing was compiled or captured in two of them in a row: (seconds, those of them
-    in a call that compiled); `before` are calls that have already been made. Sequences of a batch
-    arrive in other groups each time, and some kernels are compiled for each size of a group."""
+    in a call that compiled); `before` are calls that have already been made."""
     calls = list(before)
     while len(calls) < 2 or any(prepare_s for _, prepare_s in calls[-2:]):
         if len(calls) >= most:

@@ -37,7 +37,10 @@ _SILENCED = ("input_layernorm", "post_attention_layernorm")
 def computed(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> dict[str, Any]:
     """`looks` as our net sees them, `barred` values of its parameters by name for each round, and
     `pins`, how many experts they leave, or `block`, how many layers; `known` holds name, weights,
-    form and seed, `kind` is cuda or cpu."""
+    form and seed, `kind` is cuda or cpu. Without looks only the rounds are made, in this process.
+    """
+    if not looks and known["weights"] == "random":
+        return {**rounds_of(without_weights(known), known), "looks": []}
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "asked", Path(folder) / "answer"
         torch.save({"known": dict(known), "looks": list(looks), "kind": kind}, asked)
@@ -62,6 +65,18 @@ def net_of(known: Mapping[str, Any], kind: str) -> Any:
     if known["form"] == "mxfp4":
         draws.round_to_mxfp4(net)
     return net.eval().requires_grad_(False)
+
+
+def without_weights(known: Mapping[str, Any]) -> Any:
+    """Our net of drawn weights with the biases of its routers; all else is on the meta device."""
+    net, laws = draws.build(origin.config_of(origin.find(known["name"])), "bfloat16", "meta")
+    plan, biases = draws.plan_of(net, laws), {id(bias) for bias in experts.biases(net)}
+    for draw in plan:
+        if id(net.get_parameter(draw.name)) in biases:
+            path, _, name = draw.name.rpartition(".")
+            bias = torch.nn.Parameter(draws.tensor(draw, known["seed"]), requires_grad=False)
+            setattr(net.get_submodule(path), name, bias)
+    return net
 
 
 def barred(net: Any, chosen: int, *, seed: int, turn: int = 0) -> dict[str, list[float]]:
@@ -208,20 +223,27 @@ def answered(
     return answers
 
 
+def rounds_of(net: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What `computed` returns but for the looks, which are taken in these rounds."""
+    config = origin.config_of(origin.find(known["name"])).get_text_config(decoder=True)
+    pins, seed = config.num_experts_per_tok if experts.biases(net) else 0, known["seed"]
+    silent = [] if pins else blocks(net, known["form"])
+    return {
+        "pins": pins,
+        "block": LAYERS_AT_ONCE if silent else 0,
+        "barred": silent
+        or [barred(net, pins, seed=seed, turn=n) for n in range(rounds(net, pins))],
+    }
+
+
 def answer_to(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> dict[str, Any]:
     """What `computed` returns, in this process."""
-    config = origin.config_of(origin.find(known["name"])).get_text_config(decoder=True)
     with torch.inference_mode():
         net = net_of(known, kind)
-        pins, seed = config.num_experts_per_tok if experts.biases(net) else 0, known["seed"]
-        silent = [] if pins else blocks(net, known["form"])
-        return {
-            "pins": pins,
-            "block": LAYERS_AT_ONCE if silent else 0,
-            "barred": silent
-            or [barred(net, pins, seed=seed, turn=n) for n in range(rounds(net, pins))],
-            "looks": answered(net, looks, pins=pins, seed=seed, silent=silent),
-        }
+        told = rounds_of(net, known)
+        silent = told["barred"] if told["block"] else ()
+        seen = answered(net, looks, pins=told["pins"], seed=known["seed"], silent=silent)
+        return {**told, "looks": seen}
 
 
 def main(asked: str, answer: str) -> None:

@@ -278,7 +278,8 @@ def model_folder(model: str) -> str:
     if undone and not is_path:
         return simple
     name = str(path) if is_path else model
-    stem = re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).stem).strip("-.") or "model"
+    last = Path(name).name.removesuffix(".gguf")  # the name of a folder may hold dots
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", last).strip("-.") or "model"
     return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 

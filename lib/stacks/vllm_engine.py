@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -294,11 +294,12 @@ class Engine:
     ) -> list[Any]:
         """What vLLM says of each prompt, in their order; with `send` the tokens of each."""
         order = []
-        for ids in prompts:
-            self.count += 1
-            order.append(str(self.count))
-            prompt = {"type": "token", "prompt_token_ids": ids}
-            self.engine.add_request(order[-1], prompt, params)
+        with self._held() if len(prompts) > 1 else contextlib.nullcontext():
+            for ids in prompts:
+                self.count += 1
+                order.append(str(self.count))
+                prompt = {"type": "token", "prompt_token_ids": ids}
+                self.engine.add_request(order[-1], prompt, params)
         streamed = Streamed(order, send) if send else None
         done = {}
         while self.engine.has_unfinished_requests():
@@ -310,6 +311,17 @@ class Engine:
             if streamed:
                 streamed.tell()
         return [streamed.tokens[name] if streamed else done[name] for name in order]
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """No step inside the block, so that a batch begins when all of it is there. Otherwise its
+        prompts are prefilled in other groups at each call, and kernels compiled for each."""
+        core = self.engine.engine_core
+        core.call_utility("pause_scheduler", "keep", False)
+        try:
+            yield
+        finally:
+            core.call_utility("resume_scheduler")
 
     def _rpc(self, method: str, *arguments: Any) -> Any:
         """The answer of the first worker; all of them are asked."""
@@ -403,6 +415,7 @@ def settings(config: Any) -> dict[str, Any]:
         "tensor_parallel": parallel.tensor_parallel_size,
         **sharded,
         "model_runner": "v2" if getattr(config, "use_v2_model_runner", False) else "v1",
+        "batch_arrival": "at once",  # Engine._held
     }
 
 

@@ -763,6 +763,13 @@ def test_slugs_are_different_for_different_models(tmp_path):
     assert "_all" not in slugs
 
 
+@pytest.mark.parametrize("name", ["GLM-4.5-Air", "Llama-3.1-8B", "model-q4_1.gguf"])
+def test_the_slug_of_a_path_holds_its_whole_name(tmp_path, name):
+    assert store.model_folder(str(tmp_path / name)).startswith(
+        name.removesuffix(".gguf").replace("_", "-") + "-"
+    )
+
+
 class NoGpuModels:
     """Stands in for lib.models: a model of 100 positions that needs 1 byte per token."""
 

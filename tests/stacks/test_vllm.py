@@ -717,6 +717,19 @@ def test_every_expert_has_its_turn_under_pins():
     assert sorted(left) == list(range(8))
 
 
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("tiny-gpt-oss", "bfloat16"), ("tiny-gpt-oss", "mxfp4"), ("tiny-qwen3", "fp8")],
+)
+def test_rounds_are_made_without_our_net(name, form, monkeypatch):
+    """The same as those of the net with its weights, which is not made for them."""
+    known = {"name": name, "weights": "random", "form": form, "seed": 3}
+    whole = vllm_gate.answer_to(known, [], "cpu")
+    monkeypatch.setattr(vllm_gate, "net_of", None)
+    monkeypatch.setattr(vllm_gate.subprocess, "run", None)
+    assert whole["barred"] and vllm_gate.computed(known, [], "cuda") == whole
+
+
 def test_routers_are_barred_as_the_net_itself_is_pinned():
     net, laws = draws.build(config_of(find("tiny-gpt-oss")), "float32", "cpu")
     draws.fill_net(net, laws, 0)

@@ -139,16 +139,31 @@ class Sampling(SimpleNamespace):
         super().__init__(**fields)
 
 
+class Core:
+    """A scheduler that is held and let go by calls that there are; a pause ends in a reply only
+    where the engine does nothing."""
+
+    def __init__(self):
+        self.calls = []
+
+    def call_utility(self, method, *given):
+        assert METHODS["SyncMPClient"]["call_utility"] == ["method"]  # and *args
+        assert len(given) <= len(METHODS["EngineCore"][method])
+        self.calls.append(method)
+
+
 class LLMEngine:
     """Ends each request with one token, and takes the parameters that there are."""
 
     def __init__(self):
         self.waiting = []
+        self.engine_core = Core()
 
     def add_request(self, *given):
         names = METHODS["LLMEngine"]["add_request"]
         assert names[: len(given)] == ["request_id", "prompt", "params"]
         self.waiting.append(given)
+        self.engine_core.calls.append(given[1]["prompt_token_ids"])
 
     def has_unfinished_requests(self):
         return bool(self.waiting)
@@ -189,6 +204,23 @@ def test_requests_are_made_as_vllm_takes_them(engine):
     sampled = engine.sampled(0, 1, [0, 5], answer=None)
     assert sampled == {"tokens": [[7], [7]], "logprobs": [[[-1.0, -1.0]]] * 2}
     assert NAMES["most_logprob_ids"] >= vllm.SAMPLED_IDS
+
+
+def test_a_batch_begins_when_all_of_it_is_there(engine):
+    """Held before the first sequence is added, let go after the last, also where one is refused."""
+    engine.generate(0, 1)
+    assert engine.engine.engine_core.calls == [
+        "pause_scheduler", [1, 2, 3], [4, 5, 6], "resume_scheduler"
+    ]  # fmt: skip
+    engine.prompts(1, [[1, 2, 3]], answer=None)
+    engine.engine.engine_core.calls.clear()
+    engine.generate(1, 1)
+    assert engine.engine.engine_core.calls == [[1, 2, 3]]  # one alone waits for nobody
+
+    engine.engine.add_request = lambda *given: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        engine.generate(0, 1)
+    assert engine.engine.engine_core.calls[-1] == "resume_scheduler"
 
 
 def test_workers_are_called_as_vllm_calls_them(engine, monkeypatch):
