@@ -107,7 +107,8 @@ def doubt(key: Mapping[str, Any], values: Mapping[str, Any], errors: Sequence[fl
             f"generate(), and above {most:.0%} {'turned experts' if mixture else 'rounding'} "
             "cannot be told from a fault; measure it again"
         )
-    ours = key.get("stack") in STACKS  # an engine's experts are not of this project's making
+    stack = STACKS.get(key.get("stack"))
+    ours = stack and not stack.apart  # an engine's experts are not of this project's making
     one_set = ours and values.get("pinned_experts") and values.get("pinned_sets", 1) < 2
     free = values.get("free_mean_error")
     if mixture and (key.get("batch") or 1) > 1 and one_set and not (free or 1) <= MOST_ERROR:

@@ -234,8 +234,8 @@ def _marked(cells: Sequence, better: int) -> list:
 
 
 def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
-    """One sentence: which model serves most on this GPU, and how far the next one is; and which are
-    `waiting`, their times of several users withheld."""
+    """One sentence: which model serves most on this GPU, and how far the next one is; and which
+    others are `waiting`, their times of several users withheld."""
     first, *others = best
     others = [other for other in others if other.alone == first.alone]
     most = first.most
@@ -248,8 +248,8 @@ def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
         joules = [c.most.token_j.value for c in (first, others[0])]
         if None not in joules:
             text += f", with {joules[0] / joules[1]:.0%} of its energy for a token"
-    if waiting:
-        text += f"; {_named(waiting)} may serve more, but some of its times are withheld"
+    if behind := [name for name in waiting if name != first.name]:
+        text += f"; {_named(behind)} may serve more, but some of its times are withheld"
     return f"{text}."
 
 

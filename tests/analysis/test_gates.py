@@ -152,3 +152,11 @@ def test_a_block_of_layers_in_fp8_may_be_off_by_what_fp8_rounds(
 ):
     key = PLACE | {"stack": "vllm", "dtype": dtype, "experts": experts}
     assert bool(gates.doubt(key, values, [found] * 8)) != stands
+
+
+@pytest.mark.parametrize(("stack", "stands"), [("graph", False), ("vllm", True)])
+def test_an_engine_may_be_pinned_to_one_set_of_experts(stack, stands):
+    """Its routers are pinned for all sequences at once, and its experts are in wide use; of ours
+    the experts of one sequence given to all would not show."""
+    key = PLACE | {"stack": stack, "batch": 8, "experts": "TRITON"}
+    assert bool(gates.doubt(key, {"pinned_experts": 4}, [0.03] * 4)) != stands

@@ -70,6 +70,17 @@ def test_a_model_whose_times_are_withheld_is_named_beside_the_winner():
     assert reason.startswith("times withheld")
 
 
+def test_a_winner_that_has_other_times_withheld_is_not_named_again():
+    other = rows("fast", "graph-compiled", {1: 100.0, 8: 300.0}, 400.0)
+    wrong = [
+        Record("gate", row.key | {"new_tokens": 4}, samples={"relative_error": [0.5]})
+        for row in other
+        if row.kind == "batch"
+    ]
+    found = answer.answer([*FAST, *other, *wrong, *LATE, *PLAIN])
+    assert found.lead.startswith("fast serves most") and "withheld" not in found.lead
+
+
 def test_one_user_is_told_of_the_fastest_stack():
     """The stack of many users need not be the one for a single user."""
     alone = rows("fast", "graph-compiled", {1: 300.0}, 400.0)
