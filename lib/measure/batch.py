@@ -40,9 +40,10 @@ def sweep(
 ) -> list[Record]:
     """Every stack at every batch in ascending order, each row written at once.
 
-    A batch has a `gate` row; for each of `new_tokens` (two, for slopes) a `batch` row of `repeats`
-    calls and a `batch-energy` row of `energy_windows` windows of calls; and, for `trace_stacks`, a
-    `trace` row. Idle power is measured once, before all.
+    A batch has a `gate` row; for one token (TTFT) and each of `new_tokens` (two, for slopes) a
+    `batch` row of `repeats` calls; for each of `new_tokens` a `batch-energy` row of
+    `energy_windows` windows of calls; and, for `trace_stacks`, a `trace` row. Idle power is
+    measured once, before all.
     """
     path, rows = Path(records_path), []
     session = energy.sweep.open_session(model, stacks[0], path, seed, env_id, (), 0)
@@ -120,7 +121,7 @@ def _place(
         load.require_fits(model.card, model.device, tokens, place["batch"], loaded=True)
         if place["stack"] != logits_check.REFERENCE:
             yield logits_check.row(model, steps=GATE_STEPS, **place)
-    for tokens in (*((1,) if engine else ()), *new_tokens):  # a batch's prefill, for itself
+    for tokens in dict.fromkeys((1, *new_tokens)):  # a batch's prefill, for itself
         yield latency.arm(model, new_tokens=tokens, repeats=repeats, kind="batch", **place)
     model.device.empty_cache()
     if windows:

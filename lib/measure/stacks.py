@@ -34,9 +34,10 @@ def sweep(
 ) -> list[Record]:
     """Every stack at every context, each row written at once.
 
-    A context has a `gate` row, one latency arm for each of `new_tokens` (the first gets `repeats`
-    calls, the others `slope_repeats`) and, on a GPU, a `busy` row. The last stack has a `harness`
-    row at the last context, whose prefill is least at the mercy of the host.
+    A context has a `gate` row, one latency arm for one token (TTFT) and each of `new_tokens` (the
+    first of these gets `repeats` calls, the others `slope_repeats`) and, on a GPU, a `busy` row.
+    The last stack has a `harness` row at the last context, whose prefill is least at the mercy of
+    the host.
     """
     rows: list[Record] = []
     places = [(stack, context) for stack in stacks for context in contexts]
@@ -74,7 +75,7 @@ def _place(
 ) -> Any:
     if common["stack"] != logits_check.REFERENCE:
         yield logits_check.row(model, **common)
-    for tokens in new_tokens:
+    for tokens in dict.fromkeys((1, *new_tokens)):
         count = repeats if tokens == new_tokens[0] else slope_repeats
         yield latency.arm(model, new_tokens=tokens, repeats=count, **common)
     if busy_tokens:

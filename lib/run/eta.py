@@ -174,7 +174,8 @@ def _stacks(c: Calls, p: Mapping[str, Any]) -> float:
     for stack in p["stacks_to_compare"]:
         total_s += COMPILE_S.get(stack, 0.0)
         for n in p["contexts"]:
-            counts = {g: p["repeats"] if g == head else p["slope_repeats"] for g in p["new_tokens"]}
+            lengths = (1, *p["new_tokens"])
+            counts = {g: p["repeats"] if g == head else p["slope_repeats"] for g in lengths}
             total_s += c.gate_s(stack, n) + sum(c.arm_s(n, g, k, stack) for g, k in counts.items())
             total_s += PROFILED_S if p["busy_tokens"] and c.here.gpu else 0.0
     last = p["stacks_to_compare"][-1]
@@ -187,7 +188,8 @@ def _batch(c: Calls, p: Mapping[str, Any]) -> float:
         total_s += COMPILE_S.get(stack, 0.0)
         for batch in p["batch_sizes"]:
             total_s += c.gate_s(stack, n, 4, batch)
-            total_s += sum(c.arm_s(n, g, p["repeats"], stack, batch) for g in p["new_tokens"])
+            lengths = (1, *p["new_tokens"])
+            total_s += sum(c.arm_s(n, g, p["repeats"], stack, batch) for g in lengths)
             if p["energy_windows"]:
                 window_s = max(p["window_s"], c.call_s(n, max(p["new_tokens"]), stack, batch))
                 lead_s = 2 * LEAD_S + SAMPLER_S if c.here.gpu else 0.0

@@ -79,10 +79,13 @@ def kinds(rows):
     return [(row.kind, row.key["stack"], row.key["batch"], row.error) for row in rows]
 
 
-def test_batches_ascend_and_have_two_lengths_and_windows_of_both(monkeypatch, tmp_path):
+def test_batches_ascend_and_have_a_first_token_two_lengths_and_windows_of_both(
+    monkeypatch, tmp_path
+):
     model, rows = sweep(monkeypatch, tmp_path)
-    assert [row.key["batch"] for row in record.select(rows, "batch")] == [1, 1, 2, 2, 4, 4]
-    assert [row.key["new_tokens"] for row in rows[:2]] == [11, 31]
+    assert [row.key["batch"] for row in record.select(rows, "batch")] == [1] * 3 + [2] * 3 + [4] * 3
+    assert [row.key["new_tokens"] for row in rows[:3]] == [1, 11, 31]
+    assert rows[0].samples["ttft_s"] == pytest.approx([0.1] * 3)
     for batch in (1, 2, 4):
         assert len(record.select(rows, "batch-energy", batch=batch)) == 2
         (trace,) = {*record.select(rows, "batch-energy", batch=batch)[0].values["traces"]}
@@ -94,7 +97,7 @@ def test_the_slope_of_two_lengths_is_the_step_whatever_the_prefill(monkeypatch, 
     _, rows = sweep(monkeypatch, tmp_path)
     for batch, step_s in ((1, 0.011), (2, 0.012), (4, 0.014)):
         arms = record.select(rows, "batch", batch=batch)
-        assert arms[0].samples["e2e_s"] == pytest.approx([0.1 * batch + 10 * step_s] * 3)
+        assert arms[1].samples["e2e_s"] == pytest.approx([0.1 * batch + 10 * step_s] * 3)
         assert metrics.decode_tok_per_s(arms).value == pytest.approx(1 / step_s)
 
 
@@ -157,9 +160,9 @@ def test_a_stack_that_runs_out_of_memory_is_one_row_and_the_next_stack_follows(
     )
     error = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
     assert kinds(rows) == [
-        *[("batch", "hf-eager", b, None) for b in (1, 1, 2, 2)],
+        *[("batch", "hf-eager", b, None) for b in (1, 1, 1, 2, 2, 2)],
         ("batch", "hf-eager", 4, error),
-        *[(kind, "graph", b, None) for b in (1, 2) for kind in ("gate", "batch", "batch")],
+        *[(kind, "graph", b, None) for b in (1, 2) for kind in ("gate", *["batch"] * 3)],
         ("gate", "graph", 4, None),
         ("batch", "graph", 4, error),
     ]
@@ -170,7 +173,7 @@ def test_what_cannot_fit_is_not_tried(monkeypatch, tmp_path):
     """A cache of 1,000 bytes a token: 16 + 31 tokens of two sequences need 94,000."""
     monkeypatch.setattr(BoardDevice, "free_bytes", lambda device: 93_999)
     model, rows = sweep(monkeypatch, tmp_path, energy_windows=0)
-    assert [(row.key["batch"], bool(row.error)) for row in rows] == [(1, 0), (1, 0), (2, 1)]
+    assert [(row.key["batch"], bool(row.error)) for row in rows] == [*[(1, 0)] * 3, (2, 1)]
     assert rows[-1].error.startswith("ModelError: fake in bfloat16 needs")
     assert {batch for batch, *_ in model.sizes} == {1}
 
@@ -192,11 +195,12 @@ def test_an_error_replaces_no_row_that_was_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(energy.sweep, "measure_together", lambda *arguments: 1 / 0)
     _, rows = sweep(monkeypatch, tmp_path)
     assert [(row.kind, row.key["new_tokens"]) for row in rows] == [
+        ("batch", 1),
         ("batch", 11),
         ("batch", 31),
         ("batch-energy", 11),
     ]
-    assert len(store.merge(rows)) == 3 and rows[-1].error.startswith("ZeroDivisionError")
+    assert len(store.merge(rows)) == 4 and rows[-1].error.startswith("ZeroDivisionError")
 
 
 def test_an_error_at_the_second_length_leaves_the_first(monkeypatch, tmp_path):
@@ -210,6 +214,7 @@ def test_an_error_at_the_second_length_leaves_the_first(monkeypatch, tmp_path):
     )
     _, rows = sweep(monkeypatch, tmp_path)
     assert [(row.key["new_tokens"], bool(row.error)) for row in store.merge(rows)] == [
+        (1, False),
         (11, False),
         (31, True),
     ]
