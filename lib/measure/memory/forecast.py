@@ -23,8 +23,16 @@ from lib.records import record
 BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as a fused kernel runs it: no matrix of scores, the result laid out by token."""
+class _Attention(TorchFunctionMode):
+    """Attention as a fused kernel runs it: no matrix of scores, the result laid out by token.
+
+    The kernel of a CPU takes values as wide as the keys only; where they differ (MLA), torch makes
+    the scores of all heads there.
+    """
+
+    def __init__(self, on_cpu: bool) -> None:
+        super().__init__()
+        self._on_cpu = on_cpu
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -32,6 +40,8 @@ class _FusedAttention(TorchFunctionMode):
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         query, _, value = args[:3]
+        if self._on_cpu and query.shape[-1] != value.shape[-1]:
+            return func(*args, **(kwargs or {}))  # on meta too it makes the scores
         batch, heads, tokens, _ = query.shape
         out = query.new_empty(batch, tokens, heads, value.shape[-1])
         return out.transpose(1, 2)
@@ -73,28 +83,36 @@ def workspace_of(name: str | Origin) -> Callable[[str, int], int | str]:
 
 
 def prefill_bytes(
-    twin: Any, context: int, *, all_logits: bool, implementation: str | None = None
+    twin: Any,
+    context: int,
+    *,
+    all_logits: bool,
+    implementation: str | None = None,
+    on_cpu: bool = False,
 ) -> int:
     """Peak of one forward over `context` tokens, with the logits of all positions or the last.
 
-    `twin` comes from `on_meta`; `implementation` names that of its experts.
+    `twin` comes from `on_meta`; `implementation` names that of its experts; `on_cpu` foretells it
+    for a CPU and not for a GPU.
     """
     options = {} if all_logits else {"logits_to_keep": 1}
     _use(twin, implementation)
     ids = _tokens(context)  # made before the count, as the prompt is there before a call
-    with torch.no_grad(), _FusedAttention(), Live(BLOCK_BYTES) as live:
+    with torch.no_grad(), _Attention(on_cpu), Live(BLOCK_BYTES) as live:
         twin(ids, use_cache=True, **options)
     return live.peak_bytes
 
 
-def decode_bytes(twin: Any, cached_tokens: int, implementation: str | None = None) -> int:
+def decode_bytes(
+    twin: Any, cached_tokens: int, implementation: str | None = None, *, on_cpu: bool = False
+) -> int:
     """Peak of one step of one token that leaves `cached_tokens` in the cache, the cache included.
 
     It is the second of two steps: the first still finds the prompt behind sliding layers.
     """
     _use(twin, implementation)
     ids = _tokens(max(cached_tokens - 2, 1))
-    with torch.no_grad(), _FusedAttention(), Live(BLOCK_BYTES) as live:
+    with torch.no_grad(), _Attention(on_cpu), Live(BLOCK_BYTES) as live:
         cache = twin(ids, use_cache=True, logits_to_keep=1).past_key_values
         twin(_tokens(1), past_key_values=cache, use_cache=True)
         live.step()

@@ -129,6 +129,7 @@ def predict(
     except Exception as error:  # whatever building an architecture raises
         twin = error
     decoding = registry.experts_in_decode(model.net, STEPPED)
+    on_cpu = model.device.torch_device == "cpu"
     implementations = {model.experts: {"memory-paper": model.experts, "memory": decoding}}
     implementations |= {
         name: dict.fromkeys(PROTOCOLS, name) for name in also_experts if model.card.experts
@@ -138,22 +139,30 @@ def predict(
         for context in track(contexts, f"predicted memory of {model.name}"):
             for kind in PROTOCOLS:
                 peaks[kind, name, context] = _predicted(
-                    twin, kind, context, new_tokens, name, in_decode[kind]
+                    twin, kind, context, new_tokens, name, in_decode[kind], on_cpu
                 )
     return peaks
 
 
 def _predicted(
-    twin: Any, kind: str, context: int, new_tokens: int, name: str, in_decode: str | None
+    twin: Any,
+    kind: str,
+    context: int,
+    new_tokens: int,
+    name: str,
+    in_decode: str | None,
+    on_cpu: bool,
 ) -> int | str:
     paper, cached = kind == "memory-paper", cached_tokens(kind, context, new_tokens)
     try:
         if isinstance(twin, Exception):
             raise twin
-        peak = forecast.prefill_bytes(twin, context, all_logits=paper, implementation=name)
+        peak = forecast.prefill_bytes(
+            twin, context, all_logits=paper, implementation=name, on_cpu=on_cpu
+        )
         if cached > context:
             held = forecast.logits_bytes(twin, context) if paper else 0
-            peak = max(peak, held + forecast.decode_bytes(twin, cached, in_decode))
+            peak = max(peak, held + forecast.decode_bytes(twin, cached, in_decode, on_cpu=on_cpu))
     except Exception as error:  # a model's code may ask for values, which meta tensors lack
         first = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"its code does not run without values ({first})"

@@ -1,5 +1,6 @@
 """Memory: the arithmetic of peak, baseline, cache, logits and rest on a fake allocator."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -330,10 +331,31 @@ def test_a_static_cache_is_sized_by_its_capacity(kind):
 # --- predictions
 
 
+MLA = {  # keys are 16 + 8 wide and values 16, which the CPU's fused kernel does not take
+    "model_type": "deepseek_v3",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "first_k_dense_replace": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "vocab_size": 320,
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "also", "context"), [("tiny-gpt-oss", ["all_experts"], 200), ("tiny-yi", [], 512)]
+    ("name", "also", "context"),
+    [("tiny-gpt-oss", ["all_experts"], 200), ("tiny-yi", [], 512), ("mla", [], 512)],
 )
-def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
+def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, tmp_path):
+    if name == "mla":
+        (tmp_path / "config.json").write_text(json.dumps(MLA))
+        name = str(tmp_path)
     loaded = load.load(name, device=open_device("cpu"))
     generate = registry.open_stack("hf-eager", loaded.net)
     calls = {
