@@ -45,6 +45,24 @@ class _Forced:
         return only.scatter(1, self._tokens[:, step : step + 1], 0.0)
 
 
+class _Rotations:
+    """Rotary frequencies that follow the longest sequence so far (rope_type dynamic).
+
+    The library keeps them for calls to come, so that a call would compute other logits, and skip
+    other work, after a longer one. Each call of ours begins as the first does.
+    """
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        self._modules = [m for m in net.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
+
+    def reset(self) -> None:
+        for module in self._modules:
+            for name in [n for n in module._buffers if n.endswith("original_inv_freq")]:
+                kind = name.removesuffix("original_inv_freq")
+                setattr(module, f"{kind}inv_freq", module._buffers[name])
+                setattr(module, f"{kind}max_seq_len_cached", module.original_max_seq_len)
+
+
 class GenerateStack:
     """Calls of `generate()` that produce exactly the tokens asked for.
 
@@ -66,6 +84,7 @@ class GenerateStack:
         # The model's own defaults (stop tokens, sampling) would fill what a call leaves unset.
         net.generation_config = GenerationConfig()
         self.net, self._options = net, options(decoding)
+        self._rotations = _Rotations(net)
         self._static, self._capacity = static, capacity or 0
         self._cache, self._size = None, (0, 0)
         self.before: Callable[[], None] = lambda: None  # raises for a net that cannot be run
@@ -85,6 +104,7 @@ class GenerateStack:
         graphs, start_s = compiled_graphs() if self._static else 0, time.perf_counter()
         if self._static:
             extra[self._cache_name] = self._held(ids.shape[0], ids.shape[1] + new_tokens)
+        self._rotations.reset()
         out = self.net.generate(
             ids, attention_mask=torch.ones_like(ids), generation_config=config, **extra
         )
@@ -115,6 +135,7 @@ class GenerateStack:
         extra = {}
         if self._static:
             extra[self._cache_name] = self._held(ids.shape[0], ids.shape[1] + steps + 1)
+        self._rotations.reset()
         out = self.net.generate(
             ids,
             attention_mask=torch.ones_like(ids),
