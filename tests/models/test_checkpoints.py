@@ -2,6 +2,7 @@
 need scales, packages or code, all made here from a small net."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -22,9 +23,11 @@ from transformers import (
 
 from lib.__main__ import main
 from lib.hardware.device import open_device
+from lib.measure import session
 from lib.models import checkpoint_files, fetch, load, origin, quantised
 from lib.models.card import ModelError
 from lib.models.prompts import PromptError, exact_prompt
+from lib.records import store
 from lib.run import preflight
 from tools import sweep, tiny
 
@@ -96,6 +99,54 @@ def test_a_base_model_without_its_head_is_refused(saved):
 def test_missing_unexpected_mismatched_and_unreal_tensors_are_named(saved, change, reason):
     with pytest.raises(ModelError, match=reason.replace(".", r"\.")):
         loaded_from(saved(tensors=change))
+
+
+# Filled with one value: made, and not trained
+
+
+def filled(held, value, *parts):
+    return {
+        k: torch.full_like(t, value) if any(part in k for part in parts) else t
+        for k, t in held.items()
+    }
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("model_type", "parts", "named"),
+    [
+        ("llama", ["embed_tokens"], "one value fills model.embed_tokens.weight; fetch"),
+        ("llama", ["lm_head"], "one value fills lm_head.weight; fetch"),
+        ("llama", [""], "one value fills 30 of 30 matrices, among them model.embed_tokens"),
+        ("llama", ["layers"], "fills 28 of 30 matrices, among them model.layers.0.self_attn"),
+        ("qwen3_moe", ["layers.1.mlp.gate."], "one value fills model.layers.1.mlp.gate.weight;"),
+        ("gpt_oss", ["layers.1.mlp.router.w"], "fills model.layers.1.mlp.router.weight; fetch"),
+    ],
+)
+def test_a_net_that_is_not_trained_is_refused(saved, model_type, parts, named, value):
+    folder = saved(small(model_type), tensors=lambda held: filled(held, value, *parts))
+    with pytest.raises(ModelError, match=f"mine is not trained: .*{re.escape(named)}"):
+        loaded_from(folder)
+
+
+def test_a_layer_that_adds_nothing_is_told_in_the_row_of_the_card(saved, tmp_path):
+    """As block expansion leaves it: the last matrix of attention and of the feed-forward is 0."""
+    parts = ("layers.1.self_attn.o_proj", "layers.1.mlp.down_proj")
+    loaded = loaded_from(saved(tensors=lambda held: filled(held, 0.0, *parts)))
+    _, card = session.begin_records(loaded, tmp_path / "records.jsonl")
+    (warning,) = card.warnings
+    assert warning["code"] == "constant-weights"
+    assert all(f"model.{part}.weight" in warning["text"] for part in parts)
+    assert store.load(tmp_path / "records.jsonl")[1].warnings == card.warnings
+
+
+def test_norms_and_biases_of_one_value_are_usual(saved):
+    assert loaded_from(saved()).warnings == ()
+
+
+def test_random_weights_are_not_asked_whether_they_are_trained(saved):
+    folder = saved(tensors=lambda held: filled(held, 0.0, ""))
+    assert loaded_from(folder, weights="random").warnings == ()
 
 
 def test_names_are_few_and_counted(saved):
