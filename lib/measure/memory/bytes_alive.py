@@ -31,7 +31,7 @@ def cache_tensors(cache: Any) -> list[Any]:
     tensors: dict[int, Any] = {}
     for part in chain.from_iterable(vars(layer).values() for layer in cache.layers):
         values = part.values() if isinstance(part, dict) else [part]
-        tensors |= {id(t): t for t in values if hasattr(t, "untyped_storage") and t.dim()}
+        tensors |= {id(t): t for t in values if hasattr(t, "untyped_storage") and t.numel() != 1}
     if not tensors:
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise ValueError(f"the layers of the cache ({', '.join(kinds)}) keep no keys and values")

@@ -23,11 +23,12 @@ from lib.records import record
 BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
 
 
-class _Attention(TorchFunctionMode):
+class _Kernels(TorchFunctionMode):
     """Attention as a fused kernel runs it: no matrix of scores, the result laid out by token.
 
     The kernel of a CPU takes values as wide as the keys only; where they differ (MLA), torch makes
-    the scores of all heads there.
+    the scores of all heads there. Grouped products take any dtype on a device, and bfloat16 alone
+    on meta.
     """
 
     def __init__(self, on_cpu: bool) -> None:
@@ -37,6 +38,9 @@ class _Attention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch._grouped_mm:
+            rows, matrices = args[:2]
+            return rows.new_empty(len(rows), matrices.shape[-1])
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         query, _, value = args[:3]
@@ -98,7 +102,7 @@ def prefill_bytes(
     options = {} if all_logits else {"logits_to_keep": 1}
     _use(twin, implementation)
     ids = _tokens(context)  # made before the count, as the prompt is there before a call
-    with torch.no_grad(), _Attention(on_cpu), Live(BLOCK_BYTES) as live:
+    with torch.no_grad(), _Kernels(on_cpu), Live(BLOCK_BYTES) as live:
         twin(ids, use_cache=True, **options)
     return live.peak_bytes
 
@@ -112,12 +116,19 @@ def decode_bytes(
     """
     _use(twin, implementation)
     ids = _tokens(max(cached_tokens - 2, 1))
-    with torch.no_grad(), _Attention(on_cpu), Live(BLOCK_BYTES) as live:
-        cache = twin(ids, use_cache=True, logits_to_keep=1).past_key_values
-        twin(_tokens(1), past_key_values=cache, use_cache=True)
+    with torch.no_grad(), _Kernels(on_cpu), Live(BLOCK_BYTES) as live:
+        cache = cache_of(twin(ids, use_cache=True, logits_to_keep=1))
+        twin(_tokens(1), **cache, use_cache=True)
         live.step()
-        twin(_tokens(1), past_key_values=cache, use_cache=True)
+        twin(_tokens(1), **cache, use_cache=True)
     return live.peak_bytes
+
+
+def cache_of(output: Any) -> dict[str, Any]:
+    """The cache of a step, by the name under which the next one takes it: nets of states (Mamba)
+    have a name of their own."""
+    name = "cache_params" if hasattr(output, "cache_params") else "past_key_values"
+    return {name: getattr(output, name)}
 
 
 def logits_bytes(twin: Any, tokens: int) -> int:

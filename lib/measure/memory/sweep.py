@@ -178,13 +178,11 @@ def paper_call(net: Any, ids: Any, new_tokens: int) -> dict[str, Any]:
 
     with torch.inference_mode():
         prefill = net(ids, use_cache=True)
-        # Models of states (Mamba) have another name for their cache.
-        name = "cache_params" if hasattr(prefill, "cache_params") else "past_key_values"
-        cache, token = getattr(prefill, name), prefill.logits[:, -1:].argmax(-1)
+        cache, token = forecast.cache_of(prefill), prefill.logits[:, -1:].argmax(-1)
         for _ in range(new_tokens):
-            step = net(token, **{name: cache}, use_cache=True)
+            step = net(token, **cache, use_cache=True)
             token = step.logits[:, -1:].argmax(-1)
-    return {"cache": cache, "logits": prefill.logits}
+    return {"cache": next(iter(cache.values())), "logits": prefill.logits}
 
 
 def arm(

@@ -293,9 +293,9 @@ def test_a_state_space_model_is_measured_without_its_cache(model):
 
 def test_bytes_behind_a_view_are_counted_apart():
     whole = torch.zeros(10, dtype=torch.uint8)
-    cache = SimpleNamespace(layers=[SimpleNamespace(keys=whole[2:], values=whole[:1])])
-    assert bytes_alive.cache_bytes(cache) == 8 + 1
-    assert bytes_alive.behind_bytes(cache) == (10 - 8) + (10 - 1)
+    cache = SimpleNamespace(layers=[SimpleNamespace(keys=whole[2:], values=whole[:2])])
+    assert bytes_alive.cache_bytes(cache) == 8 + 2
+    assert bytes_alive.behind_bytes(cache) == (10 - 8) + (10 - 2)
 
 
 def test_weights_are_counted_by_storage():
@@ -348,15 +348,27 @@ MLA = {  # keys are 16 + 8 wide and values 16, which the CPU's fused kernel does
 }
 
 
+MAMBA = {
+    "model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 3200,
+    "intermediate_size": 128, "state_size": 8,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "also", "context"),
-    [("tiny-gpt-oss", ["all_experts"], 200), ("tiny-yi", [], 512), ("mla", [], 512)],
+    [
+        ("tiny-gpt-oss", ["all_experts"], 200),
+        ("tiny-yi", [], 512),
+        (MLA, [], 512),
+        (MAMBA, [], 512),
+    ],
 )
-def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, tmp_path):
-    if name == "mla":
-        (tmp_path / "config.json").write_text(json.dumps(MLA))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, dtype, tmp_path):
+    if isinstance(name, dict):
+        (tmp_path / "config.json").write_text(json.dumps(name))
         name = str(tmp_path)
-    loaded = load.load(name, device=open_device("cpu"))
+    loaded = load.load(name, dtype=dtype, device=open_device("cpu"))
     generate = registry.open_stack("hf-eager", loaded.net)
     calls = {
         "memory-paper": lambda ids, g: sweep.paper_call(loaded.net, ids, g),
@@ -373,6 +385,18 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, t
         assert v["predicted_bytes"] == predicted == pytest.approx(above, rel=0.1)
         assert "predicted_bytes" not in row.missing
         assert v["weight_bytes"] == loaded.card.weight_bytes and row.warnings == ()
+
+
+@pytest.mark.parametrize("stack", ["hf-eager", "hf-static", "graph", "graph-compiled"])
+@pytest.mark.parametrize("name", ["tiny-gpt-oss", "tiny-yi"])
+def test_the_cache_of_every_stack_is_the_cards(name, stack, tmp_path):
+    """Sliding and full layers, and full ones alone; counters of a recorded step are no cache."""
+    loaded = load.load(name, dtype="float32", device=open_device("cpu"))
+    path = tmp_path / "records.jsonl"
+    rows = sweep.sweep(loaded, stack=stack, contexts=[40], new_tokens=3, seed=0, records_path=path)
+    for row in rows[2:]:
+        assert row.values["kv_tensor_bytes"] == row.values["kv_card_bytes"] > 0
+        assert row.warnings == ()
 
 
 def test_the_sweep_passes_predictions_on(model, tmp_path):
