@@ -52,16 +52,20 @@ def behind_bytes(cache: Any) -> int:
 
 
 def is_static(cache: Any) -> bool:
-    """Whether every layer was allocated in advance for its largest length."""
-    layers = getattr(cache, "layers", ())
-    return bool(layers) and all(hasattr(layer, "max_cache_len") for layer in layers)
+    """Whether what grows was allocated in advance for its largest length; states do not grow."""
+    return bool(_capacities(cache))
 
 
 def card_bytes(card: Any, cache: Any, tokens: int) -> int:
     """What the card computes for such a cache: after `tokens`, or at a static one's capacity."""
-    if is_static(cache):
-        return card.kv_bytes(max(layer.max_cache_len for layer in cache.layers), cache="static")
+    if capacities := _capacities(cache):
+        return card.kv_bytes(max(capacities), cache="static")
     return card.kv_bytes(tokens)
+
+
+def _capacities(cache: Any) -> list[int]:
+    layers = getattr(cache, "layers", ())
+    return [layer.max_cache_len for layer in layers if hasattr(layer, "max_cache_len")]
 
 
 def card_warnings(values: Mapping[str, Any], card_weight_bytes: int) -> list[dict[str, str]]:
