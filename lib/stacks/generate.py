@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from lib.models import dry_run
+from lib.models.count import reason_of
+from lib.models.fetch import NOT_OURS
 from lib.stacks.decoding import options
 from lib.stacks.stack import Decoded, StackError
 
@@ -84,7 +86,7 @@ class GenerateStack:
         # The model's own defaults (stop tokens, sampling) would fill what a call leaves unset.
         net.generation_config = GenerationConfig()
         self.net, self._options = net, options(decoding)
-        self._rotations = _Rotations(net)
+        self._rotations, self._worked = _Rotations(net), False
         self._static, self._capacity = static, capacity or 0
         self._cache, self._size = None, (0, 0)
         self.before: Callable[[], None] = lambda: None  # raises for a net that cannot be run
@@ -104,10 +106,7 @@ class GenerateStack:
         graphs, start_s = compiled_graphs() if self._static else 0, time.perf_counter()
         if self._static:
             extra[self._cache_name] = self._held(ids.shape[0], ids.shape[1] + new_tokens)
-        self._rotations.reset()
-        out = self.net.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=config, **extra
-        )
+        out = self._generated(ids, config, **extra)
         tokens = out.sequences[:, ids.shape[1] :]
         if tokens.shape[1] != new_tokens:
             raise RuntimeError(f"asked for {new_tokens} new tokens, got {tokens.shape[1]}")
@@ -135,15 +134,29 @@ class GenerateStack:
         extra = {}
         if self._static:
             extra[self._cache_name] = self._held(ids.shape[0], ids.shape[1] + steps + 1)
-        self._rotations.reset()
-        out = self.net.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=config,
-            logits_processor=[_Forced(ids.shape[1], continuation)],
-            **extra,
-        )
+        forced = [_Forced(ids.shape[1], continuation)]
+        out = self._generated(ids, config, logits_processor=forced, **extra)
         return torch.stack(out.logits[1:], 1)
+
+    def _generated(self, ids: torch.Tensor, config: Any, **options: Any) -> Any:
+        """What `generate()` returns; where its first call fails, why, as the library tells it."""
+        self._rotations.reset()
+        try:
+            out = self.net.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config, **options
+            )
+        except (StackError, torch.OutOfMemoryError, torch.AcceleratorError, *NOT_OURS):
+            raise
+        except Exception as error:  # whatever the code of an architecture raises
+            if self._worked:
+                raise
+            raise StackError(
+                f"generate() of the installed transformers cannot run {self.net.config.model_type} "
+                f"as configured ({reason_of(error)}); use another configuration, model or version "
+                "of transformers"
+            ) from error
+        self._worked = True
+        return out
 
     def _held(self, batch: int, length: int) -> Any:
         """The static cache, emptied; a new one where batch or length outgrow it."""

@@ -7,6 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.stacks import registry
+from lib.stacks.stack import StackError
+from tools import sweep, tiny
 
 SMALL = {
     "vocab_size": 97,
@@ -77,3 +79,36 @@ def test_a_cache_of_fixed_size_gives_the_same_logits_after_the_reference(net):
     reference = registry.open_stack("hf-eager", net).forced_logits(ids, continuation)
     static = registry.open_stack("hf-static", net).forced_logits(ids, continuation)
     torch.testing.assert_close(static, reference, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (tiny.fields("blt"), "run blt as configured (AttributeError: 'BltConfig' object has no"),
+        (tiny.fields("gpt_oss") | {"num_key_value_heads": 8}, "run gpt_oss as configured (Runtime"),
+    ],
+)
+@pytest.mark.parametrize("forced", [True, False])
+def test_what_generate_cannot_run_is_said_in_one_line(fields, reason, forced):
+    stack = registry.open_stack("hf-eager", sweep.net_of(fields))
+    with pytest.raises(StackError) as error:
+        stack.forced_logits(prompt(5) % 90, prompt(2)) if forced else stack(prompt(5) % 90, 2)
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_stack_that_has_worked_is_not_to_blame(net, monkeypatch):
+    stack = registry.open_stack("hf-eager", net)
+    stack(prompt(5), 2)
+    monkeypatch.setattr(net, "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stack(prompt(5), 2)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt, MemoryError])
+def test_a_machine_without_room_is_no_fault_of_the_net(net, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(net, "generate", fail)
+    with pytest.raises(error):
+        registry.open_stack("hf-eager", net)(prompt(5), 2)
