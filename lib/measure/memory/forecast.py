@@ -26,9 +26,9 @@ BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
 class _Kernels(TorchFunctionMode):
     """Attention as a fused kernel runs it: no matrix of scores, the result laid out by token.
 
-    The kernel of a CPU takes values as wide as the keys only; where they differ (MLA), torch makes
-    the scores of all heads there. Grouped products take any dtype on a device, and bfloat16 alone
-    on meta.
+    Torch makes the scores where keys are of fewer heads than queries and a call does not say so
+    (Falcon), and on a CPU where values are not as wide as keys (MLA). Grouped products take any
+    dtype on a device, and bfloat16 alone on meta.
     """
 
     def __init__(self, on_cpu: bool) -> None:
@@ -43,8 +43,9 @@ class _Kernels(TorchFunctionMode):
             return rows.new_empty(len(rows), matrices.shape[-1])
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        query, _, value = args[:3]
-        if self._on_cpu and query.shape[-1] != value.shape[-1]:
+        query, key, value = args[:3]
+        spread = query.shape[1] != key.shape[1] and not (kwargs or {}).get("enable_gqa")
+        if spread or (self._on_cpu and query.shape[-1] != value.shape[-1]):
             return func(*args, **(kwargs or {}))  # on meta too it makes the scores
         batch, heads, tokens, _ = query.shape
         out = query.new_empty(batch, tokens, heads, value.shape[-1])

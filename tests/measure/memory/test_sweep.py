@@ -350,6 +350,10 @@ MLA = {  # keys are 16 + 8 wide and values 16, which the CPU's fused kernel does
 }
 
 
+FALCON = {  # one head of keys for all queries, spread over them in the product
+    "model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 320, "multi_query": True, "new_decoder_architecture": False,
+}  # fmt: skip
 MAMBA = {
     "model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 3200,
     "intermediate_size": 128, "state_size": 8,
@@ -363,6 +367,7 @@ MAMBA = {
         ("tiny-yi", [], 512),
         (MLA, [], 512),
         (MAMBA, [], 512),
+        (FALCON, [], 512),
     ],
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
