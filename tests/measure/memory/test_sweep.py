@@ -330,6 +330,27 @@ def test_a_static_cache_is_sized_by_its_capacity(kind):
     assert bytes_alive.cache_bytes(cache) == computed == per_token * (40 if static else 9)
 
 
+def test_a_net_that_only_generate_can_run_has_the_row_of_generate(tmp_path):
+    """CPM-Ant takes positions that `generate()` hands to it and tokens do not tell."""
+    AutoConfig.for_model(**tiny.fields("cpmant")).save_pretrained(tmp_path)
+    loaded = load.load(str(tmp_path), dtype="float32", device=open_device("cpu"))
+    rows = sweep.sweep(
+        loaded, stack="hf-eager", contexts=[40], new_tokens=3, seed=0, records_path=tmp_path / "x"
+    )
+    paper, generated = rows[2:]
+    assert paper.kind == "memory-paper" and paper.key["context"] == 40
+    assert paper.error.startswith("PlainError: a forward pass with nothing but tokens and cache")
+    assert generated.error is None and generated.values["peak_bytes"] > 0
+
+
+def test_a_device_without_room_is_no_fault_of_the_net(model):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        sweep.paper_call(full, torch.zeros(1, 7, dtype=torch.long), 3)
+
+
 # --- predictions
 
 
