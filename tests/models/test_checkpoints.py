@@ -681,6 +681,23 @@ def test_any_error_of_an_architecture_is_a_reason(monkeypatch, error):
         load.card({**LLAMA, "model_type": "llama"})
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers .* is 1000000000, and at most 1,000 is"),
+        ({"max_position_embeddings": 10**30}, "max_position_embeddings in the configuration of"),
+        ({"vocab_size": -(10**15)}, "vocab_size in the configuration of mine is -10000"),
+        ({"text_config": {"n_layer": 1001}}, "n_layer in the configuration of mine is 1001,"),
+    ],
+)
+@pytest.mark.parametrize("weights", ["random", "checkpoint"])
+def test_numbers_that_no_model_has_are_refused_before_anything_is_built(
+    saved, fields, reason, weights
+):
+    with pytest.raises(ModelError, match=reason):
+        loaded_from(saved(config=fields), weights=weights)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": 7}', "{}"])
 def test_a_configuration_that_is_none_is_refused_in_one_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
