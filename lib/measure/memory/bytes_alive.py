@@ -25,12 +25,14 @@ def tensor_bytes(tensor: Any) -> int:
 
 def cache_tensors(cache: Any) -> list[Any]:
     """Tensors of every layer of a transformers cache: keys and values, indexes of sparse attention,
-    and the states of a model that keeps these. Lone numbers are counters, and left out."""
+    and the states of a model that keeps these, there or beside the layers (MiniMax). Lone numbers
+    are counters, and left out."""
     if not getattr(cache, "layers", ()):
         raise ValueError(f"a {type(cache).__name__} has no layers of keys and values")
     tensors: dict[int, Any] = {}
-    for part in chain.from_iterable(vars(layer).values() for layer in cache.layers):
-        values = part.values() if isinstance(part, dict) else [part]
+    for part in chain.from_iterable(vars(holder).values() for holder in (cache, *cache.layers)):
+        many = list(part.values()) if isinstance(part, dict) else part
+        values = many if isinstance(many, list | tuple) else [part]
         tensors |= {id(t): t for t in values if hasattr(t, "untyped_storage") and t.numel() != 1}
     if not tensors:
         kinds = sorted({type(layer).__name__ for layer in cache.layers})

@@ -416,7 +416,7 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, d
 
 
 @pytest.mark.parametrize("stack", ["hf-eager", "hf-static", "graph"])
-@pytest.mark.parametrize("model_type", ["gpt_oss", "llama", "bamba", "qwen3_next", "lfm2"])
+@pytest.mark.parametrize("model_type", ["gpt_oss", "llama", "bamba", "lfm2", "minimax"])
 def test_the_cache_of_every_stack_is_the_cards(model_type, stack, tmp_path):
     """Sliding, full and recurrent layers; counters of a recorded step are no cache."""
     made = AutoConfig.for_model(**tiny.fields(model_type))
@@ -427,7 +427,8 @@ def test_the_cache_of_every_stack_is_the_cards(model_type, stack, tmp_path):
             loaded, stack=stack, contexts=[40], new_tokens=3, seed=0, records_path=tmp_path / "rows"
         )
     except StackError:
-        assert stack == "graph" and model_type in ("bamba", "qwen3_next", "lfm2")
+        refused = {("graph", kind) for kind in ("bamba", "lfm2", "minimax")}
+        assert (stack, model_type) in refused | {("hf-static", "minimax")}
         return
     paper, generated = rows[2:]
     for row in (paper, generated):
