@@ -337,7 +337,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             "of an architecture and of types that the installed transformers and gguf read, or the "
             "checkpoint it was made of"
         ) from error
-    require_all_loaded(gguf.name, report)
+    require_all_loaded(gguf.name, {**report, "mismatched_keys": _of_other_shapes(net)})
     require_all_used(gguf, net)
     set_fields(gguf, net.config)
     # The weights are dequantised now; these two would make save_pretrained refuse.
@@ -354,6 +354,18 @@ def _convert(gguf: Path, folder: Path) -> None:
             checkpoint.rename(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder} cannot be written; set {CACHE_VARIABLE} to a writable folder")
+
+
+def _of_other_shapes(net: Any) -> list[tuple[str]]:
+    """Weights that are not as the configuration says: the library takes what a GGUF file holds,
+    and reads only some of what the file says of it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        planned = AutoModelForCausalLM.from_config(net.config, trust_remote_code=False).state_dict()
+    held = net.state_dict()
+    return [(k,) for k, t in planned.items() if k in held and held[k].shape != t.shape]
 
 
 def require_all_loaded(

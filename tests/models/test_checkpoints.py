@@ -361,6 +361,14 @@ def test_a_gguf_without_some_tensors_is_refused(net4, tmp_path):
     assert not any((tmp_path / "cache").glob("x-*"))
 
 
+def test_a_gguf_whose_shapes_are_not_what_it_says_is_refused_by_its_name(net4, tmp_path):
+    """As where the library reads a field of an architecture under another name."""
+    wider = llama(num_key_value_heads=4, intermediate_size=64)
+    with pytest.raises(ModelError, match=r"x\.gguf is not .*mlp\.\w+\.weight.* have other shapes"):
+        loaded_from(write_gguf(tmp_path / "x.gguf", wider), weights="gguf")
+    assert not list((tmp_path / "cache").glob("x-*"))
+
+
 def test_what_an_older_version_converted_is_not_taken(net4, tmp_path):
     """It kept files that lack tensors, with others drawn in their place."""
     path = write_gguf(tmp_path / "x.gguf", net4, without=["layers.1.mlp.up_proj"])
