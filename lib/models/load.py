@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lib.models import checkpoint_files, count, net_values, quantised
 from lib.models import experts as implementations
 from lib.models.card import ModelCard, ModelError, require_context
+from lib.models.count import require_decoder
 from lib.models.fetch import NOT_OURS, quiet, require_all_loaded
 from lib.models.origin import (
     Origin,
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-__all__ = ["Model", "ModelCard", "ModelError", "card", "load", "require_context", "require_fits"]
+__all__ = [
+    "Model", "ModelCard", "ModelError", "card", "load", "require_context", "require_decoder",
+    "require_fits",
+]  # fmt: skip
 
 WEIGHTS = ("random", "checkpoint", "gguf")
 _FILL_STD = 0.02
@@ -161,7 +165,7 @@ def load(
         require_checkpoint(origin, weights)
     config = config_of(origin)
     planned = count.count(config, name=origin.name, dtype=dtype)
-    count.require_decoder(planned)
+    require_decoder(planned)
     options = _experts_option(planned, experts)
     tokenizer, asked = None, None
     if weights == "random":

@@ -161,6 +161,10 @@ def test_an_encoder_is_refused(saved):
     for weights in ("checkpoint", "random"):
         with pytest.raises(ModelError, match="is an encoder .is_decoder is false."):
             loaded_from(folder, weights=weights)
+        arm = {"model": str(folder), "weights": weights, "dtype": "float32", "context": 8,
+               "new_tokens": 1, "device": "cpu"}  # fmt: skip
+        (problem,) = preflight.check([arm])
+        assert "is an encoder" in problem
 
 
 def test_a_file_that_is_cut_off_and_one_that_is_none(saved):
