@@ -5,8 +5,7 @@ Counts that meet something they do not know raise ValueError with the name of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lib.records import record
@@ -24,20 +23,31 @@ def tensor_bytes(tensor: Any) -> int:
 
 
 def cache_tensors(cache: Any) -> list[Any]:
-    """Tensors of every layer of a transformers cache: keys and values, indexes of sparse attention,
-    and the states of a model that keeps these, there or beside the layers (MiniMax). Lone numbers
-    are counters, and left out."""
+    """Tensors that a transformers cache leads to: keys and values of its layers, indexes of sparse
+    attention, and states, in the layers or beside them. Lone numbers are counters, and left out."""
     if not getattr(cache, "layers", ()):
         raise ValueError(f"a {type(cache).__name__} has no layers of keys and values")
-    tensors: dict[int, Any] = {}
-    for part in chain.from_iterable(vars(holder).values() for holder in (cache, *cache.layers)):
-        many = list(part.values()) if isinstance(part, dict) else part
-        values = many if isinstance(many, list | tuple) else [part]
-        tensors |= {id(t): t for t in values if hasattr(t, "untyped_storage") and t.numel() != 1}
-    if not tensors:
-        kinds = sorted({type(layer).__name__ for layer in cache.layers})
-        raise ValueError(f"the layers of the cache ({', '.join(kinds)}) keep no keys and values")
-    return list(tensors.values())
+    if tensors := [t for t in _tensors(cache, set()) if t.numel() != 1]:
+        return tensors
+    kinds = sorted({type(layer).__name__ for layer in cache.layers})
+    raise ValueError(f"the layers of the cache ({', '.join(kinds)}) keep no keys and values")
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Each tensor once; no weights and no configuration."""
+    if id(value) in seen or isinstance(value, type) or hasattr(value, "named_parameters"):
+        return
+    seen.add(id(value))
+    if hasattr(value, "untyped_storage"):
+        yield value
+        return
+    if isinstance(value, dict | list | tuple):
+        parts = value.values() if isinstance(value, dict) else value
+    else:
+        own = {} if hasattr(value, "model_type") else getattr(value, "__dict__", {})
+        parts = own.values()
+    for part in parts:
+        yield from _tensors(part, seen)
 
 
 def cache_bytes(cache: Any) -> int:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lib.hardware.live_tensors import Live
 from lib.models import count, experts, load
+from lib.models.card import ModelError
 from lib.models.origin import Origin, config_of, find
 from lib.records import record
 
@@ -128,8 +129,10 @@ def decode_bytes(
 def cache_of(output: Any) -> dict[str, Any]:
     """The cache of a step, by the name under which the next one takes it: nets of states (Mamba)
     have a name of their own."""
-    name = "cache_params" if hasattr(output, "cache_params") else "past_key_values"
-    return {name: getattr(output, name)}
+    for name in ("cache_params", "past_key_values"):
+        if getattr(output, name, None) is not None:
+            return {name: getattr(output, name)}
+    raise ModelError("it hands on no cache, under no name that the next step takes")
 
 
 def logits_bytes(twin: Any, tokens: int) -> int:

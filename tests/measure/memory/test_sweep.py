@@ -1,6 +1,7 @@
 """Memory: the arithmetic of peak, baseline, cache, logits and rest on a fake allocator."""
 
 import json
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -415,8 +416,13 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, d
         assert v["weight_bytes"] == loaded.card.weight_bytes and row.warnings == ()
 
 
-@pytest.mark.parametrize("stack", ["hf-eager", "hf-static", "graph"])
-@pytest.mark.parametrize("model_type", ["gpt_oss", "llama", "bamba", "lfm2", "minimax"])
+@pytest.mark.parametrize(
+    ("model_type", "stack"),
+    [
+        *product(["gpt_oss", "llama", "bamba", "minimax"], ["hf-eager", "hf-static", "graph"]),
+        ("qwen4_exp_text", "hf-eager"),
+    ],
+)
 def test_the_cache_of_every_stack_is_the_cards(model_type, stack, tmp_path):
     """Sliding, full and recurrent layers; counters of a recorded step are no cache."""
     made = AutoConfig.for_model(**tiny.fields(model_type))
@@ -427,8 +433,8 @@ def test_the_cache_of_every_stack_is_the_cards(model_type, stack, tmp_path):
             loaded, stack=stack, contexts=[40], new_tokens=3, seed=0, records_path=tmp_path / "rows"
         )
     except StackError:
-        refused = {("graph", kind) for kind in ("bamba", "lfm2", "minimax")}
-        assert (stack, model_type) in refused | {("hf-static", "minimax")}
+        refused = {("bamba", "graph"), ("minimax", "graph"), ("minimax", "hf-static")}
+        assert (model_type, stack) in refused
         return
     paper, generated = rows[2:]
     for row in (paper, generated):
