@@ -67,7 +67,8 @@ def begin_records(model: Any, records_path: str | Path) -> list[Record]:
     """
     env = environment(model.device)
     values = {**model.source, **model.card.as_dict(), "load_s": model.load_s}
-    card = Record("card", model.key(), values=values, env_id=env.env_id)
+    doubts = getattr(model, "warnings", ())
+    card = Record("card", model.key(), values=values, warnings=doubts, env_id=env.env_id)
     return [store.append(records_path, row) for row in (env, card)]
 
 

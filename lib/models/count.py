@@ -51,8 +51,9 @@ _LIMIT_NAMES = (
     "n_ctx",
 )
 # and the numbers that a card shows.
+LAYERS_NAMES = ("num_hidden_layers", "decoder_layers", "n_layers", "n_layer", "num_layers")
 _NAMES = {
-    "layers": ("num_hidden_layers", "decoder_layers", "n_layers", "n_layer", "num_layers"),
+    "layers": LAYERS_NAMES,
     "hidden_size": ("hidden_size", "d_model", "n_embd"),
     "attention_heads": ("num_attention_heads", "decoder_attention_heads", "n_heads", "n_head"),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "kv_n_heads"),

@@ -23,17 +23,13 @@ from typing import Any
 
 from lib.models.card import ModelError
 from lib.models.checkpoint_files import named
+from lib.models.gguf_fields import ROTATIONS, set_fields
 
 CACHE_VARIABLE = "WORKBOOK_CACHE"
-# Of GGUF files: the first one took files that lack tensors, the second lost stretched rotations.
-CONVERSION = 3
+# Of GGUF files: the first one took files that lack tensors, the second lost stretched rotations,
+# the third sliding windows and the base of rotations.
+CONVERSION = 4
 ADAPTER = "adapter_config.json"
-_ROTATIONS = re.compile("rope_freqs|rope_factors|attn_rot_embd")  # constants of GGUF files
-# How Llama 3 stretches its rotations; the factor stands in the tensor of a GGUF file.
-_LLAMA3 = {
-    "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}  # fmt: skip
 # Reports of a machine without room or reach, which say nothing of a model.
 NOT_OURS = (MemoryError, ConnectionError, KeyboardInterrupt)
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -298,7 +294,7 @@ def require_all_used(path: Path, net: Any) -> None:
     from transformers import modeling_gguf_pytorch_utils as library
 
     tensors = {str(t.name): int(t.n_elements) for t in GGUFReader(path).tensors}
-    tensors = {name: n for name, n in tensors.items() if not _ROTATIONS.search(name)}
+    tensors = {name: n for name, n in tensors.items() if not ROTATIONS.search(name)}
     own = {t.data_ptr(): t.numel() for t in net.state_dict().values()}  # a tied one once
     if sum(tensors.values()) <= sum(own.values()):
         return
@@ -309,37 +305,6 @@ def require_all_used(path: Path, net: Any) -> None:
         f"{named(names or ['more numbers'])}, which this architecture does not have. Give a file "
         "that the installed transformers reads whole, or the checkpoint it was made of"
     )
-
-
-def set_rotations(path: Path, config: Any) -> None:
-    """Stretch the rotary positions of a configuration as a GGUF file does; raise where that is not
-    understood. The library leaves aside what most architectures say of it."""
-    import numpy as np
-    from gguf import GGUFReader
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    read, rope = GGUFReader(path), getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default":
-        return  # the library read it
-    kinds = [f.contents() for n, f in read.fields.items() if n.endswith("rope.scaling.type")]
-    factors = [t.data for t in read.tensors if _ROTATIONS.search(t.name) and (t.data != 1).any()]
-    if len(factors) == 1 and config.model_type == "llama":
-        stretched = rope | _LLAMA3 | {"factor": float(factors[0].max())}
-        plain = rope["rope_theta"] ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-        config.rope_parameters = stretched
-        own = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].numpy()
-        if plain.shape == factors[0].shape and np.allclose(own, plain / factors[0], rtol=1e-4):
-            return
-    if not factors and kinds == ["linear"]:  # of layers without a window, where kinds differ
-        (factor,) = [f.contents() for n, f in read.fields.items() if n.endswith("scaling.factor")]
-        stretched = {"rope_type": "linear", "factor": float(factor)}
-        rope.get("full_attention", rope).update(stretched)
-    elif factors or any(kind not in ("", "none") for kind in kinds):
-        raise ModelError(
-            f"{path.name} stretches its rotary positions ({', '.join(kinds) or 'by a tensor'}), "
-            "which the installed transformers leaves aside for this architecture; give the "
-            "checkpoint it was made of"
-        )
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -372,9 +337,9 @@ def _convert(gguf: Path, folder: Path) -> None:
             "of an architecture and of types that the installed transformers and gguf read, or the "
             "checkpoint it was made of"
         ) from error
-    require_all_loaded(gguf.name, report)
+    require_all_loaded(gguf.name, {**report, "mismatched_keys": _of_other_shapes(net)})
     require_all_used(gguf, net)
-    set_rotations(gguf, net.config)
+    set_fields(gguf, net.config)
     # The weights are dequantised now; these two would make save_pretrained refuse.
     net.hf_quantizer = None
     if hasattr(net.config, "quantization_config"):
@@ -389,6 +354,18 @@ def _convert(gguf: Path, folder: Path) -> None:
             checkpoint.rename(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder} cannot be written; set {CACHE_VARIABLE} to a writable folder")
+
+
+def _of_other_shapes(net: Any) -> list[tuple[str]]:
+    """Weights that are not as the configuration says: the library takes what a GGUF file holds,
+    and reads only some of what the file says of it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        planned = AutoModelForCausalLM.from_config(net.config, trust_remote_code=False).state_dict()
+    held = net.state_dict()
+    return [(k,) for k, t in planned.items() if k in held and held[k].shape != t.shape]
 
 
 def require_all_loaded(

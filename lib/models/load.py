@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.models import checkpoint_files, count, quantised
+from lib.models import checkpoint_files, count, net_values, quantised
 from lib.models import experts as implementations
 from lib.models.card import ModelCard, ModelError, require_context
+from lib.models.count import require_decoder
 from lib.models.fetch import NOT_OURS, quiet, require_all_loaded
 from lib.models.origin import (
     Origin,
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-__all__ = ["Model", "ModelCard", "ModelError", "card", "load", "require_context", "require_fits"]
+__all__ = [
+    "Model", "ModelCard", "ModelError", "card", "load", "require_context", "require_decoder",
+    "require_fits",
+]  # fmt: skip
 
 WEIGHTS = ("random", "checkpoint", "gguf")
 _FILL_STD = 0.02
@@ -54,7 +58,8 @@ class Model:
 
     `weights` is random, checkpoint or gguf; `dtype` is read from the parameters; `source` holds
     model_source, model_revision and loaded_dtype; `load_s` is the time from files (or nothing) to
-    a model on the device, downloads and conversion excluded.
+    a model on the device, downloads and conversion excluded; `warnings` are doubts about the
+    checkpoint, for the record of its card.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Model:
     load_s: float
     vocab_size: int
     special_ids: tuple[int, ...] = field(default=())
+    warnings: tuple[dict[str, str], ...] = ()
 
     @property
     def experts(self) -> str:
@@ -159,7 +165,7 @@ def load(
         require_checkpoint(origin, weights)
     config = config_of(origin)
     planned = count.count(config, name=origin.name, dtype=dtype)
-    count.require_decoder(planned)
+    require_decoder(planned)
     options = _experts_option(planned, experts)
     tokenizer, asked = None, None
     if weights == "random":
@@ -184,7 +190,8 @@ def load(
 
     plain_files = quantised.is_expanded(asked) and asked and not checkpoint_files.scaled(folder)
     form = quantised.values(None if plain_files else asked, net)
-    _require_numbers(origin.name, net)
+    net_values.require_numbers(origin.name, net)
+    doubts = net_values.require_trained(origin.name, net) if weights != "random" else ()
     loaded = _loaded_dtype(net, as_stored="matrix_kernels" in form)
     if loaded != dtype:
         raise ModelError(
@@ -204,6 +211,7 @@ def load(
         load_s=load_s,
         vocab_size=min(len(tokenizer), actual.vocab_size) if tokenizer else actual.vocab_size,
         special_ids=_special_ids(net.config, tokenizer),
+        warnings=doubts,
     )
     if experts is not None and model.experts != experts:
         raise ModelError(
@@ -311,22 +319,6 @@ def _drafting(held: list[checkpoint_files.Tensor], config: PreTrainedConfig) -> 
     last = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None) or 0
     heads = [n for t in held if (n := _EH_PROJ.match(t.name)) and int(n[2]) >= last]
     return tuple(head[1] for head in heads)
-
-
-def _require_numbers(name: str, net: torch.nn.Module) -> None:
-    """Raise where a weight, or a constant that a checkpoint holds, is not a number, or infinite."""
-    import torch
-
-    held = net.state_dict(keep_vars=True)
-    for path, tensor in held.items():
-        # A sum is not finite as soon as one of its terms is not, and needs no room of its own.
-        if torch.is_tensor(tensor) and tensor.dtype.is_floating_point and tensor.element_size() > 1:
-            total = tensor.detach().sum(dtype=torch.float32)
-            if not torch.isfinite(total) and not torch.isfinite(tensor).all():
-                raise ModelError(
-                    f"{name}: {path} holds values that are not finite numbers; fetch the "
-                    "checkpoint again, or choose another dtype"
-                )
 
 
 def _card_of(net: torch.nn.Module, name: str, dtype: str, *, exact: bool) -> ModelCard:

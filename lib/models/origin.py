@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # How the library names a type that it does not have.
 _UNKNOWN_TYPE = re.compile(r"(?:model type `|model identifier: )(.+?)(?:`|\. Should)")
+MOST, MOST_LAYERS = 2**48, 1000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -85,17 +86,11 @@ def _require_own_kernels(config: PreTrainedConfig, name: str) -> None:
 
 
 def _config_as_given(origin: Origin) -> PreTrainedConfig:
-    from transformers import AutoConfig
-
     if origin.config is not None:
         return made_of(origin.config, origin.name)
     if origin.hub:
         with readable(origin.name), fetch.hub_errors(origin.hub, origin.revision):
-            config = AutoConfig.from_pretrained(
-                origin.hub, revision=origin.revision, trust_remote_code=False
-            )
-            _require_own_kernels(config, origin.name)
-            return config
+            return _read(origin.name, origin.hub, revision=origin.revision)
     if origin.folder:  # an architecture needs no weights
         return read_config(fetch.require_config(origin.folder))
     return read_config(files(origin)[0])
@@ -111,12 +106,30 @@ def made_of(fields: Mapping[str, Any], name: str = "") -> PreTrainedConfig:
 
 def read_config(folder: Path) -> PreTrainedConfig:
     """The configuration of a folder; code that lies in it is never run."""
-    from transformers import AutoConfig
-
     with readable(name := checkpoint_files.title(folder)):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        _require_own_kernels(config, name)
-        return config
+        return _read(name, folder, local_files_only=True)
+
+
+def _read(name: str, place: str | Path, **options: Any) -> PreTrainedConfig:
+    from transformers import AutoConfig, PreTrainedConfig
+
+    _require_sizes(PreTrainedConfig.get_config_dict(place, **options)[0], name)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+    _require_own_kernels(config, name)
+    return config
+
+
+def _require_sizes(fields: Any, name: str) -> None:
+    """Raise where a number is more than a size can be, or more layers than can be built: the
+    library makes a list of them before anything can be asked."""
+    for key, value in fields.items() if isinstance(fields, dict) else ():
+        most = MOST_LAYERS if key in count.LAYERS_NAMES else MOST
+        if type(value) is int and abs(value) > most:
+            raise ModelError(
+                f"{key} in the configuration of {name} is {value}, and at most {most:,} is counted "
+                "here; give the config.json of a model that exists"
+            )
+        _require_sizes(value, name)
 
 
 @contextlib.contextmanager

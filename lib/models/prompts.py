@@ -25,6 +25,10 @@ _FILLERS = (
 )  # fmt: skip
 _STEPS_BACK = 24
 _SPANNED = 1000  # words that no token spans
+_VOCABULARY = (
+    "Give the vocabulary that belongs to the model, or a checkpoint without its tokenizer's files, "
+    "to measure with drawn ids"
+)
 _OTHER = (
     "pass a tokenizer with another template, or remove it (chat_template.jinja, or chat_template "
     "in tokenizer_config.json) for a plain wrapper"
@@ -104,8 +108,7 @@ def exact_prompt(
     render, before, after = _parts(tokenizer)
 
     def encode(body: str) -> list[int]:
-        text = before + body + after
-        return tokenizer(text, add_special_tokens=render is None)["input_ids"]
+        return _ids(tokenizer, before + body + after, special=render is None)
 
     kind = "template" if render else "wrapper"
     body = _body(encode, tokens, seed, kind)
@@ -123,6 +126,12 @@ def exact_prompt(
     ids = tuple(encode(body))
     assert len(ids) == tokens, f"{len(ids)} tokens instead of {tokens}"
     _require_rows(tokenizer, ids, rows)
+    unknown = ids.count(getattr(tokenizer, "unk_token_id", None))
+    if 2 * unknown > tokens:  # the same token again and again, which a router sends one way
+        raise PromptError(
+            f"{unknown} of {tokens} tokens of English text are {tokenizer.unk_token!r} to this "
+            f"tokenizer: its vocabulary holds no English. {_VOCABULARY}"
+        )
     return Prompt(ids, kind, text)
 
 
@@ -130,7 +139,16 @@ def text_tokens(tokenizer: Any, words: int = TEXT_WORDS) -> int:
     """Tokens of a fixed text of so many words, as the model is given it in a user's turn."""
     render, before, after = _parts(tokenizer)
     text = before + " ".join(_words(0, words)) + after
-    return len(tokenizer(text, add_special_tokens=render is None)["input_ids"])
+    return len(_ids(tokenizer, text, special=render is None))
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    try:
+        return tokenizer(text, add_special_tokens=special)["input_ids"]
+    except Exception as error:  # whatever the tokenizer's own code raises
+        raise PromptError(
+            f"the tokenizer fails on English text ({_first_line(error)}). {_VOCABULARY}"
+        ) from error
 
 
 def _parts(tokenizer: Any) -> tuple[Callable[[str], str] | None, str, str]:
@@ -259,8 +277,7 @@ def _body(encode: Callable[[str], list[int]], tokens: int, seed: int, kind: str)
         if len(words) > _SPANNED and len(encode(" ".join(words))) == length:
             raise PromptError(
                 f"this tokenizer makes {length} tokens of {len(words)} words and of half as many: "
-                "its vocabulary holds no English. Give the vocabulary that belongs to the model, "
-                "or a checkpoint without its tokenizer's files, to measure with drawn ids"
+                f"its vocabulary holds no English. {_VOCABULARY}"
             )
     fits, too_many = 0, len(words) + 1
     while too_many - fits > 1:

@@ -76,6 +76,7 @@ def check(arms: Iterable[dict[str, Any]], models: Any = None, device: Any = None
             stack = STACKS.get(arm.get("stack") or "")
             engine = stack is not None and stack.apart
             card = _engine_card(arm) if engine else models.card(arm["model"], dtype=arm["dtype"])
+            models.require_decoder(card)
             models.require_context(card, arm["context"], arm["new_tokens"])
             where = device or _device(arm["device"])
             if arm["weights"] != "random" and (size := _stored_bytes(arm["model"])) is not None:

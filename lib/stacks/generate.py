@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from lib.models import dry_run
+from lib.models.count import reason_of
+from lib.models.fetch import NOT_OURS
 from lib.stacks.decoding import options
 from lib.stacks.stack import Decoded, StackError
 
@@ -45,6 +47,24 @@ class _Forced:
         return only.scatter(1, self._tokens[:, step : step + 1], 0.0)
 
 
+class _Rotations:
+    """Rotary frequencies that follow the longest sequence so far (rope_type dynamic).
+
+    The library keeps them for calls to come, so that a call would compute other logits, and skip
+    other work, after a longer one. Each call of ours begins as the first does.
+    """
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        self._modules = [m for m in net.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
+
+    def reset(self) -> None:
+        for module in self._modules:
+            for name in [n for n in module._buffers if n.endswith("original_inv_freq")]:
+                kind = name.removesuffix("original_inv_freq")
+                setattr(module, f"{kind}inv_freq", module._buffers[name])
+                setattr(module, f"{kind}max_seq_len_cached", module.original_max_seq_len)
+
+
 class GenerateStack:
     """Calls of `generate()` that produce exactly the tokens asked for.
 
@@ -66,6 +86,7 @@ class GenerateStack:
         # The model's own defaults (stop tokens, sampling) would fill what a call leaves unset.
         net.generation_config = GenerationConfig()
         self.net, self._options = net, options(decoding)
+        self._rotations, self._worked = _Rotations(net), False
         self._static, self._capacity = static, capacity or 0
         self._cache, self._size = None, (0, 0)
         self.before: Callable[[], None] = lambda: None  # raises for a net that cannot be run
@@ -85,9 +106,7 @@ class GenerateStack:
         graphs, start_s = compiled_graphs() if self._static else 0, time.perf_counter()
         if self._static:
             extra[self._cache_name] = self._held(ids.shape[0], ids.shape[1] + new_tokens)
-        out = self.net.generate(
-            ids, attention_mask=torch.ones_like(ids), generation_config=config, **extra
-        )
+        out = self._generated(ids, config, **extra)
         tokens = out.sequences[:, ids.shape[1] :]
         if tokens.shape[1] != new_tokens:
             raise RuntimeError(f"asked for {new_tokens} new tokens, got {tokens.shape[1]}")
@@ -115,14 +134,29 @@ class GenerateStack:
         extra = {}
         if self._static:
             extra[self._cache_name] = self._held(ids.shape[0], ids.shape[1] + steps + 1)
-        out = self.net.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=config,
-            logits_processor=[_Forced(ids.shape[1], continuation)],
-            **extra,
-        )
+        forced = [_Forced(ids.shape[1], continuation)]
+        out = self._generated(ids, config, logits_processor=forced, **extra)
         return torch.stack(out.logits[1:], 1)
+
+    def _generated(self, ids: torch.Tensor, config: Any, **options: Any) -> Any:
+        """What `generate()` returns; where its first call fails, why, as the library tells it."""
+        self._rotations.reset()
+        try:
+            out = self.net.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config, **options
+            )
+        except (StackError, torch.OutOfMemoryError, torch.AcceleratorError, *NOT_OURS):
+            raise
+        except Exception as error:  # whatever the code of an architecture raises
+            if self._worked:
+                raise
+            raise StackError(
+                f"generate() of the installed transformers cannot run {self.net.config.model_type} "
+                f"as configured ({reason_of(error)}); use another configuration, model or version "
+                "of transformers"
+            ) from error
+        self._worked = True
+        return out
 
     def _held(self, batch: int, length: int) -> Any:
         """The static cache, emptied; a new one where batch or length outgrow it."""

@@ -198,7 +198,7 @@ def test_a_drift_between_first_and_last_third_is_a_warning():
 
 
 def test_a_stack_that_stops_early_is_refused(model, monkeypatch):
-    class Net:
+    class Net(torch.nn.Module):
         generation_config = None
 
         def generate(self, ids, **kwargs):

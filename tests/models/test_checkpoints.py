@@ -2,6 +2,7 @@
 need scales, packages or code, all made here from a small net."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -22,9 +23,11 @@ from transformers import (
 
 from lib.__main__ import main
 from lib.hardware.device import open_device
+from lib.measure import session
 from lib.models import checkpoint_files, fetch, load, origin, quantised
 from lib.models.card import ModelError
 from lib.models.prompts import PromptError, exact_prompt
+from lib.records import store
 from lib.run import preflight
 from tools import sweep, tiny
 
@@ -98,6 +101,54 @@ def test_missing_unexpected_mismatched_and_unreal_tensors_are_named(saved, chang
         loaded_from(saved(tensors=change))
 
 
+# Filled with one value: made, and not trained
+
+
+def filled(held, value, *parts):
+    return {
+        k: torch.full_like(t, value) if any(part in k for part in parts) else t
+        for k, t in held.items()
+    }
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("model_type", "parts", "named"),
+    [
+        ("llama", ["embed_tokens"], "one value fills model.embed_tokens.weight; fetch"),
+        ("llama", ["lm_head"], "one value fills lm_head.weight; fetch"),
+        ("llama", [""], "one value fills 30 of 30 matrices, among them model.embed_tokens"),
+        ("llama", ["layers"], "fills 28 of 30 matrices, among them model.layers.0.self_attn"),
+        ("qwen3_moe", ["layers.1.mlp.gate."], "one value fills model.layers.1.mlp.gate.weight;"),
+        ("gpt_oss", ["layers.1.mlp.router.w"], "fills model.layers.1.mlp.router.weight; fetch"),
+    ],
+)
+def test_a_net_that_is_not_trained_is_refused(saved, model_type, parts, named, value):
+    folder = saved(small(model_type), tensors=lambda held: filled(held, value, *parts))
+    with pytest.raises(ModelError, match=f"mine is not trained: .*{re.escape(named)}"):
+        loaded_from(folder)
+
+
+def test_a_layer_that_adds_nothing_is_told_in_the_row_of_the_card(saved, tmp_path):
+    """As block expansion leaves it: the last matrix of attention and of the feed-forward is 0."""
+    parts = ("layers.1.self_attn.o_proj", "layers.1.mlp.down_proj")
+    loaded = loaded_from(saved(tensors=lambda held: filled(held, 0.0, *parts)))
+    _, card = session.begin_records(loaded, tmp_path / "records.jsonl")
+    (warning,) = card.warnings
+    assert warning["code"] == "constant-weights"
+    assert all(f"model.{part}.weight" in warning["text"] for part in parts)
+    assert store.load(tmp_path / "records.jsonl")[1].warnings == card.warnings
+
+
+def test_norms_and_biases_of_one_value_are_usual(saved):
+    assert loaded_from(saved()).warnings == ()
+
+
+def test_random_weights_are_not_asked_whether_they_are_trained(saved):
+    folder = saved(tensors=lambda held: filled(held, 0.0, ""))
+    assert loaded_from(folder, weights="random").warnings == ()
+
+
 def test_names_are_few_and_counted(saved):
     folder = saved(tensors=lambda held: {k: t for k, t in held.items() if "layers.1" not in k})
     with pytest.raises(ModelError, match=r"layers\.1\.\S+, \S+, \S+ and 6 more, which would be"):
@@ -110,6 +161,10 @@ def test_an_encoder_is_refused(saved):
     for weights in ("checkpoint", "random"):
         with pytest.raises(ModelError, match="is an encoder .is_decoder is false."):
             loaded_from(folder, weights=weights)
+        arm = {"model": str(folder), "weights": weights, "dtype": "float32", "context": 8,
+               "new_tokens": 1, "device": "cpu"}  # fmt: skip
+        (problem,) = preflight.check([arm])
+        assert "is an encoder" in problem
 
 
 def test_a_file_that_is_cut_off_and_one_that_is_none(saved):
@@ -308,6 +363,14 @@ def test_a_gguf_without_some_tensors_is_refused(net4, tmp_path):
     with pytest.raises(ModelError, match=rf"x\.gguf is not .* lacks {UP}, which would be drawn"):
         loaded_from(path, weights="gguf")
     assert not any((tmp_path / "cache").glob("x-*"))
+
+
+def test_a_gguf_whose_shapes_are_not_what_it_says_is_refused_by_its_name(net4, tmp_path):
+    """As where the library reads a field of an architecture under another name."""
+    wider = llama(num_key_value_heads=4, intermediate_size=64)
+    with pytest.raises(ModelError, match=r"x\.gguf is not .*mlp\.\w+\.weight.* have other shapes"):
+        loaded_from(write_gguf(tmp_path / "x.gguf", wider), weights="gguf")
+    assert not list((tmp_path / "cache").glob("x-*"))
 
 
 def test_what_an_older_version_converted_is_not_taken(net4, tmp_path):
@@ -628,6 +691,23 @@ def test_any_error_of_an_architecture_is_a_reason(monkeypatch, error):
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", build)
     with pytest.raises(ModelError, match=f"'llama' cannot be built .*{type(error).__name__}"):
         load.card({**LLAMA, "model_type": "llama"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers .* is 1000000000, and at most 1,000 is"),
+        ({"max_position_embeddings": 10**30}, "max_position_embeddings in the configuration of"),
+        ({"vocab_size": -(10**15)}, "vocab_size in the configuration of mine is -10000"),
+        ({"text_config": {"n_layer": 1001}}, "n_layer in the configuration of mine is 1001,"),
+    ],
+)
+@pytest.mark.parametrize("weights", ["random", "checkpoint"])
+def test_numbers_that_no_model_has_are_refused_before_anything_is_built(
+    saved, fields, reason, weights
+):
+    with pytest.raises(ModelError, match=reason):
+        loaded_from(saved(config=fields), weights=weights)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": 7}', "{}"])

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lib.models import checkpoint_files, fetch, load, origin
+from lib.models import checkpoint_files, gguf_fields, load, origin
 from lib.models.card import ModelError
 from tests.models import test_checkpoints as checkpoints
 from tests.models.test_checkpoints import LLAMA, NORM, UP, loaded_from, net4, saved, write_gguf
@@ -220,7 +220,7 @@ def rotations(path, net, *, factors=None, kind=None, monkeypatch):
 
 
 def test_rotations_of_llama_3_are_stretched_as_the_file_says(net4, tmp_path, monkeypatch):
-    stretch = fetch._LLAMA3 | {"factor": 8.0, "rope_theta": 5e5}
+    stretch = gguf_fields._LLAMA3 | {"factor": 8.0, "rope_theta": 5e5}
     config = AutoConfig.for_model("llama", **LLAMA, rope_parameters=stretch)
     own = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0]
     plain = 5e5 ** -(torch.arange(0, 8, 2) / 8)
@@ -254,7 +254,7 @@ def test_a_number_stretches_the_layers_without_a_window_only(net4, tmp_path, mon
     config = AutoConfig.for_model("gemma3_text")
     before = dict(config.rope_parameters["sliding_attention"])
     path = rotations(tmp_path / "x.gguf", net4, kind="linear", monkeypatch=monkeypatch)
-    fetch.set_rotations(path, config)
+    gguf_fields.set_fields(path, config)
     full = config.rope_parameters["full_attention"]
     assert (full["rope_type"], full["factor"]) == ("linear", 4.0)
     assert config.rope_parameters["sliding_attention"] == before
@@ -264,3 +264,50 @@ def test_rotations_that_are_not_stretched_are_left(net4, tmp_path, monkeypatch):
     path = rotations(tmp_path / "x.gguf", net4, kind="none", factors=[1] * 4,
                      monkeypatch=monkeypatch)  # fmt: skip
     assert loaded_from(path, weights="gguf").net.config.rope_parameters["rope_type"] == "default"
+
+
+def fields_of(path, net, monkeypatch, **numbers):
+    """A GGUF file that says more of its architecture."""
+    gguf = pytest.importorskip("gguf")
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def more(self):
+        for name, number in numbers.items():
+            getattr(self, f"add_{name}")(number)
+        write(self)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", more)
+    return write_gguf(path, net)
+
+
+@pytest.mark.parametrize("model_type", ["starcoder2", "mistral", "phi3", "gemma2"])
+def test_windows_of_a_gguf_are_kept(net4, tmp_path, monkeypatch, model_type):
+    """The file is of 64 positions; where its window is as long, it is none."""
+    config = AutoConfig.for_model(model_type)
+    before = config.sliding_window
+    gguf_fields.set_fields(write_gguf(tmp_path / "none.gguf", net4), config)
+    assert config.sliding_window == before
+    path = fields_of(tmp_path / "x.gguf", net4, monkeypatch, sliding_window=16)
+    gguf_fields.set_fields(path, config)
+    assert config.sliding_window == 16
+
+
+def test_a_window_where_no_layer_has_one_is_refused(net4, tmp_path, monkeypatch):
+    path = fields_of(tmp_path / "x.gguf", net4, monkeypatch, sliding_window=16)
+    with pytest.raises(ModelError, match="x.gguf says .* last 16 tokens, .* for llama; give the"):
+        loaded_from(path, weights="gguf")
+    with pytest.raises(ModelError, match="aside for qwen2"):  # none of its layers slides
+        gguf_fields.set_fields(path, AutoConfig.for_model("qwen2"))
+
+
+def test_a_window_as_long_as_the_context_is_none(net4, tmp_path, monkeypatch):
+    path = fields_of(tmp_path / "x.gguf", net4, monkeypatch, sliding_window=64)
+    assert loaded_from(path, weights="gguf").card.window is None
+
+
+@pytest.mark.parametrize("model_type", ["starcoder2", "stablelm", "llama"])
+def test_the_base_of_rotations_is_that_of_the_file(net4, tmp_path, monkeypatch, model_type):
+    config = AutoConfig.for_model(model_type)
+    path = fields_of(tmp_path / "x.gguf", net4, monkeypatch, rope_freq_base=777.0)
+    gguf_fields.set_fields(path, config)
+    assert config.rope_parameters["rope_theta"] == 777.0

@@ -375,3 +375,28 @@ def test_a_fixed_text_is_counted_as_a_user_s_turn(template):
     assert prompts.text_tokens(coarse, words=0) == len(
         coarse(around, add_special_tokens=template is None)["input_ids"]
     )
+
+
+def by_words(words, **unknown):
+    """A tokenizer that looks whole words up."""
+    raw = Tokenizer(bpe.WordLevel({word: n for n, word in enumerate(words)}, **unknown))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **unknown)
+
+
+def test_a_prompt_of_one_token_again_and_again_is_refused():
+    words = by_words(["<unk>", *(f"w{n}" for n in range(300))], unk_token="<unk>")
+    with pytest.raises(PromptError, match="64 of 64 tokens of English text are '<unk>' to this to"):
+        exact_prompt(words, 64)
+
+
+def test_some_words_may_be_unknown():
+    held = list(dict.fromkeys(exact_prompt(tokenizer(), 300).text.split()))
+    del held[::4]
+    words = by_words(["<unk>", *held], unk_token="<unk>")
+    assert 0 < exact_prompt(words, 64).ids.count(0) < 32
+
+
+def test_a_tokenizer_that_fails_on_text_says_so():
+    with pytest.raises(PromptError, match=r"fails on English text \(WordLevel error: .*Give the"):
+        exact_prompt(by_words(["a", "b"]), 64)

@@ -780,6 +780,11 @@ class NoGpuModels:
         return name
 
     @staticmethod
+    def require_decoder(card):
+        if card == "encoder":
+            raise ValueError("it reads both ways")
+
+    @staticmethod
     def require_context(card, context, new_tokens):
         if context + new_tokens > 100:
             raise ValueError(f"context {context} + {new_tokens} new tokens exceeds 100")
@@ -802,10 +807,12 @@ def test_the_preflight_names_every_model_that_cannot_run():
         }
 
     arms = [arm("good", 16), arm("long", 96), arm("big", 60), arm("missing/model", 1)]
+    arms += [arm("encoder", 1)]
     assert preflight.check(arms, models=NoGpuModels, device=50) == [
         "long: context 96 + 8 new tokens exceeds 100",
         "big: needs 68 bytes, there are 50",
         "the hub has no missing/model",
+        "encoder: it reads both ways",
     ]
 
 

@@ -5,8 +5,7 @@ Counts that meet something they do not know raise ValueError with the name of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lib.records import record
@@ -24,18 +23,31 @@ def tensor_bytes(tensor: Any) -> int:
 
 
 def cache_tensors(cache: Any) -> list[Any]:
-    """Tensors of every layer of a transformers cache: keys and values, indexes of sparse attention,
-    and the states of a model that keeps these. Lone numbers are counters, and left out."""
+    """Tensors that a transformers cache leads to: keys and values of its layers, indexes of sparse
+    attention, and states, in the layers or beside them. Lone numbers are counters, and left out."""
     if not getattr(cache, "layers", ()):
         raise ValueError(f"a {type(cache).__name__} has no layers of keys and values")
-    tensors: dict[int, Any] = {}
-    for part in chain.from_iterable(vars(layer).values() for layer in cache.layers):
-        values = part.values() if isinstance(part, dict) else [part]
-        tensors |= {id(t): t for t in values if hasattr(t, "untyped_storage") and t.dim()}
-    if not tensors:
-        kinds = sorted({type(layer).__name__ for layer in cache.layers})
-        raise ValueError(f"the layers of the cache ({', '.join(kinds)}) keep no keys and values")
-    return list(tensors.values())
+    if tensors := [t for t in _tensors(cache, set()) if t.numel() != 1]:
+        return tensors
+    kinds = sorted({type(layer).__name__ for layer in cache.layers})
+    raise ValueError(f"the layers of the cache ({', '.join(kinds)}) keep no keys and values")
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Each tensor once; no weights and no configuration."""
+    if id(value) in seen or isinstance(value, type) or hasattr(value, "named_parameters"):
+        return
+    seen.add(id(value))
+    if hasattr(value, "untyped_storage"):
+        yield value
+        return
+    if isinstance(value, dict | list | tuple):
+        parts = value.values() if isinstance(value, dict) else value
+    else:
+        own = {} if hasattr(value, "model_type") else getattr(value, "__dict__", {})
+        parts = own.values()
+    for part in parts:
+        yield from _tensors(part, seen)
 
 
 def cache_bytes(cache: Any) -> int:
@@ -52,16 +64,20 @@ def behind_bytes(cache: Any) -> int:
 
 
 def is_static(cache: Any) -> bool:
-    """Whether every layer was allocated in advance for its largest length."""
-    layers = getattr(cache, "layers", ())
-    return bool(layers) and all(hasattr(layer, "max_cache_len") for layer in layers)
+    """Whether what grows was allocated in advance for its largest length; states do not grow."""
+    return bool(_capacities(cache))
 
 
 def card_bytes(card: Any, cache: Any, tokens: int) -> int:
     """What the card computes for such a cache: after `tokens`, or at a static one's capacity."""
-    if is_static(cache):
-        return card.kv_bytes(max(layer.max_cache_len for layer in cache.layers), cache="static")
+    if capacities := _capacities(cache):
+        return card.kv_bytes(max(capacities), cache="static")
     return card.kv_bytes(tokens)
+
+
+def _capacities(cache: Any) -> list[int]:
+    layers = getattr(cache, "layers", ())
+    return [layer.max_cache_len for layer in layers if hasattr(layer, "max_cache_len")]
 
 
 def card_warnings(values: Mapping[str, Any], card_weight_bytes: int) -> list[dict[str, str]]:

@@ -17,21 +17,37 @@ from torch.overrides import TorchFunctionMode
 
 from lib.hardware.live_tensors import Live
 from lib.models import count, experts, load
+from lib.models.card import ModelError
 from lib.models.origin import Origin, config_of, find
 from lib.records import record
 
 BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as a fused kernel runs it: no matrix of scores, the result laid out by token."""
+class _Kernels(TorchFunctionMode):
+    """Attention as a fused kernel runs it: no matrix of scores, the result laid out by token.
+
+    Torch makes the scores where keys are of fewer heads than queries and a call does not say so
+    (Falcon), and on a CPU where values are not as wide as keys (MLA). Grouped products take any
+    dtype on a device, and bfloat16 alone on meta.
+    """
+
+    def __init__(self, on_cpu: bool) -> None:
+        super().__init__()
+        self._on_cpu = on_cpu
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch._grouped_mm:
+            rows, matrices = args[:2]
+            return rows.new_empty(len(rows), matrices.shape[-1])
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        query, _, value = args[:3]
+        query, key, value = args[:3]
+        spread = query.shape[1] != key.shape[1] and not (kwargs or {}).get("enable_gqa")
+        if spread or (self._on_cpu and query.shape[-1] != value.shape[-1]):
+            return func(*args, **(kwargs or {}))  # on meta too it makes the scores
         batch, heads, tokens, _ = query.shape
         out = query.new_empty(batch, tokens, heads, value.shape[-1])
         return out.transpose(1, 2)
@@ -73,33 +89,50 @@ def workspace_of(name: str | Origin) -> Callable[[str, int], int | str]:
 
 
 def prefill_bytes(
-    twin: Any, context: int, *, all_logits: bool, implementation: str | None = None
+    twin: Any,
+    context: int,
+    *,
+    all_logits: bool,
+    implementation: str | None = None,
+    on_cpu: bool = False,
 ) -> int:
     """Peak of one forward over `context` tokens, with the logits of all positions or the last.
 
-    `twin` comes from `on_meta`; `implementation` names that of its experts.
+    `twin` comes from `on_meta`; `implementation` names that of its experts; `on_cpu` foretells it
+    for a CPU and not for a GPU.
     """
     options = {} if all_logits else {"logits_to_keep": 1}
     _use(twin, implementation)
     ids = _tokens(context)  # made before the count, as the prompt is there before a call
-    with torch.no_grad(), _FusedAttention(), Live(BLOCK_BYTES) as live:
+    with torch.no_grad(), _Kernels(on_cpu), Live(BLOCK_BYTES) as live:
         twin(ids, use_cache=True, **options)
     return live.peak_bytes
 
 
-def decode_bytes(twin: Any, cached_tokens: int, implementation: str | None = None) -> int:
+def decode_bytes(
+    twin: Any, cached_tokens: int, implementation: str | None = None, *, on_cpu: bool = False
+) -> int:
     """Peak of one step of one token that leaves `cached_tokens` in the cache, the cache included.
 
     It is the second of two steps: the first still finds the prompt behind sliding layers.
     """
     _use(twin, implementation)
     ids = _tokens(max(cached_tokens - 2, 1))
-    with torch.no_grad(), _FusedAttention(), Live(BLOCK_BYTES) as live:
-        cache = twin(ids, use_cache=True, logits_to_keep=1).past_key_values
-        twin(_tokens(1), past_key_values=cache, use_cache=True)
+    with torch.no_grad(), _Kernels(on_cpu), Live(BLOCK_BYTES) as live:
+        cache = cache_of(twin(ids, use_cache=True, logits_to_keep=1))
+        twin(_tokens(1), **cache, use_cache=True)
         live.step()
-        twin(_tokens(1), past_key_values=cache, use_cache=True)
+        twin(_tokens(1), **cache, use_cache=True)
     return live.peak_bytes
+
+
+def cache_of(output: Any) -> dict[str, Any]:
+    """The cache of a step, by the name under which the next one takes it: nets of states (Mamba)
+    have a name of their own."""
+    for name in ("cache_params", "past_key_values"):
+        if getattr(output, name, None) is not None:
+            return {name: getattr(output, name)}
+    raise ModelError("it hands on no cache, under no name that the next step takes")
 
 
 def logits_bytes(twin: Any, tokens: int) -> int:

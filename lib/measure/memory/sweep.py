@@ -23,8 +23,10 @@ from lib.measure.memory.bytes_alive import (
 )
 from lib.measure.session import begin_records, track
 from lib.models import experts
+from lib.models.count import reason_of
+from lib.models.fetch import NOT_OURS
 from lib.models.prompts import prompt_ids
-from lib.records import store
+from lib.records import record, store
 from lib.records.kinds import PROTOCOLS, STUDY_STACK
 from lib.records.record import Record
 from lib.stacks import registry
@@ -41,6 +43,10 @@ READINGS = (
     "peak_in",
 )
 STEPPED = STUDY_STACK  # the stack whose passes are plain calls of the net, which hooks can follow
+
+
+class PlainError(RuntimeError):
+    """A net whose forward pass does not run as the paper's protocol calls it."""
 
 
 def sweep(
@@ -101,17 +107,15 @@ def _protocols(
             prediction = predicted.get(
                 (kind, model.key()["experts"], context), "nothing was predicted"
             )
-            row = arm(
-                model,
-                kind=kind,
-                call=call,
-                stack=stack,
-                context=context,
-                predicted=prediction,
-                new_tokens=new_tokens,
-                seed=seed,
-                env_id=env_id,
-            )
+            place = {"stack": stack, "context": context, "new_tokens": new_tokens}
+            try:
+                row = arm(
+                    model, kind=kind, call=call, predicted=prediction, seed=seed, env_id=env_id,
+                    **place,
+                )  # fmt: skip
+            except PlainError as error:
+                key = model.key(**place, decoding="greedy")
+                row = Record(kind, key, error=record.first_line(error), env_id=env_id)
             rows.append(store.append(records_path, row))
     return rows
 
@@ -129,6 +133,7 @@ def predict(
     except Exception as error:  # whatever building an architecture raises
         twin = error
     decoding = registry.experts_in_decode(model.net, STEPPED)
+    on_cpu = model.device.torch_device == "cpu"
     implementations = {model.experts: {"memory-paper": model.experts, "memory": decoding}}
     implementations |= {
         name: dict.fromkeys(PROTOCOLS, name) for name in also_experts if model.card.experts
@@ -138,22 +143,30 @@ def predict(
         for context in track(contexts, f"predicted memory of {model.name}"):
             for kind in PROTOCOLS:
                 peaks[kind, name, context] = _predicted(
-                    twin, kind, context, new_tokens, name, in_decode[kind]
+                    twin, kind, context, new_tokens, name, in_decode[kind], on_cpu
                 )
     return peaks
 
 
 def _predicted(
-    twin: Any, kind: str, context: int, new_tokens: int, name: str, in_decode: str | None
+    twin: Any,
+    kind: str,
+    context: int,
+    new_tokens: int,
+    name: str,
+    in_decode: str | None,
+    on_cpu: bool,
 ) -> int | str:
     paper, cached = kind == "memory-paper", cached_tokens(kind, context, new_tokens)
     try:
         if isinstance(twin, Exception):
             raise twin
-        peak = forecast.prefill_bytes(twin, context, all_logits=paper, implementation=name)
+        peak = forecast.prefill_bytes(
+            twin, context, all_logits=paper, implementation=name, on_cpu=on_cpu
+        )
         if cached > context:
             held = forecast.logits_bytes(twin, context) if paper else 0
-            peak = max(peak, held + forecast.decode_bytes(twin, cached, in_decode))
+            peak = max(peak, held + forecast.decode_bytes(twin, cached, in_decode, on_cpu=on_cpu))
     except Exception as error:  # a model's code may ask for values, which meta tensors lack
         first = f"{type(error).__name__}: {error}".splitlines()[0]
         return f"its code does not run without values ({first})"
@@ -163,19 +176,26 @@ def _predicted(
 def paper_call(net: Any, ids: Any, new_tokens: int) -> dict[str, Any]:
     """Forward of the prompt with all logits kept, then `new_tokens` single-token forwards.
 
-    The cache ends up with context + new_tokens tokens. Everything returned is still alive.
+    The cache ends up with context + new_tokens tokens. Everything returned is still alive. Raises a
+    PlainError for a net that runs in `generate()` alone, if at all.
     """
     import torch
 
     with torch.inference_mode():
-        prefill = net(ids, use_cache=True)
-        # Models of states (Mamba) have another name for their cache.
-        name = "cache_params" if hasattr(prefill, "cache_params") else "past_key_values"
-        cache, token = getattr(prefill, name), prefill.logits[:, -1:].argmax(-1)
-        for _ in range(new_tokens):
-            step = net(token, **{name: cache}, use_cache=True)
-            token = step.logits[:, -1:].argmax(-1)
-    return {"cache": cache, "logits": prefill.logits}
+        try:
+            prefill = net(ids, use_cache=True)
+            cache, token = forecast.cache_of(prefill), prefill.logits[:, -1:].argmax(-1)
+            for _ in range(new_tokens):
+                step = net(token, **cache, use_cache=True)
+                token = step.logits[:, -1:].argmax(-1)
+        except (torch.OutOfMemoryError, torch.AcceleratorError, *NOT_OURS):
+            raise
+        except Exception as error:  # whatever the code of an architecture raises
+            raise PlainError(
+                f"a forward pass with nothing but tokens and cache fails ({reason_of(error)}), and "
+                "the paper's protocol is such passes"
+            ) from error
+    return {"cache": next(iter(cache.values())), "logits": prefill.logits}
 
 
 def arm(

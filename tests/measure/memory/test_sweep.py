@@ -1,5 +1,7 @@
 """Memory: the arithmetic of peak, baseline, cache, logits and rest on a fake allocator."""
 
+import json
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +22,9 @@ from lib.models.card import ModelError
 from lib.records import store
 from lib.stacks import registry
 from lib.stacks.registry import STACKS
+from lib.stacks.stack import StackError
 from tests.fakes.device import FakeCache, FakeDevice, FakeModel, opened
+from tools import tiny
 
 
 @pytest.fixture
@@ -292,9 +296,9 @@ def test_a_state_space_model_is_measured_without_its_cache(model):
 
 def test_bytes_behind_a_view_are_counted_apart():
     whole = torch.zeros(10, dtype=torch.uint8)
-    cache = SimpleNamespace(layers=[SimpleNamespace(keys=whole[2:], values=whole[:1])])
-    assert bytes_alive.cache_bytes(cache) == 8 + 1
-    assert bytes_alive.behind_bytes(cache) == (10 - 8) + (10 - 1)
+    cache = SimpleNamespace(layers=[SimpleNamespace(keys=whole[2:], values=whole[:2])])
+    assert bytes_alive.cache_bytes(cache) == 8 + 2
+    assert bytes_alive.behind_bytes(cache) == (10 - 8) + (10 - 2)
 
 
 def test_weights_are_counted_by_storage():
@@ -327,14 +331,73 @@ def test_a_static_cache_is_sized_by_its_capacity(kind):
     assert bytes_alive.cache_bytes(cache) == computed == per_token * (40 if static else 9)
 
 
+def test_a_net_that_only_generate_can_run_has_the_row_of_generate(tmp_path):
+    """CPM-Ant takes positions that `generate()` hands to it and tokens do not tell."""
+    AutoConfig.for_model(**tiny.fields("cpmant")).save_pretrained(tmp_path)
+    loaded = load.load(str(tmp_path), dtype="float32", device=open_device("cpu"))
+    rows = sweep.sweep(
+        loaded, stack="hf-eager", contexts=[40], new_tokens=3, seed=0, records_path=tmp_path / "x"
+    )
+    paper, generated = rows[2:]
+    assert paper.kind == "memory-paper" and paper.key["context"] == 40
+    assert paper.error.startswith("PlainError: a forward pass with nothing but tokens and cache")
+    assert generated.error is None and generated.values["peak_bytes"] > 0
+
+
+def test_a_device_without_room_is_no_fault_of_the_net(model):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        sweep.paper_call(full, torch.zeros(1, 7, dtype=torch.long), 3)
+
+
 # --- predictions
 
 
+MLA = {  # keys are 16 + 8 wide and values 16, which the CPU's fused kernel does not take
+    "model_type": "deepseek_v3",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "first_k_dense_replace": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "vocab_size": 320,
+}
+
+
+FALCON = {  # one head of keys for all queries, spread over them in the product
+    "model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 320, "multi_query": True, "new_decoder_architecture": False,
+}  # fmt: skip
+MAMBA = {
+    "model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 3200,
+    "intermediate_size": 128, "state_size": 8,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "also", "context"), [("tiny-gpt-oss", ["all_experts"], 200), ("tiny-yi", [], 512)]
+    ("name", "also", "context"),
+    [
+        ("tiny-gpt-oss", ["all_experts"], 200),
+        ("tiny-yi", [], 512),
+        (MLA, [], 512),
+        (MAMBA, [], 512),
+        (FALCON, [], 512),
+    ],
 )
-def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
-    loaded = load.load(name, device=open_device("cpu"))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, dtype, tmp_path):
+    if isinstance(name, dict):
+        (tmp_path / "config.json").write_text(json.dumps(name))
+        name = str(tmp_path)
+    loaded = load.load(name, dtype=dtype, device=open_device("cpu"))
     generate = registry.open_stack("hf-eager", loaded.net)
     calls = {
         "memory-paper": lambda ids, g: sweep.paper_call(loaded.net, ids, g),
@@ -351,6 +414,34 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context):
         assert v["predicted_bytes"] == predicted == pytest.approx(above, rel=0.1)
         assert "predicted_bytes" not in row.missing
         assert v["weight_bytes"] == loaded.card.weight_bytes and row.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stack"),
+    [
+        *product(["gpt_oss", "llama", "bamba", "minimax"], ["hf-eager", "hf-static", "graph"]),
+        ("qwen4_exp_text", "hf-eager"),
+    ],
+)
+def test_the_cache_of_every_stack_is_the_cards(model_type, stack, tmp_path):
+    """Sliding, full and recurrent layers; counters of a recorded step are no cache."""
+    made = AutoConfig.for_model(**tiny.fields(model_type))
+    made.save_pretrained(tmp_path)
+    loaded = load.load(str(tmp_path), dtype="float32", device=open_device("cpu"))
+    try:
+        rows = sweep.sweep(
+            loaded, stack=stack, contexts=[40], new_tokens=3, seed=0, records_path=tmp_path / "rows"
+        )
+    except StackError:
+        refused = {("bamba", "graph"), ("minimax", "graph"), ("minimax", "hf-static")}
+        assert (model_type, stack) in refused
+        return
+    paper, generated = rows[2:]
+    for row in (paper, generated):
+        assert row.values["kv_tensor_bytes"] == row.values["kv_card_bytes"] > 0
+        assert row.warnings == ()
+    assert paper.key["cache"] == "dynamic"
+    assert generated.key["cache"] == STACKS[stack].cache
 
 
 def test_the_sweep_passes_predictions_on(model, tmp_path):
