@@ -20,6 +20,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+CACHE_VARIABLE = "WORKBOOK_CACHE"
 BATCH_VARIABLE = "WORKBOOK_BATCH"  # set by the runner for the kernels that it starts
 START_VARIABLE = "WORKBOOK_START"  # when the run began, which is when its visit did
 SHARED_VARIABLE = "WORKBOOK_GPU_SHARED"  # why others may use the GPU at the same time
@@ -54,6 +55,13 @@ class ParamsError(ValueError):
 def resolve(path: str | Path) -> Path:
     """An absolute path; a relative one counts from the repository's root, whatever the cwd."""
     return (ROOT / Path(path).expanduser()).resolve()
+
+
+def cache_dir() -> Path:
+    """Where converted checkpoints are kept, and which pages were written; the variable
+    WORKBOOK_CACHE moves it."""
+    default = Path.home() / ".cache" / "llm-deployment-workbook"
+    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
 
 
 def split(text: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -21,10 +21,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lib.files import CACHE_VARIABLE, cache_dir
 from lib.models.card import ModelError
 from lib.models.checkpoint_files import named
 
-CACHE_VARIABLE = "WORKBOOK_CACHE"
 # Of GGUF files: the first one took files that lack tensors, the second lost stretched rotations.
 CONVERSION = 3
 ADAPTER = "adapter_config.json"
@@ -50,12 +50,6 @@ _UNREACHABLE = {
     "MaxRetryError",
     "Timeout",
 }
-
-
-def cache_dir() -> Path:
-    """Where converted checkpoints are kept; the variable WORKBOOK_CACHE moves it."""
-    default = Path.home() / ".cache" / "llm-deployment-workbook"
-    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
 
 
 def forbid_hub_code() -> None:

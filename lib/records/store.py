@@ -28,6 +28,7 @@ from lib.records.record import (
 PARTIAL, PREVIOUS, ACROSS = ".partial", ".previous", "_all"
 RELEASED = ROOT / "outputs" / "released"
 VISITS = "visits"  # the folder beside a result set that holds further visits of its arms
+PAGES = (".html", ".htm", ".xhtml", ".svg")  # what a browser shows; no run has one among its files
 STATUSES = ("ok", "failed", "timeout", "dead-kernel", "interrupted")
 FIELDS: dict[str, tuple[type, ...]] = {  # of run.json, as far as anything here reads them
     "status": (str,),
@@ -339,8 +340,8 @@ def _fault(manifest: Any) -> str:
     for item in manifest.get("artefacts") or ():
         if not isinstance(item, dict) or not is_inside(item.get("path")):
             return f"artefacts lists {item!r:.80}, no file of this folder"
-        if item["path"] == "notebook.html":  # a report may take over what it has rendered itself
-            return "artefacts lists notebook.html, which no run has written"
+        if PurePosixPath(item["path"]).suffix.lower() in PAGES:
+            return f"artefacts lists {item['path']}, which no run has written"
     for entry in manifest.get("earlier") or ():
         if not isinstance(entry, dict) or not all(
             isinstance(entry.get(name, ...), kinds) for name, kinds in EARLIER.items()

@@ -130,8 +130,8 @@ class Tally:
         self.broken.append(text)
         say(f"error: {text}")
 
-    def summary(self, out_dir: Path, *, interrupted: bool = False, results: str = "") -> None:
-        """Results, counts, what failed and where to look, and the report."""
+    def summary(self, page: Path | None, *, interrupted: bool = False, results: str = "") -> None:
+        """Results, counts, what failed and where to look, and the report where one was written."""
         if results:
             say(f"\n{results}")
         bad, total = self._bad(), len(self.jobs)
@@ -153,8 +153,7 @@ class Tally:
             say(f"warning: measured with {why}: {jobs[0].title}{more}; FORCE=1 measures again")
         if interrupted:
             say(GOES_ON)
-        if (out_dir / "report.html").exists():
-            page = out_dir / "report.html"
+        if page:
             say(f"report: {short(page)}\n        {page.resolve().as_uri()}")
 
     def _summary_of_arms(self) -> None:

@@ -868,10 +868,12 @@ def test_a_broken_report_is_told_and_costs_no_measurement(bench, capsys):
     def write(path: Path) -> None:
         raise OSError("disk full\nsecond line")
 
+    files.write_text(bench.out / "report.html", "of another run")
     assert bench.run(write_report=write) == 1
     assert bench.manifest("ok")["status"] == "ok"
     err = capsys.readouterr().err
     assert "error: report of" in err and "second line" not in err
+    assert "report.html" not in err  # which is older, or another's
 
 
 @pytest.mark.parametrize(
