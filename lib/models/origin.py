@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.models import checkpoint_files, count, fetch, quantised
+from lib.models import checkpoint_files, count, fetch, quantised, reach
 from lib.models import entries as models_entries
 from lib.models.card import ModelError
 
@@ -92,7 +92,10 @@ def _config_as_given(origin: Origin) -> PreTrainedConfig:
     if origin.hub:
         with readable(origin.name), fetch.hub_errors(origin.hub, origin.revision):
             config = AutoConfig.from_pretrained(
-                origin.hub, revision=origin.revision, trust_remote_code=False
+                origin.hub,
+                revision=origin.revision,
+                trust_remote_code=False,
+                local_files_only=not reach.hub_answers(),
             )
             _require_own_kernels(config, origin.name)
             return config

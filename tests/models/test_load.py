@@ -463,7 +463,7 @@ def fake_hub(monkeypatch, saved, tmp_path):
         state.seen = (repo, options)
         return str(folder)
 
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(fetch, "hub_answers", lambda: True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: state.info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
