@@ -54,17 +54,18 @@ class Tally:
         """Whether a job of this run has ended well."""
         return self._count("ok") > 0
 
-    def left_s(self) -> float | None:
-        """Seconds until the end: as foreseen from the machine's speed, or else from the mean of
-        ended jobs of the same notebook; None where nothing has ended."""
+    def left_s(self, running_s: float = 0.0) -> float | None:
+        """Seconds until the end, where the next job has been running for so long: as foreseen from
+        the machine's speed, or else from the mean of ended jobs of the same notebook; None where
+        nothing has ended."""
         waiting = [job for job in self.jobs[len(self.ended) :] if job.name not in self.skips]
-        if self.forecast and (left_s := self.forecast.left_s(waiting)) is not None:
+        if self.forecast and (left_s := self.forecast.left_s(waiting, running_s)) is not None:
             return left_s
         every = [s for times in self.spent_s.values() for s in times]
         if not every:
             return None
         times = [self.spent_s.get(job.notebook, every) for job in waiting]
-        return sum(sum(t) / len(t) for t in times)
+        return sum(sum(t) / len(t) for t in times) - running_s
 
     def skip(self, job: Task, stale: list[str]) -> None:
         """A job that was finished before; `stale`: measured with what, if not today's."""
@@ -94,13 +95,13 @@ class Tally:
     @contextlib.contextmanager
     def beating(self, job: Task, every_s: float = BEAT_S) -> Iterator[None]:
         """While the block runs, a line now and then: for how long it has, and what is left."""
-        ended, left_s = threading.Event(), self.left_s()
+        ended = threading.Event()
 
         def beat() -> None:
             while not ended.wait(every_s):
                 spent_s = time.monotonic() - self.started_s
-                more_s = None if left_s is None else left_s - spent_s
-                about = f", about {span(more_s)} left in all" if (more_s or 0) > 0 else ""
+                left_s = self.left_s(spent_s) or 0.0
+                about = f", about {span(left_s)} left in all" if left_s > 0 else ""
                 say(f"{self._place()} {job.title}: running for {span(spent_s)}{about}")
 
         thread = threading.Thread(target=beat, daemon=True)
