@@ -704,7 +704,9 @@ NASTY = [  # each would write a file `bad` if make or the shell evaluated it
 
 def make_with(sandbox: Sandbox, target: str, value: str, *more: str, env: bool = False) -> None:
     """Run a target with the value in every variable, by a fake Python that does nothing."""
-    names = re.search(r"^override VARIABLES := (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.M | re.S)[1]
+    names = re.search(
+        r"^override VARIABLES := (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.M | re.S
+    )[1]
     pairs = {n: value for n in names.replace("\\", "").split() if n not in ("PYTHON", "FORCE")}
     environ = {"PATH": os.environ["PATH"]} | (pairs if env else {})
     others = ("X", "given", "VARIABLES", "PATH_", "a:b")  # of no target, or of the Makefile itself

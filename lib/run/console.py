@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 import threading
 import time
@@ -10,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from lib.files import short
 
@@ -24,6 +27,7 @@ LIMITS = ("StackError", "ModelError", "OutOfMemoryError", "InvalidCxxCompiler", 
 ARM = ("stack", "experts", "dtype", "context", "new_tokens", "batch", "decoding")
 SHOWN = 10  # arms that failed; the report has all
 BEAT_S = 60.0  # the longest silence while a job runs
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # kinds of characters: controls, directions, ends of lines
 GOES_ON = "interrupted: finished jobs are kept, the same command goes on from here"
 
 
@@ -214,6 +218,29 @@ def span(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """A line on stderr; one that cannot be written is lost, and nothing else."""
+    if sys.stderr:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(plain(text) + "\n")
+            sys.stderr.flush()
+
+
+def show(text: str) -> None:
+    """An answer on stdout; ends the program where its reader has had enough, as `| head` has."""
+    if not sys.stdout:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(plain(text).encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest is for nobody
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def plain(text: str) -> str:
+    """A text that cannot steer a terminal: what is not seen is written as an escape."""
+    return "".join(
+        c.encode("unicode_escape").decode() if c not in "\n\t" and category(c) in UNSEEN else c
+        for c in text
+    )

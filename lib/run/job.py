@@ -105,6 +105,8 @@ class Stop:
     @contextlib.contextmanager
     def installed(self) -> Iterator[Stop]:
         names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            names.remove("SIGHUP")  # under nohup a run outlives its terminal
         old = {name: signal.signal(getattr(signal, name), self) for name in names}
         try:
             yield self
