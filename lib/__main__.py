@@ -107,7 +107,7 @@ def require_results(source: Path) -> Path:
     """The folder, if a run wrote it; nothing is measured there and it is left as it is."""
     if not source.is_dir():
         raise ParamsError(f"no folder {files.short(source)}; FROM takes a folder of run.json files")
-    if next(source.rglob("run.json"), None) is None:
+    if not store.manifests(source):
         raise ParamsError(
             f"no run.json below {files.short(source)}; choose a folder that a run wrote"
         )

@@ -120,10 +120,23 @@ def lines(path: str | Path) -> list[str]:
 
 
 def manifests(root: str | Path) -> list[Path]:
-    """Every run.json below `root`, less those in hidden folders: what a job keeps for itself."""
-    root = Path(root)
-    paths = sorted(root.rglob("run.json"))
-    return [p for p in paths if not any(x[0] == "." for x in p.relative_to(root).parts)]
+    """Every run.json below `root`, less those in hidden folders: what a job keeps for itself.
+
+    Raises ParamsError where a folder cannot be read, for its jobs would be missing.
+    """
+    paths = []
+    for folder, inner, names in os.walk(root, onerror=_refuse_unreadable):
+        paths += [Path(folder, "run.json")] if "run.json" in (*names, *inner) else []
+        inner[:] = [name for name in inner if name[0] != "." and name != "lost+found"]
+    return sorted(paths)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise ParamsError(
+            f"{short(Path(error.filename))} cannot be read: {error.strerror}; change who may read "
+            "it, or move it out of the results"
+        )
 
 
 def read_plan(root: Path) -> dict[str, Any]:
@@ -394,8 +407,11 @@ def damage(folder: Path, manifest: dict[str, Any], names: Sequence[str] = ()) ->
             continue
         if not path.is_file():
             return f"{item['path']} is gone"
-        if file_sha(path) != item.get("sha256"):
-            size = path.stat().st_size
+        try:
+            same, size = file_sha(path) == item.get("sha256"), path.stat().st_size
+        except OSError as error:
+            return f"{item['path']} cannot be read: {error.strerror}"
+        if not same:
             return f"{item['path']} ({size:,} bytes) is not the file that run.json lists by sha256"
     return ""
 

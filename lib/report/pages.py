@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ NOWHERE = (OSError, RuntimeError)  # no cache: then pages are made again, which 
 def write(path: Path, text: str, beside: Iterable[Path] = ()) -> None:
     """Write a page, and remember it with the files `beside` it that are to stay as they are."""
     write_text(path, text)
-    digest = _digest(path, beside)
+    digest = _digest(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), beside)
     OWN.add(digest)
     with contextlib.suppress(*NOWHERE):
         file = cache_dir() / NAME
@@ -35,16 +36,17 @@ def write(path: Path, text: str, beside: Iterable[Path] = ()) -> None:
 
 def is_current(path: Path, made: str, beside: Iterable[Path] = ()) -> bool:
     """Whether a page says that it was made from this, and is_own."""
-    if not path.is_file():
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            same = f'content="{made}"' in file.read(HEAD)
+        return same and is_own(path, beside)
+    except OSError:  # there is none, or none for us
         return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        same = f'content="{made}"' in file.read(HEAD)
-    return same and is_own(path, beside)
 
 
 def is_own(path: Path, beside: Iterable[Path] = ()) -> bool:
     """Whether a page, with the files beside it, is one that this program wrote here."""
-    digest = _digest(path, beside)
+    digest = _digest(file_sha(path), beside)
     if digest in OWN:
         return True
     try:
@@ -55,8 +57,8 @@ def is_own(path: Path, beside: Iterable[Path] = ()) -> bool:
         return False
 
 
-def _digest(path: Path, beside: Iterable[Path]) -> str:
-    return sha([file_sha(path), *([file.name, file_sha(file)] for file in sorted(beside))])
+def _digest(page_sha: str, beside: Iterable[Path]) -> str:
+    return sha([page_sha, *([file.name, file_sha(file)] for file in sorted(beside))])
 
 
 @functools.lru_cache(maxsize=1)
