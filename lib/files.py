@@ -189,7 +189,7 @@ def require_room(folder: Path) -> None:
 
 def disk_fault(error: OSError) -> str:
     """A fault of a disk or a path in one line, with what to do; empty for any other error."""
-    name = f"{str(error.filename)!r:.200}" if error.filename else "the output"
+    name = f"{str(error.filename)!r:.200}" if error.filename else "what is being written"
     advice = {
         errno.ENOSPC: "make room; what is finished is kept, the same command goes on from here",
         errno.EDQUOT: "make room; what is finished is kept, the same command goes on from here",

@@ -74,7 +74,9 @@ def test_a_reader_that_has_enough_is_no_error():
 def test_an_answer_that_cannot_be_written_is_one_line():
     done = shell("{plan} > /dev/full")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the output: No space left on device; make room")
+    assert done.stderr.startswith(
+        "error: what is being written: No space left on device; make room"
+    )
 
 
 def test_without_an_output_nothing_is_written():
