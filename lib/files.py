@@ -201,6 +201,8 @@ def disk_fault(error: OSError) -> str:
         errno.ENAMETOOLONG: "give a shorter name",
         errno.ELOOP: "links lead in a circle; remove them",
         errno.EIO: "the disk fails; what is finished is kept",
+        errno.EXDEV: "results lie on one disk; unmount what is mounted inside them",
+        errno.EBUSY: "a disk is mounted there, or another program holds it; unmount it",
         errno.ENOENT: "it has vanished; give the same command again",
     }
     return f"{name}: {error.strerror}; {advice[error.errno]}" if error.errno in advice else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -860,6 +861,24 @@ def test_data_of_packages_outside_the_environment_is_found(tmp_path):
     path = files.jupyter_path([str(tmp_path / "site"), str(tmp_path)], "/already/there")
     assert path.split(os.pathsep) == ["/already/there", str(tmp_path / "site/share/jupyter")]
     assert files.jupyter_path([str(tmp_path)], "") == ""
+
+
+def test_a_job_s_folder_on_another_disk_is_refused_before_work(bench, monkeypatch):
+    """One step puts a run in place, and no step leads from one disk to another."""
+    bench.write(ok="ok")
+    assert bench.run() == 0
+    (folder,) = (path.parent for path in bench.out.rglob("run.json"))
+    before = (folder / "run.json").read_bytes()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == folder)
+    with pytest.raises(ParamsError, match=f"{folder.name} is a disk of its own; .* unmount it"):
+        bench.run(force=True)
+    assert (folder / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EBUSY])
+def test_a_fault_between_disks_is_one_line(number):
+    text = files.disk_fault(OSError(number, "fault", "/a/b"))
+    assert text.startswith("'/a/b': fault; ") and "disk" in text
 
 
 def test_a_broken_report_is_told_and_costs_no_measurement(bench, capsys):
