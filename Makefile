@@ -43,7 +43,7 @@ SEED ?= 0
 
 # What a variable holds is text: neither make nor the shell evaluates it. $(value X) is the text as
 # it was given, and what make does not export it does not expand.
-VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
+override VARIABLES := PROFILE MODELS NOTEBOOKS WEIGHTS STACK FROM OUT A B GPU_HOUR_USD KWH_USD FORCE WAIT \
     TIMEOUT PYTHON ARGS MODEL GPU_GB DTYPE BANDWIDTH_GB_S CONTEXT USERS TTFT_MS ITL_MS CSV STUDY \
     WITH KILLS SEED SERVER ALSO DEVICES EFFECT ROUNDS CALLS NEW_TOKENS GPU JOBS FORMAT ENGINE IMAGE
 unexport $(VARIABLES)
@@ -76,7 +76,11 @@ run_options = $(call option,--profile,PROFILE) $(call option,--models,MODELS) \
     $(call flag,--wait,WAIT) \
     $(call flag,--force,FORCE)
 # Which of the variables came with the command: those that a verb does not take are refused.
-given = $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+override given := $(foreach name,$(.VARIABLES),$(if \
+    $(filter command,$(firstword $(origin $(name)))),$(name)))
+# Those of other names are text as well: make would evaluate them for a recipe's environment.
+$(foreach name,$(filter-out $(VARIABLES),$(given)),$(eval \
+    override $(name) := $$(value $(name)))$(eval export $(name)))
 
 # lib is importable in every environment and every notebook kernel, installed or not.
 export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))

@@ -48,7 +48,7 @@ from lib.files import ParamsError, resolve
 from lib.records import store
 from lib.records.kinds import DTYPES, WEIGHTS
 from lib.run import options, profiles
-from lib.run.console import say
+from lib.run.console import say, show
 from lib.run.lease import BusyError
 from lib.run.preflight import PreflightError
 
@@ -107,7 +107,7 @@ def require_results(source: Path) -> Path:
     """The folder, if a run wrote it; nothing is measured there and it is left as it is."""
     if not source.is_dir():
         raise ParamsError(f"no folder {files.short(source)}; FROM takes a folder of run.json files")
-    if next(source.rglob("run.json"), None) is None:
+    if not store.manifests(source):
         raise ParamsError(
             f"no run.json below {files.short(source)}; choose a folder that a run wrote"
         )
@@ -121,7 +121,7 @@ def run_one(args: argparse.Namespace) -> int:
     out_dir = resolve(args.out or f"outputs/{args.profile}")
     profile = profile_of(args)
     if not args.names:
-        sys.stdout.write("".join(f"{job.name}\n" for job in plan.plan(profile, out_dir)))
+        show("".join(f"{job.name}\n" for job in plan.plan(profile, out_dir)))
         return 0
     return loop.run(
         profile,
@@ -146,7 +146,7 @@ def print_jobs(args: argparse.Namespace) -> int:
     every = elsewhere.stretches(groups.groups(jobs), out_dir, options.of_run(args), args.timeout)
     form = "sbatch" if args.engine else args.format
     for path in elsewhere.write(form, every, out_dir, gpu=args.gpu, image=args.image):
-        sys.stdout.write(f"{files.short(path)}\n")
+        show(f"{files.short(path)}\n")
     status = elsewhere.snakemake(every, out_dir, args.gpu, args.more) if args.engine else 0
     if not args.engine:
         script = shlex.quote(files.short(out_dir / "submit.sh"))
@@ -241,7 +241,7 @@ def compare_sets(args: argparse.Namespace) -> int:
     a, b = resolve(args.a), resolve(args.b)
     out = resolve(args.out or f"outputs/compared/{a.name}--{b.name}")
     page, pairs = comparison.write(a, b, out)
-    sys.stdout.write(comparison.text(pairs))
+    show(comparison.text(pairs))
     if not pairs:
         say("nothing is comparable; the report says why")
     say(f"report: {files.short(page)}")
@@ -256,7 +256,7 @@ def make_versus(args: argparse.Namespace) -> int:
 
     def verdict(folder: Path) -> None:
         run = analysis.load(folder)
-        sys.stdout.write("\n".join(["", report.summary(run), ""]))
+        show("\n".join(["", report.summary(run), ""]))
         say(f"report: {files.short(report.write(folder))}")
 
     if args.source:
@@ -348,7 +348,7 @@ def check_fit(args: argparse.Namespace) -> int:
     if lines := predictions.released_lines(answer["card"]["name"]):
         answer["measured"] = lines
     text = json.dumps(answer, indent=2, allow_nan=False) if args.json else fit.text(answer)
-    sys.stdout.write(text + "\n")
+    show(text + "\n")
     return 0
 
 
@@ -375,7 +375,7 @@ def make_plan(args: argparse.Namespace) -> int:
         gpu=gpu,
     )
     answers = choice.offers([*options, *predicted.options(options)], ask)
-    sys.stdout.write(choice.text(answers, ask) + "\n")
+    show(choice.text(answers, ask) + "\n")
     return 0
 
 
@@ -411,14 +411,14 @@ def audit_study(args: argparse.Namespace) -> int:
     findings = audit.findings(study)
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     title = f"{study.data['title']} ({study.data['source']})"
-    sys.stdout.write(f"{title}\n\n{audit.text(findings, width)}\n\n")
-    sys.stdout.write(f"{audit.conclusion(study, findings)}\n\n")
+    show(f"{title}\n\n{audit.text(findings, width)}\n\n")
+    show(f"{audit.conclusion(study, findings)}\n\n")
     if args.csv is None:
         return 0
     differences = studies.differences(study.data, args.csv)
     facts = len(study.data["released"])
     equal = f"released facts: {facts - len(differences)} of {facts} equal the files in {args.csv}"
-    sys.stdout.write("\n".join([*differences, equal]) + "\n")
+    show("\n".join([*differences, equal]) + "\n")
     return 1 if differences else 0
 
 

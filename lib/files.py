@@ -20,6 +20,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+CACHE_VARIABLE = "WORKBOOK_CACHE"
 BATCH_VARIABLE = "WORKBOOK_BATCH"  # set by the runner for the kernels that it starts
 START_VARIABLE = "WORKBOOK_START"  # when the run began, which is when its visit did
 SHARED_VARIABLE = "WORKBOOK_GPU_SHARED"  # why others may use the GPU at the same time
@@ -54,6 +55,13 @@ class ParamsError(ValueError):
 def resolve(path: str | Path) -> Path:
     """An absolute path; a relative one counts from the repository's root, whatever the cwd."""
     return (ROOT / Path(path).expanduser()).resolve()
+
+
+def cache_dir() -> Path:
+    """Where converted checkpoints are kept, and which pages were written; the variable
+    WORKBOOK_CACHE moves it."""
+    default = Path.home() / ".cache" / "llm-deployment-workbook"
+    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
 
 
 def split(text: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -181,18 +189,20 @@ def require_room(folder: Path) -> None:
 
 def disk_fault(error: OSError) -> str:
     """A fault of a disk or a path in one line, with what to do; empty for any other error."""
-    name = f"{str(error.filename or '')!r:.200}"
+    name = f"{str(error.filename)!r:.200}" if error.filename else "what is being written"
     advice = {
         errno.ENOSPC: "make room; what is finished is kept, the same command goes on from here",
         errno.EDQUOT: "make room; what is finished is kept, the same command goes on from here",
         errno.EROFS: "choose another OUT",
-        errno.EACCES: "choose another OUT, or change who may write there",
-        errno.EPERM: "choose another OUT, or change who may write there",
+        errno.EACCES: "change who may read and write there, or choose another",
+        errno.EPERM: "change who may read and write there, or choose another",
         errno.ENOTDIR: "a file is where a folder should be; choose another",
         errno.EISDIR: "a folder is where a file should be; choose another",
         errno.ENAMETOOLONG: "give a shorter name",
         errno.ELOOP: "links lead in a circle; remove them",
         errno.EIO: "the disk fails; what is finished is kept",
+        errno.EXDEV: "results lie on one disk; unmount what is mounted inside them",
+        errno.EBUSY: "a disk is mounted there, or another program holds it; unmount it",
         errno.ENOENT: "it has vanished; give the same command again",
     }
     return f"{name}: {error.strerror}; {advice[error.errno]}" if error.errno in advice else ""

@@ -704,10 +704,13 @@ NASTY = [  # each would write a file `bad` if make or the shell evaluated it
 
 def make_with(sandbox: Sandbox, target: str, value: str, *more: str, env: bool = False) -> None:
     """Run a target with the value in every variable, by a fake Python that does nothing."""
-    names = re.search(r"^VARIABLES := (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.M | re.S)[1]
+    names = re.search(
+        r"^override VARIABLES := (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.M | re.S
+    )[1]
     pairs = {n: value for n in names.replace("\\", "").split() if n not in ("PYTHON", "FORCE")}
     environ = {"PATH": os.environ["PATH"]} | (pairs if env else {})
-    given = [] if env else [f"{n}={v}" for n, v in pairs.items()]
+    others = ("X", "given", "VARIABLES", "PATH_", "a:b")  # of no target, or of the Makefile itself
+    given = [] if env else [f"{n}={v}" for n, v in (pairs | dict.fromkeys(others, value)).items()]
     command = ["make", target, f"PYTHON={sandbox.bin / 'python3'}", *given, *more]
     subprocess.run(command, cwd=sandbox.root, env=environ, capture_output=True)
     assert not (sandbox.root / "bad").exists()
@@ -752,6 +755,14 @@ def test_no_target_evaluates_a_variable(project, value):
         make_with(project, target, value)
     make_with(project, "report", value, "FROM=", env=True)
     make_with(project, "fit", value, env=True)
+
+
+def test_a_variable_of_no_target_goes_on_to_what_a_target_runs(project):
+    python = project.bin / "python3"
+    python.write_text(f'#!/bin/sh\necho "$CHROMIUM" >> "{project.root / "seen"}"\n')
+    command = ["make", "test", f"PYTHON={python}", "CHROMIUM=/a b$(x)", "PATH=/usr/bin:/bin"]
+    subprocess.run(command, cwd=project.root, capture_output=True)
+    assert "/a b$(x)" in (project.root / "seen").read_text().splitlines()
 
 
 def test_make_runs_in_the_interpreter_that_was_found(sandbox):

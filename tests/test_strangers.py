@@ -448,3 +448,57 @@ def test_yaml_that_would_hang_or_run_is_one_line(tmp_path, text, says):
 def test_yaml_may_repeat_a_word_by_an_alias(tmp_path):
     (tmp_path / "x.yaml").write_text("a: &a text\nb: *a")
     assert files.read_yaml(tmp_path / "x.yaml") == {"a": "text", "b": "text"}
+
+
+# --- what this user may not read, told and never passed over
+
+
+def denied(path: Path, monkeypatch) -> None:
+    """As for a user who may read all but this file or folder; tests may run as one who can."""
+
+    def refusing(function):
+        def call(self, *arguments, **options):
+            if not isinstance(self, int) and os.fspath(self) == str(path):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(self, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+
+
+@pytest.mark.parametrize("name", ["n", "n/random-hf-eager", "n/random-hf-eager/latency"])
+def test_a_folder_that_cannot_be_read_is_not_passed_over(received, name, monkeypatch):
+    """Its jobs would be missing from the report, from what is merged and from a bundle."""
+    env = environment()
+    job(received / "n/random-hf-eager/latency", [env, row(env, 128, 1.0)])
+    denied(received / name, monkeypatch)
+    for read in (jobs.find, store.load_tree, lambda root: slices.merge([root], root.parent / "m")):
+        with pytest.raises(ParamsError, match=f"{name} cannot be read: Permission denied; change"):
+            read(received)
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".hidden", f"{JOB}/.previous"])
+def test_a_folder_that_is_no_result_may_be_unreadable(received, name, monkeypatch):
+    (received / name).mkdir()
+    denied(received / name, monkeypatch)
+    assert [found.path for found in jobs.find(received)] == [JOB]
+
+
+@pytest.mark.parametrize("name", ["run.json", "records.jsonl", "notebook.ipynb"])
+def test_a_file_that_cannot_be_read_is_damage(received, name, monkeypatch):
+    denied(received / JOB / name, monkeypatch)
+    (found,) = jobs.find(received)
+    assert found.status == "damaged" and "Permission denied" in found.error
+    assert not store.is_finished(received / JOB, store.read(received / JOB), "n")
+    assert document.write(received, received.parent / "out").exists()
+
+
+def test_a_page_that_cannot_be_read_is_written_anew(received, monkeypatch):
+    page = document.write(received).parent / JOB / "notebook.html"
+    before = page.read_bytes()
+    with monkeypatch.context() as patch:
+        denied(page, patch)
+        document.write(received)
+    assert page.read_bytes() == before

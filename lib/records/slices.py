@@ -264,7 +264,7 @@ def _refuse_mixed(jobs: dict[str, list[Job]]) -> None:
 def _write(runs: Sequence[Job], target: Path) -> None:
     """One job: the files of the run that counts, and what others add."""
     last, manifest = runs[-1], dict(runs[-1].run)
-    ignored = shutil.ignore_patterns(".*", "notebook.html")
+    ignored = shutil.ignore_patterns(".*", *(f"*{suffix}" for suffix in store.PAGES))
     shutil.copytree(last.folder, target, ignore=ignored)
     if last.adds_up:
         copy = replace(last, folder=target)

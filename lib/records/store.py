@@ -28,6 +28,7 @@ from lib.records.record import (
 PARTIAL, PREVIOUS, ACROSS = ".partial", ".previous", "_all"
 RELEASED = ROOT / "outputs" / "released"
 VISITS = "visits"  # the folder beside a result set that holds further visits of its arms
+PAGES = (".html", ".htm", ".xhtml", ".svg")  # what a browser shows; no run has one among its files
 STATUSES = ("ok", "failed", "timeout", "dead-kernel", "interrupted")
 FIELDS: dict[str, tuple[type, ...]] = {  # of run.json, as far as anything here reads them
     "status": (str,),
@@ -119,10 +120,23 @@ def lines(path: str | Path) -> list[str]:
 
 
 def manifests(root: str | Path) -> list[Path]:
-    """Every run.json below `root`, less those in hidden folders: what a job keeps for itself."""
-    root = Path(root)
-    paths = sorted(root.rglob("run.json"))
-    return [p for p in paths if not any(x[0] == "." for x in p.relative_to(root).parts)]
+    """Every run.json below `root`, less those in hidden folders: what a job keeps for itself.
+
+    Raises ParamsError where a folder cannot be read, for its jobs would be missing.
+    """
+    paths = []
+    for folder, inner, names in os.walk(root, onerror=_refuse_unreadable):
+        paths += [Path(folder, "run.json")] if "run.json" in (*names, *inner) else []
+        inner[:] = [name for name in inner if name[0] != "." and name != "lost+found"]
+    return sorted(paths)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise ParamsError(
+            f"{short(Path(error.filename))} cannot be read: {error.strerror}; change who may read "
+            "it, or move it out of the results"
+        )
 
 
 def read_plan(root: Path) -> dict[str, Any]:
@@ -340,8 +354,8 @@ def _fault(manifest: Any) -> str:
     for item in manifest.get("artefacts") or ():
         if not isinstance(item, dict) or not is_inside(item.get("path")):
             return f"artefacts lists {item!r:.80}, no file of this folder"
-        if item["path"] == "notebook.html":  # a report may take over what it has rendered itself
-            return "artefacts lists notebook.html, which no run has written"
+        if PurePosixPath(item["path"]).suffix.lower() in PAGES:
+            return f"artefacts lists {item['path']}, which no run has written"
     for entry in manifest.get("earlier") or ():
         if not isinstance(entry, dict) or not all(
             isinstance(entry.get(name, ...), kinds) for name, kinds in EARLIER.items()
@@ -394,8 +408,11 @@ def damage(folder: Path, manifest: dict[str, Any], names: Sequence[str] = ()) ->
             continue
         if not path.is_file():
             return f"{item['path']} is gone"
-        if file_sha(path) != item.get("sha256"):
-            size = path.stat().st_size
+        try:
+            same, size = file_sha(path) == item.get("sha256"), path.stat().st_size
+        except OSError as error:
+            return f"{item['path']} cannot be read: {error.strerror}"
+        if not same:
             return f"{item['path']} ({size:,} bytes) is not the file that run.json lists by sha256"
     return ""
 

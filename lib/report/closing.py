@@ -17,7 +17,11 @@ LINES = 12
 
 def text(out_dir: Path) -> str:
     """The table; empty where no call was timed. The report has intervals, methods and reasons."""
-    options = [option for option in choice.options(load(out_dir)) if option.measured]
+    try:
+        rows = load(out_dir)
+    except FileNotFoundError:  # a run that ended before its first row
+        return ""
+    options = [option for option in choice.options(rows) if option.measured]
     if not options:
         return ""
     rows = [HEAD, UNITS, *(_line(option) for option in options[:LINES])]

@@ -29,7 +29,7 @@ from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
 from lib.records.store import merge, precedence, refuse_links, sha
-from lib.report import answer, many, provenance, record_list, sections
+from lib.report import answer, many, pages, provenance, record_list, sections
 from lib.report.abstract import findings
 from lib.show import figure, notebook_html, page
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
@@ -120,11 +120,21 @@ def _stale_details(
     shared, tasks = many.common(source, jobs, prices, study), []
     for folder, mine in models.jobs.items():
         made = many.made_from(mine, shared)
-        if not many.is_current(out, folder, mine, made):
+        if not _details_stand(out, folder, mine, made):
             both = (*models.rows.get(ACROSS, ()), *models.rows.get(folder, ()))
             rows = tuple({id(row): row for row in both}.values())  # environments may be in both
             tasks.append(_Details(folder, mine, rows, source.name, out, prices, study, made))
     return tasks
+
+
+def _details_stand(out: Path, folder: str, jobs: Iterable[Job], made: str) -> bool:
+    """Whether a model's page below `out` was made from this, and so were its notebooks' pages."""
+    page_path, tables = out / folder / many.PAGE, (out / folder / "tables").glob("*.csv")
+    return pages.is_current(page_path, made, tables) and all(
+        pages.is_current(path, _rendered_from(job)) if job.notebook_path else not path.exists()
+        for job in jobs
+        for path in [out / job.path / "notebook.html"]
+    )
 
 
 def _write_one(task: _Details) -> None:
@@ -134,14 +144,18 @@ def _write_one(task: _Details) -> None:
     text = render(
         task.jobs, rows, task.profile, folder, fragments, task.prices, task.study, made=task.made
     )
-    write_text(folder / many.PAGE, text)
+    pages.write(folder / many.PAGE, text, (folder / "tables").glob("*.csv"))
 
 
 def _pages(jobs: Sequence[Job], out: Path, report: str = "report.html") -> dict[str, str]:
-    """Write each notebook's page; returns what is in them, by the id of the job."""
+    """Write each notebook's page, remove one without a notebook; returns what is in them, by the
+    id of the job."""
     fragments = {job.id: _fragment(job, out) for job in jobs if job.notebook_path}
-    for job in (job for job in jobs if job.id in fragments):
-        _page(job, out, fragments[job.id], report)
+    for job in jobs:
+        if job.id in fragments:
+            _page(job, out, fragments[job.id], report)
+        else:
+            (out / job.path / "notebook.html").unlink(missing_ok=True)
     return fragments
 
 
@@ -176,13 +190,12 @@ def _fragment(job: Job, out: Path) -> str:
     """A job's notebook as HTML, under headings of its own page.
 
     Rendering is most of a report's time: what the page below `out` holds of the same notebook by
-    the same code is taken from there.
+    the same code is taken from there, where this program wrote it.
     """
     page_path = out / job.path / "notebook.html"
-    if page_path.is_file():
+    if pages.is_current(page_path, _rendered_from(job)):
         text = page_path.read_text(encoding="utf-8")
-        if f'name="rendered-from" content="{_rendered_from(job)}"' in text:
-            return text.split(FRAGMENT[0], 1)[1].rsplit(FRAGMENT[1], 1)[0]
+        return text.split(FRAGMENT[0], 1)[1].rsplit(FRAGMENT[1], 1)[0]
     return render_fragment(read_notebook(job.notebook_path), job.id, title=False)
 
 
@@ -211,7 +224,7 @@ def _page(job: Job, out: Path, fragment: str, report: str) -> Path:
         report_href=f"{up}/{report}",
         ipynb_href=quote(Path(os.path.relpath(job.notebook_path, target.parent)).as_posix()),
     )
-    write_text(target, text)
+    pages.write(target, text)
     return target
 
 

@@ -34,7 +34,6 @@ from lib.studies.study import Published
 DOZEN = 12  # models that one page holds whole
 PAGE = "details.html"  # of a model, in its folder
 WORKERS = 4  # processes at most; each takes about 300 MB
-HEAD = 4096  # characters of a page that hold what it was made from
 COUNTS = ("jobs", "rows", "failed", "withheld", "warned")
 UNTIMED = stats.missing("no decoding was timed")
 CODE = ("lib/**/*.py", "lib/show/templates/*", "params/models.yaml", "params/gpus.yaml")
@@ -135,17 +134,6 @@ def made_from(jobs: Iterable[Job], shared: str) -> str:
             for job in jobs
         ]
     )
-
-
-def is_current(out: Path, folder: str, jobs: Iterable[Job], made: str) -> bool:
-    """Whether a model's page below `out` was made from this, and its notebooks' pages stand."""
-    page = out / folder / PAGE
-    if not page.is_file():
-        return False
-    with page.open(encoding="utf-8") as file:
-        same = f'content="{made}"' in file.read(HEAD)
-    pages = (out / job.path / "notebook.html" for job in jobs if job.notebook_path)
-    return same and all(path.is_file() for path in pages)
 
 
 def each(function: Callable[[Any], object], tasks: Sequence[Any]) -> Iterator[int]:

@@ -16,7 +16,7 @@ from lib.records.jobs import Job, readable
 from lib.records.record import Record, environments, select
 from lib.show.table import Column, Table, of_lines
 from lib.show.wording import short
-from lib.stats import Estimate
+from lib.stats import Estimate, missing
 
 TIMED = ("ttft_s", "e2e_s")
 COLUMNS = (
@@ -198,9 +198,7 @@ def table(jobs: Sequence[Job]) -> Table:
     ok = [j for j in jobs if j.status == "ok" and j.run.get("start") and j.run.get("end")]
     ok = [job for job in ok if not job.by_script]
     measured = [job for job in ok if select(job.records, "environment")]
-    rows = tuple(
-        (job.model, job.setup, job.title, *map(_seconds, parts(job).values())) for job in measured
-    )
+    rows = tuple((job.model, job.setup, job.title, *_seconds(parts(job))) for job in measured)
     return Table("costs", "What the measuring cost", COLUMNS, rows, _notes(measured))
 
 
@@ -242,12 +240,19 @@ def summed(rows: Sequence[Record], names: Sequence[str]) -> float:
     return sum(sum(row.samples.get(name, ())) for row in rows for name in names)
 
 
-def _seconds(value: float) -> Estimate:
-    return Estimate(value, n=1, method="clock", reason="one job, no interval")
+def _seconds(seconds: dict[str, float]) -> list[Estimate]:
+    if _is_set_back(seconds):
+        return [missing("the clock was set back while it ran")] * len(seconds)
+    one = {"n": 1, "method": "clock", "reason": "one job, no interval"}
+    return [Estimate(value, **one) for value in seconds.values()]
+
+
+def _is_set_back(seconds: dict[str, float]) -> bool:
+    return min(seconds["job"], seconds["startup"]) < 0
 
 
 def _notes(jobs: Sequence[Job]) -> tuple[str, ...]:
-    seconds = [parts(job) for job in jobs]
+    seconds = [part for part in map(parts, jobs) if not _is_set_back(part)]
     whole_s = sum(part["job"] for part in seconds)
     if not whole_s:
         return ()

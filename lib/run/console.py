@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 import threading
 import time
@@ -10,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from lib.files import short
 
@@ -24,6 +27,7 @@ LIMITS = ("StackError", "ModelError", "OutOfMemoryError", "InvalidCxxCompiler", 
 ARM = ("stack", "experts", "dtype", "context", "new_tokens", "batch", "decoding")
 SHOWN = 10  # arms that failed; the report has all
 BEAT_S = 60.0  # the longest silence while a job runs
+UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # kinds of characters: controls, directions, ends of lines
 GOES_ON = "interrupted: finished jobs are kept, the same command goes on from here"
 
 
@@ -54,17 +58,18 @@ class Tally:
         """Whether a job of this run has ended well."""
         return self._count("ok") > 0
 
-    def left_s(self) -> float | None:
-        """Seconds until the end: as foreseen from the machine's speed, or else from the mean of
-        ended jobs of the same notebook; None where nothing has ended."""
+    def left_s(self, running_s: float = 0.0) -> float | None:
+        """Seconds until the end, where the next job has been running for so long: as foreseen from
+        the machine's speed, or else from the mean of ended jobs of the same notebook; None where
+        nothing has ended."""
         waiting = [job for job in self.jobs[len(self.ended) :] if job.name not in self.skips]
-        if self.forecast and (left_s := self.forecast.left_s(waiting)) is not None:
+        if self.forecast and (left_s := self.forecast.left_s(waiting, running_s)) is not None:
             return left_s
         every = [s for times in self.spent_s.values() for s in times]
         if not every:
             return None
         times = [self.spent_s.get(job.notebook, every) for job in waiting]
-        return sum(sum(t) / len(t) for t in times)
+        return sum(sum(t) / len(t) for t in times) - running_s
 
     def skip(self, job: Task, stale: list[str]) -> None:
         """A job that was finished before; `stale`: measured with what, if not today's."""
@@ -94,13 +99,13 @@ class Tally:
     @contextlib.contextmanager
     def beating(self, job: Task, every_s: float = BEAT_S) -> Iterator[None]:
         """While the block runs, a line now and then: for how long it has, and what is left."""
-        ended, left_s = threading.Event(), self.left_s()
+        ended = threading.Event()
 
         def beat() -> None:
             while not ended.wait(every_s):
                 spent_s = time.monotonic() - self.started_s
-                more_s = None if left_s is None else left_s - spent_s
-                about = f", about {span(more_s)} left in all" if (more_s or 0) > 0 else ""
+                left_s = self.left_s(spent_s) or 0.0
+                about = f", about {span(left_s)} left in all" if left_s > 0 else ""
                 say(f"{self._place()} {job.title}: running for {span(spent_s)}{about}")
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -130,8 +135,8 @@ class Tally:
         self.broken.append(text)
         say(f"error: {text}")
 
-    def summary(self, out_dir: Path, *, interrupted: bool = False, results: str = "") -> None:
-        """Results, counts, what failed and where to look, and the report."""
+    def summary(self, page: Path | None, *, interrupted: bool = False, results: str = "") -> None:
+        """Results, counts, what failed and where to look, and the report where one was written."""
         if results:
             say(f"\n{results}")
         bad, total = self._bad(), len(self.jobs)
@@ -153,8 +158,7 @@ class Tally:
             say(f"warning: measured with {why}: {jobs[0].title}{more}; FORCE=1 measures again")
         if interrupted:
             say(GOES_ON)
-        if (out_dir / "report.html").exists():
-            page = out_dir / "report.html"
+        if page:
             say(f"report: {short(page)}\n        {page.resolve().as_uri()}")
 
     def _summary_of_arms(self) -> None:
@@ -214,6 +218,29 @@ def span(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """A line on stderr; one that cannot be written is lost, and nothing else."""
+    if sys.stderr:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(plain(text) + "\n")
+            sys.stderr.flush()
+
+
+def show(text: str) -> None:
+    """An answer on stdout; ends the program where its reader has had enough, as `| head` has."""
+    if not sys.stdout:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(plain(text).encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest is for nobody
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def plain(text: str) -> str:
+    """A text that cannot steer a terminal: what is not seen is written as an escape."""
+    return "".join(
+        c.encode("unicode_escape").decode() if c not in "\n\t" and category(c) in UNSEEN else c
+        for c in text
+    )

@@ -128,7 +128,7 @@ def k8s(one: Stretch, out: Path, gpu: str, image: str) -> str:
         )
     share = max(one.gpus, 1)
     size = {"cpu": str(CPUS * share), "memory": f"{MEMORY_GB * share}Gi"}
-    size |= {"nvidia.com/gpu": one.gpus} if one.gpus else {}
+    size |= {"nvidia.com/gpu": str(one.gpus)} if one.gpus else {}
     matches: list[dict[str, Any]] = [
         {"key": label, "operator": "NotIn", "values": [*values]}
         if values
@@ -141,7 +141,10 @@ def k8s(one: Stretch, out: Path, gpu: str, image: str) -> str:
         "name": "workbook",
         "image": image,
         "workingDir": IMAGE_ROOT,
-        "command": ["python3", *one.command(f"{VOLUME}/{out.name}")],
+        "command": [
+            word.replace("$", "$$")  # Kubernetes puts variables in place of $(NAME)
+            for word in ("python3", *one.command(f"{VOLUME}/{out.name}"))
+        ],
         "env": [
             {"name": "PYTHONPATH", "value": IMAGE_ROOT},
             {"name": "HF_HOME", "value": f"{VOLUME}/hf"},
@@ -184,14 +187,13 @@ def k8s(one: Stretch, out: Path, gpu: str, image: str) -> str:
 
 
 def skypilot(one: Stretch, out: Path, gpu: str, image: str) -> str:
-    """A task of SkyPilot: one machine, that is not taken back and not started anew."""
+    """A task of SkyPilot: one machine that is not taken back; `sky launch` starts nothing anew."""
     if one.gpus and not gpu:
         raise ParamsError("FORMAT=skypilot needs GPU=<accelerator>, such as H100 (`sky show-gpus`)")
     find = '"$(python3 tools/bootstrap.py report)"'
     where = f"outputs/jobs/{out.name}"
     share = max(one.gpus, 1)
     resources = {"cpus": f"{CPUS * share}+", "memory": f"{MEMORY_GB * share}+", "use_spot": False}
-    resources |= {"job_recovery": "none"}
     resources |= {"accelerators": f"{gpu}:{one.gpus}"} if one.gpus else {}
     task = {
         "name": one.name,
@@ -206,7 +208,13 @@ def skypilot(one: Stretch, out: Path, gpu: str, image: str) -> str:
 
 FORMATS: dict[str, tuple[str, Callable[..., str], str]] = {  # ending, content, how to submit one
     "sbatch": ("sbatch", sbatch, 'sbatch "$@" "$file"'),
-    "k8s": ("yaml", k8s, 'kubectl apply "$@" -f "$file"'),
+    "k8s": (  # one that has failed goes first, or Kubernetes would leave it as it is
+        "yaml",
+        k8s,
+        'name=$(basename "$file" .yaml); kubectl wait --for=condition=Failed --timeout=0s '
+        '"job/$name" "$@" >/dev/null 2>&1 && kubectl delete job "$name" "$@"; '
+        'kubectl apply "$@" -f "$file"',
+    ),
     "skypilot": (
         "yaml",
         skypilot,
@@ -223,10 +231,12 @@ def write(
     A file that says the same is left as it is, so that what has run of it still counts.
     """
     store.refuse_released(out)
-    if gpu and not re.fullmatch(r"[A-Za-z0-9][\w.:+-]*", gpu):  # it stands in lines of schedulers
+    if gpu and not re.fullmatch(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", gpu, re.ASCII):
         raise ParamsError(
             f"GPU={gpu!r:.100} is no kind of GPU; name it as the scheduler does: H100"
         )
+    if image and not re.fullmatch(r"[\w.:@/-]+", image, re.ASCII):
+        raise ParamsError(f"IMAGE={image!r:.100} is no name of an image, such as registry/name:1")
     ending, content, submit = FORMATS[form]
     require_room(out)
     texts = {f"{one.name}.{ending}": content(one, out, gpu, image) for one in every}

@@ -8,7 +8,7 @@ jobs of this run really took corrects what is left (`Forecast`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ PASSES = 7  # of a check of logits: each a prefill and the steps
 FORETOLD_S = 0.03  # a layer of a call that is run on shapes
 PROFILED_S = 3.0  # a row of the profiler
 LEAD_S, SETTLE_S, WARM_UP_S, SAMPLER_S, WAVES_S = 2.0, 4.7, 12.0, 0.8, 15.0
-UNCERTAIN_S = 45.0  # how much of a forecast is believed before jobs have told better
+UNCERTAIN_S = 45.0  # of a forecast, believed beside what jobs have told; at most a job's seconds
 
 
 @dataclass(frozen=True)
@@ -242,13 +242,14 @@ class Forecast:
     """Seconds of the jobs to come. `sizes` are of models by name and dtype, as `preflight` tells.
 
     It begins when the machine is known. What ended jobs took beside their forecasts is believed
-    the more the more seconds they took; for a notebook that has ended before, its own.
+    the more the more seconds they took; for a notebook that has ended before, its own beside that
+    of all.
     """
 
     out_dir: Path
     sizes: Mapping[tuple[str, str], Size]
     here: Speed | None = None
-    done: dict[str, list[float]] = field(default_factory=dict)  # seconds spent and foreseen
+    done: list[tuple[str, float, float]] = field(default_factory=list)  # seconds spent, foreseen
 
     def of(self, task: Task) -> float | None:
         """One job, as foreseen; None where that is unknown."""
@@ -259,16 +260,30 @@ class Forecast:
     def ended(self, task: Task, spent_s: float) -> None:
         """A job took so long."""
         if task.notebook not in BEFORE_MODELS and (foreseen_s := self.of(task)):
-            spent, foreseen = self.done.get(task.notebook, (0.0, 0.0))
-            self.done[task.notebook] = [spent + spent_s, foreseen + foreseen_s]
+            self.done.append((task.notebook, spent_s, foreseen_s))
 
-    def left_s(self, tasks: Sequence[Task]) -> float | None:
-        """All jobs to come; None where one is unknown."""
-        every = tuple(sum(column) for column in zip(*self.done.values(), strict=True)) or (0.0, 0.0)
-        total_s = 0.0
-        for task in tasks:
-            if (foreseen_s := self.of(task)) is None:
-                return None
-            spent, foreseen = self.done.get(task.notebook, every)
-            total_s += foreseen_s * (spent + UNCERTAIN_S) / (foreseen + UNCERTAIN_S)
-        return total_s
+    def left_s(self, tasks: Sequence[Task], running_s: float = 0.0) -> float | None:
+        """All jobs to come, the first of which has been running for so long; None where one is
+        unknown."""
+        if None in (foreseen := [self.of(task) for task in tasks]):
+            return None
+        every_s = [s * self._pace(task) for task, s in zip(tasks, foreseen, strict=True)]
+        if every_s and running_s > every_s[0]:  # what follows is at least as slow
+            late = replace(self, done=[*self.done])
+            late.ended(tasks[0], running_s)
+            return late.left_s(tasks[1:])
+        return sum(every_s) - running_s
+
+    def _pace(self, task: Task) -> float:
+        """How many times as long as foreseen a job takes, as ended ones tell."""
+        own = [entry for entry in self.done if entry[0] == task.notebook]
+        return _told(own, _told(self.done, 1.0))
+
+
+def _told(done: Sequence[tuple[str, float, float]], before: float) -> float:
+    """Seconds spent on jobs beside those foreseen, with `before` believed for a job's seconds."""
+    spent_s, foreseen_s = (sum(entry[i] for entry in done) for i in (1, 2))
+    if not done:
+        return before
+    believed_s = min(UNCERTAIN_S, foreseen_s / len(done))
+    return (spent_s + before * believed_s) / (foreseen_s + believed_s)

@@ -43,8 +43,13 @@ def recover(folder: Path) -> None:
     """Finish what a runner that died has left, or drop it: the folder holds one whole run.
 
     A run whose run.json was written is whole. What lies there else is half of one, or the run
-    that has been replaced.
+    that has been replaced. Raises ParamsError where the folder is a disk of its own, into which
+    nothing can be put in one step.
     """
+    if folder.is_mount():
+        raise files.ParamsError(
+            f"{short(folder)} is a disk of its own; results lie on one disk: unmount it"
+        )
     new, old = store.read(coming(folder)), store.read(folder)
     if new and (old is None or str(new.get("end")) > str(old.get("end"))):
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +110,8 @@ class Stop:
     @contextlib.contextmanager
     def installed(self) -> Iterator[Stop]:
         names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            names.remove("SIGHUP")  # under nohup a run outlives its terminal
         old = {name: signal.signal(getattr(signal, name), self) for name in names}
         try:
             yield self

@@ -133,13 +133,14 @@ def run(
                 _guarded(tally, "first report", after_job, out_dir)
         for place in places:
             _record_plan(every[place], place, profile.name, stale[place])
+        page = None
         if not stop.signum or tally.measured:
-            _guarded(tally, "report", write_report, out_dir)
+            page = _guarded(tally, "report", write_report, out_dir)
         for job in jobs:
             if not job.reads and (path := job.folder / "records.jsonl").exists():
                 tally.count(job, store.load(path))
         told = _guarded(tally, "closing table", results, out_dir)
-        tally.summary(out_dir, interrupted=bool(stop.signum), results=told or "")
+        tally.summary(page, interrupted=bool(stop.signum), results=told or "")
     if stop.signum:
         return 128 + stop.signum
     return 0 if tally.all_good else 1

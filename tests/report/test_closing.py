@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lib.report import closing
 from tests.samples import records as sample
 
@@ -18,4 +20,11 @@ def test_each_model_and_stack_is_a_line_with_what_one_user_gets(tmp_path):
 
 def test_nothing_timed_is_no_table(tmp_path):
     sample.write_job(tmp_path, "_all/summary", [], sample.GPU, model="x")
+    assert closing.text(tmp_path) == ""
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
+def test_of_a_run_that_measured_nothing_there_is_no_table(status, tmp_path):
+    folder = sample.write_job(tmp_path, "m/x/latency", [], sample.CPU, status=status, model="m")
+    (folder / "records.jsonl").unlink()
     assert closing.text(tmp_path) == ""

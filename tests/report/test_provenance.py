@@ -1,5 +1,6 @@
 """Where a job's time went, by hand."""
 
+import dataclasses
 import json
 
 import pytest
@@ -71,3 +72,15 @@ def test_a_job_that_failed_or_measured_nothing_has_no_line(job):
     failed = Job(job.path, job.folder, job.run | {"status": "failed"}, job.records)
     reading = Job(job.path, job.folder, job.run, ())
     assert not provenance.table([failed, reading]).rows
+
+
+@pytest.mark.parametrize("end", ["2026-11-24T09:59:00+00:00", "2026-11-24T10:00:20+00:00"])
+def test_a_clock_that_was_set_back_tells_no_seconds(job, end):
+    """By an hour or by twelve seconds: the cells alone took 27 s."""
+    before = provenance.table([job])
+    other = dataclasses.replace(job, run=job.run | {"end": end})
+    table = provenance.table([other, job])
+    first, second = table.rows
+    assert {cell.value for cell in first[3:]} == {None}
+    assert {cell.reason for cell in first[3:]} == {"the clock was set back while it ran"}
+    assert (second, table.notes) == (before.rows[0], before.notes)

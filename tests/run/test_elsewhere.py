@@ -50,6 +50,16 @@ def job_of(text: str) -> dict:
         "activeDeadlineSeconds",
         "template",
     }
+    pod = data["spec"]["template"]["spec"]
+    assert {*pod, *pod["containers"][0]} <= {
+        *("restartPolicy", "terminationGracePeriodSeconds", "containers", "volumes"),
+        *("affinity", "tolerations", "name", "image", "workingDir", "command", "env"),
+        *("resources", "volumeMounts"),
+    }
+    resources = pod["containers"][0]["resources"]
+    quantities = [*resources["limits"].values(), *resources["requests"].values()]
+    texts = [*pod["containers"][0]["command"], *quantities]
+    assert all(isinstance(text, str) for text in texts)  # as the schema of Kubernetes has them
     return data
 
 
@@ -102,7 +112,7 @@ def test_a_sharded_model_asks_for_all_its_gpus_at_once(tmp_path):
     values = options(elsewhere.sbatch(one, tmp_path, "h100", ""))
     assert (values["gres"], values["cpus-per-task"], values["mem"]) == ("gpu:h100:2", "16", "128G")
     pod = job_of(elsewhere.k8s(one, tmp_path, "", "x"))["spec"]["template"]["spec"]
-    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
     task = yaml.safe_load(elsewhere.skypilot(one, tmp_path, "H100", ""))
     assert task["resources"]["accelerators"] == "H100:2"
     jobs = plan.plan(profiles.profile("paper", {"weights": "random"} | slices), tmp_path)
@@ -145,7 +155,8 @@ def test_kubernetes_starts_a_pod_once_on_a_whole_gpu(tmp_path):
     (container,) = pod["containers"]
     resources = container["resources"]
     assert (
-        resources["limits"]["nvidia.com/gpu"] == 1 and resources["limits"] == resources["requests"]
+        resources["limits"]["nvidia.com/gpu"] == "1"  # a quantity, which is a text in the schema
+        and resources["limits"] == resources["requests"]
     )
     assert container["image"] == "registry/image:1"
     assert container["command"][:4] == ["python3", "-m", "lib", "job"]
@@ -167,13 +178,64 @@ def test_kubernetes_starts_a_pod_once_on_a_whole_gpu(tmp_path):
         elsewhere.k8s(one, tmp_path, "", "")
 
 
+def expanded(text: str) -> str:
+    """What Kubernetes makes of a word of a command whose container has PYTHONPATH."""
+    values = {"$$": "$", "$(PYTHONPATH)": "/workbook"}
+    return re.sub(r"\$\$|\$\(PYTHONPATH\)", lambda match: values[match.group()], text)
+
+
+@pytest.mark.parametrize("name", ["a b", "$(PYTHONPATH)", "$$(PYTHONPATH)", "a$b", "$$", "'\n\""])
+def test_a_command_in_a_pod_is_what_it_says_whatever_the_folder_is_called(name, tmp_path):
+    one = named(every(tmp_path), "latency")
+    pod = job_of(elsewhere.k8s(one, tmp_path / name, "", "x"))["spec"]["template"]["spec"]
+    words = [expanded(word) for word in pod["containers"][0]["command"]]
+    assert f"--out=/results/{name}/parts/{one.name}/out" in words
+    task = yaml.safe_load(elsewhere.skypilot(one, tmp_path / name, "H100", ""))
+    words = shlex.split(task["run"].partition(" -m lib ")[2])
+    assert f"--out=outputs/jobs/{name}/parts/{one.name}/out" in words
+
+
+GPUS = ("H100:4", "a b", "L4\n", "x" * 64, "-a")
+ODD = [*(("", gpu) for gpu in GPUS), ("a b", ""), ("x\n", "")]
+
+
+@pytest.mark.parametrize(("image", "gpu"), ODD)
+@pytest.mark.parametrize("form", elsewhere.FORMATS)
+def test_what_no_scheduler_takes_is_refused_before_a_file_is_written(form, image, gpu, tmp_path):
+    if image and form != "k8s":
+        pytest.skip("it has no image")
+    with pytest.raises(ParamsError, match="GPU=|IMAGE="):
+        elsewhere.write(form, every(tmp_path), tmp_path, gpu=gpu or "H100", image=image or "x")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("state", ["", "Failed", "Complete"])
+def test_a_job_that_failed_is_submitted_again(state, tmp_path):
+    """Kubernetes leaves a Job of the same name as it is, so that it has to go first."""
+    out, bin_ = tmp_path / "out", tmp_path / "bin"
+    (path, _) = elsewhere.write("k8s", every(out)[:1], out, image="x")
+    bin_.mkdir()
+    script = f"""#!/bin/sh
+printf '%s ' "$@" >> "{bin_}/asked"; echo >> "{bin_}/asked"
+case "$*" in wait*condition={state or "never"}*) exit 0;; wait*) exit 1;; esac
+"""
+    (bin_ / "kubectl").write_text(script)
+    (bin_ / "kubectl").chmod(0o755)
+    environment = {"PATH": f"{bin_}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", str(out / "submit.sh"), "--namespace=n"], env=environment)
+    asked = (bin_ / "asked").read_text().splitlines()
+    deleted = [line for line in asked if line.startswith("delete")]
+    assert done.returncode == 0 and asked[-1] == f"apply --namespace=n -f {path.name} "
+    assert deleted == ([f"delete job {path.stem} --namespace=n "] if state == "Failed" else [])
+
+
 def test_skypilot_takes_one_gpu_and_does_not_recover(tmp_path):
     one = named(every(tmp_path), "batch")
     task = yaml.safe_load(elsewhere.skypilot(one, tmp_path, "H100", ""))
     assert set(task) == {"name", "workdir", "num_nodes", "resources", "setup", "run"}
     resources = task["resources"]
     assert (resources["accelerators"], task["num_nodes"]) == ("H100:1", 1)
-    assert resources["use_spot"] is False and resources["job_recovery"] == "none"
+    assert resources["use_spot"] is False  # and `sky launch` recovers nothing
     assert f"--out=outputs/jobs/{tmp_path.name}/parts/{one.name}/out" in task["run"]
     assert task["workdir"] == str(ROOT)
     with pytest.raises(ParamsError, match="FORMAT=skypilot needs GPU="):
@@ -191,7 +253,8 @@ def test_the_submit_script_hands_over_every_file_with_the_options(form, tmp_path
     bin_.mkdir()
     for name in ("sbatch", "kubectl", "sky"):
         (bin_ / name).write_text(
-            '#!/bin/sh\nfor word in "$@"; do printf "%s|" "$word"; done; echo\n'
+            '#!/bin/sh\n[ "$1" = wait ] && exit 1\n'
+            'for word in "$@"; do printf "%s|" "$word"; done; echo\n'
         )
         (bin_ / name).chmod(0o755)
     done = subprocess.run(

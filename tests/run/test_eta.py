@@ -125,9 +125,39 @@ def test_jobs_that_took_longer_make_what_is_left_longer(monkeypatch, tmp_path):
     assert forecast.left_s(jobs) == 300
     forecast.ended(jobs[0], 245.0)
     assert forecast.left_s(jobs[1:]) == pytest.approx(400)
-    forecast.ended(jobs[1], 100.0)  # a notebook's own time counts for it: once as foreseen
-    assert forecast.left_s([task("memory")]) == pytest.approx(100)
-    assert forecast.left_s([task("latency")]) == pytest.approx(200)
+    forecast.ended(jobs[1], 100.0)  # in all 345 of 200: (345 + 45) / (200 + 45)
+    all_ = 390 / 245
+    assert forecast.left_s([task("energy")]) == pytest.approx(100 * all_)
+    # A notebook's own time counts for it, beside 45 s at the pace of all.
+    assert forecast.left_s([task("memory")]) == pytest.approx(100 * (100 + 45 * all_) / 145)
+    assert forecast.left_s([task("latency")]) == pytest.approx(100 * (245 + 45 * all_) / 145)
+
+
+@pytest.mark.parametrize("pace", [0.5, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("job_s", [5.0, 40.0, 600.0])
+def test_a_machine_that_turned_busy_is_known_within_30_percent_after_three_jobs(
+    job_s, pace, monkeypatch, tmp_path
+):
+    """However long its jobs are: those of a laptop take seconds, those of a study minutes."""
+    monkeypatch.setattr(eta, "seconds", lambda job, here, size: job_s)
+    forecast = eta.Forecast(tmp_path, {}, here=H100)
+    for name in ("latency", "memory", "energy"):
+        forecast.ended(task(name), pace * job_s)
+    for name in ("memory", "stacks"):  # which has ended before, and not
+        assert 0.7 < forecast.left_s([task(name)] * 4) / (4 * pace * job_s) < 1.3
+
+
+def test_a_job_that_takes_longer_than_foreseen_lengthens_what_follows(monkeypatch, tmp_path):
+    """Two of 100 s: after 40 s 160 are left. After 245 s the first has told what one that ends then
+    does: 2 times as long for the other."""
+    monkeypatch.setattr(eta, "seconds", lambda job, here, size: 100.0)
+    forecast = eta.Forecast(tmp_path, {}, here=H100)
+    jobs = [task("latency"), task("memory")]
+    assert forecast.left_s(jobs, running_s=40.0) == pytest.approx(160)
+    assert forecast.left_s(jobs, running_s=100.0) == pytest.approx(100)
+    assert forecast.left_s(jobs, running_s=245.0) == pytest.approx(200)
+    assert forecast.left_s(jobs[:1], running_s=245.0) == 0
+    assert forecast.left_s(jobs) == 200  # nothing has ended
 
 
 def test_nothing_is_foretold_before_the_machine_is_known_or_of_what_is_not(tmp_path):
@@ -150,3 +180,20 @@ def test_the_console_tells_what_is_left_and_skips_what_was_done(monkeypatch, cap
     assert "running for 0 s, about 3 min left" in err
     before = err.count("running for")
     assert 2 < before < 12
+
+
+def test_the_console_lengthens_what_is_left_while_a_job_runs(monkeypatch, capsys, tmp_path):
+    """Of 100 s, and 245 have gone by a clock of our own."""
+    monkeypatch.setattr(eta, "seconds", lambda job, here, size: 100.0)
+    clock = [0.0]
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    jobs = [task(n) for n in ("latency", "memory")]
+    tally = console.Tally(jobs, forecast=eta.Forecast(tmp_path, {}, here=H100))
+    tally.start(jobs[0], "")
+    clock[0] = 245.0
+    with tally.beating(jobs[0], every_s=0.02):
+        time.sleep(0.1)
+    assert "running for 4 min, about 3 min left in all" in capsys.readouterr().err
+    tally.end(jobs[0], {"status": "ok", "error": None})
+    tally.start(jobs[1], "")
+    assert "about 3 min left in all" in capsys.readouterr().err

@@ -149,8 +149,9 @@ def test_results_come_last_with_the_reports_address(tmp_path, capsys):
     bench = Bench(tmp_path)
     bench.write(first="ok")
 
-    def write(out: Path) -> None:
+    def write(out: Path) -> Path:
         (out / "report.html").write_text("x")
+        return out / "report.html"
 
     assert bench.run(write_report=write, results=lambda out: "a table of results") == 0
     err = capsys.readouterr().err

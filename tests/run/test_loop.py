@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -876,16 +877,36 @@ def test_data_of_packages_outside_the_environment_is_found(tmp_path):
     assert files.jupyter_path([str(tmp_path)], "") == ""
 
 
+def test_a_job_s_folder_on_another_disk_is_refused_before_work(bench, monkeypatch):
+    """One step puts a run in place, and no step leads from one disk to another."""
+    bench.write(ok="ok")
+    assert bench.run() == 0
+    (folder,) = (path.parent for path in bench.out.rglob("run.json"))
+    before = (folder / "run.json").read_bytes()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == folder)
+    with pytest.raises(ParamsError, match=f"{folder.name} is a disk of its own; .* unmount it"):
+        bench.run(force=True)
+    assert (folder / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EBUSY])
+def test_a_fault_between_disks_is_one_line(number):
+    text = files.disk_fault(OSError(number, "fault", "/a/b"))
+    assert text.startswith("'/a/b': fault; ") and "disk" in text
+
+
 def test_a_broken_report_is_told_and_costs_no_measurement(bench, capsys):
     bench.write(ok="ok")
 
     def write(path: Path) -> None:
         raise OSError("disk full\nsecond line")
 
+    files.write_text(bench.out / "report.html", "of another run")
     assert bench.run(write_report=write) == 1
     assert bench.manifest("ok")["status"] == "ok"
     err = capsys.readouterr().err
     assert "error: report of" in err and "second line" not in err
+    assert "report.html" not in err  # which is older, or another's
 
 
 @pytest.mark.parametrize(
