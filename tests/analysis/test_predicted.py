@@ -6,7 +6,7 @@ import pytest
 
 from lib import stats
 from lib.__main__ import main
-from lib.analysis import choice
+from lib.analysis import choice, planner
 from lib.analysis.capacity import predicted, registry, score, scored
 from lib.files import ParamsError
 from lib.hardware.datasheets import datasheets
@@ -33,7 +33,7 @@ def planned():
     return {
         (o.of("gpu"), o.model, o.of("dtype"), o.of("stack"), c.context, c.users): c
         for o in predicted.options()
-        for c in o.cells
+        for c in o.measured
     }
 
 
@@ -76,6 +76,45 @@ def test_other_cards_are_those_of_the_list_with_the_numbers_of_their_file():
         assert numbers(told.per_user, place[-1]) == pytest.approx(tuple(decode))
         assert numbers(told.ttft_s) == (None if first is None else tuple(first))
     assert {place[0] for place in planned()} == set(datasheets())
+
+
+def test_what_was_registered_without_a_number_says_why():
+    """A place that the card does not hold, a law that is missing: each has its reason."""
+    unsaid = {
+        (o.of("gpu"), o.model, o.of("dtype"), o.of("stack"), c.context, c.users): c.error
+        for o in predicted.options()
+        for c in o.cells
+        if c.error
+    }
+    for line in CELLS:
+        if line["metric"] == score.DECODE and "value" not in line:
+            place = tuple(line[name] for name in score.PLACE)
+            assert unsaid.pop(place) == f"not predicted: {line['missing']}"
+    assert set(unsaid.values()) == {f"not predicted: {predicted.BEYOND}"} and len(unsaid) == 7
+
+
+def test_what_has_no_line_for_a_card_is_named():
+    """Llama-3.1-8B was registered for the H100 alone, and so was MXFP4; no row of fp8 was there."""
+    text = planner.left_out(predicted.options(), "NVIDIA H200")
+    assert text == (
+        "Not predicted for NVIDIA H200: Llama-3.1-8B in bfloat16, gpt-oss-20b in mxfp4, "
+        "gpt-oss-120b in mxfp4 (no cell was predicted for this card); any model in fp8 (no law)."
+    )
+    setup = ("random", "fp8", "vllm", "none", "G")
+    mine = [option(cell(512, 2, 30.0), model="Qwen3-32B", setup=setup)]
+    told = planner.left_out([*mine, *predicted.options(mine)], "NVIDIA L4")
+    assert told == "Not predicted for NVIDIA L4: Qwen3-32B in fp8, any model in fp8 (no law)."
+    assert planner.left_out([*mine, *predicted.options(mine)], "") == ""
+    assert planner.left_out(mine, "G") == ""
+
+
+def test_the_command_names_what_it_leaves_out(capsys):
+    assert main(["plan", "--gpu", "H200", "--context", "512"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Not predicted for NVIDIA H200: " in told
+    for name in ("Llama-3.1-8B in bfloat16", "gpt-oss-120b in mxfp4", "gpt-oss-20b in mxfp4"):
+        assert name in told
+    assert "gpt-oss-20b on hf-static bfloat16" in told  # measured on the H100 alone
 
 
 def test_what_was_measured_is_not_predicted_beside_it():
@@ -146,6 +185,6 @@ def test_the_command_predicts_a_card_with_its_memory(capsys):
 
 def test_a_predicted_number_is_never_exact():
     for option_ in predicted.options():
-        for one in option_.cells:
+        for one in option_.measured:
             assert one.per_user.low < one.per_user.value < one.per_user.high
             assert one.per_user.method == "predicted" != stats.exact(1.0).method

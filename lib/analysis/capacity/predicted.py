@@ -9,13 +9,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from lib import stats
 from lib.analysis import fit
 from lib.analysis.capacity import registry
-from lib.analysis.choice import Cell, Option
+from lib.analysis.choice import NOT_PREDICTED, Cell, Option
 from lib.files import ParamsError, unknown
 from lib.hardware.datasheets import datasheets
 from lib.models.card import ModelCard
 from lib.stats import Estimate
 
-NONE = stats.missing("not predicted")
+NONE = stats.missing(NOT_PREDICTED)
+BEYOND = "the law of its kernels does not reach this card"
 Place = tuple[str, str, str, str]  # GPU, model, number format, stack
 CAPTURED = ("graph", "graph-compiled")
 
@@ -29,6 +30,7 @@ def options(measured: Sequence[Option] = ()) -> list[Option]:
     arms = dict.fromkeys(place[1:] for place in every)
     if measured and not {option.model for option in measured} & {model for model, *_ in arms}:
         return []
+    measured = [option for option in measured if option.devices == 1]
     places = {(*_place(o), cell.context, cell.users) for o in measured for cell in o.measured}
     return [
         option
@@ -95,7 +97,7 @@ def _cells() -> dict[Place, tuple[Cell, ...]]:
         if stack in CAPTURED:
             eager = cells.get((*arm, "hf-eager"), {})
             for at in [at for at in mine.keys() & eager if _surely_less(mine[at], eager[at])]:
-                del mine[at]
+                mine[at] = _unsaid(*at, BEYOND)
     return {place: tuple(several.values()) for place, several in cells.items()}
 
 
@@ -116,10 +118,18 @@ def _registered() -> Iterator[tuple[Place, Cell]]:
         shape[line["metric"]] = _estimate(ends, data["level"], line.get("missing", ""))
     for (*place, context, users), told in shapes.items():
         decode = told["decode_tok_per_s"]
-        if decode.value is not None:
-            joules = stats.scaled(told["decode_j_per_1k"], 1e-3)
-            each = stats.scaled(decode, 1 / users)
-            yield tuple(place), Cell(context, users, told["ttft_s"], each, joules)
+        if decode.value is None:
+            yield tuple(place), _unsaid(context, users, decode.reason)
+            continue
+        joules = stats.scaled(told["decode_j_per_1k"], 1e-3)
+        each = stats.scaled(decode, 1 / users)
+        yield tuple(place), Cell(context, users, told["ttft_s"], each, joules)
+
+
+def _unsaid(context: int, users: int, reason: str) -> Cell:
+    """A cell without a value, which says why."""
+    why = f"{NOT_PREDICTED}: {reason.removeprefix(f'{NOT_PREDICTED}: ')}"
+    return Cell(context, users, NONE, stats.missing(why), NONE, why)
 
 
 def _of_other_cards() -> Iterator[tuple[Place, Cell]]:
