@@ -101,16 +101,22 @@ class Option:
         return self.of("gpu").removeprefix(f"{self.devices} x ")
 
     @property
+    def stack(self) -> str:
+        """The stack, without which of several engines it was."""
+        return self.of("stack").partition(" ")[0]
+
+    @property
     def engine(self) -> str:
         """Stack and number format, the experts where every one is computed, and several GPUs."""
         every = ("every expert",) if self.of("experts") == "all_experts" else ()
         several = (f"{self.devices} GPUs",) if self.devices > 1 else ()
-        return ", ".join((self.of("stack"), self.of("dtype"), *every, *several))
+        return ", ".join((self.stack, self.of("dtype"), *every, *several))
 
     @property
     def on(self) -> str:
-        """The engine, and the card where others stand beside it."""
-        return f"{self.engine}, {self.gpu}" if self.apart else self.engine
+        """The engine, which one of several it was, and the card where others stand beside it."""
+        which = self.of("stack").partition(" ")[2]
+        return ", ".join(filter(None, (self.engine, which, self.gpu if self.apart else "")))
 
     @property
     def measured(self) -> list[Cell]:

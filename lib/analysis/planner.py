@@ -160,6 +160,7 @@ def data(choices: Sequence[Option]) -> list[dict[str, Any]]:
             "model": option.model,
             "engine": option.engine,
             "on": option.on,
+            "apart": option.apart,
             "devices": option.devices,
             "gpu": option.gpu,
             "gb": option.gpu_bytes and round(option.gpu_bytes / 1e9, 1),

@@ -128,6 +128,17 @@ def test_what_was_measured_is_not_predicted_beside_it():
     assert (512, 4) in {(c.context, c.users) for c in left.cells}
 
 
+def test_one_of_several_engines_stands_in_place_of_a_prediction():
+    """An engine for long contexts and one for short ones: each is vLLM, told apart by its name."""
+    setup = ("random", "bfloat16", "vllm abc123", "none", "NVIDIA H200")
+    mine = option(cell(2048, 1, 30.0), model="Qwen3-32B", setup=setup)
+    assert (mine.engine, mine.on) == ("vllm, bfloat16", "vllm, bfloat16, abc123")
+    choices = [mine, *predicted.options([mine])]
+    offers = choice.offers(choices, choice.Ask(141, 2048, gpu="NVIDIA H200"))
+    of_vllm = [o for o in offers if (o.option.model, o.option.stack) == ("Qwen3-32B", "vllm")]
+    assert [o.option.predicted for o in of_vllm] == [False]
+
+
 def test_rows_of_other_models_get_no_predictions():
     assert predicted.options([option(cell(512, 2, 30.0), model="toy")]) == []
 

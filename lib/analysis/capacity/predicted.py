@@ -84,7 +84,7 @@ def card_named(text: str, others: Iterable[str] = ()) -> str:
 
 
 def _place(option: Option) -> Place:
-    return (option.of("gpu"), option.model, option.of("dtype"), option.of("stack"))
+    return (option.gpu, option.model, option.of("dtype"), option.stack)
 
 
 @functools.cache

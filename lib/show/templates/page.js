@@ -305,7 +305,7 @@
     var cards = form.elements.gpu;
     options.forEach(function (option) {
       var listed = Array.prototype.some.call(cards.options, function (card) { return card.value === option.gpu; });
-      if (listed || !(option.predicted || option.on !== option.engine)) { return; }
+      if (listed || !(option.predicted || option.apart)) { return; }
       cards.add(new Option(option.gpu, option.gpu));
       cards.parentNode.hidden = false;
     });
