@@ -99,15 +99,20 @@ def answer(
     None where no decoding was timed.
     """
     rows = Rows.of(rows)
-    every_option, waiting = choice.options(rows), gates.waiting(rows)
+    every_option = choice.options(rows)
     options = of_one_card(every_option)
+    others = dict.fromkeys(o.of("gpu") for o in every_option if o not in options)
+    if others:
+        gpu, every_row = options[0].of("gpu"), rows
+        rows = rows.where(lambda r: r.kind == "card" or every_row.setup(r)[-1] == gpu)
+    waiting = gates.waiting(rows)
     if context is None:
         context = shared_context(options)
     best = candidates(options, context)
     if not best:
         return None
     every, leading = card(best, context, gpu_hour_usd, waiting), tuple(c.name for c in best)
-    if others := dict.fromkeys(o.of("gpu") for o in every_option if o not in options):
+    if others:
         note = f"Of {options[0].of('gpu')} alone: the planner has {' and '.join(others)} too."
         every = replace(every, below=(*every.below, note))
     shown, drawn = every, rows

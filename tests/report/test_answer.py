@@ -143,7 +143,8 @@ def test_two_cards_in_one_set_are_told_apart():
     found = answer.answer([*FAST, *LATE, *PLAIN, env, *other])
     assert "other" not in found.lead and found.lead.startswith("fast serves most on one G: ")
     assert found.card.below[-1] == "Of G alone: the planner has H too."
-    assert found.gpu_gb == 80
+    assert found.gpu_gb == 80 and "other" not in found.figure
+    assert found.basis == answer.answer([*FAST, *LATE, *PLAIN]).basis
     choices = choice.options([*FAST, env, *other])
     text = planner.text(choice.offers(choices, choice.Ask(80, 512)), choice.Ask(80, 512))
     assert "other on graph, bfloat16, H:" in text and "fast on graph, bfloat16, G:" in text
