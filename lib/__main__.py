@@ -373,7 +373,7 @@ def make_plan(args: argparse.Namespace) -> int:
         itl_ms=args.itl_ms,
         gpu_hour_usd=args.gpu_hour_usd,
         gpu=gpu,
-        devices=args.devices,
+        devices=args.devices or min((o.devices for o in options), default=1),
     )
     choices = [*options, *predicted.options(options)]
     sys.stdout.write(planner.text(choice.offers(choices, ask), ask, choices) + "\n")
@@ -521,7 +521,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--ttft-ms", type=options.MS, help="longest wait for the first token")
     one.add_argument("--itl-ms", type=options.MS, help="longest mean wait between tokens")
     one.add_argument("--gpu-hour-usd", type=options.PRICE, help="of one: for USD a million tokens")
-    one.add_argument("--devices", type=options.GPUS, default=1, help="GPUs that share a model")
+    one.add_argument("--devices", type=options.GPUS, help="GPUs that share a model: 1")
 
     one = verb("score", score_predictions)
     one.add_argument("sources", nargs="*", metavar="FOLDER", help="default: the released sets")

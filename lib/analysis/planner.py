@@ -23,6 +23,7 @@ from lib.analysis.choice import (
     people,
     place,
 )
+from lib.analysis.rows import NO_GPU
 from lib.show.wording import short
 from lib.stats import Estimate
 
@@ -66,12 +67,16 @@ def lead(answers: Sequence[Offer], ask: Ask) -> str:
             f"{short(first.total)} tok/s{' together' if ask.users > 1 else ''}"
             f"{', predicted' if first.option.predicted else ''}. {others}."
         )
-    cells = [cell for answer in answers for cell in answer.option.measured]
+    enough = [o.option for o in answers if o.option.devices <= ask.devices]
+    cells = [cell for option in enough for cell in option.measured]
     shorter = [c.context for c in cells if c.users >= ask.users and c.context < ask.context]
     fewer = [c.users for c in cells if c.context >= ask.context and c.users < ask.users]
     nearest = [f"{people(ask.users)} of {max(shorter):,} tokens"] if shorter else []
     nearest += [f"{people(max(fewer))} of {ask.context:,} tokens"] if fewer else []
-    remedy = f"{' or '.join(nearest) or 'other numbers'}, or {_wider(answers, ask)}"
+    needed = [o.option.devices for o in answers if o.option.devices > ask.devices]
+    nearest += [f"{min(needed)} GPUs (DEVICES)"] if needed else []
+    remedies = [" or ".join(nearest) or "other numbers", _wider(answers, ask)]
+    remedy = ", or ".join(filter(None, remedies))
     if counts[UNKNOWN] and not ask.gpu:
         remedy += "; or name a card (GPU), and what was not measured is predicted"
     return (
@@ -81,11 +86,14 @@ def lead(answers: Sequence[Offer], ask: Ask) -> str:
 
 
 def _wider(answers: Sequence[Offer], ask: Ask) -> str:
-    """Limits that one option would meet: the one whose times are beyond those asked by least."""
+    """Limits that one option would meet: the one whose times are beyond those asked by least; empty
+    where no limit was asked for."""
     asked = {what: ms for what, ms in limits(ask).items() if ms is not None}
+    if not asked:
+        return ""
     near: list[tuple[float, str]] = []
     for answer in answers:
-        if asked and answer.cell and not answer.held_back:
+        if answer.cell and not answer.held_back:
             times = {what: TIMES_MS[what](answer.cell).value for what in asked}
             if None not in times.values():
                 beyond = max(times[what] / ms for what, ms in asked.items())
@@ -125,7 +133,7 @@ def text(answers: Sequence[Offer], ask: Ask, choices: Sequence[Option] = ()) -> 
         return "\n".join(filter(None, (lead(answers, ask), absent)))
     width = max(map(len, VERDICTS)) + 2
     lines = [_folded(f"{answer.verdict:{width}}{_told(answer)}", " " * width) for answer in answers]
-    gpus = sorted({answer.option.of("gpu") for answer in answers})
+    gpus = sorted({answer.option.of("gpu").replace(NO_GPU, "a CPU") for answer in answers})
     notes = [absent] if absent else []
     notes.append(_folded(f"Speeds are of {' and '.join(gpus)}; {FORMULA}."))
     if any(answer.option.predicted for answer in answers):

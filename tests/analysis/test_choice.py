@@ -12,6 +12,7 @@ from lib.__main__ import main
 from lib.analysis import choice, fit, planner
 from lib.analysis.choice import FAILS, MAY, MEETS, UNKNOWN, Ask, Cell, Option
 from lib.analysis.routers import LEAD
+from lib.analysis.rows import NO_GPU
 from lib.files import ParamsError
 from lib.records.record import Record
 from tests.analysis.batch.test_points import failed, line
@@ -144,8 +145,8 @@ def test_what_meets_comes_first_and_faster_before_slower():
         ({"itl_ms": 600}, "1 of 2 options meets the limits."),
         ({"users": 2}, "None of 2 options is known to serve 2 users of 2,000 tokens: 0 fail, 2 "),
         ({"users": 2}, "or name a card (GPU), and what was not measured is predicted."),
-        ({"users": 2}, "Ask for 1 user of 2,000 tokens, or wider limits; or name a card"),
-        ({"context": 3000}, "Ask for 1 user of 2,000 tokens, or wider limits; or name a card"),
+        ({"users": 2}, "Ask for 1 user of 2,000 tokens; or name a card"),
+        ({"context": 3000}, "Ask for 1 user of 2,000 tokens; or name a card"),
         ({"itl_ms": 9}, "2 fail, 0 lack a measurement. Ask for other numbers, or wider limits: "),
         ({"itl_ms": 9}, "or wider limits: 2.0 on graph, bfloat16 has a token takes 500.0 ms."),
         ({"gpu": "None such"}, "Nothing is known of 1 user of 2,000 tokens on None such."),
@@ -257,6 +258,21 @@ def test_where_no_limit_is_met_the_nearest_is_named(asked, told):
         late = replace(late, cells=())
     ask = Ask(**({"gpu_gb": ROOM, "context": 2000} | asked))
     assert told in planner.lead(choice.offers([late, mine], ask), ask)
+
+
+def test_options_of_several_gpus_name_how_many_they_need():
+    pair = replace(TOY, setup=(*SETUP[:-1], "2 x G"), devices=2)
+    ask = Ask(gpu_gb=80, context=2000)
+    told = planner.lead(choice.offers([pair], ask), ask)
+    assert told.endswith("1 fail, 0 lack a measurement. Ask for 2 GPUs (DEVICES).")
+    enough = replace(ask, devices=2)
+    assert [o.verdict for o in choice.offers([pair], enough)] == [MEETS]
+
+
+def test_a_cpu_is_called_one():
+    cpu = option(cell(2000, 1, 9.0), setup=(*SETUP[:-1], NO_GPU))
+    ask = Ask(gpu_gb=80, context=2000)
+    assert "Speeds are of a CPU; " in planner.text(choice.offers([cpu], ask), ask)
 
 
 def test_calls_of_one_user_have_their_ttft_and_card():

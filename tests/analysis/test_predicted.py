@@ -174,6 +174,13 @@ def test_an_unknown_card_is_refused_by_name():
         predicted.card_named("h100")
 
 
+@pytest.mark.parametrize("text", ["2 x NVIDIA H100 80GB HBM3", "2x NVIDIA H100 80GB HBM3"])
+def test_several_of_a_card_are_asked_for_by_their_number(text):
+    told = 'name one card, and how many: GPU="NVIDIA H100 80GB HBM3" DEVICES=2'
+    with pytest.raises(ParamsError, match=told):
+        predicted.card_named(text)
+
+
 def test_of_several_cards_the_measured_one_is_meant():
     measured = "NVIDIA H100 80GB HBM3"
     assert predicted.card_named("H100", [measured]) == measured

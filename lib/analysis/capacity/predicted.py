@@ -4,6 +4,7 @@ laws say of other cards of the datasheet list. Every number has its interval, an
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from lib import stats
@@ -66,6 +67,11 @@ def card_named(text: str, others: Iterable[str] = ()) -> str:
 
     Raises ParamsError for an unknown one, and for words of several names.
     """
+    if several := re.match(r"(\d+) ?x ?(.+)", text):
+        count, card = several.groups()
+        raise ParamsError(
+            f'GPU {text!r}: name one card, and how many: GPU="{card}" DEVICES={count}'
+        )
     others = list(others)
     names = list(dict.fromkeys((*datasheets(), *others)))
     folded = {name.casefold(): name for name in names}

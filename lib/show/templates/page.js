@@ -183,9 +183,10 @@
     function timeOf(c, name) { return name === "each" ? 1e3 / c.each : c.ttft_ms; }
     function wider(offers, ask) {
       var limits = limitsOf(ask);
+      if (!limits.length) { return ""; }
       function times(x) { return limits.map(function (limit) { return timeOf(x.cell, limit[2]); }); }
       var near = least(offers.filter(function (x) {
-        return limits.length && x.cell && !x.held && times(x).indexOf(null) < 0;
+        return x.cell && !x.held && times(x).indexOf(null) < 0;
       }), function (x) {
         return Math.max.apply(null, times(x).map(function (ms, i) { return ms / limits[i][1]; }));
       });
@@ -226,6 +227,7 @@
       }
       var shorter = 0, fewer = 0, nearest = [];
       offers.forEach(function (x) {
+        if (x.option.devices > ask.devices) { return; }
         x.option.cells.filter(function (c) { return c.each !== null; }).forEach(function (c) {
           if (c.users >= ask.users && c.context < ask.context) { shorter = Math.max(shorter, c.context); }
           if (c.context >= ask.context && c.users < ask.users) { fewer = Math.max(fewer, c.users); }
@@ -233,7 +235,9 @@
       });
       if (shorter) { nearest.push(place({ users: ask.users, context: shorter })); }
       if (fewer) { nearest.push(place({ users: fewer, context: ask.context })); }
-      var remedy = (nearest.join(" or ") || "other numbers") + ", or " + wider(offers, ask);
+      var needed = offers.map(function (x) { return x.option.devices; }).filter(function (n) { return n > ask.devices; });
+      if (needed.length) { nearest.push(Math.min.apply(null, needed) + " GPUs (DEVICES)"); }
+      var remedy = [nearest.join(" or ") || "other numbers", wider(offers, ask)].filter(Boolean).join(", or ");
       if (counts["not measured"] && !ask.gpu) { remedy += "; or name a card (GPU), and what was not measured is predicted"; }
       return "None of " + of + " is known to serve " + what + ": " + counts.fails + " fail, " + counts["not measured"] + " lack a " +
         (ask.gpu ? "prediction" : "measurement") + ". Ask for " + remedy + ".";
@@ -313,6 +317,7 @@
       var card = options.filter(function (option) { return option.gpu === cards.value && option.gb; })[0];
       form.elements.gb.value = card ? card.gb : form.elements.gb.defaultValue;
     });
+    form.elements.devices.value = Math.min.apply(null, options.map(function (option) { return option.devices; }));
     form.elements.devices.parentNode.hidden = !options.some(function (option) { return option.devices > 1; });
     var asked = location.hash.split("?");
     if (asked[0] === "#plan" && asked[1]) {
