@@ -319,6 +319,8 @@ def test_a_card_that_was_not_measured_can_be_chosen(browser, tmp_path):
         ("context", "2.5", "context needs a whole number"),
         ("users", "0", "users needs a whole number"),
         ("itl", "-1", "each further needs a number"),
+        ("ttft", "0", "first token needs a number above 0"),  # and is not taken for none
+        ("usd", "0", "price needs a number above 0"),
     ],
 )
 def test_a_field_that_is_no_number_leaves_no_old_answer(browser, report, name, value, told):
