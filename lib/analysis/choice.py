@@ -47,7 +47,8 @@ TIMES_MS = {  # of a cell, by what has a limit
 
 @dataclass(frozen=True)
 class Cell:
-    """What each of so many `users` at once got at a context (tokens), or the error.
+    """What each of so many `users` at once got at a context (tokens), or the error; of a prediction
+    a `note`.
 
     `per_user` is decode throughput (tok/s), `token_j` joules of the boards for a decoded token.
     """
@@ -58,6 +59,7 @@ class Cell:
     per_user: Estimate
     token_j: Estimate
     error: str = ""
+    note: str = ""
 
     @property
     def total(self) -> Estimate:

@@ -48,7 +48,8 @@ def basis(offer: Offer) -> str:
     if not offer.option.predicted:
         return f"measured at {where}"
     ends = f"{short(cell.per_user.low)} to {short(cell.per_user.high)}"
-    return f"predicted at {where}: {ends} tok/s each at {cell.per_user.level:.0%}"
+    told = f"predicted at {where}: {ends} tok/s each at {cell.per_user.level:.0%}"
+    return ", ".join(filter(None, (told, cell.note)))
 
 
 def lead(answers: Sequence[Offer], ask: Ask) -> str:
@@ -184,6 +185,7 @@ def data(choices: Sequence[Option]) -> list[dict[str, Any]]:
                     **_ends("ttft_ms", stats.scaled(cell.ttft_s, 1e3), option.predicted),
                     **_ends("each", cell.per_user, option.predicted),
                     "fault": cell.fault,
+                    "note": cell.note,
                 }
                 for cell in option.cells
             ],

@@ -93,6 +93,17 @@ def test_what_was_registered_without_a_number_says_why():
     assert set(unsaid.values()) == {f"not predicted: {predicted.BEYOND}"} and len(unsaid) == 7
 
 
+def test_what_the_registration_flagged_is_said(capsys):
+    """256 users at once: no row had so many, and its peak is near what the card holds."""
+    ask = ["plan", "--gpu", "H100", "--context", "512", "--users", "256"]
+    assert main(ask) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    flags = f"tok/s each at 90%, {predicted.FAR}, {predicted.NEAR}"
+    assert told.count(flags) == 2  # gpt-oss-20b on the two captured stacks
+    within = {c.note for c in planned().values() if (c.context, c.users) == (512, 8)}
+    assert within == {""}
+
+
 def test_what_has_no_line_for_a_card_is_named():
     """Llama-3.1-8B was registered for the H100 alone, and so was MXFP4; no row of fp8 was there."""
     text = planner.left_out(predicted.options(), "NVIDIA H200")

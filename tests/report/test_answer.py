@@ -226,7 +226,8 @@ def test_the_planner_answers_as_the_command_does(browser, tmp_path):
     lead = replace(cell(2000, 4, None), error=LEAD)
     pair = replace(TOY, model="pair", setup=(*TOY.setup[:-1], "2 x G"), devices=2)
     apart = option(cell(2000, 1, 3.0), lead, model="apart", apart=True)
-    options = [TOY, SLOW, BARE, GUESS, twice, pair, apart]
+    flagged = replace(GUESS, model="far", cells=(replace(GUESS.cells[0], note="beyond"),))
+    options = [TOY, SLOW, BARE, GUESS, twice, pair, apart, flagged]
     root = sample.write_demo(tmp_path)
     path = document.write(root)
     soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")

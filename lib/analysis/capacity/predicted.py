@@ -17,6 +17,8 @@ from lib.models.card import ModelCard
 from lib.stats import Estimate
 
 NONE = stats.missing(NOT_PREDICTED)
+FAR = "beyond the rows that the laws were fitted to"
+NEAR = "may not fit the memory"
 BEYOND = "the law of its kernels does not reach this card"
 Place = tuple[str, str, str, str]  # GPU, model, number format, stack
 CAPTURED = ("graph", "graph-compiled")
@@ -117,9 +119,15 @@ def _surely_less(captured: Cell, eager: Cell) -> bool:
 def _registered() -> Iterator[tuple[Place, Cell]]:
     data = registry.sealed(registry.newest())
     shapes: dict[tuple, dict[str, Estimate]] = {}
+    notes: dict[tuple, str] = {}
     for line in data["cells"]:
         names = ("gpu", "model", "form", "stack", "context", "batch")
-        shape = shapes.setdefault(tuple(line[name] for name in names), {})
+        where = tuple(line[name] for name in names)
+        shape = shapes.setdefault(where, {})
+        if line["metric"] == "decode_tok_per_s":
+            beyond = any("beyond" in note for note in line.get("notes", ()))
+            told = (FAR if beyond else "", NEAR if line["holds"] == "near" else "")
+            notes[where] = ", ".join(filter(None, told))
         ends = [line.get(name) for name in ("value", "low", "high")]
         shape[line["metric"]] = _estimate(ends, data["level"], line.get("missing", ""))
     for (*place, context, users), told in shapes.items():
@@ -129,7 +137,8 @@ def _registered() -> Iterator[tuple[Place, Cell]]:
             continue
         joules = stats.scaled(told["decode_j_per_1k"], 1e-3)
         each = stats.scaled(decode, 1 / users)
-        yield tuple(place), Cell(context, users, told["ttft_s"], each, joules)
+        note = notes[*place, context, users]
+        yield tuple(place), Cell(context, users, told["ttft_s"], each, joules, note=note)
 
 
 def _unsaid(context: int, users: int, reason: str) -> Cell:

@@ -281,7 +281,7 @@
       table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.slice(0, MOST).map(function (x) {
         var row = document.createElement("tr"), basis = x.cell ? "measured at " + place(x.cell) : "";
         if (x.cell && x.option.predicted) {
-          basis = "predicted at " + place(x.cell) + ": " + short(x.cell.each_ends[0]) + " to " + short(x.cell.each_ends[1]) + " tok/s each at 90%";
+          basis = "predicted at " + place(x.cell) + ": " + short(x.cell.each_ends[0]) + " to " + short(x.cell.each_ends[1]) + " tok/s each at 90%" + (x.cell.note ? ", " + x.cell.note : "");
         }
         var sign = { meets: "holds", fails: "fails" }[x.verdict] || "";
         function number(value, digits) { return value === null ? "\u2013" : digits === undefined ? short(value) : grouped(value, digits); }
