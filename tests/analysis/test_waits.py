@@ -123,10 +123,8 @@ def of_boards(count, letter="A"):
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
 def test_each_number_of_boards_is_compared_with_as_many(order, devices):
     """Whichever stands first in a set, one board has the bandwidth of one and two that of two."""
-    a, b = (
-        Side(x, tuple(r for n in (order if x == "B" else (1, 2)) for r in of_boards(n, x)))
-        for x in "AB"
-    )
+    a = Side("A", tuple(of_boards(devices or 1, "A")))
+    b = Side("B", tuple(r for n in order for r in of_boards(n, "B")))
     key = next(r.key for r in a.rows if r.kind == "latency" and r.key.get("devices") == devices)
     told = waits.cause(
         METRICS["p50"], key | {"new_tokens": 66}, waits.Waits(a.rows), waits.Waits(b.rows)
