@@ -106,7 +106,7 @@ help:  ## list the targets and variables
 	@echo "  MODELS= NOTEBOOKS=       a slice of it, comma-separated; slices add up"
 	@echo "  WEIGHTS= STACK=          random, checkpoint or gguf; the decode stack"
 	@echo "  ALSO=                    PROFILE=gpu: graph-compiled (two minutes more), vllm (three)"
-	@echo "  DEVICES=                 GPUs that share a model (STACK=vllm)"
+	@echo "  DEVICES=                 GPUs that share a model (STACK=vllm); make plan: how many there are"
 	@echo "  SERVER=url               NOTEBOOKS=serving: load a server that runs; without it one is started"
 	@echo "  FROM=folder              make report: rebuild from these records, measure nothing; make bundle, versus"
 	@echo "  OUT=folder               make report, merge, compare, versus, bundle (a .zip): write here"
@@ -178,7 +178,8 @@ plan:  ## which model on which stack serves USERS of CONTEXT tokens within TTFT_
 	@$(call find,report) exec "$$py" -m lib plan $(if $(value FROM),$(call text,FROM)) \
 	    $(call option,--gpu,GPU) $(call option,--gpu-gb,GPU_GB) $(call option,--context,CONTEXT) \
 	    $(call option,--users,USERS) $(call option,--ttft-ms,TTFT_MS) \
-	    $(call option,--itl-ms,ITL_MS) $(call option,--gpu-hour-usd,GPU_HOUR_USD)
+	    $(call option,--itl-ms,ITL_MS) $(call option,--gpu-hour-usd,GPU_HOUR_USD) \
+	    $(call option,--devices,DEVICES)
 
 score:  ## registered predictions against what was measured since: FROM="outputs/x outputs/y" (default: released)
 	@$(call find,report) exec "$$py" -m lib score $(call items,FROM) $(call option,--out,OUT)

@@ -354,14 +354,14 @@ def check_fit(args: argparse.Namespace) -> int:
 
 def make_plan(args: argparse.Namespace) -> int:
     """Print which options serve so many users, and what stops the others; a GPU is predicted."""
-    from lib.analysis import choice
+    from lib.analysis import choice, planner
     from lib.analysis.capacity import predicted
     from lib.analysis.rows import load
     from lib.hardware.datasheets import datasheet
 
     options = choice.options(load(require_results(resolve(args.source))))
-    gpu = predicted.card_named(args.gpu, (o.of("gpu") for o in options)) if args.gpu else ""
-    board = next((o.gpu_bytes for o in options if gpu and o.of("gpu") == gpu and o.gpu_bytes), None)
+    gpu = predicted.card_named(args.gpu, (o.gpu for o in options)) if args.gpu else ""
+    board = next((o.gpu_bytes for o in options if gpu and o.gpu == gpu and o.gpu_bytes), None)
     gpu_gb = args.gpu_gb or (board or datasheet(gpu).memory_bytes or 0) / 1e9
     if not gpu_gb:
         raise ParamsError("GPU or GPU_GB is needed: make plan GPU=H100 CONTEXT=2048 USERS=8")
@@ -373,9 +373,11 @@ def make_plan(args: argparse.Namespace) -> int:
         itl_ms=args.itl_ms,
         gpu_hour_usd=args.gpu_hour_usd,
         gpu=gpu,
+        devices=args.devices or min((o.devices for o in options), default=1),
     )
-    answers = choice.offers([*options, *predicted.options(options)], ask)
-    show(choice.text(answers, ask) + "\n")
+    choices = [*options, *predicted.options(options)]
+    show(planner.text(choice.offers(choices, ask), ask, choices) + "
+")
     return 0
 
 
@@ -519,7 +521,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--users", type=options.USERS, default=1)
     one.add_argument("--ttft-ms", type=options.MS, help="longest wait for the first token")
     one.add_argument("--itl-ms", type=options.MS, help="longest mean wait between tokens")
-    one.add_argument("--gpu-hour-usd", type=options.PRICE, help="for USD a million tokens")
+    one.add_argument("--gpu-hour-usd", type=options.PRICE, help="of one: for USD a million tokens")
+    one.add_argument("--devices", type=options.GPUS, help="GPUs that share a model: 1")
 
     one = verb("score", score_predictions)
     one.add_argument("sources", nargs="*", metavar="FOLDER", help="default: the released sets")

@@ -93,6 +93,7 @@ class Arm:
     dtype: str
     limits: Limits
     traced: dict[str, Any] = field(default_factory=dict)
+    devices: int | None = None  # of a model that is sharded
 
     @property
     def bound_per_s(self) -> float | None:
@@ -204,6 +205,7 @@ class _Lookups:
             prefill_flop=prefill_flop(card, context, batch) if card else None,
             limits=self.limits.get(row.env_id or "", UNKNOWN),
             traced=traced or ({"experts_chosen_decode": chosen} if chosen else {}),
+            devices=key.get("devices"),
         )
 
     def _card(self, row: Record) -> ModelCard | None:

@@ -14,34 +14,29 @@ meet.
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lib import stats
-from lib.analysis import bounds, fit
+from lib.analysis import bounds, fit, gates
 from lib.analysis.batch import points
 from lib.analysis.energy import quantities
 from lib.analysis.metrics import METRICS
+from lib.analysis.routers import LEAD
 from lib.analysis.rows import SETUP
 from lib.analysis.setups import grouped, named, sampled
 from lib.files import ParamsError
 from lib.models.card import ModelCard
-from lib.records.record import Record, select
+from lib.records.record import Record, board, select
 from lib.show.wording import short
 from lib.stats import Estimate
 
 TIMED = ("latency", "batch")  # kinds of calls, those that are timed most often first
 JOULES = (*quantities.LENGTHS, "batch-energy")
-FORMULA = "decoding only; price: USD an hour / 3600 / (tok/s of all users) x 10^6"
-PREDICTED = (
-    "Predicted: not measured; 90 % intervals of laws fitted to rows of one H100, random weights. "
-    "Those of the H200 and the H100 were registered before measuring; other cards are the same "
-    "laws, and the less a card is like an H100, the less its interval promises. hf-eager waits for "
-    "a host that nobody knows."
-)
 MEETS, MAY, FAILS, UNKNOWN = "meets", "may meet", "fails", "not measured"
+NOT_PREDICTED = "not predicted"
+NOT_FAILED = (gates.WITHHELD, LEAD, NOT_PREDICTED)  # how errors start where nothing failed
 VERDICTS = (MEETS, MAY, FAILS, UNKNOWN)  # in the order of the answer
 WORSE = (MEETS, MAY, UNKNOWN, FAILS)  # of the verdicts on several limits the last one holds
 TIMES_MS = {  # of a cell, by what has a limit
@@ -52,9 +47,10 @@ TIMES_MS = {  # of a cell, by what has a limit
 
 @dataclass(frozen=True)
 class Cell:
-    """What each of so many `users` at once got at a context (tokens), or the error.
+    """What each of so many `users` at once got at a context (tokens), or the error; of a prediction
+    a `note`.
 
-    `per_user` is decode throughput (tok/s), `token_j` joules of the board for a decoded token.
+    `per_user` is decode throughput (tok/s), `token_j` joules of the boards for a decoded token.
     """
 
     context: int
@@ -63,18 +59,28 @@ class Cell:
     per_user: Estimate
     token_j: Estimate
     error: str = ""
+    note: str = ""
 
     @property
     def total(self) -> Estimate:
         """Decode throughput of all users (tok/s)."""
         return stats.scaled(self.per_user, self.users)
 
+    @property
+    def fault(self) -> str:
+        """Where and why there is no speed; empty where there is one."""
+        if not self.error:
+            return ""
+        how = "" if self.error.startswith(NOT_FAILED) else "failed at "
+        return f"{how}{place(self)}: {self.error}"
+
 
 @dataclass(frozen=True)
 class Option:
     """One model in one setup (the values of SETUP), with its card where a row holds one.
 
-    The cells of one that is `predicted` were not measured: their intervals are predictions.
+    The cells of one that is `predicted` were not measured: their intervals are predictions. Of one
+    that is sharded over `devices`, `gpu_bytes` are those of each.
     """
 
     model: str
@@ -84,16 +90,35 @@ class Option:
     gpu_bytes: int | None
     cells: tuple[Cell, ...]
     predicted: bool = False
+    devices: int = 1
+    apart: bool = False  # whether other cards were measured beside its own
 
     def of(self, name: str) -> str:
         """A value of the setup."""
         return self.setup[SETUP.index(name)]
 
     @property
+    def gpu(self) -> str:
+        """The kind of card, without how many."""
+        return self.of("gpu").removeprefix(f"{self.devices} x ")
+
+    @property
+    def stack(self) -> str:
+        """The stack, without which of several engines it was."""
+        return self.of("stack").partition(" ")[0]
+
+    @property
     def engine(self) -> str:
-        """Stack and number format, and the experts where every one is computed."""
+        """Stack and number format, the experts where every one is computed, and several GPUs."""
         every = ("every expert",) if self.of("experts") == "all_experts" else ()
-        return ", ".join((self.of("stack"), self.of("dtype"), *every))
+        several = (f"{self.devices} GPUs",) if self.devices > 1 else ()
+        return ", ".join((self.stack, self.of("dtype"), *every, *several))
+
+    @property
+    def on(self) -> str:
+        """The engine, which one of several it was, and the card where others stand beside it."""
+        which = self.of("stack").partition(" ")[2]
+        return ", ".join(filter(None, (self.engine, which, self.gpu if self.apart else "")))
 
     @property
     def measured(self) -> list[Cell]:
@@ -109,35 +134,51 @@ class Option:
         """How many users of so many tokens each have room; None where no card tells."""
         if self.card is None or not self.card.kv_layers:
             return None
-        return fit.room(self.card, gpu_bytes, context)
+        return fit.room(self.card, gpu_bytes, context, self.devices)
 
 
 def options(rows: Sequence[Record]) -> list[Option]:
-    """Every model and setup of one GPU with calls of several tokens, in the order of the tables;
-    leads and an engine's stand-in weights are none."""
-    rows = points.results(rows).where(lambda row: not row.key.get("devices"))
-    groups: dict[tuple, list[Cell]] = {}
+    """Every model and setup with calls of several tokens, in the order of the tables; an engine's
+    stand-in weights are none, and a lead has no speed."""
+    rows, leads = points.results(rows)
+    groups: dict[tuple, dict[tuple[int, int], Cell]] = {}
     members: dict[tuple, Record] = {}
-    for (model, setup, context, users), group in grouped(
-        rows, (*TIMED, *JOULES), ("context", "batch")
-    ).items():
-        timed = _timed(group)
-        if timed and context:
-            groups.setdefault((model, *setup), []).append(cell_of(context, users or 1, group))
-            members[model, *setup] = timed[0]
+    for some, of in ((rows, cell_of), (leads, _lead_of)):
+        for (model, setup, context, users), group in grouped(
+            some, (*TIMED, *JOULES), ("context", "batch")
+        ).items():
+            timed = _timed(group)
+            if timed and context:
+                cells = groups.setdefault((model, *setup), {})
+                cells.setdefault((context, users or 1), of(context, users or 1, group))
+                members[model, *setup] = timed[0]
     names, cards = named(list(groups)), select(rows, "card")
-    return [
-        Option(
-            model=where[0],
-            setup=where[1:],
-            label=names[where].label,
-            card=_card(cards, where[0], where[1 + SETUP.index("dtype")]),
-            gpu_bytes=rows.environment(members[where]).get("gpu_total_bytes"),
-            cells=tuple(cells),
-        )
-        for where, cells in groups.items()
-        if any(c.per_user.value is not None or c.error for c in cells)
+    read = [
+        _option(where, names[where].label, mine.values(), rows.environment(members[where]), cards)
+        for where, mine in groups.items()
+        if any(c.per_user.value is not None or c.error for c in mine.values())
     ]
+    apart = len({option.gpu for option in read}) > 1
+    return [replace(option, apart=apart) for option in read]
+
+
+def _option(
+    where: tuple,
+    label: str,
+    cells: Iterable[Cell],
+    environment: dict[str, Any],
+    cards: Sequence[Record],
+) -> Option:
+    (model, *setup), (_, devices) = where, board(environment)
+    card = _card(cards, model, setup[SETUP.index("dtype")])
+    of_all = environment.get("gpu_total_bytes")
+    each = of_all and of_all // devices
+    return Option(model, tuple(setup), label, card, each, tuple(cells), devices=devices)
+
+
+def _lead_of(context: int, users: int, rows: Sequence[Record]) -> Cell:
+    none = stats.missing(LEAD)
+    return Cell(context, users, none, none, none, LEAD)
 
 
 def _timed(rows: Sequence[Record]) -> list[Record]:
@@ -179,7 +220,8 @@ def _card(cards: Sequence[Record], model: str, dtype: str) -> ModelCard | None:
 @dataclass(frozen=True)
 class Ask:
     """What a user needs: memory of the card (GB, 10^9 bytes), tokens of context for each of so many
-    users at once, the longest wait for the first token and between tokens (ms), USD an hour.
+    users at once, the longest wait for the first token and between tokens (ms), USD an hour of a
+    GPU, and how many of them there are.
 
     `gpu` is the card by its name; without one the answer stands on what was measured, on whatever.
     """
@@ -191,6 +233,7 @@ class Ask:
     itl_ms: float | None = None
     gpu_hour_usd: float | None = None
     gpu: str = ""
+    devices: int = 1
 
     def __post_init__(self) -> None:
         for name, number in vars(self).items():
@@ -212,6 +255,7 @@ class Offer:
     cell: Cell | None
     users: int
     gpu_hour_usd: float | None
+    held_back: bool = False  # by its size, whatever the limits
 
     @property
     def total(self) -> float | None:
@@ -223,13 +267,13 @@ class Offer:
         """USD of GPU time for 10^6 decoded tokens at so many users."""
         if self.total is None or self.gpu_hour_usd is None:
             return None
-        return self.gpu_hour_usd / 3600 / self.total * 1e6
+        return self.option.devices * self.gpu_hour_usd / 3600 / self.total * 1e6
 
 
 def offers(choices: Sequence[Option], ask: Ask) -> list[Offer]:
     """What each option answers: those that meet the ask first, by speed of all users. Where a
     measured one has an answer, there is no prediction of the same beside it."""
-    asked = [o for o in choices if (o.of("gpu") == ask.gpu if ask.gpu else not o.predicted)]
+    asked = [o for o in choices if (o.gpu == ask.gpu if ask.gpu else not o.predicted)]
     answered = {
         (o.model, o.engine) for o in asked if not o.predicted and o.at(ask.context, ask.users)
     }
@@ -245,20 +289,27 @@ def _offer(option: Option, ask: Ask) -> Offer:
     room = option.room(ask.gpu_gb * 1e9, ask.context)
     cell = option.at(ask.context, ask.users)
 
-    def offer(verdict: str, why: str = "") -> Offer:
-        return Offer(option, verdict, why, room, cell, ask.users, ask.gpu_hour_usd)
+    def offer(verdict: str, why: str = "", held_back: bool = False) -> Offer:
+        return Offer(option, verdict, why, room, cell, ask.users, ask.gpu_hour_usd, held_back)
 
+    if option.devices > ask.devices:
+        return offer(FAILS, f"needs {option.devices} GPUs ({ask.devices} asked)", True)
     limit = option.card.context_limit if option.card else None
     if limit and ask.context > limit:
-        return offer(FAILS, f"{ask.context:,} tokens > {limit:,} of the model")
+        return offer(FAILS, f"{ask.context:,} tokens > {limit:,} of the model", True)
     if room is not None and room < ask.users:
-        short_gb = fit.short_bytes(option.card, ask.gpu_gb * 1e9) / 1e9
+        short_gb = fit.short_bytes(option.card, ask.gpu_gb * 1e9, option.devices) / 1e9
         why = f"weights are {short_gb:.1f} GB too large" if short_gb > 0 else ""
-        return offer(FAILS, why or f"room for {room:,} users ({ask.users:,} asked)")
-    limits = {"TTFT": ask.ttft_ms, "a token takes": ask.itl_ms}
-    answers = [_limit(option, ask, cell, what, ms) for what, ms in limits.items() if ms is not None]
+        return offer(FAILS, why or f"room for {people(room)} ({ask.users:,} asked)", True)
+    answers = [
+        _limit(option, ask, cell, what, ms) for what, ms in limits(ask).items() if ms is not None
+    ]
     answers = answers or [(MEETS, "") if cell else (UNKNOWN, _nearest(option, ask))]
     return offer(*max(answers, key=lambda answer: WORSE.index(answer[0])))
+
+
+def limits(ask: Ask) -> dict[str, float | None]:
+    return {"TTFT": ask.ttft_ms, "a token takes": ask.itl_ms}
 
 
 def _limit(option: Option, ask: Ask, cell: Cell | None, what: str, limit: float) -> tuple[str, str]:
@@ -273,13 +324,13 @@ def _limit(option: Option, ask: Ask, cell: Cell | None, what: str, limit: float)
     easier = [c for c in told if c.context <= ask.context and c.users <= ask.users]
     for one in sorted(easier, key=lambda c: (c.users, c.context), reverse=True):
         if ends(one)[0] > limit:
-            where = "" if one is cell else f" at {_place(one)}"
+            where = "" if one is cell else f" at {place(one)}"
             return FAILS, f"{what} {short(TIMES_MS[what](one).value)} ms > {limit:g}{where}"
     if cell is None:
         return UNKNOWN, _nearest(option, ask)
     if cell not in told:
         word = "predicted" if option.predicted else "measured"
-        return UNKNOWN, f"{what} at {_users(cell.users)} is not {word}"
+        return UNKNOWN, f"{what} at {people(cell.users)} is not {word}"
     low, high = ends(cell)
     if low > limit:
         time = short(TIMES_MS[what](cell).value)
@@ -293,126 +344,18 @@ def _nearest(option: Option, ask: Ask) -> str:
     """What was measured instead, or failed."""
     for cell in option.cells:
         if cell.error and cell.users <= ask.users and cell.context <= ask.context:
-            return f"failed at {_place(cell)}: {cell.error}"
+            return cell.fault
     if not option.measured:
         return "no decode throughput"
     most = max(option.measured, key=lambda c: (c.users, c.context))
     longest = max(option.measured, key=lambda c: (c.context, c.users))
-    ends = dict.fromkeys(map(_place, (most, longest)))
+    ends = dict.fromkeys(map(place, (most, longest)))
     return f"{'predicted' if option.predicted else 'measured'} up to {' and '.join(ends)}"
 
 
-def _users(count: int) -> str:
-    return f"{count:,} user{'s' if count > 1 else ''}"
+def people(count: int) -> str:
+    return f"{count:,} user{'' if count == 1 else 's'}"
 
 
-def _place(cell: Cell) -> str:
-    return f"{_users(cell.users)} of {cell.context:,} tokens"
-
-
-def basis(offer: Offer) -> str:
-    """The cell that an offer stands on, with the interval of a prediction; empty without one."""
-    if (cell := offer.cell) is None:
-        return ""
-    place = _place(cell)
-    if not offer.option.predicted:
-        return f"measured at {place}"
-    ends = f"{short(cell.per_user.low)} to {short(cell.per_user.high)}"
-    return f"predicted at {place}: {ends} tok/s each at {cell.per_user.level:.0%}"
-
-
-def lead(answers: Sequence[Offer], ask: Ask) -> str:
-    """The answer in a sentence or two: the first option, or that none is known and what to do."""
-    what = f"{_users(ask.users)} of {ask.context:,} tokens"
-    if not answers:
-        return f"Nothing is known of {what} on {ask.gpu or 'this card'}."
-    verdicts = [answer.verdict for answer in answers]
-    counts = {verdict: verdicts.count(verdict) for verdict in VERDICTS}
-    first, of = answers[0], f"{len(answers)} option{'s' if len(answers) > 1 else ''}"
-    if first.verdict in (MEETS, MAY):
-        how = "serves most" if first.verdict == MEETS else "may serve"
-        others = f"{counts[MEETS]} of {of} meet{'s' if counts[MEETS] == 1 else ''} the limits"
-        return (
-            f"{first.option.model} on {first.option.engine} {how} for {what}: "
-            f"{short(first.total)} tok/s{' together' if ask.users > 1 else ''}"
-            f"{', predicted' if first.option.predicted else ''}. {others}."
-        )
-    cells = [cell for answer in answers for cell in answer.option.measured]
-    shorter = [c.context for c in cells if c.users >= ask.users and c.context < ask.context]
-    fewer = [c.users for c in cells if c.context >= ask.context and c.users < ask.users]
-    nearest = [f"{_users(ask.users)} of {max(shorter):,} tokens"] if shorter else []
-    nearest += [f"{_users(max(fewer))} of {ask.context:,} tokens"] if fewer else []
-    remedy = f"{' or '.join(nearest) or 'other numbers'}, or wider limits"
-    if counts[UNKNOWN] and not ask.gpu:
-        remedy += "; or name a card (GPU), and what was not measured is predicted"
-    return (
-        f"None of {of} is known to serve {what}: {counts[FAILS]} fail, {counts[UNKNOWN]} lack a "
-        f"{'prediction' if ask.gpu else 'measurement'}. Ask for {remedy}."
-    )
-
-
-def text(answers: Sequence[Offer], ask: Ask) -> str:
-    """The answer to an ask for a terminal: its sentence, an option a line, what it holds for."""
-    if not answers:
-        return lead(answers, ask)
-    width = max(map(len, VERDICTS)) + 2
-    lines = [
-        textwrap.fill(
-            f"{answer.verdict:{width}}{_told(answer)}", 100, subsequent_indent=" " * width
-        )
-        for answer in answers
-    ]
-    gpus = sorted({answer.option.of("gpu") for answer in answers})
-    notes = [f"Speeds are of {' and '.join(gpus)}; {FORMULA}."]
-    if any(answer.option.predicted for answer in answers):
-        notes.append(textwrap.fill(PREDICTED, 100))
-    return "\n".join([textwrap.fill(lead(answers, ask), 100), "", *lines, "", *notes])
-
-
-def _told(answer: Offer) -> str:
-    cell, price = answer.cell, answer.usd_per_million
-    facts = [answer.why]
-    if answer.verdict != FAILS and answer.room is not None:
-        facts.append(f"room for {_users(answer.room)}")
-    if cell:
-        first = cell.ttft_s.value
-        facts += [
-            f"TTFT {short(first * 1e3)} ms" if first else "",
-            f"{short(cell.per_user.value)} tok/s each, {short(answer.total)} together",
-            "" if price is None else f"{price:.2f} USD for a million tokens",
-            basis(answer),
-        ]
-    return f"{answer.option.model} on {answer.option.engine}: {'; '.join(filter(None, facts))}"
-
-
-def data(choices: Sequence[Option]) -> list[dict[str, Any]]:
-    """The options for the planner of a page: what `offers` reads of them, as JSON data."""
-    return [
-        {
-            "model": option.model,
-            "engine": option.engine,
-            "gpu": option.of("gpu"),
-            "gb": option.gpu_bytes and round(option.gpu_bytes / 1e9, 1),
-            "predicted": option.predicted,
-            "fit": fit.line(option.card) if option.card and option.card.kv_layers else None,
-            "limit": option.card.context_limit if option.card else None,
-            "cells": [
-                {
-                    "context": cell.context,
-                    "users": cell.users,
-                    **_ends("ttft_ms", stats.scaled(cell.ttft_s, 1e3), option.predicted),
-                    **_ends("each", cell.per_user, option.predicted),
-                    "error": cell.error,
-                }
-                for cell in option.cells
-            ],
-        }
-        for option in choices
-    ]
-
-
-def _ends(name: str, estimate: Estimate, predicted: bool) -> dict[str, Any]:
-    """The value, and of a prediction the ends of its interval."""
-    if not predicted or estimate.value is None:
-        return {name: estimate.value}
-    return {name: estimate.value, f"{name}_ends": [estimate.low, estimate.high]}
+def place(cell: Cell) -> str:
+    return f"{people(cell.users)} of {cell.context:,} tokens"

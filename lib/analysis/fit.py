@@ -38,24 +38,26 @@ def largest_context(card: ModelCard, free_bytes: int) -> int:
     return bisect_right(tokens, free_bytes, key=most_bytes)
 
 
-def short_bytes(card: ModelCard, gpu_bytes: float) -> float:
-    """Bytes that the weights and the reserve lack on a GPU; negative where they fit."""
-    return card.weight_bytes + CUDA_CONTEXT_BYTES + card.margin_bytes - gpu_bytes
+def short_bytes(card: ModelCard, gpu_bytes: float, devices: int = 1) -> float:
+    """Bytes that the weights and the reserve lack on a GPU, or on so many `devices` of its size
+    that share them; negative where they fit. Each has its own context and workspace."""
+    more = (devices - 1) * (CUDA_CONTEXT_BYTES + MARGIN_BYTES)
+    return card.weight_bytes + CUDA_CONTEXT_BYTES + card.margin_bytes + more - devices * gpu_bytes
 
 
-def room(card: ModelCard, gpu_bytes: float, context: int) -> int:
+def room(card: ModelCard, gpu_bytes: float, context: int, devices: int = 1) -> int:
     """Users of `context` tokens each whose caches fit at the same time."""
-    left = max(-short_bytes(card, gpu_bytes), 0)
+    left = max(-short_bytes(card, gpu_bytes, devices), 0)
     return int(left // card.kv_bytes(context, cache="static"))
 
 
-def line(card: ModelCard) -> dict[str, Any]:
+def line(card: ModelCard, devices: int = 1) -> dict[str, Any]:
     """What `room` reads of a card: bytes of no user, and of one user at the tokens between which
     they grow evenly."""
     windows = {window for _, window in card.kv_layers or () if window is not None}
     ends = sorted({0, *windows, card.context_limit or _ENDLESS})
     return {
-        "fixed_bytes": round(short_bytes(card, 0)),
+        "fixed_bytes": round(short_bytes(card, 0, devices)),
         "user_bytes": [[n, card.kv_bytes(n, cache="static")] for n in ends],
     }
 

@@ -80,15 +80,16 @@ class Rows(Sequence[Record]):
         return self._setups[id(row)][1]
 
     def _with_engine(self, row: Record, values: tuple[str, ...]) -> tuple[str, ...]:
-        """The setup of an engine's row. Where several engines were timed that would otherwise be
-        one setup, the stack says which: their rows answer different questions."""
+        """The setup of an engine's row. Where several engines were timed on one kind of GPU, the
+        stack says which: their rows answer different questions."""
         if self._engines is None:
             self._engines = {}
             for r in self.records:
                 if r.key.get("engine") and any(name.endswith("e2e_s") for name in r.samples):
-                    setup = tuple(str(r.key.get(name)) for name in SETUP[:-1])
+                    gpu = str(self.environment(r).get("gpu") or NO_GPU)
+                    setup = (*(str(r.key.get(name)) for name in SETUP[:-1]), gpu)
                     self._engines.setdefault(setup, set()).add(r.key["engine"])
-        if len(self._engines.get(values[:-1], ())) < 2:
+        if len(self._engines.get(values, ())) < 2:
             return values
         stack = SETUP.index("stack")
         named = f"{values[stack]} {row.key['engine'][:6]}"

@@ -18,7 +18,7 @@ from lib import stats
 from lib.analysis import bounds, host_bound
 from lib.analysis.machine import Limits, limits
 from lib.analysis.metrics import Metric, decode_share, prefill_share
-from lib.analysis.rows import Rows
+from lib.analysis.rows import SETUP, Rows
 from lib.records.record import Record, select
 from lib.stacks.registry import STACKS
 from lib.stats import Estimate
@@ -34,7 +34,7 @@ FIXED = {  # whatever the arm
 }  # fmt: skip
 DEVICE = {"decode_busy": STEP, "prefill_busy": FIRST}  # times of the device alone
 NOT_OF_CARD = "not the card"  # tensors and launches are the model's and the library's
-PLACE = ("model", "weights", "dtype", "stack", "experts", "context", "batch")
+PLACE = ("model", "weights", "dtype", "stack", "experts", "devices", "context", "batch")
 Place = tuple[Any, ...]
 
 
@@ -53,13 +53,14 @@ class Waits:
         rows = Rows.of(rows)
         self.rows = rows
         self.arms = {
-            (a.model, *a.setup[:-1], a.context, a.batch): a
+            _place({**dict(zip(SETUP, a.setup, strict=True)), **vars(a)}): a
             for kind in reversed(bounds.KINDS)  # calls of one sequence last: they win
             for a in bounds.arms(rows, kind)
         }
         self.profiles: dict[Place, dict[int, Sequence[Record]]] = {}
         for (model, *setup, context), group in host_bound.arms(rows).items():
-            self.profiles.setdefault((model, *setup[:-1]), {})[context] = group
+            place = _place({"model": model, **dict(zip(SETUP, setup, strict=True))})
+            self.profiles.setdefault(place[:-2], {})[context] = group
         self.active = {r.key["model"]: r.value("active_params") for r in select(rows, "card")}
         self.limits: list[Limits] = list(limits(rows).values())
         self.scores: dict[Place, list[float]] = {}
@@ -137,14 +138,18 @@ class Waits:
             COMPUTE: ("bf16_flop_per_s", "matmul_flop_per_s"),
         }
         stated, best = names[cause]
-        sheets = [getattr(x.sheet, stated) for x in self.limits]
-        rates = [getattr(x, best) for x in self.limits]
+        limits = [self.arms[place].limits] if place in self.arms else self.limits
+        sheets = [getattr(x.sheet, stated) for x in limits]
+        rates = [getattr(x, best) for x in limits]
         return next((x for x in (*sheets, *rates) if x), None)
 
 
 def _place(key: Mapping[str, Any]) -> Place:
-    *names, context, batch = (key.get(name) for name in PLACE)
-    return (names[0], *map(str, names[1:]), context, batch or 1)
+    """The place of a key, without which of several engines it was."""
+    model, *words, devices, context, batch = (key.get(name) for name in PLACE)
+    weights, dtype, stack, experts = map(str, words)
+    engine = stack.partition(" ")[0]
+    return (model, weights, dtype, engine, experts, devices or 1, context, batch or 1)
 
 
 def _busy_s(group: Sequence[Record], name: str) -> float | None:
@@ -165,6 +170,8 @@ def cause(metric: Metric, key: Mapping[str, Any], a: Waits, b: Waits) -> Cause:
         return Cause(f"{ours} in A, {theirs} in B", stats.missing("it changes from A to B"))
     if ours not in (BANDWIDTH, COMPUTE, HOST):
         return Cause(ours, stats.missing(f"no value of a card or host tells it ({ours})"))
+    if PARTS.get(metric.name) == CALL and metric.unit == "J":
+        return Cause(ours, stats.missing("a faster card draws another power: no ratio of joules"))
     has = [side.has(ours, place) for side in (a, b)]
     if None in has:
         return Cause(ours, stats.missing(f"the {ours} of {'AB'[has.index(None)]} is not known"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from lib import stats
-from lib.analysis import choice, engines, gates
+from lib.analysis import choice, engines, gates, planner
 from lib.analysis.capacity import predicted
 from lib.analysis.choice import Cell, Option
 from lib.analysis.rows import NO_GPU, Rows
@@ -99,13 +99,22 @@ def answer(
     None where no decoding was timed.
     """
     rows = Rows.of(rows)
-    options, waiting = choice.options(rows), gates.waiting(rows)
+    every_option = choice.options(rows)
+    options = of_one_card(every_option)
+    others = dict.fromkeys(o.of("gpu") for o in every_option if o not in options)
+    if others:
+        gpu, every_row = options[0].of("gpu"), rows
+        rows = rows.where(lambda r: r.kind == "card" or every_row.setup(r)[-1] == gpu)
+    waiting = gates.waiting(rows)
     if context is None:
         context = shared_context(options)
     best = candidates(options, context)
     if not best:
         return None
     every, leading = card(best, context, gpu_hour_usd, waiting), tuple(c.name for c in best)
+    if others:
+        note = f"Of {options[0].of('gpu')} alone: the planner has {' and '.join(others)} too."
+        every = replace(every, below=(*every.below, note))
     shown, drawn = every, rows
     if len(best) > MOST:
         leading = leading[:FIRST]
@@ -114,7 +123,7 @@ def answer(
             f"of the first {FIRST}."
         )
         shown = card(best[:MOST], context, gpu_hour_usd, waiting)
-        shown = replace(shown, below=(*shown.below, note))
+        shown = replace(shown, below=(*every.below, note))
         drawn = rows.where(lambda r: r.key.get("model") in (None, *leading))
     return Answer(
         lead=lead(best, waiting),
@@ -124,11 +133,26 @@ def answer(
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
         basis=basis(rows),
         figure=picture(drawn),
-        planner=planner([*options, *predicted.options(options)]),
+        planner=asked([*every_option, *predicted.options(every_option)]),
         context=context,
         gpu_gb=round(max(o.gpu_bytes or 0 for o in options) / 1e9, 1) or EXAMPLE_GB,
         usd=EXAMPLE_USD if gpu_hour_usd is None else gpu_hour_usd,
     )
+
+
+def of_one_card(options: Sequence[Option]) -> list[Option]:
+    """The options of the card that ran most models, then most cells, alone before several of it: a
+    ratio of two cards would mix causes."""
+    cards: dict[str, list[Option]] = {}
+    for option in options:
+        cards.setdefault(option.of("gpu"), []).append(option)
+
+    def weight(mine: Sequence[Option]) -> tuple[bool, int, int]:
+        ran = [option for option in mine if option.measured]
+        alone = bool(ran) and mine[0].devices == 1
+        return alone, len({o.model for o in ran}), sum(len(o.measured) for o in ran)
+
+    return max(cards.values(), key=weight, default=[])
 
 
 def shared_context(options: Sequence[Option]) -> int:
@@ -180,8 +204,9 @@ def card(
         f"Decoding only, at {price:g} USD an hour{example}.",
     )
     rows = tuple(zip(*columns, strict=True))
-    kinds = dict.fromkeys("CPU" if c.option.of("gpu") == NO_GPU else "GPU" for c in best)
-    return Table("answer", f"Models on one {' or '.join(kinds)}", tuple(COLUMNS), rows, below=notes)
+    gpu, devices = best[0].option.of("gpu"), best[0].option.devices
+    where = f"{devices} GPUs" if devices > 1 else f"one {'CPU' if gpu == NO_GPU else 'GPU'}"
+    return Table("answer", f"Models on {where}", tuple(COLUMNS), rows, below=notes)
 
 
 def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiting: bool) -> tuple:
@@ -192,7 +217,7 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiti
     whole = (
         most.total,
         stats.scaled(most.token_j, 1e3),
-        stats.inverse(most.total, price / 3600 * 1e6),
+        stats.inverse(most.total, option.devices * price / 3600 * 1e6),
     )
     users = Text(f"{most.users:,}", f"of {most.context:,} tokens")
     if shared and candidate.alone:
@@ -262,7 +287,7 @@ def _named(names: Sequence[str], most: int = 3) -> str:
 
 def _device(option: Option) -> str:
     gpu = option.of("gpu")
-    return "this CPU" if gpu == NO_GPU else f"one {gpu}"
+    return "this CPU" if gpu == NO_GPU else gpu if option.devices > 1 else f"one {gpu}"
 
 
 def for_one(best: Sequence[Candidate], options: Sequence[Option], context: int) -> str:
@@ -339,6 +364,8 @@ def picture(rows: Sequence[Record]) -> Markup:
     return figure.html(engines.users(rows), rows, note="Numbers are users, faint ones unchecked")
 
 
-def planner(options: Sequence[Option]) -> Markup:
-    """The options as data for the page's script."""
-    return embedded(choice.data(options))
+def asked(options: Sequence[Option]) -> Markup:
+    """The options as data for the page's script, and what has no line where a card is chosen."""
+    cards = dict.fromkeys(option.gpu for option in options)
+    absent = {gpu: planner.left_out(options, gpu) for gpu in cards}
+    return embedded({"options": planner.data(options), "absent": absent})

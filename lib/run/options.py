@@ -110,6 +110,7 @@ def gigabytes(text: str) -> float:
 BANDWIDTH = number("GB/s", 3350, 1e9)
 JOBS = number("jobs at once", 2, 1024, whole=True)
 USERS = number("users at once", 20, 1e9, whole=True)
+GPUS = number("GPUs that share a model", 2, 1024, whole=True)
 PRICE = number("USD", 2.5, 1e9)
 MS = number("milliseconds", 500, 1e9)
 SECONDS = number("seconds", 3600, 1e7)

@@ -35,6 +35,10 @@ SYNTAX = (
     f"to put before this interpreter's own; join both with {os.pathsep!r}: "
     f"python3{os.pathsep}folder"
 )
+ALIKE = (
+    "A and B have the same version of every package; a folder of packages holds them itself, as "
+    "pip install --target makes it"
+)
 PROBE = """
 import json, platform, sys
 from importlib import metadata
@@ -142,6 +146,8 @@ def run(
     options = {**options, "name": _everywhere(options["name"])}
     sides = {env.letter: env for env in (a, b)}
     environments = {n: {"text": env.text, "versions": versions(env)} for n, env in sides.items()}
+    if a.text != b.text and len({str(one["versions"]) for one in environments.values()}) == 1:
+        say(ALIKE)
     files.require_room(out)
     start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     manifest = {

@@ -61,6 +61,11 @@ def both() -> list[Record]:
     return [ONE, TWO, *one, *two]
 
 
+def passed(env) -> Record:
+    """A check of the logits at the batch of `both`."""
+    return row("gate", {"relative_error": [0.01]}, {"pinned_sets": 8}, env=env, new_tokens=4)
+
+
 def found(rows) -> dict[str, boards.Pair]:
     return {one.what: one for one in boards.pairs(rows)}
 
@@ -106,10 +111,7 @@ def test_the_table_is_in_the_place_of_the_engines_rows():
 
 def test_a_batch_that_was_checked_on_both_sides_is_no_lead():
     rows = both()
-    gated = [
-        row("gate", {"relative_error": [0.01]}, {"pinned_experts": 4}, env=env, new_tokens=4)
-        for env in (ONE, TWO)
-    ]
+    gated = [passed(env) for env in (ONE, TWO)]
     assert {p.remark for p in boards.pairs([*rows, *gated])} == {""}
     assert boards.LEAD in {p.remark for p in boards.pairs([*rows, gated[0]])}
 
@@ -149,7 +151,27 @@ def test_rows_of_several_gpus_are_never_those_of_one():
     assert identity(one, ONE.values) != identity(two, TWO.values)
     with pytest.raises(ValueError, match="devices"):
         require_comparable([one, two], {ONE.env_id: ONE.values, TWO.env_id: TWO.values})
-    assert {o.setup[-1] for o in choice.options([*both()])} <= {GPU}
+    options = choice.options(both())
+    assert {(o.gpu, o.devices) for o in options} == {(GPU, 1), (GPU, 2)}
+    offers = choice.offers(options, choice.Ask(85, 512, gpu=GPU))
+    whys = {o.option.devices: o.why for o in offers}
+    assert whys[2] == "needs 2 GPUs (1 asked)" and "GPUs" not in whys[1]
+
+
+def test_two_boards_by_hand():
+    """8 users of two boards: a step of 5 ms is 200 tok/s each and 1,600 together; 1,280 J for a
+    call of 64 tokens of each are 2,500 J for 1,000 tokens, and an hour costs twice."""
+    options = choice.options([*both(), *(passed(env) for env in (ONE, TWO))])
+    ask = choice.Ask(85, 512, users=8, gpu_hour_usd=3.6, gpu=GPU, devices=2)
+    two, one = choice.offers(options, ask)
+    assert (two.option.engine, one.option.engine) == ("vllm, mxfp4, 2 GPUs", "vllm, mxfp4")
+    assert (two.total, one.total) == (pytest.approx(1600), pytest.approx(1000))
+    assert two.usd_per_million == pytest.approx(2 * 3.6 / 3600 / 1600 * 1e6)
+    assert one.usd_per_million == pytest.approx(3.6 / 3600 / 1000 * 1e6)
+    assert {o.of("stack") for o in options} == {"vllm"}  # one engine on each card
+    whole = next(p for p in boards.pairs(both()) if p.what == boards.JOULES)
+    assert whole.several.value == pytest.approx(1280 / (8 * 64) * 1000)
+    assert whole.each == (pytest.approx(680 / 0.512), pytest.approx(600 / 0.512))
 
 
 def test_several_boards_are_bounded_by_all_of_them():

@@ -9,9 +9,12 @@ import pytest
 
 from lib import stats
 from lib.__main__ import main
-from lib.analysis import choice, fit
+from lib.analysis import choice, fit, planner
 from lib.analysis.choice import FAILS, MAY, MEETS, UNKNOWN, Ask, Cell, Option
+from lib.analysis.routers import LEAD
+from lib.analysis.rows import NO_GPU
 from lib.files import ParamsError
+from lib.records.record import Record
 from tests.analysis.batch.test_points import failed, line
 from tests.analysis.test_fit import CARD, GB, RESERVE
 from tests.samples import records as sample
@@ -129,7 +132,7 @@ def test_what_meets_comes_first_and_faster_before_slower():
     ask = Ask(gpu_gb=80, context=2000, ttft_ms=500)
     names = [o.option.model for o in choice.offers([late, slow, fast], ask)]
     assert names == ["2.0", "1.0", "late"]
-    text = choice.text(choice.offers([late, slow, fast], ask), ask)
+    text = planner.text(choice.offers([late, slow, fast], ask), ask)
     assert text.index("2.0 on") < text.index("1.0 on") < text.index("late on")
     assert "TTFT 900.0 ms > 500" in text
 
@@ -142,16 +145,17 @@ def test_what_meets_comes_first_and_faster_before_slower():
         ({"itl_ms": 600}, "1 of 2 options meets the limits."),
         ({"users": 2}, "None of 2 options is known to serve 2 users of 2,000 tokens: 0 fail, 2 "),
         ({"users": 2}, "or name a card (GPU), and what was not measured is predicted."),
-        ({"users": 2}, "Ask for 1 user of 2,000 tokens, or wider limits; or name a card"),
-        ({"context": 3000}, "Ask for 1 user of 2,000 tokens, or wider limits; or name a card"),
-        ({"itl_ms": 9}, "2 fail, 0 lack a measurement. Ask for other numbers, or wider limits."),
+        ({"users": 2}, "Ask for 1 user of 2,000 tokens; or name a card"),
+        ({"context": 3000}, "Ask for 1 user of 2,000 tokens; or name a card"),
+        ({"itl_ms": 9}, "2 fail, 0 lack a measurement. Ask for other numbers, or wider limits: "),
+        ({"itl_ms": 9}, "or wider limits: 2.0 on graph, bfloat16 has a token takes 500.0 ms."),
         ({"gpu": "None such"}, "Nothing is known of 1 user of 2,000 tokens on None such."),
     ],
 )
 def test_the_answer_starts_with_a_sentence_that_answers(asked, told):
     slow, fast = (option(cell(2000, 1, rate, 0.2), model=str(rate)) for rate in (1.0, 2.0))
     ask = Ask(**({"gpu_gb": 80, "context": 2000} | asked))
-    text = choice.text(choice.offers([slow, fast], ask), ask)
+    text = planner.text(choice.offers([slow, fast], ask), ask)
     assert told in " ".join(text.split())
 
 
@@ -161,7 +165,7 @@ def test_a_prediction_is_no_second_answer_beside_a_measured_one():
     assert [o.option for o in choice.offers([TOY, guess], ask)] == [TOY]
     beyond = choice.offers([replace(TOY, cells=()), guess], ask)  # nothing was measured there
     assert [o.option.predicted for o in beyond] == [True, False]
-    assert "tok/s, predicted." in " ".join(choice.text(beyond, ask).split())
+    assert "tok/s, predicted." in " ".join(planner.text(beyond, ask).split())
 
 
 def test_one_user_is_no_users():
@@ -204,10 +208,10 @@ def test_predictions_answer_only_an_ask_that_names_their_card():
     assert [o.option for o in choice.offers([TOY, GUESS], replace(ask, gpu="Other"))] == [GUESS]
     assert [o.option for o in choice.offers([TOY, GUESS], replace(ask, gpu="G"))] == [TOY]
     other = replace(ask, gpu="Other")
-    text = choice.text(choice.offers([TOY, GUESS], other), other)
+    text = planner.text(choice.offers([TOY, GUESS], other), other)
     assert "predicted at 1 user of 2,000 tokens: 160.0 to 250.0" in " ".join(text.split())
     assert "Predicted: not measured" in text
-    assert "redicted" not in choice.text(choice.offers([TOY, GUESS], ask), ask)
+    assert "redicted" not in planner.text(choice.offers([TOY, GUESS], ask), ask)
 
 
 def test_options_are_read_from_rows():
@@ -218,6 +222,57 @@ def test_options_are_read_from_rows():
     assert read.measured[1].token_j.value == pytest.approx(400 / 190, rel=1e-3)
     assert read.cells[2].error == "OutOfMemoryError: CUDA"
     assert read.engine == "hf-eager, bfloat16"
+
+
+def test_what_was_measured_and_does_not_count_has_a_line_with_its_reason():
+    """A batch of an engine whose logits were not checked, and times that a check withholds."""
+    engine = {"stack": "vllm", "engine": "abc"}
+    rows = line({1: 100.0, 8: 700.0}, **engine)
+    checked = Record("gate", rows[1].key | {"new_tokens": 4}, samples={"relative_error": [0.01]})
+    (read,) = choice.options([*rows, checked])
+    assert [(c.users, c.error) for c in read.cells] == [(1, ""), (8, LEAD)]
+    offer = one(Ask(80, 512, users=8), [read])
+    assert (offer.verdict, offer.why) == (UNKNOWN, f"8 users of 512 tokens: {LEAD}")
+    wrong = replace(checked, samples={"relative_error": [0.5]})
+    (read,) = choice.options([*line({1: 100.0}, "graph"), replace(wrong, key=wrong.key | {
+        "stack": "graph", "engine": None})])  # fmt: skip
+    why = one(Ask(80, 512), [read]).why
+    assert why.startswith("1 user of 512 tokens: times withheld: ") and "failed" not in why
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"ttft_ms": 99}, "late on graph, bfloat16 has TTFT 100.0 ms."),
+        ({"ttft_ms": 99, "itl_ms": 9.9}, "toy on graph, bfloat16 has TTFT 110.0 ms and a token"),
+        ({"ttft_ms": 99, "users": 31}, "wider limits: late on graph, bfloat16 has TTFT 100.0 ms."),
+        ({"ttft_ms": 99, "context": 10_001}, "Ask for 1 user of 2,000 tokens, or wider limits; or"),
+    ],
+)
+def test_where_no_limit_is_met_the_nearest_is_named(asked, told):
+    """100 ms and 50 ms a token miss 99 and 9.9 by more than 110 ms and 10 ms do. What has no room
+    is no help."""
+    late = option(cell(2000, 1, 20.0, 0.1), cell(2000, 31, 20.0, 0.1), model="late", card=None)
+    mine = option(cell(2000, 1, 100.0, 0.11), cell(2000, 31, 100.0, 0.099))
+    if asked.get("context"):
+        late = replace(late, cells=())
+    ask = Ask(**({"gpu_gb": ROOM, "context": 2000} | asked))
+    assert told in planner.lead(choice.offers([late, mine], ask), ask)
+
+
+def test_options_of_several_gpus_name_how_many_they_need():
+    pair = replace(TOY, setup=(*SETUP[:-1], "2 x G"), devices=2)
+    ask = Ask(gpu_gb=80, context=2000)
+    told = planner.lead(choice.offers([pair], ask), ask)
+    assert told.endswith("1 fail, 0 lack a measurement. Ask for 2 GPUs (DEVICES).")
+    enough = replace(ask, devices=2)
+    assert [o.verdict for o in choice.offers([pair], enough)] == [MEETS]
+
+
+def test_a_cpu_is_called_one():
+    cpu = option(cell(2000, 1, 9.0), setup=(*SETUP[:-1], NO_GPU))
+    ask = Ask(gpu_gb=80, context=2000)
+    assert "Speeds are of a CPU; " in planner.text(choice.offers([cpu], ask), ask)
 
 
 def test_calls_of_one_user_have_their_ttft_and_card():

@@ -6,7 +6,7 @@ import pytest
 
 from lib import stats
 from lib.__main__ import main
-from lib.analysis import choice
+from lib.analysis import choice, planner
 from lib.analysis.capacity import predicted, registry, score, scored
 from lib.files import ParamsError
 from lib.hardware.datasheets import datasheets
@@ -33,7 +33,7 @@ def planned():
     return {
         (o.of("gpu"), o.model, o.of("dtype"), o.of("stack"), c.context, c.users): c
         for o in predicted.options()
-        for c in o.cells
+        for c in o.measured
     }
 
 
@@ -78,6 +78,56 @@ def test_other_cards_are_those_of_the_list_with_the_numbers_of_their_file():
     assert {place[0] for place in planned()} == set(datasheets())
 
 
+def test_what_was_registered_without_a_number_says_why():
+    """A place that the card does not hold, a law that is missing: each has its reason."""
+    unsaid = {
+        (o.of("gpu"), o.model, o.of("dtype"), o.of("stack"), c.context, c.users): c.error
+        for o in predicted.options()
+        for c in o.cells
+        if c.error
+    }
+    for line in CELLS:
+        if line["metric"] == score.DECODE and "value" not in line:
+            place = tuple(line[name] for name in score.PLACE)
+            assert unsaid.pop(place) == f"not predicted: {line['missing']}"
+    assert set(unsaid.values()) == {f"not predicted: {predicted.BEYOND}"} and len(unsaid) == 7
+
+
+def test_what_the_registration_flagged_is_said(capsys):
+    """256 users at once: no row had so many, and its peak is near what the card holds."""
+    ask = ["plan", "--gpu", "H100", "--context", "512", "--users", "256"]
+    assert main(ask) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    flags = f"tok/s each at 90%, {predicted.FAR}, {predicted.NEAR}"
+    assert told.count(flags) == 2  # gpt-oss-20b on the two captured stacks
+    within = {c.note for c in planned().values() if (c.context, c.users) == (512, 8)}
+    assert within == {""}
+
+
+def test_what_has_no_line_for_a_card_is_named():
+    """Llama-3.1-8B was registered for the H100 alone, and so was MXFP4; no row of fp8 was there."""
+    text = planner.left_out(predicted.options(), "NVIDIA H200")
+    assert text == (
+        "Not predicted for NVIDIA H200: Llama-3.1-8B in bfloat16, gpt-oss-20b in mxfp4, "
+        "gpt-oss-120b in mxfp4 (no cell was predicted for this card); any model in fp8 (no law)."
+    )
+    setup = ("random", "fp8", "vllm", "none", "G")
+    mine = [option(cell(512, 2, 30.0), model="Qwen3-32B", setup=setup)]
+    told = planner.left_out([*mine, *predicted.options(mine)], "NVIDIA L4")
+    assert told == "Not predicted for NVIDIA L4: Qwen3-32B in fp8, any model in fp8 (no law)."
+    assert planner.left_out([*mine, *predicted.options(mine)], "") == ""
+    assert planner.left_out(mine, "G") == ""
+
+
+def test_the_command_names_what_it_leaves_out(capsys):
+    assert main(["plan", "--gpu", "H200", "--context", "512"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Not predicted for NVIDIA H200: " in told
+    for name in ("Llama-3.1-8B in bfloat16", "gpt-oss-120b in mxfp4", "gpt-oss-20b in mxfp4"):
+        assert name in told
+    assert "gpt-oss-20b on hf-static bfloat16" in told  # measured on the H100 alone
+
+
 def test_what_was_measured_is_not_predicted_beside_it():
     setup = ("random", "bfloat16", "graph", "none", "NVIDIA H200")
     measured = option(cell(512, 2, 30.0), model="Qwen3-32B", setup=setup)
@@ -87,6 +137,17 @@ def test_what_was_measured_is_not_predicted_beside_it():
     )  # fmt: skip
     assert (512, 2) not in {(c.context, c.users) for c in left.cells}
     assert (512, 4) in {(c.context, c.users) for c in left.cells}
+
+
+def test_one_of_several_engines_stands_in_place_of_a_prediction():
+    """An engine for long contexts and one for short ones: each is vLLM, told apart by its name."""
+    setup = ("random", "bfloat16", "vllm abc123", "none", "NVIDIA H200")
+    mine = option(cell(2048, 1, 30.0), model="Qwen3-32B", setup=setup)
+    assert (mine.engine, mine.on) == ("vllm, bfloat16", "vllm, bfloat16, abc123")
+    choices = [mine, *predicted.options([mine])]
+    offers = choice.offers(choices, choice.Ask(141, 2048, gpu="NVIDIA H200"))
+    of_vllm = [o for o in offers if (o.option.model, o.option.stack) == ("Qwen3-32B", "vllm")]
+    assert [o.option.predicted for o in of_vllm] == [False]
 
 
 def test_rows_of_other_models_get_no_predictions():
@@ -124,6 +185,13 @@ def test_an_unknown_card_is_refused_by_name():
         predicted.card_named("h100")
 
 
+@pytest.mark.parametrize("text", ["2 x NVIDIA H100 80GB HBM3", "2x NVIDIA H100 80GB HBM3"])
+def test_several_of_a_card_are_asked_for_by_their_number(text):
+    told = 'name one card, and how many: GPU="NVIDIA H100 80GB HBM3" DEVICES=2'
+    with pytest.raises(ParamsError, match=told):
+        predicted.card_named(text)
+
+
 def test_of_several_cards_the_measured_one_is_meant():
     measured = "NVIDIA H100 80GB HBM3"
     assert predicted.card_named("H100", [measured]) == measured
@@ -146,6 +214,6 @@ def test_the_command_predicts_a_card_with_its_memory(capsys):
 
 def test_a_predicted_number_is_never_exact():
     for option_ in predicted.options():
-        for one in option_.cells:
+        for one in option_.measured:
             assert one.per_user.low < one.per_user.value < one.per_user.high
             assert one.per_user.method == "predicted" != stats.exact(1.0).method

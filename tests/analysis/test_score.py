@@ -106,6 +106,17 @@ def test_what_was_not_measured_has_no_value_and_its_reason():
     assert nothing["cells"] == 0 and nothing["coverage"] is None
 
 
+def test_a_lead_is_no_measurement_and_says_so():
+    """A batch of an engine without a check of its logits at that size."""
+    engine = {"stack": "vllm", "engine": "abc"}
+    mine = rows(MEASURED, **engine)
+    checked = Record("gate", mine[1].key | {"new_tokens": 4}, samples={"relative_error": [0.01]})
+    one, two = lines([HIT | {"stack": "vllm"}, MISS | {"stack": "vllm"}], [*mine, checked])
+    assert one["measured"] == 100.0 and two["measured"] is None
+    assert two["missing"] == "a lead: logits not checked at this batch"
+    assert two["held"] is True  # it ran
+
+
 @pytest.mark.parametrize("name", score.PLACE)
 def test_a_cell_meets_only_rows_of_its_own_place(name):
     other = {"context": 513, "batch": 3}.get(name, "another")

@@ -6,6 +6,8 @@ model has 100 million active parameters, so that its operations never matter for
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lib.analysis import result_sets, waits
@@ -92,6 +94,42 @@ def test_a_call_waits_for_what_its_longer_part_does():
     assert why(*both, "p50", new_tokens=66).text == "kernels"  # 1.3 s of steps
     assert why(*both, "p50", new_tokens=201).text == "host"  # 4 s
     assert why(*both, "call_j", new_tokens=201).text == "host"
+
+
+def test_joules_have_a_cause_and_no_ratio_of_a_rate():
+    """A step that reads the same bytes faster takes less time, at more watts."""
+    told = why(side("A", step_ms=12.5), side("B", step_ms=8.7), "call_j")
+    assert told.text == "bandwidth" and told.expected.value is None
+    assert "power" in told.expected.reason
+
+
+def of_boards(count, letter="A"):
+    """Steps on so many boards of which each reads its share: 80 % of the time on either card."""
+    one = side(letter, step_ms={"A": 12.5, "B": 8.7}[letter] / count, stack="vllm")
+    gpu = GPUS[letter] if count == 1 else f"{count} x {GPUS[letter]}"
+    env = environment_record(
+        sample.GPU | {"gpu": gpu, "devices": count, "boards": [{"gpu": GPUS[letter]}] * count}
+    )
+    own = {"devices": count} if count > 1 else {}
+    rows = [
+        replace(r, key=r.key | own | {"engine": f"e{count}"}, env_id=env.env_id)
+        for r in one.rows
+        if r.kind != "environment"
+    ]
+    return [env, *rows]
+
+
+@pytest.mark.parametrize("devices", [None, 2])
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_each_number_of_boards_is_compared_with_as_many(order, devices):
+    """Whichever stands first in a set, one board has the bandwidth of one and two that of two."""
+    a = Side("A", tuple(of_boards(devices or 1, "A")))
+    b = Side("B", tuple(r for n in order for r in of_boards(n, "B")))
+    key = next(r.key for r in a.rows if r.kind == "latency" and r.key.get("devices") == devices)
+    told = waits.cause(
+        METRICS["p50"], key | {"new_tokens": 66}, waits.Waits(a.rows), waits.Waits(b.rows)
+    )
+    assert told.text == "bandwidth" and told.expected.value == pytest.approx(1 / RATIO)
 
 
 def test_the_time_of_the_device_alone_never_waits_for_the_host():

@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 import pytest
 from bs4 import BeautifulSoup
 
-from lib.analysis import choice
+from lib.analysis import choice, planner
+from lib.analysis.routers import LEAD
 from lib.records.record import Record, environment_record
 from lib.report import answer, document
 from tests.analysis.batch.test_points import line
@@ -138,6 +139,47 @@ def test_a_cpu_is_called_one():
     assert answer.answer(bare).lead.startswith("fast serves most on this CPU: ")
 
 
+def sharded(model, rates):
+    """The same calls on two of the cards, 160 GB together."""
+    values = {"gpu": "2 x G", "gpu_total_bytes": 160 * 10**9, "devices": 2}
+    env = environment_record(values | {"boards": [{"gpu": "G", "uuid": f"GPU-{n}"} for n in "12"]})
+    mine = rows(model, "graph", rates, 800.0)[1:]
+    return [env, *(replace(r, key=r.key | {"devices": 2}, env_id=env.env_id) for r in mine)]
+
+
+def test_two_cards_in_one_set_are_told_apart():
+    """The answer is of the card that ran more; a ratio of two cards would say nothing of models."""
+    env = environment_record({"gpu": "H", "gpu_total_bytes": 90 * 10**9, "gpu_uuid": "GPU-2"})
+    other = [replace(r, env_id=env.env_id) for r in rows("other", "graph", {1: 999.0}, 400.0)[1:]]
+    found = answer.answer([*FAST, *LATE, *PLAIN, env, *other])
+    assert "other" not in found.lead and found.lead.startswith("fast serves most on one G: ")
+    assert found.card.below[-1] == "Of G alone: the planner has H too."
+    assert found.gpu_gb == 80 and "other" not in found.figure
+    assert found.basis == answer.answer([*FAST, *LATE, *PLAIN]).basis
+    choices = choice.options([*FAST, env, *other])
+    text = planner.text(choice.offers(choices, choice.Ask(80, 512)), choice.Ask(80, 512))
+    assert "other on graph, bfloat16, H:" in text and "fast on graph, bfloat16, G:" in text
+    of_h = planner.text(choice.offers(choices, choice.Ask(80, 512, gpu="H")), choice.Ask(80, 512))
+    assert "other on" in of_h and "fast" not in of_h
+
+
+def test_two_gpus_cost_twice_and_hold_the_sum():
+    """800 W of two boards at 400 tokens a second are 2,000 J for 1,000; two cost 5 USD an hour."""
+    found = answer.answer(sharded("fast", {1: 100.0, 8: 400.0}))
+    assert found.lead.startswith("fast serves most on 2 x G: 400.0 tokens a second for 8 users")
+    assert found.card.title == "Models on 2 GPUs"
+    (price,), (joules,) = (column(found.card, title) for title in ("price", "energy"))
+    assert price.estimate.value == pytest.approx(5 / 3600 / 400 * 1e6, rel=1e-3)
+    assert joules.estimate.value == pytest.approx(2000, rel=1e-2)
+    # 2 x 80 GB, less 2 GB of weights with 5 %, and 1.1 GB for each of the boards
+    left = 160e9 - 2.1e9 - 2 * 1.1e9
+    (room,) = column(found.card, "room")
+    assert room.estimate.value == left // CARD.kv_bytes(found.context, cache="static")
+    both = answer.answer([*FAST, *sharded("fast", {1: 900.0})])
+    assert both.lead.startswith("fast serves most on one G: 400.0")
+    assert both.card.below[-1] == "Of G alone: the planner has 2 x G too."
+
+
 def test_without_decoding_there_is_no_answer():
     assert answer.answer([r for r in FAST if r.kind != "batch"]) is None
 
@@ -173,10 +215,18 @@ def test_the_first_screen_has_few_words(browser, tmp_path):
         assert below < 1100
 
 
-GRID = list(
-    product((0.5, 3.25, 80), (1, 512, 2000, 12_000), (1, 8, 16, 33), ("", 450), ("", 30), (2.5,))
-) + list(
-    product((3.25, 80), (512, 2000), (1, 8, 9), ("", 39, 50), ("", 5, 9), (2.5,), ("Other", "G"))
+GRID = (
+    list(
+        product(
+            (0.5, 3.25, 80), (1, 512, 2000, 12_000), (1, 8, 16, 33), ("", 450), ("", 30), (2.5,)
+        )
+    )
+    + list(
+        product(
+            (3.25, 80), (512, 2000), (1, 8, 9), ("", 39, 50), ("", 5, 9), (2.5,), ("Other", "G")
+        )
+    )
+    + list(product((1.5, 2.2, 80), (2000,), (1, 33), ("", 9), ("",), (2.5,), ("", "G"), (1, 2)))
 )
 
 
@@ -184,16 +234,20 @@ GRID = list(
 def test_the_planner_answers_as_the_command_does(browser, tmp_path):
     """Every ask of a grid, typed into the page, against `choice.offers` of the same options."""
     twice = replace(GUESS, model=TOY.model, setup=("random", "bfloat16", "graph", "none", "G"))
-    options = [TOY, SLOW, BARE, GUESS, twice]
+    lead = replace(cell(2000, 4, None), error=LEAD)
+    pair = replace(TOY, model="pair", setup=(*TOY.setup[:-1], "2 x G"), devices=2)
+    apart = option(cell(2000, 1, 3.0), lead, model="apart", apart=True)
+    flagged = replace(GUESS, model="far", cells=(replace(GUESS.cells[0], note="beyond"),))
+    options = [TOY, SLOW, BARE, GUESS, twice, pair, apart, flagged]
     root = sample.write_demo(tmp_path)
     path = document.write(root)
     soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-    soup.find(id="options").string = str(answer.planner(options))
+    soup.find(id="options").string = str(answer.asked(options))
     path.write_text(str(soup), encoding="utf-8")
     with Page(browser, path) as opened:
         for ask in GRID:
-            names = ("gb", "context", "users", "ttft", "itl", "usd", "gpu")
-            for name, value in zip(names, (*ask, "")[: len(names)], strict=True):
+            names = ("gb", "context", "users", "ttft", "itl", "usd", "gpu", "devices")
+            for name, value in zip(names, (*ask, *("", 1)[len(ask) - 6 :]), strict=True):
                 opened.page.evaluate(
                     "([n, v]) => { document.querySelector('.planner').elements[n].value = v; }",
                     [name, str(value)],
@@ -213,23 +267,30 @@ def test_the_planner_answers_as_the_command_does(browser, tmp_path):
 
 def line_of(cells):
     texts = [text for text, _ in cells]
-    return (texts[0], texts[2], cells[2][1], texts[3], texts[6])
+    return (*texts[:3], cells[2][1], texts[3], *texts[6:])
 
 
 def sentence(options, ask):
-    asked = choice.Ask(*(None if x == "" else x for x in ask))
-    return choice.lead(choice.offers(options, asked), asked)
+    asked = ask_of(ask)
+    return planner.lead(choice.offers(options, asked), asked)
+
+
+def ask_of(ask):
+    names = ("gpu_gb", "context", "users", "ttft_ms", "itl_ms", "gpu_hour_usd", "gpu", "devices")
+    return choice.Ask(**{n: x for n, x in zip(names, ask, strict=False) if x != ""})
 
 
 def expected(options, ask):
-    offers = choice.offers(options, choice.Ask(*(None if x == "" else x for x in ask)))
+    offers = choice.offers(options, ask_of(ask))
     return [
         (
             offer.option.model,
+            offer.option.on,
             offer.verdict,
-            "; ".join(filter(None, (offer.why, choice.basis(offer)))),
+            "; ".join(filter(None, (offer.why, planner.basis(offer)))),
             "–" if offer.room is None else f"{offer.room:,}",
             "–" if offer.total is None else choice.short(offer.total),
+            "–" if offer.usd_per_million is None else f"{offer.usd_per_million:,.2f}",
         )
         for offer in offers
     ]
@@ -249,10 +310,16 @@ def test_a_card_that_was_not_measured_can_be_chosen(browser, tmp_path):
         assert page.locator(".planner [name=gb]").input_value() == "141"
         page.locator(".planner [name=context]").fill("2048")
         lines = page.locator("table.plan tbody tr").all_inner_texts()
-        assert lines and all("predicted at" in line for line in lines)
+        large = [line for line in lines if "GB too large" in line]  # gpt-oss-120b in bfloat16
+        assert len(large) == 4 and any("predicted at" in line for line in lines)
+        assert all("predicted at" in line for line in lines if line not in large)
+        told = page.locator(".absent").inner_text()
+        assert told.startswith("Not predicted for NVIDIA H200: ")
+        assert "Llama-3.1-8B in bfloat16" in told and "any model in fp8 (no law)" in told
         assert "gpu=NVIDIA%20H200" in page.evaluate("location.hash")
         page.locator(".planner [name=gpu]").select_option("")
         assert page.locator(".planner [name=gb]").input_value() == "80"  # as before
+        assert not page.locator(".absent").is_visible()
         assert opened.errors == []
 
 
@@ -264,6 +331,8 @@ def test_a_card_that_was_not_measured_can_be_chosen(browser, tmp_path):
         ("context", "2.5", "context needs a whole number"),
         ("users", "0", "users needs a whole number"),
         ("itl", "-1", "each further needs a number"),
+        ("ttft", "0", "first token needs a number above 0"),  # and is not taken for none
+        ("usd", "0", "price needs a number above 0"),
     ],
 )
 def test_a_field_that_is_no_number_leaves_no_old_answer(browser, report, name, value, told):
@@ -281,7 +350,7 @@ def test_a_field_that_is_no_number_leaves_no_old_answer(browser, report, name, v
 def test_no_column_of_the_planner_is_cut_off_on_a_desk(browser, report):
     every = replace(TOY, setup=("random", "bfloat16", "graph-compiled", "all_experts", "G"))
     soup = BeautifulSoup(report.read_text(encoding="utf-8"), "html.parser")
-    soup.find(id="options").string = str(answer.planner([replace(every, model="gpt-oss-20b")]))
+    soup.find(id="options").string = str(answer.asked([replace(every, model="gpt-oss-20b")]))
     path = report.with_name("wide.html")
     path.write_text(str(soup), encoding="utf-8")
     with Page(browser, path, viewport={"width": 1280, "height": 900}) as opened:

@@ -127,6 +127,20 @@ def test_a_folder_of_packages_comes_before_all_others(machine, monkeypatch):
     assert paths == [str(machine / "new"), str(ROOT), "inherited"]
 
 
+def test_two_names_for_the_same_packages_are_said_before_any_block(machine, monkeypatch, capsys):
+    """A folder above the one that holds the packages, say: its run would compare A with A."""
+    (machine / "new" / "deeper").mkdir(parents=True)
+    python = str(machine / "python")
+    line = ["versus", python, f"{python}:{machine / 'new'}", "--model", "tiny-qwen3"]
+    assert command.main([*line, "--rounds", "1", "--out", str(machine / "out")]) == 0
+    err = capsys.readouterr().err
+    assert err.index("the same version of every package") < err.index("block 1/4 A")
+    assert (
+        run(machine, "--rounds", "1", "--out", str(machine / "other")) == 0
+    )  # the same, asked for
+    assert "same version" not in capsys.readouterr().err
+
+
 def test_a_folder_is_an_environment_or_packages_for_this_interpreter(machine):
     (machine / "venv" / "bin").mkdir(parents=True)
     (machine / "venv" / "bin" / "python").symlink_to(machine / "python")

@@ -97,13 +97,13 @@ def _every_point(rows: Rows) -> list[tuple[Point, list[Record]]]:
     ]
 
 
-def results(rows: Sequence[Record]) -> Rows:
-    """The rows that a choice may rest on: no leads, and no stand-in weights of an engine."""
-    rows = Rows.of(rows)
+def results(rows: Sequence[Record]) -> tuple[Rows, Rows]:
+    """The rows that a choice may rest on, and the leads beside them, whose logits were not checked;
+    an engine's stand-in weights are neither."""
+    rows = Rows.of(rows).where(lambda r: r.key.get("weights") != STAND_IN)
     passed = checked(rows)
-    return rows.where(
-        lambda r: r.key.get("weights") != STAND_IN and (r.kind not in KINDS or is_gated(r, passed))
-    )
+    leads = {id(r) for r in rows if r.kind in KINDS and not is_gated(r, passed)}
+    return rows.where(lambda r: id(r) not in leads), rows.where(lambda r: id(r) in leads)
 
 
 def checked(rows: Sequence[Record]) -> set[tuple]:

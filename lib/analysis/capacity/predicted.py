@@ -4,18 +4,22 @@ laws say of other cards of the datasheet list. Every number has its interval, an
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from lib import stats
 from lib.analysis import fit
 from lib.analysis.capacity import registry
-from lib.analysis.choice import Cell, Option
+from lib.analysis.choice import NOT_PREDICTED, Cell, Option
 from lib.files import ParamsError, unknown
 from lib.hardware.datasheets import datasheets
 from lib.models.card import ModelCard
 from lib.stats import Estimate
 
-NONE = stats.missing("not predicted")
+NONE = stats.missing(NOT_PREDICTED)
+FAR = "beyond the rows that the laws were fitted to"
+NEAR = "may not fit the memory"
+BEYOND = "the law of its kernels does not reach this card"
 Place = tuple[str, str, str, str]  # GPU, model, number format, stack
 CAPTURED = ("graph", "graph-compiled")
 
@@ -29,6 +33,7 @@ def options(measured: Sequence[Option] = ()) -> list[Option]:
     arms = dict.fromkeys(place[1:] for place in every)
     if measured and not {option.model for option in measured} & {model for model, *_ in arms}:
         return []
+    measured = [option for option in measured if option.devices == 1]
     places = {(*_place(o), cell.context, cell.users) for o in measured for cell in o.measured}
     return [
         option
@@ -64,6 +69,11 @@ def card_named(text: str, others: Iterable[str] = ()) -> str:
 
     Raises ParamsError for an unknown one, and for words of several names.
     """
+    if several := re.match(r"(\d+) ?x ?(.+)", text):
+        count, card = several.groups()
+        raise ParamsError(
+            f'GPU {text!r}: name one card, and how many: GPU="{card}" DEVICES={count}'
+        )
     others = list(others)
     names = list(dict.fromkeys((*datasheets(), *others)))
     folded = {name.casefold(): name for name in names}
@@ -82,7 +92,7 @@ def card_named(text: str, others: Iterable[str] = ()) -> str:
 
 
 def _place(option: Option) -> Place:
-    return (option.of("gpu"), option.model, option.of("dtype"), option.of("stack"))
+    return (option.gpu, option.model, option.of("dtype"), option.stack)
 
 
 @functools.cache
@@ -95,7 +105,7 @@ def _cells() -> dict[Place, tuple[Cell, ...]]:
         if stack in CAPTURED:
             eager = cells.get((*arm, "hf-eager"), {})
             for at in [at for at in mine.keys() & eager if _surely_less(mine[at], eager[at])]:
-                del mine[at]
+                mine[at] = _unsaid(*at, BEYOND)
     return {place: tuple(several.values()) for place, several in cells.items()}
 
 
@@ -109,17 +119,32 @@ def _surely_less(captured: Cell, eager: Cell) -> bool:
 def _registered() -> Iterator[tuple[Place, Cell]]:
     data = registry.sealed(registry.newest())
     shapes: dict[tuple, dict[str, Estimate]] = {}
+    notes: dict[tuple, str] = {}
     for line in data["cells"]:
         names = ("gpu", "model", "form", "stack", "context", "batch")
-        shape = shapes.setdefault(tuple(line[name] for name in names), {})
+        where = tuple(line[name] for name in names)
+        shape = shapes.setdefault(where, {})
+        if line["metric"] == "decode_tok_per_s":
+            beyond = any("beyond" in note for note in line.get("notes", ()))
+            told = (FAR if beyond else "", NEAR if line["holds"] == "near" else "")
+            notes[where] = ", ".join(filter(None, told))
         ends = [line.get(name) for name in ("value", "low", "high")]
         shape[line["metric"]] = _estimate(ends, data["level"], line.get("missing", ""))
     for (*place, context, users), told in shapes.items():
         decode = told["decode_tok_per_s"]
-        if decode.value is not None:
-            joules = stats.scaled(told["decode_j_per_1k"], 1e-3)
-            each = stats.scaled(decode, 1 / users)
-            yield tuple(place), Cell(context, users, told["ttft_s"], each, joules)
+        if decode.value is None:
+            yield tuple(place), _unsaid(context, users, decode.reason)
+            continue
+        joules = stats.scaled(told["decode_j_per_1k"], 1e-3)
+        each = stats.scaled(decode, 1 / users)
+        note = notes[*place, context, users]
+        yield tuple(place), Cell(context, users, told["ttft_s"], each, joules, note=note)
+
+
+def _unsaid(context: int, users: int, reason: str) -> Cell:
+    """A cell without a value, which says why."""
+    why = f"{NOT_PREDICTED}: {reason.removeprefix(f'{NOT_PREDICTED}: ')}"
+    return Cell(context, users, NONE, stats.missing(why), NONE, why)
 
 
 def _of_other_cards() -> Iterator[tuple[Place, Cell]]:

@@ -22,6 +22,7 @@ from lib.analysis.batch import points
 from lib.analysis.capacity import registry
 from lib.analysis.energy import quantities
 from lib.analysis.metrics import METRICS
+from lib.analysis.routers import LEAD
 from lib.analysis.rows import SETUP, Rows, load
 from lib.analysis.setups import grouped
 from lib.files import ROOT, ParamsError, read_yaml
@@ -63,16 +64,29 @@ def measured(rows: Sequence[Record], starts: Mapping[str, str] | None = None) ->
 
     A place that was measured in several setups (weights, engines) has no value, and says so.
     """
-    rows = points.results(rows)
-    arms: dict[Place, list[Arm]] = {}
+    rows, leads = points.results(rows)
+    arms = {
+        place: _one([_arm(*place[-2:], group, rows, starts or {}) for group in several])
+        for place, several in _places(rows).items()
+    }
+    for place, several in _places(leads).items():
+        began = min(_begun(group, leads, starts or {}) for group in several)
+        none = dict.fromkeys((DECODE, TTFT, DECODE_J, CALL_J), stats.missing(LEAD))
+        arms.setdefault(place, Arm(none, began, True))
+    return arms
+
+
+def _places(rows: Rows) -> dict[Place, list[Sequence[Record]]]:
+    """The groups of rows at each place, one for each setup."""
+    places: dict[Place, list[Sequence[Record]]] = {}
     groups = grouped(rows, (*choice.TIMED, *choice.JOULES), ("context", "batch"))
     for (model, setup, context, users), group in groups.items():
         key, gpu = group[0].key, setup[SETUP.index("gpu")]
         engine = (stack := STACKS.get(key.get("stack"))) is not None and stack.apart
         if context and (engine or str(key.get("experts")) in OWN_EXPERTS):
             place = (gpu, model, key.get("dtype"), key.get("stack"), context, users or 1)
-            arms.setdefault(place, []).append(_arm(context, users or 1, group, rows, starts or {}))
-    return {place: _one(several) for place, several in arms.items()}
+            places.setdefault(place, []).append(group)
+    return places
 
 
 def _arm(
@@ -88,7 +102,7 @@ def _arm(
         CALL_J: _call_j(group, users),
     }
     values = any(estimate.value is not None for estimate in estimates.values())
-    began = min(_start(one, rows, starts) for row in group for one in (row, *row.others))
+    began = _begun(group, rows, starts)
     return Arm(estimates, began, True if values else False if FULL in failed else None)
 
 
@@ -108,6 +122,10 @@ def _call_j(group: Sequence[Record], users: int) -> Estimate:
     value = 1e3 * (first_j.value + (CALL_TOKENS - 1) * step_j.value) / (users * CALL_TOKENS)
     method = f"line through calls of other lengths, at {CALL_TOKENS} tokens"
     return Estimate(value, n=first_j.n, method=method, reason="of a line, no interval")
+
+
+def _begun(group: Sequence[Record], rows: Rows, starts: Mapping[str, str]) -> datetime:
+    return min(_start(one, rows, starts) for row in group for one in (row, *row.others))
 
 
 def _start(row: Record, rows: Rows, starts: Mapping[str, str]) -> datetime:

@@ -120,9 +120,9 @@
   function planner() {
     var form = document.querySelector("form.planner"), table = document.querySelector("table.plan"), told = document.querySelector(".planned");
     if (!form) { return; }
-    var options = JSON.parse(document.getElementById("options").textContent);
+    var known = JSON.parse(document.getElementById("options").textContent), options = known.options, absent = document.querySelector(".absent");
     var MOST = 100;  // options in the answer
-    var verdicts = ["meets", "may meet", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd"];
+    var verdicts = ["meets", "may meet", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd", "devices"];
 
     function grouped(x, digits) { return x.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }); }
     function short(x) {
@@ -130,7 +130,7 @@
       if (size >= 1000) { return grouped(x, 0); }
       return size >= 100 ? grouped(x, 1) : size >= 10 ? grouped(x, 2) : size >= 1 ? grouped(x, 3) : String(Number(x.toPrecision(3)));
     }
-    function people(n) { return grouped(n, 0) + (n > 1 ? " users" : " user"); }
+    function people(n) { return grouped(n, 0) + (n === 1 ? " user" : " users"); }
     function place(cell) { return people(cell.users) + " of " + grouped(cell.context, 0) + " tokens"; }
     function least(items, key) {
       return items.reduce(function (best, x) { return best === null || key(x) < key(best) ? x : best; }, null);
@@ -140,11 +140,11 @@
       var ends = option.fit.user_bytes, at = 1;
       while (at < ends.length - 1 && ends[at][0] < context) { at += 1; }
       var a = ends[at - 1], b = ends[at], user = a[1] + (b[1] - a[1]) * (context - a[0]) / (b[0] - a[0]);
-      return Math.floor(Math.max(bytes - option.fit.fixed_bytes, 0) / user);
+      return Math.floor(Math.max(option.devices * bytes - option.fit.fixed_bytes, 0) / user);
     }
     function nearest(option, ask) {
-      var failed = option.cells.filter(function (c) { return c.error && c.users <= ask.users && c.context <= ask.context; })[0];
-      if (failed) { return "failed at " + place(failed) + ": " + failed.error; }
+      var failed = option.cells.filter(function (c) { return c.fault && c.users <= ask.users && c.context <= ask.context; })[0];
+      if (failed) { return failed.fault; }
       var measured = option.cells.filter(function (c) { return c.each !== null; });
       if (!measured.length) { return "no decode throughput"; }
       var most = least(measured, function (c) { return -(c.users * 1e9 + c.context); });
@@ -157,26 +157,45 @@
         return c.each !== null && c.context >= ask.context && c.users >= ask.users;
       }), function (c) { return c.users * 1e9 + c.context; });
       var total = cell ? ask.users * cell.each : null;
-      var found = { option: option, verdict: "meets", why: "", room: users, cell: cell, total: total };
-      found.price = total && ask.usd ? ask.usd / 3600 / total * 1e6 : null;
+      var found = { option: option, verdict: "meets", why: "", room: users, cell: cell, total: total, held: false };
+      found.price = total && ask.usd ? option.devices * ask.usd / 3600 / total * 1e6 : null;
       function end(verdict, why) { found.verdict = verdict; found.why = why; return found; }
+      function held(why) { found.held = true; return end("fails", why); }
+      if (option.devices > ask.devices) { return held("needs " + option.devices + " GPUs (" + ask.devices + " asked)"); }
       if (option.limit && ask.context > option.limit) {
-        return end("fails", grouped(ask.context, 0) + " tokens > " + grouped(option.limit, 0) + " of the model");
+        return held(grouped(ask.context, 0) + " tokens > " + grouped(option.limit, 0) + " of the model");
       }
       if (users !== null && users < ask.users) {
-        var lack = option.fit.fixed_bytes - ask.gb * 1e9;
-        if (lack > 0) { return end("fails", "weights are " + grouped(lack / 1e9, 1) + " GB too large"); }
-        return end("fails", "room for " + people(users) + " (" + grouped(ask.users, 0) + " asked)");
+        var lack = option.fit.fixed_bytes - option.devices * ask.gb * 1e9;
+        if (lack > 0) { return held("weights are " + grouped(lack / 1e9, 1) + " GB too large"); }
+        return held("room for " + people(users) + " (" + grouped(ask.users, 0) + " asked)");
       }
-      var limits = [["TTFT", ask.ttft, "ttft_ms"], ["a token takes", ask.itl, "each"]].filter(function (x) { return x[1]; });
+      var limits = limitsOf(ask);
       var answers = limits.map(function (x) { return limited(option, ask, cell, x[0], x[1], x[2]); });
       if (!limits.length) { answers = cell ? [["meets", ""]] : [["not measured", nearest(option, ask)]]; }
       var worse = ["meets", "may meet", "not measured", "fails"];
       var worst = least(answers, function (x) { return -worse.indexOf(x[0]); });
       return end(worst[0], worst[1]);
     }
+    function limitsOf(ask) {
+      return [["TTFT", ask.ttft, "ttft_ms"], ["a token takes", ask.itl, "each"]].filter(function (x) { return x[1]; });
+    }
+    function timeOf(c, name) { return name === "each" ? 1e3 / c.each : c.ttft_ms; }
+    function wider(offers, ask) {
+      var limits = limitsOf(ask);
+      if (!limits.length) { return ""; }
+      function times(x) { return limits.map(function (limit) { return timeOf(x.cell, limit[2]); }); }
+      var near = least(offers.filter(function (x) {
+        return x.cell && !x.held && times(x).indexOf(null) < 0;
+      }), function (x) {
+        return Math.max.apply(null, times(x).map(function (ms, i) { return ms / limits[i][1]; }));
+      });
+      return "wider limits" + (near ? ": " + near.option.model + " on " + near.option.on + " has " + times(near).map(function (ms, i) {
+        return limits[i][0] + " " + short(ms) + " ms";
+      }).join(" and ") : "");
+    }
     function limited(option, ask, cell, what, limit, name) {
-      function time(c) { return name === "each" ? 1e3 / c.each : c.ttft_ms; }
+      function time(c) { return timeOf(c, name); }
       function ends(c) {
         if (!c[name + "_ends"]) { return [time(c), time(c)]; }
         return name === "each" ? [1e3 / c.each_ends[1], 1e3 / c.each_ends[0]] : c.ttft_ms_ends;
@@ -203,11 +222,12 @@
       });
       var of = offers.length + " option" + (offers.length > 1 ? "s" : "");
       if (first.verdict === "meets" || first.verdict === "may meet") {
-        return first.option.model + " on " + first.option.engine + (first.verdict === "meets" ? " serves most" : " may serve") + " for " + what +
+        return first.option.model + " on " + first.option.on + (first.verdict === "meets" ? " serves most" : " may serve") + " for " + what +
           ": " + short(first.total) + " tok/s" + (ask.users > 1 ? " together" : "") + (first.option.predicted ? ", predicted" : "") + ". " + counts.meets + " of " + of + (counts.meets === 1 ? " meets" : " meet") + " the limits.";
       }
       var shorter = 0, fewer = 0, nearest = [];
       offers.forEach(function (x) {
+        if (x.option.devices > ask.devices) { return; }
         x.option.cells.filter(function (c) { return c.each !== null; }).forEach(function (c) {
           if (c.users >= ask.users && c.context < ask.context) { shorter = Math.max(shorter, c.context); }
           if (c.context >= ask.context && c.users < ask.users) { fewer = Math.max(fewer, c.users); }
@@ -215,7 +235,9 @@
       });
       if (shorter) { nearest.push(place({ users: ask.users, context: shorter })); }
       if (fewer) { nearest.push(place({ users: fewer, context: ask.context })); }
-      var remedy = (nearest.join(" or ") || "other numbers") + ", or wider limits";
+      var needed = offers.map(function (x) { return x.option.devices; }).filter(function (n) { return n > ask.devices; });
+      if (needed.length) { nearest.push(Math.min.apply(null, needed) + " GPUs (DEVICES)"); }
+      var remedy = [nearest.join(" or ") || "other numbers", wider(offers, ask)].filter(Boolean).join(", or ");
       if (counts["not measured"] && !ask.gpu) { remedy += "; or name a card (GPU), and what was not measured is predicted"; }
       return "None of " + of + " is known to serve " + what + ": " + counts.fails + " fail, " + counts["not measured"] + " lack a " +
         (ask.gpu ? "prediction" : "measurement") + ". Ask for " + remedy + ".";
@@ -238,6 +260,8 @@
       names.forEach(function (name) { ask[name] = Number(form.elements[name].value) || 0; });
       var bad = form.querySelector(":invalid");
       table.hidden = Boolean(bad);
+      absent.textContent = known.absent[form.elements.gpu.value] || "";
+      absent.hidden = Boolean(bad) || !absent.textContent;
       if (bad) {
         told.textContent = "No answer: " + bad.parentNode.firstChild.textContent.trim() + " needs a " + (bad.step === "1" ? "whole " : "") + "number above 0.";
         return;
@@ -257,12 +281,12 @@
       table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.slice(0, MOST).map(function (x) {
         var row = document.createElement("tr"), basis = x.cell ? "measured at " + place(x.cell) : "";
         if (x.cell && x.option.predicted) {
-          basis = "predicted at " + place(x.cell) + ": " + short(x.cell.each_ends[0]) + " to " + short(x.cell.each_ends[1]) + " tok/s each at 90%";
+          basis = "predicted at " + place(x.cell) + ": " + short(x.cell.each_ends[0]) + " to " + short(x.cell.each_ends[1]) + " tok/s each at 90%" + (x.cell.note ? ", " + x.cell.note : "");
         }
         var sign = { meets: "holds", fails: "fails" }[x.verdict] || "";
         function number(value, digits) { return value === null ? "\u2013" : digits === undefined ? short(value) : grouped(value, digits); }
         cellOf(row, "th", "", x.option.model);
-        cellOf(row, "td", "text", x.option.engine);
+        cellOf(row, "td", "text", x.option.on);
         cellOf(row, "td", "text long verdict " + sign, x.verdict, [x.why, basis].filter(Boolean).join("; "));
         cellOf(row, "td", "num", number(x.room, 0));
         cellOf(row, "td", "num", number(x.cell ? x.cell.ttft_ms : null));
@@ -284,8 +308,8 @@
     }
     var cards = form.elements.gpu;
     options.forEach(function (option) {
-      var known = Array.prototype.some.call(cards.options, function (card) { return card.value === option.gpu; });
-      if (!option.predicted || known) { return; }
+      var listed = Array.prototype.some.call(cards.options, function (card) { return card.value === option.gpu; });
+      if (listed || !(option.predicted || option.apart)) { return; }
       cards.add(new Option(option.gpu, option.gpu));
       cards.parentNode.hidden = false;
     });
@@ -293,6 +317,8 @@
       var card = options.filter(function (option) { return option.gpu === cards.value && option.gb; })[0];
       form.elements.gb.value = card ? card.gb : form.elements.gb.defaultValue;
     });
+    form.elements.devices.value = Math.min.apply(null, options.map(function (option) { return option.devices; }));
+    form.elements.devices.parentNode.hidden = !options.some(function (option) { return option.devices > 1; });
     var asked = location.hash.split("?");
     if (asked[0] === "#plan" && asked[1]) {
       new URLSearchParams(asked[1]).forEach(function (value, name) {
