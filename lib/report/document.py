@@ -315,7 +315,7 @@ def render(
         warnings=provenance.warnings_table(rows),
         costs=provenance.table(whole),
         downloads=[
-            (path.name, page.data_link(path.read_bytes()))
+            (path.name, page.packed_link(path.read_bytes()))
             for path in (*(replicated.files if replicated else ()), *csvs)
         ],
         records=record_list.table(rows, _by_end(whole)),

@@ -63,7 +63,7 @@ ATTRIBUTES = {
     "a": {"href"},
     "img": {"src", "alt", "width", "height"},
     "td": {"colspan", "rowspan", "data-value"},
-    "th": {"colspan", "rowspan", "data-value", "scope"},
+    "th": {"colspan", "rowspan", "data-col", "data-value", "scope"},
     "ol": {"start"},
 }
 HEADING = re.compile(r"<(/?)h([1-6])(?=[\s>])")
