@@ -1,7 +1,8 @@
-"""An executed notebook as it is kept: what it shows, in fewer bytes."""
+"""What a notebook leaves as it is kept: itself and its logs, in fewer bytes."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ def shrink(path: Path) -> None:
         for output in cell.get("outputs", ()):
             _shrink(output.get("data", {}))
     write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+def pack_logs(folder: Path) -> None:
+    """Put name.log.gz in the place of each name.log below a folder."""
+    for log in sorted(folder.rglob("*.log")):
+        packed = gzip.compress(log.read_bytes(), mtime=0)
+        log.with_name(f"{log.name}.gz").write_bytes(packed)
+        log.unlink()
 
 
 def _shrink(data: dict[str, Any]) -> None:

@@ -149,6 +149,7 @@ def run_job(
         )
         scrub.files(staged.rglob("*"), folders)
         executed.shrink(staged / "notebook.ipynb")
+        executed.pack_logs(staged)
         manifest = {
             "status": outcome.status,
             "error": scrub.values(outcome.error, folders),
