@@ -379,7 +379,7 @@ def _how(number: Number) -> dict[str, str]:
 def _how_of_most(cells: Iterable[dict[str, Any]]) -> dict[str, str]:
     """How most numbers of a column were measured, which its header says in place of each of them;
     nothing where they have nothing in common, or a number does not say it."""
-    numbers = [x["how"] for x in cells if x["data"].get("value", "") != "" and "num" in x["css"]]
+    numbers = [x["how"] for x in cells if {"num", "missing"} & {*x["css"].split()} == {"num"}]
     if not all(how.get("title") for how in numbers):
         return {}
     most, count = max(((x, numbers.count(x)) for x in numbers), key=itemgetter(1), default=({}, 0))

@@ -682,7 +682,7 @@ def test_what_a_column_shares_is_said_of_each_of_its_numbers(browser, paper, sou
     shared = soup.select("#grid-latency td[data-n]:not([title])")
     assert shared and soup.select("#grid-latency th[title][data-method]")
     with Page(browser, paper / "report.html", "#grid-latency") as opened:
-        cells = "[...document.querySelectorAll('td[data-n], .notebook td.num[data-value]')]"
+        cells = "[...document.querySelectorAll('td[data-n]')]"
         assert opened.page.evaluate(f"{cells}.filter(c => !c.title).length") == 0
         assert opened.page.evaluate(
             f"{cells}.filter(c => c.dataset.n && !c.dataset.method).length"

@@ -13,7 +13,7 @@
   document.querySelectorAll("table.data th[title][data-col]").forEach(function (th) {
     Array.prototype.forEach.call(th.closest("table").tBodies[0].rows, function (row) {
       var cell = row.cells[th.getAttribute("data-col")];
-      if (!cell || cell.title || !cell.dataset.value || !cell.matches("td.num")) { return; }
+      if (!cell || cell.title || !cell.matches("td.num:not(.missing)")) { return; }
       cell.title = th.title;
       ["level", "method", "setup", "reason"].forEach(function (name) {
         if (th.dataset[name]) { cell.dataset[name] = th.dataset[name]; }
@@ -21,11 +21,13 @@
     });
   });
 
-  // Sorting: a button in each sortable header; numbers by data-value; what is missing comes last.
+  // Sorting: a button in each sortable header; numbers by data-value, or by what stands before the
+  // interval; what is missing comes last.
   function value(row, column) {
     var cell = row.cells[column];
     if (!cell) { return ""; }
-    return cell.hasAttribute("data-value") ? cell.getAttribute("data-value") : cell.textContent.trim();
+    if (cell.hasAttribute("data-value")) { return cell.getAttribute("data-value"); }
+    return (cell.matches("td.num") && cell.firstChild || cell).textContent.trim();
   }
   function number(text) {
     var plain = text.replace(/,/g, "").replace(/[\u2212\u2013]/g, "-");
