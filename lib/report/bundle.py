@@ -302,11 +302,13 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def _decoded(text: str) -> str:
-    """The text that base64 holds; empty where it holds something else."""
+    """The text that base64 holds, or a compressed file in it, as a report embeds its CSVs; empty
+    where it holds something else."""
     bare = text.rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        return _readable(base64.b64decode(bare[: len(bare) - (len(bare) % 4 == 1)] + "=="))
-    except ValueError:
+        data = base64.b64decode(bare[: len(bare) - (len(bare) % 4 == 1)] + "==")
+        return _readable([*unpacked(data)][-1])
+    except (ValueError, *UNREADABLE):
         return ""
 
 

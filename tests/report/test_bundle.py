@@ -283,7 +283,12 @@ def test_what_cannot_be_looked_through_is_not_sent(tmp_path, monkeypatch, name):
         bundle.leaks(tmp_path, bundle.secrets(ANN))
 
 
-@pytest.mark.parametrize("text", ["a\nann", "a\tann-laptop", f"x\n/{HOME}/someone", "<b>ann</b>"])
+IN_A_CSV = base64.b64encode(gzip.compress(b"model,folder\n" * 9 + b"m,results of ann\n")).decode()
+
+
+@pytest.mark.parametrize(
+    "text", ["a\nann", "a\tann-laptop", f"x\n/{HOME}/someone", "<b>ann</b>", IN_A_CSV]
+)
 def test_a_name_is_found_behind_an_escape(tmp_path, text):
     (tmp_path / "a.json").write_text(json.dumps([text]))
     assert bundle.leaks(tmp_path, bundle.secrets(ANN))
