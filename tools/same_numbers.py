@@ -38,6 +38,8 @@ def numbers(report: Path) -> Cells:
     cells = _records(page)
     for summary in page.select("details.clip > summary"):  # the start of a name that follows whole
         summary.extract()
+    for notebook in page.select("details.job"):
+        notebook.extract()
     for figure in page.select("figure.table:has(thead)"):  # one without lines has a caption alone
         reasons = {item["id"]: _text(item) for item in figure.select("ul.footnotes li[id]")}
         titles = _titles(figure)
