@@ -16,7 +16,7 @@ TABLE = re.compile(r'<figure class="table" id="([^"]+)">.*?</figure>', re.DOTALL
 PICTURE = re.compile(r'<figure class="picture" id="([^"]+)"><svg\b[^>]* aria-label="([^"]+)"')
 IMAGE = re.compile(r"""<img\b[^>]*? alt=("[^"]*"|'[^']*')[^>]*>""")
 TAG = re.compile(r"<[^>]*>")
-ABOVE = Markup('<p class="note">{}: as <a href="#{}">above</a>.</p>')
+ABOVE = Markup('<p class="note">As above: <a href="#{}">{}</a>.</p>')
 
 
 def linked(report: str) -> str:
@@ -28,12 +28,12 @@ def linked(report: str) -> str:
     def table(again: re.Match[str]) -> str:
         name = tables.get(_words(again[0]))
         title = unescape(TAG.sub("", again[0].partition("</b>")[0])).removesuffix(".")
-        return str(ABOVE.format(title, name)) if name else again[0]
+        return str(ABOVE.format(name, title)) if name else again[0]
 
     def picture(again: re.Match[str]) -> str:
         text = unescape(again[1][1:-1])
         name, title = pictures.get(text), text.partition(";")[0]
-        return str(ABOVE.format(title, name)) if name else again[0]
+        return str(ABOVE.format(name, title)) if name else again[0]
 
     return above + heading + IMAGE.sub(picture, TABLE.sub(table, notebooks))
 

@@ -47,7 +47,7 @@ def test_a_table_that_stands_above_is_a_link_to_it():
     page = report(TIMES._repr_html_())
     (link,) = page.select(".output a")
     assert page.select_one(link["href"]) is page.table.find_parent("figure")
-    assert link.parent.text == "Times of <a>: as above." and not page.select(".output table")
+    assert link.parent.text == "As above: Times of <a>." and not page.select(".output table")
 
 
 @pytest.mark.parametrize("what", ALTERED)
@@ -71,7 +71,7 @@ def test_a_picture_is_one_by_all_that_its_description_says():
     page = report(*images, above=figure.html(drawn(2.0), []))
     (link,) = page.select(".output .note a")
     assert page.select_one(link["href"]).name == "figure"
-    assert link.parent.text == "Time & more: as above."
+    assert link.parent.text == "As above: Time & more."
     assert [image["alt"] for image in page.select(".output img")] == [alts[1]]
 
 
