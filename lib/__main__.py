@@ -293,11 +293,11 @@ def make_versus(args: argparse.Namespace) -> int:
 
 def write_bundle(args: argparse.Namespace) -> int:
     """Zip a result set; refused where something personal is in it."""
-    from lib.report import bundle
+    from lib.report import bundle, leaks
 
     source = resolve(args.source)
     target = resolve(args.out or f"outputs/bundles/{source.name}.zip")
-    personal = [pair for pair in bundle.here() if pair[1] not in args.allow]
+    personal = [pair for pair in leaks.here() if pair[1] not in args.allow]
     path = bundle.write(source, target, personal)
     size = path.stat().st_size / 1e6
     say(f"bundle: {files.short(path)} ({size:.1f} MB, SHA-256 {files.file_sha(path)})")
@@ -376,8 +376,7 @@ def make_plan(args: argparse.Namespace) -> int:
         devices=args.devices or min((o.devices for o in options), default=1),
     )
     choices = [*options, *predicted.options(options)]
-    show(planner.text(choice.offers(choices, ask), ask, choices) + "
-")
+    show(planner.text(choice.offers(choices, ask), ask, choices) + "\n")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import gzip
 import io
 import os
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -45,10 +46,14 @@ def chromium(environ: Mapping[str, str] = os.environ) -> str:
     pytest.skip(reason)
 
 
+def unpacked(link: Tag) -> bytes:
+    """The file that a page embeds compressed in a link."""
+    return gzip.decompress(base64.b64decode(link["href"].partition(",")[2]))
+
+
 def records_of(soup: BeautifulSoup) -> dict[str, dict[str, str]]:
     """The lines of the embedded records.csv by the name of their record."""
-    link = soup.find("a", download="records.csv")["href"]
-    text = base64.b64decode(link.partition(",")[2]).decode()
+    text = unpacked(soup.find("a", download="records.csv.gz")).decode()
     return {line["record"]: line for line in csv.DictReader(io.StringIO(text))}
 
 

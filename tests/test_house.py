@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import gzip
 import json
 import re
 import subprocess
@@ -233,6 +234,7 @@ def test_public_functions_have_types(name):
             assert function.returns and not untyped, f"{function.name}: {untyped or 'no result'}"
 
 
+MOST_BYTES = 20e6  # of the tracked files together
 SOURCE = ("lib", "notebooks", "params", "tests", "tools", ".ci")
 # A letter in brackets, so that this file does not find itself.
 UNFINISHED = re.compile(
@@ -251,6 +253,7 @@ def texts(*folders: str) -> dict[str, str]:
     found = {}
     for path in paths:
         data = path.read_bytes()
+        data = gzip.decompress(data) if path.name.endswith(".log.gz") else data
         if b"\0" not in data[:8000] and not {"__pycache__", ".ipynb_checkpoints"} & {*path.parts}:
             found[path.relative_to(ROOT).as_posix()] = data.decode("utf-8")
     return found
@@ -276,3 +279,15 @@ def test_released_results_name_no_home_folder():
     assert "outputs/released/h100-sxm/report.html" in read
     found = {name: m.group() for name, text in read.items() if (m := HOME_PATH.search(text))}
     assert found == {}
+
+
+def test_the_tracked_tree_stays_small():
+    """Who clones it waits for every byte; what a release carries twice is where they hide."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    names = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+    sizes = {name: (ROOT / name).lstat().st_size for name in names if (ROOT / name).is_file()}
+    largest = sorted(sizes, key=sizes.get, reverse=True)[:5]
+    assert sum(sizes.values()) < MOST_BYTES, {name: sizes[name] for name in largest}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import gzip
 import io
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.same_report import compare
 
+GZIP = b"\x1f\x8b"  # how a compressed file begins
 FIELDS = ("value", "low", "high", "n")
 Cells = dict[tuple[str, ...], tuple[str, ...]]
 
@@ -36,6 +38,8 @@ def numbers(report: Path) -> Cells:
     cells = _records(page)
     for summary in page.select("details.clip > summary"):  # the start of a name that follows whole
         summary.extract()
+    for notebook in page.select("details.job"):
+        notebook.extract()
     for figure in page.select("figure.table:has(thead)"):  # one without lines has a caption alone
         reasons = {item["id"]: _text(item) for item in figure.select("ul.footnotes li[id]")}
         titles = _titles(figure)
@@ -52,8 +56,9 @@ def numbers(report: Path) -> Cells:
 
 def _records(page: BeautifulSoup) -> Cells:
     """The lines of the embedded records.csv."""
-    link = page.find("a", download="records.csv")
-    text = base64.b64decode(link["href"].partition(",")[2]).decode() if link else ""
+    link = page.find("a", download=("records.csv", "records.csv.gz"))
+    data = base64.b64decode(link["href"].partition(",")[2]) if link else b""
+    text = (gzip.decompress(data) if data.startswith(GZIP) else data).decode()
     cells: Cells = {}
     for line in csv.DictReader(io.StringIO(text)):
         row = {title: " ".join(value.split()) for title, value in line.items()}
@@ -76,6 +81,9 @@ def _titles(figure: Tag) -> list[str]:
 
 def _content(cell: Tag, reasons: dict[str, str]) -> tuple[str, ...]:
     values = tuple(str(cell.get(f"data-{field}", "")) for field in FIELDS)
+    shown = _text(cell)
+    if " ".join(values[0].split()) in {"None", shown, shown.replace(",", "")}:  # words, no number
+        values = ("", *values[1:])
     links = [a["href"].removeprefix("#") for a in cell.select("a.mark")]
     why = "; ".join(reasons.get(link, link).partition(" ")[2] for link in links)
     return (*values, why) if any(values) or why else ("", "", "", "", _text(cell))

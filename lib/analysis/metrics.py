@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from lib import stats
 from lib.analysis import physics
 from lib.analysis.rows import Rows
-from lib.analysis.series import Series, visit_ratio
+from lib.analysis.series import Series, over_common, visit_ratio
 from lib.analysis.serving import reading
 from lib.analysis.setups import Group, by_setup, sampled, values_of
 from lib.records.kinds import ABLATIONS
@@ -275,14 +275,10 @@ def _slope_ratio(of: Of, a: Sequence[Record], b: Sequence[Record]) -> Estimate:
     for rows in (a, b):
         alone = {v: [replace(r, others=()) for r in mine] for v, mine in visits(rows).items()}
         sides.append({v: rate for v, mine in alone.items() if (rate := of(mine)).value is not None})
-    common = [visit for visit in sides[0] if visit in sides[1]]
-    if len(common) > 1:
-        ratio = stats.over_visits([sides[0][v].value / sides[1][v].value for v in common])
-        rates = [side[visit] for side in sides for visit in common]
-    else:
-        rates = [side[common[0]] for side in sides] if common else [of(a), of(b)]
-        ratio = stats.quotient(*rates)
-    return replace(ratio, records=tuple(dict.fromkeys(id for x in rates for id in x.records)))
+    common, ratio = over_common(*({v: rate.value for v, rate in x.items()} for x in sides))
+    rates = [side[visit] for side in sides for visit in common] or [of(a), of(b)]
+    records = tuple(dict.fromkeys(name for rate in rates for name in rate.records))
+    return replace(ratio or stats.quotient(*rates), records=records)
 
 
 def marked_tok_per_s(rows: Sequence[Record]) -> Estimate:

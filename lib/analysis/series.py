@@ -4,7 +4,7 @@ its arms; where there are none, the reason."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,6 +120,15 @@ def pair_ratio(
     return visit_ratio(*rows, name)
 
 
+def over_common(
+    a: Mapping[str, float], b: Mapping[str, float]
+) -> tuple[list[str], Estimate | None]:
+    """The visits that both sides have, each {visit: value}, and from two on one side over the other
+    over these visits."""
+    common = [visit for visit in a if visit in b]
+    return common, stats.over_visits([a[x] / b[x] for x in common]) if len(common) > 1 else None
+
+
 def visit_ratio(a: Record, b: Record, name: str) -> Estimate:
     """Ratio of medians of a sample of two rows, paired within each visit that both have.
 
@@ -130,15 +139,17 @@ def visit_ratio(a: Record, b: Record, name: str) -> Estimate:
         {one.visit: one for one in (row, *row.others) if values_of(one, name)} or {"": row}
         for row in (a, b)
     ]
-    common = [visit for visit in sides[0] if visit in sides[1]]
+    medians = (
+        {at: statistics.median(values) for at, x in side.items() if (values := values_of(x, name))}
+        for side in sides
+    )
+    common, ratio = over_common(*medians)
     if common:
         sides = [{visit: side[visit] for visit in common} for side in sides]
-    samples = [[values_of(row, name) for row in side.values()] for side in sides]
-    if len(common) > 1:
-        medians = ([statistics.median(values) for values in side] for side in samples)
-        ratio = stats.over_visits([x / y for x, y in zip(*medians, strict=True)])
-    elif max(map(len, samples)) == 1:
-        ratio = stats.ratio(*(values for (values,) in samples))
-    else:
-        ratio = stats.quotient(*map(stats.of_visits, samples))
+    if ratio is None:
+        samples = [[values_of(row, name) for row in side.values()] for side in sides]
+        if max(map(len, samples)) == 1:
+            ratio = stats.ratio(*(values for (values,) in samples))
+        else:
+            ratio = stats.quotient(*map(stats.of_visits, samples))
     return replace(ratio, records=tuple(record_id(row) for side in sides for row in side.values()))

@@ -6,6 +6,7 @@ Everything is computed from rows; what was not measured is a dash with its reaso
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from lib.analysis.rows import NO_GPU, Rows
 from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
 from lib.records.record import Record, environments
 from lib.show import figure, wording
-from lib.show.page import embedded
+from lib.show.page import packed
 from lib.show.table import Column, Number, Table, Text, Verdict
 from lib.show.wording import short
 from lib.stats import Estimate
@@ -79,7 +80,8 @@ class Answer:
     sentences: tuple[str, ...]
     basis: str
     figure: Markup
-    planner: Markup
+    planner: str
+    predicts: bool
     context: int
     gpu_gb: float
     usd: float
@@ -112,6 +114,7 @@ def answer(
     if not best:
         return None
     every, leading = card(best, context, gpu_hour_usd, waiting), tuple(c.name for c in best)
+    offered = [*every_option, *predicted.options(every_option)]
     if others:
         note = f"Of {options[0].of('gpu')} alone: the planner has {' and '.join(others)} too."
         every = replace(every, below=(*every.below, note))
@@ -133,7 +136,8 @@ def answer(
         sentences=tuple(filter(None, (for_one(best, options, context), for_many(best[0])))),
         basis=basis(rows),
         figure=picture(drawn),
-        planner=asked([*every_option, *predicted.options(every_option)]),
+        planner=asked(offered),
+        predicts=any(option.predicted for option in offered),
         context=context,
         gpu_gb=round(max(o.gpu_bytes or 0 for o in options) / 1e9, 1) or EXAMPLE_GB,
         usd=EXAMPLE_USD if gpu_hour_usd is None else gpu_hour_usd,
@@ -364,8 +368,10 @@ def picture(rows: Sequence[Record]) -> Markup:
     return figure.html(engines.users(rows), rows, note="Numbers are users, faint ones unchecked")
 
 
-def asked(options: Sequence[Option]) -> Markup:
-    """The options as data for the page's script, and what has no line where a card is chosen."""
+def asked(options: Sequence[Option]) -> str:
+    """The options as data that the page's script unpacks, since with the predicted ones there are
+    hundreds; and what has no line where a card is chosen."""
     cards = dict.fromkeys(option.gpu for option in options)
     absent = {gpu: planner.left_out(options, gpu) for gpu in cards}
-    return embedded({"options": planner.data(options), "absent": absent})
+    data = {"options": planner.data(options), "absent": absent}
+    return packed(json.dumps(data, separators=(",", ":")).encode())

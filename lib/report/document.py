@@ -29,7 +29,7 @@ from lib.records.jobs import ACROSS, BEFORE_MODELS, Job, find, readable, slug
 from lib.records.kinds import model_order
 from lib.records.record import Record, environments
 from lib.records.store import merge, precedence, refuse_links, sha
-from lib.report import answer, many, pages, provenance, record_list, sections
+from lib.report import answer, many, pages, provenance, record_list, repeats, sections
 from lib.report.abstract import findings
 from lib.show import figure, notebook_html, page
 from lib.show.notebook_html import demoted, read_notebook, render_fragment
@@ -201,7 +201,7 @@ def _fragment(job: Job, out: Path) -> str:
 
 def _rendered_from(job: Job) -> str:
     """Hash of a notebook, of the name that its ids carry, and of the code that renders it."""
-    return sha([job.id, file_sha(job.notebook_path), file_sha(Path(notebook_html.__file__))])
+    return sha([job.id, file_sha(job.notebook_path), *map(file_sha, notebook_html.MADE_BY)])
 
 
 def _page(job: Job, out: Path, fragment: str, report: str) -> Path:
@@ -288,7 +288,7 @@ def render(
         stated = _about(every, _leading(paper, published, first_screen))
         if first_screen and not paper:
             of_first = [f"Of the {len(first_screen.leading)} models that serve most."]
-    return page.document(
+    text = page.document(
         "report.html",
         terms=glossary.terms(),
         definitions=glossary.DEFINITIONS,
@@ -328,12 +328,13 @@ def render(
         warnings=provenance.warnings_table(rows),
         costs=provenance.table(whole),
         downloads=[
-            (path.name, page.data_link(path.read_bytes()))
+            (path.name, page.packed_link(path.read_bytes()))
             for path in (*(replicated.files if replicated else ()), *csvs)
         ],
         records=record_list.table(rows, _by_end(whole)),
         footer=f"Made from {len(jobs)} jobs; the last one ended {readable(ended) or '?'}.",
     )
+    return repeats.linked(text)
 
 
 def _leading(

@@ -14,7 +14,7 @@ from typing import Any
 
 from lib import files
 from lib.files import short
-from lib.records import pictures, slices, store
+from lib.records import executed, slices, store
 from lib.records.store import PARTIAL, PREVIOUS
 from lib.run import kernel, plan, scrub, warm
 from lib.run.console import GOES_ON, say
@@ -155,7 +155,8 @@ def run_job(
             worker=worker,
         )
         scrub.files(staged.rglob("*"), folders)
-        pictures.shrink(staged / "notebook.ipynb")
+        executed.shrink(staged / "notebook.ipynb")
+        executed.pack_logs(staged)
         manifest = {
             "status": outcome.status,
             "error": scrub.values(outcome.error, folders),

@@ -55,6 +55,9 @@ HUES = frozenset(mpl.colors.to_hex(shade) for shade in PALETTE)
 # and have a contrast of 4.5 in both themes.
 LEFT = {"text": 45, "": 75}
 STYLE_ITEM = re.compile(r"([\w-]+): ([^;]+)")
+PLACES = {"d", "x", "y", "width", "height", "transform"}
+DECIMALS = re.compile(r"-?\d+\.\d+")
+PATH_LETTER = re.compile(r"\s*([A-Za-z])\s*")
 REFERENCE = re.compile(r'(?:url\(#|href="#)([\w-]+)')
 SVG = "http://www.w3.org/2000/svg"
 ElementTree.register_namespace("", SVG)
@@ -248,12 +251,23 @@ def svg(ax: Axes, text: str) -> Markup:
                 tag.set(name, _themed(value, "text" if tag.tag == f"{{{SVG}}}text" else ""))
         if tag.get("id") not in used:
             tag.attrib.pop("id", None)
+        if tag.get("transform", "").startswith("rotate(-0 "):
+            del tag.attrib["transform"]
+        for name in PLACES & tag.attrib.keys():
+            tag.set(name, DECIMALS.sub(_tenth, tag.get(name)))
+        if path := tag.get("d"):
+            tag.set("d", PATH_LETTER.sub(r"\1", path))
     _, _, width, height = root.get("viewBox").split()
     root.attrib |= {"class": "figure", "role": "img", "aria-label": text, "fill": "currentColor"}
     root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     pixels = {"width": float(width) * PIXELS, "height": float(height) * PIXELS}
     root.attrib |= {name: f"{size:.0f}" for name, size in pixels.items()}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _tenth(number: re.Match[str]) -> str:
+    """A length in points to a tenth, which is finer than a screen."""
+    return f"{round(float(number[0]), 1) + 0:g}"  # -0.0 + 0 is 0.0
 
 
 def _themed(value: str, what: str) -> str:

@@ -22,11 +22,29 @@ from traitlets.config import Config
 
 from lib.records import pictures
 
-# nbconvert's own, with the code of each cell folded.
+# nbconvert's own, with the code of each cell folded, and without its prompts and the boxes around
+# boxes that its own style needs: `super.super()` is what they are around.
 TEMPLATE = """{% extends "basic/index.html.j2" %}
+{% block codecell %}{{ super.super() }}{% endblock %}
 {% block input_group %}{% if cell.source.strip() %}
-<details class="code"><summary>Code</summary>{{ super() | trim }}</details>
-{% endif %}{% endblock %}"""
+<details class="code"><summary>Code</summary>{{ super.super() | trim }}</details>
+{% endif %}{% endblock %}
+{% block in_prompt %}{% endblock %}
+{% block input %}{{ cell.source | highlight_code(metadata=cell.metadata) }}{% endblock %}
+{% block output_group %}{{ super.super() }}{% endblock %}
+{% block output %}<div class="output">
+{{ super.super() }}
+</div>{% endblock %}
+{% block markdowncell %}<div class="text_cell_render">
+{{ cell.source | markdown2html | strip_files_prefix }}
+</div>
+{% endblock %}
+{% block data_html %}{{ output.data["text/html"] }}{% endblock %}
+{% block data_markdown %}<div class="output_markdown">
+{{ output.data["text/markdown"] | markdown2html }}</div>{% endblock %}"""
+STYLE = Path(__file__).parent / "templates" / "page.css"
+STYLED = re.compile(r"\.highlight \.(\w+)")
+MADE_BY = (Path(__file__), Path(pictures.__file__), STYLE)  # what a fragment depends on
 DROPPED_TAGS = {"papermill-error-cell-tag", "remove-cell"}
 NOISE = re.compile(
     r"Kernel is running over TCP without encryption|Frozen modules are being used|"
@@ -63,7 +81,7 @@ ATTRIBUTES = {
     "a": {"href"},
     "img": {"src", "alt", "width", "height"},
     "td": {"colspan", "rowspan", "data-value"},
-    "th": {"colspan", "rowspan", "data-value", "scope"},
+    "th": {"colspan", "rowspan", "data-col", "data-value", "scope"},
     "ol": {"start"},
 }
 HEADING = re.compile(r"<(/?)h([1-6])(?=[\s>])")
@@ -86,8 +104,7 @@ def render_fragment(notebook: nbformat.NotebookNode, prefix: str, *, title: bool
     """
     body = _body(notebook).encode("utf-8", "replace").decode()  # half a pair of letters is none
     soup = BeautifulSoup(clean(body), "html.parser")
-    for prompt in soup.select("div.prompt"):
-        prompt.decompose()
+    _plain_code(soup)
     for pre in soup.find_all("pre"):
         pre["tabindex"] = "0"
     if not title and (first := soup.find(re.compile(r"^h[1-6]$"))) and first.name == "h1":
@@ -175,6 +192,14 @@ def _output(output: dict[str, Any]) -> dict[str, Any] | None:
     return output
 
 
+def _plain_code(soup: BeautifulSoup) -> None:
+    """Of the highlighter's marks only those stay that the page's style draws."""
+    styled = set(STYLED.findall(STYLE.read_text(encoding="utf-8")))
+    for mark in soup.select("div.highlight span"):
+        if not styled.intersection(mark.get("class", ())):
+            mark.unwrap()
+
+
 def demoted(fragment: str, levels: int) -> str:
     """A fragment whose headings sink by `levels`, to stand below those of a page."""
     return HEADING.sub(lambda m: f"<{m[1]}h{min(6, int(m[2]) + levels)}", fragment)
@@ -236,7 +261,7 @@ def _images(soup: BeautifulSoup) -> None:
             image["alt"] = f"Figure under “{where}”; the notebook gives no description"
         image["class"] = "figure"
         if image["src"].startswith(PNG):
-            image["src"] = PNG + pictures.fewer_colors(image["src"].removeprefix(PNG))
+            image["src"] = pictures.for_page(image["src"].removeprefix(PNG))
 
 
 def _tables(soup: BeautifulSoup, prefix: str) -> None:
@@ -291,6 +316,7 @@ def _prefix_ids(soup: BeautifulSoup, prefix: str) -> None:
         seen[name] = seen.get(name, 0) + 1
         tag["id"] = name if seen[name] == 1 else f"{name}-{seen[name]}"
     for tag in soup.find_all("a", href=re.compile("^#")):
+        del tag["rel"]
         target = re.sub(r"[^\w-]+", "-", f"{prefix}--{tag['href'][1:]}")
         if target in seen:
             tag["href"] = f"#{target}"

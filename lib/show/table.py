@@ -12,13 +12,14 @@ import io
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from lib import files
-from lib.show.page import data_link, shell
+from lib.show.page import packed_link, shell
 from lib.show.wording import interval, level, number_text, sentence, short
 from lib.stats import CONFIDENCE, Estimate
 
@@ -120,7 +121,11 @@ class Table:
         """The table for a page, or for a notebook, which scrolls it itself."""
         macro = shell().get_template("table.html").module.table
         rows = [[_view(c, x, i == 0) for i, (c, x) in enumerate(self._cells(r))] for r in self.rows]
-        return macro(self, rows, Footnotes(table_id or f"grid-{self.name}"), page)
+        how = [
+            _how_of_most(row[at] for row in rows) if column.sortable else {}
+            for at, column in enumerate(self.columns)
+        ]
+        return macro(self, rows, how, Footnotes(table_id or f"grid-{self.name}"), page)
 
     @property
     def groups(self) -> list[tuple[Column | None, Column, int]]:
@@ -181,8 +186,8 @@ class Table:
         return pd.DataFrame([flat(line) for line in self.lines()])
 
     def csv_link(self) -> str:
-        """The rows as a link that needs no other file."""
-        return data_link(csv_text(self.lines()).encode())
+        """The rows as a link that needs no other file, see `packed_link`."""
+        return packed_link(csv_text(self.lines()).encode())
 
     def write_csv(self, out_dir: str | Path) -> Path:
         """tables/<name>.csv below `out_dir`."""
@@ -313,8 +318,8 @@ def letters(index: int) -> str:
 
 
 def _view(column: Column, cell: Any, leads: bool) -> dict[str, Any]:
-    """What the template shows of a cell: classes, title, data- attributes, and its lines."""
-    view: dict[str, Any] = {"leads": leads, "title": "", "data": {}, "many": False}
+    """What the template shows of a cell: classes, data- attributes, how it was measured, lines."""
+    view: dict[str, Any] = {"leads": leads, "data": {}, "how": {}, "many": False}
     css = ["text"]
     if isinstance(cell, tuple):
         view |= {"many": True, "lines": [_line(line) for line in cell]}
@@ -327,42 +332,58 @@ def _view(column: Column, cell: Any, leads: bool) -> dict[str, Any]:
             css.append("missing")
             view["data"] = {"value": ""}
         else:
-            view |= _data(number)
+            view |= {"data": _data(number.estimate), "how": _how(number)}
     elif isinstance(cell, Text):
         css = ["num" if column.numeric else "text", "long" if len(cell.text) > LONG else ""]
-        view |= {"lines": [_line(cell)], "title": "" if cell.url else cell.title}
-        view["data"] = {} if cell.sort is None else {"value": cell.sort}
+        view |= {"lines": [_line(cell)], "data": {} if cell.sort is None else {"value": cell.sort}}
+        view["how"] = {"title": cell.title} if cell.title and not cell.url else {}
     elif isinstance(cell, Verdict):
         view |= {"lines": [_line(cell)], "data": {"value": cell.rank}}
     else:
         counted = isinstance(cell, int | float) and not isinstance(cell, bool)
         long = len(str(cell)) > LONG
         css = ["num"] if counted else ["text", "long"] if long else ["text"]
-        view |= {"lines": [_line(cell)], "data": {"value": cell}}
+        view |= {"lines": [_line(cell)], "data": {"value": cell} if isinstance(cell, float) else {}}
     view["css"] = " ".join(filter(None, (*css, column.css)))
     return view
 
 
-def _data(number: Number) -> dict[str, Any]:
-    x = number.estimate
-    span = interval(replace(x, level=CONFIDENCE))  # the level stands before it
-    n = f"n = {x.n}" if x.n else ""
-    details = (n, x.method, f"{level(x)} interval {span}" if span else x.reason, number.setup)
+def _data(x: Estimate) -> dict[str, Any]:
     data = {
         "value": number_text(x.value),
         "low": number_text(x.low),
         "high": number_text(x.high),
-        "level": level(x) if span and x.level != CONFIDENCE else "",
         "n": x.n,
+        "records": " ".join(x.records),
+    }
+    return {name: value for name, value in data.items() if value or value == 0}
+
+
+def _how(number: Number) -> dict[str, str]:
+    """How a number was measured: a tooltip, and what it consists of. The interval is in it where
+    the cell does not show that."""
+    x = number.estimate
+    span = interval(replace(x, level=CONFIDENCE))  # the level stands before it
+    hidden = "" if number.show_interval else f"{level(x)} interval {span}"
+    n = f"n = {x.n}" if x.n else ""
+    how = {
+        "title": "; ".join(filter(None, (n, x.method, hidden if span else x.reason, number.setup))),
+        "level": level(x) if span and x.level != CONFIDENCE else "",
         "method": x.method,
         "setup": number.setup,
         "reason": "" if span else x.reason,
-        "records": " ".join(x.records),
     }
-    return {
-        "title": "; ".join(filter(None, details)),
-        "data": {name: value for name, value in data.items() if value or value == 0},
-    }
+    return {name: value for name, value in how.items() if value}
+
+
+def _how_of_most(cells: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """How most numbers of a column were measured, which its header says in place of each of them;
+    nothing where they have nothing in common, or a number does not say it."""
+    numbers = [x["how"] for x in cells if {"num", "missing"} & {*x["css"].split()} == {"num"}]
+    if not all(how.get("title") for how in numbers):
+        return {}
+    most, count = max(((x, numbers.count(x)) for x in numbers), key=itemgetter(1), default=({}, 0))
+    return most if count > 1 else {}
 
 
 def _line(cell: Any) -> dict[str, Any]:

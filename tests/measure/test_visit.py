@@ -18,7 +18,7 @@ from lib.models import experts as models_experts
 from lib.models import load as models_load
 from lib.records import record, store
 from lib.records.record import Record
-from lib.report import bundle
+from lib.report import leaks
 from lib.run import plan, scrub
 from lib.stacks import logits_check
 from lib.stacks.registry import STACKS
@@ -290,7 +290,7 @@ def test_errors_name_no_folder_of_the_machine(machine, tmp_path, monkeypatch):
     monkeypatch.setattr(models_load, "load", fail)
     rows, _ = measured(machine, tmp_path, names=["A"])
     assert {r.error for r in rows[1:]} == {"OSError: ~/weights is not there"}
-    assert bundle.leaks(tmp_path, bundle.secrets(bundle.here())) == []
+    assert leaks.find(tmp_path, leaks.secrets(leaks.here())) == []
 
 
 def test_a_mixture_is_timed_with_every_expert_computed_too(tmp_path, monkeypatch):

@@ -1,10 +1,8 @@
-"""Pictures of a notebook keep what they show in fewer bytes."""
+"""Pictures keep what they show in fewer bytes."""
 
 import base64
 import io
-import json
 
-import nbformat.v4 as v4
 import pytest
 from PIL import Image
 
@@ -38,23 +36,36 @@ def test_a_chart_gets_a_palette():
     assert shown.convert("RGB").getpixel((30, 30)) == (10, 120, 200)
 
 
-@pytest.mark.parametrize("kept", [encoded(Image.new("RGBA", (20, 20), (0, 0, 0, 0))), "AAAA", ""])
-def test_what_is_no_opaque_picture_stays(kept):
-    assert pictures.fewer_colors(kept) == kept
+def glass() -> Image.Image:
+    seen_through = chart()
+    seen_through.putalpha(100)
+    return seen_through
 
 
-def test_a_notebook_is_the_same_but_for_its_pictures(tmp_path):
-    path = tmp_path / "notebook.ipynb"
-    shown = {"image/png": encoded(chart()) + "\n", "text/plain": "<Figure é>"}
-    cell = v4.new_code_cell("draw()", outputs=[v4.new_output("display_data", shown)])
-    notebook = v4.new_notebook(cells=[v4.new_markdown_cell("# é"), cell])
-    before = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
-    path.write_text(before)
-    pictures.shrink(path)
-    after = json.loads(path.read_text())
-    picture = after["cells"][1]["outputs"][0]["data"]["image/png"]
-    assert len(picture) < len(shown["image/png"]) and opened(picture).mode == "P"
-    assert path.read_text().replace(picture, shown["image/png"].replace("\n", "\\n")) == before
-    pictures.shrink(path)
-    assert json.loads(path.read_text()) == after
-    pictures.shrink(tmp_path / "none.ipynb")
+@pytest.mark.parametrize("picture", [glass(), chart().convert("P"), chart().convert("L")])
+def test_one_that_has_a_palette_or_is_not_opaque_keeps_its_pixels(picture):
+    before = encoded(picture)
+    after = pictures.fewer_colors(before)
+    assert len(after) <= len(before) and pictures.fewer_colors(after) == after
+    if picture.mode != "L":
+        assert opened(after).convert("RGBA").tobytes() == picture.convert("RGBA").tobytes()
+
+
+@pytest.mark.parametrize("text", ["AAAA", "", "no base64!"])
+def test_what_is_no_picture_stays(text):
+    assert pictures.fewer_colors(text) == text
+    assert pictures.for_page(text) == f"data:image/png;base64,{text}"
+
+
+@pytest.mark.parametrize("picture", [chart(), glass(), chart().convert("P")])
+def test_a_page_has_the_same_pixels_in_fewer_bytes(picture):
+    png = pictures.fewer_colors(encoded(picture))
+    kind, _, coded = pictures.for_page(encoded(picture)).partition(";base64,")
+    assert kind == "data:image/webp" and len(coded) < len(png)
+    assert opened(coded).convert("RGBA").tobytes() == opened(png).convert("RGBA").tobytes()
+
+
+def test_without_the_library_of_webp_a_page_has_the_png(monkeypatch):
+    monkeypatch.setitem(Image.SAVE, "WEBP", None)
+    png = pictures.fewer_colors(encoded(chart()))
+    assert pictures.for_page(encoded(chart())) == f"data:image/png;base64,{png}"

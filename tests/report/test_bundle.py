@@ -21,7 +21,7 @@ from PIL import Image
 
 from lib.__main__ import main
 from lib.files import ROOT, ParamsError
-from lib.report import bundle, document
+from lib.report import bundle, document, leaks
 from tests.browser import records_of
 from tests.samples import records as sample
 
@@ -155,7 +155,7 @@ def test_the_same_results_give_the_same_bytes(source, archive, tmp_path):
 def test_what_is_personal_is_found_with_file_and_line(tmp_path, text, what):
     (tmp_path / "a.txt").write_text(f"good\n{text}\n")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(f"{text}\n".encode()))
-    matches = bundle.leaks(tmp_path, bundle.secrets(ANN))
+    matches = leaks.find(tmp_path, leaks.secrets(ANN))
     assert ("a.txt", 2) in {(leak.file, leak.line) for leak in matches if leak.what == what}
     assert ("b.jsonl.gz", 1) in {(leak.file, leak.line) for leak in matches if leak.what == what}
 
@@ -204,7 +204,7 @@ HIDDEN = {
 @pytest.mark.parametrize("case", HIDDEN)
 def test_a_secret_is_found_however_it_is_written(tmp_path, case):
     (tmp_path / "a.txt").write_text(f"good\n{HIDDEN[case]}\n")
-    matches = bundle.leaks(tmp_path, bundle.secrets(ANN))
+    matches = leaks.find(tmp_path, leaks.secrets(ANN))
     assert "Hugging Face token" in {leak.what for leak in matches}
     assert 2 in {leak.line for leak in matches} or "lines" in case or "texts" in case
 
@@ -213,7 +213,7 @@ def test_a_secret_is_found_however_it_is_written(tmp_path, case):
 def test_a_secret_is_found_in_other_codes_and_in_bytes(tmp_path, code):
     (tmp_path / "a.txt").write_bytes(f"good {TOKEN}".encode(code))
     (tmp_path / "b.bin").write_bytes(b"\x00\x01\x02" + TOKEN.encode() + b"\x00")
-    files = {leak.file for leak in bundle.leaks(tmp_path, bundle.secrets(ANN))}
+    files = {leak.file for leak in leaks.find(tmp_path, leaks.secrets(ANN))}
     assert files == {"a.txt", "b.bin"}
 
 
@@ -253,7 +253,7 @@ PACKED = {
 @pytest.mark.parametrize("name", PACKED)
 def test_a_secret_is_found_in_what_is_packed(tmp_path, name):
     (tmp_path / name).write_bytes(PACKED[name])
-    assert {leak.file for leak in bundle.leaks(tmp_path, bundle.secrets(ANN))} == {name}
+    assert {leak.file for leak in leaks.find(tmp_path, leaks.secrets(ANN))} == {name}
 
 
 @pytest.mark.parametrize("name", [name for name in PACKED if name.endswith("png")])
@@ -262,7 +262,7 @@ def test_a_secret_is_found_in_a_picture_of_a_notebook(tmp_path, name):
     assert len(coded) > 20_000
     output = {"output_type": "display_data", "data": {"image/png": coded + "\n"}}
     (tmp_path / "notebook.ipynb").write_text(json.dumps({"cells": [{"outputs": [output]}]}))
-    assert bundle.leaks(tmp_path, bundle.secrets(ANN))
+    assert leaks.find(tmp_path, leaks.secrets(ANN))
 
 
 UNREADABLE = {
@@ -277,16 +277,21 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_cannot_be_looked_through_is_not_sent(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(bundle, "MOST", 2_000_000)
+    monkeypatch.setattr(leaks, "MOST", 2_000_000)
     (tmp_path / name).write_bytes(UNREADABLE[name])
     with pytest.raises(ParamsError, match=f"not bundled, {name} cannot be looked through: "):
-        bundle.leaks(tmp_path, bundle.secrets(ANN))
+        leaks.find(tmp_path, leaks.secrets(ANN))
 
 
-@pytest.mark.parametrize("text", ["a\nann", "a\tann-laptop", f"x\n/{HOME}/someone", "<b>ann</b>"])
+IN_A_CSV = base64.b64encode(gzip.compress(b"model,folder\n" * 9 + b"m,results of ann\n")).decode()
+
+
+@pytest.mark.parametrize(
+    "text", ["a\nann", "a\tann-laptop", f"x\n/{HOME}/someone", "<b>ann</b>", IN_A_CSV]
+)
 def test_a_name_is_found_behind_an_escape(tmp_path, text):
     (tmp_path / "a.json").write_text(json.dumps([text]))
-    assert bundle.leaks(tmp_path, bundle.secrets(ANN))
+    assert leaks.find(tmp_path, leaks.secrets(ANN))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +310,7 @@ def test_a_name_is_found_behind_an_escape(tmp_path, text):
 )
 def test_what_is_not_personal_is_let_through(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
-    assert bundle.leaks(tmp_path, bundle.secrets([*ANN, ("user name", "root")])) == []
+    assert leaks.find(tmp_path, leaks.secrets([*ANN, ("user name", "root")])) == []
 
 
 def test_a_leak_is_refused_named_and_no_secret_is_printed(source, tmp_path, capsys, monkeypatch):
@@ -316,7 +321,7 @@ def test_a_leak_is_refused_named_and_no_secret_is_printed(source, tmp_path, caps
         text = file.read().replace("repeats = 11", f"repeats = 11  # {token} of ann")
         file.seek(0)
         file.write(text)
-    monkeypatch.setattr(bundle, "here", lambda: ANN)
+    monkeypatch.setattr(leaks, "here", lambda: ANN)
     target = tmp_path / "x.zip"
     assert main(["bundle", str(root), "--out", str(target)]) == 2
     message = capsys.readouterr().err
@@ -328,7 +333,7 @@ def test_a_leak_is_refused_named_and_no_secret_is_printed(source, tmp_path, caps
 
 def test_a_word_can_be_allowed(tmp_path, monkeypatch, capsys):
     root = sample.write_demo(tmp_path / "demo", models=("ann",))
-    monkeypatch.setattr(bundle, "here", lambda: ANN[:1])
+    monkeypatch.setattr(leaks, "here", lambda: ANN[:1])
     arguments = [str(root), "--out", str(tmp_path / "x.zip")]
     assert main(["bundle", *arguments]) == 2
     assert main(["bundle", *arguments, "--allow", "ann"]) == 0
@@ -342,9 +347,9 @@ def test_bad_input(tmp_path):
 
 
 def test_this_machine_has_a_name_and_a_user():
-    assert {"host name", "user name"} <= {what for what, _ in bundle.here()}
+    assert {"host name", "user name"} <= {what for what, _ in leaks.here()}
 
 
 def test_the_released_set_can_be_shared():
     released = ROOT / "outputs" / "released"
-    assert bundle.leaks(released, bundle.secrets()) == []
+    assert leaks.find(released, leaks.secrets()) == []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import csv
+import gzip
 import json
 import re
 from dataclasses import replace
@@ -23,7 +23,7 @@ from lib.show.wording import compared, once
 from lib.stats import Estimate
 from lib.studies.paper_tables import paper_tables
 from lib.studies.study import load_published
-from tests.browser import Page, records_of
+from tests.browser import Page, records_of, unpacked
 from tests.samples import records as sample
 
 WIDTHS = (320, 390, 768, 1024, 1280, 1440)
@@ -130,8 +130,7 @@ def test_tables_show_what_the_csvs_hold(paper, soup):
         values = [td["data-value"] for td in table.select("td.measured")]
         assert values == [line["measured"] for line in lines], number
         assert all(line["measured"] or line["note"] for line in lines), number
-        link = soup.find("a", download=path.name)["href"]
-        assert base64.b64decode(link.partition(",")[2]) == path.read_bytes()
+        assert unpacked(soup.find("a", download=f"{path.name}.gz")) == path.read_bytes()
 
 
 def test_each_number_carries_interval_n_method_and_setup(soup):
@@ -174,9 +173,11 @@ def test_each_number_of_a_grid_names_its_records(soup):
         for cell in grid.select("td[data-n]"):
             ids = cell.get("data-records", "").split()
             assert all(name in listed for name in ids)
-            if not ids and cell["data-method"] not in of_no_record:
-                at = len(cell.find_previous_siblings())
-                without.setdefault(grid["id"], set()).add(text_of(grid, f'th[data-col="{at}"]'))
+            at = len(cell.find_previous_siblings())
+            head = grid.select_one(f'th[data-col="{at}"]')
+            how = cell if cell.has_attr("title") else head
+            if not ids and how["data-method"] not in of_no_record:
+                without.setdefault(grid["id"], set()).add(head.text)
     assert without == {}
 
 
@@ -254,7 +255,7 @@ def test_the_bound_has_a_section_and_the_machine_comes_first(tmp_path):
         "one, bound: 900.0 at 512 to 900.0 at 2048."
         in page.select_one(".picture svg")["aria-label"]
     )
-    assert page.find("a", href="#bound") and page.find("a", download="bound.csv")
+    assert page.find("a", href="#bound") and page.find("a", download="bound.csv.gz")
     with (tmp_path / "tables/bound.csv").open(encoding="utf-8") as file:
         line = next(csv.DictReader(file))
     assert float(line["useful MBU, datasheet"]) == pytest.approx(0.1)  # 100 of 1,000 steps/s
@@ -336,7 +337,7 @@ def test_the_ledger_has_a_row_and_a_verdict_for_every_claim(paper, soup):
     claims = load_published()["claims"]
     rows = soup.select("#ledger tbody tr")
     assert [row["id"] for row in rows] == [f"claim-{name}" for name in claims]
-    assert all(row.select(".verdict")[-1]["aria-label"] for row in rows)
+    assert all(row.select(".verdict")[-1]["title"] for row in rows)
     one = text_of(soup, "#claim-throughput-vs-qwen")
     assert "[92.08, 108.2], n = 11, Qwen3-32B" in one and "direction only" in one
     assert "differs in card, host, software, weights" in one
@@ -345,7 +346,7 @@ def test_the_ledger_has_a_row_and_a_verdict_for_every_claim(paper, soup):
     with (paper / "claims.csv").open(encoding="utf-8") as file:
         assert {line["claim"] for line in csv.DictReader(file)} == claims.keys()
     for name in ("claims.csv", "table-13.csv", "ladder.csv", "rankings.csv"):
-        assert soup.find("a", download=name) is not None
+        assert soup.find("a", download=f"{name}.gz") is not None
     assert "Of 49 claims" in text_of(soup, ".abstract")
 
 
@@ -357,7 +358,7 @@ def test_table_13_has_sources_and_differences(soup):
 
 def test_a_cell_of_a_table_carries_its_verdict(soup):
     mark = soup.select_one("#table-1 td.ratio .verdict")
-    assert mark.text == "✗" and mark["aria-label"].startswith("not reproduced: [105.6, 114.4]")
+    assert mark.text == "✗" and mark["title"].startswith("not reproduced: [105.6, 114.4]")
     assert "9 not reproduced; 3 not testable; n = 11." in text_of(soup, "#table-1 > .note")
 
 
@@ -675,6 +676,27 @@ def test_records_are_shown_a_few_at_a_time_and_all_can_be_found(browser, paper, 
 
 
 @pytest.mark.browser
+def test_what_a_column_shares_is_said_of_each_of_its_numbers(browser, paper, soup):
+    """In the file the header says it once; opened, each number does, by its tooltip and its panel,
+    also when the rows stand in another order."""
+    shared = soup.select("#grid-latency td[data-n]:not([title])")
+    assert shared and soup.select("#grid-latency th[title][data-method]")
+    with Page(browser, paper / "report.html", "#grid-latency") as opened:
+        cells = "[...document.querySelectorAll('td[data-n]')]"
+        assert opened.page.evaluate(f"{cells}.filter(c => !c.title).length") == 0
+        assert opened.page.evaluate(
+            f"{cells}.filter(c => c.dataset.n && !c.dataset.method).length"
+        ) == len([x for x in soup.select("td[data-n][title]") if "data-method" not in x.attrs])
+        grid = opened.page.locator("#grid-latency")
+        head = grid.locator("th[title][data-method]").first
+        at, method = int(head.get_attribute("data-col")), head.get_attribute("data-method")
+        head.locator("button.sort").click()
+        grid.locator("tbody tr").last.locator("th, td").nth(at).locator(".open").click()
+        assert f"method {method}" in " ".join(opened.page.locator(".about").inner_text().split())
+        assert opened.errors == []
+
+
+@pytest.mark.browser
 def test_numbers_open_by_keyboard_with_one_stop_a_table(browser, paper):
     with Page(browser, paper / "report.html") as opened:
         table, panel = opened.page.locator("#table-1"), opened.page.locator(".about")
@@ -803,16 +825,19 @@ def test_readable_without_javascript(browser, paper):
         assert opened.page.locator("button, input").filter(visible=True).count() == 0
         opened.page.locator("details.raw summary").click()  # the records are there all the same
         with opened.page.expect_download() as download:
-            opened.page.locator('#records a[download="records.csv"]').click()
-        assert Path(download.value.path()).read_text().startswith("record,kind,model,arm,")
+            opened.page.locator("#records a[download]").click()
+        assert download.value.suggested_filename == "records.csv.gz"
+        text = gzip.decompress(Path(download.value.path()).read_bytes())
+        assert text.startswith(b"record,kind,model,arm,")
 
 
 @pytest.mark.browser
 def test_csv_downloads_under_the_policy(browser, paper):
     with Page(browser, paper / "report.html") as opened:
-        link = opened.page.locator('a[download="table-01.csv"]')
+        link = opened.page.locator('a[download="table-01.csv.gz"]')
         with opened.page.expect_download() as download:
             link.click()
+        assert download.value.suggested_filename == "table-01.csv"
         text = Path(download.value.path()).read_bytes()
         assert text == (paper / "tables/table-01.csv").read_bytes() and opened.errors == []
 

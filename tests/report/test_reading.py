@@ -3,14 +3,22 @@
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import nbformat.v4 as v4
 import pytest
+from markupsafe import Markup
 
+from lib import stats
 from lib.analysis import glossary
 from lib.files import ROOT
 from lib.report import document
+from lib.show import page
+from lib.show.notebook_html import render_fragment
+from lib.show.table import Column, Table
+from lib.stats import Estimate
 from tests.browser import Page
 from tests.samples import records as sample
 
@@ -217,3 +225,45 @@ def test_words_are_marked_once_a_part_whole_and_nowhere_that_already_acts(browse
         style = "e => getComputedStyle(e).textDecorationLine"
         assert terms.first.evaluate(style) == "none"  # plain text on paper
         assert not opened.page.locator("th .term").filter(visible=True).count()
+
+
+TIMED = Estimate(6473.4, 6332.0, 6516.5, 6, "median")
+
+
+@pytest.mark.browser
+def test_in_a_notebook_too_numbers_sort_and_say_how_they_were_measured(browser, tmp_path):
+    """By what stands before the interval; a count beside them says nothing and is left alone."""
+    large = replace(TIMED, value=11000.0, low=10000.0, high=12000.0)
+    rows = (
+        ("a", large, 20),
+        ("b", stats.missing("no counter"), 3),
+        ("c", TIMED, 1000),
+        ("d", stats.exact(99.0), 4),
+    )
+    grid = Table("t", "T", (Column("m", numeric=False), Column("t", "s"), Column("n")), rows)
+    output = v4.new_output("display_data", {"text/html": grid._repr_html_()})
+    notebook = v4.new_notebook(cells=[v4.new_code_cell("t", outputs=[output])])
+    fragment = render_fragment(notebook, "x")
+    path = tmp_path / "page.html"
+    shell = {"title": "T", "kicker": "", "subtitle": "", "footer": "", "demo": False}
+    job = {"status": "ok", "end": "", "id": "x"}
+    shell |= {"fragment": Markup(fragment), "job": job, "report_href": "r", "ipynb_href": "n"}
+    path.write_text(
+        page.document("notebook.html", terms=glossary.terms(), **shell), encoding="utf-8"
+    )
+    with Page(browser, path) as opened:
+        names, cells = opened.page.locator("tbody th"), opened.page.locator("tbody tr")
+        for column, order in (("t", ["d", "c", "a", "b"]), ("n", ["b", "d", "a", "c"])):
+            opened.page.locator("thead th", has_text=column).last.locator("button.sort").click()
+            assert names.all_inner_texts() == order
+        titles = [
+            [td.get_attribute("title") for td in row.locator("td").all()] for row in cells.all()
+        ]
+        own = stats.exact(1.0)
+        assert dict(zip(names.all_inner_texts(), titles, strict=True)) == {
+            "a": ["n = 6; median", None],
+            "b": [None, None],
+            "c": ["n = 6; median", None],
+            "d": [f"n = 1; {own.method}; {own.reason}", None],
+        }
+        assert opened.errors == []

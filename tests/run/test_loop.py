@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ RECORD = (
     "store.append(records_path, record.Record('latency', {'model': model}, "
     "samples={'e2e_s': [time.time()]}))"
 )
+LINE = f"loaded from {ROOT}/models\n"
 ENDINGS = {
     "ok": "number += 1",
     "raise": "1 / 0",
@@ -55,6 +57,8 @@ ENDINGS = {
         "start_new_session=True)"
     ),
 }
+ENDINGS["log"] = "from pathlib import Path\nlog = Path(records_path).with_name('server.log')\n"
+ENDINGS["log"] += f"log.write_text({LINE!r} * 1000)"
 WAITING = ("hang", "wait", "fork-hang")
 ENDINGS["fork-hang"] = ENDINGS["fork"] + "\n" + ENDINGS["hang"]
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="adopts orphans")
@@ -221,6 +225,18 @@ def test_a_manifest_has_exactly_these_fields(bench):
     assert manifest["env"]["gpu"] == "cpu"
     assert manifest["git"]["commit"] or manifest["git"]["reason"]
     assert manifest["start"] < manifest["end"]
+
+
+def test_a_log_is_kept_compressed_without_this_machine_s_folders(bench):
+    bench.write(log="log")
+    assert bench.run() == 0
+    assert [a["path"] for a in bench.manifest("log")["artefacts"]] == [
+        "notebook.ipynb",
+        "records.jsonl",
+        "server.log.gz",
+    ]
+    packed = (bench.job("log") / "server.log.gz").read_bytes()
+    assert gzip.decompress(packed).decode() == "loaded from models\n" * 1000 and len(packed) < 500
 
 
 @needs_linux

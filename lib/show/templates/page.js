@@ -117,10 +117,9 @@
 
   // The planner: which measured option serves so many users within the limits. The rules are those
   // of lib/analysis/choice.py; the answer stays in the address.
-  function planner() {
+  function planner(known) {
     var form = document.querySelector("form.planner"), table = document.querySelector("table.plan"), told = document.querySelector(".planned");
-    if (!form) { return; }
-    var known = JSON.parse(document.getElementById("options").textContent), options = known.options, absent = document.querySelector(".absent");
+    var options = known.options, absent = document.querySelector(".absent");
     var MOST = 100;  // options in the answer
     var verdicts = ["meets", "may meet", "fails", "not measured"], names = ["gb", "context", "users", "ttft", "itl", "usd", "devices"];
 
@@ -330,7 +329,12 @@
     form.addEventListener("input", function () { answer(); keep(); });
     answer();
   }
-  planner();
+  var packedOptions = document.getElementById("options");
+  if (packedOptions && window.DecompressionStream) {
+    unpacked(packedOptions.textContent).then(function (text) { planner(JSON.parse(text)); });
+  } else if (packedOptions) {
+    document.querySelector(".planned").textContent = "This browser is too old for the planner; make plan answers the same in a terminal.";
+  }
 
   // Contents start closed on a narrow screen; a link into a closed part opens it.
   var toc = document.querySelector(".toc > details");

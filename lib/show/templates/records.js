@@ -1,6 +1,12 @@
   // Records: the rows of the embedded records.csv. The table is made when its part is opened or a
   // number leads to a record; it shows a few rows at a time, for no one reads them all.
-  var AT_ONCE = 20, recordLink = document.querySelector("#records a[download]"), recordTable = null;
+  var AT_ONCE = 20, recordLink = document.querySelector("#records a[download]"), recordTable = null, recordText = "";
+
+  // What is embedded compressed, as text. Browsers can since 2023.
+  function unpacked(base64) {
+    var bytes = Uint8Array.from(atob(base64), function (c) { return c.charCodeAt(0); });
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
 
   function parseCsv(text) {
     var rows = [[]], field = /("(?:[^"]|"")*"|[^",\n]*)(,|\n|$)/g, match;
@@ -11,9 +17,8 @@
     return rows.filter(function (row) { return row.length; });
   }
   function allRecords() {  // its lines by name, and the header
-    if (!allRecords.lines && recordLink) {
-      var bytes = Uint8Array.from(atob(recordLink.href.split(",")[1]), function (c) { return c.charCodeAt(0); });
-      allRecords.lines = parseCsv(new TextDecoder().decode(bytes));
+    if (!allRecords.lines && recordText) {
+      allRecords.lines = parseCsv(recordText);
       allRecords.header = allRecords.lines.shift();
       allRecords.byName = new Map(allRecords.lines.map(function (line) { return [line[0], line]; }));
     }
@@ -82,4 +87,11 @@
     var row = document.getElementById("record-" + name);
     if (row) { row.className = "here"; }
   }
-  if (recordLink) { document.getElementById("records").addEventListener("toggle", makeRecordTable); }
+  if (recordLink && window.DecompressionStream) {
+    document.getElementById("records").addEventListener("toggle", makeRecordTable);
+    unpacked(recordLink.href.split(",")[1]).then(function (text) {
+      recordText = text;
+      if (location.hash.indexOf("#record-") === 0) { reveal(); }
+      if (document.getElementById("records").open) { makeRecordTable(); }
+    });
+  }

@@ -9,11 +9,25 @@
     return names.concat(own ? own.textContent : []);
   }
 
-  // Sorting: a button in each sortable header; numbers by data-value; what is missing comes last.
+  // What most numbers of a column share stands in its header; a number without a tooltip has it too.
+  document.querySelectorAll("table.data th[title][data-col]").forEach(function (th) {
+    Array.prototype.forEach.call(th.closest("table").tBodies[0].rows, function (row) {
+      var cell = row.cells[th.getAttribute("data-col")];
+      if (!cell || cell.title || !cell.matches("td.num:not(.missing)")) { return; }
+      cell.title = th.title;
+      ["level", "method", "setup", "reason"].forEach(function (name) {
+        if (th.dataset[name]) { cell.dataset[name] = th.dataset[name]; }
+      });
+    });
+  });
+
+  // Sorting: a button in each sortable header; numbers by data-value, or by what stands before the
+  // interval; what is missing comes last.
   function value(row, column) {
     var cell = row.cells[column];
     if (!cell) { return ""; }
-    return cell.hasAttribute("data-value") ? cell.getAttribute("data-value") : cell.textContent.trim();
+    if (cell.hasAttribute("data-value")) { return cell.getAttribute("data-value"); }
+    return (cell.matches("td.num") && cell.firstChild || cell).textContent.trim();
   }
   function number(text) {
     var plain = text.replace(/,/g, "").replace(/[\u2212\u2013]/g, "-");
@@ -152,6 +166,14 @@
     link.download = name;
     link.click();
     setTimeout(function () { URL.revokeObjectURL(link.href); }, 1000);
+  }
+  if (window.DecompressionStream) {
+    document.querySelectorAll('a[download$=".csv.gz"]').forEach(function (link) {
+      link.addEventListener("click", function (event) {
+        event.preventDefault();
+        unpacked(link.href.split(",")[1]).then(function (text) { save(link.download.slice(0, -3), "text/csv", text); });
+      });
+    });
   }
   document.querySelectorAll("figure.table[id], figure.picture[id]").forEach(function (figure) {
     var caption = figure.querySelector("figcaption"), link = document.createElement("a");

@@ -76,7 +76,7 @@
       var texts = [], walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
       while (walker.nextNode()) { texts.push(walker.currentNode); }
       texts.forEach(function (node) {
-        if (node.parentElement.closest(".output_area, p, li, figcaption, td") && nextTerm(node.data, 0) &&
+        if (node.parentElement.closest(".output, p, li, figcaption, td") && nextTerm(node.data, 0) &&
             !node.parentElement.closest("a, button, summary, label, pre, code, svg, math, th, #definitions, table.plan")) {
           inText(node);
         }

@@ -1,0 +1,350 @@
+"""What is personal in a folder of files: user names, home folders, the name of this host, tokens.
+
+Looked for in every file's name and text: as it is, and as it means once it is unescaped, decoded,
+unpacked, or put together again.
+"""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import contextlib
+import getpass
+import gzip
+import html
+import io
+import lzma
+import re
+import socket
+import unicodedata
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote
+
+from lib.files import ParamsError
+
+# Names that are no one's: accounts of containers and images, and words of every text.
+COMMON = {
+    "root",
+    "user",
+    "users",
+    "admin",
+    "ubuntu",
+    "debian",
+    "jovyan",
+    "runner",
+    "docker",
+    "nobody",
+    "guest",
+    "default",
+    "home",
+    "host",
+    "local",
+    "localhost",
+    "server",
+    "linux",
+    "test",
+    "python",
+    "model",
+    "models",
+}
+SERVICES = (  # the token of each begins in a way of its own
+    *(rf"{name}_(?:live|test)_[A-Za-z0-9]{{16,}}" for name in ("sk", "rk", "pk")),
+    r"npm_[A-Za-z0-9]{30,}",
+    r"pypi-[\w-]{40,}",
+    r"nvapi-[\w-]{40,}",
+    r"gsk_[A-Za-z0-9]{40,}",
+    r"xai-[A-Za-z0-9]{40,}",
+    r"pplx-[A-Za-z0-9]{40,}",
+    *(rf"{name}_[A-Za-z0-9]{{20,}}" for name in ("r8", "fw", "rpa", "nfp", "ntn", "rnd")),
+    r"do[opr]_v1_[a-f0-9]{60,}",
+    r"dapi[a-f0-9]{32}",
+    r"dckr_[a-z]{3}_[\w-]{20,}",
+    r"SG\.[\w-]{20,}\.[\w-]{30,}",
+    r"gl(?:sa|c)_[\w+/=-]{30,}",
+    r"hv[sb]\.[\w-]{24,}",
+    r"ya29\.[\w-]{20,}",
+    r"GOCSPX-[\w-]{20,}",
+    r":AA[\w-]{33}(?![\w-])",
+    r"hooks\.slack\.com/services/\w+/\w+/\w+",
+    r"shp(?:at|ca|pa|ss)_[a-f0-9]{32}",
+    r"lin_api_[A-Za-z0-9]{30,}",
+    r"sbp_[a-f0-9]{40}",
+    r"ATATT3[\w=-]{50,}",
+    r"SK[a-f0-9]{32}(?![a-f0-9])",
+    r"AccountKey=[A-Za-z0-9+/]{40,}",
+    r"[?&]sig=[A-Za-z0-9%+/]{40,}",
+    r"AGE-SECRET-KEY-1[A-Z0-9]{50,}",
+)
+# A word that says what follows, and a text that is none of any language: it has digits.
+NAMED = (
+    r"(?i:api_?-?key|secret|passw(?:or)?d|access_?-?key|auth_?-?token|hub_?token|login|bearer)\w*"
+    r"[\"']?(?:\s*[:=]\s*|\s+)[\"']?(?=[A-Za-z/+_.-]*\d)(?=[\d/+_.-]*[A-Za-z])[\w/+.=-]{20,}"
+)
+TOKENS: dict[str, str | tuple[str, ...]] = {
+    "Hugging Face token": r"hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}",
+    "GitHub token": r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}",
+    "GitLab token": r"gl(?:pat|ptt|dt|rt|cbt|ft|oas|agent)-[\w-]{20,}",
+    "API key": r"(?<![A-Za-z0-9])sk-(?:ant-|proj-)?[A-Za-z0-9_-]{32,}",
+    "AWS key": r"(?<![A-Za-z0-9+/])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9+/])",
+    "Google key": r"(?<![A-Za-z0-9+/])AIza[\w-]{35}",
+    "Slack token": r"(?:xox[abeoprs]|xapp)-[\w-]{10,}",
+    "token of a service": SERVICES,
+    "secret by its name": NAMED,
+    "private key": r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|PuTTY-User-Key-File",
+    "signed web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
+    "password in an address": r"[a-z]+://[^\s/:@\"'<>]+:[^\s/:@\"'<>]+@",
+}
+HOMES = r"/(?:home|Users|root)/[\w.-]+|[A-Za-z]:\\+Users\\+[\w.-]+"
+ALONE = r"(?<![\w+/.~])"  # not inside a longer word, a relative path or base64
+BASE64 = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
+CODED = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")  # base64 of either alphabet
+HEX = re.compile(r"(?:[0-9a-fA-F]{2}){20,}")
+ESCAPE = re.compile(
+    r'\\(u[0-9a-fA-F]{4}|U000[0-9a-fA-F]{5}|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|[nrtbf"\'/\\])'
+)
+ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
+# What is not seen in a text: colours and links of a terminal, tags, letters without width.
+UNSEEN = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)|<[^<>]{1,500}>|"
+    "[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"
+)
+MOST = 100_000_000  # bytes that a packed file may hold
+PACKED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
+ZIP, PICTURE = b"PK\x03\x04", b"\x89PNG\r\n\x1a\n"
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
+# Between the lines of a text that was broken in two: quotes, commas and signs of continuation.
+BREAK = re.compile(r"""(?:\\n)?[\s"',+\\()=]*\n[\s"',+()>#|]*""")
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Something personal in a file: where, which kind, and the text itself."""
+
+    file: str
+    line: int
+    what: str
+    text: str
+
+
+def secrets(names: Iterable[tuple[str, str]] = ()) -> list[tuple[str, re.Pattern[str]]]:
+    """What must not be inside: a pattern, and what it finds; `names` are words such as a user's."""
+    patterns = [
+        (what, re.compile(pattern))  # each by itself: a search for its first letters is fast
+        for what, several in TOKENS.items()
+        for pattern in ((several,) if isinstance(several, str) else several)
+    ]
+    patterns.append(("home folder", re.compile(rf"(?:file://|{ALONE})(?:{HOMES})")))
+    for what, name in names:
+        if len(name) > 2 and name.lower() not in COMMON:
+            patterns.append((what, re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")))
+    return patterns
+
+
+def here() -> list[tuple[str, str]]:
+    """Names of this machine and its user; a host counts with and without its domain."""
+    host, home = socket.gethostname(), Path.home()
+    names = [("host name", host), ("host name", host.split(".")[0])]
+    with contextlib.suppress(KeyError, OSError):  # a user id may have no account
+        names.append(("user name", getpass.getuser()))
+    if len(home.parts) > 2:
+        names += [("user name", home.name), ("home folder", str(home))]
+    return list(dict.fromkeys(names))
+
+
+def find(folder: Path, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> list[Leak]:
+    """Every match in the names and the texts of a folder's files, compressed ones too.
+
+    A text is read as it is and as it means: without the escapes of JSON, HTML and addresses, out
+    of base64, and put together again where a line was broken.
+    """
+    tokens = [pair for pair in patterns if pair[0] in TOKENS]
+    matches = []
+    for path in files(folder):
+        name = path.relative_to(folder).as_posix()
+        own = [Leak(name, 0, what, match) for what, match in _matches(name, patterns)]
+        for text, binary in map(_text, _contents(path, name)):
+            lines = [(1, text)] if binary else enumerate(text.splitlines(), start=1)
+            own += [
+                Leak(name, number, what, match)
+                for number, line in lines
+                for what, match in _matches(line, tokens if binary else patterns)
+            ]
+            own += [
+                Leak(name, number, what, match)
+                for number, what, match in (() if binary else _broken(text, tokens))
+                if not any(leak.text in match for leak in own)
+            ]
+        matches += dict.fromkeys(own)
+    return matches
+
+
+def _contents(path: Path, name: str) -> list[bytes]:
+    """A file's bytes and what is packed in them; of a compressed text that text alone."""
+    try:
+        every = [*unpacked(path.read_bytes())]
+    except UNREADABLE as error:
+        raise ParamsError(f"not bundled, {name} cannot be looked through: {error}") from None
+    return every[1:] if len(every) > 1 and path.suffix == ".gz" else every
+
+
+def unpacked(data: bytes, depth: int = 3) -> Iterator[bytes]:
+    """Bytes, and what they hold by gzip, bzip2, xz, zip or beside the pixels of a PNG.
+
+    Raises one of UNREADABLE where they are damaged, locked, or larger than MOST.
+    """
+    yield data
+    inner: list[bytes] = []
+    if depth and data.startswith(PICTURE):
+        inner = [*_beside_pixels(data)]
+    elif depth and data.startswith(ZIP):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as file:
+                    inner.append(_within(file, sum(map(len, inner))))
+                inner.append(f"{info.filename} {info.comment.decode('latin-1')}".encode())
+    for magic, opened in PACKED.items():
+        if depth and data.startswith(magic):
+            inner.append(_within(opened(io.BytesIO(data))))
+    for part in inner:
+        yield from unpacked(part, depth - 1)
+
+
+def _within(file: IO[bytes], before: int = 0) -> bytes:
+    data = file.read(MOST - before + 1)
+    if len(data) > MOST - before:
+        raise OSError(f"it unpacks to more than {MOST / 1e6:.0f} MB")
+    return data
+
+
+def _beside_pixels(data: bytes) -> Iterator[bytes]:
+    """The chunks of a PNG that are no pixels, those that are compressed as they mean."""
+    at = len(PICTURE)
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        kind, body = data[at + 4 : at + 8], data[at + 8 : end]
+        if kind != b"IDAT":
+            yield body
+        for match in re.finditer(rb"\0x", body) if kind in (b"zTXt", b"iTXt", b"iCCP") else ():
+            with contextlib.suppress(zlib.error):
+                yield zlib.decompressobj().decompress(body[match.start() + 1 :], MOST)
+        at = end + 4
+
+
+def _broken(text: str, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> Iterator[tuple]:
+    """Line, kind and text of what is there when the lines of a text are joined; line 1 where the
+    place is lost by decoding."""
+    whole, starts = _joined(text)
+    forms = [*views(whole)]
+    coded = dict.fromkeys(one for form in (whole, text) for one in CODED.findall(form))
+    forms += [form for one in coded for form in _shifted(one)]
+    for what, pattern in patterns:
+        for form in forms:
+            for match in pattern.finditer(form):
+                line = bisect_right(starts, match.start()) if form is whole else 1
+                yield line, what, match.group()
+
+
+def _matches(text: str, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> Iterator[tuple]:
+    """What a text holds and its kind, once for each kind."""
+    forms = [*views(text)]
+    for what, pattern in patterns:
+        for form in forms:
+            form = form if what in TOKENS else BASE64.sub("", form)
+            if match := pattern.search(form):
+                yield what, match.group()
+                break
+
+
+def views(text: str, depth: int = 3) -> Iterator[str]:
+    """A text and what it means when it is unescaped or decoded, once or several times."""
+    yield text
+    if not depth:
+        return
+    plain = ESCAPE.sub(_unescaped, text) if "\\" in text else text
+    plain = html.unescape(plain) if "&" in plain else plain
+    plain = unquote(plain) if "%" in plain else plain
+    plain = plain if plain.isascii() else unicodedata.normalize("NFKC", plain)
+    plain = UNSEEN.sub("", plain)
+    if plain != text:
+        yield from views(plain, depth - 1)
+    for match in CODED.finditer(text):
+        if decoded := _decoded(match.group()):
+            yield from views(decoded, depth - 1)
+    for match in HEX.finditer(text):
+        if decoded := _readable(bytes.fromhex(match.group())):
+            yield from views(decoded, depth - 1)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code = match[1]
+    if code[0].isdigit():
+        return chr(int(code, 8))
+    return chr(int(code[1:], 16)) if len(code) > 1 else ESCAPED.get(code, code)
+
+
+def _decoded(text: str) -> str:
+    """The text that base64 holds, or a compressed file in it, as a report embeds its CSVs; empty
+    where it holds something else."""
+    bare = text.rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        data = base64.b64decode(bare[: len(bare) - (len(bare) % 4 == 1)] + "==")
+        return _readable([*unpacked(data)][-1])
+    except (ValueError, *UNREADABLE):
+        return ""
+
+
+def _readable(data: bytes) -> str:
+    """Bytes as the text that they are; empty where they are none."""
+    try:
+        decoded = data.decode("utf-8")
+    except ValueError:
+        return ""
+    return decoded if len(decoded) > 7 and decoded.isprintable() or "\n" in decoded else ""
+
+
+def _shifted(text: str, longest: int = 20_000) -> list[str]:
+    """What base64 holds, as characters: behind other letters where it is short, unpacked where it
+    is a picture or an archive."""
+    bare = text.rstrip("=").replace("-", "+").replace("_", "/")
+    starts = range(4 if len(text) <= longest else 1)
+    parts: list[bytes] = []
+    for piece in (bare[i:] for i in starts):
+        piece = piece[: len(piece) - (len(piece) % 4 == 1)]  # no bytes end so
+        with contextlib.suppress(*UNREADABLE):
+            parts += unpacked(base64.b64decode(piece + "=" * (-len(piece) % 4)))
+    return [part.replace(b"\0", b"").decode("latin-1") for part in parts]
+
+
+def _joined(text: str) -> tuple[str, list[int]]:
+    """The text with its lines joined, and where in it each line begins."""
+    starts, parts, length, last = [0], [], 0, 0
+    for match in BREAK.finditer(text):
+        parts.append(text[last : match.start()])
+        length, last = length + len(parts[-1]), match.end()
+        starts += [length] * match.group().count("\n")
+    return "".join([*parts, text[last:]]), starts
+
+
+def _text(data: bytes) -> tuple[str, bool]:
+    """The text that bytes are, and whether they are none: then as characters, without zeros."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace"), False
+    if b"\0" in data:
+        return data.replace(b"\0", b"").decode("latin-1"), True
+    return data.decode("utf-8", errors="replace"), False
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file below a folder, in the order of their names."""
+    every = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(every, key=lambda path: path.relative_to(folder).as_posix())
