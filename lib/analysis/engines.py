@@ -323,9 +323,11 @@ def users(rows: Sequence[Record], ax: Axes | None = None) -> Axes:
                 alpha=1 if p.gated else 0.35,
                 color=shade,
             )
-    for model, arms in _bounds(batches).items():
+    dtypes = {(where[0], where[1 + SETUP.index("dtype")]) for where in lines}
+    for (model, dtype), arms in _bounds(batches).items():
         at = [a.bound_per_s for a in arms], [a.batch * a.bound_per_s for a in arms]
-        ax.plot(*at, ":", lw=1, color=color(model), label=f"{model}{BOUND}")
+        form = f" {dtype}" if sum(name == model for name, _ in dtypes) > 1 else ""
+        ax.plot(*at, ":", lw=1, color=color(model), label=f"{model}{form}{BOUND}")
     labelled(
         ax,
         "Throughput of all users and of each",
@@ -358,14 +360,15 @@ def _short_names(lines: Sequence[tuple]) -> dict[tuple, str]:
     }
 
 
-def _bounds(batches: Sequence[points.Point]) -> dict[str, list[bounds.Arm]]:
-    """Of each model the arms of one setup and context whose bound is known, by batch: those of the
-    line with the most batches."""
-    lines: dict[str, list[bounds.Arm]] = {}
+def _bounds(batches: Sequence[points.Point]) -> dict[tuple[str, str], list[bounds.Arm]]:
+    """Of each model and number format the arms of one setup and context whose bound is known, by
+    batch: those of the line with the most batches."""
+    lines: dict[tuple[str, str], list[bounds.Arm]] = {}
     for line in points.by_line(batches).values():
         arms = [p.arm for p in line if p.arm and p.arm.bound_per_s]
-        if len(arms) > max(1, len(lines.get(line[0].model, ()))):
-            lines[line[0].model] = arms
+        of = line[0].model, line[0].setup[SETUP.index("dtype")]
+        if len(arms) > max(1, len(lines.get(of, ()))):
+            lines[of] = arms
     return lines
 
 
