@@ -164,19 +164,18 @@ def test_throughput_hangs_on_the_router():
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "label"),
-    [(("bfloat16",), f"{MODEL}, bound"), (("bfloat16", "mxfp4"), f"{MODEL} bfloat16, bound")],
+    ("dtypes", "forms"), [(("bfloat16",), [""]), (("bfloat16", "mxfp4"), [" bfloat16", " mxfp4"])]
 )
-def test_a_bound_names_its_format_where_the_model_has_others(dtypes, label):
-    """What the bytes of bfloat16 allow is no bound of MXFP4, whose experts were not traced."""
+def test_each_number_format_has_a_bound_of_its_own(dtypes, forms):
+    """What the bytes of bfloat16 allow is no bound of MXFP4."""
     full = Record("card", key(MODEL), values=card(MODEL).as_dict(), env_id=E)
     speed = Record("ceilings", key(MODEL), values={"read_bytes_per_s": 3e12}, env_id=E)
     rows = [ENV, full, speed, *(trace(size, 20.0) for size in (4, 8))]
     for dtype in dtypes:
-        own = VLLM | {"dtype": dtype, "experts": "Triton" if dtype == "bfloat16" else "Marlin"}
-        rows += [r for size in (4, 8) for r in batch(0.1, 0.01, size, **own)]
+        rows += [r for size in (4, 8) for r in batch(0.1, 0.01, size, **VLLM, dtype=dtype)]
     names = [line.get_label() for line in engines.users(rows).lines]
-    assert [name for name in names if name.endswith("bound")] == [label]
+    bounds = [f"{MODEL}{form}, bound" for form in forms]
+    assert [name for name in names if name.endswith("bound")] == bounds
 
 
 def test_the_first_token_is_told_by_device_host_and_bound():
