@@ -210,15 +210,12 @@ class _Lookups:
 
     def _card(self, row: Record) -> ModelCard | None:
         """The model card of the row's model in its dtype, where the record holds all of it."""
-        for card in reversed(self.cards):
-            same = card.key.get("model") == row.key.get("model")
-            dtype = card.key.get("dtype") in (None, row.key.get("dtype"))
-            if same and dtype and "kv_layers" in card.values:
-                return ModelCard.from_dict(card.values)
-        if not row.key.get("engine"):
-            return None
-        mine = [card for card in self.cards if card.key.get("model") == row.key.get("model")]
-        return card_of(mine[-1], str(row.key["dtype"])) if mine else None
+        model, dtype = row.key.get("model"), row.key.get("dtype")
+        if row.key.get("engine"):
+            return card_in(self.cards, model, str(dtype))
+        mine = (c for c in reversed(self.cards) if c.key.get("model") == model)
+        whole = (c for c in mine if c.key.get("dtype") in (None, dtype) and "kv_layers" in c.values)
+        return next((ModelCard.from_dict(card.values) for card in whole), None)
 
     def _traced(self, row: Record) -> Record | None:
         """The trace of the experts that the row's decode steps really use, if there is one.
@@ -264,7 +261,9 @@ def moved_beyond(trace: Record, rows: Sequence[Record]) -> tuple[float | None, s
     if _decode_experts(trace) != COPYING:
         return beyond, ""
     same = {name: trace.key.get(name) for name in ("model", "weights", "dtype", "stack")}
-    card = next(reversed(select(rows, "card", model=same["model"])), None)
+    forms = (None, same["dtype"])
+    cards = [c for c in select(rows, "card", model=same["model"]) if c.key.get("dtype") in forms]
+    card = cards[-1] if cards else None
     if card is None or not card.value("experts") or not card.value("routed_bytes"):
         return None, f"{COPYING} copies experts, and no model card tells their size"
     chosen = card.value("routed_bytes") * card.value("experts_per_token") / card.value("experts")
@@ -292,9 +291,17 @@ def experts_told(
     return stats.mean(told[-1]) if told else None
 
 
-def card_of(row: Record | None, dtype: str) -> ModelCard | None:
+def card_in(cards: Sequence[Record], model: str, dtype: str) -> ModelCard | None:
+    """A model's card with its weights in this form: the last one that was recorded so, or what
+    another one gives; None where none does."""
+    mine = [card for card in reversed(cards) if card.key.get("model") == model]
+    mine.sort(key=lambda card: card.key.get("dtype") not in (None, dtype))
+    return next(filter(None, (card_of(card, dtype) for card in mine)), None)
+
+
+def card_of(row: Record, dtype: str) -> ModelCard | None:
     """The model card of a row, with its weights in this form; None where it holds not all of it."""
-    if row is None or "kv_layers" not in row.values:
+    if "kv_layers" not in row.values:
         return None
     card, form = ModelCard.from_dict(row.values), FORMS.get(dtype)
     if row.key.get("dtype") in (None, dtype):

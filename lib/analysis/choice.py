@@ -170,7 +170,7 @@ def _option(
     cards: Sequence[Record],
 ) -> Option:
     (model, *setup), (_, devices) = where, board(environment)
-    card = _card(cards, model, setup[SETUP.index("dtype")])
+    card = bounds.card_in(cards, model, setup[SETUP.index("dtype")])
     of_all = environment.get("gpu_total_bytes")
     each = of_all and of_all // devices
     return Option(model, tuple(setup), label, card, each, tuple(cells), devices=devices)
@@ -206,15 +206,6 @@ def cell_of(context: int, users: int, rows: Sequence[Record]) -> Cell:
         token_j=stats.scaled(token_j, 1 / users),
         error=error,
     )
-
-
-def _card(cards: Sequence[Record], model: str, dtype: str) -> ModelCard | None:
-    """The card of a model in a number format, where a record holds all of it."""
-    for row in reversed(cards):
-        if row.key.get("model") == model and row.key.get("dtype") in (None, dtype):
-            return ModelCard.from_dict(row.values) if "kv_layers" in row.values else None
-    mine = [row for row in cards if row.key.get("model") == model]
-    return bounds.card_of(mine[-1], dtype) if mine else None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def routed(rows: Sequence[Record]) -> list[Routed]:
     """
     rows = Rows.of(rows)
     arms = [a for a in bounds.arms(rows, "batch") if is_engine(a.setup[SETUP.index("stack")])]
-    cards = {r.key["model"]: r for r in select(rows, "card") if r.value("experts")}
+    cards = select(rows, "card")
     dtype = SETUP.index("dtype")
     found = []
     for arm in arms:
@@ -72,8 +72,8 @@ def routed(rows: Sequence[Record]) -> list[Routed]:
         how = "collapsed" if not is_drawn(arm.setup[WEIGHTS]) else "drawn"
         total = stats.scaled(arm.steps_per_s, arm.batch)
         found.append(Routed(arm.model, arm.dtype, arm.context, arm.batch, how, told, total))
-        card = bounds.card_of(cards.get(arm.model), arm.dtype)
-        if how == "drawn" and card and arm.limits.read_bytes_per_s:
+        card = bounds.card_in(cards, arm.model, arm.dtype)
+        if how == "drawn" and card and card.experts and arm.limits.read_bytes_per_s:
             size = card.decode_bytes(arm.context, arm.batch)
             most = Estimate(arm.batch * arm.limits.read_bytes_per_s / size, **COUNTED)
             even = Estimate(card.experts_touched(arm.batch), **COUNTED)

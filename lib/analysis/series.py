@@ -52,7 +52,12 @@ def configuration(
     fields = [f for f in ("weights", "dtype", "stack", "experts") if f not in free]
     setup = {f: published[f] for f in ("dtype", "stack") if f not in free}
     groups: dict[tuple, list[Record]] = {}
-    cards = [r for r in rows if r.kind == "card"]
+    dtype = setup.get("dtype")  # other formats of a model have cards of their own
+    cards = [
+        r
+        for r in rows
+        if r.kind == "card" and (dtype is None or r.key.get("dtype") in (None, dtype))
+    ]
     for row in rows:
         key = row.key
         if row.kind not in kinds or row.kind == "card" or key.get("batch", 1) not in (1, None):

@@ -10,6 +10,7 @@ from lib.analysis import bounds, engines, routers
 from lib.analysis.batch import points
 from lib.analysis.rows import Rows
 from lib.analysis.setups import by_setup
+from lib.models.formats import FORMS, held_as
 from lib.models.load import card
 from lib.records.record import Record, environment_record, warning
 from tests.samples.records import key, spread
@@ -141,11 +142,14 @@ def trace(size: int, experts: float, **changes) -> Record:
 
 
 def test_throughput_hangs_on_the_router():
-    """Stand-in weights read 4 experts, drawn ones 20; an even router 21.0 of 32 for 8 users."""
+    """Stand-in weights read 4 experts, drawn ones 20; an even router 21.0 of 32 for 8 users. A card
+    of another number format that was recorded later is none of these rows'."""
     dummy = {"weights": "random-dummy"}
     full = Record("card", key(MODEL), values=card(MODEL).as_dict(), env_id=E)
+    less = held_as(card(MODEL), FORMS["mxfp4"]).as_dict()
+    other = Record("card", key(MODEL, dtype="mxfp4"), values=less, env_id=E)
     speed = Record("ceilings", key(MODEL), values={"read_bytes_per_s": 3e12}, env_id=E)
-    rows = [ENV, full, speed, trace(8, 20.0), trace(8, 4.0, **dummy)]
+    rows = [ENV, full, other, speed, trace(8, 20.0), trace(8, 4.0, **dummy)]
     rows += [*batch(0.1, 0.01, 8, **VLLM), *batch(0.1, 0.004, 8, **VLLM | dummy)]
     by_how = {one.how: one for one in routers.routed(rows)}
     assert by_how["drawn"].total.value == pytest.approx(800)

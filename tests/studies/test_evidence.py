@@ -172,6 +172,9 @@ def test_the_floor_is_weights_and_cache_over_the_bandwidth_a_step_at_a_time():
     e = of(card(), *both("ours"))
     share = evidence.memory_floor_share(e, e.base, "Ours", 8)
     assert share.value == pytest.approx((40 * GB + 8000) * 4 / 3.35e12, rel=1e-9)
+    less = card(weight_bytes=10 * GB)
+    late = of(card(), replace(less, key=less.key | {"dtype": "mxfp4"}), *both("ours"))
+    assert evidence.memory_floor_share(late, late.base, "Ours", 8).value == share.value
     long = of(card(kv_bytes_per_token=5 * GB), *both("ours"))
     assert evidence.memory_floor_share(long, long.base, "Ours", 8).value == pytest.approx(
         80 * GB * 4 / 3.35e12
