@@ -91,6 +91,13 @@ def test_rows_go_to_the_stack_they_were_measured_on():
     assert (e.arm, e.reference, e.others, e.doubts) == ((8, 5), "Ours", ["Wide"], {})
 
 
+def test_a_card_of_another_number_format_is_of_no_series():
+    less = card(weight_bytes=10 * GB)
+    late = replace(less, key=less.key | {"dtype": "mxfp4"})
+    e = gathered(card(), late, *both("ours"), *both("ours", 0.5, stack=CAPTURED[0]))
+    assert e.base["Ours"].one("card") == card() == e.bound["Ours"].one("card")
+
+
 def test_the_bound_is_the_stack_with_the_most_models_that_ran():
     one, two = CAPTURED[0], CAPTURED[-1]
     fast = [*both("ours", stack=one), *both("ours", stack=two), *both("wide", stack=two)]
@@ -172,9 +179,6 @@ def test_the_floor_is_weights_and_cache_over_the_bandwidth_a_step_at_a_time():
     e = of(card(), *both("ours"))
     share = evidence.memory_floor_share(e, e.base, "Ours", 8)
     assert share.value == pytest.approx((40 * GB + 8000) * 4 / 3.35e12, rel=1e-9)
-    less = card(weight_bytes=10 * GB)
-    late = of(card(), replace(less, key=less.key | {"dtype": "mxfp4"}), *both("ours"))
-    assert evidence.memory_floor_share(late, late.base, "Ours", 8).value == share.value
     long = of(card(kv_bytes_per_token=5 * GB), *both("ours"))
     assert evidence.memory_floor_share(long, long.base, "Ours", 8).value == pytest.approx(
         80 * GB * 4 / 3.35e12
