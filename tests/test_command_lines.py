@@ -325,7 +325,7 @@ def test_ctrl_c_in_the_first_seconds_leaves_no_traceback(wait_s, tmp_path):
 
 WAITING = {  # a verb, and a function of it that is held
     "merge": ("lib.records.slices", "_write_plan"),
-    "bundle": ("lib.report.bundle", "leaks"),
+    "bundle": ("lib.report.leaks", "find"),
     "compare": ("lib.report.comparison", "load"),
     "export": ("lib.analysis.frame", "frame"),
     "score": ("lib.analysis.capacity.score", "build"),

@@ -173,6 +173,7 @@ def test_every_ending_is_told_as_it_happened(bench, capsys):
     assert {name: m["status"] for name, m in manifests.items()} == {
         "ok": "ok",
         "fork": "ok",
+        "log": "ok",
         "raise": "failed",
         "exit_3": "failed",
         "exit_0": "failed",

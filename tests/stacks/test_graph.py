@@ -272,7 +272,7 @@ def test_a_sweep_over_stacks_writes_gate_times_and_errors(model, tmp_path, monke
     kinds = [(r.kind, r.key["stack"], r.key["context"]) for r in rows]
     assert kinds.count(("gate", "graph", 8)) == 1 and ("gate", "hf-eager", 8) not in kinds
     assert [k for k in kinds if k[0] == "harness"] == [("harness", "graph", 40)]
-    assert kinds.count(("latency", "graph", 40)) == 2 and kinds.count(("busy", "hf-eager", 8)) == 1
+    assert kinds.count(("latency", "graph", 40)) == 3 and kinds.count(("busy", "hf-eager", 8)) == 1
     monkeypatch.setattr(graph.HeldLayer, "fill", lambda *_: None)
     failed = stacks.sweep(model, stacks=["graph"], **common)
     assert [r.kind for r in failed] == ["latency", "latency"]
