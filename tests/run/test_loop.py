@@ -196,7 +196,7 @@ def test_every_ending_is_told_as_it_happened(bench, capsys):
         assert not (bench.job(name) / store.PARTIAL).exists()
     assert bench.left() == []
     err = capsys.readouterr().err
-    assert "6 jobs: 2 ok, 4 failed" in err
+    assert "7 jobs: 3 ok, 4 failed" in err
     assert "failed: a/one random-hf-eager raise: ZeroDivisionError in cell [4]" in err
     assert "encryption" not in err
 
