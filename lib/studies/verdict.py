@@ -98,7 +98,7 @@ def doubts(rows: Iterable[Record], where: str = "") -> dict[str, str]:
     texts = {}
     for row in rows:
         texts |= doubts(row.others, " in another visit")
-        reasons = {w["code"]: w["text"].partition(";")[0] for w in row.warnings}
+        reasons = {w["code"]: _finding(w["text"]) for w in row.warnings}
         spreads = [stats.spread(row.samples.get(name) or ()) or 0.0 for name in REPETITIONS]
         if max(spreads) > WIDE:
             text = f"repetitions spread over {max(spreads):.0%} of their median"
@@ -111,6 +111,12 @@ def doubts(rows: Iterable[Record], where: str = "") -> dict[str, str]:
             of = ", ".join([str(row.key.get("model")), *arm]) + where
             texts[record_id(row)] = f"the {row.kind} row of {of}{WARNS}{why}"
     return texts
+
+
+def _finding(text: str) -> str:
+    """What a warning found, without what it advises whoever measures: that has no figure."""
+    found, _, more = text.partition(";")[0].partition(": ")
+    return f"{found}: {more}" if any(letter.isdigit() for letter in more) else found
 
 
 def settled(estimate: Estimate, doubts: Mapping[str, str]) -> Estimate:

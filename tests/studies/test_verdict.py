@@ -259,3 +259,19 @@ def test_a_quotient_spans_the_ends_of_both():
     assert stats.quotient(stats.missing("gone"), few).reason == "gone"
     assert stats.quotient(few, Estimate(0.0, n=1)).value is None
     assert stats.quotient(interval(8, 12), interval(-1, 5)).low is None  # the divisor may be zero
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "spread over 16% of their median: the host is noisy; raise",
+            "spread over 16% of their median",
+        ),
+        ("2 of 6 blocks: the clock moved by +2.9%", "2 of 6 blocks: the clock moved by +2.9%"),
+    ],
+)
+def test_a_doubt_has_what_a_warning_found_and_not_its_advice(text, found):
+    one = row(warnings=[{"code": "spread", "text": text}])
+    (why,) = verdict.doubts([one]).values()
+    assert why.endswith(f"spread ({found})")
