@@ -24,7 +24,7 @@ from lib.analysis.setups import build, grouped, named, sampled
 from lib.hardware.datasheets import datasheet
 from lib.models.card import ModelCard, bound_tok_per_s, computed, prefill_flop
 from lib.models.formats import FORMS, held_as
-from lib.records.record import Record, select
+from lib.records.record import Record, cards_of, select
 from lib.show.figure import axes, color, labelled, logarithmic, style
 from lib.show.table import Column, Table, of_lines, without_empty
 from lib.stats import Estimate
@@ -213,9 +213,8 @@ class _Lookups:
         model, dtype = row.key.get("model"), row.key.get("dtype")
         if row.key.get("engine"):
             return card_in(self.cards, model, str(dtype))
-        mine = (c for c in reversed(self.cards) if c.key.get("model") == model)
-        whole = (c for c in mine if c.key.get("dtype") in (None, dtype) and "kv_layers" in c.values)
-        return next((ModelCard.from_dict(card.values) for card in whole), None)
+        whole = [c for c in cards_of(self.cards, model, dtype) if "kv_layers" in c.values]
+        return ModelCard.from_dict(whole[-1].values) if whole else None
 
     def _traced(self, row: Record) -> Record | None:
         """The trace of the experts that the row's decode steps really use, if there is one.
@@ -261,9 +260,7 @@ def moved_beyond(trace: Record, rows: Sequence[Record]) -> tuple[float | None, s
     if _decode_experts(trace) != COPYING:
         return beyond, ""
     same = {name: trace.key.get(name) for name in ("model", "weights", "dtype", "stack")}
-    forms = (None, same["dtype"])
-    cards = [c for c in select(rows, "card", model=same["model"]) if c.key.get("dtype") in forms]
-    card = cards[-1] if cards else None
+    card = next(reversed(cards_of(rows, same["model"], same["dtype"])), None)
     if card is None or not card.value("experts") or not card.value("routed_bytes"):
         return None, f"{COPYING} copies experts, and no model card tells their size"
     chosen = card.value("routed_bytes") * card.value("experts_per_token") / card.value("experts")
@@ -294,9 +291,8 @@ def experts_told(
 def card_in(cards: Sequence[Record], model: str, dtype: str) -> ModelCard | None:
     """A model's card with its weights in this form: the last one that was recorded so, or what
     another one gives; None where none does."""
-    mine = [card for card in reversed(cards) if card.key.get("model") == model]
-    mine.sort(key=lambda card: card.key.get("dtype") not in (None, dtype))
-    return next(filter(None, (card_of(card, dtype) for card in mine)), None)
+    mine = [*select(cards, "card", model=model), *cards_of(cards, model, dtype)]
+    return next(filter(None, (card_of(card, dtype) for card in reversed(mine))), None)
 
 
 def card_of(row: Record, dtype: str) -> ModelCard | None:

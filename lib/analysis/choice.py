@@ -300,6 +300,7 @@ def _offer(option: Option, ask: Ask) -> Offer:
 
 
 def limits(ask: Ask) -> dict[str, float | None]:
+    """The limits of an ask (ms) by what they are on, see TIMES_MS; None where there is none."""
     return {"TTFT": ask.ttft_ms, "a token takes": ask.itl_ms}
 
 
@@ -345,8 +346,10 @@ def _nearest(option: Option, ask: Ask) -> str:
 
 
 def people(count: int) -> str:
+    """So many users, in words."""
     return f"{count:,} user{'' if count == 1 else 's'}"
 
 
 def place(cell: Cell) -> str:
+    """Users and context of a cell, in words."""
     return f"{people(cell.users)} of {cell.context:,} tokens"

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from lib import stats
 from lib.analysis import bounds
 from lib.analysis.rows import SETUP, Rows
+from lib.analysis.setups import Group
 from lib.records.kinds import STAND_IN
 from lib.records.record import Record, select
 from lib.show.figure import axes, color, labelled, style
@@ -36,6 +37,11 @@ def is_engine(stack: str) -> bool:
 def is_drawn(weights: str) -> bool:
     """Whether weights are of the model, and no engine's stand-ins."""
     return weights != STAND_IN
+
+
+def of_drawn(group: Group) -> bool:
+    """Whether rows of one setup are an engine's, with weights of the model."""
+    return is_engine(group.of("stack")) and is_drawn(group.of("weights"))
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ def answered(
 
 def rounds_of(net: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     """What `computed` returns but for the looks, which are taken in these rounds."""
-    config = origin.config_of(origin.find(known["name"])).get_text_config(decoder=True)
+    config = net.config.get_text_config(decoder=True)
     pins, seed = config.num_experts_per_tok if experts.biases(net) else 0, known["seed"]
     silent = [] if pins else blocks(net, known["form"])
     return {

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import write_text
-from lib.records.pictures import fewer_colors
+from lib.records.pictures import PNG, fewer_colors
 
-PNG, HTML, TEXT = "image/png", "text/html", "text/plain"
+HTML, TEXT = "text/html", "text/plain"
 LINES = 12  # of the plain text beside a table in HTML, which has them all
 
 

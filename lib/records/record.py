@@ -215,6 +215,13 @@ def select(records: Iterable[Record], kind: str | None = None, **key: Any) -> li
     ]
 
 
+def cards_of(records: Iterable[Record], model: Any, dtype: Any) -> list[Record]:
+    """Cards of a model that were recorded in a number format, or in none that is told; the last one
+    is the newest. One of another format tells other bytes."""
+    cards = select(records, "card", model=model)
+    return [card for card in cards if card.key.get("dtype") in (None, dtype)]
+
+
 def machines_differ(records: Iterable[Record], environments: dict[str, dict[str, Any]]) -> bool:
     """Whether rows come from several machines, as far as the numbers of their GPUs are known, and
     no visit has all of them, within which they are compared.

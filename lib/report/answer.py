@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from lib import stats
-from lib.analysis import choice, engines, gates, planner
+from lib.analysis import choice, gates, planner
+from lib.analysis.batch import users
 from lib.analysis.capacity import predicted
 from lib.analysis.choice import Cell, Option
 from lib.analysis.rows import NO_GPU, Rows
@@ -223,11 +224,11 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiti
         stats.scaled(most.token_j, 1e3),
         stats.inverse(most.total, option.devices * price / 3600 * 1e6),
     )
-    users = Text(f"{most.users:,}", f"of {most.context:,} tokens")
+    served = Text(f"{most.users:,}", f"of {most.context:,} tokens")
     if shared and candidate.alone:
         reason = f"{gates.WITHHELD} until its logits are checked"
         missing = Number(stats.missing(reason if waiting else "one user only"))
-        whole, users = (missing,) * 3, missing
+        whole, served = (missing,) * 3, missing
     size = ""
     if option.card and (held := option.card.weight_bytes):
         size = f", {held / 1e9:.1f} GB" if held >= 1e9 else f", {wording.size(held)}"
@@ -237,7 +238,7 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiti
         stats.scaled(one.ttft_s, 1e3) if one else NONE,
         one.per_user if one else NONE,
         whole[0],
-        users,
+        served,
         *whole[1:],
     )
 
@@ -365,7 +366,7 @@ def picture(rows: Sequence[Record]) -> Markup:
     """Throughput of the GPU against that of each user; empty where no batch was timed."""
     if not any(r.kind == "batch" and r.samples.get("e2e_s") for r in rows):
         return Markup("")
-    return figure.html(engines.users(rows), rows, note="Numbers are users, faint ones unchecked")
+    return figure.html(users.figure(rows), rows, note="Numbers are users, faint ones unchecked")
 
 
 def asked(options: Sequence[Option]) -> str:

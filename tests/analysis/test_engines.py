@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lib.analysis import bounds, engines, routers
-from lib.analysis.batch import points
+from lib.analysis.batch import points, users
 from lib.analysis.rows import Rows
 from lib.analysis.setups import by_setup
 from lib.models.formats import FORMS, held_as
@@ -177,7 +177,7 @@ def test_each_number_format_has_a_bound_of_its_own(dtypes, forms):
     rows = [ENV, full, speed, *(trace(size, 20.0) for size in (4, 8))]
     for dtype in dtypes:
         rows += [r for size in (4, 8) for r in batch(0.1, 0.01, size, **VLLM, dtype=dtype)]
-    names = [line.get_label() for line in engines.users(rows).lines]
+    names = [line.get_label() for line in users.figure(rows).lines]
     bounds = [f"{MODEL}{form}, bound" for form in forms]
     assert [name for name in names if name.endswith("bound")] == bounds
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.analysis.setups import by_setup
-from lib.records.record import Record
+from lib.records.record import Record, cards_of
 from lib.show import wording
 from lib.show.wording import short
 
@@ -160,13 +160,7 @@ def of_rows(rows: Sequence[Record]) -> list[tuple[Record, Ledger]]:
 
 def card_of(rows: Sequence[Record], row: Record) -> Mapping[str, Any] | None:
     """Values of the card of a row's model in its dtype, or None."""
-    mine = [
-        r
-        for r in rows
-        if r.kind == "card"
-        and r.key.get("model") == row.key.get("model")
-        and r.key.get("dtype", row.key.get("dtype")) == row.key.get("dtype")
-    ]
+    mine = cards_of(rows, row.key.get("model"), row.key.get("dtype"))
     return mine[-1].values if mine else None
 
 
