@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def checkout(commit: str, folder: Path) -> None:
-    """The files of a commit in a folder, without its results."""
+    """The files of a commit in a folder, with the predictions and scored clients that are here, and
+    without results."""
     archive = subprocess.run(
         ["git", "-C", str(ROOT), "archive", commit, "--", ".", ":!outputs"],
         check=True,
@@ -32,6 +33,8 @@ def checkout(commit: str, folder: Path) -> None:
     ).stdout
     folder.mkdir(parents=True)
     subprocess.run(["tar", "x", "-C", str(folder)], input=archive, check=True)
+    for name in ("predictions", "released/clients"):
+        shutil.copytree(ROOT / "outputs" / name, folder / "outputs" / name)
 
 
 def build(code: Path, results: Path, out: Path, python: str) -> None:
@@ -76,6 +79,12 @@ def both_reports(commit: str, results: Path, python: str) -> Iterator[tuple[Path
     name = hashlib.sha256(f"{full} {results}".encode()).hexdigest()[:12]
     old = Path(tempfile.gettempdir()) / f"same-report-{name}"
     with tempfile.TemporaryDirectory() as folder:
+        # The same place for both, which links tell, and none of released sets, which reports know.
+        place = Path(folder) / "sets"
+        for part in (results.name, "visits"):
+            if (results.parent / part).exists():
+                shutil.copytree(results.parent / part, place / part)
+        results = place / results.name
         if not old.exists():
             checkout(full, Path(folder) / "code")
             build(Path(folder) / "code", results, Path(folder) / "old", python)
