@@ -67,7 +67,8 @@ def first_difference(old: Path, new: Path) -> str:
 def both_reports(commit: str, results: Path, python: str) -> Iterator[tuple[Path, Path]]:
     """Folders with the report of a result set as a commit writes it and as this code does.
 
-    What a commit writes does not change, so that it is built once and kept with temporary files.
+    What a commit writes does not change, so that it is built once and kept with temporary files,
+    and with it a copy of the results.
     """
     results = (ROOT / results).resolve()
     full = subprocess.run(
@@ -78,18 +79,18 @@ def both_reports(commit: str, results: Path, python: str) -> Iterator[tuple[Path
     ).stdout.strip()
     name = hashlib.sha256(f"{full} {results}".encode()).hexdigest()[:12]
     old = Path(tempfile.gettempdir()) / f"same-report-{name}"
+    # One place for both, which links and commands tell; of released sets reports know more.
+    place = old.with_name(f"{old.name}-sets")
     with tempfile.TemporaryDirectory() as folder:
-        # The same place for both, which links tell, and none of released sets, which reports know.
-        place = Path(folder) / "sets"
-        for part in (results.name, "visits"):
-            if (results.parent / part).exists():
-                shutil.copytree(results.parent / part, place / part)
-        results = place / results.name
         if not old.exists():
+            shutil.rmtree(place, ignore_errors=True)
+            for part in (results.name, "visits"):
+                if (results.parent / part).exists():
+                    shutil.copytree(results.parent / part, place / part)
             checkout(full, Path(folder) / "code")
-            build(Path(folder) / "code", results, Path(folder) / "old", python)
+            build(Path(folder) / "code", place / results.name, Path(folder) / "old", python)
             shutil.move(Path(folder) / "old", old)
-        build(ROOT, results, Path(folder) / "new", python)
+        build(ROOT, place / results.name, Path(folder) / "new", python)
         yield old, Path(folder) / "new"
 
 
