@@ -226,16 +226,22 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """An answer on stdout; ends the program where its reader has had enough, as `| head` has."""
+    """An answer on stdout; ends the program where its reader has had enough, as `| head` has.
+
+    Raises OSError where it cannot be written. What is left of it goes nowhere in either case: its
+    end would be tried again as the program ends, which then has a status of its own.
+    """
     if not sys.stdout:
         return
     encoding = sys.stdout.encoding or "utf-8"
     try:
         sys.stdout.write(plain(text).encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest is for nobody
-        raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        raise
 
 
 def plain(text: str) -> str:

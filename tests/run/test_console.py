@@ -59,7 +59,8 @@ def shell(command: str, **environ: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", "-c", command.format(plan=f'"{sys.executable}" {words}')],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+        # Buffered, as output is unless a machine's environment says otherwise.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "", **environ},
         capture_output=True,
         text=True,
     )
