@@ -52,10 +52,13 @@ def line(rows: Iterable[Record]) -> tuple[Estimate, list[Record]]:
     """Seconds for each further token of timed calls, and the rows that are points of the line.
 
     A length counts from LEAST_CALLS calls on: fewer do not tell a slow stretch of the host from
-    slow steps. Captured steps do not wait for the host, and two calls will do.
+    slow steps. Captured steps do not wait for the host, and two calls will do. Calls of one token
+    are points; not so of several sequences in an engine (see `_in_pieces`) with two longer lengths.
     """
     timed = [r for r in rows if calls_s(r)]
     used = [r for r in timed if len(calls_s(r)) >= (2 if _captured(r) else LEAST_CALLS)]
+    longer = [r for r in used if r.key["new_tokens"] > 1 or not _in_pieces(r)]
+    used = longer if len({r.key["new_tokens"] for r in longer}) > 1 else used
     pairs = [(r.key["new_tokens"], t) for r in used for t in calls_s(r)]
     if len({g for g, _ in pairs}) < 2:
         counts = (f"{len(calls_s(r))} of {r.key['new_tokens']} tokens" for r in timed)
@@ -72,6 +75,16 @@ def line(rows: Iterable[Record]) -> tuple[Estimate, list[Record]]:
 def _captured(row: Record) -> bool:
     stack = STACKS.get(row.key.get("stack"))
     return stack is not None and stack.captured
+
+
+def _in_pieces(row: Record) -> bool:
+    """Whether sequences end their prefill in different steps, as an engine schedules a batch.
+
+    The first to end it decode beside the prefill of the others, and leave fewer to the last steps.
+    A call of one token has neither, so that its time is no point of the line of the longer ones.
+    """
+    stack = STACKS.get(row.key.get("stack"))
+    return stack is not None and stack.apart and row.key["batch"] > 1
 
 
 def comes_from_memory(size: float | None, cache_bytes: int | None) -> bool:

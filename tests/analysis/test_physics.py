@@ -169,6 +169,27 @@ def test_a_line_needs_calls_of_two_lengths_that_take_longer(first, second, step_
 
 
 @pytest.mark.parametrize(
+    ("stack", "batch", "longest", "step_s", "lengths"),
+    [
+        ("vllm", 4, 3, 0.02, {61, 161}),  # 2.0 s over 100 steps: prefill in pieces is in both
+        ("vllm", 4, 2, 0.015, {1, 61}),  # 0.9 s over 60 steps: the longest has too few calls
+        ("vllm", 1, 3, 0.018125, {1, 61, 161}),  # the middle one of 0.9/60, 2.9/160 and 2.0/100
+        ("graph", 4, 3, 0.018125, {1, 61, 161}),  # one prefill of all sequences
+    ],
+)
+def test_a_call_of_one_token_is_no_point_where_a_batch_is_scheduled_in_pieces(
+    stack, batch, longest, step_s, lengths
+):
+    arms = [
+        calls(n, s, spread=(1.0,) * k, stack=stack, batch=batch)
+        for n, s, k in ((1, 1.0, 3), (61, 1.9, 3), (161, 3.9, longest))
+    ]
+    line, used = physics.line(arms)
+    assert line.value == pytest.approx(step_s)
+    assert {arm.key["new_tokens"] for arm in used} == lengths
+
+
+@pytest.mark.parametrize(
     ("ttft_s", "e2e_s", "apart"),
     [
         ((1.5,) * 6, (1.5,) * 6, False),  # as long as each other
