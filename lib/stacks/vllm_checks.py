@@ -25,8 +25,8 @@ def form_in_use(worker: Mapping[str, Any], tensors: Sequence[draws.Draw]) -> str
     parts = worker["parameter_bytes"]
     if all(name.startswith("Unquantized") for name in methods):
         sizes = Counter()
-        for part in parts.values():
-            sizes.update(part)
+        for part in parts.keys() - {"tables"}:
+            sizes.update(parts[part])
         return sizes.most_common(1)[0][0]
     named = experts or [d for d in tensors if not re.search("embed|lm_head", d.name)]
     values = sum(math.prod(draw.shape) for draw in named)

@@ -149,7 +149,8 @@ def storage_bytes(tensors: Any) -> int:
 
 
 def bytes_by_part(model: Any) -> dict[str, dict[str, int]]:
-    """Bytes by dtype of the experts' weights, of embeddings and output matrix, and of the rest.
+    """Bytes by dtype of the experts' weights, of embeddings and output matrix, and of the rest, and
+    of tables, such as angles of positions: buffers of modules that hold no weights.
 
     Parameters and buffers, and what a layer of experts holds elsewhere: some kernels take the
     weights out of the parameters into wrappers of their own. Each storage is counted once.
@@ -166,6 +167,8 @@ def bytes_by_part(model: Any) -> dict[str, dict[str, int]]:
             part = "experts"
         elif any(word in path for word in ("embed", "lm_head")):
             part = "embeddings"
+        elif method is None and not any(True for _ in module.parameters(recurse=False)):
+            part = "tables"
         for tensor in held:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in seen:

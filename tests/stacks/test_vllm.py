@@ -362,6 +362,14 @@ def test_a_form_is_what_memory_holds(experts, method, form):
     assert vllm_checks.form_in_use(worker, EXPERTS) == form
 
 
+def test_tables_of_positions_are_no_form_of_weights():
+    """As of a small model that may be asked at 131,072 positions."""
+    parts = {"rest": {"bfloat16": 900}, "experts": {"bfloat16": 8000}, "tables": {"float32": 10**8}}
+    methods = {"UnquantizedFusedMoEMethod CPU": 4}
+    worker = {"experts": methods, "linear": {}, "parameter_bytes": parts}
+    assert vllm_checks.form_in_use(worker, EXPERTS) == "bfloat16"
+
+
 def test_the_form_of_a_dense_model_is_that_of_its_linear_layers():
     worker = {
         "experts": {},

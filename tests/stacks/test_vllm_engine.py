@@ -92,6 +92,8 @@ def mixture():
     model.experts.bias = torch.nn.Parameter(torch.zeros(2, 3))  # 24 bytes
     model.experts.w13_weight = Wrapped(torch.zeros(100, dtype=torch.uint8))
     model.experts.quant_method = Mxfp4MoEMethod(torch.zeros(7, dtype=torch.uint8))
+    model.rotary = torch.nn.Module()
+    model.rotary.register_buffer("angles", torch.zeros(500))
     return model
 
 
@@ -100,6 +102,7 @@ def test_weights_are_counted_where_a_kernel_holds_them():
         "embeddings": {"bfloat16": 80},
         "rest": {"float32": 32},
         "experts": {"float32": 24, "uint8": 107},
+        "tables": {"float32": 2000},
     }
 
 
