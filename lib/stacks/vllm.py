@@ -308,7 +308,8 @@ class VllmEngine:
         try:
             yield
         finally:
-            self.process.ask("overwrite", CALL_LIMIT_S, values=before)
+            if not self.ended:  # whose own error is the one to tell
+                self.process.ask("overwrite", CALL_LIMIT_S, values=before)
 
     # what is in use
 

@@ -134,6 +134,12 @@ def test_an_engine_that_misbehaves_is_a_clear_error(tmp_path, how, text):
         engine(IDS, 3)
 
 
+def test_the_end_of_an_engine_is_told_also_where_its_parameters_were_to_be_restored(tmp_path):
+    cause = pytest.raises(EngineError, match="ended during 'generate'")
+    with start(tmp_path, "dies") as engine, cause, engine.pinned({"bias": [0.0]}):
+        engine(IDS, 3)
+
+
 def test_an_engine_that_hangs_is_given_up_and_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(vllm_stack, "CALL_LIMIT_S", 0.3)
     engine = start(tmp_path, "hangs")
