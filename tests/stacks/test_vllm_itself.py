@@ -1,4 +1,4 @@
-"""The stack on vLLM itself, where VLLM_PYTHON names an interpreter that has it; one for CPUs will do.
+"""The stack on vLLM itself, where VLLM_PYTHON names an interpreter with it; one for CPUs will do.
 
 Other tests stand in for vLLM. This one is for a change of its version, or of the files that run
 inside it: VLLM_PYTHON=path make test ARGS=tests/stacks/test_vllm_itself.py
@@ -34,8 +34,8 @@ def engine(request, tmp_path, monkeypatch):
     config.head_dim = 64  # vLLM on a CPU has no attention sinks for smaller ones
     config.save_pretrained(tmp_path / model)
     with vllm.opened(
-        str(tmp_path / model), weights="random", dtype=form, device=open_apart("cpu"), seed=3, contexts=[32],
-        tokens=96, devices=devices, folder=tmp_path,
+        str(tmp_path / model), weights="random", dtype=form, device=open_apart("cpu"), seed=3,
+        contexts=[32], tokens=96, devices=devices, folder=tmp_path,
     ) as opened:  # fmt: skip
         yield opened
 
