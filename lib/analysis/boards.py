@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from lib import stats
 from lib.analysis.batch import points
-from lib.analysis.metrics import METRICS, decode_tok_per_s, per_1k, tokens
+from lib.analysis.estimators import decode_tok_per_s, per_1k, tokens
+from lib.analysis.metrics import METRICS
 from lib.analysis.routers import LEAD
 from lib.analysis.rows import Rows
 from lib.analysis.series import visit_ratio

@@ -16,8 +16,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from lib import stats
+from lib.analysis.estimators import decode_tok_per_s
 from lib.analysis.machine import Limits, bandwidth_notes, limits
-from lib.analysis.metrics import decode_tok_per_s
 from lib.analysis.physics import TOLERANCE, comes_from_memory, line
 from lib.analysis.rows import Rows
 from lib.analysis.setups import build, grouped, named, sampled

@@ -12,7 +12,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lib.analysis.metrics import METRICS, SAME, Metric, shown_in
+from lib.analysis.estimators import SAME
+from lib.analysis.metrics import METRICS, Metric, shown_in
 from lib.analysis.rows import Rows
 from lib.analysis.setups import CONTEXT, build, by_setup, points_and_line, whole_calls
 from lib.records.kinds import model_order

@@ -15,7 +15,8 @@ from markupsafe import Markup
 from lib import stats
 from lib.analysis import boards, bounds, routers
 from lib.analysis.batch import points
-from lib.analysis.metrics import METRICS, Reading
+from lib.analysis.estimators import Reading
+from lib.analysis.metrics import METRICS
 from lib.analysis.routers import COUNTED, ENGINES, LEAD, WEIGHTS, is_drawn, is_engine, of_drawn
 from lib.analysis.rows import SETUP, Rows, objections
 from lib.analysis.setups import Group, build, by_setup

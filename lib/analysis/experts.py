@@ -8,7 +8,8 @@ from dataclasses import replace
 from lib import stats
 from lib.analysis import bounds
 from lib.analysis.efficiency import ACTIVE, of_active, with_card
-from lib.analysis.metrics import METRICS, Reading
+from lib.analysis.estimators import Reading
+from lib.analysis.metrics import METRICS
 from lib.analysis.rows import Rows
 from lib.analysis.setups import build
 from lib.records.record import Record

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from lib.analysis.efficiency import with_card
-from lib.analysis.metrics import METRICS, ONE_ROW, Metric
+from lib.analysis.estimators import ONE_ROW
+from lib.analysis.metrics import METRICS, Metric
 from lib.analysis.rows import SETUP, Rows, load
 from lib.files import require_room
 from lib.records.record import Record, record_id

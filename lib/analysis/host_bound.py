@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib import stats
-from lib.analysis.metrics import METRICS, PROFILER, decode_share, prefill_share
+from lib.analysis.estimators import PROFILER, decode_share, prefill_share
+from lib.analysis.metrics import METRICS
 from lib.analysis.setups import SETUP, build, by_setup, named
 from lib.records.record import Record
 from lib.show.table import Column, Table, or_why

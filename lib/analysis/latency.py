@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 
 from lib import stats
 from lib.analysis import host_bound, physics
-from lib.analysis.metrics import METRICS, headline, shown_in
+from lib.analysis.estimators import headline
+from lib.analysis.metrics import METRICS, shown_in
 from lib.analysis.rows import Rows
 from lib.analysis.setups import (
     CONTEXT,

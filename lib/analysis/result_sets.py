@@ -13,7 +13,8 @@ from typing import Any
 
 from lib import stats
 from lib.analysis.ablations import CHANGED
-from lib.analysis.metrics import ONE_ROW, Metric, Sample, shown_in
+from lib.analysis.estimators import ONE_ROW, Sample
+from lib.analysis.metrics import Metric, shown_in
 from lib.analysis.rows import Rows
 from lib.analysis.rows import load as load_rows
 from lib.analysis.setups import ARM

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from lib import stats
-from lib.analysis.metrics import BETWEEN_MODELS, METRICS, decode_tok_per_s, longest
+from lib.analysis.estimators import decode_tok_per_s
+from lib.analysis.metrics import BETWEEN_MODELS, METRICS, longest
 from lib.analysis.setups import build, by_setup, failures
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, select

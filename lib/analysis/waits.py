@@ -16,8 +16,9 @@ from typing import Any
 
 from lib import stats
 from lib.analysis import bounds, host_bound
+from lib.analysis.estimators import decode_share, prefill_share
 from lib.analysis.machine import Limits, limits
-from lib.analysis.metrics import Metric, decode_share, prefill_share
+from lib.analysis.metrics import Metric
 from lib.analysis.rows import SETUP, Rows
 from lib.records.record import Record, select
 from lib.stacks.registry import STACKS

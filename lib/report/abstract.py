@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from lib.analysis import bounds, metrics
+from lib.analysis.estimators import MIB
 from lib.analysis.rows import Rows, objections
 from lib.analysis.series import BASE_KINDS, Series, configuration, pair_ratio
 from lib.analysis.setups import ORDER
@@ -121,7 +122,7 @@ def _memory(base: Base, arm: Arm, envs: dict, reference: str) -> Statement:
     if all(p.value is None for p in peaks.values()):
         return Statement(lead, f"{_common_reason(peaks)}.")
     parts = [
-        f"{m} {wording.size(p.value * metrics.MIB)}" if p.value is not None else f"{m} ({p.reason})"
+        f"{m} {wording.size(p.value * MIB)}" if p.value is not None else f"{m} ({p.reason})"
         for m, p in peaks.items()
     ]
     least = peaks[reference].value

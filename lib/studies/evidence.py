@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lib import stats
-from lib.analysis import metrics, physics
+from lib.analysis import estimators, metrics, physics
 from lib.analysis.rows import Rows
 from lib.analysis.series import BASE_KINDS, Series, configuration
 from lib.hardware.datasheets import datasheet
@@ -270,7 +270,7 @@ def active(e: Evidence, model: str, *, realised: bool = False) -> Estimate:
 
 def total(e: Evidence, model: str) -> Estimate:
     """Total parameters on the model card (10^9)."""
-    return metrics.Card("total_params")(e.base[model].rows)
+    return estimators.Card("total_params")(e.base[model].rows)
 
 
 def untold(row: Record | None, name: str, otherwise: str) -> Estimate:

@@ -14,8 +14,8 @@ from functools import partial
 from itertools import pairwise
 
 from lib import stats
-from lib.analysis import metrics
-from lib.analysis.metrics import MIB
+from lib.analysis import estimators, metrics
+from lib.analysis.estimators import MIB
 from lib.analysis.series import samples
 from lib.files import unknown
 from lib.records.record import Record
@@ -88,7 +88,7 @@ class Metric:
         if self.ratio:
             return self.ratio(e, a, b, differ)
         known = metrics.METRICS[self.of] if isinstance(self.of, str) else None
-        if known and isinstance(known.of, metrics.Sample) and known.of.q == 50:
+        if known and isinstance(known.of, estimators.Sample) and known.of.q == 50:
             return _of_samples(e, known, self.rows, (a, b), differ)
         pair = [self.at(e, *place) for place in (a, b)]
         if reason := next((x.reason for x in pair if x.value is None), ""):
@@ -96,7 +96,7 @@ class Metric:
         rows = [next((r for r in m[x].rows if r.kind != "card"), None) for m, x, _ in (a, b)]
         if reason := evidence.refused(e, rows, differ):
             return reason
-        if known and known.of in metrics.SLOPES:
+        if known and known.of in estimators.SLOPES:
             return known.ratio(*(self._rows(e, *place) for place in (a, b)))
         return quotient(*pair)
 

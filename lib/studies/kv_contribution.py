@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lib.analysis.estimators import MIB
 from lib.analysis.memory.ledger import OLD, PARTS, above_bytes, card_of, ledger
 from lib.analysis.memory.tables import UNTOLD, _ratio, _with_notes, read
-from lib.analysis.metrics import MIB
 from lib.analysis.setups import build
 from lib.records.record import Record
 from lib.show.table import Column, Table

@@ -3,8 +3,9 @@
 import pytest
 
 from lib.analysis.efficiency import table
+from lib.analysis.estimators import active_realised
 from lib.analysis.experts import experts_table
-from lib.analysis.metrics import METRICS, active_realised, shown_in
+from lib.analysis.metrics import METRICS, shown_in
 from lib.measure import ablations
 from lib.records import store
 from lib.records.record import Record

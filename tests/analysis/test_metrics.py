@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from lib import stats
-from lib.analysis import metrics
+from lib.analysis import estimators, metrics
 from lib.analysis.metrics import METRICS
 from lib.analysis.series import Series
 from lib.records.record import Record, record_id, warning
@@ -209,8 +209,8 @@ def test_more_is_better_of_rates_and_less_of_times_joules_and_bytes():
     ],
 )
 def test_tokens_of_a_call_are_those_of_all_its_sequences(key, count):
-    assert metrics.tokens(row("latency", **key)) == count
-    assert metrics.per_1k(row("latency", **key)) == pytest.approx(1000 / count)
+    assert estimators.tokens(row("latency", **key)) == count
+    assert estimators.per_1k(row("latency", **key)) == pytest.approx(1000 / count)
 
 
 @pytest.mark.parametrize(
@@ -226,17 +226,17 @@ def test_tokens_of_a_call_are_those_of_all_its_sequences(key, count):
     ],
 )
 def test_the_headline_is_the_shortest_of_several_tokens(rows, kinds, length):
-    assert metrics.headline([row(kind, new_tokens=n) for kind, n in rows], kinds) == length
+    assert estimators.headline([row(kind, new_tokens=n) for kind, n in rows], kinds) == length
 
 
 def test_calls_are_of_one_kind_and_length_or_those_that_failed():
     failed = row("latency", error="OOM", new_tokens=9)
-    assert metrics.calls([ONE, FIVE, ENERGY], ("latency", "energy")) == [FIVE]
-    assert metrics.calls([ONE, FIVE], ("latency",), 1) == [ONE]
-    assert metrics.calls([ONE, ENERGY], ("batch", "energy")) == [ENERGY]
-    assert metrics.calls([ONE, failed], ("latency",), 7) == [failed]
+    assert estimators.calls([ONE, FIVE, ENERGY], ("latency", "energy")) == [FIVE]
+    assert estimators.calls([ONE, FIVE], ("latency",), 1) == [ONE]
+    assert estimators.calls([ONE, ENERGY], ("batch", "energy")) == [ENERGY]
+    assert estimators.calls([ONE, failed], ("latency",), 7) == [failed]
     unsaid = row("latency", {"ttft_s": [1.0]})
-    assert metrics.calls([unsaid], ("latency",), 1) == [unsaid]
+    assert estimators.calls([unsaid], ("latency",), 1) == [unsaid]
 
 
 @pytest.mark.parametrize(
@@ -375,8 +375,8 @@ def test_what_contradicts_is_the_reason():
 def test_a_note_is_a_reason_only_where_it_is_meant_as_one():
     noted = row("memory", values={"note": "it lies"})
     for note, reason in ((True, "it lies"), (False, "not measured: no reading")):
-        assert metrics.Reading("peak_bytes", ("memory",), note=note)([noted]).reason == reason
-    plain = metrics.Reading("peak_bytes", ("memory",), note=True)([row("memory")])
+        assert estimators.Reading("peak_bytes", ("memory",), note=note)([noted]).reason == reason
+    plain = estimators.Reading("peak_bytes", ("memory",), note=True)([row("memory")])
     assert plain.reason == "not measured: no reading"
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lib.analysis import bounds, latency, metrics, physics, rows, stacks
+from lib.analysis import bounds, estimators, latency, metrics, physics, rows, stacks
 from lib.files import ROOT
 from lib.records.record import Record, environment_record
 from lib.report import sections
@@ -126,7 +126,7 @@ def test_what_is_derived_is_missing_and_names_the_pair_and_what_was_timed_stays(
     assert "decode throughput 2.000 tok/s [" in line["missing"]
     assert "lies below the output throughput [4.902, 5.102] tok/s" in line["missing"]
     assert physics.sentence(1) in latency.table(arms).notes
-    for reading in (metrics.tpot_ms, metrics.decode_tok_per_s, metrics.decode_share):
+    for reading in (estimators.tpot_ms, estimators.decode_tok_per_s, estimators.decode_share):
         busy = Record("busy", key("m"), values={"decode_busy_s": 0.1})
         assert "contradiction" in reading([*arms[1:], busy]).reason, reading
     assert "contradiction" in stacks.conclusion(arms)
@@ -305,7 +305,7 @@ def test_a_step_faster_than_its_bytes_is_a_dash_and_still_a_violation():
 
 def test_energy_below_the_idle_board_loses_its_net_value_alone():
     row = energy(90.0, 1.0)
-    net = metrics.net_j_per_1k([row])
+    net = estimators.net_j_per_1k([row])
     assert net.value is None and "less than the [98.00, 102.0] J that the idle board" in net.reason
     assert metrics.METRICS["j_per_1k"].of([row]).value == pytest.approx(90e3 / 64)
 

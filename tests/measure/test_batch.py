@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import measure, stats
-from lib.analysis import metrics
+from lib.analysis import estimators
 from lib.hardware.device import CpuDevice
 from lib.measure import energy
 from lib.measure.energy import windows
@@ -98,7 +98,7 @@ def test_the_slope_of_two_lengths_is_the_step_whatever_the_prefill(monkeypatch, 
     for batch, step_s in ((1, 0.011), (2, 0.012), (4, 0.014)):
         arms = record.select(rows, "batch", batch=batch)
         assert arms[1].samples["e2e_s"] == pytest.approx([0.1 * batch + 10 * step_s] * 3)
-        assert metrics.decode_tok_per_s(arms).value == pytest.approx(1 / step_s)
+        assert estimators.decode_tok_per_s(arms).value == pytest.approx(1 / step_s)
 
 
 def test_the_energy_of_a_batch_is_that_of_the_whole_call(monkeypatch, tmp_path):

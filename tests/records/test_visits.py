@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib.analysis import metrics, rows, series
+from lib.analysis import estimators, metrics, rows, series
 from lib.files import ROOT
 from lib.records import slices, store
 from lib.records.record import Record, environment_record, select, visit_of, warning
@@ -96,7 +96,7 @@ def test_a_slope_is_of_one_visit_and_decode_throughput_the_median_over_them():
     rows_ = merged(one, two, alone, calls(one, 1.0, tokens=1), calls(one, 2.0, tokens=11),
                    calls(two, 1.0, tokens=1), calls(two, 3.0, tokens=11),
                    calls(alone, 50.0, tokens=11))  # fmt: skip
-    rate = metrics.decode_tok_per_s(rows_)
+    rate = estimators.decode_tok_per_s(rows_)
     assert (rate.value, rate.low, rate.high) == tuple(map(pytest.approx, (7.5, 5.0, 10.0)))
     assert rate.n == 2 and rate.level is None
 

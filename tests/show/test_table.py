@@ -13,7 +13,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib import stats
-from lib.analysis import ablations, energy, experts, latency, memory, metrics
+from lib.analysis import ablations, energy, estimators, experts, latency, memory
 from lib.files import ROOT
 from lib.records.record import Record, environment_record, record_id
 from lib.records.store import load_tree
@@ -626,7 +626,7 @@ def bound_finding(rows):
 def test_a_slope_leads_to_every_row_that_it_joins():
     _, one, eleven = bounded(2.0)  # 10 tokens in 1 s
     twenty = replace(eleven, key=eleven.key | {"new_tokens": 20}, samples={"e2e_s": [2.9] * 6})
-    rate = metrics.decode_tok_per_s([one, eleven, twenty])  # 9 more in 0.9 s
+    rate = estimators.decode_tok_per_s([one, eleven, twenty])  # 9 more in 0.9 s
     assert rate.value == pytest.approx(10)
     assert rate.records == (record_id(one), record_id(eleven), record_id(twenty))
 
@@ -729,17 +729,17 @@ def test_a_length_of_fewer_than_three_calls_is_no_point_of_a_slope():
         return Record("latency", sample.key("m", new_tokens=tokens, **changes), {name: calls})
 
     base, lone = arm(20, [2.0] * 6), arm(80, [16.0, 16.0])
-    rate = metrics.decode_tok_per_s([base, lone])
+    rate = estimators.decode_tok_per_s([base, lone])
     assert rate.value is None and rate.reason == (
         "not measured: a slope needs 3 calls of each of two lengths; there are 6 of 20 tokens, "
         "2 of 80 tokens"
     )
     for other in (arm(40, [4.0] * 3), arm(1, [0.1] * 3)):  # a call of one token is a point too
-        assert metrics.decode_tok_per_s([base, other, lone]).value == pytest.approx(10)
+        assert estimators.decode_tok_per_s([base, other, lone]).value == pytest.approx(10)
     captured = {"stack": "graph", "cache": "static"}
     pair = [arm(20, [2.0] * 6, **captured), arm(40, [4.0, 4.0], **captured)]
-    assert metrics.decode_tok_per_s(pair).value == pytest.approx(10)
-    assert metrics.decode_tok_per_s([pair[0], arm(40, [4.0], **captured)]).value is None
+    assert estimators.decode_tok_per_s(pair).value == pytest.approx(10)
+    assert estimators.decode_tok_per_s([pair[0], arm(40, [4.0], **captured)]).value is None
 
 
 def test_the_level_of_an_interval_stands_beside_it_where_it_is_not_95_percent():

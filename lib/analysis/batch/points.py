@@ -12,7 +12,7 @@ from typing import Any
 from lib import stats
 from lib.analysis import bounds
 from lib.analysis.energy import quantities
-from lib.analysis.metrics import decode_tok_per_s
+from lib.analysis.estimators import decode_tok_per_s
 from lib.analysis.rows import Rows
 from lib.analysis.setups import SETUP, Name, grouped, named
 from lib.records.kinds import STAND_IN
