@@ -45,12 +45,13 @@ def gates(rows: Sequence[Record]) -> Table:
         values = {**row.values, "mean_error": errors and fmean(errors)}  # older rows hold no mean
         lone = not row.error and values.get("pinned_experts") == 0
         once = "no router is pinned, so that one look is all"
+        part = f", first {n} layers" if (n := values.get("first_layers")) else ""
         absent = dict.fromkeys(FREE, once if lone else why)
         absent |= dict.fromkeys(LAYER, why if row.error else "not looked at layer by layer")
         return [
             stats.missing(absent.get(name, why))
             if values.get(name) is None
-            else Estimate(values[name], n=1, method="one continuation", reason="no interval")
+            else Estimate(values[name], n=1, method=f"one continuation{part}", reason="no interval")
             for name in ("mean_error", *GATE)
         ]
 

@@ -126,6 +126,8 @@ def sweep(
         rows.append(store.append(records_path, row))
     if engine:
         rows.append(store.append(records_path, model.start_row(env_id)))
+    for row in vllm.late_gates(model, contexts, seed, env_id) if engine else ():
+        rows.append(store.append(records_path, row))
     return rows
 
 

@@ -8,6 +8,7 @@ the engine starts or after it ended, since one GPU does not hold both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lib.stacks.vllm_settings import GRAPH_SIZES, Settings, held_card, interpret
 PIECE, BEYOND = 2048, 256  # an engine's longest sequence is some pieces and a little
 BATCHED_TOKENS = 8192
 GATE_STEPS = 8
+ROOM = 0.8  # of a GPU's memory, for the weights of part of our own net
 TRACED_TOKENS = 17
 # The kernels of MXFP4 route inside themselves and tell nobody; Marlin's are given the choice.
 TRACED_WITH = {"mxfp4": {"moe_backend": "marlin"}}
@@ -49,8 +51,8 @@ def opened(
 ) -> VllmEngine:
     """An engine with the model in it, and what our own net computes at each of `contexts`. An
     engine for a `batch` is compared when it has ended, so that before it only the rounds are made
-    in which that is done. Of a model that our net cannot hold, `unchecked` says why it is not
-    compared."""
+    in which that is done. Of a model that our net holds only in part, another engine with those
+    layers is compared when this one has ended (`late_gates`)."""
     where = origin.find(name)
     interpreter()  # before any work
     require_runs(where, weights, dtype, devices)
@@ -71,11 +73,13 @@ def opened(
         max_num_batched_tokens=BATCHED_TOKENS,
         devices=devices,
     )
-    known = {"name": name, "weights": weights, "form": dtype, "seed": seed}
+    first_layers, unchecked = 0, ""
+    if machine.kind == "cuda":
+        first_layers, unchecked = layers_that_fit(where, weights, machine.environment())
+    known = {"name": name, "weights": weights, "form": dtype, "seed": seed, "layers": first_layers}
     ours: dict[str, Any] = {"looks": [], "barred": [], "pins": 0, "block": 0}
-    unchecked = too_large(where, machine.environment()) if machine.kind == "cuda" else ""
     rounds = card.experts or dtype == "fp8"  # some of it has to be looked at at once
-    if contexts and not unchecked and (batch == 1 or rounds):
+    if contexts and not (first_layers or unchecked) and (batch == 1 or rounds):
         looks = [
             {"ids": [prompt_of(config, tokenizer, context, seed)], "steps": GATE_STEPS}
             for context in (contexts if batch == 1 else ())
@@ -92,20 +96,30 @@ def opened(
         tokenizer=tokenizer,
     )
     engine.known, engine.expected, engine.barred = known, ours["looks"], ours["barred"]
-    engine.pins, engine.block, engine.unchecked = ours["pins"], ours["block"], unchecked
+    engine.pins, engine.block = ours["pins"], ours["block"]
+    engine.first_layers, engine.unchecked = first_layers, unchecked
     return engine
 
 
-def too_large(where: origin.Origin, environment: Mapping[str, Any]) -> str:
-    """Why one GPU does not hold our own net of a model, in bfloat16; empty where it does."""
+def layers_that_fit(
+    where: origin.Origin, weights: str, environment: Mapping[str, Any]
+) -> tuple[int, str]:
+    """How many of the first layers of our own net one GPU holds in bfloat16, at most LAYERS_AT_ONCE
+    (0: all of them, or none); and where none can be compared, why."""
     kind, count = record.board(environment)
     total = environment.get("gpu_total_bytes")
-    needed = held_card(where, "bfloat16").weight_bytes
-    if total is None or needed <= total // count:
-        return ""
-    return (
-        f"its logits are not checked: our own net of {where.name} takes {needed / 1e9:.0f} GB in "
-        f"bfloat16, and one {kind} has {total / count / 1e9:.0f}"
+    card = held_card(where, "bfloat16")
+    if total is None or card.weight_bytes <= total // count:
+        return 0, ""
+    for layers in range(min(vllm_gate.LAYERS_AT_ONCE, card.layers - 1), 1, -1):
+        if weights == "random" and (
+            held_card(where, "bfloat16", layers).weight_bytes <= ROOM * total // count
+        ):
+            return layers, ""
+    return 0, (
+        f"its logits are not checked: our own net of {where.name} takes "
+        f"{card.weight_bytes / 1e9:.0f} GB in bfloat16, and one {kind} has "
+        f"{total / count / 1e9:.0f}"
     )
 
 
@@ -372,8 +386,8 @@ def not_checked(engine: VllmEngine, env_id: str | None, **place: Any) -> Record:
 def gates(engine: VllmEngine, env_id: str | None) -> Iterator[Record]:
     """The `gate` row of each context that the engine was opened for: decode steps of one sequence.
 
-    One that our net cannot hold is a row with its error. Raises GateError where its logits are
-    those of something else.
+    One that our net cannot hold is a row with its error; of one that it holds in part there is none
+    yet. Raises GateError where its logits are those of something else.
     """
     if engine.unchecked:
         yield not_checked(engine, env_id)
@@ -398,6 +412,50 @@ def gates(engine: VllmEngine, env_id: str | None) -> Iterator[Record]:
             values=engine.values,
             env_id=env_id,
         )
+
+
+def late_gates(
+    engine: VllmEngine, contexts: Sequence[int], seed: int, env_id: str | None
+) -> Iterator[Record]:
+    """What `gates` gives, of a model that our net holds only in part: an engine with its first
+    layers beside our net with the same. `engine` is ended for it; where that other engine cannot
+    be had, the rows say why."""
+    if not engine.first_layers:
+        return
+    engine.close()
+    prompts = [engine.prompt(context, seed=seed) for context in contexts]
+    looks = [{"ids": ids, "steps": GATE_STEPS} for ids in prompts]
+    try:
+        ours = vllm_gate.computed(engine.known, looks, _kind(engine))
+        with _part_of(engine, ours) as part:
+            part.expected = ours["looks"]
+            rows = list(gates(part, env_id))
+    except EngineError as error:
+        keys = [engine.key(context=context) for context in contexts]
+        rows = [Record("gate", k, error=record.first_line(error), env_id=env_id) for k in keys]
+    for row in rows:
+        place = {name: row.key[name] for name in ("context", "new_tokens")}
+        values = {**row.values, **engine.values, "first_layers": engine.first_layers}
+        yield replace(row, key=engine.key(**place), values={} if row.error else values)
+
+
+def _part_of(engine: VllmEngine, rounds: Mapping[str, Any]) -> VllmEngine:
+    """An engine with the first layers of a model, to be looked at in these rounds."""
+    part = engine.anew(layers=engine.first_layers)
+    part.barred = rounds["barred"]
+    for one in (engine, part):
+        one.pins, one.block = rounds["pins"], rounds["block"]
+    return part
+
+
+def _sampled_in_part(engine: VllmEngine, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What an engine with the first layers decodes of the same batches."""
+    with _part_of(engine, vllm_gate.computed(engine.known, [], _kind(engine))) as part:
+        return [sampled(part, one["ids"], len(one["sampled"]["tokens"][0])) for one in batches]
+
+
+def _kind(engine: VllmEngine) -> str:
+    return engine.device.kind if engine.device else "cpu"
 
 
 def _look_along(
@@ -430,25 +488,29 @@ def batch_gates(
             place = {"context": len(one["ids"][0]), "batch": len(one["ids"])}
             yield not_checked(engine, env_id, **place)
         return
-    kind = engine.device.kind if engine.device else "cpu"
-    for one, ours in zip(
-        batches, vllm_gate.computed(engine.known, batches, kind)["looks"], strict=True
-    ):
+    try:
+        if engine.first_layers:
+            batches = _sampled_in_part(engine, batches)
+        seen = vllm_gate.computed(engine.known, batches, _kind(engine))["looks"]
+    except EngineError as error:  # what was timed stands by itself, as a lead
+        seen = [{"error": record.first_line(error)}] * len(batches)
+    for one, ours in zip(batches, seen, strict=True):
         ids, steps = one["ids"], len(one["sampled"]["tokens"][0])
         key = engine.key(context=len(ids[0]), batch=len(ids))
         try:
             if "error" in ours:
                 raise EngineError(ours["error"])
-            allowed = allowed_error(engine.form, engine.card.layers, ours["floor"])
-            seen = logits_check.Look(
-                ours["errors"], ours["floor"], allowed, ours["same_choice"], " of a batch"
-            )
+            layers = engine.first_layers or engine.card.layers
+            allowed = allowed_error(engine.form, layers, ours["floor"])
+            shares = ours["errors"], ours["floor"], allowed, ours["same_choice"]
+            of_batch = logits_check.Look(*shares, " of a batch")
+            part = {"first_layers": engine.first_layers} if engine.first_layers else {}
             yield gate_row(
                 key,
-                [seen],
+                [of_batch],
                 pinned_experts=engine.pins,
                 layers_at_once=engine.block,
-                values=engine.values,
+                values={**engine.values, **part},
                 env_id=env_id,
             )
         except (EngineError, logits_check.GateError) as error:

@@ -28,6 +28,7 @@ from lib.records import record
 from lib.stacks import registry
 from lib.stacks.engine_process import EngineError
 from lib.stacks.logits_check import REFERENCE
+from lib.stacks.vllm_settings import with_layers
 
 PART = 8  # sequences of a batch that are computed together
 LAYERS_AT_ONCE = 8  # in FP8: off by 0.2 to 0.5 of the logits' norm, where a wrong layer is by 1.2
@@ -37,7 +38,8 @@ _SILENCED = ("input_layernorm", "post_attention_layernorm")
 def computed(known: Mapping[str, Any], looks: Sequence[Mapping], kind: str) -> dict[str, Any]:
     """`looks` as our net sees them, `barred` values of its parameters by name for each round, and
     `pins`, how many experts they leave, or `block`, how many layers; `known` holds name, weights,
-    form and seed, `kind` is cuda or cpu. Without looks only the rounds are made, in this process.
+    form and seed, and how many of the first `layers` there are (0: all), `kind` is cuda or cpu.
+    Without looks only the rounds are made, in this process.
     """
     if not looks and known["weights"] == "random":
         return {**rounds_of(without_weights(known), known), "looks": []}
@@ -60,16 +62,20 @@ def net_of(known: Mapping[str, Any], kind: str) -> Any:
         return load.load(
             known["name"], weights="checkpoint", dtype="bfloat16", device=open_device(kind)
         ).net
-    net, laws = draws.build(origin.config_of(origin.find(known["name"])), "bfloat16", kind)
+    net, laws = draws.build(_config_of(known), "bfloat16", kind)
     draws.fill_net(net, laws, known["seed"])
     if known["form"] == "mxfp4":
         draws.round_to_mxfp4(net)
     return net.eval().requires_grad_(False)
 
 
+def _config_of(known: Mapping[str, Any]) -> Any:
+    return with_layers(origin.config_of(origin.find(known["name"])), known.get("layers", 0))
+
+
 def without_weights(known: Mapping[str, Any]) -> Any:
     """Our net of drawn weights with the biases of its routers; all else is on the meta device."""
-    net, laws = draws.build(origin.config_of(origin.find(known["name"])), "bfloat16", "meta")
+    net, laws = draws.build(_config_of(known), "bfloat16", "meta")
     plan, biases = draws.plan_of(net, laws), {id(bias) for bias in experts.biases(net)}
     for draw in plan:
         if id(net.get_parameter(draw.name)) in biases:

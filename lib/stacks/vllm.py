@@ -33,6 +33,7 @@ from lib.stacks.vllm_settings import (
     environment,
     interpreter,
     lay_out,
+    with_layers,
 )
 
 STACK = "vllm"
@@ -78,7 +79,8 @@ class VllmEngine:
     `known` says whose weights it has; `barred` are, a round each, the values of parameters with
     which all routers choose the same `pins` experts, or with which a `block` of layers is left; and
     `expected` is what our own net computed along a continuation, where `measure.vllm.opened` was
-    asked for them; `unchecked` says why it could not.
+    asked for them. Where only the `first_layers` can be computed, an engine with the same layers is
+    compared in its place; `unchecked` says why none can be.
 
     Raises EngineError where it cannot start within `START_LIMIT_S`, or holds the weights in another
     form than asked: a fallback to bfloat16 is not measured under the name of MXFP4.
@@ -140,7 +142,7 @@ class VllmEngine:
         self.barred: list[dict[str, list[float]]] = []
         self.expected: list[dict[str, Any]] = []
         self.known: dict[str, Any] = {}
-        self.pins, self.block, self.unchecked = 0, 0, ""
+        self.pins, self.block, self.first_layers, self.unchecked = 0, 0, 0, ""
         self._prompts: dict[int, tuple[int, Any]] = {}
         self._count, self._compiled = 0, None
         try:
@@ -161,11 +163,13 @@ class VllmEngine:
         self.device.own_processes = [max(1, (late or 0) - (early or 0)) for late, early in counts]
         return [late - early for late, early in zip(after["used"], before["used"], strict=True)]
 
-    def anew(self, **changes: Any) -> VllmEngine:
-        """Another engine with other settings, after this one has ended."""
+    def anew(self, layers: int = 0, **changes: Any) -> VllmEngine:
+        """Another engine with other settings, or with the first layers alone, after this one has
+        ended."""
         self.close()
-        settings = replace(self.settings, **changes)
-        return VllmEngine(self.name, self.config, self.card, settings, **self._given)
+        settings, config = replace(self.settings, **changes), with_layers(self.config, layers)
+        card = replace(self.card, layers=layers) if layers else self.card
+        return VllmEngine(self.name, config, card, settings, **self._given)
 
     # a Subject
 

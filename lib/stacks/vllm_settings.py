@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -114,11 +115,23 @@ def require_installed(root: str | Path = ROOT) -> str:
     return told.stdout.strip()
 
 
-def held_card(where: origin.Origin, form: str) -> ModelCard:
-    """The model card with the weights in this form; raises where the model has none such."""
-    return formats.held_as(
-        count.count(origin.config_of(where), name=where.name), formats.FORMS[form]
-    )
+def held_card(where: origin.Origin, form: str, layers: int = 0) -> ModelCard:
+    """The model card with the weights in this form, of all layers or the first so many; raises
+    where the model has none such."""
+    config = with_layers(origin.config_of(where), layers)
+    return formats.held_as(count.count(config, name=where.name), formats.FORMS[form])
+
+
+def with_layers(config: Any, layers: int) -> Any:
+    """A configuration with the first so many layers; the one given where that is 0."""
+    if not layers:
+        return config
+    config = copy.deepcopy(config)
+    text = config.get_text_config(decoder=True)
+    text.num_hidden_layers = layers
+    if kinds := getattr(text, "layer_types", None):
+        text.layer_types = kinds[:layers]
+    return config
 
 
 def require_runs(where: origin.Origin, weights: str, form: str, devices: int = 1) -> None:

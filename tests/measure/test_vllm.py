@@ -111,6 +111,59 @@ def test_a_notebooks_calls_measure_an_engine(installed, tmp_path):
     assert engine.ended
 
 
+def in_part(engine, layers=2):
+    """An engine whose model our net holds in part, as `opened` leaves it on a GPU."""
+    engine.first_layers, engine.known = layers, engine.known | {"layers": layers}
+    engine.expected, engine.barred, engine.pins = [], [], 0
+    return engine
+
+
+def test_a_net_held_in_part_is_compared_by_an_engine_with_the_same_layers(
+    installed, in_process, tmp_path
+):
+    """When the whole one has ended; the rows of gates are of the whole one."""
+    installed("honest")
+    engine = in_part(opened(tmp_path))
+    rows = swept(engine, tmp_path)
+    assert [r.error for r in rows] == [None] * len(rows) and engine.ended
+    (gate,) = select(rows, "gate")
+    assert rows[-1] is gate and gate.values["first_layers"] == 2
+    assert gate.key["engine"] == engine.engine_id and gate.key["context"] == 16
+    assert gate.values["pinned_experts"] == 2 and gate.values["pinned_rounds"] == 4
+
+    engine = in_part(opened(tmp_path, contexts=()))
+    rows = batched(engine, tmp_path)
+    gates = select(rows, "gate")
+    assert [(r.error, r.key["batch"], r.values["first_layers"]) for r in gates] == [
+        (None, 1, 2),
+        (None, 2, 2),
+    ]
+    assert {r.key["engine"] for r in gates} == {engine.engine_id}
+
+
+def test_wrong_logits_of_the_first_layers_are_no_times(installed, in_process, tmp_path):
+    installed("honest-wrong")
+    with pytest.raises(GateError, match="its times are not shown"):
+        swept(in_part(opened(tmp_path)), tmp_path)
+    installed("honest-wrong-batches")
+    rows = batched(in_part(opened(tmp_path, contexts=())), tmp_path)
+    assert [bool(r.error) for r in select(rows, "gate")] == [False, True]
+
+
+def test_where_no_engine_with_the_first_layers_starts_the_gates_say_so(
+    installed, in_process, tmp_path, monkeypatch
+):
+    installed("honest")
+    engine = in_part(opened(tmp_path))
+
+    def refused(**changes):
+        raise EngineError("no memory left")
+
+    monkeypatch.setattr(engine, "anew", refused)
+    (gate,) = select(swept(engine, tmp_path), "gate")
+    assert gate.error == "EngineError: no memory left" and not gate.samples
+
+
 @pytest.fixture
 def two_layers(monkeypatch):
     """Two layers at once, so that four make two rounds."""

@@ -64,3 +64,12 @@ def test_an_engine_computes_what_our_net_does(engine):
     assert vllm.measured(engine, ids, new_tokens=4, repeats=2, env_id=None).error is None
     batch = vllm.sampled(engine, ids, 4)
     assert [row.error for row in vllm.batch_gates(engine, [batch], None)] == [None]
+
+
+@pytest.mark.parametrize("engine", [("tiny-gpt-oss", "mxfp4", 2)], indirect=True, ids=["sharded"])
+def test_an_engine_with_the_first_layers_computes_what_our_net_with_the_same_does(engine):
+    engine.first_layers, engine.known["layers"] = 2, 2
+    ids = engine.prompt(64, seed=3, batch=2)
+    batch = vllm.sampled(engine, ids, 4)
+    rows = [*vllm.batch_gates(engine, [batch], None), *vllm.late_gates(engine, [32], 3, None)]
+    assert [(row.error, row.key["batch"]) for row in rows] == [(None, 2), (None, 1)]
