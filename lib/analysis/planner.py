@@ -72,7 +72,8 @@ def lead(answers: Sequence[Offer], ask: Ask) -> str:
         )
     nearest, more = _nearest(answers, ask), _wider(answers, ask)
     remedy = ", or ".join(filter(None, (" or ".join(nearest) or "other numbers", more)))
-    if not nearest and more and (looser := _nearest(answers, replace(ask, ttft_ms=None, itl_ms=None))):
+    timeless = replace(ask, ttft_ms=None, itl_ms=None)
+    if not nearest and more and (looser := _nearest(answers, timeless)):
         remedy = f"{' or '.join(looser)} with {more}"
     if counts[UNKNOWN] and not ask.gpu:
         remedy += "; or name a card (GPU), and what was not measured is predicted"

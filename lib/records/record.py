@@ -38,11 +38,22 @@ ENVIRONMENT = {name: (str, NoneType) for name in ("gpu", "gpu_uuid", "cpu", "vis
     "packages": (dict, NoneType),
     "boards": (list, NoneType),
 }
+SIZES = (  # whole numbers of a card, beside its bytes and parameters
+    *("layers", "hidden_size", "attention_heads", "kv_heads", "head_dim", "experts"),
+    *("experts_per_token", "empty_experts", "context_limit", "vocab_size"),
+)
+CARD = (
+    dict.fromkeys(SIZES, (int, NoneType))
+    | dict.fromkeys(("name", "model_type", "dtype", "kv_reason"), (str,))
+    | {"kv_layers": (list, NoneType), "kv_blocks": (list,)}
+)
+PAIRS = ([int, int], [int, NoneType])  # of a layer: elements of a token, and its window in tokens
 ARM = ("model", "weights", "dtype", "stack", "experts", "batch", "context", "new_tokens")
 NOT_CALLS = ("environment", "card", "ceilings", "trace", "instrument", "engine")
 CALLS = {*kinds.KINDS} - {*NOT_CALLS}  # rows of these kinds say all of ARM
 NESTED = re.compile(r"token_s|board_.*")  # of each call a list
 UNITS = re.compile(r".*_(s|bytes|j|w|params|hz|tokens)")  # what is called so is a number
+SEVERAL: dict[str, type] = {"call_start_s": list, "parameter_bytes": dict}  # or these numbers
 # Rows that differ in one of these answer different questions; a ratio would mix causes.
 COMPARABLE = ("gpu", "dtype", "stack", "weights", "devices")
 
@@ -85,9 +96,11 @@ def fault_of(row: Record) -> str:
             return f"{name} is {value!r:.80}"
     of_key = {name: (int, NoneType) if name in COUNTS else (str, NoneType) for name in row.key}
     typed = [(row.key, of_key), (row.missing, dict.fromkeys(row.missing, (str,)))]
-    typed += [(row.values, ENVIRONMENT)] if row.kind == "environment" else []
+    typed += [(row.values, {"environment": ENVIRONMENT, "card": CARD}.get(row.kind, {}))]
     numbers = {
-        name: (int, float, list, dict, NoneType) for name in row.values if UNITS.fullmatch(name)
+        name: (SEVERAL.get(name, float), int, float, NoneType)
+        for name in row.values
+        if UNITS.fullmatch(name)
     }
     typed += [(row.samples, dict.fromkeys(row.samples, (list,))), (row.values, numbers)]
     typed += [
@@ -101,6 +114,9 @@ def fault_of(row: Record) -> str:
     for name in COUNTS:
         if (count := row.key.get(name)) is not None and count < 1:
             return f"{name} is {count}, and a count is 1 or more"
+    for layer in row.values.get("kv_layers") or () if row.kind == "card" else ():
+        if not (isinstance(layer, list) and [*map(type, layer)] in PAIRS):
+            return f"kv_layers holds {layer!r:.80}"
     columns = row.kind.startswith("serving")  # of facts of requests, which may be missing
     for name, values in row.samples.items():
         nested = values if NESTED.fullmatch(name) else [values]

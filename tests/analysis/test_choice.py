@@ -247,7 +247,7 @@ def test_what_was_measured_and_does_not_count_has_a_line_with_its_reason():
         ({"ttft_ms": 99}, "late on graph, bfloat16 has TTFT 100.0 ms."),
         ({"ttft_ms": 99, "itl_ms": 9.9}, "toy on graph, bfloat16 has TTFT 110.0 ms and a token"),
         ({"ttft_ms": 99, "users": 31}, "wider limits: late on graph, bfloat16 has TTFT 100.0 ms."),
-        ({"ttft_ms": 99, "context": 10_001}, "Ask for 1 user of 2,000 tokens with wider limits; or"),
+        ({"ttft_ms": 99, "context": 10_001}, "Ask for 1 user of 2,000 tokens with wider limits;"),
     ],
 )
 def test_where_no_limit_is_met_the_nearest_is_named(asked, told):
