@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import random
 import struct
 import zipfile
@@ -358,3 +359,11 @@ def test_this_machine_has_a_name_and_a_user():
 def test_the_released_set_can_be_shared():
     released = ROOT / "outputs" / "released"
     assert leaks.find(released, leaks.secrets()) == []
+
+
+def test_what_is_no_file_is_not_replaced(source, tmp_path):
+    """A pipe here, as a device would be: the zip takes the place of what it is written to."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ParamsError, match="pipe is no file; OUT takes a file"):
+        bundle.write(source, tmp_path / "pipe", ANN)
+    assert (tmp_path / "pipe").is_fifo()
