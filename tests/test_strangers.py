@@ -258,6 +258,7 @@ ODD_RUNS = [
     {"parameters": {"results_dir": 7}},
     {"env": {"gpu": ["A"]}},
     {"env": {"packages": "torch"}},
+    {"env": {"lock_sha": 7}},
     {"error": {"name": "E", "value": "v", "log": 7}},
     {"git": {"commit": 7}},
     {"attempt": "x"},
@@ -274,6 +275,12 @@ def test_an_odd_manifest_is_damage(received, fields):
     assert found.status == "damaged" and "run.json is damaged" in found.error
 
 
+def test_an_artefact_of_too_long_a_name_is_damage(received):
+    rewrite(received / JOB, artefacts=[{"path": "x" * 3000, "sha256": "0"}])
+    (found,) = jobs.find(received)
+    assert found.status == "damaged" and "cannot be read: File name too long" in found.error
+
+
 NOTEBOOKS = [
     "[]",
     "7",
@@ -284,6 +291,8 @@ NOTEBOOKS = [
     '{"cells": [], "metadata": {}, "nbformat": 99}',
     '{"worksheets": [], "metadata": {}, "nbformat": 3}',
     '{"cells": [], "metadata": 7, "nbformat": 4}',
+    '{"cells": [], "metadata": {"language_info": 7}, "nbformat": 4}',
+    '{"cells": [], "metadata": {"language_info": {"pygments_lexer": [{}]}}, "nbformat": 4}',
     '{"cells": [{"cell_type": "code", "source": "", "metadata": {}, "outputs": 7}], '
     '"metadata": {}, "nbformat": 4}',
 ]
