@@ -160,13 +160,24 @@ def print_jobs(args: argparse.Namespace) -> int:
 
 
 def make_visit(args: argparse.Namespace) -> int:
-    """Measure one visit; 2 where it ended before its last round."""
+    """Measure one visit; 2 where it ended before its last round, 1 where a model failed."""
+    from lib.hardware.device import open_device
     from lib.measure import visit
+    from lib.models import origin
     from lib.run import lease, plan, scrub
 
+    out = resolve(args.out)
+    store.refuse_released(out)
     for gpu in lease.visible(lease.gpus())[:1] if args.device == "cuda" else ():
         if reason := lease.shared_by(gpu):
             raise lease.shared_error(gpu, reason)
+    try:
+        for name in args.models or ():
+            origin.find(name)
+        device = open_device(args.device)
+    except (ValueError, RuntimeError) as error:
+        raise ParamsError(str(error)) from None
+    files.require_room(out)
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -174,21 +185,26 @@ def make_visit(args: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, interrupt)  # `timeout` sends it
     try:
         folder = visit.visit(
-            args.out,
+            out,
             names=args.models or visit.MODELS,
             contexts=args.contexts or visit.CONTEXTS,
             new_tokens=visit.NEW_TOKENS if args.new_tokens is None else args.new_tokens,
             dtype=args.dtype,
-            device=args.device,
+            device=device,
             code={"lib_sha": plan.lib_sha(), "git": plan.git_state()},
-            clean=lambda text: scrub.text(text, scrub.names(resolve(args.out))),
+            clean=lambda text: scrub.text(text, scrub.names(out)),
         )
     except KeyboardInterrupt:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
     summary = json.loads((folder / visit.SUMMARY).read_text(encoding="utf-8"))
-    return 0 if summary["status"] == "ok" else 2
+    if summary["status"] != "ok":
+        return 2
+    failed = [block for block in summary["blocks"] if block.get("error")]
+    for block in failed:
+        say(f"error: {block['model']} {block['direction']}: {block['error']}")
+    return 1 if failed else 0
 
 
 def profile_of(args: argparse.Namespace) -> profiles.Profile:
@@ -553,6 +569,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         options.refuse_variables(os.environ.pop("WORKBOOK_GIVEN", ""), args)
+        files.expanded("~")  # in a container a user may have none
         return args.run(args)
     except KeyboardInterrupt as error:
         say("interrupted")

@@ -52,16 +52,32 @@ class ParamsError(ValueError):
     """Something in a profile, a slice or a parameter is wrong; the message says how to fix it."""
 
 
+def expanded(path: str | Path) -> Path:
+    """A path whose ~ or ~user is that home folder; raises ParamsError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ParamsError(
+            f"{str(path)!r:.200} is no path: there is no such home folder; set HOME, or "
+            "write the path out"
+        ) from None
+
+
 def resolve(path: str | Path) -> Path:
-    """An absolute path; a relative one counts from the repository's root, whatever the cwd."""
-    return (ROOT / Path(path).expanduser()).resolve()
+    """An absolute path; a relative one counts from the repository's root, whatever the cwd.
+
+    Raises ParamsError where links lead in a circle, and for a home folder that is not there.
+    """
+    try:
+        return (ROOT / expanded(path)).resolve()
+    except RuntimeError as error:  # links lead in a circle
+        raise ParamsError(f"{str(path)!r:.200} is no path: {error}; choose another") from None
 
 
 def cache_dir() -> Path:
     """Where converted checkpoints are kept, and which pages were written; the variable
     WORKBOOK_CACHE moves it."""
-    default = Path.home() / ".cache" / "llm-deployment-workbook"
-    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
+    return expanded(os.environ.get(CACHE_VARIABLE) or "~/.cache/llm-deployment-workbook")
 
 
 def split(text: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -95,6 +95,12 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     ("report --from README.md", "README.md", "FROM takes a folder"),
     ("report --from tests", "tests", "that a run wrote"),
     (f"report --from {LONG}", "xxx", "shorter name"),
+    ("report --out ~nobody-here/x", "~nobody-here/x", "write the path out"),
+    ("report --from ~nobody-here/x", "~nobody-here/x", "write the path out"),
+    ("report --models ~nobody-here/x", "~nobody-here/x", "write the path out"),
+    ("report --study ~nobody-here/x", "~nobody-here/x", "write the path out"),
+    ("versus ~nobody-here/x lib --model tiny-qwen3", "~nobody-here/x", "write the path out"),
+    ("versus lib lib:~nobody-here/x --model tiny-qwen3", "~nobody-here/x", "write the path out"),
     # one job
     ("job --profile demo nothing", "nothing", "Known: "),
     ("job --profile dmo", "dmo", "did you mean 'demo'"),
@@ -161,6 +167,7 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     ("score tests", "tests", "choose a folder"),
     # which option
     ("plan", "GPU or GPU_GB", "make plan GPU="),
+    ("plan --gpu-gb 0.0001GB", "'0.0001GB'", "above 0"),
     ("plan --gpu A100", "'A100'", "GPU="),
     ("plan --gpu H300", "'H300'", "Known: "),
     ("plan outputs/nowhere --gpu H200", "outputs/nowhere", "FROM takes a folder"),
@@ -195,6 +202,9 @@ BAD = [  # the line, the value that it must name, and a word of the fix
     ("visit", "--out", "--help"),
     ("visit --out x --device tpu", "'tpu'", "choose from"),
     ("visit --out x --dtype int8", "'int8'", "choose from"),
+    (f"visit --device cpu --out {RELEASED}", RELEASED, "choose another"),
+    ("visit --device cpu --out README.md", "README.md", "choose another"),
+    ("visit --device cpu --out x --models nonsense", "nonsense", "known: "),
     ("visit --out x --contexts -1", "'-1'", "above 0"),
     ("visit --out x --new-tokens 0", "'0'", "above 0"),
 ]
@@ -216,6 +226,35 @@ def test_a_bad_command_line_is_one_line_with_value_and_fix(line, value, fix, cap
 
 def test_there_are_as_many_as_were_tried():
     assert len(BAD) >= 93 and len({line for line, *_ in BAD}) == len(BAD)
+
+
+@pytest.mark.parametrize("line", ["report --out x", "bundle x", "plan --gpu H100", "jobs --out x"])
+def test_a_user_without_a_home_is_told(line, monkeypatch, capsys):
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert command.main(line.split()) == 2
+    assert capsys.readouterr().err == (
+        "error: '~' is no path: there is no such home folder; set HOME, or write the path out\n"
+    )
+
+
+def test_a_visit_without_a_gpu_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("lib.run.lease.gpus", lambda: [])
+    assert command.main(["visit", "--out", str(tmp_path / "v")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and '"cuda" was asked for' in err
+    assert not (tmp_path / "v").exists()
+
+
+def test_a_visit_whose_model_cannot_be_built_has_not_gone_well(capsys, tmp_path):
+    (tmp_path / "model").mkdir()  # a folder without config.json
+    line = ["visit", "--device=cpu", f"--out={tmp_path / 'v'}", "--models", str(tmp_path / "model")]
+    assert command.main(line) == 1
+    assert "error: " in capsys.readouterr().err
 
 
 YES = ("1", "y", "yes", "YES", "t", "true", "True", "on", "On", " 1 ")

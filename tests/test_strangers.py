@@ -14,6 +14,7 @@ from lib.records import jobs, record, slices, store
 from lib.report import bundle, document
 from lib.run import job as run_job
 from lib.run import lease, loop, profiles
+from tests.analysis.test_fit import CARD
 from tests.records.test_slices import JOB, NOTEBOOK, at, environment, job, row
 
 OUTSIDE = [
@@ -172,6 +173,13 @@ def test_a_text_on_its_way_follows_no_link(tmp_path):
 # --- odd files: what no run has written is damage or one line, never a traceback or a wait
 
 ENV, ROW = 0, 1
+
+
+def card(**odd) -> dict:
+    """A row of a model's card with an odd value."""
+    return {"kind": "card", "values": CARD.as_dict() | odd}
+
+
 ODD_ROWS = {  # in records.jsonl: a line changed, or its text
     "a number as kind": (ROW, {"kind": 7}),
     "a list as kind": (ROW, {"kind": []}),
@@ -190,6 +198,16 @@ ODD_ROWS = {  # in records.jsonl: a line changed, or its text
     "a time in place of a list": (ROW, {"samples": {"token_s": [1.0]}}),
     "a list as values": (ROW, {"values": []}),
     "a text as bytes": (ROW, {"values": {"peak_bytes": "x"}}),
+    "a list as bytes": (ROW, {"values": {"peak_bytes": [1]}}),
+    "a text as the host's speed": (ENV, {"values": {"host_score_per_s": ["x"]}}),
+    "a list as heads": (ROW, card(kv_heads=[[1]])),
+    "a list as vocabulary": (ROW, card(vocab_size=[None])),
+    "nothing as layers": (ROW, card(layers=None)),
+    "a text as a layer of the cache": (ROW, card(kv_layers=["x"])),
+    "a layer of three": (ROW, card(kv_layers=[[1, 2, 3]])),
+    "a model without parameters": (ROW, card(total_params=0)),
+    "a card without its bytes": (ROW, {"kind": "card", "values": {"kv_layers": []}}),
+    "a list as parameters": (ROW, {"values": {"active_params_realised": [1.0]}}),
     "a number as a reason": (ROW, {"missing": {"e2e_s": 7}}),
     "nothing as missing": (ROW, {"missing": None}),
     "a number as error": (ROW, {"error": 7}),
@@ -240,6 +258,7 @@ ODD_RUNS = [
     {"parameters": {"results_dir": 7}},
     {"env": {"gpu": ["A"]}},
     {"env": {"packages": "torch"}},
+    {"env": {"lock_sha": 7}},
     {"error": {"name": "E", "value": "v", "log": 7}},
     {"git": {"commit": 7}},
     {"attempt": "x"},
@@ -256,6 +275,12 @@ def test_an_odd_manifest_is_damage(received, fields):
     assert found.status == "damaged" and "run.json is damaged" in found.error
 
 
+def test_an_artefact_of_too_long_a_name_is_damage(received):
+    rewrite(received / JOB, artefacts=[{"path": "x" * 3000, "sha256": "0"}])
+    (found,) = jobs.find(received)
+    assert found.status == "damaged" and "cannot be read: File name too long" in found.error
+
+
 NOTEBOOKS = [
     "[]",
     "7",
@@ -266,6 +291,8 @@ NOTEBOOKS = [
     '{"cells": [], "metadata": {}, "nbformat": 99}',
     '{"worksheets": [], "metadata": {}, "nbformat": 3}',
     '{"cells": [], "metadata": 7, "nbformat": 4}',
+    '{"cells": [], "metadata": {"language_info": 7}, "nbformat": 4}',
+    '{"cells": [], "metadata": {"language_info": {"pygments_lexer": [{}]}}, "nbformat": 4}',
     '{"cells": [{"cell_type": "code", "source": "", "metadata": {}, "outputs": 7}], '
     '"metadata": {}, "nbformat": 4}',
 ]

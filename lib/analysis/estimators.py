@@ -163,8 +163,8 @@ class Per:
 
     def __call__(self, rows: Sequence[Record]) -> Estimate:
         divisor = self.by(rows)
-        if divisor.value is None:
-            return divisor
+        if not divisor.value:
+            return divisor if divisor.value is None else stats.missing("of nothing: its unit is 0")
         value = stats.scaled(self.numerator(rows), 1 / divisor.value)
         return replace(value, records=(*value.records, *divisor.records))
 

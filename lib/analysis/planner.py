@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lib import stats
@@ -20,6 +21,7 @@ from lib.analysis.choice import (
     Offer,
     Option,
     limits,
+    offers,
     people,
     place,
 )
@@ -68,22 +70,43 @@ def lead(answers: Sequence[Offer], ask: Ask) -> str:
             f"{short(first.total)} tok/s{' together' if ask.users > 1 else ''}"
             f"{', predicted' if first.option.predicted else ''}. {others}."
         )
-    enough = [o.option for o in answers if o.option.devices <= ask.devices]
-    cells = [cell for option in enough for cell in option.measured]
-    shorter = [c.context for c in cells if c.users >= ask.users and c.context < ask.context]
-    fewer = [c.users for c in cells if c.context >= ask.context and c.users < ask.users]
-    nearest = [f"{people(ask.users)} of {max(shorter):,} tokens"] if shorter else []
-    nearest += [f"{people(max(fewer))} of {ask.context:,} tokens"] if fewer else []
-    needed = [o.option.devices for o in answers if o.option.devices > ask.devices]
-    nearest += [f"{min(needed)} GPUs (DEVICES)"] if needed else []
-    remedies = [" or ".join(nearest) or "other numbers", _wider(answers, ask)]
-    remedy = ", or ".join(filter(None, remedies))
+    nearest, more = _nearest(answers, ask), _wider(answers, ask)
+    remedy = ", or ".join(filter(None, (" or ".join(nearest) or "other numbers", more)))
+    timeless = replace(ask, ttft_ms=None, itl_ms=None)
+    if not nearest and more and (looser := _nearest(answers, timeless)):
+        remedy = f"{' or '.join(looser)} with {more}"
     if counts[UNKNOWN] and not ask.gpu:
         remedy += "; or name a card (GPU), and what was not measured is predicted"
     return (
         f"None of {of} is known to serve {what}: {counts[FAILS]} fail, {counts[UNKNOWN]} lack a "
         f"{'prediction' if ask.gpu else 'measurement'}. Ask for {remedy}."
     )
+
+
+def _nearest(answers: Sequence[Offer], ask: Ask) -> list[str]:
+    """What to ask for instead, in words: shorter contexts, fewer users, more GPUs or memory, each
+    only where an option then meets the rest of the ask, or may. None where one meets all of it."""
+
+    def serves(**other: float) -> bool:
+        asked = offers([answer.option for answer in answers], replace(ask, **other))
+        return any(offer.verdict in (MEETS, MAY) for offer in asked)
+
+    if serves():
+        return []
+    cells = [cell for answer in answers for cell in answer.option.measured]
+    contexts = sorted({c.context for c in cells if c.context < ask.context}, reverse=True)
+    users = sorted({c.users for c in cells if c.users < ask.users}, reverse=True)
+    places = [next(((ask.users, n) for n in contexts if serves(context=n)), None)]
+    places += [next(((n, ask.context) for n in users if serves(users=n)), None)]
+    if not any(places):
+        both = ((n, m) for n in users for m in contexts if serves(users=n, context=m))
+        places = [next(both, None)]
+    near = [f"{people(one[0])} of {one[1]:,} tokens" for one in places if one]
+    devices = sorted({a.option.devices for a in answers if a.option.devices > ask.devices})
+    near += [f"{n} GPUs (DEVICES)" for n in devices if serves(devices=n)][:1]
+    if not ask.gpu and serves(gpu_gb=1e6):
+        near.append("more memory (GPU_GB)")
+    return near
 
 
 def _wider(answers: Sequence[Offer], ask: Ask) -> str:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib.files import expanded
 from lib.models import checkpoint_files, count, fetch, quantised, reach
 from lib.models import entries as models_entries
 from lib.models.card import ModelError
@@ -47,7 +48,7 @@ def find(name: str) -> Origin:
         if name in (key, entry.get("hub")):
             wanted = ("config", "hub", "revision", "wheel")
             return Origin(key, **{k: entry.get(k) for k in wanted})
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name.lower().endswith(".gguf"):
         if not path.is_file():
             raise ModelError(f"no file {name!r}; give the path of an existing .gguf file")

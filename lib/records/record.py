@@ -38,11 +38,29 @@ ENVIRONMENT = {name: (str, NoneType) for name in ("gpu", "gpu_uuid", "cpu", "vis
     "packages": (dict, NoneType),
     "boards": (list, NoneType),
 }
+SIZES = (  # whole numbers that a card of a whole model has
+    *("total_params", "active_params", "lookup_params", "routed_params", "weight_bytes"),
+    *("routed_bytes", "lookup_bytes", "layers", "experts", "experts_per_token", "vocab_size"),
+    "kv_element_bytes",
+)
+HEADS = ("hidden_size", "attention_heads", "kv_heads", "head_dim", "context_limit")
+CARD = {
+    **dict.fromkeys(("name", "model_type", "dtype"), (str,)),
+    **dict.fromkeys(SIZES, (int,)),
+    **dict.fromkeys(HEADS, (int, NoneType)),
+    "kv_layers": (list, NoneType),
+}
+WHOLE = tuple(CARD)  # what a card with a cache has; the rest came later
+CARD |= {"empty_experts": (int,), "kv_reason": (str,), "kv_blocks": (list,)}
+PAIRS = ([int, int], [int, NoneType])  # of a layer: elements of a token, and its window in tokens
 ARM = ("model", "weights", "dtype", "stack", "experts", "batch", "context", "new_tokens")
 NOT_CALLS = ("environment", "card", "ceilings", "trace", "instrument", "engine")
 CALLS = {*kinds.KINDS} - {*NOT_CALLS}  # rows of these kinds say all of ARM
 NESTED = re.compile(r"token_s|board_.*")  # of each call a list
-UNITS = re.compile(r".*_(s|bytes|j|w|params|hz|tokens)")  # what is called so is a number
+UNITS = re.compile(
+    r".*_(s|bytes|j|w|params|params_realised|hz|tokens)"
+)  # what is called so is a number
+SEVERAL: dict[str, type] = {"call_start_s": list, "parameter_bytes": dict}  # or these numbers
 # Rows that differ in one of these answer different questions; a ratio would mix causes.
 COMPARABLE = ("gpu", "dtype", "stack", "weights", "devices")
 
@@ -85,9 +103,11 @@ def fault_of(row: Record) -> str:
             return f"{name} is {value!r:.80}"
     of_key = {name: (int, NoneType) if name in COUNTS else (str, NoneType) for name in row.key}
     typed = [(row.key, of_key), (row.missing, dict.fromkeys(row.missing, (str,)))]
-    typed += [(row.values, ENVIRONMENT)] if row.kind == "environment" else []
+    typed += [(row.values, {"environment": ENVIRONMENT, "card": CARD}.get(row.kind, {}))]
     numbers = {
-        name: (int, float, list, dict, NoneType) for name in row.values if UNITS.fullmatch(name)
+        name: (SEVERAL.get(name, float), int, float, NoneType)
+        for name in row.values
+        if UNITS.fullmatch(name)
     }
     typed += [(row.samples, dict.fromkeys(row.samples, (list,))), (row.values, numbers)]
     typed += [
@@ -101,6 +121,14 @@ def fault_of(row: Record) -> str:
     for name in COUNTS:
         if (count := row.key.get(name)) is not None and count < 1:
             return f"{name} is {count}, and a count is 1 or more"
+    if row.kind == "card" and "kv_layers" in row.values:
+        if absent := [name for name in WHOLE if name not in row.values]:
+            return f"the card lacks {absent[0]}"
+        if odd := [n for n in ("total_params", "weight_bytes") if row.values[n] < 1]:
+            return f"{odd[0]} is {row.values[odd[0]]}, and a model has some"
+        for layer in row.values["kv_layers"] or ():
+            if not (isinstance(layer, list) and [*map(type, layer)] in PAIRS):
+                return f"kv_layers holds {layer!r:.80}"
     columns = row.kind.startswith("serving")  # of facts of requests, which may be missing
     for name, values in row.samples.items():
         nested = values if NESTED.fullmatch(name) else [values]

@@ -48,7 +48,7 @@ FIELDS: dict[str, tuple[type, ...]] = {  # of run.json, as far as anything here 
 NESTED: dict[str, dict[str, tuple[type, ...]]] = {  # within these fields
     "parameters": {n: (str, NoneType) for n in ("model", "weights", "stack", "server", "dtype")}
     | {"devices": (int, NoneType), "results_dir": (str, NoneType)},
-    "env": {n: (str, NoneType) for n in ("gpu", "python", "platform", "lock")}
+    "env": {n: (str, NoneType) for n in ("gpu", "python", "platform", "lock", "lock_sha")}
     | {"packages": (dict, NoneType)},
     "error": {"log": (list, NoneType)},
     "git": {"commit": (str, NoneType), "dirty": (bool, NoneType)},
@@ -375,6 +375,9 @@ def notebook_fault(path: Path) -> str:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         if notebook["nbformat"] != 4 or not isinstance(notebook["metadata"], dict):
             return "its format is another"
+        for name, value in notebook["metadata"].get("language_info", {}).items():
+            if name in ("pygments_lexer", "name") and not isinstance(value, str):
+                return f"its {name} is {value!r:.60}"
         for cell in notebook["cells"]:
             outputs = cell.get("outputs", [])
             if cell["cell_type"] not in kinds or not isinstance(cell["source"], texts):
@@ -406,9 +409,9 @@ def damage(folder: Path, manifest: dict[str, Any], names: Sequence[str] = ()) ->
         path = folder / item["path"]
         if names and item["path"] not in names:
             continue
-        if not path.is_file():
-            return f"{item['path']} is gone"
         try:
+            if not path.is_file():
+                return f"{item['path']} is gone"
             same, size = file_sha(path) == item.get("sha256"), path.stat().st_size
         except OSError as error:
             return f"{item['path']} cannot be read: {error.strerror}"

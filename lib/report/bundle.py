@@ -90,6 +90,8 @@ def write(source: Path, target: Path, names: Iterable[tuple[str, str]]) -> Path:
     store.refuse_released(target)
     if target.is_dir():
         raise ParamsError(f"{short(target)} is a folder; OUT takes a file, such as results.zip")
+    if target.exists() and not target.is_file():  # a device, which the zip would replace
+        raise ParamsError(f"{short(target)} is no file; OUT takes a file, such as results.zip")
     require_room(target.parent)
     if not source.is_dir() or not find(source):
         raise ParamsError(f"no results in {short(source)}; FROM takes a folder of run.json files")

@@ -72,6 +72,11 @@ SERVICES = (  # the token of each begins in a way of its own
     r"GOCSPX-[\w-]{20,}",
     r":AA[\w-]{33}(?![\w-])",
     r"hooks\.slack\.com/services/\w+/\w+/\w+",
+    r"discord(?:app)?\.com/api/webhooks/\d+/[\w-]{30,}",
+    r"webhook\.office\.com/webhookb2/[\w@-]+/IncomingWebhook/\w+",
+    r"(?<![\w.-])[MNO][\w-]{23,27}\.[\w-]{6}\.[\w-]{38}(?![\w.-])",
+    r"[?&](?:access_|auth_)?token=[\w-]{20,}",
+    r"ATBB[A-Za-z0-9]{28,}",
     r"shp(?:at|ca|pa|ss)_[a-f0-9]{32}",
     r"lin_api_[A-Za-z0-9]{30,}",
     r"sbp_[a-f0-9]{40}",
@@ -83,8 +88,12 @@ SERVICES = (  # the token of each begins in a way of its own
 )
 # A word that says what follows, and a text that is none of any language: it has digits.
 NAMED = (
-    r"(?i:api_?-?key|secret|passw(?:or)?d|access_?-?key|auth_?-?token|hub_?token|login|bearer)\w*"
+    r"(?i:api_?-?key|secret|passw(?:or)?d|access_?-?key|(?:auth|session)_?-?token|hub_?token|login|bearer)\w*"
     r"[\"']?(?:\s*[:=]\s*|\s+)[\"']?(?=[A-Za-z/+_.-]*\d)(?=[\d/+_.-]*[A-Za-z])[\w/+.=-]{20,}"
+)
+PASSWORD = (  # shorter, where it is assigned
+    r"(?i:passw(?:or)?d)[\"']?\s*[:=]\s*[\"']?(?=[^\s\"',;]*\d)(?=[^\s\"',;]*[A-Za-z])"
+    r"[\w/+.!@#$%^&*-]{10,}"
 )
 TOKENS: dict[str, str | tuple[str, ...]] = {
     "Hugging Face token": r"hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}",
@@ -95,7 +104,7 @@ TOKENS: dict[str, str | tuple[str, ...]] = {
     "Google key": r"(?<![A-Za-z0-9+/])AIza[\w-]{35}",
     "Slack token": r"(?:xox[abeoprs]|xapp)-[\w-]{10,}",
     "token of a service": SERVICES,
-    "secret by its name": NAMED,
+    "secret by its name": (NAMED, PASSWORD),
     "private key": r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|PuTTY-User-Key-File",
     "signed web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     "password in an address": r"[a-z]+://[^\s/:@\"'<>]+:[^\s/:@\"'<>]+@",
@@ -105,8 +114,15 @@ ALONE = r"(?<![\w+/.~])"  # not inside a longer word, a relative path or base64
 BASE64 = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
 CODED = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")  # base64 of either alphabet
 HEX = re.compile(r"(?:[0-9a-fA-F]{2}){20,}")
+BASE32 = re.compile(r"[A-Z2-7]{32,}={0,6}")
+QUOTED = re.compile(r"=([0-9A-F]{2})")  # mail's way to write a letter
+# Bytes one by one: 68 66 5f, 68:66:5f, 0x68, 0x66 or 104, 102, 95.
+HEX_BYTES = re.compile(r"(?:(?:0x)?[0-9a-fA-F]{2}[\s,:;-]{1,3}){19,}(?:0x)?[0-9a-fA-F]{2}")
+BYTES = re.compile(r"(?:\d{2,3}[\s,;]{1,3}){19,}\d{2,3}")
+# Between two texts that a program puts together in one line.
+ADDED = re.compile(r"""["'](?:\s*\+\s*|\s+)["']""")
 ESCAPE = re.compile(
-    r'\\(u[0-9a-fA-F]{4}|U000[0-9a-fA-F]{5}|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|[nrtbf"\'/\\])'
+    r'\\(u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{2,5}\}|U000[0-9a-fA-F]{5}|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|[nrtbf"\'/\\])'
 )
 ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 # What is not seen in a text: colours and links of a terminal, tags, letters without width.
@@ -118,6 +134,7 @@ MOST = 100_000_000  # bytes that a packed file may hold
 PACKED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
+    **dict.fromkeys((b"x\x9c", b"x\xda"), lambda file: io.BytesIO(_inflated(file.read()))),
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
 ZIP, PICTURE = b"PK\x03\x04", b"\x89PNG\r\n\x1a\n"
@@ -219,6 +236,10 @@ def unpacked(data: bytes, depth: int = 3) -> Iterator[bytes]:
         yield from unpacked(part, depth - 1)
 
 
+def _inflated(data: bytes) -> bytes:
+    return zlib.decompressobj().decompress(data, MOST + 1)
+
+
 def _within(file: IO[bytes], before: int = 0) -> bytes:
     data = file.read(MOST - before + 1)
     if len(data) > MOST - before:
@@ -273,6 +294,8 @@ def views(text: str, depth: int = 3) -> Iterator[str]:
     plain = ESCAPE.sub(_unescaped, text) if "\\" in text else text
     plain = html.unescape(plain) if "&" in plain else plain
     plain = unquote(plain) if "%" in plain else plain
+    plain = QUOTED.sub(lambda match: chr(int(match[1], 16)), plain) if "=" in plain else plain
+    plain = ADDED.sub("", plain)
     plain = plain if plain.isascii() else unicodedata.normalize("NFKC", plain)
     plain = UNSEEN.sub("", plain)
     if plain != text:
@@ -280,16 +303,32 @@ def views(text: str, depth: int = 3) -> Iterator[str]:
     for match in CODED.finditer(text):
         if decoded := _decoded(match.group()):
             yield from views(decoded, depth - 1)
-    for match in HEX.finditer(text):
-        if decoded := _readable(bytes.fromhex(match.group())):
+    for data in _numbers(text):
+        if decoded := _readable(data):
             yield from views(decoded, depth - 1)
+
+
+def _numbers(text: str) -> Iterator[bytes]:
+    """Bytes that a text writes as numbers, or in base 32."""
+    for match in HEX.finditer(text):
+        yield bytes.fromhex(match.group())
+    for match in HEX_BYTES.finditer(text):
+        yield bytes.fromhex(re.sub(r"0x|[\s,:;-]", "", match.group()))
+    for match in BYTES.finditer(text):
+        numbers = [int(number) for number in re.findall(r"\d+", match.group())]
+        if max(numbers) < 128:
+            yield bytes(numbers)
+    for match in BASE32.finditer(text):
+        bare = match.group().rstrip("=")
+        with contextlib.suppress(ValueError):
+            yield base64.b32decode(bare + "=" * (-len(bare) % 8))
 
 
 def _unescaped(match: re.Match[str]) -> str:
     code = match[1]
     if code[0].isdigit():
         return chr(int(code, 8))
-    return chr(int(code[1:], 16)) if len(code) > 1 else ESCAPED.get(code, code)
+    return chr(int(code[1:].strip("{}"), 16)) if len(code) > 1 else ESCAPED.get(code, code)
 
 
 def _decoded(text: str) -> str:
@@ -338,7 +377,7 @@ def _joined(text: str) -> tuple[str, list[int]]:
 def _text(data: bytes) -> tuple[str, bool]:
     """The text that bytes are, and whether they are none: then as characters, without zeros."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", errors="replace"), False
+        return data.decode("utf-16", errors="replace").replace("\0", ""), False
     if b"\0" in data:
         return data.replace(b"\0", b"").decode("latin-1"), True
     return data.decode("utf-8", errors="replace"), False

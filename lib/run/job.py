@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,10 +52,15 @@ def recover(folder: Path) -> None:
             f"{short(folder)} is a disk of its own; results lie on one disk: unmount it"
         )
     new, old = store.read(coming(folder)), store.read(folder)
-    if new and (old is None or str(new.get("end")) > str(old.get("end"))):
+    if new and (old is None or _order(new) > _order(old)):
         folder.mkdir(parents=True, exist_ok=True)
         files.exchange(coming(folder), folder)
     shutil.rmtree(coming(folder), ignore_errors=True)
+
+
+def _order(run: dict[str, Any]) -> tuple[int, str]:
+    """Sorts the runs of one folder: each counts one up, whatever the clock has done since."""
+    return run.get("attempt") or 0, str(run.get("end"))
 
 
 def promote(
@@ -139,7 +145,7 @@ def run_job(
     """
     signature = notebook_parameters(job.source)
     values = check_parameters(job.parameters, signature, where=f"notebook {job.notebook!r}")
-    stop, old, start = stop or Stop(), store.read(job.folder), _now()
+    stop, old, start, start_s = stop or Stop(), store.read(job.folder), _now(), time.monotonic()
     staged = begin(job.folder)
     folders = scrub.names(job.out)
     stop.watch = kernel.Watch()
@@ -166,10 +172,16 @@ def run_job(
             "lib_sha": plan.lib_sha(),
             "git": plan.git_state(),
             "env": plan.environment(gpu, job),
-            "attempt": (old or {}).get("attempt", 0) + 1,
+            "attempt": ((old or {}).get("attempt") or 0) + 1,
             "start": start,
             "end": _now(),
         }
+        if jump_s := _jump_s(manifest, time.monotonic() - start_s):
+            manifest["clock_jump_s"] = jump_s
+            say(
+                f"note: the clock of this machine moved by {jump_s:+,} s while {job.title} ran, or "
+                "the machine slept; dates of this run may be wrong, times of calls are not by it"
+            )
         added = slices.Added() if force else slices.add_earlier(staged, job.folder, manifest)
         manifest["earlier"] = list(added.earlier)
         manifest["artefacts"] = store.artefacts(staged)
@@ -191,6 +203,13 @@ def _settle(
         say(f"note: rows of before stay apart, in {short(folder / store.PREVIOUS)}: {added.aside}")
     keep_old = was_ok and (not is_ok or bool(added.aside))
     promote(folder, old, manifest, keep_old=keep_old, spent=is_ok and added.spent)
+
+
+def _jump_s(run: dict[str, Any], seconds: float) -> int:
+    """By how much the clock moved in a run that took so many seconds; 0 where by less than 5."""
+    start, end = (datetime.fromisoformat(run[name]) for name in ("start", "end"))
+    jump_s = round((end - start).total_seconds() - seconds)
+    return jump_s if abs(jump_s) >= 5 else 0
 
 
 def _now() -> str:

@@ -104,7 +104,7 @@ def gigabytes(text: str) -> float:
     if match is None:
         return _GB(text)
     value = _GB(match[1]) * (GIB if match[2].lower() == "gib" else 1)
-    return round(value, 3)
+    return round(value, 3) or _GB(text)  # raises: less than a megabyte is none
 
 
 BANDWIDTH = number("GB/s", 3350, 1e9)

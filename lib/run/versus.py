@@ -76,7 +76,7 @@ def environment(letter: str, text: str) -> Environment:
     named = f"{letter}={text:.200}"
     if not text:
         raise ParamsError(f"{letter} is needed: {SYNTAX}")
-    path = ROOT / Path(first).expanduser()  # not resolved: a link may lead out of an environment
+    path = ROOT / files.expanded(first)  # not resolved: a link may lead out of an environment
     if (path / "bin" / "python").is_file():
         python = str(path / "bin" / "python")
     elif path.is_dir():
@@ -85,7 +85,7 @@ def environment(letter: str, text: str) -> Environment:
         python = str(path) if path.is_file() else shutil.which(first) or ""
         if not os.access(python, os.X_OK):
             raise ParamsError(f"{named}: {first:.100} is no interpreter and no folder; {SYNTAX}")
-    folders = [ROOT / Path(folder).expanduser() for folder in rest]
+    folders = [ROOT / files.expanded(folder) for folder in rest]
     for folder, given in zip(folders, rest, strict=True):
         if not folder.is_dir():
             raise ParamsError(f"{named}: there is no folder {given!r:.100}; {SYNTAX}")

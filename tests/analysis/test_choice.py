@@ -3,6 +3,7 @@
 The toy's weights and reserve take 3.2 GB, a user of 2,000 tokens 1,050,000 bytes (see test_fit).
 """
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -246,7 +247,7 @@ def test_what_was_measured_and_does_not_count_has_a_line_with_its_reason():
         ({"ttft_ms": 99}, "late on graph, bfloat16 has TTFT 100.0 ms."),
         ({"ttft_ms": 99, "itl_ms": 9.9}, "toy on graph, bfloat16 has TTFT 110.0 ms and a token"),
         ({"ttft_ms": 99, "users": 31}, "wider limits: late on graph, bfloat16 has TTFT 100.0 ms."),
-        ({"ttft_ms": 99, "context": 10_001}, "Ask for 1 user of 2,000 tokens, or wider limits; or"),
+        ({"ttft_ms": 99, "context": 10_001}, "Ask for 1 user of 2,000 tokens with wider limits;"),
     ],
 )
 def test_where_no_limit_is_met_the_nearest_is_named(asked, told):
@@ -258,6 +259,29 @@ def test_where_no_limit_is_met_the_nearest_is_named(asked, told):
         late = replace(late, cells=())
     ask = Ask(**({"gpu_gb": ROOM, "context": 2000} | asked))
     assert told in planner.lead(choice.offers([late, mine], ask), ask)
+
+
+@pytest.mark.parametrize(
+    ("asked", "remedy"),
+    [
+        ({"gpu_gb": 2.0}, "more memory (GPU_GB)."),  # weights and reserve alone take 3.2 GB
+        ({"gpu_gb": 2.0, "gpu": "G"}, "other numbers."),  # a card is as large as it is
+        ({"context": 3000}, "1 user of 2,000 tokens; or"),
+        ({"context": 3000, "users": 9}, "9 users of 512 tokens; or"),
+        ({"context": 3000, "users": 33}, "32 users of 512 tokens; or"),
+        ({"users": 9}, "9 users of 512 tokens or 8 users of 2,000 tokens; or"),
+        ({"users": 9, "itl_ms": 19.9}, "1 user of 2,000 tokens, or wider limits"),
+        ({"users": 31, "gpu_gb": ROOM}, "31 users of 512 tokens or 8 users of 2,000 tokens."),
+    ],
+)
+def test_what_to_ask_for_instead_is_then_served(asked, remedy):
+    """The toy's times are 100 and 400 ms, then 10 and 20 ms a token."""
+    ask = Ask(**({"gpu_gb": 80, "context": 2000} | asked))
+    told = planner.lead(choice.offers([TOY], ask), ask)
+    assert f"Ask for {remedy}" in told
+    for users, context in re.findall(r"(\d+) users? of ([\d,]+) tokens", told.partition("Ask")[2]):
+        nearer = replace(ask, users=int(users), context=int(context.replace(",", "")))
+        assert one(nearer).verdict == MEETS
 
 
 def test_options_of_several_gpus_name_how_many_they_need():

@@ -540,3 +540,9 @@ def test_a_card_and_a_reading_name_their_rows():
     assert METRICS["active"].of([CARD]).records == (record_id(CARD),)
     assert METRICS["peak"].of([MEMORY]).n == METRICS["active"].of([CARD]).n == 1
     assert METRICS["active_realised"].of([ONE, TRACE]).n == 1
+
+
+def test_a_unit_of_zero_is_no_divisor():
+    per = estimators.Per(lambda rows: stats.exact(6.0), lambda rows: stats.exact(float(rows)))
+    assert (per(2).value, per(0).value) == (3.0, None)
+    assert per(0).reason

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import random
 import struct
 import zipfile
@@ -138,6 +139,11 @@ def test_the_same_results_give_the_same_bytes(source, archive, tmp_path):
                 "AccountKey=" + "a1B2" * 21 + "==",
                 "https://x.example/y?sv=1&sig=" + "a1B2" * 11,
                 "AGE-SECRET-KEY-1" + "A1" * 29,
+                "https://discord.com/api/webhooks/123456789/" + "a1B2" * 17,
+                "https://x.webhook.office.com/webhookb2/a@b/IncomingWebhook/a1B2",
+                "M" + "a1B2" * 6 + ".GaBcdE." + "a1" * 19,
+                "http://127.0.0.1:8888/lab?token=" + "a1" * 24,
+                "ATBB" + "a1B2" * 8,
             )
         ),
         *(
@@ -148,6 +154,8 @@ def test_the_same_results_give_the_same_bytes(source, archive, tmp_path):
                 "Authorization: Bearer " + "a1B2" * 6,
                 "wandb login " + "a1" * 20,
                 "'password': '" + "a1B2" * 6 + "'",
+                "DB_PASSWORD=hunter2hunter2",
+                "AWS_SESSION_TOKEN=" + "FwoG1" * 9,
             )
         ),
     ],
@@ -197,6 +205,16 @@ HIDDEN = {
     "as octal numbers": "".join(f"\\{ord(c):03o}" for c in TOKEN),
     "as long numbers of letters": "".join(f"\\U{ord(c):08x}" for c in TOKEN),
     "in base64 of compressed lines": base64.b64encode(gzip.compress(TOKEN.encode())).decode(),
+    "in two texts of a line": f'"{TOKEN[:12]}" + "{TOKEN[12:]}"',
+    "in two texts side by side": f"'{TOKEN[:12]}' '{TOKEN[12:]}'",
+    "in base32": base64.b32encode(TOKEN.encode()).decode(),
+    "in bytes of a dump": TOKEN.encode().hex(" "),
+    "in bytes with colons": TOKEN.encode().hex(":"),
+    "in bytes of a program": ", ".join(f"{byte:#04x}" for byte in TOKEN.encode()),
+    "as a list of numbers": json.dumps([*TOKEN.encode()]),
+    "as a mail writes it": f"=68=66=5F{TOKEN[3:]}",
+    "as JavaScript's numbers of letters": "".join(f"\\u{{{ord(c):x}}}" for c in TOKEN),
+    "in base64 of deflated lines": base64.b64encode(zlib.compress(TOKEN.encode())).decode(),
     "in two texts of a program": f'"{TOKEN[:12]}" +\n    "{TOKEN[12:]}"',
 }
 
@@ -209,7 +227,7 @@ def test_a_secret_is_found_however_it_is_written(tmp_path, case):
     assert 2 in {leak.line for leak in matches} or "lines" in case or "texts" in case
 
 
-@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-8-sig"])
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-8-sig", "utf-32"])
 def test_a_secret_is_found_in_other_codes_and_in_bytes(tmp_path, code):
     (tmp_path / "a.txt").write_bytes(f"good {TOKEN}".encode(code))
     (tmp_path / "b.bin").write_bytes(b"\x00\x01\x02" + TOKEN.encode() + b"\x00")
@@ -310,6 +328,10 @@ def test_a_name_is_found_behind_an_escape(tmp_path, text):
         "hf_eager sk-learn <out>/x ~/models/y",
         "api_key=None; the secret of a_long_name_with_1_digit_or_two",
         "login with the_name_of_your_account_and_nothing",
+        "password: at least 12 letters, passwords=2, password=None",
+        "token_s: [0.01, 0.02] ids: [104, 102, 95, 65] " + "10, 20, 30, 40, 50, 60, 70, " * 9,
+        "http://127.0.0.1:8888/lab?token=...",
+        "00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 10 11 12 13 14 15",
         "max_new_tokens=12345678901234567890123 pad_token=x sha256 " + "0a" * 32,
     ],
 )
@@ -358,3 +380,11 @@ def test_this_machine_has_a_name_and_a_user():
 def test_the_released_set_can_be_shared():
     released = ROOT / "outputs" / "released"
     assert leaks.find(released, leaks.secrets()) == []
+
+
+def test_what_is_no_file_is_not_replaced(source, tmp_path):
+    """A pipe here, as a device would be: the zip takes the place of what it is written to."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ParamsError, match="pipe is no file; OUT takes a file"):
+        bundle.write(source, tmp_path / "pipe", ANN)
+    assert (tmp_path / "pipe").is_fifo()

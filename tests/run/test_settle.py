@@ -42,6 +42,7 @@ class History:
             job(self.folder, [old, row(old, 2048, 9.0)], status="failed", end=at(3), job_sha="f")
             job(self.folder / store.PREVIOUS, rows, **more)
         elif not name.startswith("fresh"):
+            more |= {"end": at(9)} if name.endswith("clock set back") else {}
             job(self.folder, rows, **more)
             (self.folder / "notebook.html").write_text("page")
         self.gpu = {"gpu": "B" if other_gpu else "A"}
@@ -125,7 +126,9 @@ HISTORIES = {  # what finished runs hold before and after
     "a finished one, and it fails": (OLD, OLD),
     "a finished one, not in time": (OLD, OLD),
     "a finished one, and it is interrupted": (OLD, OLD),
+    "slice over slice, the clock set back": (OLD, BOTH),
     "FORCE": (OLD, NEW),
+    "FORCE, the clock set back": (OLD, NEW),
     "FORCE, and it fails": (OLD, OLD),
 }
 
@@ -171,7 +174,7 @@ def test_killed_before_every_file_operation(name, exchanges, full, tmp_path, mon
         contents = {k: v for k, v in tree(history.folder).items() if store.PARTIAL not in k}
         assert contents in (start, end), f"neither the old run nor the new one at {count}"
         history.settle()
-        assert history.finished() == (after if name != "FORCE" else NEW), count
+        assert history.finished() == after, count
         assert store.read(history.folder)["status"] == store.read(undisturbed.folder)["status"]
         left = {p.name for p in history.folder.parent.rglob("*") if p.name.startswith(".")}
         assert left <= {store.PREVIOUS}

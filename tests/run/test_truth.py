@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import nbformat
@@ -19,6 +20,7 @@ import pytest
 from lib import files
 from lib.records import jobs, record, store
 from lib.report import document
+from lib.run import job as run_job
 from lib.run import kernel, lease, loop, plan
 from tests.run.test_loop import Bench
 
@@ -275,3 +277,24 @@ def test_a_gpu_whose_driver_fails_is_one_line(monkeypatch):
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lost)
     with pytest.raises(lease.BusyError, match=r"answers with an error \(GPU is lost\); see"):
         lease.gpus()
+
+
+@pytest.mark.parametrize(
+    ("moves_s", "jump_s"), [(0, None), (3, None), (3600, 3600), (-86_400, -86_400)]
+)
+def test_a_clock_that_moves_during_a_run_is_said(bench, monkeypatch, capsys, moves_s, jump_s):
+    """The run starts at noon and takes no time of its own."""
+    noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
+    times = iter([noon, noon + timedelta(seconds=moves_s)])
+    monkeypatch.setattr(run_job, "_now", lambda: next(times).isoformat(timespec="milliseconds"))
+    assert bench.run() == 0
+    assert bench.manifest("first").get("clock_jump_s") == jump_s
+    assert (f"moved by {moves_s:+,} s" in capsys.readouterr().err) == (jump_s is not None)
+
+
+def test_a_run_of_no_attempt_is_followed_by_the_first(bench):
+    assert bench.run() == 0
+    path = bench.job("first") / "run.json"
+    path.write_text(json.dumps(bench.manifest("first") | {"attempt": None}))
+    assert bench.run(force=True) == 0
+    assert bench.manifest("first")["attempt"] == 1

@@ -82,11 +82,11 @@ def card_named(text: str, others: Iterable[str] = ()) -> str:
             return folded[wanted]
     within = [name for name in names if all(w in name.casefold() for w in text.casefold().split())]
     within = [name for name in within if name in others] or within
-    if len(within) > 1:
+    if len(within) > 1 and text.strip():
         raise ParamsError(
             f'GPU {text!r} may be {" or ".join(within)}; give one of these: GPU="{within[0]}"'
         )
-    if within:
+    if within and text.strip():
         return within[0]
     raise unknown("GPU", text, names)
 

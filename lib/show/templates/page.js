@@ -180,6 +180,48 @@
       return [["TTFT", ask.ttft, "ttft_ms"], ["a token takes", ask.itl, "each"]].filter(function (x) { return x[1]; });
     }
     function timeOf(c, name) { return name === "each" ? 1e3 / c.each : c.ttft_ms; }
+    function offersOf(choices, ask) {
+      var offers = choices.filter(function (option) {
+        return ask.gpu ? option.gpu === ask.gpu : !option.predicted;
+      }).map(function (option) { return offer(option, ask); });
+      return offers.filter(function (x) {
+        return !x.option.predicted || !offers.some(function (y) {
+          return !y.option.predicted && y.cell && y.option.model === x.option.model && y.option.engine === x.option.engine;
+        });
+      });
+    }
+    function instead(offers, ask) {
+      var choices = offers.map(function (x) { return x.option; });
+      function serves(other) {
+        return offersOf(choices, Object.assign({}, ask, other)).some(function (x) { return x.verdict === "meets" || x.verdict === "may meet"; });
+      }
+      function fewer(name) {
+        var values = [];
+        offers.forEach(function (x) {
+          x.option.cells.forEach(function (c) { if (c.each !== null && c[name] < ask[name]) { values.push(c[name]); } });
+        });
+        return values.filter(function (n, i) { return values.indexOf(n) === i; }).sort(function (a, b) { return b - a; });
+      }
+      if (serves({})) { return []; }
+      var contexts = fewer("context"), users = fewer("users"), places = [];
+      var short = contexts.filter(function (n) { return serves({ context: n }); })[0];
+      var few = users.filter(function (n) { return serves({ users: n }); })[0];
+      if (short) { places.push({ users: ask.users, context: short }); }
+      if (few) { places.push({ users: few, context: ask.context }); }
+      if (!places.length) {
+        users.some(function (n) {
+          var both = contexts.filter(function (m) { return serves({ users: n, context: m }); })[0];
+          if (both) { places.push({ users: n, context: both }); }
+          return both;
+        });
+      }
+      var near = places.map(place), gpus = offers.map(function (x) { return x.option.devices; }).filter(function (n) {
+        return n > ask.devices && serves({ devices: n });
+      });
+      if (gpus.length) { near.push(Math.min.apply(null, gpus) + " GPUs (DEVICES)"); }
+      if (!ask.gpu && serves({ gb: 1e6 })) { near.push("more memory (GPU_GB)"); }
+      return near;
+    }
     function wider(offers, ask) {
       var limits = limitsOf(ask);
       if (!limits.length) { return ""; }
@@ -224,19 +266,9 @@
         return first.option.model + " on " + first.option.on + (first.verdict === "meets" ? " serves most" : " may serve") + " for " + what +
           ": " + short(first.total) + " tok/s" + (ask.users > 1 ? " together" : "") + (first.option.predicted ? ", predicted" : "") + ". " + counts.meets + " of " + of + (counts.meets === 1 ? " meets" : " meet") + " the limits.";
       }
-      var shorter = 0, fewer = 0, nearest = [];
-      offers.forEach(function (x) {
-        if (x.option.devices > ask.devices) { return; }
-        x.option.cells.filter(function (c) { return c.each !== null; }).forEach(function (c) {
-          if (c.users >= ask.users && c.context < ask.context) { shorter = Math.max(shorter, c.context); }
-          if (c.context >= ask.context && c.users < ask.users) { fewer = Math.max(fewer, c.users); }
-        });
-      });
-      if (shorter) { nearest.push(place({ users: ask.users, context: shorter })); }
-      if (fewer) { nearest.push(place({ users: fewer, context: ask.context })); }
-      var needed = offers.map(function (x) { return x.option.devices; }).filter(function (n) { return n > ask.devices; });
-      if (needed.length) { nearest.push(Math.min.apply(null, needed) + " GPUs (DEVICES)"); }
-      var remedy = [nearest.join(" or ") || "other numbers", wider(offers, ask)].filter(Boolean).join(", or ");
+      var near = instead(offers, ask), more = wider(offers, ask), remedy = [near.join(" or ") || "other numbers", more].filter(Boolean).join(", or ");
+      var looser = near.length || !more ? [] : instead(offers, Object.assign({}, ask, { ttft: 0, itl: 0 }));
+      if (looser.length) { remedy = looser.join(" or ") + " with " + more; }
       if (counts["not measured"] && !ask.gpu) { remedy += "; or name a card (GPU), and what was not measured is predicted"; }
       return "None of " + of + " is known to serve " + what + ": " + counts.fails + " fail, " + counts["not measured"] + " lack a " +
         (ask.gpu ? "prediction" : "measurement") + ". Ask for " + remedy + ".";
@@ -266,14 +298,7 @@
         return;
       }
       ask.gpu = form.elements.gpu.value;
-      var offers = options.filter(function (option) {
-        return ask.gpu ? option.gpu === ask.gpu : !option.predicted;
-      }).map(function (option) { return offer(option, ask); });
-      offers = offers.filter(function (x) {
-        return !x.option.predicted || !offers.some(function (y) {
-          return !y.option.predicted && y.cell && y.option.model === x.option.model && y.option.engine === x.option.engine;
-        });
-      });
+      var offers = offersOf(options, ask);
       offers.sort(function (a, b) {
         return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || (b.total || 0) - (a.total || 0);
       });
