@@ -60,7 +60,9 @@ NESTED = re.compile(r"token_s|board_.*")  # of each call a list
 UNITS = re.compile(
     r".*_(s|bytes|j|w|params|params_realised|hz|tokens)"
 )  # what is called so is a number
-SEVERAL: dict[str, type] = {"call_start_s": list, "parameter_bytes": dict}  # or these numbers
+# Or these numbers: of each board (board_used_bytes), of each call, of each part.
+SEVERAL: dict[str, type] = {"call_start_s": list, "parameter_bytes": dict}
+BOARD = "board_"
 # Rows that differ in one of these answer different questions; a ratio would mix causes.
 COMPARABLE = ("gpu", "dtype", "stack", "weights", "devices")
 
@@ -105,7 +107,7 @@ def fault_of(row: Record) -> str:
     typed = [(row.key, of_key), (row.missing, dict.fromkeys(row.missing, (str,)))]
     typed += [(row.values, {"environment": ENVIRONMENT, "card": CARD}.get(row.kind, {}))]
     numbers = {
-        name: (SEVERAL.get(name, float), int, float, NoneType)
+        name: (list if name.startswith(BOARD) else SEVERAL.get(name, float), int, float, NoneType)
         for name in row.values
         if UNITS.fullmatch(name)
     }

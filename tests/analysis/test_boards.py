@@ -7,6 +7,7 @@ import pytest
 from lib.analysis import boards, bounds, choice, cost, engines, gates, machine
 from lib.analysis.rows import Rows
 from lib.analysis.setups import by_setup
+from lib.records import store
 from lib.records.record import Record, environment_record, identity, require_comparable
 from lib.show.wording import short
 from tests.samples.records import key, spread
@@ -213,3 +214,9 @@ def test_two_gpus_cost_two_hours():
     at = [c.title for c in table.columns].index("GPU time, 10^6 output tokens")
     one, two = (by_gpu[name][0][at].value for name in (GPU, f"2 x {GPU}"))
     assert two / one == pytest.approx(2 * (0.1 + 63 * 0.005) / (0.2 + 63 * 0.008))
+
+
+def test_rows_of_several_boards_are_read_back_whole(tmp_path):
+    for one in both():
+        store.append(tmp_path / "records.jsonl", one)
+    assert len(store.load(tmp_path / "records.jsonl")) == len(both())
