@@ -60,7 +60,8 @@ class ModelCard:
     understood `kv_layers` is None, and `kv_reason` names the part. `matrix_params` are the weights
     that quantisers take, `expert_matrix_params` those of them in routed experts; None where a card
     was recorded before they were counted. `empty_experts` are choices of a router that compute
-    nothing and have no weights.
+    nothing and have no weights. `attention_layers` holds, for each layer that attends, heads x
+    (width of keys + of values) and the window, where `head_dim` and `kv_layers` do not tell.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ModelCard:
     empty_experts: int = 0
     state_bytes: int = 0
     kv_blocks: tuple[Block, ...] = ()
+    attention_layers: tuple[tuple[int, int | None], ...] | None = None
 
     @property
     def active_share(self) -> float:
@@ -193,14 +195,17 @@ class ModelCard:
         if self.kv_layers is not None:
             data["kv_layers"] = [list(layer) for layer in self.kv_layers]
             data["kv_bytes_per_token"] = self.token_bytes
+        if self.attention_layers is not None:
+            data["attention_layers"] = [list(layer) for layer in self.attention_layers]
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
         """A card from `as_dict`'s data; what else a record's values hold is ignored."""
         values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        if values.get("kv_layers") is not None:
-            values["kv_layers"] = tuple(tuple(layer) for layer in values["kv_layers"])
+        for name in ("kv_layers", "attention_layers"):
+            if values.get(name) is not None:
+                values[name] = tuple(tuple(layer) for layer in values[name])
         if "kv_blocks" in values:
             values["kv_blocks"] = tuple(Block(**block) for block in values["kv_blocks"])
         return cls(**values)
@@ -283,16 +288,20 @@ def prefill_flop(card: ModelCard, tokens: int, batch: int = 1) -> int | None:
 
     Two (a product and a sum) for each active parameter and token; but the output matrix, of
     vocabulary x hidden size, is needed for the last token only. And for the attention of each
-    layer 2 x 2 x heads x head dimension for each pair of a token and one that it sees: itself and
-    those before it, tokens x (tokens + 1) / 2 pairs, fewer where a window limits it. Lookups,
-    norms and softmax are left out. None where the card lacks a number.
+    layer 2 x heads x (width of keys + of values) for each pair of a token and one that it sees:
+    itself and those before it, tokens x (tokens + 1) / 2 pairs, fewer where a window limits it.
+    Lookups, norms and softmax are left out. None where the card lacks a number.
     """
-    if None in (card.hidden_size, card.attention_heads, card.head_dim, card.kv_layers):
+    layers = card.attention_layers
+    if layers is None and None not in (card.attention_heads, card.head_dim, card.kv_layers):
+        width = 2 * card.attention_heads * card.head_dim
+        layers = tuple((width, window) for _, window in card.kv_layers)
+    if card.hidden_size is None or layers is None:
         return None
     output = card.vocab_size * card.hidden_size
     linear = 2 * ((card.active_params - output) * tokens + output)
-    pairs = sum(_pairs(tokens, window) for _, window in card.kv_layers)
-    return batch * (linear + 4 * card.attention_heads * card.head_dim * pairs)
+    attention = sum(2 * width * _pairs(tokens, window) for width, window in layers)
+    return batch * (linear + attention)
 
 
 def _pairs(tokens: int, window: int | None) -> int:

@@ -109,8 +109,14 @@ def _counted(
     config: PreTrainedConfig, name: str, dtype: str, held: torch.nn.Module | None
 ) -> ModelCard:
     config = copy.deepcopy(config)  # the library writes the dtype into it
-    net = on_meta(config, dtype)
+    net = on_meta(config, dtype, type(held) if held is not None else None)
     text = _text_config(config)
+    for field in LAYERS_NAMES:
+        if isinstance(number := _value(text, field), int) and number < 1:
+            raise ModelError(
+                f"{name or config.model_type} has no layers ({field} is {number}); give the "
+                "config.json of a model that has some"
+            )
     seen = _layout(net, config, dtype)
     if _is_encoder(net):
         seen = replace(seen, layers=None, reason=ENCODER)
@@ -168,11 +174,16 @@ def _counted(
         empty_experts=empty,
         state_bytes=seen.state_bytes,
         kv_blocks=seen.blocks,
+        attention_layers=_attention_layers(text, seen),
     )
 
 
-def on_meta(config: PreTrainedConfig, dtype: str) -> torch.nn.Module:
-    """The model of a configuration on torch's meta device, where a parameter has no memory."""
+def on_meta(config: PreTrainedConfig, dtype: str, kind: type | None = None) -> torch.nn.Module:
+    """The model of a configuration on torch's meta device, where a parameter has no memory.
+
+    `kind` is its class where that is known: a net that was loaded may have the configuration of a
+    part, which names no model by itself (the text of Emu3).
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -180,26 +191,29 @@ def on_meta(config: PreTrainedConfig, dtype: str) -> torch.nn.Module:
 
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
-    kind = config.model_type
+    name = config.model_type
     try:
         with dry_run.building():
-            net = AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, dtype), trust_remote_code=False
-            )
+            if kind is not None:
+                net = kind._from_config(config, dtype=getattr(torch, dtype))
+            else:
+                net = AutoModelForCausalLM.from_config(
+                    config, dtype=getattr(torch, dtype), trust_remote_code=False
+                )
     except Exception as error:  # whatever the code of an architecture raises
         if isinstance(error, ValueError) and "AutoModel" in str(error):
             raise ModelError(
-                f"{kind!r} is not a causal language model of the installed transformers; use a "
+                f"{name!r} is not a causal language model of the installed transformers; use a "
                 "decoder-only model, or update transformers"
             ) from error
         package = re.search(r"pip install ([\w.-]+)", str(error))
         if package and isinstance(error, ImportError):
             raise ModelError(
-                f"{kind!r} needs {package[1]}, which is not installed: pip install {package[1]} "
+                f"{name!r} needs {package[1]}, which is not installed: pip install {package[1]} "
                 "into this environment, or use another model"
             ) from error
         raise ModelError(
-            f"{kind!r} cannot be built from this configuration: {reason_of(error)}; give a "
+            f"{name!r} cannot be built from this configuration: {reason_of(error)}; give a "
             "config.json that the installed transformers builds, or update transformers"
         ) from error
     return net.eval().requires_grad_(False)
@@ -357,11 +371,20 @@ def _matrices(
 
 
 def _experts_per_token(config: PreTrainedConfig, experts: int) -> int:
+    stated = {}
     for place in (config, *parts(config)):
         for name in _TOP_K_NAMES:
             top_k = _value(place, name)
             if isinstance(top_k, int) and 1 <= top_k <= experts:
                 return top_k
+            if top_k is not None:
+                stated[name] = top_k
+    if stated:
+        values = " and ".join(f"{name} {value!r}" for name, value in stated.items())
+        raise ModelError(
+            f"{config.model_type!r} has {experts} experts, and its config says {values}; a token "
+            f"uses 1 to {experts} of them: mend its config.json"
+        )
     raise ModelError(
         f"{config.model_type!r} has {experts} experts, and its config says under none of "
         f"{', '.join(_TOP_K_NAMES)} how many of them a token uses; set one in its config.json"
@@ -407,6 +430,27 @@ def _head_dim(config: PreTrainedConfig) -> int | None:
         return _value(config, "head_dim")
     hidden, heads = (_number(config, what) for what in ("hidden_size", "attention_heads"))
     return hidden // heads if hidden and heads else None
+
+
+def _attention_layers(
+    config: PreTrainedConfig, seen: decode_step.Layout
+) -> tuple[tuple[int, int | None], ...] | None:
+    """`ModelCard.attention_layers`: values of another width than keys (MLA), heads that differ by
+    layer, layers that share keys and therefore have no cache of their own; None for all others."""
+    heads, head_dim = _number(config, "attention_heads"), _value(config, "head_dim")
+    parts_of_key = [_value(config, n) for n in ("qk_nope_head_dim", "qk_rope_head_dim")]
+    value = _value(config, "v_head_dim")
+    if value and heads and seen.layers:
+        key = sum(parts_of_key) if all(parts_of_key) else head_dim
+        return tuple((heads * (key + value), window) for _, window in seen.layers) if key else None
+    kinds, each = _value(config, "layer_types"), _value(config, "per_layer_config")
+    if not kinds or (head_dim and heads and not _value(config, "num_kv_shared_layers")):
+        return None
+    sizes = [(_number(c, "attention_heads"), _value(c, "head_dim")) for c in each]
+    windows = [_value(config, "sliding_window") if "sliding" in kind else None for kind in kinds]
+    if not all(isinstance(n, int) for size in sizes for n in size):
+        return None
+    return tuple((2 * h * d, w) for (h, d), w in zip(sizes, windows, strict=True))
 
 
 def _longest_list(net: torch.nn.Module) -> int:

@@ -96,6 +96,8 @@ def _grown(layout: Layout, kept: dict[int, tuple[Kept, ...]]) -> Layout:
     for tensor, size_bytes in _by_tensor(kept):
         grown, window, fixed, block = _growth(tensor, size_bytes)
         state_bytes += fixed
+        if grown and hasattr(tensor.owner, "layers"):  # of the cache, beside what attention keeps
+            grown, block = 0, Block(1, full_bytes=grown)
         if block:
             blocks[block.tokens] = block + blocks.get(block.tokens, Block(block.tokens))
         if grown:

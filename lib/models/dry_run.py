@@ -43,7 +43,7 @@ class Shapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = list(_tensors_in((*args, *kwargs.values())))
+        tensors = list(tensors_in((*args, *kwargs.values())))
         if func is aten.embedding.default:
             _require_rows(*args[:2])
         used = self.looked_up if func in _LOOKS_UP else self.read
@@ -68,12 +68,13 @@ class Shapes(TorchDispatchMode):
         return out
 
 
-def _tensors_in(values: Any) -> Iterator[torch.Tensor]:
+def tensors_in(values: Any) -> Iterator[torch.Tensor]:
+    """Tensors among arguments, in lists too."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors_in(value)
+            yield from tensors_in(value)
 
 
 def _on_meta(value: Any) -> Any:
@@ -199,7 +200,7 @@ def run(net: torch.nn.Module, tokens: int, batch: int = 1) -> Pass:
     from transformers import GenerationConfig
 
     net.generation_config = GenerationConfig()
-    before, passes = {id(value) for *_, value in _tensors_of_modules(net)}, []
+    before, passes = {id(value) for *_, value in tensors_of_modules(net)}, []
     seen = Shapes()
 
     def begin(*_: Any) -> None:
@@ -223,7 +224,7 @@ def run(net: torch.nn.Module, tokens: int, batch: int = 1) -> Pass:
     finally:
         for hook in hooks:
             hook.remove()
-        for module, name, value in _tensors_of_modules(net):
+        for module, name, value in tensors_of_modules(net):
             if id(value) not in before:
                 setattr(module, name, None)
     after_prompt, after_step = passes
@@ -246,11 +247,11 @@ def forget_numbers(net: torch.nn.Module) -> None:
     for module in net.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to("meta")
-    for module, name, value in _tensors_of_modules(net):
+    for module, name, value in tensors_of_modules(net):
         setattr(module, name, value.to("meta"))
 
 
-def _tensors_of_modules(net: torch.nn.Module) -> list[tuple[torch.nn.Module, str, torch.Tensor]]:
+def tensors_of_modules(net: torch.nn.Module) -> list[tuple[torch.nn.Module, str, torch.Tensor]]:
     """Tensors that modules hold as plain attributes."""
     return [
         (module, name, value)
@@ -266,7 +267,7 @@ def _kept(net: torch.nn.Module, state: dict[str, Any], before: set[int]) -> Iter
     for name, value in state.items():
         yield from _tensors(value, name, None, seen)
     paths = {id(module): path for path, module in net.named_modules()}
-    for module, name, value in _tensors_of_modules(net):
+    for module, name, value in tensors_of_modules(net):
         if id(value) not in before:
             yield from _tensors(value, f"{paths[id(module)]}.{name}", module, seen)
 

@@ -92,14 +92,12 @@ def _reason(net: Any, rehearse: Callable[[Any], None]) -> str:
 
 def twin(net: Any) -> Any:
     """The same net of shapes, on the meta device."""
-    from transformers import AutoModelForCausalLM
-
     config = copy.deepcopy(net.config)
     for name in ("quantization_config", "compression_config"):
         if hasattr(config, name):
             delattr(config, name)
     with dry_run.building():
-        shapes = AutoModelForCausalLM.from_config(config, dtype=net.dtype, trust_remote_code=False)
+        shapes = type(net)._from_config(config, dtype=net.dtype)
     if experts.in_use(shapes) == "grouped_mm":  # the same shapes, for every dtype
         experts.use(shapes, "batched_mm")
     return shapes.eval().requires_grad_(False)

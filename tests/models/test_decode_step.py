@@ -1,6 +1,8 @@
 """What a net keeps of a step and what it reads, seen on shapes alone: sizes that a reader can add
 up, and real caches of small nets."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -8,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from lib.__main__ import main
 from lib.analysis import fit
 from lib.models import count, decode_step, dry_run, load
-from lib.models.card import Block, ModelCard, ModelError
+from lib.models.card import Block, ModelCard, ModelError, prefill_flop
 from tools import sweep, tiny
 
 SMALL = {
@@ -347,3 +349,65 @@ def test_a_real_call_of_generate_keeps_what_the_card_says():
     )
     held = sum(t.nbytes for t in sweep.tensors(out.past_key_values, set()))
     assert held == card.kv_bytes(13, 2)
+
+
+# Attention's arithmetic
+
+
+class Widths(torch.overrides.TorchFunctionMode):
+    """Heads x (width of keys + of values), added up over what attends in a real pass."""
+
+    total = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            query, _, value = args[:3]
+            self.total += query.shape[1] * (query.shape[3] + value.shape[3])
+        return func(*args, **(kwargs or {}))
+
+
+WIDE = {"v_head_dim": 16, "num_key_value_heads": 4, "first_k_dense_replace": 4, "q_lora_rank": 16,
+        "kv_lora_rank": 16, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8}  # fmt: skip
+ATTENDS = {
+    "heads of one size": {**SMALL, "model_type": "llama"},
+    "values of another width": {**SMALL, "model_type": "deepseek_v3", **WIDE},
+    "two layers without keys of their own": GEMMA4 | {"num_kv_shared_layers": 2},
+    "heads that differ by layer": GEMMA4 | {"num_kv_shared_layers": 0, "global_head_dim": 16},
+    "positions beside keys": tiny.fields("qwen4_exp_text"),
+    "hybrid": QWEN3_NEXT,
+    "no attention": MAMBA,
+    "no attention, by another name": tiny.fields("mamba2"),
+}
+
+
+@pytest.mark.parametrize("case", ATTENDS)
+def test_the_arithmetic_of_a_prefill_counts_every_layer_that_attends(case):
+    net, card = net_of(ATTENDS[case]), card_of(ATTENDS[case])
+    with torch.no_grad(), Widths() as widths:
+        net(torch.full((1, 7), 5), use_cache=True)
+    output = card.vocab_size * card.hidden_size
+    attention = prefill_flop(card, 1) - 2 * card.active_params if widths.total else 0
+    assert attention == 2 * widths.total  # one token sees itself
+    if widths.total:  # each of 7 sees itself and those before it: 28 pairs, within every window
+        expected = 2 * (7 * card.active_params - 6 * output + 28 * widths.total)
+        assert prefill_flop(card, 7) == expected
+
+
+def test_what_a_card_says_of_attention_is_kept_in_a_record():
+    card = card_of(GEMMA4 | {"num_kv_shared_layers": 2})
+    assert ModelCard.from_dict(json.loads(json.dumps(card.as_dict()))) == card
+    assert card.attention_layers == ((64, 8), (4096, None)) * 2  # 4 x (8 + 8), 4 x (512 + 512)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_net_without_layers_is_refused(number):
+    with pytest.raises(ModelError, match=f"no layers \\(num_hidden_layers is {number}\\)"):
+        card_of({**SMALL, "model_type": "llama", "num_hidden_layers": number})
+
+
+def test_more_experts_for_a_token_than_there_are_is_told_with_both_numbers():
+    fields = QWEN3_NEXT | {"num_experts_per_tok": 8}
+    with pytest.raises(
+        ModelError, match="has 4 experts, and its config says num_experts_per_tok 8"
+    ):
+        card_of(fields)

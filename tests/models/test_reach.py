@@ -33,8 +33,8 @@ def online(monkeypatch, tmp_path) -> None:
 class Hub:
     """A server that says one thing to each request, after a while; it counts them."""
 
-    def __init__(self, answer: bytes, wait_s: float) -> None:
-        self.answer, self.wait_s, self.requests = answer, wait_s, 0
+    def __init__(self, answer: bytes, wait_s: float, over: threading.Event) -> None:
+        self.answer, self.wait_s, self.over, self.requests = answer, wait_s, over, 0
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         threading.Thread(target=self.serve, daemon=True).start()
@@ -51,16 +51,24 @@ class Hub:
         with connection:
             connection.recv(4096)
             self.requests += 1
-            time.sleep(self.wait_s)
-            connection.sendall(self.answer)
+            if not self.over.wait(self.wait_s):
+                connection.sendall(self.answer)
 
 
 @pytest.fixture
-def serve(monkeypatch) -> Iterator:
+def over() -> Iterator[threading.Event]:
+    """Set when the test is over, so that no thread of it goes on."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def serve(monkeypatch, over) -> Iterator:
     hubs = []
 
     def start(answer: bytes = b"HTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\n", wait_s=0.0) -> Hub:
-        hubs.append(Hub(answer, wait_s))
+        hubs.append(Hub(answer, wait_s, over))
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hubs[-1].address)
         return hubs[-1]
 
@@ -87,26 +95,42 @@ def test_a_slow_hub_answers(serve):
     assert reach.hub_answers()
 
 
+def names_hang(monkeypatch, over: threading.Event) -> None:
+    def resolve(*_: object, **__: object) -> None:
+        over.wait(60)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+def address(monkeypatch, text: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", text)
+
+
 UNREACHABLE = {
-    "nobody listens": lambda serve, patch: nowhere(patch),
-    "it accepts and says nothing": lambda serve, patch: serve(wait_s=60),
-    "it says no HTTP": lambda serve, patch: serve(b"x"),
-    "names are not resolved": lambda serve, patch: patch.setattr(
-        socket, "getaddrinfo", lambda *_, **__: time.sleep(60)
-    ),
-    "no such name": lambda serve, patch: patch.setattr(
-        "huggingface_hub.constants.ENDPOINT", "http://no-such-name.invalid"
-    ),
+    "nobody listens": lambda serve, patch, over: nowhere(patch),
+    "it accepts and says nothing": lambda serve, patch, over: serve(wait_s=60),
+    "it says no HTTP": lambda serve, patch, over: serve(b"x"),
+    "names are not resolved": lambda serve, patch, over: names_hang(patch, over),
+    "no such name": lambda serve, patch, over: address(patch, "http://no-such-name.invalid"),
+    "no address": lambda serve, patch, over: address(patch, "http://[::1"),
 }
 
 
 @pytest.mark.parametrize("case", UNREACHABLE)
-def test_a_hub_out_of_reach_is_known_soon(case, serve, monkeypatch):
+def test_a_hub_out_of_reach_is_known_soon(case, serve, over, monkeypatch):
     monkeypatch.setattr(reach, "LONGEST_S", 0.5)
-    UNREACHABLE[case](serve, monkeypatch)
+    failures = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    UNREACHABLE[case](serve, monkeypatch, over)
     start_s = time.monotonic()
     assert not reach.hub_answers()
     assert time.monotonic() - start_s < 3
+    over.set()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and "Thread-" in thread.name:
+            thread.join(1)
+    assert not failures
 
 
 def test_it_is_said_within_seconds():

@@ -5,7 +5,7 @@ Counts that meet something they do not know raise ValueError with the name of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lib.records import record
@@ -50,17 +50,29 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Any]:
         yield from _tensors(part, seen)
 
 
-def cache_bytes(cache: Any) -> int:
-    """Bytes of the tensors of all layers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in cache_tensors(cache))
+def cache_bytes(cache: Any, states: Sequence[Any] = ()) -> int:
+    """Bytes of the tensors of all layers, and of states that the net itself holds."""
+    return sum(
+        tensor.numel() * tensor.element_size() for tensor in (*cache_tensors(cache), *states)
+    )
 
 
-def behind_bytes(cache: Any) -> int:
+def behind_bytes(cache: Any, states: Sequence[Any] = ()) -> int:
     """Bytes that these tensors keep alive beyond their own, being views of longer ones.
 
     A dynamic sliding layer keeps the whole prompt so until the first decode step.
     """
-    return sum(tensor_bytes(t) - t.numel() * t.element_size() for t in cache_tensors(cache))
+    held = (*cache_tensors(cache), *states)
+    return sum(tensor_bytes(t) - t.numel() * t.element_size() for t in held)
+
+
+def new_states(net: Any, earlier: Sequence[Any] = ()) -> list[Any]:
+    """Tensors that modules hold as plain attributes (states of RecurrentGemma) and did not hold
+    earlier: what a call made and no cache leads to."""
+    from lib.models import dry_run
+
+    held = (value for *_, value in dry_run.tensors_of_modules(net))
+    return [value for value in held if not any(value is other for other in earlier)]
 
 
 def is_static(cache: Any) -> bool:
@@ -69,9 +81,15 @@ def is_static(cache: Any) -> bool:
 
 
 def card_bytes(card: Any, cache: Any, tokens: int) -> int:
-    """What the card computes for such a cache: after `tokens`, or at a static one's capacity."""
+    """What the card computes for such a cache: after `tokens`, or at a static one's capacity.
+
+    What is kept of several tokens as one is never allocated in advance.
+    """
     if capacities := _capacities(cache):
-        return card.kv_bytes(max(capacities), cache="static")
+        capacity = max(capacities)
+        blocks = card.kv_blocks
+        later = sum(block.bytes_after(capacity) - block.bytes_after(tokens) for block in blocks)
+        return card.kv_bytes(capacity, cache="static") - later
     return card.kv_bytes(tokens)
 
 

@@ -7,6 +7,7 @@ adds by keeping blocks whole. Both are small beside a model of real size, and la
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable
@@ -14,14 +15,37 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lib.hardware.live_tensors import Live
-from lib.models import count, experts, load
+from lib.models import count, dry_run, experts, load
 from lib.models.card import ModelError
 from lib.models.origin import Origin, config_of, find
 from lib.records import record
 
 BLOCK_BYTES = 512  # what the CUDA allocator rounds up to
+MOST_NUMBERS = 2**28  # of a mask that is real, where code looks at whole numbers
+_CHOSEN_SIZES = (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default)
+
+
+class _Numbers(dry_run.Shapes):
+    """Whole numbers are real, for code that looks at them; a size that would follow from floating
+    point (how many tokens an expert gets) stays unknown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._chosen = WeakIdKeyDictionary()  # whole numbers that stand in for others
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        taken = list(dry_run.tensors_in((*args, *(kwargs or {}).values())))
+        chosen = any(t.is_meta or t in self._chosen for t in taken)
+        if chosen and func in _CHOSEN_SIZES and args[0].dtype != torch.bool:
+            raise ModelError("its memory follows from what floating point chooses, as a router")
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if chosen:
+            made = out if isinstance(out, list | tuple) else [out]
+            self._chosen.update((t, None) for t in dry_run.tensors_in(made) if not t.is_meta)
+        return out
 
 
 class _Kernels(TorchFunctionMode):
@@ -49,19 +73,20 @@ class _Kernels(TorchFunctionMode):
         if spread or (self._on_cpu and query.shape[-1] != value.shape[-1]):
             return func(*args, **(kwargs or {}))  # on meta too it makes the scores
         batch, heads, tokens, _ = query.shape
+        mask = args[3] if len(args) > 3 else (kwargs or {}).get("attn_mask")
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=query.dtype)  # lives until the kernel is done
         out = query.new_empty(batch, tokens, heads, value.shape[-1])
         return out.transpose(1, 2)
 
 
 def on_meta(net: Any) -> Any:
     """A model of the same architecture and dtype whose parameters have a shape and no memory."""
-    from transformers import AutoModelForCausalLM
-
     config = copy.deepcopy(net.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with torch.device("meta"):
-        twin = AutoModelForCausalLM.from_config(config, dtype=net.dtype)
+    with dry_run.building():
+        twin = type(net)._from_config(config, dtype=net.dtype)
     return twin.eval().requires_grad_(False)
 
 
@@ -103,10 +128,8 @@ def prefill_bytes(
     """
     options = {} if all_logits else {"logits_to_keep": 1}
     _use(twin, implementation)
-    ids = _tokens(context)  # made before the count, as the prompt is there before a call
-    with torch.no_grad(), _Kernels(on_cpu), Live(BLOCK_BYTES) as live:
-        twin(ids, use_cache=True, **options)
-    return live.peak_bytes
+    # The prompt is made before the count, as it is there before a call.
+    return _peak(context, on_cpu, lambda live, ids, _: twin(ids, use_cache=True, **options))
 
 
 def decode_bytes(
@@ -117,12 +140,32 @@ def decode_bytes(
     It is the second of two steps: the first still finds the prompt behind sliding layers.
     """
     _use(twin, implementation)
-    ids = _tokens(max(cached_tokens - 2, 1))
-    with torch.no_grad(), _Kernels(on_cpu), Live(BLOCK_BYTES) as live:
+
+    def passes(live: Live, ids: torch.Tensor, token: Callable[[], torch.Tensor]) -> None:
         cache = cache_of(twin(ids, use_cache=True, logits_to_keep=1))
-        twin(_tokens(1), **cache, use_cache=True)
+        twin(token(), **cache, use_cache=True)
         live.step()
-        twin(_tokens(1), **cache, use_cache=True)
+        twin(token(), **cache, use_cache=True)
+
+    return _peak(max(cached_tokens - 2, 1), on_cpu, passes)
+
+
+def _peak(tokens: int, on_cpu: bool, passes: Callable[..., Any]) -> int:
+    """The most that lives in `passes`, which gets the count, a prompt and the next token.
+
+    Where code looks at whole numbers they are real, if their masks are not too large for that.
+    """
+    for device, numbers in (("meta", contextlib.nullcontext()), ("cpu", _Numbers())):
+        token = functools.partial(torch.zeros, (1, 1), dtype=torch.long, device=device)
+        ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
+        try:
+            with torch.no_grad(), _Kernels(on_cpu), numbers, Live(BLOCK_BYTES) as live:
+                passes(live, ids, token)
+        except RuntimeError:
+            if device == "cpu" or tokens**2 > MOST_NUMBERS:
+                raise
+        else:
+            break
     return live.peak_bytes
 
 
@@ -144,7 +187,3 @@ def logits_bytes(twin: Any, tokens: int) -> int:
 def _use(twin: Any, implementation: str | None) -> None:
     if implementation not in (None, "none"):
         experts.use(twin, implementation)
-
-
-def _tokens(count: int) -> torch.Tensor:
-    return torch.zeros(1, count, dtype=torch.long, device="meta")

@@ -18,6 +18,7 @@ from lib.measure.memory.bytes_alive import (
     card_bytes,
     card_warnings,
     is_static,
+    new_states,
     tensor_bytes,
     weight_bytes,
 )
@@ -222,6 +223,9 @@ def arm(
     ids = prompt_ids(model, context, seed=seed)
     few = min(new_tokens, WARMUP_TOKENS)
     call(ids, few)
+    earlier = new_states(
+        model.net
+    )  # held on to, so that the baseline has them and no call frees them
     device.empty_cache()
     with device.watch_memory(resident_bytes=model.card.weight_bytes) as values:
         alive = call(ids, new_tokens)
@@ -229,15 +233,16 @@ def arm(
     values["weight_bytes"] = weight_bytes(model.net)
     values["logits_bytes"] = tensor_bytes(alive["logits"]) if "logits" in alive else 0
     cached = cached_tokens(kind, context, new_tokens)
-    cache_values, missing = cache_readings(alive["cache"], model.card, cached)
+    states = new_states(model.net, earlier)
+    cache_values, missing = cache_readings(alive["cache"], model.card, cached, states)
     cache_kind = "static" if is_static(alive["cache"]) else "dynamic"
-    del alive
+    del alive, states
     values |= cache_values
     if cache_values["kv_tensor_bytes"] is not None:
         parts = ("baseline_bytes", "kv_tensor_bytes", "logits_bytes")
         values["workspace_bytes"] = values["peak_bytes"] - sum(values[name] for name in parts)
         if stack == STEPPED:
-            values |= where_it_peaks(model, call, ids, few, values)
+            values |= where_it_peaks(model, call, ids, few, values, earlier)
     missing |= {
         "workspace_bytes": missing["kv_tensor_bytes"],
         "peak_in": missing["kv_tensor_bytes"] or f"only the passes of {STEPPED} are followed",
@@ -266,15 +271,15 @@ def arm(
 
 
 def cache_readings(
-    cache: Any, card: Any, tokens: int
+    cache: Any, card: Any, tokens: int, states: Sequence[Any] = ()
 ) -> tuple[dict[str, int | None], dict[str, str]]:
     """Bytes of the cache held, of what stands behind it and by the card, and why one is None.
 
     A cache that is not understood is no reason to fail.
     """
     counts = {
-        "kv_tensor_bytes": lambda: cache_bytes(cache),
-        "kv_behind_bytes": lambda: behind_bytes(cache),
+        "kv_tensor_bytes": lambda: cache_bytes(cache, states),
+        "kv_behind_bytes": lambda: behind_bytes(cache, states),
         "kv_card_bytes": lambda: card_bytes(card, cache, tokens),
     }
     values, missing = dict.fromkeys(counts), dict.fromkeys(counts, "")
@@ -287,7 +292,12 @@ def cache_readings(
 
 
 def where_it_peaks(
-    model: Any, call: Callable, ids: Any, tokens: int, measured: Mapping[str, Any]
+    model: Any,
+    call: Callable,
+    ids: Any,
+    tokens: int,
+    measured: Mapping[str, Any],
+    earlier: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """In which stretch of a call the memory peaks, and what of cache and experts is alive there.
 
@@ -297,9 +307,14 @@ def where_it_peaks(
     tensors there, and what they keep alive beyond their own bytes; expert_workspace: the most that
     the experts of a layer add in the prefill, decode_expert_workspace in a decode step.
     """
+
+    def sizes(cache: Any) -> tuple[int, int]:
+        states = new_states(model.net, earlier)
+        return cache_bytes(cache, states), behind_bytes(cache, states)
+
     model.device.empty_cache()
-    with phases.follow(model.net, model.device, _cache_sizes) as trace:
-        shorter = _cache_sizes(call(ids, tokens)["cache"])
+    with phases.follow(model.net, model.device, sizes) as trace:
+        shorter = sizes(call(ids, tokens)["cache"])
     longer = measured["kv_tensor_bytes"], measured["kv_behind_bytes"]
     grown = max(longer[0] - shorter[0], 0)
     _, where = max(
@@ -314,10 +329,6 @@ def where_it_peaks(
         "expert_workspace_bytes": trace.grown_bytes(f"prefill {phases.EXPERTS}"),
         "decode_expert_workspace_bytes": trace.grown_bytes(f"decode {phases.EXPERTS}"),
     }
-
-
-def _cache_sizes(cache: Any) -> tuple[int, int]:
-    return cache_bytes(cache), behind_bytes(cache)
 
 
 def cached_tokens(kind: str, context: int, new_tokens: int) -> int:

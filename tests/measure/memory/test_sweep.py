@@ -382,18 +382,20 @@ MAMBA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "also", "context"),
-    [
-        ("tiny-gpt-oss", ["all_experts"], 200),
-        ("tiny-yi", [], 512),
-        (MLA, [], 512),
-        (MAMBA, [], 512),
-        (FALCON, [], 512),
-    ],
-)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, dtype, tmp_path):
+BOTH = ["bfloat16", "float32"]
+PREDICTED = [
+    *product(BOTH, [("tiny-gpt-oss", ["all_experts"], 200)]),
+    *product(BOTH, [(name, [], 512) for name in ("tiny-yi", MLA, MAMBA, FALCON)]),
+    # An image's token is looked for; a mask for the window.
+    *product(["float32"], [(tiny.fields(name), [], 512) for name in ("gemma4", "mistral")]),
+    # Positions are counted; the part that decodes names no model by itself.
+    *product(["float32"], [(tiny.fields(name), [], 100) for name in ("opt", "emu3")]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "case"), PREDICTED)
+def test_shapes_predict_what_the_profiler_of_the_cpu_sees(dtype, case, tmp_path):
+    name, also, context = case
     if isinstance(name, dict):
         (tmp_path / "config.json").write_text(json.dumps(name))
         name = str(tmp_path)
@@ -411,7 +413,11 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, d
         row = paper_arm(loaded, context, kind=kind, predicted=predicted, call=calls[kind])
         v = row.values
         above = v["peak_bytes"] - v["baseline_bytes"]
-        assert v["predicted_bytes"] == predicted == pytest.approx(above, rel=0.1)
+        assert (
+            v["predicted_bytes"]
+            == predicted
+            == pytest.approx(above, rel=0.15 if context == 100 else 0.1)
+        )
         assert "predicted_bytes" not in row.missing
         assert v["weight_bytes"] == loaded.card.weight_bytes and row.warnings == ()
 
@@ -421,6 +427,8 @@ def test_shapes_predict_what_the_profiler_of_the_cpu_sees(name, also, context, d
     [
         *product(["gpt_oss", "llama", "bamba", "minimax"], ["hf-eager", "hf-static", "graph"]),
         ("qwen4_exp_text", "hf-eager"),
+        ("qwen4_exp_text", "hf-static"),  # beside the static layers, positions of every token
+        ("recurrent_gemma", "hf-eager"),  # the net holds the states
     ],
 )
 def test_the_cache_of_every_stack_is_the_cards(model_type, stack, tmp_path):
@@ -437,10 +445,11 @@ def test_the_cache_of_every_stack_is_the_cards(model_type, stack, tmp_path):
         assert (model_type, stack) in refused
         return
     paper, generated = rows[2:]
-    for row in (paper, generated):
+    for row in (generated,) if paper.error else (paper, generated):
         assert row.values["kv_tensor_bytes"] == row.values["kv_card_bytes"] > 0
         assert row.warnings == ()
-    assert paper.key["cache"] == "dynamic"
+    assert paper.error or paper.key["cache"] == "dynamic"
+    assert bool(paper.error) == (model_type == "recurrent_gemma")  # it runs in generate() alone
     assert generated.key["cache"] == STACKS[stack].cache
 
 
