@@ -52,6 +52,7 @@ CARD = {
 }
 WHOLE = tuple(CARD)  # what a card with a cache has; the rest came later
 CARD |= {"empty_experts": (int,), "kv_reason": (str,), "kv_blocks": (list,)}
+CARD["attention_layers"] = (list,)
 PAIRS = ([int, int], [int, NoneType])  # of a layer: elements of a token, and its window in tokens
 ARM = ("model", "weights", "dtype", "stack", "experts", "batch", "context", "new_tokens")
 NOT_CALLS = ("environment", "card", "ceilings", "trace", "instrument", "engine")
@@ -128,9 +129,10 @@ def fault_of(row: Record) -> str:
             return f"the card lacks {absent[0]}"
         if odd := [n for n in ("total_params", "weight_bytes") if row.values[n] < 1]:
             return f"{odd[0]} is {row.values[odd[0]]}, and a model has some"
-        for layer in row.values["kv_layers"] or ():
-            if not (isinstance(layer, list) and [*map(type, layer)] in PAIRS):
-                return f"kv_layers holds {layer!r:.80}"
+        for name in ("kv_layers", "attention_layers"):
+            for layer in row.values.get(name) or ():
+                if not (isinstance(layer, list) and [*map(type, layer)] in PAIRS):
+                    return f"{name} holds {layer!r:.80}"
     columns = row.kind.startswith("serving")  # of facts of requests, which may be missing
     for name, values in row.samples.items():
         nested = values if NESTED.fullmatch(name) else [values]
