@@ -52,7 +52,7 @@ CARD = {
 }
 WHOLE = tuple(CARD)  # what a card with a cache has; the rest came later
 CARD |= {"empty_experts": (int,), "kv_reason": (str,), "kv_blocks": (list,)}
-CARD["attention_layers"] = (list,)
+CARD["attention_layers"] = (list, NoneType)
 PAIRS = ([int, int], [int, NoneType])  # of a layer: elements of a token, and its window in tokens
 ARM = ("model", "weights", "dtype", "stack", "experts", "batch", "context", "new_tokens")
 NOT_CALLS = ("environment", "card", "ceilings", "trace", "instrument", "engine")
@@ -61,7 +61,7 @@ NESTED = re.compile(r"token_s|board_.*")  # of each call a list
 UNITS = re.compile(
     r".*_(s|bytes|j|w|params|params_realised|hz|tokens)"
 )  # what is called so is a number
-# Or these numbers: of each board (board_used_bytes), of each call, of each part.
+# Or these numbers: of each board (board_used_bytes, idle_board_w), of each call, of each part.
 SEVERAL: dict[str, type] = {"call_start_s": list, "parameter_bytes": dict}
 BOARD = "board_"
 # Rows that differ in one of these answer different questions; a ratio would mix causes.
@@ -108,7 +108,7 @@ def fault_of(row: Record) -> str:
     typed = [(row.key, of_key), (row.missing, dict.fromkeys(row.missing, (str,)))]
     typed += [(row.values, {"environment": ENVIRONMENT, "card": CARD}.get(row.kind, {}))]
     numbers = {
-        name: (list if name.startswith(BOARD) else SEVERAL.get(name, float), int, float, NoneType)
+        name: (list if BOARD in name else SEVERAL.get(name, float), int, float, NoneType)
         for name in row.values
         if UNITS.fullmatch(name)
     }

@@ -12,14 +12,14 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from lib.files import cache_dir, file_sha, write_text
+from lib.files import ParamsError, cache_dir, file_sha, write_text
 from lib.records.store import sha
 
 NAME = "pages.txt"  # in the cache: a hash a line, the newest last
 HEAD = 4096  # characters of a page that hold what it was made from
 MOST = 4_000_000  # bytes of it; beyond, the older half goes
 OWN: set[str] = set()  # what this process wrote, also where nothing can be kept
-NOWHERE = (OSError, RuntimeError)  # no cache: then pages are made again, which only takes longer
+NOWHERE = (OSError, ParamsError)  # no cache: then pages are made again, which only takes longer
 
 
 def write(path: Path, text: str, beside: Iterable[Path] = ()) -> None:

@@ -132,7 +132,7 @@ def test_a_page_is_known_to_later_processes(tmp_path, monkeypatch):
     assert not pages.is_own(tmp_path / "a.html")
 
 
-def no_home() -> Path:
+def no_home(path: Path) -> Path:
     raise RuntimeError("no home")
 
 
@@ -142,7 +142,7 @@ def test_where_no_list_can_be_kept_pages_are_known_to_this_process(tmp_path, mon
     at_home(tmp_path / "file", monkeypatch)
     if fault == "nowhere":
         monkeypatch.delenv(files.CACHE_VARIABLE)
-        monkeypatch.setattr(Path, "home", no_home)
+        monkeypatch.setattr(Path, "expanduser", no_home)
     pages.write(tmp_path / "a.html", "page")
     assert pages.is_own(tmp_path / "a.html")
     monkeypatch.setattr(pages, "OWN", set())
