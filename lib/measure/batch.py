@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.measure import energy, experts, latency, vllm
+from lib.measure import energy, experts, latency, vllm, vllm_logits
 from lib.measure.session import track
 from lib.models import load
 from lib.records import record, store
@@ -68,7 +68,7 @@ def sweep(
                 if engine:
                     model.require_batch(batch)
                     ids = model.prompt(context, seed=seed, batch=batch)
-                    sampled.append(vllm.sampled(model, ids, GATE_STEPS))
+                    sampled.append(vllm_logits.sampled(model, ids, GATE_STEPS))
                 for row in _place(model, place, traced=traced, **arguments):
                     if row.error:
                         raise vllm.EngineError(row.error.partition(": ")[2])
@@ -97,7 +97,7 @@ def _of_engine(
     if model.ended:
         return
     yield model.start_row(env_id)
-    yield from vllm.batch_gates(model, sampled, env_id)
+    yield from vllm_logits.batch_gates(model, sampled, env_id)
     if trace_stacks:
         batches = [len(one["ids"]) for one in sampled]
         yield from vllm.traced(model, context=context, batches=batches, seed=seed, env_id=env_id)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lib import stats
 from lib.hardware import validity
 from lib.hardware.device import time_call
-from lib.measure import vllm
+from lib.measure import vllm, vllm_logits
 from lib.measure.session import begin_records, track
 from lib.models import experts, formats
 from lib.models.card import computed, require_context
@@ -65,7 +65,7 @@ def sweep(
     env_id = rows[0].env_id
     counts = {1: ttft_repeats, **dict.fromkeys(new_tokens, slope_repeats), new_tokens[0]: repeats}
     engine = STACKS[stack].apart
-    for row in vllm.gates(model, env_id) if engine else ():
+    for row in vllm_logits.gates(model, env_id) if engine else ():
         rows.append(store.append(records_path, row))
     for context in () if engine or stack == logits_check.REFERENCE else contexts:
         row = logits_check.row(model, stack=stack, context=context, seed=seed, env_id=env_id)
@@ -126,7 +126,7 @@ def sweep(
         rows.append(store.append(records_path, row))
     if engine:
         rows.append(store.append(records_path, model.start_row(env_id)))
-    for row in vllm.late_gates(model, contexts, seed, env_id) if engine else ():
+    for row in vllm_logits.late_gates(model, contexts, seed, env_id) if engine else ():
         rows.append(store.append(records_path, row))
     return rows
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from lib.files import ROOT
-from lib.measure import batch, latency, session, vllm, vllm_gate
+from lib.measure import batch, latency, session, vllm_gate, vllm_logits
 from lib.models import draws, origin
 from lib.models.card import ModelError
 from lib.records import store
@@ -199,7 +199,7 @@ def test_other_logits_in_fp8_are_found_some_layers_at_once(
 
 
 def rows_of_gates(engine):
-    return list(vllm.gates(engine, "e"))
+    return list(vllm_logits.gates(engine, "e"))
 
 
 @pytest.mark.parametrize("turn", [0, 1])

@@ -20,7 +20,7 @@ import torch
 
 from lib.files import ROOT
 from lib.measure import vllm as rows
-from lib.measure import vllm_gate
+from lib.measure import vllm_gate, vllm_logits
 from lib.models import draws
 from lib.models import experts as models_experts
 from lib.models.card import ModelError
@@ -568,16 +568,16 @@ def test_of_a_net_that_no_gpu_holds_the_first_layers_are_compared(
     if count > 1:
         env = {"gpu": "2 x", "gpu_total_bytes": count * gb * 10**9, "devices": count}
         env["boards"] = [one] * count
-    held, why = rows.layers_that_fit(find(name), weights, env)
+    held, why = vllm_logits.layers_that_fit(find(name), weights, env)
     assert held == layers and bool(why) == bool(text) and re.search(text, why)
 
 
 def test_what_is_not_compared_has_a_gate_that_says_so(engine, monkeypatch):
     monkeypatch.setattr(vllm_gate, "computed", lambda *a: pytest.fail("our net was computed"))
     engine.unchecked = "its logits are not checked: too large"
-    (gate,) = rows.gates(engine, "e")
+    (gate,) = vllm_logits.gates(engine, "e")
     batches = [{"ids": IDS, "sampled": {"tokens": [[1], [2]]}}]
-    (of_batch,) = rows.batch_gates(engine, batches, "e")
+    (of_batch,) = vllm_logits.batch_gates(engine, batches, "e")
     assert gate.error == of_batch.error == engine.unchecked and not gate.samples
     assert (of_batch.key["batch"], of_batch.key["context"]) == (2, 3)
 
@@ -683,12 +683,12 @@ AGAIN = logits([1.0, 2.0, 2.015], [2.0, 1.015, 2.0])  # half a percent off
 
 
 def seen(found, how=""):
-    return rows.look(found, EXPECTED, AGAIN, dtype="bfloat16", layers=4, how=how)
+    return vllm_logits.look(found, EXPECTED, AGAIN, dtype="bfloat16", layers=4, how=how)
 
 
 def test_the_gate_passes_rounding_and_tells_both_looks():
     near, free = (seen(logits([1.0, 2.0, 2 + x], [2.0, 1 + x, 2.0])) for x in (0.03, 0.06))
-    row = rows.gate_row(
+    row = vllm_logits.gate_row(
         {"stack": "vllm"}, [near], free=free, pinned_experts=4, values={"a": 1}, env_id="e"
     )
     assert row.kind == "gate" and row.key == {"stack": "vllm", "new_tokens": 2}
@@ -710,22 +710,22 @@ def test_the_gate_stops_other_work_in_any_look(wrong):
         looks[wrong] = seen(logits([2.0, 2.0, 1.0], [1.0, 2.0, 2.0]))
     allowed = "3.12%" if wrong < 2 else "70.71%"
     with pytest.raises(logits_check.GateError, match=f"where rounding explains {allowed}"):
-        rows.gate_row({}, looks, free=free, pinned_experts=4, values={}, env_id="e")
+        vllm_logits.gate_row({}, looks, free=free, pinned_experts=4, values={}, env_id="e")
     with pytest.raises(logits_check.GateError, match="nan%"):
-        rows.gate_row({}, [seen(EXPECTED * float("nan"))], values={}, env_id="e")
+        vllm_logits.gate_row({}, [seen(EXPECTED * float("nan"))], values={}, env_id="e")
 
 
 def test_what_rounding_turns_in_routers_that_choose_freely_stops_nothing():
     """A floor of half a percent, and logits 38 % off: one choice that turned."""
     near, turned = seen(EXPECTED), seen(logits([1.0, 2.0, 3.14], [2.0, 2.14, 2.0]), ", freely")
     assert turned.mean == pytest.approx(0.38, rel=1e-2) and turned.floor < 0.01
-    row = rows.gate_row({}, [near], free=turned, pinned_experts=4, values={}, env_id="e")
+    row = vllm_logits.gate_row({}, [near], free=turned, pinned_experts=4, values={}, env_id="e")
     assert row.values["free_mean_error"] == turned.mean
 
 
 def test_the_row_of_several_rounds_tells_the_one_that_is_furthest_off():
     near, further = (seen(logits([1.0, 2.0, 2 + x], [2.0, 1 + x, 2.0])) for x in (0.03, 0.06))
-    row = rows.gate_row({}, [near, further, near], pinned_experts=4, values={}, env_id="e")
+    row = vllm_logits.gate_row({}, [near, further, near], pinned_experts=4, values={}, env_id="e")
     assert row.values["mean_error"] == pytest.approx(0.02, rel=1e-3)
     assert row.values["pinned_rounds"] == 3 and len(row.samples["relative_error"]) == 6
 

@@ -11,7 +11,7 @@ import os
 import pytest
 
 from lib.hardware.apart import open_apart
-from lib.measure import vllm
+from lib.measure import vllm, vllm_logits
 from lib.models import origin
 from lib.stacks.vllm_settings import require_installed
 
@@ -56,20 +56,23 @@ def engine(request, tmp_path, monkeypatch):
 )
 def test_an_engine_computes_what_our_net_does(engine):
     """Alone and in a batch, whole and sharded; and a batch has the same steps at every call."""
-    assert [row.error for row in vllm.gates(engine, None)] == [None]
+    assert [row.error for row in vllm_logits.gates(engine, None)] == [None]
     ids = engine.prompt(64, seed=3, batch=16)  # 1,024 tokens, 256 a step
     calls = [engine.generate(ids, 8).scheduler for _ in range(4)]
     assert len({call["steps"] for call in calls}) == 1 and calls[0]["steps"] > 8
     assert {call["running"] for call in calls} == {16}
     assert vllm.measured(engine, ids, new_tokens=4, repeats=2, env_id=None).error is None
-    batch = vllm.sampled(engine, ids, 4)
-    assert [row.error for row in vllm.batch_gates(engine, [batch], None)] == [None]
+    batch = vllm_logits.sampled(engine, ids, 4)
+    assert [row.error for row in vllm_logits.batch_gates(engine, [batch], None)] == [None]
 
 
 @pytest.mark.parametrize("engine", [("tiny-gpt-oss", "mxfp4", 2)], indirect=True, ids=["sharded"])
 def test_an_engine_with_the_first_layers_computes_what_our_net_with_the_same_does(engine):
     engine.first_layers, engine.known["layers"] = 2, 2
     ids = engine.prompt(64, seed=3, batch=2)
-    batch = vllm.sampled(engine, ids, 4)
-    rows = [*vllm.batch_gates(engine, [batch], None), *vllm.late_gates(engine, [32], 3, None)]
+    batch = vllm_logits.sampled(engine, ids, 4)
+    rows = [
+        *vllm_logits.batch_gates(engine, [batch], None),
+        *vllm_logits.late_gates(engine, [32], 3, None),
+    ]
     assert [(row.error, row.key["batch"]) for row in rows] == [(None, 2), (None, 1)]
