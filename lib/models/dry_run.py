@@ -10,6 +10,7 @@ one that `generate()` of the library makes, filled by the net's own code, whatev
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import warnings
 from collections.abc import Iterator
@@ -169,6 +170,17 @@ def building() -> Iterator[None]:
     """Inside the block a net is built of shapes: parameters on meta, whole numbers real."""
     with silently(), torch.device("meta"), _Literals(), Shapes(small=0):
         yield
+
+
+def twin_of(net: torch.nn.Module) -> torch.nn.Module:
+    """A net of the same class and dtype whose parameters have a shape and no memory."""
+    config = copy.deepcopy(net.config)
+    for name in ("quantization_config", "compression_config"):
+        if hasattr(config, name):
+            delattr(config, name)
+    with building():
+        twin = type(net)._from_config(config, dtype=net.dtype)
+    return twin.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ cannot wait for; what passes arguments that a stack does not take fails there as
 
 from __future__ import annotations
 
-import copy
 import traceback
 import weakref
 from collections.abc import Callable
@@ -92,15 +91,10 @@ def _reason(net: Any, rehearse: Callable[[Any], None]) -> str:
 
 def twin(net: Any) -> Any:
     """The same net of shapes, on the meta device."""
-    config = copy.deepcopy(net.config)
-    for name in ("quantization_config", "compression_config"):
-        if hasattr(config, name):
-            delattr(config, name)
-    with dry_run.building():
-        shapes = type(net)._from_config(config, dtype=net.dtype)
+    shapes = dry_run.twin_of(net)
     if experts.in_use(shapes) == "grouped_mm":  # the same shapes, for every dtype
         experts.use(shapes, "batched_mm")
-    return shapes.eval().requires_grad_(False)
+    return shapes
 
 
 def _line(error: BaseException) -> str:

@@ -80,16 +80,6 @@ class _Kernels(TorchFunctionMode):
         return out.transpose(1, 2)
 
 
-def on_meta(net: Any) -> Any:
-    """A model of the same architecture and dtype whose parameters have a shape and no memory."""
-    config = copy.deepcopy(net.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with dry_run.building():
-        twin = type(net)._from_config(config, dtype=net.dtype)
-    return twin.eval().requires_grad_(False)
-
-
 def workspace_of(name: str | Origin) -> Callable[[str, int], int | str]:
     """What a prefill of one sequence of a model holds at its peak beside the cache.
 
@@ -123,8 +113,8 @@ def prefill_bytes(
 ) -> int:
     """Peak of one forward over `context` tokens, with the logits of all positions or the last.
 
-    `twin` comes from `on_meta`; `implementation` names that of its experts; `on_cpu` foretells it
-    for a CPU and not for a GPU.
+    `twin` comes from `dry_run.twin_of`; `implementation` names that of its experts; `on_cpu`
+    foretells it for a CPU and not for a GPU.
     """
     options = {} if all_logits else {"logits_to_keep": 1}
     _use(twin, implementation)

@@ -23,7 +23,7 @@ from lib.measure.memory.bytes_alive import (
     weight_bytes,
 )
 from lib.measure.session import begin_records, track
-from lib.models import experts
+from lib.models import dry_run, experts
 from lib.models.count import reason_of
 from lib.models.fetch import NOT_OURS
 from lib.models.prompts import prompt_ids
@@ -130,7 +130,7 @@ def predict(
     allocated (`forecast`): the prefill, and the last decode step beside the logits held.
     """
     try:
-        twin = forecast.on_meta(model.net)
+        twin = dry_run.twin_of(model.net)
     except Exception as error:  # whatever building an architecture raises
         twin = error
     decoding = registry.experts_in_decode(model.net, STEPPED)

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig
 
 from lib.hardware.live_tensors import Live
 from lib.measure.memory import forecast
-from lib.models import experts
+from lib.models import dry_run, experts
 from lib.models.origin import config_of, find
 
 MIB = 2**20
@@ -73,7 +73,7 @@ def llama(**changes):
 def twin_of(config):
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    return forecast.on_meta(net)
+    return dry_run.twin_of(net)
 
 
 def test_a_wide_feed_forward_peaks_in_the_last_layer():
@@ -160,6 +160,6 @@ def test_the_papers_peaks_follow_from_the_shapes_of_all_experts(context, publish
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config_of(find("gpt-oss-20b")), dtype=torch.bfloat16)
     peak = forecast.prefill_bytes(
-        forecast.on_meta(net), context, all_logits=True, implementation="all_experts"
+        dry_run.twin_of(net), context, all_logits=True, implementation="all_experts"
     )
     assert peak / MIB == pytest.approx(published_mib, rel=0.005)
