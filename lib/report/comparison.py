@@ -22,7 +22,7 @@ from lib.show.wording import interval, short
 
 HARDWARE = ("gpu", "gpu_total_bytes", "power_limit_w", "sm_clock_max_hz", "memory_clock_max_hz")
 HOST = ("cpu", "cpu_count", "host_score_per_s", "launch_s")
-OF_ONE_RUN = ("gpu_uuid", "device")
+OF_ONE_RUN = ("gpu_uuid", "device", "visit")
 HOST_LIMIT = 0.1  # a host faster by more than this share changes every number that it limits
 
 
@@ -86,11 +86,8 @@ def refused_table(refused: Sequence[Refused]) -> Table:
     return Table("refused", "Not compared", tuple(Column(n, numeric=False) for n in names), rows)
 
 
-def findings(
-    pairs: Sequence[Pair], refused: Sequence[Refused], whys: Sequence[Cause]
-) -> list[tuple[str, str]]:
-    """For each quantity how many arms are higher, lower or not told apart, the ratios, and what
-    they are put down to."""
+def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[str, str]]:
+    """For each quantity how many arms are higher, lower or not told apart, and the ratios."""
     sentences = []
     for metric in COMPARED:
         mine = [pair for pair in pairs if pair.metric is metric]
@@ -111,8 +108,7 @@ def findings(
             span = " ".join(filter(None, (f"B / A {short(one.value)}", interval(one))))
         arms = f"{len(mine)} arm" + ("s" if len(mine) > 1 else "")
         text = f"{arms} compared: {', '.join(counts)}; {span}."
-        own = [(p, w) for p, w in zip(pairs, whys, strict=True) if p.metric is metric]
-        sentences.append((metric.title, " ".join((text, *_put_down(own)))))
+        sentences.append((metric.title, text))
     if refused:
         text = f"{len(refused)} arms or quantities, each with its reason."
         sentences.append(("Not compared", text))
@@ -121,19 +117,33 @@ def findings(
     return sentences
 
 
-def _put_down(pairs: Sequence[tuple[Pair, Cause]]) -> list[str]:
-    """A sentence for each cause: how many arms, their median ratio, and that of the cause."""
-    groups: dict[str, list[tuple[Pair, Cause]]] = {}
-    for pair, why in pairs:
-        if why.text not in (NOT_OF_CARD, UNTOLD):
-            groups.setdefault(why.text, []).append((pair, why))
-    lines = []
-    for name, members in groups.items():
-        seen = statistics.median(pair.ratio.value for pair, _ in members)
-        stated = [why.expected.value for _, why in members if why.expected.value is not None]
-        own = f", {short(statistics.median(stated))} by itself" if stated else ""
-        lines.append(f"{name.capitalize()}: {len(members)}, B / A {short(seen)}{own}.")
-    return lines
+def by_cause(pairs: Sequence[Pair], whys: Sequence[Cause]) -> Table:
+    """What the ratios of each quantity, model and stack are put down to: a line for each cause with
+    its arms, their median B / A, the lowest and the highest, and the median of the cause alone."""
+    groups: dict[tuple[str, ...], list[tuple[float, Cause]]] = {}
+    several = sorted(zip(pairs, whys, strict=True), key=lambda one: COMPARED.index(one[0].metric))
+    for pair, why in several:
+        if why.text not in (NOT_OF_CARD, UNTOLD) and pair.ratio.value is not None:
+            names = (str(pair.key.get(field) or "–") for field in ("model", "stack"))
+            groups.setdefault((pair.metric.title, *names, why.text), []).append(
+                (pair.ratio.value, why)
+            )
+    rows = []
+    for names, members in groups.items():
+        ratios = [ratio for ratio, _ in members]
+        alone = [why.expected.value for _, why in members if why.expected.value is not None]
+        middles = (statistics.median(ratios), statistics.median(alone) if alone else None)
+        rows.append((*names, len(members), *middles, min(ratios), max(ratios)))
+    columns = (
+        *(Column(name, numeric=False) for name in ("quantity", "model", "stack", "cause")),
+        Column("arms"), Column("B / A"), Column("of the cause"), Column("lowest"),
+        Column("highest"),
+    )  # fmt: skip
+    note = (
+        "B / A is the median of the arms; that of the cause is what the datasheets or the hosts' "
+    )
+    note += "speeds give by themselves"
+    return Table("causes", "What the ratios are put down to", columns, tuple(rows), (note,))
 
 
 def facts(side: Side) -> dict[str, list[Any]]:
@@ -197,9 +207,10 @@ def cautions(a: Side, b: Side) -> list[str]:
     causes = [name for name, members in groups.items() if members]
     sentences = []
     if len(causes) > 1:
+        names = f"{', '.join(causes[:-1])} and {causes[-1]}"
         sentences.append(
-            f"{', '.join(causes[:-1]).capitalize()} and {causes[-1]} differ: a ratio "
-            "does not tell which of them it is due to."
+            f"{names[0].upper()}{names[1:]} differ: a ratio alone does not tell which of them it "
+            "is due to."
         )
     scores = [[v for v in side.get("host_score_per_s", []) if v] for side in (ours, theirs)]
     if all(scores):
@@ -209,6 +220,12 @@ def cautions(a: Side, b: Side) -> list[str]:
                 f"One thread of B's host is {times:.2f} times as fast as one of A's; what "
                 "the host limits follows it, whatever the GPU."
             )
+    beside = [name for name, side in (("A", ours), ("B", theirs)) if side.get("neighbours")]
+    if len(beside) == 1:
+        sentences.append(
+            f"{beside[0]} was measured while other GPUs of its host had jobs of their own: what "
+            "the host limits can be slower by them."
+        )
     sentences.append(
         "An interval covers the repetitions of one run on each side. What changes from run "
         "to run on one machine is not in it: repeat both before a small ratio is believed."
@@ -262,8 +279,9 @@ def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, list[Pair]]:
         kicker="Deployment workbook · comparison",
         subtitle=f"A is {a.name} ({values_text(facts(a).get('gpu', []))}), "
         f"B is {b.name} ({values_text(facts(b).get('gpu', []))})",
-        findings=findings(pairs, refused, whys),
+        findings=findings(pairs, refused),
         cautions=cautions(a, b),
+        causes=by_cause(pairs, whys),
         places=places,
         grids=tables(pairs, whys),
         refused=refused_table(refused),

@@ -119,6 +119,9 @@ def _machine(env: dict[str, Any], run: dict[str, Any]) -> dict[str, str]:
         if env.get("host_score_per_s")
         else "",
         "launch": f"{env['launch_s'] * 1e6:.1f} µs a kernel" if env.get("launch_s") else "",
+        "neighbours": f"{env['neighbours']} other GPU(s) of the host had jobs of their own"
+        if env.get("neighbours")
+        else "",
         "Python": (run.get("env") or {}).get("python") or "",
         "lock": ((run.get("env") or {}).get("lock_sha") or "")[:12],
     }
@@ -149,6 +152,7 @@ def _place(where: dict[str, str], values: dict[str, set]) -> dict[str, str]:
     facts |= {"software": software, "host CPU": where.get("host CPU")}
     facts |= {n: _range(values[n]) for n in ("host speed", "launch") if values.get(n)}
     facts |= {
+        "neighbours": texts.get("neighbours"),
         "Python": texts.get("Python"),
         "dates": texts.get("dates"),
         "commit": where.get("commit"),

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
+from lib import stats
 from lib.__main__ import main
-from lib.analysis import result_sets
-from lib.analysis.result_sets import Side
+from lib.analysis import result_sets, waits
+from lib.analysis.result_sets import Pair, Side
+from lib.analysis.waits import Cause
 from lib.files import ROOT
 from lib.records.record import Record, environment_record
 from lib.report import comparison
@@ -167,10 +169,37 @@ def test_environments_tell_what_differs_and_warn():
     }
     assert "power limit w 700.0" in table.notes[0] and "torch 2.11.0" in table.notes[0]
     text = " ".join(comparison.cautions(a, b))
-    assert "Hardware and software differ: a ratio does not tell which" in text
+    assert "Hardware and software differ: a ratio alone does not tell which" in text
     assert "B's host is 1.50 times as fast" in text
     same = " ".join(comparison.cautions(a, Side("again", a.rows)))
     assert "differ" not in same and "times as fast" not in same and "run to run" in same
+
+
+def test_jobs_beside_one_set_alone_are_told():
+    a, _ = sides([], [])
+    beside = environment_record(sample.GPU | {"neighbours": 1})
+    b = Side("b", (beside,))
+    lead = "B was measured while other GPUs of its host had jobs of their own"
+    assert lead in " ".join(comparison.cautions(a, b))
+    assert "jobs of their own" not in " ".join(comparison.cautions(b, b))
+
+
+def test_what_ratios_are_put_down_to_is_a_line_for_each_cause():
+    """Arms of one stack: 1.2 and 1.4 by bandwidth, whose own ratio is 1.5; 1.1 by the host."""
+    decode = next(m for m in comparison.COMPARED if m.name == "decode")
+    ratios, own = (1.2, 1.4, 1.1), stats.exact(1.5)
+    pairs = [
+        Pair(decode, "latency", {"model": "m", "stack": "graph", "context": n}, one, one, one)
+        for n, one in enumerate(map(stats.exact, ratios))
+    ]
+    none = Cause("host", stats.missing("not told"))
+    table = comparison.by_cause(pairs, [Cause("bandwidth", own), Cause("bandwidth", own), none])
+    assert table.rows == (
+        ("decode throughput", "m", "graph", "bandwidth", 2, pytest.approx(1.3), 1.5, 1.2, 1.4),
+        ("decode throughput", "m", "graph", "host", 1, 1.1, None, 1.1, 1.1),
+    )
+    other = Cause(waits.NOT_OF_CARD, own)
+    assert comparison.by_cause(pairs, [other] * 3).rows == ()
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,17 @@ def job(tmp_path):
     return Job("m/random-graph/latency", tmp_path, run, rows)
 
 
+def test_jobs_on_other_gpus_of_the_host_are_told(job):
+    def facts(**values):
+        env = Record("environment", values={"gpu": "H", **values}, env_id="e")
+        table = provenance.provenance([dataclasses.replace(job, records=(env,))])
+        return {line["fact"]: line["value"] for line in table.lines()}
+
+    told = facts(neighbours=3)["neighbours"]
+    assert told == "3 other GPU(s) of the host had jobs of their own"
+    assert "neighbours" not in facts()
+
+
 def test_the_parts_of_a_job_add_up_to_it(job):
     seconds = provenance.parts(job)
     assert seconds == pytest.approx(
