@@ -49,7 +49,7 @@ def cell(batch, metric=score.DECODE, value=None, low=None, high=None, **changes)
 
 def lines(cells, records, **more):
     registered = {"cells": cells}
-    return score.score(registered, score.measured(records), **({"at": AT} | more))
+    return score.score(registered, score.measured(records), **({"at": AT, "learned": "L"} | more))
 
 
 HIT, MISS = cell(1, value=110.0, low=90.0, high=130.0), cell(2, value=240.0, low=200.0, high=250.0)
@@ -240,6 +240,24 @@ def test_where_it_was_wrong_comes_with_the_largest_error_first():
     first, second = score.not_known(lines([HIT, far], rows(MEASURED)))
     assert (first["beyond"], first["median_signed_error"], first["covered"]) == (True, 0.5, 0)
     assert (second["beyond"], second["median_error"]) == (False, 0.1)
+
+
+def test_what_a_card_gained_is_told_beside_what_it_was_said_to_gain():
+    """Decode 110 and 240 were said, 100 and 160 came; the card learned from has 80 and 100."""
+    learned = environment_record({"gpu": "L", "date": "2026-11-26"})
+    both = [*rows(MEASURED), *rows({1: 80.0, 2: 100.0}, env=learned)]
+    told = lines([HIT, MISS], both)
+    assert [line["learned"] for line in told] == [80.0, 100.0]
+    (group,) = score.gains(told)
+    assert (group["gpu"], group["bound"], group["cells"]) == ("G", "bandwidth", 2)
+    assert group["predicted"] == pytest.approx((110 / 80 + 240 / 100) / 2, abs=0.005)
+    assert group["measured"] == pytest.approx((100 / 80 + 160 / 100) / 2, abs=0.005)
+    (line,) = scored.gain_table(told).lines()
+    assert line["quantity"] == "decode (tok/s)" and line["stack"] == "graph"
+    assert score.gains(lines([HIT, MISS], rows(MEASURED))) == []
+    later = environment_record({"gpu": "L", "date": "2026-11-28"})
+    own = lines([HIT | {"gpu": "L"}], rows({1: 80.0}, env=later))
+    assert own[0]["measured"] == 80.0 and score.gains(own) == []  # over itself a card gains nothing
 
 
 def test_what_was_said_to_hold_and_did_not():

@@ -164,15 +164,25 @@ def score(
     *,
     at: datetime,
     first: Sequence[Mapping[str, Any]] = (),
+    learned: str = "",
 ) -> list[dict[str, Any]]:
     """A line for each registered number, as JSON data: what was predicted, what was measured, the
     error (predicted / measured - 1) and whether the interval covers it.
 
-    `outside` says why a measured cell does not count; `missing` why it has no error. `at` is the
-    instant of the registration, `first` are places that were measured before without a row.
+    `outside` says why a measured cell does not count; `missing` why it has no error; `learned` is
+    what the card that the model learned from, named so, does at the place of a cell of another
+    card. `at` is the instant of the registration, `first` are places that were measured before
+    without a row.
     """
-    cells = registered["cells"]
-    return [_line(cell, arms.get(tuple(cell[n] for n in PLACE)), at, first) for cell in cells]
+    lines = []
+    for cell in registered["cells"]:
+        place = tuple(cell[name] for name in PLACE)
+        line = _line(cell, arms.get(place), at, first)
+        there = arms.get((learned, *place[1:])) if place[0] != learned else None
+        if there and counts(line) and (value := there.estimates[cell["metric"]].value):
+            line["learned"] = _digits(value, 5)
+        lines.append(line)
+    return lines
 
 
 def _line(
@@ -285,6 +295,7 @@ def summary(lines: Sequence[Mapping[str, Any]], registered: Mapping[str, Any]) -
             for names in (APART, ("set",), ("stack",), ("metric",))
         },
         "not_known": not_known(lines),
+        "gains": gains(lines),
         "measured_first": sum("outside" in line for line in lines),
         "not_measured": sum(line["measured"] is None for line in lines),
         "memory": _memory(lines),
@@ -314,6 +325,26 @@ def not_known(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(groups, key=lambda one: -one["median_error"])
 
 
+def gains(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What cells of another card were said to be, over what was measured on the card that the model
+    learned from, and what they are: medians by metric, stack, model and what the cell waits for."""
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    names = ("gpu", "metric", "stack", "model", "bound")
+    for line in (one for one in lines if "learned" in one):
+        groups.setdefault(tuple(line[name] for name in names), []).append(line)
+    return [
+        {
+            **dict(zip(names, group, strict=True)),
+            "cells": len(mine),
+            **{
+                name: _digits(statistics.median(one[name] / one["learned"] for one in mine))
+                for name in ("predicted", "measured")
+            },
+        }
+        for group, mine in groups.items()
+    ]
+
+
 def _memory(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What was said to hold, and what did: cells of each pair."""
     places = {tuple(x[n] for n in PLACE): x for x in lines if x["held"] is not None}
@@ -329,13 +360,14 @@ def _memory(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Question:
-    """How a registered file is scored: its path, when it was registered and by which commit, and
-    the places that were measured first without a row."""
+    """How a registered file is scored: its path, when it was registered and by which commit, the
+    places that were measured first without a row, and the card that the model learned from."""
 
     file: Path
     at: datetime
     commit: str
     first: tuple[Mapping[str, Any], ...]
+    learned: str
 
 
 def question(root: Path = ROOT) -> Question:
@@ -350,7 +382,8 @@ def question(root: Path = ROOT) -> Question:
         if odd := sorted(place.keys() - {*PLACE, "reason"}):
             raise ParamsError(f"measured_first of {file.stem} has {odd[0]!r}; known: {PLACE}")
     at = datetime.fromisoformat(data["registered"])
-    return Question(file, at, data["commit"], tuple(data["measured_first"]))
+    learned = read_yaml(root / registry.QUESTIONS / f"{file.stem}.yaml")["gpu"]
+    return Question(file, at, data["commit"], tuple(data["measured_first"]), learned)
 
 
 def lines_of(rows: Sequence[Record], entries: Iterable[jobs.Job] = ()) -> list[dict[str, Any]]:
@@ -370,7 +403,8 @@ def _starts(entries: Iterable[jobs.Job]) -> dict[str, str]:
 
 def _lines(arms: Mapping[Place, Arm]) -> list[dict[str, Any]]:
     asked = question()
-    return score(registry.sealed(asked.file), arms, at=asked.at, first=asked.first)
+    data = registry.sealed(asked.file)
+    return score(data, arms, at=asked.at, first=asked.first, learned=asked.learned)
 
 
 def together(sets: Iterable[Mapping[Place, Arm]]) -> dict[Place, Arm]:
