@@ -371,11 +371,13 @@ def check_fit(args: argparse.Namespace) -> int:
 def make_plan(args: argparse.Namespace) -> int:
     """Print which options serve so many users, and what stops the others; a GPU is predicted."""
     from lib.analysis import choice, planner
-    from lib.analysis.capacity import predicted
+    from lib.analysis.capacity import predicted, score
     from lib.analysis.rows import load
     from lib.hardware.datasheets import datasheet
 
-    options = choice.options(load(require_results(resolve(args.source))))
+    every = score.released() if args.gpu else [resolve(RELEASED)]
+    sources = [require_results(resolve(args.source))] if args.source else every
+    options = [option for source in sources for option in choice.options(load(source))]
     gpu = predicted.card_named(args.gpu, (o.gpu for o in options)) if args.gpu else ""
     board = next((o.gpu_bytes for o in options if gpu and o.gpu == gpu and o.gpu_bytes), None)
     gpu_gb = args.gpu_gb or (board or datasheet(gpu).memory_bytes or 0) / 1e9
@@ -529,7 +531,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="the same as JSON, in bytes")
 
     one = verb("plan", make_plan)
-    one.add_argument("source", nargs="?", default=RELEASED, help="a folder of results")
+    one.add_argument("source", nargs="?", help=f"default: {RELEASED}; with --gpu all released")
     one.add_argument("--gpu", default="", help="a card of params/gpus.yaml: H200, L4 ...")
     one.add_argument("--gpu-gb", type=options.gigabytes, help="of the card; default: that of --gpu")
     one.add_argument("--context", type=options.TOKENS, default=2048)

@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 
 from lib import stats
-from lib.__main__ import main
-from lib.analysis import choice, fit, planner
+from lib.__main__ import RELEASED, main
+from lib.analysis import choice, fit, planner, rows
+from lib.analysis.capacity import score
 from lib.analysis.choice import FAILS, MAY, MEETS, UNKNOWN, Ask, Cell, Option
 from lib.analysis.routers import LEAD
 from lib.analysis.rows import NO_GPU
-from lib.files import ParamsError
+from lib.files import ROOT, ParamsError
 from lib.records.record import Record
 from tests.analysis.batch.test_points import failed, line
 from tests.analysis.test_fit import CARD, GB, RESERVE
@@ -325,6 +326,18 @@ def test_the_command_prints_the_answer(tmp_path, capsys):
         main([*arguments, "--users", "0"])
     assert refused.value.code == 2
     assert main(["plan", str(tmp_path / "none"), "--gpu-gb", "80"]) == 2
+
+
+def test_a_named_card_is_answered_from_every_released_set(tmp_path, capsys, monkeypatch):
+    """Without a card, from the set of the H100 alone: rows of two cards are no one answer."""
+    folders = [sample.write_paper(tmp_path / name) for name in ("a", "b")]
+    read = []
+    monkeypatch.setattr(score, "released", lambda: folders)
+    monkeypatch.setattr(rows, "load", lambda folder: read.append(folder) or [])
+    assert main(["plan", "--gpu", "H200"]) == 0 and read == folders
+    assert main(["plan", "--gpu-gb", "80"]) == 0 and read[2:] == [ROOT / RELEASED]
+    assert main(["plan", str(folders[1]), "--gpu", "H200"]) == 0 and read[3:] == folders[1:]
+    capsys.readouterr()
 
 
 def test_a_card_that_was_measured_has_the_memory_of_its_board(tmp_path, capsys, monkeypatch):

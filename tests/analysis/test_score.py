@@ -287,6 +287,14 @@ def test_the_table_and_the_figure_hold_every_measured_cell():
     plt.close(ax.figure)
 
 
+def test_the_file_repeats_no_prediction_of_what_was_not_measured():
+    told = lines([HIT, cell(4, value=1.0, low=0.5, high=2.0)], rows({1: 100.0}))
+    one, two = json.loads(scored.text({"schema": 1, "cells": told}))["cells"]
+    assert one["predicted"] == 110.0 and one["measured"] == 100.0
+    assert two.keys() == {*score.PLACE, "metric", "measured", "missing"}
+    assert (two["batch"], two["missing"]) == (4, "not measured")
+
+
 def test_a_report_of_rows_that_were_predicted_shows_them(tmp_path):
     """Two batches of a registered H200 cell, one in its interval and one at twice its high end."""
     place = {"gpu": "NVIDIA H200", "model": "Qwen3-32B", "stack": "graph", "metric": score.DECODE}

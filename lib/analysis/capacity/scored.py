@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from lib import files, stats
 from lib.analysis.capacity import registry, score
+from lib.analysis.rows import Rows
 from lib.files import ROOT
 from lib.records import jobs, store
 from lib.records.kinds import STUDY_STACK, model_order
@@ -237,7 +238,8 @@ def sentence(lines: Sequence[Mapping[str, Any]]) -> str:
 def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -> Markup:
     """The report's section; empty where no registered cell was measured.
 
-    A released set shows what all released sets say together, as the page in Git has it.
+    Of a released set the sentence and the causes are those of all released sets together, as the
+    page in Git has them; cells are those of its own cards.
     """
     if registry.newest() is None:
         return Markup("")
@@ -247,7 +249,9 @@ def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -
         lines, note = data["cells"], f"{note}; rows of {_sets(data)}"
     else:
         lines = score.lines_of(rows, entries)
-    grid = error_table(lines)
+    gpus = {env.get("gpu") for env in Rows.of(rows).environments.values()}
+    own = [line for line in lines if line["gpu"] in gpus]
+    grid = error_table(own)
     if not grid.rows:
         return Markup("")
     worst = figures_table("predicted-wrong", WRONG, score.not_known(lines))
@@ -257,7 +261,7 @@ def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -
         [
             SECTION,
             Markup("<p>{}</p>").format(sentence(lines)),
-            figure.html(errors(lines), [], note=note),
+            figure.html(errors(own), [], note=note),
             *(folded.format(x.title, len(x.rows), x.html()) for x in folds),
             Markup("</section>\n"),
         ]
@@ -317,9 +321,16 @@ def _body(table: Table) -> str:
 
 
 def text(data: Mapping[str, Any]) -> str:
-    """The data as JSON, a cell a line."""
+    """The data as JSON, a cell a line; of one that was not measured its place and the reason, for
+    what was predicted there stands in the registered file."""
     head = json.dumps({k: v for k, v in data.items() if k != "cells"}, indent=1, ensure_ascii=False)
-    cells = ",\n".join(json.dumps(line, ensure_ascii=False) for line in data["cells"])
+    lines = [
+        {name: line[name] for name in (*score.PLACE, "metric", "measured", "missing")}
+        if line["measured"] is None
+        else line
+        for line in data["cells"]
+    ]
+    cells = ",\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     return f'{head[:-2]},\n "cells": [\n{cells}\n]}}\n'
 
 
