@@ -1,4 +1,5 @@
-"""Write the answer of the released set into README.md, between its two marks.
+"""Write the answer of the released set into README.md, and what came of the predictions, each
+between its two marks.
 
     python tools/readme.py [--check]
 
@@ -12,19 +13,37 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from lib.analysis.capacity import scored  # noqa: E402
 from lib.analysis.rows import load  # noqa: E402
 from lib.report import answer  # noqa: E402
 from lib.studies import study  # noqa: E402
 
 RELEASED = ROOT / "outputs/released/h100-sxm"
-BEGIN = "<!-- answer: written by tools/readme.py from outputs/released/h100-sxm -->\n"
-END = "<!-- /answer -->\n"
+SCORED = scored.path().relative_to(ROOT)
 
 
-def block() -> str:
+def answered() -> str:
     """The first screen of the released set as Markdown."""
     first = answer.answer(load(RELEASED), context=study.load().data["context"])
-    return first.markdown()
+    return f"{first.markdown()}\n"
+
+
+def predicted() -> str:
+    """How many of the registered predictions hold."""
+    return f"{scored.sentence(scored.read()['cells'])}\n"
+
+
+BLOCKS = {
+    "answer: written by tools/readme.py from outputs/released/h100-sxm": answered,
+    f"predicted: written by tools/readme.py from {SCORED}": predicted,
+}
+
+
+def with_block(text: str, mark: str, block: str) -> str:
+    """The text with a block in the place of what stands between the marks of this name."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark.partition(':')[0]} -->\n"
+    before, rest = text.split(begin)
+    return f"{before}{begin}{block}{end}{rest.split(end)[1]}"
 
 
 def main() -> int:
@@ -33,9 +52,9 @@ def main() -> int:
     arguments = parser.parse_args()
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    wanted = f"{before}{BEGIN}{block()}\n{END}{after}"
+    wanted = text
+    for mark, block in BLOCKS.items():
+        wanted = with_block(wanted, mark, block())
     if arguments.check:
         return int(text != wanted)
     path.write_text(wanted, encoding="utf-8")
