@@ -242,6 +242,21 @@ def test_where_it_was_wrong_comes_with_the_largest_error_first():
     assert (second["beyond"], second["median_error"]) == (False, 0.1)
 
 
+def test_a_first_token_of_several_stacks_is_one_prediction():
+    """Decoding holds and misses once; the first token of a captured stack misses a second time."""
+    token = dict.fromkeys(("measured", "predicted"), 1.0) | {"half_width": 0.1, "error": 0.2}
+    told = [
+        {"metric": metric, "stack": stack, "batch": 1, "covered": held, **token}
+        for metric, stack, held in (
+            (score.DECODE, "graph", True), (score.DECODE, "graph", False),
+            (score.TTFT, "hf-eager", False), (score.TTFT, "graph", False),
+        )
+    ]  # fmt: skip
+    assert score.figures(told)["cells"] == 4
+    assert "counted once, on hf-eager, 1 of 3 cells are covered (33%)" in scored._once(told)
+    assert scored._once([]) == ""
+
+
 def test_what_a_card_gained_is_told_beside_what_it_was_said_to_gain():
     """Decode 110 and 240 were said, 100 and 160 came; the card learned from has 80 and 100."""
     learned = environment_record({"gpu": "L", "date": "2026-11-26"})
