@@ -326,9 +326,10 @@ def _once(lines: Sequence[Mapping[str, Any]]) -> str:
     )
     if not one["cells"]:
         return ""
+    count = f"{one['covered']} of {one['cells']} cells are covered ({one['coverage']:.0%})"
     return (
         "A first token of one user is one prediction for all stacks of the library: counted once, "
-        f"on hf-eager, {one['covered']} of {one['cells']} cells are covered ({one['coverage']:.0%})."
+        f"on hf-eager, {count}."
     )
 
 
