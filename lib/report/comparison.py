@@ -252,10 +252,9 @@ def _by_change(pair: Pair) -> tuple[bool, float]:
 
 def _console_row(pair: Pair) -> tuple[str, ...]:
     ratio = pair.ratio
-    stack = str(pair.key.get("stack") or "")
     value = "–" if ratio.value is None else f"{short(ratio.value)} {interval(ratio)}".strip()
-    where = ", ".join(filter(None, (stack, arm_text(pair.key))))
-    return (value, pair.metric.title, str(pair.key.get("model") or "–"), where, pair.verdict)
+    model = str(pair.key.get("model") or "–")
+    return (value, pair.metric.title, model, arm_text(pair.key), pair.verdict)
 
 
 def write(source_a: Path, source_b: Path, out: Path) -> tuple[Path, list[Pair]]:

@@ -150,10 +150,11 @@ class GenerateStack:
         except Exception as error:  # whatever the code of an architecture raises
             if self._worked:
                 raise
+            other = "hf-eager, or " if self._static else ""
             raise StackError(
                 f"generate() of the installed transformers cannot run {self.net.config.model_type} "
-                f"as configured ({reason_of(error)}); use another configuration, model or version "
-                "of transformers"
+                f"as configured ({reason_of(error)}); use {other}another configuration, model or "
+                "version of transformers"
             ) from error
         self._worked = True
         return out
@@ -179,10 +180,12 @@ def rehearse_static(twin: Any) -> None:
     growing cache, often enough: some of them attend to what is still empty.
     """
     if not twin._supports_default_dynamic_cache():
-        raise StackError("it keeps a cache of its own, and the library has no static form of it")
+        raise StackError(
+            "it keeps a cache of its own, and the library has no static form of it; use hf-eager"
+        )
     stack = GenerateStack(twin, decoding="greedy", static=True, capacity=64)
     if stack._cache_name not in inspect.signature(twin.forward).parameters:
-        raise StackError("it takes no cache: every step reads the whole sequence once more")
+        raise StackError("it takes no cache: every step reads the whole sequence; use hf-eager")
     with dry_run.Shapes(small=64):  # the cache is larger, and so a shape
         stack(torch.full((1, 5), 5), 2)
     if not twin._can_compile_fullgraph:

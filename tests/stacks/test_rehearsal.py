@@ -148,8 +148,16 @@ def test_buffers_are_each_layers_own():
             "attention with capped logits is not fused here; use ",
         ),
         ("graph-compiled", "gemma3n_text", "4 layers keep keys and values in 2 places"),
-        ("hf-static", "rwkv", "keeps a cache of its own, and the library has no static form"),
-        ("hf-static", "openai-gpt", "takes no cache: every step reads the whole sequence"),
+        (
+            "hf-static",
+            "rwkv",
+            "keeps a cache of its own, and the library has no static form of it; use hf-eager",
+        ),
+        (
+            "hf-static",
+            "openai-gpt",
+            "takes no cache: every step reads the whole sequence; use hf-eager",
+        ),
         ("hf-static", "deepseek_v4", "KeyError, 'heavily_compressed_attention'"),
     ],
 )
