@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 SET = Path(__file__).parents[1] / "outputs" / "released" / "h100-sxm"
+GPU = "NVIDIA H100 80GB HBM3"  # visits of other cards lie beside it
 MIB = 2**20
 
 
@@ -49,14 +50,19 @@ def by_visit(job: str, sample: str, **key) -> dict[tuple, list[float]]:
     base, samples = row(job, "latency", **key), {}
     for path in [SET / job / "records.jsonl", *sorted((SET.parent / "visits").glob("**/*.jsonl"))]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        visits = {r["env_id"]: visit_of(r["values"]) for r in lines if r["kind"] == "environment"}
+        visits = {
+            r["env_id"]: visit_of(r["values"])
+            for r in lines
+            if r["kind"] == "environment" and r["values"].get("gpu") == GPU
+        }
         own: dict[tuple, list[float]] = {}
         for r in lines:
             cut_off = any(w["code"] == "cut_off" for w in r.get("warnings", ()))
             same = r["kind"] == "latency" and all(
                 r["key"].get(name) == base["key"].get(name) for name in base["key"]
             )
-            if same and not r["error"] and not cut_off and r["samples"].get(sample):
+            here = r["env_id"] in visits and not r["error"] and not cut_off
+            if same and here and r["samples"].get(sample):
                 own.setdefault(visits[r["env_id"]], []).extend(r["samples"][sample])
         samples = own | samples  # what the set holds of a visit counts
     return samples

@@ -8,7 +8,7 @@ from lib import stats
 from lib.__main__ import main
 from lib.analysis import choice, planner
 from lib.analysis.capacity import predicted, registry, score, scored
-from lib.files import ParamsError
+from lib.files import ROOT, ParamsError
 from lib.hardware.datasheets import datasheets
 from tests.analysis.test_choice import cell, option
 
@@ -200,7 +200,8 @@ def test_of_several_cards_the_measured_one_is_meant():
 
 
 def test_the_command_predicts_a_card_with_its_memory(capsys):
-    assert main(["plan", "--gpu", "H200", "--context", "512", "--users", "8"]) == 0
+    source = str(ROOT / "outputs/released/h100-sxm")
+    assert main(["plan", source, "--gpu", "H200", "--context", "512", "--users", "8"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     line = next(
         x for x in CELLS

@@ -167,5 +167,7 @@ def test_the_comparison_says_the_cause_beside_each_ratio():
     assert [c.title for c in table.columns][-2:] == ["cause", "B / A of the cause"]
     (row,) = table.rows
     assert row[-2] == "bandwidth" and row[-1].value == pytest.approx(RATIO)
-    text = dict(comparison.findings(pairs, refused, whys))["decode throughput"]
-    assert "Bandwidth: 1, B / A 1.437, 1.433 by itself." in text  # 12.5 / 8.7, 4.8 / 3.35
+    line = next(x for x in comparison.by_cause(pairs, whys).lines() if x["quantity"] == table.title)
+    assert (line["cause"], line["arms"]) == ("bandwidth", 1)
+    assert line["B / A"] == pytest.approx(12.5 / 8.7)
+    assert line["of the cause"] == pytest.approx(4.8 / 3.35)

@@ -240,8 +240,8 @@ def sentence(lines: Sequence[Mapping[str, Any]]) -> str:
 def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -> Markup:
     """The report's section; empty where no registered cell was measured.
 
-    Of a released set the sentence and the causes are those of all released sets together, as the
-    page in Git has them; cells are those of its own cards.
+    Of a released set the sentence is that of all released sets together, as the page in Git has it;
+    figure and tables are of its own cards.
     """
     if registry.newest() is None:
         return Markup("")
@@ -256,8 +256,8 @@ def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -
     grid = error_table(own)
     if not grid.rows:
         return Markup("")
-    worst = figures_table("predicted-wrong", WRONG, score.not_known(lines))
-    folds = [table for table in (worst, gain_table(lines), grid) if table.rows]
+    worst = figures_table("predicted-wrong", WRONG, score.not_known(own))
+    folds = [table for table in (worst, gain_table(own), grid) if table.rows]
     folded = Markup('<details class="more"><summary>{}, {} rows</summary>{}</details>')
     return Markup("").join(
         [
