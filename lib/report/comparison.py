@@ -100,7 +100,7 @@ def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[st
         warned = sum(p.verdict.startswith(NOT_JUDGED) for p in mine)
         other = len(mine) - warned - sum(count.values())
         counts = [f"{v} in {n}" for v, n in count.items() if n]
-        counts += [f"not judged, since rows warn, {warned}"] if warned else []
+        counts += [f"not judged in {warned} (rows warn)"] if warned else []
         counts += [f"without an interval {other}"] if other else []
         ratios = [p.ratio.value for p in mine if p.ratio.value is not None]
         ends = dict.fromkeys(short(end(ratios)) for end in (min, max)) if ratios else ()
@@ -144,7 +144,7 @@ def by_cause(pairs: Sequence[Pair], whys: Sequence[Cause]) -> Table:
     note = (
         "B / A is the median of the arms; that of the cause is what the datasheets or the hosts' "
     )
-    note += "speeds give by themselves"
+    note += "speeds give by themselves; rows that warn are among them"
     return Table("causes", "What the ratios are put down to", columns, tuple(rows), (note,))
 
 

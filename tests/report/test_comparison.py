@@ -225,7 +225,7 @@ def test_the_page_and_its_tables(report):
     soup = BeautifulSoup((report / "report.html").read_text(), "html.parser")
     text = re.sub(r"\s+", " ", soup.get_text(" "))
     assert "4 arms compared: B higher in 4; B / A 2.000" in text  # TTFT
-    half = "B higher in 4, not judged, since rows warn, 4; B / A 2.000"  # calls of 128 tokens warn
+    half = "B higher in 4, not judged in 4 (rows warn); B / A 2.000"  # calls of 128 tokens warn
     assert f"8 arms compared: {half}" in text
     assert "B has no rows of yi-34b" in text and "Not compared" in text
     with (report / "ratios.csv").open() as file:
@@ -291,7 +291,7 @@ def test_a_ratio_of_rows_that_warn_decides_nothing():
     pair = only_pair(ours, replace(theirs, warnings=(spread, capped)))
     assert pair.ratio.value == 0.5 and pair.verdict == "not judged: a row warns of spread"
     (_, text), *_ = comparison.findings([pair], [])
-    assert "1 arm compared: not judged, since rows warn, 1; B / A 0.5" in text
+    assert "1 arm compared: not judged in 1 (rows warn); B / A 0.5" in text
     assert only_pair(ours, replace(theirs, warnings=(capped,))).verdict == "B lower"
     visit = replace(theirs, warnings=(spread,))
     assert "spread" in only_pair(replace(ours, others=(visit,)), theirs).verdict
