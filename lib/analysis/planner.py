@@ -10,6 +10,7 @@ from typing import Any
 
 from lib import stats
 from lib.analysis import fit
+from lib.analysis.capacity import scored
 from lib.analysis.choice import (
     FAILS,
     MAY,
@@ -161,7 +162,7 @@ def text(answers: Sequence[Offer], ask: Ask, choices: Sequence[Option] = ()) -> 
     notes = [absent] if absent else []
     notes.append(_folded(f"Speeds are of {' and '.join(gpus)}; {FORMULA}."))
     if any(answer.option.predicted for answer in answers):
-        notes.append(_folded(PREDICTED))
+        notes.append(_folded(f"{PREDICTED} Since then: {scored.sentence(scored.read()['cells'])}"))
     return "\n".join([_folded(lead(answers, ask)), "", *lines, "", *notes])
 
 

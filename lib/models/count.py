@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lib.models import decode_step, quantised
+from lib.models import config_fields as fields
+from lib.models import context_limit, decode_step, quantised
 from lib.models.card import ModelCard, ModelError
 
 if TYPE_CHECKING:
@@ -40,31 +41,10 @@ _EXPERTS_NAMES = (
     "n_routed_experts",
     "num_local_experts",
 )
-# the longest sequence,
-_LIMIT_NAMES = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_target_positions",
-    "max_seq_len",
-    "max_seq_length",
-    "model_max_length",
-    "n_ctx",
-)
-# and the numbers that a card shows.
-LAYERS_NAMES = ("num_hidden_layers", "decoder_layers", "n_layers", "n_layer", "num_layers")
-_NAMES = {
-    "layers": LAYERS_NAMES,
-    "hidden_size": ("hidden_size", "d_model", "n_embd"),
-    "attention_heads": ("num_attention_heads", "decoder_attention_heads", "n_heads", "n_head"),
-    "kv_heads": ("num_key_value_heads", "num_kv_heads", "kv_n_heads"),
-    "vocab_size": ("vocab_size",),
-}
 ENCODER = (
     "it is an encoder (is_decoder is false): every token attends to those after it, so that no "
     "text is decoded token by token"
 )
-_LONGEST_TABLE = 8192  # positions that a table is tried for: masks of that length squared are real
-_SET_ASIDE = 8  # rows of a table of positions that may be for something else
 _SEEN: dict[tuple[str, str], decode_step.Layout] = {}  # dry runs of this process
 
 
@@ -100,7 +80,7 @@ def require_decoder(card: ModelCard) -> None:
 
 def _is_encoder(net: torch.nn.Module) -> bool:
     """Whether its tokens attend to those after them (BERT and its kin, unless told otherwise)."""
-    if getattr(_text_config(net.config), "is_decoder", None) is not False:
+    if getattr(fields.text_config(net.config), "is_decoder", None) is not False:
         return False
     return any(vars(module).get("is_decoder") is False for module in net.modules())
 
@@ -110,9 +90,9 @@ def _counted(
 ) -> ModelCard:
     config = copy.deepcopy(config)  # the library writes the dtype into it
     net = on_meta(config, dtype, type(held) if held is not None else None)
-    text = _text_config(config)
-    for field in LAYERS_NAMES:
-        if isinstance(number := _value(text, field), int) and number < 1:
+    text = fields.text_config(config)
+    for field in fields.LAYERS_NAMES:
+        if isinstance(number := fields.value(text, field), int) and number < 1:
             raise ModelError(
                 f"{name or config.model_type} has no layers ({field} is {number}); give the "
                 "config.json of a model that has some"
@@ -154,15 +134,15 @@ def _counted(
         weight_bytes=size_bytes(every),
         routed_bytes=size_bytes(routed) - spare_bytes,
         lookup_bytes=size_bytes(tables),
-        layers=_number(text, "layers") or _longest_list(net),
-        hidden_size=_number(text, "hidden_size"),
-        attention_heads=_number(text, "attention_heads"),
-        kv_heads=seen.heads or _number(text, "kv_heads"),
-        head_dim=_head_dim(text),
+        layers=fields.number(text, "layers") or _longest_list(net),
+        hidden_size=fields.number(text, "hidden_size"),
+        attention_heads=fields.number(text, "attention_heads"),
+        kv_heads=seen.heads or fields.number(text, "kv_heads"),
+        head_dim=fields.head_dim(text),
         experts=experts,
         experts_per_token=top_k,
-        context_limit=_context_limit(text, net),
-        vocab_size=_number(text, "vocab_size") or _rows(net.get_output_embeddings()),
+        context_limit=context_limit.of(text, net),
+        vocab_size=fields.number(text, "vocab_size") or _rows(net.get_output_embeddings()),
         kv_layers=seen.layers,
         kv_element_bytes=seen.element_bytes,
         kv_reason=seen.reason,
@@ -309,7 +289,7 @@ def _held_experts(
     if name != "experts" and ("Expert" not in kind or "shared" in name):
         return {}, 0
     own = {n: p for n, p in module.named_parameters(recurse=False) if p.ndim > 1}
-    count = _held_number(module) or _held_number(_text_config(net.config))
+    count = _held_number(module) or _held_number(fields.text_config(net.config))
     if not count and len(lengths := {len(p) for p in own.values()}) == 1:
         count = lengths.pop()
     return {n: p for n, p in own.items() if count and len(p) >= count}, count or 0
@@ -317,7 +297,7 @@ def _held_experts(
 
 def _held_number(place: Any) -> int:
     """The number of experts that a module, or a configuration, states; 0 where it states none."""
-    values = (_value(place, name) for name in (*_EXPERTS_NAMES, "groups"))
+    values = (fields.value(place, name) for name in (*_EXPERTS_NAMES, "groups"))
     return next((v for v in values if isinstance(v, int) and v > 0), 0)
 
 
@@ -372,9 +352,9 @@ def _matrices(
 
 def _experts_per_token(config: PreTrainedConfig, experts: int) -> int:
     stated = {}
-    for place in (config, *parts(config)):
+    for place in (config, *fields.parts(config)):
         for name in _TOP_K_NAMES:
-            top_k = _value(place, name)
+            top_k = fields.value(place, name)
             if isinstance(top_k, int) and 1 <= top_k <= experts:
                 return top_k
             if top_k is not None:
@@ -391,63 +371,30 @@ def _experts_per_token(config: PreTrainedConfig, experts: int) -> int:
     )
 
 
-def _text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The part that describes the decoder of text, or all of it."""
-    try:
-        return config.get_text_config(decoder=True)
-    except ValueError:  # several parts could be meant
-        return config
-
-
-def parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Configurations inside this one."""
-    from transformers import PreTrainedConfig
-
-    for name in vars(config):
-        if name.endswith("_config") and isinstance(part := _value(config, name), PreTrainedConfig):
-            yield part
-
-
-def _value(place: Any, name: str) -> Any:
-    """A field of a configuration or a module; None where it is missing or differs by layer."""
-    try:
-        return getattr(place, name, None)
-    except RuntimeError:  # the library refuses to name one value for all layers
-        values = {getattr(layer, name, None) for layer in place.per_layer_config}
-        return values.pop() if len(values) == 1 else None
-
-
-def _number(config: PreTrainedConfig, what: str) -> int | None:
-    values = (_value(config, name) for name in _NAMES[what])
-    return next((v for v in values if isinstance(v, int) and v > 0), None)
-
-
-def _head_dim(config: PreTrainedConfig) -> int | None:
-    try:
-        if getattr(config, "head_dim", None):
-            return config.head_dim
-    except RuntimeError:
-        return _value(config, "head_dim")
-    hidden, heads = (_number(config, what) for what in ("hidden_size", "attention_heads"))
-    return hidden // heads if hidden and heads else None
-
-
 def _attention_layers(
     config: PreTrainedConfig, seen: decode_step.Layout
 ) -> tuple[tuple[int, int | None], ...] | None:
     """`ModelCard.attention_layers`: values of another width than keys (MLA), heads that differ by
     layer, layers that share keys and therefore have no cache of their own; None for all others."""
-    heads, head_dim = _number(config, "attention_heads"), _value(config, "head_dim")
-    parts_of_key = [_value(config, n) for n in ("qk_nope_head_dim", "qk_rope_head_dim")]
-    value = _value(config, "v_head_dim")
+    heads, head_dim = (
+        fields.number(config, "attention_heads"),
+        fields.value(config, "head_dim"),
+    )
+    parts_of_key = [fields.value(config, n) for n in ("qk_nope_head_dim", "qk_rope_head_dim")]
+    value = fields.value(config, "v_head_dim")
     if value and heads and seen.layers:
         key = sum(parts_of_key) if all(parts_of_key) else head_dim
         return tuple((heads * (key + value), window) for _, window in seen.layers) if key else None
-    kinds, each = _value(config, "layer_types"), _value(config, "per_layer_config")
-    if not kinds or (head_dim and heads and not _value(config, "num_kv_shared_layers")):
+    kinds, each = (
+        fields.value(config, "layer_types"),
+        fields.value(config, "per_layer_config"),
+    )
+    if not kinds or (head_dim and heads and not fields.value(config, "num_kv_shared_layers")):
         return None
-    sizes = [(_number(c, "attention_heads"), _value(c, "head_dim")) for c in each]
-    windows = [_value(config, "sliding_window") if "sliding" in kind else None for kind in kinds]
+    sizes = [(fields.number(c, "attention_heads"), fields.value(c, "head_dim")) for c in each]
+    windows = [
+        fields.value(config, "sliding_window") if "sliding" in kind else None for kind in kinds
+    ]
     if not all(isinstance(n, int) for size in sizes for n in size):
         return None
     return tuple((2 * h * d, w) for (h, d), w in zip(sizes, windows, strict=True))
@@ -462,60 +409,3 @@ def _longest_list(net: torch.nn.Module) -> int:
 
 def _rows(module: torch.nn.Module | None) -> int:
     return len(module.weight) if module is not None else 0
-
-
-def _context_limit(config: PreTrainedConfig, net: torch.nn.Module) -> int | None:
-    """Positions that the model is made for; None where its configuration states no limit.
-
-    Rotary positions that are stretched by a factor reach further than the number that is stated:
-    as far as the factor times what the model was trained for. The library asks to leave the stated
-    number as it was then; where `original_max_position_embeddings` is given, it may say either.
-    """
-    values = (_value(config, name) for name in _LIMIT_NAMES)
-    stated = next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
-    if stated is None or stated < 1:
-        return None
-    return _usable(net, max([stated, *(_stretched(rope, stated) for rope in _ropes(config))]))
-
-
-def _ropes(config: PreTrainedConfig) -> list[dict[str, Any]]:
-    """The rotary positions of the model, one for each kind of layer where they differ.
-
-    Where only some kinds are stretched (by no stated original length) the number stated holds.
-    """
-    given = _value(config, "rope_parameters") or _value(config, "rope_scaling") or {}
-    if not isinstance(given, dict):
-        return []
-    nested = [rope for rope in given.values() if isinstance(rope, dict)]
-    if not nested:
-        return [given]
-    return [rope for rope in nested if rope.get("original_max_position_embeddings")] or (
-        nested
-        if len({json.dumps(rope, sort_keys=True, default=str) for rope in nested}) == 1
-        else []
-    )
-
-
-def _stretched(rope: dict[str, Any], stated: int) -> int:
-    kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor")
-    if kind not in ("yarn", "linear", "dynamic") or not factor:
-        return stated  # others state the whole length
-    return round(factor * (rope.get("original_max_position_embeddings") or stated))
-
-
-def _usable(net: torch.nn.Module, limit: int) -> int:
-    """The limit less what a learned table of positions sets aside at its beginning.
-
-    RoBERTa and its kin number positions from behind the padding index, so that the table has fewer
-    of them than rows. Tried on shapes alone, where a table ends near the limit.
-    """
-    import torch
-
-    from lib.models import dry_run
-
-    tables = (m for m in net.modules() if isinstance(m, torch.nn.Embedding))
-    if limit <= _LONGEST_TABLE and any(abs(m.num_embeddings - limit) <= _SET_ASIDE for m in tables):
-        for usable in range(limit, max(limit - _SET_ASIDE, 1), -1):
-            if dry_run.reaches(net, usable):
-                return usable
-    return limit

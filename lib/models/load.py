@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.models import checkpoint_files, count, net_values, quantised
+from lib.models import checkpoint_files, config_fields, count, net_values, quantised
 from lib.models import experts as implementations
 from lib.models.card import ModelCard, ModelError, require_context
 from lib.models.count import require_decoder
@@ -329,7 +329,7 @@ def _card_of(net: torch.nn.Module, name: str, dtype: str, *, exact: bool) -> Mod
     output, table = net.get_output_embeddings(), net.get_input_embeddings()
     if output is not None and table is not None:
         tied = output.weight is table.weight
-        for part in (config, *count.parts(config)):
+        for part in (config, *config_fields.parts(config)):
             if getattr(part, "tie_word_embeddings", None) not in (None, tied):
                 part.tie_word_embeddings = tied
     card = count.count(config, name=name, dtype=dtype, held=net)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.files import expanded
-from lib.models import checkpoint_files, count, fetch, quantised, reach
+from lib.models import checkpoint_files, config_fields, count, fetch, quantised, reach
 from lib.models import entries as models_entries
 from lib.models.card import ModelError
 
@@ -73,7 +73,7 @@ def config_of(origin: Origin) -> PreTrainedConfig:
 
 def _require_own_kernels(config: PreTrainedConfig, name: str) -> None:
     """Raise where a configuration names an implementation that is code of a hub, or becomes it."""
-    for part in (config, *count.parts(config)):
+    for part in (config, *config_fields.parts(config)):
         for what in ("_attn_implementation", "_experts_implementation"):
             asked = str(getattr(part, what, None) or "")
             package = "flash-attn" if "flash_attention" in asked else ""
@@ -127,7 +127,7 @@ def _require_sizes(fields: Any, name: str) -> None:
     """Raise where a number is more than a size can be, or more layers than can be built: the
     library makes a list of them before anything can be asked."""
     for key, value in fields.items() if isinstance(fields, dict) else ():
-        most = MOST_LAYERS if key in count.LAYERS_NAMES else MOST
+        most = MOST_LAYERS if key in config_fields.LAYERS_NAMES else MOST
         if type(value) is int and abs(value) > most:
             raise ModelError(
                 f"{key} in the configuration of {name} is {value}, and at most {most:,} is counted "
@@ -168,7 +168,7 @@ def plain(config: PreTrainedConfig) -> PreTrainedConfig:
     for name in ("quantization_config", "compression_config"):
         if hasattr(config, name):
             delattr(config, name)
-    for part in count.parts(config):
+    for part in config_fields.parts(config):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
     set_usual_outputs(config)
@@ -178,7 +178,7 @@ def plain(config: PreTrainedConfig) -> PreTrainedConfig:
 def set_usual_outputs(config: PreTrainedConfig) -> None:
     """Let a step return logits and cache alone, as a dict, whatever a configuration was saved with:
     all layers' states or attentions would be work that decoding does not need."""
-    for part in (config, *count.parts(config)):
+    for part in (config, *config_fields.parts(config)):
         part.return_dict, part.output_hidden_states, part.output_attentions = True, False, False
 
 

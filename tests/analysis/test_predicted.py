@@ -208,6 +208,7 @@ def test_the_command_predicts_a_card_with_its_memory(capsys):
         if x.items() >= {"gpu": "NVIDIA H200", "model": "gpt-oss-20b", "stack": "graph",
                          "context": 512, "batch": 8, "metric": score.DECODE}.items()
     )  # fmt: skip
+    assert scored.sentence(scored.read()["cells"]) in text  # how such predictions did
     ends = " to ".join(choice.short(line[end] / 8) for end in ("low", "high"))
     assert f"predicted at 8 users of 512 tokens: {ends} tok/s each at 90%" in text
     assert "Speeds are of NVIDIA H200" in text and "not measured; 90 % intervals" in text

@@ -361,6 +361,11 @@ def test_the_page_in_git_says_what_the_released_rows_say(tmp_path):
     assert len(data["cells"]) == len(registry.sealed(score.question().file)["cells"])
 
 
+def test_before_anything_is_scored_the_file_has_no_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr(scored, "path", lambda: tmp_path / "none.json")
+    assert scored.sentence(scored.read()["cells"]) == "No cell that counts has been measured yet."
+
+
 def test_the_registration_was_when_its_commit_was_made():
     asked = score.question()
     command = ["git", "-C", ROOT, "show", "-s", "--format=%cI", asked.commit]

@@ -364,7 +364,9 @@ def path(root: Path = ROOT) -> Path:
 
 
 def read() -> dict[str, Any]:
-    """The scored predictions in Git."""
+    """The scored predictions in Git; without cells where nothing was scored yet."""
+    if not path().exists():
+        return {"sets": [], "cells": []}
     return json.loads(path().read_text(encoding="utf-8"))
 
 
