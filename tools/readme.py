@@ -19,6 +19,7 @@ from lib.report import answer  # noqa: E402
 from lib.studies import study  # noqa: E402
 
 RELEASED = ROOT / "outputs/released/h100-sxm"
+CARD = "NVIDIA H200"
 SCORED = scored.path().relative_to(ROOT)
 
 
@@ -29,8 +30,9 @@ def answered() -> str:
 
 
 def predicted() -> str:
-    """How many of the registered predictions hold."""
-    return f"{scored.sentence(scored.read()['cells'])}\n"
+    """How many of the predictions registered for the card of the heading hold."""
+    cells = scored.read()["cells"]
+    return f"{scored.sentence([cell for cell in cells if cell['gpu'] == CARD])}\n"
 
 
 BLOCKS = {

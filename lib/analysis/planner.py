@@ -32,7 +32,7 @@ from lib.stats import Estimate
 
 FORMULA = "decoding only; price: USD an hour / 3600 / (tok/s of all users) x 10^6"
 PREDICTED = (
-    "Predicted: not measured; 90 % intervals of laws fitted to rows of one H100, random weights. "
+    "Predicted: not measured; 90 % intervals of laws fitted to rows of H100s, random weights. "
     "Those of the H200 and the H100 were registered before measuring; other cards are the same "
     "laws, and the less a card is like an H100, the less its interval promises. hf-eager waits for "
     "a host that nobody knows."

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lib import stats
-from lib.analysis.ablations import CHANGED
+from lib.analysis.ablations import CHANGED, WARNS
 from lib.analysis.estimators import ONE_ROW, Sample
 from lib.analysis.metrics import Metric, shown_in
-from lib.analysis.rows import Rows
+from lib.analysis.rows import Rows, objections
 from lib.analysis.rows import load as load_rows
 from lib.analysis.setups import ARM
 from lib.records import jobs
@@ -29,6 +29,9 @@ OF_ONE_ROW = [m for m in COMPARED if isinstance(m.of, ONE_ROW)]  # others are of
 NAMES = {metric.of.name for metric in OF_ONE_ROW}  # of the samples and readings
 SETUP = ("weights", "dtype", "stack", "experts", "attention", "cache")
 SIDES = ("A", "B")
+NOT_JUDGED = f"not judged: {WARNS}"
+ENGINE = "engine_"  # what a row says of the settings of its engine
+NO_SETTING = ("engine_id", "engine_start_s")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """One metric of one arm on both sides; `ratio` is B / A."""
+    """One metric of one arm on both sides; `ratio` is B / A, `warned` of what its rows warn."""
 
     metric: Metric
     kind: str
@@ -54,12 +57,15 @@ class Pair:
     a: Estimate
     b: Estimate
     ratio: Estimate
+    warned: str = ""
 
     @property
     def verdict(self) -> str:
         """Whether B lies above or below A, or why that cannot be said."""
         if self.ratio.value == 1 and self.ratio.n == 1:
             return "equal readings"
+        if self.warned and self.ratio.low is not None:
+            return f"{NOT_JUDGED}{self.warned}"
         return verdict(self.ratio, "B higher", "B lower")
 
 
@@ -109,15 +115,27 @@ def _of_lengths(a: Side, b: Side) -> list[Pair]:
                 fields = (row.key.get(f) for f in KEY_FIELDS if f != "new_tokens")
                 arms.setdefault((row.kind, *fields), []).append(row)
             sides.append(arms)
-        for name in sorted(sides[0].keys() & sides[1].keys(), key=str):
+        for name in sorted(sides[0].keys() & sides[1].keys(), key=_by_size):
             arms = [arms[name] for arms in sides]
             if any(shared_gpu(x, side.environments) for x, side in zip(arms, (a, b), strict=True)):
                 continue  # told arm by arm
             ours, theirs = (metric.of(rows) for rows in arms)
             if None not in (ours.value, theirs.value):
                 key = arms[0][0].key | {"new_tokens": None}
-                pairs.append(Pair(metric, name[0], key, ours, theirs, metric.ratio(*arms[::-1])))
+                ratio, warned = metric.ratio(*arms[::-1]), _warned(*arms[0], *arms[1])
+                pairs.append(Pair(metric, name[0], key, ours, theirs, ratio, warned))
     return pairs
+
+
+def _by_size(name: tuple) -> tuple:
+    """The order of arms of all lengths, as `_order` is of those of one."""
+    fields = [field for field in KEY_FIELDS if field != "new_tokens"]
+    return _order((name[0], *(dict(zip(fields, name[1:], strict=True)).get(f) for f in KEY_FIELDS)))
+
+
+def _warned(*rows: Record) -> str:
+    """Of what rows warn in any visit, so that their ratio decides nothing."""
+    return objections(one for row in rows for one in (row, *row.others))
 
 
 def _arms(rows: Iterable[Record]) -> dict[tuple, list[Record]]:
@@ -169,17 +187,31 @@ def _only(row: Record, other: str, rows: Sequence[Record]) -> str:
     """Why the other set has no such arm: what it has instead."""
     model, changed = row.key.get("model"), CHANGED.get(row.kind.removeprefix("ablation-"))
     alike = [r for r in rows if r.kind == row.kind and r.key.get("model") == model]
-    for near in alike:
-        if all(near.key.get(f) == row.key.get(f) for f in ARM):
-            differ = [f for f in SETUP if near.key.get(f) != row.key.get(f)]
-            if changed not in differ:
-                changes = (f"{f} {near.key.get(f)} instead of {row.key.get(f)}" for f in differ)
-                return f"{other} has it with {' and '.join(changes)}: a ratio would mix causes"
+    near = [r for r in alike if all(r.key.get(f) == row.key.get(f) for f in ARM)]
+    differ = [d for r in near if changed not in (d := _differences(r, row))]
+    if differ:
+        nearest = min(differ, key=lambda names: sum(f in SETUP for f in names))
+        changes = " and ".join(f"{name} {a} instead of {b}" for name, (a, b) in nearest.items())
+        return f"{other} has it with {changes}: a ratio would mix causes"
     if alike:
         return f"{other} has no such arm"
     has_model = any(r.key.get("model") == model for r in rows)
     what = f"no {row.kind} rows of {model}" if has_model else f"no rows of {model}"
     return f"{other} has {what if model else f'no {row.kind} rows'}"
+
+
+def _differences(near: Record, row: Record) -> dict[str, tuple[Any, Any]]:
+    """What tells two rows of one arm apart, by name: of one setup the settings of their engines."""
+    pairs = {f: (near.key.get(f), row.key.get(f)) for f in SETUP}
+    differ = {f: pair for f, pair in pairs.items() if pair[0] != pair[1]}
+    if differ:
+        return differ
+    names = dict.fromkeys(n for n in (*near.values, *row.values) if n.startswith(ENGINE))
+    names = [n for n in names if n not in NO_SETTING]
+    pairs = {n: (near.values.get(n), row.values.get(n)) for n in names}
+    settings = {n.replace("_", " "): pair for n, pair in pairs.items() if pair[0] != pair[1]}
+    keys = {f: (near.key.get(f), row.key.get(f)) for f in KEY_FIELDS if f not in ARM}
+    return settings or {f: pair for f, pair in keys.items() if pair[0] != pair[1]}
 
 
 def _pairs(a: Record, b: Record) -> list[Pair | Refused]:
@@ -197,7 +229,8 @@ def _pairs(a: Record, b: Record) -> list[Pair | Refused]:
         if without:
             pairs.append(Refused(a.kind, a.key, "both", "; ".join(without)))
         else:
-            pairs.append(Pair(metric, a.kind, a.key, *estimates, _ratio(*estimates, a, b, metric)))
+            ratio = _ratio(*estimates, a, b, metric)
+            pairs.append(Pair(metric, a.kind, a.key, *estimates, ratio, _warned(a, b)))
     return pairs
 
 

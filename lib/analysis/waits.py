@@ -4,7 +4,8 @@ differ in that.
 A step whose device works 70 % of the time or less by the profiler waits for the host. One that
 waits for the device is put down to the larger of its floors, bytes / bandwidth and operations /
 peak of the datasheet, where that makes a third of its time; else to its kernels. Without a profile
-the host is excluded where a floor alone makes more than 70 %, or where the step was captured.
+the host is excluded where a floor alone makes more than 70 %, or where the step was captured; of a
+captured one a profile says host from 70 % down alone.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ class Waits:
         wall_s = _inverse(arm.steps_per_s) if arm else None
         time_s = _busy_s(near.get(context, ()), "decode_busy_s") if device else wall_s
         stack = STACKS.get(setup[3])
-        sure = device or (stack is not None and stack.captured)
+        captured = stack is not None and stack.captured
+        if captured and word != "host-bound":
+            word = ""  # what is idle for less lies between its kernels: the host launches none
+        sure = device or captured
         return self._told(word, arm, arm and arm.step_bytes, operations, time_s, sure)
 
     def first(self, place: Place, *, device: bool = False) -> str:

@@ -176,6 +176,8 @@ def _bound(base: Base, arm: Arm, records: Sequence[Record]) -> tuple[str, str]:
             sources.add(point.limits.read_from)
             stated = point.mbu(realised=False, datasheet=True).value
             more = f", {stated:.0%} by the datasheet" if stated else ""
+            if share > 1 and point.limits.read_from == "copy":
+                more += "; a copy, which writes too, is slower than a read"
             rate = f"{short(point.steps_per_s.value)} {interval(point.steps_per_s)}".strip()
             parts.append(
                 f"{model} decodes {rate} of {short(point.bound_per_s)} tok/s ({share:.0%}{more})"

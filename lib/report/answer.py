@@ -30,6 +30,7 @@ MOST, FIRST = 12, 4  # models of the card; where there are more, those of figure
 EXAMPLE_GB = 80  # of the planner, where the memory of the device is not known
 EXAMPLE_USD = 2.5  # an hour of the GPU, where no price is given; said wherever it is used
 NONE = stats.missing("not measured")
+BESIDE = "beside jobs on other GPUs of the host"
 BEST = Verdict("the best of these", "", "★", "holds")
 MORE, LESS, NEITHER = 1, -1, 0  # which is better
 COLUMNS = {
@@ -269,8 +270,10 @@ def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
     first, *others = best
     others = [other for other in others if other.alone == first.alone]
     most = first.most
+    single = len(best) > 1 and not (others or first.alone or waiting)
     text = (
-        f"{first.name} serves most on {_device(first.option)}: {short(first.rank)} tokens a second "
+        f"{first.name} serves{'' if single else ' most'} on {_device(first.option)}: "
+        f"{short(first.rank)} tokens a second "
         f"for {most.users:,} user{'s' if most.users > 1 else ''}"
     )
     if others:
@@ -278,6 +281,8 @@ def lead(best: Sequence[Candidate], waiting: Sequence[str] = ()) -> str:
         joules = [c.most.token_j.value for c in (first, others[0])]
         if None not in joules:
             text += f", with {joules[0] / joules[1]:.0%} of its energy for a token"
+    if single:
+        text += "; no other model was timed for several users"
     if behind := [name for name in waiting if name != first.name]:
         text += f"; {_named(behind)} may serve more, but some of its times are withheld"
     return f"{text}."
@@ -358,6 +363,7 @@ def basis(rows: Sequence[Record]) -> str:
         f"{len(arms):,} rows ({sum(bool(r.error) for r in arms) - withheld:,} failed"
         + (f", {withheld:,} withheld)" if withheld else ")"),
         " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
+        BESIDE if any(env.get("neighbours") for env in envs) else "",
     ]
     return ", ".join(filter(None, parts))
 

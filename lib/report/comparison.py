@@ -10,7 +10,7 @@ from typing import Any
 
 from lib import files
 from lib.analysis import glossary
-from lib.analysis.result_sets import COMPARED, Pair, Refused, Side, compare, load
+from lib.analysis.result_sets import COMPARED, NOT_JUDGED, Pair, Refused, Side, compare, load
 from lib.analysis.setups import arm_text
 from lib.analysis.waits import NOT_OF_CARD, UNTOLD, Cause, Waits, cause
 from lib.files import ParamsError, write_text
@@ -97,8 +97,10 @@ def findings(pairs: Sequence[Pair], refused: Sequence[Refused]) -> list[tuple[st
             v: sum(p.verdict == v for p in mine)
             for v in ("B lower", "B higher", "no difference resolved", "equal readings")
         }
-        other = len(mine) - sum(count.values())
+        warned = sum(p.verdict.startswith(NOT_JUDGED) for p in mine)
+        other = len(mine) - warned - sum(count.values())
         counts = [f"{v} in {n}" for v, n in count.items() if n]
+        counts += [f"not judged in {warned} (rows warn)"] if warned else []
         counts += [f"without an interval {other}"] if other else []
         ratios = [p.ratio.value for p in mine if p.ratio.value is not None]
         ends = dict.fromkeys(short(end(ratios)) for end in (min, max)) if ratios else ()
@@ -142,7 +144,7 @@ def by_cause(pairs: Sequence[Pair], whys: Sequence[Cause]) -> Table:
     note = (
         "B / A is the median of the arms; that of the cause is what the datasheets or the hosts' "
     )
-    note += "speeds give by themselves"
+    note += "speeds give by themselves; rows that warn are among them"
     return Table("causes", "What the ratios are put down to", columns, tuple(rows), (note,))
 
 

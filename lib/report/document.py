@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -41,6 +41,10 @@ from lib.studies.study import Published, load, paper_name
 
 FRAGMENT = ("<!-- notebook -->", "<!-- end of the notebook -->")  # around it in its own page
 TITLE = "What it costs to deploy an open-weight language model"
+BESIDE = (
+    "Other jobs ran on other GPUs of the host meanwhile: what waits for the host can be slower by "
+    "them."
+)
 
 
 def write(
@@ -297,7 +301,11 @@ def render(
         subtitle=_subtitle(every, ended),
         demo=demo,
         answer=first_screen,
-        cautions=[*of_first, *(context or _cautions(every)), _contradictions(every)],
+        cautions=[
+            *of_first,
+            *(context or _cautions(every, environments(every))),
+            _contradictions(every),
+        ],
         findings=[
             *findings(stated, published, paper),
             *(replicated.findings if replicated else ()),
@@ -378,13 +386,17 @@ def _paper_caption(rows: Sequence[Record], published: StudyFile, jobs: Sequence[
     cut = [j for j in jobs if j.status == "interrupted" and paper_name(j.model, published)]
     names = ", ".join(f"{job.model} ({job.notebook})" for job in cut)
     interrupted = [f"Interrupted, so that cells may be missing: {names}."] if cut else []
-    return [text, *_cautions(mine), *interrupted]
+    return [text, *_cautions(mine, envs), *interrupted]
 
 
-def _cautions(rows: Sequence[Record]) -> list[str]:
+def _cautions(rows: Sequence[Record], envs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What holds for the rows' numbers, whatever they are compared with."""
     random = any(r.key.get("weights") == "random" for r in rows)
-    return [RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + "."] if random else []
+    beside = any(envs.get(r.env_id or "", {}).get("neighbours") for r in rows)
+    return [
+        *([RANDOM_NOTE[:1].upper() + RANDOM_NOTE[1:] + "."] if random else []),
+        *([BESIDE] if beside else []),
+    ]
 
 
 def _contradictions(rows: Rows) -> str:

@@ -257,6 +257,15 @@ def test_a_first_token_of_several_stacks_is_one_prediction():
     assert scored._once([]) == ""
 
 
+def test_cells_of_several_cards_are_counted_card_by_card():
+    """One of two on the first card, one of one on the second: 67 % is that of neither."""
+    hit, miss = lines([HIT, MISS], rows(MEASURED))
+    assert "By card" not in scored.sentence([hit, miss])
+    told = scored.sentence([hit, miss, hit | {"gpu": "H"}])
+    assert told.startswith("2 of 3 measured cells lie in their interval (67%)")
+    assert told.endswith(" By card: 1 of 2 on G (50%), 1 of 1 on H (100%).")
+
+
 def test_what_a_card_gained_is_told_beside_what_it_was_said_to_gain():
     """Decode 110 and 240 were said, 100 and 160 came; the card learned from has 80 and 100."""
     learned = environment_record({"gpu": "L", "date": "2026-11-26"})

@@ -56,6 +56,16 @@ def test_the_first_sentence_names_the_model_and_the_distance_to_the_next(told):
     )
 
 
+def test_a_model_alone_with_several_users_is_not_said_to_serve_most():
+    """Of two models the second was timed for one user: nothing compares them at eight."""
+    alone = [r for r in LATE if r.kind != "batch" or r.key["batch"] == 1]
+    lead = answer.answer([*FAST, *alone]).lead
+    assert lead == (
+        "fast serves on one G: 400.0 tokens a second for 8 users; "
+        "no other model was timed for several users."
+    )
+
+
 def test_a_model_whose_times_are_withheld_is_named_beside_the_winner():
     """What was not checked well enough may be faster: it is not left out in silence."""
     wrong = [
@@ -129,6 +139,15 @@ def test_the_readme_says_what_the_released_rows_say():
 
 def test_what_it_rests_on(told):
     assert told.basis.startswith("random weights, 1 board, 24 rows (0 failed)")
+
+
+def test_jobs_beside_it_are_told_with_what_it_rests_on(told):
+    beside = [
+        replace(r, values=r.values | {"neighbours": 1}) if r.kind == "environment" else r
+        for r in FAST
+    ]
+    assert answer.basis(beside).endswith(", beside jobs on other GPUs of the host")
+    assert "beside" not in told.basis
 
 
 def test_a_cpu_is_called_one():

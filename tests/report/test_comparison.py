@@ -224,7 +224,9 @@ def report(tmp_path_factory) -> Path:
 def test_the_page_and_its_tables(report):
     soup = BeautifulSoup((report / "report.html").read_text(), "html.parser")
     text = re.sub(r"\s+", " ", soup.get_text(" "))
-    assert "8 arms compared: B higher in 8; B / A 2.000" in text  # TTFT, two models
+    assert "4 arms compared: B higher in 4; B / A 2.000" in text  # TTFT
+    half = "B higher in 4, not judged in 4 (rows warn); B / A 2.000"  # calls of 128 tokens warn
+    assert f"8 arms compared: {half}" in text
     assert "B has no rows of yi-34b" in text and "Not compared" in text
     with (report / "ratios.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -280,3 +282,50 @@ def test_a_metric_of_all_lengths_is_compared_once_for_the_arm():
     theirs = [replace(row, env_id=shared.env_id) for row in theirs]
     pairs, refused = result_sets.compare(Side("a", (A, *ours)), Side("b", (shared, *theirs)))
     assert pairs == [] and {r.reason[:22] for r in refused} == {"measured on a MIG slic"}
+
+
+def test_a_ratio_of_rows_that_warn_decides_nothing():
+    """2 s against 1 s, and a row whose repetitions spread; a capped board is no fault."""
+    ours, theirs = row(A, {"e2e_s": sample.spread(2.0)}), row(B, {"e2e_s": sample.spread(1.0)})
+    spread, capped = ({"code": code, "text": ""} for code in ("spread", "power_cap"))
+    pair = only_pair(ours, replace(theirs, warnings=(spread, capped)))
+    assert pair.ratio.value == 0.5 and pair.verdict == "not judged: a row warns of spread"
+    (_, text), *_ = comparison.findings([pair], [])
+    assert "1 arm compared: not judged in 1 (rows warn); B / A 0.5" in text
+    assert only_pair(ours, replace(theirs, warnings=(capped,))).verdict == "B lower"
+    visit = replace(theirs, warnings=(spread,))
+    assert "spread" in only_pair(replace(ours, others=(visit,)), theirs).verdict
+
+
+def test_arms_of_all_lengths_stand_by_model_and_size():
+    """Contexts 128, 1,024 and 4,096 as numbers, not as text; models as params/models.yaml has."""
+    names = [(m, n) for m in ("Qwen3-32B", "gpt-oss-20b") for n in (1024, 4096, 128)]
+    both = [
+        [
+            replace(one, key=one.key | {"model": model})
+            for model, context in names
+            for new, times in ((1, 1.0), (16, 2.0), (64, 4.0))
+            for one in [row(env, {"e2e_s": [times] * 6}, context=context, new_tokens=new)]
+        ]
+        for env in (A, B)
+    ]
+    pairs, _ = result_sets.compare(*sides(*both))
+    slopes = [(p.key["model"], p.key["context"]) for p in pairs if p.metric.name == "decode"]
+    sizes = (128, 1024, 4096)
+    assert slopes == [(m, n) for m in ("gpt-oss-20b", "Qwen3-32B") for n in sizes]
+
+
+def test_an_engine_of_other_settings_is_refused_by_their_names():
+    """One setup and two engines; an arm of another stack is farther and not the reason."""
+    values = {"engine_id": "1", "engine_gpu_memory_utilization": 0.94}
+    ours = row(A, {"e2e_s": [1.0]}, values, stack="vllm", engine="1")
+    theirs = row(B, {"e2e_s": [1.0]}, values | {"engine_id": "2"}, stack="vllm", engine="2")
+    farther = row(B, {"e2e_s": [1.0]}, stack="graph")
+    low = replace(theirs, values=theirs.values | {"engine_gpu_memory_utilization": 0.9})
+    told = (
+        "B has it with engine gpu memory utilization 0.9 instead of 0.94: a ratio would mix causes"
+    )
+    assert reason([ours], [farther, low]) == told
+    assert (
+        reason([ours], [theirs]) == "B has it with engine 2 instead of 1: a ratio would mix causes"
+    )

@@ -204,6 +204,30 @@ def test_captions_say_hardware_and_random_weights(soup):
         assert "Random weights: valid for memory and dense latency" in caption
 
 
+def test_jobs_on_other_gpus_of_the_host_are_told_where_numbers_stand(tmp_path):
+    """Under the findings, and with what the answer rests on."""
+    gpu = sample.GPU | {"neighbours": 1}
+    rows = sample.latency("one", sample.environment_record(gpu).env_id, (512,))
+    sample.write_job(tmp_path, "one/random-hf-eager/latency", rows, gpu, model="one")
+    page = BeautifulSoup(document.write(tmp_path).read_text("utf-8"), "html.parser")
+    text = re.sub(r"\s+", " ", page.get_text(" "))
+    assert "Other jobs ran on other GPUs of the host meanwhile" in text
+    assert "beside jobs on other GPUs of the host" in text
+
+
+def test_a_step_faster_than_a_copy_is_explained(tmp_path):
+    """100 steps a second of 35 GB are 3.5 TB/s; a copy moves 3 TB/s of the card's 4.8."""
+    gpu = sample.GPU | {"gpu": "NVIDIA H200", "copy_bytes_per_s": 3.0e12}
+    rows = [
+        replace(r, values={**r.values, "decode_bytes": 35e9})
+        for r in sample.latency("one", sample.environment_record(gpu).env_id, (512,))
+    ]
+    sample.write_job(tmp_path, "one/random-hf-eager/latency", rows, gpu, model="one")
+    page = BeautifulSoup(document.write(tmp_path).read_text("utf-8"), "html.parser")
+    told = "(117%, 73% by the datasheet; a copy, which writes too, is slower than a read)"
+    assert told in text_of(page, ".abstract")
+
+
 def test_first_tables_are_open_and_the_rest_folded(soup):
     folded = {t["id"] for t in soup.select("details.more figure.table")}
     assert {f"table-{n}" for n in (2, 3, 4, 7, 9, 10, 11, 12)} <= folded

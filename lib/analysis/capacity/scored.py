@@ -42,7 +42,7 @@ CELL_IN, EDGE_IN, GAP = (
 TIMES = (0.25, 0.5, 0.8, 1, 1.25, 2, 4)  # ticks of measured / predicted
 SECTION = Markup("""<section>
 <h2 id="predicted">Predicted first, measured afterwards</h2>
-<p>A small model, fitted to rows of one H100, predicted these cells with 90&nbsp;% intervals before
+<p>A small model, fitted to rows of H100s, predicted these cells with 90&nbsp;% intervals before
 they were measured here; the file has not changed since. Lines are the intervals, dots what was
 measured, both over the prediction; hollow dots lie outside.</p>
 """)
@@ -234,7 +234,12 @@ def sentence(lines: Sequence[Mapping[str, Any]]) -> str:
             f"{eager['coverage']:.0%} are covered; of the {others['cells']} others "
             f"{others['coverage']:.0%}"
         )
-    return f"{text}."
+    cards = score.by(lines, "gpu")
+    told = (
+        f"{x['covered']} of {x['cells']} on {gpu} ({x['coverage']:.0%})"
+        for (gpu,), x in cards.items()
+    )
+    return f"{text}." + (f" By card: {', '.join(told)}." if len(cards) > 1 else "")
 
 
 def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -> Markup:
