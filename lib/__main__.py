@@ -239,6 +239,8 @@ def merge_folders(args: argparse.Namespace) -> int:
     sources = [part for source in args.sources for part in elsewhere.parts(resolve(source))]
     files.require_room(out_dir.parent)
     stale = slices.merge(sources, out_dir)
+    for line in slices.doubts(sources):
+        say(f"note: {line}")
     page = report.write(out_dir)
     for name in stale:
         say(f"left out, since it has read other rows: {name}")
