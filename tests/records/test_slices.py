@@ -516,6 +516,16 @@ def test_a_run_that_has_added_another_came_after_it_whatever_the_clocks_say(tmp_
         assert f"b/{JOB}: attempt 2 ended at {at(4)}, before attempt 1 at {at(9)}" in line
 
 
+def test_a_finished_run_that_counts_though_another_ended_later_is_not_spoken_of(tmp_path):
+    """Attempts of two folders say nothing about each other."""
+    a, b = environment(host=1), environment(host=2)
+    job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0)], attempt=2)
+    job(tmp_path / "b" / JOB, [b, row(b, 512, 2.0)], status="interrupted", end=at(9))
+    slices.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert [entry["end"] for entry in store.read(tmp_path / "c" / JOB)["earlier"]] == [at(9)]
+    assert slices.doubts([tmp_path / "c"]) == []
+
+
 def test_clocks_that_agree_are_not_spoken_of(tmp_path):
     a, b = environment(host=1), environment(host=2)
     job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0)])

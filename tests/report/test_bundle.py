@@ -296,8 +296,10 @@ def test_a_secret_is_found_however_a_json_splits_it(tmp_path, case):
 def test_base85_is_read_behind_and_before_any_letters(tmp_path, code, shift):
     """No start, no end and no neighbour may hide it; the shortest token that there is."""
     for number in range(20):
-        token = "hf_" + "".join(random.Random(number).choices(string.ascii_letters, k=20))
-        text = f"{'x' * shift}='{code(f'{number} {token}'.encode()).decode()}',"
+        letters = "".join(random.Random(number).choices(string.ascii_letters, k=19))
+        token = f"hf_{letters}{'aA0'[number % 3]}"  # what a letter too many turns into no letter
+        behind = ("',", "'))))]", "',,,,,,,,")[number % 3]
+        text = f"{'x' * shift}='{code(f'{number} {token}'.encode()).decode()}{behind}"
         (tmp_path / f"{number}.txt").write_text(text)
     assert len({leak.file for leak in leaks.find(tmp_path, leaks.secrets())}) == 20
 
