@@ -161,9 +161,7 @@ def print_jobs(args: argparse.Namespace) -> int:
 
 def make_visit(args: argparse.Namespace) -> int:
     """Measure one visit; 2 where it ended before its last round, 1 where a model failed."""
-    from lib.hardware.device import open_device
     from lib.measure import visit
-    from lib.models import origin
     from lib.run import lease, plan, scrub
 
     out = resolve(args.out)
@@ -171,18 +169,8 @@ def make_visit(args: argparse.Namespace) -> int:
     for gpu in lease.visible(lease.gpus())[:1] if args.device == "cuda" else ():
         if reason := lease.shared_by(gpu):
             raise lease.shared_error(gpu, reason)
-    try:
-        for name in args.models or ():
-            origin.find(name)
-        device = open_device(args.device)
-    except (ValueError, RuntimeError) as error:
-        raise ParamsError(str(error)) from None
-    files.require_room(out)
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)  # `timeout` sends it
+    device = visit.ready(out, args.models or (), args.device)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` sends it
     try:
         folder = visit.visit(
             out,
@@ -198,13 +186,10 @@ def make_visit(args: argparse.Namespace) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    summary = json.loads((folder / visit.SUMMARY).read_text(encoding="utf-8"))
-    if summary["status"] != "ok":
-        return 2
-    failed = [block for block in summary["blocks"] if block.get("error")]
-    for block in failed:
-        say(f"error: {block['model']} {block['direction']}: {block['error']}")
-    return 1 if failed else 0
+    is_whole, errors = visit.outcome(folder)
+    for error in errors:
+        say(f"error: {error}")
+    return 2 if not is_whole else 1 if errors else 0
 
 
 def profile_of(args: argparse.Namespace) -> profiles.Profile:
@@ -239,6 +224,8 @@ def merge_folders(args: argparse.Namespace) -> int:
     sources = [part for source in args.sources for part in elsewhere.parts(resolve(source))]
     files.require_room(out_dir.parent)
     stale = slices.merge(sources, out_dir)
+    for line in slices.doubts(sources):
+        say(f"note: {line}")
     page = report.write(out_dir)
     for name in stale:
         say(f"left out, since it has read other rows: {name}")

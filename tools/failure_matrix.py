@@ -107,7 +107,10 @@ def parts() -> Iterable[tuple[str, str, str, Sequence[str], Iterable[Sequence[st
         "tests/report/test_bundle.py",
         "The bundle is refused, with file and line; so is a file that cannot be looked through.",
         ("a token",),
-        [*((n,) for n in test_bundle.HIDDEN), *((f"packed in {n}",) for n in test_bundle.PACKED)],
+        [
+            *((n,) for n in (*test_bundle.HIDDEN, *test_bundle.SPLIT)),
+            *((f"packed in {n}",) for n in test_bundle.PACKED),
+        ],
     )
     yield (
         "What stands in place of .venv",

@@ -13,6 +13,7 @@ often or in which order needs another name.
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ from lib.hardware.host import host_score_per_s
 from lib.measure import latency
 from lib.models import card as models_card
 from lib.models import experts as implementations
-from lib.models import load
+from lib.models import load, origin
 from lib.models.card import computed
 from lib.models.prompts import prompt_ids
 from lib.records import record, store
@@ -129,6 +130,31 @@ def new_folder(out: Path, identity: dict[str, Any]) -> Path:
         number += 1
     folder.mkdir(parents=True)
     return folder
+
+
+def ready(out: Path, names: Sequence[str], device: str) -> Any:
+    """The device of a visit that may begin; `names` are models that the visit does not name itself.
+
+    Raises ParamsError where a model is not to be had, the device is not there, or `out` cannot be
+    written.
+    """
+    try:
+        for name in names:
+            origin.find(name)
+        opened = open_device(device)
+    except (ValueError, RuntimeError) as error:
+        raise files.ParamsError(str(error)) from None
+    files.require_room(out)
+    return opened
+
+
+def outcome(folder: Path) -> tuple[bool, list[str]]:
+    """Whether a visit came to its last round, and then the error of each block that has one."""
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    if summary["status"] != "ok":
+        return False, []
+    failed = [block for block in summary["blocks"] if block.get("error")]
+    return True, [f"{x['model']} {x['direction']}: {x['error']}" for x in failed]
 
 
 def visit(

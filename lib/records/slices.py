@@ -69,18 +69,16 @@ def _revisions(rows: Iterable[Record]) -> dict[str, set[str]]:
     return sources
 
 
-def add(new: Job, older: Sequence[Job]) -> list[dict[str, Any]]:
-    """Add to a folder's records the rows that `older` runs measured alone or later, with traces.
+def add(new: Job, runs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Add to a folder's records the rows that other `runs` measured alone or later, with traces.
 
-    Returns what the `earlier` of its run.json shall be: the runs whose rows the folder now holds,
-    each with the ids of their environments, and whether all its arms are there.
+    `runs` are all in the order of time, with `new`. Returns what the `earlier` of its run.json
+    shall be: the runs whose rows the folder now holds, each with the ids of their environments,
+    and whether all its arms are there.
     """
-    runs = [*sorted(older, key=_end), new]
     envs = record.environments(row for run in runs for row in run.records)
     arms = [
-        (_place(row, envs.get(row.env_id, {})), row, run)
-        for run in sorted(runs, key=_end)
-        for row in run.records
+        (_place(row, envs.get(row.env_id, {})), row, run) for run in runs for row in run.records
     ]
     last = {arm: (row, run) for arm, row, run in arms}
     lost = {row.env_id for arm, row, _ in arms if row.kind not in NO_ARM and last[arm][0] != row}
@@ -92,7 +90,7 @@ def add(new: Job, older: Sequence[Job]) -> list[dict[str, Any]]:
         _rewrite(new.folder / "records.jsonl", rows, own)
     rows += [row for row, stays in zip(new.records, own, strict=True) if stays]
     there = {row.env_id for row in rows if row.kind not in NO_ARM}
-    return _earlier(runs, there, lost)
+    return _earlier([*(run for run in runs if run is not new), new], there, lost)
 
 
 def _place(row: Record, environment: dict[str, Any]) -> tuple:
@@ -113,8 +111,45 @@ def _with_trace(row: Record, source: Path, target: Path) -> Record:
     return replace(row, values=row.values | {"trace": name})
 
 
-def _end(job: Job) -> str:
-    return str(job.run.get("end"))
+def _in_time(runs: Iterable[Job]) -> list[Job]:
+    """Runs in the order in which they measured: by their clocks, but one that another has taken
+    up among its `earlier` before that one."""
+    order: list[Job] = []
+    for job in sorted(runs, key=lambda job: store.moment(job.run)):
+        itself = _id(job.run)
+        places = [i for i, other in enumerate(order) if itself in map(_id, other.earlier)]
+        order.insert(min(places, default=len(order)), job)
+    return order
+
+
+def _id(run: dict[str, Any]) -> tuple:
+    return run.get("job_sha"), run.get("start")
+
+
+def doubts(sources: Iterable[Path]) -> list[str]:
+    """A line for each run below some folders whose date cannot be right: what `merge` makes of it.
+
+    Within one folder each run counts one up; a clock may have been set back between two.
+    """
+    lines = []
+    for folder in (path.parent for source in sources for path in store.manifests(source)):
+        run = store.read(folder) or {}
+        is_past, end = store.moment(run)
+        if not is_past:
+            lines.append(
+                f"{files.short(folder)}: ended at {run['end']}, which is to come; it counts as "
+                "measured before the runs that are dated in the past"
+            )
+        for entry in run.get("earlier") or ():
+            attempts = [x.get("attempt") or 0 for x in (entry, run)]
+            # Of two folders a finished run counts, though another that is not ended later.
+            is_chosen = run.get("status") == "ok" != entry.get("status")
+            if attempts[0] < attempts[1] and store.moment(entry)[1] > end and not is_chosen:
+                lines.append(
+                    f"{files.short(folder)}: attempt {attempts[1]} ended at {run['end']}, before "
+                    f"attempt {attempts[0]} at {entry['end']}; the later attempt counts"
+                )
+    return lines
 
 
 def _rewrite(path: Path, rows: Sequence[Record], own: Sequence[bool]) -> None:
@@ -174,7 +209,9 @@ def add_earlier(staged: Path, folder: Path, manifest: dict[str, Any]) -> Added:
         if run is not None and run.adds_up:
             why[place] = "; ".join(differences(run, new))
             older += [] if why[place] else [run]
-    earlier = add(new, older)
+    # Each attempt counts one up, whatever the clock has done since.
+    older.sort(key=lambda job: (job.attempt or 0, store.moment(job.run)))
+    earlier = add(new, [*older, new])
     spent = is_ok and not why.get(folder / store.PREVIOUS)
     return Added(tuple(earlier), why.get(folder, ""), spent)
 
@@ -183,7 +220,8 @@ def merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     """Write the jobs of several result folders into a new one; returns what was left out, and why.
 
     Of two runs of a job the finished one counts, then the later one; of two rows of one arm in one
-    visit it is the row that was measured later, and rows of other visits or arms are added. A
+    visit it is the row that was measured later, and rows of other visits or arms are added. What is
+    later the clocks say, unless one run has taken up the other, or is dated in the future. A
     notebook that reads is left out where rows beside it have changed. A folder of rows that a
     script wrote, without run.json, is taken in as it is (`loose`).
     """
@@ -214,8 +252,8 @@ def _merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
         for path in store.manifests(source):
             name = path.parent.relative_to(source).as_posix()
             jobs.setdefault(name, []).append(read(path.parent, name) or _unreadable(path))
-    for runs in jobs.values():
-        runs.sort(key=lambda job: store.precedence(job.run))
+    for name, runs in jobs.items():  # the last one counts
+        jobs[name] = sorted(_in_time(runs), key=lambda job: job.run.get("status") == "ok")
     _refuse_mixed(jobs)
     partial = out_dir.with_name(f".{out_dir.name}.partial")  # a killed merge leaves no half set
     shutil.rmtree(partial, ignore_errors=True)
@@ -268,7 +306,8 @@ def _write(runs: Sequence[Job], target: Path) -> None:
     shutil.copytree(last.folder, target, ignore=ignored)
     if last.adds_up:
         copy = replace(last, folder=target)
-        manifest["earlier"] = add(copy, [run for run in runs[:-1] if run.adds_up])
+        others = [run for run in runs[:-1] if run.adds_up]
+        manifest["earlier"] = add(copy, _in_time([*others, copy]))
     (target / "run.json").unlink()
     manifest["artefacts"] = store.artefacts(target)
     files.write_json(target / "run.json", manifest)

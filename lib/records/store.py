@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from types import NoneType
 from typing import Any
@@ -201,9 +201,17 @@ def _leads_within(link: Path, home: Path) -> bool:
         return False
 
 
-def precedence(manifest: dict[str, Any]) -> tuple[bool, str]:
+def precedence(manifest: dict[str, Any]) -> tuple[bool, bool, datetime]:
     """Sorts runs in the order in which their rows replace each other: finished wins, then later."""
-    return manifest.get("status") == "ok", str(manifest.get("end") or "")
+    return manifest.get("status") == "ok", *moment(manifest)
+
+
+def moment(manifest: dict[str, Any]) -> tuple[bool, datetime]:
+    """Sorts runs by their end. One whose end is to come was dated by a clock that is ahead, so it
+    is before all others; so is, of the others, one without."""
+    end = datetime.fromisoformat(manifest.get("end") or "0001-01-01")
+    end = end if end.tzinfo else end.replace(tzinfo=UTC)
+    return end <= datetime.now(UTC), end
 
 
 def load_tree(root: str | Path) -> list[Record]:

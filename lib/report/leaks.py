@@ -13,9 +13,12 @@ import getpass
 import gzip
 import html
 import io
+import itertools
+import json
 import lzma
 import re
 import socket
+import string
 import unicodedata
 import zipfile
 import zlib
@@ -23,7 +26,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import unquote
 
 from lib.files import ParamsError
@@ -107,20 +110,34 @@ TOKENS: dict[str, str | tuple[str, ...]] = {
     "secret by its name": (NAMED, PASSWORD),
     "private key": r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|PuTTY-User-Key-File",
     "signed web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
-    "password in an address": r"[a-z]+://[^\s/:@\"'<>]+:[^\s/:@\"'<>]+@",
+    "password in an address": r"(?<![a-z])[a-z]+://[^\s/:@\"'<>]+:[^\s/:@\"'<>]+@",
 }
 HOMES = r"/(?:home|Users|root)/[\w.-]+|[A-Za-z]:\\+Users\\+[\w.-]+"
 ALONE = r"(?<![\w+/.~])"  # not inside a longer word, a relative path or base64
 BASE64 = re.compile(r"[A-Za-z0-9+/]{120,}={0,2}")
 CODED = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")  # base64 of either alphabet
-HEX = re.compile(r"(?:[0-9a-fA-F]{2}){20,}")
+HEX = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{40,}")
 BASE32 = re.compile(r"[A-Z2-7]{32,}={0,6}")
+# Base 85 of either alphabet: its runs, and the letters of Python's b85 that its own stand for.
+B85 = string.digits + string.ascii_uppercase + string.ascii_lowercase + "!#$%&()*+-;<=>?@^_`{|}~"
+BASE85 = [
+    (re.compile(f"[{re.escape(letters)}]{{20,}}"), str.maketrans(letters, B85))
+    for letters in ("".join(map(chr, range(33, 118))), B85)
+]
+BEGINS = re.compile(r"[2-4A-Za-e]{4,}")  # the first letters of fives, where they hold ASCII
+PRINTED = re.compile(rb"[\n -~]{15,}")
+LINES = re.compile(r"(?<![ \t\r])[ \t\r]*\n\s*")
 QUOTED = re.compile(r"=([0-9A-F]{2})")  # mail's way to write a letter
 # Bytes one by one: 68 66 5f, 68:66:5f, 0x68, 0x66 or 104, 102, 95.
-HEX_BYTES = re.compile(r"(?:(?:0x)?[0-9a-fA-F]{2}[\s,:;-]{1,3}){19,}(?:0x)?[0-9a-fA-F]{2}")
-BYTES = re.compile(r"(?:\d{2,3}[\s,;]{1,3}){19,}\d{2,3}")
-# Between two texts that a program puts together in one line.
-ADDED = re.compile(r"""["'](?:\s*\+\s*|\s+)["']""")
+HEX_BYTES = re.compile(
+    r"(?<![0-9a-fA-F])(?:(?:0x)?[0-9a-fA-F]{2}[\s,:;-]{1,3}){19,}(?:0x)?[0-9a-fA-F]{2}"
+)
+BYTES = re.compile(r"(?<!\d)(?:\d{2,3}[\s,;]{1,3}){19,}\d{2,3}")
+RARE = re.compile("[!#$%&*;?@^`]")  # letters of base 85 that few words have
+KEY = re.compile(r"""(?:["']?\w*["']?[=:(])?["']?""")  # before a code
+# Between two texts of one line that a program puts together, or items of a list; not a value and
+# the next key.
+ADDED = re.compile(r"""["'][\s+,()\[\]]+[bfru]{0,2}["'](?![^"']*["']\s*:)""")
 ESCAPE = re.compile(
     r'\\(u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{2,5}\}|U000[0-9a-fA-F]{5}|x[0-9a-fA-F]{2}|[0-3][0-7]{2}|[nrtbf"\'/\\])'
 )
@@ -140,7 +157,7 @@ PACKED: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
 ZIP, PICTURE = b"PK\x03\x04", b"\x89PNG\r\n\x1a\n"
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
 # Between the lines of a text that was broken in two: quotes, commas and signs of continuation.
-BREAK = re.compile(r"""(?:\\n)?[\s"',+\\()=]*\n[\s"',+()>#|]*""")
+BREAK = re.compile(r"""(?:\\n[\s"',+\\()=]*|(?<![\s"',+\\()=])[\s"',+\\()=]*)\n[\s"',+()>#|]*""")
 
 
 @dataclass(frozen=True)
@@ -182,25 +199,21 @@ def find(folder: Path, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> list[
     """Every match in the names and the texts of a folder's files, compressed ones too.
 
     A text is read as it is and as it means: without the escapes of JSON, HTML and addresses, out
-    of base64, and put together again where a line was broken.
+    of base64 and other codes, and put together again where a line was broken or a list is split.
     """
     tokens = [pair for pair in patterns if pair[0] in TOKENS]
     matches = []
     for path in files(folder):
         name = path.relative_to(folder).as_posix()
-        own = [Leak(name, 0, what, match) for what, match in _matches(name, patterns)]
+        own = [
+            Leak(name, *match) for match in _matches([(0, form) for form in views(name)], patterns)
+        ]
         for text, binary in map(_text, _contents(path, name)):
-            lines = [(1, text)] if binary else enumerate(text.splitlines(), start=1)
-            own += [
-                Leak(name, number, what, match)
-                for number, line in lines
-                for what, match in _matches(line, tokens if binary else patterns)
-            ]
-            own += [
-                Leak(name, number, what, match)
-                for number, what, match in (() if binary else _broken(text, tokens))
-                if not any(leak.text in match for leak in own)
-            ]
+            lines = [text] if binary else text.splitlines()
+            forms = [(n, form) for n, line in enumerate(lines, start=1) for form in views(line)]
+            own += [Leak(name, *one) for one in _matches(forms, tokens if binary else patterns)]
+            broken = [Leak(name, *one) for one in (() if binary else _broken(text, tokens))]
+            own += [one for one in broken if not any(leak.text in one.text for leak in own)]
         matches += dict.fromkeys(own)
     return matches
 
@@ -215,7 +228,7 @@ def _contents(path: Path, name: str) -> list[bytes]:
 
 
 def unpacked(data: bytes, depth: int = 3) -> Iterator[bytes]:
-    """Bytes, and what they hold by gzip, bzip2, xz, zip or beside the pixels of a PNG.
+    """Bytes, and what they hold by gzip, bzip2, xz, deflate, zip or beside the pixels of a PNG.
 
     Raises one of UNREADABLE where they are damaged, locked, or larger than MOST.
     """
@@ -232,12 +245,15 @@ def unpacked(data: bytes, depth: int = 3) -> Iterator[bytes]:
     for magic, opened in PACKED.items():
         if depth and data.startswith(magic):
             inner.append(_within(opened(io.BytesIO(data))))
+    for bits in (15, -15) if depth and not inner and not _readable(data) else ():
+        with contextlib.suppress(zlib.error):  # deflated at other levels, or without a head
+            inner.append(_within(io.BytesIO(_inflated(data, bits))))
     for part in inner:
         yield from unpacked(part, depth - 1)
 
 
-def _inflated(data: bytes) -> bytes:
-    return zlib.decompressobj().decompress(data, MOST + 1)
+def _inflated(data: bytes, bits: int = 15) -> bytes:
+    return zlib.decompressobj(bits).decompress(data, MOST + 1)
 
 
 def _within(file: IO[bytes], before: int = 0) -> bytes:
@@ -262,28 +278,62 @@ def _beside_pixels(data: bytes) -> Iterator[bytes]:
 
 
 def _broken(text: str, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> Iterator[tuple]:
-    """Line, kind and text of what is there when the lines of a text are joined; line 1 where the
-    place is lost by decoding."""
+    """Line, kind and text of what is there when lines and items are joined; line 1 where the place
+    is lost by decoding."""
     whole, starts = _joined(text)
-    forms = [*views(whole)]
+    lines = [whole[start:end] for start, end in itertools.pairwise([*starts, len(whole)])]
     coded = dict.fromkeys(one for form in (whole, text) for one in CODED.findall(form))
+    forms = [*itertools.islice(views(whole), 1, None)]
+    forms += [form for place in _places(text) for form in views(place)]
+    forms += [decoded for data in _base85(LINES.sub("", text)) for decoded in _texts(data)]
     forms += [form for one in coded for form in _shifted(one)]
-    for what, pattern in patterns:
-        for form in forms:
-            for match in pattern.finditer(form):
-                line = bisect_right(starts, match.start()) if form is whole else 1
-                yield line, what, match.group()
+    yield from _matches([*enumerate(lines, start=1)], patterns, seam="")
+    yield from _matches([(1, form) for form in forms], patterns)
 
 
-def _matches(text: str, patterns: Sequence[tuple[str, re.Pattern[str]]]) -> Iterator[tuple]:
-    """What a text holds and its kind, once for each kind."""
-    forms = [*views(text)]
-    for what, pattern in patterns:
-        for form in forms:
-            form = form if what in TOKENS else BASE64.sub("", form)
-            if match := pattern.search(form):
-                yield what, match.group()
+def _places(text: str) -> list[str]:
+    """Texts that stand in one place of a JSON, whatever its lists, or of its lines, put together:
+    the sources of a notebook's cells, what they printed."""
+    places: dict[tuple, list[str]] = {}
+
+    def walk(value: Any, place: tuple) -> None:
+        if isinstance(value, str):
+            places.setdefault(place, []).append(_ends(value))
+        for inner in value if isinstance(value, list) else ():
+            walk(inner, place)
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            walk(inner, (*place, key))
+
+    for document in (text, *text.splitlines()):
+        with contextlib.suppress(ValueError, RecursionError):
+            walk(json.loads(document), ())
+            if document is text:
                 break
+    return ["".join(texts) for texts in places.values() if len(texts) > 1]
+
+
+def _ends(text: str, longest: int = 1000) -> str:
+    """Both ends of a long text, which others are joined to; what is inside is found without."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}\n{text[-half:]}"
+
+
+def _matches(
+    forms: Sequence[tuple[int, str]],
+    patterns: Sequence[tuple[str, re.Pattern[str]]],
+    seam: str = "\n\0\n",
+) -> Iterator[tuple]:
+    """Line, kind and text of what the forms of lines hold, once for each line and kind; all are
+    looked through as one text, for speed, with a seam that is part of no secret."""
+    text = seam.join(form for _, form in forms)
+    bare = BASE64.sub(lambda match: " " * len(match[0]), text)
+    starts = [*itertools.accumulate((len(form) + len(seam) for _, form in forms), initial=0)]
+    matches: dict[tuple[int, str], str] = {}
+    for what, pattern in patterns:
+        for match in pattern.finditer(text if what in TOKENS else bare):
+            line, _ = forms[bisect_right(starts, match.start()) - 1]
+            matches.setdefault((line, what), match.group())
+    return ((*place, match) for place, match in matches.items())
 
 
 def views(text: str, depth: int = 3) -> Iterator[str]:
@@ -291,37 +341,74 @@ def views(text: str, depth: int = 3) -> Iterator[str]:
     yield text
     if not depth:
         return
-    plain = ESCAPE.sub(_unescaped, text) if "\\" in text else text
-    plain = html.unescape(plain) if "&" in plain else plain
-    plain = unquote(plain) if "%" in plain else plain
-    plain = QUOTED.sub(lambda match: chr(int(match[1], 16)), plain) if "=" in plain else plain
-    plain = ADDED.sub("", plain)
-    plain = plain if plain.isascii() else unicodedata.normalize("NFKC", plain)
-    plain = UNSEEN.sub("", plain)
-    if plain != text:
-        yield from views(plain, depth - 1)
-    for match in CODED.finditer(text):
-        if decoded := _decoded(match.group()):
-            yield from views(decoded, depth - 1)
-    for data in _numbers(text):
-        if decoded := _readable(data):
-            yield from views(decoded, depth - 1)
+    coded = dict.fromkeys(_coded(text))
+    plainer = [*itertools.accumulate(PLAINER, lambda plain, step: step(plain), initial=text)]
+    for plain in {*plainer} - {text, plainer[-1]}:  # before the next step cuts into a code
+        coded |= dict.fromkeys(_base85(plain))
+    if plainer[-1] != text:
+        yield from views(plainer[-1], depth - 1)
+    for decoded in itertools.chain.from_iterable(map(_texts, coded)):
+        yield from views(decoded, depth - 1)
 
 
-def _numbers(text: str) -> Iterator[bytes]:
-    """Bytes that a text writes as numbers, or in base 32."""
-    for match in HEX.finditer(text):
-        yield bytes.fromhex(match.group())
-    for match in HEX_BYTES.finditer(text):
-        yield bytes.fromhex(re.sub(r"0x|[\s,:;-]", "", match.group()))
-    for match in BYTES.finditer(text):
-        numbers = [int(number) for number in re.findall(r"\d+", match.group())]
+PLAINER: tuple[Callable[[str], str], ...] = (
+    lambda text: html.unescape(text) if "&" in text else text,
+    lambda text: ESCAPE.sub(_unescaped, text) if "\\" in text else text,
+    lambda text: unquote(text) if "%" in text else text,
+    lambda text: QUOTED.sub(lambda match: chr(int(match[1], 16)), text) if "=" in text else text,
+    lambda text: ADDED.sub("", text),
+    lambda text: text if text.isascii() else unicodedata.normalize("NFKC", text),
+    lambda text: UNSEEN.sub("", text),
+)
+
+
+def _coded(text: str) -> Iterator[bytes]:
+    """Bytes that a text writes in base 64, 32 or 85, or as numbers."""
+    for code in CODED.findall(text):
+        bare = code.rstrip("=").replace("-", "+").replace("_", "/")
+        yield base64.b64decode(bare[: len(bare) - (len(bare) % 4 == 1)] + "==")
+    for code in HEX.findall(text):
+        for digits in (code, code[1:]):
+            yield bytes.fromhex(digits[: len(digits) // 2 * 2])
+    for code in HEX_BYTES.findall(text):
+        yield bytes.fromhex(re.sub(r"0x|[\s,:;-]", "", code))
+    for code in BYTES.findall(text):
+        numbers = [int(number) for number in re.findall(r"\d+", code)]
         if max(numbers) < 128:
             yield bytes(numbers)
-    for match in BASE32.finditer(text):
-        bare = match.group().rstrip("=")
+    for code in BASE32.findall(text):
+        bare = code.rstrip("=")
         with contextlib.suppress(ValueError):
             yield base64.b32decode(bare + "=" * (-len(bare) % 8))
+    yield from _base85(text)
+
+
+def _base85(text: str) -> Iterator[bytes]:
+    """Printed texts in base 85, wherever they begin in other letters, and what is packed in it."""
+    for letters, own in BASE85:
+        for run in letters.findall(text):
+            code = run.translate(own)
+            for shift in range(5):
+                for match in BEGINS.finditer(code[shift::5]):
+                    start, end = (shift + 5 * at for at in match.span())
+                    if PRINTED.search(base64.b85decode(code[start : end - 5])):
+                        for stop in range(end - 15, end + 1):  # letters behind it are none of it
+                            yield from PRINTED.findall(base64.b85decode(code[start:stop]))
+            for start in {0, KEY.match(run).end()} if RARE.search(run) else ():
+                if _is_packed(code[start : start + 20]):
+                    for stop in range(len(code) - 5, len(code) + 1):
+                        with contextlib.suppress(ValueError):
+                            yield base64.b85decode(code[start:stop])
+
+
+def _is_packed(code: str) -> bool:
+    """Whether letters of base 85 are the first ones of something compressed."""
+    try:
+        return len([*unpacked(base64.b85decode(code), 1)]) > 1
+    except UNREADABLE:  # it is, and goes on
+        return True
+    except ValueError:
+        return False
 
 
 def _unescaped(match: re.Match[str]) -> str:
@@ -331,15 +418,10 @@ def _unescaped(match: re.Match[str]) -> str:
     return chr(int(code[1:].strip("{}"), 16)) if len(code) > 1 else ESCAPED.get(code, code)
 
 
-def _decoded(text: str) -> str:
-    """The text that base64 holds, or a compressed file in it, as a report embeds its CSVs; empty
-    where it holds something else."""
-    bare = text.rstrip("=").replace("-", "+").replace("_", "/")
-    try:
-        data = base64.b64decode(bare[: len(bare) - (len(bare) % 4 == 1)] + "==")
-        return _readable([*unpacked(data)][-1])
-    except (ValueError, *UNREADABLE):
-        return ""
+def _texts(data: bytes) -> Iterator[str]:
+    """The texts that bytes are or hold, such as the CSVs that a report embeds."""
+    with contextlib.suppress(*UNREADABLE):
+        yield from filter(None, map(_readable, unpacked(data)))
 
 
 def _readable(data: bytes) -> str:
@@ -365,13 +447,13 @@ def _shifted(text: str, longest: int = 20_000) -> list[str]:
 
 
 def _joined(text: str) -> tuple[str, list[int]]:
-    """The text with its lines joined, and where in it each line begins."""
+    """The text with its lines joined, of long ones the ends, and where in it each line begins."""
     starts, parts, length, last = [0], [], 0, 0
     for match in BREAK.finditer(text):
-        parts.append(text[last : match.start()])
+        parts.append(_ends(text[last : match.start()]))
         length, last = length + len(parts[-1]), match.end()
         starts += [length] * match.group().count("\n")
-    return "".join([*parts, text[last:]]), starts
+    return "".join([*parts, _ends(text[last:])]), starts
 
 
 def _text(data: bytes) -> tuple[str, bool]:

@@ -11,7 +11,7 @@ import pytest
 
 import lib.hardware
 from lib.__main__ import main
-from lib.files import ROOT
+from lib.files import ROOT, ParamsError
 from lib.measure import visit
 from lib.models import card as models_card
 from lib.models import experts as models_experts
@@ -380,3 +380,37 @@ def test_the_plan_fits_the_budget_at_the_released_times():
             planned += seconds[name, arm.stack, experts, tokens] * (1 + visit.ROUNDS) * 2
     build_s, gate_s = 6 * 3.0, 3 * 6.0
     assert 120 < planned + build_s + gate_s < visit.BUDGET_S < visit.STOP_S
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "outcome", "code"),
+    [
+        ("ok", [None, None], (True, []), 0),
+        ("ok", [None, "E: no"], (True, ["B back: E: no"]), 1),
+        ("timeout", ["E: no"], (False, []), 2),
+    ],
+)
+def test_the_outcome_of_a_visit_is_its_exit_code(
+    tmp_path, monkeypatch, capsys, status, errors, outcome, code
+):
+    places = zip("AB", ("forward", "back"), errors, strict=False)
+    blocks = [{"model": m, "direction": d, **({"error": e} if e else {})} for m, d, e in places]
+    summary = json.dumps({"status": status, "blocks": blocks})
+    (tmp_path / visit.SUMMARY).write_text(summary)
+    monkeypatch.setattr(visit, "visit", lambda out, **options: tmp_path)
+    assert visit.outcome(tmp_path) == outcome
+    assert main(["visit", "--out", str(tmp_path), "--device", "cpu"]) == code
+    assert capsys.readouterr().err == "".join(f"error: {line}\n" for line in outcome[1])
+
+
+def test_a_visit_begins_only_with_models_a_device_and_a_folder(tmp_path, monkeypatch):
+    assert visit.ready(tmp_path / "v", ["tiny-qwen3"], "cpu").environment()["device"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "file").write_text("")
+    for out, names, device, says in (
+        ("v", [str(tmp_path / "nowhere")], "cpu", "nowhere"),
+        ("v", [], "cuda", '"cuda" was asked for'),
+        ("file/v", [], "cpu", "file"),
+    ):
+        with pytest.raises(ParamsError, match=says):
+            visit.ready(tmp_path / out, names, device)

@@ -452,3 +452,85 @@ def test_loose_rows_that_are_of_two_things_are_refused(tmp_path, change):
     loose_rows(folder, environment(host=2.0), **change)
     with pytest.raises(ParamsError, match="engines .*a folder each|2 setups, not one"):
         slices.merge([tmp_path / "engine"], tmp_path / "out")
+
+
+# --- clocks that are wrong
+
+FUTURE = "2999-01-01T00:00:00+00:00"
+
+
+def test_a_run_from_the_future_loses_and_is_named(tmp_path, capsys):
+    """A machine whose clock is ahead has measured 128 first; 128 and 512 came from others later."""
+    a, b = environment(host=1), environment(host=2)
+    job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0), row(a, 64, 5.0)], start=FUTURE, end=FUTURE)
+    job(tmp_path / "b" / JOB, [b, row(b, 128, 2.0)])
+    for sources, out in (("ab", "c"), ("ba", "d")):
+        main(["merge", *(str(tmp_path / name) for name in sources), "--out", str(tmp_path / out)])
+        assert seconds(tmp_path / out / JOB) == {(64, "bfloat16"): 5.0, (128, "bfloat16"): 2.0}
+        assert store.read(tmp_path / out / JOB)["end"] == at(2)
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if "2999" in x]
+        assert f"a/{JOB}: ended at {FUTURE}, which is to come" in line
+
+
+def test_of_runs_from_the_future_the_later_one_counts(tmp_path):
+    """The clock of the machine that merges may be the one that is wrong."""
+    a, b = environment(host=1), environment(host=2)
+    job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0)], end=FUTURE)
+    job(tmp_path / "b" / JOB, [b, row(b, 128, 2.0)], end=FUTURE.replace("2999", "2998"))
+    slices.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert seconds(tmp_path / "c" / JOB) == {(128, "bfloat16"): 1.0}
+
+
+def test_times_of_other_zones_are_compared_as_times(tmp_path):
+    """02:00 in a zone two hours ahead is before 01:00 of UTC."""
+    a, b = environment(host=1), environment(host=2)
+    job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0)], end="2026-01-01T02:00:00+02:00")
+    job(tmp_path / "b" / JOB, [b, row(b, 128, 2.0)], end="2026-01-01T01:00:00+00:00")
+    slices.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert seconds(tmp_path / "c" / JOB) == {(128, "bfloat16"): 2.0}
+
+
+@pytest.mark.parametrize("end", [FUTURE, at(9)])
+def test_in_one_folder_the_run_that_has_just_ended_counts_whatever_the_clocks_say(tmp_path, end):
+    a, b = environment(host=1), environment(host=2)
+    job(tmp_path / "old", [a, row(a, 128, 1.0), row(a, 64, 5.0)], end=end)
+    job(tmp_path / "new", [b, row(b, 128, 2.0)], start=at(3), end=at(4), attempt=2)
+    result = slices.add_earlier(tmp_path / "new", tmp_path / "old", store.read(tmp_path / "new"))
+    assert seconds(tmp_path / "new") == {(64, "bfloat16"): 5.0, (128, "bfloat16"): 2.0}
+    assert [entry["complete"] for entry in result.earlier] == [False]
+
+
+def test_a_run_that_has_added_another_came_after_it_whatever_the_clocks_say(tmp_path, capsys):
+    """A copy of a folder, and the folder after the clock was set back and it was run again."""
+    a, b = environment(host=1), environment(host=2)
+    old = job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0), row(a, 64, 5.0)], start=at(8), end=at(9))
+    new = job(tmp_path / "b" / JOB, [b, row(b, 128, 2.0)], start=at(3), end=at(4), attempt=2)
+    manifest = store.read(new)
+    manifest["earlier"] = list(slices.add_earlier(new, old, manifest).earlier)
+    files.write_json(new / "run.json", manifest | {"artefacts": store.artefacts(new)})
+    for sources, out in (("ab", "c"), ("ba", "d")):
+        main(["merge", *(str(tmp_path / name) for name in sources), "--out", str(tmp_path / out)])
+        assert seconds(tmp_path / out / JOB) == {(64, "bfloat16"): 5.0, (128, "bfloat16"): 2.0}
+        assert store.read(tmp_path / out / JOB)["attempt"] == 2
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if "attempt" in x]
+        assert f"b/{JOB}: attempt 2 ended at {at(4)}, before attempt 1 at {at(9)}" in line
+
+
+def test_a_finished_run_that_counts_though_another_ended_later_is_not_spoken_of(tmp_path):
+    """Attempts of two folders say nothing about each other."""
+    a, b = environment(host=1), environment(host=2)
+    job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0)], attempt=2)
+    job(tmp_path / "b" / JOB, [b, row(b, 512, 2.0)], status="interrupted", end=at(9))
+    slices.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    assert [entry["end"] for entry in store.read(tmp_path / "c" / JOB)["earlier"]] == [at(9)]
+    assert slices.doubts([tmp_path / "c"]) == []
+
+
+def test_clocks_that_agree_are_not_spoken_of(tmp_path):
+    a, b = environment(host=1), environment(host=2)
+    job(tmp_path / "a" / JOB, [a, row(a, 128, 1.0)])
+    job(tmp_path / "b" / JOB, [b, row(b, 128, 2.0)], start=at(3), end=at(4))
+    slices.merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    slices.merge([tmp_path / "c", tmp_path / "a"], tmp_path / "d")
+    assert slices.doubts([tmp_path / name for name in "abcd"]) == []
+    assert seconds(tmp_path / "d" / JOB) == {(128, "bfloat16"): 2.0}

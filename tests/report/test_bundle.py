@@ -6,12 +6,15 @@ import base64
 import bz2
 import gzip
 import hashlib
+import html
 import io
 import json
 import lzma
 import os
 import random
+import string
 import struct
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -169,7 +172,15 @@ def test_what_is_personal_is_found_with_file_and_line(tmp_path, text, what):
 
 
 TOKEN = "hf_" + "a1B2" * 8
+
+
+def deflated(data: bytes) -> bytes:
+    """Without the head and the sum of zlib."""
+    return zlib.compress(data, wbits=-15)
+
+
 CODED = base64.b64encode(f"login with {TOKEN} please".encode()).decode()
+DEFLATED = deflated(f"login with {TOKEN}, please".encode())
 HIDDEN = {
     "after a line's end in JSON": json.dumps(f"first line\n{TOKEN}"),
     "after a tab in JSON": json.dumps(f"first\t{TOKEN}"),
@@ -216,7 +227,81 @@ HIDDEN = {
     "as JavaScript's numbers of letters": "".join(f"\\u{{{ord(c):x}}}" for c in TOKEN),
     "in base64 of deflated lines": base64.b64encode(zlib.compress(TOKEN.encode())).decode(),
     "in two texts of a program": f'"{TOKEN[:12]}" +\n    "{TOKEN[12:]}"',
+    **{
+        f"in {name}{what}": json.dumps(code(data).decode())
+        for name, code in {"a85": base64.a85encode, "b85": base64.b85encode}.items()
+        for what, data in {
+            " alone": TOKEN.encode(),
+            " behind a word": f"my {TOKEN} is this\n".encode(),
+            " behind a line": f"one\n{TOKEN}\nthree\n".encode(),
+            " of base64": CODED.encode(),
+            " of compressed lines": zlib.compress(f"login {TOKEN}".encode()),
+            " of raw deflate": deflated(f"login {TOKEN}".encode()),
+        }.items()
+    },
+    "in a85 of Adobe": base64.a85encode(f"as {TOKEN}".encode(), adobe=True).decode(),
+    "in b85 of a program": f"x=b85decode({base64.b85encode(f'by {TOKEN}'.encode())})",
+    "in a85 of HTML": html.escape(base64.a85encode(f"in {TOKEN} here".encode()).decode()),
+    "in base64 of b85": base64.b64encode(base64.b85encode(TOKEN.encode())).decode(),
+    "in a85 of several lines": base64.a85encode(f"x {TOKEN}".encode(), wrapcol=20).decode(),
+    "in base64 of raw deflate": base64.b64encode(DEFLATED).decode(),
+    "in hexadecimal of raw deflate": DEFLATED.hex(),
+    "in base64 of fast deflate": base64.b64encode(zlib.compress(TOKEN.encode(), 1)).decode(),
+    "in base64 of stored deflate": base64.b64encode(zlib.compress(TOKEN.encode(), 0)).decode(),
+    "in a list": json.dumps([TOKEN[:12], TOKEN[12:]]),
+    "in a list of many": json.dumps([*TOKEN]),
+    "in a list between others": json.dumps(["x ", TOKEN[:12], TOKEN[12:], " y"]),
+    "in a list of lists": json.dumps([[TOKEN[:12]], [TOKEN[12:]]]),
+    "in a list of a program": f"x = ''.join(('{TOKEN[:12]}', f'{TOKEN[12:]}'))",
+    "in a list in JSON": json.dumps(f'"".join(["{TOKEN[:12]}", "{TOKEN[12:]}"])'),
+    "in base64 in a list": json.dumps([CODED[:33], CODED[33:]]),
 }
+
+
+def notebook(*cells: dict) -> str:
+    return json.dumps({"nbformat": 4, "cells": cells, "metadata": {}}, indent=1)
+
+
+def printed(*texts) -> dict:
+    streams = [{"name": "stdout", "output_type": "stream", "text": text} for text in texts]
+    return {"cell_type": "code", "outputs": streams, "source": []}
+
+
+SPLIT = {
+    "between lines of a cell": notebook({"source": ["a = 1\n", TOKEN[:9], TOKEN[9:]]}),
+    "between cells": notebook({"source": [TOKEN[:9]]}, {"source": [TOKEN[9:]]}),
+    "between texts of cells": notebook({"source": TOKEN[:9]}, {"source": TOKEN[9:]}),
+    "between outputs": notebook(printed([TOKEN[:9]], [TOKEN[9:]])),
+    "between outputs of cells": notebook(printed(TOKEN[:9]), printed(TOKEN[9:])),
+    "between outputs of one letter": notebook(printed(*TOKEN)),
+    "between long outputs": notebook(printed("x " * 9000 + TOKEN[:9], TOKEN[9:] + " x" * 9000)),
+    "between results": notebook(
+        {"outputs": [{"data": {"text/plain": [t]}} for t in (TOKEN[:9], TOKEN[9:])]}
+    ),
+    "between lines of JSON": json.dumps({"a": TOKEN[:9]}) + "\n" + json.dumps({"a": TOKEN[9:]}),
+    "between rows of a table": json.dumps({"rows": [[1, TOKEN[:9]], [2, TOKEN[9:]]]}),
+    "between cells in base64": notebook({"source": CODED[:25]}, {"source": CODED[25:]}),
+}
+
+
+@pytest.mark.parametrize("case", SPLIT)
+def test_a_secret_is_found_however_a_json_splits_it(tmp_path, case):
+    (tmp_path / "a.ipynb").write_text(SPLIT[case])
+    matches = leaks.find(tmp_path, leaks.secrets(ANN))
+    assert {leak.what for leak in matches} == {"Hugging Face token"}
+
+
+@pytest.mark.parametrize("shift", range(12))
+@pytest.mark.parametrize("code", [base64.a85encode, base64.b85encode])
+def test_base85_is_read_behind_and_before_any_letters(tmp_path, code, shift):
+    """No start, no end and no neighbour may hide it; the shortest token that there is."""
+    for number in range(20):
+        letters = "".join(random.Random(number).choices(string.ascii_letters, k=19))
+        token = f"hf_{letters}{'aA0'[number % 3]}"  # what a letter too many turns into no letter
+        behind = ("',", "'))))]", "',,,,,,,,")[number % 3]
+        text = f"{'x' * shift}='{code(f'{number} {token}'.encode()).decode()}{behind}"
+        (tmp_path / f"{number}.txt").write_text(text)
+    assert len({leak.file for leak in leaks.find(tmp_path, leaks.secrets())}) == 20
 
 
 @pytest.mark.parametrize("case", HIDDEN)
@@ -233,6 +318,18 @@ def test_a_secret_is_found_in_other_codes_and_in_bytes(tmp_path, code):
     (tmp_path / "b.bin").write_bytes(b"\x00\x01\x02" + TOKEN.encode() + b"\x00")
     files = {leak.file for leak in leaks.find(tmp_path, leaks.secrets(ANN))}
     assert files == {"a.txt", "b.bin"}
+
+
+LONG = ['"' + " " * 40_000, '" ' * 20_000, "a" * 40_000, '["a", ' * 4000]
+
+
+@pytest.mark.parametrize("text", LONG)
+def test_no_text_takes_long(tmp_path, text):
+    """Where each letter began a search to the end, these took a second or more."""
+    (tmp_path / "a.txt").write_text(text)
+    start = time.process_time()
+    leaks.find(tmp_path, leaks.secrets())
+    assert time.process_time() - start < 0.6
 
 
 def picture(kind: bytes, body: bytes) -> bytes:
@@ -265,6 +362,10 @@ PACKED = {
     "exif.png": picture(b"eXIf", TEXT),
     "late.txt": b"x" * 20_000 + "\n".join(TOKEN).encode().replace(b"\n", b"\0"),
     "other-name.txt": gzip.compress(NOISE + TEXT),
+    "deflated.txt": deflated(NOISE + TEXT),
+    "deflated.gz": gzip.compress(deflated(TEXT)),
+    "deflated.png": picture(b"prVt", deflated(TEXT)),
+    "fast.bin": zlib.compress(NOISE + TEXT, 1),
 }
 
 
@@ -332,6 +433,8 @@ def test_a_name_is_found_behind_an_escape(tmp_path, text):
         "token_s: [0.01, 0.02] ids: [104, 102, 95, 65] " + "10, 20, 30, 40, 50, 60, 70, " * 9,
         "http://127.0.0.1:8888/lab?token=...",
         "00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f 10 11 12 13 14 15",
+        json.dumps({"hub_token": "None", "a_long_model_name_with_1_digit": "secret=", "b2": "c"}),
+        json.dumps(["0a" * 20, "1b" * 20, "hf_", "eager", "sk-", "learn"]),
         "max_new_tokens=12345678901234567890123 pad_token=x sha256 " + "0a" * 32,
     ],
 )
