@@ -99,6 +99,13 @@ DEFINITIONS = (
         words=("KV cache",),
     ),
     Definition(
+        "room (users)",
+        r"\left\lfloor\frac{M-M_{\mathrm{weights}}-M_{\mathrm{reserve}}}{K_n}\right\rfloor",
+        "users of n tokens whose caches of K bytes fit the card beside weights and a reserve, by "
+        "the architecture; an engine that takes less of the card for itself holds fewer",
+        words=("room",),
+    ),
+    Definition(
         "workspace (bytes)",
         r"M_{\mathrm{peak}}-M_{\mathrm{base}}-M_{\mathrm{KV}}-M_{\mathrm{logits}}",
         "what the peak holds beside weights, cache and logits",
