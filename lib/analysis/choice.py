@@ -254,6 +254,14 @@ class Offer:
         return self.users * self.cell.per_user.value if self.cell else None
 
     @property
+    def sure(self) -> float:
+        """What of `total` can be counted on: of a prediction the low end; 0 without a cell."""
+        if self.cell is None:
+            return 0.0
+        each = self.cell.per_user
+        return self.users * (each.low if self.option.predicted and each.low else each.value)
+
+    @property
     def usd_per_million(self) -> float | None:
         """USD of GPU time for 10^6 decoded tokens at so many users."""
         if self.total is None or self.gpu_hour_usd is None:
@@ -262,8 +270,9 @@ class Offer:
 
 
 def offers(choices: Sequence[Option], ask: Ask) -> list[Offer]:
-    """What each option answers: those that meet the ask first, by speed of all users. Where a
-    measured one has an answer, there is no prediction of the same beside it."""
+    """What each option answers: those that meet the ask first, by the speed of all users that can
+    be counted on. Where a measured one has an answer, there is no prediction of the same beside it.
+    """
     asked = [o for o in choices if (o.gpu == ask.gpu if ask.gpu else not o.predicted)]
     answered = {
         (o.model, o.engine) for o in asked if not o.predicted and o.at(ask.context, ask.users)
@@ -273,7 +282,7 @@ def offers(choices: Sequence[Option], ask: Ask) -> list[Offer]:
         for option in asked
         if not (option.predicted and (option.model, option.engine) in answered)
     ]
-    return sorted(answers, key=lambda a: (VERDICTS.index(a.verdict), -(a.total or 0)))
+    return sorted(answers, key=lambda a: (VERDICTS.index(a.verdict), -a.sure))
 
 
 def _offer(option: Option, ask: Ask) -> Offer:

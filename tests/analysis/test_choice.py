@@ -139,6 +139,15 @@ def test_what_meets_comes_first_and_faster_before_slower():
     assert "TTFT 900.0 ms > 500" in text
 
 
+def test_a_prediction_counts_by_its_low_end():
+    """90 [72, 112.5] for each is more than 80 measured, but not surely; than 70 it is."""
+    ask = Ask(gpu_gb=80, context=2000, gpu="G")
+    likely = option(guess(2000, 1, 90.0, 0.05), model="likely", predicted=True)
+    for rate, first in ((80.0, "sure"), (70.0, "likely")):
+        sure = option(cell(2000, 1, rate, 0.1), model="sure")
+        assert choice.offers([likely, sure], ask)[0].option.model == first
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [

@@ -27,7 +27,7 @@ BATCH, STACKS = (f"Qwen3-32B/random-hf-eager/{name}" for name in ("batch", "stac
 TIMES = 0.75
 
 
-def second_card(job, out, board, day="2026-12-05", batches=None):
+def second_card(job, out, board, day="2026-11-28", batches=None):
     """A job of the released set as if it had been measured on an H200; of `batches` alone."""
     shutil.copytree(SOURCE / job, out / job)
     path = out / job / "records.jsonl"

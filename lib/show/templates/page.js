@@ -156,7 +156,8 @@
         return c.each !== null && c.context >= ask.context && c.users >= ask.users;
       }), function (c) { return c.users * 1e9 + c.context; });
       var total = cell ? ask.users * cell.each : null;
-      var found = { option: option, verdict: "meets", why: "", room: users, cell: cell, total: total, held: false };
+      var sure = cell ? ask.users * (option.predicted ? cell.each_ends[0] : cell.each) : 0;
+      var found = { option: option, verdict: "meets", why: "", room: users, cell: cell, total: total, sure: sure, held: false };
       found.price = total && ask.usd ? option.devices * ask.usd / 3600 / total * 1e6 : null;
       function end(verdict, why) { found.verdict = verdict; found.why = why; return found; }
       function held(why) { found.held = true; return end("fails", why); }
@@ -300,7 +301,7 @@
       ask.gpu = form.elements.gpu.value;
       var offers = offersOf(options, ask);
       offers.sort(function (a, b) {
-        return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || (b.total || 0) - (a.total || 0);
+        return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || b.sure - a.sure;
       });
       table.tBodies[0].replaceChildren.apply(table.tBodies[0], offers.slice(0, MOST).map(function (x) {
         var row = document.createElement("tr"), basis = x.cell ? "measured at " + place(x.cell) : "";
