@@ -28,6 +28,7 @@ from lib.stats import Estimate
 BANDWIDTH, COMPUTE, KERNELS, HOST = "bandwidth", "compute", "kernels", "host"
 UNTOLD = "not told: no profiled call"
 LEAST = 1 / 3  # of the time, for a floor to be the cause
+STEADY = 1.25  # how far the speeds of a set's hosts may lie apart to explain a ratio
 STEP, FIRST, CALL = "step", "first token", "call"
 PARTS = {"decode": STEP, "itl": STEP, "ttft": FIRST, "p50": CALL, "call_j": CALL}
 FIXED = {  # whatever the arm
@@ -133,6 +134,12 @@ class Waits:
         sure = sure or word.startswith("device-bound") or share > host_bound.HOST_BOUND
         return (name if share >= LEAST else KERNELS) if time_s and sure else UNTOLD
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether one thread of the hosts was about as fast for all rows."""
+        scores = [x for own in self.scores.values() for x in own]
+        return not scores or max(scores) <= STEADY * min(scores)
+
     def has(self, cause: str, place: Place) -> float | None:
         """How much of a cause this set has: bytes/s, operations/s, or loops/s of one thread."""
         if cause == HOST:
@@ -180,6 +187,10 @@ def cause(metric: Metric, key: Mapping[str, Any], a: Waits, b: Waits) -> Cause:
     has = [side.has(ours, place) for side in (a, b)]
     if None in has:
         return Cause(ours, stats.missing(f"the {ours} of {'AB'[has.index(None)]} is not known"))
+    unsteady = [f"of {x}" for x, side in zip("AB", (a, b), strict=True) if not side.is_steady]
+    if ours == HOST and unsteady:
+        why = f"the speed of the hosts {' and '.join(unsteady)} moved between rows"
+        return Cause(ours, stats.missing(f"{why}: it explains no ratio"))
     more = has[1] / has[0]
     rate = metric.higher_is_better
     method = "one thread of the hosts" if ours == HOST else "datasheets"

@@ -153,6 +153,18 @@ def test_some_numbers_have_one_cause_whatever_the_arm(metric, text):
     assert told.expected.value == (pytest.approx(values[text]) if text in values else None)
 
 
+def test_hosts_whose_speed_moves_explain_no_ratio():
+    """The host of B was at 12 for one arm and at 16 for another: a third faster."""
+    a, b = (side(x, step_ms=20.0, busy_ms=13.0) for x in "AB")
+    values = sample.GPU | {"gpu": GPUS["B"], "host_score_per_s": 16.0}
+    env, one = environment_record(values), next(r for r in b.rows if r.kind == "latency")
+    other = replace(one, key=one.key | {"context": 1024}, env_id=env.env_id)
+    told = why(a, Side("B", (*b.rows, env, other)))
+    assert told.text == "host" and told.expected.value is None
+    reason = "the speed of the hosts of B moved between rows: it explains no ratio"
+    assert told.expected.reason == reason
+
+
 def test_an_unknown_card_has_no_ratio_and_a_reason():
     a, b = side("A", step_ms=20.0), side("B", step_ms=20.0)
     bare = Side("B", tuple(r for r in b.rows if r.kind != "environment"))
