@@ -134,8 +134,9 @@ def by_cause(pairs: Sequence[Pair], whys: Sequence[Cause]) -> Table:
     for names, members in groups.items():
         ratios = [ratio for ratio, _ in members]
         alone = [why.expected.value for _, why in members if why.expected.value is not None]
-        middles = (statistics.median(ratios), statistics.median(alone) if alone else None)
-        rows.append((*names, len(members), *middles, min(ratios), max(ratios)))
+        own = statistics.median(alone) if alone else members[0][1].expected  # has the reason
+        middle = statistics.median(ratios)
+        rows.append((*names, len(members), middle, own, min(ratios), max(ratios)))
     columns = (
         *(Column(name, numeric=False) for name in ("quantity", "model", "stack", "cause")),
         Column("arms"), Column("B / A"), Column("of the cause"), Column("lowest"),

@@ -196,7 +196,7 @@ def test_what_ratios_are_put_down_to_is_a_line_for_each_cause():
     table = comparison.by_cause(pairs, [Cause("bandwidth", own), Cause("bandwidth", own), none])
     assert table.rows == (
         ("decode throughput", "m", "graph", "bandwidth", 2, pytest.approx(1.3), 1.5, 1.2, 1.4),
-        ("decode throughput", "m", "graph", "host", 1, 1.1, None, 1.1, 1.1),
+        ("decode throughput", "m", "graph", "host", 1, 1.1, none.expected, 1.1, 1.1),
     )
     other = Cause(waits.NOT_OF_CARD, own)
     assert comparison.by_cause(pairs, [other] * 3).rows == ()
