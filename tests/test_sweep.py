@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lib.models import count, load
+from lib.models import context_limit, count, load
 from lib.models.card import ModelError
 from tools import sweep, tiny
 
@@ -88,7 +88,7 @@ def test_a_card_that_is_wrong_is_found(monkeypatch, change, columns):
 
 
 def test_a_table_of_positions_that_ends_before_the_stated_limit_is_found(monkeypatch):
-    monkeypatch.setattr(count, "_usable", lambda net, limit: limit + 1)
+    monkeypatch.setattr(context_limit, "_usable", lambda net, limit: limit + 1)
     assert sweep.verdicts("gpt2", [])["limit"] == ("wrong", "129 tokens fail instead of None")
 
 
