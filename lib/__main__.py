@@ -362,8 +362,8 @@ def make_plan(args: argparse.Namespace) -> int:
     from lib.analysis.rows import load
     from lib.hardware.datasheets import datasheet
 
-    every = score.released() if args.gpu else [resolve(RELEASED)]
-    sources = [require_results(resolve(args.source))] if args.source else every
+    every = score.released() if args.gpu and not args.source else ()
+    sources = every or [require_results(resolve(args.source or RELEASED))]
     options = [option for source in sources for option in choice.options(load(source))]
     gpu = predicted.card_named(args.gpu, (o.gpu for o in options)) if args.gpu else ""
     board = next((o.gpu_bytes for o in options if gpu and o.gpu == gpu and o.gpu_bytes), None)

@@ -209,9 +209,14 @@ def precedence(manifest: dict[str, Any]) -> tuple[bool, bool, datetime]:
 def moment(manifest: dict[str, Any]) -> tuple[bool, datetime]:
     """Sorts runs by their end. One whose end is to come was dated by a clock that is ahead, so it
     is before all others; so is, of the others, one without."""
-    end = datetime.fromisoformat(manifest.get("end") or "0001-01-01")
-    end = end if end.tzinfo else end.replace(tzinfo=UTC)
+    end = instant(manifest.get("end") or "0001-01-01")
     return end <= datetime.now(UTC), end
+
+
+def instant(text: str) -> datetime:
+    """A time as ISO 8601 writes it, in UTC where it names no zone; raises ValueError for others."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def load_tree(root: str | Path) -> list[Record]:

@@ -349,6 +349,14 @@ def test_a_named_card_is_answered_from_every_released_set(tmp_path, capsys, monk
     capsys.readouterr()
 
 
+def test_without_the_released_sets_a_folder_is_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(score, "RELEASED", tmp_path / "none")
+    monkeypatch.setattr("lib.__main__.RELEASED", str(tmp_path / "none"))
+    for arguments in (["--gpu", "H200"], ["--gpu-gb", "80"]):
+        assert main(["plan", *arguments]) == 2
+        assert "FROM takes a folder of run.json files" in capsys.readouterr().err
+
+
 def test_a_card_that_was_measured_has_the_memory_of_its_board(tmp_path, capsys, monkeypatch):
     """As the page has it, and not what the datasheet rounds it to: here 30 users have room."""
     name = sample.GPU["gpu"]

@@ -29,7 +29,7 @@ from lib.files import ROOT, ParamsError, read_yaml
 from lib.records import jobs
 from lib.records.kinds import STUDY_STACK
 from lib.records.record import Record, visit_of
-from lib.records.store import RELEASED
+from lib.records.store import RELEASED, instant
 from lib.stacks.registry import STACKS
 from lib.stats import Estimate
 
@@ -134,10 +134,9 @@ def _start(row: Record, rows: Rows, starts: Mapping[str, str]) -> datetime:
     texts = (starts.get(row.env_id or "") or "", visit_of(env).rpartition(", ")[2])
     for text in sorted(texts, key=len, reverse=True):
         try:
-            time = datetime.fromisoformat(text)
+            return instant(text)
         except ValueError:
             continue
-        return time if time.tzinfo else time.replace(tzinfo=UTC)
     return datetime.min.replace(tzinfo=UTC)
 
 
@@ -428,7 +427,7 @@ def _over_sets(several: Sequence[Arm]) -> Arm:
 
 def released() -> list[Path]:
     """Folders of the released sets."""
-    return sorted(p for p in RELEASED.iterdir() if next(p.rglob("run.json"), None))
+    return sorted(p for p in RELEASED.glob("*") if next(p.rglob("run.json"), None))
 
 
 def build(folders: Sequence[Path], root: Path = ROOT) -> dict[str, Any]:
