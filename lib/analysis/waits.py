@@ -70,6 +70,7 @@ class Waits:
         for row in rows:
             if score := rows.environment(row).get("host_score_per_s"):
                 self.scores.setdefault(_place(row.key), []).append(score)
+        self.every_score = sorted(x for own in self.scores.values() for x in own)
 
     def step(self, place: Place, *, device: bool = False) -> str:
         """What a decode step waits for; with `device` of its device time alone."""
@@ -135,15 +136,14 @@ class Waits:
         return (name if share >= LEAST else KERNELS) if time_s and sure else UNTOLD
 
     @property
-    def is_steady(self) -> bool:
-        """Whether one thread of the hosts was about as fast for all rows."""
-        scores = [x for own in self.scores.values() for x in own]
-        return not scores or max(scores) <= STEADY * min(scores)
+    def host_moved(self) -> bool:
+        """Whether one thread of the hosts was clearly faster for some rows than for others."""
+        return bool(self.every_score) and self.every_score[-1] > STEADY * self.every_score[0]
 
     def has(self, cause: str, place: Place) -> float | None:
         """How much of a cause this set has: bytes/s, operations/s, or loops/s of one thread."""
         if cause == HOST:
-            scores = self.scores.get(place) or [x for own in self.scores.values() for x in own]
+            scores = self.scores.get(place) or self.every_score
             return statistics.median(scores) if scores else None
         names = {
             BANDWIDTH: ("memory_bytes_per_s", "read_bytes_per_s"),
@@ -187,9 +187,9 @@ def cause(metric: Metric, key: Mapping[str, Any], a: Waits, b: Waits) -> Cause:
     has = [side.has(ours, place) for side in (a, b)]
     if None in has:
         return Cause(ours, stats.missing(f"the {ours} of {'AB'[has.index(None)]} is not known"))
-    unsteady = [f"of {x}" for x, side in zip("AB", (a, b), strict=True) if not side.is_steady]
-    if ours == HOST and unsteady:
-        why = f"the speed of the hosts {' and '.join(unsteady)} moved between rows"
+    moved = [f"of {x}" for x, side in zip("AB", (a, b), strict=True) if side.host_moved]
+    if ours == HOST and moved:
+        why = f"the speed of the hosts {' and '.join(moved)} moved between rows"
         return Cause(ours, stats.missing(f"{why}: it explains no ratio"))
     more = has[1] / has[0]
     rate = metric.higher_is_better

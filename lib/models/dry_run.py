@@ -21,6 +21,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lib.models import quantised
+
 aten = torch.ops.aten
 # What a forward pass hands on to the next one, by the names that the library has for it.
 CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
@@ -175,9 +177,7 @@ def building() -> Iterator[None]:
 def twin_of(net: torch.nn.Module) -> torch.nn.Module:
     """A net of the same class and dtype whose parameters have a shape and no memory."""
     config = copy.deepcopy(net.config)
-    for name in ("quantization_config", "compression_config"):
-        if hasattr(config, name):
-            delattr(config, name)
+    quantised.forget(config)
     with building():
         twin = type(net)._from_config(config, dtype=net.dtype)
     return twin.eval().requires_grad_(False)

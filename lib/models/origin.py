@@ -165,12 +165,8 @@ def readable(name: str) -> Iterator[None]:
 def plain(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy that says nothing of quantisation: the weights in memory are not quantised."""
     config = copy.deepcopy(config)
-    for name in ("quantization_config", "compression_config"):
-        if hasattr(config, name):
-            delattr(config, name)
-    for part in config_fields.parts(config):
-        if hasattr(part, "quantization_config"):
-            del part.quantization_config
+    for part in (config, *config_fields.parts(config)):
+        quantised.forget(part)
     set_usual_outputs(config)
     return config
 

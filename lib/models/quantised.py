@@ -63,11 +63,21 @@ METHODS = {
 FROM_A_HUB = ("eetq", "metal", "nvfp4")
 
 
+FIELDS = ("quantization_config", "compression_config")  # of a configuration
+
+
+def forget(config: Any) -> None:
+    """Take what a configuration says of quantisation out of it; its parts keep theirs."""
+    for name in FIELDS:
+        if hasattr(config, name):
+            delattr(config, name)
+
+
 def asked_for(config: Any) -> dict[str, Any] | None:
     """The quantisation that a configuration names, wherever it stands in it; None without one."""
     from transformers import PreTrainedConfig
 
-    for name in ("quantization_config", "compression_config"):
+    for name in FIELDS:
         form = getattr(config, name, None)
         if form is not None:
             return dict(form if isinstance(form, Mapping) else form.to_dict())

@@ -144,8 +144,8 @@ def by_cause(pairs: Sequence[Pair], whys: Sequence[Cause]) -> Table:
     )  # fmt: skip
     note = (
         "B / A is the median of the arms; that of the cause is what the datasheets or the hosts' "
+        "speeds give by themselves; rows that warn are among them"
     )
-    note += "speeds give by themselves; rows that warn are among them"
     return Table("causes", "What the ratios are put down to", columns, tuple(rows), (note,))
 
 

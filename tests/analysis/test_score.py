@@ -276,7 +276,7 @@ def test_what_a_card_gained_is_told_beside_what_it_was_said_to_gain():
     assert (group["gpu"], group["bound"], group["cells"]) == ("G", "bandwidth", 2)
     assert group["predicted"] == pytest.approx((110 / 80 + 240 / 100) / 2, abs=0.005)
     assert group["measured"] == pytest.approx((100 / 80 + 160 / 100) / 2, abs=0.005)
-    (line,) = scored.gain_table(told).lines()
+    (line,) = scored.gain_table(score.gains(told)).lines()
     assert line["quantity"] == "decode (tok/s)" and line["stack"] == "graph"
     assert score.gains(lines([HIT, MISS], rows(MEASURED))) == []
     later = environment_record({"gpu": "L", "date": "2026-11-28"})

@@ -69,10 +69,9 @@ def figures_table(name: str, title: str, groups: Sequence[Mapping[str, Any]]) ->
     return Table(name, title, columns, rows)
 
 
-def gain_table(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """What other cards were said to gain over the card that the model learned from, and did."""
-    groups = score.gains(lines)
-    texts = ("gpu", "metric", "stack", "model", "bound")
+def gain_table(groups: Sequence[Mapping[str, Any]]) -> Table:
+    """A line for each group of `score.gains`."""
+    texts = [n for n in groups[0] if n not in ("cells", "predicted", "measured")] if groups else []
     columns = (
         *(Column(TITLES.get(name, name), numeric=False) for name in texts),
         Column("cells"), Column("predicted", "times"), Column("measured", "times"),
@@ -262,7 +261,7 @@ def section(rows: Sequence[Record], entries: Sequence[jobs.Job], source: Path) -
     if not grid.rows:
         return Markup("")
     worst = figures_table("predicted-wrong", WRONG, score.not_known(own))
-    folds = [table for table in (worst, gain_table(own), grid) if table.rows]
+    folds = [table for table in (worst, gain_table(score.gains(own)), grid) if table.rows]
     folded = Markup('<details class="more"><summary>{}, {} rows</summary>{}</details>')
     return Markup("").join(
         [
@@ -294,7 +293,7 @@ def page(data: Mapping[str, Any]) -> str:
         figures_table("stacks", "By stack", told["by stack"]),
         figures_table("metrics", "By quantity", told["by metric"]),
         figures_table("wrong", WRONG, told["not_known"]),
-        gain_table(lines),
+        gain_table(told["gains"]),
         error_table(lines),
     ]  # fmt: skip
     parts = [
@@ -365,9 +364,10 @@ def path(root: Path = ROOT) -> Path:
 
 def read() -> dict[str, Any]:
     """The scored predictions in Git; without cells where nothing was scored yet."""
-    if not path().exists():
+    file = path()
+    if not file.exists():
         return {"sets": [], "cells": []}
-    return json.loads(path().read_text(encoding="utf-8"))
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def write(folders: Sequence[Path], out: Path | None = None) -> Path:
