@@ -45,7 +45,7 @@ from typing import Any
 from lib import files
 from lib.analysis import cost
 from lib.files import ParamsError, resolve
-from lib.records import store
+from lib.records import cut_off, store
 from lib.records.kinds import DTYPES, WEIGHTS
 from lib.run import options, profiles
 from lib.run.console import say, show
@@ -75,6 +75,11 @@ def make_report(args: argparse.Namespace) -> int:
         store.refuse_released(out_dir)
         source = require_results(resolve(args.source))
         files.require_room(out_dir)
+        for folder in cut_off.folders(source):
+            say(
+                f"note: {files.short(folder)}: {cut_off.WHY}; `make merge` takes up what it had "
+                "measured, and so does the same command that began it"
+            )
         page = write_report(source, out_dir)
         say(f"report: {files.short(page)}")
         return 0

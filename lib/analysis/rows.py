@@ -14,8 +14,15 @@ from typing import Any
 
 from lib.analysis import gates, physics
 from lib.records import jobs
-from lib.records.record import Record, environments, record_id, shared_gpu, told, warning
-from lib.records.slices import NO_ARM
+from lib.records.record import (
+    NO_ARM,
+    Record,
+    environments,
+    record_id,
+    shared_gpu,
+    told,
+    warning,
+)
 from lib.records.store import merge, precedence
 
 SETUP = ("weights", "dtype", "stack", "experts", "gpu")

@@ -16,9 +16,9 @@ from typing import Any
 
 from lib import files
 from lib.files import ParamsError
-from lib.records import loose, record, store
+from lib.records import cut_off, loose, record, store
 from lib.records.jobs import ADDS_UP, Job
-from lib.records.record import Record
+from lib.records.record import NO_ARM, Record
 
 FIELDS = (  # of a manifest that a later one repeats about an earlier run
     "status",
@@ -32,7 +32,6 @@ FIELDS = (  # of a manifest that a later one repeats about an earlier run
     "parameters",
     "env",
 )
-NO_ARM = ("environment", "card")
 
 
 def read(folder: Path, path: str = "") -> Job | None:
@@ -223,18 +222,24 @@ def merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     visit it is the row that was measured later, and rows of other visits or arms are added. What is
     later the clocks say, unless one run has taken up the other, or is dated in the future. A
     notebook that reads is left out where rows beside it have changed. A folder of rows that a
-    script wrote, without run.json, is taken in as it is (`loose`).
+    script wrote, without run.json, is taken in as it is (`loose`), and so is a run whose machine went
+    away (`cut_off`).
     """
     store.refuse_released(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()):
         raise ParamsError(f"{files.short(out_dir)} is not empty; choose a new OUT")
     with tempfile.TemporaryDirectory() as taken_in:
-        places = enumerate(sources)
-        sources = [
-            loose.take_in(source, Path(taken_in, str(place))) if loose.folders(source) else source
-            for place, source in places
-        ]
-        return _merge(sources, out_dir)
+        every: list[Path] = []
+        for place, source in enumerate(sources):
+            store.refuse_links(source)
+            if loose.folders(source):
+                every.append(loose.take_in(source, Path(taken_in, str(place))))
+                continue
+            cut = cut_off.take_in(source, Path(taken_in, str(place)))
+            every += [cut] if cut else []
+            # Of a machine that went away in its first job there is nothing else.
+            every += [source] if store.manifests(source) or not cut else []
+        return _merge(every, out_dir)
 
 
 def _merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
@@ -246,7 +251,6 @@ def _merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
                 f"{files.short(out_dir)} and {files.short(source)} lie in each other; choose an "
                 "OUT beside the folders of FROM"
             )
-        store.refuse_links(source)
     jobs: dict[str, list[Job]] = {}
     for source in sources:
         for path in store.manifests(source):
@@ -308,7 +312,6 @@ def _write(runs: Sequence[Job], target: Path) -> None:
         copy = replace(last, folder=target)
         others = [run for run in runs[:-1] if run.adds_up]
         manifest["earlier"] = add(copy, _in_time([*others, copy]))
-    (target / "run.json").unlink()
     manifest["artefacts"] = store.artefacts(target)
     files.write_json(target / "run.json", manifest)
 

@@ -446,8 +446,9 @@ def is_finished(folder: Path, manifest: dict[str, Any] | None, sha: str) -> bool
 
 
 def artefacts(folder: Path) -> list[dict[str, str]]:
-    """Files below a folder with their hashes."""
+    """Files below a folder with their hashes, less the run.json that will hold them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in files if path != folder / "run.json"]
     return [{"path": p.relative_to(folder).as_posix(), "sha256": file_sha(p)} for p in files]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lib import files
 from lib.files import short
-from lib.records import executed, slices, store
+from lib.records import cut_off, executed, slices, store
 from lib.records.store import PARTIAL, PREVIOUS
 from lib.run import kernel, plan, scrub, warm
 from lib.run.console import GOES_ON, say
@@ -40,12 +40,13 @@ def coming(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.next")
 
 
-def recover(folder: Path) -> None:
+def recover(folder: Path, out: Path | None = None) -> str:
     """Finish what a runner that died has left, or drop it: the folder holds one whole run.
 
-    A run whose run.json was written is whole. What lies there else is half of one, or the run
-    that has been replaced. Raises ParamsError where the folder is a disk of its own, into which
-    nothing can be put in one step.
+    A run whose run.json was written is whole, and one that was cut off is settled as interrupted,
+    so that its rows stay: a line on it is returned. What lies there else is half of one, or the run
+    that has been replaced. `out` is the folder of the results. Raises ParamsError where the folder
+    is a disk of its own, into which nothing can be put in one step.
     """
     if folder.is_mount():
         raise files.ParamsError(
@@ -56,6 +57,13 @@ def recover(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files.exchange(coming(folder), folder)
     shutil.rmtree(coming(folder), ignore_errors=True)
+    manifest = cut_off.take_up(folder / PARTIAL)
+    if manifest is None:
+        return ""
+    scrub.files((folder / PARTIAL).rglob("*"), scrub.names(out))
+    rows = len(store.lines(folder / PARTIAL / "records.jsonl"))
+    _settle(folder, store.read(folder), manifest, force=False)
+    return f"{short(folder)}: {cut_off.WHY}; its {rows} rows are kept"
 
 
 def _order(run: dict[str, Any]) -> tuple[int, str]:
@@ -78,6 +86,7 @@ def promote(
     """
     new = coming(folder)
     shutil.rmtree(new, ignore_errors=True)
+    cut_off.retract(folder / PARTIAL)
     (folder / PARTIAL).rename(new)
     if keep_old:
         files.write_json(new / PREVIOUS / "run.json", old)
@@ -149,6 +158,17 @@ def run_job(
     staged = begin(job.folder)
     folders = scrub.names(job.out)
     stop.watch = kernel.Watch()
+    manifest = {
+        "parameters": scrub.values(values, folders),
+        "job_sha": sha,
+        "notebook_sha": plan.notebook_sha(job.source),
+        "lib_sha": plan.lib_sha(),
+        "git": plan.git_state(),
+        "env": plan.environment(gpu, job),
+        "attempt": ((old or {}).get("attempt") or 0) + 1,
+        "start": start,
+    }
+    cut_off.announce(staged, manifest)
     try:
         outcome = kernel.execute(
             job.source,
@@ -163,17 +183,9 @@ def run_job(
         scrub.files(staged.rglob("*"), folders)
         executed.shrink(staged / "notebook.ipynb")
         executed.pack_logs(staged)
-        manifest = {
+        manifest |= {
             "status": outcome.status,
             "error": scrub.values(outcome.error, folders),
-            "parameters": scrub.values(values, folders),
-            "job_sha": sha,
-            "notebook_sha": plan.notebook_sha(job.source),
-            "lib_sha": plan.lib_sha(),
-            "git": plan.git_state(),
-            "env": plan.environment(gpu, job),
-            "attempt": ((old or {}).get("attempt") or 0) + 1,
-            "start": start,
             "end": _now(),
         }
         if jump_s := _jump_s(manifest, time.monotonic() - start_s):
@@ -182,19 +194,21 @@ def run_job(
                 f"note: the clock of this machine moved by {jump_s:+,} s while {job.title} ran, or "
                 "the machine slept; dates of this run may be wrong, times of calls are not by it"
             )
-        added = slices.Added() if force else slices.add_earlier(staged, job.folder, manifest)
-        manifest["earlier"] = list(added.earlier)
-        manifest["artefacts"] = store.artefacts(staged)
-        _settle(job.folder, old, manifest, added)
+        _settle(job.folder, old, manifest, force=force)
     finally:
         stop.watch = None
     return manifest
 
 
 def _settle(
-    folder: Path, old: dict[str, Any] | None, manifest: dict[str, Any], added: slices.Added
+    folder: Path, old: dict[str, Any] | None, manifest: dict[str, Any], *, force: bool
 ) -> None:
-    """Put files and manifest in place; an interrupted run never replaces a finished one."""
+    """Add what earlier runs measured, unless `force`, then put files and manifest in place; an
+    interrupted run never replaces a finished one."""
+    staged = folder / PARTIAL
+    added = slices.Added() if force else slices.add_earlier(staged, folder, manifest)
+    manifest["earlier"] = list(added.earlier)
+    manifest["artefacts"] = store.artefacts(staged)
     was_ok, is_ok = old is not None and old["status"] == "ok", manifest["status"] == "ok"
     if was_ok and manifest["status"] == "interrupted":
         discard(folder)

@@ -66,7 +66,8 @@ def run(
             folder = hashlib.sha256(str(own.resolve()).encode()).hexdigest()[:12]
             stack.enter_context(lease.lock(f"out-{folder}", what=short(own), wait=wait))
         for job in jobs:
-            recover(job.folder)
+            if told := recover(job.folder, job.out):
+                say(f"note: {told}")
         mine = [job for job in jobs if job.name not in ran]
         gpus = _lease_gpus(profile, mine, stack, wait)
         shared = _say_shared(gpus, back)

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import pytest
 from lib import files
 from lib.__main__ import main
 from lib.files import ParamsError
-from lib.records import store
+from lib.records import cut_off, slices, store
 from lib.run import job as run_job
 from lib.run import kernel as run_kernel
 from lib.run import lease, preflight, processes, profiles
@@ -341,6 +342,35 @@ def test_nothing_outlives_a_killed_runner(bench):
     processes.reap(alive)
     assert alive == []
     assert not (bench.job("hang") / "run.json").exists()  # so that it is run again
+
+
+@needs_linux
+def test_what_a_killed_runner_had_measured_stays(bench, capsys):
+    """Its rows are an interrupted run's for the next command, and for a merge of a copy; a line
+    that was being written is dropped."""
+    bench.write(hang="hang")
+    runner = bench.start(bench.mark)
+    bench.wait_for_hang("hang")
+    runner.kill()
+    runner.communicate(timeout=10)
+    with (bench.job("hang") / store.PARTIAL / "records.jsonl").open("a") as file:
+        file.write('{"kind": "lat')
+    copy = shutil.copytree(bench.out, bench.folder / "copy")
+
+    merged = bench.folder / "merged"
+    slices.merge([copy], merged)
+    assert (copy / bench.job("hang").relative_to(bench.out) / store.PARTIAL).exists()
+    bench.write(hang="ok")  # and the same notebook, which now comes to its end
+    assert bench.run() == 0
+    assert f"{cut_off.WHY}; its 1 rows are kept" in capsys.readouterr().err
+
+    folder = merged / bench.job("hang").relative_to(bench.out)
+    found, again = store.read(folder), bench.manifest("hang")
+    assert (found["status"], found["error"]["value"]) == ("interrupted", cut_off.WHY)
+    assert found["start"] < found["end"] and found["env"]["gpu"] == "cpu"
+    assert [row.kind for row in store.load(folder / "records.jsonl")] == ["latency"]
+    assert store.damage(folder, found) == ""
+    assert (again["status"], again["attempt"]) == ("ok", 2)
 
 
 AWKWARD = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lib import files
-from lib.records import slices, store
+from lib.records import cut_off, store
 from lib.run import job as run_job
 from tests.records.test_slices import NOTEBOOK, at, card, environment, job, row, seconds
 
@@ -53,23 +53,20 @@ class History:
         run_job.recover(self.folder)
         self.old = store.read(self.folder)
         staged = run_job.begin(self.folder)
+        manifest = {
+            "env": self.gpu,
+            "job_sha": "new",
+            "start": at(4),
+            "attempt": (self.old or {}).get("attempt", 0) + 1,
+            "parameters": {},
+        }
+        cut_off.announce(staged, manifest)
         store.append(staged / "records.jsonl", self.env)
         store.append(staged / "records.jsonl", row(self.env, 512, 2.0, trace="u.jsonl.gz"))
         (staged / "u.jsonl.gz").write_text("new")
         (staged / "notebook.ipynb").write_text(NOTEBOOK)
-        manifest = {
-            "status": self.status,
-            "env": self.gpu,
-            "job_sha": "new",
-            "start": at(4),
-            "end": at(5),
-            "attempt": (self.old or {}).get("attempt", 0) + 1,
-            "parameters": {},
-        }
-        added = slices.Added() if self.force else slices.add_earlier(staged, self.folder, manifest)
-        manifest["earlier"] = list(added.earlier)
-        manifest["artefacts"] = store.artefacts(staged)
-        run_job._settle(self.folder, self.old, manifest, added)
+        manifest |= {"status": self.status, "end": at(5)}
+        run_job._settle(self.folder, self.old, manifest, force=self.force)
 
     def settle_killed_at(self, count: int, full: bool = False) -> bool:
         """Settle in another process that dies before its file operation `count`; whether it did.
@@ -133,6 +130,10 @@ HISTORIES = {  # what finished runs hold before and after
 }
 
 
+# Nothing finished was there, so that rows of a run that was cut off stay in its place.
+CUT = ("fresh", "fresh, and it fails", "after a failed one", "after a failed one, and it fails")
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -161,7 +162,7 @@ def test_killed_before_every_file_operation(name, exchanges, full, tmp_path, mon
     start = tree(undisturbed.folder)
     undisturbed.settle()
     assert undisturbed.finished() == after
-    end, count = tree(undisturbed.folder), 0
+    end, count, cut = tree(undisturbed.folder), 0, 0
     while True:
         count += 1
         history = History(tmp_path / str(count), name)
@@ -172,7 +173,12 @@ def test_killed_before_every_file_operation(name, exchanges, full, tmp_path, mon
             assert history.finished() >= before or history.finished() == after, count
         run_job.recover(history.folder)
         contents = {k: v for k, v in tree(history.folder).items() if store.PARTIAL not in k}
-        assert contents in (start, end), f"neither the old run nor the new one at {count}"
+        if contents not in (start, end):  # then what it had measured, of a run that was cut off
+            manifest = store.read(history.folder)
+            assert manifest["error"]["value"] == cut_off.WHY, f"neither old nor new at {count}"
+            assert store.damage(history.folder, manifest) == "", count
+            assert {context for context, _ in seconds(history.folder)} >= NEW | before, count
+            cut += 1
         history.settle()
         assert history.finished() == after, count
         assert store.read(history.folder)["status"] == store.read(undisturbed.folder)["status"]
@@ -182,3 +188,4 @@ def test_killed_before_every_file_operation(name, exchanges, full, tmp_path, mon
         if not killed:
             break
     assert count > 10
+    assert bool(cut) == (name in CUT)
