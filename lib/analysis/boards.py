@@ -28,11 +28,13 @@ TIMED, METERED = ("latency", "batch"), ("energy", "batch-energy")
 TTFT, OUTPUT, DECODE, JOULES = (
     "TTFT (ms)", "output throughput (tok/s)", "decode throughput (tok/s)", "J/1K tokens",
 )  # fmt: skip
+CACHE = "cache reserved (GB)"
 SIZES = {
     "weights_bytes": "weights (GB)",
-    "cache_reserved_bytes": "cache reserved (GB)",
+    "cache_reserved_bytes": CACHE,
     "used_bytes": "memory in use (GB)",
 }
+UNEVEN = "one side ran beside a job on another GPU of the host"
 NOTES = (
     "the same engine, weights, number format and kind of GPU; whole calls of the fewest tokens, "
     "decode throughput by slope, both of all users",
@@ -96,13 +98,15 @@ def _of_sides(
             if not all(sides):
                 continue
             checked = all(points.is_gated(r, passed) for side in sides for r in side)
-            remark = "" if kind == "engine" or checked else LEAD
+            remarks = [] if kind == "engine" or checked else [LEAD]
+            beside = [any(rows.environment(r).get("neighbours") for r in side) for side in sides]
+            remarks += [UNEVEN] if kind != "engine" and beside[0] != beside[1] else []
             for what, *values in _quantities(kind, *sides):
                 if (what, place) not in shown:
                     shown.add((what, place))
                     users = 0 if kind == "engine" else place[1]
                     where = (setup[0], setup[2], what, place[0], users, count)
-                    yield Pair(*where, *values, remark=remark)
+                    yield Pair(*where, *values, remark="; ".join(remarks))
 
 
 def _at(row: Record) -> tuple[int, int]:
@@ -172,14 +176,14 @@ def table(rows: Sequence[Record]) -> Table:
     lines = [
         {
             "model": one.model,
-            "dtype": one.dtype,
             "quantity": one.what,
             "users": one.users or "",
             "context": one.context or "",
-            "one GPU": one.one,
-            "GPUs": one.devices,
-            "all of them": one.several,
             "of several / of one": one.ratio,
+            "one GPU": one.one,
+            "all of them": one.several,
+            "GPUs": one.devices,
+            "dtype": one.dtype,
             "each": ", ".join(map(short, one.each)),
             "remark": one.remark,
         }
@@ -190,24 +194,33 @@ def table(rows: Sequence[Record]) -> Table:
 
 
 def sentences(rows: Sequence[Record]) -> list[str]:
-    """Of each model and place, what several GPUs change."""
-    by_place: dict[tuple, list[Pair]] = {}
+    """Of each model what several GPUs buy, and what a token then costs: for the fewest users and
+    for the most."""
+    by_model: dict[tuple, dict[str, list[Pair]]] = {}
     for one in pairs(rows):
-        if one.users and one.ratio.value is not None:
-            place = (one.model, one.dtype, one.devices, one.users, one.context)
-            by_place.setdefault(place, []).append(one)
+        if one.ratio.value is not None:
+            setup = by_model.setdefault((one.model, one.dtype, one.devices), {})
+            setup.setdefault(one.what, []).append(one)
+    return [_bought(*setup, found) for setup, found in by_model.items() if DECODE in found]
+
+
+def _bought(model: str, dtype: str, count: int, found: dict[str, list[Pair]]) -> str:
+    every = sorted(found[DECODE], key=lambda one: (one.users, one.context))
+    places = {(one.users, one.context): one for one in (every[0], every[-1])}
+    joules = {(one.users, one.context): one.ratio.value for one in found.get(JOULES, ())}
     texts = []
-    for (model, dtype, count, users, context), several in by_place.items():
-        parts = [
-            f"{one.what.partition(' (')[0]} {short(one.ratio.value)} times "
-            f"{interval(one.ratio)}".rstrip()
-            + f" ({verdict(one.ratio)})"
-            for one in several
-        ]
+    for (users, context), one in places.items():
         who = "one user" if users == 1 else f"{users} users"
-        lead = next((f"; {one.remark}" for one in several if one.remark), "")
+        faster = f"{short(one.ratio.value)} times {interval(one.ratio)}".rstrip()
+        energy = joules.get((users, context))
+        more = f", and a call takes {short(energy)} times the energy" if energy else ""
         texts.append(
-            f"{model} in {dtype} on {count} GPUs against one, {who} at {context:,} tokens: "
-            f"{'; '.join(parts)}{lead}."
+            f"for {who} of {context:,} tokens {faster} as fast as on one ({verdict(one.ratio)}): "
+            f"at {count} times the price a token costs {short(count / one.ratio.value)} times as "
+            f"much{more}"
         )
-    return texts
+    caches = (short(one.ratio.value) for one in found.get(CACHE, ()))
+    texts += [f"the cache holds {ratio} times as much" for ratio in caches]
+    remarks = dict.fromkeys(one.remark for one in places.values() if one.remark)
+    told = "".join(f" ({remark})" for remark in remarks)
+    return f"{model} in {dtype} decodes on {count} GPUs {'; '.join(texts)}{told}."

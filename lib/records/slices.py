@@ -222,8 +222,8 @@ def merge(sources: Sequence[Path], out_dir: Path) -> list[str]:
     visit it is the row that was measured later, and rows of other visits or arms are added. What is
     later the clocks say, unless one run has taken up the other, or is dated in the future. A
     notebook that reads is left out where rows beside it have changed. A folder of rows that a
-    script wrote, without run.json, is taken in as it is (`loose`), and so is a run whose machine went
-    away (`cut_off`).
+    script wrote, without run.json, is taken in as it is (`loose`), and so is a run whose machine
+    went away (`cut_off`).
     """
     store.refuse_released(out_dir)
     if out_dir.exists() and any(out_dir.iterdir()):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
+from bs4 import BeautifulSoup
 
 from lib.analysis import boards, bounds, choice, cost, engines, gates, machine
 from lib.analysis.rows import Rows
@@ -103,11 +107,31 @@ def test_the_table_is_in_the_place_of_the_engines_rows():
     rows = both()
     (grid,) = [grid for grid in engines.tables(rows) if grid.name == "boards"]
     titles = [column.title for column in grid.columns]
-    line = next(line for line in grid.rows if line[2] == boards.JOULES)
+    line = next(line for line in grid.rows if line[1] == boards.JOULES)
     assert line[titles.index("each")] == ", ".join(map(short, (680 / 0.512, 600 / 0.512)))
     assert line[titles.index("remark")] == boards.LEAD  # no gate passed at this batch
-    html = str(engines.section(rows))
-    assert "What a second card buys" in html and "on 2 GPUs against one, 8 users at 512" in html
+    assert "What a second card buys" in str(engines.section(rows))
+
+
+def test_the_answer_is_speed_and_what_a_token_then_costs():
+    """A step of 8 ms becomes one of 5 ms: 1.6 times, and two of one price are 2 / 1.6 of it."""
+    (text,) = boards.sentences([*both(), *(passed(env) for env in (ONE, TWO))])
+    start = "gpt-oss-120b in mxfp4 decodes on 2 GPUs for 8 users of 512 tokens 1.600 times ["
+    assert text.startswith(start) and "] as fast as on one (higher): " in text
+    end = "a token costs 1.250 times as much, and a call takes 1.250 times the energy."
+    assert text.endswith(f"at 2 times the price {end}")
+    rows = [*both(), *(passed(env) for env in (ONE, TWO))]
+    page = BeautifulSoup(str(engines.section(rows)), "html.parser")
+    assert text in re.sub(r"\s+", " ", page.text)
+
+
+def test_a_side_beside_other_jobs_is_told():
+    lone = [*both(), *(passed(env) for env in (ONE, TWO))]
+    env = replace(ONE, values=ONE.values | {"neighbours": 1})
+    assert {p.remark for p in boards.pairs([env if r is ONE else r for r in lone])} == {
+        boards.UNEVEN,
+        "",  # of memory
+    }
 
 
 def test_a_batch_that_was_checked_on_both_sides_is_no_lead():
