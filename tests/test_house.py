@@ -234,7 +234,7 @@ def test_public_functions_have_types(name):
             assert function.returns and not untyped, f"{function.name}: {untyped or 'no result'}"
 
 
-MOST_BYTES = 20e6  # of the tracked files together
+MOST_BYTES = 24e6  # of the tracked files together: a result set is kept below 20 MB
 SOURCE = ("lib", "notebooks", "params", "tests", "tools", ".ci")
 # A letter in brackets, so that this file does not find itself.
 UNFINISHED = re.compile(

@@ -1,5 +1,5 @@
-"""Write the answer of the released set into README.md, and what came of the predictions, each
-between its two marks.
+"""Write the answer of the released set into README.md, what came of the predictions, and what a
+second card buys, each between its two marks.
 
     python tools/readme.py [--check]
 
@@ -13,12 +13,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from lib.analysis import boards  # noqa: E402
 from lib.analysis.capacity import scored  # noqa: E402
 from lib.analysis.rows import load  # noqa: E402
 from lib.report import answer  # noqa: E402
 from lib.studies import study  # noqa: E402
 
 RELEASED = ROOT / "outputs/released/h100-sxm"
+SECOND = ROOT / "outputs/released/h200-sxm"
 CARD = "NVIDIA H200"
 SCORED = scored.path().relative_to(ROOT)
 
@@ -35,9 +37,15 @@ def predicted() -> str:
     return f"{scored.sentence([cell for cell in cells if cell['gpu'] == CARD])}\n"
 
 
+def bought() -> str:
+    """What a second card of the heading buys."""
+    return f"{boards.in_short(load(SECOND))}\n"
+
+
 BLOCKS = {
     "answer: written by tools/readme.py from outputs/released/h100-sxm": answered,
     f"predicted: written by tools/readme.py from {SCORED}": predicted,
+    "bought: written by tools/readme.py from outputs/released/h200-sxm": bought,
 }
 
 

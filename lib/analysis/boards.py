@@ -224,3 +224,23 @@ def _bought(model: str, dtype: str, count: int, found: dict[str, list[Pair]]) ->
     remarks = dict.fromkeys(one.remark for one in places.values() if one.remark)
     told = "".join(f" ({remark})" for remark in remarks)
     return f"{model} in {dtype} decodes on {count} GPUs {'; '.join(texts)}{told}."
+
+
+def in_short(rows: Sequence[Record]) -> str:
+    """Of each model how fast several GPUs decode beside one, over all numbers of users, and what a
+    token then costs; empty without such rows."""
+    by_model: dict[tuple, list[float]] = {}
+    for one in pairs(rows):
+        if one.what == DECODE and one.ratio.value is not None and not one.remark.startswith(LEAD):
+            by_model.setdefault((one.model, one.dtype, one.devices), []).append(one.ratio.value)
+    texts = [
+        f"{model} ({dtype}) on {count}: {_between(ratios)} times the speed, "
+        f"{_between([count / ratio for ratio in ratios])} times the price of a token"
+        for (model, dtype, count), ratios in by_model.items()
+    ]
+    return f"{'; '.join(texts)}." if texts else ""
+
+
+def _between(values: Sequence[float]) -> str:
+    ends = dict.fromkeys(f"{value:.2f}" for value in (min(values), max(values)))
+    return " to ".join(ends)

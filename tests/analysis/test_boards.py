@@ -244,3 +244,11 @@ def test_rows_of_several_boards_are_read_back_whole(tmp_path):
     for one in both():
         store.append(tmp_path / "records.jsonl", one)
     assert len(store.load(tmp_path / "records.jsonl")) == len(both())
+
+
+def test_in_short_it_is_speed_and_price():
+    """1.6 times as fast at twice the price: a token costs 1.25 times as much."""
+    checked = [*both(), *(passed(env) for env in (ONE, TWO))]
+    short_text = "gpt-oss-120b (mxfp4) on 2: 1.60 times the speed, 1.25 times the price of a token."
+    assert boards.in_short(checked) == short_text
+    assert boards.in_short(both()) == ""  # its logits were not checked
