@@ -1,5 +1,6 @@
 """Killed before any file operation, a settling run loses nothing and run.json never lies.
 
+Where no finished run was there, what the killed one had measured stays as an interrupted run's.
 Each history is a folder with an old run and a new one that has just ended. A child process settles
 it and is killed at its first, second, ... file operation that changes something, until one is left
 undisturbed.
