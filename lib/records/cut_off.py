@@ -44,7 +44,10 @@ def take_up(staged: Path) -> dict[str, Any] | None:
             return None
     except ValueError:
         return None
-    executed.shrink(staged / "notebook.ipynb")
+    try:
+        executed.shrink(staged / "notebook.ipynb")
+    except (ValueError, KeyError, TypeError, AttributeError):  # half of one was written
+        (staged / "notebook.ipynb").unlink()
     executed.pack_logs(staged)
     return manifest | {"end": end.isoformat(timespec="milliseconds")}
 
