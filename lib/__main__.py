@@ -77,8 +77,8 @@ def make_report(args: argparse.Namespace) -> int:
         files.require_room(out_dir)
         for folder in cut_off.folders(source):
             say(
-                f"note: {files.short(folder)}: {cut_off.WHY}; `make merge` takes up what it had "
-                "measured, and so does the same command that began it"
+                f"note: {files.short(folder)} holds a run that nobody has ended: `make merge` takes "
+                "up what it has measured, and so does the command that began it"
             )
         page = write_report(source, out_dir)
         say(f"report: {files.short(page)}")

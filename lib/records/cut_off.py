@@ -16,6 +16,9 @@ from lib.records import executed, store
 from lib.records.record import NO_ARM
 
 WHY = "the runner ended without a word: it was killed, or its machine went away"
+OPEN = (
+    "it had not ended when its folder was read: it ran still, was killed, or its machine went away"
+)
 
 
 def announce(staged: Path, manifest: dict[str, Any]) -> None:
@@ -53,22 +56,24 @@ def take_up(staged: Path) -> dict[str, Any] | None:
 
 
 def folders(source: Path) -> list[Path]:
-    """The folders of jobs below `source` that hold a run that was cut off."""
+    """The folders of jobs below `source` that hold a run which nobody has ended."""
     return sorted(path.parent.parent for path in source.rglob(f"{store.PARTIAL}/run.json"))
 
 
 def take_in(source: Path, target: Path) -> Path | None:
-    """Write a copy of each run below `source` that was cut off as a job below `target`, which is
-    returned; None where there is none."""
+    """Write a copy of each run below `source` that nobody has ended as a job below `target`, which
+    is returned; None where there is none. Such a run may go on meanwhile."""
     for folder in folders(source):
         copy = target / folder.relative_to(source)
-        shutil.copytree(folder / store.PARTIAL, copy)
+        try:
+            shutil.copytree(folder / store.PARTIAL, copy)
+        except OSError:  # it has just ended, and its files are in place
+            shutil.rmtree(copy, ignore_errors=True)
         manifest = take_up(copy)
         if manifest is None:
-            shutil.rmtree(copy)
-        else:
-            files.write_json(
-                copy / "run.json",
-                manifest | {"earlier": [], "artefacts": store.artefacts(copy)},
-            )
+            shutil.rmtree(copy, ignore_errors=True)
+            continue
+        error = {"error": {"name": "Interrupted", "value": OPEN, "cell": None}}
+        more = {"earlier": [], "artefacts": store.artefacts(copy)}
+        files.write_json(copy / "run.json", manifest | error | more)
     return target if target.exists() and store.manifests(target) else None

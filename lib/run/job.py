@@ -61,9 +61,11 @@ def recover(folder: Path, out: Path | None = None) -> str:
     if manifest is None:
         return ""
     scrub.files((folder / PARTIAL).rglob("*"), scrub.names(out))
-    rows = len(store.lines(folder / PARTIAL / "records.jsonl"))
-    _settle(folder, store.read(folder), manifest, force=False)
-    return f"{short(folder)}: {cut_off.WHY}; its {rows} rows are kept"
+    rows, old = len(store.lines(folder / PARTIAL / "records.jsonl")), store.read(folder)
+    _settle(folder, old, manifest, force=False)
+    is_kept = store.read(folder) != old
+    what = f"its {rows} rows are kept" if is_kept else "the finished run of before stays"
+    return f"{short(folder)}: {cut_off.WHY}; {what}"
 
 
 def _order(run: dict[str, Any]) -> tuple[int, str]:

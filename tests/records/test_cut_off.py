@@ -8,6 +8,7 @@ import pytest
 
 from lib.files import ParamsError
 from lib.records import cut_off, slices, store
+from lib.run.job import recover
 from tests.records.test_slices import JOB, NOTEBOOK, at, card, environment, job, row, seconds
 
 
@@ -46,7 +47,7 @@ def test_alone_it_is_an_interrupted_run(tmp_path, env):
     slices.merge([tmp_path / "b"], tmp_path / "out")
     folder = tmp_path / "out" / JOB
     run = store.read(folder)
-    assert (run["status"], run["error"]["value"]) == ("interrupted", cut_off.WHY)
+    assert (run["status"], run["error"]["value"]) == ("interrupted", cut_off.OPEN)
     assert seconds(folder) == {(512, "bfloat16"): 2.0}
     assert store.damage(folder, run) == "" and not (folder / store.PARTIAL).exists()
     assert {path: path.read_bytes() for path in staged.iterdir()} == before
@@ -90,4 +91,30 @@ def test_a_report_says_where_rows_wait(tmp_path, env, capsys):
     job(tmp_path / "a" / JOB, [env, card(env), row(env, 128, 1.0)])
     left(tmp_path / "a", [env, row(env, 512, 2.0)])
     main(["report", "--from", str(tmp_path / "a"), "--out", str(tmp_path / "page")])
-    assert f"{JOB}: {cut_off.WHY}; `make merge` takes up" in capsys.readouterr().err
+    assert f"{JOB} holds a run that nobody has ended: `make merge`" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_while_it_is_copied_is_left_to_its_folder(tmp_path, env, monkeypatch):
+    job(tmp_path / "a" / JOB, [env, card(env), row(env, 128, 1.0)])
+    left(tmp_path / "a", [env, row(env, 512, 2.0)])
+
+    def gone(source, target):
+        target.mkdir(parents=True)
+        raise FileNotFoundError(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cut_off.shutil, "copytree", gone)
+        assert cut_off.take_in(tmp_path / "a", tmp_path / "copies") is None
+    slices.merge([tmp_path / "a"], tmp_path / "out")
+    assert {context for context, _ in seconds(tmp_path / "out" / JOB)} == {128, 512}
+
+
+def test_the_next_run_says_whether_the_rows_are_kept(tmp_path, env):
+    left(tmp_path / "a", [env, row(env, 512, 2.0)])
+    told = recover(tmp_path / "a" / JOB)
+    assert told.endswith(f"{cut_off.WHY}; its 2 rows are kept")
+    job(tmp_path / "b" / JOB, [env, row(env, 128, 1.0)])
+    left(tmp_path / "b", [env, row(env, 512, 2.0)])
+    told = recover(tmp_path / "b" / JOB)
+    assert told.endswith(f"{cut_off.WHY}; the finished run of before stays")
+    assert {context for context, _ in seconds(tmp_path / "b" / JOB)} == {128}

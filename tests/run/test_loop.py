@@ -366,7 +366,7 @@ def test_what_a_killed_runner_had_measured_stays(bench, capsys):
 
     folder = merged / bench.job("hang").relative_to(bench.out)
     found, again = store.read(folder), bench.manifest("hang")
-    assert (found["status"], found["error"]["value"]) == ("interrupted", cut_off.WHY)
+    assert (found["status"], found["error"]["value"]) == ("interrupted", cut_off.OPEN)
     assert found["start"] < found["end"] and found["env"]["gpu"] == "cpu"
     assert [row.kind for row in store.load(folder / "records.jsonl")] == ["latency"]
     assert store.damage(folder, found) == ""
