@@ -77,7 +77,7 @@ def make_report(args: argparse.Namespace) -> int:
         files.require_room(out_dir)
         for folder in cut_off.folders(source):
             say(
-                f"note: {files.short(folder)} holds a run that nobody has ended: `make merge` takes "
+                f"note: {files.short(folder)} holds a run that nobody ended: `make merge` takes "
                 "up what it has measured, and so does the command that began it"
             )
         page = write_report(source, out_dir)

@@ -91,7 +91,7 @@ def test_a_report_says_where_rows_wait(tmp_path, env, capsys):
     job(tmp_path / "a" / JOB, [env, card(env), row(env, 128, 1.0)])
     left(tmp_path / "a", [env, row(env, 512, 2.0)])
     main(["report", "--from", str(tmp_path / "a"), "--out", str(tmp_path / "page")])
-    assert f"{JOB} holds a run that nobody has ended: `make merge`" in capsys.readouterr().err
+    assert f"{JOB} holds a run that nobody ended: `make merge`" in capsys.readouterr().err
 
 
 def test_a_run_that_ends_while_it_is_copied_is_left_to_its_folder(tmp_path, env, monkeypatch):
