@@ -355,7 +355,8 @@ def basis(rows: Sequence[Record]) -> str:
     weights = sorted({*timed} - {STAND_IN})
     withheld = sum(map(gates.is_withheld, arms))
     envs = environments(rows).values()
-    boards = {env["gpu_uuid"] for env in envs if env.get("gpu_uuid")}
+    shared = (one.get("uuid") for env in envs for one in env.get("boards") or ())
+    boards = {*(env.get("gpu_uuid") for env in envs), *shared} - {None, ""}
     dates = sorted({str(env["date"]) for env in envs if env.get("date")})
     parts = [
         f"{' and '.join(weights)} weights",

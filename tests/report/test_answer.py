@@ -150,6 +150,16 @@ def test_jobs_beside_it_are_told_with_what_it_rests_on(told):
     assert "beside" not in told.basis
 
 
+def test_every_board_that_shares_a_model_is_counted():
+    pair = [{"uuid": "a"}, {"uuid": "b"}]
+    envs = [
+        environment_record({"gpu": "2 x G", "gpu_uuid": "a", "boards": pair}),
+        environment_record({"gpu": "G", "gpu_uuid": "c"}),
+    ]
+    arms = [r for r in FAST if r.kind != "environment"]
+    assert answer.basis([*envs, *arms]).startswith("random weights, 3 boards, ")
+
+
 def test_a_cpu_is_called_one():
     assert answer.answer(PLAIN).lead.startswith("fast serves most on one G: ")
     bare = [r for r in PLAIN if r.kind != "environment"]
