@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from lib import stats
@@ -56,9 +57,12 @@ def gates(rows: Sequence[Record]) -> Table:
         ]
 
     columns = [Column(title, "share") for title in ("mean error", *GATE.values())]
-    return build(
+    grid = build(
         "gate", "Logits against generate()", rows, ("gate",), ("context", "batch"), columns, cells
     )
+    parts = {(r.key["model"], n) for r in select(rows, "gate") if (n := r.value("first_layers"))}
+    notes = (f"{model}: of its first {n} layers alone" for model, n in sorted(parts))
+    return replace(grid, notes=(*grid.notes, *notes))
 
 
 def conclusion(rows: Sequence[Record]) -> str:
