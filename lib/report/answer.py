@@ -250,7 +250,7 @@ def _exact(value: float | None, reason: str) -> Estimate:
 
 def _marked(cells: Sequence, better: int) -> list:
     """The cells of a column, with a mark at the best of several numbers, which open to tell their
-    intervals."""
+    intervals; none is the best where a model was not measured."""
     if not better:
         return list(cells)
     numbers = [
@@ -258,7 +258,8 @@ def _marked(cells: Sequence, better: int) -> list:
         for cell in cells
     ]
     values = [x.estimate.value for x in numbers if x.estimate.value is not None]
-    if len(set(values)) < 2:
+    untold = any(str(x.estimate.reason).startswith(NONE.reason) for x in numbers)
+    if untold or len(set(values)) < 2:
         return numbers
     best = max(values, key=lambda value: better * value)
     return [replace(x, verdict=BEST if x.estimate.value == best else None) for x in numbers]

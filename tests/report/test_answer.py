@@ -123,6 +123,16 @@ def test_the_best_of_each_column_is_marked(told):
     assert all(x.estimate.value is None for x in column(told.card, "first token"))
 
 
+def test_no_value_is_the_best_where_a_model_was_not_measured():
+    """The one that was timed for eight users alone could be faster for one."""
+    third = rows("third", "graph", {8: 800.0}, 400.0)
+    card = answer.answer([*FAST, *LATE, *third]).card
+    assert [bool(cell.verdict) for cell in column(card, "all users")] == [True, False, False]
+    alone = column(card, "one user")
+    assert [cell.estimate.value is None for cell in alone] == [True, False, False]
+    assert not any(cell.verdict for cell in alone)
+
+
 def test_one_user_is_no_whole_gpu_beside_models_that_shared_it():
     alone = rows("alone", "graph", {1: 900.0}, 400.0)
     card = answer.answer([*FAST, *alone]).card
