@@ -8,6 +8,7 @@ from statistics import fmean
 
 from lib import stats
 from lib.analysis.estimators import decode_tok_per_s
+from lib.analysis.gates import in_part
 from lib.analysis.metrics import BETWEEN_MODELS, METRICS, longest
 from lib.analysis.setups import build, by_setup, failures
 from lib.records.kinds import STUDY_STACK
@@ -60,9 +61,7 @@ def gates(rows: Sequence[Record]) -> Table:
     grid = build(
         "gate", "Logits against generate()", rows, ("gate",), ("context", "batch"), columns, cells
     )
-    parts = {(r.key["model"], n) for r in select(rows, "gate") if (n := r.value("first_layers"))}
-    notes = (f"{model}: of its first {n} layers alone" for model, n in sorted(parts))
-    return replace(grid, notes=(*grid.notes, *notes))
+    return replace(grid, notes=(*grid.notes, *in_part(rows)))
 
 
 def conclusion(rows: Sequence[Record]) -> str:

@@ -98,5 +98,6 @@ def test_a_check_of_the_first_layers_alone_is_told_at_the_table():
         return Record("gate", where, {"relative_error": [0.03]}, values)
 
     whole, part = gate("m"), gate("large", first_layers=8)
-    assert "large: of its first 8 layers alone" in stacks.gates([whole, part]).notes
+    told = "large: the logits of its first 8 layers alone were compared"
+    assert told in stacks.gates([whole, part]).notes
     assert not any("first" in note for note in stacks.gates([whole]).notes)
