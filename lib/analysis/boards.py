@@ -11,15 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lib import stats
+from lib.analysis.ablations import WARNS
 from lib.analysis.batch import points
 from lib.analysis.estimators import decode_tok_per_s, per_1k, tokens
 from lib.analysis.metrics import METRICS
 from lib.analysis.routers import LEAD
-from lib.analysis.rows import Rows
+from lib.analysis.rows import Rows, objections
 from lib.analysis.series import visit_ratio
 from lib.analysis.setups import sampled
+from lib.analysis.waits import HOST_LIMIT
 from lib.records.kinds import model_order
-from lib.records.record import Record, board
+from lib.records.record import Record, board, record_id
 from lib.show.table import Table, of_lines
 from lib.show.wording import interval, short, verdict
 from lib.stats import Estimate
@@ -34,19 +36,21 @@ SIZES = {
     "cache_reserved_bytes": CACHE,
     "used_bytes": "memory in use (GB)",
 }
-UNEVEN = "one side ran beside a job on another GPU of the host"
+UNEVEN = "{} ran beside a job on another GPU of the host"
 NOTES = (
     "the same engine, weights, number format and kind of GPU; whole calls of the fewest tokens, "
     "decode throughput by slope, both of all users",
     "joules and bytes of several GPUs are the sum, and each of them stands beside it: energy by "
     "the boards' own counters, memory in use by NVML, less what was in use before",
+    "the two sides are of different runs, so that a ratio has what changed between them in it",
 )
 
 
 @dataclass(frozen=True)
 class Pair:
     """One quantity of a model at a place, on one GPU and on `devices` of them; `ratio` is that of
-    several over one, `each` what each of several has. `users` is 0 for what no call has."""
+    several over one, `each` what each of several has. `users` is 0 for what no call has. `warned`
+    are the codes of what the rows of the ratio warn, so that it does not say which is faster."""
 
     model: str
     dtype: str
@@ -58,7 +62,13 @@ class Pair:
     several: Estimate
     ratio: Estimate
     each: tuple[float, ...] = ()
+    warned: str = ""
     remark: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Which way the ratio goes, or why its rows do not say so."""
+        return f"{WARNS}{self.warned}" if self.warned else verdict(self.ratio)
 
 
 def pairs(rows: Sequence[Record]) -> list[Pair]:
@@ -99,14 +109,29 @@ def _of_sides(
                 continue
             checked = all(points.is_gated(r, passed) for side in sides for r in side)
             remarks = [] if kind == "engine" or checked else [LEAD]
-            beside = [any(rows.environment(r).get("neighbours") for r in side) for side in sides]
-            remarks += [UNEVEN] if kind != "engine" and beside[0] != beside[1] else []
+            remarks += [] if kind == "engine" else _hosts(rows, sides)
             for what, *values in _quantities(kind, *sides):
                 if (what, place) not in shown:
                     shown.add((what, place))
                     users = 0 if kind == "engine" else place[1]
                     where = (setup[0], setup[2], what, place[0], users, count)
                     yield Pair(*where, *values, remark="; ".join(remarks))
+
+
+def _hosts(rows: Rows, sides: Sequence[Sequence[Record]]) -> list[str]:
+    """What of their hosts makes two sides unlike: jobs on other GPUs, and the speed of a thread."""
+    names = ("the side on one GPU", "the side on several")
+    envs = [[rows.environment(r) for r in side] for side in sides]
+    beside = [any(env.get("neighbours") for env in side) for side in envs]
+    told = [UNEVEN.format(names[beside[1]])] if beside[0] != beside[1] else []
+    scores = [[v for env in side if (v := env.get("host_score_per_s"))] for side in envs]
+    if all(scores):
+        one, several = map(max, scores)
+        if abs(several / one - 1) > HOST_LIMIT:
+            told.append(
+                f"a thread of the host did {one:.1f} and {several:.1f} million loops a second"
+            )
+    return told
 
 
 def _at(row: Record) -> tuple[int, int]:
@@ -122,13 +147,14 @@ def _same_host(rows: Rows, several: Sequence[Record], side: Sequence[Record]) ->
 
 def _quantities(
     kind: str, one: Sequence[Record], several: Sequence[Record]
-) -> Iterator[tuple[str, Estimate, Estimate, Estimate, tuple[float, ...]]]:
-    """Name, value on one GPU, on several, their ratio, and what each of several has."""
+) -> Iterator[tuple[str, Estimate, Estimate, Estimate, tuple[float, ...], str]]:
+    """Name, value on one GPU, on several, their ratio, what each of several has, and of what the
+    rows of the ratio warn."""
     if kind == "engine":
         for name, title in SIZES.items():
             a, b = (_bytes(side[-1], name) for side in (one, several))
             each = several[-1].value(f"board_{name}") or ()
-            yield title, a, b, stats.quotient(b, a), tuple(size / 1e9 for size in each)
+            yield title, a, b, stats.quotient(b, a), tuple(size / 1e9 for size in each), ""
         return
     lengths = sorted({r.key["new_tokens"] for r in one} & {r.key["new_tokens"] for r in several})
     whole = next((n for n in lengths if n > 1), None)
@@ -136,22 +162,28 @@ def _quantities(
         if 1 in lengths:
             a, b = (_of_length(side, 1) for side in (one, several))
             values = [sampled([row], "ttft_s", factor=1e3) for row in (a, b)]
-            yield TTFT, *values, visit_ratio(b, a, "ttft_s"), ()
+            yield TTFT, *values, visit_ratio(b, a, "ttft_s"), (), _warned((a, b))
         if whole:
             a, b = (_of_length(side, whole) for side in (one, several))
             values = [stats.inverse(sampled([row], "e2e_s"), tokens(row)) for row in (a, b)]
-            yield OUTPUT, *values, visit_ratio(a, b, "e2e_s"), ()
+            yield OUTPUT, *values, visit_ratio(a, b, "e2e_s"), (), _warned((a, b))
         rates = [
             stats.scaled(decode_tok_per_s(side), side[0].key["batch"] or 1)
             for side in (one, several)
         ]
-        yield DECODE, *rates, METRICS["decode"].ratio(several, one), ()
+        ratio = METRICS["decode"].ratio(several, one)
+        used = [r for r in (*one, *several) if record_id(r) in ratio.records]
+        yield DECODE, *rates, ratio, (), _warned(used)
     elif whole:
         a, b = (_of_length(side, whole) for side in (one, several))
         values = [_joules(row) for row in (a, b)]
         blocks = zip(*b.samples.get("board_energy_j") or (), strict=True)
         each = tuple(statistics.fmean(board_j) * per_1k(b) for board_j in blocks)
-        yield JOULES, *values, stats.quotient(*values[::-1]), each
+        yield JOULES, *values, stats.quotient(*values[::-1]), each, _warned((a, b))
+
+
+def _warned(rows: Sequence[Record]) -> str:
+    return objections(one for row in rows for one in (row, *row.others))
 
 
 def _of_length(side: Sequence[Record], new_tokens: int) -> Record:
@@ -185,7 +217,7 @@ def table(rows: Sequence[Record]) -> Table:
             "GPUs": one.devices,
             "dtype": one.dtype,
             "each": ", ".join(map(short, one.each)),
-            "remark": one.remark,
+            "remark": "; ".join(filter(None, (one.remark, one.warned and one.verdict))),
         }
         for one in pairs(rows)
     ]
@@ -215,7 +247,7 @@ def _bought(model: str, dtype: str, count: int, found: dict[str, list[Pair]]) ->
         energy = joules.get((users, context))
         more = f", and a call takes {short(energy)} times the energy" if energy else ""
         texts.append(
-            f"for {who} of {context:,} tokens {faster} as fast as on one ({verdict(one.ratio)}): "
+            f"for {who} of {context:,} tokens {faster} as fast as on one ({one.verdict}): "
             f"at {count} times the price a token costs {short(count / one.ratio.value)} times as "
             f"much{more}"
         )

@@ -53,6 +53,15 @@ def withheld(records: Iterable[Record]) -> tuple[Record, ...]:
     return tuple(_of_sound_visits(row, reasons) for row in records)
 
 
+def in_part(records: Iterable[Record]) -> list[str]:
+    """For each model of whose first layers alone the logits were compared, how many these were."""
+    checks = (
+        (row.key["model"], row.value("first_layers")) for row in records if row.kind == "gate"
+    )
+    parts = sorted({(model, layers) for model, layers in checks if layers})
+    return [f"{m}: the logits of its first {n} layers alone were compared" for m, n in parts]
+
+
 def _of_sound_visits(row: Record, reasons: Mapping[tuple, Mapping[str, Sequence[str]]]) -> Record:
     """A row with those of its visits whose times stand; the last of them leads."""
     whys = [_doubt_of(one, reasons) for one in (*row.others, row)]

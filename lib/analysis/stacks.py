@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from lib import stats
 from lib.analysis.estimators import decode_tok_per_s
+from lib.analysis.gates import in_part
 from lib.analysis.metrics import BETWEEN_MODELS, METRICS, longest
 from lib.analysis.setups import build, by_setup, failures
 from lib.records.kinds import STUDY_STACK
@@ -56,9 +58,10 @@ def gates(rows: Sequence[Record]) -> Table:
         ]
 
     columns = [Column(title, "share") for title in ("mean error", *GATE.values())]
-    return build(
+    grid = build(
         "gate", "Logits against generate()", rows, ("gate",), ("context", "batch"), columns, cells
     )
+    return replace(grid, notes=(*grid.notes, *in_part(rows)))
 
 
 def conclusion(rows: Sequence[Record]) -> str:

@@ -28,6 +28,7 @@ from lib.stats import Estimate
 BANDWIDTH, COMPUTE, KERNELS, HOST = "bandwidth", "compute", "kernels", "host"
 UNTOLD = "not told: no profiled call"
 LEAST = 1 / 3  # of the time, for a floor to be the cause
+HOST_LIMIT = 0.1  # a host faster by more than this share changes every number that it limits
 STEADY = 1.25  # how far the speeds of a set's hosts may lie apart to explain a ratio
 STEP, FIRST, CALL = "step", "first token", "call"
 PARTS = {"decode": STEP, "itl": STEP, "ttft": FIRST, "p50": CALL, "call_j": CALL}

@@ -250,7 +250,7 @@ def _exact(value: float | None, reason: str) -> Estimate:
 
 def _marked(cells: Sequence, better: int) -> list:
     """The cells of a column, with a mark at the best of several numbers, which open to tell their
-    intervals."""
+    intervals; none is the best where a model was not measured."""
     if not better:
         return list(cells)
     numbers = [
@@ -258,7 +258,8 @@ def _marked(cells: Sequence, better: int) -> list:
         for cell in cells
     ]
     values = [x.estimate.value for x in numbers if x.estimate.value is not None]
-    if len(set(values)) < 2:
+    untold = any(str(x.estimate.reason).startswith(NONE.reason) for x in numbers)
+    if untold or len(set(values)) < 2:
         return numbers
     best = max(values, key=lambda value: better * value)
     return [replace(x, verdict=BEST if x.estimate.value == best else None) for x in numbers]
@@ -355,7 +356,8 @@ def basis(rows: Sequence[Record]) -> str:
     weights = sorted({*timed} - {STAND_IN})
     withheld = sum(map(gates.is_withheld, arms))
     envs = environments(rows).values()
-    boards = {env["gpu_uuid"] for env in envs if env.get("gpu_uuid")}
+    shared = (one.get("uuid") for env in envs for one in env.get("boards") or ())
+    boards = {*(env.get("gpu_uuid") for env in envs), *shared} - {None, ""}
     dates = sorted({str(env["date"]) for env in envs if env.get("date")})
     parts = [
         f"{' and '.join(weights)} weights",

@@ -12,7 +12,7 @@ from lib import files
 from lib.analysis import glossary
 from lib.analysis.result_sets import COMPARED, NOT_JUDGED, Pair, Refused, Side, compare, load
 from lib.analysis.setups import arm_text
-from lib.analysis.waits import NOT_OF_CARD, UNTOLD, Cause, Waits, cause
+from lib.analysis.waits import HOST_LIMIT, NOT_OF_CARD, UNTOLD, Cause, Waits, cause
 from lib.files import ParamsError, write_text
 from lib.records import jobs, store
 from lib.records.record import KEY_FIELDS
@@ -23,7 +23,6 @@ from lib.show.wording import interval, short
 HARDWARE = ("gpu", "gpu_total_bytes", "power_limit_w", "sm_clock_max_hz", "memory_clock_max_hz")
 HOST = ("cpu", "cpu_count", "host_score_per_s", "launch_s")
 OF_ONE_RUN = ("gpu_uuid", "device", "visit")
-HOST_LIMIT = 0.1  # a host faster by more than this share changes every number that it limits
 
 
 def causes(pairs: Sequence[Pair], a: Side, b: Side) -> list[Cause]:

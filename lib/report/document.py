@@ -373,7 +373,8 @@ def _by_end(jobs: Iterable[Job]) -> list[Job]:
 
 def _paper_caption(rows: Sequence[Record], published: StudyFile, jobs: Sequence[Job]) -> list[str]:
     """What holds for every number beside the paper's: card, weights, and what was interrupted."""
-    mine = [r for r in rows if paper_name(r.key.get("model"), published)]
+    every = [r for r in rows if paper_name(r.key.get("model"), published)]
+    mine = [r for r in every if not r.key.get("devices")] or every  # no claim is of a sharded model
     envs = environments(rows)
     gpus = sorted({str(envs.get(r.env_id or "", {}).get("gpu") or "a CPU") for r in mine})
     where = " and ".join(gpus)

@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 from lib.analysis import boards, bounds, choice, cost, engines, gates, machine
 from lib.analysis.rows import Rows
 from lib.analysis.setups import by_setup
-from lib.records import store
+from lib.records import record, store
 from lib.records.record import Record, environment_record, identity, require_comparable
 from lib.show.wording import short
 from tests.samples.records import key, spread
@@ -129,9 +129,56 @@ def test_a_side_beside_other_jobs_is_told():
     lone = [*both(), *(passed(env) for env in (ONE, TWO))]
     env = replace(ONE, values=ONE.values | {"neighbours": 1})
     assert {p.remark for p in boards.pairs([env if r is ONE else r for r in lone])} == {
-        boards.UNEVEN,
+        "the side on one GPU ran beside a job on another GPU of the host",
         "",  # of memory
     }
+
+
+def test_hosts_of_different_speed_are_told():
+    """What waits for the host is slower beside the slower thread, whatever the number of GPUs."""
+
+    def remarks(one, several):
+        scores = {id(ONE): one, id(TWO): several}
+        rows = [
+            replace(r, values=r.values | {"host_score_per_s": scores[id(r)]})
+            if id(r) in scores
+            else r
+            for r in [*both(), *(passed(env) for env in (ONE, TWO))]
+        ]
+        return {p.remark for p in boards.pairs(rows)}
+
+    told = "a thread of the host did 32.2 and 16.0 million loops a second"
+    assert remarks(32.19, 16.01) == {told, ""}  # none at what memory holds
+    assert remarks(20.0, 21.0) == {""}
+
+
+def test_rows_that_warn_do_not_say_which_is_faster():
+    """The calls of one token are no points of the line of a batch in an engine."""
+    drift = record.warning("drift", "the last third differs from the first by +56%")
+
+    def warned(new_tokens):
+        return [
+            replace(r, warnings=(drift,))
+            if r.kind == "batch" and r.env_id == ONE.env_id and r.key["new_tokens"] == new_tokens
+            else r
+            for r in [*both(), *(passed(env) for env in (ONE, TWO))]
+        ]
+
+    assert {what for what, p in found(warned(1)).items() if p.warned} == {boards.TTFT}
+    rows = warned(64)
+    assert {w for w, p in found(rows).items() if p.warned} == {boards.OUTPUT, boards.DECODE}
+    (text,) = boards.sentences(rows)
+    assert "] as fast as on one (a row warns of drift): " in text
+    grid = boards.table(rows)
+    titles = [column.title for column in grid.columns]
+    remarks = {line[titles.index("quantity")]: line[titles.index("remark")] for line in grid.rows}
+    assert remarks[boards.DECODE] == "a row warns of drift" and not remarks[boards.TTFT]
+
+
+def test_a_board_at_its_power_limit_is_no_objection():
+    cap = record.warning("power_cap", "3 of 3 blocks: the board ran at its power limit")
+    rows = [replace(r, warnings=(cap,)) if r.kind == "batch-energy" else r for r in both()]
+    assert not found(rows)[boards.JOULES].warned
 
 
 def test_a_batch_that_was_checked_on_both_sides_is_no_lead():

@@ -90,3 +90,14 @@ def test_what_the_harness_costs():
         "m on graph: a call takes +0.10% against a bare loop in the same process; not judged, "
         "n = 1: an interval needs n >= 2."
     )
+
+
+def test_a_check_of_the_first_layers_alone_is_told_at_the_table():
+    def gate(model, **values):
+        where = key(model, context=512, batch=8, new_tokens=4, stack="vllm")
+        return Record("gate", where, {"relative_error": [0.03]}, values)
+
+    whole, part = gate("m"), gate("large", first_layers=8)
+    told = "large: the logits of its first 8 layers alone were compared"
+    assert told in stacks.gates([whole, part]).notes
+    assert not any("first" in note for note in stacks.gates([whole]).notes)

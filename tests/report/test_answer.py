@@ -123,6 +123,16 @@ def test_the_best_of_each_column_is_marked(told):
     assert all(x.estimate.value is None for x in column(told.card, "first token"))
 
 
+def test_no_value_is_the_best_where_a_model_was_not_measured():
+    """The one that was timed for eight users alone could be faster for one."""
+    third = rows("third", "graph", {8: 800.0}, 400.0)
+    card = answer.answer([*FAST, *LATE, *third]).card
+    assert [bool(cell.verdict) for cell in column(card, "all users")] == [True, False, False]
+    alone = column(card, "one user")
+    assert [cell.estimate.value is None for cell in alone] == [True, False, False]
+    assert not any(cell.verdict for cell in alone)
+
+
 def test_one_user_is_no_whole_gpu_beside_models_that_shared_it():
     alone = rows("alone", "graph", {1: 900.0}, 400.0)
     card = answer.answer([*FAST, *alone]).card
@@ -148,6 +158,16 @@ def test_jobs_beside_it_are_told_with_what_it_rests_on(told):
     ]
     assert answer.basis(beside).endswith(", beside jobs on other GPUs of the host")
     assert "beside" not in told.basis
+
+
+def test_every_board_that_shares_a_model_is_counted():
+    pair = [{"uuid": "a"}, {"uuid": "b"}]
+    envs = [
+        environment_record({"gpu": "2 x G", "gpu_uuid": "a", "boards": pair}),
+        environment_record({"gpu": "G", "gpu_uuid": "c"}),
+    ]
+    arms = [r for r in FAST if r.kind != "environment"]
+    assert answer.basis([*envs, *arms]).startswith("random weights, 3 boards, ")
 
 
 def test_a_cpu_is_called_one():

@@ -14,7 +14,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from lib.records.jobs import find
-from lib.records.record import Record, warning
+from lib.records.record import Record, environment_record, warning
 from lib.records.store import load_tree
 from lib.report import comparison, document
 from lib.report.abstract import findings
@@ -213,6 +213,18 @@ def test_jobs_on_other_gpus_of_the_host_are_told_where_numbers_stand(tmp_path):
     text = re.sub(r"\s+", " ", page.get_text(" "))
     assert "Other jobs ran on other GPUs of the host meanwhile" in text
     assert "beside jobs on other GPUs of the host" in text
+
+
+def test_the_papers_tables_name_no_gpus_that_shared_a_model():
+    """Rows of a sharded model are in none of them."""
+    pair, one = (environment_record({"gpu": gpu}) for gpu in ("2 x NVIDIA H200", "NVIDIA H200"))
+    sharded, alone = (
+        Record("batch", sample.key("Qwen3-32B", devices=n), {}, {}, env_id=env.env_id)
+        for n, env in ((2, pair), (None, one))
+    )
+    caption = document._paper_caption([pair, one, sharded, alone], load_published(), [])
+    assert caption[0].startswith("Measured on NVIDIA H200; the paper used ")
+    assert "2 x NVIDIA H200" in document._paper_caption([pair, sharded], load_published(), [])[0]
 
 
 def test_a_step_faster_than_a_copy_is_explained(tmp_path):

@@ -12,6 +12,7 @@ from lib.analysis import bounds
 from lib.analysis.batch import points
 from lib.analysis.batch.points import FIELDS, GAIN, KINDS, RULE, Point
 from lib.analysis.energy import quantities
+from lib.analysis.gates import in_part
 from lib.analysis.setups import build
 from lib.records.record import Record
 from lib.show.table import Column, Table, of_lines, without_empty
@@ -69,7 +70,7 @@ def table(rows: Sequence[Record]) -> Table:
         COLUMNS,
         lambda group: _cells(by_group[id(group[0])], knees),
     )
-    notes = (*grid.notes, *NOTES) if grid.rows else ()
+    notes = (*grid.notes, *NOTES, *in_part(rows)) if grid.rows else ()
     return without_empty(replace(grid, notes=notes))
 
 

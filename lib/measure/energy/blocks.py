@@ -164,9 +164,11 @@ def worst(gates: Sequence[Gate]) -> list[Gate]:
 
 
 def warnings_of(blocks: Sequence[Block]) -> tuple[dict[str, str], ...]:
-    """One warning for each gate that warned or failed, with the number of blocks."""
-    raised = [g for b in blocks for g in b.window.gates if g.level in ("warn", "invalid")]
-    counts = Counter(gate.code for gate in raised)
+    """One warning for each gate that warned or failed, with the number of blocks: a block counts
+    once, whatever number of boards it is of."""
+    of_blocks = [[g for g in b.window.gates if g.level in ("warn", "invalid")] for b in blocks]
+    raised = [gate for gates in of_blocks for gate in gates]
+    counts = Counter(code for gates in of_blocks for code in {gate.code for gate in gates})
     return tuple(
         record.warning(g.code, f"{counts[g.code]} of {len(blocks)} blocks: {g.text}")
         for g in worst(raised)

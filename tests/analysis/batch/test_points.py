@@ -218,6 +218,9 @@ def test_the_table_has_a_row_for_each_batch_and_marks_the_knee():
     assert row["J/1K tokens, decode (J)_low"] < 400e3 / 350 < row["J/1K tokens, decode (J)_high"]
     notes = " ".join(tables.table(line(RATES)).notes)
     assert points.RULE in notes and "'G' is not in params/gpus.yaml" in notes
+    part = Record("gate", {"model": "large"}, values={"first_layers": 8})
+    told = "large: the logits of its first 8 layers alone were compared"
+    assert told not in notes and told in tables.table([*line(RATES), part]).notes
 
 
 def test_a_failed_batch_is_a_row_with_its_error():

@@ -80,6 +80,19 @@ def test_joules_of_several_boards_are_their_sum_with_each_beside(monkeypatch, tm
     assert row.values["idle_before_board_w"] == pytest.approx([110, 55], rel=0.01)
 
 
+def test_a_block_of_two_boards_counts_once_in_a_warning():
+    """Both boards of two blocks ran at their limits, and one board of a third."""
+
+    def block(*boards):
+        gates = [validity.Gate("power_cap", "warn", x, f"GPU {n}: held") for n, x in boards]
+        window = validity.Window(1.0, {}, {}, (*gates, validity.Gate("clock_drift", "ok")))
+        return blocks.Block(None, window, "", 0, None, None)
+
+    both = block((0, 0.2), (1, 0.3))
+    (warning,) = blocks.warnings_of([both, both, block((1, 0.1)), block()])
+    assert warning == record.warning("power_cap", "3 of 4 blocks: GPU 1: held")
+
+
 def test_a_row_of_one_board_names_no_others(rows):
     assert not any("board_energy_j" in r.samples for r in rows)
     assert not any("idle_before_board_w" in r.values for r in rows)
