@@ -31,11 +31,13 @@ TTFT, OUTPUT, DECODE, JOULES = (
     "TTFT (ms)", "output throughput (tok/s)", "decode throughput (tok/s)", "J/1K tokens",
 )  # fmt: skip
 CACHE = "cache reserved (GB)"
+REPLICAS = "decode throughput, a model on each (tok/s)"
 SIZES = {
     "weights_bytes": "weights (GB)",
     "cache_reserved_bytes": CACHE,
     "used_bytes": "memory in use (GB)",
 }
+SIDES = ("the side on one GPU", "the side on several")
 UNEVEN = "{} ran beside a job on another GPU of the host"
 NOTES = (
     "the same engine, weights, number format and kind of GPU; whole calls of the fewest tokens, "
@@ -88,7 +90,22 @@ def pairs(rows: Sequence[Record]) -> list[Pair]:
         if count > 1 and 1 in by_count
     ]
     both.sort(key=lambda side: (model_order(side[0][0]), side[0], side[1]))
-    return [pair for side in both for pair in _of_sides(rows, *side)]
+    found = [[*_of_sides(rows, *side)] for side in both]
+    return [pair for mine in found for pair in (*mine, *_replicas(mine))]
+
+
+def _replicas(mine: Sequence[Pair]) -> Iterator[Pair]:
+    """What shares a model beside the same GPUs with a model on each, for as many users together."""
+    decoded = {(one.context, one.users): one for one in mine if one.what == DECODE}
+    for (context, users), shared in decoded.items():
+        alone = decoded.get((context, users / shared.devices))
+        if alone is not None:
+            each = stats.scaled(alone.one, shared.devices)
+            remarks = "; ".join(dict.fromkeys(filter(None, (shared.remark, alone.remark))))
+            warned = ", ".join(dict.fromkeys(filter(None, (shared.warned, alone.warned))))
+            ratio = stats.quotient(shared.several, each)
+            told = {"one": each, "ratio": ratio, "remark": remarks, "warned": warned}
+            yield replace(shared, what=REPLICAS, **told)
 
 
 def _of_sides(
@@ -109,7 +126,7 @@ def _of_sides(
                 continue
             checked = all(points.is_gated(r, passed) for side in sides for r in side)
             remarks = [] if kind == "engine" or checked else [LEAD]
-            remarks += [] if kind == "engine" else _hosts(rows, sides)
+            remarks += [] if kind == "engine" else [*_hosts(rows, sides), *_capped(sides)]
             for what, *values in _quantities(kind, *sides):
                 if (what, place) not in shown:
                     shown.add((what, place))
@@ -120,10 +137,9 @@ def _of_sides(
 
 def _hosts(rows: Rows, sides: Sequence[Sequence[Record]]) -> list[str]:
     """What of their hosts makes two sides unlike: jobs on other GPUs, and the speed of a thread."""
-    names = ("the side on one GPU", "the side on several")
     envs = [[rows.environment(r) for r in side] for side in sides]
     beside = [any(env.get("neighbours") for env in side) for side in envs]
-    told = [UNEVEN.format(names[beside[1]])] if beside[0] != beside[1] else []
+    told = [UNEVEN.format(SIDES[beside[1]])] if beside[0] != beside[1] else []
     scores = [[v for env in side if (v := env.get("host_score_per_s"))] for side in envs]
     if all(scores):
         one, several = map(max, scores)
@@ -132,6 +148,13 @@ def _hosts(rows: Rows, sides: Sequence[Sequence[Record]]) -> list[str]:
                 f"a thread of the host did {one:.1f} and {several:.1f} million loops a second"
             )
     return told
+
+
+def _capped(sides: Sequence[Sequence[Record]]) -> list[str]:
+    """Which sides the power limit of the board held back."""
+    held = [any(w["code"] == "power_cap" for r in side for w in r.warnings) for side in sides]
+    names = [name for name, is_held in zip(SIDES, held, strict=True) if is_held]
+    return [f"the power limit held back {' and '.join(names)}"] if names else []
 
 
 def _at(row: Record) -> tuple[int, int]:
@@ -253,23 +276,34 @@ def _bought(model: str, dtype: str, count: int, found: dict[str, list[Pair]]) ->
         )
     caches = (short(one.ratio.value) for one in found.get(CACHE, ()))
     texts += [f"the cache holds {ratio} times as much" for ratio in caches]
+    for one in found.get(REPLICAS, ())[-1:]:
+        told = f"{short(one.ratio.value)} times {interval(one.ratio)}".rstrip()
+        texts.append(
+            f"for {one.users} users together {told} as fast as {count} GPUs with a model on each "
+            f"({one.verdict})"
+        )
     remarks = dict.fromkeys(one.remark for one in places.values() if one.remark)
     told = "".join(f" ({remark})" for remark in remarks)
     return f"{model} in {dtype} decodes on {count} GPUs {'; '.join(texts)}{told}."
 
 
 def in_short(rows: Sequence[Record]) -> str:
-    """Of each model how fast several GPUs decode beside one, over all numbers of users, and what a
-    token then costs; empty without such rows."""
-    by_model: dict[tuple, list[float]] = {}
+    """Of each model how fast several GPUs decode beside one, over all numbers of users, what a
+    token then costs, and what as many GPUs with a model on each do; empty without such rows."""
+    by_model: dict[tuple, dict[str, list[float]]] = {}
     for one in pairs(rows):
-        if one.what == DECODE and one.ratio.value is not None and not one.remark.startswith(LEAD):
-            by_model.setdefault((one.model, one.dtype, one.devices), []).append(one.ratio.value)
-    texts = [
-        f"{model} ({dtype}) on {count}: {_between(ratios)} times the speed, "
-        f"{_between([count / ratio for ratio in ratios])} times the price of a token"
-        for (model, dtype, count), ratios in by_model.items()
-    ]
+        if one.ratio.value is not None and not one.remark.startswith(LEAD):
+            found = by_model.setdefault((one.model, one.dtype, one.devices), {})
+            found.setdefault(one.what, []).append(one.ratio.value)
+    texts = []
+    for (model, dtype, count), found in by_model.items():
+        if ratios := found.get(DECODE):
+            prices, shared = [count / ratio for ratio in ratios], found.get(REPLICAS)
+            more = f" ({_between(shared)} times that of a model on each)" if shared else ""
+            texts.append(
+                f"{model} ({dtype}) on {count}: {_between(ratios)} times the speed{more}, "
+                f"{_between(prices)} times the price of a token"
+            )
     return f"{'; '.join(texts)}." if texts else ""
 
 

@@ -299,3 +299,30 @@ def test_in_short_it_is_speed_and_price():
     short_text = "gpt-oss-120b (mxfp4) on 2: 1.60 times the speed, 1.25 times the price of a token."
     assert boards.in_short(checked) == short_text
     assert boards.in_short(both()) == ""  # its logits were not checked
+
+
+def test_what_shares_a_model_stands_beside_as_many_gpus_with_a_model_each():
+    """One GPU: 4 users at steps of 6 ms are 667 tok/s, and two such GPUs 1,333 for 8 users. Two
+    that share the model: 8 users at steps of 5 ms are 1,600, which is 1.2 times as much."""
+    few = [*calls(0.1, 0.006, batch=4), *calls(0.1, 0.004, env=TWO, batch=4)]
+    pairs = [p for p in boards.pairs([*both(), *few]) if p.what == boards.REPLICAS]
+    (pair,) = pairs
+    assert (pair.users, pair.devices) == (8, 2)
+    assert pair.one.value == pytest.approx(2 * 4 / 0.006)
+    assert pair.ratio.value == pytest.approx(1600 / (2 * 4 / 0.006)) and pair.remark
+    checked = [passed(env) for env in (ONE, TWO)]
+    checked += [replace(r, key=r.key | {"batch": 4}) for r in checked]
+    (text,) = boards.sentences([*both(), *few, *checked])
+    assert "; for 8 users together 1.200 times [" in text
+    assert "as fast as 2 GPUs with a model on each (" in text
+    assert "(1.20 times that of a model on each)" in boards.in_short([*both(), *few, *checked])
+
+
+def test_a_side_at_its_power_limit_is_told():
+    rows = [
+        replace(r, warnings=({"code": "power_cap", "text": "held back"},)) if r is not TWO
+        and r.env_id == TWO.env_id and r.kind == "batch-energy" else r
+        for r in both()
+    ]  # fmt: skip
+    assert "the power limit held back the side on several" in found(rows)[boards.JOULES].remark
+    assert "power limit" not in found(rows)[boards.TTFT].remark
