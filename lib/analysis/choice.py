@@ -37,6 +37,7 @@ TIMED = ("latency", "batch")  # kinds of calls, those that are timed most often 
 JOULES = (*quantities.LENGTHS, "batch-energy")
 MEETS, MAY, FAILS, UNKNOWN = "meets", "may meet", "fails", "not measured"
 NOT_PREDICTED = "not predicted"
+FAILED = "failed at "  # how a fault starts where something did
 NOT_FAILED = (gates.WITHHELD, LEAD, NOT_PREDICTED)  # how errors start where nothing failed
 VERDICTS = (MEETS, MAY, FAILS, UNKNOWN)  # in the order of the answer
 WORSE = (MEETS, MAY, UNKNOWN, FAILS)  # of the verdicts on several limits the last one holds
@@ -72,7 +73,7 @@ class Cell:
         """Where and why there is no speed; empty where there is one."""
         if not self.error:
             return ""
-        how = "" if self.error.startswith(NOT_FAILED) else "failed at "
+        how = "" if self.error.startswith(NOT_FAILED) else FAILED
         return f"{how}{place(self)}: {self.error}"
 
 
@@ -305,9 +306,9 @@ def of_card(choices: Sequence[Option], gpu: str) -> list[Option]:
 
 
 def _once(answers: Sequence[Offer]) -> list[Offer]:
-    """One line of what was measured and is predicted too: the measured one where it answers or is
-    known to fail, or where the prediction does not answer either; else the predicted one, with what
-    the measured one lacks."""
+    """One line of what was measured and is predicted too: the measured one where it answers, is
+    known to fail or did fail, or where the prediction does not answer either; else the predicted
+    one, with what the measured one lacks."""
     measured: dict[tuple[str, str], list[Offer]] = {}
     for answer in answers:
         if not answer.option.predicted:
@@ -326,8 +327,10 @@ def _once(answers: Sequence[Offer]) -> list[Offer]:
 
 
 def _silent(answer: Offer) -> bool:
-    """Whether an offer says nothing of what was asked."""
-    return answer.verdict == UNKNOWN and answer.cell is None
+    """Whether an offer says nothing of what was asked: no answer, and no failure at a place that
+    is no harder."""
+    told = answer.cell is not None or answer.why.startswith(FAILED)
+    return answer.verdict == UNKNOWN and not told
 
 
 def _offer(option: Option, ask: Ask) -> Offer:

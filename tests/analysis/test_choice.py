@@ -204,12 +204,17 @@ def test_what_was_measured_and_is_predicted_too_is_one_line(asked, predicted, ve
         assert offer.why.startswith(why) and bool(offer.why) is bool(why)
 
 
-def test_a_failure_stays_with_the_prediction_of_the_same():
+def test_what_failed_is_not_predicted_to_serve():
+    """The prediction knows nothing of the failure; of a withheld time it may speak."""
     broke = option(cell(512, 1, 9.0), cell(2000, 1, None, error="OutOfMemoryError"))
     same = option(guess(2000, 1, 200.0, 0.05), setup=TOY.setup, predicted=True)
     offer = one(Ask(80, 2000, gpu="G"), [broke, same])
-    assert (offer.option.predicted, offer.verdict) == (True, MEETS)
+    assert (offer.option.predicted, offer.verdict) == (False, UNKNOWN)
     assert offer.why == "failed at 1 user of 2,000 tokens: OutOfMemoryError"
+    lead = option(cell(512, 1, 9.0), cell(2000, 1, None, error=LEAD))
+    offer = one(Ask(80, 2000, gpu="G"), [lead, same])
+    assert (offer.option.predicted, offer.verdict) == (True, MEETS)
+    assert offer.why == f"1 user of 2,000 tokens: {LEAD}"
 
 
 def test_what_to_ask_for_instead_is_sought_in_every_option_of_the_card():

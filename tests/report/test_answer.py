@@ -266,7 +266,7 @@ GRID = (
 @pytest.mark.browser
 def test_the_planner_answers_as_the_command_does(browser, tmp_path):
     """Every ask of a grid, typed into the page, against `choice.offers` of the same options."""
-    more = (*GUESS.cells, guess(2000, 9, 90.0))  # of users that the toy was not measured for
+    more = (*GUESS.cells, guess(2000, 9, 90.0), guess(2000, 40, 9.0))  # beyond what was measured
     twice = replace(GUESS, model=TOY.model, setup=TOY.setup, cells=more)
     lead = replace(cell(2000, 4, None), error=LEAD)
     pair = replace(TOY, model="pair", setup=(*TOY.setup[:-1], "2 x G"), devices=2)

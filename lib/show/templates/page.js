@@ -187,7 +187,7 @@
     function ofCard(ask) {
       return options.filter(function (option) { return ask.gpu ? option.gpu === ask.gpu : !option.predicted; });
     }
-    function silent(x) { return x.verdict === "not measured" && !x.cell; }
+    function silent(x) { return x.verdict === "not measured" && !x.cell && x.why.indexOf("failed at ") !== 0; }
     function beside(offers, x) {
       return offers.filter(function (y) {
         return x.option.predicted !== y.option.predicted && y.option.model === x.option.model && y.option.engine === x.option.engine;
