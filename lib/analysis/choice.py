@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lib import stats
-from lib.analysis import bounds, fit, gates
+from lib.analysis import bounds, fit, gates, reserved
 from lib.analysis.batch import points
 from lib.analysis.energy import quantities
 from lib.analysis.metrics import METRICS
+from lib.analysis.reserved import Reserved
 from lib.analysis.routers import LEAD
 from lib.analysis.rows import SETUP
 from lib.analysis.setups import grouped, named, sampled
@@ -36,6 +37,7 @@ TIMED = ("latency", "batch")  # kinds of calls, those that are timed most often 
 JOULES = (*quantities.LENGTHS, "batch-energy")
 MEETS, MAY, FAILS, UNKNOWN = "meets", "may meet", "fails", "not measured"
 NOT_PREDICTED = "not predicted"
+FAILED = "failed at "  # how a fault starts where something did
 NOT_FAILED = (gates.WITHHELD, LEAD, NOT_PREDICTED)  # how errors start where nothing failed
 VERDICTS = (MEETS, MAY, FAILS, UNKNOWN)  # in the order of the answer
 WORSE = (MEETS, MAY, UNKNOWN, FAILS)  # of the verdicts on several limits the last one holds
@@ -71,7 +73,7 @@ class Cell:
         """Where and why there is no speed; empty where there is one."""
         if not self.error:
             return ""
-        how = "" if self.error.startswith(NOT_FAILED) else "failed at "
+        how = "" if self.error.startswith(NOT_FAILED) else FAILED
         return f"{how}{place(self)}: {self.error}"
 
 
@@ -80,7 +82,7 @@ class Option:
     """One model in one setup (the values of SETUP), with its card where a row holds one.
 
     The cells of one that is `predicted` were not measured: their intervals are predictions. Of one
-    that is sharded over `devices`, `gpu_bytes` are those of each.
+    that is sharded over `devices`, `gpu_bytes` are those of each, to 0.1 GB as they are asked for.
     """
 
     model: str
@@ -92,6 +94,7 @@ class Option:
     predicted: bool = False
     devices: int = 1
     apart: bool = False  # whether other cards were measured beside its own
+    reserved: Reserved | None = None  # the cache of an engine that told it
 
     def of(self, name: str) -> str:
         """A value of the setup."""
@@ -121,6 +124,11 @@ class Option:
         return ", ".join(filter(None, (self.engine, which, self.gpu if self.apart else "")))
 
     @property
+    def what(self) -> tuple[str, str]:
+        """Model and engine: what is one line of an answer, measured or predicted."""
+        return self.model, self.engine
+
+    @property
     def measured(self) -> list[Cell]:
         """The cells that have a speed."""
         return [cell for cell in self.cells if cell.per_user.value is not None]
@@ -134,7 +142,11 @@ class Option:
         """How many users of so many tokens each have room; None where no card tells."""
         if self.card is None or not self.card.kv_layers:
             return None
-        return fit.room(self.card, gpu_bytes, context, self.devices)
+        return fit.room(self.card, round(gpu_bytes), context, self.devices, self.reserved)
+
+    def short_bytes(self, gpu_bytes: float) -> float:
+        """Bytes that it lacks on a card before any user; negative where it fits."""
+        return fit.short_bytes(self.card, gpu_bytes, self.devices, self.reserved)
 
 
 def options(rows: Sequence[Record]) -> list[Option]:
@@ -153,11 +165,19 @@ def options(rows: Sequence[Record]) -> list[Option]:
                 cells.setdefault((context, users or 1), of(context, users or 1, group))
                 members[model, *setup] = timed[0]
     names, cards = named(list(groups)), select(rows, "card")
+    starts: dict[tuple, list[Record]] = {}
+    for row in rows.of_kinds("engine"):
+        where = (row.key.get("model"), *rows.setup(row))
+        if where in members and row.key.get("engine") == members[where].key.get("engine"):
+            starts.setdefault(where, []).append(row)
     read = [
-        _option(where, names[where].label, mine.values(), rows.environment(members[where]), cards)
+        _option(
+            where, names[where].label, mine.values(), rows.environment(members[where]), cards,
+            starts.get(where, ()),
+        )
         for where, mine in groups.items()
         if any(c.per_user.value is not None or c.error for c in mine.values())
-    ]
+    ]  # fmt: skip
     apart = len({option.gpu for option in read}) > 1
     return [replace(option, apart=apart) for option in read]
 
@@ -168,12 +188,16 @@ def _option(
     cells: Iterable[Cell],
     environment: dict[str, Any],
     cards: Sequence[Record],
+    starts: Sequence[Record],
 ) -> Option:
     (model, *setup), (_, devices) = where, board(environment)
     card = bounds.card_in(cards, model, setup[SETUP.index("dtype")])
     of_all = environment.get("gpu_total_bytes")
-    each = of_all and of_all // devices
-    return Option(model, tuple(setup), label, card, each, tuple(cells), devices=devices)
+    each = of_all and (round(of_all // devices, -8) or of_all // devices)
+    cache = reserved.told(starts, each and each * devices)
+    return Option(
+        model, tuple(setup), label, card, each, tuple(cells), devices=devices, reserved=cache
+    )
 
 
 def _lead_of(context: int, users: int, rows: Sequence[Record]) -> Cell:
@@ -271,18 +295,42 @@ class Offer:
 
 def offers(choices: Sequence[Option], ask: Ask) -> list[Offer]:
     """What each option answers: those that meet the ask first, by the speed of all users that can
-    be counted on. Where a measured one has an answer, there is no prediction of the same beside it.
-    """
-    asked = [o for o in choices if (o.gpu == ask.gpu if ask.gpu else not o.predicted)]
-    answered = {
-        (o.model, o.engine) for o in asked if not o.predicted and o.at(ask.context, ask.users)
-    }
-    answers = [
-        _offer(option, ask)
-        for option in asked
-        if not (option.predicted and (option.model, option.engine) in answered)
-    ]
+    be counted on."""
+    answers = _once([_offer(option, ask) for option in of_card(choices, ask.gpu)])
     return sorted(answers, key=lambda a: (VERDICTS.index(a.verdict), -a.sure))
+
+
+def of_card(choices: Sequence[Option], gpu: str) -> list[Option]:
+    """The options of a card; without a name the measured ones of every card."""
+    return [o for o in choices if (o.gpu == gpu if gpu else not o.predicted)]
+
+
+def _once(answers: Sequence[Offer]) -> list[Offer]:
+    """One line of what was measured and is predicted too: the measured one where it answers, is
+    known to fail or did fail, or where the prediction does not answer either; else the predicted
+    one, with what the measured one lacks."""
+    measured: dict[tuple[str, str], list[Offer]] = {}
+    for answer in answers:
+        if not answer.option.predicted:
+            measured.setdefault(answer.option.what, []).append(answer)
+    instead: dict[tuple[str, str], Offer] = {}
+    for answer in answers:
+        mine = measured.get(answer.option.what, [])
+        if answer.option.predicted and all(map(_silent, mine)) and not (mine and _silent(answer)):
+            whys = dict.fromkeys(one.why for one in (answer, *mine) if one.why)
+            instead[answer.option.what] = replace(answer, why="; ".join(whys))
+    return [
+        instead[answer.option.what] if answer.option.predicted else answer
+        for answer in answers
+        if answer.option.predicted == (answer.option.what in instead)
+    ]
+
+
+def _silent(answer: Offer) -> bool:
+    """Whether an offer says nothing of what was asked: no answer, and no failure at a place that
+    is no harder."""
+    told = answer.cell is not None or answer.why.startswith(FAILED)
+    return answer.verdict == UNKNOWN and not told
 
 
 def _offer(option: Option, ask: Ask) -> Offer:
@@ -298,7 +346,7 @@ def _offer(option: Option, ask: Ask) -> Offer:
     if limit and ask.context > limit:
         return offer(FAILS, f"{ask.context:,} tokens > {limit:,} of the model", True)
     if room is not None and room < ask.users:
-        short_gb = fit.short_bytes(option.card, ask.gpu_gb * 1e9, option.devices) / 1e9
+        short_gb = option.short_bytes(ask.gpu_gb * 1e9) / 1e9
         why = f"weights are {short_gb:.1f} GB too large" if short_gb > 0 else ""
         return offer(FAILS, why or f"room for {people(room)} ({ask.users:,} asked)", True)
     answers = [

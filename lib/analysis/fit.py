@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lib.analysis.reserved import Reserved
 from lib.files import ParamsError, split, unknown
 from lib.hardware.datasheets import datasheets
 from lib.models.card import MARGIN_BYTES, MARGIN_SHARE, ModelCard, ModelError, bound_tok_per_s
@@ -38,26 +39,47 @@ def largest_context(card: ModelCard, free_bytes: int) -> int:
     return bisect_right(tokens, free_bytes, key=most_bytes)
 
 
-def short_bytes(card: ModelCard, gpu_bytes: float, devices: int = 1) -> float:
+def short_bytes(
+    card: ModelCard, gpu_bytes: float, devices: int = 1, reserved: Reserved | None = None
+) -> float:
     """Bytes that the weights and the reserve lack on a GPU, or on so many `devices` of its size
-    that share them; negative where they fit. Each has its own context and workspace."""
+    that share them; negative where they fit. Each has its own context and workspace. Of an engine
+    that told its cache they are less what it leaves for that."""
+    if reserved:
+        return -reserved.on(devices * gpu_bytes)
     more = (devices - 1) * (CUDA_CONTEXT_BYTES + MARGIN_BYTES)
     return card.weight_bytes + CUDA_CONTEXT_BYTES + card.margin_bytes + more - devices * gpu_bytes
 
 
-def room(card: ModelCard, gpu_bytes: float, context: int, devices: int = 1) -> int:
-    """Users of `context` tokens each whose caches fit at the same time."""
-    left = max(-short_bytes(card, gpu_bytes, devices), 0)
+def room(
+    card: ModelCard,
+    gpu_bytes: float,
+    context: int,
+    devices: int = 1,
+    reserved: Reserved | None = None,
+) -> int:
+    """Users of `context` tokens each whose caches fit at the same time; of an engine in the cache
+    that it `reserved`."""
+    left = max(-short_bytes(card, gpu_bytes, devices, reserved), 0)
+    if reserved:
+        card, context = reserved.paged(card), reserved.whole(context)
     return int(left // card.kv_bytes(context, cache="static"))
 
 
-def line(card: ModelCard, devices: int = 1) -> dict[str, Any]:
-    """What `room` reads of a card: bytes of no user, and of one user at the tokens between which
-    they grow evenly."""
+def line(card: ModelCard, devices: int = 1, reserved: Reserved | None = None) -> dict[str, Any]:
+    """What `room` reads of a card: the cache is `share` x (memory - `of_bytes`) - `fixed_bytes`,
+    and a user takes `user_bytes`, given at the tokens between which they grow evenly, of whole
+    blocks."""
+    limit = card.context_limit or _ENDLESS
+    if reserved:
+        card, limit = reserved.paged(card), reserved.whole(limit)
     windows = {window for _, window in card.kv_layers or () if window is not None}
-    ends = sorted({0, *windows, card.context_limit or _ENDLESS})
+    ends = sorted({0, *windows, limit})
     return {
-        "fixed_bytes": round(short_bytes(card, 0, devices)),
+        "share": reserved.share if reserved else 1,
+        "of_bytes": reserved.of_bytes if reserved else 0,
+        "fixed_bytes": -reserved.cache_bytes if reserved else round(short_bytes(card, 0, devices)),
+        "block": reserved.block if reserved else 1,
         "user_bytes": [[n, card.kv_bytes(n, cache="static")] for n in ends],
     }
 

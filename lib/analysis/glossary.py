@@ -102,7 +102,8 @@ DEFINITIONS = (
         "room (users)",
         r"\left\lfloor\frac{M-M_{\mathrm{weights}}-M_{\mathrm{reserve}}}{K_n}\right\rfloor",
         "users of n tokens whose caches of K bytes fit the card beside weights and a reserve, by "
-        "the architecture; an engine that takes less of the card for itself holds fewer",
+        "the architecture; of an engine those that fit the cache that it reserved, in its blocks, "
+        "and for another memory what its share of that would leave, which is a prediction",
         words=("room",),
     ),
     Definition(

@@ -22,6 +22,7 @@ from lib.analysis.choice import (
     Offer,
     Option,
     limits,
+    of_card,
     offers,
     people,
     place,
@@ -55,8 +56,9 @@ def basis(offer: Offer) -> str:
     return ", ".join(filter(None, (told, cell.note)))
 
 
-def lead(answers: Sequence[Offer], ask: Ask) -> str:
-    """The answer in a sentence or two: the first option, or that none is known and what to do."""
+def lead(answers: Sequence[Offer], ask: Ask, choices: Sequence[Option] = ()) -> str:
+    """The answer in a sentence or two: the first option, or that none is known and what to do, of
+    all `choices` where they are given."""
     what = f"{people(ask.users)} of {ask.context:,} tokens"
     if not answers:
         return f"Nothing is known of {what} on {ask.gpu or 'this card'}."
@@ -71,10 +73,11 @@ def lead(answers: Sequence[Offer], ask: Ask) -> str:
             f"{short(first.total)} tok/s{' together' if ask.users > 1 else ''}"
             f"{', predicted' if first.option.predicted else ''}. {others}."
         )
-    nearest, more = _nearest(answers, ask), _wider(answers, ask)
+    known = of_card(choices, ask.gpu) or [answer.option for answer in answers]
+    nearest, more = _nearest(known, ask), _wider(answers, ask)
     remedy = ", or ".join(filter(None, (" or ".join(nearest) or "other numbers", more)))
     timeless = replace(ask, ttft_ms=None, itl_ms=None)
-    if not nearest and more and (looser := _nearest(answers, timeless)):
+    if not nearest and more and (looser := _nearest(known, timeless)):
         remedy = f"{' or '.join(looser)} with {more}"
     if counts[UNKNOWN] and not ask.gpu:
         remedy += "; or name a card (GPU), and what was not measured is predicted"
@@ -84,17 +87,16 @@ def lead(answers: Sequence[Offer], ask: Ask) -> str:
     )
 
 
-def _nearest(answers: Sequence[Offer], ask: Ask) -> list[str]:
+def _nearest(known: Sequence[Option], ask: Ask) -> list[str]:
     """What to ask for instead, in words: shorter contexts, fewer users, more GPUs or memory, each
     only where an option then meets the rest of the ask, or may. None where one meets all of it."""
 
     def serves(**other: float) -> bool:
-        asked = offers([answer.option for answer in answers], replace(ask, **other))
-        return any(offer.verdict in (MEETS, MAY) for offer in asked)
+        return any(o.verdict in (MEETS, MAY) for o in offers(known, replace(ask, **other)))
 
     if serves():
         return []
-    cells = [cell for answer in answers for cell in answer.option.measured]
+    cells = [cell for option in known for cell in option.measured]
     contexts = sorted({c.context for c in cells if c.context < ask.context}, reverse=True)
     users = sorted({c.users for c in cells if c.users < ask.users}, reverse=True)
     places = [next(((ask.users, n) for n in contexts if serves(context=n)), None)]
@@ -103,7 +105,7 @@ def _nearest(answers: Sequence[Offer], ask: Ask) -> list[str]:
         both = ((n, m) for n in users for m in contexts if serves(users=n, context=m))
         places = [next(both, None)]
     near = [f"{people(one[0])} of {one[1]:,} tokens" for one in places if one]
-    devices = sorted({a.option.devices for a in answers if a.option.devices > ask.devices})
+    devices = sorted({o.devices for o in known if o.devices > ask.devices})
     near += [f"{n} GPUs (DEVICES)" for n in devices if serves(devices=n)][:1]
     if not ask.gpu and serves(gpu_gb=1e6):
         near.append("more memory (GPU_GB)")
@@ -155,7 +157,7 @@ def text(answers: Sequence[Offer], ask: Ask, choices: Sequence[Option] = ()) -> 
     what of the `choices` has no line."""
     absent = _folded(left_out(choices, ask.gpu))
     if not answers:
-        return "\n".join(filter(None, (lead(answers, ask), absent)))
+        return "\n".join(filter(None, (lead(answers, ask, choices), absent)))
     width = max(map(len, VERDICTS)) + 2
     lines = [_folded(f"{answer.verdict:{width}}{_told(answer)}", " " * width) for answer in answers]
     gpus = sorted({answer.option.of("gpu").replace(NO_GPU, "a CPU") for answer in answers})
@@ -163,7 +165,7 @@ def text(answers: Sequence[Offer], ask: Ask, choices: Sequence[Option] = ()) -> 
     notes.append(_folded(f"Speeds are of {' and '.join(gpus)}; {FORMULA}."))
     if any(answer.option.predicted for answer in answers):
         notes.append(_folded(f"{PREDICTED} Since then: {scored.sentence(scored.read()['cells'])}"))
-    return "\n".join([_folded(lead(answers, ask)), "", *lines, "", *notes])
+    return "\n".join([_folded(lead(answers, ask, choices)), "", *lines, "", *notes])
 
 
 def _folded(text: str, indent: str = "") -> str:
@@ -198,7 +200,7 @@ def data(choices: Sequence[Option]) -> list[dict[str, Any]]:
             "gpu": option.gpu,
             "gb": option.gpu_bytes and round(option.gpu_bytes / 1e9, 1),
             "predicted": option.predicted,
-            "fit": fit.line(option.card, option.devices)
+            "fit": fit.line(option.card, option.devices, option.reserved)
             if option.card and option.card.kv_layers
             else None,
             "limit": option.card.context_limit if option.card else None,

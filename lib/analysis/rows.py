@@ -56,7 +56,8 @@ class Rows(Sequence[Record]):
         self._setups: dict[int, tuple[Record, tuple]] = {} if of is None else of._setups
         self._made: dict[tuple, Any] = {}
         self._kinds: dict[str, list[tuple[int, Record]]] | None = None
-        self._engines: dict[tuple, set[str]] | None = None if of is None else of._engines
+        self._engines: dict[tuple, set[str]] | None = None
+        self._whole: Rows = self if of is None else of._whole
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Rows:
@@ -89,6 +90,15 @@ class Rows(Sequence[Record]):
     def _with_engine(self, row: Record, values: tuple[str, ...]) -> tuple[str, ...]:
         """The setup of an engine's row. Where several engines were timed on one kind of GPU, the
         stack says which: their rows answer different questions."""
+        if len(self._whole.engines.get(values, ())) < 2:
+            return values
+        stack = SETUP.index("stack")
+        named = f"{values[stack]} {row.key['engine'][:6]}"
+        return (*values[:stack], named, *values[stack + 1 :])
+
+    @property
+    def engines(self) -> dict[tuple, set[str]]:
+        """The engines that were timed in each setup."""
         if self._engines is None:
             self._engines = {}
             for r in self.records:
@@ -96,11 +106,7 @@ class Rows(Sequence[Record]):
                     gpu = str(self.environment(r).get("gpu") or NO_GPU)
                     setup = (*(str(r.key.get(name)) for name in SETUP[:-1]), gpu)
                     self._engines.setdefault(setup, set()).add(r.key["engine"])
-        if len(self._engines.get(values, ())) < 2:
-            return values
-        stack = SETUP.index("stack")
-        named = f"{values[stack]} {row.key['engine'][:6]}"
-        return (*values[:stack], named, *values[stack + 1 :])
+        return self._engines
 
     def of_kinds(self, kinds: str | Sequence[str]) -> list[Record]:
         """Rows of one or several kinds, in their order."""

@@ -235,7 +235,7 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiti
         size = f", {held / 1e9:.1f} GB" if held >= 1e9 else f", {wording.size(held)}"
     return (
         Text(option.model, f"{option.engine}{size}"),
-        Number(_exact(room, "no model card, or the device's memory is not known"), decimals=0),
+        Number(_room(option, room), decimals=0),
         stats.scaled(one.ttft_s, 1e3) if one else NONE,
         one.per_user if one else NONE,
         whole[0],
@@ -244,8 +244,11 @@ def _cells(candidate: Candidate, context: int, price: float, shared: bool, waiti
     )
 
 
-def _exact(value: float | None, reason: str) -> Estimate:
-    return stats.missing(reason) if value is None else stats.exact(value, "computed")
+def _room(option: Option, users: int | None) -> Estimate:
+    if users is None:
+        return stats.missing("no model card, or the device's memory is not known")
+    how = "that the engine reserved" if option.reserved else "left by the architecture"
+    return stats.exact(users, f"computed: the cache {how}")
 
 
 def _marked(cells: Sequence, better: int) -> list:

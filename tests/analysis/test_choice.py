@@ -175,8 +175,55 @@ def test_a_prediction_is_no_second_answer_beside_a_measured_one():
     ask = Ask(gpu_gb=80, context=2000, gpu="G")
     assert [o.option for o in choice.offers([TOY, guess], ask)] == [TOY]
     beyond = choice.offers([replace(TOY, cells=()), guess], ask)  # nothing was measured there
-    assert [o.option.predicted for o in beyond] == [True, False]
+    assert [o.option.predicted for o in beyond] == [True]
     assert "tok/s, predicted." in " ".join(planner.text(beyond, ask).split())
+
+
+@pytest.mark.parametrize(
+    ("asked", "predicted", "verdict", "why"),
+    [
+        ({"context": 2000, "users": 4}, False, MEETS, ""),
+        # Nothing so hard was measured: the prediction answers, and says where measuring ended.
+        ({"context": 3000}, True, MEETS, "measured up to 32 users of 512 tokens and 8 users of"),
+        ({"context": 3000, "ttft_ms": 200}, True, MAY, "TTFT 160.0 to 250.0 ms, 200 asked; meas"),
+        ({"context": 3000, "ttft_ms": 150}, True, FAILS, "TTFT 200.0 ms > 150; measured up to 32"),
+        # Known to fail, by a place that is no harder: no prediction says otherwise.
+        ({"context": 3000, "ttft_ms": 99}, False, FAILS, "TTFT 100.0 ms > 99 at 1 user of 2,000"),
+        ({"context": 3000, "gpu_gb": 2.0}, False, FAILS, "weights are 1.2 GB too large"),
+        # Neither knows.
+        ({"context": 5000}, False, UNKNOWN, "measured up to 32 users of 512 tokens and 8 users"),
+    ],
+)
+def test_what_was_measured_and_is_predicted_too_is_one_line(asked, predicted, verdict, why):
+    """Whatever is asked of a card, one model on one engine has one line."""
+    same = option(guess(3000, 1, 200.0, 0.2), setup=TOY.setup, predicted=True)
+    ask = Ask(**{"gpu_gb": 80, "gpu": "G"} | asked)
+    for choices in ([TOY, same], [same, TOY]):
+        offer = one(ask, choices)
+        assert (offer.option.predicted, offer.verdict) == (predicted, verdict)
+        assert offer.why.startswith(why) and bool(offer.why) is bool(why)
+
+
+def test_what_failed_is_not_predicted_to_serve():
+    """The prediction knows nothing of the failure; of a withheld time it may speak."""
+    broke = option(cell(512, 1, 9.0), cell(2000, 1, None, error="OutOfMemoryError"))
+    same = option(guess(2000, 1, 200.0, 0.05), setup=TOY.setup, predicted=True)
+    offer = one(Ask(80, 2000, gpu="G"), [broke, same])
+    assert (offer.option.predicted, offer.verdict) == (False, UNKNOWN)
+    assert offer.why == "failed at 1 user of 2,000 tokens: OutOfMemoryError"
+    lead = option(cell(512, 1, 9.0), cell(2000, 1, None, error=LEAD))
+    offer = one(Ask(80, 2000, gpu="G"), [lead, same])
+    assert (offer.option.predicted, offer.verdict) == (True, MEETS)
+    assert offer.why == f"1 user of 2,000 tokens: {LEAD}"
+
+
+def test_what_to_ask_for_instead_is_sought_in_every_option_of_the_card():
+    """Nobody answers 9 users of 3,000 tokens: the prediction has no line, and a place to offer."""
+    same = option(guess(3000, 4, 200.0, 0.05), setup=TOY.setup, predicted=True)
+    ask, choices = Ask(80, 3000, users=9, gpu="G"), [TOY, same]
+    told = planner.lead(choice.offers(choices, ask), ask, choices)
+    assert told.endswith("Ask for 9 users of 512 tokens or 4 users of 3,000 tokens.")
+    assert told in " ".join(planner.text(choice.offers(choices, ask), ask, choices).split())
 
 
 def test_one_user_is_no_users():

@@ -123,7 +123,7 @@ def test_the_command_names_what_it_leaves_out(capsys):
     assert main(["plan", "--gpu", "H200", "--context", "512"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "Not predicted for NVIDIA H200: " in told
-    for name in ("Llama-3.1-8B in bfloat16", "gpt-oss-120b in mxfp4", "gpt-oss-20b in mxfp4"):
+    for name in ("Llama-3.1-8B in bfloat16", "gpt-oss-120b on graph mxfp4", "gpt-oss-20b in mxfp4"):
         assert name in told
     assert "gpt-oss-20b on hf-static bfloat16" in told  # measured on the H100 alone
 

@@ -10,12 +10,13 @@ from urllib.parse import urlencode
 import pytest
 from bs4 import BeautifulSoup
 
-from lib.analysis import choice, planner
+from lib.analysis import choice, fit, planner
+from lib.analysis.reserved import Reserved
 from lib.analysis.routers import LEAD
 from lib.records.record import Record, environment_record
 from lib.report import answer, document
 from tests.analysis.batch.test_points import line
-from tests.analysis.test_choice import GUESS, TOY, cell, option
+from tests.analysis.test_choice import GUESS, TOY, cell, guess, option
 from tests.analysis.test_fit import CARD
 from tests.browser import Page
 from tests.samples import records as sample
@@ -219,6 +220,18 @@ def test_two_gpus_cost_twice_and_hold_the_sum():
     assert both.card.below[-1] == "Of G alone: the planner has 2 x G too."
 
 
+def test_room_of_an_engine_is_what_its_reserved_cache_holds(told):
+    """1,008 MB for users of 512 tokens: (32 blocks + 8 of the window) x 16 x 500 bytes each."""
+    cache = Reserved(1_008_000_000, 80 * 10**9, 0.9, 16)
+    mine = option(cell(512, 8, 100.0), reserved=cache)
+    (room,) = column(answer.card(answer.candidates([mine], 512), 512), "room")
+    assert room.estimate.value == 3150
+    assert room.estimate.method == "computed: the cache that the engine reserved"
+    ours = column(told.card, "room")[0].estimate
+    assert ours.value == fit.room(CARD, 80 * 10**9, told.context)
+    assert ours.method == "computed: the cache left by the architecture"
+
+
 def test_without_decoding_there_is_no_answer():
     assert answer.answer([r for r in FAST if r.kind != "batch"]) is None
 
@@ -266,18 +279,22 @@ GRID = (
         )
     )
     + list(product((1.5, 2.2, 80), (2000,), (1, 33), ("", 9), ("",), (2.5,), ("", "G"), (1, 2)))
+    + list(product((79, 79.9, 80, 80.04), (100, 113, 1999), (1, 56, 57), ("",), ("",), (2.5,)))
 )
 
 
 @pytest.mark.browser
 def test_the_planner_answers_as_the_command_does(browser, tmp_path):
     """Every ask of a grid, typed into the page, against `choice.offers` of the same options."""
-    twice = replace(GUESS, model=TOY.model, setup=("random", "bfloat16", "graph", "none", "G"))
+    more = (*GUESS.cells, guess(2000, 9, 90.0), guess(2000, 40, 9.0))  # beyond what was measured
+    twice = replace(GUESS, model=TOY.model, setup=TOY.setup, cells=more)
     lead = replace(cell(2000, 4, None), error=LEAD)
     pair = replace(TOY, model="pair", setup=(*TOY.setup[:-1], "2 x G"), devices=2)
     apart = option(cell(2000, 1, 3.0), lead, model="apart", apart=True)
     flagged = replace(GUESS, model="far", cells=(replace(GUESS.cells[0], note="beyond"),))
-    options = [TOY, SLOW, BARE, GUESS, twice, pair, apart, flagged]
+    cache = Reserved(60_000_000, 80 * 10**9, 0.9, 16)  # for 56 users of 2,000 tokens
+    engine = option(cell(2000, 32, 9.0), model="engine", reserved=cache)
+    options = [TOY, SLOW, BARE, GUESS, twice, pair, apart, flagged, engine]
     root = sample.write_demo(tmp_path)
     path = document.write(root)
     soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
@@ -311,7 +328,7 @@ def line_of(cells):
 
 def sentence(options, ask):
     asked = ask_of(ask)
-    return planner.lead(choice.offers(options, asked), asked)
+    return planner.lead(choice.offers(options, asked), asked, options)
 
 
 def ask_of(ask):

@@ -11,6 +11,7 @@ from lib import stats
 from lib.analysis import fit
 from lib.analysis.capacity import registry
 from lib.analysis.choice import NOT_PREDICTED, Cell, Option
+from lib.analysis.reserved import Reserved
 from lib.files import ParamsError, unknown
 from lib.hardware.datasheets import datasheets
 from lib.models.card import ModelCard
@@ -34,13 +35,24 @@ def options(measured: Sequence[Option] = ()) -> list[Option]:
     if measured and not {option.model for option in measured} & {model for model, *_ in arms}:
         return []
     measured = [option for option in measured if option.devices == 1]
+    caches = [(_place(o), o.reserved) for o in measured if o.reserved]
     places = {(*_place(o), cell.context, cell.users) for o in measured for cell in o.measured}
     return [
         option
         for gpu, sheet in datasheets().items()
         for arm in arms
-        if (option := _option(gpu, arm, cards, sheet.memory_bytes, every, places))
+        if (option := _option(gpu, arm, cards, sheet.memory_bytes, every, places, caches))
     ]
+
+
+def _cache(place: Place, caches: Sequence[tuple[Place, Reserved]]) -> Reserved | None:
+    """The cache that the same engine reserved for the same model: on this card, or on the largest
+    other one."""
+    alike = [(own[0] == place[0], cache) for own, cache in caches if own[1:] == place[1:]]
+    largest = max(
+        alike, key=lambda one: (one[0], one[1].of_bytes, one[1].cache_bytes), default=None
+    )
+    return largest and largest[1]
 
 
 def _option(
@@ -50,17 +62,19 @@ def _option(
     memory: int | None,
     every: Mapping[Place, Sequence[Cell]],
     measured: Collection[tuple],
+    caches: Sequence[tuple[Place, Reserved]],
 ) -> Option | None:
     """One model on one card; without cells only where its weights do not fit, an answer too."""
     (model, form, stack), place = arm, (gpu, *arm)
     cells = every.get(place, ())
     left = tuple(c for c in cells if (*place, c.context, c.users) not in measured)
     card = cards[f"{model} {form}"]
-    fits = memory is None or fit.short_bytes(card, memory) < 0
+    cache = _cache(place, caches)
+    fits = memory is None or fit.short_bytes(card, memory, reserved=cache) < 0
     if not left and (cells or fits):
         return None
     setup = ("random", form, stack, "grouped_mm" if card.experts else "none", gpu)
-    return Option(model, setup, model, card, memory, left, predicted=True)
+    return Option(model, setup, model, card, memory, left, predicted=True, reserved=cache)
 
 
 def card_named(text: str, others: Iterable[str] = ()) -> str:

@@ -134,12 +134,15 @@
     function least(items, key) {
       return items.reduce(function (best, x) { return best === null || key(x) < key(best) ? x : best; }, null);
     }
+    function left(option, bytes) {
+      return option.fit.share * (option.devices * bytes - option.fit.of_bytes) - option.fit.fixed_bytes;
+    }
     function room(option, bytes, context) {
       if (!option.fit) { return null; }
-      var ends = option.fit.user_bytes, at = 1;
-      while (at < ends.length - 1 && ends[at][0] < context) { at += 1; }
-      var a = ends[at - 1], b = ends[at], user = a[1] + (b[1] - a[1]) * (context - a[0]) / (b[0] - a[0]);
-      return Math.floor(Math.max(option.devices * bytes - option.fit.fixed_bytes, 0) / user);
+      var ends = option.fit.user_bytes, at = 1, tokens = Math.ceil(context / option.fit.block) * option.fit.block;
+      while (at < ends.length - 1 && ends[at][0] < tokens) { at += 1; }
+      var a = ends[at - 1], b = ends[at], user = a[1] + (b[1] - a[1]) * (tokens - a[0]) / (b[0] - a[0]);
+      return Math.floor(Math.max(left(option, Math.round(bytes)), 0) / user);
     }
     function nearest(option, ask) {
       var failed = option.cells.filter(function (c) { return c.fault && c.users <= ask.users && c.context <= ask.context; })[0];
@@ -166,7 +169,7 @@
         return held(grouped(ask.context, 0) + " tokens > " + grouped(option.limit, 0) + " of the model");
       }
       if (users !== null && users < ask.users) {
-        var lack = option.fit.fixed_bytes - option.devices * ask.gb * 1e9;
+        var lack = -left(option, ask.gb * 1e9);
         if (lack > 0) { return held("weights are " + grouped(lack / 1e9, 1) + " GB too large"); }
         return held("room for " + people(users) + " (" + grouped(ask.users, 0) + " asked)");
       }
@@ -181,25 +184,39 @@
       return [["TTFT", ask.ttft, "ttft_ms"], ["a token takes", ask.itl, "each"]].filter(function (x) { return x[1]; });
     }
     function timeOf(c, name) { return name === "each" ? 1e3 / c.each : c.ttft_ms; }
-    function offersOf(choices, ask) {
-      var offers = choices.filter(function (option) {
-        return ask.gpu ? option.gpu === ask.gpu : !option.predicted;
-      }).map(function (option) { return offer(option, ask); });
-      return offers.filter(function (x) {
-        return !x.option.predicted || !offers.some(function (y) {
-          return !y.option.predicted && y.cell && y.option.model === x.option.model && y.option.engine === x.option.engine;
-        });
+    function ofCard(ask) {
+      return options.filter(function (option) { return ask.gpu ? option.gpu === ask.gpu : !option.predicted; });
+    }
+    function silent(x) { return x.verdict === "not measured" && !x.cell && x.why.indexOf("failed at ") !== 0; }
+    function beside(offers, x) {
+      return offers.filter(function (y) {
+        return x.option.predicted !== y.option.predicted && y.option.model === x.option.model && y.option.engine === x.option.engine;
       });
     }
-    function instead(offers, ask) {
-      var choices = offers.map(function (x) { return x.option; });
+    function offersOf(ask) {
+      var offers = ofCard(ask).map(function (option) { return offer(option, ask); });
+      function stands(x) {
+        var mine = beside(offers, x);
+        return mine.every(silent) && !(mine.length && silent(x));
+      }
+      var kept = offers.filter(function (x) {
+        return x.option.predicted ? stands(x) : !beside(offers, x).some(stands);
+      });
+      kept.filter(function (x) { return x.option.predicted; }).forEach(function (x) {
+        var whys = [x].concat(beside(offers, x)).map(function (y) { return y.why; });
+        x.why = whys.filter(function (why, i) { return why && whys.indexOf(why) === i; }).join("; ");
+      });
+      return kept;
+    }
+    function instead(ask) {
+      var choices = ofCard(ask);
       function serves(other) {
-        return offersOf(choices, Object.assign({}, ask, other)).some(function (x) { return x.verdict === "meets" || x.verdict === "may meet"; });
+        return offersOf(Object.assign({}, ask, other)).some(function (x) { return x.verdict === "meets" || x.verdict === "may meet"; });
       }
       function fewer(name) {
         var values = [];
-        offers.forEach(function (x) {
-          x.option.cells.forEach(function (c) { if (c.each !== null && c[name] < ask[name]) { values.push(c[name]); } });
+        choices.forEach(function (option) {
+          option.cells.forEach(function (c) { if (c.each !== null && c[name] < ask[name]) { values.push(c[name]); } });
         });
         return values.filter(function (n, i) { return values.indexOf(n) === i; }).sort(function (a, b) { return b - a; });
       }
@@ -216,7 +233,7 @@
           return both;
         });
       }
-      var near = places.map(place), gpus = offers.map(function (x) { return x.option.devices; }).filter(function (n) {
+      var near = places.map(place), gpus = choices.map(function (option) { return option.devices; }).filter(function (n) {
         return n > ask.devices && serves({ devices: n });
       });
       if (gpus.length) { near.push(Math.min.apply(null, gpus) + " GPUs (DEVICES)"); }
@@ -267,8 +284,8 @@
         return first.option.model + " on " + first.option.on + (first.verdict === "meets" ? " serves most" : " may serve") + " for " + what +
           ": " + short(first.total) + " tok/s" + (ask.users > 1 ? " together" : "") + (first.option.predicted ? ", predicted" : "") + ". " + counts.meets + " of " + of + (counts.meets === 1 ? " meets" : " meet") + " the limits.";
       }
-      var near = instead(offers, ask), more = wider(offers, ask), remedy = [near.join(" or ") || "other numbers", more].filter(Boolean).join(", or ");
-      var looser = near.length || !more ? [] : instead(offers, Object.assign({}, ask, { ttft: 0, itl: 0 }));
+      var near = instead(ask), more = wider(offers, ask), remedy = [near.join(" or ") || "other numbers", more].filter(Boolean).join(", or ");
+      var looser = near.length || !more ? [] : instead(Object.assign({}, ask, { ttft: 0, itl: 0 }));
       if (looser.length) { remedy = looser.join(" or ") + " with " + more; }
       if (counts["not measured"] && !ask.gpu) { remedy += "; or name a card (GPU), and what was not measured is predicted"; }
       return "None of " + of + " is known to serve " + what + ": " + counts.fails + " fail, " + counts["not measured"] + " lack a " +
@@ -299,7 +316,7 @@
         return;
       }
       ask.gpu = form.elements.gpu.value;
-      var offers = offersOf(options, ask);
+      var offers = offersOf(ask);
       offers.sort(function (a, b) {
         return verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict) || b.sure - a.sure;
       });
