@@ -34,10 +34,11 @@ def parts() -> Iterable[tuple[str, str, str, Sequence[str], Iterable[Sequence[st
         "A run that dies while its results are put in place",
         "tests/run/test_settle.py",
         "Killed before each of its file operations. At every moment the folder holds the old run "
-        "whole or the new one whole; where no finished run was there, what the new one had measured "
-        "stays as an interrupted run's. The next run ends as an undisturbed one. Whole runs are "
-        "killed at random times by `make kill-tests`. A run whose machine went away leaves its rows "
-        "in `.partial`: the same command takes them up, and so does `make merge` of a copy.",
+        "whole or the new one whole; where no finished run was there, what the new one had "
+        "measured stays as an interrupted run's. The next run ends as an undisturbed one. Whole "
+        "runs are killed at random times by `make kill-tests`. A run whose machine went away "
+        "leaves its rows in `.partial`: the same command takes them up, and so does `make merge` "
+        "of a copy.",
         ("history", "a finished run held", "afterwards"),
         [(n, contexts(a), contexts(b)) for n, (a, b) in test_settle.HISTORIES.items()],
     )
