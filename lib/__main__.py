@@ -45,7 +45,7 @@ from typing import Any
 from lib import files
 from lib.analysis import cost
 from lib.files import ParamsError, resolve
-from lib.records import cut_off, store
+from lib.records import store
 from lib.records.kinds import DTYPES, WEIGHTS
 from lib.run import options, profiles
 from lib.run.console import say, show
@@ -64,6 +64,7 @@ REFUSED = (ParamsError, PreflightError, BusyError)
 
 def make_report(args: argparse.Namespace) -> int:
     """Run a profile and write its report; with --from only write the report."""
+    from lib.records import cut_off
     from lib.report import closing
     from lib.report import document as report
 

@@ -7,7 +7,7 @@ their sum, with each of them beside it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lib import stats
@@ -251,12 +251,21 @@ def table(rows: Sequence[Record]) -> Table:
 def sentences(rows: Sequence[Record]) -> list[str]:
     """Of each model what several GPUs buy, and what a token then costs: for the fewest users and
     for the most."""
-    by_model: dict[tuple, dict[str, list[Pair]]] = {}
-    for one in pairs(rows):
+    return [_bought(*setup, found) for setup, found in _by_model(pairs(rows)) if DECODE in found]
+
+
+def _by_model(every: Iterable[Pair]) -> list[tuple[tuple[str, str, int], dict[str, list[Pair]]]]:
+    """Model, dtype and number of GPUs, with the pairs that have a ratio by their quantity."""
+    by_model: dict[tuple[str, str, int], dict[str, list[Pair]]] = {}
+    for one in every:
         if one.ratio.value is not None:
-            setup = by_model.setdefault((one.model, one.dtype, one.devices), {})
-            setup.setdefault(one.what, []).append(one)
-    return [_bought(*setup, found) for setup, found in by_model.items() if DECODE in found]
+            found = by_model.setdefault((one.model, one.dtype, one.devices), {})
+            found.setdefault(one.what, []).append(one)
+    return [*by_model.items()]
+
+
+def _times(ratio: Estimate) -> str:
+    return f"{short(ratio.value)} times {interval(ratio)}".rstrip()
 
 
 def _bought(model: str, dtype: str, count: int, found: dict[str, list[Pair]]) -> str:
@@ -266,21 +275,19 @@ def _bought(model: str, dtype: str, count: int, found: dict[str, list[Pair]]) ->
     texts = []
     for (users, context), one in places.items():
         who = "one user" if users == 1 else f"{users} users"
-        faster = f"{short(one.ratio.value)} times {interval(one.ratio)}".rstrip()
         energy = joules.get((users, context))
         more = f", and a call takes {short(energy)} times the energy" if energy else ""
         texts.append(
-            f"for {who} of {context:,} tokens {faster} as fast as on one ({one.verdict}): "
-            f"at {count} times the price a token costs {short(count / one.ratio.value)} times as "
-            f"much{more}"
+            f"for {who} of {context:,} tokens {_times(one.ratio)} as fast as on one "
+            f"({one.verdict}): at {count} times the price a token costs "
+            f"{short(count / one.ratio.value)} times as much{more}"
         )
     caches = (short(one.ratio.value) for one in found.get(CACHE, ()))
     texts += [f"the cache holds {ratio} times as much" for ratio in caches]
     for one in found.get(REPLICAS, ())[-1:]:
-        told = f"{short(one.ratio.value)} times {interval(one.ratio)}".rstrip()
         texts.append(
-            f"for {one.users} users together {told} as fast as {count} GPUs with a model on each "
-            f"({one.verdict})"
+            f"for {one.users} users together {_times(one.ratio)} as fast as {count} GPUs with a "
+            f"model on each ({one.verdict})"
         )
     remarks = dict.fromkeys(one.remark for one in places.values() if one.remark)
     told = "".join(f" ({remark})" for remark in remarks)
@@ -290,15 +297,12 @@ def _bought(model: str, dtype: str, count: int, found: dict[str, list[Pair]]) ->
 def in_short(rows: Sequence[Record]) -> str:
     """Of each model how fast several GPUs decode beside one, over all numbers of users, what a
     token then costs, and what as many GPUs with a model on each do; empty without such rows."""
-    by_model: dict[tuple, dict[str, list[float]]] = {}
-    for one in pairs(rows):
-        if one.ratio.value is not None and not one.remark.startswith(LEAD):
-            found = by_model.setdefault((one.model, one.dtype, one.devices), {})
-            found.setdefault(one.what, []).append(one.ratio.value)
+    checked = (one for one in pairs(rows) if not one.remark.startswith(LEAD))
     texts = []
-    for (model, dtype, count), found in by_model.items():
-        if ratios := found.get(DECODE):
-            prices, shared = [count / ratio for ratio in ratios], found.get(REPLICAS)
+    for (model, dtype, count), found in _by_model(checked):
+        if ratios := [one.ratio.value for one in found.get(DECODE, ())]:
+            shared = [one.ratio.value for one in found.get(REPLICAS, ())]
+            prices = [count / ratio for ratio in ratios]
             more = f" ({_between(shared)} times that of a model on each)" if shared else ""
             texts.append(
                 f"{model} ({dtype}) on {count}: {_between(ratios)} times the speed{more}, "

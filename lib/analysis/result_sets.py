@@ -20,7 +20,7 @@ from lib.analysis.rows import load as load_rows
 from lib.analysis.setups import ARM
 from lib.records import jobs
 from lib.records.kinds import model_order
-from lib.records.record import KEY_FIELDS, Record, shared_gpu
+from lib.records.record import KEY_FIELDS, NO_ARM, Record, shared_gpu
 from lib.show.wording import verdict
 from lib.stats import Estimate
 
@@ -143,7 +143,7 @@ def _arms(rows: Iterable[Record]) -> dict[tuple, list[Record]]:
     arms: dict[tuple, list[Record]] = {}
     for row in rows:
         quantities = NAMES & {*row.samples, *row.values, *row.missing}
-        if row.kind not in ("environment", "card") and (quantities or row.error):
+        if row.kind not in NO_ARM and (quantities or row.error):
             arms.setdefault((row.kind, *(row.key.get(f) for f in KEY_FIELDS)), []).append(row)
     return arms
 

@@ -31,7 +31,6 @@ def folders(source: Path) -> list[Path]:
 
 def take_in(source: Path, target: Path) -> Path:
     """Write each folder of loose rows below `source` as a job below `target`, which is returned."""
-    store.refuse_links(source)
     for folder in folders(source):
         _write(folder, target)
     return target

@@ -19,7 +19,7 @@ from lib.analysis.capacity import predicted
 from lib.analysis.choice import Cell, Option
 from lib.analysis.rows import NO_GPU, Rows
 from lib.records.kinds import STAND_IN, STUDY_STACK, model_order
-from lib.records.record import Record, environments
+from lib.records.record import NO_ARM, Record, environments
 from lib.show import figure, wording
 from lib.show.page import packed
 from lib.show.table import Column, Number, Table, Text, Verdict
@@ -354,7 +354,7 @@ def for_many(first: Candidate) -> str:
 
 def basis(rows: Sequence[Record]) -> str:
     """What the answer rests on: weights, boards, rows, and how many failed."""
-    arms = [r for r in rows if r.kind not in ("environment", "card")]
+    arms = [r for r in rows if r.kind not in NO_ARM]
     timed = (str(r.key.get("weights")) for r in arms if r.kind in choice.TIMED)
     weights = sorted({*timed} - {STAND_IN})
     withheld = sum(map(gates.is_withheld, arms))

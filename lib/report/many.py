@@ -26,7 +26,7 @@ from lib.analysis.cost import Prices
 from lib.analysis.rows import Rows
 from lib.files import ROOT, file_sha
 from lib.records.jobs import ACROSS, Job
-from lib.records.record import Record, record_id
+from lib.records.record import NO_ARM, Record, record_id
 from lib.records.store import VISITS, sha
 from lib.show.table import Column, Table, Text
 from lib.studies.study import Published
@@ -96,7 +96,7 @@ def table(
 def _counts(jobs: Sequence[Job], rows: Sequence[Record]) -> tuple[Any, ...]:
     """How the jobs of a model ended, and how many of its rows there are of each sort."""
     ends = Counter(job.status for job in jobs)
-    arms = [row for row in rows if row.kind not in ("environment", "card")]
+    arms = [row for row in rows if row.kind not in NO_ARM]
     withheld = sum(map(gates.is_withheld, arms))
     return (
         Text(", ".join(f"{count} {status}" for status, count in ends.items())),

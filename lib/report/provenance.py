@@ -13,7 +13,7 @@ from typing import Any
 from lib.analysis import gates
 from lib.analysis.setups import arm_text
 from lib.records.jobs import Job, readable
-from lib.records.record import Record, environments, select
+from lib.records.record import NO_ARM, Record, environments, select
 from lib.show.table import Column, Table, of_lines
 from lib.show.wording import short
 from lib.stats import Estimate, missing
@@ -41,7 +41,7 @@ def is_demo(rows: Sequence[Record]) -> bool:
 def counts(jobs: Sequence[Job], rows: Sequence[Record]) -> dict[str, int]:
     """How many jobs are planned and how they ended; how many arms were measured."""
     status = Counter(job.status for job in jobs)
-    arms = [r for r in rows if r.kind not in ("environment", "card")]
+    arms = [r for r in rows if r.kind not in NO_ARM]
     return {
         "ok": status["ok"],
         "missing": status["missing"],

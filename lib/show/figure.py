@@ -23,7 +23,7 @@ from matplotlib.ticker import LogLocator
 
 from lib.records.jobs import slug
 from lib.records.kinds import listed_models, model_order
-from lib.records.record import Record, environments
+from lib.records.record import NO_ARM, Record, environments
 from lib.show.page import data_link
 from lib.show.table import csv_text
 from lib.show.wording import short
@@ -163,7 +163,7 @@ def describe(ax: Axes) -> str:
 def caption(rows: Sequence[Record], kinds: Sequence[str] = ()) -> str:
     """Hardware, weights, dtype, stack, repetitions and dates, as far as the rows tell: those of
     these kinds, where a figure shows no others."""
-    measured = [r for r in rows if r.kind not in ("environment", "card")]
+    measured = [r for r in rows if r.kind not in NO_ARM]
     measured = [r for r in measured if r.kind in kinds] if kinds else measured
     if kinds and not measured:
         return "not measured"
